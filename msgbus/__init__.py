@@ -1,0 +1,97 @@
+"""msgbus: services call each other by name, over whatever message system their operator runs.
+
+A service says what it wants: `RPCClient.call`, `cast`, `fanout_cast` and `multicall` on a `Target`. The operator's
+configuration says how: ``rpc_backend`` or ``transport_url``. See the README for a start in a minute.
+"""
+
+from msgbus.client import RPCClient, get_rpc_client
+from msgbus.dispatcher import (
+    DefaultRPCAccessPolicy,
+    ExpectedException,
+    ExplicitRPCAccessPolicy,
+    LegacyRPCAccessPolicy,
+    RPCAccessPolicyBase,
+    RPCDispatcher,
+    expected_exceptions,
+    expose,
+)
+from msgbus.exceptions import (
+    AccessDenied,
+    CallCancelled,
+    CapabilityMissing,
+    ConfigurationError,
+    DriverLoadFailure,
+    InvalidArguments,
+    InvalidTarget,
+    InvalidTransportURL,
+    MessageDeliveryFailure,
+    MessageTooLarge,
+    MessageUndeliverable,
+    MessagingException,
+    MessagingTimeout,
+    NoSuchMethod,
+    OutcomeUnknown,
+    RemoteError,
+    RPCDispatcherError,
+    RPCVersionCapError,
+    SerializationError,
+    ServerLost,
+    TransportBlocked,
+    TransportUnavailable,
+    UnsupportedVersion,
+)
+from msgbus.message import DeadLetter
+from msgbus.serializer import JsonPayloadSerializer, NoOpSerializer, Serializer
+from msgbus.server import RPCServer, get_rpc_server
+from msgbus.streams import Stream
+from msgbus.target import Target
+from msgbus.transport import Transport, get_rpc_transport
+from msgbus.url import TransportHost, TransportURL
+
+__all__ = [
+    "AccessDenied",
+    "CallCancelled",
+    "CapabilityMissing",
+    "ConfigurationError",
+    "DeadLetter",
+    "DefaultRPCAccessPolicy",
+    "DriverLoadFailure",
+    "ExpectedException",
+    "ExplicitRPCAccessPolicy",
+    "InvalidArguments",
+    "InvalidTarget",
+    "InvalidTransportURL",
+    "JsonPayloadSerializer",
+    "LegacyRPCAccessPolicy",
+    "MessageDeliveryFailure",
+    "MessageTooLarge",
+    "MessageUndeliverable",
+    "MessagingException",
+    "MessagingTimeout",
+    "NoOpSerializer",
+    "NoSuchMethod",
+    "OutcomeUnknown",
+    "RPCAccessPolicyBase",
+    "RPCClient",
+    "RPCDispatcher",
+    "RPCDispatcherError",
+    "RPCServer",
+    "RPCVersionCapError",
+    "RemoteError",
+    "SerializationError",
+    "Serializer",
+    "ServerLost",
+    "Stream",
+    "Target",
+    "Transport",
+    "TransportBlocked",
+    "TransportHost",
+    "TransportURL",
+    "TransportUnavailable",
+    "UnsupportedVersion",
+    "expected_exceptions",
+    "expose",
+    "get_rpc_client",
+    "get_rpc_server",
+    "get_rpc_transport",
+]

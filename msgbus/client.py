@@ -1,0 +1,446 @@
+"""RPCClient: the four verbs."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from concurrent.futures import Future
+from typing import Any, Literal
+
+from msgbus.deadline import bounded
+from msgbus.dispatcher import version_is_compatible
+from msgbus.drivers.base import Address, Message, Sent
+from msgbus.exceptions import (
+    InvalidTarget,
+    MessagingException,
+    MessagingTimeout,
+    OutcomeUnknown,
+    RPCVersionCapError,
+    SerializationError,
+    TransportUnavailable,
+)
+from msgbus.message import (
+    AT_LEAST_ONCE,
+    CONTENT_TYPES,
+    PING_NAMESPACE,
+    POLICIES,
+    Control,
+    Request,
+    encode_request,
+    new_id,
+)
+from msgbus.replies import Pending, PendingAnswers, PendingCall, PendingStream
+from msgbus.serializer import NoOpSerializer, Serializer
+from msgbus.streams import Stream
+from msgbus.target import Target
+from msgbus.transport import Transport
+
+Delivery = Literal["at_most_once", "at_least_once"]
+
+STREAM_WINDOW = 100
+"""Items that a server may send ahead of what the client has taken."""
+INSPECT_TIMEOUT = 0.5
+"""Seconds for finding out, after a timeout, what to tell about it."""
+_UNSET: Any = object()
+
+
+def get_rpc_client(transport: Transport, target: Target, **options: Any) -> RPCClient:
+    """Make a client; the options are those of `RPCClient`."""
+    return RPCClient(transport, target, **options)
+
+
+class RPCClient:
+    """Sends requests to a target. Thread-safe; cheap to make and to `prepare`.
+
+    Args:
+        transport: where to.
+        target: whom to; needs a topic.
+        timeout: seconds that a verb may take (for `multicall`: between two items); None means the option
+            ``rpc_response_timeout``.
+        version_cap: the highest version that the servers are known to have; requests above it are refused.
+        serializer: turns arguments, results and the context into plain data and back.
+        call_monitor_timeout: seconds of silence of a stock oslo.messaging server after which a call is given up; None
+            means none. (Servers of msgbus show life by themselves.)
+        delivery: ``"at_most_once"`` or ``"at_least_once"``; None means the option ``rpc_delivery``.
+
+    Raises:
+        InvalidTarget: there is no topic.
+        ValueError: a version or a delivery policy that is none.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        target: Target,
+        timeout: float | None = None,
+        version_cap: str | None = None,
+        serializer: Serializer | None = None,
+        call_monitor_timeout: float | None = None,
+        delivery: Delivery | None = None,
+    ) -> None:
+        self.transport = transport
+        self.target = target
+        self.timeout = timeout
+        self.version_cap = version_cap
+        self.serializer = serializer or NoOpSerializer()
+        self.call_monitor_timeout = call_monitor_timeout
+        self.delivery = delivery
+        self.deadline: float | None = None
+        self._settle()
+
+    def _settle(self) -> None:
+        """Work out once what every request of this client needs."""
+        conf = self.transport.conf
+        if not self.target.topic:
+            raise InvalidTarget("a client's target needs a topic", self.target)
+        for version in (self.target.version, self.version_cap):
+            if version is not None:
+                version_is_compatible(version, version)
+        policy = self.delivery or conf.rpc_delivery
+        if policy not in POLICIES:
+            raise ValueError(f"delivery is 'at_most_once' or 'at_least_once', not {policy!r}")
+        self._policy: str = policy
+        self._repeatable = policy == AT_LEAST_ONCE
+        self._address = self.transport.address(self.target)
+        self._seconds: float = conf.rpc_response_timeout if self.timeout is None else self.timeout
+        self._grace: float = conf.rpc_reply_grace
+        self._content_type = CONTENT_TYPES[conf.rpc_codec]
+
+    def prepare(
+        self,
+        exchange: str | None = _UNSET,
+        topic: str | None = _UNSET,
+        namespace: str | None = _UNSET,
+        version: str | None = _UNSET,
+        server: str | None = _UNSET,
+        fanout: bool | None = _UNSET,
+        timeout: float | None = _UNSET,
+        version_cap: str | None = _UNSET,
+        call_monitor_timeout: float | None = _UNSET,
+        delivery: Delivery | None = _UNSET,
+        deadline: float | None = _UNSET,
+    ) -> RPCClient:
+        """Return a client that differs in what is given; None is a value like others, and takes a setting back.
+
+        `deadline` is in seconds, and bounds a whole `multicall`, from its beginning to its last item.
+
+        Raises:
+            InvalidTarget, ValueError: as for the constructor.
+        """
+        wanted = {
+            "exchange": exchange,
+            "topic": topic,
+            "namespace": namespace,
+            "version": version,
+            "server": server,
+            "fanout": fanout,
+        }
+        changes = {name: value for name, value in wanted.items() if value is not _UNSET}
+        prepared = copy.copy(self)
+        if changes:
+            prepared.target = self.target(**changes)
+        if timeout is not _UNSET:
+            prepared.timeout = timeout
+        if version_cap is not _UNSET:
+            prepared.version_cap = version_cap
+        if call_monitor_timeout is not _UNSET:
+            prepared.call_monitor_timeout = call_monitor_timeout
+        if delivery is not _UNSET:
+            prepared.delivery = delivery
+        if deadline is not _UNSET:
+            prepared.deadline = deadline
+        prepared._settle()
+        return prepared
+
+    def can_send_version(self, version: str | None = _UNSET) -> bool:
+        """Whether the version cap lets a request of `version` (default: the target's) go."""
+        if self.version_cap is None:
+            return True
+        asked = self.target.version if version is _UNSET else version
+        return asked is not None and version_is_compatible(self.version_cap, asked)
+
+    def call(self, ctxt: Any, method: str, /, **kwargs: Any) -> Any:
+        """Run `method` on one server and return its value (of a generator: the last).
+
+        Args:
+            ctxt: the caller's context: a dict, or what the serializer makes one of.
+            method: its name.
+            kwargs: its arguments.
+
+        Raises:
+            MessageUndeliverable: nobody listens at the target.
+            TransportUnavailable, TransportBlocked, MessageTooLarge: it could not be handed over.
+            MessagingTimeout: no answer by the deadline; `ServerLost`: the server that ran it fell silent.
+            OutcomeUnknown: under at_most_once, it may or may not have run.
+            RemoteError: what the method raised, or that exception itself where it is allowed to be made again.
+            SerializationError: an argument cannot travel.
+            RPCVersionCapError, InvalidTarget: the request is not allowed as it is.
+        """
+        now = time.monotonic()
+        pending = self._new_pending(PendingCall, method, now)
+        waiter = _Waiter()
+        pending.wake = waiter.wake
+        reply = self._exchange(ctxt, method, kwargs, pending, waiter, now)
+        error = pending.failure_of(reply)
+        if error is not None:
+            raise error
+        if type(self.serializer) is NoOpSerializer:
+            return reply.result
+        return self.serializer.deserialize_entity(ctxt, reply.result)
+
+    def _exchange(
+        self, ctxt: Any, method: str, kwargs: dict[str, Any], pending: PendingCall, waiter: _Waiter, now: float
+    ) -> Any:
+        transport = self.transport
+        acquire(transport, pending.deadline)
+        try:
+            message = self._message(ctxt, method, kwargs, pending, now)
+            transport.router.add(pending)
+            try:
+                self._send(message, pending)
+                while pending.answer is None:
+                    waiter.wait(pending)
+                    if pending.answer is None:
+                        self._look_at(pending)
+                return pending.answer
+            finally:
+                transport.router.discard(pending)
+        finally:
+            transport.window.release()
+
+    def _look_at(self, pending: Pending) -> None:
+        """Raise what there is to raise for a call that still waits."""
+        while pending.orphans:
+            self.transport.send_control(pending.orphans.pop(), Control(pending.id, "cancel"), self._content_type)
+        error = pending.verdict(time.monotonic())
+        if error is None:
+            return
+        if type(error) is MessagingTimeout:
+            if pending.server_inbox is not None:
+                self.transport.send_control(pending.server_inbox, Control(pending.id, "cancel"), self._content_type)
+            error = MessagingTimeout(self._explain_timeout(pending))
+        raise error
+
+    def cast(self, ctxt: Any, method: str, /, **kwargs: Any) -> None:
+        """Have `method` run on one server (with ``fanout=True`` in the target: on all), and do not wait for it.
+
+        Returns once the message system has taken responsibility for the request.
+
+        Raises:
+            As `call`, but for what has to do with the answer.
+        """
+        self._cast(self._address, ctxt, method, kwargs)
+
+    def fanout_cast(self, ctxt: Any, method: str, /, **kwargs: Any) -> None:
+        """Have `method` run on every server of the topic. That there is none is no error.
+
+        Raises:
+            As `cast`.
+        """
+        self._cast(Address("fanout", self._address.exchange, self._address.topic), ctxt, method, kwargs)
+
+    def _cast(self, address: Address, ctxt: Any, method: str, kwargs: dict[str, Any]) -> None:
+        now = time.monotonic()
+        deadline = bounded(now + self._seconds)
+        request = self._request(ctxt, method, kwargs, deadline - now, new_id())
+        durable = address.kind != "fanout"
+        body = encode_request(request, self._content_type)
+        message = Message(body, self._content_type, request.unique_id, deadline - now, durable)
+        acquire(self.transport, deadline)
+        try:
+            sent = self._hand_over(address, message, deadline)
+            try:
+                # The driver itself knows best why it has not sent it by the deadline: it gets a moment to say so.
+                sent.result(max(0.0, deadline - time.monotonic()) + INSPECT_TIMEOUT)
+            except MessagingException as exc:
+                if isinstance(exc, TransportUnavailable) and exc.maybe_delivered and not self._repeatable:
+                    raise OutcomeUnknown(
+                        f"{method!r} on {address}: it may or may not have been delivered: {exc}"
+                    ) from exc
+                raise
+            except TimeoutError:
+                raise MessagingTimeout(
+                    f"{method!r} on {address}: {self.transport.driver.state} did not confirm it within "
+                    f"{self._seconds:g} s; it may or may not have been delivered"
+                ) from None
+        finally:
+            self.transport.window.release()
+
+    def multicall(self, ctxt: Any, method: str, /, **kwargs: Any) -> Stream:
+        """Run a generator method on one server and iterate over its values as it yields them.
+
+        The request is sent at once. `timeout` bounds the wait for each item, ``prepare(deadline=...)`` the whole. The
+        server's generator waits while this side does not consume, and is closed when the iterator is closed or
+        dropped. A method that returns plainly yields one item.
+
+        Raises:
+            As `call`; what ends the remote generator is raised from the iteration, after the values before it.
+        """
+        now = time.monotonic()
+        end = bounded(float("inf") if self.deadline is None else now + self.deadline)
+        pending = self._new_pending(
+            PendingStream, method, now, window=STREAM_WINDOW, idle_timeout=self._seconds, end=end
+        )
+        waiter = _Waiter()
+        pending.wake = waiter.wake
+        transport = self.transport
+        acquire(transport, pending.deadline)
+        try:
+            message = self._message(ctxt, method, kwargs, pending, now, window=STREAM_WINDOW)
+            transport.router.add(pending)
+            self._send(message, pending)
+        except BaseException:
+            transport.router.discard(pending)
+            transport.window.release()
+            raise
+        return Stream(transport, pending, waiter.wait, self._look_at, self._content_type, self.serializer, ctxt)
+
+    def ping(self, timeout: float = 1.0) -> list[dict[str, Any]]:
+        """Ask every server of the topic (or the one that the target names) for a sign of life.
+
+        Args:
+            timeout: seconds to gather answers.
+
+        Returns:
+            for each server a dict with server, topic, host, pid, version (of msgbus) and seconds (until its answer).
+        """
+        now = time.monotonic()
+        target = self.target(namespace=PING_NAMESPACE, version=None, fanout=not self.target.server or None)
+        client = self.prepare(timeout=timeout)
+        client.target, client._address = target, self.transport.address(target)
+        pending = client._new_pending(PendingAnswers, "ping", now)
+        waiter = _Waiter()
+        pending.wake = waiter.wake
+        message = client._message({}, "ping", {}, pending, now)
+        self.transport.router.add(pending)
+        found: list[dict[str, Any]] = []
+        try:
+            sent = client._send(message, pending)
+            while (time.monotonic() < pending.deadline) and pending.send_error is None:
+                waiter.wait(pending)
+                while answers := pending.answers:
+                    answer = answers.pop(0).result
+                    if isinstance(answer, dict):
+                        found.append({**answer, "seconds": round(time.monotonic() - now, 6)})
+                expected = 1 if target.server else sent.result().reached if sent.done() else None
+                if expected is not None and len(found) >= expected:
+                    break
+            if pending.send_error is not None:
+                raise pending.send_error
+        finally:
+            self.transport.router.discard(pending)
+        return found
+
+    def _request(self, ctxt: Any, method: str, kwargs: dict[str, Any], ttl: float, unique_id: str) -> Request:
+        if not isinstance(method, str):
+            raise SerializationError(f"a method's name is a string, not {type(method).__name__}")
+        if self.version_cap is not None and not self.can_send_version():
+            raise RPCVersionCapError(self.target.version, self.version_cap)
+        serializer = self.serializer
+        context = serializer.serialize_context(ctxt)
+        if type(serializer) is not NoOpSerializer:
+            kwargs = {name: serializer.serialize_entity(ctxt, value) for name, value in kwargs.items()}
+        return Request(
+            method,
+            kwargs,
+            context,
+            unique_id,
+            self.target.namespace,
+            self.target.version,
+            ttl=ttl,
+            sent_at=time.time(),
+            policy=self._policy,
+        )
+
+    def _new_pending(self, cls: Any, method: str, now: float, **more: Any) -> Any:
+        if cls is not PendingAnswers and self._address.kind == "fanout":
+            raise InvalidTarget("an answer cannot be had from all servers at once; cast, or name a server", self.target)
+        return cls(
+            new_id(),
+            method,
+            self._address,
+            now=now,
+            deadline=bounded(now + self._seconds),
+            grace=self._grace,
+            repeatable=self._repeatable,
+            monitor=self.call_monitor_timeout,
+            allowed_modules=self.transport.allowed_remote_exmods,
+            **more,
+        )
+
+    def _message(
+        self, ctxt: Any, method: str, kwargs: dict[str, Any], pending: Pending, now: float, window: int | None = None
+    ) -> Message:
+        ttl = pending.deadline - now
+        request = self._request(ctxt, method, kwargs, ttl, pending.id)
+        request.call_id = pending.id
+        request.reply_to = self.transport.inbox(pending.deadline)
+        request.monitor = self.call_monitor_timeout
+        request.window = window
+        body = encode_request(request, self._content_type)
+        return Message(body, self._content_type, request.unique_id, ttl, self._repeatable)
+
+    def _send(self, message: Message, pending: Pending) -> Future[Sent]:
+        sent = self._hand_over(pending.address, message, pending.deadline)
+        sent.add_done_callback(lambda future: pending.on_sent(future.exception(), time.monotonic()))
+        return sent
+
+    def _hand_over(self, address: Address, message: Message, deadline: float) -> Future[Sent]:
+        mandatory = address.kind != "fanout"
+        if self._repeatable:
+            return self.transport.send_until(deadline, address, message, mandatory=mandatory)
+        return self.transport.send(address, message, mandatory=mandatory)
+
+    def _explain_timeout(self, pending: Pending) -> str:
+        """What is known of a call whose deadline has passed: the one thing an operator has to go by."""
+        transport = self.transport
+        known = [f"{pending.describe}: no answer within {self._seconds:g} s over {transport.driver.state}"]
+        known.append("the message system has taken the request" if pending.sent else "it is not known to be delivered")
+        if pending.server_inbox is not None:
+            silent = time.monotonic() - pending.last_sign
+            known.append(f"server {pending.server_name!r} runs it, last sign of life {silent:.1f} s ago")
+        else:
+            depth = transport.inspect(pending.address, INSPECT_TIMEOUT)
+            if depth is not None:
+                waiting = "" if depth.depth is None else f", {depth.depth} messages waiting"
+                known.append(f"no server said that it began; consumers there: {depth.consumers}{waiting}")
+        return "; ".join(known)
+
+
+class _Waiter:
+    """Blocks one thread until its call has news."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wake(self) -> None:
+        """End `wait`, or the next one. Any thread, any number of times."""
+        try:
+            self._lock.release()
+        except RuntimeError:
+            pass  # It was free already: the news is known, and nobody has looked yet.
+
+    def wait(self, pending: Pending) -> None:
+        """Return when there is news, or when the call has to be looked at again."""
+        left = pending.look_again_at() - time.monotonic()
+        self._lock.acquire(timeout=min(max(left, 0.0), threading.TIMEOUT_MAX))
+
+
+def acquire(transport: Transport, deadline: float) -> None:
+    """Take a place in the send window.
+
+    Raises:
+        MessagingTimeout: none became free by `deadline` (seconds of `time.monotonic`).
+    """
+    if transport.window.acquire(blocking=False):
+        return
+    if not transport.window.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        size = transport.conf.rpc_send_window
+        raise MessagingTimeout(
+            f"{size} requests of this process (option rpc_send_window) were still unfinished at the deadline; nothing "
+            "was sent"
+        )

@@ -1,0 +1,242 @@
+"""RPCDispatcher: finds the endpoint's method for a namespace, version and name, and runs it."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from functools import wraps
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+from msgbus.exceptions import AccessDenied, InvalidArguments, NoSuchMethod, UnsupportedVersion
+from msgbus.message import Request
+from msgbus.serializer import NoOpSerializer, Serializer
+from msgbus.target import Target
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Method = Callable[..., Any]
+_CACHED_METHODS = 1000
+
+
+def version_is_compatible(implemented: str, asked: str) -> bool:
+    """Whether an interface of version `implemented` serves a request for `asked`: same major, and no lower minor.
+
+    A third component counts where the minor versions are equal.
+
+    Raises:
+        ValueError: one of them is not of the form ``1.2`` or ``1.2.3``.
+    """
+    have, want = _version(implemented), _version(asked)
+    return have[0] == want[0] and have[1:] >= want[1:]
+
+
+def _version(text: str) -> tuple[int, int, int]:
+    parts = [int(part) for part in text.split(".")]
+    if not 1 <= len(parts) <= 3 or min(parts) < 0:
+        raise ValueError(f"{text!r} is not a version like 1.2")
+    major, minor, revision = (*parts, 0, 0)[:3]
+    return major, minor, revision
+
+
+class ExpectedException(Exception):
+    """Carries an exception that is part of a method's interface: it goes to the client and is not logged as an error.
+
+    Attributes:
+        exc_info: as of `sys.exc_info`.
+    """
+
+    def __init__(self) -> None:
+        self.exc_info: tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
+        self.exc_info = sys.exc_info()
+
+
+def expected_exceptions(*types: type[BaseException]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate an endpoint's method whose exceptions of `types` (and subclasses) are answers rather than faults."""
+
+    def decorate(func: Callable[P, R]) -> Callable[P, R]:
+        if inspect.isgeneratorfunction(func):
+
+            @wraps(func)
+            def run_generator(*args: P.args, **kwargs: P.kwargs) -> Any:
+                try:
+                    return (yield from func(*args, **kwargs))
+                except types:
+                    raise ExpectedException from None
+
+            return run_generator
+
+        @wraps(func)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return func(*args, **kwargs)
+            except types:
+                raise ExpectedException from None
+
+        return run
+
+    return decorate
+
+
+def expose(func: Callable[P, R]) -> Callable[P, R]:
+    """Mark a method as callable under `ExplicitRPCAccessPolicy`."""
+    func.exposed = True  # type: ignore[attr-defined]  # functions take attributes; typing does not say so
+    return func
+
+
+class RPCAccessPolicyBase:
+    """Decides which methods of an endpoint may be called from outside. Pass a subclass to `get_rpc_server`."""
+
+    def is_allowed(self, endpoint: object, method: str) -> bool:
+        """Whether `method` of `endpoint` may be called."""
+        raise NotImplementedError
+
+
+class LegacyRPCAccessPolicy(RPCAccessPolicyBase):
+    """Everything may be called, private methods too."""
+
+    def is_allowed(self, endpoint: object, method: str) -> bool:
+        """Yes."""
+        return True
+
+
+class DefaultRPCAccessPolicy(RPCAccessPolicyBase):
+    """What does not begin with an underscore may be called."""
+
+    def is_allowed(self, endpoint: object, method: str) -> bool:
+        """Whether the name begins without an underscore."""
+        return not method.startswith("_")
+
+
+class ExplicitRPCAccessPolicy(RPCAccessPolicyBase):
+    """What `expose` marks may be called."""
+
+    def is_allowed(self, endpoint: object, method: str) -> bool:
+        """Whether the method was decorated with `expose`."""
+        return bool(getattr(getattr(endpoint, method, None), "exposed", False))
+
+
+class RPCDispatcher:
+    """Runs requests on endpoints. Thread-safe.
+
+    An endpoint is any object; a `Target` in its attribute ``target`` gives the namespace and version of its methods
+    (default: none, and 1.0), which are called as ``method(context, **arguments)``.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[object],
+        serializer: Serializer | None = None,
+        access_policy: type[RPCAccessPolicyBase] | None = None,
+    ) -> None:
+        """Check and keep the endpoints.
+
+        Raises:
+            TypeError: an endpoint's ``target`` is not a `Target`, its version is none, or the policy is not a
+                subclass of `RPCAccessPolicyBase`.
+        """
+        policy = access_policy or DefaultRPCAccessPolicy
+        given: object = policy
+        if not (isinstance(given, type) and issubclass(given, RPCAccessPolicyBase)):
+            raise TypeError(f"access_policy has to be a subclass of RPCAccessPolicyBase, not {policy!r}")
+        self.serializer = serializer or NoOpSerializer()
+        self._policy = policy()
+        self._endpoints: list[tuple[object, Target]] = []
+        self._found: dict[tuple[str | None, str | None, str], Method] = {}
+        for endpoint in endpoints:
+            self.add_endpoint(endpoint)
+
+    def add_endpoint(self, endpoint: object) -> None:
+        """Have an endpoint's methods served too, after those of the endpoints before it.
+
+        Raises:
+            TypeError: its ``target`` is not a `Target`, or the version in it is none.
+        """
+        target = getattr(endpoint, "target", None) or Target()
+        if not isinstance(target, Target):
+            raise TypeError(f"the attribute 'target' of endpoint {endpoint!r} has to be a Target, not {target!r}")
+        try:
+            _version(target.version or "1.0")
+        except ValueError as exc:
+            raise TypeError(f"endpoint {endpoint!r}: {exc}") from None
+        self._endpoints.append((endpoint, target))
+
+    def find(self, request: Request) -> Method:
+        """The method that serves a request.
+
+        Raises:
+            UnsupportedVersion: no endpoint has the namespace in a fitting version.
+            NoSuchMethod: such an endpoint exists and lacks the method.
+            AccessDenied: the method exists and may not be called.
+        """
+        key = (request.namespace, request.version, request.method)
+        method = self._found.get(key)
+        if method is None:
+            method = self._search(*key)
+            if len(self._found) >= _CACHED_METHODS:  # The version is the client's text: it may not fill the memory.
+                self._found.clear()
+            self._found[key] = method
+        return method
+
+    def _search(self, namespace: str | None, version: str | None, name: str) -> Method:
+        asked = version or "1.0"
+        compatible = denied = False
+        for endpoint, target in self._endpoints:
+            if namespace not in target.accepted_namespaces:
+                continue
+            try:
+                if not version_is_compatible(target.version or "1.0", asked):
+                    continue
+            except ValueError:
+                continue
+            compatible = True
+            method = getattr(endpoint, name, None)
+            if not callable(method):
+                continue
+            if self._policy.is_allowed(endpoint, name):
+                return method  # type: ignore[no-any-return]  # callable() leaves Any
+            denied = True
+        if denied:
+            raise AccessDenied(f"RPC method {name} may not be called from outside")
+        if compatible:
+            raise NoSuchMethod(name)
+        raise UnsupportedVersion(asked, name)
+
+    def dispatch(self, request: Request) -> Any:
+        """Run a request and return the method's result, serialized. A generator comes back as one, not run yet.
+
+        Raises:
+            RPCDispatcherError: as for `find`, and `InvalidArguments` where the arguments do not fit the signature.
+            Exception: whatever the method raises.
+        """
+        method = self.find(request)
+        serializer = self.serializer
+        if type(serializer) is NoOpSerializer:
+            return _run(method, request.context, request.args)
+        context = serializer.deserialize_context(request.context)
+        args = {name: serializer.deserialize_entity(context, value) for name, value in request.args.items()}
+        result = _run(method, context, args)
+        if isinstance(result, Generator):
+            return _serialize_each(serializer, context, result)
+        return serializer.serialize_entity(context, result)
+
+
+def _run(method: Method, context: Any, args: dict[str, Any]) -> Any:
+    try:
+        return method(context, **args)
+    except TypeError as exc:
+        # Raised by the call itself, not inside the method: there is no frame below this one.
+        if exc.__traceback__ is not None and exc.__traceback__.tb_next is None:
+            raise InvalidArguments(str(exc)) from None
+        raise
+
+
+def _serialize_each(
+    serializer: Serializer, context: Any, items: Generator[Any, Any, Any]
+) -> Generator[Any, None, None]:
+    with closing(items):
+        for item in items:
+            yield serializer.serialize_entity(context, item)

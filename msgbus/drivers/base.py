@@ -1,0 +1,327 @@
+"""The driver contract, version 1.0: what a driver of msgbus is and what it promises.
+
+A driver moves bytes between addresses, and nothing else. Requests and replies, deadlines, repeats, remote errors,
+streams and dead letters live in the core: a reply is an ordinary `Driver.send` to an ordinary address. To write a
+driver, subclass `Driver`, `Subscription`, `Inbox` and `Delivery`, and name the class in the entry point group
+``msgbus.drivers``.
+
+Rules that hold for all of it:
+
+* **Threads.** Every method may be called from any thread, and also from within a callback of the driver. None blocks
+  on I/O. `on_delivery` must not block either: it may be called on the one thread that does all I/O, and a driver
+  without one may call it on the thread that is in `send`. So it, and what is called back from a future, may neither
+  wait nor run anybody's handler, and a driver holds no lock while it calls. Calls for one subscription or inbox never
+  overlap.
+* **Errors.** A driver raises, and sets on its futures, errors of `msgbus.exceptions` only. Those of its library are
+  mapped at one place, and say which host, port, user and name were tried, why it failed and what to check; never a
+  password.
+* **Connections** open when first needed, come back by themselves with a jittered back-off, and are shared. After a
+  reconnect inboxes come back first, then subscriptions, then go the sends that waited.
+* **No repeats.** A driver never sends a message twice by itself: the core does, where the caller's policy allows it.
+* **Fork.** A child process starts clean: it shares no connection with its parent, and futures that it inherited are
+  failed. (`os.register_at_fork` is the way.)
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from enum import StrEnum
+from types import ModuleType
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, NoReturn
+
+import msgspec
+
+from msgbus.exceptions import CapabilityMissing, DriverLoadFailure
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+    from msgbus.url import TransportURL
+
+CONTRACT = (1, 0)
+
+
+class Capability(StrEnum):
+    """What a message system may or may not be able to promise. A driver declares those that it keeps."""
+
+    STORE = "store"
+    """It keeps messages for listeners that are away."""
+    DURABLE = "durable"
+    """What is marked durable outlives a restart of the message system."""
+    INBOX_KEEPS = "inbox_keeps"
+    """Messages that reach an inbox while its owner reconnects are kept."""
+    ORDERED = "ordered"
+    """One sender's messages to one consumer keep their order."""
+    EXPIRES = "expires"
+    """The message system drops messages whose ttl has run out."""
+    COUNTS = "counts"
+    """`Delivery.attempts` is known."""
+    INSPECT = "inspect"
+    """`Driver.inspect` works."""
+    REQUEUE = "requeue"
+    """``Delivery.reject(requeue=True)`` gives the message to another consumer."""
+
+
+Kind = Literal["topic", "server", "fanout", "pool", "inbox", "dead"]
+
+
+class Address(NamedTuple):
+    """Where a message goes to or comes from. The core makes addresses; a driver maps them to names of its own.
+
+    ========  =======================  =========================================================
+    kind      fields in use            a message goes to
+    ========  =======================  =========================================================
+    topic     exchange, topic          exactly one of the topic's subscribers, and to one of each pool
+    server    exchange, topic, server  the subscriber that has this name
+    fanout    exchange, topic          every subscriber (with `server` when subscribing)
+    pool      exchange, topic, name    (subscribing only) the pool's copy of what is sent to the topic
+    inbox     name                     the inbox of that name; only `Driver.open_inbox` makes it
+    dead      exchange, topic          storage for messages that could not be processed
+    ========  =======================  =========================================================
+    """
+
+    kind: Kind
+    exchange: str = ""
+    topic: str = ""
+    server: str = ""
+    name: str = ""
+
+    def __str__(self) -> str:
+        if self.kind == "inbox":
+            return f"inbox {self.name!r}"
+        extra = {"server": f", server {self.server!r}", "pool": f", pool {self.name!r}"}.get(self.kind, "")
+        kind = {"fanout": "all servers of ", "dead": "dead letters of "}.get(self.kind, "")
+        return f"{kind}topic {self.topic!r}{extra} (exchange {self.exchange!r})"
+
+
+class Message(msgspec.Struct, frozen=True):
+    """What travels.
+
+    Attributes:
+        body: the bytes; a driver does not look into them.
+        content_type: of the body. It travels with the message.
+        id: unique for each request or reply; the same when the core repeats one.
+        ttl: seconds left until it is worthless, or None. Of a message that was received: what is left, where the
+            message system knows, else None.
+        durable: whether it has to outlive a restart of the message system (where `Capability.DURABLE` is declared).
+    """
+
+    body: bytes
+    content_type: str
+    id: str
+    ttl: float | None = None
+    durable: bool = False
+
+
+class Sent(msgspec.Struct, frozen=True):
+    """The message system has taken responsibility for a message.
+
+    Attributes:
+        reached: how many subscribers got it, or None where the message system does not tell.
+    """
+
+    reached: int | None = None
+
+
+class Depth(msgspec.Struct, frozen=True):
+    """What is known of an address.
+
+    Attributes:
+        consumers: how many subscribers it has.
+        depth: how many messages wait there, or None where the message system does not tell.
+    """
+
+    consumers: int
+    depth: int | None
+
+
+class Delivery(ABC):
+    """A message that was handed over to a subscriber, who calls `accept` or `reject`, from any thread.
+
+    Only the first of these calls counts.
+
+    Attributes:
+        address: the subscribed address that it came by.
+        message: the message.
+        redelivered: it may have been handed over before, to this or another subscriber.
+        attempts: how often it was handed over before, or None where the message system does not count.
+    """
+
+    __slots__ = ("address", "attempts", "message", "redelivered")
+
+    def __init__(self, address: Address, message: Message, redelivered: bool, attempts: int | None) -> None:
+        self.address = address
+        self.message = message
+        self.redelivered = redelivered
+        self.attempts = attempts
+
+    @abstractmethod
+    def accept(self) -> bool:
+        """Say that the message is done with.
+
+        Returns:
+            False where the connection that it came by is known to be gone: the message system will deliver it again.
+            True means that the word is on its way over a connection that seems to live. Message systems do not confirm
+            it; so the message may come again all the same, and then has `redelivered` set.
+        """
+
+    @abstractmethod
+    def reject(self, requeue: bool) -> None:
+        """Give the message back to be handed to another (`requeue`), or drop it.
+
+        Raises:
+            CapabilityMissing: `requeue` without `Capability.REQUEUE`.
+        """
+
+
+OnDelivery = Callable[[Delivery], None]
+
+
+class Subscription(ABC):
+    """Consumes from one or more addresses until it is closed.
+
+    Attributes:
+        ready: done when every address is being consumed from for the first time; fails with our errors where the
+            message system refuses for good (rights, a queue that was declared differently).
+    """
+
+    ready: Future[None]
+
+    @abstractmethod
+    def stop(self) -> Future[None]:
+        """Ask for no new deliveries. Those that were handed over can still be accepted or rejected.
+
+        Returns:
+            a future that is done when no further delivery will come.
+        """
+
+    @abstractmethod
+    def close(self) -> Future[None]:
+        """Stop, and give back whatever was handed over and neither accepted nor rejected. Idempotent.
+
+        Returns:
+            a future that is done when the message system knows, or its connection is gone.
+        """
+
+
+class Inbox(ABC):
+    """An address of this process's own, for replies. What is handed over from it counts as accepted.
+
+    Attributes:
+        address: stays the same over reconnects; its ``name`` is short enough to travel in every request.
+        ready: done when messages to it will arrive.
+    """
+
+    address: Address
+    ready: Future[None]
+
+    @abstractmethod
+    def close(self) -> Future[None]:
+        """Remove the inbox. Idempotent. The future is as for `Subscription.close`."""
+
+
+class Driver(ABC):
+    """A message system. One instance for each `Transport`.
+
+    Attributes:
+        contract: the version of this contract that the driver was written for. Another major version is refused.
+        capabilities: what it declares. Read by the core and by the conformance suite.
+    """
+
+    contract: ClassVar[tuple[int, int]] = CONTRACT
+    capabilities: frozenset[Capability] = frozenset()
+
+    @classmethod
+    def options(cls) -> tuple[str, Sequence[cfg.Opt]]:
+        """The name of the driver's own oslo.config group, and the options in it.
+
+        They are registered on the configuration object before the driver is made, and each can be set in the query of
+        the transport URL.
+        """
+        raise NotImplementedError
+
+    @abstractmethod
+    def __init__(self, conf: cfg.ConfigOpts, url: TransportURL) -> None:
+        """Keep what is needed to connect. No I/O, no thread.
+
+        Raises:
+            InvalidTransportURL: the URL lacks or has what this driver cannot do with.
+            ConfigurationError: an option's value is wrong.
+            DriverLoadFailure: a library is missing.
+        """
+
+    @abstractmethod
+    def send(self, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
+        """Hand a message to the message system.
+
+        While the connection is away messages wait for it, until their ttl ends. The future is done when the message
+        system has taken responsibility for the message. It fails with
+
+        * `MessageUndeliverable`: `mandatory`, and nobody subscribes to the address nor is anything stored for it. For a
+          fanout to nobody, `mandatory` is False.
+        * `TransportUnavailable`: the ttl ended while the message waited (``maybe_delivered=False``); or the connection
+          broke while it was being sent (``maybe_delivered=True``, at once); or it was sent and the message system said
+          nothing until its ttl ended (``maybe_delivered=True``). From the first byte that may have been given to the
+          library or the socket on, a message is being sent: so it waits in the driver's own queue, never in that of
+          a library, which could not give it back.
+        * `TransportBlocked`: the message system refuses it, at once or until its ttl ended.
+        * `MessageTooLarge`: before a byte is sent.
+        * `InvalidTarget`: the address cannot be named on this message system.
+        * `CallCancelled`: the driver was closed.
+        """
+
+    @abstractmethod
+    def subscribe(self, addresses: Sequence[Address], on_delivery: OnDelivery, *, prefetch: int) -> Subscription:
+        """Consume from addresses of the kinds topic, server, fanout, pool and dead. Returns at once.
+
+        `prefetch` (1 or more) bounds, for each address, the deliveries that are handed over and neither accepted nor
+        rejected.
+        """
+
+    @abstractmethod
+    def open_inbox(self, on_delivery: OnDelivery) -> Inbox:
+        """Make an address of this process's own. Returns at once."""
+
+    def inspect(self, address: Address) -> Future[Depth]:
+        """Look at an address of the kinds topic, server, pool and dead.
+
+        The future fails with `MessageUndeliverable` where the address does not exist, and with `TransportUnavailable`
+        within a second where the connection is away.
+
+        Raises:
+            CapabilityMissing: without `Capability.INSPECT`.
+        """
+        raise_missing(self, Capability.INSPECT)
+
+    @property
+    def state(self) -> str:
+        """One line for an operator: where it is connected to, or why it is not. Never a password."""
+        return type(self).__name__
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close connections, inboxes and subscriptions. Idempotent.
+
+        What was handed to `send` before and waits for the message system's word is given up to five seconds to get it;
+        what is unfinished then fails with `CallCancelled`. This is the one method that may block.
+        """
+
+
+def import_library(module: str, extra: str) -> ModuleType:
+    """Import a driver's library when it is first used.
+
+    Raises:
+        DriverLoadFailure: it is missing; the text says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as exc:
+        raise DriverLoadFailure(extra, f"{exc}; install it with: pip install 'msgbus[{extra}]'") from exc
+
+
+def raise_missing(driver: Driver, capability: Capability) -> NoReturn:
+    """Raise `CapabilityMissing` in the words that all drivers use."""
+    raise CapabilityMissing(f"{type(driver).__name__} does not declare the capability {capability.value!r}")

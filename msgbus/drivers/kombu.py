@@ -1,0 +1,435 @@
+"""The driver ``kombu`` (also ``rabbit``, ``amqp``): RabbitMQ 3.10 and later.
+
+kombu and py-amqp open the connections: hosts, log-in, TLS. From then on their sockets are read and written here, see
+`msgbus.drivers.kombu_link`. One connection publishes and one consumes, since RabbitMQ in a memory alarm stops reading
+from connections that publish, and servers have to go on draining.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+import sys
+import threading
+import uuid
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
+
+from oslo_config import cfg
+
+from msgbus.drivers.base import (
+    Address,
+    Capability,
+    Depth,
+    Driver,
+    Inbox,
+    Message,
+    OnDelivery,
+    Sent,
+    Subscription,
+    import_library,
+)
+from msgbus.exceptions import CallCancelled, InvalidTransportURL, MessageTooLarge, TransportUnavailable
+from msgbus.options import read_driver_options
+from msgbus.timer import Timer
+from msgbus.url import TransportHost
+
+if TYPE_CHECKING:
+    from msgbus.drivers.kombu_channels import Consumer
+    from msgbus.drivers.kombu_link import Connection
+    from msgbus.url import TransportURL
+
+LOG = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT = 5.0
+"""Seconds that `close` waits for what is unfinished."""
+
+OPTIONS = [
+    cfg.StrOpt(
+        "topology",
+        default="native",
+        choices=("native", "oslo"),
+        help="Names and properties of queues and exchanges: msgbus's own, or those of a stock oslo.messaging (then "
+        "the exchange msgbus is called openstack), so that both can call each other.",
+    ),
+    cfg.BoolOpt(
+        "quorum_queues",
+        default=False,
+        help="Use replicated queues for topics, servers, pools and dead letters. They also count deliveries.",
+    ),
+    cfg.IntOpt(
+        "server_expires",
+        default=1800,
+        min=0,
+        help="Seconds that the queue of one server is kept while that is away. 0 keeps it for ever.",
+    ),
+    cfg.IntOpt(
+        "queue_expires",
+        default=0,
+        min=0,
+        help="Seconds that the queue of a topic or pool is kept while nobody uses it. 0 keeps it for ever.",
+    ),
+    cfg.IntOpt(
+        "max_message_size",
+        default=16 * 1024 * 1024,
+        min=1024,
+        help="The largest message, in bytes. RabbitMQ 4 takes 16 MiB by default and 3.x 128 MiB (its option "
+        "max_message_size); a larger one would cost the channel and what is in flight on it.",
+    ),
+    cfg.FloatOpt("connect_timeout", default=5.0, min=0.1, help="Seconds for one try to connect to one host."),
+    cfg.IntOpt(
+        "heartbeat",
+        default=30,
+        min=0,
+        help="Seconds; a connection on which nothing has come for twice that time is given up. 0: none.",
+    ),
+    cfg.StrOpt(
+        "login_method",
+        default="PLAIN",
+        choices=("PLAIN", "AMQPLAIN", "EXTERNAL"),
+        help="How to log in; EXTERNAL is by the client's certificate.",
+    ),
+    cfg.BoolOpt("ssl", default=False, help="Use TLS."),
+    cfg.StrOpt("ssl_ca_file", help="The certificates that may vouch for RabbitMQ's. Default: those of the system."),
+    cfg.StrOpt("ssl_cert_file", help="The client's certificate."),
+    cfg.StrOpt("ssl_key_file", help="The key of the client's certificate."),
+    cfg.BoolOpt(
+        "ssl_verify",
+        default=True,
+        help="Check RabbitMQ's certificate and that it was issued for the host of the URL. Without it, anybody on the "
+        "way can read and change all messages.",
+    ),
+]
+
+
+class KombuDriver(Driver):
+    """See the module's text."""
+
+    capabilities = frozenset(set(Capability) - {Capability.COUNTS})
+
+    @classmethod
+    def options(cls) -> tuple[str, Sequence[cfg.Opt]]:
+        return "msgbus_kombu", OPTIONS
+
+    def __init__(self, conf: cfg.ConfigOpts, url: TransportURL) -> None:
+        import_library("kombu", "kombu")
+        from msgbus.drivers import kombu_topology as topology
+
+        self._options = options = read_driver_options(conf, *self.options(), url)
+        self._url = url
+        self._hosts = url.hosts or (TransportHost("localhost"),)
+        self._virtual_host = url.virtual_host or "/"
+        self._check_files()
+        native = topology.NativeTopology(
+            quorum=options.quorum_queues,
+            server_expires=options.server_expires,
+            queue_expires=options.queue_expires,
+        )
+        oslo = options.topology == "oslo"
+        self._topology: topology.Topology = topology.OsloTopology(native) if oslo else native
+        if options.quorum_queues and not oslo:
+            self.capabilities = self.capabilities | {Capability.COUNTS}
+        self._host = self._hosts[0]
+        self._closed = False
+        self._start_clean()
+        os.register_at_fork(after_in_child=_after_fork(weakref.ref(self)))
+
+    def _check_files(self) -> None:
+        for name in ("ssl_ca_file", "ssl_cert_file", "ssl_key_file"):
+            path = getattr(self._options, name)
+            if path and not os.access(path, os.R_OK):
+                raise InvalidTransportURL(str(self._url), f"{name}: {path} cannot be read")
+
+    def _start_clean(self) -> None:
+        from msgbus.drivers import kombu_channels, kombu_link
+
+        self._timer = Timer("msgbus-kombu-timer")
+        self._loop = loop = kombu_link.Loop("msgbus-kombu")
+        self._opening = threading.Lock()
+        self._consumers: list[Consumer] = []
+        self._publish_link = kombu_link.Link(
+            loop,
+            self._timer,
+            lambda attempt: self._connect(attempt, "publish"),
+            self._describe,
+            on_up=self._on_publish_up,
+            on_down=self._on_publish_down,
+            on_blocked=lambda reason: self._publisher.hold() if reason else self._publisher.release(),
+        )
+        routes = lru_cache(10_000)(self._topology.route)
+        self._publisher = kombu_channels.Publisher(
+            self._publish_link, self._timer, routes, self._name, self._publishing
+        )
+        self._consume_link = kombu_link.Link(
+            loop,
+            self._timer,
+            lambda attempt: self._connect(attempt, "consume"),
+            self._describe,
+            on_up=self._on_consume_up,
+            on_down=self._on_consume_down,
+            on_blocked=lambda _reason: None,
+        )
+
+    # Connecting
+
+    def _connect(self, attempt: int, purpose: str) -> Connection:
+        """Open a connection to the host whose turn it is. Blocks."""
+        import kombu
+
+        options = self._options
+        self._host = host = self._hosts[attempt % len(self._hosts)]
+        tls: Any = False
+        if options.ssl:
+            tls = {"cert_reqs": ssl.CERT_REQUIRED if options.ssl_verify else ssl.CERT_NONE}
+            if options.ssl_verify:
+                tls["server_hostname"] = host.hostname or "localhost"
+            names = {"ca_certs": "ssl_ca_file", "certfile": "ssl_cert_file", "keyfile": "ssl_key_file"}
+            tls.update({key: value for key, name in names.items() if (value := getattr(options, name))})
+        name = f"{os.path.basename(sys.argv[0])}:{os.getpid()}:{purpose}"
+        connection: Any = kombu.Connection(  # type: ignore[attr-defined, no-untyped-call]  # made by a lazy module
+            hostname=host.hostname or "localhost",
+            port=host.port or (5671 if options.ssl else 5672),
+            userid=self._user(host),
+            password="guest" if host.password is None else host.password,
+            virtual_host=self._virtual_host,
+            ssl=tls,
+            connect_timeout=options.connect_timeout,
+            heartbeat=options.heartbeat,
+            login_method=options.login_method,
+            transport="pyamqp",
+            transport_options={"client_properties": {"connection_name": name, "product": "msgbus"}},
+        )
+        return cast("Connection", connection.transport.establish_connection())
+
+    @staticmethod
+    def _user(host: TransportHost) -> str:
+        return host.username or "guest"
+
+    def _name(self) -> str:
+        host = self._host
+        port = host.port or (5671 if self._options.ssl else 5672)
+        where = f"{host.hostname or 'localhost'}:{port}"
+        return f"RabbitMQ at {where} (user {self._user(host)}, virtual host {self._virtual_host})"
+
+    @property
+    def state(self) -> str:
+        error = self._publish_link.error or self._consume_link.error
+        return self._name() if error is None else f"{self._name()}, which is away: {error}"
+
+    def _describe(self, error: BaseException) -> tuple[str, bool]:
+        """The one place that makes words of what kombu, py-amqp, TLS and the operating system raise.
+
+        Returns:
+            what happened and what to check, and whether the same would happen again at a second try.
+        """
+        import amqp.exceptions
+
+        text = str(error) or type(error).__name__
+        hint, hopeless = "check that it runs and that host and port are right", False
+        if isinstance(error, amqp.exceptions.AccessRefused):
+            hint, hopeless = "check user, password and login_method: rabbitmqctl authenticate_user", True
+            text = "the log-in was refused"
+        elif isinstance(error, amqp.exceptions.NotAllowed):
+            hint, hopeless = "check the virtual host and the user's rights in it: rabbitmqctl list_permissions", True
+        elif isinstance(error, ssl.SSLCertVerificationError):
+            hint, hopeless = "check ssl_ca_file, and that the certificate was issued for this host name", True
+            text = f"its certificate is not trusted: {error.verify_message or error}"
+        elif isinstance(error, ssl.SSLError):
+            hint, hopeless = "check that this port speaks TLS", True
+        elif isinstance(error, TimeoutError):
+            text = f"{text} (no answer within {self._options.connect_timeout:g} s)" if text == "timed out" else text
+            hint = "check that it runs, is not stuck, and that no firewall is in between"
+        elif isinstance(error, UnicodeError):
+            hint = "check the host name"
+        elif isinstance(error, amqp.exceptions.AMQPError) or "closed the connection" in text:
+            hint = "see RabbitMQ's log"
+        return f"{self._name()}: {text}; {hint}", hopeless
+
+    # What the links say: the loop's thread
+
+    def _publishing(self) -> None:
+        """What waits may go, once replies to it will arrive."""
+        inboxes = [consumer for consumer in self._consumers if consumer.auto_accept]
+        if all(consumer.is_consuming for consumer in inboxes):
+            self._publisher.release()
+
+    def _on_publish_up(self) -> None:
+        self._publisher.connected()
+
+    def _on_publish_down(self, error: TransportUnavailable) -> None:
+        if not self._publish_link.generation:
+            self._publisher.fail_waiting(error)
+
+    def _on_consume_up(self) -> None:
+        for consumer in sorted(self._consumers, key=lambda consumer: not consumer.auto_accept):
+            consumer.start()
+
+    def _on_consume_down(self, error: TransportUnavailable) -> None:
+        if not self._consume_link.generation:
+            from msgbus.drivers.kombu_channels import fail
+
+            for consumer in list(self._consumers):
+                fail(consumer.ready, error)
+
+    # The contract
+
+    def send(self, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
+        if len(message.body) > self._options.max_message_size:
+            return self._too_large(address, message)
+        if not self._publish_link.up:
+            if self._closed:
+                return self._was_closed()
+            self._publish_link.open()
+        return self._publisher.send(address, message, mandatory)
+
+    def _too_large(self, address: Address, message: Message) -> Future[Sent]:
+        sent: Future[Sent] = Future()
+        limit = self._options.max_message_size
+        sent.set_exception(
+            MessageTooLarge(
+                f"a message of {len(message.body)} bytes to {address}; {self._name()} takes at most {limit} bytes "
+                "(option max_message_size of [msgbus_kombu], and of RabbitMQ)"
+            )
+        )
+        return sent
+
+    def _was_closed(self) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_exception(CallCancelled(f"the connection to {self._name()} was closed"))
+        return future
+
+    def subscribe(self, addresses: Sequence[Address], on_delivery: OnDelivery, *, prefetch: int) -> Subscription:
+        return _KombuSubscription(self, self._consume(addresses, on_delivery, prefetch, uuid.uuid4().hex))
+
+    def open_inbox(self, on_delivery: OnDelivery) -> Inbox:
+        address = Address("inbox", name=f"reply_{uuid.uuid4().hex}")
+        return _KombuInbox(self, self._consume([address], on_delivery, 0, ""))
+
+    def _consume(self, addresses: Sequence[Address], on_delivery: OnDelivery, prefetch: int, unique: str) -> Consumer:
+        from msgbus.drivers.kombu_channels import Consumer
+
+        consumer = Consumer(
+            self._consume_link,
+            self._timer,
+            self._topology,
+            self._name,
+            addresses,
+            on_delivery,
+            prefetch,
+            unique,
+            self._publishing,
+        )
+
+        def start() -> None:
+            self._consumers.append(consumer)
+            if self._consume_link.up:
+                consumer.start()
+            else:
+                self._consume_link.open()
+
+        self._loop.call(start)
+        return consumer
+
+    def inspect(self, address: Address) -> Future[Depth]:
+        from msgbus.drivers.kombu_channels import Inspection
+
+        if self._closed:
+            return self._was_closed()
+        found: Future[Depth] = Future()
+        queue = self._topology.queue(address, "").name
+        inspection = Inspection(self._consume_link, queue, found, self._name())
+
+        def start() -> None:
+            self._consume_link.open()
+            inspection.start()
+
+        self._loop.call(start)
+        return found
+
+    def close(self) -> None:
+        with self._opening:
+            if self._closed:
+                return
+            self._closed = True
+        wait(self._publisher.unfinished(), CLOSE_TIMEOUT)
+        gone = [self._begin_close(consumer) for consumer in list(self._consumers)]
+        wait(gone, CLOSE_TIMEOUT)
+        self._publisher.fail_all(CallCancelled(f"the connection to {self._name()} was closed"))
+        ended: Future[None] = Future()
+
+        def end() -> None:
+            self._publish_link.close()
+            self._consume_link.close()
+            ended.set_result(None)
+
+        self._loop.call(end)
+        wait([ended], CLOSE_TIMEOUT)
+        self._timer.close()
+        self._loop.close()
+
+    def _begin_close(self, consumer: Consumer) -> Future[None]:
+        consumer.stopping()
+
+        def close() -> None:
+            if consumer in self._consumers:
+                self._consumers.remove(consumer)
+                consumer.close()
+
+        self._loop.call(close)
+        return consumer.gone
+
+    def _abandon(self) -> None:
+        """In a forked child: the connections are the parent's."""
+        unfinished = self._publisher.inherited()
+        for link in (self._publish_link, self._consume_link):
+            link.abandon()
+        self._loop.abandon()
+        self._start_clean()
+        for sent in unfinished:
+            _fail_after_fork(sent)
+
+
+class _KombuSubscription(Subscription):
+    def __init__(self, driver: KombuDriver, consumer: Consumer) -> None:
+        self._driver = driver
+        self._consumer = consumer
+        self.ready = consumer.ready
+
+    def stop(self) -> Future[None]:
+        stopped, first = self._consumer.stopping()
+        if first:
+            self._driver._loop.call(self._consumer.stop)
+        return stopped
+
+    def close(self) -> Future[None]:
+        return self._driver._begin_close(self._consumer)
+
+
+class _KombuInbox(Inbox):
+    def __init__(self, driver: KombuDriver, consumer: Consumer) -> None:
+        self._driver = driver
+        self._consumer = consumer
+        self.address = consumer.addresses[0]
+        self.ready = consumer.ready
+
+    def close(self) -> Future[None]:
+        return self._driver._begin_close(self._consumer)
+
+
+def _after_fork(ref: weakref.ref[KombuDriver]) -> Callable[[], None]:
+    def in_child() -> None:
+        if (driver := ref()) is not None:
+            driver._abandon()
+
+    return in_child
+
+
+def _fail_after_fork(sent: Future[Sent]) -> None:
+    """Fail a future that the child inherited. A thread of the parent's may hold its lock, and does not exist here."""
+    sent._condition = threading.Condition()
+    if not sent.done():
+        sent.set_exception(CallCancelled("the process forked: the message was left to the parent"))

@@ -1,0 +1,229 @@
+"""AMQP 0-9-1 frames of the kombu driver, written and read by hand: pure functions, no I/O.
+
+py-amqp builds and parses a dozen objects for each message. Here a publish is a prepared prefix and three lengths, and a
+delivery is read where it lies in the buffer. The frame layout and the method numbers are those of the AMQP 0-9-1
+specification (sections 2.3 and 4.2) and of RabbitMQ's extensions (confirm.select, basic.nack, connection.blocked).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, NamedTuple
+
+from amqp.serialization import dumps, loads
+
+METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
+END = 0xCE
+OVERHEAD = 8
+"""Bytes of a frame besides its payload."""
+
+frame_head = struct.Struct("!BHI").unpack_from
+_pack_head = struct.Struct("!BHI").pack
+_pack_content = struct.Struct("!BHIHHQ").pack
+read_u64 = struct.Struct("!Q").unpack_from
+_read_u16 = struct.Struct("!H").unpack_from
+
+# Class and method ids, as the first four bytes of a method frame's payload.
+_ids = struct.Struct("!HH").pack
+CONNECTION_CLOSE, CONNECTION_CLOSE_OK = _ids(10, 50), _ids(10, 51)
+CONNECTION_BLOCKED, CONNECTION_UNBLOCKED = _ids(10, 60), _ids(10, 61)
+CHANNEL_OPEN, CHANNEL_OPEN_OK = _ids(20, 10), _ids(20, 11)
+CHANNEL_CLOSE, CHANNEL_CLOSE_OK = _ids(20, 40), _ids(20, 41)
+EXCHANGE_DECLARE, EXCHANGE_DECLARE_OK = _ids(40, 10), _ids(40, 11)
+QUEUE_DECLARE, QUEUE_DECLARE_OK = _ids(50, 10), _ids(50, 11)
+QUEUE_BIND, QUEUE_BIND_OK = _ids(50, 20), _ids(50, 21)
+QUEUE_DELETE, QUEUE_DELETE_OK = _ids(50, 40), _ids(50, 41)
+BASIC_QOS, BASIC_QOS_OK = _ids(60, 10), _ids(60, 11)
+BASIC_CONSUME, BASIC_CONSUME_OK = _ids(60, 20), _ids(60, 21)
+BASIC_CANCEL, BASIC_CANCEL_OK = _ids(60, 30), _ids(60, 31)
+BASIC_PUBLISH, BASIC_RETURN, BASIC_DELIVER = _ids(60, 40), _ids(60, 50), _ids(60, 60)
+BASIC_ACK, BASIC_REJECT, BASIC_NACK = _ids(60, 80), _ids(60, 90), _ids(60, 120)
+CONFIRM_SELECT, CONFIRM_SELECT_OK = _ids(85, 10), _ids(85, 11)
+
+_FRAME_END = bytes((END,))
+heartbeat = _pack_head(HEARTBEAT, 0, 0) + _FRAME_END
+
+
+def method(channel: int, ids: bytes, arguments: bytes = b"") -> bytes:
+    """A method frame."""
+    return _pack_head(METHOD, channel, 4 + len(arguments)) + ids + arguments + _FRAME_END
+
+
+def channel_open(channel: int) -> bytes:
+    return method(channel, CHANNEL_OPEN, b"\0")
+
+
+def channel_close(channel: int) -> bytes:
+    return method(channel, CHANNEL_CLOSE, dumps("BsBB", (200, "done", 0, 0)))
+
+
+def connection_close() -> bytes:
+    return method(0, CONNECTION_CLOSE, dumps("BsBB", (200, "done", 0, 0)))
+
+
+def exchange_declare(channel: int, name: str, kind: str, *, durable: bool, auto_delete: bool) -> bytes:
+    values: tuple[Any, ...] = (0, name, kind, False, durable, auto_delete, False, False, {})
+    return method(channel, EXCHANGE_DECLARE, dumps("BssbbbbbF", values))
+
+
+def queue_declare(
+    channel: int, name: str, *, passive: bool = False, durable: bool = False, arguments: dict[str, Any] | None = None
+) -> bytes:
+    values = (0, name, passive, durable, False, False, False, arguments or {})
+    return method(channel, QUEUE_DECLARE, dumps("BsbbbbbF", values))
+
+
+def queue_bind(channel: int, queue: str, exchange: str, key: str) -> bytes:
+    return method(channel, QUEUE_BIND, dumps("BsssbF", (0, queue, exchange, key, False, {})))
+
+
+def queue_delete(channel: int, queue: str) -> bytes:
+    return method(channel, QUEUE_DELETE, dumps("Bsbbb", (0, queue, False, False, False)))
+
+
+def basic_qos(channel: int, prefetch: int) -> bytes:
+    """Not global: in RabbitMQ that bounds each consumer of the channel by itself."""
+    return method(channel, BASIC_QOS, dumps("lBb", (0, prefetch, False)))
+
+
+def basic_consume(channel: int, queue: str, tag: str, priority: int) -> bytes:
+    arguments = {"x-priority": priority} if priority else {}
+    return method(channel, BASIC_CONSUME, dumps("BssbbbbF", (0, queue, tag, False, False, False, False, arguments)))
+
+
+def basic_cancel(channel: int, tag: str) -> bytes:
+    return method(channel, BASIC_CANCEL, dumps("sb", (tag, False)))
+
+
+def confirm_select(channel: int) -> bytes:
+    return method(channel, CONFIRM_SELECT, b"\0")
+
+
+def basic_ack(channel: int, tag: int, multiple: bool = False) -> bytes:
+    return b"%b%b%b%c\xce" % (_pack_head(METHOD, channel, 13), BASIC_ACK, tag.to_bytes(8, "big"), multiple)
+
+
+def basic_reject(channel: int, tag: int, requeue: bool) -> bytes:
+    return b"%b%b%b%c\xce" % (_pack_head(METHOD, channel, 13), BASIC_REJECT, tag.to_bytes(8, "big"), requeue)
+
+
+def publish_prefix(channel: int, exchange: str, key: str, mandatory: bool) -> bytes:
+    """The basic.publish frame, which is the same for every message to one place."""
+    return method(channel, BASIC_PUBLISH, dumps("Bssbb", (0, exchange, key, mandatory, False)))
+
+
+# Bits of the flags that say which properties a content header has, in the order of the properties.
+_CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS, _DELIVERY_MODE = 1 << 15, 1 << 14, 1 << 13, 1 << 12
+_PRIORITY, _CORRELATION_ID, _REPLY_TO, _EXPIRATION, _MESSAGE_ID = 1 << 11, 1 << 10, 1 << 9, 1 << 8, 1 << 7
+
+
+def content(
+    channel: int, body: bytes, content_type: bytes, message_id: bytes, ttl_ms: int | None, durable: bool, frame_max: int
+) -> bytes:
+    """The header frame and the body frames of a message."""
+    flags = _CONTENT_TYPE | _CONTENT_ENCODING | _DELIVERY_MODE | _MESSAGE_ID
+    expiration = b""
+    if ttl_ms is not None:
+        flags |= _EXPIRATION
+        digits = b"%d" % ttl_ms
+        expiration = b"%c%b" % (len(digits), digits)
+    properties = b"%b%c%b\x05utf-8%c%b%c%b" % (
+        flags.to_bytes(2, "big"),
+        len(content_type),
+        content_type,
+        2 if durable else 1,
+        expiration,
+        len(message_id),
+        message_id,
+    )
+    size = len(body)
+    head = _pack_content(HEADER, channel, 12 + len(properties), 60, 0, size)
+    if size <= frame_max - OVERHEAD:
+        return b"%b%b\xce%b%b\xce" % (head, properties, _pack_head(BODY, channel, size), body)
+    parts = [head, properties, _FRAME_END]
+    step = frame_max - OVERHEAD
+    for start in range(0, size, step):
+        part = body[start : start + step]
+        parts += (_pack_head(BODY, channel, len(part)), part, _FRAME_END)
+    return b"".join(parts)
+
+
+class Deliver(NamedTuple):
+    """What basic.deliver says."""
+
+    consumer: bytes
+    tag: int
+    redelivered: bool
+
+
+def read_deliver(buffer: bytes, at: int) -> Deliver:
+    """Read basic.deliver, whose arguments begin at `at`."""
+    end = at + 1 + buffer[at]
+    return Deliver(buffer[at + 1 : end], read_u64(buffer, end)[0], buffer[end + 8] != 0)
+
+
+class ContentHeader(NamedTuple):
+    """What a content header says, as far as it matters here. Absent texts are empty."""
+
+    size: int
+    content_type: str
+    message_id: str
+    delivery_count: int | None
+
+
+def read_content_header(buffer: bytes, at: int, end: int) -> ContentHeader:
+    """Read a content header, whose payload is ``buffer[at:end]``.
+
+    Raises:
+        IndexError, ValueError, struct.error: it is malformed.
+    """
+    size = read_u64(buffer, at + 4)[0]
+    flags = _read_u16(buffer, at + 12)[0]
+    at += 14
+    content_type = message_id = b""
+    count = None
+    if flags & _CONTENT_TYPE:
+        stop = at + 1 + buffer[at]
+        content_type = buffer[at + 1 : stop]
+        at = stop
+    if flags & _CONTENT_ENCODING:
+        at += 1 + buffer[at]
+    if flags & _HEADERS:
+        length = int.from_bytes(buffer[at : at + 4], "big")
+        if length:
+            count = _delivery_count(buffer[at : at + 4 + length])
+        at += 4 + length
+    if flags & _DELIVERY_MODE:
+        at += 1
+    if flags & _PRIORITY:
+        at += 1
+    for flag in (_CORRELATION_ID, _REPLY_TO, _EXPIRATION):
+        if flags & flag:
+            at += 1 + buffer[at]
+    if flags & _MESSAGE_ID:
+        message_id = buffer[at + 1 : at + 1 + buffer[at]]
+    return ContentHeader(size, content_type.decode(), message_id.decode(), count)
+
+
+def _delivery_count(table: bytes) -> int | None:
+    """Quorum queues count deliveries in a header of the message."""
+    (headers,), _ = loads("F", table, 0)
+    count = headers.get("x-delivery-count")
+    return count if isinstance(count, int) else None
+
+
+def read_close(buffer: bytes, at: int, end: int) -> tuple[int, str]:
+    """Read why a channel or connection was closed: code and text."""
+    (code, text), _ = loads("Bs", buffer[at:end], 0)
+    return code, text
+
+
+def read_short_string(buffer: bytes, at: int) -> str:
+    return buffer[at + 1 : at + 1 + buffer[at]].decode("utf-8", "replace")
+
+
+def read_declare_ok(buffer: bytes, at: int) -> tuple[int, int]:
+    """Read queue.declare-ok: how many messages are ready, how many consumers there are."""
+    at += 1 + buffer[at]
+    messages, consumers = struct.unpack_from("!II", buffer, at)
+    return messages, consumers

@@ -1,0 +1,542 @@
+"""One connection of the kombu driver: opened by kombu and py-amqp, then written and read here.
+
+`Loop` is the driver's one I/O thread. It reads what is there from each connection, and never blocks on one. Any thread
+may write: a thread that wants to write appends to a list, and whoever holds the write lock sends all that has gathered,
+so that a busy connection makes few system calls.
+
+Opening a connection does block (names are looked up, TLS and the log-in go back and forth), so it has a short-lived
+thread of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import select
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from msgbus.drivers import kombu_frames as frames
+from msgbus.exceptions import TransportUnavailable
+from msgbus.timer import Timer
+
+LOG = logging.getLogger(__name__)
+
+READ_SIZE = 1 << 18
+BACKOFF_MAX = 30.0
+"""Seconds between two tries to connect, at the most."""
+TICK = 1.0
+"""Seconds between two looks at heartbeats and at messages that were never confirmed."""
+
+
+class Broken(Exception):
+    """The connection is of no use any more; the text says why."""
+
+
+class Connection(Protocol):
+    """What is used of py-amqp's connection once it is open."""
+
+    transport: Any
+    frame_max: int
+    heartbeat: float
+    server_properties: dict[str, Any]
+
+
+class Loop:
+    """The I/O thread: calls links when their sockets can be read or written, and functions that others hand it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._poll = select.epoll()
+        self._links: dict[int, Link] = {}
+        self._calls: deque[Callable[[], None]] = deque()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
+        self._poll.register(self._wake_read, select.EPOLLIN)
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._closed = False
+
+    def call(self, func: Callable[[], None]) -> None:
+        """Run `func` on the loop's thread."""
+        self._calls.append(func)
+        with self._starting:
+            if self._closed:
+                return
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+        try:
+            os.write(self._wake_write, b"x")
+        except BlockingIOError:
+            pass  # The pipe is full of wake-ups that were not read yet.
+
+    def watch(self, fd: int, link: Link, *, write: bool = False) -> None:
+        """Call `link` when `fd` can be read (and written)."""
+        events = select.EPOLLIN | (select.EPOLLOUT if write else 0)
+        if fd in self._links:
+            self._poll.modify(fd, events)
+        else:
+            self._links[fd] = link
+            self._poll.register(fd, events)
+
+    def unwatch(self, fd: int) -> None:
+        """Undo `watch`."""
+        if self._links.pop(fd, None) is not None:
+            self._poll.unregister(fd)
+
+    def close(self) -> None:
+        """End the thread and give the descriptors back."""
+        with self._starting:
+            self._closed = True
+            thread = self._thread
+        if thread is None:
+            self.drop()
+            return
+        try:
+            os.write(self._wake_write, b"x")
+        except BlockingIOError:
+            pass  # It is awake.
+        if thread is not threading.current_thread():
+            thread.join(5)
+
+    def abandon(self) -> None:
+        """In a forked child, which has none of the threads."""
+        self._closed = True
+        self._poll.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def drop(self) -> None:
+        """Give the descriptors back."""
+        self._poll.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def _run(self) -> None:
+        next_tick = time.monotonic() + TICK
+        while not self._closed:
+            events = self._poll.poll(max(0.0, next_tick - time.monotonic()))
+            for fd, event in events:
+                if fd == self._wake_read:
+                    os.read(fd, 4096)
+                elif (link := self._links.get(fd)) is not None:
+                    self._guard(lambda link=link, event=event: link.on_event(event))  # type: ignore[misc]
+            while self._calls:
+                self._guard(self._calls.popleft())
+            if time.monotonic() >= next_tick:
+                next_tick = time.monotonic() + TICK
+                for link in list(self._links.values()):
+                    self._guard(link.on_tick)
+        self.drop()
+
+    @staticmethod
+    def _guard(func: Callable[[], None]) -> None:
+        try:
+            func()
+        except Exception:
+            LOG.exception("the I/O thread goes on after an error that is a fault of msgbus")
+
+
+class Channel:
+    """Takes the frames of one AMQP channel. Its methods are called on the loop's thread."""
+
+    number: int
+
+    def on_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
+        """A method frame: its ids, and its arguments in ``buffer[at:end]``."""
+
+    def on_content(self, ids: bytes, method: Any, header: frames.ContentHeader, body: bytes) -> None:
+        """A whole message: of basic.deliver (a `frames.Deliver`) or basic.return (its text)."""
+
+    def on_batch_end(self) -> None:
+        """All that could be read at once has been handed over."""
+
+    def on_tick(self) -> None:
+        """Another second has passed."""
+
+    def on_down(self, error: TransportUnavailable) -> None:
+        """The connection is gone."""
+
+
+class _Content:
+    """A message whose frames are still coming in."""
+
+    __slots__ = ("channel", "header", "ids", "method", "missing", "parts")
+
+    def __init__(self, channel: Channel, ids: bytes, method: Any) -> None:
+        self.channel = channel
+        self.ids = ids
+        self.method = method
+        self.header: frames.ContentHeader | None = None
+        self.missing = 0
+        self.parts: list[bytes] = []
+
+
+class Link:
+    """A connection that comes back by itself, and its channels.
+
+    Attributes:
+        up: it can be written to.
+        generation: how often it has been opened.
+        blocked: why RabbitMQ takes no messages at present (its own words), or None.
+        error: why it is not up.
+        frame_max: the largest frame, in bytes.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        timer: Timer,
+        connect: Callable[[int], Connection],
+        describe: Callable[[BaseException], tuple[str, bool]],
+        on_up: Callable[[], None],
+        on_down: Callable[[TransportUnavailable], None],
+        on_blocked: Callable[[str | None], None],
+    ) -> None:
+        """Make a link that is not opened yet.
+
+        Args:
+            loop: the thread that reads and writes.
+            timer: what comes later.
+            connect: opens a connection, at the n-th try; it may block.
+            describe: says of an error in words what happened, and whether trying again is of no use.
+            on_up: called on the loop's thread when the connection is open.
+            on_down: called there when it breaks, and when it cannot be opened for good.
+            on_blocked: called there when `blocked` changes.
+        """
+        self.up = False
+        self.generation = 0
+        self.blocked: str | None = None
+        self.error: TransportUnavailable | None = None
+        self.frame_max = 131072
+        self._loop = loop
+        self._timer = timer
+        self._connect = connect
+        self._describe = describe
+        self._on_up = on_up
+        self._on_down = on_down
+        self._on_blocked = on_blocked
+        self._tries = 0
+        self._opening = False
+        self._closed = False
+        self._connection: Connection | None = None
+        self._socket: socket.socket | None = None
+        self._tls = False
+        self._fd = -1
+        self._out: list[bytes] = []
+        self._rest = b""
+        self._writing = threading.Lock()
+        self._start_reading()
+
+    def _start_reading(self) -> None:
+        self._buffer = b""
+        self._channels: dict[int, Channel] = {}
+        self._contents: dict[int, _Content] = {}
+        self._touched: dict[Channel, None] = {}
+        self._next_channel = 1
+        self._last_read = self._last_write = time.monotonic()
+        self._heartbeat = 0.0
+
+    # Opening and closing
+
+    def open(self) -> None:
+        """Begin to connect, unless that has been begun."""
+        if self._opening or self.up or self._closed:
+            return
+        self._opening = True
+        self._timer.call_later(0, self._start_connecting)
+
+    def _start_connecting(self) -> None:
+        if not self._closed:
+            threading.Thread(target=self._open, name="msgbus-connect", daemon=True).start()
+
+    def _open(self) -> None:
+        attempt, self._tries = self._tries, self._tries + 1
+        try:
+            connection = self._connect(attempt)
+        except Exception as exc:
+            text, hopeless = self._describe(exc)
+            self.error = TransportUnavailable(text)
+            delay = min(BACKOFF_MAX, 0.25 * 2 ** min(attempt, 8)) * random.uniform(0.5, 1.0)
+            LOG.warning("%s; next try in %.1f s", text, delay)
+            if hopeless and not self.generation:
+                self._loop.call(self._give_up)
+            self._timer.call_later(delay, self._start_connecting)
+            return
+        self._loop.call(lambda: self._opened(connection))
+
+    def _give_up(self) -> None:
+        """The first try failed in a way that a second cannot mend: nobody has to wait to hear of it."""
+        assert self.error is not None
+        self._on_down(self.error)
+
+    def _opened(self, connection: Connection) -> None:
+        if self._closed:
+            connection.transport.close()
+            return
+        self._start_reading()
+        self._connection = connection
+        sock: socket.socket = connection.transport.sock
+        sock.setblocking(False)
+        self._socket = sock
+        self._tls = isinstance(sock, ssl.SSLSocket)
+        self._fd = sock.fileno()
+        self._out = []
+        self._rest = b""
+        self.frame_max = connection.frame_max or 131072
+        self._heartbeat = float(connection.heartbeat or 0)
+        self.blocked = None
+        self.error = None
+        self._tries = 0
+        self._opening = False
+        self.generation += 1
+        self.up = True
+        self._loop.watch(self._fd, self)
+        self._on_up()
+
+    def _fall(self, reason: str) -> None:
+        """The connection is gone: tell everybody, and come back."""
+        if not self.up:
+            return
+        error = TransportUnavailable(reason, maybe_delivered=True)
+        self.error = error
+        if not self._closed:
+            LOG.warning("%s", reason)
+        self._let_go()
+        channels = list(self._channels.values())
+        self._start_reading()
+        for channel in channels:
+            channel.on_down(error)
+        self._on_down(error)
+        self._opening = not self._closed
+        # All clients of a broker lose it at the same moment; they need not all come back at the same one.
+        self._timer.call_later(random.uniform(0.0, 0.5), self._start_connecting)
+
+    def _let_go(self) -> None:
+        self.up = False
+        self._loop.unwatch(self._fd)
+        with self._writing:
+            if self._socket is not None:
+                self._socket.close()
+            self._socket = None
+            self._connection = None
+
+    def close(self) -> None:
+        """Say good-bye and close. On the loop's thread, or when that has ended."""
+        self._closed = True
+        if self.up:
+            self.write(frames.connection_close())
+            self._fall("the connection was closed")
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the parent's socket without a word on it."""
+        self._closed = True
+        self.up = False
+        if self._socket is not None:
+            os.close(self._socket.detach())
+
+    # Writing
+
+    def write(self, data: bytes) -> None:
+        """Write, now or together with what others write. Any thread."""
+        self._out.append(data)
+        self.flush()
+
+    def append(self, data: bytes) -> None:
+        """Have `data` written by the next `flush`. The caller may hold a lock that orders it."""
+        self._out.append(data)
+
+    def flush(self) -> None:
+        """Write what has gathered: the first thread in writes for all that come meanwhile."""
+        out = self._out
+        while out:
+            if not self._writing.acquire(blocking=False):
+                return
+            try:
+                if self._rest or self._socket is None:
+                    return  # The socket takes no more at present; the loop goes on when it does.
+                count = len(out)
+                data = out[0] if count == 1 else b"".join(out[:count])
+                del out[:count]
+                self._send(data)
+            finally:
+                self._writing.release()
+
+    def _send(self, data: bytes) -> None:
+        """The write lock is held."""
+        assert self._socket is not None
+        try:
+            sent = self._socket.send(data)
+        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            sent = 0
+        except OSError as exc:
+            reason = exc
+            self._loop.call(lambda: self._fall(self._describe(reason)[0]))
+            self._rest = data
+            return
+        if sent < len(data):
+            self._rest = data[sent:]
+            fd = self._fd
+            self._loop.call(lambda: self._loop.watch(fd, self, write=True) if self._fd == fd and self.up else None)
+        self._last_write = time.monotonic()
+
+    def _go_on_writing(self) -> None:
+        with self._writing:
+            data, self._rest = self._rest, b""
+            if data and self._socket is not None:
+                self._send(data)
+            if self._rest:
+                return
+        self._loop.watch(self._fd, self)
+        self.flush()
+
+    # Reading
+
+    def on_event(self, event: int) -> None:
+        """The socket can be read or written."""
+        if event & select.EPOLLOUT:
+            self._go_on_writing()
+        if event & ~select.EPOLLOUT:
+            try:
+                self._read()
+            except Broken as exc:
+                self._fall(str(exc))
+
+    def _read(self) -> None:
+        sock = self._socket
+        if sock is None:
+            return
+        try:
+            if self._tls:
+                # OpenSSL's state is not for two threads at once. Both calls return at once: nobody waits here.
+                with self._writing:
+                    data = sock.recv(READ_SIZE)
+                    while (more := sock.pending()) > 0:  # type: ignore[attr-defined]
+                        data += sock.recv(more)
+            else:
+                data = sock.recv(READ_SIZE)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return
+        except OSError as exc:
+            raise Broken(self._describe(exc)[0]) from exc
+        if not data:
+            raise Broken(self._describe(ConnectionResetError("RabbitMQ closed the connection"))[0])
+        self._last_read = time.monotonic()
+        if self._tls:
+            self.flush()  # Who found the lock taken meanwhile has left it to us.
+        try:
+            self._feed(data)
+        except (struct.error, IndexError, ValueError, TypeError) as exc:
+            raise Broken(self._describe(ConnectionError(f"a malformed frame: {exc!r}"))[0]) from exc
+        for channel in self._touched:
+            channel.on_batch_end()
+        self._touched.clear()
+
+    def _feed(self, data: bytes) -> None:
+        buffer = self._buffer + data if self._buffer else data
+        at, available = 0, len(buffer)
+        while available - at >= frames.OVERHEAD:
+            kind, number, size = frames.frame_head(buffer, at)
+            end = at + 7 + size
+            if end >= available:
+                if size > self.frame_max:
+                    raise ValueError(f"a frame of {size} bytes")
+                break
+            if buffer[end] != frames.END:
+                raise ValueError("no frame end")
+            self._on_frame(kind, number, buffer, at + 7, end)
+            if not self.up:
+                return
+            at = end + 1
+        self._buffer = buffer[at:]
+
+    def _on_frame(self, kind: int, number: int, buffer: bytes, at: int, end: int) -> None:
+        if kind == frames.METHOD:
+            ids = buffer[at : at + 4]
+            if number == 0:
+                self._on_connection_method(ids, buffer, at + 4, end)
+                return
+            channel = self._channels.get(number)
+            if channel is None:
+                return  # A frame that was under way when the channel was closed.
+            if ids == frames.BASIC_DELIVER:
+                self._contents[number] = _Content(channel, ids, frames.read_deliver(buffer, at + 4))
+            elif ids == frames.BASIC_RETURN:
+                self._contents[number] = _Content(channel, ids, frames.read_close(buffer, at + 4, end))
+            else:
+                channel.on_method(ids, buffer, at + 4, end)
+        elif kind in (frames.HEADER, frames.BODY):
+            content = self._contents.get(number)
+            if content is not None:
+                self._on_content_frame(content, number, kind, buffer, at, end)
+        elif kind != frames.HEARTBEAT:
+            raise ValueError(f"a frame of type {kind}")
+
+    def _on_content_frame(self, content: _Content, number: int, kind: int, buffer: bytes, at: int, end: int) -> None:
+        if kind == frames.HEADER:
+            content.header = frames.read_content_header(buffer, at, end)
+            content.missing = content.header.size
+        else:
+            content.parts.append(buffer[at:end])
+            content.missing -= end - at
+        if content.missing <= 0 and content.header is not None:
+            del self._contents[number]
+            parts = content.parts
+            self._touched[content.channel] = None
+            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            content.channel.on_content(content.ids, content.method, content.header, body)
+
+    def _on_connection_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
+        if ids == frames.CONNECTION_CLOSE:
+            code, text = frames.read_close(buffer, at, end)
+            self.write(frames.method(0, frames.CONNECTION_CLOSE_OK))
+            raise Broken(self._describe(ConnectionResetError(f"RabbitMQ closed the connection: {code} {text}"))[0])
+        if ids == frames.CONNECTION_BLOCKED:
+            self.blocked = frames.read_short_string(buffer, at) or "unknown reason"
+            LOG.warning("RabbitMQ takes no messages: %s", self.blocked)
+            self._on_blocked(self.blocked)
+        elif ids == frames.CONNECTION_UNBLOCKED:
+            self.blocked = None
+            LOG.warning("RabbitMQ takes messages again")
+            self._on_blocked(None)
+
+    def on_tick(self) -> None:
+        """Send and check heartbeats."""
+        now = time.monotonic()
+        if self._heartbeat:
+            if now - self._last_write >= self._heartbeat / 2:
+                self.write(frames.heartbeat)
+            silent = now - self._last_read
+            if silent >= 2 * self._heartbeat:
+                self._fall(self._describe(TimeoutError(f"no heartbeat of RabbitMQ for {silent:.0f} s"))[0])
+                return
+        for channel in list(self._channels.values()):
+            channel.on_tick()
+
+    # Channels
+
+    def on_loop(self, func: Callable[[], None]) -> Callable[[], None]:
+        """A function that has `func` run on the loop's thread."""
+        return lambda: self._loop.call(func)
+
+    def add(self, channel: Channel) -> None:
+        """Give a channel its number. It opens the channel itself. On the loop's thread."""
+        while self._next_channel in self._channels:
+            self._next_channel = self._next_channel % 2000 + 1
+        channel.number = self._next_channel
+        self._next_channel = self._next_channel % 2000 + 1
+        self._channels[channel.number] = channel
+
+    def remove(self, channel: Channel) -> None:
+        """The channel is closed. On the loop's thread."""
+        if self._channels.get(channel.number) is channel:
+            del self._channels[channel.number]
+            self._contents.pop(channel.number, None)

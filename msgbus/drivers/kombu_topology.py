@@ -1,0 +1,186 @@
+"""What an address is called in RabbitMQ, and how its queue and exchange are declared.
+
+``native`` (the default): one direct exchange for each exchange of a target, durable queues. Parts of a name are joined
+by slashes, and a slash within a part is escaped, so that no two addresses share a name::
+
+    address                    queue                          bound to the exchange with key
+    topic foo                  msgbus/foo                     foo
+    server h1 of foo           msgbus/foo/h1                  foo/h1
+    fanout of foo              msgbus/foo/!fanout/h1.<id>     foo/!fanout
+    pool p of foo              msgbus/foo/!pool/p             foo
+    dead letters of foo        msgbus/foo/!dead               (default exchange)
+    inbox                      reply_<id>                     (default exchange)
+
+``oslo``: the names and arguments of a stock oslo.messaging, so that its services and ours can call each other.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from msgbus.drivers.base import Address
+from msgbus.exceptions import InvalidTarget
+
+MAX_NAME = 255
+"""Bytes of a short string of AMQP 0-9-1, which every name is."""
+TRANSIENT_EXPIRES = 60
+"""Seconds that the queue of a fanout or inbox is kept while its owner is away."""
+OSLO_TRANSIENT_EXPIRES = 1800
+"""The same in a stock oslo.messaging (its option rabbit_transient_queues_ttl)."""
+
+
+class Exchange(NamedTuple):
+    """How an exchange is declared. The default exchange, which has no name, is not."""
+
+    name: str
+    kind: str
+    durable: bool
+    auto_delete: bool
+
+
+class Route(NamedTuple):
+    """Where a message to an address is published."""
+
+    exchange: Exchange
+    key: str
+
+
+class Queue(NamedTuple):
+    """The queue of a subscribed address.
+
+    Attributes:
+        key: with which it is bound to the exchange; None: it is not bound.
+        own: it belongs to one process and is deleted when that lets go of it.
+    """
+
+    name: str
+    exchange: Exchange
+    key: str | None
+    durable: bool
+    arguments: dict[str, Any]
+    own: bool
+
+
+DEFAULT_EXCHANGE = Exchange("", "direct", durable=True, auto_delete=False)
+
+
+class NativeTopology:
+    """See the module's text."""
+
+    def __init__(self, *, quorum: bool, server_expires: int, queue_expires: int) -> None:
+        """Keep the options: whether to use quorum queues, and after how many seconds unused queues go (0: never)."""
+        self._kept: dict[str, Any] = {"x-queue-type": "quorum"} if quorum else {}
+        self._server_expires = _expires(server_expires)
+        self._queue_expires = _expires(queue_expires)
+
+    def route(self, address: Address) -> Route:
+        """Where a message to `address` is published.
+
+        Raises:
+            InvalidTarget: the name is too long for RabbitMQ.
+        """
+        if address.kind == "inbox":
+            return Route(DEFAULT_EXCHANGE, address.name)
+        if address.kind == "dead":
+            return Route(DEFAULT_EXCHANGE, _dead(address))
+        return Route(_exchange(address), _key(address))
+
+    def queue(self, address: Address, unique: str) -> Queue:
+        """The queue that is consumed from; `unique` tells apart those that belong to one process.
+
+        Raises:
+            InvalidTarget: the name is too long for RabbitMQ.
+        """
+        parts = [_escape(address.exchange), _escape(address.topic)]
+        if address.kind == "inbox":
+            return Queue(address.name, DEFAULT_EXCHANGE, None, True, _expires(TRANSIENT_EXPIRES), True)
+        if address.kind == "fanout":
+            parts += ["!fanout", f"{_escape(address.server)}.{unique}"]
+            arguments = _expires(TRANSIENT_EXPIRES)
+        elif address.kind == "server":
+            parts.append(_escape(address.server))
+            arguments = {**self._kept, **self._server_expires}
+        elif address.kind == "pool":
+            parts += ["!pool", _escape(address.name)]
+            arguments = {**self._kept, **self._queue_expires}
+        elif address.kind == "dead":
+            return Queue(self.route(address).key, DEFAULT_EXCHANGE, None, True, dict(self._kept), False)
+        else:
+            arguments = {**self._kept, **self._queue_expires}
+        name = _checked("/".join(parts), address)
+        return Queue(name, _exchange(address), _key(address), True, arguments, address.kind == "fanout")
+
+
+class OsloTopology:
+    """See the module's text. Pools and dead letters, which a stock peer does not have in RPC, are as in `native`."""
+
+    def __init__(self, native: NativeTopology) -> None:
+        self._native = native
+
+    def route(self, address: Address) -> Route:
+        """As of `NativeTopology`."""
+        if address.kind in ("inbox", "dead"):
+            return self._native.route(address)
+        if address.kind == "fanout":
+            return Route(_oslo_fanout(address), "")
+        return Route(_oslo_exchange(address), _oslo_key(address))
+
+    def queue(self, address: Address, unique: str) -> Queue:
+        """As of `NativeTopology`."""
+        transient = _expires(OSLO_TRANSIENT_EXPIRES)
+        if address.kind == "inbox":
+            return Queue(address.name, DEFAULT_EXCHANGE, None, False, transient, True)
+        if address.kind == "fanout":
+            name = _checked(f"{address.topic}_fanout_{unique}", address)
+            return Queue(name, _oslo_fanout(address), address.topic, False, transient, True)
+        if address.kind == "dead":
+            return self._native.queue(address, unique)
+        name = address.name if address.kind == "pool" else _oslo_key(address)
+        return Queue(_checked(name, address), _oslo_exchange(address), _oslo_key(address), False, {}, False)
+
+
+Topology = NativeTopology | OsloTopology
+
+
+def _expires(seconds: int) -> dict[str, Any]:
+    return {"x-expires": seconds * 1000} if seconds else {}
+
+
+def _escape(part: str) -> str:
+    return part.replace("%", "%25").replace("/", "%2F").replace("!", "%21")
+
+
+def _checked(name: str, address: Address) -> str:
+    if len(name.encode()) > MAX_NAME:
+        raise InvalidTarget(f"its name in RabbitMQ would be longer than {MAX_NAME} bytes", str(address))
+    return name
+
+
+def _dead(address: Address) -> str:
+    return _checked(f"{_escape(address.exchange)}/{_escape(address.topic)}/!dead", address)
+
+
+def _exchange(address: Address) -> Exchange:
+    return Exchange(_checked(address.exchange, address), "direct", durable=True, auto_delete=False)
+
+
+def _key(address: Address) -> str:
+    key = _escape(address.topic)
+    if address.kind == "server":
+        key = f"{key}/{_escape(address.server)}"
+    elif address.kind == "fanout":
+        key = f"{key}/!fanout"
+    return _checked(key, address)
+
+
+def _oslo_exchange(address: Address) -> Exchange:
+    name = "openstack" if address.exchange == "msgbus" else address.exchange
+    return Exchange(name, "topic", durable=False, auto_delete=False)
+
+
+def _oslo_fanout(address: Address) -> Exchange:
+    return Exchange(_checked(f"{address.topic}_fanout", address), "fanout", durable=False, auto_delete=True)
+
+
+def _oslo_key(address: Address) -> str:
+    return _checked(f"{address.topic}.{address.server}" if address.kind == "server" else address.topic, address)

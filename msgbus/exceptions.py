@@ -1,0 +1,209 @@
+"""Every error that msgbus raises, in one tree.
+
+::
+
+    MessagingException
+    ├── InvalidTarget (ValueError)      the target cannot be used for what was asked
+    ├── InvalidTransportURL (ValueError)
+    ├── ConfigurationError (ValueError) a wrong option name or value
+    ├── DriverLoadFailure               the driver is unknown, broken, or its library is missing
+    ├── CapabilityMissing               the driver does not declare what was asked of it
+    ├── MessageDeliveryFailure          it was not handed over
+    │   ├── MessageUndeliverable        nobody listens at the target
+    │   ├── TransportUnavailable        the message system could not be reached in time
+    │   ├── TransportBlocked            the message system refuses messages
+    │   ├── MessageTooLarge             larger than the message system takes
+    │   └── OutcomeUnknown              it may or may not have run; not repeated, by policy
+    ├── MessagingTimeout (TimeoutError) the deadline passed
+    │   └── ServerLost                  the server stopped answering while it ran the call
+    ├── CallCancelled                   the caller's transport was closed while it waited
+    ├── RemoteError                     what the endpoint raised, if it may not be rebuilt here
+    ├── RPCDispatcherError
+    │   ├── NoSuchMethod (AttributeError)
+    │   ├── UnsupportedVersion
+    │   ├── InvalidArguments (TypeError)
+    │   └── AccessDenied
+    ├── RPCVersionCapError              the version cap forbids the request
+    └── SerializationError (ValueError) a value cannot travel, or what came cannot be read
+
+Where a class takes several arguments they are kept in ``args``, so that an error can be copied, pickled, and rebuilt
+on the other side of a call.
+
+An endpoint's own exception is raised as itself where its module is on the transport's ``allowed_remote_exmods``
+(built-in exceptions always are) and as `RemoteError` otherwise.
+"""
+
+
+class MessagingException(Exception):
+    """Base class of all errors of msgbus."""
+
+
+class InvalidTarget(MessagingException, ValueError):
+    """The target lacks what the operation needs, or names what no message system could carry."""
+
+    def __init__(self, msg: str, target: object) -> None:
+        self.msg = msg
+        self.target = target
+
+    def __str__(self) -> str:
+        return f"{self.msg}: {self.target}"
+
+
+class InvalidTransportURL(MessagingException, ValueError):
+    """The transport URL cannot be read. `url` never holds a password."""
+
+    def __init__(self, url: str, msg: str) -> None:
+        self.url = url
+        self.msg = msg
+
+    def __str__(self) -> str:
+        return f"{self.msg}: {self.url}"
+
+
+class ConfigurationError(MessagingException, ValueError):
+    """An option has a wrong name or value, in a configuration file or in a transport URL."""
+
+
+class DriverLoadFailure(MessagingException):
+    """The driver could not be loaded.
+
+    Attributes:
+        driver: the name that was asked for.
+        ex: what went wrong.
+    """
+
+    def __init__(self, driver: str, ex: BaseException | str) -> None:
+        self.driver = driver
+        self.ex = ex
+
+    def __str__(self) -> str:
+        return f"Failed to load the driver {self.driver!r}: {self.ex}"
+
+
+class CapabilityMissing(MessagingException):
+    """Something was asked of a driver that it does not declare among its capabilities."""
+
+
+class MessageDeliveryFailure(MessagingException):
+    """The message was not handed over to the message system."""
+
+
+class MessageUndeliverable(MessageDeliveryFailure):
+    """Nobody listens at the target and nothing is stored for it."""
+
+
+class TransportUnavailable(MessageDeliveryFailure):
+    """The message system could not be reached in time.
+
+    Attributes:
+        maybe_delivered: True where the message had begun to be sent, so that it may have arrived all the same.
+    """
+
+    def __init__(self, msg: str, *, maybe_delivered: bool = False) -> None:
+        super().__init__(msg)
+        self.maybe_delivered = maybe_delivered
+
+
+class TransportBlocked(MessageDeliveryFailure):
+    """The message system refuses messages: a memory or disk alarm, a full queue, a full peer.
+
+    Attributes:
+        maybe_delivered: True where the message had been sent before the refusal was known.
+    """
+
+    def __init__(self, msg: str, *, maybe_delivered: bool = False) -> None:
+        super().__init__(msg)
+        self.maybe_delivered = maybe_delivered
+
+
+class MessageTooLarge(MessageDeliveryFailure):
+    """The message is larger than the message system takes. Nothing of it was sent."""
+
+
+class OutcomeUnknown(MessageDeliveryFailure):
+    """The request may or may not have run, and under ``at_most_once`` it is not sent again to find out."""
+
+
+class MessagingTimeout(MessagingException, TimeoutError):
+    """The deadline passed. The message says what is known of the request."""
+
+
+class ServerLost(MessagingTimeout):
+    """The server that had begun to run the request showed no sign of life for three keepalive intervals."""
+
+
+class CallCancelled(MessagingException):
+    """The transport was closed (or the process forked) while the caller waited for its answer."""
+
+
+class RemoteError(MessagingException):
+    """An endpoint raised an exception that may not be rebuilt in this process.
+
+    Attributes:
+        exc_type: the name of the remote exception's class.
+        value: its text.
+        traceback: the remote traceback, a list of lines, or None where the server sends none.
+    """
+
+    def __init__(
+        self, exc_type: str | None = None, value: object = None, traceback: list[str] | str | None = None
+    ) -> None:
+        self.exc_type = exc_type
+        self.value = value
+        self.traceback = traceback
+
+    def __str__(self) -> str:
+        lines = [self.traceback] if isinstance(self.traceback, str) else self.traceback or []
+        return "\n".join([f"Remote error: {self.exc_type} {self.value}", *(line.rstrip("\n") for line in lines)])
+
+
+class RPCDispatcherError(MessagingException):
+    """No endpoint could be run for the request."""
+
+
+class NoSuchMethod(RPCDispatcherError, AttributeError):
+    """No endpoint of a fitting namespace and version has the method."""
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+
+    def __str__(self) -> str:
+        return f"Endpoint does not support RPC method {self.method}"
+
+
+class UnsupportedVersion(RPCDispatcherError):
+    """No endpoint has the namespace in a version that serves the request."""
+
+    def __init__(self, version: str, method: str | None = None) -> None:
+        self.version = version
+        self.method = method
+
+    def __str__(self) -> str:
+        text = f"Endpoint does not support RPC version {self.version}"
+        return f"{text}. Attempted method: {self.method}" if self.method else text
+
+
+class InvalidArguments(RPCDispatcherError, TypeError):
+    """The arguments do not fit the method's signature."""
+
+
+class AccessDenied(RPCDispatcherError):
+    """The method exists, and the server's access policy does not let it be called from outside."""
+
+
+class RPCVersionCapError(MessagingException):
+    """The request's version is above the client's version cap. Nothing was sent."""
+
+    def __init__(self, version: str | None, version_cap: str) -> None:
+        self.version = version
+        self.version_cap = version_cap
+
+    def __str__(self) -> str:
+        return (
+            f"The request needs version {self.version}, which the version cap {self.version_cap} forbids: the major "
+            "version has to be the same, and the minor version no higher"
+        )
+
+
+class SerializationError(MessagingException, ValueError):
+    """A value cannot be put on the wire, or what came from the wire cannot be read."""

@@ -1,0 +1,169 @@
+"""Running: one request that a server runs for a client that waits, and all that it tells that client."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Generator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from msgbus.drivers.base import Address, Message, Sent
+from msgbus.exceptions import SerializationError
+from msgbus.failures import serialize_failure
+from msgbus.message import Control, Reply, Request, encode_reply, new_id
+from msgbus.replies import KEEPALIVE
+from msgbus.streams import StreamSender
+
+if TYPE_CHECKING:
+    from msgbus.transport import Transport
+
+LOG = logging.getLogger(__name__)
+
+STARTED_AFTER = 0.2
+"""Seconds that a call runs before its client is told that it does: most are done by then."""
+
+
+class Running:
+    """Answers one request. Thread-safe: the endpoint's thread, the timer and the inbox use it.
+
+    Attributes:
+        request: what is run.
+        answered: done when the answer has been handed over, or could not be.
+        cancelled: the client does not want the answer any more.
+    """
+
+    __slots__ = (
+        "_address",
+        "_content_type",
+        "_durable",
+        "_grace",
+        "_last_frame",
+        "_server",
+        "_stream",
+        "_transport",
+        "answered",
+        "cancelled",
+        "request",
+        "started",
+    )
+
+    def __init__(
+        self, transport: Transport, server: str, request: Request, content_type: str, *, durable: bool, grace: float
+    ) -> None:
+        assert request.reply_to is not None
+        self.request = request
+        self.cancelled = False
+        self.started = False
+        self.answered: Future[Sent] | None = None
+        self._transport = transport
+        self._server = server
+        self._content_type = content_type
+        self._durable = durable
+        self._grace = grace
+        self._address = Address("inbox", name=request.reply_to)
+        self._last_frame = time.monotonic()
+        self._stream: StreamSender | None = None
+
+    def send(self, reply: Reply) -> Future[Sent]:
+        """Send a frame to the client. An answer is tried for `rpc_reply_grace`, since the client may be reconnecting.
+
+        Raises:
+            SerializationError: the result cannot be written.
+        """
+        request = self.request
+        reply.extended = request.extended
+        reply.server = self._server
+        body = encode_reply(reply, self._content_type)
+        now = self._last_frame = time.monotonic()
+        message = Message(body, self._content_type, new_id(), self._grace, self._durable)
+        if LOG.isEnabledFor(logging.DEBUG):
+            LOG.debug("answering %s with %s to %s", reply.call_id, reply.kind, self._address)
+        return self._transport.send_until(
+            now + self._grace, self._address, message, mandatory=True, retry_undeliverable=True
+        )
+
+    def result(self, value: Any) -> None:
+        """Answer with a value; where it cannot be written, with an error that says so."""
+        reply = Reply(self.request.call_id or "", result=value, ending=True)
+        try:
+            self._answer(reply)
+        except SerializationError as exc:
+            LOG.error("the result of %r %s", self.request.method, exc)
+            self.failure(SerializationError(f"the result of {self.request.method!r} {exc}"))
+
+    def failure(self, exc: BaseException) -> None:
+        """Answer with an exception."""
+        text = serialize_failure(exc)
+        if self._stream is not None:
+            self._stream.end(text)
+        else:
+            self._answer(Reply(self.request.call_id or "", failure=text, ending=True))
+
+    def _answer(self, reply: Reply) -> None:
+        self.answered = self.send(reply)
+        self.answered.add_done_callback(self._warn_if_lost)
+
+    def _warn_if_lost(self, sent: Future[Sent]) -> None:
+        error = sent.exception()
+        if error is not None:
+            LOG.warning(
+                "the answer to %r (call %s) could not be delivered to %s: %s",
+                self.request.method,
+                self.request.call_id,
+                self._address,
+                error,
+            )
+
+    def decline(self) -> None:
+        """Tell the client that the request will not be run here, since it may have run before."""
+        if self.request.extended:
+            self.send(Reply(self.request.call_id or "", "declined"))
+
+    def stream(self, items: Generator[Any, Any, Any]) -> None:
+        """Send a generator's items, within the client's credit.
+
+        Raises:
+            Exception: what the generator raises; `failure` is to tell the client of it.
+        """
+        sender = StreamSender(
+            self.send, self.request.call_id or "", self._content_type, self.request.window or 1, str(self._address)
+        )
+        self._stream = sender
+        if self.cancelled:  # It came before there was a stream to tell.
+            sender.on_control(Control(self.request.call_id or "", "cancel"))
+        self.begin()
+        sender.run(items)
+
+    @property
+    def stream_done(self) -> Future[None] | None:
+        """Done when the last frame of the stream has been handed over; None where there is no stream."""
+        return None if self._stream is None else self._stream.done
+
+    def begin(self) -> None:
+        """Tell the client that the request runs, and where its server can be told things."""
+        if not self.started and self.request.extended:
+            self.started = True
+            self.send(Reply(self.request.call_id or "", "started", inbox=self._transport.inbox(0.0)))
+
+    def show_life(self, now: float) -> None:
+        """Send what is due to a client that waits. Called every now and then while the request runs."""
+        if self.cancelled or self.answered is not None:
+            return
+        silent = now - self._last_frame
+        if self.request.extended:
+            if not self.started:
+                if silent >= STARTED_AFTER:
+                    self.begin()
+            elif silent >= KEEPALIVE:
+                self.send(Reply(self.request.call_id or "", "keepalive"))
+        elif self.request.monitor and silent >= max(1, int(self.request.monitor)) / 2:
+            # A stock client asked for a reply without result twice in that time.
+            self.send(Reply(self.request.call_id or ""))
+
+    def on_control(self, control: Control) -> None:
+        """Take in a frame of the client's."""
+        if control.kind == "cancel":
+            self.cancelled = True
+        if self._stream is not None:
+            self._stream.on_control(control)

@@ -1,0 +1,59 @@
+"""Serializer: a service's hook that turns its own entities and contexts into plain data, and back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import msgspec
+
+
+class Serializer(ABC):
+    """Called once for each argument and result, and for the context, on both sides. It must be thread-safe."""
+
+    @abstractmethod
+    def serialize_entity(self, ctxt: Any, entity: Any) -> Any:
+        """Return `entity` as plain data: dict, list, str, number, bool, None."""
+
+    @abstractmethod
+    def deserialize_entity(self, ctxt: Any, entity: Any) -> Any:
+        """Undo `serialize_entity`."""
+
+    @abstractmethod
+    def serialize_context(self, ctxt: Any) -> dict[str, Any]:
+        """Return the caller's context as a dict with string keys."""
+
+    @abstractmethod
+    def deserialize_context(self, ctxt: dict[str, Any]) -> Any:
+        """Undo `serialize_context`."""
+
+
+class NoOpSerializer(Serializer):
+    """Passes everything on as it is. A context that is not a dict has to have a ``to_dict()``."""
+
+    def serialize_entity(self, ctxt: Any, entity: Any) -> Any:
+        """Return `entity`."""
+        return entity
+
+    def deserialize_entity(self, ctxt: Any, entity: Any) -> Any:
+        """Return `entity`."""
+        return entity
+
+    def serialize_context(self, ctxt: Any) -> dict[str, Any]:
+        """Return the context as a new dict."""
+        if ctxt is None:
+            return {}
+        found = ctxt if isinstance(ctxt, dict) else ctxt.to_dict()
+        return dict(found)
+
+    def deserialize_context(self, ctxt: dict[str, Any]) -> Any:
+        """Return the dict."""
+        return ctxt
+
+
+class JsonPayloadSerializer(NoOpSerializer):
+    """Turns dataclasses, attrs classes, sets, dates, UUIDs and the like into what JSON has, before they are sent."""
+
+    def serialize_entity(self, ctxt: Any, entity: Any) -> Any:
+        """Return `entity` in the types that JSON has."""
+        return msgspec.to_builtins(entity)

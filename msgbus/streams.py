@@ -1,0 +1,252 @@
+"""Streams: the iterator of `multicall` on the client, and the sending of a generator's items on the server."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from msgbus.drivers.base import Sent
+from msgbus.message import Control, Reply, encode_item
+from msgbus.replies import KEEPALIVE, LOST_AFTER, Pending, PendingStream
+from msgbus.serializer import NoOpSerializer, Serializer
+from msgbus.transport import Transport
+
+LOG = logging.getLogger(__name__)
+
+
+class Stream(Iterator[Any]):
+    """Iterates over what a remote generator yields. For one thread at a time; also a context manager.
+
+    The remote generator is closed (its ``finally`` runs) when `close` is called, when the iterator is dropped, and when
+    this process dies.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        pending: PendingStream,
+        wait: Callable[[Pending], None],
+        look_at: Callable[[Pending], None],
+        content_type: str,
+        serializer: Serializer,
+        ctxt: Any,
+    ) -> None:
+        self._transport = transport
+        self._pending = pending
+        self._wait = wait
+        self._look_at = look_at
+        self._content_type = content_type
+        self._serializer = serializer
+        self._ctxt = ctxt
+        self._closed = False
+        transport.timer.call_later(KEEPALIVE, _keepalive(weakref.ref(self)))
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Any:
+        """Wait for the next item.
+
+        Raises:
+            StopIteration: the remote generator has ended, or the stream was closed.
+            As `RPCClient.call`; the stream is closed then.
+        """
+        pending = self._pending
+        if not pending.items:
+            if self._closed:
+                raise StopIteration
+            try:
+                self._await_item()
+            except BaseException:
+                self.close()
+                raise
+            if not pending.items:
+                self.close()
+                if pending.error is not None:
+                    error, pending.error = pending.error, None
+                    raise error
+                raise StopIteration
+        item, credit = pending.take()
+        if credit and pending.server_inbox is not None:
+            self._control("credit", credit)
+        if type(self._serializer) is NoOpSerializer:
+            return item
+        return self._serializer.deserialize_entity(self._ctxt, item)
+
+    def _await_item(self) -> None:
+        pending = self._pending
+        pending.expect_item(time.monotonic())
+        while not pending.items and not pending.ended:
+            self._wait(pending)
+            if not pending.items and not pending.ended:
+                self._look_at(pending)
+
+    def _control(self, kind: Any, credit: int = 0) -> None:
+        inbox = self._pending.server_inbox
+        if inbox is not None:
+            self._transport.send_control(inbox, Control(self._pending.id, kind, credit), self._content_type)
+
+    def close(self) -> None:
+        """Tell the server to stop, and forget what has not been taken. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        pending, transport, content_type = self._pending, self._transport, self._content_type
+        transport.window.release()
+        pending.items.clear()
+        if pending.ended or pending.send_error is not None:
+            transport.router.discard(pending)
+            return
+
+        def cancel() -> None:
+            if pending.server_inbox is not None:
+                transport.router.discard(pending)
+                transport.send_control(pending.server_inbox, Control(pending.id, "cancel"), content_type)
+
+        # The server may not have said yet where it can be told: then it is told as soon as it says so.
+        pending.wake = cancel
+        cancel()
+        if pending.server_inbox is None:
+            left = pending.deadline - time.monotonic()
+            transport.timer.call_later(max(left, 0.0) + LOST_AFTER, lambda: transport.router.discard(pending))
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_closed"):
+            self.close()
+
+
+def _keepalive(ref: weakref.ref[Stream]) -> Callable[[], None]:
+    """What tells the server every few seconds that the stream's reader lives, for as long as it does."""
+
+    def tick() -> None:
+        stream = ref()
+        if stream is not None and not stream._closed and not stream._pending.ended:
+            stream._control("keepalive")
+            stream._transport.timer.call_later(KEEPALIVE, tick)
+
+    return tick
+
+
+SendFrame = Callable[[Reply], "Future[Sent]"]
+
+
+class StreamSender:
+    """Sends a generator's items, within the client's credit.
+
+    One frame is under way at a time; what the generator yields meanwhile goes together in the next one. So the frames
+    keep their order, and a fast generator needs few of them.
+    """
+
+    def __init__(self, send: SendFrame, call_id: str, content_type: str, window: int, client: str) -> None:
+        self._send = send
+        self._call_id = call_id
+        self._content_type = content_type
+        self._client = client
+        self._changed = threading.Condition()
+        self._credit = window
+        self._buffer: list[msgspec.Raw] = []
+        self._seq = 0
+        self._sending = False
+        self._ended = False
+        self._failure: str | None = None
+        self._stopped: str | None = None
+        self._heard = time.monotonic()
+        self.done: Future[None] = Future()
+
+    def on_control(self, control: Control) -> None:
+        """Take in a frame of the client's."""
+        with self._changed:
+            self._heard = time.monotonic()
+            if control.kind == "credit":
+                self._credit += max(0, control.credit)
+            elif control.kind == "cancel":
+                self._stopped = "the client closed it"
+            self._changed.notify()
+
+    def run(self, items: Generator[Any, Any, Any]) -> None:
+        """Send all items and the end of the stream. The generator is closed in any case.
+
+        Raises:
+            Exception: what the generator raises, after its items are on their way; `end` tells the client of it.
+        """
+        try:
+            while self._may_go_on():
+                try:
+                    item = next(items)
+                except StopIteration:
+                    self.end(None)
+                    return
+                self._put(encode_item(item, self._content_type))
+            LOG.info("stream %s was ended: %s", self._call_id, self._stopped)
+            self.done.set_result(None)
+        finally:
+            items.close()
+
+    def _may_go_on(self) -> bool:
+        """Wait for credit. False: the client wants no more, or is gone."""
+        with self._changed:
+            while self._stopped is None:
+                silent = time.monotonic() - self._heard
+                if silent >= LOST_AFTER:
+                    self._stopped = f"the client at {self._client} has been silent for {silent:.0f} s"
+                elif self._credit > 0:
+                    return True
+                else:
+                    self._changed.wait(LOST_AFTER - silent)
+            return False
+
+    def _put(self, item: msgspec.Raw) -> None:
+        with self._changed:
+            self._credit -= 1
+            self._buffer.append(item)
+            if not self._sending:
+                self._flush()
+
+    def end(self, failure: str | None) -> None:
+        """Say how the stream ended, after the items before."""
+        with self._changed:
+            self._ended = True
+            self._failure = failure
+            if not self._sending:
+                self._flush()
+
+    def _flush(self) -> None:
+        """Send what there is, as one frame. The lock is held; sending does not block."""
+        items, self._buffer = self._buffer, []
+        seq, self._seq = self._seq, self._seq + len(items)
+        ending = self._ended
+        self._sending = True
+        kind: Any = "reply" if ending else "items"
+        frame = Reply(
+            self._call_id, kind, failure=self._failure if ending else None, ending=ending, items=items, seq=seq
+        )
+        self._send(frame).add_done_callback(lambda sent: self._on_sent(sent, ending))
+
+    def _on_sent(self, sent: Future[Sent], ending: bool) -> None:
+        error = sent.exception()
+        with self._changed:
+            self._sending = False
+            if error is not None:
+                self._stopped = f"the client at {self._client} could not be reached: {error}"
+                self._changed.notify()
+            elif not ending and (self._buffer or self._ended):
+                self._flush()
+                return
+        if (ending or error is not None) and not self.done.done():
+            self.done.set_result(None)

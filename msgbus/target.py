@@ -1,0 +1,72 @@
+"""Target: whom a client addresses, or what a server and its endpoints serve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from msgbus.exceptions import InvalidTarget
+
+# The shortest limit of the supported message systems is RabbitMQ's 255 bytes for a queue name, which holds the
+# exchange, topic and server; a name that would not fit all of them everywhere is refused by all drivers alike.
+MAX_NAME_BYTES = 80
+
+
+@dataclass(frozen=True)
+class Target:
+    """Names a set of servers, or one.
+
+    A client needs `topic`, and may add `server` (that one only) or `fanout` (all of them). A server needs `topic` and
+    `server`. An endpoint may say with `namespace` and `version` what interface it implements.
+
+    Attributes:
+        exchange: a scope that keeps equal topics apart; None means the option ``control_exchange``.
+        topic: the name of the service.
+        namespace: the name of an interface of an endpoint; None is the nameless default.
+        version: of that interface, as ``"major.minor"``; for a client the version that it needs.
+        server: the name of one server of the topic.
+        fanout: address every server of the topic (casts only).
+        legacy_namespaces: further namespaces under which an endpoint answers.
+
+    Raises:
+        InvalidTarget: a name is not a string, is empty, holds control characters, or is longer than 80 bytes.
+    """
+
+    exchange: str | None = None
+    topic: str | None = None
+    namespace: str | None = None
+    version: str | None = None
+    server: str | None = None
+    fanout: bool | None = None
+    legacy_namespaces: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("exchange", "topic", "server"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not isinstance(value, str):
+                raise InvalidTarget(f"the {name} must be a string, not {type(value).__name__}", value)
+            if not value or not value.isprintable():
+                raise InvalidTarget(f"the {name} must not be empty or hold control characters", repr(value))
+            if len(value.encode("utf-8", "replace")) > MAX_NAME_BYTES:
+                raise InvalidTarget(f"the {name} is longer than {MAX_NAME_BYTES} bytes", value)
+
+    @property
+    def accepted_namespaces(self) -> list[str | None]:
+        """The namespaces that an endpoint with this target answers to."""
+        return [self.namespace, *(self.legacy_namespaces or ())]
+
+    def __call__(self, **changes: Any) -> Target:
+        """Return a copy with some attributes changed.
+
+        Raises:
+            TypeError: an attribute that a target does not have.
+            InvalidTarget: as for the constructor.
+        """
+        return replace(self, **changes)
+
+    def __str__(self) -> str:
+        given = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return f"<Target {', '.join(f'{name}={value}' for name, value in given if value is not None)}>"

@@ -1,0 +1,279 @@
+"""get_rpc_transport, and Transport: a driver, the inbox of this process, and who waits for what comes to it."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Protocol
+
+from msgbus.drivers.base import CONTRACT, Address, Capability, Delivery, Depth, Driver, Inbox, Message, Sent
+from msgbus.exceptions import (
+    CallCancelled,
+    DriverLoadFailure,
+    MessageUndeliverable,
+    MessagingException,
+    MessagingTimeout,
+    SerializationError,
+    TransportUnavailable,
+)
+from msgbus.message import Control, Reply, decode, decode_inbox_frame, encode_control, new_id
+from msgbus.replies import ReplyRouter
+from msgbus.target import Target
+from msgbus.timer import Timer
+from msgbus.url import TransportURL
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+LOG = logging.getLogger(__name__)
+
+DRIVERS = "msgbus.drivers"
+"""The entry point group that names the drivers."""
+RETRY_DELAY = 0.25
+"""Seconds between two tries to deliver a reply to a client that may be reconnecting."""
+CONTROL_TTL = 30.0
+"""Seconds after which a control frame is worthless."""
+
+
+class ControlHandler(Protocol):
+    """What runs a request: it takes the client's control frames."""
+
+    def on_control(self, control: Control) -> None:
+        """Take in a frame. Must not block."""
+
+
+def installed_drivers() -> dict[str, type[Driver]]:
+    """The driver classes by entry point name. One that cannot be imported is left out, with a warning in the log."""
+    from stevedore import ExtensionManager
+
+    def warn(_manager: object, entry_point: object, error: BaseException) -> None:
+        LOG.warning("the driver of entry point %s cannot be loaded: %s", entry_point, error)
+
+    manager: Any = ExtensionManager(DRIVERS, on_load_failure_callback=warn)
+    return {extension.name: extension.plugin for extension in manager}
+
+
+def load_driver_class(name: str) -> type[Driver]:
+    """The class of the driver of that name.
+
+    Raises:
+        DriverLoadFailure: there is none (the text names the nearest, and those there are), it cannot be imported, or it
+            was written for another major version of the contract.
+    """
+    from stevedore import DriverManager, ExtensionManager
+    from stevedore.exception import NoMatches
+
+    try:
+        cls: Any = DriverManager(DRIVERS, name, warn_on_missing_entrypoint=False).driver
+    except NoMatches:
+        known = sorted(set(ExtensionManager(DRIVERS).entry_points_names()))
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise DriverLoadFailure(name, f"no such driver is installed; {hint}there are {', '.join(known)}") from None
+    except Exception as exc:
+        raise DriverLoadFailure(name, exc) from exc
+    if not (isinstance(cls, type) and issubclass(cls, Driver)):
+        raise DriverLoadFailure(name, f"{cls!r} is no subclass of msgbus.drivers.base.Driver")
+    if cls.contract[0] != CONTRACT[0]:
+        theirs, ours = (".".join(map(str, version)) for version in (cls.contract, CONTRACT))
+        raise DriverLoadFailure(name, f"it was written for version {theirs} of the contract, and this is {ours}")
+    return cls
+
+
+def get_rpc_transport(
+    conf: cfg.ConfigOpts, url: str | None = None, allowed_remote_exmods: Sequence[str] | None = None
+) -> Transport:
+    """Make a transport. Nothing is connected yet.
+
+    Args:
+        conf: options are registered on it, and read from it.
+        url: a transport URL; None means ``transport_url`` of the configuration, else the driver that ``rpc_backend``
+            names.
+        allowed_remote_exmods: modules whose exceptions may be made again in this process when a server raised them.
+
+    Raises:
+        InvalidTransportURL: the URL cannot be read.
+        DriverLoadFailure: the driver is unknown or cannot be loaded.
+        ConfigurationError: an option of the driver has a wrong name or value.
+    """
+    from msgbus import options
+
+    options.register(conf)
+    parsed = TransportURL.parse(conf, url)
+    cls = load_driver_class(parsed.transport)
+    return Transport(conf, parsed, cls(conf, parsed), allowed_remote_exmods)
+
+
+class Transport:
+    """The way to one message system. Shared by all clients and servers of a process; thread-safe.
+
+    Attributes:
+        conf: the configuration.
+        url: where it leads.
+        driver: what moves the bytes.
+        router: the calls that wait for replies.
+        running: the requests that this process runs, by call id.
+        timer: runs what is due later.
+        window: bounds the unfinished requests.
+    """
+
+    def __init__(
+        self,
+        conf: cfg.ConfigOpts,
+        url: TransportURL,
+        driver: Driver,
+        allowed_remote_exmods: Sequence[str] | None = None,
+    ) -> None:
+        self.conf = conf
+        self.url = url
+        self.driver = driver
+        self.allowed_remote_exmods = frozenset(allowed_remote_exmods or ())
+        self._closed = False
+        self._start_clean()
+        os.register_at_fork(after_in_child=_after_fork(weakref.ref(self)))
+
+    def _start_clean(self) -> None:
+        self.router = ReplyRouter()
+        self.running: dict[str, ControlHandler] = {}
+        self.timer = Timer("msgbus-timer")
+        self.window = threading.Semaphore(self.conf.rpc_send_window)
+        self._inbox: Inbox | None = None
+        self._opening_inbox = threading.Lock()
+
+    def address(self, target: Target) -> Address:
+        """Where a request for `target` goes. The target has a topic: the caller has seen to it."""
+        exchange, topic = target.exchange or self.conf.control_exchange, target.topic or ""
+        if target.fanout:
+            return Address("fanout", exchange, topic)
+        if target.server:
+            return Address("server", exchange, topic, target.server)
+        return Address("topic", exchange, topic)
+
+    def inbox(self, deadline: float) -> str:
+        """The name of this process's inbox, which is opened when it is asked for the first time.
+
+        Raises:
+            TransportUnavailable: it could not be opened by `deadline` (seconds of `time.monotonic`).
+            CallCancelled: the transport is closed.
+        """
+        inbox = self._inbox
+        if inbox is None:
+            if self._closed:
+                raise CallCancelled(f"the transport to {self.url} is closed")
+            with self._opening_inbox:
+                if self._inbox is None:
+                    self._inbox = self.driver.open_inbox(self._on_delivery)
+                inbox = self._inbox
+        if not inbox.ready.done() or inbox.ready.exception() is not None:
+            wait_for(inbox.ready, deadline, f"an inbox for replies could not be opened on {self.driver.state}")
+        return inbox.address.name
+
+    def send(self, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
+        """Send once."""
+        if LOG.isEnabledFor(logging.DEBUG):
+            LOG.debug("sending %s to %s (%d bytes)", message.id, address, len(message.body))
+        return self.driver.send(address, message, mandatory=mandatory)
+
+    def send_until(
+        self, deadline: float, address: Address, message: Message, *, mandatory: bool, retry_undeliverable: bool = False
+    ) -> Future[Sent]:
+        """Send, and send again after an unknown outcome, until `deadline` (seconds of `time.monotonic`).
+
+        With `retry_undeliverable` also when nobody was there: a client that reconnects comes back in a moment.
+        """
+        outcome: Future[Sent] = Future()
+
+        def attempt() -> None:
+            left = deadline - time.monotonic()
+            again = Message(message.body, message.content_type, message.id, max(left, 0.001), message.durable)
+            self.send(address, again, mandatory=mandatory).add_done_callback(done)
+
+        def done(sent: Future[Sent]) -> None:
+            error = sent.exception()
+            if error is None:
+                outcome.set_result(sent.result())
+                return
+            lost = isinstance(error, TransportUnavailable) and error.maybe_delivered
+            away = retry_undeliverable and isinstance(error, MessageUndeliverable)
+            if (lost or away) and time.monotonic() + RETRY_DELAY < deadline and not self._closed:
+                LOG.debug("sending %s again: %s", message.id, error)
+                self.timer.call_later(RETRY_DELAY if away else 0, attempt)
+            else:
+                outcome.set_exception(error)
+
+        attempt()
+        return outcome
+
+    def send_control(self, inbox: str, control: Control, content_type: str) -> None:
+        """Send a control frame to a server. That it may get lost is part of the protocol: nobody waits for it."""
+        message = Message(encode_control(control, content_type), content_type, new_id(), CONTROL_TTL)
+        self.send(Address("inbox", name=inbox), message, mandatory=False)
+
+    def inspect(self, address: Address, timeout: float) -> Depth | None:
+        """What is known of an address, or None where that cannot be learnt within `timeout` seconds."""
+        if Capability.INSPECT not in self.driver.capabilities:
+            return None
+        try:
+            return self.driver.inspect(address).result(timeout)
+        except MessageUndeliverable:
+            return Depth(0, 0)
+        except (MessagingException, TimeoutError):
+            return None
+
+    def cleanup(self) -> None:
+        """Close everything. Callers that still wait get `CallCancelled`. Idempotent."""
+        self._closed = True
+        self.router.fail_all(CallCancelled(f"the transport to {self.url} was closed"))
+        self.driver.close()
+        self.timer.close()
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        message = delivery.message
+        try:
+            frame = decode_inbox_frame(decode(message.body, message.content_type))
+        except SerializationError as exc:
+            LOG.warning("a message to the inbox that is not ours was dropped: %s", exc)
+            return
+        if isinstance(frame, Reply):
+            self.router.route(frame, time.monotonic())
+        elif (handler := self.running.get(frame.call_id)) is not None:
+            handler.on_control(frame)
+        else:
+            LOG.debug("a control frame (%s) for call %s, which is not running here", frame.kind, frame.call_id)
+
+    def __repr__(self) -> str:
+        return f"<Transport {self.url}>"
+
+
+def _after_fork(transport: weakref.ref[Transport]) -> Callable[[], None]:
+    """A function that makes the transport, if it still lives, start clean in a forked child.
+
+    The threads that waited do not exist there, and the locks may be held by one of them.
+    """
+
+    def in_child() -> None:
+        if (alive := transport()) is not None:
+            alive._start_clean()
+
+    return in_child
+
+
+def wait_for(future: Future[object] | Future[None], deadline: float, what: str) -> None:
+    """Wait for a driver's future.
+
+    Raises:
+        TransportUnavailable: `deadline` (seconds of `time.monotonic`) came first; `what` begins the text.
+        MessagingException: what the future failed with.
+    """
+    try:
+        future.result(max(0.0, deadline - time.monotonic()))
+    except MessagingTimeout:
+        raise
+    except TimeoutError:
+        raise TransportUnavailable(f"{what}: gave up at the deadline") from None

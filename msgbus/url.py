@@ -1,0 +1,145 @@
+"""TransportURL: which driver, which hosts, and how.
+
+``driver://[user:password@]host[:port][,[user:password@]host[:port]...][/virtual_host][?option=value&...]``
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, quote, unquote, urlencode
+
+from msgbus.exceptions import InvalidTransportURL
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+_SCHEME = re.compile(r"([a-z][a-z0-9_.-]*)(?:\+[a-z0-9_.+-]*)?://(.*)", re.IGNORECASE | re.DOTALL)
+_HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%a-z]+\]|[^:\[\]]*)(?::(?P<port>[0-9]*))?")
+
+
+def mask(text: str) -> str:
+    """Return a URL that could not be read with all before its last ``@`` replaced: no part of a password is left."""
+    head, sep, tail = text.partition("://")
+    rest = tail.rpartition("@")
+    return f"{head}{sep}***@{rest[2]}" if rest[1] else text
+
+
+@dataclass(frozen=True)
+class TransportHost:
+    """One address of a message system; None stands for what is not given."""
+
+    hostname: str | None = None
+    port: int | None = None
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        """`host:port`, without credentials."""
+        name = self.hostname or ""
+        name = f"[{name}]" if ":" in name else name
+        return name if self.port is None else f"{name}:{self.port}"
+
+
+@dataclass(frozen=True)
+class TransportURL:
+    """A parsed transport URL.
+
+    Its `str` and `repr` show no password; `unmasked` gives the whole.
+
+    Attributes:
+        transport: the driver's name.
+        virtual_host: the path without its first slash; None where there is none.
+        hosts: in the order in which they are tried first.
+        query: options of the driver. A name that is given twice keeps both values, joined by a comma.
+    """
+
+    transport: str
+    virtual_host: str | None = None
+    hosts: tuple[TransportHost, ...] = ()
+    query: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, conf: cfg.ConfigOpts, url: str | None = None) -> TransportURL:
+        """Read a URL; None means the one that the configuration gives.
+
+        Without a ``transport_url`` in the configuration, ``rpc_backend`` names the driver and its defaults do the rest.
+
+        Raises:
+            InvalidTransportURL: no scheme, a port that is none, a host name that is none; the text says which.
+        """
+        if url is None:
+            url = conf.transport_url or f"{backend_name(conf.rpc_backend)}://"
+        if not isinstance(url, str):
+            raise InvalidTransportURL(repr(url), f"a transport URL is a string, not {type(url).__name__}")
+        match = _SCHEME.fullmatch(url)
+        if match is None:
+            raise InvalidTransportURL(mask(url), "a transport URL begins with DRIVER://, for example rabbit://")
+        transport, rest = match.groups()
+        rest, _, query = rest.partition("?")
+        # A password may hold a slash that nobody escaped; the path begins behind the last @.
+        credentials, at, hosts = rest.rpartition("@")
+        hosts, slash, path = hosts.partition("/")
+        return cls(
+            transport=transport.lower(),
+            virtual_host=unquote(path) if slash else None,
+            hosts=tuple(_parse_host(text, url) for text in (credentials + at + hosts).split(",") if text),
+            query=_parse_query(query, url),
+        )
+
+    def unmasked(self) -> str:
+        """The URL with its passwords: for handing on, never for a log."""
+        return self._format(lambda password: quote(password, safe=""))
+
+    def __str__(self) -> str:
+        return self._format(lambda _: "***")
+
+    def __repr__(self) -> str:
+        return f"<TransportURL {self}>"
+
+    def _format(self, show: Callable[[str], str]) -> str:
+        texts = []
+        for host in self.hosts:
+            user = "" if host.username is None else quote(host.username, safe="")
+            if host.password is not None:
+                user += f":{show(host.password)}"
+            texts.append(f"{user}@{host}" if user else str(host))
+        path = quote(self.virtual_host or "", safe="")
+        query = f"?{urlencode(self.query)}" if self.query else ""
+        return f"{self.transport}://{','.join(texts)}/{path}{query}"
+
+
+def backend_name(rpc_backend: str) -> str:
+    """The driver's name for a value of ``rpc_backend``, which may be an old module path ending in ``impl_NAME``."""
+    last = rpc_backend.rpartition(".")[2]
+    return last.removeprefix("impl_")
+
+
+def _parse_host(text: str, url: str) -> TransportHost:
+    user, at, address = text.rpartition("@")
+    match = _HOST.fullmatch(address)
+    if match is None or any(c.isspace() for c in address):
+        raise InvalidTransportURL(mask(url), f"{address!r} is no host name (an IPv6 address goes in brackets)")
+    port = match["port"]
+    if port and not 0 < int(port) < 65536:
+        raise InvalidTransportURL(mask(url), f"{port} is no port")
+    username, colon, password = user.partition(":")
+    return TransportHost(
+        hostname=match["host"].strip("[]") or None,
+        port=int(port) if port else None,
+        username=unquote(username) if at else None,
+        password=unquote(password) if colon else None,
+    )
+
+
+def _parse_query(query: str, url: str) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
+    except ValueError:
+        raise InvalidTransportURL(mask(url), "the part behind the question mark is not option=value&...") from None
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        found[name] = f"{found[name]},{value}" if name in found else value
+    return found
