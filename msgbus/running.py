@@ -36,6 +36,7 @@ class Running:
     __slots__ = (
         "_address",
         "_content_type",
+        "_deadline",
         "_durable",
         "_grace",
         "_last_frame",
@@ -49,7 +50,15 @@ class Running:
     )
 
     def __init__(
-        self, transport: Transport, server: str, request: Request, content_type: str, *, durable: bool, grace: float
+        self,
+        transport: Transport,
+        server: str,
+        request: Request,
+        content_type: str,
+        *,
+        durable: bool,
+        grace: float,
+        deadline: float | None,
     ) -> None:
         assert request.reply_to is not None
         self.request = request
@@ -61,12 +70,16 @@ class Running:
         self._content_type = content_type
         self._durable = durable
         self._grace = grace
+        self._deadline = deadline
         self._address = Address("inbox", name=request.reply_to)
         self._last_frame = time.monotonic()
         self._stream: StreamSender | None = None
 
     def send(self, reply: Reply) -> Future[Sent]:
-        """Send a frame to the client. An answer is tried for `rpc_reply_grace`, since the client may be reconnecting.
+        """Send a frame to the client.
+
+        While this side's connection is away the frame waits as long as the client does; while the client's is, it is
+        tried for `rpc_reply_grace`.
 
         Raises:
             SerializationError: the result cannot be written.
@@ -76,11 +89,12 @@ class Running:
         reply.server = self._server
         body = encode_reply(reply, self._content_type)
         now = self._last_frame = time.monotonic()
-        message = Message(body, self._content_type, new_id(), self._grace, self._durable)
+        end = now + self._grace if self._deadline is None else max(self._deadline, now + self._grace)
+        message = Message(body, self._content_type, new_id(), end - now, self._durable)
         if LOG.isEnabledFor(logging.DEBUG):
             LOG.debug("answering %s with %s to %s", reply.call_id, reply.kind, self._address)
         return self._transport.send_until(
-            now + self._grace, self._address, message, mandatory=True, retry_undeliverable=True
+            end, self._address, message, mandatory=True, retry_undeliverable=now + self._grace
         )
 
     def result(self, value: Any) -> None:

@@ -97,6 +97,19 @@ class _Ping:
         return self._answer
 
 
+class _Cast:
+    """A cast that is being run, for the first time or again after it raised."""
+
+    __slots__ = ("at_least_once", "attempts", "deadline", "delivery", "request")
+
+    def __init__(self, delivery: Delivery, request: Request, deadline: float | None, at_least_once: bool) -> None:
+        self.delivery = delivery
+        self.request = request
+        self.deadline = deadline
+        self.at_least_once = at_least_once
+        self.attempts = 0
+
+
 class RPCServer:
     """Serves a topic: as any one of its servers, as the one of its name, and as one of all.
 
@@ -124,13 +137,13 @@ class RPCServer:
         self._cast_retries: int = conf.rpc_cast_retries
         self._state = threading.Condition()
         self._subscription: Subscription | None = None
-        self._executor: Executor[Delivery] | None = None
+        self._executor: Executor[Delivery | _Cast] | None = None
         self._stopping = False
-        self._known: OrderedDict[str, None] = OrderedDict()
+        # The ids of requests; those that are not done yet with further deliveries of the same.
+        self._known: OrderedDict[str, list[Delivery] | None] = OrderedDict()
         self._knowing = threading.Lock()
         self._running: dict[str, Running] = {}
         self._open: set[Future[Any]] = set()  # answers and dead letters that are on their way
-        self._attempts: dict[str, int] = {}
         self._ticking = False
 
     def start(self, timeout: float | None = None) -> None:
@@ -175,8 +188,11 @@ class RPCServer:
                 self._subscription.stop().result(STOP_TIMEOUT)
             except (MessagingException, TimeoutError) as exc:
                 LOG.warning("%s: the message system did not say that it delivers no more: %s", self.target, exc)
-            for delivery in self._executor.take_backlog():
-                self._hand_back(delivery)
+            for work in self._executor.take_backlog():
+                if isinstance(work, _Cast):
+                    self._submit_again(work)
+                else:
+                    self._hand_back(work)
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait until what runs has finished and is answered, then let go of the message system.
@@ -239,9 +255,12 @@ class RPCServer:
         self._open.add(future)
         future.add_done_callback(self._open.discard)
 
-    def _process(self, delivery: Delivery) -> None:
+    def _process(self, work: Delivery | _Cast) -> None:
         """Run one delivery, on a worker's thread."""
-        message = delivery.message
+        if isinstance(work, _Cast):
+            self._run_cast(work)
+            return
+        delivery, message = work, work.message
         try:
             request = decode_request(decode(message.body, message.content_type))
         except SerializationError as exc:
@@ -250,16 +269,16 @@ class RPCServer:
             return
         if LOG.isEnabledFor(logging.DEBUG):
             LOG.debug("received %s: %r by %s", request.unique_id, request.method, delivery.address)
-        left = _time_left(request, message, time.monotonic())
+        now = time.monotonic()
+        left = _time_left(request, message, now)
         if left is not None and left <= 0:
             LOG.info("%r (%s) came after its deadline and was not run", request.method, request.unique_id)
             delivery.accept()
             return
         at_least_once = self._policy_of(request) == AT_LEAST_ONCE
-        if request.unique_id and request.unique_id not in self._attempts and not self._is_new(request.unique_id):
-            LOG.info("%r (%s) has come a second time and was not run again", request.method, request.unique_id)
-            delivery.accept()
+        if request.unique_id and not self._begin(request, delivery, wait=at_least_once):
             return
+        deadline = None if left is None else now + left
         running = None
         if request.call_id is not None and request.reply_to is not None:
             running = Running(
@@ -269,23 +288,58 @@ class RPCServer:
                 message.content_type,
                 durable=at_least_once,
                 grace=self._grace,
+                deadline=deadline,
             )
-        if not at_least_once and (delivery.redelivered or not delivery.accept()):
-            self._decline(delivery, request, running)
-            return
-        if running is not None:
-            self._run_call(delivery, running, left, at_least_once)
+        if not at_least_once and not self._accept_first(delivery, request, running):
+            self._settled(request, delivery, done=True)
+        elif running is not None:
+            self._run_call(delivery, running, deadline, at_least_once)
         else:
-            self._run_cast(delivery, request, left, at_least_once)
+            self._run_cast(_Cast(delivery, request, deadline, at_least_once))
 
-    def _is_new(self, unique_id: str) -> bool:
+    def _begin(self, request: Request, delivery: Delivery, *, wait: bool) -> bool:
+        """Whether a request is new here. Else its delivery is done with, or waits for the outcome of the one before."""
         with self._knowing:
-            if unique_id in self._known:
-                return False
-            self._known[unique_id] = None
-            if len(self._known) > KNOWN_REQUESTS:
-                self._known.popitem(last=False)
+            if request.unique_id not in self._known:
+                self._known[request.unique_id] = []
+                if len(self._known) > KNOWN_REQUESTS:
+                    self._known.popitem(last=False)
+                return True
+            waiting = self._known[request.unique_id]
+            if waiting is not None and wait:
+                waiting.append(delivery)
+        LOG.info("%r (%s) has come a second time and was not run again", request.method, request.unique_id)
+        if waiting is None or not wait:
+            delivery.accept()
+        return False
+
+    def _settled(self, request: Request, delivery: Delivery, *, done: bool, accepted: bool = True) -> None:
+        """A request has come to its end: done, or to be run again by whoever gets it next."""
+        with self._knowing:
+            if done:
+                waiting = self._known.get(request.unique_id)
+                if request.unique_id in self._known:
+                    self._known[request.unique_id] = None
+            else:
+                waiting = self._known.pop(request.unique_id, None)
+        for each in waiting or () if accepted else (delivery, *(waiting or ())):
+            if done:
+                each.accept()
+            else:
+                each.reject(requeue=True)
+
+    def _accept_first(self, delivery: Delivery, request: Request, running: Running | None) -> bool:
+        """Accept before it runs, as at_most_once asks. False: it may have run before, and is not run."""
+        if delivery.redelivered:
+            self._decline(delivery, request, running)
+            return False
+        if delivery.accept():
             return True
+        # The message system will deliver it again; a cast is given up where that happens, so that it is done once.
+        LOG.warning("%r (%s) was not run: the connection that it came by was lost", request.method, request.unique_id)
+        if running is not None:
+            running.decline()
+        return False
 
     def _decline(self, delivery: Delivery, request: Request, running: Running | None) -> None:
         """Not run what may have run before."""
@@ -296,7 +350,7 @@ class RPCServer:
         else:
             self._bury(delivery, "at_most_once, and it may have run before: a server or connection was lost", 1, [])
 
-    def _run_call(self, delivery: Delivery, running: Running, left: float | None, at_least_once: bool) -> None:
+    def _run_call(self, delivery: Delivery, running: Running, deadline: float | None, at_least_once: bool) -> None:
         request = running.request
         call_id = request.call_id or ""
         self._running[call_id] = self.transport.running[call_id] = running
@@ -305,18 +359,15 @@ class RPCServer:
             self.transport.timer.call_later(TICK, self._tick)
         accepted = not at_least_once
         try:
-            result = self._dispatch(request, left)
-            if isinstance(result, Generator):
-                if request.window is not None:
-                    if not accepted:
-                        delivery.accept()  # A stream is never started again elsewhere.
-                        accepted = True
-                    self._in_context(left, running.stream, result)
-                else:
-                    running.result(self._in_context(left, _last_of, result, running))
-            elif request.window is not None:
-                self._in_context(left, running.stream, _only(result))
-            elif not running.cancelled:
+            result = self._dispatch(request, deadline)
+            if request.window is not None:
+                if not accepted:
+                    accepted = delivery.accept()  # A stream is never started again elsewhere.
+                items = result if isinstance(result, Generator) else _only(result)
+                self._in_context(deadline, running.stream, items)
+            elif isinstance(result, Generator):
+                running.result(self._in_context(deadline, _last_of, result, running))
+            else:
                 running.result(result)
         except ExpectedException as exc:
             LOG.debug("%r raised what it is expected to", request.method, exc_info=True)
@@ -331,77 +382,69 @@ class RPCServer:
             self._running.pop(call_id, None)
             self.transport.running.pop(call_id, None)
             answered = running.stream_done or running.answered
-            if answered is not None:
+            if answered is None:
+                self._settled(request, delivery, done=True, accepted=accepted)
+            else:
                 self._keep(answered)
-            if not accepted:
-                if answered is None:
-                    delivery.accept()
-                else:
-                    # Until the answer is safe, the request is not done: should this server die, another one answers.
-                    answered.add_done_callback(lambda _: delivery.accept())
+                # Until the answer is safe the request is not done: should it get lost, the next one has to give it.
+                answered.add_done_callback(
+                    lambda sent: self._settled(
+                        request, delivery, done=accepted or sent.exception() is None, accepted=accepted
+                    )
+                )
 
-    def _dispatch(self, request: Request, left: float | None) -> Any:
-        token = inherited.current.set(None if left is None else time.monotonic() + left)
+    def _dispatch(self, request: Request, deadline: float | None) -> Any:
+        token = inherited.current.set(deadline)
         try:
             return self.dispatcher.dispatch(request)
         finally:
             inherited.current.reset(token)
 
-    def _in_context(self, left: float | None, func: Callable[..., Any], *args: Any) -> Any:
+    def _in_context(self, deadline: float | None, func: Callable[..., Any], *args: Any) -> Any:
         """Run what iterates over a generator: its code is the handler's, and inherits the deadline too."""
 
         def run() -> Any:
-            inherited.current.set(None if left is None else time.monotonic() + left)
+            inherited.current.set(deadline)
             return func(*args)
 
         return contextvars.copy_context().run(run)
 
-    def _run_cast(self, delivery: Delivery, request: Request, left: float | None, at_least_once: bool) -> None:
+    def _run_cast(self, cast: _Cast) -> None:
+        request = cast.request
         try:
-            result = self._dispatch(request, left)
+            result = self._dispatch(request, cast.deadline)
             if isinstance(result, Generator):
-                self._in_context(left, _last_of, result, None)
+                self._in_context(cast.deadline, _last_of, result, None)
         except ExpectedException:
             LOG.debug("the cast %r raised what it is expected to", request.method, exc_info=True)
         except Exception as exc:
-            if at_least_once:
-                self._run_again_or_bury(delivery, request, exc)
+            if cast.at_least_once:
+                self._run_again_or_bury(cast, exc)
                 return
             if isinstance(exc, RPCDispatcherError):
                 LOG.error("the cast %r (%s): %s", request.method, request.unique_id, exc)
             else:
                 LOG.exception("the cast %r (%s) raised", request.method, request.unique_id)
-        self._attempts.pop(request.unique_id, None)
-        if at_least_once:
-            delivery.accept()
+        self._settled(request, cast.delivery, done=True, accepted=not cast.at_least_once)
 
-    def _run_again_or_bury(self, delivery: Delivery, request: Request, exc: Exception) -> None:
-        key = request.unique_id
-        attempts = max(self._attempts.get(key, 0), delivery.attempts or 0) + 1
-        executor = self._executor
-        if attempts > self._cast_retries or isinstance(exc, RPCDispatcherError | SerializationError):
-            self._attempts.pop(key, None)
-            self._bury(delivery, f"{type(exc).__name__}: {exc}", attempts, traceback.format_exception(exc))
-        elif self._stopping or executor is None:
-            self._give_back(delivery, key)
-        else:
-            self._attempts[key] = attempts
-            delay = RETRY_DELAYS[min(attempts, len(RETRY_DELAYS)) - 1]
-            LOG.warning("the cast %r (%s) raised %r, and is run again in %g s", request.method, key, exc, delay)
-            self.transport.timer.call_later(delay, lambda: self._submit_again(delivery, key))
+    def _run_again_or_bury(self, cast: _Cast, exc: Exception) -> None:
+        request, delivery = cast.request, cast.delivery
+        cast.attempts = max(cast.attempts, delivery.attempts or 0) + 1
+        if cast.attempts > self._cast_retries or isinstance(exc, RPCDispatcherError | SerializationError):
+            self._bury(delivery, f"{type(exc).__name__}: {exc}", cast.attempts, traceback.format_exception(exc))
+            self._settled(request, delivery, done=True)
+            return
+        delay = RETRY_DELAYS[min(cast.attempts, len(RETRY_DELAYS)) - 1]
+        LOG.warning(
+            "the cast %r (%s) raised %r, and is run again in %g s", request.method, request.unique_id, exc, delay
+        )
+        self.transport.timer.call_later(delay, lambda: self._submit_again(cast))
 
-    def _submit_again(self, delivery: Delivery, unique_id: str) -> None:
+    def _submit_again(self, cast: _Cast) -> None:
         if self._stopping or self._executor is None:
-            self._give_back(delivery, unique_id)
+            self._settled(cast.request, cast.delivery, done=False, accepted=False)
         else:
-            self._executor.submit(delivery)
-
-    def _give_back(self, delivery: Delivery, unique_id: str) -> None:
-        """Let another server try what failed here, or this one when it is started again."""
-        self._attempts.pop(unique_id, None)
-        with self._knowing:
-            self._known.pop(unique_id, None)
-        delivery.reject(requeue=True)
+            self._executor.submit(cast)
 
     def _bury(self, delivery: Delivery, reason: str, attempts: int, tb: list[str]) -> None:
         """Give a message up: to the dead letters' address where the message system stores, and to the log and hook."""

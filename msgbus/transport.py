@@ -181,11 +181,17 @@ class Transport:
         return self.driver.send(address, message, mandatory=mandatory)
 
     def send_until(
-        self, deadline: float, address: Address, message: Message, *, mandatory: bool, retry_undeliverable: bool = False
+        self,
+        deadline: float,
+        address: Address,
+        message: Message,
+        *,
+        mandatory: bool,
+        retry_undeliverable: float | None = None,
     ) -> Future[Sent]:
         """Send, and send again after an unknown outcome, until `deadline` (seconds of `time.monotonic`).
 
-        With `retry_undeliverable` also when nobody was there: a client that reconnects comes back in a moment.
+        Until the time `retry_undeliverable` also when nobody was there: a client that reconnects comes back soon.
         """
         outcome: Future[Sent] = Future()
 
@@ -200,8 +206,9 @@ class Transport:
                 outcome.set_result(sent.result())
                 return
             lost = isinstance(error, TransportUnavailable) and error.maybe_delivered
-            away = retry_undeliverable and isinstance(error, MessageUndeliverable)
-            if (lost or away) and time.monotonic() + RETRY_DELAY < deadline and not self._closed:
+            away = isinstance(error, MessageUndeliverable) and retry_undeliverable is not None
+            end = retry_undeliverable if away and retry_undeliverable is not None else deadline
+            if (lost or away) and time.monotonic() + RETRY_DELAY < end and not self._closed:
                 LOG.debug("sending %s again: %s", message.id, error)
                 self.timer.call_later(RETRY_DELAY if away else 0, attempt)
             else:

@@ -30,7 +30,7 @@ from msgbus.timer import Timer
 LOG = logging.getLogger(__name__)
 
 READ_SIZE = 1 << 18
-BACKOFF_MAX = 30.0
+BACKOFF_MAX = 5.0
 """Seconds between two tries to connect, at the most."""
 TICK = 1.0
 """Seconds between two looks at heartbeats and at messages that were never confirmed."""
@@ -266,7 +266,8 @@ class Link:
             text, hopeless = self._describe(exc)
             self.error = TransportUnavailable(text)
             delay = min(BACKOFF_MAX, 0.25 * 2 ** min(attempt, 8)) * random.uniform(0.5, 1.0)
-            LOG.warning("%s; next try in %.1f s", text, delay)
+            # Once is enough for a log that somebody reads while the system is down.
+            LOG.log(logging.DEBUG if attempt else logging.WARNING, "%s; next try in %.1f s", text, delay)
             if hopeless and not self.generation:
                 self._loop.call(self._give_up)
             self._timer.call_later(delay, self._start_connecting)
@@ -295,6 +296,8 @@ class Link:
         self._heartbeat = float(connection.heartbeat or 0)
         self.blocked = None
         self.error = None
+        if self._tries > 1 or self.generation:
+            LOG.warning("connected again at try %d: %s", self._tries, connection.transport)
         self._tries = 0
         self._opening = False
         self.generation += 1

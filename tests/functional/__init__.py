@@ -1,0 +1,1 @@
+"""Tests with real message systems, several processes, and faults."""

@@ -1,0 +1,1 @@
+"""Real message systems, which the functional tests start and kill as they need."""

@@ -1,0 +1,117 @@
+"""What can be asked of a running RabbitMQ node, and told to it, in milliseconds."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import socket
+import struct
+from typing import Any, Final
+
+from tests.functional.brokers.processes import BrokerFailed, poll
+
+# The share of the machine's memory above which a node raises its alarm.
+WATERMARK: Final = "0.6"
+
+# A queue that is deleted while we ask is left out.
+_QUEUES: Final = """
+Items = [durable, auto_delete, exclusive, messages, messages_ready, messages_unacknowledged, consumers],
+maps:from_list(lists:flatmap(fun(Queue) ->
+    try
+        {resource, _, queue, Name} = amqqueue:get_name(Queue),
+        Arguments = [{Key, Value} || {Key, _, Value} <- amqqueue:get_arguments(Queue),
+                     is_binary(Value) orelse is_number(Value) orelse is_boolean(Value)],
+        Facts = maps:from_list(rabbit_amqqueue:info(Queue, Items)),
+        [{Name, Facts#{type => amqqueue:get_type(Queue), arguments => maps:from_list(Arguments)}}]
+    catch _:_ -> [] end
+end, rabbit_amqqueue:list(@VHOST@))).
+"""
+_EXCHANGES: Final = """
+maps:from_list(lists:map(fun(Exchange) ->
+    Facts = maps:from_list(rabbit_exchange:info(Exchange, [name, type, durable, auto_delete, internal])),
+    {resource, _, exchange, Name} = maps:get(name, Facts),
+    {Name, maps:remove(name, Facts)}
+end, rabbit_exchange:list(@VHOST@))).
+"""
+
+
+class Console:
+    """Talks to the small server that console.erl is inside a node, on 127.0.0.1, ``port``.
+
+    Whatever asks the node raises ``OSError`` (``TimeoutError`` after 10 s) if it cannot be asked.
+    """
+
+    def __init__(self, port: int, secret: str) -> None:
+        self._console_port = port
+        self._console_secret = secret
+
+    def console_script(self) -> str:
+        """The Erlang expressions that the node has to run at its start."""
+        text = pathlib.Path(__file__).with_name("console.erl").read_text()
+        return text.replace("@PORT@", str(self._console_port)).replace("@SECRET@", self._console_secret)
+
+    def eval(self, expression: str, seconds: float = 10.0) -> Any:
+        """What an Erlang expression (it ends with a full stop) is worth inside the node, by way of JSON.
+
+        Raises ``OSError`` (``TimeoutError`` after ``seconds``) if the node cannot be asked, ``BrokerFailed`` with
+        Erlang's words if the expression fails.
+        """
+        text = (self._console_secret + expression).encode()
+        with socket.create_connection(("127.0.0.1", self._console_port), seconds) as connection:
+            connection.settimeout(seconds)
+            connection.sendall(struct.pack(">I", len(text)) + text)
+            with connection.makefile("rb") as stream:
+                answer = stream.read()[4:].decode()
+        if not answer:
+            raise ConnectionError("the node closed the connection")
+        if answer[0] != "+":
+            raise BrokerFailed(f"{expression.strip()}: {answer[1:]}")
+        return json.loads(answer[1:])
+
+    def queues(self, vhost: str = "/") -> dict[str, dict[str, Any]]:
+        """Name -> type, durable, auto_delete, exclusive, messages (also _ready, _unacknowledged), consumers, arguments.
+
+        Counts of classic queues are of this moment, those of quorum queues and streams up to half a second old.
+        """
+        found: dict[str, dict[str, Any]] = self.eval(_QUEUES.replace("@VHOST@", binary(vhost)))
+        for facts in found.values():
+            facts["type"] = facts["type"].removeprefix("rabbit_").removesuffix("_queue")
+            facts["exclusive"] = facts["exclusive"] is True  # a quorum queue says nothing at all
+        return found
+
+    def exchanges(self, vhost: str = "/") -> dict[str, dict[str, Any]]:
+        """Name -> type, durable, auto_delete, internal; the default exchange is the one without a name."""
+        found: dict[str, dict[str, Any]] = self.eval(_EXCHANGES.replace("@VHOST@", binary(vhost)))
+        return found
+
+    def connections(self) -> int:
+        """How many AMQP connections are open."""
+        found: int = self.eval("length(rabbit_networking:connections()).")
+        return found
+
+    def memory_alarm(self, on: bool) -> None:
+        """Raise or clear the memory alarm, and return when it is; in it the node reads nothing from publishers."""
+        self.eval(f"vm_memory_monitor:set_vm_memory_high_watermark({'0.00000001' if on else WATERMARK}).")
+        alarms = "length([1 || {{resource_limit, memory, _}, _} <- rabbit_alarm:get_alarms()])."
+        poll(lambda: bool(self.eval(alarms)) is on, 10, f"the memory alarm {'on' if on else 'off'}")
+
+    def add_user(self, name: str, password: str, vhost: str = "/") -> None:
+        """Add a user who may do everything in ``vhost``."""
+        user, by = binary(name), binary("tests")
+        self.eval(
+            f"rabbit_auth_backend_internal:add_user({user}, {binary(password)}, {by}), "
+            f"rabbit_auth_backend_internal:set_permissions({user}, {binary(vhost)}, "
+            f"{binary('.*')}, {binary('.*')}, {binary('.*')}, {by})."
+        )
+
+    def delete_queue(self, name: str, vhost: str = "/") -> None:
+        """Delete a queue whatever it holds and whoever consumes; raise ``BrokerFailed`` if there is none."""
+        self.eval(
+            f"{{ok, Queue}} = rabbit_amqqueue:lookup({{resource, {binary(vhost)}, queue, {binary(name)}}}), "
+            f"{{ok, _}} = rabbit_amqqueue:delete(Queue, false, false, {binary('tests')}), ok."
+        )
+
+
+def binary(text: str) -> str:
+    """``text`` as an Erlang binary, whatever is in it."""
+    return "<<" + ",".join(str(byte) for byte in text.encode()) + ">>"
