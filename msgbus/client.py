@@ -26,6 +26,7 @@ from msgbus.message import (
     PING_NAMESPACE,
     POLICIES,
     Control,
+    Hints,
     Request,
     encode_request,
     new_id,
@@ -332,7 +333,9 @@ class RPCClient:
             self.transport.router.discard(pending)
         return found
 
-    def _request(self, ctxt: Any, method: str, kwargs: dict[str, Any], ttl: float, unique_id: str) -> Request:
+    def _request(
+        self, ctxt: Any, method: str, kwargs: dict[str, Any], ttl: float, unique_id: str, window: int | None = None
+    ) -> Request:
         if not isinstance(method, str):
             raise SerializationError(f"a method's name is a string, not {type(method).__name__}")
         if self.version_cap is not None and not self.can_send_version():
@@ -344,13 +347,11 @@ class RPCClient:
         return Request(
             method,
             kwargs,
-            context,
             unique_id,
             self.target.namespace,
             self.target.version,
-            ttl=ttl,
-            sent_at=time.time(),
-            policy=self._policy,
+            context=context,
+            hints=Hints(ttl, time.time(), self._policy, window),
         )
 
     def _new_pending(self, cls: Any, method: str, now: float, **more: Any) -> Any:
@@ -373,11 +374,10 @@ class RPCClient:
         self, ctxt: Any, method: str, kwargs: dict[str, Any], pending: Pending, now: float, window: int | None = None
     ) -> Message:
         ttl = pending.deadline - now
-        request = self._request(ctxt, method, kwargs, ttl, pending.id)
+        request = self._request(ctxt, method, kwargs, ttl, pending.id, window)
         request.call_id = pending.id
         request.reply_to = self.transport.inbox(pending.deadline)
         request.monitor = self.call_monitor_timeout
-        request.window = window
         body = encode_request(request, self._content_type)
         return Message(body, self._content_type, request.unique_id, ttl, self._repeatable)
 
@@ -389,7 +389,16 @@ class RPCClient:
     def _hand_over(self, address: Address, message: Message, deadline: float) -> Future[Sent]:
         mandatory = address.kind != "fanout"
         if self._repeatable:
-            return self.transport.send_until(deadline, address, message, mandatory=mandatory)
+            outcome: Future[Sent] = Future()
+
+            def settle(error: BaseException | None) -> None:
+                if error is None:
+                    outcome.set_result(Sent())
+                else:
+                    outcome.set_exception(error)
+
+            self.transport.send_until(deadline, address, message, mandatory=mandatory, on_outcome=settle)
+            return outcome
         return self.transport.send(address, message, mandatory=mandatory)
 
     def _explain_timeout(self, pending: Pending) -> str:
@@ -436,11 +445,8 @@ def acquire(transport: Transport, deadline: float) -> None:
     Raises:
         MessagingTimeout: none became free by `deadline` (seconds of `time.monotonic`).
     """
-    if transport.window.acquire(blocking=False):
-        return
-    if not transport.window.acquire(timeout=max(0.0, deadline - time.monotonic())):
-        size = transport.conf.rpc_send_window
+    if not transport.window.acquire(max(0.0, deadline - time.monotonic())):
         raise MessagingTimeout(
-            f"{size} requests of this process (option rpc_send_window) were still unfinished at the deadline; nothing "
+            f"{transport.window.size} requests of this process (option rpc_send_window) were still unfinished at the deadline; nothing "
             "was sent"
         )

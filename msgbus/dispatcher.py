@@ -60,12 +60,15 @@ def expected_exceptions(*types: type[BaseException]) -> Callable[[Callable[P, R]
     def decorate(func: Callable[P, R]) -> Callable[P, R]:
         if inspect.isgeneratorfunction(func):
 
-            @wraps(func)
-            def run_generator(*args: P.args, **kwargs: P.kwargs) -> Any:
+            def iterate(items: Any) -> Any:
                 try:
-                    return (yield from func(*args, **kwargs))
+                    return (yield from items)
                 except types:
                     raise ExpectedException from None
+
+            @wraps(func)
+            def run_generator(*args: P.args, **kwargs: P.kwargs) -> Any:
+                return iterate(func(*args, **kwargs))  # Arguments that do not fit are refused here, not later.
 
             return run_generator
 
@@ -228,8 +231,11 @@ def _run(method: Method, context: Any, args: dict[str, Any]) -> Any:
     try:
         return method(context, **args)
     except TypeError as exc:
-        # Raised by the call itself, not inside the method: there is no frame below this one.
-        if exc.__traceback__ is not None and exc.__traceback__.tb_next is None:
+        # Raised by the call itself, not inside the method: there is no frame below this one, or below our decorator's.
+        tb = exc.__traceback__
+        while tb is not None and tb.tb_frame.f_globals is globals():
+            tb = tb.tb_next
+        if tb is None:
             raise InvalidArguments(str(exc)) from None
         raise
 

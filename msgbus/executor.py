@@ -14,54 +14,78 @@ LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class _Worker(Generic[T]):
-    __slots__ = ("item", "thread", "wake")
+class _Worker:
+    __slots__ = ("thread", "wake")
 
     def __init__(self) -> None:
-        self.item: T | None = None
         self.wake = threading.Lock()
         self.wake.acquire()
         self.thread: threading.Thread
 
 
+EAGER = 4
+"""Threads that are woken at once when there is work for them."""
+QUICK = 0.005
+"""Seconds; items that take less on average are not worth more threads."""
+PATIENCE = 0.005
+"""Seconds that a quick item may wait before it gets a thread of its own all the same."""
+
+
 class Executor(Generic[T]):
     """Runs `func` on each submitted item, on up to `size` threads.
 
-    A thread is started only when all others are busy, and the one that became idle last is woken first, so that no
-    more threads are awake than there is work for: waking many costs more than a short handler does.
+    Waking a thread costs more than a short handler does, and threads that compete for the interpreter cost more again.
+    So while items are quick, a few threads run them one after another; where one of these gets stuck, and where items
+    take their time, each is given a thread.
     """
 
-    def __init__(self, size: int, func: Callable[[T], None], name: str) -> None:
+    def __init__(
+        self,
+        size: int,
+        func: Callable[[T], None],
+        name: str,
+        call_later: Callable[[float, Callable[[], None]], None],
+    ) -> None:
+        """`call_later` runs a function in a number of seconds, on another thread."""
         self._size = size
         self._func = func
         self._name = name
-        self._idle: list[_Worker[T]] = []
-        self._backlog: deque[T] = deque()
-        self._workers: list[_Worker[T]] = []
+        self._call_later = call_later
+        self._idle: list[_Worker] = []
+        self._backlog: deque[tuple[float, T]] = deque()  # with the time since when each waits
+        self._workers: list[_Worker] = []
         self._starting = threading.Lock()
+        self._average = 0.0
+        self._watching = False
         self._closed = False
 
     def submit(self, item: T) -> None:
-        """Have `item` run, or queue it while all threads are busy. Never blocks."""
-        try:
-            # Taking from the list is atomic: whoever got the worker may hand it an item.
-            worker = self._idle.pop()
-        except IndexError:
-            if len(self._workers) < self._size and self._start(item):
-                return
-            self._backlog.append(item)
-            # A worker may have looked at the backlog just before; then it is idle by now.
+        """Have `item` run, as soon as there is a thread for it. Never blocks."""
+        self._backlog.append((time.monotonic(), item))
+        if len(self._workers) - len(self._idle) < EAGER or self._average > QUICK:
             self._rouse()
-            return
-        worker.item = item
-        worker.wake.release()
+        elif not self._watching:
+            self._watching = True
+            self._call_later(PATIENCE, self._watch)
+
+    def _watch(self) -> None:
+        """Give more threads to what has waited too long."""
+        now = time.monotonic()
+        for since, _ in list(self._backlog):
+            if now - since < PATIENCE:
+                break
+            self._rouse()
+        self._watching = False
+        if self._backlog and not self._watching:
+            self._watching = True
+            self._call_later(PATIENCE, self._watch)
 
     def take_backlog(self) -> list[T]:
         """Take out what no thread has begun."""
         taken: list[T] = []
         while True:
             try:
-                taken.append(self._backlog.popleft())
+                taken.append(self._backlog.popleft()[1])
             except IndexError:
                 return taken
 
@@ -88,43 +112,41 @@ class Executor(Generic[T]):
                 worker.thread.join(None if end is None else max(0.0, end - time.monotonic()))
         return sum(worker.thread.is_alive() for worker in workers)
 
-    def _start(self, item: T) -> bool:
+    def _rouse(self) -> None:
+        """Wake the thread that became idle last, or start one."""
+        try:
+            self._idle.pop().wake.release()  # Taking from the list is atomic: each is woken once.
+        except IndexError:
+            if len(self._workers) < self._size:
+                self._start()
+
+    def _start(self) -> None:
         with self._starting:
             if len(self._workers) >= self._size:
-                return False
-            worker: _Worker[T] = _Worker()
-            worker.item = item
-            worker.thread = threading.Thread(
-                target=self._work, args=(worker,), name=f"{self._name}-{len(self._workers)}", daemon=True
-            )
+                return
+            worker = _Worker()
+            name = f"{self._name}-{len(self._workers)}"
+            worker.thread = threading.Thread(target=self._work, args=(worker,), name=name, daemon=True)
             self._workers.append(worker)
         worker.thread.start()
-        return True
 
-    def _rouse(self) -> None:
-        try:
-            worker = self._idle.pop()
-        except IndexError:
-            return
-        worker.wake.release()
-
-    def _work(self, worker: _Worker[T]) -> None:
+    def _work(self, worker: _Worker) -> None:
         while True:
-            item, worker.item = worker.item, None
-            if item is not None:
-                try:
-                    self._func(item)
-                except Exception:
-                    LOG.exception("a worker's item failed")
-                del item  # It must not live until the next one comes.
             try:
-                worker.item = self._backlog.popleft()
-                continue
+                _, item = self._backlog.popleft()
             except IndexError:
                 if self._closed:
                     return
                 self._idle.append(worker)
-            # Between the two looks an item may have been queued, or the executor closed: nobody would wake us then.
-            if self._backlog or self._closed:
-                self._rouse()
-            worker.wake.acquire()
+                # Between the two an item may have come, or the end: nobody would wake this thread for it.
+                if self._backlog or self._closed:
+                    self._rouse()
+                worker.wake.acquire()
+                continue
+            began = time.monotonic()
+            try:
+                self._func(item)
+            except Exception:
+                LOG.exception("a worker's item failed")
+            self._average += (time.monotonic() - began - self._average) / 16
+            del item  # It must not live until the next one comes.

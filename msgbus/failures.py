@@ -17,6 +17,10 @@ from msgbus.exceptions import RemoteError
 LOG = logging.getLogger(__name__)
 
 _OURS = "msgbus.exceptions"
+_NEVER = (
+    "StopIteration",
+    "StopAsyncIteration",
+)  # To whoever iterates or awaits, they mean something else than an error.
 _SUFFIX = "_Remote"  # How older peers mark an exception that came over more than one hop.
 
 
@@ -34,39 +38,53 @@ class _Failure(msgspec.Struct):
 def serialize_failure(exc: BaseException) -> str:
     """Write an exception as the JSON text that travels in a reply's ``failure``.
 
-    Arguments of the exception that JSON does not have travel as their `repr`.
+    Arguments of the exception that JSON does not have travel as their `repr`. Whatever an exception carries, and
+    whatever its own methods raise, the caller is told of it.
     """
-    kwargs = getattr(exc, "kwargs", None)
+    args, kwargs = _arguments(exc)
     failure = {
         "class": type(exc).__name__.removesuffix(_SUFFIX),
         "module": type(exc).__module__.removesuffix(_SUFFIX),
         "message": _text(exc),
-        "tb": traceback.format_exception(exc),
-        "args": list(exc.args),
-        "kwargs": kwargs if isinstance(kwargs, dict) else {},
+        "tb": _traceback(exc),
+        "args": [_plain(arg) for arg in args],
+        "kwargs": {key: _plain(value) for key, value in kwargs.items() if isinstance(key, str)},
     }
+    # A file name that is no UTF-8, for one, holds code points that cannot be written: they become question marks.
+    return json.dumps(failure, ensure_ascii=False).encode("utf-8", "replace").decode()
+
+
+def _arguments(exc: BaseException) -> tuple[tuple[Any, ...], dict[Any, Any]]:
     try:
-        return msgspec.json.encode(failure).decode()
-    except Exception:  # whatever an exception carries, the caller has to be told of it
-        failure["args"] = [_plain(arg) for arg in exc.args]
-        failure["kwargs"] = {}
-        return json.dumps(failure)
+        kwargs = getattr(exc, "kwargs", None)
+        return tuple(exc.args), kwargs if isinstance(kwargs, dict) else {}
+    except Exception:  # a property of somebody else's may raise anything
+        return (), {}
 
 
 def _text(exc: BaseException) -> str:
     try:
         return str(exc)
-    except Exception as error:  # a __str__ of somebody else's may raise anything
+    except Exception as error:  # likewise
         return f"<unprintable {type(exc).__name__}: {type(error).__name__}>"
 
 
-def _plain(value: object) -> object:
-    if isinstance(value, str | int | float | bool | None):
-        return value
+def _traceback(exc: BaseException) -> list[str]:
     try:
-        return repr(value)
+        return traceback.format_exception(exc)
     except Exception:  # likewise
-        return f"<unprintable {type(value).__name__}>"
+        return []
+
+
+def _plain(value: object) -> object:
+    try:
+        json.dumps(value, allow_nan=False)
+    except Exception:  # likewise
+        try:
+            return repr(value)
+        except Exception:  # likewise
+            return f"<unprintable {type(value).__name__}>"
+    return value
 
 
 def rebuild_failure(text: str, allowed_modules: Collection[str]) -> Exception:
@@ -87,7 +105,7 @@ def rebuild_failure(text: str, allowed_modules: Collection[str]) -> Exception:
     if module in (builtins.__name__, _OURS) or module in allowed_modules:
         try:
             cls = getattr(importlib.import_module(module), name)
-            if isinstance(cls, type) and issubclass(cls, Exception) and cls.__module__ == module:
+            if isinstance(cls, type) and issubclass(cls, Exception) and cls.__module__ == module and name not in _NEVER:
                 rebuilt = cls(*failure.args, **failure.kwargs)
                 if failure.tb:
                     rebuilt.add_note("Remote traceback:\n" + "".join(failure.tb).rstrip())

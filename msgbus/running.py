@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Generator
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from msgbus.drivers.base import Address, Message, Sent
+from msgbus.drivers.base import Address, Message
 from msgbus.exceptions import SerializationError
 from msgbus.failures import serialize_failure
 from msgbus.message import Control, Reply, Request, encode_reply, new_id
 from msgbus.replies import KEEPALIVE
-from msgbus.streams import StreamSender
+from msgbus.streams import OnOutcome, StreamSender
 
 if TYPE_CHECKING:
     from msgbus.transport import Transport
@@ -29,7 +28,7 @@ class Running:
 
     Attributes:
         request: what is run.
-        answered: done when the answer has been handed over, or could not be.
+        answered: an answer has been begun. `on_end` is called when it has been handed over, or could not be.
         cancelled: the client does not want the answer any more.
     """
 
@@ -38,8 +37,10 @@ class Running:
         "_content_type",
         "_deadline",
         "_durable",
+        "_extended",
         "_grace",
         "_last_frame",
+        "_on_end",
         "_server",
         "_stream",
         "_transport",
@@ -59,23 +60,26 @@ class Running:
         durable: bool,
         grace: float,
         deadline: float | None,
+        on_end: OnOutcome,
     ) -> None:
         assert request.reply_to is not None
         self.request = request
+        self._extended = request.hints is not None
         self.cancelled = False
         self.started = False
-        self.answered: Future[Sent] | None = None
+        self.answered = False
         self._transport = transport
         self._server = server
         self._content_type = content_type
         self._durable = durable
         self._grace = grace
         self._deadline = deadline
+        self._on_end = on_end
         self._address = Address("inbox", name=request.reply_to)
         self._last_frame = time.monotonic()
         self._stream: StreamSender | None = None
 
-    def send(self, reply: Reply) -> Future[Sent]:
+    def send(self, reply: Reply, on_outcome: OnOutcome | None = None) -> None:
         """Send a frame to the client.
 
         While this side's connection is away the frame waits as long as the client does; while the client's is, it is
@@ -84,8 +88,7 @@ class Running:
         Raises:
             SerializationError: the result cannot be written.
         """
-        request = self.request
-        reply.extended = request.extended
+        reply.extended = self._extended
         reply.server = self._server
         body = encode_reply(reply, self._content_type)
         now = self._last_frame = time.monotonic()
@@ -93,15 +96,24 @@ class Running:
         message = Message(body, self._content_type, new_id(), end - now, self._durable)
         if LOG.isEnabledFor(logging.DEBUG):
             LOG.debug("answering %s with %s to %s", reply.call_id, reply.kind, self._address)
-        return self._transport.send_until(
-            end, self._address, message, mandatory=True, retry_undeliverable=now + self._grace
+        self._transport.send_until(
+            end,
+            self._address,
+            message,
+            mandatory=True,
+            retry_undeliverable=now + self._grace,
+            on_outcome=on_outcome or self._ignore,
         )
+
+    def _ignore(self, error: BaseException | None) -> None:
+        """A sign of life that got lost is followed by another."""
+        if error is not None:
+            LOG.debug("a frame of call %s got lost: %s", self.request.call_id, error)
 
     def result(self, value: Any) -> None:
         """Answer with a value; where it cannot be written, with an error that says so."""
-        reply = Reply(self.request.call_id or "", result=value, ending=True)
         try:
-            self._answer(reply)
+            self._answer(Reply(self.request.call_id or "", result=value, ending=True))
         except SerializationError as exc:
             LOG.error("the result of %r %s", self.request.method, exc)
             self.failure(SerializationError(f"the result of {self.request.method!r} {exc}"))
@@ -115,11 +127,10 @@ class Running:
             self._answer(Reply(self.request.call_id or "", failure=text, ending=True))
 
     def _answer(self, reply: Reply) -> None:
-        self.answered = self.send(reply)
-        self.answered.add_done_callback(self._warn_if_lost)
+        self.answered = True
+        self.send(reply, self._on_answered)
 
-    def _warn_if_lost(self, sent: Future[Sent]) -> None:
-        error = sent.exception()
+    def _on_answered(self, error: BaseException | None) -> None:
         if error is not None:
             LOG.warning(
                 "the answer to %r (call %s) could not be delivered to %s: %s",
@@ -128,10 +139,11 @@ class Running:
                 self._address,
                 error,
             )
+        self._on_end(error)
 
     def decline(self) -> None:
         """Tell the client that the request will not be run here, since it may have run before."""
-        if self.request.extended:
+        if self._extended:
             self.send(Reply(self.request.call_id or "", "declined"))
 
     def stream(self, items: Generator[Any, Any, Any]) -> None:
@@ -140,8 +152,14 @@ class Running:
         Raises:
             Exception: what the generator raises; `failure` is to tell the client of it.
         """
+        self.answered = True
         sender = StreamSender(
-            self.send, self.request.call_id or "", self._content_type, self.request.window or 1, str(self._address)
+            self.send,
+            self._on_answered,
+            self.request.call_id or "",
+            self._content_type,
+            self.request.window or 1,
+            str(self._address),
         )
         self._stream = sender
         if self.cancelled:  # It came before there was a stream to tell.
@@ -149,23 +167,18 @@ class Running:
         self.begin()
         sender.run(items)
 
-    @property
-    def stream_done(self) -> Future[None] | None:
-        """Done when the last frame of the stream has been handed over; None where there is no stream."""
-        return None if self._stream is None else self._stream.done
-
     def begin(self) -> None:
         """Tell the client that the request runs, and where its server can be told things."""
-        if not self.started and self.request.extended:
+        if not self.started and self._extended:
             self.started = True
             self.send(Reply(self.request.call_id or "", "started", inbox=self._transport.inbox(0.0)))
 
     def show_life(self, now: float) -> None:
         """Send what is due to a client that waits. Called every now and then while the request runs."""
-        if self.cancelled or self.answered is not None:
+        if self.cancelled or (self.answered and self._stream is None):
             return
         silent = now - self._last_frame
-        if self.request.extended:
+        if self._extended:
             if not self.started:
                 if silent >= STARTED_AFTER:
                     self.begin()

@@ -7,13 +7,11 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
 
 import msgspec
 
-from msgbus.drivers.base import Sent
 from msgbus.message import Control, Reply, encode_item
 from msgbus.replies import KEEPALIVE, LOST_AFTER, Pending, PendingStream
 from msgbus.serializer import NoOpSerializer, Serializer
@@ -143,7 +141,8 @@ def _keepalive(ref: weakref.ref[Stream]) -> Callable[[], None]:
     return tick
 
 
-SendFrame = Callable[[Reply], "Future[Sent]"]
+OnOutcome = Callable[[BaseException | None], None]
+SendFrame = Callable[[Reply, OnOutcome], None]
 
 
 class StreamSender:
@@ -153,7 +152,10 @@ class StreamSender:
     keep their order, and a fast generator needs few of them.
     """
 
-    def __init__(self, send: SendFrame, call_id: str, content_type: str, window: int, client: str) -> None:
+    def __init__(
+        self, send: SendFrame, on_end: OnOutcome, call_id: str, content_type: str, window: int, client: str
+    ) -> None:
+        """`on_end` is called once: when the last frame has been handed over, or could not be."""
         self._send = send
         self._call_id = call_id
         self._content_type = content_type
@@ -167,7 +169,7 @@ class StreamSender:
         self._failure: str | None = None
         self._stopped: str | None = None
         self._heard = time.monotonic()
-        self.done: Future[None] = Future()
+        self._on_end: OnOutcome | None = on_end
 
     def on_control(self, control: Control) -> None:
         """Take in a frame of the client's."""
@@ -194,7 +196,7 @@ class StreamSender:
                     return
                 self._put(encode_item(item, self._content_type))
             LOG.info("stream %s was ended: %s", self._call_id, self._stopped)
-            self.done.set_result(None)
+            self._finish(None)
         finally:
             items.close()
 
@@ -236,10 +238,9 @@ class StreamSender:
         frame = Reply(
             self._call_id, kind, failure=self._failure if ending else None, ending=ending, items=items, seq=seq
         )
-        self._send(frame).add_done_callback(lambda sent: self._on_sent(sent, ending))
+        self._send(frame, lambda error: self._on_sent(error, ending))
 
-    def _on_sent(self, sent: Future[Sent], ending: bool) -> None:
-        error = sent.exception()
+    def _on_sent(self, error: BaseException | None, ending: bool) -> None:
         with self._changed:
             self._sending = False
             if error is not None:
@@ -248,5 +249,10 @@ class StreamSender:
             elif not ending and (self._buffer or self._ended):
                 self._flush()
                 return
-        if (ending or error is not None) and not self.done.done():
-            self.done.set_result(None)
+        if ending or error is not None:
+            self._finish(error)
+
+    def _finish(self, error: BaseException | None) -> None:
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            on_end(error)

@@ -22,9 +22,11 @@ _HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%a-z]+\]|[^:\[\]]*)(?::(?P<port>[0-9
 
 def mask(text: str) -> str:
     """Return a URL that could not be read with all before its last ``@`` replaced: no part of a password is left."""
-    head, sep, tail = text.partition("://")
-    rest = tail.rpartition("@")
-    return f"{head}{sep}***@{rest[2]}" if rest[1] else text
+    secret, at, rest = text.rpartition("@")
+    if not at:
+        return text
+    scheme = _SCHEME.fullmatch(secret)
+    return f"{secret.partition('://')[0]}://***@{rest}" if scheme else f"***@{rest}"
 
 
 @dataclass(frozen=True)
@@ -120,11 +122,15 @@ def backend_name(rpc_backend: str) -> str:
 def _parse_host(text: str, url: str) -> TransportHost:
     user, at, address = text.rpartition("@")
     match = _HOST.fullmatch(address)
+    masked = mask(url)
     if match is None or any(c.isspace() for c in address):
-        raise InvalidTransportURL(mask(url), f"{address!r} is no host name (an IPv6 address goes in brackets)")
+        # Where a password holds a comma or question mark that nobody escaped, this is a piece of it.
+        shown = repr(address) if address in masked else "what stands before the last @"
+        raise InvalidTransportURL(masked, f"{shown} is no host name (an IPv6 address goes in brackets)")
     port = match["port"]
     if port and not 0 < int(port) < 65536:
-        raise InvalidTransportURL(mask(url), f"{port} is no port")
+        shown = port if port in masked else "what stands before the last @"
+        raise InvalidTransportURL(masked, f"{shown} is no port")
     username, colon, password = user.partition(":")
     return TransportHost(
         hostname=match["host"].strip("[]") or None,

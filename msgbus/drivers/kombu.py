@@ -12,6 +12,7 @@ import os
 import ssl
 import sys
 import threading
+import time
 import uuid
 import weakref
 from collections.abc import Callable, Sequence
@@ -47,6 +48,8 @@ LOG = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that `close` waits for what is unfinished."""
+INSPECT_CONNECT = 0.9
+"""Seconds that `inspect` waits for the first connection."""
 
 OPTIONS = [
     cfg.StrOpt(
@@ -341,11 +344,16 @@ class KombuDriver(Driver):
             return self._was_closed()
         found: Future[Depth] = Future()
         queue = self._topology.queue(address, "").name
-        inspection = Inspection(self._consume_link, queue, found, self._name())
+        link = self._consume_link
+        inspection = Inspection(link, queue, found, self._name())
+        end = time.monotonic() + INSPECT_CONNECT
 
         def start() -> None:
-            self._consume_link.open()
-            inspection.start()
+            link.open()
+            if link.up or link.error is not None or time.monotonic() > end:
+                inspection.start()
+            else:
+                self._timer.call_later(0.02, link.on_loop(start))  # The first connection is being opened.
 
         self._loop.call(start)
         return found

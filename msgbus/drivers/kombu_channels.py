@@ -154,8 +154,11 @@ class Publisher(Channel):
         self._link.append(data)
 
     def _prepare(self, address: Address, mandatory: bool) -> bytes:
-        exchange, key = self._routes(address)
+        exchange, key, queue = self._routes(address)
         prefix = frames.publish_prefix(self.number, exchange.name, key, mandatory)
+        if queue is not None:
+            # Somebody may have deleted it when it was empty. What goes there is rare: it is declared each time.
+            return frames.queue_declare(self.number, queue.name, durable=queue.durable, arguments=queue.arguments) + prefix
         if not exchange.name:
             pass
         elif exchange.auto_delete:

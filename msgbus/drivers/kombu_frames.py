@@ -138,6 +138,8 @@ def content(
     )
     size = len(body)
     head = _pack_content(HEADER, channel, 12 + len(properties), 60, 0, size)
+    if not size:
+        return b"%b%b\xce" % (head, properties)  # An empty body has no frame: RabbitMQ closes the connection over one.
     if size <= frame_max - OVERHEAD:
         return b"%b%b\xce%b%b\xce" % (head, properties, _pack_head(BODY, channel, size), body)
     parts = [head, properties, _FRAME_END]

@@ -29,7 +29,8 @@ from msgbus.timer import Timer
 
 LOG = logging.getLogger(__name__)
 
-READ_SIZE = 1 << 18
+READ_SIZE = 1 << 16
+"""Bytes; above 128 KiB the C library would map and unmap memory for every read."""
 BACKOFF_MAX = 5.0
 """Seconds between two tries to connect, at the most."""
 TICK = 1.0

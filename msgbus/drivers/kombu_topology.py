@@ -38,13 +38,6 @@ class Exchange(NamedTuple):
     auto_delete: bool
 
 
-class Route(NamedTuple):
-    """Where a message to an address is published."""
-
-    exchange: Exchange
-    key: str
-
-
 class Queue(NamedTuple):
     """The queue of a subscribed address.
 
@@ -59,6 +52,18 @@ class Queue(NamedTuple):
     durable: bool
     arguments: dict[str, Any]
     own: bool
+
+
+class Route(NamedTuple):
+    """Where a message to an address is published.
+
+    Attributes:
+        queue: to be declared by the sender, since it has to be there before anybody listens; or None.
+    """
+
+    exchange: Exchange
+    key: str
+    queue: Queue | None = None
 
 
 DEFAULT_EXCHANGE = Exchange("", "direct", durable=True, auto_delete=False)
@@ -82,7 +87,7 @@ class NativeTopology:
         if address.kind == "inbox":
             return Route(DEFAULT_EXCHANGE, address.name)
         if address.kind == "dead":
-            return Route(DEFAULT_EXCHANGE, _dead(address))
+            return Route(DEFAULT_EXCHANGE, _dead(address), self.queue(address, ""))
         return Route(_exchange(address), _key(address))
 
     def queue(self, address: Address, unique: str) -> Queue:
@@ -104,7 +109,7 @@ class NativeTopology:
             parts += ["!pool", _escape(address.name)]
             arguments = {**self._kept, **self._queue_expires}
         elif address.kind == "dead":
-            return Queue(self.route(address).key, DEFAULT_EXCHANGE, None, True, dict(self._kept), False)
+            return Queue(_dead(address), DEFAULT_EXCHANGE, None, True, dict(self._kept), False)
         else:
             arguments = {**self._kept, **self._queue_expires}
         name = _checked("/".join(parts), address)

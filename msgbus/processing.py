@@ -1,0 +1,410 @@
+"""Processor: runs one delivery after another as the delivery policy of each says.
+
+================================== ============================================ ===================================
+what happens                       at_most_once                                 at_least_once
+================================== ============================================ ===================================
+it is accepted                     before it runs                               after its answer is safe
+it may have run before             not run: a call is declined, a cast given up run
+the same id comes again here       dropped                                      waits for the outcome of the first
+a cast raises                      logged                                       run again, then given up
+================================== ============================================ ===================================
+
+What is given up goes to the dead letters, the log and the server's hook.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import threading
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Generator
+from typing import Any
+
+from msgbus import deadline as inherited
+from msgbus.dispatcher import ExpectedException, RPCDispatcher
+from msgbus.drivers.base import Address, Capability, Delivery, Message
+from msgbus.exceptions import MessagingException, RPCDispatcherError, SerializationError
+from msgbus.message import AT_LEAST_ONCE, JSON, POLICIES, DeadLetter, Request, decode_request, encode_dead_letter
+from msgbus.running import Running
+from msgbus.transport import Transport
+
+LOG = logging.getLogger(__name__)
+
+TICK = 0.1
+"""Seconds between two looks at the running requests, for signs of life that are due."""
+KNOWN_REQUESTS = 10_000
+"""How many requests a server remembers, in order not to run one a second time."""
+RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0)
+"""Seconds before a cast that raised is run again: the first, second, third time; then always the last."""
+
+OnDeadLetter = Callable[[DeadLetter], None]
+
+
+class Work:
+    """A request that is being run, and its delivery."""
+
+    __slots__ = ("accepted", "at_least_once", "attempts", "deadline", "delivery", "done", "request")
+
+    def __init__(self, delivery: Delivery, request: Request, deadline: float | None, at_least_once: bool) -> None:
+        self.delivery = delivery
+        self.request = request
+        self.deadline = deadline
+        self.at_least_once = at_least_once
+        self.accepted = not at_least_once
+        self.attempts = 0
+        self.done = False
+
+
+class _Known:
+    """The requests that were begun here, by id, and further deliveries of those that are not done yet. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._deliveries: OrderedDict[str, list[Delivery] | None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def begin(self, unique_id: str) -> bool:
+        """Whether the request is new."""
+        with self._lock:
+            if unique_id in self._deliveries:
+                return False
+            self._deliveries[unique_id] = []
+            if len(self._deliveries) > KNOWN_REQUESTS:
+                self._deliveries.popitem(last=False)
+            return True
+
+    def wait(self, unique_id: str, delivery: Delivery) -> bool:
+        """Have a further delivery wait for the outcome of the first. False: that is done with."""
+        with self._lock:
+            waiting = self._deliveries.get(unique_id)
+            if waiting is None:
+                return False
+            waiting.append(delivery)
+            return True
+
+    def end(self, unique_id: str, *, done: bool) -> list[Delivery]:
+        """The request is done, or is to be forgotten. Returns what waited for that."""
+        with self._lock:
+            waiting = self._deliveries.pop(unique_id, None)
+            if done and waiting is not None:
+                self._deliveries[unique_id] = None
+            return waiting or []
+
+
+class Processor:
+    """See the module's text. Thread-safe: `process` runs on many threads at once."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        topic: str,
+        server: str,
+        dispatcher: RPCDispatcher,
+        on_dead_letter: OnDeadLetter | None,
+        run_again: Callable[[Work], bool],
+    ) -> None:
+        """`run_again` has a cast run once more; it says False where the server is stopping."""
+        conf = transport.conf
+        self._transport = transport
+        self._topic = topic
+        self._server = server
+        self._dispatcher = dispatcher
+        self._on_dead_letter = on_dead_letter
+        self._run_again = run_again
+        self._policy: str = conf.rpc_delivery
+        self._grace: float = conf.rpc_reply_grace
+        self._cast_retries: int = conf.rpc_cast_retries
+        self._known = _Known()
+        self._running: dict[str, Running] = {}
+        self._ticking = False
+        self._unfinished: set[object] = set()
+        self._finished = threading.Condition()
+        self._waiting = False
+
+    # What is unfinished
+
+    def begin(self, token: object) -> None:
+        """Something has to be finished before the server may go."""
+        self._unfinished.add(token)
+
+    def end(self, token: object) -> None:
+        """It is finished."""
+        self._unfinished.discard(token)
+        if self._waiting:
+            with self._finished:
+                self._finished.notify_all()
+
+    def wait(self, timeout: float | None) -> int:
+        """Wait until nothing is unfinished; returns how much is after `timeout` seconds."""
+        with self._finished:
+            self._waiting = True
+            self._finished.wait_for(lambda: not self._unfinished, timeout)
+        return len(self._unfinished)
+
+    # One delivery
+
+    def process(self, work: Delivery | Work) -> None:
+        """Run a delivery, or a cast again that raised. On a worker's thread."""
+        if isinstance(work, Work):
+            self._run_cast(work)
+            return
+        request = self._read(work)
+        if request is None:
+            return
+        left = time_left(request, work.message)
+        if left is not None and left <= 0:
+            LOG.info("%r (%s) came after its deadline and was not run", request.method, request.unique_id)
+            work.accept()
+            return
+        at_least_once = self.policy_of(request) == AT_LEAST_ONCE
+        if request.unique_id and not self._known.begin(request.unique_id):
+            LOG.info("%r (%s) has come a second time and was not run again", request.method, request.unique_id)
+            if not at_least_once or not self._known.wait(request.unique_id, work):
+                work.accept()
+            return
+        self._run(Work(work, request, None if left is None else time.monotonic() + left, at_least_once))
+
+    def _read(self, delivery: Delivery) -> Request | None:
+        message = delivery.message
+        try:
+            request = decode_request(message.body, message.content_type)
+        except SerializationError as exc:
+            LOG.error("a message to %s was dropped: %s", delivery.address, exc)
+            delivery.accept()
+            return None
+        if LOG.isEnabledFor(logging.DEBUG):
+            LOG.debug("received %s: %r by %s", request.unique_id, request.method, delivery.address)
+        return request
+
+    def policy_of(self, request: Request) -> str:
+        """The sender's delivery policy, or the server's where it does not say."""
+        hints = request.hints
+        return hints.policy if hints is not None and hints.policy in POLICIES else self._policy
+
+    def _run(self, work: Work) -> None:
+        request, delivery = work.request, work.delivery
+        self.begin(work)
+        running = None
+        if request.call_id is not None and request.reply_to is not None:
+            running = Running(
+                self._transport,
+                self._server,
+                request,
+                delivery.message.content_type,
+                durable=work.at_least_once,
+                grace=self._grace,
+                deadline=work.deadline,
+                on_end=lambda error: self._settle(work, done=error is None),
+            )
+        if not work.at_least_once:
+            if delivery.redelivered:
+                self._decline(work, running)
+                return
+            if not delivery.accept():
+                # The message system will deliver it again, and it is given up there.
+                LOG.warning("%r (%s) was not run: its connection was lost", request.method, request.unique_id)
+                if running is not None:
+                    running.decline()
+                self._settle(work, done=True)
+                return
+        if running is not None:
+            self._run_call(work, running)
+        else:
+            self._run_cast(work)
+
+    def _settle(self, work: Work, *, done: bool) -> None:
+        """The end of a request: it is done, or whoever gets it next has to run it."""
+        if work.done:
+            return
+        work.done = True
+        done = done or work.accepted
+        others = self._known.end(work.request.unique_id, done=done)
+        for delivery in others if work.accepted else (work.delivery, *others):
+            if done:
+                delivery.accept()
+            else:
+                delivery.reject(requeue=True)
+        self.end(work)
+
+    def _decline(self, work: Work, running: Running | None) -> None:
+        """Not run what may have run before."""
+        request = work.request
+        LOG.warning("%r (%s) may have run before and is not run again", request.method, request.unique_id)
+        if running is None:
+            self._bury(work, "it may have run before, since a server or connection was lost; at_most_once", 1, [])
+        else:
+            running.decline()
+            work.accepted = False
+            self._settle(work, done=True)
+
+    # Calls
+
+    def _run_call(self, work: Work, running: Running) -> None:
+        request = work.request
+        call_id = request.call_id or ""
+        self._running[call_id] = self._transport.running[call_id] = running
+        if not self._ticking:
+            self._ticking = True
+            self._transport.timer.call_later(TICK, self._tick)
+        try:
+            result = self._dispatch(work)
+            if request.window is not None:
+                if not work.accepted:
+                    work.accepted = work.delivery.accept()  # A stream is never started again elsewhere.
+                items = result if isinstance(result, Generator) else _only(result)
+                self._in_context(work, running.stream, items)
+            elif isinstance(result, Generator):
+                running.result(self._in_context(work, _last_of, result, running))
+            else:
+                running.result(result)
+        except ExpectedException as exc:
+            LOG.debug("%r raised what it is expected to", request.method, exc_info=True)
+            running.failure(exc.exc_info[1] or exc)
+        except (RPCDispatcherError, SerializationError) as exc:
+            LOG.error("%r (call %s): %s", request.method, call_id, exc)
+            running.failure(exc)
+        except Exception as exc:
+            LOG.exception("%r (call %s) raised", request.method, call_id)
+            running.failure(exc)
+        finally:
+            self._running.pop(call_id, None)
+            self._transport.running.pop(call_id, None)
+
+    def _dispatch(self, work: Work) -> Any:
+        token = inherited.current.set(work.deadline)
+        try:
+            return self._dispatcher.dispatch(work.request)
+        finally:
+            inherited.current.reset(token)
+
+    @staticmethod
+    def _in_context(work: Work, func: Callable[..., Any], *args: Any) -> Any:
+        """Run what iterates over a generator: its code is the handler's, and inherits the deadline too."""
+
+        def run() -> Any:
+            inherited.current.set(work.deadline)
+            return func(*args)
+
+        return contextvars.copy_context().run(run)
+
+    def _tick(self) -> None:
+        """Show life to the clients that wait. Goes on for as long as something runs."""
+        now = time.monotonic()
+        for running in list(self._running.values()):
+            try:
+                running.show_life(now)
+            except MessagingException:
+                LOG.exception("no sign of life could be sent to a client")
+        self._ticking = bool(self._running)
+        if self._ticking:
+            self._transport.timer.call_later(TICK, self._tick)
+
+    # Casts
+
+    def _run_cast(self, work: Work) -> None:
+        request = work.request
+        try:
+            result = self._dispatch(work)
+            if isinstance(result, Generator):
+                self._in_context(work, _last_of, result, None)
+        except ExpectedException:
+            LOG.debug("the cast %r raised what it is expected to", request.method, exc_info=True)
+        except Exception as exc:
+            if work.at_least_once:
+                self._run_again_or_bury(work, exc)
+                return
+            if isinstance(exc, RPCDispatcherError):
+                LOG.error("the cast %r (%s): %s", request.method, request.unique_id, exc)
+            else:
+                LOG.exception("the cast %r (%s) raised", request.method, request.unique_id)
+        self._settle(work, done=True)
+
+    def _run_again_or_bury(self, work: Work, exc: Exception) -> None:
+        request = work.request
+        work.attempts = max(work.attempts, work.delivery.attempts or 0) + 1
+        if work.attempts > self._cast_retries or isinstance(exc, RPCDispatcherError | SerializationError):
+            self._bury(work, f"{type(exc).__name__}: {exc}", work.attempts, traceback.format_exception(exc))
+            return
+        delay = RETRY_DELAYS[min(work.attempts, len(RETRY_DELAYS)) - 1]
+        LOG.warning(
+            "the cast %r (%s) raised %r, and is run again in %g s", request.method, request.unique_id, exc, delay
+        )
+        self._transport.timer.call_later(delay, lambda: self.again(work))
+
+    def again(self, work: Work) -> None:
+        """Run a cast again, or give it back where the server is stopping."""
+        if not self._run_again(work):
+            self._settle(work, done=False)
+
+    # Dead letters
+
+    def _bury(self, work: Work, reason: str, attempts: int, tb: list[str]) -> None:
+        """Give a request up: to the dead letters' address where the message system stores, and to the log and hook."""
+        delivery, message = work.delivery, work.delivery.message
+        letter = DeadLetter(
+            reason,
+            str(delivery.address),
+            self._server,
+            attempts,
+            time.time(),
+            tb,
+            message.content_type,
+            message.body,
+        )
+        LOG.error(
+            "%r (%s) to %s is given up after %d attempts: %s",
+            work.request.method,
+            work.request.unique_id,
+            delivery.address,
+            attempts,
+            reason,
+        )
+        if self._on_dead_letter is not None:
+            try:
+                self._on_dead_letter(letter)
+            except Exception:
+                LOG.exception("the hook for dead letters raised")
+        work.accepted = False
+        if Capability.STORE not in self._transport.driver.capabilities:
+            self._settle(work, done=True)
+            return
+        dead = Address("dead", delivery.address.exchange, delivery.address.topic)
+        buried = Message(encode_dead_letter(letter), JSON, message.id, None, durable=True)
+        sent = self._transport.send(dead, buried, mandatory=False)
+        sent.add_done_callback(lambda future: self._settle(work, done=future.exception() is None))
+
+
+def time_left(request: Request, message: Message) -> float | None:
+    """Seconds that are left to a request, or None where nobody said.
+
+    Where the message system does not tell how long it kept the message, the sender's wall clock may shorten the time;
+    but clocks differ, so that alone never lets a request expire.
+    """
+    hints = request.hints
+    if hints is None or hints.ttl is None:
+        return message.ttl
+    if message.ttl is not None:
+        return min(message.ttl, hints.ttl)
+    if hints.at is None:
+        return hints.ttl
+    queued = max(0.0, time.time() - hints.at)
+    return max(hints.ttl - queued, min(hints.ttl, 1.0))
+
+
+def _last_of(items: Generator[Any, Any, Any], running: Running | None) -> Any:
+    """Run a generator for a client that wants one value: the last."""
+    last = None
+    try:
+        for item in items:
+            last = item
+            if running is not None and running.cancelled:
+                break
+    finally:
+        items.close()
+    return last
+
+
+def _only(value: Any) -> Generator[Any, None, None]:
+    yield value

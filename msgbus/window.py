@@ -1,0 +1,40 @@
+"""SendWindow: bounds how many requests of a transport are unfinished."""
+
+from __future__ import annotations
+
+import threading
+
+
+class SendWindow:
+    """A semaphore that costs next to nothing while it is not exhausted: every request passes through it."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._places: list[None] = [None] * size  # Taking from and adding to a list are atomic.
+        self._waiting = 0
+        self._freed = threading.Condition()
+
+    def acquire(self, timeout: float) -> bool:
+        """Take a place; wait up to `timeout` seconds for one. Returns whether there was one."""
+        if self._take():
+            return True
+        with self._freed:
+            self._waiting += 1
+            try:
+                return self._freed.wait_for(self._take, timeout)
+            finally:
+                self._waiting -= 1
+
+    def release(self) -> None:
+        """Give the place back."""
+        self._places.append(None)
+        if self._waiting:
+            with self._freed:
+                self._freed.notify()
+
+    def _take(self) -> bool:
+        try:
+            self._places.pop()
+        except IndexError:
+            return False
+        return True
