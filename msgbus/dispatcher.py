@@ -197,7 +197,7 @@ class RPCDispatcher:
                 continue
             compatible = True
             method = getattr(endpoint, name, None)
-            if not callable(method):
+            if not callable(method) or isinstance(method, Target):
                 continue
             if self._policy.is_allowed(endpoint, name):
                 return method  # type: ignore[no-any-return]  # callable() leaves Any

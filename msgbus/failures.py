@@ -57,7 +57,9 @@ def serialize_failure(exc: BaseException) -> str:
 def _arguments(exc: BaseException) -> tuple[tuple[Any, ...], dict[Any, Any]]:
     try:
         kwargs = getattr(exc, "kwargs", None)
-        return tuple(exc.args), kwargs if isinstance(kwargs, dict) else {}
+        # An OSError keeps its file names out of `args`.
+        args = OSError.__reduce__(exc)[1] if isinstance(exc, OSError) else exc.args
+        return tuple(args), kwargs if isinstance(kwargs, dict) else {}
     except Exception:  # a property of somebody else's may raise anything
         return (), {}
 

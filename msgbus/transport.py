@@ -179,8 +179,13 @@ class Transport:
                 if self._inbox is None:
                     self._inbox = self.driver.open_inbox(self._on_delivery)
                 inbox = self._inbox
-        if not inbox.ready.done() or inbox.ready.exception() is not None:
+        try:
             wait_for(inbox.ready, deadline, "an inbox for replies could not be opened on", self.driver)
+        except MessagingException:
+            if inbox.ready.done():  # It was refused; what was wrong may have been put right by the next time.
+                self._inbox = None
+                inbox.close()
+            raise
         self._inbox_name = inbox.address.name
         return self._inbox_name
 

@@ -158,7 +158,8 @@ class Publisher(Channel):
         prefix = frames.publish_prefix(self.number, exchange.name, key, mandatory)
         if queue is not None:
             # Somebody may have deleted it when it was empty. What goes there is rare: it is declared each time.
-            return frames.queue_declare(self.number, queue.name, durable=queue.durable, arguments=queue.arguments) + prefix
+            arguments = queue.arguments
+            return frames.queue_declare(self.number, queue.name, durable=queue.durable, arguments=arguments) + prefix
         if not exchange.name:
             pass
         elif exchange.auto_delete:

@@ -1,0 +1,102 @@
+"""The group of all commands: finds a command's file, and turns errors into a line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+import click
+
+from msgbus.cli.errors import EXIT_CODES, Code, code_of, line_of
+from msgbus.cli.options import log_options, wants_traceback
+
+COMMANDS = {
+    "serve": ("msgbus.cli.serve", "Run a server: the methods of a class, for a topic."),
+    "call": ("msgbus.cli.verbs", "Call a method on one server, and print what it returns."),
+    "cast": ("msgbus.cli.verbs", "Have a method run on one server, and do not wait for it."),
+    "fanout-cast": ("msgbus.cli.verbs", "Have a method run on every server of a topic."),
+    "multicall": ("msgbus.cli.verbs", "Call a generator method, and print each item as it arrives."),
+    "ping": ("msgbus.cli.ping", "List the servers of a topic that answer."),
+    "drivers": ("msgbus.cli.drivers", "List the message systems that can be used."),
+}
+"""Name -> the module that has it (as a function of that name with underscores), and one line of help."""
+
+HELP = f"""Call services by name over a message system, and serve them.
+
+\b
+Example:
+  export MSGBUS_URL=rabbit://guest:guest@localhost:5672/
+  msgbus call hello greet name=Ada
+
+\b
+Exit codes:
+{EXIT_CODES}
+"""
+
+
+class App(click.Group):
+    """The commands of `COMMANDS`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name them all."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import one."""
+        if name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(COMMANDS[name][0]), name.replace("-", "_"))
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run, and exit. In place of click's, whose usage errors take three lines."""
+        kwargs.setdefault("prog_name", "msgbus")
+        kwargs["standalone_mode"] = False
+        try:
+            code = super().main(*args, **kwargs)
+        except click.ClickException as exc:
+            ctx = getattr(exc, "ctx", None)
+            hint = f" (see: {ctx.command_path} --help)" if ctx is not None else ""
+            click.echo(f"{ctx.command_path if ctx else 'msgbus'}: {exc.format_message()}{hint}", err=True)
+            code = Code.USAGE
+        except click.Abort:
+            code = 128 + 2
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. What it raises is handled here: click takes an EOFError of a server's for the user's."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as exc:
+            if isinstance(exc, OSError) and exc.errno == errno.EPIPE and code_of(exc) == Code.UNEXPECTED:
+                # Whoever read our output wants no more. Nothing may be written to it again, not even at exit.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                ctx.exit(128 + 13)
+            if wants_traceback(ctx):
+                import traceback
+
+                click.echo("".join(traceback.format_exception(exc)).rstrip(), err=True)
+            click.echo(f"msgbus {ctx.invoked_subcommand}: {line_of(exc)}", err=True)
+            ctx.exit(code_of(exc))
+
+
+@click.group(cls=App, help=HELP, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("msgbus"), message="msgbus %(version)s")
+@log_options
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Show the help where no command is named."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(Code.USAGE)

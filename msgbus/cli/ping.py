@@ -1,0 +1,54 @@
+"""``msgbus ping``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from msgbus.cli.options import bus_options, example, open_transport
+from msgbus.cli.tables import print_json, print_table
+
+
+@click.command(epilog=example("msgbus ping hello"))
+@click.argument("topic")
+@click.option("--server", metavar="NAME", help="That server of the topic only.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to gather answers.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON for each server.")
+@bus_options
+def ping(
+    topic: str,
+    server: str | None,
+    timeout: float,
+    as_json: bool,
+    url: str | None,
+    config_files: tuple[str, ...],
+    exchange: str | None,
+) -> None:
+    """List the servers of TOPIC that answer, and how fast. That none does is an error (3)."""
+    from msgbus.client import get_rpc_client
+    from msgbus.exceptions import MessageUndeliverable
+    from msgbus.target import Target
+
+    target = Target(exchange=exchange, topic=topic, server=server)
+    with open_transport(url, config_files, quiet=True) as transport:
+        found = get_rpc_client(transport, target).ping(timeout)
+        if not found:
+            raise MessageUndeliverable(f"no server of topic {topic} answered within {timeout:g} s")
+    found.sort(key=lambda answer: str(answer.get("server")))
+    if as_json:
+        print_json(found)
+    else:
+        print_table(("server", "host", "pid", "msgbus", "answered after"), [_row(answer) for answer in found])
+
+
+def _row(answer: dict[str, Any]) -> list[str]:
+    names = ("server", "host", "pid", "version")
+    return [*(str(answer.get(name, "")) for name in names), f"{answer['seconds'] * 1000:.1f} ms"]

@@ -1,0 +1,153 @@
+"""``msgbus serve``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import signal
+import socket
+import sys
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from msgbus.cli.options import bus_options, example, open_transport, wants_traceback
+
+LOG = logging.getLogger(__name__)
+
+
+@click.command(
+    epilog=example(
+        "msgbus serve hello:Hello --topic hello",
+        "",
+        "where hello.py holds",
+        "",
+        "  class Hello:",
+        "      def greet(self, ctxt, name):",
+        '          return f"Hello, {name}"',
+    )
+)
+@click.argument("endpoint", metavar="MODULE:CLASS")
+@click.option("--topic", required=True, metavar="NAME", help="The name of the service.")
+@click.option("--server", metavar="NAME", help="The name of this server.  [default: host name and pid]")
+@click.option(
+    "--drain",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait, when told to stop, for what is running.",
+)
+@bus_options
+@click.pass_context
+def serve(
+    ctx: click.Context,
+    endpoint: str,
+    topic: str,
+    server: str | None,
+    drain: float,
+    url: str | None,
+    config_files: tuple[str, ...],
+    exchange: str | None,
+) -> None:
+    """Serve the methods of a class, which is imported with the current directory in front of the search path.
+
+    A method gets the caller's context first, then its arguments by name. The class is made without arguments.
+
+    Prints one line when it is ready. SIGTERM or Ctrl-C stops it: it takes no new requests, lets those that run finish
+    and answer, and ends with 0. A second signal ends it at once.
+    """
+    from msgbus.server import get_rpc_server
+    from msgbus.target import Target
+
+    target = Target(exchange=exchange, topic=topic, server=server or f"{socket.gethostname()}-{os.getpid()}")
+    instance = _make_endpoint(ctx, endpoint)
+    with open_transport(url, config_files) as transport:
+        running = get_rpc_server(transport, target, [instance])
+        with _stopped_by_signal():
+            try:
+                running.start()
+                where = transport.driver.state
+                click.echo(f"server {target.server} of topic {topic} is ready on {where}; SIGTERM or Ctrl-C stops it")
+                while True:
+                    signal.pause()
+            finally:
+                LOG.info("stopping: what runs has %g s to finish", drain)
+                running.stop()
+                running.wait(drain)
+
+
+class _Stop(BaseException):
+    """A signal said to stop. Raised wherever the main thread is: that may be in the start, which may take long."""
+
+
+@contextlib.contextmanager
+def _stopped_by_signal() -> Any:
+    """End the block at the first SIGTERM or SIGINT, and the process at the second."""
+    came = False
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        nonlocal came
+        if came:
+            os._exit(128 + number)
+        came = True
+        raise _Stop
+
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        for number in before:
+            signal.signal(number, handle)
+        yield
+    except _Stop:
+        pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _make_endpoint(ctx: click.Context, text: str) -> object:
+    """What MODULE:CLASS stands for: an instance of the class.
+
+    Raises:
+        click.ClickException: it cannot be had; the text says why.
+    """
+    name, colon, attribute = text.partition(":")
+    if not (colon and name and attribute):
+        raise click.UsageError(f"MODULE:CLASS is for example hello:Hello, and {text!r} is not like that")
+    cwd = os.getcwd()
+    if cwd not in sys.path:
+        sys.path.insert(0, cwd)
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        if exc.name is not None and (name == exc.name or name.startswith(f"{exc.name}.")):
+            hint = f"; did you mean {name[:-3]}:{attribute}?" if name.endswith(".py") else ""
+            raise click.UsageError(f"there is no module {name!r} in {cwd} or where Python looks{hint}") from exc
+        _fail(ctx, f"importing {name!r}", exc)
+    except (Exception, SystemExit) as exc:
+        _fail(ctx, f"importing {name!r}", exc)
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise click.UsageError(f"module {name!r} ({getattr(module, '__file__', '?')}) has no {attribute!r}")
+        found = getattr(found, part)
+    if not isinstance(found, type):
+        return found  # an endpoint that the module has made itself
+    try:
+        return found()
+    except Exception as exc:
+        _fail(ctx, f"making a {attribute} (without arguments)", exc)
+
+
+def _fail(ctx: click.Context, what: str, exc: BaseException) -> NoReturn:
+    import traceback
+
+    if wants_traceback(ctx):
+        click.echo("".join(traceback.format_exception(exc)).rstrip(), err=True)
+    where = ""
+    if frames := traceback.extract_tb(exc.__traceback__):
+        where = f" ({frames[-1].filename}, line {frames[-1].lineno})"
+    raise click.UsageError(" ".join(f"{what} failed: {type(exc).__name__}: {exc}{where}".split())) from exc

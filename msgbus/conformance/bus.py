@@ -1,0 +1,247 @@
+"""Bus: what a check has at hand: the message system, servers, clients, and the servers' journal."""
+
+from __future__ import annotations
+
+import pathlib
+import select
+import subprocess
+import sys
+import threading
+import uuid
+from typing import Any, Protocol
+
+import msgspec
+import pytest
+
+from msgbus import RPCClient, RPCServer, Target, Transport, get_rpc_client, get_rpc_transport
+from msgbus.conformance.endpoint import Journal, ServerSpec, make_conf, make_server
+from msgbus.conformance.harness import Harness
+from msgbus.conformance.waiting import until
+from msgbus.drivers.base import Address, Capability, Driver
+
+
+class Served(Protocol):
+    """A server that the suite has started."""
+
+    name: str
+
+    def stop(self) -> None:
+        """As `RPCServer.stop`."""
+
+    def wait(self, seconds: float) -> int:
+        """As `RPCServer.wait`."""
+
+    def close(self) -> None:
+        """Stop, wait, and let go of everything. Idempotent."""
+
+
+class LocalServer:
+    """A server in the test's process."""
+
+    def __init__(self, spec: ServerSpec) -> None:
+        self.name = spec.server
+        self._server: RPCServer = make_server(spec)
+
+    def ready(self) -> None:
+        """Return when it serves."""
+        self._server.start(30)
+
+    def stop(self) -> None:
+        """As `RPCServer.stop`."""
+        self._server.stop()
+
+    def wait(self, seconds: float) -> int:
+        """As `RPCServer.wait`."""
+        return self._server.wait(seconds)
+
+    def close(self) -> None:
+        """Stop, wait, and let go of everything. Idempotent."""
+        self._server.wait(10)
+        self._server.transport.cleanup()
+
+
+class ProcessServer:
+    """A server, or another program of the suite, in a process of its own."""
+
+    def __init__(self, spec: ServerSpec, module: str = "server") -> None:
+        self.name = spec.server
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", f"msgbus.conformance.{module}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self._write(msgspec.json.encode(spec))
+
+    def ready(self) -> None:
+        """Return when it serves."""
+        self._read(40)
+
+    def stop(self) -> None:
+        """As `RPCServer.stop`."""
+        self._write(b"stop")
+        self._read(15)
+
+    def wait(self, seconds: float) -> int:
+        """As `RPCServer.wait`."""
+        self._write(f"wait {seconds}".encode())
+        return int(self._read(seconds + 15))
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """End it with SIGKILL."""
+        self._process.kill()
+        self._end(10)
+
+    def close(self) -> None:
+        """End it in good order. Idempotent."""
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            self._process.stdin.close()
+            try:
+                self._end(30)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._end(10)
+                raise
+
+    def _end(self, seconds: float) -> None:
+        self._process.wait(seconds)
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+
+    def _write(self, line: bytes) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line + b"\n")
+        self._process.stdin.flush()
+
+    def _read(self, seconds: float) -> str:
+        stream = self._process.stdout
+        assert stream is not None
+        readable, _, _ = select.select([stream], [], [], seconds)
+        assert readable, f"the process of {self.name} said nothing for {seconds:g} s"
+        line = stream.readline().decode().strip()
+        assert line, f"the process of {self.name} ended"
+        return line
+
+
+class Bus:
+    """Made for each check, and closed after it.
+
+    Attributes:
+        harness: the driver's.
+        topic: one that no other check uses.
+        journal: what the servers of this check write.
+        capabilities: what the driver declares.
+        killed: a process was killed, so that what it left on the message system is no fault.
+    """
+
+    def __init__(self, harness: Harness, folder: pathlib.Path) -> None:
+        self.harness = harness
+        self.topic = f"conformance-{uuid.uuid4().hex[:12]}"
+        self.journal = Journal(str(folder))
+        self.killed = False
+        self._transports: list[Transport] = []
+        self._servers: list[LocalServer | ProcessServer] = []
+        self._gates: list[str] = []
+        self._shared = threading.Lock()
+        self._transport: Transport | None = None
+        self.capabilities = self.transport.driver.capabilities
+
+    def needs(self, *capabilities: Capability, harness: tuple[str, ...] = (), processes: bool = False) -> None:
+        """Skip the check where the driver does not declare a capability, or its harness cannot do what is needed."""
+        missing = [capability.value for capability in capabilities if capability not in self.capabilities]
+        if missing:
+            pytest.skip(f"the driver does not declare {', '.join(missing)}")
+        if not self.harness.can(*harness):
+            pytest.skip(f"the harness cannot {', '.join(harness)}")
+        if processes and not self.harness.processes:
+            pytest.skip("the message system lives in one process")
+
+    @property
+    def transport(self) -> Transport:
+        """The test's own transport, which its clients share."""
+        with self._shared:
+            if self._transport is None:
+                self._transport = self.new_transport()
+            return self._transport
+
+    @property
+    def driver(self) -> Driver:
+        """The driver of the test's own transport."""
+        return self.transport.driver
+
+    def new_transport(self, allowed: list[str] | None = None, **options: Any) -> Transport:
+        """Another transport, with these values of the core's options."""
+        transport = get_rpc_transport(make_conf(options), self.harness.url, allowed)
+        self._transports.append(transport)
+        return transport
+
+    def client(self, topic: str | None = None, transport: Transport | None = None, **options: Any) -> RPCClient:
+        """A client of this check's topic, or of another."""
+        options.setdefault("timeout", 30)
+        return get_rpc_client(transport or self.transport, Target(topic=topic or self.topic), **options)
+
+    def address(self, kind: Any = "topic", server: str = "", name: str = "", topic: str | None = None) -> Address:
+        """An address of this check's topic."""
+        return Address(kind, "msgbus", topic or self.topic, server, name)
+
+    def spec(
+        self, server: str, topic: str | None = None, exchange: str | None = None, access: str = "", **options: Any
+    ) -> ServerSpec:
+        """A server of this check's topic, or another."""
+        folder = str(self.journal.folder)
+        return ServerSpec(self.harness.url, topic or self.topic, server, folder, exchange, options, access)
+
+    def serve(self, *servers: str, **more: Any) -> list[Any]:
+        """Start servers of these names (default: one), and return them when all serve; `more` is as for `spec`."""
+        cls: Any = ProcessServer if self.harness.processes else LocalServer
+        started = [cls(self.spec(server, **more)) for server in servers or ("s1",)]
+        self._servers += started
+        for server in started:
+            server.ready()
+        return started
+
+    def run_streamer(self, key: str) -> ProcessServer:
+        """Start the process that reads a stream, and return it when it does."""
+        process = ProcessServer(self.spec(key), "streamer")
+        self._servers.append(process)
+        process.ready()
+        return process
+
+    def kill(self, server: ProcessServer) -> None:
+        """Kill a server's process."""
+        self.killed = True
+        server.kill()
+
+    def gate(self) -> str:
+        """The name of a new gate. It opens at the end of the check at the latest."""
+        self._gates.append(uuid.uuid4().hex[:8])
+        return self._gates[-1]
+
+    def ran(self, key: str, times: int = 1, seconds: float = 15.0) -> list[str]:
+        """Wait until a handler began with this key so many times; return the names of the servers."""
+        what = f"{times} runs of {key!r}"
+        entries = until(lambda: len(found := self.journal.entries("run", key)) >= times and found, what, seconds)
+        assert isinstance(entries, list)
+        return [entry.server for entry in entries]
+
+    def saw(self, event: str, key: str, seconds: float = 15.0) -> None:
+        """Wait for an event in the journal."""
+        until(lambda: self.journal.entries(event, key), f"event {event!r} of {key!r}", seconds)
+
+    def close(self) -> None:
+        """Close all. Of several errors, the first is raised."""
+        for gate in self._gates:
+            self.journal.open_gate(gate)
+        errors: list[Exception] = []
+        for opened in (*self._servers, *self._transports):
+            try:
+                opened.close() if not isinstance(opened, Transport) else opened.cleanup()
+            except Exception as exc:
+                errors.append(exc)
+        if errors:
+            raise errors[0]

@@ -1,0 +1,115 @@
+"""The three patterns: any of a service's servers, that one, all of them; and that others get nothing of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from msgbus import MessageUndeliverable
+from msgbus.conformance.bus import Bus
+from msgbus.conformance.waiting import Task, gather, until
+
+
+class PatternChecks:
+    """Who runs a request."""
+
+    def test_idle_servers_share_the_calls(self, bus: Bus) -> None:
+        """Of 300 calls each is run by one of three idle servers, and each of them runs at least 60."""
+        bus.serve("s1", "s2", "s3")
+        client = bus.client()
+        shares = Counter(client.call({}, "note", key=f"k{n}") for n in range(300))
+        assert set(shares) == {"s1", "s2", "s3"}
+        assert min(shares.values()) >= 60
+        runs = Counter(entry.key for entry in bus.journal.entries("run"))
+        assert runs == {f"k{n}": 1 for n in range(300)}
+
+    def test_a_call_to_one_server_reaches_that_one(self, bus: Bus) -> None:
+        """With a server in the target no other runs the call."""
+        bus.serve("s1", "s2", "s3")
+        client = bus.client()
+        for name in ("s2", "s3", "s1"):
+            assert [client.prepare(server=name).call({}, "note", key="k") for _ in range(10)] == [name] * 10
+        client.prepare(server="s2").cast({}, "note", key="cast")
+        assert bus.ran("cast") == ["s2"]
+
+    def test_a_fanout_reaches_every_server_once(self, bus: Bus) -> None:
+        """`fanout_cast`, and `cast` with fanout in the target, are run once by each server."""
+        bus.serve("s1", "s2", "s3")
+        client = bus.client()
+        for n in range(10):
+            client.fanout_cast({}, "note", key=f"a{n}")
+            client.prepare(fanout=True).cast({}, "note", key=f"b{n}")
+        for n in range(10):
+            for letter in "ab":
+                assert sorted(bus.ran(f"{letter}{n}", 3)) == ["s1", "s2", "s3"]
+        assert len(bus.journal.entries("run")) == 60
+
+    def test_exchanges_are_apart(self, bus: Bus) -> None:
+        """The same topic of another exchange is another service, in each of the patterns."""
+        bus.serve("here")
+        bus.serve("there", exchange="conformance-2")
+        client = bus.client()
+        other = client.prepare(exchange="conformance-2")
+        assert {client.call({}, "note", key="k") for _ in range(10)} == {"here"}
+        assert {other.call({}, "note", key="k") for _ in range(10)} == {"there"}
+        with pytest.raises(MessageUndeliverable):
+            other.prepare(server="here").call({}, "note", key="k")
+        client.fanout_cast({}, "note", key="all")
+        other.fanout_cast({}, "note", key="all of the other")
+        assert bus.ran("all") == ["here"]
+        assert bus.ran("all of the other") == ["there"]
+
+    def test_topics_are_apart(self, bus: Bus) -> None:
+        """A topic whose name begins with another's, and one that looks like another's server, are other services."""
+        topics = [bus.topic, f"{bus.topic}.s1", f"{bus.topic}/s1", f"{bus.topic}_fanout", f"{bus.topic}!"]
+        for n, topic in enumerate(topics):
+            bus.serve("s1", topic=topic)
+            bus.client(topic).prepare(server="s1").cast({}, "note", key=f"server {n}")
+            bus.client(topic).cast({}, "note", key=f"topic {n}")
+            bus.client(topic).fanout_cast({}, "note", key=f"fanout {n}")
+        for n, _ in enumerate(topics):
+            for kind in ("server", "topic", "fanout"):
+                bus.ran(f"{kind} {n}")
+        assert len(bus.journal.entries("run")) == 3 * len(topics)
+
+    @pytest.mark.parametrize(
+        "name", ["with/slash", "a#b", "a*b.c", "two words", "Größe 漢字 🐇", "%2F", "!fanout", "'\"`$;&|<>", "x" * 80]
+    )
+    def test_names_may_hold_anything(self, bus: Bus, name: str) -> None:
+        """Whatever is in the names of topic and server, the patterns work."""
+        topic = bus.topic[-12:] + name if len(name) < 60 else name
+        bus.serve(name, topic=topic)
+        client = bus.client(topic)
+        assert client.call({}, "echo", value=1) == 1
+        assert client.prepare(server=name).call({}, "note", key="k") == name
+        client.fanout_cast({}, "note", key="all")
+        assert bus.ran("all") == [name]
+
+    def test_a_busy_server_holds_nothing_that_an_idle_one_could_run(self, bus: Bus) -> None:
+        """With one server stuck, and no room for more there, all further work is done by the idle one."""
+        bus.serve("s1", "s2", executor_thread_pool_size=1, rpc_prefetch=1, rpc_delivery="at_least_once")
+        gate = bus.gate()
+        client = bus.client(delivery="at_least_once")
+        stuck = Task(client.prepare(server="s1").call, {}, "hold", key="stuck", gate=gate)
+        bus.ran("stuck")
+        # A prefetch is for each address: the idle address "topic" of the stuck server may hold one.
+        calls = [Task(client.call, {}, "note", key=f"k{n}") for n in range(20)]
+        until(lambda: sum(call.done for call in calls) >= 19, "19 of 20 calls are answered by the idle server")
+        assert not stuck.done
+        bus.journal.open_gate(gate)
+        assert stuck.result() == "s1"
+        names = gather(calls)
+        assert names.count("s2") >= 19
+
+    def test_a_second_server_of_the_process_serves_too(self, bus: Bus) -> None:
+        """One client's process may call several services over one transport, also one that is started later."""
+        bus.serve("s1")
+        client = bus.client()
+        assert client.call({}, "note", key="k") == "s1"
+        later = bus.client(f"{bus.topic}-later")
+        with pytest.raises(MessageUndeliverable):
+            later.call({}, "note", key="k")
+        bus.serve("s9", topic=f"{bus.topic}-later")
+        assert later.call({}, "note", key="k") == "s9"
+        assert client.call({}, "note", key="k") == "s1"

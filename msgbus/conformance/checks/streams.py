@@ -1,0 +1,193 @@
+"""Streams: order, ends, errors, credit, and who notices that the other side is gone."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import time
+
+import pytest
+
+from msgbus import MessagingTimeout, RemoteError, SerializationError, ServerLost
+from msgbus.client import STREAM_WINDOW
+from msgbus.conformance.bus import Bus
+from msgbus.conformance.waiting import until
+
+
+class StreamChecks:
+    """Of `multicall`."""
+
+    @pytest.mark.parametrize("n", [0, 1, 99, 100, 101, 2000])
+    def test_items_come_in_order(self, bus: Bus, n: int) -> None:
+        """Every item once, in the order of the generator, also beyond the credit window."""
+        bus.serve()
+        assert list(bus.client().multicall({}, "count", n=n)) == list(range(n))
+
+    def test_none_is_an_item(self, bus: Bus) -> None:
+        """A generator may yield None."""
+        bus.serve()
+        assert list(bus.client().multicall({}, "nothings", n=250)) == [None] * 250
+
+    def test_items_come_as_they_are_yielded(self, bus: Bus) -> None:
+        """The first items are there while the generator still runs."""
+        bus.serve()
+        gate = bus.gate()
+        stream = bus.client().multicall({}, "gated", key="k", n=3, gate=gate)
+        assert list(itertools.islice(stream, 3)) == [0, 1, 2]
+        assert bus.journal.entries("closed") == []
+        bus.journal.open_gate(gate)
+        assert list(stream) == [3]
+
+    def test_an_exception_comes_after_the_values_before_it(self, bus: Bus) -> None:
+        """None of the values is lost, and the stream is over then."""
+        bus.serve()
+        for n in (0, 1, 250):
+            stream = bus.client().multicall({}, "count_and_fail", n=n)
+            assert list(itertools.islice(stream, n)) == list(range(n))
+            with pytest.raises(ValueError, match="bad"):
+                next(stream)
+            assert list(stream) == []
+        stream = bus.client().multicall({}, "count_and_fail", n=2, kind="trouble")
+        with pytest.raises(RemoteError) as caught:
+            list(stream)
+        assert caught.value.exc_type == "Trouble"
+
+    def test_an_item_that_cannot_travel_ends_the_stream(self, bus: Bus) -> None:
+        """The client gets the values before it and an error that says so; the generator is closed."""
+        bus.serve()
+        stream = bus.client().multicall({}, "count_and_yield_object", n=5)
+        assert list(itertools.islice(stream, 5)) == list(range(5))
+        with pytest.raises(SerializationError):
+            next(stream)
+
+    def test_closing_the_iterator_closes_the_generator(self, bus: Bus) -> None:
+        """Its ``finally`` runs; the iterator is at its end; closing it again is no error."""
+        bus.serve()
+        stream = bus.client().multicall({}, "endless", key="k")
+        assert list(itertools.islice(stream, 5)) == list(range(5))
+        stream.close()
+        stream.close()
+        bus.saw("closed", "k")
+        assert list(stream) == []
+
+    def test_closing_at_once_closes_the_generator(self, bus: Bus) -> None:
+        """Also where the server has not said yet that it began."""
+        bus.serve()
+        for n in range(10):
+            with bus.client().multicall({}, "endless", key=f"k{n}"):
+                pass
+        for n in range(10):
+            # One that was cancelled before it had begun may never run.
+            if bus.journal.entries("yield", f"k{n}"):
+                bus.saw("closed", f"k{n}")
+        assert bus.client().call({}, "echo", value=1) == 1
+        started = {entry.key for entry in bus.journal.entries("yield")}
+        until(lambda: {entry.key for entry in bus.journal.entries("closed")} >= started, "the end of all generators")
+
+    def test_dropping_the_iterator_closes_the_generator(self, bus: Bus) -> None:
+        """A ``for`` that is left by ``break`` needs no ``close``."""
+        bus.serve()
+        for item in bus.client().multicall({}, "endless", key="k"):
+            if item == 5:
+                break
+        gc.collect()
+        bus.saw("closed", "k")
+
+    def test_a_generator_waits_for_its_reader(self, bus: Bus) -> None:
+        """It runs ahead by the credit window and then stands still, until items are taken."""
+        bus.serve()
+        client = bus.client()
+        with client.multicall({}, "endless", key="k") as stream:
+            next(stream)
+            until(lambda: len(bus.journal.entries("yield", "k")) >= STREAM_WINDOW, "a full window")
+            for n in range(200):  # A generator that did not wait would be far ahead after these.
+                assert client.call({}, "echo", value=n) == n
+            assert len(bus.journal.entries("yield", "k")) <= STREAM_WINDOW + 1
+            assert list(itertools.islice(stream, 250)) == list(range(1, 251))
+        bus.saw("closed", "k")
+
+    def test_two_streams_do_not_mix(self, bus: Bus) -> None:
+        """Streams of one client that are read in turn keep their own items."""
+        bus.serve("s1", "s2")
+        streams = [bus.client().multicall({}, "count", n=300) for _ in range(4)]
+        for n in range(300):
+            assert [next(stream) for stream in streams] == [n] * 4
+        assert [list(stream) for stream in streams] == [[]] * 4
+
+    def test_the_timeout_is_for_each_item(self, bus: Bus) -> None:
+        """An item that does not come in time ends the stream, and the generator with it."""
+        bus.serve()
+        gate = bus.gate()
+        stream = bus.client(timeout=1.0).multicall({}, "gated", key="k", n=3, gate=gate)
+        assert list(itertools.islice(stream, 3)) == [0, 1, 2]
+        start = time.monotonic()
+        with pytest.raises(MessagingTimeout):
+            next(stream)
+        assert 0.8 < time.monotonic() - start < 3
+        bus.journal.open_gate(gate)
+        bus.saw("closed", "k")
+        assert list(stream) == []
+
+    def test_the_deadline_is_for_the_whole(self, bus: Bus) -> None:
+        """However fast the items come, at the deadline it is over."""
+        bus.serve()
+        start = time.monotonic()
+        stream = bus.client().prepare(deadline=1.5).multicall({}, "endless", key="k")
+        with pytest.raises(MessagingTimeout):
+            for _ in stream:
+                pass
+        assert 1.3 < time.monotonic() - start < 4
+        bus.saw("closed", "k")
+
+    def test_a_stream_outlives_its_timeout(self, bus: Bus) -> None:
+        """The timeout bounds the wait for an item, not the whole: a long stream goes on for longer."""
+        bus.serve()
+        start = time.monotonic()
+        for item in bus.client(timeout=0.5).multicall({}, "endless", key="k"):
+            if time.monotonic() - start > 1.5:
+                break
+        assert item > STREAM_WINDOW
+        gc.collect()
+        bus.saw("closed", "k")
+
+    def test_slow_a_killed_server_is_missed(self, bus: Bus) -> None:
+        """When the server's process is killed in the middle, the client raises `ServerLost` within 20 s."""
+        bus.needs(processes=True)
+        (server,) = bus.serve()
+        gate = bus.gate()
+        stream = bus.client(timeout=60).multicall({}, "gated", key="k", n=3, gate=gate)
+        assert list(itertools.islice(stream, 3)) == [0, 1, 2]
+        bus.kill(server)
+        start = time.monotonic()
+        with pytest.raises(ServerLost) as caught:
+            next(stream)
+        assert time.monotonic() - start < 20
+        assert "s1" in str(caught.value)
+
+    def test_slow_a_killed_client_is_missed(self, bus: Bus) -> None:
+        """When the reader's process is killed, the generator is closed within 30 s."""
+        bus.needs(processes=True)
+        bus.serve()
+        reader = bus.run_streamer("k")
+        assert bus.journal.entries("closed") == []
+        bus.kill(reader)
+        bus.saw("closed", "k", seconds=30)
+        assert bus.client().call({}, "echo", value=1) == 1
+
+    def test_slow_a_stream_that_waits_for_its_reader_lives(self, bus: Bus) -> None:
+        """A reader that takes nothing for 20 s, and a generator that waits as long, are not taken for dead."""
+        bus.serve()
+        stream = bus.client().multicall({}, "endless", key="k")
+        next(stream)
+        end = time.monotonic() + 20
+        until(lambda: time.monotonic() > end, "20 s", 30)
+        assert list(itertools.islice(stream, 500)) == list(range(1, 501))
+        assert bus.journal.entries("closed") == []
+        stream.close()
+        bus.saw("closed", "k")
+
+    def test_slow_a_call_that_runs_for_long_lives(self, bus: Bus) -> None:
+        """A handler that takes 20 s and then answers is not taken for dead, by a call nor by a stream."""
+        bus.serve()
+        client = bus.client(timeout=60)
+        assert client.call({}, "work", key="k", seconds=20) == "k"

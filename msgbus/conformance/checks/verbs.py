@@ -1,0 +1,185 @@
+"""What each verb returns and raises, and that contexts, nested calls and pings work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from msgbus import MessageTooLarge, SerializationError
+from msgbus.conformance.bus import Bus
+from msgbus.conformance.waiting import Task, gather, until
+
+VALUES = [
+    None,
+    True,
+    0,
+    -(2**63),
+    2**64 - 1,
+    1.5,
+    "",
+    "Größe 漢字 🐇 \x00 \u2028 \"quoted\" \\",
+    [],
+    {},
+    [None, [1, [2, [3, {"a": [{}]}]]]],
+    {"": 1, "key": {"deep": {"deeper": [None, "x"]}}, "result": 1, "_msgbus": 2, "oslo.message": "3"},
+    "x" * (1 << 20),
+    list(range(10_000)),
+]
+
+
+class VerbChecks:
+    """Of `call`, `cast`, `fanout_cast`, `multicall` and `ping`."""
+
+    @pytest.mark.parametrize("codec", ["json", "msgpack"])
+    def test_values_come_back_as_they_were_sent(self, bus: Bus, codec: str) -> None:
+        """Plain data of every kind travels both ways, as a call's value and as an item of a stream."""
+        bus.serve()
+        client = bus.client(transport=bus.new_transport(rpc_codec=codec))
+        for value in VALUES:
+            assert client.call({}, "echo", value=value) == value
+            assert list(client.multicall({}, "echo", value=value)) == [value]
+
+    def test_binary_data_travels_with_msgpack(self, bus: Bus) -> None:
+        """Bytes come back as bytes."""
+        bus.serve()
+        client = bus.client(transport=bus.new_transport(rpc_codec="msgpack"))
+        data = {"blob": bytes(range(256)), "list": [b"", b"\xff"]}
+        assert client.call({}, "echo", value=data) == data
+
+    def test_both_codecs_at_one_server(self, bus: Bus) -> None:
+        """A server answers each client in the codec of its request."""
+        bus.serve()
+        one, other = (bus.client(transport=bus.new_transport(rpc_codec=codec)) for codec in ("json", "msgpack"))
+        for n in range(10):
+            assert one.call({}, "echo", value=n) == n
+            assert other.call({}, "echo", value=b"x" * n) == b"x" * n
+
+    def test_too_large_is_an_error_of_the_caller(self, bus: Bus) -> None:
+        """A request over the message system's limit raises `MessageTooLarge` from each verb, and nothing else suffers."""
+        bus.serve()
+        client = bus.client()
+        huge = "x" * (bus.harness.largest + 1)
+        for verb in (client.call, client.cast, client.fanout_cast, client.prepare(server="s1").call):
+            with pytest.raises(MessageTooLarge):
+                verb({}, "note", key=huge)
+        with pytest.raises(MessageTooLarge):
+            list(client.multicall({}, "note", key=huge))
+        assert client.call({}, "echo", value="small") == "small"
+        assert bus.journal.entries("run") == []
+
+    def test_cast_returns_before_it_has_run(self, bus: Bus) -> None:
+        """A cast is handed over and returns None; it runs once, and its value is dropped."""
+        bus.serve()
+        client = bus.client()
+        gate = bus.gate()
+        assert client.cast({}, "hold", key="k", gate=gate) is None  # type: ignore[func-returns-value]
+        bus.ran("k")
+        assert bus.journal.entries("done") == []
+        bus.journal.open_gate(gate)
+        bus.saw("done", "k")
+        assert client.call({}, "echo", value=1) == 1
+        assert len(bus.journal.entries("run", "k")) == 1
+
+    def test_a_cast_to_a_generator_runs_it_to_its_end(self, bus: Bus) -> None:
+        """What it yields is dropped."""
+        bus.serve()
+        bus.client().cast({}, "count", n=500, key="k")
+        bus.saw("done", "k")
+
+    @pytest.mark.parametrize("n", [0, 1, 2, 500])
+    def test_call_on_a_generator_gives_its_last_value(self, bus: Bus, n: int) -> None:
+        """Of an empty one that is None."""
+        bus.serve()
+        assert bus.client().call({}, "count", n=n) == (n - 1 if n else None)
+
+    def test_multicall_on_a_plain_method_gives_one_item(self, bus: Bus) -> None:
+        """Also where its value is None, or a list."""
+        bus.serve()
+        client = bus.client()
+        for value in ("x", None, [1, 2], []):
+            assert list(client.multicall({}, "echo", value=value)) == [value]
+
+    def test_contexts_travel(self, bus: Bus) -> None:
+        """The handler gets the context as the caller gave it, with both verbs that return it."""
+        bus.serve()
+        context = {"user": "jürgen", "roles": ["a", "b"], "deep": {"x": None}, "": 1}
+        assert bus.client().call(context, "context") == context
+        assert list(bus.client().multicall(context, "context")) == [context]
+        assert bus.client().call({}, "context") == {}
+
+    def test_nested_calls(self, bus: Bus) -> None:
+        """A handler may call another service, its own, and a chain of them."""
+        bus.serve("s1", "s2")
+        other = f"{bus.topic}-other"
+        bus.serve("o1", topic=other)
+        client = bus.client()
+        assert client.call({}, "nested", topic=other, method="note", arguments={"key": "k"}) == "o1"
+        assert client.call({}, "nested", topic=bus.topic, method="echo", arguments={"value": 7}) == 7
+        chain: dict[str, Any] = {"topic": other, "method": "echo", "arguments": {"value": "end"}}
+        for n in range(6):
+            chain = {"topic": bus.topic if n % 2 else other, "method": "nested", "arguments": chain}
+        assert client.call({}, "nested", **chain) == "end"
+
+    def test_many_nested_calls_at_once(self, bus: Bus) -> None:
+        """Handlers that wait for other handlers do not block one another, as long as there are threads for them."""
+        bus.serve("s1", "s2", executor_thread_pool_size=64)
+        client = bus.client()
+
+        def nested(n: int) -> Any:
+            return client.call({}, "nested", topic=bus.topic, method="echo", arguments={"value": n})
+
+        assert gather([Task(nested, n) for n in range(30)]) == list(range(30))
+
+    def test_ping_gathers_all_servers(self, bus: Bus) -> None:
+        """Each server answers with what it is; a named one answers alone."""
+        bus.serve("s1", "s2", "s3")
+        answers = bus.client().ping(timeout=3)
+        assert sorted(answer["server"] for answer in answers) == ["s1", "s2", "s3"]
+        assert all(answer["topic"] == bus.topic and answer["pid"] and answer["seconds"] >= 0 for answer in answers)
+        assert [answer["server"] for answer in bus.client().prepare(server="s2").ping(timeout=3)] == ["s2"]
+
+    @pytest.mark.parametrize(("threads", "calls"), [(32, 100)])
+    def test_each_of_many_callers_gets_its_own_answer(self, bus: Bus, threads: int, calls: int) -> None:
+        """32 threads that share a client make 100 calls each, and none gets another's answer."""
+        bus.serve("s1", "s2", "s3")
+        client = bus.client()
+
+        def caller(thread: int) -> int:
+            for n in range(calls):
+                value = f"{thread}-{n}"
+                assert client.call({}, "echo", value=value) == value
+            return thread
+
+        assert gather([Task(caller, thread) for thread in range(threads)], 100) == list(range(threads))
+
+    def test_verbs_may_be_mixed(self, bus: Bus) -> None:
+        """Calls, casts and streams of several threads over one transport do not disturb one another."""
+        bus.serve("s1", "s2")
+        client = bus.client()
+
+        def caller(thread: int) -> None:
+            for n in range(10):
+                client.cast({}, "note", key=f"cast {thread} {n}")
+                assert list(client.multicall({}, "count", n=250)) == list(range(250))
+                assert client.call({}, "count", n=thread + 1) == thread
+
+        gather([Task(caller, thread) for thread in range(8)])
+        until(lambda: len([e for e in bus.journal.entries("run") if e.key.startswith("cast")]) == 80, "80 casts")
+
+    def test_arguments_that_cannot_travel(self, bus: Bus) -> None:
+        """The error names the argument or context key, nothing is sent, and the client can be used on."""
+        bus.serve()
+        client = bus.client()
+        recursive: list[Any] = []
+        recursive.append(recursive)
+        for verb in (client.call, client.cast, client.fanout_cast, client.multicall):
+            for bad in (object(), {"x": [1, object()]}, recursive):
+                with pytest.raises(SerializationError, match="'value'"):
+                    verb({}, "echo", good=1, value=bad)
+            with pytest.raises(SerializationError, match="'user'"):
+                verb({"user": object()}, "echo")
+        for method in (7, None, b"echo", ["echo"]):
+            with pytest.raises(SerializationError, match="method"):
+                client.call({}, method)  # type: ignore[arg-type]
+        assert client.call({}, "echo", value=1) == 1

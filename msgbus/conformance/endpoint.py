@@ -1,0 +1,285 @@
+"""What the suite's servers run, in the test's process or in one of their own."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import time
+from collections.abc import Generator
+from typing import Any, NamedTuple
+
+import msgspec
+from oslo_config import cfg
+
+from msgbus import (
+    DeadLetter,
+    ExplicitRPCAccessPolicy,
+    LegacyRPCAccessPolicy,
+    RPCServer,
+    SerializationError,
+    Target,
+    Transport,
+    expected_exceptions,
+    expose,
+    get_rpc_client,
+    get_rpc_server,
+    get_rpc_transport,
+    options,
+)
+from msgbus.message import decode_request
+
+POLICIES = {"": None, "explicit": ExplicitRPCAccessPolicy, "legacy": LegacyRPCAccessPolicy}
+PATIENCE = 60.0
+"""Seconds that a handler waits to be let go on, at the most."""
+
+
+class Entry(NamedTuple):
+    """A line of the journal: what happened, to what, at which server."""
+
+    event: str
+    key: str
+    server: str
+
+
+class Journal:
+    """A file to which servers add a line for each thing that happens, and that tests read. Also the gates of handlers.
+
+    All in one folder, so that it works the same between threads and between processes.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = pathlib.Path(folder)
+        self._path = self.folder / "journal"
+
+    def add(self, event: str, key: str, server: str) -> None:
+        """Add a line."""
+        line = "\t".join((event, key.replace("\n", " ").replace("\t", " "), server)) + "\n"
+        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(fd, line.encode("utf-8", "replace"))
+        finally:
+            os.close(fd)
+
+    def entries(self, event: str | None = None, key: str | None = None) -> list[Entry]:
+        """The lines, or those of one event, or of one key."""
+        try:
+            text = self._path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return []
+        whole = text[: text.rfind("\n") + 1]
+        found = [Entry(*line.split("\t")) for line in whole.splitlines()]
+        return [entry for entry in found if event in (None, entry.event) and key in (None, entry.key)]
+
+    def open_gate(self, name: str) -> None:
+        """Let the handlers that wait at a gate go on."""
+        (self.folder / f"gate-{name}").touch()
+
+    def await_gate(self, name: str) -> None:
+        """Wait until a gate is open."""
+        end = time.monotonic() + PATIENCE
+        while not (self.folder / f"gate-{name}").exists() and time.monotonic() < end:
+            time.sleep(0.005)
+
+
+class Trouble(Exception):
+    """An exception of a service's own."""
+
+
+class Unprintable(Exception):
+    """One that cannot be shown, nor written on a wire."""
+
+    def __init__(self) -> None:
+        super().__init__(object())
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class ServerSpec(msgspec.Struct):
+    """What a server of the suite is to be.
+
+    Attributes:
+        url: of the message system.
+        topic, server, exchange: its target.
+        folder: of its journal.
+        options: values of the core's options.
+        access: the access policy; a key of `POLICIES`.
+    """
+
+    url: str
+    topic: str
+    server: str
+    folder: str
+    exchange: str | None = None
+    options: dict[str, Any] = {}
+    access: str = ""
+
+
+class Endpoint:
+    """The methods that the checks call."""
+
+    def __init__(self, journal: Journal, server: str, transport: Transport) -> None:
+        self._journal = journal
+        self._server = server
+        self._transport = transport
+        self.attribute = "not a method"
+
+    def _note(self, event: str, key: str) -> None:
+        self._journal.add(event, key, self._server)
+
+    def echo(self, _ctxt: Any, value: Any = None) -> Any:
+        return value
+
+    def note(self, _ctxt: Any, key: str) -> str:
+        """Leave a line in the journal; return this server's name."""
+        self._note("run", key)
+        return self._server
+
+    def context(self, ctxt: Any) -> Any:
+        return ctxt
+
+    def hold(self, _ctxt: Any, key: str, gate: str) -> str:
+        """Run until the gate opens."""
+        self._note("run", key)
+        self._journal.await_gate(gate)
+        self._note("done", key)
+        return self._server
+
+    def work(self, _ctxt: Any, key: str, seconds: float) -> str:
+        """Take some time, and return the key."""
+        self._note("run", key)
+        time.sleep(seconds)
+        self._note("done", key)
+        return key
+
+    def nested(self, _ctxt: Any, topic: str, method: str, arguments: dict[str, Any]) -> Any:
+        """Call another service with this process's default timeout."""
+        return get_rpc_client(self._transport, Target(topic=topic)).call({}, method, **arguments)
+
+    def nested_in_stream(self, _ctxt: Any, topic: str, key: str, gate: str) -> Generator[Any, None, None]:
+        client = get_rpc_client(self._transport, Target(topic=topic))
+        yield "first"
+        yield client.call({}, "hold", key=key, gate=gate)
+
+    def fail(self, _ctxt: Any, kind: str, key: str = "") -> None:
+        """Raise."""
+        self._note("run", key)
+        if kind == "trouble":
+            raise Trouble("deep", 7)
+        if kind == "unprintable":
+            raise Unprintable
+        raise ValueError(f"bad: {kind}", 7)
+
+    @expected_exceptions(Trouble)
+    def fail_as_expected(self, _ctxt: Any, key: str = "") -> None:
+        self._note("run", key)
+        raise Trouble("as expected")
+
+    def flaky(self, _ctxt: Any, key: str, failures: int) -> str:
+        """Raise the first times, then succeed."""
+        self._note("run", key)
+        if len(self._journal.entries("run", key)) <= failures:
+            raise Trouble("not yet")
+        return self._server
+
+    def unserialisable(self, _ctxt: Any) -> object:
+        return object()
+
+    def _private(self, _ctxt: Any) -> str:
+        return "private"
+
+    @expose
+    def exposed(self, _ctxt: Any) -> str:
+        return "exposed"
+
+    def inbox(self, _ctxt: Any) -> str:
+        """Where this server takes control frames."""
+        return self._transport.inbox(time.monotonic() + 10)
+
+    def count(self, _ctxt: Any, n: int, key: str = "") -> Generator[int, None, None]:
+        """Yield 0 to n - 1."""
+        self._note("run", key)
+        yield from range(n)
+        self._note("done", key)
+
+    def nothings(self, _ctxt: Any, n: int) -> Generator[None, None, None]:
+        for _ in range(n):
+            yield None
+
+    def count_and_fail(self, _ctxt: Any, n: int, kind: str = "value") -> Generator[int, None, None]:
+        yield from range(n)
+        self.fail(_ctxt, kind)
+
+    def count_and_yield_object(self, _ctxt: Any, n: int) -> Generator[object, None, None]:
+        yield from range(n)
+        yield object()
+
+    def endless(self, _ctxt: Any, key: str) -> Generator[int, None, None]:
+        """Yield for ever; the journal says when it is closed, and the first 300 times how far it has come."""
+        n = 0
+        try:
+            while True:
+                if n < 300:
+                    self._note("yield", key)
+                yield n
+                n += 1
+        finally:
+            self._note("closed", key)
+
+    def gated(self, _ctxt: Any, key: str, n: int, gate: str) -> Generator[int, None, None]:
+        """Yield n times at once, then once more when the gate opens."""
+        try:
+            yield from range(n)
+            self._journal.await_gate(gate)
+            yield n
+        finally:
+            self._note("closed", key)
+
+
+class Versioned:
+    """An interface with a namespace and a version of its own."""
+
+    target = Target(namespace="books", version="2.3", legacy_namespaces=["library"])
+
+    def __init__(self, server: str) -> None:
+        self._server = server
+
+    def edition(self, _ctxt: Any) -> str:
+        return "2.3"
+
+
+class Older:
+    """Another version of the same."""
+
+    target = Target(namespace="books", version="1.7")
+
+    def edition(self, _ctxt: Any) -> str:
+        return "1.7"
+
+
+def make_conf(values: dict[str, Any]) -> cfg.ConfigOpts:
+    """A configuration with these values of the core's options."""
+    conf = cfg.ConfigOpts()
+    conf([], default_config_files=[], default_config_dirs=[])
+    options.register(conf)
+    for name, value in values.items():
+        conf.set_override(name, value)
+    return conf
+
+
+def make_server(spec: ServerSpec) -> RPCServer:
+    """Make the server that a spec asks for, with a transport of its own. It is not started."""
+    transport = get_rpc_transport(make_conf(spec.options), spec.url)
+    journal = Journal(spec.folder)
+    endpoints = [Endpoint(journal, spec.server, transport), Versioned(spec.server), Older()]
+
+    def on_dead_letter(letter: DeadLetter) -> None:
+        try:
+            key = str(decode_request(letter.body, letter.content_type).args.get("key", ""))
+        except SerializationError:
+            key = ""
+        journal.add("dead", key, spec.server)
+
+    target = Target(exchange=spec.exchange, topic=spec.topic, server=spec.server)
+    access = POLICIES[spec.access]
+    return get_rpc_server(transport, target, endpoints, access_policy=access, on_dead_letter=on_dead_letter)
