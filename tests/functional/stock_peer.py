@@ -1,0 +1,87 @@
+"""A stock oslo.messaging peer, in a process of its own: ``python stock_peer.py server|client RABBIT_URL TOPIC [FILE]``.
+
+It knows nothing of msgbus. Its warnings about eventlet are its own affair, and its tracing needs the global CONF.
+"""
+
+import json
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import oslo_messaging
+from oslo_config import cfg
+
+
+class Endpoint:
+    """What the stock server serves."""
+
+    target = oslo_messaging.Target(version="1.3")
+
+    def __init__(self, journal: Path) -> None:
+        self._journal = journal
+
+    def echo(self, ctxt: dict[str, Any], value: Any) -> Any:
+        """Return the value and the caller's context."""
+        return {"value": value, "user": ctxt.get("user")}
+
+    def note(self, _ctxt: dict[str, Any], text: str) -> None:
+        """Write a line down."""
+        with self._journal.open("a") as journal:
+            journal.write(f"{text}\n")
+
+    def fail(self, _ctxt: dict[str, Any]) -> None:
+        """Raise."""
+        raise ValueError("no such thing")
+
+
+def serve(transport: Any, topic: str, journal: Path) -> None:
+    """Serve until standard input ends."""
+    target = oslo_messaging.Target(topic=topic, server="stock")
+    server = oslo_messaging.get_rpc_server(transport, target, [Endpoint(journal)], executor="threading")
+    server.start()
+    print("ready", flush=True)
+    sys.stdin.read()
+    server.stop()
+    server.wait()
+
+
+def ask(transport: Any, topic: str) -> None:
+    """Call and cast in every way that the stock client knows, and print what came of it."""
+    client = oslo_messaging.get_rpc_client(transport, oslo_messaging.Target(topic=topic, version="1.1"), timeout=20)
+    found: dict[str, Any] = {}
+    found["call"] = client.call({"user": "u"}, "echo", value={"a": [1, "ü", None]})
+    found["to server"] = client.prepare(server="ours").call({"user": "u"}, "echo", value=2)
+    try:
+        client.call({}, "fail")
+    except ValueError as exc:
+        found["error"] = str(exc).splitlines()[0]
+    try:
+        client.call({}, "missing")
+    except oslo_messaging.RemoteError as exc:
+        found["missing"] = exc.exc_type
+    monitored = client.prepare(call_monitor_timeout=2)
+    found["monitored"] = monitored.call({}, "slow", seconds=4)
+    client.cast({}, "note", text="cast")
+    client.prepare(fanout=True).cast({}, "note", text="fanout")
+    client.prepare(server="ours").cast({}, "note", text="cast to server")
+    print(json.dumps(found), flush=True)
+
+
+def main() -> None:
+    """See the module's text."""
+    role, url, topic, *rest = sys.argv[1:]
+    cfg.CONF([])
+    transport = oslo_messaging.get_rpc_transport(cfg.CONF, url)
+    if role == "server":
+        serve(transport, topic, Path(rest[0]))
+    else:
+        ask(transport, topic)
+    transport.cleanup()
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join(5)
+
+
+if __name__ == "__main__":
+    main()
