@@ -99,11 +99,8 @@ class Executor(Generic[T]):
             how many are still running then.
         """
         self._closed = True
-        while True:
-            try:
-                self._idle.pop().wake.release()
-            except IndexError:
-                break
+        while self._wake():
+            pass
         end = None if timeout is None else time.monotonic() + timeout
         with self._starting:
             workers = list(self._workers)
@@ -114,11 +111,15 @@ class Executor(Generic[T]):
 
     def _rouse(self) -> None:
         """Wake the thread that became idle last, or start one."""
+        if not self._wake() and len(self._workers) < self._size:
+            self._start()
+
+    def _wake(self) -> bool:
         try:
             self._idle.pop().wake.release()  # Taking from the list is atomic: each is woken once.
         except IndexError:
-            if len(self._workers) < self._size:
-                self._start()
+            return False
+        return True
 
     def _start(self) -> None:
         with self._starting:
@@ -127,8 +128,8 @@ class Executor(Generic[T]):
             worker = _Worker()
             name = f"{self._name}-{len(self._workers)}"
             worker.thread = threading.Thread(target=self._work, args=(worker,), name=name, daemon=True)
+            worker.thread.start()  # Under the lock: `close` joins what it finds, which has to have been started.
             self._workers.append(worker)
-        worker.thread.start()
 
     def _work(self, worker: _Worker) -> None:
         while True:
@@ -138,15 +139,16 @@ class Executor(Generic[T]):
                 if self._closed:
                     return
                 self._idle.append(worker)
-                # Between the two an item may have come, or the end: nobody would wake this thread for it.
+                # Between the two an item may have come, or the end: nobody would wake this thread for it. Where none is
+                # idle any more, somebody has just woken this one.
                 if self._backlog or self._closed:
-                    self._rouse()
+                    self._wake()
                 worker.wake.acquire()
                 continue
             began = time.monotonic()
             try:
                 self._func(item)
-            except Exception:
+            except BaseException:  # A handler's sys.exit() too: it must not cost the server a thread.
                 LOG.exception("a worker's item failed")
             self._average += (time.monotonic() - began - self._average) / 16
             del item  # It must not live until the next one comes.

@@ -21,6 +21,7 @@ PEER = Path(__file__).with_name("stock_peer.py")
 
 @contextmanager
 def transport_to(broker: RabbitMQ) -> Iterator[msgbus.Transport]:
+    """A transport that names things as a stock peer does."""
     conf = cfg.ConfigOpts()
     conf([], default_config_files=[])
     transport = msgbus.get_rpc_transport(conf, f"{broker.url}?topology=oslo")
@@ -31,6 +32,7 @@ def transport_to(broker: RabbitMQ) -> Iterator[msgbus.Transport]:
 
 
 def lines(journal: Path) -> list[str]:
+    """What was noted so far."""
     return sorted(journal.read_text().splitlines()) if journal.exists() else []
 
 
