@@ -226,7 +226,8 @@ class RPCClient:
     def cast(self, ctxt: Any, method: str, /, **kwargs: Any) -> None:
         """Have `method` run on one server (with ``fanout=True`` in the target: on all), and do not wait for it.
 
-        Returns once the message system has taken responsibility for the request.
+        Returns once the message system has taken responsibility for the request. Then that waits for a server for as
+        long as it takes; only where a `timeout` was given is it dropped if no server has begun it by then.
 
         Raises:
             As `call`, but for what has to do with the answer.
@@ -244,10 +245,13 @@ class RPCClient:
     def _cast(self, address: Address, ctxt: Any, method: str, kwargs: dict[str, Any]) -> None:
         now = time.monotonic()
         deadline = bounded(now + self._seconds)
-        request = self._request(ctxt, method, kwargs, deadline - now, new_id())
+        # The deadline bounds the handing over. What has been handed over waits for a server as long as it takes, unless
+        # the caller gave a time.
+        ttl = None if self.timeout is None else deadline - now
+        request = self._request(ctxt, method, kwargs, Hints(ttl, time.time(), self._policy), new_id())
         durable = address.kind != "fanout"
         body = encode_request(request, self._content_type)
-        message = Message(body, self._content_type, request.unique_id, deadline - now, durable)
+        message = Message(body, self._content_type, request.unique_id, ttl, durable, deadline - now)
         acquire(self.transport, deadline)
         try:
             sent = self._hand_over(address, message, deadline)
@@ -288,7 +292,8 @@ class RPCClient:
         transport = self.transport
         acquire(transport, pending.deadline)
         try:
-            message = self._message(ctxt, method, kwargs, pending, now, window=STREAM_WINDOW)
+            left = None if end == float("inf") else end - now
+            message = self._message(ctxt, method, kwargs, pending, now, window=STREAM_WINDOW, end=left)
             transport.router.add(pending)
             self._send(message, pending)
         except BaseException:
@@ -316,16 +321,20 @@ class RPCClient:
         message = client._message({}, "ping", {}, pending, now)
         self.transport.router.add(pending)
         found: list[dict[str, Any]] = []
+        expected = 1 if target.server else None
         try:
-            sent = client._send(message, pending)
+            client._send(message, pending)
             while (time.monotonic() < pending.deadline) and pending.send_error is None:
                 waiter.wait(pending)
                 while answers := pending.answers:
                     answer = answers.pop(0).result
                     if isinstance(answer, dict):
                         found.append({**answer, "seconds": round(time.monotonic() - now, 6)})
-                expected = 1 if target.server else sent.result().reached if sent.done() else None
-                if expected is not None and len(found) >= expected:
+                if found and expected is None:
+                    # Each server of the topic consumes from it: so many answers there will be.
+                    depth = self.transport.inspect(self.transport.address(self.target(fanout=None)), INSPECT_TIMEOUT)
+                    expected = 0 if depth is None else depth.consumers
+                if expected and len(found) >= expected:
                     break
             if pending.send_error is not None:
                 raise pending.send_error
@@ -333,9 +342,7 @@ class RPCClient:
             self.transport.router.discard(pending)
         return found
 
-    def _request(
-        self, ctxt: Any, method: str, kwargs: dict[str, Any], ttl: float, unique_id: str, window: int | None = None
-    ) -> Request:
+    def _request(self, ctxt: Any, method: str, kwargs: dict[str, Any], hints: Hints, unique_id: str) -> Request:
         if not isinstance(method, str):
             raise SerializationError(f"a method's name is a string, not {type(method).__name__}")
         if self.version_cap is not None and not self.can_send_version():
@@ -351,7 +358,7 @@ class RPCClient:
             self.target.namespace,
             self.target.version,
             context=context,
-            hints=Hints(ttl, time.time(), self._policy, window),
+            hints=hints,
         )
 
     def _new_pending(self, cls: Any, method: str, now: float, **more: Any) -> Any:
@@ -371,10 +378,17 @@ class RPCClient:
         )
 
     def _message(
-        self, ctxt: Any, method: str, kwargs: dict[str, Any], pending: Pending, now: float, window: int | None = None
+        self,
+        ctxt: Any,
+        method: str,
+        kwargs: dict[str, Any],
+        pending: Pending,
+        now: float,
+        window: int | None = None,
+        end: float | None = None,
     ) -> Message:
         ttl = pending.deadline - now
-        request = self._request(ctxt, method, kwargs, ttl, pending.id, window)
+        request = self._request(ctxt, method, kwargs, Hints(ttl, time.time(), self._policy, window, end), pending.id)
         request.call_id = pending.id
         request.reply_to = self.transport.inbox(pending.deadline)
         request.monitor = self.call_monitor_timeout

@@ -27,7 +27,7 @@ EAGER = 4
 """Threads that are woken at once when there is work for them."""
 QUICK = 0.005
 """Seconds; items that take less on average are not worth more threads."""
-PATIENCE = 0.005
+PATIENCE = 0.02
 """Seconds that a quick item may wait before it gets a thread of its own all the same."""
 
 

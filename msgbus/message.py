@@ -46,6 +46,7 @@ PING_NAMESPACE = "msgbus"
 _CONTEXT = "_context_"
 _ENVELOPE_VERSION = "2.0"
 _READABLE = re.compile(r"2\.0+")  # A higher minor version may hold what this side does not know, says oslo.messaging.
+_AGES = 1e10  # seconds
 _DECODING_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
 
 ReplyKind = Literal["reply", "started", "items", "keepalive", "declined"]
@@ -62,12 +63,14 @@ class Hints(msgspec.Struct, omit_defaults=True):
         at: the sender's wall clock then, seconds since the epoch, or None.
         policy: the sender's delivery policy, or None where it does not say.
         window: for a stream, how many items the client takes before it gives further credit.
+        end: for a stream, whose ttl is for its first item: seconds that were left for all of it, or None.
     """
 
     ttl: float | None = None
     at: float | None = None
     policy: str | None = None
     window: int | None = None
+    end: float | None = None
 
 
 class Request(msgspec.Struct):
@@ -283,9 +286,18 @@ def decode_request(body: bytes, content_type: str) -> Request:
     except _DECODING_ERRORS as exc:
         raise _unreadable(content_type, exc) from exc
     request.context = context
-    if not isinstance(request.monitor, int | float) or isinstance(request.monitor, bool):
-        request.monitor = None
+    request.monitor = _seconds(request.monitor)
+    hints = request.hints
+    if hints is not None:
+        hints.ttl, hints.at = _seconds(hints.ttl), _seconds(hints.at)
     return request
+
+
+def _seconds(value: Any) -> float | None:
+    """A time as somebody else gave it, or None where it is none that can be reckoned with: infinity, for one."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and -_AGES < value < _AGES:
+        return value
+    return None
 
 
 def encode_reply(reply: Reply, content_type: str) -> bytes:

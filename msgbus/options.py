@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import glob
+import os
 from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -109,7 +111,10 @@ def read_driver_options(
     """
     conf.register_opts(opts, group=group)
     by_name = {opt.dest: opt for opt in opts}
-    _refuse_unknown(_names_in_files(conf, group), by_name, f"group [{group}] of the configuration")
+    in_files = {
+        name for opt in opts for name in (opt.dest, opt.name, *(old.name for old in opt.deprecated_opts)) if name
+    }
+    _refuse_unknown(_names_in_files(conf, group), in_files, f"group [{group}] of the configuration")
     _refuse_unknown(url.query, by_name, f"the transport URL {url}")
     values = SimpleNamespace()
     for name, opt in by_name.items():
@@ -123,7 +128,10 @@ def read_driver_options(
 
 def _names_in_files(conf: cfg.ConfigOpts, group: str) -> set[str]:
     names: set[str] = set()
-    for path in getattr(conf, "config_file", None) or ():
+    paths = list(getattr(conf, "config_file", None) or ())
+    for folder in getattr(conf, "config_dir", None) or ():
+        paths += sorted(glob.glob(os.path.join(folder, "*.conf")))
+    for path in paths:
         sections: dict[str, dict[str, list[str]]] = {}
         cfg.ConfigParser(path, sections).parse()
         names.update(sections.get(group, ()))
@@ -133,7 +141,7 @@ def _names_in_files(conf: cfg.ConfigOpts, group: str) -> set[str]:
 def _refuse_unknown(names: Iterable[str], known: Iterable[str], where: str) -> None:
     known = sorted(known)
     for name in names:
-        if name.replace("-", "_") not in known:
+        if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
             raise ConfigurationError(f"unknown option {name!r} in {where}; {hint}")

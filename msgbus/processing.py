@@ -26,7 +26,14 @@ from typing import Any
 from msgbus import deadline as inherited
 from msgbus.dispatcher import ExpectedException, RPCDispatcher
 from msgbus.drivers.base import Address, Capability, Delivery, Message
-from msgbus.exceptions import MessagingException, RPCDispatcherError, SerializationError
+from msgbus.exceptions import (
+    InvalidTarget,
+    MessageTooLarge,
+    MessageUndeliverable,
+    MessagingException,
+    RPCDispatcherError,
+    SerializationError,
+)
 from msgbus.message import AT_LEAST_ONCE, JSON, POLICIES, DeadLetter, Request, decode_request, encode_dead_letter
 from msgbus.running import Running
 from msgbus.transport import Transport
@@ -39,6 +46,9 @@ KNOWN_REQUESTS = 10_000
 """How many requests a server remembers, in order not to run one a second time."""
 RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0)
 """Seconds before a cast that raised is run again: the first, second, third time; then always the last."""
+
+_NOBODY_ELSE_CAN = (InvalidTarget, MessageTooLarge, MessageUndeliverable)
+"""Why an answer was not delivered, if another server would fare no better: to run the request again is of no use."""
 
 OnDeadLetter = Callable[[DeadLetter], None]
 
@@ -153,7 +163,7 @@ class Processor:
         request = self._read(work)
         if request is None:
             return
-        left = time_left(request, work.message)
+        left = time_left(request, work)
         if left is not None and left <= 0:
             LOG.info("%r (%s) came after its deadline and was not run", request.method, request.unique_id)
             work.accept()
@@ -196,7 +206,7 @@ class Processor:
                 durable=work.at_least_once,
                 grace=self._grace,
                 deadline=work.deadline,
-                on_end=lambda error: self._settle(work, done=error is None),
+                on_end=lambda error: self._settle(work, done=error is None or isinstance(error, _NOBODY_ELSE_CAN)),
             )
         if not work.at_least_once:
             if delivery.redelivered:
@@ -254,6 +264,7 @@ class Processor:
                 if not work.accepted:
                     work.accepted = work.delivery.accept()  # A stream is never started again elsewhere.
                 items = result if isinstance(result, Generator) else _only(result)
+                work.deadline = _end_of_stream(work)
                 self._in_context(work, running.stream, items)
             elif isinstance(result, Generator):
                 running.result(self._in_context(work, _last_of, result, running))
@@ -376,21 +387,30 @@ class Processor:
         sent.add_done_callback(lambda future: self._settle(work, done=future.exception() is None))
 
 
-def time_left(request: Request, message: Message) -> float | None:
+def time_left(request: Request, delivery: Delivery) -> float | None:
     """Seconds that are left to a request, or None where nobody said.
 
     Where the message system does not tell how long it kept the message, the sender's wall clock may shorten the time;
-    but clocks differ, so that alone never lets a request expire.
+    but clocks differ, so that alone never lets a request expire. How long it has been here since is known.
     """
-    hints = request.hints
+    hints, ttl = request.hints, delivery.message.ttl
+    here = time.monotonic() - delivery.arrived
     if hints is None or hints.ttl is None:
-        return message.ttl
-    if message.ttl is not None:
-        return min(message.ttl, hints.ttl)
+        return None if ttl is None else ttl - here
+    if ttl is not None:
+        return min(ttl, hints.ttl) - here
     if hints.at is None:
-        return hints.ttl
-    queued = max(0.0, time.time() - hints.at)
-    return max(hints.ttl - queued, min(hints.ttl, 1.0))
+        return hints.ttl - here
+    queued = max(0.0, time.time() - here - hints.at)
+    return max(hints.ttl - queued, min(hints.ttl, 1.0)) - here
+
+
+def _end_of_stream(work: Work) -> float | None:
+    """The deadline of a whole stream: the one that came with its request was for the first item."""
+    hints = work.request.hints
+    if work.deadline is None or hints is None or hints.ttl is None or hints.end is None:
+        return None
+    return work.deadline + hints.end - hints.ttl
 
 
 def _last_of(items: Generator[Any, Any, Any], running: Running | None) -> Any:

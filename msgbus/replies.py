@@ -253,6 +253,8 @@ class PendingStream(Pending):
 
     def on_reply(self, reply: Reply, now: float) -> None:
         """Take in a frame of the server's."""
+        if reply.inbox is None and self.server_name is not None and reply.server not in (None, self.server_name):
+            return  # A repeated request made another server begin too: the items of two are never mixed.
         super().on_reply(reply, now)
         if self.server_inbox is not None:
             self._repeatable = False  # It has begun: a stream is never started again elsewhere.

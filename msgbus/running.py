@@ -8,7 +8,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from msgbus.drivers.base import Address, Message
-from msgbus.exceptions import SerializationError
+from msgbus.exceptions import MessageTooLarge, SerializationError
 from msgbus.failures import serialize_failure
 from msgbus.message import Control, Reply, Request, encode_reply, new_id
 from msgbus.replies import KEEPALIVE
@@ -43,6 +43,7 @@ class Running:
         "_on_end",
         "_server",
         "_stream",
+        "_too_large",
         "_transport",
         "answered",
         "cancelled",
@@ -78,6 +79,7 @@ class Running:
         self._address = Address("inbox", name=request.reply_to)
         self._last_frame = time.monotonic()
         self._stream: StreamSender | None = None
+        self._too_large = False
 
     def send(self, reply: Reply, on_outcome: OnOutcome | None = None) -> None:
         """Send a frame to the client.
@@ -139,6 +141,10 @@ class Running:
                 self._address,
                 error,
             )
+        if isinstance(error, MessageTooLarge) and not self._too_large and self._stream is None:
+            self._too_large = True
+            self.failure(MessageTooLarge(f"the answer to {self.request.method!r}: {error}"))
+            return
         self._on_end(error)
 
     def decline(self) -> None:

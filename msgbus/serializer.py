@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from msgbus.exceptions import SerializationError
+
 
 class Serializer(ABC):
     """Called once for each argument and result, and for the context, on both sides. It must be thread-safe."""
@@ -56,4 +58,7 @@ class JsonPayloadSerializer(NoOpSerializer):
 
     def serialize_entity(self, ctxt: Any, entity: Any) -> Any:
         """Return `entity` in the types that JSON has."""
-        return msgspec.to_builtins(entity)
+        try:
+            return msgspec.to_builtins(entity)
+        except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+            raise SerializationError(f"cannot be turned into plain data: {exc}") from exc

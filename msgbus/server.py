@@ -206,7 +206,7 @@ class RPCServer:
             delivery.reject(requeue=True)
         else:
             # A message that was handed back would look like one that may have run. So a fresh copy goes.
-            left = time_left(request, message)
+            left = time_left(request, delivery)
             copy = Message(message.body, message.content_type, message.id, left, message.durable)
             processor.begin(delivery)
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from msgbus.exceptions import MessageTooLarge
+from msgbus.failures import serialize_failure
 from msgbus.message import Control, Reply, encode_item
 from msgbus.replies import KEEPALIVE, LOST_AFTER, Pending, PendingStream
 from msgbus.serializer import NoOpSerializer, Serializer
@@ -141,6 +143,9 @@ def _keepalive(ref: weakref.ref[Stream]) -> Callable[[], None]:
     return tick
 
 
+FRAME_BYTES = 1 << 20
+"""Bytes of items that go together in one frame at the most. (A single item may be larger.)"""
+
 OnOutcome = Callable[[BaseException | None], None]
 SendFrame = Callable[[Reply, OnOutcome], None]
 
@@ -148,8 +153,8 @@ SendFrame = Callable[[Reply, OnOutcome], None]
 class StreamSender:
     """Sends a generator's items, within the client's credit.
 
-    One frame is under way at a time; what the generator yields meanwhile goes together in the next one. So the frames
-    keep their order, and a fast generator needs few of them.
+    One frame is under way at a time; what the generator yields meanwhile goes together in the next one, up to
+    `FRAME_BYTES`. So the frames keep their order, and a fast generator needs few of them.
     """
 
     def __init__(
@@ -167,6 +172,7 @@ class StreamSender:
         self._sending = False
         self._ended = False
         self._failure: str | None = None
+        self._too_large = False
         self._stopped: str | None = None
         self._heard = time.monotonic()
         self._on_end: OnOutcome | None = on_end
@@ -196,7 +202,8 @@ class StreamSender:
                     return
                 self._put(encode_item(item, self._content_type))
             LOG.info("stream %s was ended: %s", self._call_id, self._stopped)
-            self._finish(None)
+            if not self._too_large:
+                self._finish(None)
         finally:
             items.close()
 
@@ -223,6 +230,8 @@ class StreamSender:
     def end(self, failure: str | None) -> None:
         """Say how the stream ended, after the items before."""
         with self._changed:
+            if self._too_large:
+                return  # The client is being told of that.
             self._ended = True
             self._failure = failure
             if not self._sending:
@@ -230,19 +239,35 @@ class StreamSender:
 
     def _flush(self) -> None:
         """Send what there is, as one frame. The lock is held; sending does not block."""
-        items, self._buffer = self._buffer, []
+        count = size = 0
+        for item in self._buffer:
+            size += memoryview(item).nbytes
+            if count and size > FRAME_BYTES:
+                break
+            count += 1
+        items, self._buffer = self._buffer[:count], self._buffer[count:]
         seq, self._seq = self._seq, self._seq + len(items)
-        ending = self._ended
+        ending = self._ended and not self._buffer
         self._sending = True
         kind: Any = "reply" if ending else "items"
         frame = Reply(
             self._call_id, kind, failure=self._failure if ending else None, ending=ending, items=items, seq=seq
         )
-        self._send(frame, lambda error: self._on_sent(error, ending))
+        self._send(frame, lambda error: self._on_sent(error, seq, ending))
 
-    def _on_sent(self, error: BaseException | None, ending: bool) -> None:
+    def _on_sent(self, error: BaseException | None, seq: int, ending: bool) -> None:
         with self._changed:
             self._sending = False
+            if isinstance(error, MessageTooLarge) and not self._too_large:
+                # The number is used again: to the client nothing is missing but what the error tells of.
+                self._too_large = self._ended = True
+                self._seq = seq
+                self._buffer.clear()
+                self._failure = serialize_failure(MessageTooLarge(f"an item of the stream: {error}"))
+                self._stopped = str(error)
+                self._changed.notify()
+                self._flush()
+                return
             if error is not None:
                 self._stopped = f"the client at {self._client} could not be reached: {error}"
                 self._changed.notify()

@@ -71,17 +71,17 @@ def load_driver_class(name: str) -> type[Driver]:
             was written for another major version of the contract.
     """
     from stevedore import DriverManager
-    from stevedore.exception import NoMatches
 
-    try:
-        cls: Any = DriverManager(DRIVERS, name).driver
-    except NoMatches:
+    # Their names alone: none of them is imported for that. (stevedore would log a warning besides raising.)
+    known = sorted(entry_points(group=DRIVERS).names)
+    if name not in known:
         if name in PLANNED:
-            raise DriverLoadFailure(name, "this release does not have it yet") from None
-        known = sorted(entry_points(group=DRIVERS).names)  # Their names alone: none of them is imported for that.
+            raise DriverLoadFailure(name, "this release does not have it yet")
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise DriverLoadFailure(name, f"no such driver is installed; {hint}there are {', '.join(known)}") from None
+        raise DriverLoadFailure(name, f"no such driver is installed; {hint}there are {', '.join(known)}")
+    try:
+        cls: Any = DriverManager(DRIVERS, name).driver
     except Exception as exc:
         raise DriverLoadFailure(name, exc) from exc
     if not (isinstance(cls, type) and issubclass(cls, Driver)):
@@ -213,7 +213,8 @@ class Transport:
 
         def attempt() -> None:
             left = deadline - time.monotonic()
-            again = Message(message.body, message.content_type, message.id, max(left, 0.001), message.durable)
+            ttl = None if message.ttl is None else max(left, 0.001)
+            again = Message(message.body, message.content_type, message.id, ttl, message.durable, max(left, 0.001))
             self.send(address, again, mandatory=mandatory).add_done_callback(done)
 
         def done(sent: Future[Sent]) -> None:

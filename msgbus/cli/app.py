@@ -91,7 +91,9 @@ class App(click.Group):
             ctx.exit(code_of(exc))
 
 
-@click.group(cls=App, help=HELP, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    "msgbus", cls=App, help=HELP, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(version("msgbus"), message="msgbus %(version)s")
 @log_options
 @click.pass_context

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from typing import Any
@@ -66,7 +67,8 @@ def _describe(name: str, aliases: list[str]) -> dict[str, Any]:
         state = "not in this release"
     else:
         library, command = OURS.get(name, (None, ""))
-        if library is not None and find_spec(library) is None:
+        # (What has been imported may have no spec any more: kombu puts another object in its module's place.)
+        if library is not None and library not in sys.modules and find_spec(library) is None:
             state = f"library missing: {command}"
         try:
             capabilities = sorted(load_driver_class(name).capabilities)

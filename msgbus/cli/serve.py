@@ -9,6 +9,8 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from inspect import ismodule, isroutine
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -85,7 +87,7 @@ class _Stop(BaseException):
 
 
 @contextlib.contextmanager
-def _stopped_by_signal() -> Any:
+def _stopped_by_signal() -> Iterator[None]:
     """End the block at the first SIGTERM or SIGINT, and the process at the second."""
     came = False
 
@@ -134,6 +136,8 @@ def _make_endpoint(ctx: click.Context, text: str) -> object:
         if not hasattr(found, part):
             raise click.UsageError(f"module {name!r} ({getattr(module, '__file__', '?')}) has no {attribute!r}")
         found = getattr(found, part)
+    if isroutine(found) or ismodule(found):
+        raise click.UsageError(f"{text} is no class")
     if not isinstance(found, type):
         return found  # an endpoint that the module has made itself
     try:

@@ -7,6 +7,7 @@ import select
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from typing import Any, Protocol
 
@@ -65,7 +66,7 @@ class ProcessServer:
 
     def __init__(self, spec: ServerSpec, module: str = "server") -> None:
         self.name = spec.server
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: S603  # our own module
             [sys.executable, "-m", f"msgbus.conformance.{module}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -173,6 +174,10 @@ class Bus:
     def driver(self) -> Driver:
         """The driver of the test's own transport."""
         return self.transport.driver
+
+    def inbox(self) -> str:
+        """The name of the test's own inbox."""
+        return self.transport.inbox(time.monotonic() + 30)
 
     def new_transport(self, allowed: list[str] | None = None, **options: Any) -> Transport:
         """Another transport, with these values of the core's options."""

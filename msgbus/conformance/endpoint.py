@@ -15,6 +15,7 @@ from msgbus import (
     DeadLetter,
     ExplicitRPCAccessPolicy,
     LegacyRPCAccessPolicy,
+    MessagingTimeout,
     RPCServer,
     SerializationError,
     Target,
@@ -128,6 +129,7 @@ class Endpoint:
         self._journal.add(event, key, self._server)
 
     def echo(self, _ctxt: Any, value: Any = None) -> Any:
+        """Return the value."""
         return value
 
     def note(self, _ctxt: Any, key: str) -> str:
@@ -136,6 +138,7 @@ class Endpoint:
         return self._server
 
     def context(self, ctxt: Any) -> Any:
+        """Return the context."""
         return ctxt
 
     def hold(self, _ctxt: Any, key: str, gate: str) -> str:
@@ -156,10 +159,20 @@ class Endpoint:
         """Call another service with this process's default timeout."""
         return get_rpc_client(self._transport, Target(topic=topic)).call({}, method, **arguments)
 
-    def nested_in_stream(self, _ctxt: Any, topic: str, key: str, gate: str) -> Generator[Any, None, None]:
-        client = get_rpc_client(self._transport, Target(topic=topic))
-        yield "first"
-        yield client.call({}, "hold", key=key, gate=gate)
+    def nested_hold(self, _ctxt: Any, topic: str, key: str, gate: str) -> None:
+        """Call `hold`; the journal says whether that timed out."""
+        try:
+            self.nested(_ctxt, topic, "hold", {"key": key, "gate": gate})
+        except MessagingTimeout:
+            self._note("timed out", key)
+            raise
+
+    def nested_late(self, _ctxt: Any, topic: str, n: int, pause: float) -> Generator[Any, None, None]:
+        """Yield n items with pauses, then what another service says."""
+        for item in range(n):
+            yield item
+            time.sleep(pause)
+        yield self.nested(_ctxt, topic, "echo", {"value": "nested"})
 
     def fail(self, _ctxt: Any, kind: str, key: str = "") -> None:
         """Raise."""
@@ -172,6 +185,7 @@ class Endpoint:
 
     @expected_exceptions(Trouble)
     def fail_as_expected(self, _ctxt: Any, key: str = "") -> None:
+        """Raise what is part of the interface."""
         self._note("run", key)
         raise Trouble("as expected")
 
@@ -183,13 +197,24 @@ class Endpoint:
         return self._server
 
     def unserialisable(self, _ctxt: Any) -> object:
+        """Return what no codec can write."""
         return object()
+
+    def big(self, _ctxt: Any, size: int) -> str:
+        """Return a long string."""
+        return "x" * size
+
+    def big_items(self, _ctxt: Any, n: int, size: int) -> Generator[str, None, None]:
+        """Yield long strings."""
+        for _ in range(n):
+            yield "x" * size
 
     def _private(self, _ctxt: Any) -> str:
         return "private"
 
     @expose
     def exposed(self, _ctxt: Any) -> str:
+        """Return its name; the access policies tell it from the others."""
         return "exposed"
 
     def inbox(self, _ctxt: Any) -> str:
@@ -203,14 +228,17 @@ class Endpoint:
         self._note("done", key)
 
     def nothings(self, _ctxt: Any, n: int) -> Generator[None, None, None]:
+        """Yield None n times."""
         for _ in range(n):
             yield None
 
     def count_and_fail(self, _ctxt: Any, n: int, kind: str = "value") -> Generator[int, None, None]:
+        """Yield 0 to n - 1, then raise."""
         yield from range(n)
         self.fail(_ctxt, kind)
 
     def count_and_yield_object(self, _ctxt: Any, n: int) -> Generator[object, None, None]:
+        """Yield 0 to n - 1, then what no codec can write."""
         yield from range(n)
         yield object()
 
@@ -245,6 +273,7 @@ class Versioned:
         self._server = server
 
     def edition(self, _ctxt: Any) -> str:
+        """Say which version this is."""
         return "2.3"
 
 
@@ -254,6 +283,7 @@ class Older:
     target = Target(namespace="books", version="1.7")
 
     def edition(self, _ctxt: Any) -> str:
+        """Say which version this is."""
         return "1.7"
 
 

@@ -42,7 +42,7 @@ class Task:
         start = time.monotonic()
         try:
             self._value = func(*args, **kwargs)
-        except BaseException as exc:  # noqa: B036  # for the test's thread to look at
+        except BaseException as exc:  # for the test's thread to look at
             self._error = exc
         self.seconds = time.monotonic() - start
 

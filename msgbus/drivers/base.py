@@ -25,6 +25,7 @@ Rules that hold for all of it:
 from __future__ import annotations
 
 import importlib
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -107,6 +108,8 @@ class Message(msgspec.Struct, frozen=True):
         ttl: seconds left until it is worthless, or None. Of a message that was received: what is left, where the
             message system knows, else None.
         durable: whether it has to outlive a restart of the message system (where `Capability.DURABLE` is declared).
+        wait: seconds that it may wait to be handed over, where that differs from `ttl`: a cast whose sender waits for a
+            minute is not worthless after it. None means the ttl. Of a message that was received: None.
     """
 
     body: bytes
@@ -114,6 +117,12 @@ class Message(msgspec.Struct, frozen=True):
     id: str
     ttl: float | None = None
     durable: bool = False
+    wait: float | None = None
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds that it may wait to be handed over, or None for as long as it takes."""
+        return self.ttl if self.wait is None else self.wait
 
 
 class Sent(msgspec.Struct, frozen=True):
@@ -148,15 +157,17 @@ class Delivery(ABC):
         message: the message.
         redelivered: it may have been handed over before, to this or another subscriber.
         attempts: how often it was handed over before, or None where the message system does not count.
+        arrived: when it was handed over, in seconds of `time.monotonic`.
     """
 
-    __slots__ = ("address", "attempts", "message", "redelivered")
+    __slots__ = ("address", "arrived", "attempts", "message", "redelivered")
 
     def __init__(self, address: Address, message: Message, redelivered: bool, attempts: int | None) -> None:
         self.address = address
         self.message = message
         self.redelivered = redelivered
         self.attempts = attempts
+        self.arrived = time.monotonic()
 
     @abstractmethod
     def accept(self) -> bool:
@@ -257,17 +268,17 @@ class Driver(ABC):
     def send(self, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
         """Hand a message to the message system.
 
-        While the connection is away messages wait for it, until their ttl ends. The future is done when the message
+        While the connection is away messages wait for it, until their patience ends. The future is done when the message
         system has taken responsibility for the message. It fails with
 
         * `MessageUndeliverable`: `mandatory`, and nobody subscribes to the address nor is anything stored for it. For a
           fanout to nobody, `mandatory` is False.
-        * `TransportUnavailable`: the ttl ended while the message waited (``maybe_delivered=False``); or the connection
-          broke while it was being sent (``maybe_delivered=True``, at once); or it was sent and the message system said
-          nothing until its ttl ended (``maybe_delivered=True``). From the first byte that may have been given to the
+        * `TransportUnavailable`: its patience ended while the message waited (``maybe_delivered=False``); or the
+          connection broke while it was being sent (``maybe_delivered=True``, at once); or it was sent and the message
+          system said nothing until its patience ended (``maybe_delivered=True``). From the first byte that may have been given to the
           library or the socket on, a message is being sent: so it waits in the driver's own queue, never in that of
           a library, which could not give it back.
-        * `TransportBlocked`: the message system refuses it, at once or until its ttl ended.
+        * `TransportBlocked`: the message system refuses it, at once or until its patience ended.
         * `MessageTooLarge`: before a byte is sent.
         * `InvalidTarget`: the address cannot be named on this message system.
         * `CallCancelled`: the driver was closed.

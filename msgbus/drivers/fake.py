@@ -162,7 +162,7 @@ class Bus:
         self._errors: deque[Exception] = deque()
         self._to_lose = 0
         self._up = True
-        self._waiting: deque[tuple[Callable[[], None], Future[Sent], float, Address]] = deque()
+        self._waiting: deque[tuple[Callable[[], None], Future[Sent]]] = deque()
         self._timer = Timer("msgbus-fake")
         os.register_at_fork(after_in_child=_forget(weakref.ref(self)))
 
@@ -198,7 +198,7 @@ class Bus:
             self._up = True
             waiting, self._waiting = self._waiting, deque()
             queues = list(self._queues.values())
-        for send, *_ in waiting:
+        for send, _ in waiting:
             send()
         for queue in queues:
             self._pump(queue)
@@ -218,27 +218,32 @@ class Bus:
             return
         if self._to_lose > 0:
             self._to_lose -= 1
-        elif self.delay:
-            item = _Item(message)
-            self._timer.call_later(self.delay, lambda: self._put(queues, [item] * len(queues)))
         else:
-            self._put(queues, [_Item(message) for _ in queues])
+            items = [_Item(message) for _ in queues]
+            if self.delay:
+                self._timer.call_later(self.delay, lambda: self._put(queues, items))
+            else:
+                self._put(queues, items)
         sent.set_result(Sent(len(queues)))
 
     def _wait_for_start(self, address: Address, message: Message, mandatory: bool, sent: Future[Sent]) -> None:
-        ends = _forever if message.ttl is None else time.monotonic() + message.ttl
+        began = time.monotonic()
 
         def send() -> None:
             if not sent.done():
-                left = None if message.ttl is None else ends - time.monotonic()
+                left = None if message.ttl is None else message.ttl - (time.monotonic() - began)
                 again = Message(message.body, message.content_type, message.id, left, message.durable)
                 self.send(address, again, mandatory, sent)
 
         with self._lock:
-            self._waiting.append((send, sent, ends, address))
-        if message.ttl is not None:
-            error = TransportUnavailable(f"the fake message system was away for {message.ttl:g} s: {address}")
-            self._timer.call_later(message.ttl, lambda: fail(sent, error))
+            back = self._up  # It may have come back since it was looked at.
+            if not back:
+                self._waiting.append((send, sent))
+        if back:
+            send()
+        elif (patience := message.patience) is not None:
+            error = TransportUnavailable(f"the fake message system was away for {patience:g} s: {address}")
+            self._timer.call_later(patience, lambda: fail(sent, error))
 
     def _route(self, address: Address) -> list[_Queue]:
         with self._lock:
@@ -347,7 +352,7 @@ def _forget(ref: weakref.ref[Bus]) -> Callable[[], None]:
         if (bus := ref()) is not None:
             waiting = list(bus._waiting)
             bus.__dict__.update(Bus().__dict__)
-            for _, sent, _, _ in waiting:
+            for _, sent in waiting:
                 fail(sent, CallCancelled("the process forked: the message was left to the parent"))
 
     return in_child

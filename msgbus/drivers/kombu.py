@@ -221,7 +221,7 @@ class KombuDriver(Driver):
     @property
     def state(self) -> str:
         error = self._publish_link.error or self._consume_link.error
-        return self._name() if error is None else f"{self._name()}, which is away: {error}"
+        return self._name() if error is None else str(error)
 
     def _describe(self, error: BaseException) -> tuple[str, bool]:
         """The one place that makes words of what kombu, py-amqp, TLS and the operating system raise.

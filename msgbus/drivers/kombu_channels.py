@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
+from functools import partial
 from typing import Any
 
 from msgbus.drivers import kombu_frames as frames
@@ -45,17 +46,22 @@ def finish(future: Future[Any], value: Any) -> None:
         pass
 
 
+_FOREVER = float("inf")
+
+
 class _Outgoing:
     """A message on its way, and the future of its sender."""
 
-    __slots__ = ("address", "expires", "mandatory", "message", "sent")
+    __slots__ = ("address", "expires", "gives_up", "mandatory", "message", "sent")
 
     def __init__(self, address: Address, message: Message, mandatory: bool, sent: Future[Sent]) -> None:
         self.address = address
         self.message = message
         self.mandatory = mandatory
         self.sent = sent
-        self.expires = float("inf") if message.ttl is None else time.monotonic() + message.ttl
+        now = time.monotonic()
+        self.expires = _FOREVER if message.ttl is None else now + message.ttl
+        self.gives_up = self.expires if message.wait is None else now + message.wait
 
 
 class Publisher(Channel):
@@ -112,9 +118,9 @@ class Publisher(Channel):
     def _wait(self, outgoing: _Outgoing) -> None:
         self._routes(outgoing.address)  # A name that RabbitMQ cannot have is refused now.
         self._waiting.append(outgoing)
-        ttl = outgoing.message.ttl
-        if ttl is not None:
-            self._timer.call_later(ttl, lambda: self._expire(outgoing))
+        patience = outgoing.message.patience
+        if patience is not None:
+            self._timer.call_later(patience, lambda: self._expire(outgoing))
 
     def _expire(self, outgoing: _Outgoing) -> None:
         if outgoing.sent.done():
@@ -123,14 +129,14 @@ class Publisher(Channel):
             try:
                 self._waiting.remove(outgoing)
             except ValueError:
-                return  # It is on its way by now; `on_batch_end` sees to it.
-        ttl = outgoing.message.ttl
+                return  # It is on its way by now; `on_tick` sees to it.
+        patience = outgoing.message.patience
         if self._link.blocked is not None:
-            text = f"{self._name()} takes no messages ({self._link.blocked}), and did not for {ttl:.3g} s"
+            text = f"{self._name()} takes no messages ({self._link.blocked}), and did not for {patience:.3g} s"
             fail(outgoing.sent, TransportBlocked(f"{text}: to {outgoing.address}"))
         else:
             cause = self._link.error or f"{self._name()} is not connected yet"
-            fail(outgoing.sent, TransportUnavailable(f"gave up after {ttl:.3g} s: {cause}"))
+            fail(outgoing.sent, TransportUnavailable(f"gave up after {patience:.3g} s: {cause}"))
 
     def _publish(self, outgoing: _Outgoing) -> None:
         """The lock is held; the caller flushes."""
@@ -206,16 +212,22 @@ class Publisher(Channel):
             now = time.monotonic()
             while self._waiting:
                 outgoing = self._waiting.popleft()
-                if outgoing.expires <= now:
+                if outgoing.gives_up <= now:
                     self._waiting.appendleft(outgoing)
                     break  # Its own timer is about to fail it, and those behind it wait a moment longer.
                 self._publish(outgoing)
         self._link.flush()
 
     def hold(self) -> None:
-        """Keep what comes from now on."""
+        """RabbitMQ takes no messages: keep what comes from now on, and give up what is on its way when its time ends."""
+        now = time.monotonic()
         with self._lock:
             self._ready = False
+            in_flight = list(self._in_flight.items())
+        for tag, outgoing in in_flight:
+            if outgoing.gives_up < _FOREVER:
+                left = max(0.0, outgoing.gives_up - now)
+                self._timer.call_later(left, partial(self._give_up, tag, outgoing))
 
     def on_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
         if ids == frames.BASIC_ACK:
@@ -272,19 +284,24 @@ class Publisher(Channel):
             fail(outgoing.sent, TransportUnavailable(text, maybe_delivered=True))
 
     def on_tick(self) -> None:
-        """Give up what RabbitMQ has not confirmed by the end of its ttl: it may be frozen, or in an alarm."""
+        """Give up what RabbitMQ has not confirmed by the end of its ttl: it may be frozen."""
         now = time.monotonic()
         with self._lock:
-            late = [(tag, out) for tag, out in self._in_flight.items() if out.expires + 0.2 <= now]
-            for tag, _ in late:
-                del self._in_flight[tag]
-        for _, outgoing in late:
-            if self._link.blocked is not None:
-                text = f"{self._name()} takes no messages ({self._link.blocked}): to {outgoing.address}"
-                fail(outgoing.sent, TransportBlocked(text, maybe_delivered=True))
-            else:
-                text = f"{self._name()} did not confirm a message to {outgoing.address} in time"
-                fail(outgoing.sent, TransportUnavailable(text, maybe_delivered=True))
+            late = [(tag, outgoing) for tag, outgoing in self._in_flight.items() if outgoing.gives_up <= now]
+        for tag, outgoing in late:
+            self._give_up(tag, outgoing)
+
+    def _give_up(self, tag: int, outgoing: _Outgoing) -> None:
+        with self._lock:
+            if self._in_flight.get(tag) is not outgoing:
+                return
+            del self._in_flight[tag]
+        if self._link.blocked is not None:
+            text = f"{self._name()} takes no messages ({self._link.blocked}): to {outgoing.address}"
+            fail(outgoing.sent, TransportBlocked(text, maybe_delivered=True))
+        else:
+            text = f"{self._name()} did not confirm a message to {outgoing.address} in time"
+            fail(outgoing.sent, TransportUnavailable(text, maybe_delivered=True))
 
     def fail_all(self, error: MessagingException) -> None:
         """Fail what waits and what is in flight."""
@@ -361,7 +378,8 @@ class _Epoch(Channel):
             self._last_tag = method.tag
         else:
             self._unsettled.add(method.tag)
-        consumer.on_delivery(_Incoming(address, message, method.redelivered, header.delivery_count, self, method.tag))
+        attempts = (header.delivery_count or 0) if consumer.counts[int(method.consumer)] else None
+        consumer.on_delivery(_Incoming(address, message, method.redelivered, attempts, self, method.tag))
 
     def on_batch_end(self) -> None:
         if self._last_tag:
@@ -436,6 +454,8 @@ class Consumer:
         self._name = name
         self._prefetch = prefetch
         self._queues: list[Queue] = [topology.queue(address, unique) for address in addresses]
+        # RabbitMQ leaves the count out at the first delivery.
+        self.counts = [queue.arguments.get("x-queue-type") == "quorum" for queue in self._queues]
         self._on_ready = on_ready
         self._epoch: _Epoch | None = None
         self._consuming = 0

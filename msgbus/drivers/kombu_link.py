@@ -51,7 +51,12 @@ class Connection(Protocol):
 
 
 class Loop:
-    """The I/O thread: calls links when their sockets can be read or written, and functions that others hand it."""
+    """The I/O thread: calls links when their sockets can be read or written, and functions that others hand it.
+
+    Attributes:
+        busy: the thread is awake, and will write what is appended to the links before it sleeps. So those whom it wakes
+            with what it has read need not write each for itself.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -64,6 +69,7 @@ class Loop:
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._closed = False
+        self.busy = False
 
     def call(self, func: Callable[[], None]) -> None:
         """Run `func` on the loop's thread."""
@@ -124,7 +130,11 @@ class Loop:
     def _run(self) -> None:
         next_tick = time.monotonic() + TICK
         while not self._closed:
+            self._flush()
+            self.busy = False
+            self._flush()  # Once more: nobody else has written what came up to here.
             events = self._poll.poll(max(0.0, next_tick - time.monotonic()))
+            self.busy = True
             for fd, event in events:
                 if fd == self._wake_read:
                     os.read(fd, 4096)
@@ -137,6 +147,10 @@ class Loop:
                 for link in list(self._links.values()):
                     self._guard(link.on_tick)
         self.drop()
+
+    def _flush(self) -> None:
+        for link in list(self._links.values()):
+            self._guard(link.send_all)
 
     @staticmethod
     def _guard(func: Callable[[], None]) -> None:
@@ -250,9 +264,10 @@ class Link:
 
     def open(self) -> None:
         """Begin to connect, unless that has been begun."""
-        if self._opening or self.up or self._closed:
-            return
-        self._opening = True
+        with self._writing:
+            if self._opening or self.up or self._closed:
+                return
+            self._opening = True
         self._timer.call_later(0, self._start_connecting)
 
     def _start_connecting(self) -> None:
@@ -310,6 +325,8 @@ class Link:
         """The connection is gone: tell everybody, and come back."""
         if not self.up:
             return
+        # Before it is down: who finds it down begins to connect unless that has been begun.
+        self._opening = not self._closed
         error = TransportUnavailable(reason, maybe_delivered=True)
         self.error = error
         if not self._closed:
@@ -320,7 +337,6 @@ class Link:
         for channel in channels:
             channel.on_down(error)
         self._on_down(error)
-        self._opening = not self._closed
         # All clients of a broker lose it at the same moment; they need not all come back at the same one.
         self._timer.call_later(random.uniform(0.0, 0.5), self._start_connecting)
 
@@ -337,7 +353,8 @@ class Link:
         """Say good-bye and close. On the loop's thread, or when that has ended."""
         self._closed = True
         if self.up:
-            self.write(frames.connection_close())
+            self.append(frames.connection_close())
+            self.send_all()
             self._fall("the connection was closed")
 
     def abandon(self) -> None:
@@ -359,6 +376,11 @@ class Link:
         self._out.append(data)
 
     def flush(self) -> None:
+        """Have what has gathered written: by the loop if it is awake, else by this thread."""
+        if not self._loop.busy:
+            self.send_all()
+
+    def send_all(self) -> None:
         """Write what has gathered: the first thread in writes for all that come meanwhile."""
         out = self._out
         while out:
@@ -400,7 +422,7 @@ class Link:
             if self._rest:
                 return
         self._loop.watch(self._fd, self)
-        self.flush()
+        self.send_all()
 
     # Reading
 
@@ -435,7 +457,7 @@ class Link:
             raise Broken(self._describe(ConnectionResetError("RabbitMQ closed the connection"))[0])
         self._last_read = time.monotonic()
         if self._tls:
-            self.flush()  # Who found the lock taken meanwhile has left it to us.
+            self.send_all()  # Who found the lock taken meanwhile has left it to us.
         try:
             self._feed(data)
         except (struct.error, IndexError, ValueError, TypeError) as exc:
@@ -501,7 +523,8 @@ class Link:
     def _on_connection_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
         if ids == frames.CONNECTION_CLOSE:
             code, text = frames.read_close(buffer, at, end)
-            self.write(frames.method(0, frames.CONNECTION_CLOSE_OK))
+            self.append(frames.method(0, frames.CONNECTION_CLOSE_OK))
+            self.send_all()
             raise Broken(self._describe(ConnectionResetError(f"RabbitMQ closed the connection: {code} {text}"))[0])
         if ids == frames.CONNECTION_BLOCKED:
             self.blocked = frames.read_short_string(buffer, at) or "unknown reason"

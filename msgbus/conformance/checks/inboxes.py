@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 
 import pytest
-from oslo_config import cfg
 
 from msgbus import CapabilityMissing, ConfigurationError, MessageUndeliverable, get_rpc_transport
 from msgbus.conformance.bus import Bus
@@ -96,8 +95,8 @@ class DriverChecks:
 
     def test_it_declares_what_the_contract_knows(self, bus: Bus) -> None:
         """Capabilities are a frozen set of the contract's names, and the contract's major version is ours."""
-        assert isinstance(bus.driver.capabilities, frozenset)
-        assert all(isinstance(capability, Capability) for capability in bus.driver.capabilities)
+        assert type(bus.driver.capabilities) is frozenset
+        assert set(bus.driver.capabilities) <= set(Capability)
         assert bus.driver.contract[0] == CONTRACT[0]
 
     def test_options_have_a_group_of_their_own(self, bus: Bus) -> None:
@@ -105,7 +104,7 @@ class DriverChecks:
         group, opts = type(bus.driver).options()
         assert group
         assert group != "DEFAULT"
-        assert all(isinstance(opt, cfg.Opt) and opt.help for opt in opts)
+        assert all(opt.help for opt in opts)
 
     def test_a_wrong_option_in_the_url_is_an_error(self, bus: Bus) -> None:
         """A misspelt option is refused, and the text names the one that was meant."""

@@ -18,7 +18,7 @@ VALUES = [
     2**64 - 1,
     1.5,
     "",
-    "Größe 漢字 🐇 \x00 \u2028 \"quoted\" \\",
+    'Größe 漢字 🐇 \x00 \u2028 "quoted" \\',
     [],
     {},
     [None, [1, [2, [3, {"a": [{}]}]]]],
@@ -56,7 +56,7 @@ class VerbChecks:
             assert other.call({}, "echo", value=b"x" * n) == b"x" * n
 
     def test_too_large_is_an_error_of_the_caller(self, bus: Bus) -> None:
-        """A request over the message system's limit raises `MessageTooLarge` from each verb, and nothing else suffers."""
+        """A request over the message system's limit raises `MessageTooLarge` from each verb, and that is all."""
         bus.serve()
         client = bus.client()
         huge = "x" * (bus.harness.largest + 1)
@@ -67,6 +67,17 @@ class VerbChecks:
             list(client.multicall({}, "note", key=huge))
         assert client.call({}, "echo", value="small") == "small"
         assert bus.journal.entries("run") == []
+
+    @pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
+    def test_an_answer_that_is_too_large_is_an_error(self, bus: Bus, delivery: Any) -> None:
+        """The caller is told at once, and the method is not run again for it."""
+        bus.serve()
+        client = bus.client(delivery=delivery)
+        with pytest.raises(MessageTooLarge):
+            client.call({}, "big", size=bus.harness.largest)
+        with pytest.raises(MessageTooLarge):
+            list(client.multicall({}, "big_items", n=1, size=bus.harness.largest))
+        assert client.call({}, "echo", value=1) == 1
 
     def test_cast_returns_before_it_has_run(self, bus: Bus) -> None:
         """A cast is handed over and returns None; it runs once, and its value is dropped."""

@@ -1,0 +1,156 @@
+"""Starts the processes of a measurement, in turns, and gathers what they find."""
+
+import multiprocessing
+import statistics
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from multiprocessing.connection import wait
+from typing import Any, NamedTuple, Self
+
+from benchmarks import children
+from benchmarks.base import TIMEOUT
+from benchmarks.children import Load
+from benchmarks.peers import WORKLOADS
+
+WARM_UP = 0.5
+"""Seconds of load before it counts."""
+
+Round = dict[str, float]
+"""The figures of one measurement, by name."""
+
+
+class Failed(Exception):
+    """A measurement went wrong."""
+
+
+class Spread(NamedTuple):
+    """A figure over all rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        """Sum up what the rounds found."""
+        return cls(statistics.median(values), min(values), max(values))
+
+
+class Results:
+    """What the rounds found, by workload and peer."""
+
+    def __init__(self) -> None:
+        self.rounds: dict[tuple[str, str], list[Round]] = {}
+
+    def add(self, workload: str, peer: str, figures: Round) -> None:
+        """Take in a measurement."""
+        self.rounds.setdefault((workload, peer), []).append(figures)
+
+    def spread(self, workload: str, peer: str, figure: str) -> Spread:
+        """A figure over all rounds."""
+        return Spread.of([found[figure] for found in self.rounds[workload, peer]])
+
+    def ratio(self, workload: str, figure: str, peer: str) -> Spread:
+        """The figure of msgbus divided by that of a peer, which were measured one soon after the other."""
+        pairs = zip(self.rounds[workload, "msgbus"], self.rounds[workload, peer], strict=True)
+        return Spread.of([ours[figure] / theirs[figure] for ours, theirs in pairs])
+
+
+class _Child:
+    """A process and the pipe to it. Left as a context, it ends."""
+
+    def __init__(self, target: Callable[..., None], *args: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._name = f"the {target.__name__} process of {args[0]}, {args[-1]}"
+        self._process = context.Process(target=target, args=(*args, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+    def answer(self, *others: "_Child", timeout: float = 2 * TIMEOUT) -> Any:
+        """Wait for what it says.
+
+        Raises:
+            Failed: it or one of `others` has ended, or it says nothing.
+        """
+        ends = {child._process.sentinel: child for child in (self, *others)}
+        ready = wait([self._pipe, *ends], timeout)
+        for ended in (child for sentinel, child in ends.items() if sentinel in ready):
+            raise Failed(f"{ended._name}, has ended")
+        if not ready:
+            raise Failed(f"{self._name}, said nothing for {timeout:g} s")
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            raise Failed(f"{self._name}, has ended") from None
+
+    def ask(self, question: object, *others: "_Child") -> Any:
+        """Tell it something, and wait for what it says."""
+        try:
+            self._pipe.send(question)
+        except BrokenPipeError:
+            raise Failed(f"{self._name}, has ended") from None
+        return self.answer(*others)
+
+
+def measure(workload: str, peer: str, url: str, seconds: float) -> Round:
+    """Measure once.
+
+    Raises:
+        Failed: something went wrong; a process has told more on stderr.
+    """
+    topic = f"bench-{uuid.uuid4().hex}"
+    with ExitStack() as stack:
+        server = stack.enter_context(_Child(children.serve, peer, url, topic, workload))
+        server.answer()
+        client = stack.enter_context(_Child(children.drive, peer, url, topic, workload))
+        client.answer(server)
+        warm: Load = client.ask(WARM_UP, server)
+        if workload == "cast":
+            server.ask(warm.operations, client)
+        server_cpu = server.ask("cpu")
+        load: Load = client.ask(seconds, server)
+        if workload == "cast":
+            took = server.ask(warm.operations + load.operations, client) - load.begun
+        else:
+            took = load.seconds
+        server_cpu = server.ask("cpu") - server_cpu
+    figures = {
+        "per_second": load.operations / took,
+        "client_cpu_us": load.cpu / load.operations * 1e6,
+        "server_cpu_us": server_cpu / load.operations * 1e6,
+    }
+    if workload == "call_seq":
+        figures["p50_us"] = load.p50 * 1e6
+    return figures
+
+
+def run(
+    workloads: Sequence[str], url: str, rounds: int, seconds: float, progress: Callable[[str, str], None]
+) -> Results:
+    """Measure each peer in each workload, `rounds` times in turns; tell `progress` before each.
+
+    Raises:
+        Failed: see `measure`.
+    """
+    results = Results()
+    for _ in range(rounds):
+        for workload in workloads:
+            for peer in WORKLOADS[workload]:
+                progress(workload, peer)
+                results.add(workload, peer, measure(workload, peer, url, seconds))
+    return results
+
+
+def count(workloads: Sequence[str], rounds: int) -> int:
+    """How many measurements `run` makes."""
+    return rounds * sum(len(WORKLOADS[workload]) for workload in workloads)

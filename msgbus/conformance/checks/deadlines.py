@@ -1,0 +1,167 @@
+"""Deadlines: a verb ends in time and says what is known, what has expired is not run, what is nested inherits."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from msgbus import CallCancelled, MessageUndeliverable, MessagingException, MessagingTimeout, ServerLost
+from msgbus.conformance.bus import Bus
+from msgbus.conformance.checks.receiver import leave_behind
+from msgbus.conformance.waiting import Task, until
+from msgbus.drivers.base import Capability
+
+SLACK = 2.0
+"""Seconds after its deadline at which a verb is late at the latest, on a slow machine too."""
+
+
+class DeadlineChecks:
+    """Of time limits, and of targets where nobody is."""
+
+    def test_a_call_ends_at_its_deadline(self, bus: Bus) -> None:
+        """It raises `MessagingTimeout` then, whose text names method, topic and the server that still runs it."""
+        bus.serve()
+        call = Task(bus.client(timeout=1.0).call, {}, "hold", key="k", gate=bus.gate())
+        error = call.error()
+        assert isinstance(error, MessagingTimeout)
+        assert not isinstance(error, ServerLost)
+        assert 0.9 < call.seconds < 1.0 + SLACK
+        for known in ("hold", bus.topic, "s1"):
+            assert known in str(error)
+
+    def test_a_timeout_tells_how_many_listen(self, bus: Bus) -> None:
+        """Where no server has taken the call, the text tells whether one is there at all."""
+        bus.needs(Capability.STORE, Capability.INSPECT)
+        leave_behind(bus, bus.address())
+        call = Task(bus.client(timeout=1.0).call, {}, "echo")
+        error = call.error()
+        assert isinstance(error, MessagingTimeout)
+        assert 0.9 < call.seconds < 1.0 + SLACK
+        assert "consumers there: 0" in str(error)
+
+    @pytest.mark.parametrize("prefetch", [1, 64])
+    @pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
+    def test_expired_work_is_not_run(self, bus: Bus, prefetch: int, delivery: Any) -> None:
+        """What its caller has given up is not run, whether it waited at the message system or at the server."""
+        bus.serve(executor_thread_pool_size=1, rpc_prefetch=prefetch)
+        gate = bus.gate()
+        client = bus.client(delivery=delivery)
+        held = Task(client.call, {}, "hold", key="held", gate=gate)
+        bus.ran("held")
+        late = [Task(client.prepare(timeout=1.0).call, {}, "note", key=f"late {n}") for n in range(5)]
+        for call in late:
+            assert isinstance(call.error(), MessagingTimeout)
+        end = time.monotonic() + 0.5
+        until(lambda: time.monotonic() > end, "the end of what a clock may be off")
+        bus.journal.open_gate(gate)
+        assert held.result() == "s1"
+        assert client.call({}, "note", key="last") == "s1"
+        assert [entry.key for entry in bus.journal.entries("run")] == ["held", "last"]
+
+    def test_a_nested_call_inherits_the_deadline(self, bus: Bus) -> None:
+        """A call from a handler, with a default of 60 s, ends when the handler's own caller has given up."""
+        bus.serve()
+        arguments = {"topic": bus.topic, "key": "k", "gate": bus.gate()}
+        call = Task(bus.client(timeout=2.0).call, {}, "nested_hold", **arguments)
+        bus.ran("k")
+        assert isinstance(call.error(), MessagingTimeout)
+        bus.saw("timed out", "k", seconds=2 * SLACK)
+
+    def test_a_streams_nested_calls_have_time(self, bus: Bus) -> None:
+        """A generator that runs for longer than the wait for an item may still call others."""
+        bus.serve()
+        stream = bus.client(timeout=1.0).multicall({}, "nested_late", topic=bus.topic, n=6, pause=0.3)
+        assert list(stream) == [0, 1, 2, 3, 4, 5, "nested"]
+
+    def test_a_call_on_a_generator_is_ended_at_its_deadline(self, bus: Bus) -> None:
+        """The generator is closed when the caller gives up."""
+        bus.serve()
+        with pytest.raises(MessagingTimeout):
+            bus.client(timeout=1.0).call({}, "endless", key="k")
+        bus.saw("closed", "k")
+
+    @pytest.mark.parametrize("verb", ["call", "cast", "multicall"])
+    def test_nobody_there_is_told_at_once(self, bus: Bus, verb: str) -> None:
+        """A target at which nobody listens raises `MessageUndeliverable`, long before the deadline."""
+        bus.serve()
+        for target in ({"topic": f"{bus.topic}-nobody"}, {"server": "nobody"}, {"exchange": "conformance-nobody"}):
+            client = bus.client(timeout=60).prepare(**target)  # type: ignore[arg-type]
+            use = getattr(client, verb)
+            task = Task(lambda use=use: list(use({}, "echo") or ()))
+            error = task.error(20)
+            assert isinstance(error, MessageUndeliverable), error
+            assert next(iter(target.values())) in str(error)
+            assert task.seconds < 10
+        bus.client(f"{bus.topic}-nobody").fanout_cast({}, "echo")
+
+    def test_calls_wait_for_a_server_that_is_away(self, bus: Bus) -> None:
+        """A topic whose servers are all away for the moment keeps its calls, and they are answered by the next."""
+        bus.needs(Capability.STORE)
+        (first,) = bus.serve("s1")
+        first.close()
+        calls = [Task(bus.client().call, {}, "note", key=f"k{n}") for n in range(10)]
+        bus.client().cast({}, "note", key="cast")
+        assert not any(call.done for call in calls)
+        bus.serve("s2")
+        assert [call.result() for call in calls] == ["s2"] * 10
+        bus.ran("cast")
+        assert len(bus.journal.entries("run")) == 11
+
+    def test_a_named_server_finds_its_work_when_it_is_back(self, bus: Bus) -> None:
+        """What was sent to one server while it was away is run by the one of that name that comes."""
+        bus.needs(Capability.STORE)
+        (first,) = bus.serve("s1")
+        first.close()
+        call = Task(bus.client().prepare(server="s1").call, {}, "note", key="k")
+        bus.serve("s2")
+        bus.serve("s1")
+        assert call.result() == "s1"
+
+    def test_the_send_window_bounds_what_is_unfinished(self, bus: Bus) -> None:
+        """Past it a verb waits, within its deadline; nothing of it is sent, and it works again afterwards."""
+        bus.serve()
+        gate = bus.gate()
+        client = bus.client(transport=bus.new_transport(rpc_send_window=2))
+        held = [Task(client.call, {}, "hold", key=f"held {n}", gate=gate) for n in range(2)]
+        for n in range(2):
+            bus.ran(f"held {n}")
+        for verb in (client.prepare(timeout=0.5).call, client.prepare(timeout=0.5).cast):
+            third = Task(verb, {}, "note", key="third")
+            error = third.error()
+            assert isinstance(error, MessagingTimeout)
+            assert "rpc_send_window" in str(error)
+            assert third.seconds < 0.5 + SLACK
+        waiting = Task(client.call, {}, "note", key="fourth")
+        bus.journal.open_gate(gate)
+        assert waiting.result() == "s1"
+        assert [task.result() for task in held] == ["s1"] * 2
+        for _ in range(5):
+            stream = client.multicall({}, "count", n=300)
+            next(stream)
+            stream.close()
+            assert client.call({}, "echo", value=1) == 1
+        assert bus.journal.entries("run", "third") == []
+
+    def test_closing_the_transport_ends_its_calls(self, bus: Bus) -> None:
+        """Whoever waits on it gets `CallCancelled`, and so does who calls afterwards."""
+        bus.serve(rpc_reply_grace=0.5)
+        transport = bus.new_transport()
+        client = bus.client(transport=transport)
+        call = Task(client.call, {}, "hold", key="k", gate=bus.gate())
+        bus.ran("k")
+        transport.cleanup()
+        assert isinstance(call.error(10), CallCancelled)
+        assert isinstance(Task(client.call, {}, "echo").error(10), CallCancelled)
+        assert isinstance(Task(client.cast, {}, "echo").error(10), CallCancelled)
+
+    @pytest.mark.parametrize("timeout", [0.0, 0.001, 0.02])
+    def test_a_very_short_deadline_is_kept(self, bus: Bus, timeout: float) -> None:
+        """However short it is, the call ends with one of our errors."""
+        bus.serve()
+        bus.client().call({}, "echo")
+        call = Task(bus.client(timeout=timeout).call, {}, "hold", key="k", gate=bus.gate())
+        assert isinstance(call.error(10), MessagingException)
+        assert call.seconds < timeout + SLACK
+        assert bus.client().call({}, "echo", value=1) == 1

@@ -1,0 +1,246 @@
+"""Delivery policies: what is run again, what is not, and what goes to the dead letters."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from msgbus import OutcomeUnknown, ServerLost
+from msgbus.conformance.bus import Bus
+from msgbus.conformance.checks.receiver import Receiver, another_driver
+from msgbus.conformance.checks.wire import envelope, payload, policy, raw
+from msgbus.conformance.waiting import Task, until
+from msgbus.drivers.base import Capability
+from msgbus.message import DeadLetter, decode_dead_letter
+
+BOTH = pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
+
+
+class PolicyChecks:
+    """Of ``delivery="at_most_once"`` and ``"at_least_once"``."""
+
+    def _take_and_give_back(self, bus: Bus, send: Any) -> None:
+        """Have a subscriber take the request that `send` sends, and die with it in its hands."""
+        holder = another_driver(bus)
+        held = Receiver(accept=False)
+        subscription = held.subscribe(holder, bus.address(), bus.address("server", server="s1"))
+        send()
+        held.wait(1)
+        subscription.close().result(15)
+
+    def _letters(self, bus: Bus, count: int) -> list[DeadLetter]:
+        """The dead letters of this topic."""
+        receiver = Receiver()
+        receiver.subscribe(another_driver(bus), bus.address("dead"))
+        receiver.wait(count)
+        return [decode_dead_letter(delivery.message.body) for delivery in receiver.deliveries]
+
+    def test_at_least_once_runs_what_was_redelivered(self, bus: Bus) -> None:
+        """A call and a cast that somebody had taken and not finished are run by the next server."""
+        bus.needs(Capability.REQUEUE, Capability.STORE)
+        client = bus.client(delivery="at_least_once")
+        calls: list[Task] = []
+        self._take_and_give_back(bus, lambda: calls.append(Task(client.call, {}, "note", key="call")))
+        self._take_and_give_back(bus, lambda: Task(client.cast, {}, "note", key="cast"))
+        bus.serve("s1")
+        assert calls[0].result() == "s1"
+        assert bus.ran("cast") == ["s1"]
+        assert len(bus.journal.entries("run")) == 2
+
+    def test_at_most_once_does_not_run_what_was_redelivered(self, bus: Bus) -> None:
+        """What may have run is not run: the call raises `OutcomeUnknown` after the grace, long before its deadline."""
+        bus.needs(Capability.REQUEUE, Capability.STORE)
+        client = bus.client(transport=bus.new_transport(rpc_reply_grace=0.7))
+        calls: list[Task] = []
+        self._take_and_give_back(bus, lambda: calls.append(Task(client.call, {}, "note", key="call")))
+        start = time.monotonic()
+        bus.serve("s1")
+        error = calls[0].error(20)
+        assert isinstance(error, OutcomeUnknown), error
+        assert time.monotonic() - start < 15
+        assert client.call({}, "note", key="next") == "s1"
+        assert bus.journal.entries("run", "call") == []
+
+    def test_at_most_once_buries_a_cast_that_was_redelivered(self, bus: Bus) -> None:
+        """A cast that may have run goes to the dead letters, as it came."""
+        bus.needs(Capability.REQUEUE, Capability.STORE)
+        client = bus.client()
+        self._take_and_give_back(bus, lambda: Task(client.cast, {}, "note", key="cast"))
+        bus.serve("s1")
+        bus.saw("dead", "cast")
+        (letter,) = self._letters(bus, 1)
+        assert "at_most_once" in letter.reason
+        assert letter.server == "s1"
+        assert json.loads(json.loads(letter.body)["oslo.message"])["args"] == {"key": "cast"}
+        assert bus.journal.entries("run") == []
+
+    @BOTH
+    def test_a_repeated_request_is_run_once(self, bus: Bus, delivery: str) -> None:
+        """Further copies of a request, while it runs and afterwards, are not run by the server that has it."""
+        bus.serve()
+        gate = bus.gate()
+        server = bus.address("server", server="s1")
+        first = payload("hold", "k", **policy(delivery))
+        first["args"]["gate"] = gate
+        for _ in range(3):
+            bus.driver.send(server, raw(envelope(first)), mandatory=True).result(15)
+        bus.ran("k")
+        bus.journal.open_gate(gate)
+        bus.saw("done", "k")
+        for _ in range(3):
+            bus.driver.send(server, raw(envelope(first)), mandatory=True).result(15)
+        assert bus.client().prepare(server="s1").call({}, "note", key="last") == "s1"
+        bus.client().prepare(server="s1").cast({}, "note", key="very last")
+        bus.ran("very last")
+        assert len(bus.journal.entries("run", "k")) == 1
+
+    def test_a_cast_that_raises_is_retried_and_then_buried(self, bus: Bus) -> None:
+        """The dead letter says why, after how many attempts, at which server, with the traceback and the request."""
+        bus.serve(rpc_cast_retries=1)
+        bus.client(delivery="at_least_once").cast({}, "fail", kind="trouble", key="k")
+        bus.saw("dead", "k")
+        assert len(bus.journal.entries("run", "k")) == 2
+        bus.needs(Capability.STORE)
+        (letter,) = self._letters(bus, 1)
+        assert "Trouble" in letter.reason
+        assert "deep" in letter.reason
+        assert (letter.attempts, letter.server) == (2, "s1")
+        assert bus.topic in letter.address
+        assert "endpoint.py" in "".join(letter.traceback)
+        assert abs(time.time() - letter.at) < 60
+        assert json.loads(json.loads(letter.body)["oslo.message"])["args"] == {"kind": "trouble", "key": "k"}
+
+    def test_retries_end_with_success(self, bus: Bus) -> None:
+        """A cast that raises once and then succeeds has run twice; a cast that is not to be retried, once."""
+        bus.serve(rpc_cast_retries=2)
+        client = bus.client()
+        client.cast({}, "fail", kind="trouble", key="at most once")
+        patient = client.prepare(delivery="at_least_once")
+        patient.cast({}, "fail_as_expected", key="expected")
+        patient.cast({}, "flaky", key="flaky", failures=1)
+        bus.ran("flaky", 2)
+        # Had the others been retried, it would have been before this one was.
+        assert len(bus.journal.entries("run", "at most once")) == 1
+        assert len(bus.journal.entries("run", "expected")) == 1
+        assert patient.call({}, "echo", value=1) == 1
+        assert bus.journal.entries("dead") == []
+        assert len(bus.journal.entries("run", "flaky")) == 2
+
+    def test_a_call_that_raises_is_not_retried(self, bus: Bus) -> None:
+        """An exception is a call's answer, under both policies."""
+        bus.serve()
+        for delivery in ("at_most_once", "at_least_once"):
+            client = bus.client().prepare(delivery=delivery)
+            with pytest.raises(ValueError, match="bad"):
+                client.call({}, "fail", kind="value", key=delivery)
+        bus.client().prepare(delivery="at_least_once").cast({}, "flaky", key="flaky", failures=1)
+        bus.ran("flaky", 2)
+        assert len(bus.journal.entries("run", "at_least_once")) == 1
+        assert len(bus.journal.entries("run", "at_most_once")) == 1
+
+    def test_a_cast_that_no_method_serves_is_buried_at_once(self, bus: Bus) -> None:
+        """To try again what cannot be run is of no use."""
+        bus.serve()
+        client = bus.client(delivery="at_least_once")
+        client.cast({}, "nowhere", key="a")
+        client.cast({}, "note", key="b", more="arguments")
+        for key in "ab":
+            bus.saw("dead", key, seconds=5)
+        if Capability.STORE in bus.capabilities:
+            assert sorted(letter.attempts for letter in self._letters(bus, 2)) == [1, 1]
+
+    def test_a_cast_waits_for_its_retry_without_a_thread(self, bus: Bus) -> None:
+        """Casts that are to be retried keep no thread from other work."""
+        bus.serve(executor_thread_pool_size=1)
+        client = bus.client(delivery="at_least_once")
+        for n in range(5):
+            client.cast({}, "flaky", key=f"k{n}", failures=1)
+        for n in range(5):
+            bus.ran(f"k{n}", 1)
+        assert bus.client().call({}, "echo", value=1) == 1
+        for n in range(5):
+            bus.ran(f"k{n}", 2)
+
+    @BOTH
+    def test_a_cut_connection_runs_nothing_twice(self, bus: Bus, delivery: Any) -> None:
+        """While a handler runs, all connections break: it runs once, and its caller gets the answer."""
+        bus.needs(harness=("cut",))
+        bus.serve()
+        client = bus.client(delivery=delivery)
+        gate = bus.gate()
+        calls = [Task(client.call, {}, "hold", key=f"k{n}", gate=gate) for n in range(10)]
+        for n in range(10):
+            bus.ran(f"k{n}")
+        bus.harness.cut()
+        assert bus.client().prepare(delivery="at_least_once").call({}, "echo", value=1) == 1
+        bus.journal.open_gate(gate)
+        assert [call.result() for call in calls] == ["s1"] * 10
+        assert len(bus.journal.entries("run")) == 10
+
+    @BOTH
+    def test_a_cut_connection_does_not_end_a_stream(self, bus: Bus, delivery: Any) -> None:
+        """A stream goes on over a reconnect, without a gap and without doubles, where inboxes keep what comes."""
+        bus.needs(Capability.INBOX_KEEPS, harness=("cut",))
+        bus.serve()
+        client = bus.client(delivery=delivery)
+        stream = client.multicall({}, "count", n=2000)
+        got = [next(stream) for _ in range(10)]
+        for _ in range(2):
+            bus.harness.cut()
+            got += [next(stream) for _ in range(300)]
+        got += list(stream)
+        assert got == list(range(2000))
+
+    def test_a_killed_servers_call_is_run_by_another(self, bus: Bus) -> None:
+        """Under at_least_once, when the server that runs it is killed, another one runs it, and answers."""
+        bus.needs(Capability.REQUEUE, processes=True)
+        (first,) = bus.serve("s1")
+        gate = bus.gate()
+        client = bus.client(timeout=60, delivery="at_least_once")
+        call = Task(client.call, {}, "hold", key="call", gate=gate)
+        client.cast({}, "hold", key="cast", gate=gate)
+        bus.ran("call")
+        bus.ran("cast")
+        bus.serve("s2")
+        bus.kill(first)
+        bus.journal.open_gate(gate)
+        assert call.result() == "s2"
+        assert bus.ran("cast", 2) == ["s1", "s2"]
+        assert bus.ran("call", 2) == ["s1", "s2"]
+
+    def test_slow_a_killed_servers_call_is_lost(self, bus: Bus) -> None:
+        """Under at_most_once nobody else runs it, and the caller gets `ServerLost` within 20 s."""
+        bus.needs(processes=True)
+        (first,) = bus.serve("s1")
+        client = bus.client(timeout=60)
+        gate = bus.gate()
+        call = Task(client.call, {}, "hold", key="k", gate=gate)
+        bus.ran("k")
+        # The caller knows of the server once that has said that it began: after a fifth of a second.
+        end = time.monotonic() + 1
+        until(lambda: time.monotonic() > end, "a sign of life")
+        bus.serve("s2")
+        bus.kill(first)
+        start = time.monotonic()
+        assert isinstance(call.error(), ServerLost)
+        assert time.monotonic() - start < 20
+        assert client.call({}, "note", key="next") == "s2"
+        assert len(bus.journal.entries("run", "k")) == 1
+
+    def test_no_cast_is_lost_with_a_killed_server(self, bus: Bus) -> None:
+        """Of 300 at_least_once casts, all are done although one of three servers is killed in the middle."""
+        bus.needs(Capability.REQUEUE, processes=True)
+        servers = bus.serve("s1", "s2", "s3", executor_thread_pool_size=4)
+        client = bus.client(delivery="at_least_once")
+        for n in range(300):
+            client.cast({}, "work", key=f"k{n}", seconds=0.02)
+        until(lambda: len([e for e in bus.journal.entries("done") if e.server == "s1"]) >= 5, "five casts at s1")
+        bus.kill(servers[0])
+        wanted = {f"k{n}" for n in range(300)}
+        until(lambda: {entry.key for entry in bus.journal.entries("done")} >= wanted, "all casts are done", 30)
+        assert {entry.server for entry in bus.journal.entries("run")} == {"s1", "s2", "s3"}
+        done = len(bus.journal.entries("done"))
+        assert done <= 300 + 3 * 64, "what was done is not done again, but for what the dead server had not accepted"

@@ -1,0 +1,46 @@
+"""The conformance suite on RabbitMQ 3.10 and 4.3."""
+
+from __future__ import annotations
+
+import pytest
+
+from msgbus.conformance import Harness
+from msgbus.conformance.suite import Conformance
+from tests.functional.brokers.rabbitmq import RabbitMQ
+
+
+class RabbitMQHarness(Harness):
+    """One RabbitMQ node."""
+
+    def __init__(self, node: RabbitMQ) -> None:
+        self.url = node.url
+        self._node = node
+
+    def stop(self) -> None:
+        self._node.stop()
+
+    def start(self) -> None:
+        self._node.start()
+
+    def kill(self) -> None:
+        self._node.sync()
+        self._node.kill()
+
+    def cut(self) -> None:
+        self._node.eval("[exit(Connection, kill) || Connection <- rabbit_networking:connections()], ok.")
+
+    def leftovers(self) -> set[str]:
+        if not self._node.alive():  # a check that stopped it has failed
+            self._node.start()
+        own = {name for name in self._node.queues() if name.startswith("reply_") or "/!fanout/" in name}
+        count = self._node.connections()
+        return own | ({f"{count} connections"} if count else set())
+
+
+class TestRabbitMQ(Conformance):
+    """Every check, with processes of its own."""
+
+    @pytest.fixture(scope="class", params=["rabbitmq_310", "rabbitmq_43"])
+    @classmethod
+    def harness(cls, request: pytest.FixtureRequest) -> Harness:
+        return RabbitMQHarness(request.getfixturevalue(request.param))

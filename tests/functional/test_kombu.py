@@ -1,0 +1,415 @@
+"""What the kombu driver promises beyond what every driver does: RabbitMQ's own failures, each with its own error."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from oslo_config import cfg
+
+import msgbus
+from msgbus.conformance.waiting import Task, until
+from msgbus.drivers.base import Address, Capability, Delivery, Message
+from msgbus.message import JSON, DeadLetter
+from tests.functional.brokers.processes import free_ports
+from tests.functional.brokers.proxy import Proxy
+from tests.functional.brokers.rabbitmq import RabbitMQ
+
+Connect = Callable[..., msgbus.Transport]
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    """Makes transports, and closes them at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def make(url: str, **overrides: Any) -> msgbus.Transport:
+            conf = cfg.ConfigOpts()
+            conf([], default_config_files=[])
+            transport = msgbus.get_rpc_transport(conf, url)
+            for name, value in overrides.items():
+                conf.set_override(name, value)
+            stack.callback(transport.cleanup)
+            return transport
+
+        yield make
+
+
+class Endpoint:
+    def echo(self, _ctxt: object, value: Any) -> Any:
+        return value
+
+    def fail(self, _ctxt: object) -> None:
+        raise ValueError("never works")
+
+
+@contextlib.contextmanager
+def serving(transport: msgbus.Transport, topic: str, endpoint: object | None = None, **options: Any) -> Iterator[None]:
+    """A server named s1 while the block runs."""
+    target = msgbus.Target(topic=topic, server="s1")
+    server = msgbus.get_rpc_server(transport, target, [endpoint or Endpoint()], **options)
+    server.start(20)
+    try:
+        yield
+    finally:
+        server.stop()
+        assert server.wait(20) == 0
+
+
+def client_of(transport: msgbus.Transport, topic: str, timeout: float = 20.0) -> msgbus.RPCClient:
+    """A client with a short timeout, so that nothing here lasts long."""
+    return msgbus.get_rpc_client(transport, msgbus.Target(topic=topic), timeout=timeout)
+
+
+def through(broker: RabbitMQ, proxy: Proxy, query: str = "") -> str:
+    """The broker's URL, by way of a proxy."""
+    return broker.url.replace(f":{broker.port}/", f":{proxy.port}/") + query
+
+
+@pytest.fixture
+def proxy(rabbitmq: RabbitMQ) -> Iterator[Proxy]:
+    """A proxy in front of the broker."""
+    proxy = Proxy(rabbitmq.port)
+    yield proxy
+    proxy.close()
+
+
+# Connecting
+
+
+def test_a_wrong_password_is_told_at_once_and_never_shown(rabbitmq: RabbitMQ, connect: Connect) -> None:
+    """Waiting would not help: the first call fails at once, with user, host, port and what to check, no password."""
+    url = rabbitmq.url.replace("guest:guest", "guest:s3cr3t-pw")
+    task = Task(client_of(connect(url), "nobody", timeout=60).call, {}, "echo", value=1)
+    with pytest.raises(msgbus.TransportUnavailable) as caught:
+        task.result(20)
+    text = str(caught.value)
+    assert f"127.0.0.1:{rabbitmq.port}" in text
+    assert "user guest" in text
+    assert "password" in text
+    assert "s3cr3t" not in text
+
+
+def test_a_missing_virtual_host_is_told_at_once(rabbitmq: RabbitMQ, connect: Connect) -> None:
+    """Likewise with a virtual host that does not exist."""
+    task = Task(client_of(connect(f"{rabbitmq.url}nowhere"), "nobody", timeout=60).call, {}, "echo", value=1)
+    with pytest.raises(msgbus.TransportUnavailable, match="virtual host nowhere"):
+        task.result(20)
+
+
+def test_a_broker_that_is_not_there_is_waited_for_until_the_deadline(connect: Connect) -> None:
+    """It may be starting just now. At the deadline the error says which host and port, why, and what to check."""
+    (port,) = free_ports(1)
+    client = client_of(connect(f"rabbit://guest:guest@127.0.0.1:{port}/"), "nobody", timeout=1.5)
+    with pytest.raises(msgbus.TransportUnavailable, match=f"127.0.0.1:{port}.*refused.*check"):
+        client.cast({}, "echo", value=1)
+
+
+def test_the_next_host_is_tried(rabbitmq: RabbitMQ, connect: Connect) -> None:
+    """With several hosts in the URL one that is away costs a try, not the call."""
+    (port,) = free_ports(1)
+    url = rabbitmq.url.replace("@127.0.0.1", f"@127.0.0.1:{port},guest:guest@127.0.0.1")
+    transport = connect(url)
+    with serving(transport, "failover"):
+        assert client_of(transport, "failover").call({}, "echo", value=1) == 1
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    """Vouches for the test broker."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def tls_broker(
+    authority: trustme.CA, rabbitmq_310: RabbitMQ, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RabbitMQ]:
+    """A RabbitMQ with a certificate for localhost."""
+    folder = tmp_path_factory.mktemp("tls")
+    certificate = authority.issue_cert("localhost")
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    certificate.cert_chain_pems[0].write_to_path(folder / "server.pem")
+    certificate.private_key_pem.write_to_path(folder / "server.key")
+    for file in folder.iterdir():
+        file.chmod(0o644)
+    node = RabbitMQ("3.10", tmp_path_factory.mktemp("rabbitmq-tls"), tls=folder)
+    try:
+        node.start()
+        yield node
+    finally:
+        node.close()
+
+
+def tls_url(node: RabbitMQ, host: str, authority_file: Path | None) -> str:
+    """The URL of the TLS port by a name of the host, and whom to trust."""
+    query = "?ssl=true" + (f"&ssl_ca_file={authority_file}" if authority_file else "")
+    return f"rabbit://guest:guest@{host}:{node.tls_port}/{query}"
+
+
+def test_calls_over_tls(tls_broker: RabbitMQ, authority: trustme.CA, connect: Connect, tmp_path: Path) -> None:
+    """With the right authority and host name all works: 16 threads and large messages too."""
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    transport = connect(tls_url(tls_broker, "localhost", tmp_path / "ca.pem"))
+    with serving(transport, "tls"):
+        client = client_of(transport, "tls")
+        large = "x" * 1_000_000
+        assert client.call({}, "echo", value=large) == large
+        tasks = [Task(lambda: [client.call({}, "echo", value=i) for i in range(100)]) for _ in range(16)]
+        assert all(task.result(60) == list(range(100)) for task in tasks)
+
+
+def test_a_certificate_for_another_host_is_refused(
+    tls_broker: RabbitMQ, authority: trustme.CA, connect: Connect, tmp_path: Path
+) -> None:
+    """The host name is checked by default: the certificate is for localhost, not for 127.0.0.1."""
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    client = client_of(connect(tls_url(tls_broker, "127.0.0.1", tmp_path / "ca.pem")), "tls", timeout=60)
+    with pytest.raises(msgbus.TransportUnavailable, match=r"certificate is not trusted.*host name"):
+        Task(client.call, {}, "echo", value=1).result(20)
+
+
+def test_an_unknown_authority_is_refused(tls_broker: RabbitMQ, connect: Connect) -> None:
+    """A certificate that nobody trusted vouches for is refused, unless the operator says ssl_verify=false."""
+    client = client_of(connect(tls_url(tls_broker, "localhost", None)), "tls", timeout=60)
+    with pytest.raises(msgbus.TransportUnavailable, match="certificate is not trusted"):
+        Task(client.call, {}, "echo", value=1).result(20)
+    careless = client_of(connect(tls_url(tls_broker, "localhost", None) + "&ssl_verify=false"), "nobody-there")
+    with pytest.raises(msgbus.MessageUndeliverable):
+        careless.call({}, "echo", value=1)
+
+
+# What RabbitMQ refuses
+
+
+def test_a_memory_alarm_blocks_senders_and_not_servers(rabbitmq: RabbitMQ, connect: Connect) -> None:
+    """In an alarm a sender gets TransportBlocked at its deadline; a server goes on draining; all is well afterwards."""
+    runs: list[int] = []
+    go_on = threading.Event()
+
+    class Slow:
+        def work(self, _ctxt: object, number: int) -> None:
+            go_on.wait(60)
+            runs.append(number)
+
+    servers = connect(rabbitmq.url, rpc_prefetch=2, executor_thread_pool_size=1)
+    clients = connect(rabbitmq.url)
+    with serving(servers, "alarm", Slow()):
+        patient = client_of(clients, "alarm")
+        client = patient.prepare(timeout=2)
+        for number in range(20):
+            patient.prepare(timeout=None).cast({}, "work", number=number)
+        rabbitmq.memory_alarm(True)
+        try:
+            # RabbitMQ says so only to a connection that publishes: the first message is taken and held.
+            for _ in range(2):
+                with pytest.raises(msgbus.TransportBlocked, match="memory"):
+                    client.cast({}, "work", number=-1)
+            go_on.set()
+            until(lambda: len(runs) >= 20, "the server drained its queue during the alarm")
+        finally:
+            rabbitmq.memory_alarm(False)
+        until(lambda: _works(client), "casts are taken again", 20)
+        until(lambda: 99 in runs, "and arrive")
+
+
+def _works(client: msgbus.RPCClient) -> bool:
+    try:
+        client.cast({}, "work", number=99)
+    except msgbus.MessagingException:
+        return False
+    return True
+
+
+def test_a_full_queue_is_told(rabbitmq: RabbitMQ, connect: Connect) -> None:
+    """Where the operator bounds a queue and has RabbitMQ refuse what is too much, a cast raises TransportBlocked."""
+    transport = connect(rabbitmq.url)
+    with serving(transport, "full"):
+        pass
+    rabbitmq.ctl(
+        "set_policy", "full", "^msgbus/full$", '{"max-length":3,"overflow":"reject-publish"}', "--apply-to", "queues"
+    )
+    client = client_of(transport, "full", timeout=10)
+
+    def fill() -> bool:
+        try:
+            client.cast({}, "echo", value=1)
+        except msgbus.TransportBlocked as exc:
+            assert "full" in str(exc)
+            return True
+        return False
+
+    until(fill, "the queue is full", 20)
+
+
+def test_missing_rights_are_told(rabbitmq: RabbitMQ, connect: Connect) -> None:
+    """A user who may not declare queues is told so by the server's start, with what to check; no time-out."""
+    rabbitmq.add_user("poor", "pw")
+    rabbitmq.ctl("set_permissions", "poor", "^$", ".*", ".*")
+    transport = connect(rabbitmq.url.replace("guest:guest", "poor:pw"))
+    server = msgbus.get_rpc_server(transport, msgbus.Target(topic="rights", server="s1"), [Endpoint()])
+    with pytest.raises(msgbus.TransportUnavailable, match=r"403.*list_permissions"):
+        Task(server.start, 60).result(20)
+
+
+# Connections that break
+
+
+def test_calls_in_flight_outlive_a_cut(rabbitmq: RabbitMQ, proxy: Proxy, connect: Connect) -> None:
+    """The connections of the client are cut while calls run: under at_least_once each gets its own answer."""
+    release = threading.Event()
+
+    class Waiting:
+        def work(self, _ctxt: object, value: int) -> int:
+            release.wait(30)
+            return value
+
+    with serving(connect(rabbitmq.url), "cut", Waiting()):
+        client = client_of(connect(through(rabbitmq, proxy)), "cut", 30).prepare(delivery="at_least_once")
+        tasks = [Task(client.call, {}, "work", value=value) for value in range(20)]
+        until(lambda: rabbitmq.queues()["msgbus/cut"]["messages"] >= 20, "all are there")
+        proxy.cut()
+        release.set()
+        assert [task.result(40) for task in tasks] == list(range(20))
+
+
+def test_a_silent_connection_is_given_up(rabbitmq: RabbitMQ, proxy: Proxy, connect: Connect) -> None:
+    """Nothing breaks when a network swallows all: the missing heartbeats tell, and the server comes back by itself."""
+    servers = connect(through(rabbitmq, proxy, "?heartbeat=1"), rpc_response_timeout=20)
+    with serving(servers, "silent"):
+        client = client_of(connect(rabbitmq.url), "silent", 30)
+        assert client.call({}, "echo", value=1) == 1
+        before = proxy.connections
+        proxy.stall()
+        until(lambda: proxy.connections > before or "heartbeat" in servers.driver.state, "it noticed", 20)
+        proxy.resume()
+        assert client.prepare(delivery="at_least_once").call({}, "echo", value=2) == 2
+
+
+def test_a_queue_that_is_deleted_under_a_server_comes_back(rabbitmq: RabbitMQ, connect: Connect) -> None:
+    """An operator deletes the topic's queue: the server declares it again, and says so in the log."""
+    transport = connect(rabbitmq.url)
+    with serving(transport, "deleted"):
+        client = client_of(transport, "deleted", 5)
+        assert client.call({}, "echo", value=1) == 1
+        rabbitmq.delete_queue("msgbus/deleted")
+
+        def answered() -> bool:
+            try:
+                return bool(client.call({}, "echo", value=2) == 2)
+            except msgbus.MessageUndeliverable:
+                return False
+
+        until(answered, "the server is back", 20)
+
+
+def test_twenty_reconnects_leave_nothing_behind(rabbitmq: RabbitMQ, proxy: Proxy, connect: Connect) -> None:
+    """After each cut the same inbox and queues come back: no queue, connection, thread or descriptor is added."""
+    transport = connect(through(rabbitmq, proxy))
+    with serving(transport, "again"):
+        client = client_of(transport, "again", 30).prepare(delivery="at_least_once")
+        assert client.call({}, "echo", value=0) == 0
+
+        def state() -> tuple[object, ...]:
+            queues = sorted(name for name in rabbitmq.queues() if "again" in name or name.startswith("reply_"))
+            threads = (thread.name for thread in threading.enumerate())
+            # A server may add threads while it works, up to the size of its pool.
+            lasting = sorted(name for name in threads if not name.startswith("msgbus-again"))
+            return queues, lasting, len(os.listdir("/proc/self/fd"))
+
+        until(lambda: rabbitmq.connections() == 2, "two connections")
+        before = state()
+        for number in range(20):
+            proxy.cut()
+            assert client.call({}, "echo", value=number) == number
+        until(lambda: rabbitmq.connections() == 2, "two connections again")
+        until(lambda: state() == before, f"as before: {before}", 20)
+
+
+# Queues
+
+
+def test_a_clean_close_removes_what_is_ones_own(rabbitmq: RabbitMQ, connect: Connect) -> None:
+    """The queues of inbox and fanout go with a clean close; those of the topic and the server stay for the next one."""
+    transport = connect(rabbitmq.url)
+    before = set(rabbitmq.queues())
+    with serving(transport, "lifetimes"):
+        assert client_of(transport, "lifetimes").call({}, "echo", value=1) == 1
+        queues = rabbitmq.queues()
+        own = {name for name in set(queues) - before if "!fanout" in name or name.startswith("reply_")}
+        assert len(own) == 2
+        assert all(queues[name]["arguments"]["x-expires"] == 60_000 for name in own)
+        assert all(queue["durable"] for name, queue in queues.items() if name not in before)
+        assert queues["msgbus/lifetimes/s1"]["arguments"]["x-expires"] == 1_800_000
+    transport.cleanup()
+    left = until(lambda: (rest := set(rabbitmq.queues()) - before) and not rest & own and rest, "they are gone")
+    assert left == {"msgbus/lifetimes", "msgbus/lifetimes/s1"}
+
+
+def test_quorum_queues_count_deliveries(rabbitmq: RabbitMQ, connect: Connect) -> None:
+    """With quorum_queues=true a delivery says how often it was handed over before, and the capability is declared."""
+    driver = connect(f"{rabbitmq.url}?quorum_queues=true").driver
+    assert Capability.COUNTS in driver.capabilities
+    address = Address("topic", "msgbus", "counted")
+    attempts: list[int | None] = []
+    done = threading.Event()
+
+    def on_delivery(delivery: Delivery) -> None:
+        attempts.append(delivery.attempts)
+        if len(attempts) < 3:
+            delivery.reject(requeue=True)
+        else:
+            delivery.accept()
+            done.set()
+
+    subscription = driver.subscribe([address], on_delivery, prefetch=1)
+    subscription.ready.result(20)
+    driver.send(address, Message(b"{}", JSON, "1" * 32), mandatory=True).result(20)
+    assert done.wait(20)
+    assert attempts == [0, 1, 2]
+    subscription.close().result(20)
+    rabbitmq.delete_queue("msgbus/counted")
+
+
+def test_dead_letters_are_kept_in_a_queue(
+    rabbitmq: RabbitMQ, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A cast that is given up lies in the topic's queue of dead letters, and the hook and the log say why."""
+    caplog.set_level(logging.CRITICAL, logger="msgbus")
+    letters: list[DeadLetter] = []
+    transport = connect(rabbitmq.url, rpc_cast_retries=0)
+    with serving(transport, "dying", on_dead_letter=letters.append):
+        client_of(transport, "dying").prepare(delivery="at_least_once").cast({}, "fail")
+        until(lambda: rabbitmq.queues().get("msgbus/dying/!dead", {}).get("messages") == 1, "a dead letter")
+    assert letters[0].reason == "ValueError: never works"
+    assert letters[0].attempts == 1
+    assert "never works" in "".join(letters[0].traceback)
+
+
+# Fork
+
+
+def test_a_forked_child_starts_clean(rabbitmq: RabbitMQ, connect: Connect) -> None:
+    """A child of fork() makes connections of its own, and the parent's go on as if nothing had happened."""
+    transport = connect(rabbitmq.url)
+    with serving(connect(rabbitmq.url), "forked"):
+        client = client_of(transport, "forked")
+        assert client.call({}, "echo", value=1) == 1
+        child = os.fork()
+        if child == 0:
+            try:
+                os._exit(0 if client.call({}, "echo", value=2) == 2 else 1)
+            except BaseException:  # whatever it is: a child of a test must not go on running the tests
+                os._exit(2)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert client.call({}, "echo", value=3) == 3

@@ -1,0 +1,38 @@
+"""What unit tests of several modules share: a configuration of their own, and transports on a bus of their own."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from oslo_config import cfg
+
+from msgbus import options
+from msgbus.transport import Transport, get_rpc_transport
+
+PATIENCE = 20.0
+"""Seconds that a test waits for an event which comes at once, unless there is a bug."""
+
+_buses = itertools.count()
+
+
+def new_conf(*arguments: str, **overrides: Any) -> cfg.ConfigOpts:
+    """A configuration with the core's options, some of them overridden, that reads no file of this machine."""
+    conf = cfg.ConfigOpts()
+    conf(list(arguments), project="msgbus-test", default_config_files=[], default_config_dirs=[])
+    options.register(conf)
+    for name, value in overrides.items():
+        conf.set_override(name, value)
+    return conf
+
+
+def new_url() -> str:
+    """The URL of a bus in memory that no other test uses."""
+    return f"fake://test-{next(_buses)}/"
+
+
+def new_transport(
+    url: str | None = None, allowed_remote_exmods: list[str] | None = None, **overrides: Any
+) -> Transport:
+    """A transport in memory; without `url`, on a bus of its own."""
+    return get_rpc_transport(new_conf(**overrides), url or new_url(), allowed_remote_exmods)

@@ -1,0 +1,370 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from msgbus import (
+    AccessDenied,
+    DefaultRPCAccessPolicy,
+    ExpectedException,
+    ExplicitRPCAccessPolicy,
+    InvalidArguments,
+    LegacyRPCAccessPolicy,
+    NoOpSerializer,
+    NoSuchMethod,
+    RPCAccessPolicyBase,
+    RPCDispatcher,
+    Target,
+    UnsupportedVersion,
+    dispatcher,
+    expected_exceptions,
+    expose,
+)
+from msgbus.dispatcher import version_is_compatible
+from msgbus.message import Request
+
+
+def request(method: str, namespace: str | None = None, version: str | None = None, **args: Any) -> Request:
+    return Request(method, args, namespace=namespace, version=version, context={"user": "u"})
+
+
+class Endpoint:
+    """What the tests call."""
+
+    attribute = "not callable"
+
+    def echo(self, ctxt: dict[str, Any], value: Any = None) -> Any:
+        return value
+
+    def who(self, ctxt: dict[str, Any]) -> Any:
+        return ctxt["user"]
+
+    def type_error(self, ctxt: object, text: str = "") -> Any:
+        return text + 5  # type: ignore[operator]  # this is the fault
+
+    def type_error_deeper(self, ctxt: object) -> Any:
+        return self.echo()  # type: ignore[call-arg]  # likewise
+
+    def type_error_in_c(self, ctxt: object) -> Any:
+        return len(5)  # type: ignore[arg-type]  # likewise
+
+    def count(self, ctxt: object, to: int) -> Iterator[int]:
+        yield from range(to)
+
+    def _private(self, ctxt: object) -> str:
+        return "private"
+
+    @expose
+    def exposed(self, ctxt: object) -> str:
+        return "exposed"
+
+    @expose
+    def _exposed(self, ctxt: object) -> str:
+        return "_exposed"
+
+    @expected_exceptions(LookupError, ZeroDivisionError)
+    def expects(self, ctxt: object, error: type[Exception]) -> None:
+        raise error("x")
+
+    @expected_exceptions(LookupError)
+    def expects_while_yielding(self, ctxt: object, error: type[Exception]) -> Iterator[int]:
+        yield 1
+        raise error("x")
+
+    @expected_exceptions(LookupError)
+    def expects_type_error_inside(self, ctxt: object) -> None:
+        raise TypeError("inside")
+
+
+def versioned(version: str | None = None, namespace: str | None = None, **more: Any) -> Any:
+    """An endpoint of that version whose method `where` tells which one it is."""
+
+    class Versioned:
+        target = Target(version=version, namespace=namespace, **more)
+
+        def where(self, ctxt: object) -> tuple[str | None, str | None]:
+            return namespace, version
+
+    return Versioned()
+
+
+@pytest.mark.parametrize(
+    ("implemented", "asked", "compatible"),
+    [
+        ("1.0", "1.0", True),
+        ("1.5", "1.5", True),
+        ("1.5", "1.4", True),
+        ("1.5", "1.6", False),
+        ("1.10", "1.9", True),
+        ("1.9", "1.10", False),
+        ("2.0", "1.0", False),
+        ("1.0", "2.0", False),
+        ("1.5.1", "1.5.2", False),
+        ("1.5.2", "1.5.1", True),
+        ("1.5.2", "1.5", True),
+        ("1.5", "1.5.1", False),
+        ("1.6", "1.5.9", True),
+        ("1", "1.0", True),
+    ],
+)
+def test_version_is_compatible(implemented: str, asked: str, compatible: bool) -> None:
+    """The same major version, and a minor and revision that are no lower, serve a request."""
+    assert version_is_compatible(implemented, asked) is compatible
+
+
+@pytest.mark.parametrize("version", ["", "x", "1.x", "1.-1", "1.2.3.4", "1..2", "1.2.", "9" * 5000])
+def test_what_is_no_version(version: str) -> None:
+    """A text that is no version is a ValueError, on either side."""
+    with pytest.raises(ValueError, match=r"."):
+        version_is_compatible(version, "1.0")
+    with pytest.raises(ValueError, match=r"."):
+        version_is_compatible("1.0", version)
+
+
+@pytest.mark.parametrize(
+    ("namespace", "version", "found"),
+    [
+        (None, None, (None, None)),
+        (None, "1.0", (None, None)),
+        (None, "1.1", (None, "1.5")),
+        (None, "1.5", (None, "1.5")),
+        (None, "2.0", (None, "2.1")),
+        ("n", None, ("n", "1.3")),
+        ("n", "1.3", ("n", "1.3")),
+        ("old", "1.0", ("n", "1.3")),
+        ("older", "1.0", ("n", "1.3")),
+    ],
+)
+def test_finds_the_endpoint(namespace: str | None, version: str | None, found: tuple[str | None, str | None]) -> None:
+    """The first endpoint whose namespace, or legacy namespace, and version fit serves; 1.0 is what nobody says."""
+    endpoints = [
+        versioned(),
+        versioned("1.5"),
+        versioned("2.1"),
+        versioned("1.3", "n", legacy_namespaces=["old", "older"]),
+    ]
+    assert RPCDispatcher(endpoints).dispatch(request("where", namespace, version)) == found
+
+
+@pytest.mark.parametrize(
+    ("namespace", "version"),
+    [(None, "1.6"), (None, "3.0"), ("n", "1.0"), ("", None), (None, "x"), (None, "9" * 5000), (None, "1.0.0.0")],
+)
+def test_no_endpoint_of_that_version(namespace: str | None, version: str | None) -> None:
+    """Without an endpoint of the namespace and version there is UnsupportedVersion, even for what is no version."""
+    with pytest.raises(UnsupportedVersion, match="where") as caught:
+        RPCDispatcher([versioned("1.5")]).find(request("where", namespace, version))
+    assert caught.value.version == (version or "1.0")
+
+
+@pytest.mark.parametrize("method", ["nowhere", "attribute", "", "echo.echo", "target"])
+def test_no_such_method(method: str) -> None:
+    """A fitting endpoint that lacks the method is NoSuchMethod; what is no method does not count as one."""
+
+    class Targeted(Endpoint):
+        target = Target()
+
+    with pytest.raises(NoSuchMethod) as caught:
+        RPCDispatcher([Endpoint(), Targeted()]).find(request(method))
+    assert caught.value.method == method
+
+
+def test_a_later_endpoint_may_have_the_method() -> None:
+    """A fitting endpoint that lacks the method leaves it to the next one."""
+    assert RPCDispatcher([object(), Endpoint()]).dispatch(request("echo", value=5)) == 5
+
+
+def test_context_and_arguments() -> None:
+    """A method is given the context first, and the arguments by name."""
+    assert RPCDispatcher([Endpoint()]).dispatch(request("who")) == "u"
+
+
+@pytest.mark.parametrize(
+    ("policy", "allowed", "denied"),
+    [
+        (None, ["echo", "exposed"], ["_private", "_exposed", "__init__"]),
+        (DefaultRPCAccessPolicy, ["echo", "exposed"], ["_private", "_exposed", "__init__"]),
+        (LegacyRPCAccessPolicy, ["echo", "exposed", "_private", "_exposed"], []),
+        (ExplicitRPCAccessPolicy, ["exposed", "_exposed"], ["echo", "_private", "__init__"]),
+    ],
+)
+def test_access_policies(policy: type[RPCAccessPolicyBase] | None, allowed: list[str], denied: list[str]) -> None:
+    """What a policy allows can be called; what it does not, and exists, is AccessDenied."""
+    found = RPCDispatcher([Endpoint()], access_policy=policy)
+    for method in allowed:
+        found.dispatch(request(method))
+    for method in denied:
+        with pytest.raises(AccessDenied, match=method):
+            found.dispatch(request(method))
+
+
+def test_a_policy_of_ones_own() -> None:
+    """A policy decides for each endpoint and method; a denied one leaves the method to the next endpoint."""
+
+    class OnlyB(RPCAccessPolicyBase):
+        def is_allowed(self, endpoint: object, method: str) -> bool:
+            return isinstance(endpoint, B)
+
+    class B:
+        def echo(self, ctxt: object, value: int) -> int:
+            return value * 2
+
+    assert RPCDispatcher([Endpoint(), B()], access_policy=OnlyB).dispatch(request("echo", value=5)) == 10
+    with pytest.raises(AccessDenied):
+        RPCDispatcher([Endpoint(), B()], access_policy=OnlyB).dispatch(request("who"))
+
+
+@pytest.mark.parametrize("policy", [DefaultRPCAccessPolicy(), object, int])
+def test_refuses_what_is_no_policy(policy: Any) -> None:
+    """A policy has to be a class, and a subclass of RPCAccessPolicyBase."""
+    with pytest.raises(TypeError, match="access_policy"):
+        RPCDispatcher([], access_policy=policy)
+
+
+@pytest.mark.parametrize("target", ["topic", 5, Target(version="x"), Target(version="1.2.3.4")])
+def test_refuses_what_is_no_target_of_an_endpoint(target: Any) -> None:
+    """An endpoint's attribute `target` has to be a Target with a version, if any, that is one."""
+    bad = type("Bad", (), {"target": target})()
+    with pytest.raises(TypeError):
+        RPCDispatcher([bad])
+    with pytest.raises(TypeError):
+        RPCDispatcher([]).add_endpoint(bad)
+
+
+@pytest.mark.parametrize(
+    ("method", "args"),
+    [
+        ("echo", {"wrong": 1}),
+        ("echo", {"value": 1, "wrong": 1}),
+        ("who", {"value": 1}),
+        ("count", {}),
+        ("echo", {"ctxt": 1}),
+        ("echo", {5: 1}),
+        ("expects", {}),
+        ("expects_while_yielding", {}),
+        ("expects_type_error_inside", {"value": 1}),
+    ],
+)
+def test_arguments_that_do_not_fit(method: str, args: dict[str, Any]) -> None:
+    """Arguments that do not fit the signature are InvalidArguments, of a generator and of a decorated method too."""
+    with pytest.raises(InvalidArguments):
+        RPCDispatcher([Endpoint()]).dispatch(Request(method, args, context={}))
+
+
+@pytest.mark.parametrize("method", ["type_error", "type_error_deeper", "type_error_in_c", "expects_type_error_inside"])
+def test_a_type_error_inside_the_method(method: str) -> None:
+    """A TypeError that the method itself raises stays what it is: the caller's arguments were right."""
+    with pytest.raises(TypeError) as caught:
+        RPCDispatcher([Endpoint()]).dispatch(request(method))
+    assert type(caught.value) is TypeError
+
+
+@pytest.mark.parametrize("error", [LookupError, KeyError, ZeroDivisionError])
+def test_expected_exceptions(error: type[Exception]) -> None:
+    """An expected exception, or one of a subclass, comes as ExpectedException, which holds it with its traceback."""
+    with pytest.raises(ExpectedException) as caught:
+        RPCDispatcher([Endpoint()]).dispatch(request("expects", error=error))
+    cls, exc, tb = caught.value.exc_info
+    assert cls is error
+    assert isinstance(exc, error)
+    assert tb is exc.__traceback__
+
+
+def test_other_exceptions_are_not_expected() -> None:
+    """What is not among the expected ones comes as it is."""
+    with pytest.raises(ValueError, match="x"):
+        RPCDispatcher([Endpoint()]).dispatch(request("expects", error=ValueError))
+
+
+@pytest.mark.parametrize(("error", "comes"), [(KeyError, ExpectedException), (ValueError, ValueError)])
+def test_expected_exceptions_of_a_generator(error: type[Exception], comes: type[Exception]) -> None:
+    """A generator method's expected exception comes, marked, when the generator raises it: after the items before."""
+    items = RPCDispatcher([Endpoint()]).dispatch(request("expects_while_yielding", error=error))
+    assert next(items) == 1
+    with pytest.raises(comes):
+        next(items)
+
+
+def test_a_decorated_generator_can_be_closed() -> None:
+    """Closing a decorated generator method's generator runs its `finally`."""
+    closed = []
+
+    class Closing:
+        @expected_exceptions(ValueError)
+        def count(self, ctxt: object) -> Iterator[int]:
+            try:
+                yield 1
+                yield 2
+            finally:
+                closed.append(True)
+
+    items = RPCDispatcher([Closing()]).dispatch(request("count"))
+    assert next(items) == 1
+    items.close()
+    assert closed == [True]
+
+
+def test_a_generator_is_returned_before_it_has_run() -> None:
+    """The generator of a method comes back unstarted; an iterator that is none is a value."""
+    items = RPCDispatcher([Endpoint()]).dispatch(request("count", to=3))
+    assert list(items) == [0, 1, 2]
+
+
+class Doubling(NoOpSerializer):
+    """Doubles what goes out, negates what comes in, and marks contexts."""
+
+    def serialize_entity(self, ctxt: Any, entity: Any) -> Any:
+        assert ctxt == "context of u"
+        return entity * 2
+
+    def deserialize_entity(self, ctxt: Any, entity: Any) -> Any:
+        assert ctxt == "context of u"
+        return -entity
+
+    def deserialize_context(self, ctxt: dict[str, Any]) -> Any:
+        return f"context of {ctxt['user']}"
+
+
+def test_serializer() -> None:
+    """Context and arguments are deserialized, and the result, or each item of a generator, is serialized."""
+    found = RPCDispatcher([Endpoint()], Doubling())
+    assert found.dispatch(request("echo", value=5)) == -10
+    assert list(found.dispatch(request("count", to=-3))) == [0, 2, 4]
+
+
+def test_a_serialized_generator_can_be_closed() -> None:
+    """Closing the generator that serializes closes the method's."""
+    closed = []
+
+    class Closing:
+        def count(self, ctxt: object) -> Iterator[int]:
+            try:
+                yield 1
+                yield 2
+            finally:
+                closed.append(True)
+
+    items = RPCDispatcher([Closing()], Doubling()).dispatch(request("count"))
+    assert next(items) == 2
+    items.close()
+    assert closed == [True]
+
+
+def test_the_cache_of_methods_is_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many versions clients ask for, no more than a bounded number of them is remembered."""
+    monkeypatch.setattr(dispatcher, "_CACHED_METHODS", 10)
+    found = RPCDispatcher([versioned("1.1000")])
+    for minor in range(100):
+        assert found.dispatch(request("where", version=f"1.{minor}")) == (None, "1.1000")
+        assert len(found._found) <= 10
+
+
+def test_what_is_not_found_is_not_remembered() -> None:
+    """Requests that fail leave nothing behind."""
+    found = RPCDispatcher([Endpoint()])
+    for name in ("a", "b", "_private"):
+        with pytest.raises((NoSuchMethod, AccessDenied)):
+            found.find(request(name))
+    assert not found._found

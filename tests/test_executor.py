@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from msgbus.executor import EAGER, Executor
+from msgbus.timer import Timer
+from tests.support import PATIENCE
+
+
+@pytest.fixture
+def timer() -> Iterator[Timer]:
+    timer = Timer("test")
+    yield timer
+    timer.close()
+
+
+class Later:
+    """A timer whose time the test makes pass."""
+
+    def __init__(self) -> None:
+        self.due: list[Callable[[], None]] = []
+
+    def __call__(self, _delay: float, func: Callable[[], None]) -> None:
+        self.due.append(func)
+
+    def run(self) -> None:
+        due, self.due = self.due, []
+        for func in due:
+            func()
+
+
+def threads(name: str) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith(name)]
+
+
+class Held:
+    """Items that run until they are let go."""
+
+    def __init__(self) -> None:
+        self.let_go = threading.Event()
+        self.begun = threading.Semaphore(0)
+
+    def __call__(self, _item: object) -> None:
+        self.begun.release()
+        assert self.let_go.wait(PATIENCE)
+
+    def wait_for(self, count: int) -> None:
+        for _ in range(count):
+            assert self.begun.acquire(timeout=PATIENCE)
+
+    def more_begin(self) -> bool:
+        return self.begun.acquire(timeout=0)
+
+
+def test_starts_no_thread_before_there_is_work(request: pytest.FixtureRequest) -> None:
+    """An executor that was given nothing has no thread, and closes at once."""
+    executor = Executor[int](8, print, request.node.name, Later())
+    assert not threads(request.node.name)
+    assert executor.close(None) == 0
+
+
+def test_runs_every_item_once(timer: Timer) -> None:
+    """What is submitted runs, each item once, and has run when `close` returns."""
+    ran: list[int] = []
+    executor = Executor[int](4, ran.append, "run", timer.call_later)
+    for item in range(1000):
+        executor.submit(item)
+    assert executor.close(PATIENCE) == 0
+    assert sorted(ran) == list(range(1000))
+
+
+def test_one_item_after_another_needs_one_thread(request: pytest.FixtureRequest) -> None:
+    """A thread that has nothing to do is used again before another one is started."""
+    name = request.node.name
+    ran = threading.Semaphore(0)
+    executor = Executor[int](8, lambda _item: ran.release(), name, Later())
+    for item in range(50):
+        executor.submit(item)
+        assert ran.acquire(timeout=PATIENCE)
+        # It is idle as soon as it has looked for more: nothing else happens to it.
+        while not executor._idle:
+            pass
+    assert len(threads(name)) == 1
+    executor.close(PATIENCE)
+
+
+def test_an_item_that_comes_while_a_thread_turns_idle_starts_no_other(request: pytest.FixtureRequest) -> None:
+    """Where an item is submitted just as a thread becomes idle, that thread runs it, and no other is started."""
+    name = request.node.name
+    ran: list[str] = []
+    executor: Executor[str]
+
+    class Idle(list[Any]):
+        def append(self, worker: Any) -> None:
+            super().append(worker)
+            if ran == ["first"]:
+                executor.submit("second")
+
+    executor = Executor[str](8, ran.append, name, Later())
+    executor._idle = Idle()
+    executor.submit("first")
+    while len(ran) < 2:
+        pass
+    assert len(executor._workers) == 1
+    executor.close(PATIENCE)
+    assert ran == ["first", "second"]
+
+
+def test_a_few_threads_are_started_at_once() -> None:
+    """While few items run, each further one is given a thread without waiting."""
+    held = Held()
+    executor = Executor[int](EAGER + 10, held, "eager", Later())
+    for item in range(EAGER):
+        executor.submit(item)
+    held.wait_for(EAGER)
+    held.let_go.set()
+    assert executor.close(PATIENCE) == 0
+
+
+def test_items_that_wait_for_stuck_ones_get_threads_of_their_own() -> None:
+    """Behind items that are stuck, others get a thread after a moment: up to the executor's size, and no more."""
+    held, later = Held(), Later()
+    executor = Executor[int](EAGER + 3, held, "stuck", later)
+    for item in range(EAGER + 5):
+        executor.submit(item)
+    held.wait_for(EAGER)
+    while not held.more_begin():
+        later.run()
+    while len(executor._workers) < EAGER + 3:
+        later.run()
+    later.run()
+    held.wait_for(2)
+    assert not held.more_begin()
+    assert len(executor._workers) == EAGER + 3
+    held.let_go.set()
+    assert executor.close(PATIENCE) == 0
+    held.wait_for(2)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_never_more_threads_than_its_size(size: int, request: pytest.FixtureRequest, timer: Timer) -> None:
+    """However much is submitted, no more items run at the same time than the size says."""
+    name = f"{request.node.originalname}{size}"
+    held = Held()
+    executor = Executor[int](size, held, name, timer.call_later)
+    for item in range(100):
+        executor.submit(item)
+    held.wait_for(size)
+    assert len(threads(name)) == size
+    held.let_go.set()
+    assert executor.close(PATIENCE) == 0
+    held.wait_for(100 - size)
+
+
+def test_backlog_is_what_no_thread_has_begun() -> None:
+    """`take_backlog` takes out, in their order, the items that have not begun: they do not run."""
+    held = Held()
+    executor = Executor[int](1, held, "backlog", Later())
+    executor.submit(0)
+    held.wait_for(1)
+    for item in range(1, 5):
+        executor.submit(item)
+    assert executor.take_backlog() == [1, 2, 3, 4]
+    assert executor.take_backlog() == []
+    held.let_go.set()
+    assert executor.close(PATIENCE) == 0
+    assert not held.more_begin()
+
+
+def test_close_says_how_many_still_run() -> None:
+    """`close` with a time limit returns how many threads are still running then, and they may end later."""
+    held = Held()
+    executor = Executor[int](2, held, "close", Later())
+    executor.submit(0)
+    executor.submit(1)
+    held.wait_for(2)
+    assert executor.close(0) == 2
+    held.let_go.set()
+    assert executor.close(PATIENCE) == 0
+    assert executor.close(None) == 0
+
+
+def test_close_from_one_of_its_own_items() -> None:
+    """An item may close the executor that runs it: it does not wait for itself."""
+    left: list[int] = []
+    executor: Executor[int]
+
+    def close(_item: int) -> None:
+        left.append(executor.close(PATIENCE))
+
+    executor = Executor[int](1, close, "itself", Later())
+    executor.submit(0)
+    assert executor.close(PATIENCE) == 0
+    assert left == [1]
+
+
+def test_close_while_a_thread_is_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`close` waits for a thread that another thread is just starting."""
+    start = threading.Thread.start
+    errors: list[BaseException] = []
+    executor = Executor[int](1, lambda _item: None, "starting", Later())
+
+    def close() -> None:
+        try:
+            executor.close(PATIENCE)
+        except BaseException as exc:
+            errors.append(exc)
+        finally:
+            closed.set()
+
+    closed = threading.Event()
+    closer = threading.Thread(target=close)
+
+    def closed_in_between(thread: threading.Thread) -> None:
+        if thread.name.startswith("starting"):
+            start(closer)
+            # Where nothing keeps `close` from going on, it does so at once.
+            while not closed.is_set() and not executor._starting.locked():
+                pass
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", closed_in_between)
+    executor.submit(0)
+    closer.join(PATIENCE)
+    assert closed.is_set()
+    assert not errors
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), SystemExit(1), KeyboardInterrupt()], ids=repr)
+def test_an_item_that_fails_costs_no_thread(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever an item raises is logged, and its thread runs the next one."""
+    ran: list[BaseException | None] = []
+
+    def run(item: BaseException | None) -> None:
+        ran.append(item)
+        if item is not None:
+            raise item
+
+    executor = Executor[BaseException | None](1, run, "fails", Later())
+    for item in (error, None, error, None):
+        executor.submit(item)
+    assert executor.close(PATIENCE) == 0
+    assert ran == [error, None, error, None]
+    assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.ERROR]
+
+
+def test_lets_go_of_an_item_when_it_is_done() -> None:
+    """An item does not live on until its thread gets the next one."""
+    import gc
+    import weakref
+
+    class Item:
+        pass
+
+    done = threading.Event()
+    executor = Executor[Item](1, lambda _item: done.set(), "let-go", Later())
+    item = Item()
+    gone = threading.Event()
+    weakref.finalize(item, gone.set)
+    executor.submit(item)
+    del item
+    assert done.wait(PATIENCE)
+    gc.collect()
+    assert gone.wait(PATIENCE)
+    executor.close(PATIENCE)
+
+
+@pytest.mark.parametrize("size", [1, 3, 16])
+def test_nothing_is_left_lying_under_stress(size: int, timer: Timer) -> None:
+    """Thousands of items from several threads, in bursts with pauses between them, all run: no wake-up is lost."""
+    submitters, bursts, burst = 4, 40, 15
+    ran = threading.Semaphore(0)
+    executor = Executor[int](size, lambda _item: ran.release(), "stress", timer.call_later)
+    together = threading.Barrier(submitters, timeout=PATIENCE)
+
+    def submit() -> None:
+        for _ in range(bursts):
+            together.wait()
+            for item in range(burst):
+                executor.submit(item)
+            # Before the next burst all of it has run, without anything further being submitted: a lost item shows.
+            together.wait()
+            for _ in range(burst):
+                assert ran.acquire(timeout=PATIENCE)
+            together.wait()
+
+    failed: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            submit()
+        except BaseException as exc:
+            failed.append(exc)
+            together.abort()
+
+    all_threads = [threading.Thread(target=guarded) for _ in range(submitters)]
+    for thread in all_threads:
+        thread.start()
+    for thread in all_threads:
+        thread.join(PATIENCE * 2)
+    assert not failed
+    assert executor.close(PATIENCE) == 0
+    assert not ran.acquire(timeout=0)
+
+
+def test_close_under_stress_runs_all_that_was_submitted(timer: Timer) -> None:
+    """However the end coincides with threads that become idle, what was submitted before `close` has run after it."""
+    for _ in range(200):
+        ran: list[int] = []
+        executor = Executor[int](3, ran.append, "end", timer.call_later)
+        for item in range(10):
+            executor.submit(item)
+        assert executor.close(PATIENCE) == 0
+        assert sorted(ran) == list(range(10))

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import pytest
+from oslo_config import cfg
+
+from msgbus import ConfigurationError, TransportURL, options
+from msgbus.drivers.fake import FakeDriver
+from msgbus.options import CORE_OPTS, list_opts, read_driver_options
+from tests.support import new_conf
+
+OPTS = [
+    cfg.IntOpt("retry_delay", default=5, min=1),
+    cfg.StrOpt("topology", default="native", choices=("native", "oslo")),
+    cfg.BoolOpt("use_tls", default=False),
+    cfg.ListOpt("names", default=[]),
+]
+
+
+def read(url: str = "fake://", conf: cfg.ConfigOpts | None = None) -> Any:
+    conf = conf or new_conf()
+    return read_driver_options(conf, "msgbus_test", OPTS, TransportURL.parse(conf, url))
+
+
+def config_file(folder: pathlib.Path, text: str) -> cfg.ConfigOpts:
+    path = folder / "service.conf"
+    path.write_text(text)
+    return new_conf("--config-file", str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rpc_backend", "zmq"),
+        ("transport_url", None),
+        ("rpc_response_timeout", 60.0),
+        ("control_exchange", "msgbus"),
+        ("executor_thread_pool_size", 64),
+        ("rpc_delivery", "at_most_once"),
+        ("rpc_codec", "json"),
+        ("rpc_send_window", 1000),
+        ("rpc_reply_grace", 10.0),
+        ("rpc_cast_retries", 3),
+        ("rpc_ping_enabled", True),
+    ],
+)
+def test_core_defaults(name: str, value: object) -> None:
+    """The core's options have the defaults that the documentation promises."""
+    assert new_conf()[name] == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rpc_response_timeout", 0),
+        ("executor_thread_pool_size", 0),
+        ("rpc_prefetch", 0),
+        ("rpc_delivery", "exactly_once"),
+        ("rpc_codec", "pickle"),
+        ("rpc_send_window", 0),
+        ("rpc_reply_grace", -1),
+        ("rpc_cast_retries", -1),
+    ],
+)
+def test_core_options_refuse_nonsense(name: str, value: object, tmp_path: pathlib.Path) -> None:
+    """A value that makes no sense is refused when it is read, and the text names the option."""
+    conf = config_file(tmp_path, f"[DEFAULT]\n{name} = {value}\n")
+    with pytest.raises(cfg.ConfigFileValueError, match=name):
+        conf[name]
+
+
+def test_register_again() -> None:
+    """The options can be registered on a configuration any number of times."""
+    conf = new_conf(control_exchange="mine")
+    options.register(conf)
+    assert conf.control_exchange == "mine"
+
+
+def test_old_name_of_the_pool_size(tmp_path: pathlib.Path) -> None:
+    """The pool's size is read under its old name too."""
+    conf = config_file(tmp_path, "[DEFAULT]\nrpc_thread_pool_size = 7\n")
+    assert conf.executor_thread_pool_size == 7
+
+
+def test_every_option_has_help() -> None:
+    """An operator finds an explanation of every option of the core and of the drivers."""
+    for group, opts in list_opts():
+        assert [opt.name for opt in opts if not opt.help] == [], group
+
+
+def test_list_opts_has_the_core_and_every_driver() -> None:
+    """oslo-config-generator is given the core's options and those of each installed driver, in its group."""
+    found = dict(list_opts())
+    assert found[None] == CORE_OPTS
+    group, opts = FakeDriver.options()
+    assert [opt.name for opt in found[group]] == [opt.name for opt in opts]
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "value"),
+    [
+        ("fake://", "retry_delay", 5),
+        ("fake://?retry_delay=7", "retry_delay", 7),
+        ("fake://?topology=oslo", "topology", "oslo"),
+        ("fake://?use_tls=yes", "use_tls", True),
+        ("fake://?use_tls=0", "use_tls", False),
+        ("fake://?names=a,b", "names", ["a", "b"]),
+        ("fake://?names=a&names=b", "names", ["a", "b"]),
+    ],
+)
+def test_options_in_the_url(url: str, name: str, value: object) -> None:
+    """Each option of a driver can be set in the URL, and is read as its type says."""
+    assert getattr(read(url), name) == value
+
+
+def test_url_wins_over_the_file_and_the_file_over_the_default(tmp_path: pathlib.Path) -> None:
+    """The URL's value counts first, then the configuration's."""
+    conf = config_file(tmp_path, "[msgbus_test]\nretry_delay = 9\ntopology = oslo\n")
+    values = read("fake://?retry_delay=7", conf)
+    assert (values.retry_delay, values.topology, values.use_tls) == (7, "oslo", False)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("retry_dealy", "did you mean retry_delay?"),
+        ("retrydelay", "did you mean retry_delay?"),
+        ("retry-delay", "did you mean retry_delay?"),
+        ("use_tsl", "did you mean use_tls?"),
+        ("topologie", "did you mean topology?"),
+        ("zzz", "there are: names, retry_delay, topology, use_tls"),
+    ],
+)
+@pytest.mark.parametrize("where", ["url", "file"])
+def test_unknown_options_are_refused(name: str, hint: str, where: str, tmp_path: pathlib.Path) -> None:
+    """A typo in the URL or in the driver's group of a file is an error that names the nearest option, or them all."""
+    with pytest.raises(ConfigurationError) as caught:
+        if where == "url":
+            read(f"fake://?{name}=1")
+        else:
+            read(conf=config_file(tmp_path, f"[msgbus_test]\n{name} = 1\n"))
+    assert repr(name) in str(caught.value)
+    assert hint in str(caught.value)
+    assert ("transport URL" if where == "url" else "[msgbus_test]") in str(caught.value)
+
+
+def test_other_groups_of_a_file_are_others_business(tmp_path: pathlib.Path) -> None:
+    """A file is shared with the rest of a service: options of other groups are not looked at."""
+    conf = config_file(tmp_path, "[DEFAULT]\nretry_dealy = 1\n[other]\nx = 1\n[msgbus_test]\nretry_delay = 2\n")
+    assert read(conf=conf).retry_delay == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("retry_delay", "x"), ("retry_delay", "0"), ("topology", "star"), ("use_tls", "maybe")]
+)
+@pytest.mark.parametrize("where", ["url", "file"])
+def test_wrong_values_are_refused(name: str, value: str, where: str, tmp_path: pathlib.Path) -> None:
+    """A value that does not fit is an error that names the option."""
+    with pytest.raises(ConfigurationError, match=f"option {name} of "):
+        if where == "url":
+            read(f"fake://?{name}={value}")
+        else:
+            read(conf=config_file(tmp_path, f"[msgbus_test]\n{name} = {value}\n"))
+
+
+def test_deprecated_names_in_a_file(tmp_path: pathlib.Path) -> None:
+    """A driver's option is found in a file under the name that it used to have."""
+    conf = config_file(tmp_path, "[msgbus_test]\nold_name = 9\n")
+    opts = [cfg.IntOpt("new_name", default=5, deprecated_name="old_name")]
+    assert read_driver_options(conf, "msgbus_test", opts, TransportURL("fake")).new_name == 9
+
+
+def test_without_any_file() -> None:
+    """A configuration object that was never given a command line has its defaults."""
+    conf = cfg.ConfigOpts()
+    options.register(conf)
+    assert read(conf=conf).retry_delay == 5
+
+
+def test_files_of_a_folder_are_looked_at_too(tmp_path: pathlib.Path) -> None:
+    """A typo in a file of a --config-dir is refused as well."""
+    (tmp_path / "one.conf").write_text("[msgbus_test]\nretry_dealy = 1\n")
+    conf = new_conf("--config-dir", str(tmp_path))
+    with pytest.raises(ConfigurationError, match="did you mean retry_delay"):
+        read(conf=conf)

@@ -1,0 +1,455 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from msgbus import (
+    CallCancelled,
+    MessageDeliveryFailure,
+    MessageUndeliverable,
+    MessagingTimeout,
+    OutcomeUnknown,
+    RemoteError,
+    ServerLost,
+    TransportUnavailable,
+)
+from msgbus.drivers.base import Address
+from msgbus.failures import serialize_failure
+from msgbus.message import Reply
+from msgbus.replies import LOST_AFTER, Pending, PendingAnswers, PendingCall, PendingStream, ReplyRouter
+
+DEADLINE, GRACE = 1060.0, 10.0
+NOW = 1000.0
+
+
+class Woken:
+    """Counts how often a call was woken since it was last asked."""
+
+    def __init__(self, pending: Pending) -> None:
+        self.count = 0
+        pending.wake = self
+
+    def __call__(self) -> None:
+        self.count += 1
+
+    def take(self) -> bool:
+        count, self.count = self.count, 0
+        return count > 0
+
+
+def options(**changes: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {
+        "now": NOW,
+        "deadline": DEADLINE,
+        "grace": GRACE,
+        "repeatable": False,
+        "monitor": None,
+        "allowed_modules": (),
+    }
+    return {**given, **changes}
+
+
+def call(**changes: Any) -> tuple[PendingCall, Woken]:
+    pending = PendingCall("c", "echo", Address("topic", "x", "foo"), **options(**changes))
+    return pending, Woken(pending)
+
+
+def stream(window: int = 4, idle_timeout: float = 60.0, end: float = float("inf"), **changes: Any) -> PendingStream:
+    return PendingStream(
+        "c",
+        "count",
+        Address("topic", "x", "foo"),
+        window=window,
+        idle_timeout=idle_timeout,
+        end=end,
+        **options(**changes),
+    )
+
+
+def started(server: str = "h1", inbox: str | None = None) -> Reply:
+    return Reply("c", "started", extended=True, server=server, inbox=inbox or f"inbox-{server}")
+
+
+def items(*values: Any, seq: int = 0, server: str = "h1", ending: bool = False, failure: str | None = None) -> Reply:
+    kind: Any = "reply" if ending else "items"
+    return Reply("c", kind, extended=True, server=server, items=list(values), seq=seq, ending=ending, failure=failure)
+
+
+def keepalive(server: str = "h1") -> Reply:
+    return Reply("c", "keepalive", extended=True, server=server)
+
+
+DECLINED = Reply("c", "declined", extended=True, server="h2")
+LOST = TransportUnavailable("cut", maybe_delivered=True)
+
+
+def test_an_answer_ends_a_call() -> None:
+    """The ending reply is the answer; the first one counts; what comes after it changes nothing."""
+    pending, woken = call()
+    pending.on_reply(Reply("c", result=5, ending=True), NOW)
+    assert woken.take()
+    assert pending.answer is not None
+    assert pending.answer.result == 5
+    pending.on_reply(Reply("c", result=6, ending=True), NOW)
+    assert pending.answer.result == 5
+
+
+def test_a_reply_that_does_not_end_the_call_is_a_sign_of_life() -> None:
+    """A stock server's heartbeat is no answer."""
+    pending, woken = call()
+    pending.on_reply(Reply("c"), NOW + 1)
+    assert pending.answer is None
+    assert not woken.take()
+    assert pending.last_sign == NOW + 1
+
+
+def test_the_deadline() -> None:
+    """Until its deadline a call waits; then it times out, with the method and the target in the text."""
+    pending, _ = call()
+    assert pending.look_again_at() == DEADLINE
+    assert pending.verdict(DEADLINE - 0.001) is None
+    error = pending.verdict(DEADLINE)
+    assert type(error) is MessagingTimeout
+    assert "'echo' on topic 'foo'" in str(error)
+
+
+def test_sent() -> None:
+    """That the message system has the request is remembered, and nobody is woken for it."""
+    pending, woken = call()
+    pending.on_sent(None, NOW)
+    assert pending.sent
+    assert not woken.take()
+
+
+@pytest.mark.parametrize(
+    ("error", "repeatable"),
+    [
+        (MessageUndeliverable("nobody"), False),
+        (TransportUnavailable("away"), False),
+        (TransportUnavailable("cut", maybe_delivered=True), True),
+        (CallCancelled("closed"), False),
+    ],
+)
+def test_a_request_that_could_not_be_sent(error: Exception, repeatable: bool) -> None:
+    """What kept the request from being sent is raised at once, as it is."""
+    pending, woken = call(repeatable=repeatable)
+    pending.on_sent(error, NOW)
+    assert woken.take()
+    assert pending.verdict(NOW) is error
+
+
+def test_a_foreign_error_of_sending() -> None:
+    """An error that is none of ours becomes a MessageDeliveryFailure."""
+    pending, _ = call()
+    pending.on_sent(OSError("broken"), NOW)
+    error = pending.verdict(NOW)
+    assert type(error) is MessageDeliveryFailure
+    assert "broken" in str(error)
+
+
+@pytest.mark.parametrize("how", ["lost", "declined"])
+def test_outcome_unknown_after_the_grace(how: str) -> None:
+    """A request that may have run is waited for during the grace, and is then OutcomeUnknown: well before the deadline."""
+    pending, woken = call()
+    if how == "lost":
+        pending.on_sent(LOST, NOW + 1)
+    else:
+        pending.on_reply(DECLINED, NOW + 1)
+    assert woken.take()
+    assert pending.look_again_at() == NOW + 1 + GRACE
+    assert pending.verdict(NOW + GRACE) is None
+    error = pending.verdict(NOW + 1 + GRACE)
+    assert type(error) is OutcomeUnknown
+    assert "at_most_once" in str(error)
+
+
+@pytest.mark.parametrize("sign", [started(), Reply("c", result=1, ending=True), Reply("c")])
+def test_a_sign_of_life_ends_the_uncertainty(sign: Reply) -> None:
+    """Whatever the server says makes it certain that the request has arrived: the grace is over."""
+    pending, _ = call()
+    pending.on_sent(LOST, NOW)
+    pending.on_reply(sign, NOW + 1)
+    assert not isinstance(pending.verdict(NOW + 1 + GRACE), OutcomeUnknown)
+    assert pending.look_again_at() > NOW + 1 + GRACE
+
+
+def test_the_grace_counts_from_the_first_doubt() -> None:
+    """A second server that declines does not prolong the grace."""
+    pending, _ = call()
+    pending.on_sent(LOST, NOW)
+    pending.on_reply(DECLINED, NOW + 5)
+    assert pending.look_again_at() == NOW + GRACE
+
+
+def test_declined_while_a_server_runs_it() -> None:
+    """That another server declined is of no matter once a server is known to run the call."""
+    pending, woken = call()
+    pending.on_reply(started(), NOW)
+    woken.take()
+    pending.on_reply(DECLINED, NOW + 1)
+    assert not woken.take()
+    assert pending.look_again_at() == NOW + LOST_AFTER
+
+
+def test_the_deadline_comes_before_the_grace_ends() -> None:
+    """Where the deadline comes first it ends the call."""
+    pending, _ = call(deadline=NOW + 5)
+    pending.on_sent(LOST, NOW)
+    assert pending.look_again_at() == NOW + 5
+    assert type(pending.verdict(NOW + 5)) is MessagingTimeout
+
+
+def test_binds_to_the_first_server() -> None:
+    """The first server that says it runs the call is the call's; others are to be cancelled."""
+    pending, woken = call()
+    pending.on_reply(started("h1"), NOW)
+    assert woken.take()
+    assert (pending.server_inbox, pending.server_name) == ("inbox-h1", "h1")
+    pending.on_reply(started("h2"), NOW)
+    assert woken.take()
+    pending.on_reply(started("h1"), NOW)
+    assert (pending.server_inbox, pending.server_name) == ("inbox-h1", "h1")
+    assert pending.orphans == ["inbox-h2"]
+
+
+def test_an_answer_of_another_server_is_an_answer() -> None:
+    """Whichever server answers first ends the call."""
+    pending, _ = call(repeatable=True)
+    pending.on_reply(started("h1"), NOW)
+    pending.on_reply(Reply("c", result=5, ending=True, extended=True, server="h2"), NOW)
+    assert pending.answer is not None
+
+
+def test_server_lost() -> None:
+    """A server that had begun and is silent for three keepalives is lost: long before the deadline, and by name."""
+    pending, _ = call()
+    pending.on_reply(started(), NOW + 2)
+    pending.on_reply(keepalive(), NOW + 6)
+    assert pending.look_again_at() == NOW + 6 + LOST_AFTER
+    assert pending.verdict(NOW + 5.9 + LOST_AFTER) is None
+    error = pending.verdict(NOW + 6 + LOST_AFTER)
+    assert type(error) is ServerLost
+    assert "'h1'" in str(error)
+    assert "15 s" in str(error)
+
+
+def test_a_lost_server_of_a_repeatable_call() -> None:
+    """Under at_least_once the call waits on, and is bound to the server that gets it next."""
+    pending, _ = call(repeatable=True)
+    pending.on_reply(started("h1"), NOW)
+    assert pending.verdict(NOW + LOST_AFTER) is None
+    assert pending.server_inbox is None
+    assert pending.look_again_at() == DEADLINE
+    pending.on_reply(started("h2"), NOW + LOST_AFTER + 1)
+    assert (pending.server_inbox, pending.server_name) == ("inbox-h2", "h2")
+    assert not pending.orphans
+    assert type(pending.verdict(DEADLINE)) is MessagingTimeout
+
+
+def test_the_silence_of_a_server_that_never_began_is_no_loss() -> None:
+    """As long as no server said that it runs the call, nothing but the deadline ends it."""
+    pending, _ = call()
+    pending.on_sent(None, NOW)
+    assert pending.verdict(DEADLINE - 1) is None
+
+
+def test_monitor_of_a_stock_server() -> None:
+    """With call_monitor_timeout, a stock server's silence for that long ends the call; its heartbeats prolong it."""
+    pending, _ = call(monitor=5.0)
+    assert pending.look_again_at() == NOW + 5
+    pending.on_reply(Reply("c"), NOW + 4)
+    assert pending.look_again_at() == NOW + 9
+    assert pending.verdict(NOW + 8.9) is None
+    error = pending.verdict(NOW + 9)
+    assert type(error) is MessagingTimeout
+    assert "no sign of life" in str(error)
+
+
+def test_monitor_of_a_msgbus_server() -> None:
+    """A server of msgbus shows life by itself: once it has begun, the monitor time is of no matter."""
+    pending, _ = call(monitor=5.0)
+    pending.on_reply(started(), NOW)
+    assert pending.verdict(NOW + 6) is None
+    assert pending.look_again_at() == NOW + LOST_AFTER
+
+
+def test_a_call_that_nobody_waits_for_yet_can_be_woken() -> None:
+    """News that comes before the caller waits is no error."""
+    pending = PendingCall("c", "m", Address("topic"), **options())
+    pending.on_reply(Reply("c", ending=True), NOW)
+    assert pending.answer is not None
+
+
+def test_failure_of_a_reply() -> None:
+    """A reply's failure is made an exception by the call's list of allowed modules."""
+    pending, _ = call()
+    assert pending.failure_of(Reply("c")) is None
+    assert type(pending.failure_of(Reply("c", failure=serialize_failure(ValueError("x"))))) is ValueError
+    other = Reply("c", failure='{"class": "Thing", "module": "somewhere"}')
+    assert type(pending.failure_of(other)) is RemoteError
+
+
+def test_answers_of_many() -> None:
+    """A request to all servers gathers every answer, and no other frame."""
+    pending = PendingAnswers("c", "ping", Address("fanout", "x", "foo"), **options())
+    woken = Woken(pending)
+    pending.on_reply(started(), NOW)
+    assert not woken.take()
+    for number in range(3):
+        pending.on_reply(Reply("c", result=number, ending=True), NOW)
+        assert woken.take()
+    assert [answer.result for answer in pending.answers] == [0, 1, 2]
+
+
+def test_stream_items_in_order() -> None:
+    """Items come out in their order, and the frame that ends the stream may hold the last of them."""
+    pending = stream()
+    pending.on_reply(started(), NOW)
+    pending.on_reply(items("a", "b"), NOW)
+    pending.on_reply(items("c", seq=2, ending=True), NOW)
+    assert pending.ended
+    assert pending.error is None
+    assert [pending.take()[0] for _ in range(3)] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "again",
+    [items("a", "b"), items("a"), items("b", "c", seq=1), items("a", "b", "c"), items(seq=1)],
+    ids=["same", "shorter", "overlapping", "longer", "empty"],
+)
+def test_stream_frames_that_come_twice(again: Reply) -> None:
+    """A frame that was sent again after an unknown outcome adds only what had not come yet."""
+    pending = stream()
+    pending.on_reply(started(), NOW)
+    pending.on_reply(items("a", "b"), NOW)
+    pending.on_reply(again, NOW)
+    pending.on_reply(items("c", seq=2), NOW)
+    pending.on_reply(items("d", seq=3, ending=True), NOW)
+    assert list(pending.items) == ["a", "b", "c", "d"]
+    assert pending.ended
+    assert pending.error is None
+
+
+def test_stream_ending_that_comes_twice() -> None:
+    """The last frame counts once."""
+    pending = stream()
+    for _ in range(2):
+        pending.on_reply(items("a", ending=True), NOW)
+    assert list(pending.items) == ["a"]
+
+
+@pytest.mark.parametrize("ending", [False, True])
+def test_stream_with_a_gap(ending: bool) -> None:
+    """Items that got lost end the stream with an error that says which, after the items before them."""
+    pending = stream()
+    pending.on_reply(started(), NOW)
+    pending.on_reply(items("a"), NOW)
+    pending.on_reply(items("x", seq=3, ending=ending), NOW)
+    assert list(pending.items) == ["a"]
+    assert pending.ended
+    assert type(pending.error) is MessageDeliveryFailure
+    assert "items 1 to 2" in str(pending.error)
+
+
+def test_stream_that_fails_midway() -> None:
+    """An exception of the remote generator comes after the items before it."""
+    pending = stream()
+    pending.on_reply(started(), NOW)
+    pending.on_reply(items("a", ending=True, failure=serialize_failure(KeyError("x"))), NOW)
+    assert list(pending.items) == ["a"]
+    assert type(pending.error) is KeyError
+
+
+def test_stream_of_a_stock_server() -> None:
+    """A stock server's plain answer is a stream of one item; its failure ends the stream."""
+    pending = stream()
+    pending.on_reply(Reply("c", result=5, ending=True), NOW)
+    assert list(pending.items) == [5]
+    assert pending.ended
+    failed = stream()
+    failed.on_reply(Reply("c", failure=serialize_failure(ValueError("x")), ending=True), NOW)
+    assert not failed.items
+    assert type(failed.error) is ValueError
+
+
+def test_stream_is_never_mixed_from_two_servers() -> None:
+    """Where a repeated request made two servers begin, only the items of the one that the stream is bound to count."""
+    pending = stream(repeatable=True)
+    pending.on_reply(started("h1"), NOW)
+    pending.on_reply(items("a1"), NOW)
+    pending.on_reply(started("h2"), NOW)
+    pending.on_reply(items("a2", "b2", server="h2"), NOW)
+    pending.on_reply(items("c2", seq=2, server="h2", ending=True), NOW)
+    pending.on_reply(items("b1", seq=1, ending=True), NOW)
+    assert list(pending.items) == ["a1", "b1"]
+    assert pending.ended
+    assert pending.error is None
+    assert pending.orphans == ["inbox-h2"]
+
+
+def test_credit_is_given_in_halves_of_the_window() -> None:
+    """Credit goes back to the server whenever half of the window has been taken, so that not each item costs a frame."""
+    pending = stream(window=4)
+    pending.on_reply(started(), NOW)
+    pending.on_reply(items(*range(4)), NOW)
+    assert [pending.take() for _ in range(4)] == [(0, 0), (1, 2), (2, 0), (3, 2)]
+
+
+def test_no_credit_after_the_end() -> None:
+    """A stream that has ended needs no credit."""
+    pending = stream(window=2)
+    pending.on_reply(items(*range(4), ending=True), NOW)
+    assert [pending.take()[1] for _ in range(4)] == [0, 0, 0, 0]
+
+
+def test_timeout_of_each_item() -> None:
+    """The timeout of a stream counts from the moment at which an item is waited for, within the end of the whole."""
+    pending = stream(idle_timeout=5, end=NOW + 12)
+    pending.expect_item(NOW + 1)
+    assert pending.look_again_at() == NOW + 6
+    pending.expect_item(NOW + 8)
+    assert pending.look_again_at() == NOW + 12
+    assert type(pending.verdict(NOW + 12)) is MessagingTimeout
+
+
+def test_a_stream_that_has_begun_is_never_started_again() -> None:
+    """Even under at_least_once, the loss of a server that had begun a stream is ServerLost."""
+    pending = stream(repeatable=True)
+    pending.on_reply(started(), NOW)
+    assert type(pending.verdict(NOW + LOST_AFTER)) is ServerLost
+
+
+def test_router_hands_replies_to_their_calls() -> None:
+    """A reply goes to the call with its id; what nobody waits for is dropped."""
+    router = ReplyRouter()
+    first, _ = call()
+    second = PendingCall("d", "m", Address("topic"), **options())
+    router.add(first)
+    router.add(second)
+    assert len(router) == 2
+    router.route(Reply("d", result=1, ending=True), NOW)
+    router.route(Reply("unknown", ending=True), NOW)
+    assert (first.answer, second.answer is not None) == (None, True)
+    router.discard(first)
+    router.discard(first)
+    router.route(Reply("c", ending=True), NOW)
+    assert first.answer is None
+    assert router.waiting() == [second]
+
+
+def test_router_fails_all() -> None:
+    """Closing a transport ends every call that waits, at once."""
+    router = ReplyRouter()
+    pending, woken = call()
+    router.add(pending)
+    error = CallCancelled("closed")
+    router.fail_all(error)
+    assert woken.take()
+    assert pending.verdict(NOW) is error
+
+
+def test_pending_is_abstract() -> None:
+    """What a reply means is up to the kind of call."""
+    with pytest.raises(NotImplementedError):
+        Pending("c", "m", Address("topic"), **options()).on_reply(Reply("c"), NOW)

@@ -1,0 +1,109 @@
+"""No password shows up in what is printed, logged or raised."""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+
+import pytest
+
+from msgbus import InvalidTransportURL, MessagingException, TransportHost, TransportURL, get_rpc_transport
+from tests.support import new_conf, new_transport
+
+SECRET = "s3cr3t"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"fake://user:{SECRET}@h:1/v?max_message_size=5",
+        f"fake://user:{SECRET}@h1,other:{SECRET}@h2/",
+        f"fake://user:x/{SECRET}@h/v",
+        f"fake://user:x@{SECRET}@h/v",
+        f"fake://user:%2F%3F%40{SECRET}@h/v",
+        f"fake://:{SECRET}@h",
+    ],
+)
+def test_url_and_transport_texts(url: str) -> None:
+    """Neither str, repr nor format of a URL, a host or a transport shows a password, and `unmasked` does."""
+    parsed = TransportURL.parse(new_conf(), url)
+    transport = new_transport(url)
+    texts = [str(parsed), repr(parsed), f"{parsed}", str(parsed.hosts), repr(transport), str(transport)]
+    texts += [text for host in parsed.hosts for text in (str(host), repr(host))]
+    texts.append(transport.driver.state)
+    transport.cleanup()
+    assert not [text for text in texts if SECRET in text]
+    assert SECRET in parsed.unmasked()
+
+
+def test_host_texts() -> None:
+    """A host that was made by hand hides its password too."""
+    host = TransportHost("h", 1, "u", SECRET)
+    assert SECRET not in str(host) + repr(host)
+    assert host.password == SECRET
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"user:{SECRET}@h/v",
+        f"fake:/user:{SECRET}@h/v",
+        f"fake//user:{SECRET}@h/v",
+        f"1fake://user:{SECRET}@h/v",
+        f" fake://user:{SECRET}@h/v",
+        f"fake://user:{SECRET}@h:99999/v",
+        f"fake://user:{SECRET}@h:x/v",
+        f"fake://user:{SECRET}@a b/v",
+        f"fake://user:{SECRET}@[::1/v",
+        f"fake://user:{SECRET}@h/v?novalue",
+        f"fake://user:{SECRET}@h/v?max_mesage_size=1",
+        f"fake://user:{SECRET}@h/v?max_message_size=x",
+        f"nosuch://user:{SECRET}@h/v",
+        # Characters in the password that ought to have been escaped.
+        f"fake://user:{SECRET},x@h/v",
+        f"fake://user:{SECRET}?x@h/v",
+        f"fake://user:{SECRET}#x@h:x/v",
+        f"fake://user:[{SECRET},x@h/v",
+        f"fake://user:x,{SECRET} y@h/v",
+        f"fake://user:@{SECRET} y,z@h/v",
+    ],
+)
+def test_error_texts_of_urls(url: str) -> None:
+    """The error for a URL that is malformed, or has a wrong driver or option, shows no part of the password."""
+    with pytest.raises(MessagingException) as caught:
+        get_rpc_transport(new_conf(), url)
+    error = caught.value
+    shown = [str(error), repr(error), repr(error.args), repr(vars(error))]
+    assert not [text for text in shown if SECRET in text]
+    assert SECRET.encode() not in pickle.dumps(error)
+
+
+@pytest.mark.parametrize("port", [99999, 12345])
+def test_digits_of_a_password_before_a_comma(port: int) -> None:
+    """Digits of a password that an unescaped comma makes look like a port are not shown when that is no port."""
+    with pytest.raises(InvalidTransportURL) as caught:
+        TransportURL.parse(new_conf(), f"fake://user:{port},a b@h c/v")
+    assert str(port) not in str(caught.value)
+
+
+def test_traceback_of_a_wrong_url_shows_no_chain_with_the_password() -> None:
+    """No exception that is chained to the error has the password in its text either."""
+    with pytest.raises(InvalidTransportURL) as caught:
+        TransportURL.parse(new_conf(), f"fake://user:{SECRET}@h/?novalue")
+    assert SECRET not in "".join(traceback.format_exception_only(caught.value))
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+def test_configured_url_is_a_secret_option() -> None:
+    """oslo.config masks the transport URL when it logs the configuration."""
+    conf = new_conf(transport_url=f"fake://user:{SECRET}@h/v")
+    logged: list[str] = []
+
+    class Log:
+        def log(self, _level: int, text: str, *args: object) -> None:
+            logged.append(text % args if args else text)
+
+    conf.log_opt_values(Log(), 10)
+    assert any("transport_url" in line for line in logged)
+    assert not [line for line in logged if SECRET in line]

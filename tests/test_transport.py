@@ -1,0 +1,494 @@
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import pathlib
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+from oslo_config import cfg
+from stevedore import ExtensionManager
+
+from msgbus import (
+    CallCancelled,
+    ConfigurationError,
+    DriverLoadFailure,
+    MessageTooLarge,
+    MessageUndeliverable,
+    MessagingException,
+    MessagingTimeout,
+    Target,
+    TransportUnavailable,
+    TransportURL,
+    get_rpc_transport,
+)
+from msgbus.drivers.base import CONTRACT, Address, Depth, Driver, Inbox, Message, OnDelivery, Sent, Subscription
+from msgbus.drivers.fake import FakeDriver, get_bus
+from msgbus.message import JSON, Control, Reply, encode_control, encode_reply
+from msgbus.replies import PendingCall
+from msgbus.transport import Transport, installed_drivers, load_driver_class, wait_for
+from tests.support import PATIENCE, new_conf, new_transport, new_url
+
+TOPIC = Address("topic", "x", "foo")
+
+
+@pytest.fixture
+def install(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Installs a throw-away distribution whose driver `Driver` is made by some code; returns the driver's name."""
+
+    def install(code: str) -> str:
+        name = f"throwaway_{uuid.uuid4().hex}"
+        folder = tmp_path / f"{name}-1.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (folder / "entry_points.txt").write_text(f"[msgbus.drivers]\n{name} = {name}:Driver\n")
+        (tmp_path / f"{name}.py").write_text(f"from msgbus.drivers.fake import FakeDriver\n{code}\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr(ExtensionManager, "ENTRY_POINT_CACHE", {})  # What it found earlier in this process.
+        return name
+
+    return install
+
+
+def test_loads_a_driver_by_its_name() -> None:
+    """The URL's scheme names the driver's entry point."""
+    assert load_driver_class("fake") is FakeDriver
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("fakee", "did you mean 'fake'?"), ("rabit", "did you mean 'rabbit'?"), ("zzz", "there are ")]
+)
+def test_an_unknown_driver_names_the_nearest(name: str, hint: str) -> None:
+    """A driver that is not installed is an error that names the nearest one, and all that there are."""
+    with pytest.raises(DriverLoadFailure) as caught:
+        get_rpc_transport(new_conf(), f"{name}://")
+    assert caught.value.driver == name
+    assert hint in str(caught.value)
+    assert "fake" in str(caught.value)
+    assert "rabbit" in str(caught.value)
+
+
+def test_an_unknown_driver_imports_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To name the drivers that there are, none of them is imported."""
+
+    def load(entry_point: importlib.metadata.EntryPoint) -> None:
+        raise AssertionError(f"{entry_point} is imported")
+
+    monkeypatch.setattr(importlib.metadata.EntryPoint, "load", load)
+    with pytest.raises(DriverLoadFailure, match="rabbit"):
+        load_driver_class("zzz")
+
+
+@pytest.mark.parametrize("contract", [(CONTRACT[0] + 1, 0), (0, 9)])
+def test_another_major_version_of_the_contract(contract: tuple[int, int], install: Callable[[str], str]) -> None:
+    """A driver that was written for another major version of the contract is refused, naming both versions."""
+    name = install(f"class Driver(FakeDriver):\n    contract = {contract}")
+    with pytest.raises(DriverLoadFailure) as caught:
+        get_rpc_transport(new_conf(), f"{name}://")
+    assert ".".join(map(str, contract)) in str(caught.value)
+    assert ".".join(map(str, CONTRACT)) in str(caught.value)
+
+
+@pytest.mark.parametrize("minor", [0, 1, 99])
+def test_another_minor_version_of_the_contract(minor: int, install: Callable[[str], str]) -> None:
+    """A driver that was written for another minor version of the contract is taken."""
+    cls = load_driver_class(install(f"class Driver(FakeDriver):\n    contract = ({CONTRACT[0]}, {minor})"))
+    assert (cls.__name__, cls.contract) == ("Driver", (CONTRACT[0], minor))
+
+
+@pytest.mark.parametrize("driver", ["object", "FakeDriver.options", "'text'"])
+def test_what_is_no_driver(driver: str, install: Callable[[str], str]) -> None:
+    """An entry point that names something else than a driver class is refused."""
+    with pytest.raises(DriverLoadFailure, match="no subclass of"):
+        load_driver_class(install(f"Driver = {driver}"))
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("import no_such_library_here", "no_such_library_here"),
+        ("raise RuntimeError('broken')", "broken"),
+        ("class Driver(", "was never closed"),
+        ("driver = None", "Driver"),
+    ],
+)
+def test_a_driver_that_cannot_be_imported(code: str, says: str, install: Callable[[str], str]) -> None:
+    """Whatever goes wrong while a driver is imported is the reason of a DriverLoadFailure."""
+    name = install(code)
+    with pytest.raises(DriverLoadFailure, match=says) as caught:
+        load_driver_class(name)
+    assert caught.value.driver == name
+
+
+def test_installed_drivers() -> None:
+    """The drivers that are installed are found with their classes."""
+    found = installed_drivers()
+    assert found["fake"] is FakeDriver
+    assert {"kombu", "rabbit"} <= set(found)
+
+
+def test_installed_drivers_without_one_that_is_broken(
+    install: Callable[[str], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A driver that cannot be imported is left out of the list, and the log says why."""
+    name = install("import no_such_library_here")
+    assert name not in installed_drivers()
+    assert "fake" in installed_drivers()
+    assert "no_such_library_here" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("max_mesage_size=5", "did you mean max_message_size?"),
+        ("zzz=5", "there are: max_message_size"),
+        ("max_message_size=x", "option max_message_size"),
+        ("max_message_size=0", "option max_message_size"),
+    ],
+)
+@pytest.mark.parametrize("where", ["url", "file"])
+def test_wrong_options_of_a_driver(option: str, says: str, where: str, tmp_path: pathlib.Path) -> None:
+    """A typo or a wrong value, in the URL or in the driver's group of a file, is an error and not silence."""
+    url, arguments = new_url(), []
+    if where == "url":
+        url = f"{url}?{option}"
+    else:
+        path = tmp_path / "service.conf"
+        path.write_text(f"[msgbus_fake]\n{option}\n")
+        arguments = ["--config-file", str(path)]
+    with pytest.raises(ConfigurationError) as caught:
+        get_rpc_transport(new_conf(*arguments), url)
+    assert says in str(caught.value)
+
+
+def test_configuration_is_read_from_the_object_that_is_passed_in() -> None:
+    """Options are registered on the given configuration, which may be new, and never on the global one."""
+    conf = cfg.ConfigOpts()
+    transport = get_rpc_transport(conf, new_url())
+    assert transport.conf is conf
+    assert conf.control_exchange == "msgbus"
+    assert "control_exchange" not in cfg.CONF
+    transport.cleanup()
+
+
+def test_rpc_backend_names_the_driver() -> None:
+    """Without a URL, rpc_backend says which driver it is."""
+    transport = get_rpc_transport(new_conf(rpc_backend="nova.rpc.impl_fake"))
+    assert isinstance(transport.driver, FakeDriver)
+    assert repr(transport) == "<Transport fake:///>"
+    transport.cleanup()
+
+
+@pytest.mark.parametrize(
+    ("target", "address"),
+    [
+        (Target(topic="foo"), Address("topic", "msgbus", "foo")),
+        (Target(exchange="x", topic="foo"), Address("topic", "x", "foo")),
+        (Target(topic="foo", server="h1"), Address("server", "msgbus", "foo", "h1")),
+        (Target(topic="foo", fanout=True), Address("fanout", "msgbus", "foo")),
+        (Target(topic="foo", server="h1", fanout=True), Address("fanout", "msgbus", "foo")),
+        (Target(topic="foo", fanout=False), Address("topic", "msgbus", "foo")),
+    ],
+)
+def test_address_of_a_target(target: Target, address: Address) -> None:
+    """A target is one server, all of them, or any of the topic; its exchange is control_exchange if it names none."""
+    transport = new_transport()
+    assert transport.address(target) == address
+    transport.cleanup()
+
+
+class ScriptedInbox(Inbox):
+    """An inbox that a test makes ready, or refuses."""
+
+    def __init__(self, number: int) -> None:
+        self.address = Address("inbox", name=f"inbox-{number}")
+        self.ready: Future[None] = Future()
+        self.closed = False
+
+    def close(self) -> Future[None]:
+        self.closed = True
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+
+class ScriptedDriver(Driver):
+    """A driver that keeps what is sent, and whose outcomes a test decides on."""
+
+    def __init__(self, conf: cfg.ConfigOpts, url: TransportURL) -> None:
+        self.sent: list[tuple[Address, Message, bool, Future[Sent]]] = []
+        self.outcomes: list[Exception | None] = []
+        self.come = threading.Semaphore(0)
+        self.inboxes: list[ScriptedInbox] = []
+
+    def send(self, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
+        future: Future[Sent] = Future()
+        self.sent.append((address, message, mandatory, future))
+        if self.outcomes:
+            error = self.outcomes.pop(0)
+            if error is None:
+                future.set_result(Sent(1))
+            else:
+                future.set_exception(error)
+        self.come.release()
+        return future
+
+    def subscribe(self, addresses: Sequence[Address], on_delivery: OnDelivery, *, prefetch: int) -> Subscription:
+        raise NotImplementedError
+
+    def open_inbox(self, on_delivery: OnDelivery) -> Inbox:
+        self.inboxes.append(ScriptedInbox(len(self.inboxes)))
+        return self.inboxes[-1]
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def scripted() -> tuple[Transport, ScriptedDriver]:
+    conf = new_conf()
+    driver = ScriptedDriver(conf, TransportURL("scripted"))
+    return Transport(conf, TransportURL("scripted"), driver), driver
+
+
+def test_inbox_is_opened_once(scripted: tuple[Transport, ScriptedDriver]) -> None:
+    """A process has one inbox, which is opened when it is first asked for."""
+    transport, driver = scripted
+    assert not driver.inboxes
+    with pytest.raises(TransportUnavailable, match=r"inbox .* ScriptedDriver: gave up at the deadline"):
+        transport.inbox(time.monotonic())
+    driver.inboxes[0].ready.set_result(None)
+    assert transport.inbox(time.monotonic()) == "inbox-0"
+    assert transport.inbox(0.0) == "inbox-0"
+    assert len(driver.inboxes) == 1
+
+
+def test_inbox_that_is_refused(scripted: tuple[Transport, ScriptedDriver]) -> None:
+    """Where the message system refuses the inbox, its error is raised, and the next request tries again."""
+    transport, driver = scripted
+    with pytest.raises(TransportUnavailable):
+        transport.inbox(time.monotonic())
+    driver.inboxes[0].ready.set_exception(MessagingException("no rights"))
+    with pytest.raises(MessagingException, match="no rights"):
+        transport.inbox(time.monotonic() + PATIENCE)
+    assert driver.inboxes[0].closed
+    with pytest.raises(TransportUnavailable):
+        transport.inbox(time.monotonic())
+    driver.inboxes[1].ready.set_result(None)
+    assert transport.inbox(time.monotonic()) == "inbox-1"
+
+
+def test_inbox_after_cleanup(scripted: tuple[Transport, ScriptedDriver]) -> None:
+    """A closed transport opens no inbox."""
+    transport, driver = scripted
+    transport.cleanup()
+    with pytest.raises(CallCancelled):
+        transport.inbox(time.monotonic())
+    assert not driver.inboxes
+
+
+MESSAGE = Message(b"body", "text/plain", "the id", 60.0, True)
+LOST = TransportUnavailable("cut", maybe_delivered=True)
+
+
+def outcome_of(
+    transport: Transport, seconds: float = PATIENCE, retry_undeliverable: float | None = None
+) -> tuple[Future[None], list[BaseException | None]]:
+    done: Future[None] = Future()
+    outcomes: list[BaseException | None] = []
+
+    def on_outcome(error: BaseException | None) -> None:
+        outcomes.append(error)
+        done.set_result(None)
+
+    transport.send_until(
+        time.monotonic() + seconds,
+        TOPIC,
+        MESSAGE,
+        mandatory=True,
+        on_outcome=on_outcome,
+        retry_undeliverable=retry_undeliverable,
+    )
+    return done, outcomes
+
+
+def test_send_until_repeats_after_an_unknown_outcome(scripted: tuple[Transport, ScriptedDriver]) -> None:
+    """What may or may not have arrived is sent again, with the same id and less time, until it has arrived."""
+    transport, driver = scripted
+    driver.outcomes = [LOST, LOST, None]
+    done, outcomes = outcome_of(transport)
+    done.result(PATIENCE)
+    assert outcomes == [None]
+    assert [(address, message.id, message.body, message.durable) for address, message, _, _ in driver.sent] == [
+        (TOPIC, "the id", b"body", True)
+    ] * 3
+    lefts = [message.ttl or 0.0 for _, message, _, _ in driver.sent[1:]]
+    assert lefts == sorted(lefts, reverse=True)
+    assert all(0 < left <= PATIENCE for left in lefts)
+    transport.cleanup()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MessageUndeliverable("nobody"),
+        TransportUnavailable("away"),
+        MessageTooLarge("large"),
+        CallCancelled("closed"),
+    ],
+)
+def test_send_until_repeats_nothing_else(error: Exception, scripted: tuple[Transport, ScriptedDriver]) -> None:
+    """What was certainly not sent, or cannot be, is not tried again."""
+    transport, driver = scripted
+    driver.outcomes = [error]
+    _, outcomes = outcome_of(transport)
+    assert outcomes == [error]
+    assert len(driver.sent) == 1
+
+
+def test_send_until_the_deadline(scripted: tuple[Transport, ScriptedDriver]) -> None:
+    """When there is no time for another try, the last outcome stands."""
+    transport, driver = scripted
+    driver.outcomes = [LOST]
+    _, outcomes = outcome_of(transport, seconds=0)
+    assert outcomes == [LOST]
+    assert len(driver.sent) == 1
+
+
+def test_send_until_somebody_is_there(scripted: tuple[Transport, ScriptedDriver]) -> None:
+    """A reply whose client is away is tried again, for it may be reconnecting; for as long as that is asked for."""
+    transport, driver = scripted
+    nobody = MessageUndeliverable("nobody")
+    driver.outcomes = [nobody, nobody, None]
+    done, outcomes = outcome_of(transport, retry_undeliverable=time.monotonic() + PATIENCE)
+    done.result(PATIENCE)
+    assert outcomes == [None]
+    driver.outcomes = [nobody]
+    _, outcomes = outcome_of(transport, retry_undeliverable=time.monotonic())
+    assert outcomes == [nobody]
+    transport.cleanup()
+
+
+def test_send_until_cleanup(scripted: tuple[Transport, ScriptedDriver]) -> None:
+    """After a transport was closed nothing is tried again."""
+    transport, driver = scripted
+    _, outcomes = outcome_of(transport)
+    transport.cleanup()
+    driver.sent[0][3].set_exception(LOST)
+    assert outcomes == [LOST]
+
+
+@pytest.mark.parametrize(
+    ("answer", "known"),
+    [
+        (Depth(2, 5), Depth(2, 5)),
+        (MessageUndeliverable("none"), Depth(0, 0)),
+        (TransportUnavailable("away"), None),
+        (None, None),
+    ],
+)
+def test_inspect(answer: Depth | Exception | None, known: Depth | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be learnt of an address in time is; an address that does not exist has no consumers."""
+    transport = new_transport()
+    future: Future[Depth] = Future()
+    if isinstance(answer, Depth):
+        future.set_result(answer)
+    elif answer is not None:
+        future.set_exception(answer)
+    monkeypatch.setattr(transport.driver, "inspect", lambda _address: future)
+    assert transport.inspect(TOPIC, 0.0) == known
+    transport.cleanup()
+
+
+def test_inspect_without_the_capability(scripted: tuple[Transport, ScriptedDriver]) -> None:
+    """A driver that does not declare `inspect` is not asked."""
+    assert scripted[0].inspect(TOPIC, 0.0) is None
+
+
+class Handler:
+    def __init__(self) -> None:
+        self.taken: list[Control] = []
+
+    def on_control(self, control: Control) -> None:
+        self.taken.append(control)
+
+
+def test_what_comes_to_the_inbox(caplog: pytest.LogCaptureFixture) -> None:
+    """Replies go to the calls that wait, control frames to the requests that run; all else is dropped."""
+    transport = new_transport()
+    inbox = Address("inbox", name=transport.inbox(time.monotonic() + PATIENCE))
+    pending = PendingCall(
+        "c", "m", TOPIC, now=0.0, deadline=0.0, grace=0.0, repeatable=False, monitor=None, allowed_modules=()
+    )
+    transport.router.add(pending)
+    handler = Handler()
+    transport.running["r"] = handler
+    bodies = [
+        encode_reply(Reply("c", result=5, ending=True), JSON),
+        encode_reply(Reply("unknown", ending=True), JSON),
+        encode_control(Control("r", "credit", 3), JSON),
+        encode_control(Control("unknown", "cancel"), JSON),
+        b"garbage",
+    ]
+    with caplog.at_level(logging.DEBUG, "msgbus"):
+        for body in bodies:
+            assert transport.send(inbox, Message(body, JSON, "id"), mandatory=True).exception() is None
+    assert pending.answer is not None
+    assert pending.answer.result == 5
+    assert handler.taken == [Control("r", "credit", 3)]
+    assert "is not running here" in caplog.text
+    assert [record.levelno for record in caplog.records if "not ours" in record.message] == [logging.WARNING]
+    transport.cleanup()
+
+
+def test_send_control_waits_for_nobody() -> None:
+    """A control frame goes out whether or not anybody takes it."""
+    transport = new_transport()
+    transport.send_control("nowhere", Control("c", "cancel"), JSON)
+    get_bus(transport.url).fail_next(LOST)
+    transport.send_control("nowhere", Control("c", "cancel"), JSON)
+    transport.cleanup()
+
+
+def test_cleanup_again() -> None:
+    """A transport can be closed any number of times."""
+    transport = new_transport()
+    transport.cleanup()
+    transport.cleanup()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # it is what this is about
+def test_a_forked_child_starts_clean() -> None:
+    """In a forked child a transport has no calls, no window taken and no inbox of its parent's."""
+    transport = new_transport(rpc_send_window=1)
+    name = transport.inbox(time.monotonic() + PATIENCE)
+    assert transport.window.acquire(0)
+    transport.running["r"] = Handler()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            clean = not transport.running and not len(transport.router) and transport.window.acquire(0)
+            code = 0 if clean and transport.inbox(time.monotonic() + PATIENCE) != name else 1
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert transport.inbox(0.0) == name
+    transport.cleanup()
+
+
+def test_wait_for() -> None:
+    """A driver's future is waited for until the deadline, which is told from a timeout that the future failed with."""
+    driver = new_transport().driver
+    future: Future[None] = Future()
+    with pytest.raises(TransportUnavailable, match=r"^cannot do it the in-memory .*: gave up"):
+        wait_for(future, time.monotonic(), "cannot do it", driver)
+    future.set_exception(MessagingTimeout("theirs"))
+    with pytest.raises(MessagingTimeout, match="theirs"):
+        wait_for(future, time.monotonic(), "cannot do it", driver)

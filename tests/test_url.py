@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from msgbus import InvalidTransportURL, TransportHost, TransportURL
+from msgbus.url import backend_name, mask
+from tests.support import new_conf
+
+
+def parse(url: str) -> TransportURL:
+    return TransportURL.parse(new_conf(), url)
+
+
+@pytest.mark.parametrize(
+    ("url", "transport", "hosts", "virtual_host", "query"),
+    [
+        ("rabbit://", "rabbit", [], None, {}),
+        ("rabbit:///", "rabbit", [], "", {}),
+        ("rabbit://h", "rabbit", [TransportHost("h")], None, {}),
+        ("rabbit://h/", "rabbit", [TransportHost("h")], "", {}),
+        ("rabbit://h//", "rabbit", [TransportHost("h")], "/", {}),
+        ("rabbit://h/%2F", "rabbit", [TransportHost("h")], "/", {}),
+        ("RABBIT://h/v", "rabbit", [TransportHost("h")], "v", {}),
+        ("kombu+amqps://h", "kombu", [TransportHost("h")], None, {}),
+        ("rabbit://h:5672/v", "rabbit", [TransportHost("h", 5672)], "v", {}),
+        ("rabbit://h:/v", "rabbit", [TransportHost("h")], "v", {}),
+        ("rabbit://u:p@h:1/v", "rabbit", [TransportHost("h", 1, "u", "p")], "v", {}),
+        ("rabbit://u@h", "rabbit", [TransportHost("h", None, "u")], None, {}),
+        ("rabbit://:@h", "rabbit", [TransportHost("h", None, "", "")], None, {}),
+        ("rabbit://u:p@/v", "rabbit", [TransportHost(None, None, "u", "p")], "v", {}),
+        ("rabbit://u%40x:p%2F%3A%40%2C%3F@h", "rabbit", [TransportHost("h", None, "u@x", "p/:@,?")], None, {}),
+        ("rabbit://u:p/w@h/v", "rabbit", [TransportHost("h", None, "u", "p/w")], "v", {}),
+        ("rabbit://u:p@w@h/v", "rabbit", [TransportHost("h", None, "u", "p@w")], "v", {}),
+        ("rabbit://u:p:w@h/v", "rabbit", [TransportHost("h", None, "u", "p:w")], "v", {}),
+        (
+            "rabbit://a:b@h1:1,c:d@h2:2/v",
+            "rabbit",
+            [TransportHost("h1", 1, "a", "b"), TransportHost("h2", 2, "c", "d")],
+            "v",
+            {},
+        ),
+        ("rabbit://a:b@h1,h2/v", "rabbit", [TransportHost("h1", None, "a", "b"), TransportHost("h2")], "v", {}),
+        ("zmq://[::1]:5,[fe80::1%eth0]", "zmq", [TransportHost("::1", 5), TransportHost("fe80::1%eth0")], None, {}),
+        ("fake://x?a=1&b=2", "fake", [TransportHost("x")], None, {"a": "1", "b": "2"}),
+        ("fake://x/v?a=1&a=2&b=", "fake", [TransportHost("x")], "v", {"a": "1,2", "b": ""}),
+        ("fake://?a=%26+c", "fake", [], None, {"a": "& c"}),
+    ],
+)
+def test_parse(
+    url: str, transport: str, hosts: list[TransportHost], virtual_host: str | None, query: dict[str, str]
+) -> None:
+    """A URL is read into driver, hosts with credentials, virtual host and options, percent signs decoded."""
+    parsed = parse(url)
+    assert (parsed.transport, list(parsed.hosts), parsed.virtual_host, parsed.query) == (
+        transport,
+        hosts,
+        virtual_host,
+        query,
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "rabbit://u%40x:p%2F%3A%40%2C%3F%25@h:1/v%2F%3F?a=1%262&b=",
+        "rabbit://a:b@h1:1,c:d@[::1]:2/",
+        "fake://",
+        "rabbit://:@h/",
+        "rabbit://u@h//",
+    ],
+)
+def test_unmasked_can_be_read_again(url: str) -> None:
+    """`unmasked` gives a URL that means the same."""
+    parsed = parse(url)
+    again = parse(parsed.unmasked())
+    assert (again.transport, again.hosts, again.virtual_host or "", again.query) == (
+        parsed.transport,
+        parsed.hosts,
+        parsed.virtual_host or "",
+        parsed.query,
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("", "begins with DRIVER://"),
+        ("rabbit", "begins with DRIVER://"),
+        ("rabbit:/h", "begins with DRIVER://"),
+        ("://h", "begins with DRIVER://"),
+        ("1rabbit://h", "begins with DRIVER://"),
+        ("ra bbit://h", "begins with DRIVER://"),
+        ("rabbit://h:0", "0 is no port"),
+        ("rabbit://h:65536", "65536 is no port"),
+        ("rabbit://h:x", "'h:x' is no host name"),
+        ("rabbit://h:-1", "'h:-1' is no host name"),
+        ("rabbit://::1", "IPv6 address goes in brackets"),
+        ("rabbit://[::1", "is no host name"),
+        ("rabbit://a b", "is no host name"),
+        ("rabbit://h?novalue", "option=value"),
+        ("rabbit://h?a=1&&b=2", "option=value"),
+    ],
+)
+def test_refuses_what_it_cannot_read(url: str, says: str) -> None:
+    """A malformed URL is an error that says what is wrong with it."""
+    with pytest.raises(InvalidTransportURL, match=says):
+        parse(url)
+
+
+@pytest.mark.parametrize("url", [1, b"rabbit://", ["rabbit://"]])
+def test_refuses_what_is_no_string(url: Any) -> None:
+    """A URL that is no string is refused, and the text says what it was."""
+    with pytest.raises(InvalidTransportURL, match=f"not {type(url).__name__}"):
+        TransportURL.parse(new_conf(), url)
+
+
+@pytest.mark.parametrize(
+    ("rpc_backend", "transport_url", "transport"),
+    [
+        ("kombu", None, "kombu"),
+        ("nova.openstack.common.rpc.impl_kombu", None, "kombu"),
+        ("msgbus.rpc.impl_zmq", None, "zmq"),
+        ("impl_fake", None, "fake"),
+        ("kombu", "fake://x", "fake"),
+    ],
+)
+def test_configuration_names_the_driver(rpc_backend: str, transport_url: str | None, transport: str) -> None:
+    """Without a URL the configuration decides: its transport_url, else rpc_backend, which may be an old module path."""
+    conf = new_conf(rpc_backend=rpc_backend, transport_url=transport_url)
+    assert TransportURL.parse(conf).transport == transport
+
+
+def test_nothing_configured_is_zmq() -> None:
+    """Nothing configured means zmq, among the processes of this host."""
+    assert TransportURL.parse(new_conf()) == TransportURL("zmq")
+
+
+@pytest.mark.parametrize(
+    ("value", "name"), [("rabbit", "rabbit"), ("a.b.impl_qpid", "qpid"), ("impl_mine", "mine"), ("a.b", "b")]
+)
+def test_backend_name(value: str, name: str) -> None:
+    """An old module path ending in impl_NAME stands for the driver NAME."""
+    assert backend_name(value) == name
+
+
+@pytest.mark.parametrize(
+    ("host", "text"),
+    [
+        (TransportHost(), ""),
+        (TransportHost("h"), "h"),
+        (TransportHost("h", 1, "u", "p"), "h:1"),
+        (TransportHost("::1"), "[::1]"),
+        (TransportHost("::1", 1), "[::1]:1"),
+    ],
+)
+def test_host_text(host: TransportHost, text: str) -> None:
+    """A host's text is its address, an IPv6 one in brackets."""
+    assert str(host) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("rabbit://h/v", "rabbit://h/v"),
+        ("rabbit://u:p@h/v", "rabbit://***@h/v"),
+        ("rabbit://u:p@x@h/v", "rabbit://***@h/v"),
+        ("u:p@h/v", "***@h/v"),
+        ("rabbit:/u:p@h", "***@h"),
+        ("", ""),
+    ],
+)
+def test_mask(text: str, masked: str) -> None:
+    """Of a URL that cannot be read, only what follows the last @ and a scheme are shown."""
+    assert mask(text) == masked

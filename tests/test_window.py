@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from msgbus.window import SendWindow
+from tests.support import PATIENCE
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_has_as_many_places_as_its_size(size: int) -> None:
+    """No more places are given out than there are, and one that was given back can be taken again."""
+    window = SendWindow(size)
+    assert window.size == size
+    assert all(window.acquire(0) for _ in range(size))
+    assert not window.acquire(0)
+    window.release()
+    assert window.acquire(0)
+    assert not window.acquire(0)
+
+
+def test_who_waits_gets_a_place_that_is_given_back() -> None:
+    """Those that wait for a place go on when places are given back, each of them."""
+    window = SendWindow(2)
+    assert window.acquire(0)
+    assert window.acquire(0)
+    got: list[bool] = []
+    threads = [threading.Thread(target=lambda: got.append(window.acquire(PATIENCE))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    while window._waiting < 2:
+        pass
+    window.release()
+    window.release()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert got == [True, True]
+    assert not window.acquire(0)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_no_place_is_lost_under_stress(size: int) -> None:
+    """However many threads take and give back, never more than the size hold a place, and all get theirs."""
+    window = SendWindow(size)
+    holding: list[int] = []
+    most: list[int] = []
+    failed: list[bool] = []
+
+    def take() -> None:
+        for _ in range(500):
+            if not window.acquire(PATIENCE):
+                failed.append(True)
+                return
+            holding.append(1)
+            most.append(len(holding))
+            holding.pop()
+            window.release()
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE * 2)
+    assert not failed
+    assert max(most) <= size
+    assert all(window.acquire(0) for _ in range(size))
