@@ -178,11 +178,10 @@ class RPCClient:
             SerializationError: an argument cannot travel.
             RPCVersionCapError, InvalidTarget: the request is not allowed as it is.
         """
-        now = time.monotonic()
-        pending = self._new_pending(PendingCall, method, now)
+        pending = self._new_pending(PendingCall, method, time.monotonic())
         waiter = _Waiter()
         pending.wake = waiter.wake
-        reply = self._exchange(ctxt, method, kwargs, pending, waiter, now)
+        reply = self._exchange(ctxt, method, kwargs, pending, waiter)
         error = pending.failure_of(reply)
         if error is not None:
             raise error
@@ -190,13 +189,11 @@ class RPCClient:
             return reply.result
         return self.serializer.deserialize_entity(ctxt, reply.result)
 
-    def _exchange(
-        self, ctxt: Any, method: str, kwargs: dict[str, Any], pending: PendingCall, waiter: _Waiter, now: float
-    ) -> Any:
+    def _exchange(self, ctxt: Any, method: str, kwargs: dict[str, Any], pending: PendingCall, waiter: _Waiter) -> Any:
         transport = self.transport
         acquire(transport, pending.deadline)
         try:
-            message = self._message(ctxt, method, kwargs, pending, now)
+            message = self._message(ctxt, method, kwargs, pending, time.monotonic())  # There may have been a wait.
             transport.router.add(pending)
             try:
                 self._send(message, pending)
@@ -245,15 +242,16 @@ class RPCClient:
     def _cast(self, address: Address, ctxt: Any, method: str, kwargs: dict[str, Any]) -> None:
         now = time.monotonic()
         deadline = bounded(now + self._seconds)
-        # The deadline bounds the handing over. What has been handed over waits for a server as long as it takes, unless
-        # the caller gave a time.
-        ttl = None if self.timeout is None else deadline - now
-        request = self._request(ctxt, method, kwargs, Hints(ttl, time.time(), self._policy), new_id())
-        durable = address.kind != "fanout"
-        body = encode_request(request, self._content_type)
-        message = Message(body, self._content_type, request.unique_id, ttl, durable, deadline - now)
         acquire(self.transport, deadline)
         try:
+            # The deadline bounds the handing over. What has been handed over waits for a server as long as it takes,
+            # unless the caller gave a time.
+            left = deadline - time.monotonic()
+            ttl = None if self.timeout is None else left
+            request = self._request(ctxt, method, kwargs, Hints(ttl, time.time(), self._policy), new_id())
+            durable = address.kind != "fanout"
+            body = encode_request(request, self._content_type)
+            message = Message(body, self._content_type, request.unique_id, ttl, durable, left)
             sent = self._hand_over(address, message, deadline)
             try:
                 # The driver itself knows best why it has not sent it by the deadline: it gets a moment to say so.
@@ -292,6 +290,7 @@ class RPCClient:
         transport = self.transport
         acquire(transport, pending.deadline)
         try:
+            now = time.monotonic()  # There may have been a wait.
             left = None if end == float("inf") else end - now
             message = self._message(ctxt, method, kwargs, pending, now, window=STREAM_WINDOW, end=left)
             transport.router.add(pending)
@@ -313,7 +312,8 @@ class RPCClient:
         """
         now = time.monotonic()
         target = self.target(namespace=PING_NAMESPACE, version=None, fanout=not self.target.server or None)
-        client = self.prepare(timeout=timeout)
+        client = self.prepare(timeout=timeout, version_cap=None)
+        client.serializer = NoOpSerializer()  # There is no context, and the answers are plain.
         client.target, client._address = target, self.transport.address(target)
         pending = client._new_pending(PendingAnswers, "ping", now)
         waiter = _Waiter()

@@ -53,7 +53,7 @@ class Timer:
                     wait = self._due[0][0] - time.monotonic() if self._due else None
                     if wait is not None and wait <= 0:
                         break
-                    self._changed.wait(wait)
+                    self._changed.wait(None if wait is None else min(wait, threading.TIMEOUT_MAX))
                 if self._closed:
                     return
                 func = heapq.heappop(self._due)[2]

@@ -127,6 +127,7 @@ class Transport:
         running: the requests that this process runs, by call id.
         timer: runs what is due later.
         window: bounds the unfinished requests.
+        closed: `cleanup` has been called.
     """
 
     def __init__(
@@ -140,7 +141,7 @@ class Transport:
         self.url = url
         self.driver = driver
         self.allowed_remote_exmods = frozenset(allowed_remote_exmods or ())
-        self._closed = False
+        self.closed = False
         self._start_clean()
         os.register_at_fork(after_in_child=_after_fork(weakref.ref(self)))
 
@@ -173,7 +174,7 @@ class Transport:
             return self._inbox_name
         inbox = self._inbox
         if inbox is None:
-            if self._closed:
+            if self.closed:
                 raise CallCancelled(f"the transport to {self.url} is closed")
             with self._opening_inbox:
                 if self._inbox is None:
@@ -210,28 +211,8 @@ class Transport:
         `on_outcome` is called once, with None or why it could not be sent, on any thread; it must not block.
         Until the time `retry_undeliverable` also when nobody was there: a client that reconnects comes back soon.
         """
-
-        def attempt() -> None:
-            left = deadline - time.monotonic()
-            ttl = None if message.ttl is None else max(left, 0.001)
-            again = Message(message.body, message.content_type, message.id, ttl, message.durable, max(left, 0.001))
-            self.send(address, again, mandatory=mandatory).add_done_callback(done)
-
-        def done(sent: Future[Sent]) -> None:
-            error = sent.exception()
-            if error is None:
-                on_outcome(None)
-                return
-            lost = isinstance(error, TransportUnavailable) and error.maybe_delivered
-            away = isinstance(error, MessageUndeliverable) and retry_undeliverable is not None
-            end = retry_undeliverable if away and retry_undeliverable is not None else deadline
-            if (lost or away) and time.monotonic() + RETRY_DELAY < end and not self._closed:
-                LOG.debug("sending %s again: %s", message.id, error)
-                self.timer.call_later(RETRY_DELAY if away else 0, attempt)
-            else:
-                on_outcome(error)
-
-        self.send(address, message, mandatory=mandatory).add_done_callback(done)
+        repeat = _Repeat(self, deadline, address, message, mandatory, on_outcome, retry_undeliverable)
+        self.send(address, message, mandatory=mandatory).add_done_callback(repeat.on_sent)
 
     def send_control(self, inbox: str, control: Control, content_type: str) -> None:
         """Send a control frame to a server. That it may get lost is part of the protocol: nobody waits for it."""
@@ -251,7 +232,7 @@ class Transport:
 
     def cleanup(self) -> None:
         """Close everything. Callers that still wait get `CallCancelled`. Idempotent."""
-        self._closed = True
+        self.closed = True
         self.router.fail_all(CallCancelled(f"the transport to {self.url} was closed"))
         self.driver.close()
         self.timer.close()
@@ -272,6 +253,55 @@ class Transport:
 
     def __repr__(self) -> str:
         return f"<Transport {self.url}>"
+
+
+class _Repeat:
+    """A message that is sent until its outcome is known. Closures would do, but make garbage for the collector."""
+
+    __slots__ = ("_address", "_deadline", "_mandatory", "_message", "_on_outcome", "_retry_until", "_transport")
+
+    def __init__(
+        self,
+        transport: Transport,
+        deadline: float,
+        address: Address,
+        message: Message,
+        mandatory: bool,
+        on_outcome: Callable[[BaseException | None], None],
+        retry_until: float | None,
+    ) -> None:
+        self._transport = transport
+        self._deadline = deadline
+        self._address = address
+        self._message = message
+        self._mandatory = mandatory
+        self._on_outcome = on_outcome
+        self._retry_until = retry_until
+
+    def on_sent(self, sent: Future[Sent]) -> None:
+        error = sent.exception()
+        if error is None:
+            self._on_outcome(None)
+            return
+        if isinstance(error, MessageUndeliverable) and self._retry_until is not None:
+            delay, end = RETRY_DELAY, self._retry_until
+        elif isinstance(error, TransportUnavailable) and error.maybe_delivered:
+            delay, end = 0.0, self._deadline
+        else:
+            self._on_outcome(error)
+            return
+        if time.monotonic() + RETRY_DELAY >= end or self._transport.closed:
+            self._on_outcome(error)
+            return
+        LOG.debug("sending %s again: %s", self._message.id, error)
+        self._transport.timer.call_later(delay, self._send_again)
+
+    def _send_again(self) -> None:
+        message = self._message
+        left = max(self._deadline - time.monotonic(), 0.001)
+        ttl = None if message.ttl is None else left
+        again = Message(message.body, message.content_type, message.id, ttl, message.durable, left)
+        self._transport.send(self._address, again, mandatory=self._mandatory).add_done_callback(self.on_sent)
 
 
 def _after_fork(transport: weakref.ref[Transport]) -> Callable[[], None]:

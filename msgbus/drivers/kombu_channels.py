@@ -26,6 +26,8 @@ from msgbus.timer import Timer
 
 LOG = logging.getLogger(__name__)
 
+MAX_TTL = 4_000_000.0
+"""Seconds; RabbitMQ closes the channel over an expiration above 2**32 ms. What may live for so long does not expire."""
 RESUBSCRIBE_DELAY = 1.0
 """Seconds before a subscription comes back whose queue was deleted, or whose channel was closed, under it."""
 
@@ -151,7 +153,7 @@ class Publisher(Channel):
             message.body,
             message.content_type.encode(),
             message.id.encode(),
-            None if message.ttl is None else max(1, int(ttl * 1000)),
+            None if not ttl < MAX_TTL else max(1, int(ttl * 1000)),
             message.durable,
             self._link.frame_max,
         )

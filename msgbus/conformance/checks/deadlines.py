@@ -10,6 +10,7 @@ import pytest
 from msgbus import CallCancelled, MessageUndeliverable, MessagingException, MessagingTimeout, ServerLost
 from msgbus.conformance.bus import Bus
 from msgbus.conformance.checks.receiver import leave_behind
+from msgbus.conformance.checks.streams import SOON
 from msgbus.conformance.waiting import Task, until
 from msgbus.drivers.base import Capability
 
@@ -80,7 +81,7 @@ class DeadlineChecks:
         bus.serve()
         with pytest.raises(MessagingTimeout):
             bus.client(timeout=1.0).call({}, "endless", key="k")
-        bus.saw("closed", "k")
+        bus.saw("closed", "k", seconds=SOON)
 
     @pytest.mark.parametrize("verb", ["call", "cast", "multicall"])
     def test_nobody_there_is_told_at_once(self, bus: Bus, verb: str) -> None:

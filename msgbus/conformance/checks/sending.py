@@ -40,6 +40,15 @@ class SendingChecks:
         send(bus.driver, bus.address(), "for ever", ttl=None)
         assert receiver.wait(1)[0].message.ttl is None
 
+    @pytest.mark.parametrize("ttl", [1e5, 1e7, 1e10, 1e300], ids=str)
+    def test_a_message_may_live_for_very_long(self, bus: Bus, ttl: float) -> None:
+        """However large the ttl, it is no error, and what is under way with the message does not suffer."""
+        receiver = Receiver()
+        receiver.subscribe(bus.driver, bus.address())
+        for seconds in (30.0, ttl, 30.0):
+            send(bus.driver, bus.address(), "x", ttl=seconds)
+        receiver.wait(3)
+
     @pytest.mark.parametrize("kind", ["topic", "server", "inbox"])
     def test_mandatory_to_nobody_fails_at_once(self, bus: Bus, kind: str) -> None:
         """Where nobody listens and nothing is stored, a mandatory message fails long before its ttl ends."""
