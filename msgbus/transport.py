@@ -215,9 +215,14 @@ class Transport:
         self.send(address, message, mandatory=mandatory).add_done_callback(repeat.on_sent)
 
     def send_control(self, inbox: str, control: Control, content_type: str) -> None:
-        """Send a control frame to a server. That it may get lost is part of the protocol: nobody waits for it."""
+        """Send a control frame to a server; nobody waits for it.
+
+        It is repeated after an unknown outcome: without its credit a stream would stand still for good, and a little
+        too much of it does no harm.
+        """
         message = Message(encode_control(control, content_type), content_type, new_id(), CONTROL_TTL)
-        self.send(Address("inbox", name=inbox), message, mandatory=False)
+        end = time.monotonic() + CONTROL_TTL
+        self.send_until(end, Address("inbox", name=inbox), message, mandatory=False, on_outcome=lambda _error: None)
 
     def inspect(self, address: Address, timeout: float) -> Depth | None:
         """What is known of an address, or None where that cannot be learnt within `timeout` seconds."""
