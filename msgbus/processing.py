@@ -217,7 +217,8 @@ class Processor:
                 LOG.warning("%r (%s) was not run: its connection was lost", request.method, request.unique_id)
                 if running is not None:
                     running.decline()
-                self._settle(work, done=True)
+                self._known.end(request.unique_id, done=False)  # When it comes again it is no duplicate.
+                self.end(work)
                 return
         if running is not None:
             self._run_call(work, running)
@@ -276,7 +277,7 @@ class Processor:
         except (RPCDispatcherError, SerializationError) as exc:
             LOG.error("%r (call %s): %s", request.method, call_id, exc)
             running.failure(exc)
-        except Exception as exc:
+        except BaseException as exc:  # sys.exit() too: somebody waits for the answer
             LOG.exception("%r (call %s) raised", request.method, call_id)
             running.failure(exc)
         finally:
@@ -322,7 +323,7 @@ class Processor:
                 self._in_context(work, _last_of, result, None)
         except ExpectedException:
             LOG.debug("the cast %r raised what it is expected to", request.method, exc_info=True)
-        except Exception as exc:
+        except BaseException as exc:  # sys.exit() too: it has to be settled
             if work.at_least_once:
                 self._run_again_or_bury(work, exc)
                 return
@@ -332,7 +333,7 @@ class Processor:
                 LOG.exception("the cast %r (%s) raised", request.method, request.unique_id)
         self._settle(work, done=True)
 
-    def _run_again_or_bury(self, work: Work, exc: Exception) -> None:
+    def _run_again_or_bury(self, work: Work, exc: BaseException) -> None:
         request = work.request
         work.attempts = max(work.attempts, work.delivery.attempts or 0) + 1
         if work.attempts > self._cast_retries or isinstance(exc, RPCDispatcherError | SerializationError):

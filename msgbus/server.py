@@ -143,6 +143,9 @@ class RPCServer:
 
     def stop(self) -> None:
         """Take no new requests, and give back those that no thread has begun. What runs goes on: see `wait`."""
+        begun = self._stopping  # Before the lock: `wait` holds it while handlers finish, and one may call this.
+        if begun:
+            return
         with self._state:
             if self._subscription is None or self._stopping or self._executor is None:
                 return

@@ -108,6 +108,7 @@ class Stream(Iterator[Any]):
 
         def cancel() -> None:
             if pending.server_inbox is not None:
+                pending.wake = lambda: None  # It is told once.
                 transport.router.discard(pending)
                 transport.send_control(pending.server_inbox, Control(pending.id, "cancel"), content_type)
 

@@ -88,6 +88,7 @@ class Endpoint:
 
 @contextlib.contextmanager
 def serving(transport: Transport, endpoint: object, server: str = "h1", **more: Any) -> Iterator[None]:
+    """A server that serves an endpoint, and has nothing unfinished in the end."""
     rpc_server = get_rpc_server(transport, Target(topic="foo", server=server), [endpoint], **more)
     rpc_server.start(PATIENCE)
     yield
@@ -96,6 +97,7 @@ def serving(transport: Transport, endpoint: object, server: str = "h1", **more: 
 
 @pytest.fixture(params=["json", "msgpack"])
 def transport(request: pytest.FixtureRequest) -> Iterator[Transport]:
+    """A transport in memory, once with each codec."""
     transport = new_transport(rpc_codec=request.param)
     yield transport
     transport.cleanup()
@@ -112,16 +114,19 @@ def quiet() -> Iterator[Transport]:
 
 @pytest.fixture
 def bus(quiet: Transport) -> Bus:
+    """The message system of `quiet`."""
     return get_bus(quiet.url)
 
 
 @pytest.fixture
 def endpoint() -> Endpoint:
+    """The endpoint that `client` calls."""
     return Endpoint()
 
 
 @pytest.fixture
 def client(transport: Transport, endpoint: Endpoint) -> Iterator[RPCClient]:
+    """A client of a server with `endpoint`."""
     with serving(transport, endpoint):
         yield get_rpc_client(transport, TARGET, timeout=PATIENCE)
 
@@ -446,7 +451,7 @@ def test_multicall_that_fails_midway(client: RPCClient) -> None:
 
 @pytest.mark.parametrize("how", ["close", "with", "drop"])
 def test_multicall_that_is_closed(client: RPCClient, endpoint: Endpoint, how: str) -> None:
-    """Closing or dropping the iterator runs the remote generator's `finally`, and gives the place in the window back."""
+    """Closing or dropping the iterator runs the remote generator's `finally`, and frees its place in the window."""
     stream: Any = client.multicall({}, "count", to=10**9)
     assert next(stream) == 0
     if how == "close":

@@ -27,6 +27,7 @@ from msgbus.message import Request
 
 
 def request(method: str, namespace: str | None = None, version: str | None = None, **args: Any) -> Request:
+    """A request with the context of user u."""
     return Request(method, args, namespace=namespace, version=version, context={"user": "u"})
 
 

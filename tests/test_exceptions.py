@@ -30,6 +30,7 @@ EXAMPLES: dict[type[Exception], tuple[object, ...]] = {
 
 
 def example(cls: type[Exception]) -> Exception:
+    """An error of the class."""
     return cls(*EXAMPLES.get(cls, ("the text",)))
 
 

@@ -14,6 +14,7 @@ from tests.support import PATIENCE
 
 @pytest.fixture
 def timer() -> Iterator[Timer]:
+    """A timer, closed in the end."""
     timer = Timer("test")
     yield timer
     timer.close()
@@ -35,6 +36,7 @@ class Later:
 
 
 def threads(name: str) -> list[threading.Thread]:
+    """The threads whose names begin so."""
     return [thread for thread in threading.enumerate() if thread.name.startswith(name)]
 
 

@@ -26,6 +26,7 @@ def raised(error: BaseException) -> BaseException:
 
 
 def there_and_back(error: BaseException, *allowed: str) -> Exception:
+    """What a client makes of an exception that a server raised."""
     return rebuild_failure(serialize_failure(raised(error)), allowed)
 
 

@@ -20,6 +20,7 @@ DEAD = Address("dead", "x", "foo")
 
 
 def message(body: bytes = b"body", **more: Any) -> Message:
+    """A message to be sent."""
     return Message(body, "text/plain", "id", **more)
 
 
@@ -47,6 +48,7 @@ class Inbox(list[Delivery]):
 
 @pytest.fixture
 def transport() -> Iterator[Transport]:
+    """A transport on a bus of its own."""
     transport = new_transport()
     yield transport
     transport.cleanup()
@@ -54,16 +56,19 @@ def transport() -> Iterator[Transport]:
 
 @pytest.fixture
 def driver(transport: Transport) -> FakeDriver:
+    """Its driver."""
     assert isinstance(transport.driver, FakeDriver)
     return transport.driver
 
 
 @pytest.fixture
 def bus(transport: Transport) -> Bus:
+    """Its bus."""
     return get_bus(transport.url)
 
 
 def send(driver: FakeDriver, address: Address = TOPIC, mandatory: bool = True, **more: Any) -> Future[Sent]:
+    """Send a message to an address."""
     return driver.send(address, message(**more), mandatory=mandatory)
 
 

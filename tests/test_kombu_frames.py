@@ -49,6 +49,7 @@ class Reference:
 
 @pytest.fixture
 def reference() -> Reference:
+    """What py-amqp would write."""
     return Reference()
 
 
@@ -253,6 +254,7 @@ def header(properties: dict[str, Any], size: int = 70000) -> bytes:
 
 
 def assert_read(properties: dict[str, Any]) -> None:
+    """A header with these properties is read right, out of the middle of a buffer."""
     payload = header(properties)
     before, after = b"what came before", b"\xceand after"
     buffer = before + payload + after

@@ -23,10 +23,12 @@ HOSTILE = ["a", "b", "a/b", "a.b", "!fanout", "!pool", "!dead", "%2F", "%21", "a
 
 
 def native(*, quorum: bool = False, server_expires: int = 1800, queue_expires: int = 0) -> NativeTopology:
+    """The native names."""
     return NativeTopology(quorum=quorum, server_expires=server_expires, queue_expires=queue_expires)
 
 
 def oslo() -> OsloTopology:
+    """The names of a stock oslo.messaging."""
     return OsloTopology(native())
 
 
@@ -71,7 +73,7 @@ def test_native_names(address: Address, name: str, key: str | None) -> None:
     ids=lambda value: getattr(value, "kind", ""),
 )
 def test_native_lifetimes(address: Address, expires: int, own: bool, quorum: bool) -> None:
-    """What belongs to one process goes a minute after it; what is kept is of quorum queues, where they are asked for."""
+    """What belongs to one process goes a minute after it; what is kept is a quorum queue, where that is asked for."""
     queue = native(quorum=quorum).queue(address, UNIQUE)
     arguments: dict[str, object] = {"x-expires": expires * 1000} if expires else {}
     if quorum and not own:
@@ -202,7 +204,7 @@ def test_the_longest_names_of_a_target_fit(kind: str) -> None:
     assert len(native().queue(address, UNIQUE).name) <= MAX_NAME
 
 
-# A stock oslo.messaging's names, flags and arguments: every one has to agree, or RabbitMQ refuses the second declaration.
+# A stock oslo.messaging's names, flags and arguments: all have to agree, or RabbitMQ refuses the second declaration.
 
 OPENSTACK = Exchange("openstack", "topic", durable=False, auto_delete=False)
 FANOUT_EXCHANGE = Exchange("foo_fanout", "fanout", durable=False, auto_delete=True)

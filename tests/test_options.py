@@ -20,14 +20,23 @@ OPTS = [
 
 
 def read(url: str = "fake://", conf: cfg.ConfigOpts | None = None) -> Any:
+    """Read the options of a driver that has `OPTS`."""
     conf = conf or new_conf()
     return read_driver_options(conf, "msgbus_test", OPTS, TransportURL.parse(conf, url))
 
 
 def config_file(folder: pathlib.Path, text: str) -> cfg.ConfigOpts:
+    """A configuration that was read from a file."""
     path = folder / "service.conf"
     path.write_text(text)
     return new_conf("--config-file", str(path))
+
+
+def read_from(where: str, name: str, value: str, folder: pathlib.Path) -> Any:
+    """Read the options with one of them set in the URL, or in a file."""
+    if where == "url":
+        return read(f"fake://?{name}={value}")
+    return read(conf=config_file(folder, f"[msgbus_test]\n{name} = {value}\n"))
 
 
 @pytest.mark.parametrize(
@@ -137,10 +146,7 @@ def test_url_wins_over_the_file_and_the_file_over_the_default(tmp_path: pathlib.
 def test_unknown_options_are_refused(name: str, hint: str, where: str, tmp_path: pathlib.Path) -> None:
     """A typo in the URL or in the driver's group of a file is an error that names the nearest option, or them all."""
     with pytest.raises(ConfigurationError) as caught:
-        if where == "url":
-            read(f"fake://?{name}=1")
-        else:
-            read(conf=config_file(tmp_path, f"[msgbus_test]\n{name} = 1\n"))
+        read_from(where, name, "1", tmp_path)
     assert repr(name) in str(caught.value)
     assert hint in str(caught.value)
     assert ("transport URL" if where == "url" else "[msgbus_test]") in str(caught.value)
@@ -159,10 +165,7 @@ def test_other_groups_of_a_file_are_others_business(tmp_path: pathlib.Path) -> N
 def test_wrong_values_are_refused(name: str, value: str, where: str, tmp_path: pathlib.Path) -> None:
     """A value that does not fit is an error that names the option."""
     with pytest.raises(ConfigurationError, match=f"option {name} of "):
-        if where == "url":
-            read(f"fake://?{name}={value}")
-        else:
-            read(conf=config_file(tmp_path, f"[msgbus_test]\n{name} = {value}\n"))
+        read_from(where, name, value, tmp_path)
 
 
 def test_deprecated_names_in_a_file(tmp_path: pathlib.Path) -> None:

@@ -39,6 +39,7 @@ class Woken:
 
 
 def options(**changes: Any) -> dict[str, Any]:
+    """Arguments of any kind of call."""
     given: dict[str, Any] = {
         "now": NOW,
         "deadline": DEADLINE,
@@ -51,11 +52,13 @@ def options(**changes: Any) -> dict[str, Any]:
 
 
 def call(**changes: Any) -> tuple[PendingCall, Woken]:
+    """A call that waits, and what counts how often it was woken."""
     pending = PendingCall("c", "echo", Address("topic", "x", "foo"), **options(**changes))
     return pending, Woken(pending)
 
 
 def stream(window: int = 4, idle_timeout: float = 60.0, end: float = float("inf"), **changes: Any) -> PendingStream:
+    """A stream that waits."""
     return PendingStream(
         "c",
         "count",
@@ -68,15 +71,18 @@ def stream(window: int = 4, idle_timeout: float = 60.0, end: float = float("inf"
 
 
 def started(server: str = "h1", inbox: str | None = None) -> Reply:
+    """What a server says when it begins."""
     return Reply("c", "started", extended=True, server=server, inbox=inbox or f"inbox-{server}")
 
 
 def items(*values: Any, seq: int = 0, server: str = "h1", ending: bool = False, failure: str | None = None) -> Reply:
+    """A frame of items."""
     kind: Any = "reply" if ending else "items"
     return Reply("c", kind, extended=True, server=server, items=list(values), seq=seq, ending=ending, failure=failure)
 
 
 def keepalive(server: str = "h1") -> Reply:
+    """A sign of life."""
     return Reply("c", "keepalive", extended=True, server=server)
 
 
@@ -150,7 +156,7 @@ def test_a_foreign_error_of_sending() -> None:
 
 @pytest.mark.parametrize("how", ["lost", "declined"])
 def test_outcome_unknown_after_the_grace(how: str) -> None:
-    """A request that may have run is waited for during the grace, and is then OutcomeUnknown: well before the deadline."""
+    """A request that may have run is waited for during the grace, and is then OutcomeUnknown, before the deadline."""
     pending, woken = call()
     if how == "lost":
         pending.on_sent(LOST, NOW + 1)
@@ -242,7 +248,7 @@ def test_a_lost_server_of_a_repeatable_call() -> None:
     assert pending.server_inbox is None
     assert pending.look_again_at() == DEADLINE
     pending.on_reply(started("h2"), NOW + LOST_AFTER + 1)
-    assert (pending.server_inbox, pending.server_name) == ("inbox-h2", "h2")
+    assert [pending.server_inbox, pending.server_name] == ["inbox-h2", "h2"]
     assert not pending.orphans
     assert type(pending.verdict(DEADLINE)) is MessagingTimeout
 
@@ -389,7 +395,7 @@ def test_stream_is_never_mixed_from_two_servers() -> None:
 
 
 def test_credit_is_given_in_halves_of_the_window() -> None:
-    """Credit goes back to the server whenever half of the window has been taken, so that not each item costs a frame."""
+    """Credit goes back to the server whenever half of the window has been taken: not every item costs a frame."""
     pending = stream(window=4)
     pending.on_reply(started(), NOW)
     pending.on_reply(items(*range(4)), NOW)
@@ -430,7 +436,8 @@ def test_router_hands_replies_to_their_calls() -> None:
     assert len(router) == 2
     router.route(Reply("d", result=1, ending=True), NOW)
     router.route(Reply("unknown", ending=True), NOW)
-    assert (first.answer, second.answer is not None) == (None, True)
+    assert first.answer is None
+    assert second.answer is not None
     router.discard(first)
     router.discard(first)
     router.route(Reply("c", ending=True), NOW)

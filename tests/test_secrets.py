@@ -101,8 +101,8 @@ def test_configured_url_is_a_secret_option() -> None:
     logged: list[str] = []
 
     class Log:
-        def log(self, _level: int, text: str, *args: object) -> None:
-            logged.append(text % args if args else text)
+        def log(self, level: int, msg: object, *args: object) -> None:
+            logged.append(str(msg) % args if args else str(msg))
 
     conf.log_opt_values(Log(), 10)
     assert any("transport_url" in line for line in logged)

@@ -17,7 +17,7 @@ NAMES = ("exchange", "topic", "server")
 def test_refuses_names_that_no_message_system_carries(name: str, value: str) -> None:
     """Empty names, control characters, lone surrogates and more than 80 bytes are refused at once."""
     with pytest.raises(InvalidTarget, match=f"the {name} "):
-        Target(**{name: value})
+        Target()(**{name: value})
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any
 
 import pytest
 from oslo_config import cfg
@@ -252,6 +251,7 @@ class ScriptedDriver(Driver):
 
 @pytest.fixture
 def scripted() -> tuple[Transport, ScriptedDriver]:
+    """A transport over a driver that does what the test says."""
     conf = new_conf()
     driver = ScriptedDriver(conf, TransportURL("scripted"))
     return Transport(conf, TransportURL("scripted"), driver), driver
@@ -300,6 +300,7 @@ LOST = TransportUnavailable("cut", maybe_delivered=True)
 def outcome_of(
     transport: Transport, seconds: float = PATIENCE, retry_undeliverable: float | None = None
 ) -> tuple[Future[None], list[BaseException | None]]:
+    """Have a message sent until a deadline: what is done when the outcome is known, and the outcomes."""
     done: Future[None] = Future()
     outcomes: list[BaseException | None] = []
 

@@ -10,6 +10,7 @@ from tests.support import new_conf
 
 
 def parse(url: str) -> TransportURL:
+    """Read a URL with nothing configured."""
     return TransportURL.parse(new_conf(), url)
 
 

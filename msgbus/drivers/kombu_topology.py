@@ -85,7 +85,7 @@ class NativeTopology:
             InvalidTarget: the name is too long for RabbitMQ.
         """
         if address.kind == "inbox":
-            return Route(DEFAULT_EXCHANGE, address.name)
+            return Route(DEFAULT_EXCHANGE, _checked(address.name, address))
         if address.kind == "dead":
             return Route(DEFAULT_EXCHANGE, _dead(address), self.queue(address, ""))
         return Route(_exchange(address), _key(address))

@@ -70,6 +70,7 @@ class BadInputChecks:
         known = {**policy(delivery), "_msg_id": "c" * 32, "_reply_q": bus.inbox()}
         requests = [{**payload("note", "k", **known), key: value} for value in NONSENSE]
         requests += [{**payload("note", "k", **policy(delivery)), key: value} for value in NONSENSE]
+        requests += [{**payload("note", "k", **known), key: "x" * 300} for _ in range(8)]
         if key == "_msgbus":
             for hint in HINTS:
                 for method in ("note", "count"):

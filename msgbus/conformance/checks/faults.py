@@ -147,9 +147,9 @@ class BusFaultChecks:
         Under at_least_once nearly all return their value; under at_most_once no handler runs twice.
         """
         bus.needs(harness=("stop", "start"))
-        bus.serve("s1", "s2", "s3", executor_thread_pool_size=8)
+        bus.serve("s1", "s2", "s3", executor_thread_pool_size=8, rpc_reply_grace=5.0)
         timeout = 60.0
-        client = bus.client(timeout=timeout, delivery=delivery)
+        client = bus.client(timeout=timeout, delivery=delivery, transport=bus.new_transport(rpc_reply_grace=5.0))
         calls = [Task(client.call, {}, "work", key=f"k{n}", seconds=0.2) for n in range(200)]
         until(lambda: len(bus.journal.entries("done")) >= 20, "20 calls are done")
         bus.harness.stop()

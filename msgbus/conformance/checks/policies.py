@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -241,6 +242,6 @@ class PolicyChecks:
         bus.kill(servers[0])
         wanted = {f"k{n}" for n in range(300)}
         until(lambda: {entry.key for entry in bus.journal.entries("done")} >= wanted, "all casts are done", 30)
+        runs = Counter(entry.key for entry in bus.journal.entries("run"))
         assert {entry.server for entry in bus.journal.entries("run")} == {"s1", "s2", "s3"}
-        done = len(bus.journal.entries("done"))
-        assert done <= 300 + 3 * 64, "what was done is not done again, but for what the dead server had not accepted"
+        assert max(runs.values()) <= 2, "only what the dead server had not finished is run again"

@@ -68,7 +68,7 @@ class SendingChecks:
         ]
         for n, future in enumerate(futures):
             assert isinstance(future.exception(15), MessageUndeliverable if n % 3 == 0 else type(None)), n
-        assert sorted(map(int, receiver.bodies or [])) == [n for n in range(300) if n % 3] or receiver.wait(200)
+        receiver.wait(200)
         assert sorted(map(int, receiver.bodies)) == [n for n in range(300) if n % 3]
 
     def test_fanout_to_nobody_is_no_error(self, bus: Bus) -> None:

@@ -1,0 +1,199 @@
+"""The delivery policies, with deliveries that the test hands to a `Processor` itself; see also test_server.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from msgbus import MessageTooLarge, RPCDispatcher, Transport, TransportUnavailable
+from msgbus.drivers.base import Address, Delivery, Message
+from msgbus.drivers.fake import get_bus
+from msgbus.message import JSON, Hints, Reply, Request, decode_inbox_frame, encode_request
+from msgbus.processing import Processor, Work, time_left
+from tests.support import new_transport
+
+TOPIC = Address("topic", "msgbus", "foo")
+
+
+class Handed(Delivery):
+    """A delivery that notes what becomes of it."""
+
+    __slots__ = ("alive", "outcome")
+
+    def __init__(self, request: Request, *, redelivered: bool = False, alive: bool = True, ttl: float | None = None):
+        message = Message(encode_request(request, JSON), JSON, request.unique_id, ttl)
+        super().__init__(TOPIC, message, redelivered, None)
+        self.alive = alive
+        self.outcome: str | None = None
+
+    def accept(self) -> bool:
+        self.outcome = self.outcome or "accepted"
+        return self.alive
+
+    def reject(self, requeue: bool) -> None:
+        self.outcome = self.outcome or ("requeued" if requeue else "dropped")
+
+
+class Bench:
+    """A processor, a client's inbox, and an endpoint."""
+
+    def __init__(self) -> None:
+        self.transport: Transport = new_transport(rpc_reply_grace=0.001)
+        self.frames: list[Reply] = []
+        self.inbox = self.transport.driver.open_inbox(self._on_frame)
+        self.ran: list[Any] = []
+        self.hook: Callable[[], object] = lambda: None
+        self.again: list[Work] = []
+        dispatcher = RPCDispatcher([self])
+        self.processor = Processor(self.transport, "foo", "h1", dispatcher, None, self._run_again)
+
+    def _on_frame(self, delivery: Delivery) -> None:
+        frame = decode_inbox_frame(delivery.message.body, delivery.message.content_type)
+        assert isinstance(frame, Reply)
+        self.frames.append(frame)
+
+    def _run_again(self, work: Work) -> bool:
+        self.again.append(work)
+        return False
+
+    def note(self, ctxt: object, value: Any = None) -> Any:
+        self.ran.append(value)
+        self.hook()
+        return value
+
+    def request(self, policy: str, *, call: bool = True, unique_id: str = "id", **args: Any) -> Request:
+        request = Request("note", args, unique_id, hints=Hints(ttl=60.0, policy=policy))
+        if call:
+            request.call_id, request.reply_to = unique_id, self.inbox.address.name
+        return request
+
+    def kinds(self) -> list[str]:
+        return [frame.kind for frame in self.frames]
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    """All that a test needs, with nothing unfinished in the end."""
+    bench = Bench()
+    yield bench
+    assert bench.processor.wait(0) == 0
+    bench.transport.cleanup()
+
+
+@pytest.mark.parametrize("call", [True, False], ids=["call", "cast"])
+@pytest.mark.parametrize(("policy", "while_it_runs"), [("at_most_once", "accepted"), ("at_least_once", None)])
+def test_when_it_is_accepted(bench: Bench, policy: str, while_it_runs: str | None, call: bool) -> None:
+    """Under at_most_once a delivery is accepted before it runs, under at_least_once after."""
+    delivery = Handed(bench.request(policy, call=call))
+    seen: list[str | None] = []
+    bench.hook = lambda: seen.append(delivery.outcome)
+    bench.processor.process(delivery)
+    assert seen == [while_it_runs]
+    assert delivery.outcome == "accepted"
+    assert len(bench.frames) == call
+
+
+@pytest.mark.parametrize(
+    ("policy", "runs", "frames"), [("at_most_once", 0, ["declined"]), ("at_least_once", 1, ["reply"])]
+)
+def test_a_call_that_was_handed_over_before(bench: Bench, policy: str, runs: int, frames: list[str]) -> None:
+    """What may have run before is declined under at_most_once, and run under at_least_once; it is accepted."""
+    delivery = Handed(bench.request(policy), redelivered=True)
+    bench.processor.process(delivery)
+    assert (len(bench.ran), bench.kinds(), delivery.outcome) == (runs, frames, "accepted")
+
+
+@pytest.mark.parametrize("call", [True, False], ids=["call", "cast"])
+def test_a_delivery_whose_connection_is_gone(bench: Bench, call: bool) -> None:
+    """Under at_most_once a request that can no more be accepted is not run: it will come again elsewhere."""
+    bench.processor.process(Handed(bench.request("at_most_once", call=call), alive=False))
+    assert not bench.ran
+    assert bench.kinds() == (["declined"] if call else [])
+
+
+@pytest.mark.parametrize(("policy", "meanwhile"), [("at_most_once", "accepted"), ("at_least_once", None)])
+def test_the_same_request_while_the_first_runs(bench: Bench, policy: str, meanwhile: str | None) -> None:
+    """A second delivery of a request is never run; under at_least_once it waits for the outcome of the first."""
+    first, second = Handed(bench.request(policy)), Handed(bench.request(policy))
+    seen: list[str | None] = []
+
+    def hook() -> None:
+        bench.processor.process(second)
+        seen.append(second.outcome)
+
+    bench.hook = hook
+    bench.processor.process(first)
+    assert seen == [meanwhile]
+    assert (first.outcome, second.outcome) == ("accepted", "accepted")
+    assert len(bench.ran) == 1
+
+
+def test_an_answer_that_gets_lost(bench: Bench) -> None:
+    """Under at_least_once a call whose answer could not be handed over is given back, with what waited for it."""
+    first, second = Handed(bench.request("at_least_once")), Handed(bench.request("at_least_once"))
+
+    def hook() -> None:
+        bench.processor.process(second)
+        get_bus(bench.transport.url).fail_next(TransportUnavailable("away"))
+
+    bench.hook = hook
+    bench.processor.process(first)
+    assert (first.outcome, second.outcome) == ("requeued", "requeued")
+    bench.hook = lambda: None
+    third = Handed(bench.request("at_least_once"), redelivered=True)
+    bench.processor.process(third)
+    assert (len(bench.ran), third.outcome) == (2, "accepted")
+
+
+def test_an_answer_that_no_server_could_give(bench: Bench) -> None:
+    """A call whose answer is too large, even as an error, is done: another server would fare no better."""
+    delivery = Handed(bench.request("at_least_once"))
+    bench.hook = lambda: get_bus(bench.transport.url).fail_next(MessageTooLarge("more than it takes"), 2)
+    bench.processor.process(delivery)
+    assert delivery.outcome == "accepted"
+
+
+def test_a_lost_answer_under_at_most_once(bench: Bench) -> None:
+    """Under at_most_once a call is done when it has run, whatever becomes of its answer."""
+    delivery = Handed(bench.request("at_most_once"))
+    bench.hook = lambda: get_bus(bench.transport.url).fail_next(TransportUnavailable("away"))
+    bench.processor.process(delivery)
+    assert delivery.outcome == "accepted"
+    bench.processor.process(Handed(bench.request("at_most_once")))
+    assert len(bench.ran) == 1
+
+
+@pytest.mark.parametrize(
+    ("hints", "ttl", "left"),
+    [
+        (None, None, None),
+        (None, 5.0, 5.0),
+        (Hints(), None, None),
+        (Hints(ttl=5.0), None, 5.0),
+        (Hints(ttl=5.0), 3.0, 3.0),
+        (Hints(ttl=3.0), 5.0, 3.0),
+        (Hints(ttl=50.0, at=0.0), None, 1.0),
+        (Hints(ttl=0.5, at=0.0), None, 0.5),
+        (Hints(ttl=50.0, at=1e10), None, 50.0),
+        (Hints(ttl=50.0, at=0.0), 20.0, 20.0),
+    ],
+)
+def test_time_left(hints: Hints | None, ttl: float | None, left: float | None) -> None:
+    """The least of what is known counts; a clock alone takes no more than all but a second."""
+    found = time_left(Request("m", hints=hints), Handed(Request("m"), ttl=ttl))
+    assert found == (None if left is None else pytest.approx(left, abs=0.2))
+
+
+def test_a_cast_whose_connection_was_gone_comes_again(bench: Bench) -> None:
+    """A cast that was not run since its connection was gone goes to the dead letters when it comes again here."""
+    request = bench.request("at_most_once", call=False)
+    bench.processor.process(Handed(request, alive=False))
+    again = Handed(request, redelivered=True)
+    bench.processor.process(again)
+    found = bench.transport.inspect(Address("dead", "msgbus", "foo"), 1.0)
+    assert found is not None
+    assert found.depth == 1
+    assert again.outcome == "accepted"
+    assert not bench.ran

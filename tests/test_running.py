@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from msgbus import MessageTooLarge, MessageUndeliverable, SerializationError
+from msgbus.drivers.base import Address, Delivery
+from msgbus.drivers.fake import get_bus
+from msgbus.failures import rebuild_failure
+from msgbus.message import JSON, Control, Hints, Reply, Request, decode_inbox_frame
+from msgbus.replies import KEEPALIVE
+from msgbus.running import STARTED_AFTER, Running
+from msgbus.transport import Transport
+from tests.support import new_transport
+
+
+class Peer:
+    """A client's inbox."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self.frames: list[Reply] = []
+        self.ends: list[BaseException | None] = []
+        self.inbox = transport.driver.open_inbox(self._on_delivery)
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        frame = decode_inbox_frame(delivery.message.body, delivery.message.content_type)
+        assert isinstance(frame, Reply)
+        self.frames.append(frame)
+
+    def running(self, hints: Hints | None = None, monitor: float | None = None, reply_to: str | None = None) -> Running:
+        request = Request("m", call_id="c", reply_to=reply_to or self.inbox.address.name, monitor=monitor, hints=hints)
+        grace = 0.0 if reply_to == "gone" else 60.0
+        return Running(
+            self.transport, "h1", request, JSON, durable=False, grace=grace, deadline=None, on_end=self.ends.append
+        )
+
+    def take(self) -> list[tuple[str, bool]]:
+        """The kinds of the frames that came since, and whether each was the last."""
+        found: list[tuple[str, bool]] = [(frame.kind, frame.ending) for frame in self.frames]
+        self.frames.clear()
+        return found
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    """A client in memory."""
+    transport = new_transport()
+    yield Peer(transport)
+    transport.cleanup()
+
+
+@pytest.mark.parametrize("hints", [Hints(), None], ids=["msgbus", "stock"])
+def test_result(peer: Peer, hints: Hints | None) -> None:
+    """The answer is one frame, which ends the call; only a msgbus client is told who gave it."""
+    running = peer.running(hints)
+    running.result({"a": 1})
+    frame = peer.frames[0]
+    assert (frame.call_id, frame.result, frame.failure, frame.ending) == ("c", {"a": 1}, None, True)
+    assert (frame.extended, frame.server) == ((True, "h1") if hints else (False, None))
+    assert len(peer.frames) == 1
+    assert running.answered
+    assert peer.ends == [None]
+
+
+def failure(frame: Reply) -> Exception:
+    """The exception that an answer tells of."""
+    assert frame.ending
+    assert frame.failure is not None
+    return rebuild_failure(frame.failure, ())
+
+
+def test_failure(peer: Peer) -> None:
+    """An exception is an answer too."""
+    peer.running().failure(KeyError("x"))
+    assert type(failure(peer.frames[0])) is KeyError
+    assert peer.ends == [None]
+
+
+def test_result_that_cannot_travel(peer: Peer) -> None:
+    """A result that cannot be written is answered with an error that says so."""
+    peer.running().result(object())
+    error = failure(peer.frames[0])
+    assert type(error) is SerializationError
+    assert "the result of 'm'" in str(error)
+    assert peer.ends == [None]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_result_that_is_too_large(peer: Peer, times: int) -> None:
+    """An answer that is larger than the message system takes is answered with that; not even that fitting, it ends."""
+    too_large = MessageTooLarge("more than it takes")
+    get_bus(peer.transport.url).fail_next(too_large, times)
+    peer.running(Hints()).result("x")
+    if times == 1:
+        assert type(failure(peer.frames[0])) is MessageTooLarge
+        assert peer.ends == [None]
+    else:
+        assert not peer.frames
+        assert peer.ends == [too_large]
+
+
+def test_an_answer_that_reaches_nobody(peer: Peer, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the client is gone, the log and whoever waits for the end are told."""
+    peer.running(reply_to="gone").result(5)
+    assert [type(end) for end in peer.ends] == [MessageUndeliverable]
+    assert "could not be delivered to inbox 'gone'" in caplog.text
+
+
+def test_signs_of_life_for_a_msgbus_client(peer: Peer) -> None:
+    """A call that runs for a while says so once, with an inbox, and then shows life now and then."""
+    running = peer.running(Hints())
+    begin = running._last_frame
+    running.show_life(begin + STARTED_AFTER / 2)
+    assert peer.take() == []
+    running.show_life(begin + STARTED_AFTER + 0.01)
+    assert (peer.frames[0].inbox, peer.frames[0].server) == (peer.transport.inbox(0.0), "h1")
+    assert peer.take() == [("started", False)]
+    last = running._last_frame
+    running.show_life(last + KEEPALIVE / 2)
+    assert peer.take() == []
+    running.show_life(last + KEEPALIVE + 0.01)
+    assert peer.take() == [("keepalive", False)]
+    running.begin()
+    assert peer.take() == []
+
+
+@pytest.mark.parametrize(
+    ("monitor", "after", "shows"),
+    [(None, 1000.0, False), (0, 1000.0, False), (10, 4.9, False), (10, 5.1, True), (0.5, 0.6, True), (3, 1.6, True)],
+)
+def test_signs_of_life_for_a_stock_client(peer: Peer, monitor: float | None, after: float, shows: bool) -> None:
+    """A stock client is sent a reply that ends nothing, twice in the time that it asked for, and never unasked."""
+    running = peer.running(monitor=monitor)
+    running.show_life(running._last_frame + after)
+    assert peer.take() == ([("reply", False)] if shows else [])
+
+
+@pytest.mark.parametrize("how", ["answered", "cancelled"])
+def test_no_sign_of_life_that_nobody_needs(peer: Peer, how: str) -> None:
+    """After the answer, and for a client that does not want it any more, there is no sign of life."""
+    running = peer.running(Hints())
+    if how == "answered":
+        running.result(5)
+    else:
+        running.on_control(Control("c", "cancel"))
+    peer.take()
+    running.show_life(running._last_frame + 1000)
+    assert peer.take() == []
+
+
+@pytest.mark.parametrize(("hints", "kinds"), [(Hints(), [("declined", False)]), (None, [])])
+def test_declined(peer: Peer, hints: Hints | None, kinds: list[Any]) -> None:
+    """That a request is not run is told to a msgbus client; a stock one would not understand it."""
+    peer.running(hints).decline()
+    assert peer.take() == kinds
+
+
+def test_stream(peer: Peer) -> None:
+    """A stream begins by saying where it can be told things; its items and its end follow."""
+    running = peer.running(Hints(window=10))
+    running.stream(iter_of(range(3)))
+    assert [frame.items for frame in peer.frames] == [None, [0], [1], [2], []]
+    assert peer.take() == [("started", False)] + [("items", False)] * 3 + [("reply", True)]
+    assert peer.ends == [None]
+
+
+def iter_of(values: Any) -> Any:
+    """A generator of some values."""
+    yield from values
+
+
+def test_stream_that_was_cancelled_before_it_began(peer: Peer) -> None:
+    """A cancel that comes before there is a stream ends it all the same."""
+    running = peer.running(Hints(window=10))
+    running.on_control(Control("c", "cancel"))
+    running.stream(iter_of(range(3)))
+    assert peer.take() == [("started", False)]
+    assert running.cancelled
+    assert peer.ends == [None]
+
+
+def test_stream_that_fails(peer: Peer) -> None:
+    """An exception of the generator ends the stream, after the items before it."""
+
+    def items() -> Any:
+        yield 1
+        raise KeyError("x")
+
+    running = peer.running(Hints(window=10))
+    with pytest.raises(KeyError) as caught:
+        running.stream(items())
+    running.failure(caught.value)
+    assert type(failure(peer.frames[-1])) is KeyError
+    assert [frame.items for frame in peer.frames] == [None, [1], []]
+    assert peer.ends == [None]
+
+
+def test_a_frame_that_gets_lost(peer: Peer) -> None:
+    """A sign of life that reaches nobody is no error."""
+    running = peer.running(Hints(), reply_to="gone")
+    running.begin()
+    assert peer.ends == []
+
+
+def test_address_of_the_client(peer: Peer) -> None:
+    """Answers go to the inbox that the request names, and nowhere else."""
+    other = Peer(peer.transport)
+    peer.running(reply_to=other.inbox.address.name).result(5)
+    assert peer.frames == []
+    assert len(other.frames) == 1
+    assert other.inbox.address == Address("inbox", name=other.inbox.address.name)

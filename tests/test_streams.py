@@ -1,0 +1,421 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from msgbus import (
+    MessageTooLarge,
+    MessageUndeliverable,
+    RPCClient,
+    SerializationError,
+    Target,
+    Transport,
+    get_rpc_client,
+    streams,
+)
+from msgbus.drivers.base import Address, Delivery, Message
+from msgbus.failures import rebuild_failure
+from msgbus.message import (
+    JSON,
+    MSGPACK,
+    Control,
+    Reply,
+    decode_inbox_frame,
+    decode_request,
+    encode_reply,
+)
+from msgbus.replies import LOST_AFTER
+from msgbus.streams import OnOutcome, StreamSender
+from tests.support import PATIENCE, new_transport
+
+
+class Client:
+    """Keeps the frames of a sender, and says when and how each has been sent."""
+
+    def __init__(self, *, at_once: bool = True) -> None:
+        self.frames: list[Reply] = []
+        self.ends: list[BaseException | None] = []
+        self._at_once = at_once
+        self._waiting: list[OnOutcome] = []
+        self.come = threading.Semaphore(0)
+
+    def send(self, reply: Reply, on_outcome: OnOutcome) -> None:
+        self.frames.append(reply)
+        self.come.release()
+        if self._at_once:
+            on_outcome(None)
+        else:
+            self._waiting.append(on_outcome)
+
+    def confirm(self, error: BaseException | None = None) -> None:
+        self._waiting.pop(0)(error)
+
+    @property
+    def items(self) -> list[Any]:
+        decode = msgspec.json.decode
+        return [decode(item) for frame in self.frames for item in frame.items or ()]
+
+    def sender(self, window: int = 100) -> StreamSender:
+        return StreamSender(self.send, self.ends.append, "c", JSON, window, "inbox 'x'")
+
+
+class Items:
+    """A generator that notes what becomes of it."""
+
+    def __init__(self, values: Any, error: Exception | None = None) -> None:
+        self.values = values
+        self.error = error
+        self.yielded = 0
+        self.closed = False
+
+    def __call__(self) -> Generator[Any, None, None]:
+        try:
+            for value in self.values:
+                self.yielded += 1
+                yield value
+            if self.error is not None:
+                raise self.error
+        finally:
+            self.closed = True
+
+
+def in_thread(func: Callable[[], object]) -> threading.Thread:
+    """Run something on another thread."""
+    thread = threading.Thread(target=func, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_items_and_the_end() -> None:
+    """Items go out in frames with their numbers, and the last frame says that the stream has ended."""
+    client, items = Client(), Items("abc")
+    client.sender().run(items())
+    assert client.items == ["a", "b", "c"]
+    assert [frame.seq for frame in client.frames] == [0, 1, 2, 3]
+    assert [(frame.kind, frame.ending) for frame in client.frames] == [("items", False)] * 3 + [("reply", True)]
+    assert client.frames[-1].failure is None
+    assert client.ends == [None]
+    assert items.closed
+
+
+def test_an_empty_generator() -> None:
+    """A generator without items is one frame: the end."""
+    client = Client()
+    client.sender().run(Items("")())
+    assert [(frame.ending, frame.items, frame.seq) for frame in client.frames] == [(True, [], 0)]
+    assert client.ends == [None]
+
+
+def test_one_frame_is_under_way_at_a_time() -> None:
+    """What is yielded while a frame is under way goes together in the next, with the end if that has come."""
+    client = Client(at_once=False)
+    client.sender().run(Items(range(5))())
+    assert client.items == [0]
+    assert not client.ends
+    client.confirm()
+    assert client.items == [0, 1, 2, 3, 4]
+    assert (client.frames[1].seq, client.frames[1].ending) == (1, True)
+    assert not client.ends
+    client.confirm()
+    assert client.ends == [None]
+    assert len(client.frames) == 2
+
+
+def test_frames_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame takes no more bytes of items than it should, unless a single item is larger; the end comes last."""
+    monkeypatch.setattr(streams, "FRAME_BYTES", 10)
+    client = Client(at_once=False)
+    client.sender().run(Items(["first", "a" * 3, "b" * 3, "c" * 3, "d" * 30, "e"])())
+    while not client.ends:
+        client.confirm()
+    assert client.items == ["first", "a" * 3, "b" * 3, "c" * 3, "d" * 30, "e"]
+    assert [len(frame.items or ()) for frame in client.frames] == [1, 2, 1, 1, 1]
+    assert [frame.seq for frame in client.frames] == [0, 1, 3, 4, 5]
+    assert [frame.ending for frame in client.frames] == [False] * 4 + [True]
+
+
+def test_the_generator_waits_for_credit() -> None:
+    """No more items are yielded than the client has given credit for."""
+    client, items = Client(), Items(range(10))
+    sender = client.sender(window=3)
+    thread = in_thread(lambda: sender.run(items()))
+    for _ in range(3):
+        assert client.come.acquire(timeout=PATIENCE)
+    assert items.yielded == 3
+    sender.on_control(Control("c", "credit", 2))
+    sender.on_control(Control("c", "credit", -5))
+    for _ in range(2):
+        assert client.come.acquire(timeout=PATIENCE)
+    assert items.yielded == 5
+    assert not client.ends
+    sender.on_control(Control("c", "credit", 100))
+    thread.join(PATIENCE)
+    assert client.items == list(range(10))
+    assert client.ends == [None]
+
+
+@pytest.mark.parametrize("window", [1, 5])
+def test_cancel(window: int) -> None:
+    """A client that wants no more has the generator closed, and is sent no end."""
+    client, items = Client(), Items(range(window + 5))
+    sender = client.sender(window)
+    thread = in_thread(lambda: sender.run(items()))
+    for _ in range(window):
+        assert client.come.acquire(timeout=PATIENCE)
+    sender.on_control(Control("c", "cancel"))
+    thread.join(PATIENCE)
+    assert items.closed
+    assert client.ends == [None]
+    assert not any(frame.ending for frame in client.frames)
+
+
+def test_cancel_before_it_begins() -> None:
+    """A stream that is cancelled before it begins yields nothing."""
+    client, items = Client(), Items("abc")
+    sender = client.sender()
+    sender.on_control(Control("c", "cancel"))
+    sender.run(items())
+    assert not client.frames
+    assert items.yielded == 0
+    assert client.ends == [None]
+
+
+class Clock:
+    """Stands in for the time."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_a_client_that_has_fallen_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that was not heard of for three keepalives is gone: the generator is closed. A keepalive counts."""
+    clock = Clock()
+    monkeypatch.setattr(streams, "time", clock)
+    client = Client()
+    sender = client.sender()
+    closed: list[bool] = []
+
+    def generator() -> Generator[int, None, None]:
+        try:
+            yield 0
+            clock.now += LOST_AFTER - 1
+            sender.on_control(Control("c", "keepalive"))
+            clock.now += LOST_AFTER - 1
+            yield 1
+            clock.now += 1
+            yield 2
+        finally:
+            closed.append(True)
+
+    sender.run(generator())
+    assert closed
+    assert client.items == [0, 1, 2]
+    assert not client.frames[-1].ending
+    assert client.ends == [None]
+
+
+def test_a_client_that_cannot_be_reached() -> None:
+    """Where a frame cannot be delivered the generator is closed, and the end says why."""
+    client, items = Client(at_once=False), Items(iter(int, 1))
+    sender = client.sender(window=10)
+    thread = in_thread(lambda: sender.run(items()))
+    assert client.come.acquire(timeout=PATIENCE)
+    error = MessageUndeliverable("gone")
+    client.confirm(error)
+    thread.join(PATIENCE)
+    assert items.closed
+    assert client.ends[0] is error
+    assert len(client.ends) == 1
+
+
+def test_an_exception_midway() -> None:
+    """What the generator raises is raised by `run`, and `end` tells the client of it after the items before."""
+    client, items = Client(at_once=False), Items("ab", KeyError("midway"))
+    sender = client.sender()
+    with pytest.raises(KeyError):
+        sender.run(items())
+    sender.end('{"class": "KeyError"}')
+    client.confirm()
+    assert client.items == ["a", "b"]
+    assert (client.frames[-1].ending, client.frames[-1].failure) == (True, '{"class": "KeyError"}')
+    client.confirm()
+    assert client.ends == [None]
+
+
+def test_an_item_that_cannot_travel() -> None:
+    """An item that cannot be written is an error of the stream, and the generator is closed."""
+    client, items = Client(), Items(["a", object(), "b"])
+    with pytest.raises(SerializationError, match="an item"):
+        client.sender().run(items())
+    assert client.items == ["a"]
+    assert items.closed
+
+
+def test_an_item_that_is_too_large() -> None:
+    """Where a frame is larger than the message system takes, the client is told, with the number that it expects."""
+    client, items = Client(at_once=False), Items(iter(lambda: "x", "y"))
+    sender = client.sender(window=5)
+    thread = in_thread(lambda: sender.run(items()))
+    assert client.come.acquire(timeout=PATIENCE)
+    client.confirm()
+    assert client.come.acquire(timeout=PATIENCE)
+    seq = client.frames[1].seq
+    client.confirm(MessageTooLarge("more than it takes"))
+    thread.join(PATIENCE)
+    last = client.frames[-1]
+    assert (last.ending, last.items, last.seq) == (True, [], seq)
+    assert last.failure is not None
+    assert type(rebuild_failure(last.failure, ())) is MessageTooLarge
+    assert not client.ends
+    client.confirm()
+    assert len(client.ends) == 1
+    assert items.closed
+
+
+# The client's side, against a server that the test plays
+
+
+class PlayedServer:
+    """Takes requests for streams and control frames, and answers what the test says."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self.controls: list[Control] = []
+        self.content_type = {"json": JSON, "msgpack": MSGPACK}[transport.conf.rpc_codec]
+        transport.driver.subscribe([Address("topic", "msgbus", "foo")], self._on_request, prefetch=10)
+        self.inbox = transport.driver.open_inbox(self._on_control)
+
+    def _on_request(self, delivery: Delivery) -> None:
+        delivery.accept()
+        self.request = decode_request(delivery.message.body, delivery.message.content_type)
+
+    def _on_control(self, delivery: Delivery) -> None:
+        frame = decode_inbox_frame(delivery.message.body, delivery.message.content_type)
+        assert isinstance(frame, Control)
+        self.controls.append(frame)
+
+    def say(self, kind: Any, **more: Any) -> None:
+        assert self.request.call_id is not None
+        assert self.request.reply_to is not None
+        reply = Reply(self.request.call_id, kind, extended=True, server="h1", **more)
+        message = Message(encode_reply(reply, self.content_type), self.content_type, "id")
+        self.transport.send(Address("inbox", name=self.request.reply_to), message, mandatory=True).result(0)
+
+    def started(self) -> None:
+        self.say("started", inbox=self.inbox.address.name)
+
+    def kinds(self) -> list[tuple[str, int]]:
+        return [(control.kind, control.credit) for control in self.controls]
+
+
+@pytest.fixture(params=["json", "msgpack"])
+def played(request: pytest.FixtureRequest) -> Iterator[PlayedServer]:
+    """A server that the test plays, once with each codec."""
+    transport = new_transport(rpc_codec=request.param)
+    yield PlayedServer(transport)
+    transport.cleanup()
+
+
+@pytest.fixture
+def client(played: PlayedServer) -> RPCClient:
+    """A client of that server."""
+    return get_rpc_client(played.transport, Target(topic="foo"), timeout=PATIENCE)
+
+
+def test_the_request_goes_out_at_once(played: PlayedServer, client: RPCClient) -> None:
+    """`multicall` sends its request before anything is taken from the stream, with the client's window."""
+    stream = client.multicall({}, "count", to=5)
+    assert played.request.method == "count"
+    assert played.request.window == 100
+    stream.close()
+
+
+def test_credit_goes_to_the_server(played: PlayedServer, client: RPCClient) -> None:
+    """Whenever half of the window has been taken, the server is given as much credit."""
+    stream = client.multicall({}, "count")
+    played.started()
+    played.say("items", items=list(range(100)), seq=0)
+    for number in range(49):
+        assert next(stream) == number
+    assert played.kinds() == []
+    next(stream)
+    assert played.kinds() == [("credit", 50)]
+    for _ in range(50):
+        next(stream)
+    assert played.kinds() == [("credit", 50)] * 2
+    stream.close()
+    assert played.kinds() == [("credit", 50)] * 2 + [("cancel", 0)]
+
+
+def test_a_stream_that_is_closed_before_the_server_is_known(played: PlayedServer, client: RPCClient) -> None:
+    """Cancel waits until the server says where it can be told; then it is told at once."""
+    stream = client.multicall({}, "count")
+    stream.close()
+    assert played.kinds() == []
+    assert len(played.transport.router) == 1
+    played.started()
+    assert played.kinds() == [("cancel", 0)]
+    assert len(played.transport.router) == 0
+
+
+def test_a_stream_that_has_ended_is_not_cancelled(played: PlayedServer, client: RPCClient) -> None:
+    """A stream that came to its end needs no cancel, and nothing of it is left."""
+    stream = client.multicall({}, "count")
+    played.started()
+    played.say("reply", items=[1], seq=0, ending=True)
+    assert list(stream) == [1]
+    stream.close()
+    assert played.kinds() == []
+    assert len(played.transport.router) == 0
+
+
+def test_the_reader_shows_life(played: PlayedServer, client: RPCClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as a stream is open its server is sent keepalives; after that no more."""
+    due: list[Callable[[], object]] = []
+    monkeypatch.setattr(played.transport.timer, "call_later", lambda _delay, func: due.append(func))
+    stream = client.multicall({}, "count")
+    due.pop()()
+    assert played.kinds() == []
+    played.started()
+    due.pop()()
+    due.pop()()
+    assert played.kinds() == [("keepalive", 0)] * 2
+    stream.close()
+    due.pop()()
+    assert played.kinds() == [("keepalive", 0)] * 2 + [("cancel", 0)]
+    assert not due
+
+
+def test_a_dropped_stream_is_not_kept_alive_by_its_timer(
+    played: PlayedServer, client: RPCClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The timer does not keep a stream that nobody holds any more: it is cancelled when it is dropped."""
+    due: list[Callable[[], object]] = []
+    monkeypatch.setattr(played.transport.timer, "call_later", lambda _delay, func: due.append(func))
+    stream = client.multicall({}, "count")
+    played.started()
+    del stream
+    assert played.kinds() == [("cancel", 0)]
+    while due:
+        due.pop()()
+    assert played.kinds() == [("cancel", 0)]
+
+
+def test_a_stream_is_an_iterator(played: PlayedServer, client: RPCClient) -> None:
+    """A stream can be iterated over in parts, and is its own iterator."""
+    stream = client.multicall({}, "count")
+    assert iter(stream) is stream
+    played.started()
+    played.say("items", items=[1, 2], seq=0)
+    assert next(stream) == 1
+    assert [next(stream)] == [2]
+    stream.close()
+    with pytest.raises(StopIteration):
+        next(stream)
