@@ -461,6 +461,7 @@ def acquire(transport: Transport, deadline: float) -> None:
     """
     if not transport.window.acquire(max(0.0, deadline - time.monotonic())):
         raise MessagingTimeout(
-            f"{transport.window.size} requests of this process (option rpc_send_window) were still unfinished at the deadline; nothing "
+            f"{transport.window.size} requests of this process (option rpc_send_window) were still unfinished at the "
+            "deadline; nothing "
             "was sent"
         )

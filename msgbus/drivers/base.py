@@ -268,16 +268,16 @@ class Driver(ABC):
     def send(self, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
         """Hand a message to the message system.
 
-        While the connection is away messages wait for it, until their patience ends. The future is done when the message
-        system has taken responsibility for the message. It fails with
+        While the connection is away messages wait for it, until their patience ends. The future is done when the
+        message system has taken responsibility for the message. It fails with
 
         * `MessageUndeliverable`: `mandatory`, and nobody subscribes to the address nor is anything stored for it. For a
           fanout to nobody, `mandatory` is False.
         * `TransportUnavailable`: its patience ended while the message waited (``maybe_delivered=False``); or the
           connection broke while it was being sent (``maybe_delivered=True``, at once); or it was sent and the message
-          system said nothing until its patience ended (``maybe_delivered=True``). From the first byte that may have been given to the
-          library or the socket on, a message is being sent: so it waits in the driver's own queue, never in that of
-          a library, which could not give it back.
+          system said nothing until its patience ended (``maybe_delivered=True``). From the first byte that may have
+          been given to the library or the socket on, a message is being sent: so it waits in the driver's own queue,
+          never in that of a library, which could not give it back.
         * `TransportBlocked`: the message system refuses it, at once or until its patience ended.
         * `MessageTooLarge`: before a byte is sent.
         * `InvalidTarget`: the address cannot be named on this message system.

@@ -221,7 +221,7 @@ class Publisher(Channel):
         self._link.flush()
 
     def hold(self) -> None:
-        """RabbitMQ takes no messages: keep what comes from now on, and give up what is on its way when its time ends."""
+        """RabbitMQ takes no messages: keep what comes, and give up what is on its way when its time ends."""
         now = time.monotonic()
         with self._lock:
             self._ready = False

@@ -240,15 +240,14 @@ def test_a_full_queue_is_told(rabbitmq: RabbitMQ, connect: Connect) -> None:
     )
     client = client_of(transport, "full", timeout=10)
 
-    def fill() -> bool:
+    def fill() -> str:
         try:
             client.cast({}, "echo", value=1)
         except msgbus.TransportBlocked as exc:
-            assert "full" in str(exc)
-            return True
-        return False
+            return str(exc)
+        return ""
 
-    until(fill, "the queue is full", 20)
+    assert "its queue is full" in until(fill, "the queue is full", 20)
 
 
 def test_missing_rights_are_told(rabbitmq: RabbitMQ, connect: Connect) -> None:
