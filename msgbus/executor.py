@@ -76,7 +76,8 @@ class Executor(Generic[T]):
                 break
             self._rouse()
         self._watching = False
-        if self._backlog and not self._watching:
+        # Where all threads there may be are busy, the next that is done takes what waits.
+        if self._backlog and not self._watching and (self._idle or len(self._workers) < self._size):
             self._watching = True
             self._call_later(PATIENCE, self._watch)
 

@@ -98,7 +98,7 @@ def rebuild_failure(text: str, allowed_modules: Collection[str]) -> Exception:
     """
     try:
         failure = msgspec.json.decode(text, type=_Failure)
-    except msgspec.MsgspecError as exc:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
         return RemoteError("unreadable failure", str(exc))
     name = failure.class_.removesuffix(_SUFFIX)
     module = failure.module.removesuffix(_SUFFIX)

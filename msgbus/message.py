@@ -21,11 +21,10 @@ cancel     the server's inbox
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -69,7 +68,7 @@ class Hints(msgspec.Struct, omit_defaults=True):
     ttl: float | None = None
     at: float | None = None
     policy: str | None = None
-    window: int | None = None
+    window: Annotated[int, msgspec.Meta(ge=1)] | None = None
     end: float | None = None
 
 
@@ -179,23 +178,9 @@ _json_frame = msgspec.json.Decoder(_InboxFrame)
 _msgpack_frame = msgspec.msgpack.Decoder(_InboxFrame)
 
 
-class _Ids:
-    """Makes ids that are unique among all processes: random for each process, counted within it."""
-
-    def __init__(self) -> None:
-        self.restart()
-        os.register_at_fork(after_in_child=self.restart)
-
-    def restart(self) -> None:
-        self._prefix = os.urandom(8).hex()
-        self._count = itertools.count(1)
-
-    def next(self) -> str:
-        """32 hexadecimal digits; a tenth of what `uuid.uuid4` costs."""
-        return f"{self._prefix}{next(self._count):016x}"
-
-
-new_id = _Ids().next
+def new_id() -> str:
+    """A fresh id for a request or a call: 32 hexadecimal digits that nobody can guess, for a reply is known by it."""
+    return os.urandom(16).hex()
 
 
 def encode(payload: Payload, content_type: str) -> bytes:

@@ -72,23 +72,22 @@ class _Known:
     """The requests that were begun here, by id, and further deliveries of those that are not done yet. Thread-safe."""
 
     def __init__(self) -> None:
-        self._deliveries: OrderedDict[str, list[Delivery] | None] = OrderedDict()
+        self._unfinished: dict[str, list[Delivery]] = {}
+        self._done: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
 
     def begin(self, unique_id: str) -> bool:
         """Whether the request is new."""
         with self._lock:
-            if unique_id in self._deliveries:
+            if unique_id in self._unfinished or unique_id in self._done:
                 return False
-            self._deliveries[unique_id] = []
-            if len(self._deliveries) > KNOWN_REQUESTS:
-                self._deliveries.popitem(last=False)
+            self._unfinished[unique_id] = []
             return True
 
     def wait(self, unique_id: str, delivery: Delivery) -> bool:
         """Have a further delivery wait for the outcome of the first. False: that is done with."""
         with self._lock:
-            waiting = self._deliveries.get(unique_id)
+            waiting = self._unfinished.get(unique_id)
             if waiting is None:
                 return False
             waiting.append(delivery)
@@ -97,10 +96,14 @@ class _Known:
     def end(self, unique_id: str, *, done: bool) -> list[Delivery]:
         """The request is done, or is to be forgotten. Returns what waited for that."""
         with self._lock:
-            waiting = self._deliveries.pop(unique_id, None)
-            if done and waiting is not None:
-                self._deliveries[unique_id] = None
-            return waiting or []
+            waiting = self._unfinished.pop(unique_id, None)
+            if waiting is None:
+                return []
+            if done:
+                self._done[unique_id] = None
+                if len(self._done) > KNOWN_REQUESTS:
+                    self._done.popitem(last=False)
+            return waiting
 
 
 class Processor:
@@ -129,6 +132,7 @@ class Processor:
         self._known = _Known()
         self._running: dict[str, Running] = {}
         self._ticking = False
+        self._tick_lock = threading.Lock()
         self._unfinished: set[object] = set()
         self._finished = threading.Condition()
         self._waiting = False
@@ -148,9 +152,15 @@ class Processor:
 
     def wait(self, timeout: float | None) -> int:
         """Wait until nothing is unfinished; returns how much is after `timeout` seconds."""
+        end = None if timeout is None else time.monotonic() + timeout
         with self._finished:
             self._waiting = True
-            self._finished.wait_for(lambda: not self._unfinished, timeout)
+            # Without its transport nothing can be finished any more; that it closes is looked at now and then.
+            while self._unfinished and not self._transport.closed:
+                left = 1.0 if end is None else min(1.0, end - time.monotonic())
+                if left <= 0:
+                    break
+                self._finished.wait(left)
         return len(self._unfinished)
 
     # One delivery
@@ -171,7 +181,7 @@ class Processor:
         at_least_once = self.policy_of(request) == AT_LEAST_ONCE
         if request.unique_id and not self._known.begin(request.unique_id):
             LOG.info("%r (%s) has come a second time and was not run again", request.method, request.unique_id)
-            if not at_least_once or not self._known.wait(request.unique_id, work):
+            if not self._known.wait(request.unique_id, work):
                 work.accept()
             return
         self._run(Work(work, request, None if left is None else time.monotonic() + left, at_least_once))
@@ -217,7 +227,8 @@ class Processor:
                 LOG.warning("%r (%s) was not run: its connection was lost", request.method, request.unique_id)
                 if running is not None:
                     running.decline()
-                self._known.end(request.unique_id, done=False)  # When it comes again it is no duplicate.
+                for other in self._known.end(request.unique_id, done=False):
+                    other.reject(requeue=True)  # It is no duplicate, but what is to be declined or given up.
                 self.end(work)
                 return
         if running is not None:
@@ -257,8 +268,7 @@ class Processor:
         call_id = request.call_id or ""
         self._running[call_id] = self._transport.running[call_id] = running
         if not self._ticking:
-            self._ticking = True
-            self._transport.timer.call_later(TICK, self._tick)
+            self._start_ticking()
         try:
             result = self._dispatch(work)
             if request.window is not None:
@@ -309,9 +319,16 @@ class Processor:
                 running.show_life(now)
             except MessagingException:
                 LOG.exception("no sign of life could be sent to a client")
-        self._ticking = bool(self._running)
-        if self._ticking:
-            self._transport.timer.call_later(TICK, self._tick)
+        self._ticking = False
+        if self._running:  # Looked at last: what comes from now on sees that nothing ticks.
+            self._start_ticking()
+
+    def _start_ticking(self) -> None:
+        with self._tick_lock:
+            if self._ticking:
+                return
+            self._ticking = True
+        self._transport.timer.call_later(TICK, self._tick)
 
     # Casts
 
@@ -384,8 +401,14 @@ class Processor:
             return
         dead = Address("dead", delivery.address.exchange, delivery.address.topic)
         buried = Message(encode_dead_letter(letter), JSON, message.id, None, durable=True)
-        sent = self._transport.send(dead, buried, mandatory=False)
-        sent.add_done_callback(lambda future: self._settle(work, done=future.exception() is None))
+
+        def on_outcome(error: BaseException | None) -> None:
+            if error is not None:
+                LOG.error("the dead letter of %s could not be stored, this line is all of it: %s", message.id, error)
+            self._settle(work, done=True)  # In no case is it run again.
+
+        end = time.monotonic() + max(self._grace, 1.0)
+        self._transport.send_until(end, dead, buried, mandatory=False, on_outcome=on_outcome)
 
 
 def time_left(request: Request, delivery: Delivery) -> float | None:

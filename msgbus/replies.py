@@ -235,16 +235,16 @@ class PendingStream(Pending):
     Attributes:
         items: those that came and were not taken yet.
         ended: the last frame has come; `error` says how it ended.
-        error: the exception that ended the remote generator.
     """
 
-    __slots__ = ("_end", "_idle_timeout", "_next_seq", "_taken", "_window", "ended", "error", "items")
+    __slots__ = ("_end", "_gap", "_idle_timeout", "_last", "_next_seq", "_taken", "_window", "ended", "items")
 
     def __init__(self, *args: Any, window: int, idle_timeout: float, end: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.items: deque[Any] = deque()
         self.ended = False
-        self.error: Exception | None = None
+        self._last: Reply | None = None
+        self._gap: Exception | None = None
         self._idle_timeout = idle_timeout
         self._end = end
         self._window = window
@@ -270,15 +270,20 @@ class PendingStream(Pending):
                 self._next_seq = max(self._next_seq, reply.seq + len(reply.items))
             else:
                 self.ended = True
-                self.error = MessageDeliveryFailure(
+                self._gap = MessageDeliveryFailure(
                     f"{self.describe}: items {self._next_seq} to {reply.seq - 1} of the stream were lost on the way"
                 )
         if reply.ending and not self.ended:
-            self.ended = True
-            self.error = self.failure_of(reply)
-            if not reply.extended and self.error is None:  # a stock peer's plain answer: one item
+            self._last = reply
+            if not reply.extended and reply.failure is None:  # a stock peer's plain answer: one item
                 self.items.append(reply.result)
+            self.ended = True
         self.wake()
+
+    @property
+    def error(self) -> Exception | None:
+        """The exception that ended the remote generator. For the reader's thread: making it may import modules."""
+        return self._gap or (None if self._last is None else self.failure_of(self._last))
 
     def expect_item(self, now: float) -> None:
         """Begin to wait for the next item: its timeout counts from now, within the deadline of the whole."""

@@ -204,7 +204,9 @@ class RPCServer:
             processor.process(delivery)  # It is of no use to others either; this says so in the log.
             return
         if delivery.address.kind == "fanout" or delivery.redelivered:
-            processor.process(delivery)  # It is this server's alone, or must be treated as one that may have run.
+            # It is this server's alone, or must be treated as one that may have run.
+            if self._executor is not None:
+                self._executor.submit(delivery)
         elif processor.policy_of(request) == AT_LEAST_ONCE:
             delivery.reject(requeue=True)
         else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import weakref
 from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 from typing import Any
@@ -39,15 +38,13 @@ class Stream(Iterator[Any]):
         serializer: Serializer,
         ctxt: Any,
     ) -> None:
-        self._transport = transport
         self._pending = pending
         self._wait = wait
         self._look_at = look_at
-        self._content_type = content_type
         self._serializer = serializer
         self._ctxt = ctxt
         self._closed = False
-        transport.timer.call_later(KEEPALIVE, _keepalive(weakref.ref(self)))
+        self._end = _StreamEnd(transport, pending, content_type)
 
     def __iter__(self) -> Stream:
         return self
@@ -70,10 +67,8 @@ class Stream(Iterator[Any]):
                 raise
             if not pending.items:
                 self.close()
-                if pending.error is not None:
-                    error, pending.error = pending.error, None
-                    raise error
-                raise StopIteration
+                error = pending.error
+                raise StopIteration if error is None else error
         item, credit = pending.take()
         if credit and pending.server_inbox is not None:
             self._control("credit", credit)
@@ -90,34 +85,14 @@ class Stream(Iterator[Any]):
                 self._look_at(pending)
 
     def _control(self, kind: Any, credit: int = 0) -> None:
-        inbox = self._pending.server_inbox
-        if inbox is not None:
-            self._transport.send_control(inbox, Control(self._pending.id, kind, credit), self._content_type)
+        self._end.tell(kind, credit)
 
     def close(self) -> None:
         """Tell the server to stop, and forget what has not been taken. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
-        pending, transport, content_type = self._pending, self._transport, self._content_type
-        transport.window.release()
-        pending.items.clear()
-        if pending.ended or pending.send_error is not None:
-            transport.router.discard(pending)
-            return
-
-        def cancel() -> None:
-            if pending.server_inbox is not None:
-                pending.wake = lambda: None  # It is told once.
-                transport.router.discard(pending)
-                transport.send_control(pending.server_inbox, Control(pending.id, "cancel"), content_type)
-
-        # The server may not have said yet where it can be told: then it is told as soon as it says so.
-        pending.wake = cancel
-        cancel()
-        if pending.server_inbox is None:
-            left = pending.deadline - time.monotonic()
-            transport.timer.call_later(max(left, 0.0) + LOST_AFTER, lambda: transport.router.discard(pending))
+        if not self._closed:
+            self._closed = True
+            self._pending.items.clear()
+            self._end.close()
 
     def __enter__(self) -> Stream:
         return self
@@ -128,22 +103,74 @@ class Stream(Iterator[Any]):
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_closed"):
+        # The garbage collector may come at any moment, on a thread that holds a driver's lock: so nothing is done here
+        # but to leave word.
+        if hasattr(self, "_end"):
+            self._end.dropped = True
+
+
+class _StreamEnd:
+    """The end of a stream that the server knows. It outlives a `Stream` that is dropped, to tell the server so.
+
+    Attributes:
+        dropped: nobody will read the stream any more.
+    """
+
+    def __init__(self, transport: Transport, pending: PendingStream, content_type: str) -> None:
+        self.dropped = False
+        self._transport = transport
+        self._pending = pending
+        self._content_type = content_type
+        self._closed = False
+        self._last_keepalive = time.monotonic()
+        transport.timer.call_later(DROP_CHECK, self._tick)
+
+    def tell(self, kind: Any, credit: int = 0) -> None:
+        """Send a control frame, if it is known where to."""
+        inbox = self._pending.server_inbox
+        if inbox is not None:
+            self._transport.send_control(inbox, Control(self._pending.id, kind, credit), self._content_type)
+
+    def _tick(self) -> None:
+        """Tell the server every few seconds that the reader lives, for as long as it does."""
+        if self.dropped:
             self.close()
+        if self._closed:
+            return
+        now = time.monotonic()
+        if now - self._last_keepalive >= KEEPALIVE and not self._pending.ended:
+            self._last_keepalive = now
+            self.tell("keepalive")
+        self._transport.timer.call_later(DROP_CHECK, self._tick)
+
+    def close(self) -> None:
+        """Tell the server to stop. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        pending, transport = self._pending, self._transport
+        transport.window.release()
+        if pending.ended or pending.send_error is not None:
+            transport.router.discard(pending)
+            return
+        # The server may not have said yet where it can be told: then it is told as soon as it says so.
+        pending.wake = self._cancel
+        self._cancel()
+        if pending.server_inbox is None:
+            left = pending.deadline - time.monotonic()
+            transport.timer.call_later(max(left, 0.0) + LOST_AFTER, lambda: transport.router.discard(pending))
+
+    def _cancel(self) -> None:
+        if self._pending.server_inbox is not None:
+            self._pending.wake = lambda: None  # It is told once.
+            self._transport.router.discard(self._pending)
+            self.tell("cancel")
 
 
-def _keepalive(ref: weakref.ref[Stream]) -> Callable[[], None]:
-    """What tells the server every few seconds that the stream's reader lives, for as long as it does."""
-
-    def tick() -> None:
-        stream = ref()
-        if stream is not None and not stream._closed and not stream._pending.ended:
-            stream._control("keepalive")
-            stream._transport.timer.call_later(KEEPALIVE, tick)
-
-    return tick
-
-
+DROP_CHECK = 0.5
+"""Seconds between two looks at whether a stream was dropped."""
+MAX_WINDOW = 10_000
+"""Items that a server sends ahead at the most, whatever a client asks for."""
 FRAME_BYTES = 1 << 20
 """Bytes of items that go together in one frame at the most. (A single item may be larger.)"""
 
@@ -167,8 +194,9 @@ class StreamSender:
         self._content_type = content_type
         self._client = client
         self._changed = threading.Condition()
-        self._credit = window
+        self._credit = min(window, MAX_WINDOW)
         self._buffer: list[msgspec.Raw] = []
+        self._buffered = 0  # bytes
         self._seq = 0
         self._sending = False
         self._ended = False
@@ -183,7 +211,7 @@ class StreamSender:
         with self._changed:
             self._heard = time.monotonic()
             if control.kind == "credit":
-                self._credit += max(0, control.credit)
+                self._credit = min(self._credit + max(0, control.credit), MAX_WINDOW)
             elif control.kind == "cancel":
                 self._stopped = "the client closed it"
             self._changed.notify()
@@ -215,7 +243,7 @@ class StreamSender:
                 silent = time.monotonic() - self._heard
                 if silent >= LOST_AFTER:
                     self._stopped = f"the client at {self._client} has been silent for {silent:.0f} s"
-                elif self._credit > 0:
+                elif self._credit > 0 and self._buffered < 4 * FRAME_BYTES:
                     return True
                 else:
                     self._changed.wait(LOST_AFTER - silent)
@@ -224,6 +252,7 @@ class StreamSender:
     def _put(self, item: msgspec.Raw) -> None:
         with self._changed:
             self._credit -= 1
+            self._buffered += memoryview(item).nbytes
             self._buffer.append(item)
             if not self._sending:
                 self._flush()
@@ -242,11 +271,13 @@ class StreamSender:
         """Send what there is, as one frame. The lock is held; sending does not block."""
         count = size = 0
         for item in self._buffer:
-            size += memoryview(item).nbytes
-            if count and size > FRAME_BYTES:
+            if count and size + memoryview(item).nbytes > FRAME_BYTES:
                 break
+            size += memoryview(item).nbytes
             count += 1
         items, self._buffer = self._buffer[:count], self._buffer[count:]
+        self._buffered -= size
+        self._changed.notify()
         seq, self._seq = self._seq, self._seq + len(items)
         ending = self._ended and not self._buffer
         self._sending = True
@@ -264,6 +295,7 @@ class StreamSender:
                 self._too_large = self._ended = True
                 self._seq = seq
                 self._buffer.clear()
+                self._buffered = 0
                 self._failure = serialize_failure(MessageTooLarge(f"an item of the stream: {error}"))
                 self._stopped = str(error)
                 self._changed.notify()

@@ -10,7 +10,7 @@ from msgbus.exceptions import InvalidTarget
 
 # The shortest limit of the supported message systems is RabbitMQ's 255 bytes for a queue name, which holds the
 # exchange, topic and server; a name that would not fit all of them everywhere is refused by all drivers alike.
-MAX_NAME_BYTES = 80
+MAX_NAME_BYTES = 75
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Target:
         legacy_namespaces: further namespaces under which an endpoint answers.
 
     Raises:
-        InvalidTarget: a name is not a string, is empty, holds control characters, or is longer than 80 bytes.
+        InvalidTarget: a name is not a string, is empty, holds control characters, or is longer than 75 bytes.
     """
 
     exchange: str | None = None

@@ -291,7 +291,7 @@ class _Repeat:
         if isinstance(error, MessageUndeliverable) and self._retry_until is not None:
             delay, end = RETRY_DELAY, self._retry_until
         elif isinstance(error, TransportUnavailable) and error.maybe_delivered:
-            delay, end = 0.0, self._deadline
+            delay, end = RETRY_DELAY, self._deadline
         else:
             self._on_outcome(error)
             return

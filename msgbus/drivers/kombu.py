@@ -136,7 +136,6 @@ class KombuDriver(Driver):
         self._topology: topology.Topology = topology.OsloTopology(native) if oslo else native
         if options.quorum_queues and not oslo:
             self.capabilities = self.capabilities | {Capability.COUNTS}
-        self._host = self._hosts[0]
         self._closed = False
         self._start_clean()
         os.register_at_fork(after_in_child=_after_fork(weakref.ref(self)))
@@ -148,15 +147,17 @@ class KombuDriver(Driver):
                 raise InvalidTransportURL(str(self._url), f"{name}: {path} cannot be read")
 
     def _start_clean(self) -> None:
-        from msgbus.drivers import kombu_channels, kombu_link
+        from msgbus.drivers import kombu_link, kombu_publisher
 
         self._timer = Timer("msgbus-kombu-timer")
         self._loop = loop = kombu_link.Loop("msgbus-kombu")
         self._opening = threading.Lock()
         self._consumers: list[Consumer] = []
+        self._inspections: weakref.WeakSet[Future[Depth]] = weakref.WeakSet()
         self._publish_link = kombu_link.Link(
             loop,
             self._timer,
+            len(self._hosts),
             lambda attempt: self._connect(attempt, "publish"),
             self._describe,
             on_up=self._on_publish_up,
@@ -164,12 +165,13 @@ class KombuDriver(Driver):
             on_blocked=lambda reason: self._publisher.hold() if reason else self._publisher.release(),
         )
         routes = lru_cache(10_000)(self._topology.route)
-        self._publisher = kombu_channels.Publisher(
+        self._publisher = kombu_publisher.Publisher(
             self._publish_link, self._timer, routes, self._name, self._publishing
         )
         self._consume_link = kombu_link.Link(
             loop,
             self._timer,
+            len(self._hosts),
             lambda attempt: self._connect(attempt, "consume"),
             self._describe,
             on_up=self._on_consume_up,
@@ -184,7 +186,7 @@ class KombuDriver(Driver):
         import kombu
 
         options = self._options
-        self._host = host = self._hosts[attempt % len(self._hosts)]
+        host = self._host_of(attempt)
         tls: Any = False
         if options.ssl:
             tls = {"cert_reqs": ssl.CERT_REQUIRED if options.ssl_verify else ssl.CERT_NONE}
@@ -212,8 +214,11 @@ class KombuDriver(Driver):
     def _user(host: TransportHost) -> str:
         return host.username or "guest"
 
-    def _name(self) -> str:
-        host = self._host
+    def _host_of(self, attempt: int) -> TransportHost:
+        return self._hosts[attempt % len(self._hosts)]
+
+    def _name(self, attempt: int | None = None) -> str:
+        host = self._host_of(self._publish_link.attempt if attempt is None else attempt)
         port = host.port or (5671 if self._options.ssl else 5672)
         where = f"{host.hostname or 'localhost'}:{port}"
         return f"RabbitMQ at {where} (user {self._user(host)}, virtual host {self._virtual_host})"
@@ -223,7 +228,7 @@ class KombuDriver(Driver):
         error = self._publish_link.error or self._consume_link.error
         return self._name() if error is None else str(error)
 
-    def _describe(self, error: BaseException) -> tuple[str, bool]:
+    def _describe(self, error: BaseException, attempt: int) -> tuple[str, bool]:
         """The one place that makes words of what kombu, py-amqp, TLS and the operating system raise.
 
         Returns:
@@ -250,7 +255,7 @@ class KombuDriver(Driver):
             hint = "check the host name"
         elif isinstance(error, amqp.exceptions.AMQPError) or "closed the connection" in text:
             hint = "see RabbitMQ's log"
-        return f"{self._name()}: {text}; {hint}", hopeless
+        return f"{self._name(attempt)}: {text}; {hint}", hopeless
 
     # What the links say: the loop's thread
 
@@ -306,7 +311,7 @@ class KombuDriver(Driver):
         return future
 
     def subscribe(self, addresses: Sequence[Address], on_delivery: OnDelivery, *, prefetch: int) -> Subscription:
-        return _KombuSubscription(self, self._consume(addresses, on_delivery, prefetch, uuid.uuid4().hex))
+        return _KombuSubscription(self, self._consume(addresses, on_delivery, prefetch, uuid.uuid4().hex[:16]))
 
     def open_inbox(self, on_delivery: OnDelivery) -> Inbox:
         address = Address("inbox", name=f"reply_{uuid.uuid4().hex}")
@@ -327,6 +332,10 @@ class KombuDriver(Driver):
             self._publishing,
         )
 
+        if self._closed:
+            consumer.refuse(CallCancelled(f"the connection to {self._name()} was closed"))
+            return consumer
+
         def start() -> None:
             self._consumers.append(consumer)
             if self._consume_link.up:
@@ -343,6 +352,7 @@ class KombuDriver(Driver):
         if self._closed:
             return self._was_closed()
         found: Future[Depth] = Future()
+        self._inspections.add(found)
         queue = self._topology.queue(address, "").name
         link = self._consume_link
         inspection = Inspection(link, queue, found, self._name())
@@ -366,7 +376,7 @@ class KombuDriver(Driver):
         wait(self._publisher.unfinished(), CLOSE_TIMEOUT)
         gone = [self._begin_close(consumer) for consumer in list(self._consumers)]
         wait(gone, CLOSE_TIMEOUT)
-        self._publisher.fail_all(CallCancelled(f"the connection to {self._name()} was closed"))
+        self._publisher.close(CallCancelled(f"the connection to {self._name()} was closed"))
         ended: Future[None] = Future()
 
         def end() -> None:
@@ -378,6 +388,10 @@ class KombuDriver(Driver):
         wait([ended], CLOSE_TIMEOUT)
         self._timer.close()
         self._loop.close()
+        from msgbus.drivers.kombu_channels import fail
+
+        for found in list(self._inspections):
+            fail(found, CallCancelled(f"the connection to {self._name()} was closed"))
 
     def _begin_close(self, consumer: Consumer) -> Future[None]:
         consumer.stopping()

@@ -1,33 +1,23 @@
-"""The channels of the kombu driver: one that publishes, one for each subscription and inbox, one to look at a queue."""
+"""The channels on which the kombu driver consumes: one for each subscription and inbox; and one to look at a queue."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from functools import partial
 from typing import Any
 
 from msgbus.drivers import kombu_frames as frames
-from msgbus.drivers.base import Address, Delivery, Depth, Message, OnDelivery, Sent
+from msgbus.drivers.base import Address, Delivery, Depth, Message, OnDelivery
 from msgbus.drivers.kombu_link import Channel, Link
-from msgbus.drivers.kombu_topology import Exchange, Queue, Route, Topology
-from msgbus.exceptions import (
-    InvalidTarget,
-    MessageUndeliverable,
-    MessagingException,
-    TransportBlocked,
-    TransportUnavailable,
-)
+from msgbus.drivers.kombu_topology import Queue, Topology
+from msgbus.exceptions import MessageUndeliverable, MessagingException, TransportUnavailable
 from msgbus.timer import Timer
 
 LOG = logging.getLogger(__name__)
 
-MAX_TTL = 4_000_000.0
-"""Seconds; RabbitMQ closes the channel over an expiration above 2**32 ms. What may live for so long does not expire."""
 RESUBSCRIBE_DELAY = 1.0
 """Seconds before a subscription comes back whose queue was deleted, or whose channel was closed, under it."""
 
@@ -46,285 +36,6 @@ def finish(future: Future[Any], value: Any) -> None:
         future.set_result(value)
     except InvalidStateError:
         pass
-
-
-_FOREVER = float("inf")
-
-
-class _Outgoing:
-    """A message on its way, and the future of its sender."""
-
-    __slots__ = ("address", "expires", "gives_up", "mandatory", "message", "sent")
-
-    def __init__(self, address: Address, message: Message, mandatory: bool, sent: Future[Sent]) -> None:
-        self.address = address
-        self.message = message
-        self.mandatory = mandatory
-        self.sent = sent
-        now = time.monotonic()
-        self.expires = _FOREVER if message.ttl is None else now + message.ttl
-        self.gives_up = self.expires if message.wait is None else now + message.wait
-
-
-class Publisher(Channel):
-    """Publishes with confirms, any number in flight.
-
-    What is handed over while the connection is away, or RabbitMQ takes no messages, waits here until its ttl ends.
-    """
-
-    def __init__(
-        self,
-        link: Link,
-        timer: Timer,
-        routes: Callable[[Address], Route],
-        name: Callable[[], str],
-        on_open: Callable[[], None],
-    ) -> None:
-        """`on_open` is called when the channel has been opened: it is to call `release` when that is right."""
-        self._on_open = on_open
-        self._link = link
-        self._timer = timer
-        self._routes = routes
-        self._name = name
-        self._lock = threading.Lock()
-        self._ready = False  # The channel confirms, and RabbitMQ takes messages.
-        self._open = False
-        self._waiting: deque[_Outgoing] = deque()
-        self._start_clean()
-
-    def _start_clean(self) -> None:
-        self._next_tag = 1
-        self._lowest = 1
-        self._in_flight: dict[int, _Outgoing] = {}
-        self._returned: dict[str, str] = {}
-        self._prefixes: dict[tuple[Address, bool], bytes] = {}
-        self._declared: set[Exchange] = set()
-
-    # Sending: any thread
-
-    def send(self, address: Address, message: Message, mandatory: bool) -> Future[Sent]:
-        sent: Future[Sent] = Future()
-        outgoing = _Outgoing(address, message, mandatory, sent)
-        try:
-            with self._lock:
-                if not self._ready:
-                    self._wait(outgoing)
-                    return sent
-                self._publish(outgoing)
-        except InvalidTarget as exc:
-            sent.set_exception(exc)
-            return sent
-        self._link.flush()
-        return sent
-
-    def _wait(self, outgoing: _Outgoing) -> None:
-        self._routes(outgoing.address)  # A name that RabbitMQ cannot have is refused now.
-        self._waiting.append(outgoing)
-        patience = outgoing.message.patience
-        if patience is not None:
-            self._timer.call_later(patience, lambda: self._expire(outgoing))
-
-    def _expire(self, outgoing: _Outgoing) -> None:
-        if outgoing.sent.done():
-            return
-        with self._lock:
-            try:
-                self._waiting.remove(outgoing)
-            except ValueError:
-                return  # It is on its way by now; `on_tick` sees to it.
-        patience = outgoing.message.patience
-        if self._link.blocked is not None:
-            text = f"{self._name()} takes no messages ({self._link.blocked}), and did not for {patience:.3g} s"
-            fail(outgoing.sent, TransportBlocked(f"{text}: to {outgoing.address}"))
-        else:
-            cause = self._link.error or f"{self._name()} is not connected yet"
-            fail(outgoing.sent, TransportUnavailable(f"gave up after {patience:.3g} s: {cause}"))
-
-    def _publish(self, outgoing: _Outgoing) -> None:
-        """The lock is held; the caller flushes."""
-        message = outgoing.message
-        key = (outgoing.address, outgoing.mandatory)
-        prefix = self._prefixes.get(key)
-        if prefix is None:
-            prefix = self._prepare(*key)
-        ttl = outgoing.expires - time.monotonic()
-        data = prefix + frames.content(
-            self.number,
-            message.body,
-            message.content_type.encode(),
-            message.id.encode(),
-            None if not ttl < MAX_TTL else max(1, int(ttl * 1000)),
-            message.durable,
-            self._link.frame_max,
-        )
-        self._in_flight[self._next_tag] = outgoing
-        self._next_tag += 1
-        self._link.append(data)
-
-    def _prepare(self, address: Address, mandatory: bool) -> bytes:
-        exchange, key, queue = self._routes(address)
-        prefix = frames.publish_prefix(self.number, exchange.name, key, mandatory)
-        if queue is not None:
-            # Somebody may have deleted it when it was empty. What goes there is rare: it is declared each time.
-            arguments = queue.arguments
-            return frames.queue_declare(self.number, queue.name, durable=queue.durable, arguments=arguments) + prefix
-        if not exchange.name:
-            pass
-        elif exchange.auto_delete:
-            # It may go at any moment, with its last queue, and publishing to none would close the channel.
-            return self._declare(exchange) + prefix
-        elif exchange not in self._declared:
-            self._declared.add(exchange)
-            self._link.append(self._declare(exchange))
-        if len(self._prefixes) >= 10_000:  # As many as there are clients to answer: bounded, for it is only a cache.
-            self._prefixes.clear()
-        self._prefixes[address, mandatory] = prefix
-        return prefix
-
-    def _declare(self, exchange: Exchange) -> bytes:
-        return frames.exchange_declare(
-            self.number, exchange.name, exchange.kind, durable=exchange.durable, auto_delete=exchange.auto_delete
-        )
-
-    def unfinished(self) -> list[Future[Sent]]:
-        """The futures of all that is waiting or in flight."""
-        with self._lock:
-            return [outgoing.sent for outgoing in (*self._in_flight.values(), *self._waiting)]
-
-    def inherited(self) -> list[Future[Sent]]:
-        """The same in a forked child, where a thread that does not exist may hold the lock."""
-        return [outgoing.sent for outgoing in (*self._in_flight.values(), *self._waiting)]
-
-    # What the link says: the loop's thread
-
-    def connected(self) -> None:
-        """The connection is open: make it a confirming channel."""
-        with self._lock:
-            self._start_clean()
-            self._link.add(self)
-            self._link.append(frames.channel_open(self.number) + frames.confirm_select(self.number))
-        self._link.flush()
-
-    def release(self) -> None:
-        """Let go what waits, if it can go: RabbitMQ takes messages, and replies to them will arrive."""
-        with self._lock:
-            if not self._open or self._link.blocked is not None:
-                return
-            self._ready = True
-            now = time.monotonic()
-            while self._waiting:
-                outgoing = self._waiting.popleft()
-                if outgoing.gives_up <= now:
-                    self._waiting.appendleft(outgoing)
-                    break  # Its own timer is about to fail it, and those behind it wait a moment longer.
-                self._publish(outgoing)
-        self._link.flush()
-
-    def hold(self) -> None:
-        """RabbitMQ takes no messages: keep what comes, and give up what is on its way when its time ends."""
-        now = time.monotonic()
-        with self._lock:
-            self._ready = False
-            in_flight = list(self._in_flight.items())
-        for tag, outgoing in in_flight:
-            if outgoing.gives_up < _FOREVER:
-                left = max(0.0, outgoing.gives_up - now)
-                self._timer.call_later(left, partial(self._give_up, tag, outgoing))
-
-    def on_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
-        if ids == frames.BASIC_ACK:
-            self._on_confirm(frames.read_u64(buffer, at)[0], buffer[at + 8] & 1, taken=True)
-        elif ids == frames.BASIC_NACK:
-            self._on_confirm(frames.read_u64(buffer, at)[0], buffer[at + 8] & 1, taken=False)
-        elif ids == frames.CONFIRM_SELECT_OK:
-            self._open = True
-            self._on_open()
-        elif ids == frames.CHANNEL_CLOSE:
-            code, text = frames.read_close(buffer, at, end)
-            self._link.write(frames.method(self.number, frames.CHANNEL_CLOSE_OK))
-            self._on_channel_closed(f"{self._name()} closed the publishing channel: {code} {text}")
-
-    def _on_confirm(self, tag: int, multiple: int, *, taken: bool) -> None:
-        pop = self._in_flight.pop
-        if multiple:
-            confirmed = [found for t in range(self._lowest, tag + 1) if (found := pop(t, None)) is not None]
-            self._lowest = max(self._lowest, tag + 1)
-        else:
-            found = pop(tag, None)
-            confirmed = [] if found is None else [found]
-        for outgoing in confirmed:
-            if self._returned and (reason := self._returned.pop(outgoing.message.id, None)) is not None:
-                where = f"nobody listens at {outgoing.address} on {self._name()}: {reason}"
-                fail(outgoing.sent, MessageUndeliverable(where))
-            elif taken:
-                finish(outgoing.sent, _SENT)
-            else:
-                fail(
-                    outgoing.sent,
-                    TransportBlocked(f"{self._name()} refused a message to {outgoing.address}: its queue is full"),
-                )
-
-    def on_content(self, ids: bytes, method: Any, header: frames.ContentHeader, body: bytes) -> None:
-        # RabbitMQ returns a message right before it confirms it.
-        code, text = method
-        self._returned[header.message_id] = f"{code} {text}"
-
-    def _on_channel_closed(self, reason: str) -> None:
-        """Only this channel is lost: with what was in flight on it, whose fate is unknown."""
-        LOG.error("%s", reason)
-        self._link.remove(self)
-        self.on_down(TransportUnavailable(reason, maybe_delivered=True))
-        self.connected()
-
-    def on_down(self, error: TransportUnavailable) -> None:
-        with self._lock:
-            self._ready = self._open = False
-            lost = list(self._in_flight.values())
-            self._start_clean()
-        for outgoing in lost:
-            text = f"the connection broke while a message to {outgoing.address} was being sent: {error}"
-            fail(outgoing.sent, TransportUnavailable(text, maybe_delivered=True))
-
-    def on_tick(self) -> None:
-        """Give up what RabbitMQ has not confirmed by the end of its ttl: it may be frozen."""
-        now = time.monotonic()
-        with self._lock:
-            late = [(tag, outgoing) for tag, outgoing in self._in_flight.items() if outgoing.gives_up <= now]
-        for tag, outgoing in late:
-            self._give_up(tag, outgoing)
-
-    def _give_up(self, tag: int, outgoing: _Outgoing) -> None:
-        with self._lock:
-            if self._in_flight.get(tag) is not outgoing:
-                return
-            del self._in_flight[tag]
-        if self._link.blocked is not None:
-            text = f"{self._name()} takes no messages ({self._link.blocked}): to {outgoing.address}"
-            fail(outgoing.sent, TransportBlocked(text, maybe_delivered=True))
-        else:
-            text = f"{self._name()} did not confirm a message to {outgoing.address} in time"
-            fail(outgoing.sent, TransportUnavailable(text, maybe_delivered=True))
-
-    def fail_all(self, error: MessagingException) -> None:
-        """Fail what waits and what is in flight."""
-        with self._lock:
-            self._ready = False
-            left = [*self._in_flight.values(), *self._waiting]
-            self._in_flight.clear()
-            self._waiting.clear()
-        for outgoing in left:
-            fail(outgoing.sent, error)
-
-    def fail_waiting(self, error: MessagingException) -> None:
-        """Fail what waits: there is no hope of a connection."""
-        with self._lock:
-            left = list(self._waiting)
-            self._waiting.clear()
-        for outgoing in left:
-            fail(outgoing.sent, error)
-
-
-_SENT = Sent()
 
 
 class _Incoming(Delivery):
@@ -384,7 +95,7 @@ class _Epoch(Channel):
         consumer.on_delivery(_Incoming(address, message, method.redelivered, attempts, self, method.tag))
 
     def on_batch_end(self) -> None:
-        if self._last_tag:
+        if self._last_tag and self._alive:
             self._link.write(frames.basic_ack(self.number, self._last_tag, multiple=True))
             self._last_tag = 0
 
@@ -393,30 +104,31 @@ class _Epoch(Channel):
             self._consumer.consuming()
         elif ids == frames.BASIC_CANCEL_OK:
             self._consumer.cancelled()
-        elif ids == frames.BASIC_CANCEL:
+        elif ids == frames.BASIC_CANCEL and self._alive:
             # RabbitMQ takes the queue away: it was deleted, or its node went down.
-            self.end()
-            self._link.write(frames.channel_close(self.number))
+            self.end(frames.channel_close(self.number))
             self._consumer.lost("its queue was deleted")
         elif ids == frames.CHANNEL_CLOSE:
             code, text = frames.read_close(buffer, at, end)
-            self._link.write(frames.method(self.number, frames.CHANNEL_CLOSE_OK))
+            self.end(frames.method(self.number, frames.CHANNEL_CLOSE_OK))
             self._link.remove(self)
-            self.end()
             self._consumer.refused(code, text)
         elif ids == frames.CHANNEL_CLOSE_OK:
             self._link.remove(self)
             self.end()
-            self._consumer.closed()
+            self._consumer.closed(self)
 
     def on_down(self, error: TransportUnavailable) -> None:
         self.end()
-        self._consumer.closed()
+        self._consumer.closed(self)
 
-    def end(self) -> None:
-        """No delivery of this connection can be settled any more."""
+    def end(self, last_words: bytes = b"") -> None:
+        """No delivery of this channel can be settled any more: RabbitMQ does not forgive a frame on a closed one."""
         with self._lock:
             self._alive = False
+            if last_words:
+                self._link.append(last_words)
+        self._link.flush()
 
 
 class Consumer:
@@ -513,17 +225,17 @@ class Consumer:
 
     def refused(self, code: int, text: str) -> None:
         """RabbitMQ closed the channel."""
-        reason = f"{self._name()} refuses {', '.join(map(str, self.addresses))}: {code} {text}{_HINTS.get(code, '')}"
+        reason = f"{self._name()} refuses {', '.join(map(str, self.addresses))}: {code} {text}{HINTS.get(code, '')}"
         if self.ready.done() and self.ready.exception() is None:
             self.lost(reason)
         else:
             fail(self.ready, TransportUnavailable(reason))
-            self.closed()
+            self.closed(self._epoch)
 
     def lost(self, reason: str) -> None:
         """Not consuming any more, though the connection lives: come back in a moment."""
         if self._stopped is not None or self.gone.done():
-            self.closed()
+            self.closed(self._epoch)
             return
         LOG.error(
             "%s: %s; it is declared again in %g s", ", ".join(map(str, self.addresses)), reason, RESUBSCRIBE_DELAY
@@ -539,7 +251,7 @@ class Consumer:
     def stop(self) -> None:
         """Begin to cancel; `stopped` is done at the end."""
         assert self._stopped is not None
-        if self._epoch is None or not self._link.up or self._consuming == 0:
+        if self._epoch is None or not self._link.up:
             finish(self._stopped, None)
             return
         self._to_cancel = len(self.addresses)
@@ -556,16 +268,16 @@ class Consumer:
         """Delete what is this process's own, and close the channel: RabbitMQ takes back what was not settled."""
         epoch = self._epoch
         if epoch is None or not self._link.up:
-            self.closed()
+            self.closed(epoch)
             finish(self.gone, None)
             return
-        for queue in self._queues:
-            if queue.own:
-                self._link.append(frames.queue_delete(epoch.number, queue.name))
-        self._link.write(frames.channel_close(epoch.number))
+        deletions = [frames.queue_delete(epoch.number, queue.name) for queue in self._queues if queue.own]
+        epoch.end(b"".join([*deletions, frames.channel_close(epoch.number)]))
 
-    def closed(self) -> None:
-        """The channel, or its connection, is gone."""
+    def closed(self, epoch: _Epoch | None) -> None:
+        """A channel, or its connection, is gone."""
+        if epoch is not self._epoch:
+            return  # There is a younger one by now.
         self._consuming = 0
         self._epoch = None
         if self._stopped is not None:
@@ -573,6 +285,11 @@ class Consumer:
             finish(self.gone, None)
 
     # Any thread
+
+    def refuse(self, error: MessagingException) -> None:
+        """The driver is closed: nothing will ever come."""
+        fail(self.ready, error)
+        finish(self.gone, None)
 
     def stopping(self) -> tuple[Future[None], bool]:
         """The future of `stop`, and whether this is the first time that it is asked for."""
@@ -582,7 +299,7 @@ class Consumer:
         return self._stopped, first
 
 
-_HINTS = {
+HINTS = {
     403: " - check the user's rights: rabbitmqctl list_permissions",
     406: " - it exists with other properties: delete it, or set the options as they were when it was made",
 }

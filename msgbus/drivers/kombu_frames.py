@@ -204,12 +204,18 @@ def read_content_header(buffer: bytes, at: int, end: int) -> ContentHeader:
             at += 1 + buffer[at]
     if flags & _MESSAGE_ID:
         message_id = buffer[at + 1 : at + 1 + buffer[at]]
-    return ContentHeader(size, content_type.decode(), message_id.decode(), count)
+    # RabbitMQ does not see to it that these are UTF-8.
+    return ContentHeader(size, content_type.decode("utf-8", "replace"), message_id.decode("utf-8", "replace"), count)
 
 
 def _delivery_count(table: bytes) -> int | None:
     """Quorum queues count deliveries in a header of the message."""
-    (headers,), _ = loads("F", table, 0)
+    if b"x-delivery-count" not in table:
+        return None
+    try:
+        (headers,), _ = loads("F", table, 0)
+    except Exception:  # Anybody may have put anything there, and py-amqp raises whatever it likes.
+        return None
     count = headers.get("x-delivery-count")
     return count if isinstance(count, int) else None
 

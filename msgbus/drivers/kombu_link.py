@@ -204,14 +204,16 @@ class Link:
         blocked: why RabbitMQ takes no messages at present (its own words), or None.
         error: why it is not up.
         frame_max: the largest frame, in bytes.
+        attempt: the number of the try that opened it, which tells the host.
     """
 
     def __init__(
         self,
         loop: Loop,
         timer: Timer,
+        hosts: int,
         connect: Callable[[int], Connection],
-        describe: Callable[[BaseException], tuple[str, bool]],
+        describe: Callable[[BaseException, int], tuple[str, bool]],
         on_up: Callable[[], None],
         on_down: Callable[[TransportUnavailable], None],
         on_blocked: Callable[[str | None], None],
@@ -222,7 +224,8 @@ class Link:
             loop: the thread that reads and writes.
             timer: what comes later.
             connect: opens a connection, at the n-th try; it may block.
-            describe: says of an error in words what happened, and whether trying again is of no use.
+            hosts: how many there are: so many tries have to fail for good before hope is given up.
+            describe: says of an error, of the n-th try, in words what happened, and whether trying again is of no use.
             on_up: called on the loop's thread when the connection is open.
             on_down: called there when it breaks, and when it cannot be opened for good.
             on_blocked: called there when `blocked` changes.
@@ -234,12 +237,15 @@ class Link:
         self.frame_max = 131072
         self._loop = loop
         self._timer = timer
+        self._hosts = hosts
+        self._hopeless = 0
         self._connect = connect
         self._describe = describe
         self._on_up = on_up
         self._on_down = on_down
         self._on_blocked = on_blocked
         self._tries = 0
+        self.attempt = 0
         self._opening = False
         self._closed = False
         self._connection: Connection | None = None
@@ -279,16 +285,21 @@ class Link:
         try:
             connection = self._connect(attempt)
         except Exception as exc:
-            text, hopeless = self._describe(exc)
+            text, hopeless = self._describe(exc, attempt)
+            self._hopeless = self._hopeless + 1 if hopeless else 0
             self.error = TransportUnavailable(text)
             delay = min(BACKOFF_MAX, 0.25 * 2 ** min(attempt, 8)) * random.uniform(0.5, 1.0)
             # Once is enough for a log that somebody reads while the system is down.
             LOG.log(logging.DEBUG if attempt else logging.WARNING, "%s; next try in %.1f s", text, delay)
-            if hopeless and not self.generation:
+            if self._hopeless >= self._hosts and not self.generation:
                 self._loop.call(self._give_up)
             self._timer.call_later(delay, self._start_connecting)
             return
         self._loop.call(lambda: self._opened(connection))
+
+    def _why(self, error: BaseException) -> str:
+        """In words, what happened to the connection that is or was up."""
+        return self._describe(error, self.attempt)[0]
 
     def _give_up(self) -> None:
         """The first try failed in a way that a second cannot mend: nobody has to wait to hear of it."""
@@ -296,7 +307,7 @@ class Link:
         self._on_down(self.error)
 
     def _opened(self, connection: Connection) -> None:
-        if self._closed:
+        if self._closed or self.up:
             connection.transport.close()
             return
         self._start_reading()
@@ -312,6 +323,7 @@ class Link:
         self._heartbeat = float(connection.heartbeat or 0)
         self.blocked = None
         self.error = None
+        self.attempt = self._tries - 1
         if self._tries > 1 or self.generation:
             LOG.warning("connected again at try %d: %s", self._tries, connection.transport)
         self._tries = 0
@@ -405,7 +417,7 @@ class Link:
             sent = 0
         except OSError as exc:
             reason = exc
-            self._loop.call(lambda: self._fall(self._describe(reason)[0]))
+            self._loop.call(lambda: self._fall(self._why(reason)))
             self._rest = data
             return
         if sent < len(data):
@@ -452,16 +464,16 @@ class Link:
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return
         except OSError as exc:
-            raise Broken(self._describe(exc)[0]) from exc
+            raise Broken(self._why(exc)) from exc
         if not data:
-            raise Broken(self._describe(ConnectionResetError("RabbitMQ closed the connection"))[0])
+            raise Broken(self._why(ConnectionResetError("RabbitMQ closed the connection")))
         self._last_read = time.monotonic()
         if self._tls:
             self.send_all()  # Who found the lock taken meanwhile has left it to us.
         try:
             self._feed(data)
         except (struct.error, IndexError, ValueError, TypeError) as exc:
-            raise Broken(self._describe(ConnectionError(f"a malformed frame: {exc!r}"))[0]) from exc
+            raise Broken(self._why(ConnectionError(f"a malformed frame: {exc!r}"))) from exc
         for channel in self._touched:
             channel.on_batch_end()
         self._touched.clear()
@@ -518,14 +530,18 @@ class Link:
             parts = content.parts
             self._touched[content.channel] = None
             body = parts[0] if len(parts) == 1 else b"".join(parts)
-            content.channel.on_content(content.ids, content.method, content.header, body)
+            try:
+                content.channel.on_content(content.ids, content.method, content.header, body)
+            except Exception:
+                # What one message does to its reader may not cost the connection, and all else that is on it.
+                LOG.exception("a message could not be handed over")
 
     def _on_connection_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
         if ids == frames.CONNECTION_CLOSE:
             code, text = frames.read_close(buffer, at, end)
             self.append(frames.method(0, frames.CONNECTION_CLOSE_OK))
             self.send_all()
-            raise Broken(self._describe(ConnectionResetError(f"RabbitMQ closed the connection: {code} {text}"))[0])
+            raise Broken(self._why(ConnectionResetError(f"RabbitMQ closed the connection: {code} {text}")))
         if ids == frames.CONNECTION_BLOCKED:
             self.blocked = frames.read_short_string(buffer, at) or "unknown reason"
             LOG.warning("RabbitMQ takes no messages: %s", self.blocked)
@@ -543,7 +559,7 @@ class Link:
                 self.write(frames.heartbeat)
             silent = now - self._last_read
             if silent >= 2 * self._heartbeat:
-                self._fall(self._describe(TimeoutError(f"no heartbeat of RabbitMQ for {silent:.0f} s"))[0])
+                self._fall(self._why(TimeoutError(f"no heartbeat of RabbitMQ for {silent:.0f} s")))
                 return
         for channel in list(self._channels.values()):
             channel.on_tick()
