@@ -44,6 +44,7 @@ class Pending:
         id: of the call.
         method: the method's name.
         address: where the request goes.
+        began: when.
         wake: called, on any thread, when there is something new.
         server_inbox: where the server that runs the call takes control frames, once it is known.
         sent: whether the message system has taken responsibility for the request.
@@ -58,6 +59,7 @@ class Pending:
         "_repeatable",
         "_uncertain_since",
         "address",
+        "began",
         "deadline",
         "id",
         "method",
@@ -86,6 +88,7 @@ class Pending:
         self.method = method
         self.address = address
         self.wake: Wake = _nobody
+        self.began = now
         self.deadline = deadline
         self.server_inbox: str | None = None
         self.server_name: str | None = None

@@ -73,7 +73,7 @@ class Running:
         self._server = server
         self._content_type = content_type
         self._durable = durable
-        self._grace = grace
+        self._grace = max(grace, 1.0)  # An answer needs a moment in any case.
         self._deadline = deadline
         self._on_end = on_end
         self._address = Address("inbox", name=request.reply_to)

@@ -173,6 +173,8 @@ MAX_WINDOW = 10_000
 """Items that a server sends ahead at the most, whatever a client asks for."""
 FRAME_BYTES = 1 << 20
 """Bytes of items that go together in one frame at the most. (A single item may be larger.)"""
+BUFFERED_BYTES = 4 * FRAME_BYTES
+"""Bytes of items that wait for the frame before them to be handed over; then the generator waits too."""
 
 OnOutcome = Callable[[BaseException | None], None]
 SendFrame = Callable[[Reply, OnOutcome], None]
@@ -243,7 +245,7 @@ class StreamSender:
                 silent = time.monotonic() - self._heard
                 if silent >= LOST_AFTER:
                     self._stopped = f"the client at {self._client} has been silent for {silent:.0f} s"
-                elif self._credit > 0 and self._buffered < 4 * FRAME_BYTES:
+                elif self._credit > 0 and self._buffered < BUFFERED_BYTES:
                     return True
                 else:
                     self._changed.wait(LOST_AFTER - silent)

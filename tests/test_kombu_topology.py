@@ -196,12 +196,13 @@ def test_the_limit_is_exact(address: Address, fits: bool) -> None:
             native().queue(address, UNIQUE)
 
 
-@pytest.mark.parametrize("kind", ["topic", "server", "dead"])
+@pytest.mark.parametrize("kind", ["topic", "server", "fanout", "dead"])
 def test_the_longest_names_of_a_target_fit(kind: str) -> None:
     """Names of a target that are as long as a target lets them be have a queue in RabbitMQ."""
     name = "n" * MAX_NAME_BYTES
-    address = Address(kind, name, name, name if kind == "server" else "")  # type: ignore[arg-type]  # a Kind
-    assert len(native().queue(address, UNIQUE).name) <= MAX_NAME
+    server = name if kind in ("server", "fanout") else ""
+    address = Address(kind, name, name, server)  # type: ignore[arg-type]  # a Kind
+    assert len(native().queue(address, "u" * 16).name) <= MAX_NAME
 
 
 # A stock oslo.messaging's names, flags and arguments: all have to agree, or RabbitMQ refuses the second declaration.

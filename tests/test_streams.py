@@ -378,6 +378,7 @@ def test_a_stream_that_has_ended_is_not_cancelled(played: PlayedServer, client: 
 
 def test_the_reader_shows_life(played: PlayedServer, client: RPCClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as a stream is open its server is sent keepalives; after that no more."""
+    monkeypatch.setattr(streams, "KEEPALIVE", 0.0)
     due: list[Callable[[], object]] = []
     monkeypatch.setattr(played.transport.timer, "call_later", lambda _delay, func: due.append(func))
     stream = client.multicall({}, "count")
@@ -396,13 +397,13 @@ def test_the_reader_shows_life(played: PlayedServer, client: RPCClient, monkeypa
 def test_a_dropped_stream_is_not_kept_alive_by_its_timer(
     played: PlayedServer, client: RPCClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The timer does not keep a stream that nobody holds any more: it is cancelled when it is dropped."""
+    """The timer does not keep a stream that nobody holds any more, and cancels it soon after it was dropped."""
     due: list[Callable[[], object]] = []
     monkeypatch.setattr(played.transport.timer, "call_later", lambda _delay, func: due.append(func))
     stream = client.multicall({}, "count")
     played.started()
     del stream
-    assert played.kinds() == [("cancel", 0)]
+    assert played.kinds() == []  # What drops it may hold a driver's lock.
     while due:
         due.pop()()
     assert played.kinds() == [("cancel", 0)]

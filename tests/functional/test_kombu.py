@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import logging
 import os
 import threading
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import amqp
 import pytest
 import trustme
 from oslo_config import cfg
@@ -258,6 +260,72 @@ def test_missing_rights_are_told(rabbitmq: RabbitMQ, connect: Connect) -> None:
     server = msgbus.get_rpc_server(transport, msgbus.Target(topic="rights", server="s1"), [Endpoint()])
     with pytest.raises(msgbus.TransportUnavailable, match=r"403.*list_permissions"):
         Task(server.start, 60).result(20)
+
+
+def test_an_exchange_that_cannot_be_declared_harms_nobody_else(rabbitmq: RabbitMQ, connect: Connect) -> None:
+    """A call to an exchange that exists with another type fails with RabbitMQ's reason; other calls go on meanwhile."""
+    with amqp.Connection(f"127.0.0.1:{rabbitmq.port}") as foreign:
+        foreign.channel().exchange_declare("foreign", "fanout", durable=True, auto_delete=False)
+    transport = connect(rabbitmq.url)
+    with serving(transport, "unharmed"):
+        client = client_of(transport, "unharmed")
+        stop = threading.Event()
+
+        def others() -> int:
+            count = 0
+            while not stop.is_set():
+                assert client.call({}, "echo", value=count) == count
+                count += 1
+            return count
+
+        task = Task(others)
+        for policy in ("at_most_once", "at_least_once"):
+            with pytest.raises(msgbus.TransportUnavailable, match="406"):
+                client.prepare(exchange="foreign", delivery=policy, timeout=10).call({}, "echo", value=1)
+        stop.set()
+        assert task.result(20) > 0
+
+
+def test_a_right_to_write_that_is_missing_is_told(rabbitmq: RabbitMQ, connect: Connect) -> None:
+    """A user who may not publish gets the refusal with what to check, not a time-out and not a storm of tries."""
+    with serving(connect(rabbitmq.url), "unwritable"):
+        rabbitmq.add_user("mute", "pw")
+        rabbitmq.ctl("set_permissions", "mute", ".*", "^$", ".*")
+        client = client_of(connect(rabbitmq.url.replace("guest:guest", "mute:pw")), "unwritable", 30)
+        for policy in ("at_most_once", "at_least_once"):
+            with pytest.raises(msgbus.TransportUnavailable, match=r"403.*list_permissions"):
+                Task(client.prepare(delivery=policy).call, {}, "echo", value=1).result(15)
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        {"content_type": b"\xff\xfe"},
+        {"message_id": b"\xff\xfe"},
+        {"application_headers": {"when": datetime.datetime(9999, 1, 1, tzinfo=datetime.UTC), "n": [1, {"a": None}]}},
+    ],
+)
+def test_a_message_with_strange_properties_costs_nothing(
+    rabbitmq: RabbitMQ, connect: Connect, properties: dict[str, Any]
+) -> None:
+    """Whoever may publish can set properties that are no text: the message is dropped, the server goes on."""
+    transport = connect(rabbitmq.url)
+    with serving(transport, "strange"):
+        client = client_of(transport, "strange")
+        assert client.call({}, "echo", value=1) == 1
+        with amqp.Connection(f"127.0.0.1:{rabbitmq.port}") as foreign:
+            foreign.channel().basic_publish(amqp.Message(b"rubbish", **properties), "msgbus", "strange")
+        assert client.call({}, "echo", value=2) == 2
+        until(lambda: rabbitmq.queues()["msgbus/strange"]["messages"] == 0, "the strange message is gone")
+        assert rabbitmq.connections() == 2
+
+
+def test_a_first_host_that_refuses_is_no_reason_to_give_up(rabbitmq: RabbitMQ, connect: Connect) -> None:
+    """Where the first host refuses the log-in for good, the second is tried before anybody is told."""
+    url = rabbitmq.url.replace("guest:guest@127.0.0.1", f"bad:bad@127.0.0.1:{rabbitmq.port},guest:guest@127.0.0.1")
+    transport = connect(url)
+    with serving(transport, "second"):
+        assert client_of(transport, "second").call({}, "echo", value=1) == 1
 
 
 # Connections that break
