@@ -1,8 +1,9 @@
 """The driver ``kombu`` (also ``rabbit``, ``amqp``): RabbitMQ 3.10 and later.
 
 kombu and py-amqp open the connections: hosts, log-in, TLS. From then on their sockets are read and written here, see
-`msgbus.drivers.kombu_link`. One connection publishes and one consumes, since RabbitMQ in a memory alarm stops reading
-from connections that publish, and servers have to go on draining.
+`msgbus.drivers.kombu_link`. One connection publishes, and one serves subscriptions, since RabbitMQ in a memory alarm
+stops reading from connections that publish, and servers have to go on draining. The inbox is on the first: its messages
+are not held back by a prefetch, so that it needs no reading; and a client needs only one connection.
 """
 
 from __future__ import annotations
@@ -152,7 +153,8 @@ class KombuDriver(Driver):
         self._timer = Timer("msgbus-kombu-timer")
         self._loop = loop = kombu_link.Loop("msgbus-kombu")
         self._opening = threading.Lock()
-        self._consumers: list[Consumer] = []
+        self._inboxes: list[Consumer] = []
+        self._subscriptions: list[Consumer] = []
         self._inspections: weakref.WeakSet[Future[Depth]] = weakref.WeakSet()
         self._publish_link = kombu_link.Link(
             loop,
@@ -261,27 +263,28 @@ class KombuDriver(Driver):
 
     def _publishing(self) -> None:
         """What waits may go, once replies to it will arrive."""
-        inboxes = [consumer for consumer in self._consumers if consumer.auto_accept]
-        if all(consumer.is_consuming for consumer in inboxes):
+        if all(inbox.is_consuming for inbox in self._inboxes):
             self._publisher.release()
 
     def _on_publish_up(self) -> None:
+        for inbox in self._inboxes:
+            inbox.start()
         self._publisher.connected()
 
     def _on_publish_down(self, error: TransportUnavailable) -> None:
         if not self._publish_link.generation:
             self._publisher.fail_waiting(error)
+            for inbox in list(self._inboxes):
+                inbox.hopeless(error)
 
     def _on_consume_up(self) -> None:
-        for consumer in sorted(self._consumers, key=lambda consumer: not consumer.auto_accept):
-            consumer.start()
+        for subscription in self._subscriptions:
+            subscription.start()
 
     def _on_consume_down(self, error: TransportUnavailable) -> None:
         if not self._consume_link.generation:
-            from msgbus.drivers.kombu_channels import fail
-
-            for consumer in list(self._consumers):
-                fail(consumer.ready, error)
+            for subscription in list(self._subscriptions):
+                subscription.hopeless(error)
 
     # The contract
 
@@ -320,8 +323,9 @@ class KombuDriver(Driver):
     def _consume(self, addresses: Sequence[Address], on_delivery: OnDelivery, prefetch: int, unique: str) -> Consumer:
         from msgbus.drivers.kombu_channels import Consumer
 
+        link, siblings = (self._consume_link, self._subscriptions) if prefetch else (self._publish_link, self._inboxes)
         consumer = Consumer(
-            self._consume_link,
+            link,
             self._timer,
             self._topology,
             self._name,
@@ -337,11 +341,11 @@ class KombuDriver(Driver):
             return consumer
 
         def start() -> None:
-            self._consumers.append(consumer)
-            if self._consume_link.up:
+            siblings.append(consumer)
+            if link.up:
                 consumer.start()
             else:
-                self._consume_link.open()
+                link.open()
 
         self._loop.call(start)
         return consumer
@@ -354,7 +358,7 @@ class KombuDriver(Driver):
         found: Future[Depth] = Future()
         self._inspections.add(found)
         queue = self._topology.queue(address, "").name
-        link = self._consume_link
+        link = self._publish_link
         inspection = Inspection(link, queue, found, self._name())
         end = time.monotonic() + INSPECT_CONNECT
 
@@ -374,7 +378,7 @@ class KombuDriver(Driver):
                 return
             self._closed = True
         wait(self._publisher.unfinished(), CLOSE_TIMEOUT)
-        gone = [self._begin_close(consumer) for consumer in list(self._consumers)]
+        gone = [self._begin_close(consumer) for consumer in (*self._inboxes, *self._subscriptions)]
         wait(gone, CLOSE_TIMEOUT)
         self._publisher.close(CallCancelled(f"the connection to {self._name()} was closed"))
         ended: Future[None] = Future()
@@ -397,9 +401,10 @@ class KombuDriver(Driver):
         consumer.stopping()
 
         def close() -> None:
-            if consumer in self._consumers:
-                self._consumers.remove(consumer)
-                consumer.close()
+            for siblings in (self._inboxes, self._subscriptions):
+                if consumer in siblings:
+                    siblings.remove(consumer)
+                    consumer.close()
 
         self._loop.call(close)
         return consumer.gone

@@ -291,6 +291,10 @@ class Consumer:
         fail(self.ready, error)
         finish(self.gone, None)
 
+    def hopeless(self, error: MessagingException) -> None:
+        """There will be no connection: nobody has to wait for one."""
+        fail(self.ready, error)
+
     def stopping(self) -> tuple[Future[None], bool]:
         """The future of `stop`, and whether this is the first time that it is asked for."""
         first = self._stopped is None
