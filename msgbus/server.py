@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from importlib.metadata import version
 from typing import Any
 
 from msgbus.dispatcher import RPCAccessPolicyBase, RPCDispatcher
@@ -64,6 +63,8 @@ class _Ping:
     target = Target(namespace=PING_NAMESPACE)
 
     def __init__(self, target: Target) -> None:
+        from importlib.metadata import version  # slow to import
+
         self._answer = {
             "server": target.server,
             "topic": target.topic,
