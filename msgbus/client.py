@@ -418,8 +418,8 @@ class RPCClient:
     def _explain_timeout(self, pending: Pending) -> str:
         """What is known of a call whose deadline has passed: the one thing an operator has to go by."""
         transport = self.transport
-        waited = time.monotonic() - pending.began
-        known = [f"{pending.describe}: no answer within {waited:.3g} s over {transport.driver.state}"]
+        seconds = pending.deadline - pending.began
+        known = [f"{pending.describe}: no answer within {seconds:.4g} s over {transport.driver.state}"]
         known.append("the message system has taken the request" if pending.sent else "it is not known to be delivered")
         if pending.server_inbox is not None:
             silent = time.monotonic() - pending.last_sign

@@ -73,7 +73,7 @@ class Running:
         self._server = server
         self._content_type = content_type
         self._durable = durable
-        self._grace = max(grace, 1.0)  # An answer needs a moment in any case.
+        self._grace = grace
         self._deadline = deadline
         self._on_end = on_end
         self._address = Address("inbox", name=request.reply_to)
@@ -94,7 +94,9 @@ class Running:
         reply.server = self._server
         body = encode_reply(reply, self._content_type)
         now = self._last_frame = time.monotonic()
-        end = now + self._grace if self._deadline is None else max(self._deadline, now + self._grace)
+        end = now + max(self._grace, 1.0)  # An answer needs a moment in any case.
+        if self._deadline is not None:
+            end = max(end, self._deadline)
         message = Message(body, self._content_type, new_id(), end - now, self._durable)
         if LOG.isEnabledFor(logging.DEBUG):
             LOG.debug("answering %s with %s to %s", reply.call_id, reply.kind, self._address)
