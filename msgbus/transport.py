@@ -10,7 +10,6 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol
 
 from msgbus.drivers.base import CONTRACT, Address, Capability, Delivery, Depth, Driver, Inbox, Message, Sent
@@ -70,6 +69,8 @@ def load_driver_class(name: str) -> type[Driver]:
         DriverLoadFailure: there is none (the text names the nearest, and those there are), it cannot be imported, or it
             was written for another major version of the contract.
     """
+    from importlib.metadata import entry_points  # slow to import, like those below
+
     from stevedore import DriverManager
 
     # Their names alone: none of them is imported for that. (stevedore would log a warning besides raising.)
