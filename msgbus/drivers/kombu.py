@@ -155,6 +155,7 @@ class KombuDriver(Driver):
         self._opening = threading.Lock()
         self._inboxes: list[Consumer] = []
         self._subscriptions: list[Consumer] = []
+        self._leaving: list[Consumer] = []
         self._inspections: weakref.WeakSet[Future[Depth]] = weakref.WeakSet()
         self._publish_link = kombu_link.Link(
             loop,
@@ -266,7 +267,12 @@ class KombuDriver(Driver):
         if all(inbox.is_consuming for inbox in self._inboxes):
             self._publisher.release()
 
+    def _let_leave(self) -> None:
+        """Delete the queues of those who were closed while the connection was away."""
+        self._leaving = [consumer for consumer in self._leaving if not consumer.close()]
+
     def _on_publish_up(self) -> None:
+        self._let_leave()
         for inbox in self._inboxes:
             inbox.start()
         self._publisher.connected()
@@ -278,6 +284,7 @@ class KombuDriver(Driver):
                 inbox.hopeless(error)
 
     def _on_consume_up(self) -> None:
+        self._let_leave()
         for subscription in self._subscriptions:
             subscription.start()
 
@@ -394,8 +401,11 @@ class KombuDriver(Driver):
         self._loop.close()
         from msgbus.drivers.kombu_channels import fail
 
+        error = CallCancelled(f"the connection to {self._name()} was closed")
         for found in list(self._inspections):
-            fail(found, CallCancelled(f"the connection to {self._name()} was closed"))
+            fail(found, error)
+        for consumer in self._leaving:
+            consumer.refuse(error)
 
     def _begin_close(self, consumer: Consumer) -> Future[None]:
         consumer.stopping()
@@ -404,7 +414,8 @@ class KombuDriver(Driver):
             for siblings in (self._inboxes, self._subscriptions):
                 if consumer in siblings:
                     siblings.remove(consumer)
-                    consumer.close()
+                    if not consumer.close():
+                        self._leaving.append(consumer)
 
         self._loop.call(close)
         return consumer.gone

@@ -264,15 +264,26 @@ class Consumer:
         if self._to_cancel <= 0 and self._stopped is not None:
             finish(self._stopped, None)
 
-    def close(self) -> None:
-        """Delete what is this process's own, and close the channel: RabbitMQ takes back what was not settled."""
-        epoch = self._epoch
-        if epoch is None or not self._link.up:
-            self.closed(epoch)
+    def close(self) -> bool:
+        """Delete what is this process's own, and close the channel: RabbitMQ takes back what was not settled.
+
+        Returns:
+            False where the connection is away for the moment: then it is to be called again when that is back.
+        """
+        own = [queue for queue in self._queues if queue.own]
+        if not self._link.up:
+            if own and self._link.generation:
+                return False
+            self.closed(self._epoch)
             finish(self.gone, None)
-            return
-        deletions = [frames.queue_delete(epoch.number, queue.name) for queue in self._queues if queue.own]
-        epoch.end(b"".join([*deletions, frames.channel_close(epoch.number)]))
+            return True
+        if self._epoch is None:
+            self._epoch = _Epoch(self, self._link)
+            self._epoch.open(frames.channel_open)
+        number = self._epoch.number
+        deletions = [frames.queue_delete(number, queue.name) for queue in own]
+        self._epoch.end(b"".join([*deletions, frames.channel_close(number)]))
+        return True
 
     def closed(self, epoch: _Epoch | None) -> None:
         """A channel, or its connection, is gone."""

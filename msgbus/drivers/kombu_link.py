@@ -71,15 +71,20 @@ class Loop:
         self._closed = False
         self.busy = False
 
-    def call(self, func: Callable[[], None]) -> None:
-        """Run `func` on the loop's thread."""
+    def call(self, func: Callable[[], None]) -> bool:
+        """Run `func` on the loop's thread. False: that has ended."""
         self._calls.append(func)
         with self._starting:
             if self._closed:
-                return
+                return False
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
+            self._wake()
+        return True
+
+    def _wake(self) -> None:
+        """The lock is held: nobody closes the pipe meanwhile."""
         try:
             os.write(self._wake_write, b"x")
         except BlockingIOError:
@@ -102,16 +107,15 @@ class Loop:
     def close(self) -> None:
         """End the thread and give the descriptors back."""
         with self._starting:
+            if self._closed:
+                return
             self._closed = True
             thread = self._thread
+            if thread is not None:
+                self._wake()
         if thread is None:
             self.drop()
-            return
-        try:
-            os.write(self._wake_write, b"x")
-        except BlockingIOError:
-            pass  # It is awake.
-        if thread is not threading.current_thread():
+        elif thread is not threading.current_thread():
             thread.join(5)
 
     def abandon(self) -> None:
@@ -123,9 +127,10 @@ class Loop:
 
     def drop(self) -> None:
         """Give the descriptors back."""
-        self._poll.close()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+        with self._starting:
+            self._poll.close()
+            os.close(self._wake_read)
+            os.close(self._wake_write)
 
     def _run(self) -> None:
         next_tick = time.monotonic() + TICK
@@ -295,7 +300,8 @@ class Link:
                 self._loop.call(self._give_up)
             self._timer.call_later(delay, self._start_connecting)
             return
-        self._loop.call(lambda: self._opened(connection))
+        if self._closed or not self._loop.call(lambda: self._opened(connection)):
+            connection.transport.close()  # It came too late.
 
     def _why(self, error: BaseException) -> str:
         """In words, what happened to the connection that is or was up."""
@@ -566,7 +572,7 @@ class Link:
 
     # Channels
 
-    def on_loop(self, func: Callable[[], None]) -> Callable[[], None]:
+    def on_loop(self, func: Callable[[], None]) -> Callable[[], object]:
         """A function that has `func` run on the loop's thread."""
         return lambda: self._loop.call(func)
 

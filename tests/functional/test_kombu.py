@@ -480,3 +480,30 @@ def test_a_forked_child_starts_clean(rabbitmq: RabbitMQ, connect: Connect) -> No
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 0
         assert client.call({}, "echo", value=3) == 3
+
+
+def test_what_is_closed_during_a_reconnect_is_removed_too(rabbitmq: RabbitMQ, proxy: Proxy, connect: Connect) -> None:
+    """A close while the connection is away for a moment waits for it, and leaves no queue of its own behind."""
+    before = set(rabbitmq.queues())
+    transport = connect(through(rabbitmq, proxy))
+    target = msgbus.Target(topic="leaving", server="s1")
+    server = msgbus.get_rpc_server(transport, target, [Endpoint()])
+    server.start(20)
+    assert client_of(transport, "leaving").call({}, "echo", value=1) == 1
+    proxy.refuse()
+    proxy.cut()
+    until(lambda: rabbitmq.connections() == 0, "the connections are gone")
+
+    def close() -> None:
+        server.wait(20)
+        transport.cleanup()
+
+    closing = Task(close)
+    proxy.accept()
+    closing.join(30)
+    left = until(lambda: (rest := set(rabbitmq.queues()) - before) and not _own(rest) and rest, "they are gone", 10)
+    assert left == {"msgbus/leaving", "msgbus/leaving/s1"}
+
+
+def _own(names: set[str]) -> set[str]:
+    return {name for name in names if "!fanout" in name or name.startswith("reply_")}
