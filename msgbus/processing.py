@@ -112,7 +112,6 @@ class Processor:
     def __init__(
         self,
         transport: Transport,
-        topic: str,
         server: str,
         dispatcher: RPCDispatcher,
         on_dead_letter: OnDeadLetter | None,
@@ -121,7 +120,6 @@ class Processor:
         """`run_again` has a cast run once more; it says False where the server is stopping."""
         conf = transport.conf
         self._transport = transport
-        self._topic = topic
         self._server = server
         self._dispatcher = dispatcher
         self._on_dead_letter = on_dead_letter

@@ -103,7 +103,7 @@ class RPCServer:
         self._subscription: Subscription | None = None
         self._executor: Executor[Delivery | Work] | None = None
         self._stopping = False
-        self._processor = Processor(transport, target.topic, target.server, dispatcher, on_dead_letter, self._run_again)
+        self._processor = Processor(transport, target.server, dispatcher, on_dead_letter, self._run_again)
 
     def start(self, timeout: float | None = None) -> None:
         """Begin to serve; returns when requests will arrive. On a server that runs already: nothing.

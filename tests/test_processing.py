@@ -47,7 +47,7 @@ class Bench:
         self.hook: Callable[[], object] = lambda: None
         self.again: list[Work] = []
         dispatcher = RPCDispatcher([self])
-        self.processor = Processor(self.transport, "foo", "h1", dispatcher, None, self._run_again)
+        self.processor = Processor(self.transport, "h1", dispatcher, None, self._run_again)
 
     def _on_frame(self, delivery: Delivery) -> None:
         frame = decode_inbox_frame(delivery.message.body, delivery.message.content_type)

@@ -14,7 +14,6 @@ Transports of one process whose URLs are equal up to the question mark share a b
 
 from __future__ import annotations
 
-import itertools
 import os
 import threading
 import time
@@ -152,7 +151,6 @@ class Bus:
 
     Attributes:
         delay: seconds by which each message is delivered late.
-        refused: messages whose sending was made to fail.
     """
 
     def __init__(self) -> None:
@@ -426,7 +424,6 @@ class FakeDriver(Driver):
         self._opened: list[Subscription | Inbox] = []
         self._sends: weakref.WeakSet[Future[Sent]] = weakref.WeakSet()
         self._closed = False
-        self._number = itertools.count(1)
 
     @property
     def state(self) -> str:

@@ -47,7 +47,6 @@ class Connection(Protocol):
     transport: Any
     frame_max: int
     heartbeat: float
-    server_properties: dict[str, Any]
 
 
 class Loop:
@@ -317,7 +316,7 @@ class Link:
             connection.transport.close()
             return
         self._start_reading()
-        self._connection = connection
+        self._connection = connection  # py-amqp's object owns the socket: it has to live as long
         sock: socket.socket = connection.transport.sock
         sock.setblocking(False)
         self._socket = sock
