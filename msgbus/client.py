@@ -226,16 +226,14 @@ class RPCClient:
         Returns once the message system has taken responsibility for the request. Then that waits for a server for as
         long as it takes; only where a `timeout` was given is it dropped if no server has begun it by then.
 
-        Raises:
-            As `call`, but for what has to do with the answer.
+        It raises what `call` raises, but for what has to do with the answer.
         """
         self._cast(self._address, ctxt, method, kwargs)
 
     def fanout_cast(self, ctxt: Any, method: str, /, **kwargs: Any) -> None:
         """Have `method` run on every server of the topic. That there is none is no error.
 
-        Raises:
-            As `cast`.
+        It raises what `cast` raises.
         """
         self._cast(Address("fanout", self._address.exchange, self._address.topic), ctxt, method, kwargs)
 
@@ -252,21 +250,14 @@ class RPCClient:
             durable = address.kind != "fanout"
             body = encode_request(request, self._content_type)
             message = Message(body, self._content_type, request.unique_id, ttl, durable, left)
-            sent = self._hand_over(address, message, deadline)
             try:
-                # The driver itself knows best why it has not sent it by the deadline: it gets a moment to say so.
-                sent.result(max(0.0, deadline - time.monotonic()) + INSPECT_TIMEOUT)
-            except MessagingException as exc:
-                if isinstance(exc, TransportUnavailable) and exc.maybe_delivered and not self._repeatable:
-                    raise OutcomeUnknown(
-                        f"{method!r} on {address}: it may or may not have been delivered: {exc}"
-                    ) from exc
-                raise
-            except TimeoutError:
-                raise MessagingTimeout(
-                    f"{method!r} on {address}: {self.transport.driver.state} did not confirm it within "
-                    f"{self._seconds:g} s; it may or may not have been delivered"
-                ) from None
+                wait_until_sent(
+                    self._hand_over(address, message, deadline), deadline, f"{method!r} on {address}", self.transport
+                )
+            except TransportUnavailable as exc:
+                if not exc.maybe_delivered or self._repeatable:
+                    raise
+                raise OutcomeUnknown(f"{method!r} on {address}: it may or may not have been delivered: {exc}") from exc
         finally:
             self.transport.window.release()
 
@@ -277,8 +268,8 @@ class RPCClient:
         server's generator waits while this side does not consume, and is closed when the iterator is closed or
         dropped. A method that returns plainly yields one item.
 
-        Raises:
-            As `call`; what ends the remote generator is raised from the iteration, after the values before it.
+        It raises what `call` raises; what ends the remote generator is raised from the iteration, after the values
+        before it.
         """
         now = time.monotonic()
         end = bounded(float("inf") if self.deadline is None else now + self.deadline)
@@ -403,16 +394,7 @@ class RPCClient:
     def _hand_over(self, address: Address, message: Message, deadline: float) -> Future[Sent]:
         mandatory = address.kind != "fanout"
         if self._repeatable:
-            outcome: Future[Sent] = Future()
-
-            def settle(error: BaseException | None) -> None:
-                if error is None:
-                    outcome.set_result(Sent())
-                else:
-                    outcome.set_exception(error)
-
-            self.transport.send_until(deadline, address, message, mandatory=mandatory, on_outcome=settle)
-            return outcome
+            return self.transport.send_repeatedly(deadline, address, message, mandatory=mandatory)
         return self.transport.send(address, message, mandatory=mandatory)
 
     def _explain_timeout(self, pending: Pending) -> str:
@@ -452,6 +434,31 @@ class _Waiter:
         """Return when there is news, or when the call has to be looked at again."""
         left = pending.look_again_at() - time.monotonic()
         self._lock.acquire(timeout=min(max(left, 0.0), threading.TIMEOUT_MAX))
+
+
+def wait_until_sent(sent: Future[Any], deadline: float, what: str, transport: Transport) -> None:
+    """Wait until the message system has taken a message.
+
+    Args:
+        sent: of the driver.
+        deadline: seconds of `time.monotonic`. The driver itself knows best why it has not sent it by then, and gets a
+            moment to say so.
+        what: begins the text of a timeout.
+        transport: where it is sent.
+
+    Raises:
+        MessagingTimeout: nobody said what has become of it.
+        MessagingException: why it was not taken.
+    """
+    try:
+        sent.result(max(0.0, deadline - time.monotonic()) + INSPECT_TIMEOUT)
+    except MessagingException:
+        raise
+    except TimeoutError:
+        raise MessagingTimeout(
+            f"{what}: {transport.driver.state} did not confirm it by the deadline; it may or may not have been "
+            "delivered"
+        ) from None
 
 
 def acquire(transport: Transport, deadline: float) -> None:

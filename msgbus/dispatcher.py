@@ -152,13 +152,18 @@ class RPCDispatcher:
         for endpoint in endpoints:
             self.add_endpoint(endpoint)
 
-    def add_endpoint(self, endpoint: object) -> None:
+    def add_endpoint(self, endpoint: object, target: Target | None = None) -> None:
         """Have an endpoint's methods served too, after those of the endpoints before it.
+
+        Args:
+            endpoint: any object.
+            target: its namespace and version; None means those of its attribute ``target``.
 
         Raises:
             TypeError: its ``target`` is not a `Target`, or the version in it is none.
         """
-        target = getattr(endpoint, "target", None) or Target()
+        if target is None:
+            target = getattr(endpoint, "target", None) or Target()
         if not isinstance(target, Target):
             raise TypeError(f"the attribute 'target' of endpoint {endpoint!r} has to be a Target, not {target!r}")
         try:

@@ -215,6 +215,19 @@ def _open(body: bytes, content_type: str) -> bytes | str:
     return envelope.message
 
 
+def decode(body: bytes, content_type: str) -> Payload:
+    """Read a payload, whatever it is.
+
+    Raises:
+        SerializationError: it is none.
+    """
+    try:
+        text = _open(body, content_type)
+        return _msgpack_payload.decode(text) if content_type == MSGPACK else _json_payload.decode(text)  # type: ignore[arg-type]  # only JSON is text
+    except _DECODING_ERRORS as exc:
+        raise _unreadable(content_type, exc) from exc
+
+
 def _unreadable(content_type: str, exc: Exception) -> SerializationError:
     return SerializationError(f"cannot be read as {content_type}: {exc}")
 
@@ -243,6 +256,21 @@ def encode_request(request: Request, content_type: str) -> bytes:
     except SerializationError as exc:
         named = {"argument": request.args, "context key": request.context}
         raise _name_the_culprit(named, content_type, exc) from exc
+
+
+def encode_notification(
+    notification: dict[str, Any], context: dict[str, Any], unique_id: str, content_type: str
+) -> bytes:
+    """Write a notification: any dict, together with the context, in the places where oslo.messaging has them.
+
+    Raises:
+        SerializationError: the text names the key that cannot be written.
+    """
+    payload = {**notification, **{f"{_CONTEXT}{key}": value for key, value in context.items()}}
+    try:
+        return encode({**payload, "_unique_id": unique_id}, content_type)
+    except SerializationError as exc:
+        raise _name_the_culprit({"key": notification, "context key": context}, content_type, exc) from exc
 
 
 def _name_the_culprit(named: dict[str, dict[str, Any]], content_type: str, error: SerializationError) -> Exception:

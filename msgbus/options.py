@@ -6,6 +6,7 @@ import difflib
 import glob
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from msgbus.exceptions import ConfigurationError
 from msgbus.message import AT_MOST_ONCE, POLICIES
 
 if TYPE_CHECKING:
-    from msgbus.url import TransportURL
+    from msgbus.url import TransportHost, TransportURL
 
 CORE_OPTS: list[cfg.Opt] = [
     cfg.StrOpt(
@@ -83,6 +84,83 @@ CORE_OPTS: list[cfg.Opt] = [
     cfg.BoolOpt("rpc_ping_enabled", default=True, help="Whether a server answers pings."),
 ]
 
+RPC_OPTS: list[cfg.Opt] = [
+    cfg.ListOpt(
+        "allowed_rpc_exception_modules",
+        default=[],
+        help="Modules whose exceptions may be made again in this process when a server raised them. For services that "
+        "use msgbus.rpc; others say it in their code.",
+    ),
+]
+"""What `msgbus.rpc` adds."""
+
+
+CONNECTION_NAMES = ("hosts", "port", "username", "password", "virtual_host")
+"""The options of `connection_opts`. In a URL they have places of their own."""
+
+
+def connection_opts(old_names: dict[str, tuple[str, ...]], defaults: dict[str, Any]) -> list[cfg.Opt]:
+    """The options of a driver that say where its message system is, for configurations without a ``transport_url``.
+
+    Args:
+        old_names: for each of `CONNECTION_NAMES`, the options of group DEFAULT that said so in older systems.
+        defaults: for each of them.
+    """
+    deprecated = {
+        name: [cfg.DeprecatedOpt(old, group="DEFAULT") for old in old_names.get(name, ())] for name in CONNECTION_NAMES
+    }
+    wins = "The transport_url, if it names a host, wins."
+    return [
+        cfg.ListOpt(
+            "hosts",
+            default=defaults["hosts"],
+            deprecated_opts=deprecated["hosts"],
+            help=f"Where the message system is: HOST or HOST:PORT, one or more. {wins}",
+        ),
+        cfg.PortOpt(
+            "port",
+            default=defaults["port"],
+            deprecated_opts=deprecated["port"],
+            help="The port of those hosts that name none. Default: the message system's own.",
+        ),
+        cfg.StrOpt(
+            "username", default=defaults["username"], deprecated_opts=deprecated["username"], help="Who logs in."
+        ),
+        cfg.StrOpt(
+            "password",
+            default=defaults["password"],
+            secret=True,
+            deprecated_opts=deprecated["password"],
+            help="That user's password.",
+        ),
+        cfg.StrOpt(
+            "virtual_host",
+            default=defaults["virtual_host"],
+            deprecated_opts=deprecated["virtual_host"],
+            help="The virtual host, where the message system has such. The transport_url, if it names one, wins.",
+        ),
+    ]
+
+
+def hosts_of(options: SimpleNamespace, url: TransportURL) -> tuple[TransportHost, ...]:
+    """The hosts of the URL, else of `connection_opts`; one without a user gets that of the options.
+
+    Raises:
+        InvalidTransportURL: a host of the options is none.
+    """
+    from msgbus.url import parse_host
+
+    found = url.hosts or tuple(parse_host(text, "option hosts") for text in options.hosts)
+    return tuple(
+        replace(
+            host,
+            port=host.port or (None if url.hosts else options.port),
+            username=options.username if host.username is None else host.username,
+            password=options.password if host.username is None else host.password,
+        )
+        for host in found
+    )
+
 
 def register(conf: cfg.ConfigOpts) -> None:
     """Register the core's options on `conf`. May be called again."""
@@ -93,7 +171,7 @@ def list_opts() -> list[tuple[str | None, list[cfg.Opt]]]:
     """All options of msgbus and of the installed drivers, for oslo-config-generator."""
     from msgbus.transport import installed_drivers
 
-    found: dict[str | None, list[cfg.Opt]] = {None: list(CORE_OPTS)}
+    found: dict[str | None, list[cfg.Opt]] = {None: [*CORE_OPTS, *RPC_OPTS]}
     for driver in installed_drivers().values():
         group, opts = driver.options()
         found[group] = list(opts)
@@ -111,10 +189,15 @@ def read_driver_options(
     """
     conf.register_opts(opts, group=group)
     by_name = {opt.dest: opt for opt in opts}
-    in_files = {
-        name for opt in opts for name in (opt.dest, opt.name, *(old.name for old in opt.deprecated_opts)) if name
-    }
-    _refuse_unknown(_names_in_files(conf, group), in_files, f"group [{group}] of the configuration")
+    in_files = {name for opt in opts for name in (opt.dest, opt.name)}
+    in_files |= {old.name for opt in opts for old in opt.deprecated_opts if old.name and old.group in (None, group)}
+    _refuse_unknown(names_in_files(conf, group), in_files, f"group [{group}] of the configuration")
+    if misplaced := sorted(set(url.query).intersection(CONNECTION_NAMES).intersection(by_name)):
+        # The URL is not shown: what is misplaced may be the password.
+        raise ConfigurationError(
+            f"{misplaced[0]} has a place of its own in a transport URL, before the question mark: "
+            "DRIVER://USERNAME:PASSWORD@HOST:PORT/VIRTUAL_HOST"
+        )
     _refuse_unknown(url.query, by_name, f"the transport URL {url}")
     values = SimpleNamespace()
     for name, opt in by_name.items():
@@ -126,7 +209,8 @@ def read_driver_options(
     return values
 
 
-def _names_in_files(conf: cfg.ConfigOpts, group: str) -> set[str]:
+def names_in_files(conf: cfg.ConfigOpts, group: str) -> set[str]:
+    """The names that stand in a group of the configuration files, whether they are options or not."""
     names: set[str] = set()
     paths = list(getattr(conf, "config_file", None) or ())
     for folder in getattr(conf, "config_dir", None) or ():

@@ -42,11 +42,18 @@ class NoOpSerializer(Serializer):
         return entity
 
     def serialize_context(self, ctxt: Any) -> dict[str, Any]:
-        """Return the context as a new dict."""
+        """Return the context as a new dict.
+
+        Raises:
+            SerializationError: it is neither a dict nor None, and has no ``to_dict()``.
+        """
         if ctxt is None:
             return {}
-        found = ctxt if isinstance(ctxt, dict) else ctxt.to_dict()
-        return dict(found)
+        if isinstance(ctxt, dict):
+            return dict(ctxt)
+        if not hasattr(ctxt, "to_dict"):
+            raise SerializationError(f"a context is a dict or has a to_dict(), and {type(ctxt).__name__} is neither")
+        return dict(ctxt.to_dict())
 
     def deserialize_context(self, ctxt: dict[str, Any]) -> Any:
         """Return the dict."""

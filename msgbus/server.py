@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from msgbus.dispatcher import RPCAccessPolicyBase, RPCDispatcher
-from msgbus.drivers.base import Delivery, Message, Sent, Subscription
+from msgbus.drivers.base import Address, Delivery, Message, Sent, Subscription
 from msgbus.exceptions import InvalidTarget, MessagingException, SerializationError
 from msgbus.executor import Executor
 from msgbus.message import AT_LEAST_ONCE, PING_NAMESPACE, decode_request
@@ -82,6 +82,13 @@ class RPCServer:
     """Serves a topic: as any one of its servers, as the one of its name, and as one of all.
 
     `start`, `stop` and `wait` may be called from any thread, in that order.
+
+    Args:
+        transport: where it listens.
+        target: its topic and its name.
+        dispatcher: runs the requests.
+        on_dead_letter: called with each message that is given up.
+        addresses: what it listens to, if that is something else than the three of its target.
     """
 
     def __init__(
@@ -90,6 +97,7 @@ class RPCServer:
         target: Target,
         dispatcher: RPCDispatcher,
         on_dead_letter: OnDeadLetter | None = None,
+        addresses: Sequence[Address] | None = None,
     ) -> None:
         if not target.topic or not target.server:
             raise InvalidTarget("a server's target needs a topic and a server", target)
@@ -99,6 +107,14 @@ class RPCServer:
         conf = transport.conf
         if conf.rpc_ping_enabled:
             dispatcher.add_endpoint(_Ping(target))
+        if addresses is None:
+            topic = transport.address(target(server=None, fanout=None))
+            addresses = [
+                topic,
+                topic._replace(kind="server", server=target.server),
+                topic._replace(kind="fanout", server=target.server),
+            ]
+        self._addresses = addresses
         self._state = threading.Condition()
         self._subscription: Subscription | None = None
         self._executor: Executor[Delivery | Work] | None = None
@@ -122,9 +138,6 @@ class RPCServer:
             conf, transport = self.transport.conf, self.transport
             end = time.monotonic() + (conf.rpc_response_timeout if timeout is None else timeout)
             transport.inbox(end)
-            topic = transport.address(self.target(server=None, fanout=None))
-            name = self.target.server or ""
-            addresses = [topic, topic._replace(kind="server", server=name), topic._replace(kind="fanout", server=name)]
             self._executor = Executor(
                 conf.executor_thread_pool_size,
                 self._processor.process,
@@ -132,7 +145,9 @@ class RPCServer:
                 transport.timer.call_later,
             )
             # The deliveries hold a thread each; the executor may queue those for which there is none.
-            subscription = transport.driver.subscribe(addresses, self._executor.submit, prefetch=conf.rpc_prefetch)
+            subscription = transport.driver.subscribe(
+                self._addresses, self._executor.submit, prefetch=conf.rpc_prefetch
+            )
             try:
                 wait_for(subscription.ready, end, f"{self.target} cannot listen on", transport.driver)
             except BaseException:
@@ -140,7 +155,7 @@ class RPCServer:
                 self._executor.close(0)
                 raise
             self._subscription = subscription
-        LOG.info("server %s of topic %s serves on %s", name, self.target.topic, transport.driver.state)
+        LOG.info("server %s of topic %s serves on %s", self.target.server, self.target.topic, transport.driver.state)
 
     def stop(self) -> None:
         """Take no new requests, and give back those that no thread has begun. What runs goes on: see `wait`."""
@@ -204,8 +219,8 @@ class RPCServer:
         except SerializationError:
             processor.process(delivery)  # It is of no use to others either; this says so in the log.
             return
-        if delivery.address.kind == "fanout" or delivery.redelivered:
-            # It is this server's alone, or must be treated as one that may have run.
+        if delivery.address.kind in ("fanout", "pool") or delivery.redelivered:
+            # It is this server's alone (nobody can send to a pool alone), or must be treated as one that may have run.
             if self._executor is not None:
                 self._executor.submit(delivery)
         elif processor.policy_of(request) == AT_LEAST_ONCE:

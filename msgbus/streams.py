@@ -52,9 +52,10 @@ class Stream(Iterator[Any]):
     def __next__(self) -> Any:
         """Wait for the next item.
 
+        What `RPCClient.call` raises is raised here too, and the stream is closed then.
+
         Raises:
             StopIteration: the remote generator has ended, or the stream was closed.
-            As `RPCClient.call`; the stream is closed then.
         """
         pending = self._pending
         if not pending.items:

@@ -215,13 +215,27 @@ class Transport:
         repeat = _Repeat(self, deadline, address, message, mandatory, on_outcome, retry_undeliverable)
         self.send(address, message, mandatory=mandatory).add_done_callback(repeat.on_sent)
 
+    def send_repeatedly(self, deadline: float, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
+        """As `send_until`, with a future for the outcome."""
+        outcome: Future[Sent] = Future()
+
+        def settle(error: BaseException | None) -> None:
+            if error is None:
+                outcome.set_result(Sent())
+            else:
+                outcome.set_exception(error)
+
+        self.send_until(deadline, address, message, mandatory=mandatory, on_outcome=settle)
+        return outcome
+
     def send_control(self, inbox: str, control: Control, content_type: str) -> None:
         """Send a control frame to a server; nobody waits for it.
 
         It is repeated after an unknown outcome: without its credit a stream would stand still for good, and a little
         too much of it does no harm.
         """
-        message = Message(encode_control(control, content_type), content_type, new_id(), CONTROL_TTL)
+        message_id = f"{control.call_id}.{new_id()[:8]}.{control.kind}"
+        message = Message(encode_control(control, content_type), content_type, message_id, CONTROL_TTL)
         end = time.monotonic() + CONTROL_TTL
         self.send_until(end, Address("inbox", name=inbox), message, mandatory=False, on_outcome=lambda _error: None)
 
@@ -250,6 +264,8 @@ class Transport:
         except SerializationError as exc:
             LOG.warning("a message to the inbox that is not ours was dropped: %s", exc)
             return
+        if LOG.isEnabledFor(logging.DEBUG):
+            LOG.debug("received %s: %s for %s", message.id, frame.kind, frame.call_id)
         if isinstance(frame, Reply):
             self.router.route(frame, time.monotonic())
         elif (handler := self.running.get(frame.call_id)) is not None:

@@ -87,7 +87,7 @@ class TransportURL:
         return cls(
             transport=transport.lower(),
             virtual_host=unquote(path) if slash else None,
-            hosts=tuple(_parse_host(text, url) for text in (credentials + at + hosts).split(",") if text),
+            hosts=tuple(parse_host(text, url) for text in (credentials + at + hosts).split(",") if text),
             query=_parse_query(query, url),
         )
 
@@ -119,7 +119,12 @@ def backend_name(rpc_backend: str) -> str:
     return last.removeprefix("impl_")
 
 
-def _parse_host(text: str, url: str) -> TransportHost:
+def parse_host(text: str, url: str) -> TransportHost:
+    """Read ``[USER:PASSWORD@]HOST[:PORT]``, which is a part of `url`.
+
+    Raises:
+        InvalidTransportURL: a port that is none, a host name that is none.
+    """
     user, at, address = text.rpartition("@")
     match = _HOST.fullmatch(address)
     masked = mask(url)

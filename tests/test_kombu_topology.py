@@ -254,3 +254,14 @@ def test_oslo_exchange_of_a_target() -> None:
 def test_oslo_dead_letters_are_durable() -> None:
     """Dead letters, which a stock peer does not have, are kept as in the native topology."""
     assert oslo().queue(DEAD, UNIQUE) == native().queue(DEAD, UNIQUE)
+
+
+@pytest.mark.parametrize("oslo", [False, True])
+def test_stored_is_the_topic_with_its_queue_declared_by_the_sender(oslo: bool) -> None:
+    """It goes the way of the topic; the queue is the one that a subscriber will declare, word for word."""
+    native = NativeTopology(quorum=False, server_expires=1800, queue_expires=7)
+    topology: Topology = OsloTopology(native) if oslo else native
+    topic = Address("topic", "msgbus", "foo")
+    stored = topology.route(topic._replace(kind="stored"))
+    assert stored._replace(queue=None) == topology.route(topic)
+    assert stored.queue == topology.queue(topic, "")

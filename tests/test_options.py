@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from oslo_config import cfg
 
-from msgbus import ConfigurationError, TransportURL, options
+from msgbus import ConfigurationError, InvalidTransportURL, TransportURL, options
 from msgbus.drivers.fake import FakeDriver
-from msgbus.options import CORE_OPTS, list_opts, read_driver_options
+from msgbus.options import CORE_OPTS, RPC_OPTS, list_opts, read_driver_options
 from tests.support import new_conf
 
 OPTS = [
@@ -102,7 +102,7 @@ def test_every_option_has_help() -> None:
 def test_list_opts_has_the_core_and_every_driver() -> None:
     """oslo-config-generator is given the core's options and those of each installed driver, in its group."""
     found = dict(list_opts())
-    assert found[None] == CORE_OPTS
+    assert found[None] == [*CORE_OPTS, *RPC_OPTS]
     group, opts = FakeDriver.options()
     assert [opt.name for opt in found[group]] == [opt.name for opt in opts]
 
@@ -188,3 +188,53 @@ def test_files_of_a_folder_are_looked_at_too(tmp_path: pathlib.Path) -> None:
     conf = new_conf("--config-dir", str(tmp_path))
     with pytest.raises(ConfigurationError, match="did you mean retry_delay"):
         read(conf=conf)
+
+
+@pytest.mark.parametrize("name", ["password", "username", "hosts", "port", "virtual_host"])
+def test_what_has_its_place_in_a_url_may_not_stand_elsewhere(name: str) -> None:
+    """The error says where it goes, and shows nothing of the URL: it may hold the password."""
+    opts = options.connection_opts({}, DEFAULTS)
+    with pytest.raises(ConfigurationError, match=rf"^{name} has a place of its own") as caught:
+        read_driver_options(new_conf(), "msgbus_test", opts, TransportURL.parse(new_conf(), f"fake://h/?{name}=hush"))
+    assert "hush" not in str(caught.value)
+
+
+DEFAULTS = {"hosts": ["localhost"], "port": None, "username": "guest", "password": "guest", "virtual_host": "/"}
+
+
+@pytest.mark.parametrize(
+    ("text", "url", "expected"),
+    [
+        ("", "fake://", ["guest:guest@localhost"]),
+        ("", "fake://a:1,b", ["guest:guest@a:1", "guest:guest@b"]),
+        ("[msgbus_test]\nhosts = a:1,b\nport = 7\nusername = u\npassword = p\n", "fake://", ["u:p@a:1", "u:p@b:7"]),
+        ("[msgbus_test]\nhosts = a\nport = 7\nusername = u\npassword = p\n", "fake://x,y:z@w", ["u:p@x", "y:z@w"]),
+        ("[DEFAULT]\nold_host = a\nold_port = 7\nold_user = u\n", "fake://", ["u:guest@a:7"]),
+        ("[DEFAULT]\nold_hosts = a, [::1]:9\nold_user = u\n", "fake://", ["u:guest@a", "u:guest@[::1]:9"]),
+    ],
+)
+def test_hosts_of_a_url_or_of_the_options(text: str, url: str, expected: list[str], tmp_path: pathlib.Path) -> None:
+    """A URL that names hosts wins; else the options, also by their old names; a user is filled in where none is."""
+    old = {"hosts": ("old_hosts", "old_host"), "port": ("old_port",), "username": ("old_user",)}
+    opts = options.connection_opts(old, DEFAULTS)
+    conf = config_file(tmp_path, text)
+    parsed = TransportURL.parse(conf, url)
+    values = read_driver_options(conf, "msgbus_test", opts, parsed)
+    assert [f"{host.username}:{host.password}@{host}" for host in options.hosts_of(values, parsed)] == expected
+
+
+def test_host_of_the_options_that_is_none(tmp_path: pathlib.Path) -> None:
+    """It is an error as in a URL."""
+    conf = config_file(tmp_path, "[msgbus_test]\nhosts = a:b:c\n")
+    parsed = TransportURL.parse(conf, "fake://")
+    values = read_driver_options(conf, "msgbus_test", options.connection_opts({}, DEFAULTS), parsed)
+    with pytest.raises(InvalidTransportURL):
+        options.hosts_of(values, parsed)
+
+
+def test_old_name_of_another_group_is_refused_in_the_drivers(tmp_path: pathlib.Path) -> None:
+    """It would have no effect there."""
+    opts = options.connection_opts({"hosts": ("old_host",)}, DEFAULTS)
+    conf = config_file(tmp_path, "[msgbus_test]\nold_host = a\n")
+    with pytest.raises(ConfigurationError, match="old_host"):
+        read_driver_options(conf, "msgbus_test", opts, TransportURL("fake"))

@@ -66,7 +66,7 @@ class Capability(StrEnum):
     """``Delivery.reject(requeue=True)`` gives the message to another consumer."""
 
 
-Kind = Literal["topic", "server", "fanout", "pool", "inbox", "dead"]
+Kind = Literal["topic", "server", "fanout", "pool", "inbox", "stored", "dead"]
 
 
 class Address(NamedTuple):
@@ -80,6 +80,8 @@ class Address(NamedTuple):
     fanout    exchange, topic          every subscriber (with `server` when subscribing)
     pool      exchange, topic, name    (subscribing only) the pool's copy of what is sent to the topic
     inbox     name                     the inbox of that name; only `Driver.open_inbox` makes it
+    stored    exchange, topic          (sending only, with `Capability.STORE`) the topic, where nobody has subscribed
+                                       yet: it is made, and keeps the message for whoever will
     dead      exchange, topic          storage for messages that could not be processed
     ========  =======================  =========================================================
     """
@@ -174,7 +176,8 @@ class Delivery(ABC):
         """Say that the message is done with.
 
         Returns:
-            False where the connection that it came by is known to be gone: the message system will deliver it again.
+            False where the connection that it came by is known to be gone, so that the message system will deliver it
+            again.
             True means that the word is on its way over a connection that seems to live. Message systems do not confirm
             it; so the message may come again all the same, and then has `redelivered` set.
         """
@@ -281,6 +284,7 @@ class Driver(ABC):
         * `TransportBlocked`: the message system refuses it, at once or until its patience ended.
         * `MessageTooLarge`: before a byte is sent.
         * `InvalidTarget`: the address cannot be named on this message system.
+        * `CapabilityMissing`: an address of the kind stored, without `Capability.STORE`.
         * `CallCancelled`: the driver was closed.
         """
 
@@ -309,7 +313,7 @@ class Driver(ABC):
 
     @property
     def state(self) -> str:
-        """One line for an operator: where it is connected to, or why it is not. Never a password."""
+        """Where it is connected to, or why it is not, in one line for an operator. Never a password."""
         return type(self).__name__
 
     @abstractmethod

@@ -247,15 +247,16 @@ class Bus:
         with self._lock:
             if address.kind == "fanout":
                 return [queue for at, queue in self._queues.items() if at.kind == "fanout" and at[1:3] == address[1:3]]
+            made = address.kind in ("dead", "stored")
+            if address.kind == "stored":
+                address = address._replace(kind="topic")
             queue = self._queues.get(address)
-            if queue is None and address.kind == "dead":
+            if queue is None and made:
                 queue = self._queues[address] = _Queue()
-            if queue is None:
-                return []
-            if address.kind != "topic":
-                return [queue]
-            pools = (at for at in self._queues if at.kind == "pool" and at[1:3] == address[1:3])
-            return [queue, *(self._queues[at] for at in pools)]
+            found = [] if queue is None else [queue]
+            if address.kind == "topic":
+                found += (self._queues[at] for at in self._queues if at.kind == "pool" and at[1:3] == address[1:3])
+            return found
 
     def _put(self, queues: Sequence[_Queue], items: Sequence[_Item]) -> None:
         with self._lock:

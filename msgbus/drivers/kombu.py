@@ -36,14 +36,13 @@ from msgbus.drivers.base import (
     import_library,
 )
 from msgbus.exceptions import CallCancelled, InvalidTransportURL, MessageTooLarge, TransportUnavailable
-from msgbus.options import read_driver_options
+from msgbus.options import connection_opts, hosts_of, read_driver_options
 from msgbus.timer import Timer
-from msgbus.url import TransportHost
 
 if TYPE_CHECKING:
     from msgbus.drivers.kombu_channels import Consumer
     from msgbus.drivers.kombu_link import Connection
-    from msgbus.url import TransportURL
+    from msgbus.url import TransportHost, TransportURL
 
 LOG = logging.getLogger(__name__)
 
@@ -52,7 +51,22 @@ CLOSE_TIMEOUT = 5.0
 INSPECT_CONNECT = 0.9
 """Seconds that `inspect` waits for the first connection."""
 
+
+def _old(name: str) -> list[cfg.DeprecatedOpt]:
+    return [cfg.DeprecatedOpt(name, group="DEFAULT")]
+
+
 OPTIONS = [
+    *connection_opts(
+        {
+            "hosts": ("rabbit_hosts", "rabbit_host"),
+            "port": ("rabbit_port",),
+            "username": ("rabbit_userid",),
+            "password": ("rabbit_password",),
+            "virtual_host": ("rabbit_virtual_host",),
+        },
+        {"hosts": ["localhost"], "port": None, "username": "guest", "password": "guest", "virtual_host": "/"},
+    ),
     cfg.StrOpt(
         "topology",
         default="native",
@@ -97,10 +111,14 @@ OPTIONS = [
         choices=("PLAIN", "AMQPLAIN", "EXTERNAL"),
         help="How to log in; EXTERNAL is by the client's certificate.",
     ),
-    cfg.BoolOpt("ssl", default=False, help="Use TLS."),
-    cfg.StrOpt("ssl_ca_file", help="The certificates that may vouch for RabbitMQ's. Default: those of the system."),
-    cfg.StrOpt("ssl_cert_file", help="The client's certificate."),
-    cfg.StrOpt("ssl_key_file", help="The key of the client's certificate."),
+    cfg.BoolOpt("ssl", default=False, deprecated_opts=_old("rabbit_use_ssl"), help="Use TLS."),
+    cfg.StrOpt(
+        "ssl_ca_file",
+        deprecated_opts=_old("kombu_ssl_ca_certs"),
+        help="The certificates that may vouch for RabbitMQ's. Default: those of the system.",
+    ),
+    cfg.StrOpt("ssl_cert_file", deprecated_opts=_old("kombu_ssl_certfile"), help="The client's certificate."),
+    cfg.StrOpt("ssl_key_file", deprecated_opts=_old("kombu_ssl_keyfile"), help="The key of the client's certificate."),
     cfg.BoolOpt(
         "ssl_verify",
         default=True,
@@ -125,8 +143,8 @@ class KombuDriver(Driver):
 
         self._options = options = read_driver_options(conf, *self.options(), url)
         self._url = url
-        self._hosts = url.hosts or (TransportHost("localhost"),)
-        self._virtual_host = url.virtual_host or "/"
+        self._hosts = hosts_of(options, url)
+        self._virtual_host = url.virtual_host or options.virtual_host
         self._check_files()
         native = topology.NativeTopology(
             quorum=options.quorum_queues,
@@ -201,7 +219,7 @@ class KombuDriver(Driver):
         connection: Any = kombu.Connection(  # type: ignore[attr-defined, no-untyped-call]  # made by a lazy module
             hostname=host.hostname or "localhost",
             port=host.port or (5671 if options.ssl else 5672),
-            userid=self._user(host),
+            userid=host.username,
             password="guest" if host.password is None else host.password,
             virtual_host=self._virtual_host,
             ssl=tls,
@@ -213,10 +231,6 @@ class KombuDriver(Driver):
         )
         return cast("Connection", connection.transport.establish_connection())
 
-    @staticmethod
-    def _user(host: TransportHost) -> str:
-        return host.username or "guest"
-
     def _host_of(self, attempt: int) -> TransportHost:
         return self._hosts[attempt % len(self._hosts)]
 
@@ -224,7 +238,7 @@ class KombuDriver(Driver):
         host = self._host_of(self._publish_link.attempt if attempt is None else attempt)
         port = host.port or (5671 if self._options.ssl else 5672)
         where = f"{host.hostname or 'localhost'}:{port}"
-        return f"RabbitMQ at {where} (user {self._user(host)}, virtual host {self._virtual_host})"
+        return f"RabbitMQ at {where} (user {host.username}, virtual host {self._virtual_host})"
 
     @property
     def state(self) -> str:

@@ -372,6 +372,7 @@ class _Declaration(Channel):
         self._link = link
         self._route = route
         self._on_done: Callable[[str | None], None] | None = on_done
+        self._last = frames.EXCHANGE_DECLARE_OK
 
     def start(self) -> None:
         if not self._link.up:
@@ -379,14 +380,17 @@ class _Declaration(Channel):
             return
         self._link.add(self)
         queue, exchange = self._route.queue, self._route.exchange
+        ask = _exchange_declare(self.number, exchange) if exchange.name else b""
         if queue is not None:
-            ask = frames.queue_declare(self.number, queue.name, durable=queue.durable, arguments=queue.arguments)
-        else:
-            ask = _exchange_declare(self.number, exchange)
+            self._last = frames.QUEUE_DECLARE_OK
+            ask += frames.queue_declare(self.number, queue.name, durable=queue.durable, arguments=queue.arguments)
+            if queue.key is not None:
+                self._last = frames.QUEUE_BIND_OK
+                ask += frames.queue_bind(self.number, queue.name, exchange.name, queue.key)
         self._link.write(frames.channel_open(self.number) + ask)
 
     def on_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
-        if ids in (frames.EXCHANGE_DECLARE_OK, frames.QUEUE_DECLARE_OK):
+        if ids == self._last:
             self._link.write(frames.channel_close(self.number))
             self._done(None)
         elif ids == frames.CHANNEL_CLOSE:

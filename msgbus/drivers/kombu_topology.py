@@ -4,7 +4,7 @@
 by slashes, and a slash within a part is escaped, so that no two addresses share a name::
 
     address                    queue                          bound to the exchange with key
-    topic foo                  msgbus/foo                     foo
+    topic foo, stored foo      msgbus/foo                     foo
     server h1 of foo           msgbus/foo/h1                  foo/h1
     fanout of foo              msgbus/foo/!fanout/h1.<id>     foo/!fanout
     pool p of foo              msgbus/foo/!pool/p             foo
@@ -88,7 +88,8 @@ class NativeTopology:
             return Route(DEFAULT_EXCHANGE, _checked(address.name, address))
         if address.kind == "dead":
             return Route(DEFAULT_EXCHANGE, _dead(address), self.queue(address, ""))
-        return Route(_exchange(address), _key(address))
+        queue = self.queue(address, "") if address.kind == "stored" else None
+        return Route(_exchange(address), _key(address), queue)
 
     def queue(self, address: Address, unique: str) -> Queue:
         """The queue that is consumed from; `unique` tells apart those that belong to one process.
@@ -128,7 +129,8 @@ class OsloTopology:
             return self._native.route(address)
         if address.kind == "fanout":
             return Route(_oslo_fanout(address), "")
-        return Route(_oslo_exchange(address), _oslo_key(address))
+        queue = self.queue(address, "") if address.kind == "stored" else None
+        return Route(_oslo_exchange(address), _oslo_key(address), queue)
 
     def queue(self, address: Address, unique: str) -> Queue:
         """As of `NativeTopology`."""

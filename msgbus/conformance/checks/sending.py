@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from msgbus import CallCancelled, MessageTooLarge, MessageUndeliverable
+from msgbus import CallCancelled, CapabilityMissing, MessageTooLarge, MessageUndeliverable
 from msgbus.conformance.bus import Bus
 from msgbus.conformance.checks.receiver import Receiver, another_driver, leave_behind, message, send
 from msgbus.conformance.waiting import Task, gather, until
@@ -151,6 +151,31 @@ class SendingChecks:
         receiver.subscribe(bus.driver, bus.address())
         receiver.wait_for("fresh")
         assert receiver.bodies == ["fresh"]
+
+    def test_what_is_stored_waits_for_its_first_subscriber(self, bus: Bus) -> None:
+        """A message to a stored topic at which nobody has ever listened is kept, and so is the next, in one place."""
+        bus.needs(Capability.STORE)
+        for body in ("first", "second"):
+            send(bus.driver, bus.address("stored"), body, ttl=None)
+        send(bus.driver, bus.address(), "third")
+        receiver = Receiver()
+        receiver.subscribe(another_driver(bus), bus.address())
+        receiver.wait(3)
+        assert receiver.bodies == ["first", "second", "third"]
+
+    def test_nothing_is_stored_without_the_capability(self, bus: Bus) -> None:
+        """A driver that keeps nothing for listeners that are away says so where it is asked to."""
+        if Capability.STORE in bus.capabilities:
+            pytest.skip("the driver stores")
+        with pytest.raises(CapabilityMissing):
+            bus.driver.send(bus.address("stored"), message("x"), mandatory=True).result(15)
+
+    def test_a_pool_alone_is_somebody(self, bus: Bus) -> None:
+        """A topic of which only pools are subscribers takes mandatory messages."""
+        receiver = Receiver()
+        receiver.subscribe(another_driver(bus), bus.address("pool", name="p1"))
+        send(bus.driver, bus.address(), "x")
+        receiver.wait(1)
 
     def test_nothing_can_be_sent_after_close(self, bus: Bus) -> None:
         """A closed driver takes no message, and may be closed again."""

@@ -1,0 +1,168 @@
+"""The classic functional rpc API: ``from msgbus import rpc``, for services in the manner of the early nova.
+
+A message is a dict ``{"method": name, "args": {...}}``; "args" may be missing, "version" and "namespace" may be there.
+A topic is ``foo`` (any one of its servers) or ``foo.host`` (that one). It is the same core as `msgbus.RPCClient` and
+`msgbus.RPCServer`, over the same message systems, with the same guarantees: services of both kinds call each other.
+
+`init` says which configuration is used; without it that is ``oslo_config.cfg.CONF``. A connection to the message system
+is opened when it is first needed and shared by all threads; `cleanup` closes it.
+
+What has become of each function and option of the old API stands in ``docs/migrating.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from msgbus.rpc import binding
+from msgbus.rpc.binding import cleanup, init, set_defaults
+from msgbus.rpc.common import (
+    ClientException,
+    CommonRpcContext,
+    InvalidRPCConnectionReuse,
+    RemoteError,
+    RpcContext,
+    RPCException,
+    RpcVersionCapError,
+    Timeout,
+    UnsupportedRpcEnvelopeVersion,
+    UnsupportedRpcVersion,
+    catch_client_exception,
+    client_exceptions,
+    version_is_compatible,
+)
+from msgbus.rpc.connection import Connection
+from msgbus.rpc.dispatcher import RpcDispatcher
+from msgbus.rpc.messages import client_for
+from msgbus.rpc.notifying import notify
+from msgbus.rpc.proxy import RpcProxy
+from msgbus.rpc.service import Service
+
+__all__ = [
+    "ClientException",
+    "CommonRpcContext",
+    "Connection",
+    "InvalidRPCConnectionReuse",
+    "RPCException",
+    "RemoteError",
+    "RpcContext",
+    "RpcDispatcher",
+    "RpcProxy",
+    "RpcVersionCapError",
+    "Service",
+    "Timeout",
+    "UnsupportedRpcEnvelopeVersion",
+    "UnsupportedRpcVersion",
+    "call",
+    "cast",
+    "cast_to_server",
+    "catch_client_exception",
+    "cleanup",
+    "client_exceptions",
+    "create_connection",
+    "fanout_cast",
+    "fanout_cast_to_server",
+    "init",
+    "multicall",
+    "notify",
+    "queue_get_for",
+    "set_defaults",
+    "version_is_compatible",
+]
+
+
+def create_connection(new: bool = True) -> Connection:
+    """What a service creates its consumers on.
+
+    Args:
+        new: of no meaning any more, since connections to the message system are shared in any case.
+
+    Raises:
+        InvalidTransportURL, DriverLoadFailure, ConfigurationError: the configuration is of no use.
+    """
+    return Connection(binding.transport())
+
+
+def call(context: Any, topic: str, msg: dict[str, Any], timeout: float | None = None) -> Any:
+    """Run a method on one server and return its value (of a generator: the last).
+
+    Args:
+        context: the caller's: a dict, an object with ``to_dict()``, or None.
+        topic: ``foo`` or ``foo.host``.
+        msg: the message. It is not changed.
+        timeout: seconds; None means the option ``rpc_response_timeout``.
+
+    Raises:
+        Timeout: no answer by then.
+        MessageUndeliverable: nobody listens to the topic.
+        RemoteError: what the method raised, or that exception itself where it is allowed to be made again here.
+        SerializationError: the message is none, or holds what cannot travel.
+        MessagingException: as for `msgbus.RPCClient.call`.
+    """
+    client, method, args = client_for(topic, msg, timeout)
+    return client.call(context, method, **args)
+
+
+def multicall(context: Any, topic: str, msg: dict[str, Any], timeout: float | None = None) -> Iterator[Any]:
+    """Run a generator method on one server and iterate over its values as it yields them.
+
+    The message is sent at once. A method that returns plainly yields one value. To leave the iterator before its end
+    closes the generator on the server.
+
+    The arguments are those of `call`; `timeout` is for each value.
+
+    Raises:
+        As `call`; what ends the generator is raised from the iteration, after the values before it.
+    """
+    client, method, args = client_for(topic, msg, timeout)
+    return client.multicall(context, method, **args)
+
+
+def cast(context: Any, topic: str, msg: dict[str, Any]) -> None:
+    """Have a method run on one server. Returns when the message system has taken the message.
+
+    Raises:
+        As `call`, but for what has to do with the answer.
+    """
+    client, method, args = client_for(topic, msg)
+    client.cast(context, method, **args)
+
+
+def fanout_cast(context: Any, topic: str, msg: dict[str, Any]) -> None:
+    """Have a method run on every server that consumes the topic with ``fanout=True``. That there is none is no error.
+
+    Raises:
+        As `cast`, but for `MessageUndeliverable`.
+    """
+    client, method, args = client_for(topic, msg, fanout=True)
+    client.cast(context, method, **args)
+
+
+def cast_to_server(context: Any, server_params: dict[str, Any], topic: str, msg: dict[str, Any]) -> None:
+    """`cast` over another message system of the same kind.
+
+    `server_params` has ``hostname``, and perhaps ``port``, ``username``, ``password``, ``virtual_host``. The connection
+    is kept for the next time. The other arguments are those of `cast`.
+
+    Raises:
+        ConfigurationError: the hostname is missing, or a key is unknown.
+        MessagingException: as for `cast`.
+    """
+    client, method, args = client_for(topic, msg, server_params=server_params)
+    client.cast(context, method, **args)
+
+
+def fanout_cast_to_server(context: Any, server_params: dict[str, Any], topic: str, msg: dict[str, Any]) -> None:
+    """`fanout_cast` over another message system of the same kind; see `cast_to_server`.
+
+    Raises:
+        As `cast_to_server`.
+    """
+    client, method, args = client_for(topic, msg, fanout=True, server_params=server_params)
+    client.cast(context, method, **args)
+
+
+def queue_get_for(context: Any, topic: str, host: str | None) -> str:
+    """The topic of one server: ``topic.host``; without a host, the topic."""
+    return f"{topic}.{host}" if host else topic

@@ -1,0 +1,115 @@
+"""The names of the old ``rpc.common``: its exceptions are msgbus's own, its context is here."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, Self, TypeVar
+
+from msgbus.dispatcher import ExpectedException, expected_exceptions, version_is_compatible
+from msgbus.exceptions import (
+    MessagingException,
+    MessagingTimeout,
+    RemoteError,
+    RPCVersionCapError,
+    SerializationError,
+    UnsupportedVersion,
+)
+
+R = TypeVar("R")
+
+__all__ = [
+    "ClientException",
+    "CommonRpcContext",
+    "InvalidRPCConnectionReuse",
+    "RPCException",
+    "RemoteError",
+    "RpcContext",
+    "RpcVersionCapError",
+    "Timeout",
+    "UnsupportedRpcEnvelopeVersion",
+    "UnsupportedRpcVersion",
+    "catch_client_exception",
+    "client_exceptions",
+    "version_is_compatible",
+]
+
+RPCException = MessagingException
+Timeout = MessagingTimeout
+UnsupportedRpcVersion = UnsupportedVersion
+UnsupportedRpcEnvelopeVersion = SerializationError
+RpcVersionCapError = RPCVersionCapError
+ClientException = ExpectedException
+client_exceptions = expected_exceptions
+
+
+class InvalidRPCConnectionReuse(MessagingException):
+    """A `Connection` was used after it had been closed."""
+
+
+def catch_client_exception(
+    exceptions: list[type[BaseException]] | tuple[type[BaseException], ...],
+    func: Callable[..., R],
+    *args: Any,
+    **kwargs: Any,
+) -> R:
+    """Run ``func(*args, **kwargs)``; an exception of one of the types given is an answer rather than a fault.
+
+    Raises:
+        ClientException: in place of an exception of these types or their subclasses.
+    """
+    return client_exceptions(*exceptions)(func)(*args, **kwargs)
+
+
+class CommonRpcContext:
+    """A context: values by name, which can be read as attributes too. They have to be plain data in order to travel.
+
+    Attributes:
+        values: the dict.
+    """
+
+    def __init__(self, /, **kwargs: Any) -> None:
+        self.values = kwargs
+
+    def __getattr__(self, name: str) -> Any:
+        # Not through `self.values`: while a copy is being made, it is not there yet.
+        try:
+            return self.__dict__["values"][name]
+        except KeyError:
+            raise AttributeError(f"the context has no {name!r}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A deep copy of the values."""
+        return copy.deepcopy(self.values)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The context with these values."""
+        return cls(**values)
+
+    def deepcopy(self) -> Self:
+        """A copy that shares nothing with this one."""
+        return self.from_dict(self.to_dict())
+
+    def elevated(self, read_deleted: Any = None, overwrite: bool = False) -> Self:
+        """A copy with ``is_admin`` set and "admin" among its ``roles``.
+
+        Args:
+            read_deleted: if it is not None, the copy's ``read_deleted``.
+            overwrite: of no meaning; it was never used.
+        """
+        elevated = self.deepcopy()
+        elevated.values["is_admin"] = True
+        roles = elevated.values.setdefault("roles", [])
+        if "admin" not in roles:
+            roles.append("admin")
+        if read_deleted is not None:
+            elevated.values["read_deleted"] = read_deleted
+        return elevated
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {', '.join(sorted(self.values)) or 'nothing'}>"  # values may be secret
+
+
+RpcContext = CommonRpcContext
+"""What a method gets as its context: the caller's, made again. (The old one held the connection for the reply too.)"""

@@ -1,0 +1,86 @@
+"""RpcDispatcher, the old name for what finds a method; and what lets any object of a service be one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from msgbus.dispatcher import RPCDispatcher
+from msgbus.message import PING_NAMESPACE, Request
+from msgbus.rpc.common import RpcContext
+from msgbus.rpc.messages import EntitySerializer
+from msgbus.target import Target
+
+
+class RpcDispatcher:
+    """Runs methods of callback objects. Thread-safe.
+
+    A callback says what it implements in ``RPC_API_VERSION`` (default ``"1.0"``) and ``RPC_API_NAMESPACE`` (default:
+    none). Only public methods are run.
+
+    Args:
+        callbacks: the objects, in the order in which they are asked.
+        serializer: has ``serialize_entity(context, entity)`` for results and ``deserialize_entity`` for arguments.
+
+    Raises:
+        TypeError: a callback's version is none.
+    """
+
+    def __init__(self, callbacks: Sequence[object], serializer: Any = None) -> None:
+        self._dispatcher = RPCDispatcher([], None if serializer is None else EntitySerializer(serializer))
+        for callback in callbacks:
+            namespace = getattr(callback, "RPC_API_NAMESPACE", None)
+            version = getattr(callback, "RPC_API_VERSION", None) or "1.0"
+            self._dispatcher.add_endpoint(callback, Target(namespace=namespace, version=version))
+
+    def dispatch(
+        self, ctxt: Any, version: str | None, method: str, namespace: str | None = None, /, **kwargs: Any
+    ) -> Any:
+        """Run a method as ``method(ctxt, **kwargs)`` on the first callback that has it, and return its result.
+
+        Args:
+            ctxt: the caller's context.
+            version: that the caller needs; None means 1.0.
+            method: its name.
+            namespace: of the interface that the method belongs to.
+            kwargs: its arguments.
+
+        Raises:
+            UnsupportedRpcVersion: no callback has the namespace in a fitting version.
+            NoSuchMethod (AttributeError): such a callback exists and lacks the method.
+            AccessDenied: the method is not public.
+            InvalidArguments: the arguments do not fit the method.
+            Exception: what the method raises.
+        """
+        return self._dispatcher.dispatch(Request(method, kwargs, namespace=namespace, version=version, context=ctxt))
+
+
+class ProxyDispatcher(RPCDispatcher):
+    """Gives requests to the ``proxy`` of a consumer: through its ``dispatch``, or to its public methods."""
+
+    def __init__(self, proxy: object) -> None:
+        super().__init__([])
+        if not callable(getattr(proxy, "dispatch", None)):
+            proxy = RpcDispatcher([proxy])
+        self._run: Any = proxy.dispatch  # type: ignore[attr-defined]  # it has one, as was just seen
+        self._namespaces = takes_namespace(self._run)
+
+    def dispatch(self, request: Request) -> Any:
+        """Run a request, with the caller's context made again."""
+        if request.namespace == PING_NAMESPACE:
+            return super().dispatch(request)
+        context = RpcContext.from_dict(request.context)
+        version = request.version or "1.0"
+        if self._namespaces:
+            return self._run(context, version, request.method, request.namespace, **request.args)
+        return self._run(context, version, request.method, **request.args)
+
+
+def takes_namespace(dispatch: Any) -> bool:
+    """Whether a ``dispatch`` is of the later kind, with the namespace as its fourth positional argument."""
+    try:
+        inspect.signature(dispatch).bind(None, "1.0", "method", None)
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -1,0 +1,38 @@
+"""Options of the old systems that mean nothing any more: whoever still has one in a file is told so, once."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from msgbus.options import names_in_files
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+LOG = logging.getLogger(__name__)
+
+GONE = {
+    "rpc_conn_pool_size": "all threads share one connection",
+    "rpc_cast_timeout": "rpc_response_timeout bounds casts too",
+    "fake_rabbit": "use rpc_backend = fake",
+    "amqp_rpc_single_reply_queue": "there is always one inbox for each process",
+    "rabbit_retry_interval": "it reconnects by itself, until each message's own deadline",
+    "rabbit_retry_backoff": "it reconnects by itself, with a growing delay",
+    "rabbit_max_retries": "it reconnects by itself, until each message's own deadline",
+    "kombu_reconnect_delay": "it reconnects by itself, with a growing delay",
+    "kombu_ssl_version": "the best version that both sides know is used",
+    "rabbit_durable_queues": "queues are durable, and each message says whether it has to be",
+    "amqp_durable_queues": "queues are durable, and each message says whether it has to be",
+    "amqp_auto_delete": "see queue_expires and server_expires of [msgbus_kombu]",
+    "rabbit_ha_queues": "mirrored queues are gone from RabbitMQ; see quorum_queues of [msgbus_kombu]",
+    "rpc_zmq_contexts": "one I/O thread serves a process",
+    "rpc_zmq_topic_backlog": "rpc_send_window and rpc_prefetch bound what waits",
+}
+"""Name in group DEFAULT -> what holds instead."""
+
+
+def warn_of_gone_options(conf: cfg.ConfigOpts) -> None:
+    """Log a warning for each of `GONE` that the configuration files have in group DEFAULT."""
+    for name in sorted(names_in_files(conf, "DEFAULT") & set(GONE)):
+        LOG.warning("the option %s of the configuration means nothing any more: %s", name, GONE[name])

@@ -1,0 +1,75 @@
+"""From a topic and a message dict of the old API to a client that sends it."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from msgbus.client import RPCClient
+from msgbus.exceptions import SerializationError
+from msgbus.rpc import binding
+from msgbus.serializer import NoOpSerializer, Serializer
+from msgbus.target import Target
+
+KEYS = ("method", "args", "version", "namespace")
+
+
+class EntitySerializer(NoOpSerializer):
+    """Makes a serializer of what the old API takes as one: it knows entities, and no context."""
+
+    def __init__(self, entities: Any) -> None:
+        self._entities = entities
+
+    def serialize_entity(self, ctxt: Any, entity: Any) -> Any:
+        """As the old one does."""
+        return self._entities.serialize_entity(ctxt, entity)
+
+    def deserialize_entity(self, ctxt: Any, entity: Any) -> Any:
+        """As the old one does."""
+        return self._entities.deserialize_entity(ctxt, entity)
+
+
+def split_topic(topic: str) -> tuple[str, str | None]:
+    """Topic and server of ``foo`` or ``foo.host``. A host may hold dots, a topic that is named with one may not."""
+    base, dot, host = topic.partition(".")
+    return base, host if dot else None
+
+
+def client_for(
+    topic: str,
+    msg: dict[str, Any],
+    timeout: float | None = None,
+    *,
+    fanout: bool = False,
+    serializer: Serializer | None = None,
+    server_params: dict[str, Any] | None = None,
+) -> tuple[RPCClient, str, dict[str, Any]]:
+    """A client for a message; and the method and the arguments that are in that.
+
+    Raises:
+        SerializationError: the message is none.
+        InvalidTarget: the topic is none.
+        MessagingException: as for `binding.transport`.
+    """
+    _check(msg)
+    base, host = (topic, None) if fanout else split_topic(topic)
+    target = Target(
+        topic=base, server=host, fanout=fanout or None, namespace=msg.get("namespace"), version=msg.get("version")
+    )
+    client = RPCClient(binding.transport(server_params), target, timeout=timeout, serializer=serializer)
+    return client, msg["method"], msg.get("args") or {}
+
+
+def _check(msg: object) -> None:
+    if not isinstance(msg, dict):
+        raise SerializationError(f"a message is a dict with 'method' and 'args', not {type(msg).__name__}")
+    for key in msg:
+        if key not in KEYS:
+            near = difflib.get_close_matches(str(key), KEYS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, KEYS))}"
+            raise SerializationError(f"a message has no key {key!r}; {hint}")
+    if not isinstance(msg.get("method"), str):
+        raise SerializationError("a message names its method, a string: {'method': 'greet', 'args': {...}}")
+    args = msg.get("args") or {}
+    if not isinstance(args, dict) or not all(isinstance(name, str) for name in args):
+        raise SerializationError(f"{msg['method']!r}: the message's 'args' is a dict with arguments by name")

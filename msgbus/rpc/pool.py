@@ -1,0 +1,101 @@
+"""PoolConsumer: gives the messages of a pool to a callback, as they are."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from msgbus.drivers.base import Address, Delivery, Subscription
+from msgbus.exceptions import MessagingException, SerializationError
+from msgbus.executor import Executor
+from msgbus.message import decode
+from msgbus.server import STOP_TIMEOUT
+from msgbus.transport import Transport, wait_for
+
+LOG = logging.getLogger(__name__)
+
+AGAIN_AFTER = 1.0
+"""Seconds until a message is given back whose callback raised: at once, it would go round a thousand times a second."""
+
+Callback = Callable[[dict[str, Any]], object]
+
+
+class PoolConsumer:
+    """See `Connection.join_consumer_pool`. `start`, `stop` and `wait` are called in that order."""
+
+    def __init__(self, transport: Transport, address: Address, callback: Callback, ack_on_error: bool) -> None:
+        self._transport = transport
+        self._address = address
+        self._callback = callback
+        self._ack_on_error = ack_on_error
+        self._subscription: Subscription | None = None
+        conf = transport.conf
+        self._executor: Executor[Delivery] = Executor(
+            conf.executor_thread_pool_size, self._run, f"msgbus-{address.topic}", transport.timer.call_later
+        )
+
+    def start(self, timeout: float | None = None) -> None:
+        """Begin to consume; returns when messages will arrive.
+
+        Raises:
+            MessagingException: as for `RPCServer.start`.
+        """
+        conf, driver = self._transport.conf, self._transport.driver
+        end = time.monotonic() + (conf.rpc_response_timeout if timeout is None else timeout)
+        self._subscription = driver.subscribe([self._address], self._executor.submit, prefetch=conf.rpc_prefetch)
+        try:
+            wait_for(self._subscription.ready, end, f"{self._address} cannot be consumed from", driver)
+        except BaseException:
+            self._subscription.close()
+            self._executor.close(0)
+            raise
+
+    def stop(self) -> None:
+        """Take no more messages, and give back those that no thread has begun."""
+        if self._subscription is None:
+            return
+        try:
+            self._subscription.stop().result(STOP_TIMEOUT)
+        except (MessagingException, TimeoutError) as exc:
+            LOG.warning("%s: the message system did not say that it delivers no more: %s", self._address, exc)
+        for delivery in self._executor.take_backlog():
+            delivery.reject(requeue=True)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Let what runs finish, then let go of the message system. Returns how much still ran after `timeout` seconds.
+
+        What is being held back since it raised goes back too.
+        """
+        if self._subscription is None:
+            return 0
+        running = self._executor.close(timeout)
+        if running:
+            LOG.warning("%s: %d messages were abandoned after %s s", self._address, running, timeout)
+        try:
+            self._subscription.close().result(STOP_TIMEOUT)
+        except (MessagingException, TimeoutError) as exc:
+            LOG.warning("%s: the message system did not take its leave: %s", self._address, exc)
+        self._subscription = None
+        return running
+
+    def _run(self, delivery: Delivery) -> None:
+        message = delivery.message
+        try:
+            payload = decode(message.body, message.content_type)
+        except SerializationError as exc:
+            LOG.error("a message to %s was dropped: %s", delivery.address, exc)
+            delivery.accept()
+            return
+        LOG.debug("received %s by %s", message.id, delivery.address)
+        try:
+            self._callback(payload)
+        except Exception:
+            if self._ack_on_error:
+                LOG.exception("message %s to %s raised, and is dropped", message.id, delivery.address)
+            else:
+                LOG.exception("message %s to %s raised, and is given back", message.id, delivery.address)
+                self._transport.timer.call_later(AGAIN_AFTER, lambda: delivery.reject(requeue=True))
+                return
+        delivery.accept()

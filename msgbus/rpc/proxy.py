@@ -1,0 +1,149 @@
+"""RpcProxy: the client side of a service's interface, with its version."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from msgbus.dispatcher import version_is_compatible
+from msgbus.rpc.common import RpcVersionCapError
+from msgbus.rpc.messages import EntitySerializer, client_for
+from msgbus.serializer import Serializer
+
+
+class RpcProxy:
+    """Sends messages to a topic, in a version. Subclass it and write a method for each remote one. Thread-safe.
+
+    Args:
+        topic: of all messages that name no other.
+        default_version: of all messages that name no other.
+        version_cap: the highest version that the servers are known to have; None means any.
+        serializer: has ``serialize_entity(context, entity)`` for arguments and ``deserialize_entity`` for results.
+
+    Raises:
+        ValueError: a version is none.
+    """
+
+    RPC_API_NAMESPACE: str | None = None
+    """The namespace of the messages that `make_msg` makes."""
+
+    def __init__(
+        self, topic: str, default_version: str, version_cap: str | None = None, serializer: Any = None
+    ) -> None:
+        for version in (default_version, version_cap or default_version):
+            version_is_compatible(version, version)
+        self.topic = topic
+        self.default_version = default_version
+        self.version_cap = version_cap
+        self.serializer: Serializer | None = None if serializer is None else EntitySerializer(serializer)
+
+    def make_msg(self, method: str, **kwargs: Any) -> dict[str, Any]:
+        """A message for a method of this interface, with its arguments by name."""
+        return self.make_namespaced_msg(method, self.RPC_API_NAMESPACE, **kwargs)
+
+    @staticmethod
+    def make_namespaced_msg(method: str, namespace: str | None, /, **kwargs: Any) -> dict[str, Any]:
+        """A message for a method of a namespace."""
+        return {"method": method, "namespace": namespace, "args": kwargs}
+
+    def can_send_version(self, version: str) -> bool:
+        """Whether the version cap lets a message of `version` go.
+
+        Raises:
+            ValueError: it is no version.
+        """
+        return self.version_cap is None or version_is_compatible(self.version_cap, version)
+
+    def _in_version(self, msg: dict[str, Any], version: str | None) -> dict[str, Any]:
+        version = version or self.default_version
+        if self.version_cap is not None and not self.can_send_version(version):
+            raise RpcVersionCapError(version, self.version_cap)
+        return {**msg, "version": version}
+
+    def call(
+        self,
+        context: Any,
+        msg: dict[str, Any],
+        topic: str | None = None,
+        version: str | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """As `msgbus.rpc.call`.
+
+        Raises:
+            RpcVersionCapError: the version is above the cap.
+            MessagingException: as for `msgbus.rpc.call`.
+        """
+        msg = self._in_version(msg, version)
+        client, method, args = client_for(topic or self.topic, msg, timeout, serializer=self.serializer)
+        return client.call(context, method, **args)
+
+    def multicall(
+        self,
+        context: Any,
+        msg: dict[str, Any],
+        topic: str | None = None,
+        version: str | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[Any]:
+        """As `msgbus.rpc.multicall`.
+
+        Raises:
+            As `call`.
+        """
+        msg = self._in_version(msg, version)
+        client, method, args = client_for(topic or self.topic, msg, timeout, serializer=self.serializer)
+        return client.multicall(context, method, **args)
+
+    def cast(self, context: Any, msg: dict[str, Any], topic: str | None = None, version: str | None = None) -> None:
+        """As `msgbus.rpc.cast`.
+
+        Raises:
+            As `call`, but for what has to do with the answer.
+        """
+        self._cast(context, msg, topic, version)
+
+    def fanout_cast(
+        self, context: Any, msg: dict[str, Any], topic: str | None = None, version: str | None = None
+    ) -> None:
+        """As `msgbus.rpc.fanout_cast`.
+
+        Raises:
+            As `cast`.
+        """
+        self._cast(context, msg, topic, version, fanout=True)
+
+    def cast_to_server(
+        self,
+        context: Any,
+        server_params: dict[str, Any],
+        msg: dict[str, Any],
+        topic: str | None = None,
+        version: str | None = None,
+    ) -> None:
+        """As `msgbus.rpc.cast_to_server`.
+
+        Raises:
+            As `cast`, and `ConfigurationError`.
+        """
+        self._cast(context, msg, topic, version, server_params=server_params)
+
+    def fanout_cast_to_server(
+        self,
+        context: Any,
+        server_params: dict[str, Any],
+        msg: dict[str, Any],
+        topic: str | None = None,
+        version: str | None = None,
+    ) -> None:
+        """As `msgbus.rpc.fanout_cast_to_server`.
+
+        Raises:
+            As `cast_to_server`.
+        """
+        self._cast(context, msg, topic, version, fanout=True, server_params=server_params)
+
+    def _cast(self, context: Any, msg: dict[str, Any], topic: str | None, version: str | None, **options: Any) -> None:
+        msg = self._in_version(msg, version)
+        client, method, args = client_for(topic or self.topic, msg, serializer=self.serializer, **options)
+        client.cast(context, method, **args)

@@ -1,0 +1,724 @@
+"""msgbus.rpc: the classic functional API, in memory. tests/functional/test_rpc.py has what needs a message system."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from oslo_config import cfg
+
+import msgbus
+from msgbus import rpc
+from msgbus.rpc import binding
+from msgbus.rpc.messages import split_topic
+from tests.rpc_checks import RpcChecks
+from tests.support import PATIENCE, new_conf, new_transport, new_url
+
+
+@pytest.fixture
+def conf() -> Iterator[cfg.ConfigOpts]:
+    """A bus of its own in memory, which `rpc` is bound to."""
+    conf = new_conf(transport_url=new_url(), rpc_response_timeout=PATIENCE)
+    rpc.init(conf)
+    yield conf
+    rpc.cleanup()
+
+
+class TestOnFake(RpcChecks):
+    pass
+
+
+class Manager:
+    """A service's object."""
+
+    RPC_API_VERSION = "1.3"
+
+    def __init__(self) -> None:
+        self.notes: queue.Queue[Any] = queue.Queue()
+
+    def greet(self, context: Any, name: str = "you") -> str:
+        return f"Hello, {name}"
+
+    def note(self, context: Any, text: Any) -> None:
+        self.notes.put(text)
+
+    def _hidden(self, context: Any) -> str:
+        return "secret"
+
+
+@pytest.fixture
+def connection(conf: cfg.ConfigOpts) -> Iterator[rpc.Connection]:
+    """A connection that is closed at the end."""
+    connection = rpc.create_connection()
+    yield connection
+    connection.close()
+
+
+@pytest.fixture
+def manager(connection: rpc.Connection) -> Manager:
+    """A manager that serves the topic ``svc``."""
+    manager = Manager()
+    connection.create_consumer("svc", manager)
+    connection.create_consumer("svc.h1", manager)
+    connection.create_consumer("svc", manager, fanout=True)
+    connection.consume_in_thread()
+    return manager
+
+
+# Configuration
+
+
+def test_init_may_come_before_the_configuration_is_parsed(tmp_path: pathlib.Path) -> None:
+    """Options are registered first, the file is read later, and its values hold."""
+    path = tmp_path / "service.conf"
+    path.write_text("[DEFAULT]\nrpc_backend = msgbus.rpc.impl_fake\nrpc_response_timeout = 7\n")
+    conf = cfg.ConfigOpts()
+    rpc.init(conf)
+    conf(["--config-file", str(path)], default_config_files=[])
+    try:
+        transport = binding.transport()
+        assert (transport.url.transport, transport.conf.rpc_response_timeout) == ("fake", 7)
+    finally:
+        rpc.cleanup()
+
+
+def test_without_init_the_global_configuration_is_used() -> None:
+    """A program that only says ``cfg.CONF(...)`` needs no `init`."""
+    program = (
+        "from oslo_config import cfg\n"
+        "from msgbus import rpc\n"
+        "class Manager:\n"
+        "    def greet(self, context): return 'hello'\n"
+        "cfg.CONF([], default_config_files=[])\n"
+        "conn = None\n"
+        "from msgbus import options\n"
+        "options.register(cfg.CONF)\n"
+        "cfg.CONF.set_override('rpc_backend', 'fake')\n"
+        "conn = rpc.create_connection()\n"
+        "conn.create_consumer('svc', Manager())\n"
+        "conn.consume_in_thread()\n"
+        "print(rpc.call({}, 'svc', {'method': 'greet'}))\n"
+        "conn.close()\n"
+        "rpc.cleanup()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("hello\n", "")
+
+
+def test_another_configuration_closes_what_was_open(conf: cfg.ConfigOpts) -> None:
+    """After `init` with another configuration, nothing of the first is left."""
+    first = binding.transport()
+    rpc.init(conf)
+    assert binding.transport() is first
+    rpc.init(new_conf(transport_url=new_url()))
+    assert first.closed
+    assert binding.transport() is not first
+
+
+def test_default_exchange_can_be_set() -> None:
+    """A project's own default for control_exchange holds, whether it is set before or after `init`."""
+    conf = new_conf(transport_url=new_url())
+    try:
+        rpc.set_defaults(control_exchange="nova")
+        rpc.init(conf)
+        assert conf.control_exchange == "nova"
+        rpc.set_defaults(control_exchange="cinder")
+        assert conf.control_exchange == "cinder"
+        conf.set_override("control_exchange", "mine")
+        assert conf.control_exchange == "mine"
+    finally:
+        binding._bound.exchange = None
+        rpc.cleanup()
+
+
+def test_everything_may_be_used_again_after_cleanup(manager: Manager) -> None:
+    """`cleanup` closes, and the next use opens anew."""
+    transport = binding.transport()
+    rpc.cleanup()
+    rpc.cleanup()
+    assert transport.closed
+    connection = rpc.create_connection()
+    connection.create_consumer("svc", manager)
+    connection.consume_in_thread()
+    assert rpc.call({}, "svc", {"method": "greet"}) == "Hello, you"
+    connection.close()
+
+
+def test_threads_share_one_transport(conf: cfg.ConfigOpts) -> None:
+    """However many threads ask at the same time, one transport is opened."""
+    found: list[msgbus.Transport] = []
+    start = threading.Barrier(8)
+
+    def ask() -> None:
+        start.wait()
+        found.append(binding.transport())
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert len(set(map(id, found))) == 1
+
+
+def test_exception_of_an_allowed_module_is_made_again(connection: rpc.Connection, conf: cfg.ConfigOpts) -> None:
+    """The option allowed_rpc_exception_modules says which."""
+    conf.set_override("allowed_rpc_exception_modules", ["tests.rpc_checks"])
+    rpc.cleanup()
+    connection = rpc.create_connection()
+    from tests.rpc_checks import ApiError, Receiver
+
+    connection.create_consumer("test", Receiver())
+    connection.consume_in_thread()
+    with pytest.raises(ApiError) as caught:
+        rpc.call({}, "test", {"method": "fail_converted", "args": {"value": "no"}})
+    assert (str(caught.value), caught.value.code) == ("no", "500")
+    connection.close()
+
+
+# Messages and topics
+
+
+@pytest.mark.parametrize(
+    ("msg", "text"),
+    [
+        ("greet", "a message is a dict"),
+        ({}, "names its method"),
+        ({"method": None}, "names its method"),
+        ({"method": "greet", "arg": {}}, "did you mean 'args'"),
+        ({"method": "greet", "zzz": 1}, "there are 'method', 'args'"),
+        ({"method": "greet", "args": [1]}, "arguments by name"),
+        ({"method": "greet", "args": {1: 2}}, "arguments by name"),
+        ({"method": "greet", "args": {"name": object()}}, "'name'"),
+    ],
+)
+def test_bad_message_is_refused_where_it_is_sent(manager: Manager, msg: Any, text: str) -> None:
+    """The error says what is wrong with it, from every function."""
+    for verb in (rpc.call, rpc.cast, rpc.fanout_cast, rpc.multicall):
+        with pytest.raises(msgbus.SerializationError, match=text):
+            verb({}, "svc", msg)
+
+
+@pytest.mark.parametrize("context", [7, "text", [1], {"a": object()}])
+def test_bad_context_is_refused_where_it_is_sent(manager: Manager, context: Any) -> None:
+    """A context has to be a dict or to have a to_dict(), and to hold plain data."""
+    with pytest.raises(msgbus.SerializationError):
+        rpc.call(context, "svc", {"method": "greet"})
+    with pytest.raises(msgbus.SerializationError):
+        rpc.notify(context, "notifications.info", {"a": 1})
+
+
+@pytest.mark.parametrize("context", [None, {}, {"user": "ada"}, rpc.RpcContext(user="ada")])
+def test_context_may_be_of_any_kind(manager: Manager, context: Any) -> None:
+    """None, a dict, and an object with to_dict()."""
+    assert rpc.call(context, "svc", {"method": "greet", "args": {"name": "Ada"}}) == "Hello, Ada"
+
+
+@pytest.mark.parametrize("topic", ["", "svc.", ".h1", None, 7])
+def test_bad_topic_is_refused(manager: Manager, topic: Any) -> None:
+    """By every function that takes one."""
+    with pytest.raises((msgbus.InvalidTarget, AttributeError)):
+        rpc.call({}, topic, {"method": "greet"})
+    with pytest.raises((msgbus.InvalidTarget, AttributeError)):
+        rpc.create_connection().create_consumer(topic, manager)
+
+
+def test_host_may_have_dots() -> None:
+    """The first dot ends the topic: hosts have domain names."""
+    assert split_topic("compute.node1.example.org") == ("compute", "node1.example.org")
+    assert split_topic("compute") == ("compute", None)
+
+
+def test_queue_get_for() -> None:
+    """The topic of one host; without a host, the topic."""
+    assert rpc.queue_get_for({}, "compute", "node1") == "compute.node1"
+    assert rpc.queue_get_for({}, "compute", None) == "compute"
+
+
+# Proxies
+
+
+class OldDispatch:
+    """A proxy with a dispatch of the first kind."""
+
+    def dispatch(self, ctxt: Any, version: str, method: str, **kwargs: Any) -> Any:
+        return [type(ctxt).__name__, version, method, kwargs]
+
+
+class NewDispatch:
+    """A proxy with a dispatch that takes the namespace."""
+
+    def dispatch(self, ctxt: Any, version: str, method: str, namespace: str | None, **kwargs: Any) -> Any:
+        return [type(ctxt).__name__, version, method, namespace, kwargs]
+
+
+def test_proxy_with_a_dispatch_of_its_own(connection: rpc.Connection) -> None:
+    """It is called, with a namespace if it takes one."""
+    connection.create_consumer("old", OldDispatch())
+    connection.create_consumer("new", NewDispatch())
+    connection.consume_in_thread()
+    msg = {"method": "m", "args": {"a": 1}, "version": "1.7", "namespace": "n"}
+    assert rpc.call({}, "old", msg) == ["CommonRpcContext", "1.7", "m", {"a": 1}]
+    assert rpc.call({}, "new", msg) == ["CommonRpcContext", "1.7", "m", "n", {"a": 1}]
+    assert rpc.call({}, "new", {"method": "m"}) == ["CommonRpcContext", "1.0", "m", None, {}]
+
+
+def test_private_method_is_not_run(manager: Manager) -> None:
+    """What begins with an underscore is nobody else's."""
+    with pytest.raises(msgbus.AccessDenied):
+        rpc.call({}, "svc", {"method": "_hidden"})
+
+
+def test_arguments_that_do_not_fit(manager: Manager) -> None:
+    """The caller is told so."""
+    with pytest.raises(msgbus.InvalidArguments, match="nmae"):
+        rpc.call({}, "svc", {"method": "greet", "args": {"nmae": "Ada"}})
+
+
+def test_consumer_may_be_created_while_consuming(manager: Manager, connection: rpc.Connection) -> None:
+    """It is served from then on."""
+    connection.create_consumer("later", manager)
+    assert rpc.call({}, "later", {"method": "greet"}) == "Hello, you"
+
+
+def test_the_same_consumer_twice_runs_each_message_once(connection: rpc.Connection) -> None:
+    """A fanout to a proxy that was registered twice for it is run once."""
+    manager = Manager()
+    for _ in range(2):
+        connection.create_consumer("svc", manager, fanout=True)
+    connection.create_consumer("svc.h1", manager)
+    connection.consume_in_thread()
+    rpc.fanout_cast({}, "svc", {"method": "note", "args": {"text": "once"}})
+    assert manager.notes.get(timeout=PATIENCE) == "once"
+    rpc.call({}, "svc.h1", {"method": "greet"})
+    assert manager.notes.empty()
+
+
+def test_closed_connection_is_of_no_use(connection: rpc.Connection) -> None:
+    """It says so, and may be closed again."""
+    connection.close()
+    connection.close()
+    for use in (
+        connection.consume_in_thread,
+        lambda: connection.create_consumer("svc", Manager()),
+        lambda: connection.create_worker("svc", Manager(), "pool"),
+        lambda: connection.join_consumer_pool(print, "pool", "svc"),
+    ):
+        with pytest.raises(rpc.InvalidRPCConnectionReuse, match="create another"):
+            use()
+
+
+def test_close_lets_what_runs_finish(conf: cfg.ConfigOpts) -> None:
+    """A call that is being run when its connection is closed is answered."""
+    began, release = threading.Event(), threading.Event()
+
+    class Slow:
+        def work(self, context: Any) -> str:
+            began.set()
+            release.wait(PATIENCE)
+            return "done"
+
+    connection = rpc.create_connection()
+    connection.create_consumer("slow", Slow())
+    connection.consume_in_thread()
+    answers: list[Any] = []
+    caller = threading.Thread(target=lambda: answers.append(rpc.call({}, "slow", {"method": "work"})))
+    caller.start()
+    assert began.wait(PATIENCE)
+    closer = threading.Thread(target=connection.close)
+    closer.start()
+    release.set()
+    for thread in (caller, closer):
+        thread.join(PATIENCE)
+    assert answers == ["done"]
+
+
+# Versions and namespaces
+
+
+def test_versions_of_a_dispatcher() -> None:
+    """Same major, and no lower minor; none means 1.0."""
+    dispatcher = rpc.RpcDispatcher([Manager()])
+    for version in (None, "1.0", "1.3"):
+        assert dispatcher.dispatch({}, version, "greet", None, name="Ada") == "Hello, Ada"
+    assert dispatcher.dispatch({}, "1.1", "greet", name="Ada") == "Hello, Ada"
+    for version in ("1.4", "2.0", "0.3"):
+        with pytest.raises(rpc.UnsupportedRpcVersion):
+            dispatcher.dispatch({}, version, "greet", None)
+    with pytest.raises(AttributeError, match="missing"):
+        dispatcher.dispatch({}, "1.0", "missing", None)
+
+
+def test_namespaces_of_a_dispatcher() -> None:
+    """A callback answers to its namespace only."""
+
+    class Base(Manager):
+        RPC_API_NAMESPACE = "base"
+
+        def greet(self, context: Any, name: str = "you") -> str:
+            return "base"
+
+    dispatcher = rpc.RpcDispatcher([Manager(), Base()])
+    assert dispatcher.dispatch({}, "1.0", "greet", "base") == "base"
+    assert dispatcher.dispatch({}, "1.0", "greet", None) == "Hello, you"
+    with pytest.raises(rpc.UnsupportedRpcVersion):
+        dispatcher.dispatch({}, "1.0", "greet", "other")
+
+
+class Upper:
+    """A serializer of the old kind: entities only. It sees the context."""
+
+    def serialize_entity(self, context: Any, entity: Any) -> Any:
+        assert context is not None
+        return entity.upper()
+
+    def deserialize_entity(self, context: Any, entity: Any) -> Any:
+        assert context is not None
+        return f"<{entity}>"
+
+
+def test_serializer_of_the_old_kind(connection: rpc.Connection) -> None:
+    """It is applied to arguments and results, to each value of a generator too, on both sides."""
+
+    class Echo:
+        def echo(self, context: Any, value: str) -> str:
+            return value
+
+        def twice(self, context: Any, value: str) -> Iterator[str]:
+            yield value
+            yield value
+
+    connection.create_consumer("svc", rpc.RpcDispatcher([Echo()], serializer=Upper()))
+    connection.consume_in_thread()
+    proxy = rpc.RpcProxy("svc", "1.0", serializer=Upper())
+    assert proxy.call({"u": 1}, proxy.make_msg("echo", value="a")) == "<<A>>"
+    assert list(proxy.multicall({"u": 1}, proxy.make_msg("twice", value="a"))) == ["<<A>>", "<<A>>"]
+
+
+def test_proxy_sends_in_a_version(manager: Manager) -> None:
+    """Each verb: the default version, another one, one above the cap, another topic."""
+    proxy = rpc.RpcProxy("svc", "1.1", version_cap="1.3")
+    msg = proxy.make_msg("note", text="x")
+    assert proxy.call({}, proxy.make_msg("greet", name="Ada"), version="1.2", timeout=5) == "Hello, Ada"
+    assert list(proxy.multicall({}, proxy.make_msg("greet"), topic="svc.h1")) == ["Hello, you"]
+    proxy.cast({}, msg, version="1.2")
+    proxy.fanout_cast({}, msg)
+    assert [manager.notes.get(timeout=PATIENCE) for _ in range(2)] == ["x", "x"]
+    assert msg == {"method": "note", "namespace": None, "args": {"text": "x"}}
+    assert (proxy.can_send_version("1.3"), proxy.can_send_version("1.4")) == (True, False)
+    params = {"hostname": "localhost"}
+    for send in (
+        lambda: proxy.call({}, msg, version="1.4"),
+        lambda: proxy.multicall({}, msg, version="1.4"),
+        lambda: proxy.cast({}, msg, version="2.0"),
+        lambda: proxy.fanout_cast({}, msg, version="1.4"),
+        lambda: proxy.cast_to_server({}, params, msg, version="1.4"),
+        lambda: proxy.fanout_cast_to_server({}, params, msg, version="1.4"),
+    ):
+        with pytest.raises(rpc.RpcVersionCapError, match=r"1\.3"):
+            send()
+
+
+def test_proxy_makes_messages() -> None:
+    """With the namespace of its class, or another; an argument may be called as the function's own."""
+
+    class Base(rpc.RpcProxy):
+        RPC_API_NAMESPACE = "base"
+
+    proxy = Base("svc", "1.0")
+    assert proxy.make_msg("m", a=1) == {"method": "m", "namespace": "base", "args": {"a": 1}}
+    assert proxy.make_namespaced_msg("m", "n", namespace=2) == {
+        "method": "m",
+        "namespace": "n",
+        "args": {"namespace": 2},
+    }
+    with pytest.raises(ValueError, match="one"):
+        rpc.RpcProxy("svc", "one")
+
+
+def test_server_that_is_too_old_says_so(manager: Manager) -> None:
+    """A version that the server does not have is an error at the caller."""
+    with pytest.raises(rpc.UnsupportedRpcVersion, match=r"1\.9"):
+        rpc.call({}, "svc", {"method": "greet", "version": "1.9"})
+
+
+# Service
+
+
+def test_service_serves_in_all_three_ways(conf: cfg.ConfigOpts) -> None:
+    """As any one, as the one on its host, and as one of all; its manager's hook comes before the first request."""
+
+    class Hooked(Manager):
+        def initialize_service_hook(self, service: rpc.Service) -> None:
+            self.note(None, service.host)
+
+    manager = Hooked()
+    service = rpc.Service("h9", "svc", manager)
+    service.start()
+    assert manager.notes.get_nowait() == "h9"
+    assert rpc.call({}, "svc", {"method": "greet"}) == "Hello, you"
+    assert rpc.call({}, "svc.h9", {"method": "greet"}) == "Hello, you"
+    rpc.fanout_cast({}, "svc", {"method": "note", "args": {"text": "all"}})
+    assert manager.notes.get(timeout=PATIENCE) == "all"
+    service.stop()
+    service.stop()
+    assert service.conn is not None
+    with pytest.raises(rpc.InvalidRPCConnectionReuse):
+        service.conn.consume_in_thread()
+
+
+def test_service_without_manager_serves_its_own_methods(conf: cfg.ConfigOpts) -> None:
+    """A subclass may be its own manager."""
+
+    class Own(rpc.Service):
+        def greet(self, context: Any) -> str:
+            return f"from {self.host}"
+
+    service = Own("h1", "own")
+    service.stop()
+    service.start()
+    assert rpc.call({}, "own", {"method": "greet"}) == "from h1"
+    service.stop()
+
+
+def test_services_of_both_kinds_call_each_other(manager: Manager, conf: cfg.ConfigOpts) -> None:
+    """A client and a server of the other API, on the same message system."""
+    transport = new_transport(conf.transport_url)
+    client = msgbus.get_rpc_client(transport, msgbus.Target(topic="svc", version="1.2"), timeout=PATIENCE)
+    assert client.call({"user": "ada"}, "greet", name="Ada") == "Hello, Ada"
+    assert [answer["server"] for answer in client.ping()] == ["h1"]
+    server = msgbus.get_rpc_server(transport, msgbus.Target(topic="new", server="n1"), [Manager()])
+    server.start()
+    assert rpc.call({}, "new.n1", {"method": "greet"}) == "Hello, you"
+    server.stop()
+    server.wait()
+    transport.cleanup()
+
+
+# Other message systems
+
+
+def test_cast_to_another_message_system(manager: Manager, conf: cfg.ConfigOpts) -> None:
+    """`cast_to_server` reaches the servers there, not those here, and its connection is kept."""
+    other = new_conf(transport_url=new_url())
+    transport = msgbus.get_rpc_transport(other)
+    there = Manager()
+    server = msgbus.get_rpc_server(transport, msgbus.Target(topic="svc", server="h1"), [there])
+    server.start()
+    params = {"hostname": transport.url.hosts[0].hostname, "virtual_host": ""}
+    rpc.cast_to_server({}, params, "svc", {"method": "note", "args": {"text": 1}})
+    rpc.fanout_cast_to_server({}, params, "svc", {"method": "note", "args": {"text": 2}})
+    assert {there.notes.get(timeout=PATIENCE) for _ in range(2)} == {1, 2}
+    proxy = rpc.RpcProxy("svc", "1.0")
+    proxy.cast_to_server({}, params, proxy.make_msg("note", text=3))
+    proxy.fanout_cast_to_server({}, params, proxy.make_msg("note", text=4))
+    assert {there.notes.get(timeout=PATIENCE) for _ in range(2)} == {3, 4}
+    assert manager.notes.empty()
+    assert len(binding._bound.transports) == 2
+    server.stop()
+    server.wait()
+    transport.cleanup()
+
+
+@pytest.mark.parametrize(
+    ("params", "text"), [({}, "hostname is missing"), ({"hostname": "h", "user": "u"}, "unknown are user")]
+)
+def test_server_params_that_are_none(conf: cfg.ConfigOpts, params: dict[str, Any], text: str) -> None:
+    """The error says what is wrong."""
+    with pytest.raises(msgbus.ConfigurationError, match=text):
+        rpc.cast_to_server({}, params, "svc", {"method": "greet"})
+
+
+# Notifications and pools
+
+
+def test_notification_waits_for_its_first_reader(connection: rpc.Connection) -> None:
+    """What is sent before anybody has ever listened is kept."""
+    rpc.notify({"user": "ada"}, "notifications.info", {"event_type": "created", "payload": {"n": 1}})
+    manager: queue.Queue[dict[str, Any]] = queue.Queue()
+    transport = binding.transport()
+    address = transport.address(msgbus.Target(topic="notifications.info"))
+    from msgbus.message import decode
+
+    def read(delivery: Any) -> None:
+        delivery.accept()
+        manager.put(decode(delivery.message.body, delivery.message.content_type))
+
+    subscription = transport.driver.subscribe([address], read, prefetch=1)
+    got = manager.get(timeout=PATIENCE)
+    assert got.pop("_unique_id")
+    assert got == {"event_type": "created", "payload": {"n": 1}, "_context_user": "ada"}
+    subscription.close().result(PATIENCE)
+
+
+def test_each_pool_gets_a_notification_once(connection: rpc.Connection) -> None:
+    """One member of each pool gets it; a callback that raises does not stop the pool."""
+    got: queue.Queue[tuple[str, Any]] = queue.Queue()
+
+    def reader(name: str) -> Any:
+        def read(message: dict[str, Any]) -> None:
+            got.put((name, message["n"]))
+            if message["n"] == 0:
+                raise ValueError("poison")
+
+        return read
+
+    for pool in ("one", "one", "two"):
+        connection.join_consumer_pool(reader(pool), pool, "notifications.info")
+    connection.consume_in_thread()
+    for n in range(3):
+        rpc.notify(None, "notifications.info", {"n": n})
+    expected = [(pool, n) for pool in ("one", "two") for n in range(3)]
+    assert sorted(got.get(timeout=PATIENCE) for _ in range(6)) == expected
+    connection.close()
+    assert got.empty()
+
+
+def test_pool_gives_back_what_raised(connection: rpc.Connection) -> None:
+    """With ack_on_error=False, a message whose callback raised comes again."""
+    seen: queue.Queue[str] = queue.Queue()
+    refuse = [ValueError("not yet")]
+
+    def read(message: dict[str, Any]) -> None:
+        seen.put(message["_unique_id"])
+        if refuse:
+            raise refuse.pop()
+
+    connection.join_consumer_pool(read, "pool", "notifications.info", ack_on_error=False)
+    connection.consume_in_thread()
+    rpc.notify(None, "notifications.info", {"n": 1})
+    assert seen.get(timeout=PATIENCE) == seen.get(timeout=PATIENCE)
+
+
+def test_pool_drops_what_is_no_message(connection: rpc.Connection, caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, and the next message is read."""
+    got: queue.Queue[Any] = queue.Queue()
+    connection.join_consumer_pool(got.put, "pool", "notifications.info")
+    connection.consume_in_thread()
+    transport = binding.transport()
+    address = transport.address(msgbus.Target(topic="notifications.info"))
+    from msgbus.drivers.base import Message
+
+    transport.driver.send(address, Message(b"\xff", "text/plain", "1"), mandatory=False).result(PATIENCE)
+    rpc.notify(None, "notifications.info", {"n": 1})
+    assert got.get(timeout=PATIENCE)["n"] == 1
+    assert "was dropped" in caplog.text
+
+
+def test_workers_of_a_pool_share_its_messages(manager: Manager, connection: rpc.Connection) -> None:
+    """`create_worker`: each pool gets a message once, besides the topic's own consumer."""
+    workers = [Manager() for _ in range(2)]
+    for worker in workers:
+        connection.create_worker("svc", worker, "pool")
+    for n in range(4):
+        rpc.cast({}, "svc", {"method": "note", "args": {"text": n}})
+    assert sorted(manager.notes.get(timeout=PATIENCE) for _ in range(4)) == [0, 1, 2, 3]
+    connection.close()
+    assert sorted(note for worker in workers for note in worker.notes.queue) == [0, 1, 2, 3]
+
+
+def test_notification_that_is_none(conf: cfg.ConfigOpts) -> None:
+    """A notification is a dict of plain data; the error names what is not."""
+    bad: Any = "text"
+    with pytest.raises(msgbus.SerializationError, match="is a dict"):
+        rpc.notify({}, "notifications.info", bad)
+    with pytest.raises(msgbus.SerializationError, match="'payload'"):
+        rpc.notify({}, "notifications.info", {"payload": object()})
+
+
+# rpc.common
+
+
+def test_context_object() -> None:
+    """Values are attributes; copies share nothing; `elevated` makes an administrator of a copy."""
+    context = rpc.CommonRpcContext(user="ada", roles=["member"])
+    assert (context.user, context.values["user"]) == ("ada", "ada")
+    with pytest.raises(AttributeError, match="tenant"):
+        _ = context.tenant
+    elevated = context.elevated(read_deleted="yes")
+    assert elevated.to_dict() == {
+        "user": "ada",
+        "roles": ["member", "admin"],
+        "is_admin": True,
+        "read_deleted": "yes",
+    }
+    assert elevated.elevated().roles == ["member", "admin"]
+    assert context.to_dict() == {"user": "ada", "roles": ["member"]}
+    assert rpc.RpcContext.from_dict(context.to_dict()).to_dict() == context.to_dict()
+    assert "ada" not in repr(context)
+    assert rpc.CommonRpcContext(self=1).to_dict() == {"self": 1}
+
+
+def test_context_can_be_copied_and_pickled() -> None:
+    """As other plain objects."""
+    import copy
+    import pickle
+
+    context = rpc.CommonRpcContext(user="ada")
+    assert copy.deepcopy(context).user == "ada"
+    assert pickle.loads(pickle.dumps(context)).user == "ada"  # noqa: S301 - made above
+
+
+def test_expected_exceptions_are_not_logged(connection: rpc.Connection, caplog: pytest.LogCaptureFixture) -> None:
+    """What `client_exceptions` names is an answer; another exception is an error in the log."""
+
+    class Picky:
+        @rpc.client_exceptions(KeyError)
+        def look(self, context: Any, name: str) -> None:
+            raise KeyError(name) if name == "expected" else ValueError(name)
+
+        def ask(self, context: Any) -> None:
+            rpc.catch_client_exception([LookupError], {}.__getitem__, "asked")
+
+    connection.create_consumer("svc", Picky())
+    connection.consume_in_thread()
+    with caplog.at_level(logging.ERROR):
+        with pytest.raises(KeyError):
+            rpc.call({}, "svc", {"method": "look", "args": {"name": "expected"}})
+        with pytest.raises(KeyError):
+            rpc.call({}, "svc", {"method": "ask"})
+        assert caplog.text == ""
+        with pytest.raises(ValueError, match="other"):
+            rpc.call({}, "svc", {"method": "look", "args": {"name": "other"}})
+        assert "ValueError" in caplog.text
+
+
+def test_public_names() -> None:
+    """All that is promised is there, and nothing is public by accident."""
+    modules = {
+        "binding",
+        "common",
+        "connection",
+        "dispatcher",
+        "gone",
+        "messages",
+        "notifying",
+        "pool",
+        "proxy",
+        "service",
+    }
+    public = {name for name in vars(rpc) if not name.startswith("_")} - modules
+    assert public - set(rpc.__all__) == {"Any", "Iterator", "annotations", "client_for"}
+    assert set(rpc.__all__) <= public
+
+
+def test_options_that_mean_nothing_any_more_are_named(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An option of the old systems that has no effect is in the log, with what holds instead."""
+    path = tmp_path / "service.conf"
+    path.write_text("[DEFAULT]\nrpc_backend = fake\nrpc_conn_pool_size = 9\nrabbit_ha_queues = true\n")
+    conf = cfg.ConfigOpts()
+    rpc.init(conf)
+    conf(["--config-file", str(path)], default_config_files=[])
+    binding.transport()
+    rpc.cleanup()
+    assert "rpc_conn_pool_size of the configuration means nothing any more: all threads share" in caplog.text
+    assert "rabbit_ha_queues" in caplog.text
+    assert "quorum_queues" in caplog.text
