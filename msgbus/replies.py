@@ -104,8 +104,8 @@ class Pending:
 
     @property
     def describe(self) -> str:
-        """Which method of which target: the beginning of every error's text."""
-        return f"{self.method!r} on {self.address}"
+        """Which method of which target, and the id that is in the logs: the beginning of every error's text."""
+        return f"{self.method!r} on {self.address}, call {self.id}"
 
     def on_sent(self, error: BaseException | None, now: float) -> None:
         """Take in how the sending of the request ended."""

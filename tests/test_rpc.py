@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pathlib
 import queue
+import re
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from oslo_config import cfg
 import msgbus
 from msgbus import rpc
 from msgbus.rpc import binding
+from msgbus.rpc.gone import GONE
 from msgbus.rpc.messages import split_topic
 from tests.rpc_checks import RpcChecks
 from tests.support import PATIENCE, new_conf, new_transport, new_url
@@ -287,6 +289,10 @@ def test_consumer_may_be_created_while_consuming(manager: Manager, connection: r
     """It is served from then on."""
     connection.create_consumer("later", manager)
     assert rpc.call({}, "later", {"method": "greet"}) == "Hello, you"
+    rpc.fanout_cast({}, "svc", {"method": "note", "args": {"text": "once"}})
+    assert manager.notes.get(timeout=PATIENCE) == "once"
+    connection.close()
+    assert manager.notes.empty()
 
 
 def test_the_same_consumer_twice_runs_each_message_once(connection: rpc.Connection) -> None:
@@ -427,6 +433,20 @@ def test_proxy_sends_in_a_version(manager: Manager) -> None:
             send()
 
 
+def test_proxy_reaches_other_topics_and_all_servers(manager: Manager, connection: rpc.Connection) -> None:
+    """A topic that is given wins over the proxy's own; a fanout reaches every server, a cast one."""
+    other = Manager()
+    connection.create_consumer("other", other)
+    connection.create_consumer("svc", other, fanout=True)
+    proxy = rpc.RpcProxy("nobody", "1.0")
+    assert proxy.call({}, proxy.make_msg("greet"), topic="other") == "Hello, you"
+    assert list(proxy.multicall({}, proxy.make_msg("greet"), topic="other")) == ["Hello, you"]
+    proxy.cast({}, proxy.make_msg("note", text="one"), topic="other")
+    assert other.notes.get(timeout=PATIENCE) == "one"
+    proxy.fanout_cast({}, proxy.make_msg("note", text="all"), topic="svc")
+    assert [noting.notes.get(timeout=PATIENCE) for noting in (manager, other)] == ["all", "all"]
+
+
 def test_proxy_makes_messages() -> None:
     """With the namespace of its class, or another; an argument may be called as the function's own."""
 
@@ -482,10 +502,10 @@ def test_service_without_manager_serves_its_own_methods(conf: cfg.ConfigOpts) ->
         def greet(self, context: Any) -> str:
             return f"from {self.host}"
 
-    service = Own("h1", "own")
+    service = Own("h1", "own", serializer=Upper())
     service.stop()
     service.start()
-    assert rpc.call({}, "own", {"method": "greet"}) == "from h1"
+    assert rpc.call({}, "own", {"method": "greet"}) == "FROM H1"
     service.stop()
 
 
@@ -519,8 +539,14 @@ def test_cast_to_another_message_system(manager: Manager, conf: cfg.ConfigOpts) 
     assert {there.notes.get(timeout=PATIENCE) for _ in range(2)} == {1, 2}
     proxy = rpc.RpcProxy("svc", "1.0")
     proxy.cast_to_server({}, params, proxy.make_msg("note", text=3))
+    assert there.notes.get(timeout=PATIENCE) == 3
+    second = Manager()
+    another = msgbus.get_rpc_server(transport, msgbus.Target(topic="svc", server="h2"), [second])
+    another.start()
     proxy.fanout_cast_to_server({}, params, proxy.make_msg("note", text=4))
-    assert {there.notes.get(timeout=PATIENCE) for _ in range(2)} == {3, 4}
+    assert [noting.notes.get(timeout=PATIENCE) for noting in (there, second)] == [4, 4]
+    another.stop()
+    another.wait()
     assert manager.notes.empty()
     assert len(binding._bound.transports) == 2
     server.stop()
@@ -596,6 +622,35 @@ def test_pool_gives_back_what_raised(connection: rpc.Connection) -> None:
     connection.consume_in_thread()
     rpc.notify(None, "notifications.info", {"n": 1})
     assert seen.get(timeout=PATIENCE) == seen.get(timeout=PATIENCE)
+
+
+def test_pool_has_what_was_not_done_again(connection: rpc.Connection, conf: cfg.ConfigOpts) -> None:
+    """At the end, what runs is finished, and what has not begun goes to another member; nothing runs twice."""
+    conf.set_override("executor_thread_pool_size", 1)
+    began, release = threading.Event(), threading.Event()
+    done: queue.Queue[int] = queue.Queue()
+
+    def slow(message: dict[str, Any]) -> None:
+        began.set()
+        assert release.wait(PATIENCE)
+        done.put(message["n"])
+
+    first = rpc.create_connection()
+    first.join_consumer_pool(slow, "pool", "notifications.info")
+    first.consume_in_thread()
+    for n in range(5):
+        rpc.notify({}, "notifications.info", {"n": n})
+    assert began.wait(PATIENCE)
+    closing = threading.Thread(target=first.close)
+    closing.start()
+    connection.join_consumer_pool(lambda message: done.put(message["n"]), "pool", "notifications.info")
+    connection.consume_in_thread()
+    assert sorted(done.get(timeout=PATIENCE) for _ in range(4)) == [1, 2, 3, 4]
+    release.set()
+    closing.join(PATIENCE)
+    assert done.get(timeout=PATIENCE) == 0
+    connection.close()
+    assert done.empty()
 
 
 def test_pool_drops_what_is_no_message(connection: rpc.Connection, caplog: pytest.LogCaptureFixture) -> None:
@@ -722,3 +777,12 @@ def test_options_that_mean_nothing_any_more_are_named(tmp_path: pathlib.Path, ca
     assert "rpc_conn_pool_size of the configuration means nothing any more: all threads share" in caplog.text
     assert "rabbit_ha_queues" in caplog.text
     assert "quorum_queues" in caplog.text
+
+
+def test_guide_for_migrating_names_every_option_that_is_gone() -> None:
+    """What is logged as gone is in the table, and the other way round."""
+    guide = (pathlib.Path(__file__).parents[1] / "docs" / "migrating.md").read_text()
+    rows = [line for line in guide.splitlines() if line.startswith("|") and "| gone" in line]
+    named = {name for row in rows for name in re.findall(r"`([a-z_]+)`", row.split("|")[1]) if "_" in name}
+    assert set(GONE) <= named
+    assert named - set(GONE) == {"check_for_lock", "serialize_remote_exception", "serialize_msg", "_safe_log"}
