@@ -43,6 +43,8 @@ STREAM_WINDOW = 100
 """Items that a server may send ahead of what the client has taken."""
 INSPECT_TIMEOUT = 0.5
 """Seconds for finding out, after a timeout, what to tell about it."""
+PATIENCE = 0.95
+"""The share of a call's time in which its request has to be handed over."""
 _UNSET: Any = object()
 
 
@@ -384,7 +386,8 @@ class RPCClient:
         request.reply_to = self.transport.inbox(pending.deadline)
         request.monitor = self.call_monitor_timeout
         body = encode_request(request, self._content_type)
-        return Message(body, self._content_type, request.unique_id, ttl, self._repeatable)
+        # The driver knows best why a request was not handed over: it says so a moment before the caller gives up.
+        return Message(body, self._content_type, request.unique_id, ttl, self._repeatable, ttl * PATIENCE)
 
     def _send(self, message: Message, pending: Pending) -> Future[Sent]:
         sent = self._hand_over(pending.address, message, pending.deadline)

@@ -136,6 +136,10 @@ class Running:
 
     def _answer(self, reply: Reply) -> None:
         self.answered = True
+        if self.cancelled:  # The client has stopped waiting, and may be gone.
+            LOG.debug("the answer to call %s is not sent: its client has cancelled it", reply.call_id)
+            self._on_end(None)
+            return
         self.send(reply, self._on_answered)
 
     def _on_answered(self, error: BaseException | None) -> None:

@@ -304,7 +304,7 @@ class Driver(ABC):
         """Look at an address of the kinds topic, server, pool and dead.
 
         The future fails with `MessageUndeliverable` where the address does not exist, and with `TransportUnavailable`
-        within a second where the connection is away.
+        where it cannot be looked at: within a second where the connection is away.
 
         Raises:
             CapabilityMissing: without `Capability.INSPECT`.

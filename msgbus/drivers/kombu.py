@@ -243,7 +243,10 @@ class KombuDriver(Driver):
     @property
     def state(self) -> str:
         error = self._publish_link.error or self._consume_link.error
-        return self._name() if error is None else str(error)
+        if error is not None:
+            return str(error)
+        blocked = self._publish_link.blocked
+        return self._name() if blocked is None else f"{self._name()}, which takes no messages at present ({blocked})"
 
     def _describe(self, error: BaseException, attempt: int) -> tuple[str, bool]:
         """The one place that makes words of what kombu, py-amqp, TLS and the operating system raise.
