@@ -25,6 +25,7 @@ CORE_OPTS: list[cfg.Opt] = [
     cfg.StrOpt(
         "transport_url",
         secret=True,
+        sample_default="rabbit://guest:guest@localhost:5672/",
         help="Driver, hosts and options in one: rabbit://user:password@host:5672/vhost?option=value. It wins over "
         "rpc_backend.",
     ),
