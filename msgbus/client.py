@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 import time
 from concurrent.futures import Future
@@ -12,6 +13,7 @@ from msgbus.deadline import bounded
 from msgbus.dispatcher import version_is_compatible
 from msgbus.drivers.base import Address, Message, Sent
 from msgbus.exceptions import (
+    CallCancelled,
     InvalidTarget,
     MessagingException,
     MessagingTimeout,
@@ -69,7 +71,7 @@ class RPCClient:
 
     Raises:
         InvalidTarget: there is no topic.
-        ValueError: a version or a delivery policy that is none.
+        ValueError: a version, a timeout or a delivery policy that is none.
     """
 
     def __init__(
@@ -107,6 +109,8 @@ class RPCClient:
         self._repeatable = policy == AT_LEAST_ONCE
         self._address = self.transport.address(self.target)
         self._seconds: float = conf.rpc_response_timeout if self.timeout is None else self.timeout
+        if not isinstance(self._seconds, int | float) or math.isnan(self._seconds):
+            raise ValueError(f"a timeout is a number of seconds, not {self._seconds!r}")
         self._grace: float = conf.rpc_reply_grace
         self._content_type = CONTENT_TYPES[conf.rpc_codec]
 
@@ -196,7 +200,7 @@ class RPCClient:
         acquire(transport, pending.deadline)
         try:
             message = self._message(ctxt, method, kwargs, pending, time.monotonic())  # There may have been a wait.
-            transport.router.add(pending)
+            add_to_router(transport, pending)
             try:
                 self._send(message, pending)
                 while pending.answer is None:
@@ -241,7 +245,7 @@ class RPCClient:
 
     def _cast(self, address: Address, ctxt: Any, method: str, kwargs: dict[str, Any]) -> None:
         now = time.monotonic()
-        deadline = bounded(now + self._seconds)
+        deadline = now + self._seconds  # Not the one that a handler inherits: nobody waits for what a cast does.
         acquire(self.transport, deadline)
         try:
             # The deadline bounds the handing over. What has been handed over waits for a server as long as it takes,
@@ -286,7 +290,7 @@ class RPCClient:
             now = time.monotonic()  # There may have been a wait.
             left = None if end == float("inf") else end - now
             message = self._message(ctxt, method, kwargs, pending, now, window=STREAM_WINDOW, end=left)
-            transport.router.add(pending)
+            add_to_router(transport, pending)
             self._send(message, pending)
         except BaseException:
             transport.router.discard(pending)
@@ -312,7 +316,7 @@ class RPCClient:
         waiter = _Waiter()
         pending.wake = waiter.wake
         message = client._message({}, "ping", {}, pending, now)
-        self.transport.router.add(pending)
+        add_to_router(self.transport, pending)
         found: list[dict[str, Any]] = []
         expected = 1 if target.server else None
         try:
@@ -464,12 +468,29 @@ def wait_until_sent(sent: Future[Any], deadline: float, what: str, transport: Tr
         ) from None
 
 
+def add_to_router(transport: Transport, pending: Pending) -> None:
+    """Have replies to a call find it.
+
+    Raises:
+        CallCancelled: the transport is closed: nobody would tell the call.
+    """
+    transport.router.add(pending)
+    if transport.closed:  # Looked at last: what is closed from now on finds the call there.
+        transport.router.discard(pending)
+        raise CallCancelled(f"{pending.describe}: the transport to {transport.url} was closed")
+
+
 def acquire(transport: Transport, deadline: float) -> None:
     """Take a place in the send window.
 
     Raises:
-        MessagingTimeout: none became free by `deadline` (seconds of `time.monotonic`).
+        MessagingTimeout: there is no time left at all, or no place became free by `deadline` (seconds of
+            `time.monotonic`).
     """
+    if deadline <= time.monotonic():
+        raise MessagingTimeout(
+            "nothing was sent: the timeout, or what was left to the request whose handler makes this call, is over"
+        )
     if not transport.window.acquire(max(0.0, deadline - time.monotonic())):
         raise MessagingTimeout(
             f"{transport.window.size} requests of this process (option rpc_send_window) were still unfinished at the "

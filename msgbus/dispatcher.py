@@ -34,7 +34,17 @@ def version_is_compatible(implemented: str, asked: str) -> bool:
     return have[0] == want[0] and have[1:] >= want[1:]
 
 
+def is_version(value: object) -> bool:
+    """Whether it is a version: a string of the form ``1.2`` or ``1.2.3``."""
+    try:
+        return isinstance(value, str) and bool(_version(value))
+    except ValueError:
+        return False
+
+
 def _version(text: str) -> tuple[int, int, int]:
+    if not isinstance(text, str):
+        raise ValueError(f"a version is a string like '1.2', not {text!r}")
     parts = [int(part) for part in text.split(".")]
     if not 1 <= len(parts) <= 3 or min(parts) < 0:
         raise ValueError(f"{text!r} is not a version like 1.2")

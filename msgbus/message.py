@@ -263,12 +263,14 @@ def encode_notification(
 ) -> bytes:
     """Write a notification: any dict, together with the context, in the places where oslo.messaging has them.
 
+    One that was received and is sent on keeps its own id.
+
     Raises:
         SerializationError: the text names the key that cannot be written.
     """
     payload = {**notification, **{f"{_CONTEXT}{key}": value for key, value in context.items()}}
     try:
-        return encode({**payload, "_unique_id": unique_id}, content_type)
+        return encode({"_unique_id": unique_id, **payload}, content_type)
     except SerializationError as exc:
         raise _name_the_culprit({"key": notification, "context key": context}, content_type, exc) from exc
 

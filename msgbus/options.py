@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import glob
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -17,6 +18,8 @@ from msgbus.message import AT_MOST_ONCE, POLICIES
 
 if TYPE_CHECKING:
     from msgbus.url import TransportHost, TransportURL
+
+LOG = logging.getLogger(__name__)
 
 CORE_OPTS: list[cfg.Opt] = [
     cfg.StrOpt(
@@ -144,28 +147,48 @@ def connection_opts(old_names: dict[str, tuple[str, ...]], defaults: dict[str, A
 
 
 def hosts_of(options: SimpleNamespace, url: TransportURL) -> tuple[TransportHost, ...]:
-    """The hosts of the URL, else of `connection_opts`; one without a user gets that of the options.
+    """The hosts of the URL, else of `connection_opts`; what one lacks, port, user or password, is of the options.
 
     Raises:
-        InvalidTransportURL: a host of the options is none.
+        ConfigurationError: a host of the options is none, or there is none.
     """
-    from msgbus.url import parse_host
-
-    found = url.hosts or tuple(parse_host(text, "option hosts") for text in options.hosts)
+    found = url.hosts or tuple(map(_host, options.hosts))
+    if not found:
+        raise ConfigurationError("the option hosts is empty: it names the hosts of the message system")
     return tuple(
         replace(
             host,
-            port=host.port or (None if url.hosts else options.port),
+            port=options.port if host.port is None else host.port,
             username=options.username if host.username is None else host.username,
-            password=options.password if host.username is None else host.password,
+            password=options.password if host.password is None else host.password,
         )
         for host in found
     )
 
 
-def register(conf: cfg.ConfigOpts) -> None:
-    """Register the core's options on `conf`. May be called again."""
-    conf.register_opts(CORE_OPTS)
+def _host(text: str) -> TransportHost:
+    from msgbus.exceptions import InvalidTransportURL
+    from msgbus.url import parse_host
+
+    if "@" in text:  # The rest is not shown: it may hold a password.
+        raise ConfigurationError("the option hosts holds an @: users have the options username and password")
+    try:
+        return parse_host(text, text)
+    except InvalidTransportURL as exc:
+        raise ConfigurationError(f"the option hosts: {exc}") from None
+
+
+def register(conf: cfg.ConfigOpts, opts: Sequence[cfg.Opt] = CORE_OPTS) -> None:
+    """Register options, the core's, on `conf`. May be called again.
+
+    Where somebody has registered an option of that name already (oslo.messaging, or the service itself), that one
+    counts, with its own default.
+    """
+    for opt in opts:
+        try:
+            conf.register_opt(opt)
+        except cfg.DuplicateOptError:
+            LOG.debug("somebody else has registered the option %s: theirs counts", opt.dest)
 
 
 def list_opts() -> list[tuple[str | None, list[cfg.Opt]]]:
@@ -202,12 +225,18 @@ def read_driver_options(
     _refuse_unknown(url.query, by_name, f"the transport URL {url}")
     values = SimpleNamespace()
     for name, opt in by_name.items():
-        try:
-            value: Any = opt.type(url.query[name]) if name in url.query else conf[group][name]
-        except (ValueError, cfg.ConfigFileValueError) as exc:
-            raise ConfigurationError(f"option {name} of [{group}] or of the transport URL: {exc}") from exc
-        setattr(values, name, value)
+        setattr(values, name, _read(conf, group, opt, url))
     return values
+
+
+def _read(conf: cfg.ConfigOpts, group: str, opt: cfg.Opt, url: TransportURL) -> Any:
+    try:
+        return opt.type(url.query[opt.dest]) if opt.dest in url.query else conf[group][opt.dest]
+    except (ValueError, RecursionError, cfg.Error) as exc:
+        # A dollar sign begins the name of another option: the text of the error may hold a part of the password.
+        why = "it cannot be read" if opt.secret else str(exc)
+        hint = " (a dollar sign in a value is written twice)" if not isinstance(exc, ValueError) or opt.secret else ""
+        raise ConfigurationError(f"option {opt.dest} of [{group}] or of the transport URL: {why}{hint}") from None
 
 
 def names_in_files(conf: cfg.ConfigOpts, group: str) -> set[str]:
@@ -218,7 +247,10 @@ def names_in_files(conf: cfg.ConfigOpts, group: str) -> set[str]:
         paths += sorted(glob.glob(os.path.join(folder, "*.conf")))
     for path in paths:
         sections: dict[str, dict[str, list[str]]] = {}
-        cfg.ConfigParser(path, sections).parse()
+        try:
+            cfg.ConfigParser(path, sections).parse()
+        except OSError as exc:  # It has been read; since then the process may have changed its folder or its user.
+            LOG.debug("%s cannot be looked at for wrong names: %s", path, exc)
         names.update(sections.get(group, ()))
     return names
 

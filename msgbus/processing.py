@@ -134,6 +134,7 @@ class Processor:
         self._unfinished: set[object] = set()
         self._finished = threading.Condition()
         self._waiting = False
+        self._here = threading.local()  # what each thread runs
 
     # What is unfinished
 
@@ -149,17 +150,18 @@ class Processor:
                 self._finished.notify_all()
 
     def wait(self, timeout: float | None) -> int:
-        """Wait until nothing is unfinished; returns how much is after `timeout` seconds."""
+        """Wait until nothing is unfinished but what calls this; returns how much is after `timeout` seconds."""
         end = None if timeout is None else time.monotonic() + timeout
+        own = {getattr(self._here, "work", None)}
         with self._finished:
             self._waiting = True
             # Without its transport nothing can be finished any more; that it closes is looked at now and then.
-            while self._unfinished and not self._transport.closed:
+            while self._unfinished - own and not self._transport.closed:
                 left = 1.0 if end is None else min(1.0, end - time.monotonic())
                 if left <= 0:
                     break
                 self._finished.wait(left)
-        return len(self._unfinished)
+        return len(self._unfinished - own)
 
     # One delivery
 
@@ -182,7 +184,11 @@ class Processor:
             if not self._known.wait(request.unique_id, work):
                 work.accept()
             return
-        self._run(Work(work, request, None if left is None else time.monotonic() + left, at_least_once))
+        self._here.work = Work(work, request, None if left is None else time.monotonic() + left, at_least_once)
+        try:
+            self._run(self._here.work)
+        finally:
+            self._here.work = None
 
     def _read(self, delivery: Delivery) -> Request | None:
         message = delivery.message

@@ -94,7 +94,7 @@ def load_driver_class(name: str) -> type[Driver]:
 
 
 def get_rpc_transport(
-    conf: cfg.ConfigOpts, url: str | None = None, allowed_remote_exmods: Sequence[str] | None = None
+    conf: cfg.ConfigOpts, url: str | TransportURL | None = None, allowed_remote_exmods: Sequence[str] | None = None
 ) -> Transport:
     """Make a transport. Nothing is connected yet.
 
@@ -112,7 +112,7 @@ def get_rpc_transport(
     from msgbus import options
 
     options.register(conf)
-    parsed = TransportURL.parse(conf, url)
+    parsed = url if isinstance(url, TransportURL) else TransportURL.parse(conf, url)
     cls = load_driver_class(parsed.transport)
     return Transport(conf, parsed, cls(conf, parsed), allowed_remote_exmods)
 

@@ -199,7 +199,8 @@ class Subscription(ABC):
 
     Attributes:
         ready: done when every address is being consumed from for the first time; fails with our errors where the
-            message system refuses for good (rights, a queue that was declared differently).
+            message system refuses for good (rights, a queue that was declared differently), and with `CallCancelled`
+            where it is closed before.
     """
 
     ready: Future[None]
@@ -226,7 +227,7 @@ class Inbox(ABC):
 
     Attributes:
         address: stays the same over reconnects; its ``name`` is short enough to travel in every request.
-        ready: done when messages to it will arrive.
+        ready: done when messages to it will arrive; fails as that of a subscription does.
     """
 
     address: Address

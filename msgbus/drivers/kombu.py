@@ -365,6 +365,8 @@ class KombuDriver(Driver):
             return consumer
 
         def start() -> None:
+            if self._closed:
+                self._never_ready([consumer])
             siblings.append(consumer)
             if link.up:
                 consumer.start()
@@ -401,6 +403,7 @@ class KombuDriver(Driver):
             if self._closed:
                 return
             self._closed = True
+        self._never_ready((*self._inboxes, *self._subscriptions))
         wait(self._publisher.unfinished(), CLOSE_TIMEOUT)
         gone = [self._begin_close(consumer) for consumer in (*self._inboxes, *self._subscriptions)]
         wait(gone, CLOSE_TIMEOUT)
@@ -424,8 +427,14 @@ class KombuDriver(Driver):
         for consumer in self._leaving:
             consumer.refuse(error)
 
+    def _never_ready(self, consumers: Sequence[Consumer]) -> None:
+        """Tell those who wait for these that it is over. Any thread."""
+        for consumer in consumers:
+            consumer.hopeless(CallCancelled(f"what was to be opened on {self._name()} was closed"))
+
     def _begin_close(self, consumer: Consumer) -> Future[None]:
         consumer.stopping()
+        self._never_ready([consumer])
 
         def close() -> None:
             for siblings in (self._inboxes, self._subscriptions):

@@ -1,4 +1,4 @@
-"""Options of the old systems that mean nothing any more: whoever still has one in a file is told so, once."""
+"""Options of the old systems that mean nothing any more: whoever still has one in a file is told so."""
 
 from __future__ import annotations
 
