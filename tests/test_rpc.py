@@ -346,7 +346,6 @@ def test_one_proxy_for_two_topics(connection: rpc.Connection, manager: Manager, 
 
 def test_close_from_what_the_connection_runs(conf: cfg.ConfigOpts) -> None:
     """A method may close the connection that runs it: it is answered, and its own end is not waited for."""
-
     own = rpc.create_connection()
 
     class Closing:
