@@ -72,6 +72,7 @@ class RPCClient:
     Raises:
         InvalidTarget: there is no topic.
         ValueError: a version, a timeout or a delivery policy that is none.
+        TypeError: the target is none.
     """
 
     def __init__(
@@ -97,6 +98,8 @@ class RPCClient:
     def _settle(self) -> None:
         """Work out once what every request of this client needs."""
         conf = self.transport.conf
+        if not isinstance(self.target, Target):
+            raise TypeError(f"whom a client calls is a Target: Target(topic={self.target!r})")
         if not self.target.topic:
             raise InvalidTarget("a client's target needs a topic", self.target)
         for version in (self.target.version, self.version_cap):
@@ -217,7 +220,7 @@ class RPCClient:
         """Raise what there is to raise for a call that still waits."""
         while pending.orphans:
             self.transport.send_control(pending.orphans.pop(), Control(pending.id, "cancel"), self._content_type)
-        error = pending.verdict(time.monotonic())
+        error = pending.verdict(time.monotonic(), self.transport.driver.up_since)
         if error is None:
             return
         if type(error) is MessagingTimeout:
@@ -416,7 +419,8 @@ class RPCClient:
         else:
             depth = transport.inspect(pending.address, INSPECT_TIMEOUT)
             if depth is not None:
-                waiting = "" if depth.depth is None else f", {depth.depth} messages waiting"
+                plural = "" if depth.depth == 1 else "s"
+                waiting = "" if depth.depth is None else f", {depth.depth} message{plural} waiting"
                 known.append(f"no server said that it began; consumers there: {depth.consumers}{waiting}")
         return "; ".join(known)
 

@@ -215,7 +215,8 @@ def read_driver_options(
     by_name = {opt.dest: opt for opt in opts}
     in_files = {name for opt in opts for name in (opt.dest, opt.name)}
     in_files |= {old.name for opt in opts for old in opt.deprecated_opts if old.name and old.group in (None, group)}
-    _refuse_unknown(names_in_files(conf, group), in_files, f"group [{group}] of the configuration")
+    for name, path in names_in_files(conf, group).items():
+        _refuse_unknown([name], in_files, f"group [{group}] of {path}")
     if misplaced := sorted(set(url.query).intersection(CONNECTION_NAMES).intersection(by_name)):
         # The URL is not shown: what is misplaced may be the password.
         raise ConfigurationError(
@@ -239,9 +240,9 @@ def _read(conf: cfg.ConfigOpts, group: str, opt: cfg.Opt, url: TransportURL) -> 
         raise ConfigurationError(f"option {opt.dest} of [{group}] or of the transport URL: {why}{hint}") from None
 
 
-def names_in_files(conf: cfg.ConfigOpts, group: str) -> set[str]:
-    """The names that stand in a group of the configuration files, whether they are options or not."""
-    names: set[str] = set()
+def names_in_files(conf: cfg.ConfigOpts, group: str) -> dict[str, str]:
+    """The names that stand in a group of the configuration files, whether they are options or not, and in which."""
+    names: dict[str, str] = {}
     paths = list(getattr(conf, "config_file", None) or ())
     for folder in getattr(conf, "config_dir", None) or ():
         paths += sorted(glob.glob(os.path.join(folder, "*.conf")))
@@ -251,7 +252,7 @@ def names_in_files(conf: cfg.ConfigOpts, group: str) -> set[str]:
             cfg.ConfigParser(path, sections).parse()
         except OSError as exc:  # It has been read; since then the process may have changed its folder or its user.
             LOG.debug("%s cannot be looked at for wrong names: %s", path, exc)
-        names.update(sections.get(group, ()))
+        names.update(dict.fromkeys(sections.get(group, ()), path))
     return names
 
 

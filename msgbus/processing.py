@@ -28,6 +28,7 @@ from msgbus.dispatcher import ExpectedException, RPCDispatcher
 from msgbus.drivers.base import Address, Capability, Delivery, Message
 from msgbus.exceptions import (
     InvalidTarget,
+    MessageDeliveryFailure,
     MessageTooLarge,
     MessageUndeliverable,
     MessagingException,
@@ -46,9 +47,6 @@ KNOWN_REQUESTS = 10_000
 """How many requests a server remembers, in order not to run one a second time."""
 RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0)
 """Seconds before a cast that raised is run again: the first, second, third time; then always the last."""
-
-_NOBODY_ELSE_CAN = (InvalidTarget, MessageTooLarge, MessageUndeliverable)
-"""Why an answer was not delivered, if another server would fare no better: to run the request again is of no use."""
 
 OnDeadLetter = Callable[[DeadLetter], None]
 
@@ -220,7 +218,7 @@ class Processor:
                 durable=work.at_least_once,
                 grace=self._grace,
                 deadline=work.deadline,
-                on_end=lambda error: self._settle(work, done=error is None or isinstance(error, _NOBODY_ELSE_CAN)),
+                on_end=lambda error: self._settle(work, done=error is None or _nobody_else_can(error)),
             )
         if not work.at_least_once:
             if delivery.redelivered:
@@ -431,6 +429,12 @@ def time_left(request: Request, delivery: Delivery) -> float | None:
         return hints.ttl - here
     queued = max(0.0, time.time() - here - hints.at)
     return max(hints.ttl - queued, min(hints.ttl, 1.0)) - here
+
+
+def _nobody_else_can(error: BaseException) -> bool:
+    """Whether an answer could not be delivered for a reason that another server, running it again, would meet too."""
+    hopeless = isinstance(error, InvalidTarget | MessageTooLarge | MessageUndeliverable)
+    return hopeless or type(error) is MessageDeliveryFailure  # it cannot be written for this message system
 
 
 def _end_of_stream(work: Work) -> float | None:

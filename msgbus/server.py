@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from msgbus.dispatcher import RPCAccessPolicyBase, RPCDispatcher
-from msgbus.drivers.base import Address, Delivery, Message, Sent, Subscription
+from msgbus.drivers.base import Address, Capability, Delivery, Depth, Message, Sent, Subscription
 from msgbus.exceptions import InvalidTarget, MessagingException, SerializationError
 from msgbus.executor import Executor
 from msgbus.message import AT_LEAST_ONCE, PING_NAMESPACE, decode_request
@@ -160,7 +160,20 @@ class RPCServer:
                 if self._subscription is subscription:
                     self._subscription = self._executor = None
             raise
+        self._warn_of_namesake()
         LOG.info("server %s of topic %s serves on %s", self.target.server, self.target.topic, transport.driver.state)
+
+    def _warn_of_namesake(self) -> None:
+        """Say so in the log if another server has the same name. Nobody waits for that."""
+        named = [address for address in self._addresses if address.kind == "server"]
+        if not named or Capability.INSPECT not in self.transport.driver.capabilities:
+            return
+
+        def look(found: Future[Depth]) -> None:
+            if found.exception() is None and found.result().consumers > 1:
+                LOG.warning("%s: another server has this name; a request for it goes to either of them", self.target)
+
+        self.transport.driver.inspect(named[0]).add_done_callback(look)
 
     def stop(self) -> None:
         """Take no new requests, and give back those that no thread has begun. What runs goes on: see `wait`."""

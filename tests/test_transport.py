@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 import pytest
 from oslo_config import cfg
@@ -264,7 +265,7 @@ def test_inbox_is_opened_once(scripted: tuple[Transport, ScriptedDriver]) -> Non
     """A process has one inbox, which is opened when it is first asked for."""
     transport, driver = scripted
     assert not driver.inboxes
-    with pytest.raises(TransportUnavailable, match=r"inbox .* ScriptedDriver: gave up at the deadline"):
+    with pytest.raises(TransportUnavailable, match=r"cannot reach ScriptedDriver: gave up at the deadline"):
         transport.inbox(time.monotonic())
     driver.inboxes[0].ready.set_result(None)
     assert transport.inbox(time.monotonic()) == "inbox-0"
@@ -533,3 +534,10 @@ class Slow:
 
     def never(self, _ctxt: object) -> None:
         self.release.wait(PATIENCE)
+
+
+def test_a_configuration_that_is_none() -> None:
+    """A URL in its place is told so."""
+    url: Any = "rabbit://localhost/"
+    with pytest.raises(TypeError, match="ConfigOpts, not str; the URL follows"):
+        get_rpc_transport(url)

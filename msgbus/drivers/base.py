@@ -313,6 +313,15 @@ class Driver(ABC):
         raise_missing(self, Capability.INSPECT)
 
     @property
+    def up_since(self) -> float | None:
+        """Since when messages can come and go, in seconds of `time.monotonic`; None while they cannot.
+
+        A peer's silence is counted from then on: while this side's own connection is away, it says nothing of the peer.
+        A message system that has no connection which could be away has none that was: 0, the default.
+        """
+        return 0.0
+
+    @property
     def state(self) -> str:
         """Where it is connected to, or why it is not, in one line for an operator. Never a password."""
         return type(self).__name__
