@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from msgbus import options
 from msgbus.cli.app import COMMANDS, cli
 from msgbus.cli.errors import Code, code_of, details_of, json_line, line_of
 from msgbus.failures import rebuild_failure, serialize_failure
+from msgbus.transport import Transport
 from tests.terminal import Terminal
 
 FAKE = "fake://test-cli"
@@ -458,11 +460,11 @@ def own_process(tmp_path: pathlib.Path) -> list[str]:
 
 
 def test_result_is_laid_out_on_a_terminal(own_process: list[str]) -> None:
-    """For people: on lines of its own, and coloured. With --json, and into a pipe, it is one plain line."""
+    """For people: coloured, and on several lines if it is wide. With --json, and into a pipe, one plain line."""
     call = [*own_process, "call", "cli", "echo", 'a=[1, "\\u001b[31mred"]', "--url", FAKE]
     with Terminal(call, os.environ) as terminal:
         assert terminal.finish() == 0
-    assert terminal.screen == ["{", '  "a": [', "    1,", '    "\\u001b[31mred"', "  ]", "}"]
+    assert terminal.screen == ['{"a": [1, "\\u001b[31mred"]}']
     assert "\x1b[" in terminal.raw
     assert "\x1b[31m" not in terminal.raw
     line = '{"a":[1,"\\u001b[31mred"]}'
@@ -471,6 +473,10 @@ def test_result_is_laid_out_on_a_terminal(own_process: list[str]) -> None:
     assert terminal.raw == f"{line}\r\n"
     found = subprocess.run(call, env={**os.environ, "FORCE_COLOR": "1"}, capture_output=True, text=True, check=True)
     assert found.stdout == f"{line}\n"
+    wide = "x" * 300
+    with Terminal([*own_process, "call", "cli", "echo", f'a=["{wide}"]', "--url", FAKE], os.environ) as terminal:
+        assert terminal.finish() == 0
+    assert [line.strip() for line in terminal.screen][:2] == ["{", '"a": [']
 
 
 def test_items_are_laid_out_on_a_terminal(own_process: list[str]) -> None:
@@ -478,7 +484,7 @@ def test_items_are_laid_out_on_a_terminal(own_process: list[str]) -> None:
     multicall = [*own_process, "multicall", "cli", "count", "--url", FAKE]
     with Terminal(multicall, os.environ) as terminal:
         assert terminal.finish() == 0
-    assert terminal.screen == ["{", '  "n": 1', "}", "2"]
+    assert terminal.screen == ['{"n": 1}', "2"]
     with Terminal([*multicall, "--json"], os.environ) as terminal:
         assert terminal.finish() == 0
     assert terminal.raw == '{"n":1}\r\n2\r\n'
@@ -493,7 +499,8 @@ def test_progress_is_shown_after_two_seconds_and_vanishes() -> None:
         assert terminal.process.stdout is not None
         assert terminal.process.stdout.read() == b""
         terminal.process.stdout.close()
-    assert terminal.screen == ["msgbus ping: no server of topic cli-nobody answered within 2.8 s"]
+    said = "msgbus ping: MessageUndeliverable: no server of topic cli-nobody answered within 2.8 s: it is not there,"
+    assert " ".join(" ".join(terminal.screen).split()).startswith(said)
     assert "\x1b[?25l" not in terminal.raw, "a process that is killed would leave the cursor hidden"
 
 
@@ -504,10 +511,11 @@ def test_no_progress_for_what_is_quick_or_with_json_or_without_a_terminal() -> N
         with Terminal(words, os.environ) as terminal:
             terminal.finish()
         assert "gathering" not in terminal.raw
-        assert terminal.raw.count("\n") == 1
+        assert len(terminal.raw.splitlines()) <= 3, "the error alone"
     env = {**os.environ, "FORCE_COLOR": "1"}
     found = subprocess.run([*ping, "2.8"], env=env, capture_output=True, text=True, check=False)
-    assert found.stderr == "msgbus ping: no server of topic cli-nobody answered within 2.8 s\n"
+    assert found.stderr.count("\n") == 1
+    assert "no server of topic cli-nobody answered within 2.8 s" in found.stderr
 
 
 def test_log_lines_stay_above_the_progress() -> None:
@@ -529,11 +537,11 @@ def test_log_lines_stay_above_the_progress() -> None:
 
 
 def test_ctrl_c_takes_the_progress_away() -> None:
-    """The line is empty, for the shell's prompt."""
+    """What is left is a line that says what this means."""
     with Terminal([MSGBUS, "ping", "cli-nobody", "--url", FAKE, "--timeout", "30"], os.environ) as terminal:
         terminal.wait_for("gathering")
         assert terminal.finish(signal.SIGINT) == 128 + signal.SIGINT
-    assert terminal.screen == []
+    assert terminal.screen == ["msgbus: interrupted; a method that a server has begun may go on"]
 
 
 def test_reader_who_goes_away_ends_tables_and_stories_too() -> None:
@@ -736,3 +744,35 @@ def test_drivers_tells_of_a_missing_library_and_of_plug_ins(tmp_path: pathlib.Pa
     assert state["plug"] == "ready"
     assert state["broken"].startswith("cannot be loaded: ")
     assert "Traceback" not in found.stderr
+
+
+def test_time_that_is_none() -> None:
+    """The error says what is wanted, in words."""
+    assert "'abc' is not a valid number of seconds" in fails(run("call", "t", "m", "--timeout", "abc"), Code.USAGE)
+
+
+def test_wrong_value_in_a_file_names_the_file(tmp_path: pathlib.Path) -> None:
+    """And not an object of the library that has read it."""
+    path = tmp_path / "wrong.conf"
+    path.write_text("[DEFAULT]\nrpc_response_timeout = long\n")
+    line = fails(run("call", "t", "m", "--config-file", str(path), "--url", FAKE), Code.USAGE)
+    assert str(path) in line
+    assert "LocationInfo" not in line
+
+
+def test_error_is_told_before_the_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing may take seconds while the message system is away: the user knows by then."""
+    told: list[str] = []
+    cleanup = Transport.cleanup
+
+    def note(transport: Transport) -> None:
+        told.append(sys.stderr.getvalue() if hasattr(sys.stderr, "getvalue") else "")
+        cleanup(transport)
+
+    monkeypatch.setattr(Transport, "cleanup", note)
+    stderr = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with pytest.raises(SystemExit):
+        cli.main(["call", "cli-nobody", "m", "--url", FAKE])
+    assert told == [stderr.getvalue()]
+    assert "MessageUndeliverable" in told[0]

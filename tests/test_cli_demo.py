@@ -146,7 +146,7 @@ def test_demo_stops_at_an_error() -> None:
     bus.fail_next(TransportBlocked("it is full"))
     result = run("demo", "--url", url)
     assert "NOT AS IT SHOULD BE: it is full" in result.stdout
-    assert result.stderr == "msgbus demo: it is full\n"
+    assert result.stderr == "msgbus demo: TransportBlocked: it is full\n"
 
 
 def test_demo_server_that_cannot_start_is_an_error(tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:

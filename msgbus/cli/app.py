@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 import click
 from click.shell_completion import CompletionItem
 
-from msgbus.cli.errors import EXIT_CODES, Code, code_of, details_of, json_line
-from msgbus.cli.options import log_options, note_json, wants_json, wants_traceback
+from msgbus.cli.errors import EXIT_CODES, Code, code_of
+from msgbus.cli.options import log_options, note_json
+from msgbus.cli.telling import complain, tell
 
 COMMANDS = {
     "serve": ("msgbus.cli.serve", "Run a server: the methods of a class, for a topic."),
@@ -80,6 +81,8 @@ class App(click.Group):
         except click.ClickException as exc:
             code = _refuse(exc)
         except click.Abort:
+            if "--json" not in sys.argv:
+                click.echo("msgbus: interrupted; a method that a server has begun may go on", err=True)
             code = 128 + 2
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -94,7 +97,7 @@ class App(click.Group):
                 # Whoever read our output wants no more. Nothing may be written to it again, not even at exit.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 ctx.exit(128 + 13)
-            _complain(ctx, f"msgbus {ctx.invoked_subcommand}", details_of(exc), exc)
+            tell(exc)
             ctx.exit(code_of(exc))
 
 
@@ -102,21 +105,8 @@ def _refuse(exc: click.ClickException) -> Code:
     """Tell of wrong usage."""
     ctx = getattr(exc, "ctx", None) or click.Context(cli, info_name="msgbus")
     details = {"error": type(exc).__name__, "message": exc.format_message(), "exit_code": Code.USAGE.value}
-    _complain(ctx, ctx.command_path, details, exc.__cause__, f" (see: {ctx.command_path} --help)")
+    complain(ctx, ctx.command_path, details, exc.__cause__, f" (see: {ctx.command_path} --help)")
     return Code.USAGE
-
-
-def _complain(ctx: click.Context, who: str, details: dict[str, Any], exc: BaseException | None, hint: str = "") -> None:
-    """Write an error to stderr: one line of text or JSON. The user may want the traceback of `exc` besides."""
-    trace = ""
-    if exc is not None and wants_traceback(ctx):
-        import traceback
-
-        trace = "".join(traceback.format_exception(exc))
-    if wants_json(ctx):
-        click.echo(json_line({**details, "traceback": trace} if trace else details), err=True)
-    else:
-        click.echo(f"{trace}{who}: {details['message']}{hint}", err=True)
 
 
 @click.group(

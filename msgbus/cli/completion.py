@@ -14,7 +14,8 @@ Example:
 \b
 The file to write, for shells that are started afterwards:
   bash  ~/.local/share/bash-completion/completions/msgbus
-        (with the package bash-completion, and bash 4.4 or newer)
+        (make the folder first: mkdir -p; it is read where the package
+        bash-completion is installed; bash 4.4 or newer)
   zsh   _msgbus, in a folder of $fpath
   fish  ~/.config/fish/completions/msgbus.fish
 

@@ -133,7 +133,7 @@ def _print_beginning(topic: str, where: str, *, in_here: bool) -> None:
 
 
 def _print_step(number: int, step: Step, outcome: Outcome, seconds: float) -> None:
-    took = f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"
+    took = f"{seconds * 1000:.1f}\u00a0ms" if seconds < 1 else f"{seconds:.1f}\u00a0s"  # not to be broken between
     result = f"{outcome.text} [{took}]"
     if not outcome.ok:
         result = f"NOT AS IT SHOULD BE: {result}"
@@ -141,7 +141,7 @@ def _print_step(number: int, step: Step, outcome: Outcome, seconds: float) -> No
         (f"{number}. {step.title}", "bold", 0),
         (step.code, "cyan", 3),
         (result, "green" if outcome.ok else "bold red", 3),
-        (step.why, "", 3),
+        (step.why if outcome.ok else "", "", 3),
     )
 
 

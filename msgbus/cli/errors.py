@@ -29,7 +29,9 @@ EXIT_CODES = """\
   3  no server listens at the target
   4  no answer in time, or the server fell silent
   5  the message system is away, or takes no messages
-  6  the outcome is unknown: it may or may not have run"""
+  6  the outcome is unknown: it may or may not have run
+  130  interrupted: Ctrl-C
+  141  nobody reads the output any more"""
 """For --help."""
 
 _CODES: dict[type[BaseException], Code] = {
@@ -74,6 +76,13 @@ def line_of(exc: BaseException) -> str:
     else:
         text = f"{type(exc).__name__}: {exc}"
     return " ".join(text.split())
+
+
+def is_named(exc: BaseException) -> bool:
+    """Whether it is an error of msgbus's own, and not what a method raised."""
+    if isinstance(exc, ex.RPCDispatcherError):
+        return True
+    return isinstance(exc, ex.MessagingException) and not isinstance(exc, ex.RemoteError) and not _is_remote(exc)
 
 
 def details_of(exc: BaseException) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
     from msgbus.url import TransportURL
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Seconds(click.FloatRange):
+    """A time, in seconds, as the value of an option."""
+
+    name = "number of seconds"
+
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 _LEVEL = "msgbus.cli.level"
@@ -176,8 +184,7 @@ def open_transport(url: str | None, config_files: tuple[str, ...], *, quiet: boo
     Args:
         url: a transport URL.
         config_files: paths.
-        quiet: the command ends with the first error, which says what a driver's warnings say: leave those out, unless
-            the user has chosen a log level.
+        quiet: the command ends with the first error: where that is a line of JSON, leave out the warnings of drivers.
 
     Raises:
         ConfigurationError, InvalidTransportURL, DriverLoadFailure: the configuration is of no use.
@@ -185,18 +192,25 @@ def open_transport(url: str | None, config_files: tuple[str, ...], *, quiet: boo
     from oslo_config import cfg
 
     from msgbus.cli.progress import progress
+    from msgbus.cli.telling import tell
     from msgbus.exceptions import ConfigurationError, DriverLoadFailure
     from msgbus.transport import get_rpc_transport
 
     drivers = logging.getLogger("msgbus.drivers")
     level = drivers.level
-    if quiet and _LEVEL not in click.get_current_context().meta:
+    ctx = click.get_current_context()
+    if quiet and wants_json(ctx) and _LEVEL not in ctx.meta:
         drivers.setLevel(logging.ERROR)
     conf = load_configuration(config_files)
     try:
         transport = get_rpc_transport(conf, url or None)
         try:
             yield transport
+        except (click.ClickException, click.exceptions.Exit, OSError, cfg.Error):  # others make words of them
+            raise
+        except Exception as exc:
+            tell(exc)  # Now: closing the connection may take a few seconds.
+            raise
         finally:
             with progress() as waiting, waiting("closing the connection"):
                 transport.cleanup()
@@ -209,9 +223,14 @@ def open_transport(url: str | None, config_files: tuple[str, ...], *, quiet: boo
             ) from exc
         raise
     except cfg.Error as exc:
-        raise ConfigurationError(str(exc)) from exc
+        raise ConfigurationError(_readable(exc)) from exc
     finally:
         drivers.setLevel(level)
+
+
+def _readable(error: cfg.Error) -> str:
+    """The text of an error of oslo.config's, with the file's name in place of an object's repr."""
+    return re.sub(r"LocationInfo\(location=<[^>]*>, detail='([^']*)'\)", r"\1", str(error))
 
 
 def _says_nothing(conf: cfg.ConfigOpts) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from msgbus.cli.options import bus_options, example, json_option, open_transport
+from msgbus.cli.options import Seconds, bus_options, example, json_option, open_transport
 from msgbus.cli.progress import progress
 from msgbus.cli.tables import print_json, print_table
 
@@ -16,7 +16,7 @@ from msgbus.cli.tables import print_json, print_table
 @click.option("--server", metavar="NAME", help="That server of the topic only.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(min=0, min_open=True),
     default=1.0,
     show_default=True,
     metavar="SECONDS",
@@ -44,7 +44,12 @@ def ping(
         with progress() as waiting, waiting("gathering answers"):
             found = client.ping(timeout)
         if not found:
-            raise MessageUndeliverable(f"no server of topic {topic} answered within {timeout:g} s")
+            who = f"server {server}" if server else "no server"
+            negation = " did not answer" if server else " answered"
+            raise MessageUndeliverable(
+                f"{who} of topic {topic}{negation} within {timeout:g} s: it is not there, or all its threads are busy "
+                "(then a longer --timeout helps)"
+            )
     found.sort(key=lambda answer: str(answer.get("server")))
     if as_json:
         print_json(found)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from msgbus.cli.options import bus_options, example, json_option, open_transport
+from msgbus.cli.options import Seconds, bus_options, example, json_option, open_transport
 from msgbus.cli.progress import progress
 from msgbus.cli.tables import print_json
 
@@ -42,7 +42,7 @@ LOG = logging.getLogger(__name__)
 @click.option("--server", metavar="NAME", help="The name of this server.  [default: host name and pid]")
 @click.option(
     "--drain",
-    type=click.FloatRange(min=0),
+    type=Seconds(min=0),
     default=60.0,
     show_default=True,
     metavar="SECONDS",
@@ -74,15 +74,21 @@ def serve(
     instance = _make_endpoint(endpoint)
     with open_transport(url, config_files) as transport:
         running = get_rpc_server(transport, target, [instance])
+        ready = False
         with _stopped_by_signal():
             try:
                 with progress() as waiting, waiting(f"connecting to {transport.url}"):
                     running.start()
+                ready = True
                 _say_ready(running, as_json=as_json)
                 while True:
                     signal.pause()
             finally:
                 LOG.info("stopping: what runs has %g s to finish", drain)
+                if ready and not as_json:
+                    click.echo(
+                        f"stopping: what runs has {drain:g} s to finish; a second signal ends it at once", err=True
+                    )
                 with progress() as waiting, waiting(f"stopping: what runs has {drain:g} s to finish"):
                     running.stop()
                     running.wait(drain)
@@ -158,13 +164,14 @@ def _make_endpoint(text: str) -> object:
     try:
         return found()
     except Exception as exc:
-        _fail(f"making a {attribute} (without arguments)", exc)
+        _fail(f"making a {attribute} without arguments (others go into a program of yours, with get_rpc_server)", exc)
 
 
 def _fail(what: str, exc: BaseException) -> NoReturn:
     import traceback
 
     where = ""
-    if frames := traceback.extract_tb(exc.__traceback__):
+    frames = traceback.extract_tb(exc.__traceback__)
+    if frames and frames[-1].filename != __file__:  # else its arguments do not fit, which is nobody's line
         where = f" ({frames[-1].filename}, line {frames[-1].lineno})"
     raise click.UsageError(" ".join(f"{what} failed: {type(exc).__name__}: {exc}{where}".split())) from exc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,8 @@ def print_value(value: Any, *, as_json: bool) -> None:
         return
     from rich.json import JSON
 
-    print_rich(JSON(line.decode()), soft_wrap=True)
+    fits = len(line) <= shutil.get_terminal_size().columns
+    print_rich(JSON(line.decode(), indent=None if fits else 2), soft_wrap=True)
 
 
 def print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -50,4 +52,5 @@ def print_rich(*things: RenderableType, width: int | None = None, soft_wrap: boo
         for thing in things:
             console.print(thing, soft_wrap=soft_wrap)
     # rich itself would end the process where nobody reads the output, with an exit code of its own.
-    click.echo(captured.get(), nl=False, color=True)
+    lines = (text.rstrip(" ") for text in captured.get().splitlines(keepends=False))
+    click.echo("\n".join([*lines, ""]), nl=False, color=True)

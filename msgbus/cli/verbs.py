@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import msgspec
 
-from msgbus.cli.options import bus_options, example, json_option, open_transport
+from msgbus.cli.options import Seconds, bus_options, example, json_option, open_transport
 from msgbus.cli.progress import progress
 from msgbus.cli.tables import print_value
 
@@ -59,7 +59,7 @@ def _verb(func: F) -> F:
 def _timeout(text: str) -> Callable[[F], F]:
     return click.option(
         "--timeout",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Seconds(min=0, min_open=True),
         metavar="SECONDS",
         help=f"{text}  [default: the option rpc_response_timeout, 60]",
     )
@@ -107,6 +107,8 @@ def _check_version(version: str) -> None:
 def call(topic: str, method: str, arguments: dict[str, Any], as_json: bool, **options: Any) -> None:
     """Call METHOD on one server of TOPIC, and print what it returns: as JSON, laid out if stdout is a terminal.
 
+    Of a generator that is its last item: see msgbus multicall.
+
     A value is JSON where it can be read as that, else a string: n=1 is a number, n='"1"' and n=one are strings.
     """
     with _client(topic, **options) as client:
@@ -147,9 +149,7 @@ def fanout_cast(topic: str, method: str, arguments: dict[str, Any], **options: A
 @click.command(epilog=example("msgbus multicall hello count to=3"))
 @_server
 @_timeout("How long to wait for the next item.")
-@click.option(
-    "--deadline", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="How long the whole may take."
-)
+@click.option("--deadline", type=Seconds(min=0, min_open=True), metavar="SECONDS", help="How long the whole may take.")
 @json_option("A line of JSON for each item, on a terminal too.")
 @_verb
 def multicall(

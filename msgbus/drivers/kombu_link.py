@@ -300,7 +300,7 @@ class Link:
             delay = min(BACKOFF_MAX, 0.25 * 2 ** min(attempt, 8)) * random.uniform(0.5, 1.0)
             # Once is enough for a log that somebody reads while the system is down.
             level = logging.DEBUG if attempt else logging.WARNING
-            LOG.log(level, "cannot connect to %s: %s; next try in %.1f s", self._purpose, text, delay)
+            LOG.log(level, "the %s connection cannot be made: %s; next try in %.1f s", self._purpose, text, delay)
             if self._hopeless >= self._hosts and not self.generation:
                 self._loop.call(self._give_up)
             self._timer.call_later(delay, self._start_connecting)
@@ -337,7 +337,7 @@ class Link:
         self.attempt = self._tries - 1
         if self._tries > 1 or self.generation:
             host, port = sock.getpeername()[:2]
-            LOG.warning("connected again to %s, to %s:%s at try %d", self._purpose, host, port, self._tries)
+            LOG.warning("the %s connection is back: %s:%s, try %d", self._purpose, host, port, self._tries)
         self._tries = 0
         self._opening = False
         self.generation += 1
@@ -355,7 +355,7 @@ class Link:
         error = TransportUnavailable(reason, maybe_delivered=True)
         self.error = error
         if not self._closed:
-            LOG.warning("lost the connection to %s: %s", self._purpose, reason)
+            LOG.warning("the %s connection is lost: %s", self._purpose, reason)
         self._let_go()
         channels = list(self._channels.values())
         self._start_reading()

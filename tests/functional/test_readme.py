@@ -28,7 +28,12 @@ def test_all_blocks_work_when_pasted_in_order(rabbitmq: RabbitMQ, tmp_path: path
 def test_rules_of_blocks_are_known() -> None:
     """No block is left out by a comment that is mistyped, and every block is one that the test above can run."""
     left_out = [block.text for block in check_rules(README)]
-    assert left_out == ["examples/hello/run\n", left_out[1], "tests/run\n"]
+    assert left_out == [
+        "examples/hello/run\n",
+        left_out[1],
+        "apt-get install --yes rabbitmq-server\n",
+        "tests/run\n",
+    ]
     assert "pip install" in left_out[1]
 
 

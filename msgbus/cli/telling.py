@@ -1,0 +1,52 @@
+"""Tells the user of an error: one line on stderr, of text or of JSON."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from typing import Any
+
+import click
+
+from msgbus.cli.errors import details_of, is_named, json_line
+from msgbus.cli.options import wants_json, wants_traceback
+
+_TOLD = "msgbus.cli.told"
+
+
+def tell(exc: Exception) -> None:
+    """Tell of what a command raised, unless that has been done."""
+    ctx = click.get_current_context()
+    if ctx.meta.get(_TOLD) is exc:
+        return
+    ctx.meta[_TOLD] = exc
+    details = details_of(exc)
+    who = f"msgbus {ctx.find_root().invoked_subcommand}"
+    # The tables of errors in the documentation go by the name.
+    complain(ctx, f"{who}: {details['error']}" if is_named(exc) else who, details, exc)
+
+
+def complain(ctx: click.Context, who: str, details: dict[str, Any], exc: BaseException | None, hint: str = "") -> None:
+    """Write a complaint.
+
+    Args:
+        ctx: of the command.
+        who: begins the line.
+        details: as of `details_of`.
+        exc: whose traceback is written besides, where the user wants that; or None.
+        hint: ends the line.
+    """
+    trace = ""
+    if exc is not None and wants_traceback(ctx):
+        import traceback
+
+        trace = "".join(traceback.format_exception(exc))
+    if wants_json(ctx):
+        click.echo(json_line({**details, "traceback": trace} if trace else details), err=True)
+        return
+    line = f"{who}: {details['message']}{hint}"
+    if sys.stderr.isatty():
+        columns = shutil.get_terminal_size().columns
+        line = textwrap.fill(line, columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    click.echo(f"{trace}{line}", err=True)
