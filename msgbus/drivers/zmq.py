@@ -130,7 +130,7 @@ class ZmqDriver(Driver):
         options = self._options
         self._inbox_numbers = 0
         self._futures: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
-        self._loop = zmq_loop.Loop("msgbus-zmq", lambda over: self._node.before_sleep(over))
+        self._loop = zmq_loop.Loop("msgbus-zmq")
         self._node = zmq_node.Node(
             self._loop,
             zmq_local.LocalMatchmaker(self._run_dir),
@@ -311,5 +311,3 @@ def _after_fork(ref: weakref.ref[ZmqDriver]) -> Callable[[], None]:
             driver._abandon()
 
     return in_child
-
-

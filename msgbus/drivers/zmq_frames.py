@@ -19,7 +19,7 @@ SETTLED   numbers                        accepted or dropped: it is done with
 REQUEUED  numbers                        given back by a subscriber who had it
 RELEASED  numbers                        given back by the receiver, before a subscriber had it
 RECALL    how many, address              give back what waits for a subscriber
-RECALLED  address                        that has been done
+RECALLED  how many, address              that has been done, and so many were not there to give back
 READY     0 or 1, address                there is room for what waits (0), a subscriber has room (1)
 RESUME    address                        what follows was sent after READY
 INSPECT   number, address                how many subscribe, how many wait?

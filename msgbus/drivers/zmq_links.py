@@ -278,7 +278,7 @@ class Links:
         for link in self._links.values():
             self.send(link, frames.record(frames.BYE))
             self._gone[link] = None
-        ended = []
+        ended: list[bool] = []
 
         def look() -> None:
             if not ended and (not any(link.up for link in self._gone) or time.monotonic() > end):
@@ -350,8 +350,11 @@ class Links:
         self._disconnect(peer.endpoint)
         delay = min(BACKOFF_MAX, BACKOFF_MIN * 2.0 ** min(peer.failures, 10)) * random.uniform(0.5, 1.0)
         LOG.log(
-            logging.INFO if peer.failures else logging.DEBUG, "node %s cannot be reached at %s: %s", node,
-            peer.endpoint, why,
+            logging.INFO if peer.failures else logging.DEBUG,
+            "node %s cannot be reached at %s: %s",
+            node,
+            peer.endpoint,
+            why,
         )
         peer.failures += 1
         peer.why = why
@@ -621,7 +624,7 @@ def _is_bye(data: bytes) -> bool:
 
 
 def _words(event: int) -> str:
-    texts = {
+    texts: dict[int, str] = {
         zmq.EVENT_CLOSED: "nobody listens there",
         zmq.EVENT_DISCONNECTED: "the connection was closed before a hello",
         zmq.EVENT_HANDSHAKE_FAILED_AUTH: "who dials was not let in",

@@ -21,7 +21,6 @@ DOZE = 0.001
 """Seconds for which the thread, once it has handed out work, waits for more before it goes to sleep."""
 
 
-
 class Rest(Enum):
     """What a loop may do when all there was is done."""
 
@@ -40,18 +39,17 @@ class Loop:
 
     Whoever hands it something wakes it only if it sleeps, so that a busy thread is handed much at once. For what is not
     urgent (``lazily``) it is not even woken from a doze, which lasts for a millisecond.
+
+    Attributes:
+        before_sleep: called when all there was is done, to send what has gathered; with True when a doze is over. It
+            says how the thread may rest.
+        closed: the thread has ended.
     """
 
-    def __init__(self, name: str, before_sleep: Callable[[bool], Rest]) -> None:
-        """Make a loop that does not run yet.
-
-        Args:
-            name: of the thread.
-            before_sleep: called when all there was is done, to send what has gathered; with True when a doze is over.
-                It says how the thread may rest.
-        """
+    def __init__(self, name: str) -> None:
+        """Make a loop that does not run yet; `name` is its thread's."""
         self._name = name
-        self._before_sleep = before_sleep
+        self.before_sleep: Callable[[bool], Rest] = lambda _over: Rest.SLEEP
         self._poll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll.register(self._wake, select.EPOLLIN)
@@ -152,7 +150,7 @@ class Loop:
 
     def _turn(self) -> None:
         """Sleep until there is something to do, and do it."""
-        rest = self._guard(self._before_sleep, False)
+        rest = self._guard(self.before_sleep, False)
         dozing = rest is Rest.DOZE
         self._state = _DOZING if dozing else _ASLEEP
         # Looked at after the state was set: what is appended from now on wakes the thread.
@@ -171,7 +169,7 @@ class Loop:
         if self._due and self._due[0][0] <= time.monotonic():
             self._run_due()
         if dozing and timeout and not events:
-            self._guard(self._before_sleep, True)
+            self._guard(self.before_sleep, True)
 
     def _timeout(self, longest: float) -> float:
         return min(longest, max(0.0, self._due[0][0] - time.monotonic())) if self._due else longest

@@ -79,6 +79,7 @@ class Node:
         self.id = ""
         self.error: MessagingException | None = None
         self._loop = loop
+        loop.before_sleep = self.before_sleep
         self._matchmaker = matchmaker
         self._listen = listen
         self._directory = Directory()
@@ -153,7 +154,7 @@ class Node:
 
     def _end(self, error: MessagingException, done: Future[None]) -> None:
         if lost := self._sender.lost_at_close():
-            LOG.error("node %s closes with %d messages that were given back to it, and no server for them", self.id, lost)
+            LOG.error("node %s closes with %d messages that were given back to it, and no server", self.id, lost)
         for sent in self._sender.unfinished():
             fail(sent, error)
         for inspection in self._inspections.values():
@@ -349,7 +350,7 @@ class Node:
         elif kind == frames.RECALL:
             self._receiver.on_recall(link, *frames.read_numbered(frame, at, end))
         elif kind == frames.RECALLED:
-            self._sender.on_recalled(link, frames.read_address(frame[at:end]))
+            self._sender.on_recalled(link, *frames.read_numbered(frame, at, end))
         elif kind == frames.RESUME:
             self._receiver.on_resume(link, frames.read_address(frame[at:end]))
         elif kind == frames.INSPECT:

@@ -79,6 +79,9 @@ class Copy:
         self.parcel = parcel
         self.queue = queue
         self.number = number
+        self.seq = 0
+        self.size = 0
+        self.confirmed = False
         self.taken = False
         self.redelivered = False
         self.gives_up = parcel.gives_up
@@ -246,9 +249,7 @@ class Queue:
         expired = [copy for copy in self.waiting if copy.gives_up <= now]
         if expired or any(not copy.taken and copy.parcel.sent.done() for copy in self.waiting):
             self.waiting = deque(
-                copy
-                for copy in self.waiting
-                if copy.gives_up > now and (copy.taken or not copy.parcel.sent.done())
+                copy for copy in self.waiting if copy.gives_up > now and (copy.taken or not copy.parcel.sent.done())
             )
         return expired
 

@@ -171,9 +171,7 @@ class Receiver:
 
     # Subscriptions and inboxes
 
-    def subscribe(
-        self, addresses: Sequence[Address], on_delivery: OnDelivery, prefetch: int
-    ) -> list[LocalConsumer]:
+    def subscribe(self, addresses: Sequence[Address], on_delivery: OnDelivery, prefetch: int) -> list[LocalConsumer]:
         """Serve addresses."""
         consumers = []
         for address in addresses:
@@ -198,9 +196,7 @@ class Receiver:
     def services(self) -> list[Service]:
         """What others have to know of this node."""
         return [
-            Service(
-                tuple(local.address), len(local.consumers), sum(consumer.prefetch for consumer in local.consumers)
-            )
+            Service((*local.address,), len(local.consumers), sum(consumer.prefetch for consumer in local.consumers))
             for local in self._locals.values()
             if local.consumers
         ]
@@ -315,7 +311,7 @@ class Receiver:
                     kept.appendleft(item)
             local.backlog.extend(kept)
             local.waiters.setdefault(link, False)
-        self._links.send(link, frames.record(frames.RECALLED, write_address(address)))
+        self._links.send(link, frames.numbered(frames.RECALLED, count, write_address(address)))
 
     def depth(self, address: Address) -> tuple[int, int]:
         """How many subscribe here, and how many messages wait."""

@@ -130,11 +130,10 @@ class Sender:
         queue.version = directory.version
         if queue.address.kind == "inbox":
             known = queue.node in directory.entries or self._links.link(queue.node) is not None
-            services = {queue.node: None} if known else {}
+            queue.update({queue.node: None} if known else {}, directory.entries)
         else:
             nodes = directory.nodes(queue.address)
-            services = {node: nodes[node] for node in nodes if queue.node in ("", node)}
-        queue.update(services, directory.entries)
+            queue.update({node: nodes[node] for node in nodes if queue.node in ("", node)}, directory.entries)
         for consumer in queue.consumers:
             self._connect(consumer)
 
@@ -359,12 +358,12 @@ class Sender:
                 consumer.busy = False
             self._returned.setdefault(queue, [])
 
-    def on_recalled(self, link: Link, address: Address) -> None:
+    def on_recalled(self, link: Link, missing: int, address: Address) -> None:
         """RECALLED."""
         for queue, consumer in self._at(link, address):
             consumer.recalling = False
-            # What it still has of that, a subscriber has.
-            consumer.queued.clear()
+            if missing:  # What it still has of ours, its subscribers have.
+                consumer.queued.clear()
             self._returned.setdefault(queue, [])
 
     def _at(self, link: Link, address: Address) -> list[tuple[Queue, Consumer]]:
