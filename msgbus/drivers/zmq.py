@@ -125,7 +125,7 @@ class ZmqDriver(Driver):
         os.register_at_fork(after_in_child=_after_fork(weakref.ref(self)))
 
     def _start_clean(self) -> None:
-        from msgbus.drivers import zmq_links, zmq_local, zmq_loop, zmq_node
+        from msgbus.drivers import zmq_link, zmq_local, zmq_loop, zmq_node
 
         options = self._options
         self._inbox_numbers = 0
@@ -134,7 +134,7 @@ class ZmqDriver(Driver):
         self._node = zmq_node.Node(
             self._loop,
             zmq_local.LocalMatchmaker(self._run_dir),
-            zmq_links.LinkSettings(options.max_message_size, options.connect_timeout, options.heartbeat),
+            zmq_link.LinkSettings(options.max_message_size, options.connect_timeout, options.heartbeat),
             listen=options.listen,
             backlog=options.backlog,
             server_expires=options.server_expires,

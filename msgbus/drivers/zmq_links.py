@@ -15,13 +15,13 @@ import random
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from msgbus.drivers import zmq_frames as frames
+from msgbus.drivers.zmq_link import RECEIPTS, Link, LinkListener, LinkSettings, Peer, leave_out_what_is_known
 from msgbus.drivers.zmq_loop import DOZE, Loop, Rest
 from msgbus.exceptions import TransportUnavailable
 
@@ -42,6 +42,9 @@ READ_AT_ONCE = 1000
 COMPLAINTS = 5.0
 """Seconds between two log lines about peers that send what makes no sense."""
 
+# As plain numbers: pyzmq's enums cost more than what they are passed to.
+_NOBLOCK, _SNDMORE, _POLLIN = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.POLLIN)
+_READABLE, _RCVMORE = int(zmq.EVENTS), int(zmq.RCVMORE)
 _EVENTS = (
     zmq.EVENT_CLOSED
     | zmq.EVENT_DISCONNECTED
@@ -49,130 +52,12 @@ _EVENTS = (
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 )
-_RECEIPTS = (
-    frames.TAKEN,
-    frames.REACHED,
-    frames.QUEUED,
-    frames.FULL,
-    frames.NOBODY,
-    frames.SETTLED,
-    frames.REQUEUED,
-    frames.RELEASED,
-)
-
-
-@dataclass(frozen=True)
-class LinkSettings:
-    """What `Links` need to know.
-
-    Attributes:
-        largest: bytes of the largest message body.
-        connect_timeout: seconds for one attempt.
-        heartbeat: seconds between two heartbeats; a peer that is silent for three times that is given up. 0: none.
-        linger: seconds that close waits for what was sent to be read.
-    """
-
-    largest: int
-    connect_timeout: float
-    heartbeat: float
-    linger: float = 1.0
-
-
-class Link:
-    """A connection over which both sides have said HELLO, or this node's to itself.
-
-    Attributes:
-        node: who is at the other end.
-        largest: bytes of the largest message body that it takes.
-        up: it can be used.
-        left: the other side has left in good order.
-        in_flight: what was sent over it and is not settled, by number; the sender's.
-        unconfirmed, unconfirmed_bytes: messages that were sent and have no receipt; the sender's.
-        congested: so many that no further one may be sent for now; the sender's.
-    """
-
-    __slots__ = (
-        "_number",
-        "congested",
-        "fd",
-        "in_flight",
-        "largest",
-        "left",
-        "name",
-        "node",
-        "out",
-        "receipts",
-        "socket",
-        "stuck",
-        "twin",
-        "unconfirmed",
-        "unconfirmed_bytes",
-        "up",
-        "urgent",
-    )
-
-    def __init__(self, node: str, socket: Any, name: bytes, fd: int, largest: int) -> None:
-        self.node = node
-        self.socket = socket
-        self.name = name
-        self.fd = fd
-        self.largest = largest
-        self.up = True
-        self.left = False
-        self.twin: Link | None = None
-        self.out: list[bytes] = []
-        self.receipts: dict[int, list[int]] = {}
-        self.urgent = False
-        self.stuck = False
-        self.in_flight: dict[int, Any] = {}
-        self.unconfirmed = 0
-        self.unconfirmed_bytes = 0
-        self.congested = False
-        self._number = 0
-
-    def next_number(self) -> int:
-        """A number for the next message."""
-        self._number += 1
-        return self._number
-
-
-class _Peer:
-    """Another node: its connections, and the attempt to make one."""
-
-    __slots__ = ("attempt", "endpoint", "failures", "links", "not_before", "why")
-
-    def __init__(self) -> None:
-        self.links: list[Link] = []
-        self.attempt = b""
-        self.endpoint = ""
-        self.failures = 0
-        self.not_before = 0.0
-        self.why = ""
-
-
-class Listener(Protocol):
-    """Who is told of links."""
-
-    def on_link_up(self, link: Link) -> None:
-        """It can be used."""
-
-    def on_link_down(self, link: Link, why: str) -> None:
-        """It cannot any more."""
-
-    def on_dial_failed(self, node: str) -> None:
-        """It could not be connected to."""
-
-    def on_record(self, link: Link, kind: int, frame: bytes, at: int, end: int) -> None:
-        """A record came. May raise `frames.Malformed`."""
-
-    def on_frame_end(self) -> None:
-        """All records of a frame were handed over."""
 
 
 class Links:
     """See the module's text."""
 
-    def __init__(self, loop: Loop, settings: LinkSettings, listener: Listener) -> None:
+    def __init__(self, loop: Loop, settings: LinkSettings, listener: LinkListener) -> None:
         self._loop = loop
         self._settings = settings
         self._listener = listener
@@ -182,7 +67,7 @@ class Links:
         self._monitors: list[Any] = []
         self._dialer: Any = None
         self._unread: dict[Any, None] = {}  # sockets that may have something to read although their descriptor is quiet
-        self._peers: dict[str, _Peer] = {}
+        self._peers: dict[str, Peer] = {}
         self._links: dict[tuple[Any, bytes], Link] = {}
         self._by_fd: dict[tuple[Any, int], Link] = {}
         self._attempts: dict[str, str] = {}  # by endpoint, the node
@@ -292,10 +177,10 @@ class Links:
 
     # Dialling
 
-    def _peer(self, node: str) -> _Peer:
+    def _peer(self, node: str) -> Peer:
         peer = self._peers.get(node)
         if peer is None:
-            peer = self._peers[node] = _Peer()
+            peer = self._peers[node] = Peer()
         return peer
 
     def link(self, node: str) -> Link | None:
@@ -361,7 +246,7 @@ class Links:
         peer.not_before = time.monotonic() + delay
         self._listener.on_dial_failed(node)
 
-    def _end_attempt(self, peer: _Peer) -> None:
+    def _end_attempt(self, peer: Peer) -> None:
         peer.attempt = b""
         self._attempts.pop(peer.endpoint, None)
 
@@ -420,17 +305,17 @@ class Links:
     def _read(self, socket: Any) -> None:
         """Read all there is."""
         self._unread.pop(socket, None)
-        receive = socket.recv
+        receive, option = socket.recv, socket.get
         for _ in range(READ_AT_ONCE):
-            try:
-                name = receive(zmq.NOBLOCK)
-                frame = receive(zmq.NOBLOCK, False)
-            except zmq.Again:
+            # To ask is cheaper than the exception of a socket that has nothing.
+            if not option(_READABLE) & _POLLIN:
                 return
+            name = receive(_NOBLOCK)
+            frame = receive(_NOBLOCK, False)
             more = frame.more
             if more:
-                while socket.getsockopt(zmq.RCVMORE):
-                    receive(zmq.NOBLOCK)
+                while option(_RCVMORE):
+                    receive(_NOBLOCK)
             link = self._links.get((socket, name))
             if link is None:
                 self._read_stranger(socket, name, frame, more)
@@ -585,8 +470,9 @@ class Links:
         out, link.out = link.out, []
         if link.receipts:
             receipts, link.receipts = link.receipts, {}
+            leave_out_what_is_known(receipts)
             # Receipts go first: what is sent may refer to them.
-            out = [frames.numbers(kind, receipts[kind]) for kind in _RECEIPTS if kind in receipts] + out
+            out = [frames.numbers(kind, receipts[kind]) for kind in RECEIPTS if kind in receipts] + out
         link.urgent = link.stuck = False
         if not link.up:
             return
@@ -598,8 +484,8 @@ class Links:
         self._unread[link.socket] = None
         for at, frame in enumerate(batches):
             try:
-                link.socket.send(link.name, zmq.NOBLOCK | zmq.SNDMORE)
-                link.socket.send(frame, zmq.NOBLOCK)
+                link.socket.send(link.name, _NOBLOCK | _SNDMORE)
+                link.socket.send(frame, _NOBLOCK)
             except zmq.Again:
                 link.out = batches[at:] + link.out
                 self._retry(link)

@@ -55,6 +55,7 @@ class Loop:
         self._poll.register(self._wake, select.EPOLLIN)
         self._readers: dict[int, Callable[[], None]] = {}
         self._calls: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
+        self._last: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._state = _AWAKE
@@ -105,6 +106,13 @@ class Loop:
             self._state = _AWAKE
             os.eventfd_write(self._wake, 1)
 
+    def call_last(self, func: Callable[..., Any], *args: Any) -> None:
+        """Run a function when all else is done, right before the thread sleeps. On the loop's thread.
+
+        That is the moment for waking other threads: they need the interpreter, which is free then.
+        """
+        self._last.append((func, args))
+
     def call_later(self, delay: float, func: Callable[[], None]) -> None:
         """Run a function in so many seconds. On the loop's thread."""
         heapq.heappush(self._due, (time.monotonic() + delay, next(self._order), func))
@@ -143,7 +151,7 @@ class Loop:
         os.close(self._wake)
 
     def _run(self) -> None:
-        while not (self._closing and not self._calls):
+        while not (self._closing and not self._calls and not self._last):
             self._turn()
         with self._starting:
             self._drop()
@@ -151,6 +159,10 @@ class Loop:
     def _turn(self) -> None:
         """Sleep until there is something to do, and do it."""
         rest = self._guard(self.before_sleep, False)
+        last = self._last
+        while last:
+            func, args = last.popleft()
+            self._guard(func, *args)
         dozing = rest is Rest.DOZE
         self._state = _DOZING if dozing else _ASLEEP
         # Looked at after the state was set: what is appended from now on wakes the thread.

@@ -15,7 +15,8 @@ from typing import Any
 
 from msgbus.drivers import zmq_frames as frames
 from msgbus.drivers.base import Address, Depth, OnDelivery
-from msgbus.drivers.zmq_links import Link, Links, LinkSettings
+from msgbus.drivers.zmq_link import Link, LinkSettings
+from msgbus.drivers.zmq_links import Links
 from msgbus.drivers.zmq_loop import Loop, Rest
 from msgbus.drivers.zmq_matchmaker import Directory, Entry, Matchmaker
 from msgbus.drivers.zmq_queue import Parcel, fail, finish
@@ -238,7 +239,7 @@ class Node:
             except MessagingException as exc:
                 LOG.warning("node %s cannot tell that it serves less: %s", self.id, exc)
             self._links.flush(True)
-        finish(done, None)
+        self._loop.call_last(finish, done, None)  # after what is still to be handed over
 
     def open_inbox(self, make: Callable[[str], Address], on_delivery: OnDelivery, ready: Future[None]) -> None:
         """See `Driver.open_inbox`."""
@@ -253,7 +254,7 @@ class Node:
     def close_inbox(self, address: Address, done: Future[None]) -> None:
         """See `Inbox.close`."""
         self._receiver.close_inbox(address)
-        finish(done, None)
+        self._loop.call_last(finish, done, None)
 
     # Inspecting
 
@@ -311,21 +312,21 @@ class Node:
     # What links say
 
     def on_link_up(self, link: Link) -> None:
-        """See `zmq_links.Listener`."""
+        """See `zmq_link.LinkListener`."""
         self._sender.on_link_up(link)
         for number, inspection in self._inspections.items():
             if link.node in inspection.missing:
                 self._ask(number, inspection, link.node)
 
     def on_link_down(self, link: Link, why: str) -> None:
-        """See `zmq_links.Listener`."""
+        """See `zmq_link.LinkListener`."""
         if self._closed is None and not link.left:
             self._forget_if_dead(link.node)
         self._receiver.on_link_down(link)
         self._sender.on_link_down(link, why)
 
     def on_dial_failed(self, node: str) -> None:
-        """See `zmq_links.Listener`."""
+        """See `zmq_link.LinkListener`."""
         self._forget_if_dead(node)
 
     def _forget_if_dead(self, node: str) -> None:
@@ -334,7 +335,7 @@ class Node:
             self._matchmaker.forget(node)
 
     def on_record(self, link: Link, kind: int, frame: bytes, at: int, end: int) -> None:
-        """See `zmq_links.Listener`."""
+        """See `zmq_link.LinkListener`."""
         if kind == frames.DATA:
             self._receiver.on_data(link, frames.read_data(frame, at, end))
         elif kind == frames.SETTLED:
@@ -362,7 +363,7 @@ class Node:
             raise frames.Malformed(f"a record of the kind {kind}")
 
     def on_frame_end(self) -> None:
-        """See `zmq_links.Listener`."""
+        """See `zmq_link.LinkListener`."""
         self._sender.work_off()
 
     # Time

@@ -10,7 +10,7 @@ from typing import Any
 
 from msgbus.drivers.base import Address, Message, Sent
 from msgbus.drivers.zmq_frames import write_address
-from msgbus.drivers.zmq_links import Link
+from msgbus.drivers.zmq_link import Link
 from msgbus.drivers.zmq_matchmaker import Entry, Service
 
 FOREVER = float("inf")

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from msgbus.drivers import zmq_frames as frames
 from msgbus.drivers.base import Address, Delivery, Message, OnDelivery
 from msgbus.drivers.zmq_frames import Data, write_address
-from msgbus.drivers.zmq_links import Link, Links
+from msgbus.drivers.zmq_link import Link
+from msgbus.drivers.zmq_links import Links
 from msgbus.drivers.zmq_loop import Loop
 from msgbus.drivers.zmq_matchmaker import Service
 
@@ -98,10 +99,11 @@ class LocalConsumer:
         """Give a message to the subscriber."""
         delivery = ZmqDelivery(self, item)
         self.open[delivery] = None
-        try:
+        self._receiver.loop.call_last(self._deliver, delivery)
+
+    def _deliver(self, delivery: ZmqDelivery) -> None:
+        if delivery in self.open:  # It may have been given back meanwhile.
             self.on_delivery(delivery)
-        except Exception:
-            LOG.exception("a subscriber raised when it was handed a message to %s", self.address)
 
 
 class Local:
@@ -160,7 +162,7 @@ class Receiver:
             adopt: finds another server for a message whose sender is gone.
             backlog: how many messages wait for room at each address, besides those that are handed over.
         """
-        self._loop = loop
+        self.loop = loop
         self._links = links
         self._is_alive = is_alive
         self._adopt = adopt
@@ -274,10 +276,7 @@ class Receiver:
             return
         self._links.receipt(link, frames.TAKEN, data.seq, lazily=lazily)
         delivery = _InboxDelivery(data.address, _Item(link, data).message(), False, None)
-        try:
-            on_delivery(delivery)
-        except Exception:
-            LOG.exception("a reader raised when it was handed a message to %s", data.address)
+        self.loop.call_last(on_delivery, delivery)
 
     def _on_fanout(self, link: Link, local: Local, data: Data) -> None:
         if any(len(consumer.backlog) >= self._backlog for consumer in local.consumers):
@@ -325,9 +324,9 @@ class Receiver:
         self._settled.append((consumer, delivery, kind))
         local = consumer.local
         if kind == frames.REQUEUED or local.backlog or local.waiters or consumer.backlog:
-            self._loop.call(self._settle)
+            self.loop.call(self._settle)
         else:
-            self._loop.call_lazily(self._settle)
+            self.loop.call_lazily(self._settle)
 
     def _settle(self) -> None:
         settled = self._settled
@@ -389,7 +388,7 @@ class Receiver:
                 undecided += [(local, item) for item in local.backlog if item.link is link]
                 local.backlog = deque(item for item in local.backlog if item.link is not link)
         if undecided:
-            self._loop.call_later(LIMBO, lambda: self._decide(link, undecided))
+            self.loop.call_later(LIMBO, lambda: self._decide(link, undecided))
 
     def _decide(self, link: Link, undecided: list[tuple[Local, _Item]]) -> None:
         if self._is_alive(link.node) is not False:

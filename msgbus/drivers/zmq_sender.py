@@ -15,7 +15,8 @@ from concurrent.futures import Future
 
 from msgbus.drivers import zmq_frames as frames
 from msgbus.drivers.base import Address, Message, Sent
-from msgbus.drivers.zmq_links import Link, Links
+from msgbus.drivers.zmq_link import Link
+from msgbus.drivers.zmq_links import Links
 from msgbus.drivers.zmq_matchmaker import Directory
 from msgbus.drivers.zmq_queue import Consumer, Copy, Parcel, Queue, fail
 from msgbus.exceptions import (
