@@ -9,6 +9,7 @@ import pytest
 
 from msgbus.conformance import Harness
 from msgbus.conformance.suite import Conformance
+from tests.functional.zmq_faults import cut_connections
 
 
 class ZmqHarness(Harness):
@@ -17,6 +18,9 @@ class ZmqHarness(Harness):
     def __init__(self, run_dir: pathlib.Path) -> None:
         self._run_dir = run_dir
         self.url = f"zmq://{run_dir}"
+
+    def cut(self) -> None:
+        cut_connections(self._run_dir)
 
     def leftovers(self) -> set[str]:
         return set(os.listdir(self._run_dir)) - {"changes"}
