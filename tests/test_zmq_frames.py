@@ -101,7 +101,7 @@ def test_several_records_in_a_frame() -> None:
 
 def test_hello_is_the_first_record() -> None:
     """It is read from the beginning of a frame, and nothing else passes for it."""
-    words = frames.Hello(1, "node", "other", 5)
+    words = frames.Hello(1, "node", "other", 5, 2**64 - 1)
     assert frames.read_hello(frames.hello(words) + frames.record(frames.BYE)) == words
     for frame in (b"", frames.record(frames.BYE), frames.record(frames.HELLO, b"\xc0"), frames.record(frames.HELLO)):
         with pytest.raises(frames.Malformed):

@@ -18,7 +18,7 @@ def make_queue(*nodes: str, prefetch: int = 2) -> Queue:
     service = Service((*TOPIC,), 1, prefetch)
     queue.update(dict.fromkeys(nodes, service), {node: entry(node) for node in nodes})
     for consumer in queue.consumers:
-        consumer.link = Link(consumer.node, None, b"", -1, 1000)
+        consumer.link = Link(consumer.node, None, b"", -1, 1000, 0)
     return queue
 
 

@@ -24,6 +24,8 @@ READY     0 or 1, address                there is room for what waits (0), a sub
 RESUME    address                        what follows was sent after READY
 INSPECT   number, address                how many subscribe, how many wait?
 DEPTH     number, subscribers, waiting   the answer
+LOST      session of a connection        that connection broke; which messages of it had no subscriber yet?
+UNBEGUN   session, numbers               the answer: these are not here any more, and no subscriber had them
 ========  =============================  ====================================================================
 """
 
@@ -42,7 +44,7 @@ PROTOCOL = 1
 """The version of all this. Nodes of another version are refused."""
 
 HELLO, BYE, GONE, DATA, TAKEN, QUEUED, FULL, NOBODY, REACHED, SETTLED, REQUEUED, RELEASED = range(1, 13)
-RECALL, RECALLED, READY, RESUME, INSPECT, DEPTH = range(13, 19)
+RECALL, RECALLED, READY, RESUME, INSPECT, DEPTH, LOST, UNBEGUN = range(13, 21)
 
 REDELIVERED = 1
 DURABLE = 2
@@ -76,12 +78,14 @@ class Hello(msgspec.Struct):
         node: the speaker's id.
         to: the id of the node that it wants to speak with, or empty where it answers.
         largest: bytes of the largest message body that it takes.
+        session: of the connection: made up by who dials, and repeated in the answer.
     """
 
     protocol: int
     node: str
     to: str
     largest: int
+    session: int
 
 
 class Data(msgspec.Struct):

@@ -42,6 +42,7 @@ class Link:
 
     Attributes:
         node: who is at the other end.
+        session: tells it from all others between the two.
         largest: bytes of the largest message body that it takes.
         up: it can be used.
         left: the other side has left in good order.
@@ -61,6 +62,7 @@ class Link:
         "node",
         "out",
         "receipts",
+        "session",
         "socket",
         "stuck",
         "twin",
@@ -70,12 +72,13 @@ class Link:
         "urgent",
     )
 
-    def __init__(self, node: str, socket: Any, name: bytes, fd: int, largest: int) -> None:
+    def __init__(self, node: str, socket: Any, name: bytes, fd: int, largest: int, session: int) -> None:
         self.node = node
         self.socket = socket
         self.name = name
         self.fd = fd
         self.largest = largest
+        self.session = session
         self.up = True
         self.left = False
         self.twin: Link | None = None
@@ -98,12 +101,13 @@ class Link:
 class Peer:
     """Another node: its connections, and the attempt to make one."""
 
-    __slots__ = ("attempt", "endpoint", "failures", "links", "not_before", "why")
+    __slots__ = ("attempt", "endpoint", "failures", "links", "not_before", "session", "why")
 
     def __init__(self) -> None:
         self.links: list[Link] = []
         self.attempt = b""
         self.endpoint = ""
+        self.session = 0
         self.failures = 0
         self.not_before = 0.0
         self.why = ""

@@ -129,7 +129,7 @@ class Links:
 
     def _add_loop_link(self) -> None:
         """What this node sends to itself takes the same way as all else, but for the sockets."""
-        here, there = (Link(self._node, None, b"", -1, self._settings.largest) for _ in range(2))
+        here, there = (Link(self._node, None, b"", -1, self._settings.largest, 0) for _ in range(2))
         here.twin, there.twin = there, here
         self._peer(self._node).links.append(here)
 
@@ -203,7 +203,8 @@ class Links:
         try:
             self._dialer.setsockopt(zmq.CONNECT_ROUTING_ID, name)
             self._dialer.connect(endpoint)
-            words = frames.Hello(frames.PROTOCOL, self._node, node, self._settings.largest)
+            peer.session = secrets.randbits(64)
+            words = frames.Hello(frames.PROTOCOL, self._node, node, self._settings.largest, peer.session)
             self._dialer.send_multipart([name, frames.hello(words)], zmq.NOBLOCK)
         except zmq.ZMQError as exc:
             self._failed(node, name, str(exc))
@@ -281,7 +282,7 @@ class Links:
             elif event["event"] not in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED):
                 self._complain("somebody", _words(event["event"]))
 
-    def _drop(self, link: Link, why: str) -> None:
+    def drop(self, link: Link, why: str) -> None:
         """A link is of no use any more."""
         if not link.up:
             return
@@ -334,7 +335,7 @@ class Links:
                     self._on_bye(link, frame[at:end])
                 elif kind == frames.GONE:
                     if link in self._gone:
-                        self._drop(link, "this node has left")
+                        self.drop(link, "this node has left")
                 elif kind != frames.HELLO:
                     on_record(link, kind, frame, at, end)
         except frames.Malformed as exc:
@@ -349,13 +350,13 @@ class Links:
             self._flush_link(link)
             if link in self._gone:
                 return  # Both leave at the same time: it waits for the other's answer.
-        self._drop(link, f"node {link.node} has left" if not why else f"node {link.node} refuses: {why}")
+        self.drop(link, f"node {link.node} has left" if not why else f"node {link.node} refuses: {why}")
 
     def _refuse(self, link: Link, why: str) -> None:
         """The other side sends what makes no sense: whatever it is, it is none of ours."""
         self._complain(f"node {link.node}", why)
         self._say_bye(link.socket, link.name, why)
-        self._drop(link, f"what came makes no sense: {why}")
+        self.drop(link, f"what came makes no sense: {why}")
 
     def _read_stranger(self, socket: Any, name: bytes, frame: Any, more: bool) -> None:
         """The first frame of a connection."""
@@ -370,7 +371,7 @@ class Links:
                 raise frames.Malformed(f"it speaks version {words.protocol}, and this is {frames.PROTOCOL}")
             if socket is self._dialer:
                 peer = self._peers.get(words.node)
-                if peer is None or peer.attempt != name:
+                if peer is None or peer.attempt != name or peer.session != words.session:
                     raise frames.Malformed(f"another node answers: {words.node}")
             elif words.to != self._node:
                 raise frames.Malformed(f"it looks for node {words.to!r}, and this is {self._node}")
@@ -381,7 +382,7 @@ class Links:
                 self._complain("somebody", str(exc))
                 self._say_bye(socket, name, str(exc))
             return
-        link = Link(words.node, socket, name, frame.get(zmq.SRCFD), words.largest)
+        link = Link(words.node, socket, name, frame.get(zmq.SRCFD), words.largest, words.session)
         self._add(link)
         if len(data) > 0:
             self.take(link, data)
@@ -399,7 +400,7 @@ class Links:
         if link.socket is self._dialer:
             self._end_attempt(peer)
         else:
-            words = frames.Hello(frames.PROTOCOL, self._node, "", self._settings.largest)
+            words = frames.Hello(frames.PROTOCOL, self._node, "", self._settings.largest, link.session)
             self.send(link, frames.hello(words))
         peer.failures = 0
         peer.why = ""
@@ -451,7 +452,7 @@ class Links:
             for socket in list(self._unread):
                 self._read(socket)
             while self._lost:
-                self._drop(*self._lost.pop(0))
+                self.drop(*self._lost.pop(0))
             over = over or (self._lazy_since > 0 and time.monotonic() - self._lazy_since >= DOZE)
             ready = [link for link in self._dirty if link.urgent or (over and not link.stuck)]
             for link in ready:

@@ -114,7 +114,6 @@ class Node:
             ipc = f"ipc://{os.path.join(folder, node)}.sock"
             self._endpoints = self._links.open(node, ipc, self._listen)
             self.id = node
-            self._sender.open(node)
             self._register()
         except MessagingException as exc:
             self.id = ""
@@ -354,6 +353,12 @@ class Node:
             self._sender.on_recalled(link, *frames.read_numbered(frame, at, end))
         elif kind == frames.RESUME:
             self._receiver.on_resume(link, frames.read_address(frame[at:end]))
+        elif kind == frames.LOST:
+            for session in frames.read_numbers(frame, at, end):
+                self._receiver.on_lost(link, session)
+        elif kind == frames.UNBEGUN:
+            session, *unbegun = frames.read_numbers(frame, at, end) or (0,)
+            self._sender.on_unbegun(link, session, unbegun)
         elif kind == frames.INSPECT:
             number, address = frames.read_numbered(frame, at, end)
             self._links.send(link, frames.depth(number, *self._receiver.depth(address)))

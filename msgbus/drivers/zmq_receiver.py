@@ -23,6 +23,9 @@ LOG = logging.getLogger(__name__)
 LIMBO = 0.2
 """Seconds after which it is known whether the process at the other end of a lost connection lives."""
 
+UNBEGUN_KEPT = 60.0
+"""Seconds for which a sender can ask what became of the messages of a lost connection."""
+
 Adopt = Callable[[Address, Message, bool], None]
 
 
@@ -48,13 +51,14 @@ class _Item:
 class ZmqDelivery(Delivery):
     """See the contract."""
 
-    __slots__ = ("_consumer", "heard", "item")
+    __slots__ = ("_consumer", "given", "heard", "item")
 
     def __init__(self, consumer: LocalConsumer, item: _Item) -> None:
         super().__init__(consumer.address, item.message(), item.redelivered, None)
         self._consumer = consumer
         self.item = item
         self.heard = False
+        self.given = False
 
     def accept(self) -> bool:
         return self._consumer.settle(self, frames.SETTLED)
@@ -103,6 +107,7 @@ class LocalConsumer:
 
     def _deliver(self, delivery: ZmqDelivery) -> None:
         if delivery in self.open:  # It may have been given back meanwhile.
+            delivery.given = True
             self.on_delivery(delivery)
 
 
@@ -169,6 +174,8 @@ class Receiver:
         self._backlog = backlog
         self._locals: dict[Address, Local] = {}
         self._inboxes: dict[Address, OnDelivery] = {}
+        self._undecided: dict[int, tuple[Link, list[tuple[Local, _Item]]]] = {}
+        self._unbegun: dict[int, tuple[str, list[int]]] = {}
         self._settled: deque[tuple[LocalConsumer, ZmqDelivery, int]] = deque()
 
     # Subscriptions and inboxes
@@ -223,7 +230,8 @@ class Receiver:
         for consumer in consumers:
             for delivery in list(consumer.open):
                 if consumer.open.pop(delivery, self) is None and consumer.address.kind != "fanout":
-                    self._give_back(consumer.local.address, delivery.item, frames.REQUEUED)
+                    kind = frames.REQUEUED if delivery.given else frames.RELEASED
+                    self._give_back(consumer.local.address, delivery.item, kind)
 
     def _give_back(self, address: Address, item: _Item, kind: int) -> None:
         link = item.link
@@ -387,18 +395,51 @@ class Receiver:
             if not link.left and any(item.link is link for item in local.backlog):
                 undecided += [(local, item) for item in local.backlog if item.link is link]
                 local.backlog = deque(item for item in local.backlog if item.link is not link)
-        if undecided:
-            self.loop.call_later(LIMBO, lambda: self._decide(link, undecided))
+        if not link.left and link.twin is None:
+            self._undecided[link.session] = (link, undecided)
+            self.loop.call_later(LIMBO, lambda: self._decide(link.session, self._is_alive(link.node) is not False))
 
-    def _decide(self, link: Link, undecided: list[tuple[Local, _Item]]) -> None:
-        if self._is_alive(link.node) is not False:
+    def _decide(self, session: int, alive: bool) -> None:
+        link, items = self._undecided.pop(session, (None, []))
+        if link is None:
             return
-        for local, item in undecided:
+        if alive:
+            self._let_go(link, items)
+            return
+        for local, item in items:
             if local.consumers:
                 local.backlog.append(item)
                 self._pump(local)
             else:
                 self._adopt(local.address, item.message(), item.redelivered)
+
+    def _let_go(self, link: Link, items: list[tuple[Local, _Item]]) -> None:
+        """The sender lives, and gives to others what it sent over the connection that broke."""
+        if items:
+            self._unbegun[link.session] = (link.node, [item.data.seq for _, item in items])
+            self.loop.call_later(UNBEGUN_KEPT, lambda: self._forget(link.session))
+        for local in list(self._locals.values()):
+            if local.address.kind == "fanout":
+                continue  # That is for this node alone, and here it stays.
+            for consumer in local.consumers:
+                # It holds no room of the prefetch any more; its subscriber will learn that his word does not count.
+                for delivery in [delivery for delivery in list(consumer.open) if delivery.item.link is link]:
+                    consumer.open.pop(delivery, None)
+            self._pump(local)
+
+    def _forget(self, session: int) -> None:
+        self._unbegun.pop(session, None)
+
+    def on_lost(self, link: Link, session: int) -> None:
+        """LOST: tell which messages no subscriber had."""
+        for other in self._links.all():
+            if other.session == session and other.node == link.node and other is not link and other.twin is None:
+                self._links.drop(other, "the other side says that it is lost")
+        undecided = self._undecided.get(session)
+        if undecided is not None and undecided[0].node == link.node:
+            self._decide(session, True)
+        node, unbegun = self._unbegun.get(session, ("", []))
+        self._links.send(link, frames.numbers(frames.UNBEGUN, [session, *(unbegun if node == link.node else [])]))
 
 
 class _InboxDelivery(Delivery):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 
 from msgbus.drivers import zmq_frames as frames
@@ -35,6 +35,21 @@ WINDOW_MESSAGES = 4000
 """Messages, likewise. So what a peer that does not read can cost is bounded."""
 UNUSED = 60.0
 """Seconds after which a queue that nobody uses is forgotten."""
+
+
+ASK_TIMEOUT = 2.0
+"""Seconds that a node whose connection broke has to say what of it no subscriber had."""
+
+
+class _Lost:
+    """What was taken by a node that lives, over a connection that broke."""
+
+    __slots__ = ("copies", "gives_up", "node")
+
+    def __init__(self, node: str, copies: dict[int, Copy]) -> None:
+        self.node = node
+        self.copies = copies
+        self.gives_up = time.monotonic() + ASK_TIMEOUT
 
 
 class Sender:
@@ -66,13 +81,8 @@ class Sender:
         self._waiting: dict[Queue, None] = {}
         self._returned: dict[Queue, list[Copy]] = {}
         self._starved: dict[Link, dict[Queue, None]] = {}
+        self._lost: dict[int, _Lost] = {}
         self._number = 0
-        self._node = ""
-        self.unsettled = 0
-
-    def open(self, node: str) -> None:
-        """Say who this node is."""
-        self._node = node
 
     # Sending
 
@@ -408,6 +418,9 @@ class Sender:
             if consumer is not None and consumer.link is None:
                 consumer.link = link
                 self._returned.setdefault(queue, [])
+        for session, lost in self._lost.items():
+            if lost.node == link.node:
+                self._links.send(link, frames.numbers(frames.LOST, [session]))
         self.work_off()
 
     def on_link_down(self, link: Link, why: str) -> None:
@@ -421,10 +434,16 @@ class Sender:
             if consumer is not None and consumer.link is link:
                 consumer.reset()
                 self._returned.setdefault(queue, [])
+        taken = {seq: copy for seq, copy in in_flight.items() if copy.taken}
+        if taken:
+            self._lost[link.session] = _Lost(link.node, taken)
+            if link.left or alive is False:
+                self._give_to_others(link.session, [])
+            else:
+                self._ask()
         for copy in in_flight.values():
             if copy.taken:
-                copy.redelivered = True
-                self._back(copy)
+                pass
             elif link.left:
                 self._back(copy)  # Who leaves in good order has said of all that it took that it did.
             elif copy.queue.address.kind == "fanout" and alive is False:
@@ -434,10 +453,36 @@ class Sender:
                 fail(copy.parcel.sent, TransportUnavailable(text, maybe_delivered=True))
         self.work_off()
 
+    def _ask(self) -> None:
+        """Connect with those who are to say what of a lost connection no subscriber had."""
+        now = time.monotonic()
+        for session, lost in list(self._lost.items()):
+            entry = self._directory.entries.get(lost.node)
+            if lost.gives_up <= now or self._is_alive(lost.node) is False:
+                self._give_to_others(session, [])
+            elif entry is not None and self._links.link(lost.node) is None:
+                self._links.dial(lost.node, entry.endpoints)
+
+    def on_unbegun(self, link: Link, session: int, unbegun: Sequence[int]) -> None:
+        """UNBEGUN."""
+        lost = self._lost.get(session)
+        if lost is not None and lost.node == link.node:
+            self._give_to_others(session, unbegun)
+
+    def _give_to_others(self, session: int, unbegun: Sequence[int]) -> None:
+        """What no subscriber had is as it was sent; the rest may have been begun."""
+        copies, known = self._lost.pop(session).copies, set(unbegun)
+        for seq, copy in copies.items():
+            copy.redelivered = copy.redelivered or seq not in known
+            self._back(copy)
+
     # Time
 
-    def tick(self) -> bool:
-        """Look after what waits. Returns whether something does."""
+    def tick(self) -> None:
+        """Look after what waits."""
+        if self._lost:
+            self._ask()
+            self.work_off()
         if self._waiting:
             now = time.monotonic()
             self._refresh()
@@ -449,7 +494,6 @@ class Sender:
                 queue.drop_gone()
                 self._pump(queue)
                 self._balance(queue)
-        return bool(self._waiting)
 
     def slow_tick(self, links: Iterable[Link]) -> None:
         """Give up what has no receipt by the end of its patience, and forget queues that nobody uses."""
@@ -483,7 +527,7 @@ class Sender:
 
     def waits(self) -> bool:
         """Whether something waits for a server."""
-        return bool(self._waiting)
+        return bool(self._waiting or self._lost)
 
     def depth(self, address: Address) -> int:
         """How many of this node's own messages wait."""
@@ -498,4 +542,5 @@ class Sender:
 
     def lost_at_close(self) -> int:
         """How many messages, which somebody took, now have neither a server nor a sender."""
-        return sum(copy.taken for queue in self._waiting for copy in queue.waiting)
+        waiting = sum(copy.taken for queue in self._waiting for copy in queue.waiting)
+        return waiting + sum(len(lost.copies) for lost in self._lost.values())

@@ -118,7 +118,7 @@ class Peer:
 
     def hello(self, name: str = "f" * 16, protocol: int = frames.PROTOCOL, to: str | None = None) -> None:
         """Say who this is."""
-        self.say(frames.hello(frames.Hello(protocol, name, self.node if to is None else to, 1 << 24)))
+        self.say(frames.hello(frames.Hello(protocol, name, self.node if to is None else to, 1 << 24, 1)))
 
     def hear(self) -> list[tuple[int, bytes]]:
         """The records of the next frame."""
