@@ -113,7 +113,7 @@ def open_transport(url: str | None, config_files: tuple[str, ...], *, quiet: boo
     """
     from oslo_config import cfg
 
-    from msgbus.exceptions import ConfigurationError, DriverLoadFailure
+    from msgbus.exceptions import ConfigurationError
     from msgbus.transport import get_rpc_transport
 
     drivers = logging.getLogger("msgbus.drivers")
@@ -127,23 +127,7 @@ def open_transport(url: str | None, config_files: tuple[str, ...], *, quiet: boo
             yield transport
         finally:
             transport.cleanup()
-    except DriverLoadFailure as exc:
-        if not url and _says_nothing(conf):
-            raise ConfigurationError(
-                "no message system is configured, and this release cannot do without one yet: name it with --url, for "
-                "example --url rabbit://guest:guest@localhost:5672/ (or in MSGBUS_URL, or as transport_url in a "
-                "--config-file)"
-            ) from exc
-        raise
     except cfg.Error as exc:
         raise ConfigurationError(str(exc)) from exc
     finally:
         drivers.setLevel(level)
-
-
-def _says_nothing(conf: cfg.ConfigOpts) -> bool:
-    """Whether neither transport_url nor rpc_backend is set anywhere."""
-    from oslo_config import cfg
-
-    found = [conf.get_location(name) for name in ("transport_url", "rpc_backend")]
-    return all(place is None or place.location == cfg.Locations.opt_default for place in found)
