@@ -101,6 +101,18 @@ def test_a_clean_end_leaves_nothing(run_dir: str, made: list[LocalMatchmaker]) -
     assert os.listdir(run_dir) == ["changes"]
 
 
+def test_one_that_is_opened_again_is_another(run_dir: str, made: list[LocalMatchmaker]) -> None:
+    """It has a new id, and others see it."""
+    first = join(run_dir, made, TOPIC)
+    former = first.node
+    first.close()
+    first.open()
+    tell(first, TOPIC)
+    second = join(run_dir, made)
+    assert first.node != former
+    assert set(second.entries()) == {first.node, second.node}
+
+
 def test_a_dead_process_is_recognised_and_cleaned_up(run_dir: str, made: list[LocalMatchmaker]) -> None:
     """Its lock is free: whoever comes next does not take it for alive, and removes what it left."""
     node = die(run_dir)

@@ -297,12 +297,16 @@ class _ZmqInbox(Inbox):
     def close(self) -> Future[None]:
         done: Future[None] = Future()
         driver = self._driver
-        if driver._closed or not hasattr(self, "address"):
+        if driver._closed:
             done.set_result(None)
         else:
             driver._futures.add(done)
-            driver._loop.call(driver._node.close_inbox, self.address, done)
+            driver._loop.call(self._close, done)
         return done
+
+    def _close(self, done: Future[None]) -> None:
+        """On the loop's thread, after it was opened there, or could not be."""
+        self._driver._node.close_inbox(getattr(self, "address", None), done)
 
 
 def _after_fork(ref: weakref.ref[ZmqDriver]) -> Callable[[], None]:

@@ -285,6 +285,10 @@ class LocalMatchmaker(Matchmaker):
             except OSError as exc:
                 LOG.debug("the files of node %s could not be removed: %s", self._node, exc)
         self.abandon()
+        # Who opens it again gets another id: the lock of this one is free.
+        self._node, self._number, self._token, self._own = "", 0, None, None
+        self._names.clear()
+        self._entries.clear()
 
     def abandon(self) -> None:
         # Closing frees the lock only where no other process has the file open: a child leaves it to its parent.

@@ -250,9 +250,10 @@ class Node:
         self._receiver.open_inbox(make(self.id), on_delivery)
         finish(ready, None)
 
-    def close_inbox(self, address: Address, done: Future[None]) -> None:
+    def close_inbox(self, address: Address | None, done: Future[None]) -> None:
         """See `Inbox.close`."""
-        self._receiver.close_inbox(address)
+        if address is not None:
+            self._receiver.close_inbox(address)
         self._loop.call_last(finish, done, None)
 
     # Inspecting
