@@ -103,7 +103,14 @@ def test_hello_is_the_first_record() -> None:
     """It is read from the beginning of a frame, and nothing else passes for it."""
     words = frames.Hello(1, "node", "other", 5, 2**64 - 1)
     assert frames.read_hello(frames.hello(words) + frames.record(frames.BYE)) == words
-    for frame in (b"", frames.record(frames.BYE), frames.record(frames.HELLO, b"\xc0"), frames.record(frames.HELLO)):
+    nobody = frames.hello(frames.Hello(1, "../x", "", 5, 0))
+    for frame in (
+        b"",
+        nobody,
+        frames.record(frames.BYE),
+        frames.record(frames.HELLO, b"\xc0"),
+        frames.record(frames.HELLO),
+    ):
         with pytest.raises(frames.Malformed):
             frames.read_hello(frame)
 

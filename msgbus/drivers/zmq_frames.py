@@ -31,6 +31,7 @@ UNBEGUN   session, numbers               the answer: these are not here any more
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -63,6 +64,7 @@ _NUMBERED = struct.Struct("<BIQ")
 _NUMBER = struct.Struct("<Q")
 _DEPTH = struct.Struct("<BIQQQ")
 _DEPTH_REST = struct.Struct("<QQQ")
+_NODE = re.compile("[0-9A-Za-z]{1,64}")
 _KINDS = frozenset(get_args(Kind))
 
 
@@ -133,9 +135,12 @@ def read_hello(frame: bytes) -> Hello:
         if kind != HELLO:
             break
         try:
-            return _decode_hello(frame[at:end])
+            words = _decode_hello(frame[at:end])
         except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
             raise Malformed(f"no hello: {exc}") from None
+        if not _NODE.fullmatch(words.node):
+            raise Malformed("a hello of a node whose id is none")
+        return words
     raise Malformed("it does not begin with a hello")
 
 

@@ -39,6 +39,8 @@ ROUNDS = 100
 """How often in a row a node serves what comes in, itself among others, before it looks at its descriptors again."""
 READ_AT_ONCE = 1000
 """Frames that are read from one socket before the other has its turn."""
+REASON_MAX = 200
+"""Characters of what a peer says, or did, that get into the log."""
 COMPLAINTS = 5.0
 """Seconds between two log lines about peers that send what makes no sense."""
 
@@ -343,7 +345,7 @@ class Links:
         self._listener.on_frame_end()
 
     def _on_bye(self, link: Link, reason: bytes) -> None:
-        why = reason.decode(errors="replace")
+        why = reason.decode(errors="replace")[:REASON_MAX]
         link.left = not why
         if not why:
             self.send(link, frames.record(frames.GONE))
@@ -377,7 +379,9 @@ class Links:
                 raise frames.Malformed(f"it looks for node {words.to!r}, and this is {self._node}")
         except frames.Malformed as exc:
             if socket is self._dialer:
-                self._fail_by_name(name, str(exc) if not _is_bye(data) else data[5:].decode(errors="replace"))
+                self._fail_by_name(
+                    name, str(exc) if not _is_bye(data) else data[5 : 5 + REASON_MAX].decode(errors="replace")
+                )
             elif not _is_bye(data):
                 self._complain("somebody", str(exc))
                 self._say_bye(socket, name, str(exc))
@@ -409,7 +413,8 @@ class Links:
         self._listener.on_link_up(link)
 
     def _complain(self, who: str, why: str) -> None:
-        """Log, but not more often than somebody can read."""
+        """Log, but not more, nor more often, than somebody can read."""
+        why = why[:REASON_MAX]
         self._complaints += 1
         now = time.monotonic()
         if now >= self._next_complaint:
@@ -419,8 +424,9 @@ class Links:
             self._complaints = 0
 
     def _say_bye(self, socket: Any, name: bytes, why: str) -> None:
+        reason = why[:REASON_MAX].encode(errors="replace")
         try:
-            socket.send_multipart([name, frames.record(frames.BYE, why.encode(errors="replace"))], zmq.NOBLOCK)
+            socket.send_multipart([name, frames.record(frames.BYE, reason)], zmq.NOBLOCK)
             self._unread[socket] = None
         except zmq.ZMQError:
             pass  # It is gone, or does not read.

@@ -229,8 +229,9 @@ class LocalMatchmaker(Matchmaker):
                 self._lock, self._path(f"{self._node}.lock")
             ):
                 self._restore()
-            files = os.listdir(self._dir)
-            self._remove_dead(files)
+            for path in (*self._files(self._node), self._path(f"{self._node}.lock"), self._path(_CHANGES)):
+                os.utime(path)  # Who tidies up looks for old files.
+            self._remove_dead(os.listdir(self._dir))
         except (OSError, TransportUnavailable) as exc:
             LOG.warning("the run directory %s cannot be looked after: %s", self._dir, exc)
 
