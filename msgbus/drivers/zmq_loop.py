@@ -44,6 +44,7 @@ class Loop:
         before_sleep: called when all there was is done, to send what has gathered; with True when a doze is over. It
             says how the thread may rest.
         closed: the thread has ended.
+        batch: grows with each batch of what was handed over: all in it was handed over before the batch began.
     """
 
     def __init__(self, name: str) -> None:
@@ -63,6 +64,7 @@ class Loop:
         self._thread: threading.Thread | None = None
         self._closing = False
         self.closed = False
+        self.batch = 0
 
     @property
     def is_here(self) -> bool:
@@ -176,8 +178,10 @@ class Loop:
                 self._guard(reader)
         calls = self._calls
         while calls:
-            func, args = calls.popleft()
-            self._guard(func, *args)
+            self.batch += 1
+            for _ in range(len(calls)):
+                func, args = calls.popleft()
+                self._guard(func, *args)
         if self._due and self._due[0][0] <= time.monotonic():
             self._run_due()
         if dozing and timeout and not events:

@@ -93,6 +93,7 @@ class Node:
         self._numbers = itertools.count(1)
         self._ticking = False
         self._slow_ticks = 0
+        self._batch = -1
         self._closed: MessagingException | None = None
 
     # Opening and closing
@@ -129,6 +130,12 @@ class Node:
         services = self._receiver.services()
         self._matchmaker.register(Entry(self.id, os.getpid(), socket.gethostname(), self._endpoints, services))
         self._refresh()
+
+    def _refresh_once(self) -> None:
+        """Know what was true when the present batch began. One look at the file is enough for all that is in it."""
+        if self._batch != self._loop.batch:
+            self._batch = self._loop.batch
+            self._refresh()
 
     def _refresh(self) -> None:
         """Know what others can know by now."""
@@ -184,6 +191,7 @@ class Node:
         try:
             if not self.id or self._closed is not None:
                 self.open()
+            self._refresh_once()
             self._sender.send(parcel)
         except MessagingException as exc:
             fail(parcel.sent, exc)

@@ -87,10 +87,9 @@ class Sender:
     # Sending
 
     def send(self, parcel: Parcel) -> None:
-        """Send, or keep until somebody can take it."""
+        """Send, or keep until somebody can take it. The directory is up to date."""
         if parcel.sent.done():
             return
-        self._refresh()
         queues = self._route(parcel.address)
         if not queues:
             self._nobody(parcel)
