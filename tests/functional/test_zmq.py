@@ -196,11 +196,11 @@ def test_what_was_being_sent_to_a_killed_server_is_uncertain(place: Place) -> No
 
 def test_a_frozen_server_is_missed(place: Place) -> None:
     """One that says nothing any more is taken for lost, and what it had goes to another."""
-    (frozen,) = place.serve("s1", query="heartbeat=0.2")
-    client = get_rpc_client(place.transport("heartbeat=0.2"), Target(topic="foo"), timeout=60, delivery="at_least_once")
+    (frozen,) = place.serve("s1", query="heartbeat=0.5")
+    client = get_rpc_client(place.transport("heartbeat=0.5"), Target(topic="foo"), timeout=60, delivery="at_least_once")
     held = Task(client.call, {}, "hold", key="k", gate="never")
     until(lambda: place.journal.entries("run", "k"), "it runs")
-    place.serve("s2", query="heartbeat=0.2")
+    place.serve("s2", query="heartbeat=0.5")
     os.kill(frozen._process.pid, signal.SIGSTOP)
     try:
         until(lambda: len(place.journal.entries("run", "k")) == 2, "it runs at the other server")
@@ -352,7 +352,7 @@ def test_what_a_dead_sender_sent_is_handed_on_by_a_stopping_server(place: Place)
 
 
 def test_many_servers_share_the_work(place: Place) -> None:
-    """Fifteen nodes get equal shares, and a fanout reaches all of them."""
+    """Each of fifteen nodes gets three quarters of an equal share or more, and a fanout reaches all of them."""
     receivers = [Receiver() for _ in range(15)]
     for n, receiver in enumerate(receivers):
         receiver.subscribe(place.driver(), TOPIC, Address("fanout", "msgbus", "foo", f"s{n}"))
@@ -361,7 +361,7 @@ def test_many_servers_share_the_work(place: Place) -> None:
     for n in range(300):
         send(sender, TOPIC, str(n))
     until(lambda: sum(len(receiver.deliveries) for receiver in receivers) == 315, "all deliveries")
-    assert {len(receiver.deliveries) for receiver in receivers} == {21}
+    assert min(len(receiver.deliveries) for receiver in receivers) >= 1 + 15
 
 
 def test_nodes_that_start_at_the_same_moment_find_each_other(place: Place) -> None:
