@@ -1,21 +1,90 @@
 """Configuration of Sphinx. Build with: tox -e lint, or sphinx-build -W docs docs/_build."""
 
+from __future__ import annotations
+
 from importlib.metadata import version as installed_version
+from typing import Any
+
+from docutils import nodes
 
 project = "msgbus"
 author = "The msgbus authors"
 project_copyright = author
 release = version = installed_version("msgbus")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_click",
+    # the options, from the entry point that oslo-config-generator reads too
+    "oslo_config.sphinxext",
+]
 exclude_patterns = ["_build"]
-nitpicky = False
 
 # Links to a heading of a page: #what-it-says
 myst_heading_anchors = 3
+myst_enable_extensions = ["deflist"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+# In docstrings, single backticks name classes, methods and functions.
+# As it is typed: a command's -- is no dash.
+smartquotes = False
+default_role = "py:obj"
+
+# A link is to a page, or to what autodoc describes.
+myst_ref_domains = ["std", "py"]
+
+nitpicky = True
+# What this documentation does not have: other projects' names, and (in lower case) parameters and attributes.
+nitpick_ignore_regex = [
+    ("py:.*", r"(collections|concurrent|threading|types|typing|cfg|oslo_config|msgspec|pytest|queue|os|time|sys)\..*"),
+    ("py:.*", r"(Any|Callable|Future|Iterator|Generator|Sequence|TracebackType|OnDeadLetter|None|P|R|T|optional)"),
+    ("py:.*", r"[A-Z][A-Za-z]*(Error|Exception|Iteration)"),
+    ("py:obj", r"[a-z_.]+"),
+]
 
 html_theme = "furo"
 html_title = f"msgbus {release}"
+
+
+def _find(app: Any, env: Any, node: Any, contnode: nodes.Element) -> nodes.Element | None:
+    """Find what a docstring names without its module, as users of the package do; and each name in a list of them."""
+    target: str = node.get("reftarget", "")
+    if node.get("refdomain") != "py" or not target:
+        return None
+    python = env.get_domain("py")
+    found = nodes.inline()
+    for name in target.split(", "):
+        if found.children:
+            found += nodes.Text(", ")
+        hits = python.find_obj(env, "msgbus", None, name, "obj", 1)
+        if len({entry.node_id for _, entry in hits}) != 1:
+            return None
+        hit, entry = hits[0]
+        text = contnode if name == target else nodes.literal(text=name)
+        uri = app.builder.get_relative_uri(env.docname, entry.docname)
+        found += nodes.reference("", "", text, internal=True, refuri=f"{uri}#{entry.node_id}", reftitle=hit)
+    return found
+
+
+def _say_what_is_raised(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: list[str]) -> None:
+    """Keep a sentence of a section "Raises", such as "As `call`.", from being taken for the name of an exception."""
+    inside = False
+    for at, line in enumerate(lines):
+        if line.strip() == "Raises:":
+            inside = True
+            if lines[at + 1].strip().startswith("As "):
+                lines[at] = ""
+        elif inside and line.strip().startswith("As "):
+            lines[at] = ":Raises: " + line.strip()
+        elif not line.strip():
+            inside = False
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("missing-reference", _find)
+    app.connect("autodoc-process-docstring", _say_what_is_raised, priority=400)  # before napoleon

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 import time
 from concurrent.futures import Future
@@ -12,6 +13,7 @@ from msgbus.deadline import bounded
 from msgbus.dispatcher import version_is_compatible
 from msgbus.drivers.base import Address, Message, Sent
 from msgbus.exceptions import (
+    CallCancelled,
     InvalidTarget,
     MessagingException,
     MessagingTimeout,
@@ -43,6 +45,8 @@ STREAM_WINDOW = 100
 """Items that a server may send ahead of what the client has taken."""
 INSPECT_TIMEOUT = 0.5
 """Seconds for finding out, after a timeout, what to tell about it."""
+PATIENCE = 0.95
+"""The share of a call's time in which its request has to be handed over."""
 _UNSET: Any = object()
 
 
@@ -67,7 +71,8 @@ class RPCClient:
 
     Raises:
         InvalidTarget: there is no topic.
-        ValueError: a version or a delivery policy that is none.
+        ValueError: a version, a timeout or a delivery policy that is none.
+        TypeError: the target is none.
     """
 
     def __init__(
@@ -93,6 +98,8 @@ class RPCClient:
     def _settle(self) -> None:
         """Work out once what every request of this client needs."""
         conf = self.transport.conf
+        if not isinstance(self.target, Target):
+            raise TypeError(f"whom a client calls is a Target: Target(topic={self.target!r})")
         if not self.target.topic:
             raise InvalidTarget("a client's target needs a topic", self.target)
         for version in (self.target.version, self.version_cap):
@@ -105,6 +112,8 @@ class RPCClient:
         self._repeatable = policy == AT_LEAST_ONCE
         self._address = self.transport.address(self.target)
         self._seconds: float = conf.rpc_response_timeout if self.timeout is None else self.timeout
+        if not isinstance(self._seconds, int | float) or math.isnan(self._seconds):
+            raise ValueError(f"a timeout is a number of seconds, not {self._seconds!r}")
         self._grace: float = conf.rpc_reply_grace
         self._content_type = CONTENT_TYPES[conf.rpc_codec]
 
@@ -194,7 +203,7 @@ class RPCClient:
         acquire(transport, pending.deadline)
         try:
             message = self._message(ctxt, method, kwargs, pending, time.monotonic())  # There may have been a wait.
-            transport.router.add(pending)
+            add_to_router(transport, pending)
             try:
                 self._send(message, pending)
                 while pending.answer is None:
@@ -211,7 +220,7 @@ class RPCClient:
         """Raise what there is to raise for a call that still waits."""
         while pending.orphans:
             self.transport.send_control(pending.orphans.pop(), Control(pending.id, "cancel"), self._content_type)
-        error = pending.verdict(time.monotonic())
+        error = pending.verdict(time.monotonic(), self.transport.driver.up_since)
         if error is None:
             return
         if type(error) is MessagingTimeout:
@@ -239,7 +248,7 @@ class RPCClient:
 
     def _cast(self, address: Address, ctxt: Any, method: str, kwargs: dict[str, Any]) -> None:
         now = time.monotonic()
-        deadline = bounded(now + self._seconds)
+        deadline = now + self._seconds  # Not the one that a handler inherits: nobody waits for what a cast does.
         acquire(self.transport, deadline)
         try:
             # The deadline bounds the handing over. What has been handed over waits for a server as long as it takes,
@@ -284,7 +293,7 @@ class RPCClient:
             now = time.monotonic()  # There may have been a wait.
             left = None if end == float("inf") else end - now
             message = self._message(ctxt, method, kwargs, pending, now, window=STREAM_WINDOW, end=left)
-            transport.router.add(pending)
+            add_to_router(transport, pending)
             self._send(message, pending)
         except BaseException:
             transport.router.discard(pending)
@@ -310,7 +319,7 @@ class RPCClient:
         waiter = _Waiter()
         pending.wake = waiter.wake
         message = client._message({}, "ping", {}, pending, now)
-        self.transport.router.add(pending)
+        add_to_router(self.transport, pending)
         found: list[dict[str, Any]] = []
         expected = 1 if target.server else None
         try:
@@ -384,7 +393,8 @@ class RPCClient:
         request.reply_to = self.transport.inbox(pending.deadline)
         request.monitor = self.call_monitor_timeout
         body = encode_request(request, self._content_type)
-        return Message(body, self._content_type, request.unique_id, ttl, self._repeatable)
+        # The driver knows best why a request was not handed over: it says so a moment before the caller gives up.
+        return Message(body, self._content_type, request.unique_id, ttl, self._repeatable, ttl * PATIENCE)
 
     def _send(self, message: Message, pending: Pending) -> Future[Sent]:
         sent = self._hand_over(pending.address, message, pending.deadline)
@@ -409,7 +419,8 @@ class RPCClient:
         else:
             depth = transport.inspect(pending.address, INSPECT_TIMEOUT)
             if depth is not None:
-                waiting = "" if depth.depth is None else f", {depth.depth} messages waiting"
+                plural = "" if depth.depth == 1 else "s"
+                waiting = "" if depth.depth is None else f", {depth.depth} message{plural} waiting"
                 known.append(f"no server said that it began; consumers there: {depth.consumers}{waiting}")
         return "; ".join(known)
 
@@ -461,12 +472,29 @@ def wait_until_sent(sent: Future[Any], deadline: float, what: str, transport: Tr
         ) from None
 
 
+def add_to_router(transport: Transport, pending: Pending) -> None:
+    """Have replies to a call find it.
+
+    Raises:
+        CallCancelled: the transport is closed: nobody would tell the call.
+    """
+    transport.router.add(pending)
+    if transport.closed:  # Looked at last: what is closed from now on finds the call there.
+        transport.router.discard(pending)
+        raise CallCancelled(f"{pending.describe}: the transport to {transport.url} was closed")
+
+
 def acquire(transport: Transport, deadline: float) -> None:
     """Take a place in the send window.
 
     Raises:
-        MessagingTimeout: none became free by `deadline` (seconds of `time.monotonic`).
+        MessagingTimeout: there is no time left at all, or no place became free by `deadline` (seconds of
+            `time.monotonic`).
     """
+    if deadline <= time.monotonic():
+        raise MessagingTimeout(
+            "nothing was sent: the timeout, or what was left to the request whose handler makes this call, is over"
+        )
     if not transport.window.acquire(max(0.0, deadline - time.monotonic())):
         raise MessagingTimeout(
             f"{transport.window.size} requests of this process (option rpc_send_window) were still unfinished at the "

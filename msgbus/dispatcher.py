@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from functools import wraps
 from types import TracebackType
@@ -34,7 +35,17 @@ def version_is_compatible(implemented: str, asked: str) -> bool:
     return have[0] == want[0] and have[1:] >= want[1:]
 
 
+def is_version(value: object) -> bool:
+    """Whether it is a version: a string of the form ``1.2`` or ``1.2.3``."""
+    try:
+        return isinstance(value, str) and bool(_version(value))
+    except ValueError:
+        return False
+
+
 def _version(text: str) -> tuple[int, int, int]:
+    if not isinstance(text, str):
+        raise ValueError(f"a version is a string like '1.2', not {text!r}")
     parts = [int(part) for part in text.split(".")]
     if not 1 <= len(parts) <= 3 or min(parts) < 0:
         raise ValueError(f"{text!r} is not a version like 1.2")
@@ -149,6 +160,8 @@ class RPCDispatcher:
         self._policy = policy()
         self._endpoints: list[tuple[object, Target]] = []
         self._found: dict[tuple[str | None, str | None, str], Method] = {}
+        if not isinstance(endpoints, Iterable):
+            raise TypeError(f"endpoints is a list of objects, not {endpoints!r}")
         for endpoint in endpoints:
             self.add_endpoint(endpoint)
 
@@ -160,8 +173,13 @@ class RPCDispatcher:
             target: its namespace and version; None means those of its attribute ``target``.
 
         Raises:
-            TypeError: its ``target`` is not a `Target`, or the version in it is none.
+            TypeError: it is a class whose methods need an object, its ``target`` is not a `Target`, or the version in
+                that is none.
         """
+        if isinstance(endpoint, type) and any(
+            inspect.isfunction(inspect.getattr_static(endpoint, name, None)) for name in dir(endpoint) if name[0] != "_"
+        ):
+            raise TypeError(f"an endpoint is an object, and {endpoint.__name__} is a class: {endpoint.__name__}()")
         if target is None:
             target = getattr(endpoint, "target", None) or Target()
         if not isinstance(target, Target):
@@ -192,9 +210,11 @@ class RPCDispatcher:
     def _search(self, namespace: str | None, version: str | None, name: str) -> Method:
         asked = version or "1.0"
         compatible = denied = False
+        versions = []
         for endpoint, target in self._endpoints:
             if namespace not in target.accepted_namespaces:
                 continue
+            versions.append(target.version or "1.0")
             try:
                 if not version_is_compatible(target.version or "1.0", asked):
                     continue
@@ -210,8 +230,20 @@ class RPCDispatcher:
         if denied:
             raise AccessDenied(f"RPC method {name} may not be called from outside")
         if compatible:
-            raise NoSuchMethod(name)
-        raise UnsupportedVersion(asked, name)
+            raise NoSuchMethod(name, self._nearest(namespace, name))
+        raise UnsupportedVersion(asked, name, namespace, versions)
+
+    def _nearest(self, namespace: str | None, name: str) -> str | None:
+        """The method that may have been meant, of those that may be called."""
+        known = {
+            found
+            for endpoint, target in self._endpoints
+            if namespace in target.accepted_namespaces
+            for found in dir(endpoint)
+            if not found.startswith("_") and found != "target" and self._policy.is_allowed(endpoint, found)
+        }
+        near = difflib.get_close_matches(name, sorted(known), n=1)
+        return near[0] if near else None
 
     def dispatch(self, request: Request) -> Any:
         """Run a request and return the method's result, serialized. A generator comes back as one, not run yet.
@@ -241,8 +273,17 @@ def _run(method: Method, context: Any, args: dict[str, Any]) -> Any:
         while tb is not None and tb.tb_frame.f_globals is globals():
             tb = tb.tb_next
         if tb is None:
-            raise InvalidArguments(str(exc)) from None
+            raise InvalidArguments(f"{exc}{_forgotten_context(method, args)}") from None
         raise
+
+
+def _forgotten_context(method: Method, args: dict[str, Any]) -> str:
+    """A hint, where a method would take the arguments if there were no context before them."""
+    try:
+        inspect.signature(method).bind(**args)
+    except (TypeError, ValueError):
+        return ""
+    return f"; a method takes the caller's context first: def {getattr(method, '__name__', 'method')}(self, ctxt, ...)"
 
 
 def _serialize_each(

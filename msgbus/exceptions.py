@@ -33,6 +33,10 @@ An endpoint's own exception is raised as itself where its module is on the trans
 (built-in exceptions always are) and as `RemoteError` otherwise.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class MessagingException(Exception):
     """Base class of all errors of msgbus."""
@@ -153,8 +157,7 @@ class RemoteError(MessagingException):
         self.traceback = traceback
 
     def __str__(self) -> str:
-        lines = [self.traceback] if isinstance(self.traceback, str) else self.traceback or []
-        return "\n".join([f"Remote error: {self.exc_type} {self.value}", *(line.rstrip("\n") for line in lines)])
+        return f"Remote error: {self.exc_type}: {self.value}"
 
 
 class RPCDispatcherError(MessagingException):
@@ -162,24 +165,46 @@ class RPCDispatcherError(MessagingException):
 
 
 class NoSuchMethod(RPCDispatcherError, AttributeError):
-    """No endpoint of a fitting namespace and version has the method."""
+    """No endpoint of a fitting namespace and version has the method.
 
-    def __init__(self, method: str) -> None:
+    Attributes:
+        method: its name.
+        near: a method that there is and that may have been meant, or None.
+    """
+
+    def __init__(self, method: str, near: str | None = None) -> None:
         self.method = method
+        self.near = near
 
     def __str__(self) -> str:
-        return f"Endpoint does not support RPC method {self.method}"
+        hint = "" if self.near is None else f"; did you mean {self.near!r}?"
+        return f"Endpoint does not support RPC method {self.method}{hint}"
 
 
 class UnsupportedVersion(RPCDispatcherError):
-    """No endpoint has the namespace in a version that serves the request."""
+    """No endpoint has the namespace in a version that serves the request.
 
-    def __init__(self, version: str, method: str | None = None) -> None:
+    Attributes:
+        version: that was asked for.
+        method: its name.
+        namespace: that was asked for, or None.
+        found: the versions in which the namespace is there; empty where it is not there at all.
+    """
+
+    def __init__(
+        self, version: str, method: str | None = None, namespace: str | None = None, found: Sequence[str] = ()
+    ) -> None:
         self.version = version
         self.method = method
+        self.namespace = namespace
+        self.found = list(found)
 
     def __str__(self) -> str:
-        text = f"Endpoint does not support RPC version {self.version}"
+        if self.namespace is not None and not self.found:
+            text = f"No endpoint has the namespace {self.namespace!r}"
+        else:
+            has = f" (it has {', '.join(self.found)})" if self.found else ""
+            text = f"Endpoint does not support RPC version {self.version}{has}"
         return f"{text}. Attempted method: {self.method}" if self.method else text
 
 

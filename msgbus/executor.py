@@ -97,17 +97,16 @@ class Executor(Generic[T]):
             timeout: seconds to wait for them; None for as long as it takes.
 
         Returns:
-            how many are still running then.
+            how many are still running then, besides the one that calls this.
         """
         self._closed = True
         while self._wake():
             pass
         end = None if timeout is None else time.monotonic() + timeout
         with self._starting:
-            workers = list(self._workers)
+            workers = [worker for worker in self._workers if worker.thread is not threading.current_thread()]
         for worker in workers:
-            if worker.thread is not threading.current_thread():
-                worker.thread.join(None if end is None else max(0.0, end - time.monotonic()))
+            worker.thread.join(None if end is None else max(0.0, end - time.monotonic()))
         return sum(worker.thread.is_alive() for worker in workers)
 
     def _rouse(self) -> None:

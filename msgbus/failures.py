@@ -108,10 +108,13 @@ def rebuild_failure(text: str, allowed_modules: Collection[str]) -> Exception:
         try:
             cls = getattr(importlib.import_module(module), name)
             if isinstance(cls, type) and issubclass(cls, Exception) and cls.__module__ == module and name not in _NEVER:
-                rebuilt = cls(*failure.args, **failure.kwargs)
-                if failure.tb:
-                    rebuilt.add_note("Remote traceback:\n" + "".join(failure.tb).rstrip())
-                return rebuilt
+                return _with_note(cls(*failure.args, **failure.kwargs), failure.tb)
         except Exception as exc:  # an import or a constructor may raise anything; the caller still gets an error
             LOG.debug("%s.%s cannot be made again: %r", module, name, exc)
-    return RemoteError(name, failure.message, failure.tb)
+    return _with_note(RemoteError(name, failure.message, failure.tb), failure.tb)
+
+
+def _with_note(exc: Exception, tb: list[str]) -> Exception:
+    if tb:
+        exc.add_note("Remote traceback:\n" + "".join(tb).rstrip())
+    return exc

@@ -46,6 +46,7 @@ _CONTEXT = "_context_"
 _ENVELOPE_VERSION = "2.0"
 _READABLE = re.compile(r"2\.0+")  # A higher minor version may hold what this side does not know, says oslo.messaging.
 _AGES = 1e10  # seconds
+_PLAIN = " (plain data can: dict, list, str, number, bool, None; a serializer makes it of other objects)"
 _DECODING_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
 
 ReplyKind = Literal["reply", "started", "items", "keepalive", "declined"]
@@ -195,7 +196,7 @@ def encode(payload: Payload, content_type: str) -> bytes:
         text = _json_encoder.encode(payload).decode()
         return _json_encoder.encode({"oslo.version": _ENVELOPE_VERSION, "oslo.message": text})
     except (TypeError, ValueError, OverflowError, RecursionError) as exc:
-        raise SerializationError(f"cannot be written as {content_type}: {exc}") from exc
+        raise SerializationError(f"cannot be written as {content_type}: {exc}{_PLAIN}") from exc
 
 
 def _open(body: bytes, content_type: str) -> bytes | str:
@@ -263,12 +264,14 @@ def encode_notification(
 ) -> bytes:
     """Write a notification: any dict, together with the context, in the places where oslo.messaging has them.
 
+    One that was received and is sent on keeps its own id.
+
     Raises:
         SerializationError: the text names the key that cannot be written.
     """
     payload = {**notification, **{f"{_CONTEXT}{key}": value for key, value in context.items()}}
     try:
-        return encode({**payload, "_unique_id": unique_id}, content_type)
+        return encode({"_unique_id": unique_id, **payload}, content_type)
     except SerializationError as exc:
         raise _name_the_culprit({"key": notification, "context key": context}, content_type, exc) from exc
 
@@ -415,7 +418,7 @@ def encode_item(item: Any, content_type: str) -> msgspec.Raw:
     try:
         return msgspec.Raw(encoder.encode(item))
     except (TypeError, ValueError, OverflowError, RecursionError) as exc:
-        raise SerializationError(f"an item cannot be written as {content_type}: {exc}") from exc
+        raise SerializationError(f"an item cannot be written as {content_type}: {exc}{_PLAIN}") from exc
 
 
 encode_dead_letter: Callable[[DeadLetter], bytes] = _json_encoder.encode

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import glob
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -18,6 +19,8 @@ from msgbus.message import AT_MOST_ONCE, POLICIES
 if TYPE_CHECKING:
     from msgbus.url import TransportHost, TransportURL
 
+LOG = logging.getLogger(__name__)
+
 CORE_OPTS: list[cfg.Opt] = [
     cfg.StrOpt(
         "rpc_backend", default="zmq", help="The driver: kombu (or rabbit), qpid, zmq, fake, or a plug-in's name."
@@ -25,6 +28,7 @@ CORE_OPTS: list[cfg.Opt] = [
     cfg.StrOpt(
         "transport_url",
         secret=True,
+        sample_default="rabbit://guest:guest@localhost:5672/",
         help="Driver, hosts and options in one: rabbit://user:password@host:5672/vhost?option=value. It wins over "
         "rpc_backend.",
     ),
@@ -143,28 +147,48 @@ def connection_opts(old_names: dict[str, tuple[str, ...]], defaults: dict[str, A
 
 
 def hosts_of(options: SimpleNamespace, url: TransportURL) -> tuple[TransportHost, ...]:
-    """The hosts of the URL, else of `connection_opts`; one without a user gets that of the options.
+    """The hosts of the URL, else of `connection_opts`; what one lacks, port, user or password, is of the options.
 
     Raises:
-        InvalidTransportURL: a host of the options is none.
+        ConfigurationError: a host of the options is none, or there is none.
     """
-    from msgbus.url import parse_host
-
-    found = url.hosts or tuple(parse_host(text, "option hosts") for text in options.hosts)
+    found = url.hosts or tuple(map(_host, options.hosts))
+    if not found:
+        raise ConfigurationError("the option hosts is empty: it names the hosts of the message system")
     return tuple(
         replace(
             host,
-            port=host.port or (None if url.hosts else options.port),
+            port=options.port if host.port is None else host.port,
             username=options.username if host.username is None else host.username,
-            password=options.password if host.username is None else host.password,
+            password=options.password if host.password is None else host.password,
         )
         for host in found
     )
 
 
-def register(conf: cfg.ConfigOpts) -> None:
-    """Register the core's options on `conf`. May be called again."""
-    conf.register_opts(CORE_OPTS)
+def _host(text: str) -> TransportHost:
+    from msgbus.exceptions import InvalidTransportURL
+    from msgbus.url import parse_host
+
+    if "@" in text:  # The rest is not shown: it may hold a password.
+        raise ConfigurationError("the option hosts holds an @: users have the options username and password")
+    try:
+        return parse_host(text, text)
+    except InvalidTransportURL as exc:
+        raise ConfigurationError(f"the option hosts: {exc}") from None
+
+
+def register(conf: cfg.ConfigOpts, opts: Sequence[cfg.Opt] = CORE_OPTS) -> None:
+    """Register options, the core's, on `conf`. May be called again.
+
+    Where somebody has registered an option of that name already (oslo.messaging, or the service itself), that one
+    counts, with its own default.
+    """
+    for opt in opts:
+        try:
+            conf.register_opt(opt)
+        except cfg.DuplicateOptError:
+            LOG.debug("somebody else has registered the option %s: theirs counts", opt.dest)
 
 
 def list_opts() -> list[tuple[str | None, list[cfg.Opt]]]:
@@ -191,7 +215,8 @@ def read_driver_options(
     by_name = {opt.dest: opt for opt in opts}
     in_files = {name for opt in opts for name in (opt.dest, opt.name)}
     in_files |= {old.name for opt in opts for old in opt.deprecated_opts if old.name and old.group in (None, group)}
-    _refuse_unknown(names_in_files(conf, group), in_files, f"group [{group}] of the configuration")
+    for name, path in names_in_files(conf, group).items():
+        _refuse_unknown([name], in_files, f"group [{group}] of {path}")
     if misplaced := sorted(set(url.query).intersection(CONNECTION_NAMES).intersection(by_name)):
         # The URL is not shown: what is misplaced may be the password.
         raise ConfigurationError(
@@ -201,24 +226,33 @@ def read_driver_options(
     _refuse_unknown(url.query, by_name, f"the transport URL {url}")
     values = SimpleNamespace()
     for name, opt in by_name.items():
-        try:
-            value: Any = opt.type(url.query[name]) if name in url.query else conf[group][name]
-        except (ValueError, cfg.ConfigFileValueError) as exc:
-            raise ConfigurationError(f"option {name} of [{group}] or of the transport URL: {exc}") from exc
-        setattr(values, name, value)
+        setattr(values, name, _read(conf, group, opt, url))
     return values
 
 
-def names_in_files(conf: cfg.ConfigOpts, group: str) -> set[str]:
-    """The names that stand in a group of the configuration files, whether they are options or not."""
-    names: set[str] = set()
+def _read(conf: cfg.ConfigOpts, group: str, opt: cfg.Opt, url: TransportURL) -> Any:
+    try:
+        return opt.type(url.query[opt.dest]) if opt.dest in url.query else conf[group][opt.dest]
+    except (ValueError, RecursionError, cfg.Error) as exc:
+        # A dollar sign begins the name of another option: the text of the error may hold a part of the password.
+        why = "it cannot be read" if opt.secret else str(exc)
+        hint = " (a dollar sign in a value is written twice)" if not isinstance(exc, ValueError) or opt.secret else ""
+        raise ConfigurationError(f"option {opt.dest} of [{group}] or of the transport URL: {why}{hint}") from None
+
+
+def names_in_files(conf: cfg.ConfigOpts, group: str) -> dict[str, str]:
+    """The names that stand in a group of the configuration files, whether they are options or not, and in which."""
+    names: dict[str, str] = {}
     paths = list(getattr(conf, "config_file", None) or ())
     for folder in getattr(conf, "config_dir", None) or ():
         paths += sorted(glob.glob(os.path.join(folder, "*.conf")))
     for path in paths:
         sections: dict[str, dict[str, list[str]]] = {}
-        cfg.ConfigParser(path, sections).parse()
-        names.update(sections.get(group, ()))
+        try:
+            cfg.ConfigParser(path, sections).parse()
+        except OSError as exc:  # It has been read; since then the process may have changed its folder or its user.
+            LOG.debug("%s cannot be looked at for wrong names: %s", path, exc)
+        names.update(dict.fromkeys(sections.get(group, ()), path))
     return names
 
 

@@ -28,6 +28,7 @@ from msgbus.dispatcher import ExpectedException, RPCDispatcher
 from msgbus.drivers.base import Address, Capability, Delivery, Message
 from msgbus.exceptions import (
     InvalidTarget,
+    MessageDeliveryFailure,
     MessageTooLarge,
     MessageUndeliverable,
     MessagingException,
@@ -46,9 +47,6 @@ KNOWN_REQUESTS = 10_000
 """How many requests a server remembers, in order not to run one a second time."""
 RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0)
 """Seconds before a cast that raised is run again: the first, second, third time; then always the last."""
-
-_NOBODY_ELSE_CAN = (InvalidTarget, MessageTooLarge, MessageUndeliverable)
-"""Why an answer was not delivered, if another server would fare no better: to run the request again is of no use."""
 
 OnDeadLetter = Callable[[DeadLetter], None]
 
@@ -134,6 +132,7 @@ class Processor:
         self._unfinished: set[object] = set()
         self._finished = threading.Condition()
         self._waiting = False
+        self._here = threading.local()  # what each thread runs
 
     # What is unfinished
 
@@ -149,17 +148,18 @@ class Processor:
                 self._finished.notify_all()
 
     def wait(self, timeout: float | None) -> int:
-        """Wait until nothing is unfinished; returns how much is after `timeout` seconds."""
+        """Wait until nothing is unfinished but what calls this; returns how much is after `timeout` seconds."""
         end = None if timeout is None else time.monotonic() + timeout
+        own = {getattr(self._here, "work", None)}
         with self._finished:
             self._waiting = True
             # Without its transport nothing can be finished any more; that it closes is looked at now and then.
-            while self._unfinished and not self._transport.closed:
+            while self._unfinished - own and not self._transport.closed:
                 left = 1.0 if end is None else min(1.0, end - time.monotonic())
                 if left <= 0:
                     break
                 self._finished.wait(left)
-        return len(self._unfinished)
+        return len(self._unfinished - own)
 
     # One delivery
 
@@ -182,7 +182,11 @@ class Processor:
             if not self._known.wait(request.unique_id, work):
                 work.accept()
             return
-        self._run(Work(work, request, None if left is None else time.monotonic() + left, at_least_once))
+        self._here.work = Work(work, request, None if left is None else time.monotonic() + left, at_least_once)
+        try:
+            self._run(self._here.work)
+        finally:
+            self._here.work = None
 
     def _read(self, delivery: Delivery) -> Request | None:
         message = delivery.message
@@ -214,7 +218,7 @@ class Processor:
                 durable=work.at_least_once,
                 grace=self._grace,
                 deadline=work.deadline,
-                on_end=lambda error: self._settle(work, done=error is None or isinstance(error, _NOBODY_ELSE_CAN)),
+                on_end=lambda error: self._settle(work, done=error is None or _nobody_else_can(error)),
             )
         if not work.at_least_once:
             if delivery.redelivered:
@@ -425,6 +429,12 @@ def time_left(request: Request, delivery: Delivery) -> float | None:
         return hints.ttl - here
     queued = max(0.0, time.time() - here - hints.at)
     return max(hints.ttl - queued, min(hints.ttl, 1.0)) - here
+
+
+def _nobody_else_can(error: BaseException) -> bool:
+    """Whether an answer could not be delivered for a reason that another server, running it again, would meet too."""
+    hopeless = isinstance(error, InvalidTarget | MessageTooLarge | MessageUndeliverable)
+    return hopeless or type(error) is MessageDeliveryFailure  # it cannot be written for this message system
 
 
 def _end_of_stream(work: Work) -> float | None:

@@ -57,6 +57,7 @@ class Pending:
         "_last_sign",
         "_monitor",
         "_repeatable",
+        "_silent_since",
         "_uncertain_since",
         "address",
         "began",
@@ -99,13 +100,14 @@ class Pending:
         self._repeatable = repeatable
         self._monitor = monitor
         self._last_sign = now
+        self._silent_since = now  # as far as this side could have heard anything
         self._uncertain_since: float | None = None
         self._allowed_modules = allowed_modules
 
     @property
     def describe(self) -> str:
-        """Which method of which target: the beginning of every error's text."""
-        return f"{self.method!r} on {self.address}"
+        """Which method of which target, and the id that is in the logs: the beginning of every error's text."""
+        return f"{self.method!r} on {self.address}, call {self.id}"
 
     def on_sent(self, error: BaseException | None, now: float) -> None:
         """Take in how the sending of the request ended."""
@@ -125,7 +127,7 @@ class Pending:
                 self._uncertain_since = now
                 self.wake()
             return
-        self._last_sign = now
+        self._last_sign = self._silent_since = now
         if reply.inbox is not None and reply.inbox != self.server_inbox:
             if self.server_inbox is None:
                 self.server_inbox = reply.inbox
@@ -149,25 +151,29 @@ class Pending:
         """The time at which `verdict` may change without anything having come."""
         times = [self.deadline]
         if self.server_inbox is not None:
-            times.append(self._last_sign + LOST_AFTER)
+            times.append(self._silent_since + LOST_AFTER)
         elif self._monitor is not None:
             times.append(self._last_sign + self._monitor)
         if self._uncertain_since is not None:
             times.append(self._uncertain_since + self._grace)
         return min(times)
 
-    def verdict(self, now: float) -> Exception | None:
-        """Why there is nothing more to wait for, or None."""
+    def verdict(self, now: float, up_since: float | None = 0.0) -> Exception | None:
+        """Why there is nothing more to wait for, or None.
+
+        `up_since` is since when this side can hear anything; None while it cannot.
+        """
+        self._silent_since = now if up_since is None else max(self._silent_since, up_since)
         if self.send_error is not None:
             if isinstance(self.send_error, MessagingException):
                 return self.send_error
             return MessageDeliveryFailure(f"{self.describe}: {self.send_error}")
-        if self.server_inbox is not None and now >= self._last_sign + LOST_AFTER:
+        if self.server_inbox is not None and now >= self._silent_since + LOST_AFTER:
             if not self._repeatable:
                 return self._server_lost(now)
             # The message system gives the request to another server, to which the call will be bound.
             self.server_inbox = None
-            self._last_sign = now
+            self._last_sign = self._silent_since = now
         if self._uncertain_since is not None and now >= self._uncertain_since + self._grace:
             return OutcomeUnknown(
                 f"{self.describe}: it may or may not have run. A server or connection was lost at a moment when the "

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
+ID_LENGTH = 32
+"""Characters of the ids of msgbus and of oslo.messaging."""
 STARTED_AFTER = 0.2
 """Seconds that a call runs before its client is told that it does: most are done by then."""
 
@@ -99,11 +101,11 @@ class Running:
         end = now + max(self._grace, 1.0)  # An answer needs a moment in any case.
         if self._deadline is not None:
             end = max(end, self._deadline)
-        # It begins with the id of the call: whoever looks for that in a log finds its answers too.
+        # It begins with the id of the call: whoever looks for that in a log finds its answers too. (Somebody else's id
+        # may be of any length, and message systems have limits.)
         self._frames += 1
-        message = Message(
-            body, self._content_type, f"{reply.call_id}.{self._frames}.{reply.kind}", end - now, self._durable
-        )
+        message_id = f"{reply.call_id[:ID_LENGTH]}.{self._frames}.{reply.kind}"
+        message = Message(body, self._content_type, message_id, end - now, self._durable)
         self._transport.send_until(
             end,
             self._address,
@@ -136,6 +138,10 @@ class Running:
 
     def _answer(self, reply: Reply) -> None:
         self.answered = True
+        if self.cancelled:  # The client has stopped waiting, and may be gone.
+            LOG.debug("the answer to call %s is not sent: its client has cancelled it", reply.call_id)
+            self._on_end(None)
+            return
         self.send(reply, self._on_answered)
 
     def _on_answered(self, error: BaseException | None) -> None:
@@ -172,6 +178,7 @@ class Running:
             self._content_type,
             self.request.window or 1,
             str(self._address),
+            lambda: self._transport.driver.up_since,
         )
         self._stream = sender
         if self.cancelled:  # It came before there was a stream to tell.

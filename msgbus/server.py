@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from msgbus.dispatcher import RPCAccessPolicyBase, RPCDispatcher
-from msgbus.drivers.base import Address, Delivery, Message, Sent, Subscription
+from msgbus.drivers.base import Address, Capability, Delivery, Depth, Message, Sent, Subscription
 from msgbus.exceptions import InvalidTarget, MessagingException, SerializationError
 from msgbus.executor import Executor
 from msgbus.message import AT_LEAST_ONCE, PING_NAMESPACE, decode_request
@@ -129,33 +129,51 @@ class RPCServer:
 
         Raises:
             TransportUnavailable: it could not be reached in that time.
+            CallCancelled: the server was stopped, or its transport closed, meanwhile.
             MessagingException: it refuses, for example for want of rights.
         """
+        if self._subscription is not None and self._subscription.ready.done():
+            return
+        conf, transport = self.transport.conf, self.transport
+        end = time.monotonic() + (conf.rpc_response_timeout if timeout is None else timeout)
+        transport.inbox(end)
         with self._state:
-            if self._subscription is not None:
-                return
-            self._stopping = False
-            conf, transport = self.transport.conf, self.transport
-            end = time.monotonic() + (conf.rpc_response_timeout if timeout is None else timeout)
-            transport.inbox(end)
-            self._executor = Executor(
-                conf.executor_thread_pool_size,
-                self._processor.process,
-                f"msgbus-{self.target.topic}",
-                transport.timer.call_later,
-            )
-            # The deliveries hold a thread each; the executor may queue those for which there is none.
-            subscription = transport.driver.subscribe(
-                self._addresses, self._executor.submit, prefetch=conf.rpc_prefetch
-            )
-            try:
-                wait_for(subscription.ready, end, f"{self.target} cannot listen on", transport.driver)
-            except BaseException:
-                subscription.close()
-                self._executor.close(0)
-                raise
-            self._subscription = subscription
+            if self._subscription is None or self._executor is None:
+                self._stopping = False
+                self._executor = Executor(
+                    conf.executor_thread_pool_size,
+                    self._processor.process,
+                    f"msgbus-{self.target.topic}",
+                    transport.timer.call_later,
+                )
+                # The deliveries hold a thread each; the executor may queue those for which there is none.
+                self._subscription = transport.driver.subscribe(
+                    self._addresses, self._executor.submit, prefetch=conf.rpc_prefetch
+                )
+            subscription, executor = self._subscription, self._executor
+        try:  # Without the lock: `stop` and `wait` may put an end to it.
+            wait_for(subscription.ready, end, f"{self.target} cannot listen on", transport.driver)
+        except BaseException:
+            subscription.close()
+            executor.close(0)
+            with self._state:
+                if self._subscription is subscription:
+                    self._subscription = self._executor = None
+            raise
+        self._warn_of_namesake()
         LOG.info("server %s of topic %s serves on %s", self.target.server, self.target.topic, transport.driver.state)
+
+    def _warn_of_namesake(self) -> None:
+        """Say so in the log if another server has the same name. Nobody waits for that."""
+        named = [address for address in self._addresses if address.kind == "server"]
+        if not named or Capability.INSPECT not in self.transport.driver.capabilities:
+            return
+
+        def look(found: Future[Depth]) -> None:
+            if found.exception() is None and found.result().consumers > 1:
+                LOG.warning("%s: another server has this name; a request for it goes to either of them", self.target)
+
+        self.transport.driver.inspect(named[0]).add_done_callback(look)
 
     def stop(self) -> None:
         """Take no new requests, and give back those that no thread has begun. What runs goes on: see `wait`."""
@@ -169,7 +187,7 @@ class RPCServer:
             try:
                 self._subscription.stop().result(STOP_TIMEOUT)
             except (MessagingException, TimeoutError) as exc:
-                LOG.warning("%s: the message system did not say that it delivers no more: %s", self.target, exc)
+                LOG.warning("%s: the message system did not say that it delivers no more: %r", self.target, exc)
             for work in self._executor.take_backlog():
                 if isinstance(work, Work):
                     self._processor.again(work)
@@ -178,6 +196,8 @@ class RPCServer:
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait until what runs has finished and is answered, then let go of the message system.
+
+        A method that the server runs may call it: its own end is not waited for.
 
         Args:
             timeout: seconds; None means as long as it takes.
@@ -196,7 +216,7 @@ class RPCServer:
             try:
                 self._subscription.close().result(STOP_TIMEOUT)
             except (MessagingException, TimeoutError) as exc:
-                LOG.warning("%s: the message system did not take its leave: %s", self.target, exc)
+                LOG.warning("%s: the message system did not take its leave: %r", self.target, exc)
             self._subscription = self._executor = None
         if abandoned:
             LOG.warning("%s: %d requests were abandoned after %s s", self.target, abandoned, timeout)

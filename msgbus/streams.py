@@ -189,9 +189,21 @@ class StreamSender:
     """
 
     def __init__(
-        self, send: SendFrame, on_end: OnOutcome, call_id: str, content_type: str, window: int, client: str
+        self,
+        send: SendFrame,
+        on_end: OnOutcome,
+        call_id: str,
+        content_type: str,
+        window: int,
+        client: str,
+        up_since: Callable[[], float | None] = lambda: 0.0,
     ) -> None:
-        """`on_end` is called once: when the last frame has been handed over, or could not be."""
+        """Make one that has not begun.
+
+        `on_end` is called once: when the last frame has been handed over, or could not be. `up_since` says since when
+        this side can hear its client.
+        """
+        self._up_since = up_since
         self._send = send
         self._call_id = call_id
         self._content_type = content_type
@@ -243,7 +255,10 @@ class StreamSender:
         """Wait for credit. False: the client wants no more, or is gone."""
         with self._changed:
             while self._stopped is None:
-                silent = time.monotonic() - self._heard
+                now = time.monotonic()
+                up_since = self._up_since()
+                self._heard = now if up_since is None else max(self._heard, up_since)
+                silent = now - self._heard
                 if silent >= LOST_AFTER:
                     self._stopped = f"the client at {self._client} has been silent for {silent:.0f} s"
                 elif self._credit > 0 and self._buffered < BUFFERED_BYTES:

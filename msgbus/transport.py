@@ -94,7 +94,7 @@ def load_driver_class(name: str) -> type[Driver]:
 
 
 def get_rpc_transport(
-    conf: cfg.ConfigOpts, url: str | None = None, allowed_remote_exmods: Sequence[str] | None = None
+    conf: cfg.ConfigOpts, url: str | TransportURL | None = None, allowed_remote_exmods: Sequence[str] | None = None
 ) -> Transport:
     """Make a transport. Nothing is connected yet.
 
@@ -108,11 +108,14 @@ def get_rpc_transport(
         InvalidTransportURL: the URL cannot be read.
         DriverLoadFailure: the driver is unknown or cannot be loaded.
         ConfigurationError: an option of the driver has a wrong name or value.
+        TypeError: `conf` is no configuration.
     """
     from msgbus import options
 
+    if not hasattr(conf, "register_opts"):
+        raise TypeError(f"the first argument is an oslo.config ConfigOpts, not {type(conf).__name__}; the URL follows")
     options.register(conf)
-    parsed = TransportURL.parse(conf, url)
+    parsed = url if isinstance(url, TransportURL) else TransportURL.parse(conf, url)
     cls = load_driver_class(parsed.transport)
     return Transport(conf, parsed, cls(conf, parsed), allowed_remote_exmods)
 
@@ -182,7 +185,7 @@ class Transport:
                     self._inbox = self.driver.open_inbox(self._on_delivery)
                 inbox = self._inbox
         try:
-            wait_for(inbox.ready, deadline, "an inbox for replies could not be opened on", self.driver)
+            wait_for(inbox.ready, deadline, "cannot reach", self.driver)
         except MessagingException:
             if inbox.ready.done():  # It was refused; what was wrong may have been put right by the next time.
                 self._inbox = None

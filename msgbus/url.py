@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
-from msgbus.exceptions import InvalidTransportURL
+from msgbus.exceptions import ConfigurationError, InvalidTransportURL
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -71,9 +71,12 @@ class TransportURL:
 
         Raises:
             InvalidTransportURL: no scheme, a port that is none, a host name that is none; the text says which.
+            ConfigurationError: neither ``transport_url`` nor ``rpc_backend`` says anything.
         """
         if url is None:
             url = conf.transport_url or f"{backend_name(conf.rpc_backend)}://"
+            if url == "://":
+                raise ConfigurationError("the option rpc_backend is empty: it names the driver, for example kombu")
         if not isinstance(url, str):
             raise InvalidTransportURL(repr(url), f"a transport URL is a string, not {type(url).__name__}")
         match = _SCHEME.fullmatch(url)

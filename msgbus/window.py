@@ -14,6 +14,11 @@ class SendWindow:
         self._waiting = 0
         self._freed = threading.Condition()
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is unfinished."""
+        return len(self._places) == self.size
+
     def acquire(self, timeout: float) -> bool:
         """Take a place; wait up to `timeout` seconds for one. Returns whether there was one."""
         if self._take():

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import pathlib
+import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from oslo_config import cfg
 
 import msgbus
+from msgbus import options
 from msgbus.cli.app import COMMANDS, cli
-from msgbus.cli.errors import Code, code_of, line_of
+from msgbus.cli.errors import Code, code_of, details_of, json_line, line_of
 from msgbus.failures import rebuild_failure, serialize_failure
+from tests.terminal import Terminal
 
 FAKE = "fake://test-cli"
+MSGBUS = str(pathlib.Path(sys.executable).parent / "msgbus")
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +39,14 @@ def _path() -> Iterator[None]:
     before = list(sys.path)
     yield
     sys.path[:] = before
+
+
+@pytest.fixture(autouse=True)
+def _log_level() -> Iterator[None]:
+    """Commands set the level of the root logger."""
+    before = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(before)
 
 
 def run(*args: str) -> Result:
@@ -67,6 +84,24 @@ def test_help_of_each_command_has_an_example(name: str) -> None:
     assert "--log-level" in result.stdout
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_each_command_tells_of_json(name: str) -> None:
+    """Each command can talk to programs; a shell's script is for none."""
+    assert ("--json" in run(name, "--help").stdout) == (name != "completion")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("args", [("--log-level", "info"), ("--log-level", "INFO")])
+def test_log_level_stands_before_or_after_the_command(name: str, args: tuple[str, ...]) -> None:
+    """Every command takes it in both places, and what stands last counts."""
+    # Most commands end then, as something is missing: the level is set before that.
+    root = logging.getLogger()
+    for words in ([*args, name], [name, *args], ["--debug", name, *args]):
+        root.setLevel(logging.NOTSET)
+        run(*words, *(["--url", "nonsense"] if name == "demo" else []))
+        assert root.level == logging.INFO, words
+
+
 def test_command_without_arguments_shows_the_help_and_fails() -> None:
     """That a script lost its arguments is not taken for success."""
     result = run()
@@ -89,6 +124,12 @@ def imported(*args: str) -> set[str]:
 def test_help_is_quick() -> None:
     """Neither a message system's library nor the one that prints tables is imported for it."""
     assert not {"kombu", "amqp", "zmq", "rich", "stevedore"} & imported("--help")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_is_quick(name: str) -> None:
+    """As that of all."""
+    assert not {"kombu", "amqp", "zmq", "rich", "stevedore", "oslo_config.generator"} & imported(name, "--help")
 
 
 # Usage
@@ -331,6 +372,7 @@ def test_ping_of_nobody_is_exit_code_3() -> None:
         (msgbus.TransportUnavailable("x"), 5),
         (msgbus.TransportBlocked("x"), 5),
         (msgbus.TransportUnavailable("x", maybe_delivered=True), 6),
+        (msgbus.TransportBlocked("x", maybe_delivered=True), 6),
         (msgbus.OutcomeUnknown("x"), 6),
     ],
 )
@@ -346,6 +388,315 @@ def test_error_is_one_line() -> None:
     """However many lines its text has."""
     assert line_of(RuntimeError("a\n  b\tc")) == "RuntimeError: a b c"
     assert line_of(msgbus.RemoteError("X", "a\nb", ["Traceback\n", "more\n"])) == "the server raised X: a b"
+
+
+def test_json_error_is_one_line_of_json() -> None:
+    """With --json a program can read what is on stderr: the class, the text, the exit code, and what it carries."""
+    line = fails(run("call", "cli-nobody", "echo", "--url", FAKE, "--json"), Code.NO_SERVER)
+    found = json.loads(line)
+    assert "cli-nobody" in found.pop("message")
+    assert found == {"error": "MessageUndeliverable", "exit_code": 3, "remote": False}
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("own", {"error": "RemoteError", "exc_type": "Own", "value": "first\nlast"}),
+        ("eof", {"error": "EOFError"}),
+    ],
+)
+def test_json_error_of_the_server(kind: str, expected: dict[str, Any]) -> None:
+    """It says that the server raised it, and what."""
+    found = json.loads(fails(run("call", "cli", "fail", f"kind={kind}", "--url", FAKE, "--json"), Code.REMOTE))
+    assert found.pop("message").endswith(": first last")
+    assert found == {**expected, "exit_code": 1, "remote": True}
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "completion"])
+def test_json_error_of_wrong_usage(name: str) -> None:
+    """Also where the command line is so wrong that nothing else of it can be read."""
+    found = json.loads(fails(run(name, "--json", "--nonsense"), Code.USAGE))
+    assert "--nonsense" in found.pop("message")
+    assert found == {"error": "NoSuchOption", "exit_code": 2}
+
+
+def test_json_error_has_the_traceback_with_debug() -> None:
+    """In the same line: nothing but the log is on stderr besides."""
+    result = run("call", "cli-nobody", "echo", "--url", FAKE, "--json", "--debug")
+    found = json.loads(result.stderr.splitlines()[-1])
+    assert found["traceback"].startswith("Traceback")
+    assert "Traceback" not in "".join(result.stderr.splitlines()[:-1])
+
+
+def test_json_error_can_carry_anything() -> None:
+    """Text that is no UTF-8, and values that JSON does not have."""
+    error = msgbus.RemoteError("X", [b"\xff", "\udcff", float("nan")])
+    assert json.loads(json_line(details_of(error)))["exc_type"] == "X"
+
+
+# Terminals
+
+
+@pytest.fixture
+def own_process(tmp_path: pathlib.Path) -> list[str]:
+    """The command in a process of its own that has a server on the fake message system."""
+    (tmp_path / "with_server.py").write_text(
+        "import msgbus\n"
+        "from msgbus.cli import main\n"
+        "from msgbus.cli.options import load_configuration\n"
+        "class Endpoint:\n"
+        "    def echo(self, _ctxt, **arguments):\n"
+        "        return arguments\n"
+        "    def count(self, _ctxt):\n"
+        "        yield {'n': 1}\n"
+        "        yield 2\n"
+        f"transport = msgbus.get_rpc_transport(load_configuration(()), {FAKE!r})\n"
+        "target = msgbus.Target(topic='cli', server='one')\n"
+        "server = msgbus.get_rpc_server(transport, target, [Endpoint()])\n"
+        "server.start()\n"
+        "main()\n"
+    )
+    return [sys.executable, str(tmp_path / "with_server.py")]
+
+
+def test_result_is_laid_out_on_a_terminal(own_process: list[str]) -> None:
+    """For people: on lines of its own, and coloured. With --json, and into a pipe, it is one plain line."""
+    call = [*own_process, "call", "cli", "echo", 'a=[1, "\\u001b[31mred"]', "--url", FAKE]
+    with Terminal(call, os.environ) as terminal:
+        assert terminal.finish() == 0
+    assert terminal.screen == ["{", '  "a": [', "    1,", '    "\\u001b[31mred"', "  ]", "}"]
+    assert "\x1b[" in terminal.raw
+    assert "\x1b[31m" not in terminal.raw
+    line = '{"a":[1,"\\u001b[31mred"]}'
+    with Terminal([*call, "--json"], os.environ) as terminal:
+        assert terminal.finish() == 0
+    assert terminal.raw == f"{line}\r\n"
+    found = subprocess.run(call, env={**os.environ, "FORCE_COLOR": "1"}, capture_output=True, text=True, check=True)
+    assert found.stdout == f"{line}\n"
+
+
+def test_items_are_laid_out_on_a_terminal(own_process: list[str]) -> None:
+    """As results are."""
+    multicall = [*own_process, "multicall", "cli", "count", "--url", FAKE]
+    with Terminal(multicall, os.environ) as terminal:
+        assert terminal.finish() == 0
+    assert terminal.screen == ["{", '  "n": 1', "}", "2"]
+    with Terminal([*multicall, "--json"], os.environ) as terminal:
+        assert terminal.finish() == 0
+    assert terminal.raw == '{"n":1}\r\n2\r\n'
+
+
+def test_progress_is_shown_after_two_seconds_and_vanishes() -> None:
+    """On stderr, a terminal. It leaves nothing but the error, and the log lines that came meanwhile."""
+    ping = [MSGBUS, "ping", "cli-nobody", "--url", FAKE, "--timeout", "2.8"]
+    with Terminal(ping, os.environ, subprocess.PIPE) as terminal:
+        terminal.wait_for("gathering answers (2 s)")
+        assert terminal.finish() == Code.NO_SERVER
+        assert terminal.process.stdout is not None
+        assert terminal.process.stdout.read() == b""
+        terminal.process.stdout.close()
+    assert terminal.screen == ["msgbus ping: no server of topic cli-nobody answered within 2.8 s"]
+    assert "\x1b[?25l" not in terminal.raw, "a process that is killed would leave the cursor hidden"
+
+
+def test_no_progress_for_what_is_quick_or_with_json_or_without_a_terminal() -> None:
+    """Less than two seconds are nothing to talk about, and programs want none of it."""
+    ping = [MSGBUS, "ping", "cli-nobody", "--url", FAKE, "--timeout"]
+    for words in ([*ping, "1"], [*ping, "2.8", "--json"]):
+        with Terminal(words, os.environ) as terminal:
+            terminal.finish()
+        assert "gathering" not in terminal.raw
+        assert terminal.raw.count("\n") == 1
+    env = {**os.environ, "FORCE_COLOR": "1"}
+    found = subprocess.run([*ping, "2.8"], env=env, capture_output=True, text=True, check=False)
+    assert found.stderr == "msgbus ping: no server of topic cli-nobody answered within 2.8 s\n"
+
+
+def test_log_lines_stay_above_the_progress() -> None:
+    """What is logged while progress is shown is whole, on lines of its own."""
+    code = (
+        "import logging, threading\n"
+        "from msgbus.cli import main\n"
+        "threading.Timer(2.7, lambda: logging.warning('in between')).start()\n"
+        "main()"
+    )
+    ping = [sys.executable, "-c", code, "ping", "cli-nobody", "--url", FAKE, "--timeout", "3.2"]
+    with Terminal(ping, os.environ) as terminal:
+        terminal.wait_for("gathering")
+        assert terminal.finish() == Code.NO_SERVER
+    logged, error = terminal.screen
+    assert logged.endswith(" WARNING root: in between")
+    assert logged[:2] == "20"
+    assert error.startswith("msgbus ping: ")
+
+
+def test_ctrl_c_takes_the_progress_away() -> None:
+    """The line is empty, for the shell's prompt."""
+    with Terminal([MSGBUS, "ping", "cli-nobody", "--url", FAKE, "--timeout", "30"], os.environ) as terminal:
+        terminal.wait_for("gathering")
+        assert terminal.finish(signal.SIGINT) == 128 + signal.SIGINT
+    assert terminal.screen == []
+
+
+def test_reader_who_goes_away_ends_tables_and_stories_too() -> None:
+    """As it ends what is printed as JSON: with the exit code of SIGPIPE, and no word on stderr."""
+    for name in ("drivers", "demo", "config"):
+        read, write = os.pipe()
+        os.close(read)
+        process = subprocess.run([MSGBUS, name], stdout=write, stderr=subprocess.PIPE, check=False)
+        os.close(write)
+        assert (process.returncode, process.stderr) == (128 + signal.SIGPIPE, b""), name
+
+
+# config
+
+
+def loaded(path: pathlib.Path) -> cfg.ConfigOpts:
+    """A configuration of that file, with all options."""
+    conf = cfg.ConfigOpts()
+    conf([], default_config_files=[str(path)], default_config_dirs=[])
+    for group, opts in options.list_opts():
+        conf.register_opts(opts, group=group)
+    return conf
+
+
+def test_config_prints_every_option_as_a_comment() -> None:
+    """Of the core and of each driver, with its help; lines are no longer than people read."""
+    sample = run("config").stdout
+    for group, opts in options.list_opts():
+        section = sample.partition(f"[{group or 'DEFAULT'}]\n")[2].partition("\n[")[0]
+        for opt in opts:
+            assert f"\n#{opt.dest} =" in section
+            assert f"\n# {(opt.help or '?').split()[0]} " in section
+    assert max(map(len, sample.splitlines())) <= 120
+    assert not [line for line in sample.splitlines() if line and line[0] not in "#["]
+
+
+def test_config_can_be_loaded_as_it_is_and_uncommented(tmp_path: pathlib.Path) -> None:
+    """The file is accepted by oslo.config and by the command; what it names is the default, or a sample of a value."""
+    path = tmp_path / "msgbus.conf"
+    assert run("config", "--output-file", str(path)).output == ""
+    assert "nobody" in fails(run("call", "t", "m", "--config-file", str(path), "--url", FAKE), Code.NO_SERVER)
+    as_it_is = loaded(path)
+    # <None> stands for an option that has no default.
+    lines = path.read_text().splitlines()
+    active = [line[1:] if " = " in line and line[1:2].isalpha() and "<None>" not in line else line for line in lines]
+    path.write_text("\n".join(active))
+    uncommented = loaded(path)
+    assert sum(line[:1].isalpha() for line in active) > 20
+    for group, opts in options.list_opts():
+        for opt in opts:
+            values = [(conf[group] if group else conf)[opt.dest] for conf in (as_it_is, uncommented)]
+            assert values[1] == (values[0] if opt.sample_default is None else opt.sample_default), opt.dest
+
+
+def test_config_overwrites_only_when_told(tmp_path: pathlib.Path) -> None:
+    """An operator's file is not lost to a slip."""
+    path = tmp_path / "msgbus.conf"
+    path.write_text("mine")
+    assert "--force" in fails(run("config", "--output-file", str(path)), Code.USAGE)
+    assert path.read_text() == "mine"
+    assert run("config", "--output-file", str(path), "--force").exit_code == 0
+    assert path.read_text() == run("config").stdout
+    line = fails(run("config", "--output-file", str(tmp_path / "no" / "file")), Code.USAGE)
+    assert "No such file or directory" in line
+
+
+def test_config_as_json_has_what_a_program_needs() -> None:
+    """One line for each option: group, name, type, default, choices, limits, help, old names."""
+    found = {
+        (option["group"], option["name"]): option
+        for option in map(json.loads, run("config", "--json").stdout.splitlines())
+    }
+    assert len(found) == sum(len(opts) for _, opts in options.list_opts())
+    timeout = found["DEFAULT", "rpc_response_timeout"]
+    assert (timeout["default"], timeout["min"], timeout["secret"]) == (60.0, 0.001, False)
+    assert timeout["type"] == "floating point value"
+    assert found["DEFAULT", "transport_url"]["secret"]
+    assert found["DEFAULT", "rpc_codec"]["choices"] == ["json", "msgpack"]
+    assert found["DEFAULT", "executor_thread_pool_size"]["old_names"] == [
+        {"group": "DEFAULT", "name": "rpc_thread_pool_size"}
+    ]
+
+
+# completion
+
+
+def completing(words: Sequence[str]) -> dict[str, str]:
+    """What bash tells the command when Tab is pressed behind these words, the last of which has been begun."""
+    return {
+        **os.environ,
+        "_MSGBUS_COMPLETE": "bash_complete",
+        "COMP_WORDS": "\n".join(["msgbus", *words]),
+        "COMP_CWORD": str(len(words)),
+    }
+
+
+def complete(*words: str) -> list[str]:
+    """What it answers."""
+    found = subprocess.run([MSGBUS], env=completing(words), capture_output=True, text=True, check=True)
+    assert found.stderr == ""
+    return [line.partition(",")[2] for line in found.stdout.split()]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([""], list(COMMANDS)),
+        (["ca"], ["call", "cast"]),
+        (["--log-level", "info", "pi"], ["ping"]),
+        (["--log-l"], ["--log-level"]),
+        (["call", "topic", "method", "a=1", "--time"], ["--timeout"]),
+        (["cast", "topic", "method", "--delivery", ""], ["at_most_once", "at_least_once"]),
+        (["ping", "--log-level", "d"], ["debug"]),
+        (["call", "--url", "rab"], ["rabbit://"]),
+        (["completion", ""], ["bash", "zsh", "fish"]),
+        (["call", ""], []),
+        (["nonsense", ""], list(COMMANDS)),
+    ],
+)
+def test_completion_offers(words: list[str], expected: list[str]) -> None:
+    """Commands, options, log levels, policies, beginnings of URLs; nothing where nothing is known."""
+    assert complete(*words) == expected
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_completion_works_in_bash() -> None:
+    """The script that is printed makes a real bash complete by running the command."""
+    script = (
+        'eval "$(msgbus completion bash)"\n'
+        "COMP_WORDS=(msgbus fan) COMP_CWORD=1\n"
+        '"$(complete -p msgbus | grep -o "_msgbus[a-z_]*")" msgbus\n'
+        'echo "${COMPREPLY[@]}"'
+    )
+    env = {**os.environ, "PATH": f"{pathlib.Path(MSGBUS).parent}:{os.environ['PATH']}"}
+    found = subprocess.run(["bash", "-ec", script], env=env, capture_output=True, text=True, check=True)
+    assert (found.stdout, found.stderr) == ("fanout-cast\n", "")
+
+
+@pytest.mark.parametrize(
+    ("shell", "word"), [("bash", "complete -o"), ("zsh", "#compdef msgbus"), ("fish", "complete --")]
+)
+def test_completion_prints_a_script_for_each_shell(shell: str, word: str) -> None:
+    """The help says where to put it."""
+    assert word in run("completion", shell).stdout
+    assert f"  {shell}  " in run("completion", "--help").stdout
+
+
+@pytest.mark.parametrize("words", [["ca"], ["call", "--time"], ["call", "--url", "r"]])
+def test_completion_is_quick(words: list[str]) -> None:
+    """Nothing is imported that is slow, not even the other commands."""
+    code = (
+        "import atexit, sys\nfrom msgbus.cli import main\n"
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\nmain()"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=completing(words), capture_output=True, text=True, check=True
+    )
+    modules = set(found.stderr.split())
+    assert not {"kombu", "zmq", "rich", "stevedore", "oslo_config.generator", "msgbus.cli.serve"} & modules
+    assert "msgbus.cli.verbs" not in modules or words[0] == "call"
 
 
 # drivers

@@ -681,3 +681,10 @@ def test_ping_of_one_that_is_silent() -> None:
     transport.driver.subscribe([Address("fanout", "msgbus", "foo", "h1")], lambda _delivery: None, prefetch=10)
     assert get_rpc_client(transport, TARGET).ping(0.01) == []
     transport.cleanup()
+
+
+def test_a_target_that_is_none() -> None:
+    """A topic alone is no target: the error says how to write it."""
+    topic: Any = "weather"
+    with pytest.raises(TypeError, match=r"Target\(topic='weather'\)"):
+        get_rpc_client(new_transport(), topic)

@@ -369,3 +369,58 @@ def test_what_is_not_found_is_not_remembered() -> None:
         with pytest.raises((NoSuchMethod, AccessDenied)):
             found.find(request(name))
     assert not found._found
+
+
+class Shop:
+    target = Target(version="1.2")
+
+    def order(self, ctxt: Any, item: str) -> str:
+        return item
+
+    def forgetful(self, item: str) -> str:
+        return item
+
+    def _secret(self, ctxt: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("method", "near"), [("ordr", "order"), ("secret", None), ("zzz", None)])
+def test_a_method_that_may_have_been_meant(method: str, near: str | None) -> None:
+    """A typo is answered with the nearest method that may be called, and with no other."""
+    with pytest.raises(NoSuchMethod) as caught:
+        RPCDispatcher([Shop()]).find(Request(method))
+    assert (caught.value.method, caught.value.near) == (method, near)
+
+
+def test_the_error_says_what_there_is() -> None:
+    """A version that is not there is answered with those that are; a namespace that is not there with that."""
+    dispatcher = RPCDispatcher([Shop()])
+    with pytest.raises(UnsupportedVersion, match=r"version 2.0 \(it has 1.2\)"):
+        dispatcher.find(Request("order", version="2.0"))
+    with pytest.raises(UnsupportedVersion, match="No endpoint has the namespace 'admin'"):
+        dispatcher.find(Request("order", namespace="admin"))
+
+
+def test_a_method_without_context() -> None:
+    """Whoever forgot that the context comes first is told so; other arguments that do not fit are not explained so."""
+    dispatcher = RPCDispatcher([Shop()])
+    with pytest.raises(InvalidArguments, match="takes the caller's context first"):
+        dispatcher.dispatch(Request("forgetful", {"item": "tea"}))
+    with pytest.raises(InvalidArguments) as caught:
+        dispatcher.dispatch(Request("order", {"itme": "tea"}))
+    assert "context" not in str(caught.value)
+
+
+def test_a_class_is_no_endpoint() -> None:
+    """Its methods need an object; one whose methods need none serves as it is."""
+
+    class Plain:
+        @staticmethod
+        def order(ctxt: Any) -> str:
+            return "tea"
+
+    with pytest.raises(TypeError, match=r"Shop\(\)"):
+        RPCDispatcher([Shop])
+    with pytest.raises(TypeError, match="list of objects"):
+        RPCDispatcher(Shop())  # type: ignore[arg-type]  # that is the mistake
+    assert RPCDispatcher([Plain]).dispatch(Request("order")) == "tea"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from oslo_config import cfg
 
-from msgbus import ConfigurationError, InvalidTransportURL, TransportURL, options
+from msgbus import ConfigurationError, TransportURL, options
 from msgbus.drivers.fake import FakeDriver
 from msgbus.options import CORE_OPTS, RPC_OPTS, list_opts, read_driver_options
 from tests.support import new_conf
@@ -207,8 +207,13 @@ DEFAULTS = {"hosts": ["localhost"], "port": None, "username": "guest", "password
     [
         ("", "fake://", ["guest:guest@localhost"]),
         ("", "fake://a:1,b", ["guest:guest@a:1", "guest:guest@b"]),
+        ("", "fake://u@a,:p@b", ["u:guest@a", ":p@b"]),
         ("[msgbus_test]\nhosts = a:1,b\nport = 7\nusername = u\npassword = p\n", "fake://", ["u:p@a:1", "u:p@b:7"]),
-        ("[msgbus_test]\nhosts = a\nport = 7\nusername = u\npassword = p\n", "fake://x,y:z@w", ["u:p@x", "y:z@w"]),
+        (
+            "[msgbus_test]\nhosts = a\nport = 7\nusername = u\npassword = p\n",
+            "fake://x,y:z@w:9",
+            ["u:p@x:7", "y:z@w:9"],
+        ),
         ("[DEFAULT]\nold_host = a\nold_port = 7\nold_user = u\n", "fake://", ["u:guest@a:7"]),
         ("[DEFAULT]\nold_hosts = a, [::1]:9\nold_user = u\n", "fake://", ["u:guest@a", "u:guest@[::1]:9"]),
     ],
@@ -223,13 +228,58 @@ def test_hosts_of_a_url_or_of_the_options(text: str, url: str, expected: list[st
     assert [f"{host.username}:{host.password}@{host}" for host in options.hosts_of(values, parsed)] == expected
 
 
-def test_host_of_the_options_that_is_none(tmp_path: pathlib.Path) -> None:
-    """It is an error as in a URL."""
-    conf = config_file(tmp_path, "[msgbus_test]\nhosts = a:b:c\n")
+@pytest.mark.parametrize(
+    ("hosts", "text"),
+    [("a:b:c", "a:b:c"), ("::1", "brackets"), ("", "is empty"), ("u:secret@a", "username and password")],
+)
+def test_hosts_of_the_options_that_are_none(hosts: str, text: str, tmp_path: pathlib.Path) -> None:
+    """It is an error that says what is wrong, and shows no password."""
+    conf = config_file(tmp_path, f"[msgbus_test]\nhosts = {hosts}\n")
     parsed = TransportURL.parse(conf, "fake://")
     values = read_driver_options(conf, "msgbus_test", options.connection_opts({}, DEFAULTS), parsed)
-    with pytest.raises(InvalidTransportURL):
+    with pytest.raises(ConfigurationError, match=text) as caught:
         options.hosts_of(values, parsed)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("[msgbus_test]\npassword = half$WORDPW", "password"),
+        ("[DEFAULT]\nold_hosts = $old_host:$old_port", "hosts"),
+        ("[msgbus_test]\nhosts = $nothing", "hosts"),
+    ],
+)
+def test_dollar_sign_in_a_value(line: str, name: str, tmp_path: pathlib.Path) -> None:
+    """It is an error that names the option and says how to write it, without a part of a password."""
+    opts = options.connection_opts({"hosts": ("old_hosts", "old_host"), "port": ("old_port",)}, DEFAULTS)
+    conf = config_file(tmp_path, f"{line}\n")
+    with pytest.raises(ConfigurationError, match=rf"^option {name} .*twice") as caught:
+        read_driver_options(conf, "msgbus_test", opts, TransportURL("fake"))
+    assert "WORDPW" not in str(caught.value)
+    assert caught.value.__context__ is None or caught.value.__suppress_context__
+
+
+def test_files_that_are_gone_since_they_were_read(tmp_path: pathlib.Path) -> None:
+    """A daemon changes its folder and its user after it has read its configuration: what it has read counts."""
+    conf = config_file(tmp_path, "[msgbus_test]\nretry_delay = 9\n")
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert read(conf=conf).retry_delay == 9
+
+
+def test_option_that_somebody_else_has_registered() -> None:
+    """Theirs counts, with its default: oslo.messaging's transport_url, or a service's own control_exchange."""
+    conf = cfg.ConfigOpts()
+    conf.register_opt(cfg.StrOpt("control_exchange", default="nova", help="nova's own"))
+    options.register(conf)
+    assert (conf.control_exchange, conf.rpc_response_timeout) == ("nova", 60)
+
+
+def test_empty_backend() -> None:
+    """The error names the option."""
+    with pytest.raises(ConfigurationError, match="rpc_backend is empty"):
+        TransportURL.parse(new_conf(rpc_backend=""))
 
 
 def test_old_name_of_another_group_is_refused_in_the_drivers(tmp_path: pathlib.Path) -> None:

@@ -460,3 +460,16 @@ def test_pending_is_abstract() -> None:
     """What a reply means is up to the kind of call."""
     with pytest.raises(NotImplementedError):
         Pending("c", "m", Address("topic"), **options()).on_reply(Reply("c"), NOW)
+
+
+def test_silence_counts_only_while_one_can_hear() -> None:
+    """A server is not taken for dead for what it could not say: silence is counted from this side's reconnect on."""
+    pending, _ = call()
+    pending.on_reply(Reply("c", "started", inbox="s", server="s1"), NOW)
+    assert pending.verdict(NOW + LOST_AFTER + 5, None) is None
+    assert pending.look_again_at() > NOW + LOST_AFTER + 5
+    back = NOW + LOST_AFTER + 10
+    assert pending.verdict(back, back - 1) is None
+    assert pending.verdict(back - 1 + LOST_AFTER - 0.1, back - 1) is None
+    assert isinstance(pending.verdict(back - 1 + LOST_AFTER, back - 1), ServerLost)
+    assert pending.last_sign == NOW

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import pathlib
 import queue
+import re
 import subprocess
 import sys
 import threading
@@ -17,6 +19,7 @@ from oslo_config import cfg
 import msgbus
 from msgbus import rpc
 from msgbus.rpc import binding
+from msgbus.rpc.gone import GONE
 from msgbus.rpc.messages import split_topic
 from tests.rpc_checks import RpcChecks
 from tests.support import PATIENCE, new_conf, new_transport, new_url
@@ -198,6 +201,9 @@ def test_exception_of_an_allowed_module_is_made_again(connection: rpc.Connection
         ({"method": "greet", "args": [1]}, "arguments by name"),
         ({"method": "greet", "args": {1: 2}}, "arguments by name"),
         ({"method": "greet", "args": {"name": object()}}, "'name'"),
+        ({"method": "greet", "namespace": 5}, "'namespace' is a string"),
+        ({"method": "greet", "version": 1.0}, "'version' is a string"),
+        ({"method": "greet", "version": "one"}, "'one' is none like"),
     ],
 )
 def test_bad_message_is_refused_where_it_is_sent(manager: Manager, msg: Any, text: str) -> None:
@@ -205,6 +211,27 @@ def test_bad_message_is_refused_where_it_is_sent(manager: Manager, msg: Any, tex
     for verb in (rpc.call, rpc.cast, rpc.fanout_cast, rpc.multicall):
         with pytest.raises(msgbus.SerializationError, match=text):
             verb({}, "svc", msg)
+    proxy = rpc.RpcProxy("svc", "1.0")
+    if not isinstance(msg, dict) or "version" not in msg:  # of which a proxy sets its own
+        with pytest.raises(msgbus.SerializationError, match=text):
+            proxy.call({}, msg)
+
+
+@pytest.mark.parametrize("timeout", ["5", float("nan")])
+def test_bad_timeout_is_refused(manager: Manager, timeout: Any) -> None:
+    """It is an error at the caller, from both functions that take one."""
+    for verb in (rpc.call, rpc.multicall):
+        with pytest.raises(ValueError, match="number of seconds"):
+            verb({}, "svc", {"method": "greet"}, timeout)
+
+
+def test_no_time_is_a_timeout_and_nothing_is_sent(manager: Manager) -> None:
+    """A time that is over already, as a caller may have computed it, is a timeout at once."""
+    for verb in (rpc.call, rpc.multicall):
+        with pytest.raises(rpc.Timeout, match="nothing was sent"):
+            verb({}, "svc", {"method": "note", "args": {"text": "sent"}}, -1)
+    rpc.call({}, "svc", {"method": "greet"})
+    assert manager.notes.empty()
 
 
 @pytest.mark.parametrize("context", [7, "text", [1], {"a": object()}])
@@ -225,10 +252,15 @@ def test_context_may_be_of_any_kind(manager: Manager, context: Any) -> None:
 @pytest.mark.parametrize("topic", ["", "svc.", ".h1", None, 7])
 def test_bad_topic_is_refused(manager: Manager, topic: Any) -> None:
     """By every function that takes one."""
-    with pytest.raises((msgbus.InvalidTarget, AttributeError)):
+    with pytest.raises(msgbus.InvalidTarget):
         rpc.call({}, topic, {"method": "greet"})
-    with pytest.raises((msgbus.InvalidTarget, AttributeError)):
+    with pytest.raises(msgbus.InvalidTarget):
         rpc.create_connection().create_consumer(topic, manager)
+    if not isinstance(topic, str) or not topic:
+        with pytest.raises(msgbus.InvalidTarget):
+            rpc.notify({}, topic, {"n": 1})
+        with pytest.raises(msgbus.InvalidTarget):
+            rpc.create_connection().join_consumer_pool(print, topic, "notifications.info")
 
 
 def test_host_may_have_dots() -> None:
@@ -266,7 +298,9 @@ def test_proxy_with_a_dispatch_of_its_own(connection: rpc.Connection) -> None:
     connection.create_consumer("new", NewDispatch())
     connection.consume_in_thread()
     msg = {"method": "m", "args": {"a": 1}, "version": "1.7", "namespace": "n"}
-    assert rpc.call({}, "old", msg) == ["CommonRpcContext", "1.7", "m", {"a": 1}]
+    with pytest.raises(rpc.UnsupportedRpcVersion, match="namespace n"):
+        rpc.call({}, "old", msg)
+    assert rpc.call({}, "old", {**msg, "namespace": None}) == ["CommonRpcContext", "1.7", "m", {"a": 1}]
     assert rpc.call({}, "new", msg) == ["CommonRpcContext", "1.7", "m", "n", {"a": 1}]
     assert rpc.call({}, "new", {"method": "m"}) == ["CommonRpcContext", "1.0", "m", None, {}]
 
@@ -275,6 +309,104 @@ def test_private_method_is_not_run(manager: Manager) -> None:
     """What begins with an underscore is nobody else's."""
     with pytest.raises(msgbus.AccessDenied):
         rpc.call({}, "svc", {"method": "_hidden"})
+
+
+class Vice:
+    """A manager one of whose methods for callers has the name of a proxy's."""
+
+    def dispatch(self, context: Any, order: str) -> str:
+        return order
+
+
+def test_proxy_that_is_none_is_refused_at_once(connection: rpc.Connection) -> None:
+    """What could not run a single message is no consumer, and those that were created before are not harmed."""
+    connection.create_consumer("svc", Manager())
+    for proxy, text in ((None, "not None"), (Vice(), "RpcDispatcher")):
+        with pytest.raises(TypeError, match=text):
+            connection.create_consumer("bad", proxy)
+    bad: Any = None
+    with pytest.raises(TypeError, match="callback"):
+        connection.join_consumer_pool(bad, "pool", "svc")
+    connection.create_consumer("vice", rpc.RpcDispatcher([Vice()]))
+    connection.consume_in_thread()
+    assert rpc.call({}, "svc", {"method": "greet"}) == "Hello, you"
+    assert rpc.call({}, "vice", {"method": "dispatch", "args": {"order": "66"}}) == "66"
+
+
+def test_one_proxy_for_two_topics(connection: rpc.Connection, manager: Manager, conf: cfg.ConfigOpts) -> None:
+    """Each topic's server has its own name."""
+    connection.create_consumer("other", manager)
+    connection.create_consumer("other.h2", manager)
+    assert rpc.call({}, "other.h2", {"method": "greet"}) == "Hello, you"
+    with pytest.raises(rpc.RPCException):
+        rpc.call({}, "other.h1", {"method": "greet"})
+    with pytest.raises(rpc.RPCException):
+        rpc.call({}, "svc.h2", {"method": "greet"})
+
+
+def test_close_from_what_the_connection_runs(conf: cfg.ConfigOpts) -> None:
+    """A method may close the connection that runs it: it is answered, and its own end is not waited for."""
+    own = rpc.create_connection()
+
+    class Closing:
+        def close(self, context: Any) -> str:
+            own.close()
+            return "closed"
+
+    own.create_consumer("svc", Closing())
+    own.consume_in_thread()
+    assert rpc.call({}, "svc", {"method": "close"}) == "closed"
+
+
+def test_cleanup_names_consumers_that_it_cuts_off(manager: Manager, caplog: pytest.LogCaptureFixture) -> None:
+    """A service that goes dead since somebody called `cleanup` has it in its log; its connection says so too."""
+    connection = rpc.create_connection()
+    rpc.cleanup()
+    assert "cuts off consumers" in caplog.text
+    with pytest.raises(rpc.InvalidRPCConnectionReuse):
+        connection.create_consumer("svc", manager)
+
+
+def test_connection_in_a_forked_child(connection: rpc.Connection, manager: Manager) -> None:
+    """A child can neither use nor harm what its parent has made; what it makes itself works."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            connection.close()
+            try:
+                connection.create_consumer("other", manager)
+            except rpc.InvalidRPCConnectionReuse:
+                binding.transport()
+                code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert rpc.call({}, "svc", {"method": "greet"}) == "Hello, you"
+
+
+def test_cast_of_a_method_whose_caller_has_given_up(manager: Manager, connection: rpc.Connection) -> None:
+    """Nobody waits for what a cast or a notification does: it goes out although its sender's caller is gone."""
+    release, outcome = threading.Event(), queue.Queue[Any]()
+
+    class Slow:
+        def work(self, context: Any) -> None:
+            release.wait(PATIENCE)
+            try:
+                rpc.cast(context, "svc", {"method": "note", "args": {"text": "done"}})
+                rpc.notify(context, "notifications.info", {"event": "done"})
+                with pytest.raises(rpc.Timeout, match="nothing was sent"):
+                    rpc.call(context, "svc", {"method": "greet"})
+                outcome.put("sent")
+            except BaseException as exc:
+                outcome.put(exc)
+
+    connection.create_consumer("slow", Slow())
+    with pytest.raises(rpc.Timeout):
+        rpc.call({}, "slow", {"method": "work"}, timeout=0.2)
+    release.set()
+    assert outcome.get(timeout=PATIENCE) == "sent"
+    assert manager.notes.get(timeout=PATIENCE) == "done"
 
 
 def test_arguments_that_do_not_fit(manager: Manager) -> None:
@@ -287,6 +419,10 @@ def test_consumer_may_be_created_while_consuming(manager: Manager, connection: r
     """It is served from then on."""
     connection.create_consumer("later", manager)
     assert rpc.call({}, "later", {"method": "greet"}) == "Hello, you"
+    rpc.fanout_cast({}, "svc", {"method": "note", "args": {"text": "once"}})
+    assert manager.notes.get(timeout=PATIENCE) == "once"
+    connection.close()
+    assert manager.notes.empty()
 
 
 def test_the_same_consumer_twice_runs_each_message_once(connection: rpc.Connection) -> None:
@@ -427,6 +563,20 @@ def test_proxy_sends_in_a_version(manager: Manager) -> None:
             send()
 
 
+def test_proxy_reaches_other_topics_and_all_servers(manager: Manager, connection: rpc.Connection) -> None:
+    """A topic that is given wins over the proxy's own; a fanout reaches every server, a cast one."""
+    other = Manager()
+    connection.create_consumer("other", other)
+    connection.create_consumer("svc", other, fanout=True)
+    proxy = rpc.RpcProxy("nobody", "1.0")
+    assert proxy.call({}, proxy.make_msg("greet"), topic="other") == "Hello, you"
+    assert list(proxy.multicall({}, proxy.make_msg("greet"), topic="other")) == ["Hello, you"]
+    proxy.cast({}, proxy.make_msg("note", text="one"), topic="other")
+    assert other.notes.get(timeout=PATIENCE) == "one"
+    proxy.fanout_cast({}, proxy.make_msg("note", text="all"), topic="svc")
+    assert [noting.notes.get(timeout=PATIENCE) for noting in (manager, other)] == ["all", "all"]
+
+
 def test_proxy_makes_messages() -> None:
     """With the namespace of its class, or another; an argument may be called as the function's own."""
 
@@ -468,11 +618,14 @@ def test_service_serves_in_all_three_ways(conf: cfg.ConfigOpts) -> None:
     assert rpc.call({}, "svc.h9", {"method": "greet"}) == "Hello, you"
     rpc.fanout_cast({}, "svc", {"method": "note", "args": {"text": "all"}})
     assert manager.notes.get(timeout=PATIENCE) == "all"
+    service.start()
+    assert manager.notes.empty()
     service.stop()
     service.stop()
-    assert service.conn is not None
-    with pytest.raises(rpc.InvalidRPCConnectionReuse):
-        service.conn.consume_in_thread()
+    service.start()
+    assert manager.notes.get_nowait() == "h9"
+    assert rpc.call({}, "svc.h9", {"method": "greet"}) == "Hello, you"
+    service.stop()
 
 
 def test_service_without_manager_serves_its_own_methods(conf: cfg.ConfigOpts) -> None:
@@ -482,10 +635,10 @@ def test_service_without_manager_serves_its_own_methods(conf: cfg.ConfigOpts) ->
         def greet(self, context: Any) -> str:
             return f"from {self.host}"
 
-    service = Own("h1", "own")
+    service = Own("h1", "own", serializer=Upper())
     service.stop()
     service.start()
-    assert rpc.call({}, "own", {"method": "greet"}) == "from h1"
+    assert rpc.call({}, "own", {"method": "greet"}) == "FROM H1"
     service.stop()
 
 
@@ -519,8 +672,14 @@ def test_cast_to_another_message_system(manager: Manager, conf: cfg.ConfigOpts) 
     assert {there.notes.get(timeout=PATIENCE) for _ in range(2)} == {1, 2}
     proxy = rpc.RpcProxy("svc", "1.0")
     proxy.cast_to_server({}, params, proxy.make_msg("note", text=3))
+    assert there.notes.get(timeout=PATIENCE) == 3
+    second = Manager()
+    another = msgbus.get_rpc_server(transport, msgbus.Target(topic="svc", server="h2"), [second])
+    another.start()
     proxy.fanout_cast_to_server({}, params, proxy.make_msg("note", text=4))
-    assert {there.notes.get(timeout=PATIENCE) for _ in range(2)} == {3, 4}
+    assert [noting.notes.get(timeout=PATIENCE) for noting in (there, second)] == [4, 4]
+    another.stop()
+    another.wait()
     assert manager.notes.empty()
     assert len(binding._bound.transports) == 2
     server.stop()
@@ -529,9 +688,18 @@ def test_cast_to_another_message_system(manager: Manager, conf: cfg.ConfigOpts) 
 
 
 @pytest.mark.parametrize(
-    ("params", "text"), [({}, "hostname is missing"), ({"hostname": "h", "user": "u"}, "unknown are user")]
+    ("params", "text"),
+    [
+        ({}, "hostname is missing"),
+        ({"hostname": "h", "user": "u"}, "unknown are user"),
+        (None, "is a dict"),
+        ([], "is a dict"),
+        ({"hostname": 5}, "hostname is a string"),
+        ({"hostname": "h", "port": "abc"}, "port is none"),
+        ({"hostname": "h", "password": 5}, "password is a string"),
+    ],
 )
-def test_server_params_that_are_none(conf: cfg.ConfigOpts, params: dict[str, Any], text: str) -> None:
+def test_server_params_that_are_none(conf: cfg.ConfigOpts, params: Any, text: str) -> None:
     """The error says what is wrong."""
     with pytest.raises(msgbus.ConfigurationError, match=text):
         rpc.cast_to_server({}, params, "svc", {"method": "greet"})
@@ -541,22 +709,16 @@ def test_server_params_that_are_none(conf: cfg.ConfigOpts, params: dict[str, Any
 
 
 def test_notification_waits_for_its_first_reader(connection: rpc.Connection) -> None:
-    """What is sent before anybody has ever listened is kept."""
+    """What is sent before anybody has ever listened is kept for the pool that is called as the topic."""
     rpc.notify({"user": "ada"}, "notifications.info", {"event_type": "created", "payload": {"n": 1}})
-    manager: queue.Queue[dict[str, Any]] = queue.Queue()
-    transport = binding.transport()
-    address = transport.address(msgbus.Target(topic="notifications.info"))
-    from msgbus.message import decode
-
-    def read(delivery: Any) -> None:
-        delivery.accept()
-        manager.put(decode(delivery.message.body, delivery.message.content_type))
-
-    subscription = transport.driver.subscribe([address], read, prefetch=1)
-    got = manager.get(timeout=PATIENCE)
-    assert got.pop("_unique_id")
+    read: queue.Queue[dict[str, Any]] = queue.Queue()
+    connection.join_consumer_pool(read.put, "notifications.info", "notifications.info")
+    connection.consume_in_thread()
+    got = read.get(timeout=PATIENCE)
+    first = got.pop("_unique_id")
     assert got == {"event_type": "created", "payload": {"n": 1}, "_context_user": "ada"}
-    subscription.close().result(PATIENCE)
+    rpc.notify({}, "notifications.info", {**got, "_unique_id": first})
+    assert read.get(timeout=PATIENCE)["_unique_id"] == first
 
 
 def test_each_pool_gets_a_notification_once(connection: rpc.Connection) -> None:
@@ -567,7 +729,7 @@ def test_each_pool_gets_a_notification_once(connection: rpc.Connection) -> None:
         def read(message: dict[str, Any]) -> None:
             got.put((name, message["n"]))
             if message["n"] == 0:
-                raise ValueError("poison")
+                raise SystemExit("poison")
 
         return read
 
@@ -596,6 +758,35 @@ def test_pool_gives_back_what_raised(connection: rpc.Connection) -> None:
     connection.consume_in_thread()
     rpc.notify(None, "notifications.info", {"n": 1})
     assert seen.get(timeout=PATIENCE) == seen.get(timeout=PATIENCE)
+
+
+def test_pool_has_what_was_not_done_again(connection: rpc.Connection, conf: cfg.ConfigOpts) -> None:
+    """At the end, what runs is finished, and what has not begun goes to another member; nothing runs twice."""
+    conf.set_override("executor_thread_pool_size", 1)
+    began, release = threading.Event(), threading.Event()
+    done: queue.Queue[int] = queue.Queue()
+
+    def slow(message: dict[str, Any]) -> None:
+        began.set()
+        assert release.wait(PATIENCE)
+        done.put(message["n"])
+
+    first = rpc.create_connection()
+    first.join_consumer_pool(slow, "pool", "notifications.info")
+    first.consume_in_thread()
+    for n in range(5):
+        rpc.notify({}, "notifications.info", {"n": n})
+    assert began.wait(PATIENCE)
+    closing = threading.Thread(target=first.close)
+    closing.start()
+    connection.join_consumer_pool(lambda message: done.put(message["n"]), "pool", "notifications.info")
+    connection.consume_in_thread()
+    assert sorted(done.get(timeout=PATIENCE) for _ in range(4)) == [1, 2, 3, 4]
+    release.set()
+    closing.join(PATIENCE)
+    assert done.get(timeout=PATIENCE) == 0
+    connection.close()
+    assert done.empty()
 
 
 def test_pool_drops_what_is_no_message(connection: rpc.Connection, caplog: pytest.LogCaptureFixture) -> None:
@@ -706,7 +897,7 @@ def test_public_names() -> None:
         "service",
     }
     public = {name for name in vars(rpc) if not name.startswith("_")} - modules
-    assert public - set(rpc.__all__) == {"Any", "Iterator", "annotations", "client_for"}
+    assert public - set(rpc.__all__) == {"Any", "Iterator", "annotations", "cast_elsewhere", "client_for"}
     assert set(rpc.__all__) <= public
 
 
@@ -722,3 +913,12 @@ def test_options_that_mean_nothing_any_more_are_named(tmp_path: pathlib.Path, ca
     assert "rpc_conn_pool_size of the configuration means nothing any more: all threads share" in caplog.text
     assert "rabbit_ha_queues" in caplog.text
     assert "quorum_queues" in caplog.text
+
+
+def test_guide_for_migrating_names_every_option_that_is_gone() -> None:
+    """What is logged as gone is in the table, and the other way round."""
+    guide = (pathlib.Path(__file__).parents[1] / "docs" / "migrating.md").read_text()
+    rows = [line for line in guide.splitlines() if line.startswith("|") and "| gone" in line]
+    named = {name for row in rows for name in re.findall(r"`([a-z_]+)`", row.split("|")[1]) if "_" in name}
+    assert set(GONE) <= named
+    assert named - set(GONE) == {"check_for_lock", "serialize_remote_exception", "serialize_msg", "_safe_log"}

@@ -151,6 +151,19 @@ def test_no_sign_of_life_that_nobody_needs(peer: Peer, how: str) -> None:
     assert peer.take() == []
 
 
+@pytest.mark.parametrize("how", ["result", "failure"])
+def test_no_answer_that_nobody_wants(peer: Peer, how: str) -> None:
+    """The answer to a call that its client has cancelled is not sent, and the call is done with."""
+    running = peer.running(Hints())
+    running.on_control(Control("c", "cancel"))
+    if how == "result":
+        running.result(5)
+    else:
+        running.failure(ValueError("x"))
+    assert peer.take() == []
+    assert peer.ends == [None]
+
+
 @pytest.mark.parametrize(("hints", "kinds"), [(Hints(), [("declined", False)]), (None, [])])
 def test_declined(peer: Peer, hints: Hints | None, kinds: list[Any]) -> None:
     """That a request is not run is told to a msgbus client; a stock one would not understand it."""

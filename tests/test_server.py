@@ -679,3 +679,16 @@ def test_ping_can_be_switched_off(endpoint: Endpoint) -> None:
     assert get_rpc_client(transport, Target(topic="foo")).ping(0.01) == []
     assert server.wait(PATIENCE) == 0
     transport.cleanup()
+
+
+def test_servers_of_one_name_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Where a name is taken, the second server's log says so: a request for it may go to either."""
+    transport = new_transport()
+    servers = [get_rpc_server(transport, Target(topic="t", server="twin"), [object()]) for _ in range(2)]
+    servers[0].start()
+    assert "has this name" not in caplog.text
+    servers[1].start()
+    assert "server=twin>: another server has this name" in caplog.text
+    for server in servers:
+        server.wait()
+    transport.cleanup()

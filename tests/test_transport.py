@@ -4,11 +4,13 @@ import importlib.metadata
 import logging
 import os
 import pathlib
+import re
 import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 import pytest
 from oslo_config import cfg
@@ -25,6 +27,8 @@ from msgbus import (
     Target,
     TransportUnavailable,
     TransportURL,
+    get_rpc_client,
+    get_rpc_server,
     get_rpc_transport,
 )
 from msgbus.drivers.base import CONTRACT, Address, Depth, Driver, Inbox, Message, OnDelivery, Sent, Subscription
@@ -261,7 +265,7 @@ def test_inbox_is_opened_once(scripted: tuple[Transport, ScriptedDriver]) -> Non
     """A process has one inbox, which is opened when it is first asked for."""
     transport, driver = scripted
     assert not driver.inboxes
-    with pytest.raises(TransportUnavailable, match=r"inbox .* ScriptedDriver: gave up at the deadline"):
+    with pytest.raises(TransportUnavailable, match=r"cannot reach ScriptedDriver: gave up at the deadline"):
         transport.inbox(time.monotonic())
     driver.inboxes[0].ready.set_result(None)
     assert transport.inbox(time.monotonic()) == "inbox-0"
@@ -493,3 +497,47 @@ def test_wait_for() -> None:
     future.set_exception(MessagingTimeout("theirs"))
     with pytest.raises(MessagingTimeout, match="theirs"):
         wait_for(future, time.monotonic(), "cannot do it", driver)
+
+
+def test_one_id_finds_all_that_is_logged_of_a_call(caplog: pytest.LogCaptureFixture) -> None:
+    """At level debug there is one line for each message on each side, and each has the id that an error names."""
+    transport = new_transport()
+    server = get_rpc_server(transport, Target(topic="t", server="s"), [Slow()])
+    server.start()
+    client = get_rpc_client(transport, Target(topic="t"), timeout=PATIENCE)
+    with caplog.at_level(logging.DEBUG, "msgbus"):
+        client.call({}, "answer")
+        with pytest.raises(MessagingTimeout) as caught:
+            client.prepare(timeout=0.5).call({}, "never")
+        Slow.release.set()
+        server.wait()
+    transport.cleanup()
+    first = caplog.messages[0].split()[1]
+    assert [line.partition(" (")[0] for line in caplog.messages if first in line] == [
+        f"sending {first} to topic 't'",
+        f"received {first}: 'answer' by topic 't'",
+        next(line for line in caplog.messages if line.startswith(f"sending {first}.1.reply to inbox")).partition(" (")[
+            0
+        ],
+        f"received {first}.1.reply: reply for {first}",
+    ]
+    found = re.search(r"call ([0-9a-f]{32})", str(caught.value))
+    assert found is not None
+    assert f"received {found[1]}: 'never' by topic 't' (exchange 'msgbus')" in caplog.messages
+
+
+class Slow:
+    release = threading.Event()
+
+    def answer(self, _ctxt: object) -> int:
+        return 1
+
+    def never(self, _ctxt: object) -> None:
+        self.release.wait(PATIENCE)
+
+
+def test_a_configuration_that_is_none() -> None:
+    """A URL in its place is told so."""
+    url: Any = "rabbit://localhost/"
+    with pytest.raises(TypeError, match="ConfigOpts, not str; the URL follows"):
+        get_rpc_transport(url)

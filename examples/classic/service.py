@@ -59,9 +59,9 @@ def start(host: str, topic: str) -> rpc.Connection:
 def main() -> None:
     CONF(sys.argv[1:], project="thing", default_config_files=[])
     conn = start(CONF.host, CONF.topic)
-    print(f"{CONF.topic}.{CONF.host} is ready", flush=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+        print(f"{CONF.topic}.{CONF.host} is ready", flush=True)
         signal.pause()
     except KeyboardInterrupt:
         conn.close()

@@ -10,9 +10,10 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
-from msgbus.cli.errors import EXIT_CODES, Code, code_of, line_of
-from msgbus.cli.options import log_options, wants_traceback
+from msgbus.cli.errors import EXIT_CODES, Code, code_of, details_of, json_line
+from msgbus.cli.options import log_options, note_json, wants_json, wants_traceback
 
 COMMANDS = {
     "serve": ("msgbus.cli.serve", "Run a server: the methods of a class, for a topic."),
@@ -21,7 +22,10 @@ COMMANDS = {
     "fanout-cast": ("msgbus.cli.verbs", "Have a method run on every server of a topic."),
     "multicall": ("msgbus.cli.verbs", "Call a generator method, and print each item as it arrives."),
     "ping": ("msgbus.cli.ping", "List the servers of a topic that answer."),
+    "demo": ("msgbus.cli.demo", "Show what msgbus does: servers and a client at work."),
     "drivers": ("msgbus.cli.drivers", "List the message systems that can be used."),
+    "config": ("msgbus.cli.config", "Print a sample of the configuration file."),
+    "completion": ("msgbus.cli.completion", "Print what makes a shell complete commands and options."),
 }
 """Name -> the module that has it (as a function of that name with underscores), and one line of help."""
 
@@ -57,6 +61,16 @@ class App(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        """Complete a command's name without importing the commands, or an option."""
+        found = [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words of the command line."""
+        note_json(ctx, args)
+        return super().parse_args(ctx, args)
+
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run, and exit. In place of click's, whose usage errors take three lines."""
         kwargs.setdefault("prog_name", "msgbus")
@@ -64,10 +78,7 @@ class App(click.Group):
         try:
             code = super().main(*args, **kwargs)
         except click.ClickException as exc:
-            ctx = getattr(exc, "ctx", None)
-            hint = f" (see: {ctx.command_path} --help)" if ctx is not None else ""
-            click.echo(f"{ctx.command_path if ctx else 'msgbus'}: {exc.format_message()}{hint}", err=True)
-            code = Code.USAGE
+            code = _refuse(exc)
         except click.Abort:
             code = 128 + 2
         sys.exit(code if isinstance(code, int) else 0)
@@ -83,12 +94,29 @@ class App(click.Group):
                 # Whoever read our output wants no more. Nothing may be written to it again, not even at exit.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 ctx.exit(128 + 13)
-            if wants_traceback(ctx):
-                import traceback
-
-                click.echo("".join(traceback.format_exception(exc)).rstrip(), err=True)
-            click.echo(f"msgbus {ctx.invoked_subcommand}: {line_of(exc)}", err=True)
+            _complain(ctx, f"msgbus {ctx.invoked_subcommand}", details_of(exc), exc)
             ctx.exit(code_of(exc))
+
+
+def _refuse(exc: click.ClickException) -> Code:
+    """Tell of wrong usage."""
+    ctx = getattr(exc, "ctx", None) or click.Context(cli, info_name="msgbus")
+    details = {"error": type(exc).__name__, "message": exc.format_message(), "exit_code": Code.USAGE.value}
+    _complain(ctx, ctx.command_path, details, exc.__cause__, f" (see: {ctx.command_path} --help)")
+    return Code.USAGE
+
+
+def _complain(ctx: click.Context, who: str, details: dict[str, Any], exc: BaseException | None, hint: str = "") -> None:
+    """Write an error to stderr: one line of text or JSON. The user may want the traceback of `exc` besides."""
+    trace = ""
+    if exc is not None and wants_traceback(ctx):
+        import traceback
+
+        trace = "".join(traceback.format_exception(exc))
+    if wants_json(ctx):
+        click.echo(json_line({**details, "traceback": trace} if trace else details), err=True)
+    else:
+        click.echo(f"{trace}{who}: {details['message']}{hint}", err=True)
 
 
 @click.group(

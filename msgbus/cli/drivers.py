@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from msgbus.cli.options import example, log_options
+from msgbus.cli.options import example, json_option, log_options
 from msgbus.cli.tables import print_json, print_table
 
 OURS = {
@@ -22,7 +22,7 @@ OURS = {
 
 
 @click.command(epilog=example("msgbus drivers"))
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON for each driver.")
+@json_option("One line of JSON for each driver.")
 @log_options
 def drivers(as_json: bool) -> None:
     """List the drivers, each for a message system: the state of each, and what it can do (its capabilities).

@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from enum import IntEnum
+from typing import Any
 
-from msgbus.exceptions import (
-    CapabilityMissing,
-    ConfigurationError,
-    DriverLoadFailure,
-    InvalidTarget,
-    InvalidTransportURL,
-    MessageTooLarge,
-    MessageUndeliverable,
-    MessagingException,
-    MessagingTimeout,
-    OutcomeUnknown,
-    RemoteError,
-    RPCDispatcherError,
-    RPCVersionCapError,
-    SerializationError,
-    TransportBlocked,
-    TransportUnavailable,
-)
+from msgbus import exceptions as ex
 
 
 class Code(IntEnum):
@@ -47,50 +32,71 @@ EXIT_CODES = """\
   6  the outcome is unknown: it may or may not have run"""
 """For --help."""
 
-_CODES: list[tuple[tuple[type[BaseException], ...], Code]] = [
-    ((RemoteError, RPCDispatcherError), Code.REMOTE),
-    ((OutcomeUnknown,), Code.UNKNOWN),
-    ((MessageUndeliverable,), Code.NO_SERVER),
-    ((MessagingTimeout,), Code.TIMEOUT),
-    (
-        (
-            CapabilityMissing,
-            ConfigurationError,
-            DriverLoadFailure,
-            InvalidTarget,
-            InvalidTransportURL,
-            MessageTooLarge,
-            RPCVersionCapError,
-            SerializationError,
-        ),
-        Code.USAGE,
-    ),
-]
+_CODES: dict[type[BaseException], Code] = {
+    ex.RemoteError: Code.REMOTE,
+    ex.RPCDispatcherError: Code.REMOTE,
+    ex.OutcomeUnknown: Code.UNKNOWN,
+    ex.MessageUndeliverable: Code.NO_SERVER,
+    ex.MessagingTimeout: Code.TIMEOUT,
+    ex.TransportUnavailable: Code.AWAY,
+    ex.TransportBlocked: Code.AWAY,
+    ex.CapabilityMissing: Code.USAGE,
+    ex.ConfigurationError: Code.USAGE,
+    ex.DriverLoadFailure: Code.USAGE,
+    ex.InvalidTarget: Code.USAGE,
+    ex.InvalidTransportURL: Code.USAGE,
+    ex.MessageTooLarge: Code.USAGE,
+    ex.RPCVersionCapError: Code.USAGE,
+    ex.SerializationError: Code.USAGE,
+}
+
+_CARRIED = ("exc_type", "value", "maybe_delivered", "driver", "method", "version", "version_cap")
+"""Attributes of our errors that a program may want to know."""
 
 
 def code_of(exc: BaseException) -> Code:
     """The exit code for an error."""
     if _is_remote(exc):
         return Code.REMOTE
-    if isinstance(exc, TransportUnavailable | TransportBlocked):
-        return Code.UNKNOWN if exc.maybe_delivered else Code.AWAY
-    for classes, code in _CODES:
-        if isinstance(exc, classes):
-            return code
-    return Code.UNEXPECTED
+    if isinstance(exc, ex.TransportUnavailable | ex.TransportBlocked) and exc.maybe_delivered:
+        return Code.UNKNOWN
+    return next((_CODES[cls] for cls in type(exc).__mro__ if cls in _CODES), Code.UNEXPECTED)
 
 
 def line_of(exc: BaseException) -> str:
     """One line that says what went wrong."""
-    if isinstance(exc, RemoteError):  # its text goes on with the remote traceback
+    if isinstance(exc, ex.RemoteError):  # its text goes on with the remote traceback
         text = f"the server raised {exc.exc_type}: {exc.value}"
-    elif _is_remote(exc) and not isinstance(exc, RPCDispatcherError):
+    elif _is_remote(exc) and not isinstance(exc, ex.RPCDispatcherError):
         text = f"the server raised {type(exc).__name__}: {exc}"
-    elif isinstance(exc, MessagingException):
+    elif isinstance(exc, ex.MessagingException):
         text = f"{exc}"
     else:
         text = f"{type(exc).__name__}: {exc}"
     return " ".join(text.split())
+
+
+def details_of(exc: BaseException) -> dict[str, Any]:
+    """The same for a program.
+
+    Returns:
+        error (the name of its class), message (one line), exit_code, remote (whether the server raised it), and what
+        the error carries: for example exc_type and value of a `RemoteError`.
+    """
+    found = {
+        "error": type(exc).__name__,
+        "message": line_of(exc),
+        "exit_code": code_of(exc).value,
+        "remote": isinstance(exc, ex.RemoteError) or _is_remote(exc),
+    }
+    if isinstance(exc, ex.MessagingException):
+        found.update({name: getattr(exc, name) for name in _CARRIED if hasattr(exc, name)})
+    return found
+
+
+def json_line(details: dict[str, Any]) -> str:
+    """Write what `details_of` returns, whatever it carries, as one line."""
+    return json.dumps(details, default=str)
 
 
 def _is_remote(exc: BaseException) -> bool:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
     from oslo_config import cfg
 
     from msgbus.transport import Transport
+    from msgbus.url import TransportURL
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 _LEVEL = "msgbus.cli.level"
+_JSON = "msgbus.cli.json"
 
 
 def example(*lines: str) -> str:
@@ -25,16 +29,55 @@ def example(*lines: str) -> str:
     return "\n".join(["\b", "Example:", *(f"  {line}" if line else "\n\b" for line in lines)])
 
 
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Logs to what is stderr at the time: while progress is shown there, that is not what it was at the beginning."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, stream: TextIO) -> None:
+        """The base class sets it."""
+
+
 def _set_level(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
     if value is not None:
         ctx.meta[_LEVEL] = value
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=[_Stderr()])
     logging.getLogger().setLevel(ctx.meta.get(_LEVEL, "warning").upper())
 
 
 def wants_traceback(ctx: click.Context) -> bool:
     """Whether errors are to be shown with their tracebacks."""
     return bool(ctx.meta.get(_LEVEL) == "debug")
+
+
+def level_of(ctx: click.Context) -> str | None:
+    """The log level that the user has chosen."""
+    level: str | None = ctx.meta.get(_LEVEL)
+    return level
+
+
+def json_option(text: str = "") -> Callable[[F], F]:
+    """Add --json; `text` says what is JSON then, besides errors. Without it nothing is, and the command is not told."""
+    return click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        expose_value=bool(text),
+        help=f"{text} Errors are JSON, too." if text else "Errors are a line of JSON.",
+    )
+
+
+def note_json(ctx: click.Context, args: list[str]) -> None:
+    """Remember whether the user wants JSON. It is read from the words of the command line, as they may be wrong."""
+    ctx.meta[_JSON] = "--json" in args
+
+
+def wants_json(ctx: click.Context) -> bool:
+    """Whether the user wants JSON."""
+    return bool(ctx.meta.get(_JSON))
 
 
 def log_options(func: F) -> F:
@@ -58,6 +101,13 @@ def log_options(func: F) -> F:
     return level(debug(func))
 
 
+def _beginnings_of_urls(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+    from importlib.metadata import entry_points
+
+    names = sorted(entry_points(group="msgbus.drivers").names)
+    return [CompletionItem(f"{name}://") for name in names if f"{name}://".startswith(incomplete)]
+
+
 def bus_options(func: F) -> F:
     """Add what says where the message system is."""
     url = click.option(
@@ -65,6 +115,7 @@ def bus_options(func: F) -> F:
         envvar="MSGBUS_URL",
         show_envvar=True,
         metavar="URL",
+        shell_complete=_beginnings_of_urls,
         help="The message system, for example rabbit://guest:guest@localhost:5672/. It wins over --config-file.",
     )
     files = click.option(
@@ -98,6 +149,26 @@ def load_configuration(files: tuple[str, ...]) -> cfg.ConfigOpts:
     return conf
 
 
+def configured_url(url: str | None, config_files: tuple[str, ...]) -> TransportURL:
+    """The URL that `open_transport` would use.
+
+    Raises:
+        ConfigurationError, InvalidTransportURL: the configuration is of no use.
+    """
+    from oslo_config import cfg
+
+    from msgbus import options
+    from msgbus.exceptions import ConfigurationError
+    from msgbus.url import TransportURL
+
+    conf = load_configuration(config_files)
+    options.register(conf)
+    try:
+        return TransportURL.parse(conf, url)
+    except cfg.Error as exc:
+        raise ConfigurationError(str(exc)) from exc
+
+
 @contextmanager
 def open_transport(url: str | None, config_files: tuple[str, ...], *, quiet: bool = False) -> Iterator[Transport]:
     """A transport for the options of `bus_options`; it is closed at the end.
@@ -113,6 +184,7 @@ def open_transport(url: str | None, config_files: tuple[str, ...], *, quiet: boo
     """
     from oslo_config import cfg
 
+    from msgbus.cli.progress import progress
     from msgbus.exceptions import ConfigurationError
     from msgbus.transport import get_rpc_transport
 
@@ -126,7 +198,8 @@ def open_transport(url: str | None, config_files: tuple[str, ...], *, quiet: boo
         try:
             yield transport
         finally:
-            transport.cleanup()
+            with progress() as waiting, waiting("closing the connection"):
+                transport.cleanup()
     except cfg.Error as exc:
         raise ConfigurationError(str(exc)) from exc
     finally:

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from msgbus.cli.options import bus_options, example, open_transport
+from msgbus.cli.options import bus_options, example, json_option, open_transport
+from msgbus.cli.progress import progress
 from msgbus.cli.tables import print_json, print_table
 
 
@@ -21,7 +22,7 @@ from msgbus.cli.tables import print_json, print_table
     metavar="SECONDS",
     help="How long to gather answers.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON for each server.")
+@json_option("One line of JSON for each server.")
 @bus_options
 def ping(
     topic: str,
@@ -39,7 +40,9 @@ def ping(
 
     target = Target(exchange=exchange, topic=topic, server=server)
     with open_transport(url, config_files, quiet=True) as transport:
-        found = get_rpc_client(transport, target).ping(timeout)
+        client = get_rpc_client(transport, target)
+        with progress() as waiting, waiting("gathering answers"):
+            found = client.ping(timeout)
         if not found:
             raise MessageUndeliverable(f"no server of topic {topic} answered within {timeout:g} s")
     found.sort(key=lambda answer: str(answer.get("server")))

@@ -12,11 +12,16 @@ import sys
 from collections.abc import Iterator
 from inspect import ismodule, isroutine
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from msgbus.cli.options import bus_options, example, open_transport, wants_traceback
+from msgbus.cli.options import bus_options, example, json_option, open_transport
+from msgbus.cli.progress import progress
+from msgbus.cli.tables import print_json
+
+if TYPE_CHECKING:
+    from msgbus.server import RPCServer
 
 LOG = logging.getLogger(__name__)
 
@@ -43,14 +48,14 @@ LOG = logging.getLogger(__name__)
     metavar="SECONDS",
     help="How long to wait, when told to stop, for what is running.",
 )
+@json_option("A line of JSON when the server is ready.")
 @bus_options
-@click.pass_context
 def serve(
-    ctx: click.Context,
     endpoint: str,
     topic: str,
     server: str | None,
     drain: float,
+    as_json: bool,
     url: str | None,
     config_files: tuple[str, ...],
     exchange: str | None,
@@ -66,20 +71,30 @@ def serve(
     from msgbus.target import Target
 
     target = Target(exchange=exchange, topic=topic, server=server or f"{socket.gethostname()}-{os.getpid()}")
-    instance = _make_endpoint(ctx, endpoint)
+    instance = _make_endpoint(endpoint)
     with open_transport(url, config_files) as transport:
         running = get_rpc_server(transport, target, [instance])
         with _stopped_by_signal():
             try:
-                running.start()
-                where = transport.driver.state
-                click.echo(f"server {target.server} of topic {topic} is ready on {where}; SIGTERM or Ctrl-C stops it")
+                with progress() as waiting, waiting(f"connecting to {transport.url}"):
+                    running.start()
+                _say_ready(running, as_json=as_json)
                 while True:
                     signal.pause()
             finally:
                 LOG.info("stopping: what runs has %g s to finish", drain)
-                running.stop()
-                running.wait(drain)
+                with progress() as waiting, waiting(f"stopping: what runs has {drain:g} s to finish"):
+                    running.stop()
+                    running.wait(drain)
+
+
+def _say_ready(server: RPCServer, *, as_json: bool) -> None:
+    target, where = server.target, server.transport.driver.state
+    if as_json:
+        ready = {"state": "ready", "server": target.server, "topic": target.topic}
+        print_json([{**ready, "host": socket.gethostname(), "pid": os.getpid(), "message_system": where}])
+    else:
+        click.echo(f"server {target.server} of topic {target.topic} is ready on {where}; SIGTERM or Ctrl-C stops it")
 
 
 class _Stop(BaseException):
@@ -110,7 +125,7 @@ def _stopped_by_signal() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _make_endpoint(ctx: click.Context, text: str) -> object:
+def _make_endpoint(text: str) -> object:
     """What MODULE:CLASS stands for: an instance of the class.
 
     Raises:
@@ -128,9 +143,9 @@ def _make_endpoint(ctx: click.Context, text: str) -> object:
         if exc.name is not None and (name == exc.name or name.startswith(f"{exc.name}.")):
             hint = f"; did you mean {name[:-3]}:{attribute}?" if name.endswith(".py") else ""
             raise click.UsageError(f"there is no module {name!r} in {cwd} or where Python looks{hint}") from exc
-        _fail(ctx, f"importing {name!r}", exc)
+        _fail(f"importing {name!r}", exc)
     except (Exception, SystemExit) as exc:
-        _fail(ctx, f"importing {name!r}", exc)
+        _fail(f"importing {name!r}", exc)
     found: Any = module
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -143,14 +158,12 @@ def _make_endpoint(ctx: click.Context, text: str) -> object:
     try:
         return found()
     except Exception as exc:
-        _fail(ctx, f"making a {attribute} (without arguments)", exc)
+        _fail(f"making a {attribute} (without arguments)", exc)
 
 
-def _fail(ctx: click.Context, what: str, exc: BaseException) -> NoReturn:
+def _fail(what: str, exc: BaseException) -> NoReturn:
     import traceback
 
-    if wants_traceback(ctx):
-        click.echo("".join(traceback.format_exception(exc)).rstrip(), err=True)
     where = ""
     if frames := traceback.extract_tb(exc.__traceback__):
         where = f" ({frames[-1].filename}, line {frames[-1].lineno})"

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import msgspec
 
-from msgbus.cli.options import bus_options, example, open_transport
+from msgbus.cli.options import bus_options, example, json_option, open_transport
+from msgbus.cli.progress import progress
+from msgbus.cli.tables import print_value
 
 if TYPE_CHECKING:
     from msgbus.client import RPCClient
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_END = object()
 
 
 def _parse(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
@@ -95,58 +99,73 @@ def _check_version(version: str) -> None:
         raise click.BadParameter(f"{version!r} is not a version like 1.2", param_hint="--version") from None
 
 
-def _print(value: Any) -> None:
-    """Write one value as a line of JSON, at once."""
-    click.echo(msgspec.json.encode(value))
-
-
 @click.command(epilog=example("msgbus call hello greet name=Ada --timeout 5"))
 @_server
 @_timeout("How long to wait for the answer.")
+@json_option("A line of JSON, on a terminal too.")
 @_verb
-def call(topic: str, method: str, arguments: dict[str, Any], **options: Any) -> None:
-    """Call METHOD on one server of TOPIC, and print what it returns as a line of JSON.
+def call(topic: str, method: str, arguments: dict[str, Any], as_json: bool, **options: Any) -> None:
+    """Call METHOD on one server of TOPIC, and print what it returns: as JSON, laid out if stdout is a terminal.
 
     A value is JSON where it can be read as that, else a string: n=1 is a number, n='"1"' and n=one are strings.
     """
     with _client(topic, **options) as client:
-        _print(client.call({}, method, **arguments))
+        with progress() as waiting, waiting(f"waiting for the answer of {method}"):
+            result = client.call({}, method, **arguments)
+        print_value(result, as_json=as_json)
 
 
 @click.command(epilog=example("msgbus cast hello note text='see you' --delivery at_least_once"))
 @_server
 @_timeout("How long to wait for the message system to take the request.")
+@json_option()
 @_verb
 def cast(topic: str, method: str, arguments: dict[str, Any], **options: Any) -> None:
     """Have METHOD run on one server of TOPIC. Ends when the message system has taken the request; prints nothing."""
-    with _client(topic, **options) as client:
+    with (
+        _client(topic, **options) as client,
+        progress() as waiting,
+        waiting("waiting for the message system to take the request"),
+    ):
         client.cast({}, method, **arguments)
 
 
 @click.command("fanout-cast", epilog=example("msgbus fanout-cast hello note text='good morning, all'"))
 @_timeout("How long to wait for the message system to take the request.")
+@json_option()
 @_verb
 def fanout_cast(topic: str, method: str, arguments: dict[str, Any], **options: Any) -> None:
     """Have METHOD run on every server of TOPIC. Prints nothing; that there is no server is no error."""
-    with _client(topic, **options) as client:
+    with (
+        _client(topic, **options) as client,
+        progress() as waiting,
+        waiting("waiting for the message system to take the request"),
+    ):
         client.fanout_cast({}, method, **arguments)
 
 
 @click.command(epilog=example("msgbus multicall hello count to=3"))
 @_server
 @_timeout("How long to wait for the next item.")
-@_verb
 @click.option(
     "--deadline", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="How long the whole may take."
 )
-def multicall(topic: str, method: str, arguments: dict[str, Any], deadline: float | None, **options: Any) -> None:
-    """Call the generator METHOD on one server of TOPIC, and print each item as it arrives, as a line of JSON.
+@json_option("A line of JSON for each item, on a terminal too.")
+@_verb
+def multicall(
+    topic: str, method: str, arguments: dict[str, Any], deadline: float | None, as_json: bool, **options: Any
+) -> None:
+    """Call the generator METHOD on one server of TOPIC, and print each item as it arrives: as JSON, as call does.
 
     When this command ends early (Ctrl-C, or nobody reads its output), the generator is closed on the server.
     """
-    with (
-        _client(topic, **options) as client,
-        client.prepare(deadline=deadline).multicall({}, method, **arguments) as stream,
-    ):
-        for item in stream:
-            _print(item)
+    with _client(topic, **options) as client, progress() as waiting:
+        with waiting(f"waiting to call {method}"):
+            stream = client.prepare(deadline=deadline).multicall({}, method, **arguments)
+        with stream:
+            while True:
+                with waiting(f"waiting for the next item of {method}"):
+                    item = next(stream, _END)
+                if item is _END:
+                    break
+                print_value(item, as_json=as_json)

@@ -199,7 +199,8 @@ class Subscription(ABC):
 
     Attributes:
         ready: done when every address is being consumed from for the first time; fails with our errors where the
-            message system refuses for good (rights, a queue that was declared differently).
+            message system refuses for good (rights, a queue that was declared differently), and with `CallCancelled`
+            where it is closed before.
     """
 
     ready: Future[None]
@@ -226,7 +227,7 @@ class Inbox(ABC):
 
     Attributes:
         address: stays the same over reconnects; its ``name`` is short enough to travel in every request.
-        ready: done when messages to it will arrive.
+        ready: done when messages to it will arrive; fails as that of a subscription does.
     """
 
     address: Address
@@ -304,12 +305,21 @@ class Driver(ABC):
         """Look at an address of the kinds topic, server, pool and dead.
 
         The future fails with `MessageUndeliverable` where the address does not exist, and with `TransportUnavailable`
-        within a second where the connection is away.
+        where it cannot be looked at: within a second where the connection is away.
 
         Raises:
             CapabilityMissing: without `Capability.INSPECT`.
         """
         raise_missing(self, Capability.INSPECT)
+
+    @property
+    def up_since(self) -> float | None:
+        """Since when messages can come and go, in seconds of `time.monotonic`; None while they cannot.
+
+        A peer's silence is counted from then on: while this side's own connection is away, it says nothing of the peer.
+        A message system that has no connection which could be away has none that was: 0, the default.
+        """
+        return 0.0
 
     @property
     def state(self) -> str:

@@ -48,6 +48,8 @@ LOG = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that `close` waits for what is unfinished."""
+CLOSE_TIMEOUT_MIN = 0.5
+"""Seconds of it at least for deleting the queues of inboxes and fanouts."""
 INSPECT_CONNECT = 0.9
 """Seconds that `inspect` waits for the first connection."""
 
@@ -179,7 +181,8 @@ class KombuDriver(Driver):
             loop,
             self._timer,
             len(self._hosts),
-            lambda attempt: self._connect(attempt, "publish"),
+            "publish",
+            self._connect,
             self._describe,
             on_up=self._on_publish_up,
             on_down=self._on_publish_down,
@@ -193,7 +196,8 @@ class KombuDriver(Driver):
             loop,
             self._timer,
             len(self._hosts),
-            lambda attempt: self._connect(attempt, "consume"),
+            "consume",
+            self._connect,
             self._describe,
             on_up=self._on_consume_up,
             on_down=self._on_consume_down,
@@ -229,7 +233,20 @@ class KombuDriver(Driver):
             transport="pyamqp",
             transport_options={"client_properties": {"connection_name": name, "product": "msgbus"}},
         )
-        return cast("Connection", connection.transport.establish_connection())
+        transport = connection.transport
+        made: list[Any] = []
+
+        def make(**arguments: Any) -> Any:
+            made.append(type(transport).Connection(**arguments))
+            return made[-1]
+
+        transport.Connection = make  # py-amqp leaves the socket open where the log-in fails.
+        try:
+            return cast("Connection", transport.establish_connection())
+        except BaseException:
+            for failed in made:
+                failed.collect()
+            raise
 
     def _host_of(self, attempt: int) -> TransportHost:
         return self._hosts[attempt % len(self._hosts)]
@@ -241,9 +258,16 @@ class KombuDriver(Driver):
         return f"RabbitMQ at {where} (user {host.username}, virtual host {self._virtual_host})"
 
     @property
+    def up_since(self) -> float | None:
+        return self._publish_link.up_since if self._publish_link.up else None
+
+    @property
     def state(self) -> str:
         error = self._publish_link.error or self._consume_link.error
-        return self._name() if error is None else str(error)
+        if error is not None:
+            return str(error)
+        blocked = self._publish_link.blocked
+        return self._name() if blocked is None else f"{self._name()}, which takes no messages at present ({blocked})"
 
     def _describe(self, error: BaseException, attempt: int) -> tuple[str, bool]:
         """The one place that makes words of what kombu, py-amqp, TLS and the operating system raise.
@@ -256,7 +280,8 @@ class KombuDriver(Driver):
         text = str(error) or type(error).__name__
         hint, hopeless = "check that it runs and that host and port are right", False
         if isinstance(error, amqp.exceptions.AccessRefused):
-            hint, hopeless = "check user, password and login_method: rabbitmqctl authenticate_user", True
+            user = self._host_of(attempt).username
+            hint, hopeless = f"check user, password and login_method: rabbitmqctl authenticate_user {user}", True
             text = "the log-in was refused"
         elif isinstance(error, amqp.exceptions.NotAllowed):
             hint, hopeless = "check the virtual host and the user's rights in it: rabbitmqctl list_permissions", True
@@ -362,6 +387,8 @@ class KombuDriver(Driver):
             return consumer
 
         def start() -> None:
+            if self._closed:
+                self._never_ready([consumer])
             siblings.append(consumer)
             if link.up:
                 consumer.start()
@@ -398,9 +425,11 @@ class KombuDriver(Driver):
             if self._closed:
                 return
             self._closed = True
+        self._never_ready((*self._inboxes, *self._subscriptions))
+        deadline = time.monotonic() + CLOSE_TIMEOUT
         wait(self._publisher.unfinished(), CLOSE_TIMEOUT)
         gone = [self._begin_close(consumer) for consumer in (*self._inboxes, *self._subscriptions)]
-        wait(gone, CLOSE_TIMEOUT)
+        wait(gone, max(deadline - time.monotonic(), CLOSE_TIMEOUT_MIN))
         self._publisher.close(CallCancelled(f"the connection to {self._name()} was closed"))
         ended: Future[None] = Future()
 
@@ -421,8 +450,14 @@ class KombuDriver(Driver):
         for consumer in self._leaving:
             consumer.refuse(error)
 
+    def _never_ready(self, consumers: Sequence[Consumer]) -> None:
+        """Tell those who wait for these that it is over. Any thread."""
+        for consumer in consumers:
+            consumer.hopeless(CallCancelled(f"what was to be opened on {self._name()} was closed"))
+
     def _begin_close(self, consumer: Consumer) -> Future[None]:
         consumer.stopping()
+        self._never_ready([consumer])
 
         def close() -> None:
             for siblings in (self._inboxes, self._subscriptions):

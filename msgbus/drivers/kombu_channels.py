@@ -18,6 +18,8 @@ from msgbus.timer import Timer
 
 LOG = logging.getLogger(__name__)
 
+NOT_FOUND = 404
+"""RabbitMQ's word for a queue that does not exist."""
 RESUBSCRIBE_DELAY = 1.0
 """Seconds before a subscription comes back whose queue was deleted, or whose channel was closed, under it."""
 
@@ -225,7 +227,7 @@ class Consumer:
 
     def refused(self, code: int, text: str) -> None:
         """RabbitMQ closed the channel."""
-        reason = f"{self._name()} refuses {', '.join(map(str, self.addresses))}: {code} {text}{HINTS.get(code, '')}"
+        reason = f"{self._name()} refuses {', '.join(map(str, self.addresses))}: {explain(code, text)}"
         if self.ready.done() and self.ready.exception() is None:
             self.lost(reason)
         else:
@@ -314,10 +316,15 @@ class Consumer:
         return self._stopped, first
 
 
-HINTS = {
-    403: " - check the user's rights: rabbitmqctl list_permissions",
-    406: " - it exists with other properties: delete it, or set the options as they were when it was made",
-}
+def explain(code: int, text: str) -> str:
+    """What RabbitMQ says where it closes a channel, and what to do about it."""
+    hint = {
+        403: " - check the user's rights: rabbitmqctl list_permissions",
+        406: " - it exists with other properties: delete it, or set the options as they were when it was made",
+    }.get(code, "")
+    if "delivery acknowledgement" in text:
+        hint = " - a request ran for longer than RabbitMQ's consumer_timeout: raise that"
+    return f"{code} {text}{hint}"
 
 
 class Inspection(Channel):
@@ -347,7 +354,8 @@ class Inspection(Channel):
             code, text = frames.read_close(buffer, at, end)
             self._link.write(frames.method(self.number, frames.CHANNEL_CLOSE_OK))
             self._link.remove(self)
-            fail(self._found, MessageUndeliverable(f"{self._name}: {code} {text}"))
+            known = MessageUndeliverable if code == NOT_FOUND else TransportUnavailable
+            fail(self._found, known(f"{self._name}: {explain(code, text)}"))
         elif ids == frames.CHANNEL_CLOSE_OK:
             self._link.remove(self)
 

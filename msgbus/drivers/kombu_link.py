@@ -204,6 +204,7 @@ class Link:
 
     Attributes:
         up: it can be written to.
+        up_since: when that began, in seconds of `time.monotonic`.
         generation: how often it has been opened.
         blocked: why RabbitMQ takes no messages at present (its own words), or None.
         error: why it is not up.
@@ -216,7 +217,8 @@ class Link:
         loop: Loop,
         timer: Timer,
         hosts: int,
-        connect: Callable[[int], Connection],
+        purpose: str,
+        connect: Callable[[int, str], Connection],
         describe: Callable[[BaseException, int], tuple[str, bool]],
         on_up: Callable[[], None],
         on_down: Callable[[TransportUnavailable], None],
@@ -227,14 +229,16 @@ class Link:
         Args:
             loop: the thread that reads and writes.
             timer: what comes later.
-            connect: opens a connection, at the n-th try; it may block.
             hosts: how many there are: so many tries have to fail for good before hope is given up.
+            purpose: what it is for, in a word.
+            connect: opens a connection for that, at the n-th try; it may block.
             describe: says of an error, of the n-th try, in words what happened, and whether trying again is of no use.
             on_up: called on the loop's thread when the connection is open.
             on_down: called there when it breaks, and when it cannot be opened for good.
             on_blocked: called there when `blocked` changes.
         """
         self.up = False
+        self.up_since = 0.0
         self.generation = 0
         self.blocked: str | None = None
         self.error: TransportUnavailable | None = None
@@ -243,6 +247,7 @@ class Link:
         self._timer = timer
         self._hosts = hosts
         self._hopeless = 0
+        self._purpose = purpose
         self._connect = connect
         self._describe = describe
         self._on_up = on_up
@@ -287,14 +292,15 @@ class Link:
     def _open(self) -> None:
         attempt, self._tries = self._tries, self._tries + 1
         try:
-            connection = self._connect(attempt)
+            connection = self._connect(attempt, self._purpose)
         except Exception as exc:
             text, hopeless = self._describe(exc, attempt)
             self._hopeless = self._hopeless + 1 if hopeless else 0
             self.error = TransportUnavailable(text)
             delay = min(BACKOFF_MAX, 0.25 * 2 ** min(attempt, 8)) * random.uniform(0.5, 1.0)
             # Once is enough for a log that somebody reads while the system is down.
-            LOG.log(logging.DEBUG if attempt else logging.WARNING, "%s; next try in %.1f s", text, delay)
+            level = logging.DEBUG if attempt else logging.WARNING
+            LOG.log(level, "cannot connect to %s: %s; next try in %.1f s", self._purpose, text, delay)
             if self._hopeless >= self._hosts and not self.generation:
                 self._loop.call(self._give_up)
             self._timer.call_later(delay, self._start_connecting)
@@ -330,10 +336,12 @@ class Link:
         self.error = None
         self.attempt = self._tries - 1
         if self._tries > 1 or self.generation:
-            LOG.warning("connected again at try %d: %s", self._tries, connection.transport)
+            host, port = sock.getpeername()[:2]
+            LOG.warning("connected again to %s, to %s:%s at try %d", self._purpose, host, port, self._tries)
         self._tries = 0
         self._opening = False
         self.generation += 1
+        self.up_since = time.monotonic()
         self.up = True
         self._loop.watch(self._fd, self)
         self._on_up()
@@ -347,7 +355,7 @@ class Link:
         error = TransportUnavailable(reason, maybe_delivered=True)
         self.error = error
         if not self._closed:
-            LOG.warning("%s", reason)
+            LOG.warning("lost the connection to %s: %s", self._purpose, reason)
         self._let_go()
         channels = list(self._channels.values())
         self._start_reading()

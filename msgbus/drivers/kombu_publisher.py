@@ -14,7 +14,7 @@ from typing import Any
 
 from msgbus.drivers import kombu_frames as frames
 from msgbus.drivers.base import Address, Message, Sent
-from msgbus.drivers.kombu_channels import HINTS, fail, finish
+from msgbus.drivers.kombu_channels import explain, fail, finish
 from msgbus.drivers.kombu_link import Channel, Link
 from msgbus.drivers.kombu_topology import Exchange, Route
 from msgbus.exceptions import (
@@ -295,7 +295,7 @@ class Publisher(Channel):
 
     def _on_channel_closed(self, code: int, text: str) -> None:
         """Only this channel is lost: with what was in flight on it, whose fate is mostly unknown."""
-        reason = f"{self._name()} closed the publishing channel: {code} {text}{HINTS.get(code, '')}"
+        reason = f"{self._name()} closed the publishing channel: {explain(code, text)}"
         LOG.error("%s", reason)
         # Missing rights are missing for every message to that exchange: none of these was taken.
         named = re.search(r"exchange '([^']*)'", text)
@@ -397,7 +397,7 @@ class _Declaration(Channel):
             code, text = frames.read_close(buffer, at, end)
             self._link.write(frames.method(self.number, frames.CHANNEL_CLOSE_OK))
             self._link.remove(self)
-            self._done(f"{code} {text}{HINTS.get(code, '')}")
+            self._done(explain(code, text))
         elif ids == frames.CHANNEL_CLOSE_OK:
             self._link.remove(self)
 

@@ -118,7 +118,10 @@ class NativeTopology:
 
 
 class OsloTopology:
-    """See the module's text. Pools and dead letters, which a stock peer does not have in RPC, are as in `native`."""
+    """See the module's text. The queue of a pool has the pool's name, of whichever topic it is, as with a stock peer.
+
+    Dead letters, which such a peer does not have, are as in `native`.
+    """
 
     def __init__(self, native: NativeTopology) -> None:
         self._native = native

@@ -34,7 +34,7 @@ from msgbus.rpc.common import (
 )
 from msgbus.rpc.connection import Connection
 from msgbus.rpc.dispatcher import RpcDispatcher
-from msgbus.rpc.messages import client_for
+from msgbus.rpc.messages import cast_elsewhere, client_for
 from msgbus.rpc.notifying import notify
 from msgbus.rpc.proxy import RpcProxy
 from msgbus.rpc.service import Service
@@ -98,6 +98,8 @@ def call(context: Any, topic: str, msg: dict[str, Any], timeout: float | None = 
         MessageUndeliverable: nobody listens to the topic.
         RemoteError: what the method raised, or that exception itself where it is allowed to be made again here.
         SerializationError: the message is none, or holds what cannot travel.
+        InvalidTarget: the topic is none.
+        ValueError: `timeout` is none.
         MessagingException: as for `msgbus.RPCClient.call`.
     """
     client, method, args = client_for(topic, msg, timeout)
@@ -142,15 +144,14 @@ def fanout_cast(context: Any, topic: str, msg: dict[str, Any]) -> None:
 def cast_to_server(context: Any, server_params: dict[str, Any], topic: str, msg: dict[str, Any]) -> None:
     """`cast` over another message system of the same kind.
 
-    `server_params` has ``hostname``, and perhaps ``port``, ``username``, ``password``, ``virtual_host``. The connection
-    is kept for the next time. The other arguments are those of `cast`.
+    `server_params` has ``hostname``, and perhaps ``port``, ``username``, ``password``, ``virtual_host``; what it lacks
+    is as configured. The connection is kept for the next time. The other arguments are those of `cast`.
 
     Raises:
-        ConfigurationError: the hostname is missing, or a key is unknown.
+        ConfigurationError: the hostname is missing, a key is unknown, or a value has the wrong type.
         MessagingException: as for `cast`.
     """
-    client, method, args = client_for(topic, msg, server_params=server_params)
-    client.cast(context, method, **args)
+    cast_elsewhere(context, server_params, topic, msg)
 
 
 def fanout_cast_to_server(context: Any, server_params: dict[str, Any], topic: str, msg: dict[str, Any]) -> None:
@@ -159,8 +160,7 @@ def fanout_cast_to_server(context: Any, server_params: dict[str, Any], topic: st
     Raises:
         As `cast_to_server`.
     """
-    client, method, args = client_for(topic, msg, fanout=True, server_params=server_params)
-    client.cast(context, method, **args)
+    cast_elsewhere(context, server_params, topic, msg, fanout=True)
 
 
 def queue_get_for(context: Any, topic: str, host: str | None) -> str:

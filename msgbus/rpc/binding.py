@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
+import weakref
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +19,10 @@ from msgbus.url import TransportHost, TransportURL
 if TYPE_CHECKING:
     from oslo_config import cfg
 
+    from msgbus.rpc.connection import Connection
+
+LOG = logging.getLogger(__name__)
+
 _SERVER_PARAMS = ("hostname", "port", "username", "password", "virtual_host")
 
 
@@ -26,9 +34,20 @@ class _Bound:
         self.conf: cfg.ConfigOpts | None = None
         self.exchange: str | None = None
         self.transports: dict[str | None, Transport] = {}  # by URL; None is the configured one
+        self.connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+    def renew_lock(self) -> None:
+        """In a forked child: a thread of the parent's may hold it."""
+        self.lock = threading.RLock()
 
 
 _bound = _Bound()
+os.register_at_fork(after_in_child=_bound.renew_lock)
+
+
+def remember(connection: Connection) -> None:
+    """Know a connection, in order to say so if it is cut off."""
+    _bound.connections.add(connection)
 
 
 def init(conf: cfg.ConfigOpts) -> None:
@@ -40,7 +59,7 @@ def init(conf: cfg.ConfigOpts) -> None:
         if _bound.conf is not None and _bound.conf is not conf:
             cleanup()
         options.register(conf)
-        conf.register_opts(options.RPC_OPTS)
+        options.register(conf, options.RPC_OPTS)
         if _bound.exchange is not None:
             conf.set_default("control_exchange", _bound.exchange)
         _bound.conf = conf
@@ -58,12 +77,21 @@ def set_defaults(control_exchange: str) -> None:
 
 
 def cleanup() -> None:
-    """Close every connection that was opened. What is used again afterwards opens anew. Idempotent."""
+    """Close what was opened to message systems. Calls that wait end with `CallCancelled`. Idempotent.
+
+    What is called afterwards opens anew. A `Connection` is to be closed before: one that still consumes is cut off, and
+    what it runs cannot be answered.
+    """
     with _bound.lock:
         transports = list(_bound.transports.values())
         _bound.transports.clear()
+    if any(connection.consumes for connection in list(_bound.connections)):
+        LOG.warning("rpc.cleanup() cuts off consumers that were not closed: close their connections before")
     for transport in transports:
-        transport.cleanup()
+        try:
+            transport.cleanup()
+        except Exception:  # the others have to be closed all the same
+            LOG.exception("%s was not closed cleanly", transport)
 
 
 def _conf() -> cfg.ConfigOpts:
@@ -75,38 +103,77 @@ def _conf() -> cfg.ConfigOpts:
     return _bound.conf
 
 
-def transport(server_params: dict[str, Any] | None = None) -> Transport:
-    """The transport to the configured message system, or to that of `server_params`. Opened when first asked for.
+def transport() -> Transport:
+    """The transport to the configured message system. Made when first asked for.
+
+    Raises:
+        InvalidTransportURL, DriverLoadFailure, ConfigurationError: the configuration is of no use.
+    """
+    return _transport(None)
+
+
+def transport_to(server_params: Mapping[str, Any]) -> Transport:
+    """The transport to another message system; see `msgbus.rpc.cast_to_server`. Made when first asked for.
 
     Raises:
         InvalidTransportURL, DriverLoadFailure, ConfigurationError: the configuration or `server_params` is of no use.
     """
-    url = None if server_params is None else _url(server_params)
-    found = _bound.transports.get(url)
+    return _transport(_url(server_params))
+
+
+def _transport(url: TransportURL | None) -> Transport:
+    key = None if url is None else url.unmasked()
+    found = _bound.transports.get(key)
     if found is None:
         with _bound.lock:
-            found = _bound.transports.get(url)
+            found = _bound.transports.get(key)
             if found is None:
                 conf = _conf()
                 if not _bound.transports:
                     warn_of_gone_options(conf)
                 found = get_rpc_transport(conf, url, conf.allowed_rpc_exception_modules)
-                _bound.transports[url] = found
+                _bound.transports[key] = found
     return found
 
 
-def _url(server_params: dict[str, Any]) -> str:
-    unknown = sorted(set(server_params) - set(_SERVER_PARAMS))
-    if unknown or not server_params.get("hostname"):
-        wrong = f"unknown are {', '.join(unknown)}" if unknown else "the hostname is missing"
-        raise ConfigurationError(f"server_params: {wrong}; there are {', '.join(_SERVER_PARAMS)}")
-    port = server_params.get("port")
-    host = TransportHost(
-        hostname=server_params["hostname"],
-        port=None if port is None else int(port),
-        username=server_params.get("username"),
-        password=server_params.get("password"),
-    )
+def forget(transport: Transport) -> None:
+    """Close a transport to another message system than the configured one, if nothing else goes over it."""
+    with _bound.lock:
+        keys = [key for key, known in _bound.transports.items() if known is transport and key is not None]
+        if not keys or not transport.window.idle:
+            return
+        del _bound.transports[keys[0]]
+    transport.cleanup()
+
+
+def _url(server_params: Mapping[str, Any]) -> TransportURL:
+    params = _checked(server_params)
     configured = TransportURL.parse(_conf())
-    virtual_host = server_params.get("virtual_host", configured.virtual_host)
-    return replace(configured, hosts=(host,), virtual_host=virtual_host).unmasked()
+    # What is not given is as configured: in the URL, or (what is None here) in the driver's options.
+    usual = configured.hosts[0] if configured.hosts else TransportHost()
+    host = TransportHost(
+        hostname=params["hostname"],
+        port=params.get("port", usual.port),
+        username=params.get("username", usual.username),
+        password=params.get("password", usual.password),
+    )
+    return replace(configured, hosts=(host,), virtual_host=params.get("virtual_host", configured.virtual_host))
+
+
+def _checked(server_params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters, in the types that they should have."""
+    names = ", ".join(_SERVER_PARAMS)
+    if not isinstance(server_params, Mapping):
+        raise ConfigurationError(f"server_params is a dict with some of {names}, not {type(server_params).__name__}")
+    if unknown := sorted(map(str, set(server_params) - set(_SERVER_PARAMS))):
+        raise ConfigurationError(f"server_params: unknown are {', '.join(unknown)}; there are {names}")
+    params = {name: value for name, value in server_params.items() if value is not None}
+    if not params.get("hostname"):
+        raise ConfigurationError(f"server_params: the hostname is missing; there are {names}")
+    port = str(params.get("port", "1"))
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise ConfigurationError("server_params: the port is none")
+    for name, value in params.items():
+        if name != "port" and not isinstance(value, str):
+            raise ConfigurationError(f"server_params: the {name} is a string, not {type(value).__name__}")
+    return {**params, "port": int(port)} if "port" in params else params

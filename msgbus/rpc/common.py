@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self, TypeVar
 
 from msgbus.dispatcher import ExpectedException, expected_exceptions, version_is_compatible
@@ -48,17 +48,18 @@ class InvalidRPCConnectionReuse(MessagingException):
 
 
 def catch_client_exception(
-    exceptions: list[type[BaseException]] | tuple[type[BaseException], ...],
+    exceptions: Sequence[type[BaseException]] | type[BaseException],
     func: Callable[..., R],
     *args: Any,
     **kwargs: Any,
 ) -> R:
-    """Run ``func(*args, **kwargs)``; an exception of one of the types given is an answer rather than a fault.
+    """Run ``func(*args, **kwargs)``; an exception of the type or types given is an answer rather than a fault.
 
     Raises:
         ClientException: in place of an exception of these types or their subclasses.
     """
-    return client_exceptions(*exceptions)(func)(*args, **kwargs)
+    types = (exceptions,) if isinstance(exceptions, type) else exceptions
+    return client_exceptions(*types)(func)(*args, **kwargs)
 
 
 class CommonRpcContext:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 from msgbus.drivers.base import Address
+from msgbus.exceptions import CallCancelled, InvalidTarget
+from msgbus.rpc import binding
 from msgbus.rpc.common import InvalidRPCConnectionReuse
 from msgbus.rpc.dispatcher import ProxyDispatcher
 from msgbus.rpc.messages import split_topic
@@ -18,8 +19,6 @@ from msgbus.rpc.pool import Callback, PoolConsumer
 from msgbus.server import RPCServer
 from msgbus.target import Target
 from msgbus.transport import Transport
-
-LOG = logging.getLogger(__name__)
 
 
 class _Consumer(Protocol):
@@ -32,17 +31,39 @@ class _Consumer(Protocol):
     def wait(self, timeout: float | None = None) -> int: ...
 
 
+class _Served(NamedTuple):
+    """An address whose requests a proxy runs."""
+
+    proxy: object
+    dispatcher: ProxyDispatcher
+    address: Address
+
+
+class _Pooled(NamedTuple):
+    """An address whose messages a callback gets."""
+
+    address: Address
+    callback: Callback
+    ack_on_error: bool
+
+
 class Connection:
     """Create the consumers, then call `consume_in_thread`. Thread-safe. `msgbus.rpc.create_connection` makes it."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._lock = threading.Lock()
-        self._proxies: list[tuple[object, Address]] = []  # not started yet, like the following
-        self._pools: list[tuple[Address, Callback, bool]] = []
-        self._started: list[_Consumer] = []
+        self._pid = os.getpid()
+        self._lock = threading.RLock()  # A signal's handler may close what its own thread is starting.
+        self._waiting: list[_Served | _Pooled] = []  # for `consume_in_thread`
+        self._consumers: list[_Consumer] = []
         self._consuming = False
         self._closed = False
+        binding.remember(self)
+
+    @property
+    def consumes(self) -> bool:
+        """Whether it has consumers in this process that were started and not closed."""
+        return bool(self._consumers) and self._pid == os.getpid()
 
     def create_consumer(self, topic: str, proxy: object, fanout: bool = False) -> None:
         """Have `proxy` run the messages that come to a topic.
@@ -58,18 +79,19 @@ class Connection:
 
         Raises:
             InvalidTarget: the topic is none.
-            InvalidRPCConnectionReuse: the connection is closed.
+            TypeError: the proxy has a ``dispatch`` that cannot be called so, or a version that is none.
+            InvalidRPCConnectionReuse: the connection is closed, or was made by the parent of this process.
             MessagingException: where `consume_in_thread` was called already, as for that.
         """
         base, host = (topic, None) if fanout else split_topic(topic)
-        target = Target(topic=base, server=host, fanout=fanout or None)
-        address = self._transport.address(target)
-        self._add(lambda: self._proxies.append((proxy, address)))
+        address = self._transport.address(Target(topic=base, server=host, fanout=fanout or None))
+        self._add(_Served(proxy, ProxyDispatcher(proxy), address))
 
     def create_worker(self, topic: str, proxy: object, pool_name: str) -> None:
         """Have `proxy` run messages to a topic that are shared by a pool: one of its members gets each message.
 
-        Every pool of a topic gets a copy of its own, besides the consumers of the topic.
+        Every pool of a topic gets a copy of its own, besides the consumers of the topic; a call is run by one of each,
+        and the first answer counts. A pool that is called as its topic is the topic's own consumers.
 
         Args:
             topic: taken as it is; no part of it names a host.
@@ -79,8 +101,7 @@ class Connection:
         Raises:
             As `create_consumer`.
         """
-        address = self._pool(topic, pool_name, None)
-        self._add(lambda: self._proxies.append((proxy, address)))
+        self._add(_Served(proxy, ProxyDispatcher(proxy), self._pool(topic, pool_name, None)))
 
     def join_consumer_pool(
         self,
@@ -107,76 +128,101 @@ class Connection:
         Raises:
             As `create_consumer`.
         """
-        address = self._pool(topic, pool_name, exchange_name)
-        self._add(lambda: self._pools.append((address, callback, ack_on_error)))
+        if not callable(callback):
+            raise TypeError(f"a callback can be called, and {callback!r} cannot")
+        self._add(_Pooled(self._pool(topic, pool_name, exchange_name), callback, ack_on_error))
 
     def _pool(self, topic: str, name: str, exchange: str | None) -> Address:
+        if not isinstance(name, str):
+            raise InvalidTarget(f"the name of a pool must be a string, not {type(name).__name__}", name)
         address = self._transport.address(Target(topic=topic, exchange=exchange, server=name))  # checks the names
+        if name == topic:  # It shares the messages with the topic's own consumers.
+            return address._replace(kind="topic", server="")
         return address._replace(kind="pool", server="", name=name)
 
-    def _add(self, add: Callable[[], None]) -> None:
+    def _add(self, consumer: _Served | _Pooled) -> None:
         with self._lock:
-            if self._closed:
-                raise InvalidRPCConnectionReuse("the connection is closed: create another one")
-            add()
-            consuming = self._consuming
-        if consuming:
-            self.consume_in_thread()
+            self._check()
+            if not self._consuming:
+                self._waiting.append(consumer)
+                return
+        self._start([consumer])
+
+    def _check(self) -> None:
+        if self._closed or self._transport.closed or self._pid != os.getpid():
+            raise InvalidRPCConnectionReuse("the connection is closed, or another process's: create another one")
 
     def consume_in_thread(self) -> None:
         """Begin to consume, on threads of its own; returns when messages will arrive.
 
+        If it raises nothing is consumed, and it may be called again.
+
         Raises:
             TransportUnavailable: the message system could not be reached within ``rpc_response_timeout``.
             MessagingException: it refuses, for example for want of rights.
-            InvalidRPCConnectionReuse: the connection is closed.
+            InvalidRPCConnectionReuse: the connection is closed, also while this waits.
         """
         with self._lock:
-            if self._closed:
-                raise InvalidRPCConnectionReuse("the connection is closed: create another one")
-            self._consuming = True
-            end = time.monotonic() + self._transport.conf.rpc_response_timeout
-            consumers: list[_Consumer] = self._servers()
-            consumers += [PoolConsumer(self._transport, *pool) for pool in self._pools]
-            try:
-                for consumer in consumers:
-                    consumer.start(max(0.0, end - time.monotonic()))
-            except BaseException:  # All or none of them: it may be tried again.
-                _end(consumers, end)
-                raise
-            self._started += consumers
-            self._proxies, self._pools = [], []
+            self._check()
+            waiting, self._waiting = self._waiting, []
+        try:
+            self._start(waiting)
+        except BaseException:
+            with self._lock:
+                self._waiting[:0] = waiting
+            raise
+        self._consuming = True
 
-    def _servers(self) -> list[_Consumer]:
-        """One server for each proxy: what it listens to shares its threads, and it knows what it has run already."""
-        by_proxy: dict[int, tuple[object, list[Address]]] = {}
-        for proxy, address in self._proxies:
-            addresses = by_proxy.setdefault(id(proxy), (proxy, []))[1]
-            if address not in addresses:
-                addresses.append(address)
-        return [self._server(proxy, addresses) for proxy, addresses in by_proxy.values()]
+    def _start(self, wanted: Sequence[_Served | _Pooled]) -> None:
+        end = time.monotonic() + self._transport.conf.rpc_response_timeout
+        consumers = self._servers([one for one in wanted if isinstance(one, _Served)])
+        consumers += [PoolConsumer(self._transport, *one) for one in wanted if isinstance(one, _Pooled)]
+        with self._lock:
+            self._check()
+            self._consumers += consumers  # `close` ends them from now on.
+        try:
+            for consumer in consumers:
+                consumer.start(max(0.0, end - time.monotonic()))
+                self._check()
+        except BaseException as exc:  # All or none of them.
+            with self._lock:
+                self._consumers = [consumer for consumer in self._consumers if consumer not in consumers]
+            _end(consumers, time.monotonic())
+            if isinstance(exc, CallCancelled):
+                self._check()
+            raise
 
-    def _server(self, proxy: object, addresses: list[Address]) -> RPCServer:
-        named = [address.server for address in addresses if address.kind == "server"]
+    def _servers(self, wanted: Sequence[_Served]) -> list[_Consumer]:
+        """One server for each proxy and topic: its addresses share its threads, and it knows what it has run."""
+        groups: dict[tuple[int, str, str], list[_Served]] = {}
+        for one in wanted:
+            groups.setdefault((id(one.proxy), one.address.exchange, one.address.topic), []).append(one)
+        return [self._server(group) for group in groups.values()]
+
+    def _server(self, group: Sequence[_Served]) -> RPCServer:
+        named = [one.address.server for one in group if one.address.kind == "server"]
         name = named[0] if named else f"{socket.gethostname()[:60]}-{os.getpid()}"
+        addresses = [one.address for one in group]
         addresses = [at._replace(server=name) if at.kind == "fanout" else at for at in addresses]
         target = Target(exchange=addresses[0].exchange, topic=addresses[0].topic, server=name)
-        return RPCServer(self._transport, target, ProxyDispatcher(proxy), addresses=addresses)
+        return RPCServer(self._transport, target, group[0].dispatcher, addresses=list(dict.fromkeys(addresses)))
 
     def close(self, timeout: float | None = None) -> None:
         """Take no more messages, let what runs finish and answer, and give back what has not been begun. Idempotent.
 
-        The process's connection to the message system stays open; see `msgbus.rpc.cleanup`. Not to be called by what
-        the connection itself runs: it would wait for its own end.
+        The process's connection to the message system stays open; see `msgbus.rpc.cleanup`. A method that is run by
+        the connection itself may call it: its own end is not waited for. In a forked child it does nothing.
 
         Args:
             timeout: seconds for what runs; None means the option ``rpc_response_timeout``. What runs longer is
                 abandoned, with a warning in the log.
         """
+        if self._pid != os.getpid():  # Its threads are the parent's, and one of them may hold the lock.
+            return
         with self._lock:
             self._closed = True
-            started, self._started = self._started, []
-        _end(started, time.monotonic() + (self._transport.conf.rpc_response_timeout if timeout is None else timeout))
+            consumers, self._consumers = self._consumers, []
+        _end(consumers, time.monotonic() + (self._transport.conf.rpc_response_timeout if timeout is None else timeout))
 
 
 def _end(consumers: Sequence[_Consumer], deadline: float) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from msgbus.dispatcher import RPCDispatcher
+from msgbus.exceptions import UnsupportedVersion
 from msgbus.message import PING_NAMESPACE, Request
 from msgbus.rpc.common import RpcContext
 from msgbus.rpc.messages import EntitySerializer
@@ -57,14 +58,25 @@ class RpcDispatcher:
 
 
 class ProxyDispatcher(RPCDispatcher):
-    """Gives requests to the ``proxy`` of a consumer: through its ``dispatch``, or to its public methods."""
+    """Gives requests to the ``proxy`` of a consumer: through its ``dispatch``, or to its public methods.
+
+    Raises:
+        TypeError: its ``dispatch`` is another method, or a version is none.
+    """
 
     def __init__(self, proxy: object) -> None:
         super().__init__([])
+        if proxy is None:
+            raise TypeError("the proxy of a consumer is an object, not None")
         if not callable(getattr(proxy, "dispatch", None)):
             proxy = RpcDispatcher([proxy])
         self._run: Any = proxy.dispatch  # type: ignore[attr-defined]  # it has one, as was just seen
-        self._namespaces = takes_namespace(self._run)
+        self._namespaces = _takes(self._run, None, "1.0", "method", None)
+        if not self._namespaces and not _takes(self._run, None, "1.0", "method"):
+            raise TypeError(
+                f"the dispatch of {proxy!r} does not take (context, version, method, **args): if it is a method for "
+                "callers, give the consumer RpcDispatcher([proxy])"
+            )
 
     def dispatch(self, request: Request) -> Any:
         """Run a request, with the caller's context made again."""
@@ -74,13 +86,16 @@ class ProxyDispatcher(RPCDispatcher):
         version = request.version or "1.0"
         if self._namespaces:
             return self._run(context, version, request.method, request.namespace, **request.args)
+        if request.namespace is not None:
+            raise UnsupportedVersion(f"{version} of namespace {request.namespace}", request.method)
         return self._run(context, version, request.method, **request.args)
 
 
-def takes_namespace(dispatch: Any) -> bool:
-    """Whether a ``dispatch`` is of the later kind, with the namespace as its fourth positional argument."""
+def _takes(function: Any, *arguments: Any) -> bool:
     try:
-        inspect.signature(dispatch).bind(None, "1.0", "method", None)
-    except (TypeError, ValueError):
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
         return False
+    except ValueError:  # It is not written in Python, and does not say.
+        return True
     return True

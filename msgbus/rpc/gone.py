@@ -1,4 +1,4 @@
-"""Options of the old systems that mean nothing any more: whoever still has one in a file is told so, once."""
+"""Options of the old systems that mean nothing any more: whoever still has one in a file is told so."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ GONE = {
 
 def warn_of_gone_options(conf: cfg.ConfigOpts) -> None:
     """Log a warning for each of `GONE` that the configuration files have in group DEFAULT."""
-    for name in sorted(names_in_files(conf, "DEFAULT") & set(GONE)):
+    for name in sorted(names_in_files(conf, "DEFAULT").keys() & set(GONE)):
         LOG.warning("the option %s of the configuration means nothing any more: %s", name, GONE[name])

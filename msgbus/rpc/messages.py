@@ -6,10 +6,12 @@ import difflib
 from typing import Any
 
 from msgbus.client import RPCClient
-from msgbus.exceptions import SerializationError
+from msgbus.dispatcher import is_version
+from msgbus.exceptions import InvalidTarget, SerializationError, TransportUnavailable
 from msgbus.rpc import binding
 from msgbus.serializer import NoOpSerializer, Serializer
 from msgbus.target import Target
+from msgbus.transport import Transport
 
 KEYS = ("method", "args", "version", "namespace")
 
@@ -30,7 +32,13 @@ class EntitySerializer(NoOpSerializer):
 
 
 def split_topic(topic: str) -> tuple[str, str | None]:
-    """Topic and server of ``foo`` or ``foo.host``. A host may hold dots, a topic that is named with one may not."""
+    """Topic and server of ``foo`` or ``foo.host``. A host may hold dots, a topic that is named with one may not.
+
+    Raises:
+        InvalidTarget: it is no string.
+    """
+    if not isinstance(topic, str):
+        raise InvalidTarget(f"the topic must be a string, not {type(topic).__name__}", topic)
     base, dot, host = topic.partition(".")
     return base, host if dot else None
 
@@ -42,25 +50,55 @@ def client_for(
     *,
     fanout: bool = False,
     serializer: Serializer | None = None,
-    server_params: dict[str, Any] | None = None,
+    transport: Transport | None = None,
 ) -> tuple[RPCClient, str, dict[str, Any]]:
     """A client for a message; and the method and the arguments that are in that.
 
     Raises:
         SerializationError: the message is none.
         InvalidTarget: the topic is none.
+        ValueError: the timeout is none.
         MessagingException: as for `binding.transport`.
     """
-    _check(msg)
+    check(msg)
     base, host = (topic, None) if fanout else split_topic(topic)
     target = Target(
         topic=base, server=host, fanout=fanout or None, namespace=msg.get("namespace"), version=msg.get("version")
     )
-    client = RPCClient(binding.transport(server_params), target, timeout=timeout, serializer=serializer)
+    client = RPCClient(transport or binding.transport(), target, timeout=timeout, serializer=serializer)
     return client, msg["method"], msg.get("args") or {}
 
 
-def _check(msg: object) -> None:
+def cast_elsewhere(
+    context: Any,
+    server_params: dict[str, Any],
+    topic: str,
+    msg: dict[str, Any],
+    *,
+    fanout: bool = False,
+    serializer: Serializer | None = None,
+) -> None:
+    """Cast over another message system than the configured one.
+
+    Raises:
+        MessagingException: as for `client_for`, `binding.transport_to` and `RPCClient.cast`.
+    """
+    check(msg)
+    transport = binding.transport_to(server_params)
+    client, method, args = client_for(topic, msg, fanout=fanout, serializer=serializer, transport=transport)
+    try:
+        client.cast(context, method, **args)
+    except TransportUnavailable:
+        binding.forget(transport)  # It may be away for good: nobody should go on trying to reach it.
+        raise
+
+
+def check(msg: object) -> None:
+    """Refuse what is no message.
+
+    Raises:
+        SerializationError: the text says what is wrong with it.
+    """
     if not isinstance(msg, dict):
         raise SerializationError(f"a message is a dict with 'method' and 'args', not {type(msg).__name__}")
     for key in msg:
@@ -73,3 +111,11 @@ def _check(msg: object) -> None:
     args = msg.get("args") or {}
     if not isinstance(args, dict) or not all(isinstance(name, str) for name in args):
         raise SerializationError(f"{msg['method']!r}: the message's 'args' is a dict with arguments by name")
+    for key in ("version", "namespace"):
+        value = msg.get(key)
+        if value is not None and not isinstance(value, str):
+            raise SerializationError(
+                f"{msg['method']!r}: the message's {key!r} is a string, not {type(value).__name__}"
+            )
+    if msg.get("version") is not None and not is_version(msg["version"]):
+        raise SerializationError(f"{msg['method']!r}: the message's 'version' {msg['version']!r} is none like '1.2'")

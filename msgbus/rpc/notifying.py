@@ -1,4 +1,4 @@
-"""notify: a notification is kept for whoever will read it, with `Connection.join_consumer_pool` or another program."""
+"""notify: a notification is kept for whoever will read it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import time
 from typing import Any
 
 from msgbus.client import acquire, wait_until_sent
-from msgbus.deadline import bounded
 from msgbus.drivers.base import Address, Capability, Message
-from msgbus.exceptions import MessageUndeliverable, SerializationError
+from msgbus.exceptions import InvalidTarget, MessageUndeliverable, SerializationError
 from msgbus.message import CONTENT_TYPES, encode_notification, new_id
 from msgbus.rpc import binding
 from msgbus.serializer import NoOpSerializer
@@ -19,7 +18,9 @@ from msgbus.transport import Transport
 def notify(context: Any, topic: str, msg: dict[str, Any]) -> None:
     """Send a notification, and return when the message system has taken it. It is repeated until then.
 
-    Where nobody has ever listened to the topic, the message system is told to keep what is sent there.
+    Where nobody has ever listened to the topic, the message system is told to keep what is sent there, for the first
+    who reads from the topic itself: a consumer, or a pool that is called as the topic. Other pools get what is sent
+    after they were joined. What nobody ever reads is kept too: see the option ``queue_expires``.
 
     Args:
         context: as for `call`.
@@ -28,6 +29,7 @@ def notify(context: Any, topic: str, msg: dict[str, Any]) -> None:
 
     Raises:
         MessageUndeliverable: nobody listens, and the message system cannot keep it (no `Capability.STORE`).
+        InvalidTarget: the topic is none.
         SerializationError: the message is no dict, or holds what cannot travel.
         MessagingException: as for `cast`.
     """
@@ -35,11 +37,13 @@ def notify(context: Any, topic: str, msg: dict[str, Any]) -> None:
         raise SerializationError(f"a notification is a dict, not {type(msg).__name__}")
     transport = binding.transport()
     conf = transport.conf
+    if not isinstance(topic, str):
+        raise InvalidTarget(f"the topic must be a string, not {type(topic).__name__}", topic)
+    address = transport.address(Target(topic=topic))
     content_type = CONTENT_TYPES[conf.rpc_codec]
     unique_id = new_id()
     body = encode_notification(msg, NoOpSerializer().serialize_context(context), unique_id, content_type)
-    address = transport.address(Target(topic=topic))
-    deadline = bounded(time.monotonic() + conf.rpc_response_timeout)
+    deadline = time.monotonic() + conf.rpc_response_timeout
     acquire(transport, deadline)
     try:
         message = Message(body, content_type, unique_id, None, True, deadline - time.monotonic())

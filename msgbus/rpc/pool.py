@@ -17,7 +17,7 @@ from msgbus.transport import Transport, wait_for
 LOG = logging.getLogger(__name__)
 
 AGAIN_AFTER = 1.0
-"""Seconds until a message is given back whose callback raised: at once, it would go round a thousand times a second."""
+"""Seconds until the callback gets a message again for which it raised: at once, it would spin."""
 
 Callback = Callable[[dict[str, Any]], object]
 
@@ -31,35 +31,33 @@ class PoolConsumer:
         self._callback = callback
         self._ack_on_error = ack_on_error
         self._subscription: Subscription | None = None
+        self._stopping = False
         conf = transport.conf
         self._executor: Executor[Delivery] = Executor(
             conf.executor_thread_pool_size, self._run, f"msgbus-{address.topic}", transport.timer.call_later
         )
 
     def start(self, timeout: float | None = None) -> None:
-        """Begin to consume; returns when messages will arrive.
+        """Begin to consume; returns when messages will arrive. If it raises, `wait` has to be called.
 
         Raises:
             MessagingException: as for `RPCServer.start`.
         """
         conf, driver = self._transport.conf, self._transport.driver
         end = time.monotonic() + (conf.rpc_response_timeout if timeout is None else timeout)
-        self._subscription = driver.subscribe([self._address], self._executor.submit, prefetch=conf.rpc_prefetch)
-        try:
-            wait_for(self._subscription.ready, end, f"{self._address} cannot be consumed from", driver)
-        except BaseException:
-            self._subscription.close()
-            self._executor.close(0)
-            raise
+        subscription = driver.subscribe([self._address], self._executor.submit, prefetch=conf.rpc_prefetch)
+        self._subscription = subscription
+        wait_for(subscription.ready, end, f"{self._address} cannot be consumed from", driver)
 
     def stop(self) -> None:
         """Take no more messages, and give back those that no thread has begun."""
+        self._stopping = True
         if self._subscription is None:
             return
         try:
             self._subscription.stop().result(STOP_TIMEOUT)
         except (MessagingException, TimeoutError) as exc:
-            LOG.warning("%s: the message system did not say that it delivers no more: %s", self._address, exc)
+            LOG.warning("%s: the message system did not say that it delivers no more: %r", self._address, exc)
         for delivery in self._executor.take_backlog():
             delivery.reject(requeue=True)
 
@@ -76,7 +74,7 @@ class PoolConsumer:
         try:
             self._subscription.close().result(STOP_TIMEOUT)
         except (MessagingException, TimeoutError) as exc:
-            LOG.warning("%s: the message system did not take its leave: %s", self._address, exc)
+            LOG.warning("%s: the message system did not take its leave: %r", self._address, exc)
         self._subscription = None
         return running
 
@@ -91,11 +89,17 @@ class PoolConsumer:
         LOG.debug("received %s by %s", message.id, delivery.address)
         try:
             self._callback(payload)
-        except Exception:
-            if self._ack_on_error:
-                LOG.exception("message %s to %s raised, and is dropped", message.id, delivery.address)
-            else:
-                LOG.exception("message %s to %s raised, and is given back", message.id, delivery.address)
-                self._transport.timer.call_later(AGAIN_AFTER, lambda: delivery.reject(requeue=True))
+        except BaseException:  # sys.exit() too: the message has to be settled
+            if not self._ack_on_error:
+                LOG.exception("message %s to %s raised, and comes again", message.id, delivery.address)
+                self._transport.timer.call_later(AGAIN_AFTER, lambda: self._again(delivery))
                 return
+            LOG.exception("message %s to %s raised, and is dropped", message.id, delivery.address)
         delivery.accept()
+
+    def _again(self, delivery: Delivery) -> None:
+        # It is not given back in between: RabbitMQ 4 drops what was given back twenty times.
+        if self._stopping:
+            delivery.reject(requeue=True)
+        else:
+            self._executor.submit(delivery)

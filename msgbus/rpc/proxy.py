@@ -7,7 +7,7 @@ from typing import Any
 
 from msgbus.dispatcher import version_is_compatible
 from msgbus.rpc.common import RpcVersionCapError
-from msgbus.rpc.messages import EntitySerializer, client_for
+from msgbus.rpc.messages import EntitySerializer, cast_elsewhere, check, client_for
 from msgbus.serializer import Serializer
 
 
@@ -58,6 +58,7 @@ class RpcProxy:
         version = version or self.default_version
         if self.version_cap is not None and not self.can_send_version(version):
             raise RpcVersionCapError(version, self.version_cap)
+        check(msg)
         return {**msg, "version": version}
 
     def call(
@@ -126,7 +127,8 @@ class RpcProxy:
         Raises:
             As `cast`, and `ConfigurationError`.
         """
-        self._cast(context, msg, topic, version, server_params=server_params)
+        msg = self._in_version(msg, version)
+        cast_elsewhere(context, server_params, topic or self.topic, msg, serializer=self.serializer)
 
     def fanout_cast_to_server(
         self,
@@ -141,7 +143,8 @@ class RpcProxy:
         Raises:
             As `cast_to_server`.
         """
-        self._cast(context, msg, topic, version, fanout=True, server_params=server_params)
+        msg = self._in_version(msg, version)
+        cast_elsewhere(context, server_params, topic or self.topic, msg, fanout=True, serializer=self.serializer)
 
     def _cast(self, context: Any, msg: dict[str, Any], topic: str | None, version: str | None, **options: Any) -> None:
         msg = self._in_version(msg, version)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
-from msgbus.exceptions import MessagingException
 from msgbus.rpc import binding
 from msgbus.rpc.connection import Connection
 from msgbus.rpc.dispatcher import RpcDispatcher
-
-LOG = logging.getLogger(__name__)
 
 
 class Service:
@@ -32,11 +28,13 @@ class Service:
         self.conn: Connection | None = None
 
     def start(self) -> None:
-        """Begin to serve; returns when requests will arrive.
+        """Begin to serve; returns when requests will arrive. Where it serves already: nothing.
 
         Raises:
             As `Connection.consume_in_thread`.
         """
+        if self.conn is not None:
+            return
         self.conn = Connection(binding.transport())
         dispatcher = RpcDispatcher([self.manager], self.serializer)
         self.conn.create_consumer(self.topic, dispatcher, fanout=False)
@@ -45,13 +43,14 @@ class Service:
         hook = getattr(self.manager, "initialize_service_hook", None)
         if callable(hook):
             hook(self)
-        self.conn.consume_in_thread()
+        try:
+            self.conn.consume_in_thread()
+        except BaseException:
+            self.conn = None
+            raise
 
     def stop(self) -> None:
-        """Take no more requests, and let those that run finish, as `Connection.close` does. Errors are logged."""
-        if self.conn is None:
-            return
-        try:
+        """Take no more requests, and let those that run finish, as `Connection.close` does. It may be started again."""
+        if self.conn is not None:
             self.conn.close()
-        except MessagingException:
-            LOG.exception("service %s on %s was not stopped cleanly", self.topic, self.host)
+            self.conn = None

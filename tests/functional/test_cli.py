@@ -7,16 +7,19 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from tests.functional.brokers.processes import poll
 from tests.functional.brokers.rabbitmq import RabbitMQ
+from tests.terminal import Terminal
 
 MSGBUS = str(pathlib.Path(sys.executable).parent / "msgbus")
 SECONDS = 30
@@ -339,3 +342,149 @@ def test_call_waits_for_a_server_that_is_restarting(bench: Bench, rabbitmq: Rabb
     poll(lambda: rabbitmq.queues()[queue]["messages"] == 1, SECONDS, "the request in the queue")
     bench.serve("--server", "one")
     assert call.communicate(timeout=SECONDS) == ('"Hello, Ada"\n', "")
+
+
+def test_serve_says_in_json_when_it_is_ready(bench: Bench) -> None:
+    """For a program that starts it and waits for it."""
+    process = bench.start("serve", "hello:Hello", "--topic", bench.topic, "--server", "one", "--json")
+    ready = json.loads(Server(process).wait_for(""))
+    assert ready.pop("message_system").startswith("RabbitMQ at 127.0.0.1:")
+    assert ready == {
+        "state": "ready",
+        "server": "one",
+        "topic": bench.topic,
+        "host": socket.gethostname(),
+        "pid": process.pid,
+    }
+
+
+def test_json_result_and_error(bench: Bench) -> None:
+    """The result is what it is without --json in a pipe; an error is a line of JSON on stderr."""
+    bench.serve()
+    assert bench.run("call", "greet", "name=Ada", "--json").stdout == '"Hello, Ada"\n'
+    result = bench.run("multicall", "count", "to=2", "--json")
+    assert (result.stdout, result.stderr) == ("1\n2\n", "")
+    result = bench.run("call", "fail", "--json")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert json.loads(result.stderr) == {
+        "error": "KeyError",
+        "message": "the server raised KeyError: 'no such thing'",
+        "exit_code": 1,
+        "remote": True,
+    }
+
+
+def test_progress_while_an_answer_or_an_item_is_awaited(bench: Bench) -> None:
+    """It is shown on the terminal, and gone when the answer is there; stdout gets the answer alone."""
+    bench.serve()
+    path, go_on = bench.gate()
+    with Terminal([MSGBUS, "call", bench.topic, "wait_for", f"path={path}"], bench.env) as terminal:
+        terminal.wait_for("waiting for the answer of wait_for (2 s)")
+        go_on()
+        assert terminal.finish() == 0
+    assert terminal.screen == ['"waited"']
+
+    multicall = [MSGBUS, "multicall", bench.topic, "count", "to=2", f"path={path}"]
+    with Terminal(multicall, bench.env, subprocess.PIPE) as terminal:
+        assert terminal.process.stdout is not None
+        terminal.wait_for("waiting for the next item of count (2 s)")
+        go_on()
+        assert terminal.process.stdout.read(4) == b"1\n2\n"
+        go_on()
+        assert terminal.finish() == 0
+        assert terminal.process.stdout.read() == b""
+        terminal.process.stdout.close()
+    assert terminal.screen == []
+
+
+def test_progress_of_a_server_that_connects_and_drains(bench: Bench) -> None:
+    """Both may take long; a second signal ends it all the same."""
+    serve = [MSGBUS, "serve", "hello:Hello", "--topic", bench.topic]
+    with Terminal([*serve, "--url", "rabbit://u:secret@127.0.0.1:9/"], bench.env, cwd=bench.folder) as terminal:
+        terminal.wait_for("connecting to rabbit://u:***@127.0.0.1:9/ (2 s)")
+        assert terminal.finish(signal.SIGINT) == 0
+    assert [line for line in terminal.screen if "WARNING" not in line] == []
+
+    path, go_on = bench.gate()
+    with Terminal(serve, bench.env, cwd=bench.folder) as terminal:
+        terminal.wait_for("is ready")
+        call = bench.start("call", bench.topic, "wait_for", f"path={path}")
+        terminal.wait_for("waiting")
+        terminal.process.terminate()
+        terminal.wait_for("stopping: what runs has 60 s to finish (2 s)")
+        go_on()
+        assert terminal.finish() == 0
+        assert call.communicate(timeout=SECONDS) == ('"waited"\n', "")
+    assert len(terminal.screen) == 2
+
+
+def queues_of(rabbitmq: RabbitMQ, topic: str) -> dict[str, Any]:
+    """The queues that were made for a topic."""
+    return {name: queue for name, queue in rabbitmq.queues().items() if topic in name}
+
+
+def test_demo_starts_processes_and_leaves_nothing_for_ever(bench: Bench, rabbitmq: RabbitMQ) -> None:
+    """All steps go well with servers that are processes, which then have ended; each queue is one that expires."""
+    result = subprocess.run([MSGBUS, "demo", "--json"], env=bench.env, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    steps = {step["name"]: step for step in map(json.loads, result.stdout.splitlines())}
+    assert all(step["ok"] for step in steps.values())
+    pids = steps["start"]["outcome"]["servers"].values()
+    assert len(set(pids)) == 3
+    for pid in pids:
+        assert not pathlib.Path(f"/proc/{pid}").exists()
+    topic = steps["start"]["topic"]
+    queues = queues_of(rabbitmq, topic)
+    assert set(queues) == {f"msgbus/{topic}{server}" for server in ("", "/one", "/two", "/three")}
+    assert {queue["arguments"]["x-expires"] for queue in queues.values()} == {60_000}
+
+
+def test_demo_on_a_terminal_says_that_nothing_stays(bench: Bench) -> None:
+    """For people; no log line is in between."""
+    with Terminal([MSGBUS, "demo"], bench.env) as terminal:
+        assert terminal.finish() == 0
+    words = " ".join(terminal.screen)
+    assert "The servers are processes: msgbus serve." in words
+    assert "steps turned out as they should. The message system removes what was made there" in words
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_demo_that_is_ended_stops_its_servers(bench: Bench, rabbitmq: RabbitMQ, number: signal.Signals) -> None:
+    """However it ends. The password is not among the words of their commands, which everybody can see."""
+    conf = bench.folder / "demo.conf"
+    conf.write_text(f"[DEFAULT]\ntransport_url = {bench.env.pop('MSGBUS_URL')}\n")
+    process = bench.start("demo", "--json", "--config-file", str(conf))
+    line = Server(process).wait_for('"start"')
+    topic = json.loads(line)["topic"]
+    for pid in json.loads(line)["outcome"]["servers"].values():
+        assert "guest" not in pathlib.Path(f"/proc/{pid}/cmdline").read_text()
+        assert os.getpgid(pid) != os.getpgid(process.pid), "Ctrl-C would reach them before the demo can stop them"
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=SECONDS)
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    assert stderr.strip() == ""
+    poll(
+        lambda: not any(queue["consumers"] for queue in queues_of(rabbitmq, topic).values()),
+        SECONDS,
+        "the servers' end",
+    )
+    assert not [name for name in queues_of(rabbitmq, topic) if "fanout" in name]
+
+
+def test_demo_that_is_interrupted_while_it_stops_a_server_stops_it_in_order(bench: Bench, rabbitmq: RabbitMQ) -> None:
+    """The server is not told twice, which would have it drop what it runs and leave its queue."""
+    process = bench.start("demo", "--json")
+    topic = json.loads(Server(process).wait_for('"name":"error"'))["topic"]  # The next step is that one.
+    queue = f"msgbus/{topic}"
+    poll(lambda: rabbitmq.queues()[queue]["consumers"] == 2, SECONDS, "the server stops")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(SECONDS) == 130
+    assert not [name for name in queues_of(rabbitmq, topic) if "fanout" in name]
+
+
+def test_demo_with_a_message_system_that_is_away_is_exit_code_5() -> None:
+    """As for every command."""
+    command = [MSGBUS, "demo", "--json", "--url", "rabbit://guest:guest@127.0.0.1:9/"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
+    error = json.loads(result.stderr)
+    assert (result.returncode, error["exit_code"], error["error"]) == (5, 5, "TransportUnavailable")

@@ -7,6 +7,7 @@ import datetime
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from oslo_config import cfg
 
 import msgbus
 from msgbus.conformance.waiting import Task, until
-from msgbus.drivers.base import Address, Capability, Delivery, Message
+from msgbus.drivers.base import Address, Capability, Delivery, Depth, Message
 from msgbus.message import JSON, DeadLetter
 from tests.functional.brokers.processes import free_ports
 from tests.functional.brokers.proxy import Proxy
@@ -112,6 +113,35 @@ def test_a_broker_that_is_not_there_is_waited_for_until_the_deadline(connect: Co
     client = client_of(connect(f"rabbit://guest:guest@127.0.0.1:{port}/"), "nobody", timeout=1.5)
     with pytest.raises(msgbus.TransportUnavailable, match=f"127.0.0.1:{port}.*refused.*check"):
         client.cast({}, "echo", value=1)
+
+
+def test_a_call_says_why_it_was_not_handed_over(rabbitmq: RabbitMQ, proxy: Proxy, connect: Connect) -> None:
+    """Also in a process that was connected before, the error of a call is the reason, and not that time has passed."""
+    transport = connect(through(rabbitmq, proxy))
+    with serving(transport, "away"):
+        client = client_of(transport, "away")
+        assert client.call({}, "echo", value=1) == 1
+        proxy.refuse()
+        proxy.cut()
+        until(lambda: "refused" in transport.driver.state, "it is known that the connection is gone")
+        with pytest.raises(msgbus.TransportUnavailable, match=f"127.0.0.1:{proxy.port}.*check"):
+            client.prepare(timeout=1.5).call({}, "echo", value=2)
+        proxy.accept()
+        assert client.call({}, "echo", value=3) == 3
+
+
+def test_what_may_not_be_looked_at_is_not_taken_for_empty(rabbitmq: RabbitMQ, connect: Connect) -> None:
+    """A user without a right on a queue learns nothing of it; it is not said that it has no consumers."""
+    rabbitmq.ctl("add_user", "blind", "blind")
+    rabbitmq.ctl("set_permissions", "blind", "^reply_", "^(reply_.*|msgbus)$", "^reply_")
+    try:
+        with serving(connect(rabbitmq.url), "unseen"):
+            blind = connect(rabbitmq.url.replace("guest:guest@", "blind:blind@"))
+            assert blind.inspect(Address("topic", "msgbus", "unseen"), 10) in (None, Depth(1, 0))
+            assert blind.inspect(Address("topic", "msgbus", "nobody"), 10) in (None, Depth(0, 0))
+            blind.cleanup()
+    finally:
+        rabbitmq.ctl("delete_user", "blind")
 
 
 def test_the_next_host_is_tried(rabbitmq: RabbitMQ, connect: Connect) -> None:
@@ -208,6 +238,7 @@ def test_a_memory_alarm_blocks_senders_and_not_servers(rabbitmq: RabbitMQ, conne
     with serving(servers, "alarm", Slow()):
         patient = client_of(clients, "alarm")
         client = patient.prepare(timeout=2)
+        clients.inbox(time.monotonic() + 20)
         for number in range(20):
             patient.prepare(timeout=None).cast({}, "work", number=number)
         rabbitmq.memory_alarm(True)
@@ -216,6 +247,9 @@ def test_a_memory_alarm_blocks_senders_and_not_servers(rabbitmq: RabbitMQ, conne
             for _ in range(2):
                 with pytest.raises(msgbus.TransportBlocked, match="memory"):
                     client.cast({}, "work", number=-1)
+            with pytest.raises(msgbus.TransportBlocked, match="memory"):
+                client.call({}, "work", number=-1)
+            assert "takes no messages" in clients.driver.state
             go_on.set()
             until(lambda: len(runs) >= 20, "the server drained its queue during the alarm")
         finally:

@@ -1,28 +1,10 @@
-"""The README and the example tell the truth.
-
-The README's blocks, pasted one after the other into an empty directory next to a RabbitMQ, do what it says.
-
-The rules:
-
-- A block whose first line is ``# NAME.py`` or ``# NAME.conf`` is written to that file.
-- A ``bash`` block is pasted into a shell that stays the same for all of them. A command that fails, fails the test.
-- A ``text`` block is what the ``bash`` block before it prints.
-- A comment above a block may say ``test: in a terminal of its own`` (a shell of its own that goes on, with nothing of
-  the other's environment; it has to print that it is ready) or ``test: left out, since ...``.
-- The RabbitMQ of this test takes the place of ``rabbit://guest:guest@localhost:5672/``.
-"""
+"""The README and the example tell the truth. `tests.functional.pages` has the rules for blocks."""
 
 from __future__ import annotations
 
-import os
 import pathlib
 import re
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import NamedTuple
 
 import pytest
 from oslo_config import cfg
@@ -32,119 +14,20 @@ from msgbus import exceptions
 from msgbus.cli.errors import EXIT_CODES, code_of
 from msgbus.options import list_opts
 from tests.functional.brokers.rabbitmq import RabbitMQ
+from tests.functional.pages import ROOT, Terminal, check_rules, run
 
-ROOT = pathlib.Path(__file__).parents[2]
 README = ROOT / "README.md"
-URL = "rabbit://guest:guest@localhost:5672/"
-OWN_TERMINAL = "in a terminal of its own"
-LEFT_OUT = "left out, since it installs packages"
-
-BLOCK = re.compile(
-    r"(?:<!-- test: (?P<rule>.*?) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
-)
-FILE = re.compile(r"# (?P<name>\w+\.(?:py|conf))\n")
-
-
-class Block(NamedTuple):
-    """A block of the README."""
-
-    kind: str
-    text: str
-    rule: str | None
-
-
-def blocks() -> list[Block]:
-    """All blocks of the README, in order."""
-    return [Block(found["kind"], found["text"], found["rule"]) for found in BLOCK.finditer(README.read_text())]
-
-
-class Terminal:
-    """A shell that commands are pasted into."""
-
-    def __init__(self, folder: pathlib.Path) -> None:
-        env = {name: value for name, value in os.environ.items() if not name.startswith("MSGBUS_")}
-        env["PATH"] = f"{pathlib.Path(sys.executable).parent}:{env['PATH']}"
-        self.shell = subprocess.Popen(
-            ["bash"],
-            cwd=folder,
-            env=env,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        self._paste("trap 'echo \"FAILED with $?: $BASH_COMMAND\"' ERR\n")
-
-    def _paste(self, text: str) -> None:
-        assert self.shell.stdin is not None
-        self.shell.stdin.write(text)
-        self.shell.stdin.flush()
-
-    def _lines(self) -> Iterator[str]:
-        assert self.shell.stdout is not None
-        yield from iter(self.shell.stdout.readline, "")
-
-    def run(self, text: str) -> str:
-        """Paste commands, and return what they print."""
-        self._paste(f"{text}\necho; echo END OF BLOCK\n")
-        printed: list[str] = []
-        for line in self._lines():
-            assert not line.startswith("FAILED"), "".join([text, *printed, line])
-            if line == "END OF BLOCK\n":
-                break
-            printed.append(line)
-        return "".join(printed)[:-1]
-
-    def run_until_ready(self, text: str) -> None:
-        """Paste commands the last of which goes on, and return when it says that it is ready."""
-        self._paste(text)
-        printed: list[str] = []
-        for line in self._lines():
-            assert not line.startswith("FAILED"), "".join([text, *printed, line])
-            if "is ready" in line:
-                return
-            printed.append(line)
-        pytest.fail(f"it ended: {text}{''.join(printed)}")
-
-    def close(self) -> None:
-        """Stop the shell and what runs in it."""
-        os.killpg(self.shell.pid, signal.SIGKILL)
-        self.shell.communicate()
 
 
 @pytest.mark.timeout(240)
 def test_all_blocks_work_when_pasted_in_order(rabbitmq: RabbitMQ, tmp_path: pathlib.Path) -> None:
     """Files, commands and the output that is shown: all as the README says."""
-    printed = ""
-    with ExitStack() as cleanup:
-        terminal = Terminal(tmp_path)
-        cleanup.callback(terminal.close)
-        for block in blocks():
-            text = block.text.replace(URL, rabbitmq.url)
-            if block.rule == LEFT_OUT:
-                continue
-            if name := FILE.match(text):
-                (tmp_path / name["name"]).write_text(text)
-            elif block.kind == "text":
-                assert printed == text
-            elif block.rule == OWN_TERMINAL:
-                other = Terminal(tmp_path)
-                cleanup.callback(other.close)
-                other.run_until_ready(text)
-            else:
-                printed = terminal.run(text)
+    run(README, tmp_path, rabbitmq.url)
 
 
 def test_rules_of_blocks_are_known() -> None:
     """No block is left out by a comment that is mistyped, and every block is one that the test above can run."""
-    found = blocks()
-    assert README.read_text().count("```") == 2 * len(found)
-    assert README.read_text().count("<!-- test:") == sum(block.rule is not None for block in found)
-    for block in found:
-        assert block.rule in (None, OWN_TERMINAL, LEFT_OUT)
-        assert block.kind in ("bash", "text") or FILE.match(block.text)
-    left_out = [block.text for block in found if block.rule == LEFT_OUT]
+    left_out = [block.text for block in check_rules(README)]
     assert left_out == ["examples/hello/run\n", left_out[1], "tests/run\n"]
     assert "pip install" in left_out[1]
 
@@ -209,3 +92,10 @@ def test_example_runs(rabbitmq: RabbitMQ) -> None:
         "the server raised ValueError",
         "no server listens at no-such-service",
     ]
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_to_files_lead_somewhere(name: str) -> None:
+    """Sphinx checks the pages of docs/; these are outside of it."""
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / name).read_text())
+    assert [link for link in links if not (ROOT / link).exists()] == []

@@ -18,7 +18,9 @@ from oslo_config import cfg
 
 import msgbus
 from msgbus import rpc
-from tests.functional.brokers.processes import poll
+from msgbus.conformance.waiting import Task
+from msgbus.rpc import binding
+from tests.functional.brokers.processes import free_ports, poll
 from tests.functional.brokers.proxy import Proxy
 from tests.functional.brokers.rabbitmq import RabbitMQ
 from tests.rpc_checks import RpcChecks
@@ -266,6 +268,82 @@ def test_consuming_can_be_tried_again(rabbitmq: RabbitMQ) -> None:
         rpc.cleanup()
     finally:
         proxy.close()
+
+
+WAITS_FOR_ITS_BROKER = """
+import signal, sys
+from msgbus import rpc
+from tests.support import new_conf
+
+rpc.init(new_conf(transport_url=sys.argv[1]))
+service = rpc.Service("h1", "svc", object())
+
+def stop(*_):
+    print("stopping", flush=True)
+    service.stop()
+    sys.exit(7)
+
+signal.signal(signal.SIGTERM, stop)
+print("starting", flush=True)
+service.start()
+"""
+
+
+def test_service_that_waits_for_its_broker_can_be_stopped() -> None:
+    """SIGTERM while the message system is away: the service's handler stops it, and the process ends."""
+    (port,) = free_ports(1)
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITS_FOR_ITS_BROKER, f"rabbit://127.0.0.1:{port}/"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=EXAMPLE.parents[1],
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "starting\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "stopping\n"
+        assert process.wait(SECONDS) == 7
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("how", ["call", "consume", "close"])
+def test_cleanup_ends_what_waits_for_the_broker(how: str) -> None:
+    """What waits for a message system that is away ends when everything is closed, long before its deadline."""
+    (port,) = free_ports(1)
+    bind(f"rabbit://127.0.0.1:{port}/", rpc_response_timeout=600.0)
+    connection = rpc.create_connection()
+    connection.create_consumer("svc.h1", OneMethod())
+    wait = connection.consume_in_thread if how != "call" else lambda: rpc.call({}, "svc", {"method": "answer"})
+    waiting = Task(wait)
+    poll(lambda: "refused" in binding.transport().driver.state, SECONDS, "it waits for the message system")
+    if how == "close":
+        connection.close()
+    rpc.cleanup()
+    with pytest.raises((msgbus.CallCancelled, rpc.InvalidRPCConnectionReuse)):
+        waiting.result(SECONDS)
+
+
+def test_what_raised_comes_again_as_often_as_it_takes(rabbitmq_43: RabbitMQ, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quorum queue of RabbitMQ 4 drops what was given back twenty times: so it is not given back in between."""
+    monkeypatch.setattr("msgbus.rpc.pool.AGAIN_AFTER", 0.01)
+    bind(f"{rabbitmq_43.url}?queue_expires=60&quorum_queues=true")
+    tries: queue.Queue[int] = queue.Queue()
+
+    def fail_often(message: dict[str, Any]) -> None:
+        tries.put(1)
+        if tries.qsize() < 50:
+            raise ValueError("not yet")
+
+    connection = rpc.create_connection()
+    connection.join_consumer_pool(fail_often, "pool", "notifications.info", ack_on_error=False)
+    connection.consume_in_thread()
+    rpc.notify({}, "notifications.info", {"n": 1})
+    poll(lambda: tries.qsize() == 50, SECONDS, "it has come fifty times")
+    connection.close()
+    rpc.cleanup()
 
 
 class OneMethod:

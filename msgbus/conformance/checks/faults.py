@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from msgbus import MessagingException, MessagingTimeout, TransportUnavailable
+from msgbus import CallCancelled, MessagingException, MessagingTimeout, TransportUnavailable
 from msgbus.conformance.bus import Bus
 from msgbus.conformance.checks.receiver import Receiver, another_driver, leave_behind, message, send
 from msgbus.conformance.waiting import Task, until
@@ -50,6 +50,20 @@ class DriverFaultChecks:
                 receiver.wait_for(body, 1)
             except AssertionError:
                 continue
+
+    def test_what_is_closed_before_it_is_ready_says_so(self, bus: Bus) -> None:
+        """Whoever waits for a subscription or inbox while the message system is away hears of it when it is closed."""
+        bus.needs(harness=("stop", "start"))
+        driver = another_driver(bus)
+        bus.harness.stop()
+        try:
+            subscription = driver.subscribe([bus.address()], Receiver().take, prefetch=1)
+            inbox = driver.open_inbox(Receiver().take)
+            for opened in (subscription, inbox):
+                opened.close()
+                assert isinstance(opened.ready.exception(10), CallCancelled | type(None))
+        finally:
+            bus.harness.start()
 
     def test_what_was_not_accepted_comes_again(self, bus: Bus) -> None:
         """After a cut, open deliveries are redelivered, and can no more be accepted as what they were."""

@@ -1,0 +1,175 @@
+"""``msgbus demo``."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+import time
+import uuid
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+
+from msgbus.cli.errors import Code, details_of, line_of
+from msgbus.cli.options import bus_options, configured_url, example, json_option, level_of, open_transport
+from msgbus.cli.progress import Waiting, progress
+from msgbus.cli.tables import print_json, print_rich
+
+if TYPE_CHECKING:
+    from msgbus.cli.demo_servers import Running
+    from msgbus.cli.demo_steps import Outcome, Stage, Step
+    from msgbus.url import TransportURL
+
+IN_ONE_PROCESS = ("fake",)
+"""The drivers whose messages do not leave the process."""
+EXPIRES = {"queue_expires": "60", "server_expires": "60"}
+"""Options that have a message system remove queues that nobody uses any more: seconds. A driver with such queues has
+options of these names."""
+TIMEOUT = 10.0
+"""Seconds for each call."""
+
+
+@click.command(epilog=example("msgbus demo", "msgbus demo --url rabbit://guest:guest@localhost:5672/"))
+@json_option("One line of JSON for each step.")
+@bus_options
+@click.pass_context
+def demo(
+    ctx: click.Context, as_json: bool, url: str | None, config_files: tuple[str, ...], exchange: str | None
+) -> None:
+    """Show what msgbus does: several servers and a client, step by step, each with what came of it and why.
+
+    The servers are processes of their own, on a topic of their own: on the message system that is configured, or on
+    none at all (ZeroMQ) where nothing is. With --url fake:// all of it happens in memory, in this process.
+
+    Ends with 1 if something did not turn out as it should.
+    """
+    from msgbus.cli.demo_servers import Plan, start_here, start_processes
+    from msgbus.cli.demo_steps import NAMES, STEPS, Stage
+    from msgbus.client import get_rpc_client
+    from msgbus.target import Target
+
+    found = configured_url(url or None, config_files)
+    options = _expiring_options(found)
+    full_url = replace(found, query={**found.query, **options}).unmasked()
+    topic = f"msgbus-demo-{uuid.uuid4().hex[:12]}"
+    in_here = found.transport in IN_ONE_PROCESS
+    start = start_here if in_here else start_processes
+    plan = Plan(full_url, config_files, exchange, topic, level_of(ctx))
+    servers: dict[str, Running] = {}
+    failed = []
+    with (
+        open_transport(full_url, config_files, quiet=True) as transport,
+        _stopping_servers() as cleanup,
+        progress() as waiting,
+    ):
+        if not as_json:
+            _print_beginning(topic, transport.driver.state, in_here=in_here)
+        client = get_rpc_client(transport, Target(exchange=exchange, topic=topic), timeout=TIMEOUT)
+        stage = Stage(topic, client, lambda: servers.update(start(plan, NAMES, cleanup)), servers)
+        for number, step in enumerate(STEPS, 1):
+            if not _run(number, step, stage, waiting, as_json=as_json):
+                failed.append(step.name)
+        capabilities = transport.driver.capabilities
+    if not as_json:
+        _print_end(len(STEPS), failed, "" if in_here else _what_is_left(topic, options, capabilities))
+    if failed:
+        ctx.exit(Code.UNEXPECTED)
+
+
+def _expiring_options(url: TransportURL) -> dict[str, str]:
+    from msgbus.transport import load_driver_class
+
+    _group, options = load_driver_class(url.transport).options()
+    known = {option.dest for option in options}
+    return {name: value for name, value in EXPIRES.items() if name in known}
+
+
+@contextmanager
+def _stopping_servers() -> Iterator[ExitStack]:
+    """What stops the servers in any case."""
+    with ExitStack() as cleanup:
+        try:
+            yield cleanup
+        finally:
+            with progress() as waiting, waiting("stopping the servers"):
+                cleanup.close()
+
+
+def _run(number: int, step: Step, stage: Stage, waiting: Waiting, *, as_json: bool) -> bool:
+    """Run a step and print it. Returns whether what came of it is what should have."""
+    from msgbus.cli.demo_steps import Outcome
+
+    began = time.monotonic()
+    error: Exception | None = None
+    try:
+        with waiting(step.title):
+            outcome = step.run(stage)
+    except Exception as exc:
+        error, outcome = exc, Outcome(False, details_of(exc), line_of(exc))
+    seconds = time.monotonic() - began
+    if as_json:
+        told = {"name": step.name, "title": step.title, "code": step.code, "why": step.why, "topic": stage.topic}
+        came = {"ok": outcome.ok, "outcome": outcome.data, "text": outcome.text, "seconds": round(seconds, 6)}
+        print_json([{"step": number, **told, **came}])
+    else:
+        _print_step(number, step, outcome, seconds)
+    if error is not None:
+        raise error
+    return outcome.ok
+
+
+def _print_beginning(topic: str, where: str, *, in_here: bool) -> None:
+    text = f"A client and several servers of the topic {topic}, on {where}. "
+    if in_here:
+        text += "All of it happens in this process."
+    else:
+        text += "The servers are processes: msgbus serve."
+    _print((text, "", 0))
+
+
+def _print_step(number: int, step: Step, outcome: Outcome, seconds: float) -> None:
+    took = f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"
+    result = f"{outcome.text} [{took}]"
+    if not outcome.ok:
+        result = f"NOT AS IT SHOULD BE: {result}"
+    _print(
+        (f"{number}. {step.title}", "bold", 0),
+        (step.code, "cyan", 3),
+        (result, "green" if outcome.ok else "bold red", 3),
+        (step.why, "", 3),
+    )
+
+
+def _what_is_left(topic: str, options: dict[str, str], capabilities: Collection[str]) -> str:
+    if "store" not in capabilities:
+        return ""
+    if options:
+        return (
+            "The message system removes what was made there for the topic when nobody has used it for "
+            f"{EXPIRES['queue_expires']} seconds."
+        )
+    return f"The message system may keep what was made there for the topic {topic}: remove it by hand."
+
+
+def _print_end(count: int, failed: list[str], what_is_left: str) -> None:
+    if failed:
+        end = (f"{len(failed)} of {count} steps did not turn out as they should: {', '.join(failed)}.", "bold red", 0)
+    else:
+        end = (f"All {count} steps turned out as they should.", "bold", 0)
+    _print(end, (what_is_left, "", 0))
+
+
+def _print(*paragraphs: tuple[str, str, int]) -> None:
+    """Print each text in its style, indented by so many columns, and an empty line."""
+    from rich.text import Text
+
+    columns = shutil.get_terminal_size().columns
+    lines = [
+        Text(" " * indent + line, style)
+        for text, style, indent in paragraphs
+        for line in textwrap.wrap(text, max(columns - indent, 20), break_long_words=False, break_on_hyphens=False)
+    ]
+    print_rich(*lines, "", soft_wrap=True)

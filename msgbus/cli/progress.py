@@ -1,0 +1,101 @@
+"""What a command waits for: shown on stderr, if that is a terminal, once it has taken two seconds."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+import click
+
+from msgbus.cli.options import wants_json
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+AFTER = 2.0
+"""Seconds for which nothing is shown."""
+TICK = 0.2
+"""Seconds between two looks at whether it is time to show something."""
+
+Waiting = Callable[[str], AbstractContextManager[None]]
+
+
+@contextmanager
+def progress() -> Iterator[Waiting]:
+    """Give what shows the progress of a command.
+
+    It is called with a text, and its block is what takes the time; it may be called again and again. What it shows
+    vanishes at the end of each block::
+
+        with progress() as waiting:
+            with waiting("waiting for the answer"):
+                ...
+    """
+    if not sys.stderr.isatty() or wants_json(click.get_current_context()):
+        yield lambda _text: nullcontext()
+        return
+    display = _Display()
+    watcher = threading.Thread(target=display.watch, name="msgbus-progress", daemon=True)
+    watcher.start()
+    try:
+        yield display.waiting
+    finally:
+        display.ended.set()
+        watcher.join()
+
+
+class _Display:
+    """What is waited for by one thread, and shown by another: the first one is blocked."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+        self._lock = threading.Lock()
+        self._text = ""
+        self._began: float | None = None
+        self._live: Live | None = None
+
+    @contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        self._text, self._began = text, time.monotonic()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._began = None
+                if self._live is not None:
+                    self._live.stop()
+                    self._live = None
+
+    def watch(self) -> None:
+        while not self.ended.wait(TICK):
+            with self._lock:
+                began = self._began
+                if self._live is None and began is not None and time.monotonic() - began >= AFTER:
+                    self._live = _show(self._text, began)
+
+
+def _show(text: str, began: float) -> Live:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.spinner import Spinner
+    from rich.text import Text
+
+    class Stderr(Console):
+        def show_cursor(self, show: bool = True) -> bool:
+            """Leave the cursor alone: a process that a signal ends could not show it again."""
+            return False
+
+    spinner = Spinner("line")
+
+    def render() -> Spinner:
+        spinner.update(text=Text(f"{text} ({int(time.monotonic() - began)} s)", no_wrap=True, overflow="ellipsis"))
+        return spinner
+
+    # Results go to stdout as ever. What is logged goes to stderr by way of rich, which puts it above the progress.
+    live = Live(get_renderable=render, console=Stderr(stderr=True), transient=True, redirect_stdout=False)
+    live.start()
+    return live

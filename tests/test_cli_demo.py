@@ -1,0 +1,176 @@
+"""`msgbus demo` in one process. tests/functional/test_cli.py has it with processes and a message system."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from msgbus.cli import demo_servers, demo_steps
+from msgbus.cli.demo_servers import Plan, start_processes
+from msgbus.cli.demo_service import Service
+from msgbus.cli.demo_steps import STEPS
+from msgbus.cli.errors import Code
+from msgbus.drivers.fake import get_bus
+from msgbus.exceptions import TransportBlocked
+from tests.test_cli import run
+
+FAKE = "fake://msgbus-demo/"
+"""In memory: the tests break what the servers run, which they could not in other processes."""
+
+
+@pytest.fixture(autouse=True)
+def _no_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MSGBUS_URL", raising=False)
+
+
+def steps_of(stdout: str) -> dict[str, dict[str, Any]]:
+    """The steps that --json prints, by name."""
+    return {step["name"]: step for step in map(json.loads, stdout.splitlines())}
+
+
+def test_demo_needs_no_message_system_and_tells_a_program_each_step() -> None:
+    """Without anything configured all steps go as they should; each is a line of JSON with what really came."""
+    result = run("demo", "--json", "--url", FAKE)
+    assert (result.exit_code, result.stderr) == (0, "")
+    steps = steps_of(result.stdout)
+    assert list(steps) == [step.name for step in STEPS]
+    assert [step["step"] for step in steps.values()] == list(range(1, len(STEPS) + 1))
+    assert all(step["ok"] for step in steps.values())
+    assert steps["nobody"]["outcome"]["error"] == "MessageUndeliverable"
+    assert set(steps["start"]["outcome"]["servers"]) == {"one", "two", "three"}
+    assert steps["call_that_one"]["outcome"] == {"text": "Hello, Ada", "server": "two"}
+    assert len(steps["cast"]["outcome"]["noted_by"]) == 1
+    assert steps["fanout_cast"]["outcome"]["noted_by"] == ["one", "two", "three"]
+    assert steps["multicall"]["outcome"]["items"] == [1, 2, 3, 4, 5]
+    assert steps["close_early"]["outcome"]["generator"]["got_to"] < 1000
+    assert sum(steps["share"]["outcome"]["calls"].values()) == 30
+    assert steps["error"]["outcome"] == {"error": "ZeroDivisionError", "message": "division by zero"}
+    assert steps["stop"]["outcome"] == {"items": [1, 2, 3, 4, 5], "ended_in_order": True}
+    assert set(steps["go_on"]["outcome"]["calls"]) == {"one", "two"}
+    assert steps["gone"]["outcome"]["error"] == "MessagingTimeout"
+
+
+def test_demo_tells_people_what_happens_and_why() -> None:
+    """Each step has a title, code, what came of it, and a reason; the end says that all went well."""
+    result = run("demo", "--url", "fake://test-demo-people/")
+    assert (result.exit_code, result.stderr) == (0, "")
+    words = " ".join(result.stdout.split())
+    for step in STEPS:
+        for text in (step.title, step.code, step.why):
+            assert " ".join(text.split()) in words
+    assert f"All {len(STEPS)} steps turned out as they should." in words
+    assert "NOT AS IT SHOULD BE" not in words
+
+
+def test_demo_never_uses_a_topic_twice() -> None:
+    """Nor one that a service could have: two runs at the same time do not meet."""
+    url = "fake://test-demo-topics/"
+    get_bus(url).fail_next(TransportBlocked("full"), 2)
+    topics = {steps_of(run("demo", "--json", "--url", url).stdout)["nobody"]["topic"] for _ in range(2)}
+    assert len(topics) == 2
+    assert all(topic.startswith("msgbus-demo-") for topic in topics)
+
+
+class Rogue(Service):
+    """A service that does everything wrong."""
+
+    def greet(self, _ctxt: object, name: str) -> dict[str, str]:
+        return {"text": f"Go away, {name}", "server": "four"}
+
+    def note(self, _ctxt: object, text: str) -> None:
+        pass
+
+    def count(self, _ctxt: object, to: int) -> Iterator[int]:
+        yield from range(to, 0, -1)
+
+    def divide(self, _ctxt: object, a: float, b: float) -> float:
+        return a
+
+    def work(self, _ctxt: object, parts: int) -> Iterator[int]:
+        yield parts
+
+
+def test_demo_says_what_is_not_as_it_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step whose result is wrong is told as such, with that result; the command ends with 1."""
+    monkeypatch.setattr(demo_servers, "Service", Rogue)
+    monkeypatch.setattr(demo_steps, "SOON", 0.1)
+    result = run("demo", "--json", "--url", FAKE)
+    wrong = [name for name, step in steps_of(result.stdout).items() if not step["ok"]]
+    assert wrong == [step.name for step in STEPS if step.name not in ("nobody", "start", "gone")]
+    assert result.exit_code == Code.UNEXPECTED
+    words = " ".join(run("demo", "--url", FAKE).stdout.split())
+    assert "NOT AS IT SHOULD BE: 'Go away, Ada' from server four" in words
+    assert f"{len(wrong)} of {len(STEPS)} steps did not turn out as they should: call, call_that_one, " in words
+
+
+class Impostor(Service):
+    """A service whose servers all say that they are server one."""
+
+    def greet(self, _ctxt: object, name: str) -> dict[str, str]:
+        return {"text": f"Hello, {name}", "server": "one"}
+
+
+class Rude(Service):
+    """A service that greets in a wrong way."""
+
+    def greet(self, _ctxt: object, name: str) -> dict[str, str]:
+        return {"text": f"Go away, {name}", "server": self._server}
+
+
+@pytest.mark.parametrize(
+    ("service", "expected"),
+    [(Impostor, ["call_that_one", "share", "go_on"]), (Rude, ["call", "call_that_one"])],
+)
+def test_demo_looks_at_each_result(
+    service: type[Service], expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One thing that is wrong is told of each step that shows it, and of no other."""
+    monkeypatch.setattr(demo_servers, "Service", service)
+    result = run("demo", "--json", "--url", FAKE)
+    assert [name for name, step in steps_of(result.stdout).items() if not step["ok"]] == expected
+
+
+def test_demo_stops_at_an_error() -> None:
+    """What the message system refuses is shown at its step, and then is this command's error."""
+    url = "fake://test-demo-error/"
+    bus = get_bus(url)
+    bus.fail_next(TransportBlocked("it is full"))
+    result = run("demo", "--json", "--url", url)
+    assert result.exit_code == json.loads(result.stderr)["exit_code"] == Code.AWAY
+    (step,) = steps_of(result.stdout).values()
+    assert (step["ok"], step["outcome"]["error"], step["text"]) == (False, "TransportBlocked", "it is full")
+    bus.fail_next(TransportBlocked("it is full"))
+    result = run("demo", "--url", url)
+    assert "NOT AS IT SHOULD BE: it is full" in result.stdout
+    assert result.stderr == "msgbus demo: it is full\n"
+
+
+def test_demo_server_that_cannot_start_is_an_error(tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The server itself has said why, and none is left."""
+    conf = tmp_path / "away.conf"
+    conf.write_text("[DEFAULT]\nrpc_response_timeout = 0.2\n")
+    # The port of the discard service: nobody listens there, and no process gets it by chance.
+    plan = Plan("rabbit://guest:guest@127.0.0.1:9/", (str(conf),), None, "msgbus-demo-away", "error")
+    with ExitStack() as cleanup, pytest.raises(RuntimeError, match=r"server one did not start.* exit code 5"):
+        start_processes(plan, ("one",), cleanup)
+    assert "Connection refused" in capfd.readouterr().err
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_demo_uses_what_is_configured(tmp_path: pathlib.Path) -> None:
+    """Only where nothing is, it takes a message system of its own: a configuration that is wrong is an error."""
+    conf = tmp_path / "x.conf"
+    conf.write_text("[DEFAULT]\ntransport_url = rabit://somewhere/\n")
+    assert "'rabbit'" in run("demo", "--config-file", str(conf)).stderr
+    assert run("demo", "--url", "nonsense").exit_code == Code.USAGE
+    get_bus_url = f"{FAKE}?max_message_size=1"
+    conf.write_text(f"[DEFAULT]\ntransport_url = {get_bus_url}\n")
+    result = run("demo", "--json", "--config-file", str(conf))
+    assert json.loads(result.stderr)["error"] == "MessageTooLarge"
