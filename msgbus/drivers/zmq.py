@@ -62,8 +62,24 @@ OPTIONS = [
     cfg.StrOpt(
         "listen",
         default="",
-        help="An endpoint to listen at besides the Unix socket, for example tcp://127.0.0.1:*. Whoever can connect to "
-        "it can send messages.",
+        help="An endpoint to listen at besides the Unix socket, for example tcp://10.0.0.5:*. All but tcp://127.0.0.1 "
+        "needs key_file and keys_dir.",
+    ),
+    cfg.StrOpt(
+        "key_file",
+        help="The file with this node's secret key, made by msgbus zmq-keys; nobody else may read it. With it, all "
+        "that does not go over the Unix socket is encrypted (CURVE).",
+    ),
+    cfg.StrOpt(
+        "keys_dir",
+        help="The directory with the public keys, NAME.key, of all who may connect to this node and to whom it "
+        "connects. Its own need not be there. It is read anew when it changes.",
+    ),
+    cfg.BoolOpt(
+        "insecure_let_anybody_send_and_read",
+        default=False,
+        help="Listen at, and connect to, other hosts without keys: whoever reaches the port can call all methods, and "
+        "whoever is on the way can read and change all messages.",
     ),
     cfg.IntOpt(
         "max_message_size",
@@ -125,16 +141,19 @@ class ZmqDriver(Driver):
         os.register_at_fork(after_in_child=_after_fork(weakref.ref(self)))
 
     def _start_clean(self) -> None:
-        from msgbus.drivers import zmq_link, zmq_local, zmq_loop, zmq_node
+        from msgbus.drivers import zmq_link, zmq_local, zmq_loop, zmq_node, zmq_security
 
         options = self._options
         self._inbox_numbers = 0
         self._futures: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
+        security = zmq_security.Security(
+            options.key_file, options.keys_dir, options.insecure_let_anybody_send_and_read, options.listen
+        )
         self._loop = zmq_loop.Loop("msgbus-zmq")
         self._node = zmq_node.Node(
             self._loop,
             zmq_local.LocalMatchmaker(self._run_dir),
-            zmq_link.LinkSettings(options.max_message_size, options.connect_timeout, options.heartbeat),
+            zmq_link.LinkSettings(options.max_message_size, options.connect_timeout, options.heartbeat, security),
             listen=options.listen,
             backlog=options.backlog,
             server_expires=options.server_expires,

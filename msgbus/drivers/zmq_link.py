@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from msgbus.drivers import zmq_frames as frames
+from msgbus.drivers.zmq_security import Security
 
 RECEIPTS = (
     frames.TAKEN,
@@ -28,12 +29,14 @@ class LinkSettings:
         largest: bytes of the largest message body.
         connect_timeout: seconds for one attempt.
         heartbeat: seconds between two heartbeats; a peer that is silent for three times that is given up. 0: none.
+        security: who may connect.
         linger: seconds that close waits for what was sent to be read.
     """
 
     largest: int
     connect_timeout: float
     heartbeat: float
+    security: Security
     linger: float = 1.0
 
 

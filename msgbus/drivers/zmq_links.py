@@ -21,6 +21,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from msgbus.drivers import zmq_frames as frames
+from msgbus.drivers.zmq_gate import Gate, why
 from msgbus.drivers.zmq_link import RECEIPTS, Link, LinkListener, LinkSettings, Peer, leave_out_what_is_known
 from msgbus.drivers.zmq_loop import DOZE, Loop, Rest
 from msgbus.exceptions import TransportUnavailable
@@ -48,7 +49,8 @@ COMPLAINTS = 5.0
 _NOBLOCK, _SNDMORE, _POLLIN = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.POLLIN)
 _READABLE, _RCVMORE = int(zmq.EVENTS), int(zmq.RCVMORE)
 _EVENTS = (
-    zmq.EVENT_CLOSED
+    zmq.EVENT_ACCEPTED
+    | zmq.EVENT_CLOSED
     | zmq.EVENT_DISCONNECTED
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -68,6 +70,7 @@ class Links:
         self._sockets: list[Any] = []
         self._monitors: list[Any] = []
         self._dialer: Any = None
+        self._gate: Any = None
         self._unread: dict[Any, None] = {}  # sockets that may have something to read although their descriptor is quiet
         self._peers: dict[str, Peer] = {}
         self._links: dict[tuple[Any, bytes], Link] = {}
@@ -87,12 +90,17 @@ class Links:
 
         Raises:
             TransportUnavailable: an endpoint cannot be listened at.
+            ConfigurationError: keys cannot be used.
         """
         self._node = node
+        security = self._settings.security
+        security.open(ipc)
         self._context = zmq.Context()
+        self._gate = Gate(self._loop, self._context, security, node)
         listener, self._dialer = self._socket(), self._socket()
         endpoints = []
         for endpoint in filter(None, (ipc, more)):
+            security.listen(listener, endpoint)
             try:
                 listener.bind(endpoint)
             except zmq.ZMQError as exc:
@@ -144,6 +152,8 @@ class Links:
             socket.close(0)
         for monitor in self._monitors:
             monitor.close(0)
+        if self._gate is not None:
+            self._gate.close()
         if self._context is not None:
             self._context.term()
         self._sockets, self._monitors, self._context = [], [], None
@@ -158,7 +168,7 @@ class Links:
 
     def inherited(self) -> list[Any]:
         """What a forked child has to leave alone: sockets and context are the parent's."""
-        return [self._context, *self._sockets, *self._monitors, *self._peers.values()]
+        return [self._context, self._gate, *self._sockets, *self._monitors, *self._peers.values()]
 
     def leave(self, done: Callable[[], None]) -> None:
         """Say good-bye to all, and call `done` when they have heard it, or after a while."""
@@ -190,8 +200,8 @@ class Links:
         peer = self._peers.get(node)
         return peer.links[0] if peer is not None and peer.links else None
 
-    def dial(self, node: str, endpoints: list[str]) -> None:
-        """Connect to a node, unless it is connected, or that is being tried, or was tried a moment ago."""
+    def dial(self, node: str, endpoints: list[str], key: str) -> None:
+        """Connect to a node, which has this public key, unless that was done, is being tried, or was a moment ago."""
         peer = self._peer(node)
         now = time.monotonic()
         if peer.links or peer.attempt or now < peer.not_before or not endpoints:
@@ -203,6 +213,9 @@ class Links:
         self._unread[self._dialer] = None
         self._disconnect(endpoint)
         try:
+            if unsafe := self._settings.security.dial(self._dialer, endpoint, key):
+                self._failed(node, name, unsafe)
+                return
             self._dialer.setsockopt(zmq.CONNECT_ROUTING_ID, name)
             self._dialer.connect(endpoint)
             peer.session = secrets.randbits(64)
@@ -280,9 +293,9 @@ class Links:
                 endpoint = event["endpoint"].decode(errors="replace")
                 node = self._attempts.get(endpoint)
                 if node is not None:
-                    self._failed(node, self._peer(node).attempt, _words(event["event"]))
-            elif event["event"] not in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED):
-                self._complain("somebody", _words(event["event"]))
+                    self._failed(node, self._peer(node).attempt, _words(event))
+            else:
+                self._gate.on_event(event)
 
     def drop(self, link: Link, why: str) -> None:
         """A link is of no use any more."""
@@ -516,11 +529,9 @@ def _is_bye(data: bytes) -> bool:
     return data[:1] == bytes([frames.BYE]) and len(data) > 5
 
 
-def _words(event: int) -> str:
+def _words(event: Any) -> str:
     texts: dict[int, str] = {
         zmq.EVENT_CLOSED: "nobody listens there",
         zmq.EVENT_DISCONNECTED: "the connection was closed before a hello",
-        zmq.EVENT_HANDSHAKE_FAILED_AUTH: "who dials was not let in",
-        zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "what answers does not speak ZMTP as we do",
     }
-    return texts.get(event, "the handshake failed")
+    return texts.get(event["event"]) or why(event)

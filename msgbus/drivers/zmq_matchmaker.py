@@ -32,6 +32,7 @@ class Entry(msgspec.Struct, frozen=True):
         pid, host: its process, for log lines.
         endpoints: where it listens, the one to be tried first in front.
         services: what it serves.
+        key: its public key, empty where it has none.
     """
 
     node: str
@@ -39,6 +40,7 @@ class Entry(msgspec.Struct, frozen=True):
     host: str
     endpoints: list[str]
     services: list[Service]
+    key: str = ""
 
 
 class Matchmaker(ABC):

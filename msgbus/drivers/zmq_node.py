@@ -83,6 +83,7 @@ class Node:
         loop.before_sleep = self.before_sleep
         self._matchmaker = matchmaker
         self._listen = listen
+        self._security = settings.security
         self._directory = Directory()
         self._links = links = Links(loop, settings, self)
         self._sender = Sender(links, self._directory, self._refresh, matchmaker.is_alive, server_expires)
@@ -103,6 +104,7 @@ class Node:
 
         Raises:
             TransportUnavailable: that is not possible.
+            ConfigurationError: its keys cannot be used.
             CallCancelled: the node was closed.
         """
         if self._closed is not None:
@@ -127,8 +129,8 @@ class Node:
         LOG.debug("node %s listens at %s", node, ", ".join(self._endpoints))
 
     def _register(self) -> None:
-        services = self._receiver.services()
-        self._matchmaker.register(Entry(self.id, os.getpid(), socket.gethostname(), self._endpoints, services))
+        services, key = self._receiver.services(), self._security.public
+        self._matchmaker.register(Entry(self.id, os.getpid(), socket.gethostname(), self._endpoints, services, key))
         self._refresh()
 
     def _refresh_once(self) -> None:
@@ -290,7 +292,7 @@ class Node:
         if link is None:
             entry = self._directory.entries.get(node)
             if entry is not None:
-                self._links.dial(node, entry.endpoints)
+                self._links.dial(node, entry.endpoints, entry.key)
         elif node not in inspection.asked:
             inspection.asked.add(node)
             self._links.send(link, frames.numbered(frames.INSPECT, number, frames.write_address(inspection.address)))

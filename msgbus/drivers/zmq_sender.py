@@ -152,7 +152,7 @@ class Sender:
             consumer.link = self._links.link(consumer.node)
             entry = self._directory.entries.get(consumer.node)
             if consumer.link is None and entry is not None:
-                self._links.dial(consumer.node, entry.endpoints)
+                self._links.dial(consumer.node, entry.endpoints, entry.key)
 
     def _put(self, queue: Queue, copy: Copy) -> None:
         if not queue.waiting:
@@ -460,7 +460,7 @@ class Sender:
             if lost.gives_up <= now or self._is_alive(lost.node) is False:
                 self._give_to_others(session, [])
             elif entry is not None and self._links.link(lost.node) is None:
-                self._links.dial(lost.node, entry.endpoints)
+                self._links.dial(lost.node, entry.endpoints, entry.key)
 
     def on_unbegun(self, link: Link, session: int, unbegun: Sequence[int]) -> None:
         """UNBEGUN."""
