@@ -258,4 +258,4 @@ class RPCServer:
                     delivery.reject(requeue=True)
                 processor.end(delivery)
 
-            self.transport.send(delivery.address, copy, mandatory=False).add_done_callback(done)
+            self.transport.send(delivery.address, copy, mandatory=True).add_done_callback(done)

@@ -36,7 +36,7 @@ LOG = logging.getLogger(__name__)
 
 DRIVERS = "msgbus.drivers"
 """The entry point group that names the drivers."""
-PLANNED = ("qpid", "zmq")
+PLANNED = ("qpid",)
 """Drivers that a later release brings."""
 RETRY_DELAY = 0.25
 """Seconds between two tries to deliver a reply to a client that may be reconnecting."""

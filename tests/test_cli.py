@@ -184,11 +184,14 @@ def test_wrong_url_is_wrong_usage(url: str, text: str) -> None:
     assert "secret" not in line
 
 
-def test_nothing_configured_names_the_ways_to_say_it() -> None:
-    """While there is no driver that needs no message system, a beginner is told what to do."""
-    line = fails(run("ping", "topic"), Code.USAGE)
-    for text in ("no message system is configured", "--url rabbit://", "MSGBUS_URL", "--config-file"):
-        assert text in line
+def test_nothing_configured_means_the_processes_of_this_host(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """The driver zmq needs no message system, so that a beginner needs no configuration."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    line = fails(run("call", "topic", "method"), Code.NO_SERVER)
+    assert "nobody listens at topic 'topic'" in line
+    assert (tmp_path / "msgbus" / "changes").exists()
 
 
 def test_wrong_configuration_file_is_wrong_usage(tmp_path: pathlib.Path) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from msgbus.cli import demo_servers, demo_steps
-from msgbus.cli.demo import EMBEDDED_URL
 from msgbus.cli.demo_servers import Plan, start_processes
 from msgbus.cli.demo_service import Service
 from msgbus.cli.demo_steps import STEPS
@@ -20,6 +19,9 @@ from msgbus.cli.errors import Code
 from msgbus.drivers.fake import get_bus
 from msgbus.exceptions import TransportBlocked
 from tests.test_cli import run
+
+FAKE = "fake://msgbus-demo/"
+"""In memory: the tests break what the servers run, which they could not in other processes."""
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +36,7 @@ def steps_of(stdout: str) -> dict[str, dict[str, Any]]:
 
 def test_demo_needs_no_message_system_and_tells_a_program_each_step() -> None:
     """Without anything configured all steps go as they should; each is a line of JSON with what really came."""
-    result = run("demo", "--json")
+    result = run("demo", "--json", "--url", FAKE)
     assert (result.exit_code, result.stderr) == (0, "")
     steps = steps_of(result.stdout)
     assert list(steps) == [step.name for step in STEPS]
@@ -98,11 +100,11 @@ def test_demo_says_what_is_not_as_it_should_be(monkeypatch: pytest.MonkeyPatch) 
     """Each step whose result is wrong is told as such, with that result; the command ends with 1."""
     monkeypatch.setattr(demo_servers, "Service", Rogue)
     monkeypatch.setattr(demo_steps, "SOON", 0.1)
-    result = run("demo", "--json")
+    result = run("demo", "--json", "--url", FAKE)
     wrong = [name for name, step in steps_of(result.stdout).items() if not step["ok"]]
     assert wrong == [step.name for step in STEPS if step.name not in ("nobody", "start", "gone")]
     assert result.exit_code == Code.UNEXPECTED
-    words = " ".join(run("demo").stdout.split())
+    words = " ".join(run("demo", "--url", FAKE).stdout.split())
     assert "NOT AS IT SHOULD BE: 'Go away, Ada' from server four" in words
     assert f"{len(wrong)} of {len(STEPS)} steps did not turn out as they should: call, call_that_one, " in words
 
@@ -130,7 +132,7 @@ def test_demo_looks_at_each_result(
 ) -> None:
     """One thing that is wrong is told of each step that shows it, and of no other."""
     monkeypatch.setattr(demo_servers, "Service", service)
-    result = run("demo", "--json")
+    result = run("demo", "--json", "--url", FAKE)
     assert [name for name, step in steps_of(result.stdout).items() if not step["ok"]] == expected
 
 
@@ -168,7 +170,7 @@ def test_demo_uses_what_is_configured(tmp_path: pathlib.Path) -> None:
     conf.write_text("[DEFAULT]\ntransport_url = rabit://somewhere/\n")
     assert "'rabbit'" in run("demo", "--config-file", str(conf)).stderr
     assert run("demo", "--url", "nonsense").exit_code == Code.USAGE
-    get_bus_url = f"{EMBEDDED_URL}?max_message_size=1"
+    get_bus_url = f"{FAKE}?max_message_size=1"
     conf.write_text(f"[DEFAULT]\ntransport_url = {get_bus_url}\n")
     result = run("demo", "--json", "--config-file", str(conf))
     assert json.loads(result.stderr)["error"] == "MessageTooLarge"

@@ -24,6 +24,7 @@ COMMANDS = {
     "multicall": ("msgbus.cli.verbs", "Call a generator method, and print each item as it arrives."),
     "ping": ("msgbus.cli.ping", "List the servers of a topic that answer."),
     "demo": ("msgbus.cli.demo", "Show what msgbus does: servers and a client at work."),
+    "zmq-keys": ("msgbus.cli.zmq_keys", "Make keys, so that ZeroMQ can be used between hosts."),
     "drivers": ("msgbus.cli.drivers", "List the message systems that can be used."),
     "config": ("msgbus.cli.config", "Print a sample of the configuration file."),
     "completion": ("msgbus.cli.completion", "Print what makes a shell complete commands and options."),

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from msgbus.cli.demo_steps import Outcome, Stage, Step
     from msgbus.url import TransportURL
 
-EMBEDDED_URL = "fake://msgbus-demo/"
-"""The message system of the demo where none is configured."""
 IN_ONE_PROCESS = ("fake",)
 """The drivers whose messages do not leave the process."""
 EXPIRES = {"queue_expires": "60", "server_expires": "60"}
@@ -43,8 +41,8 @@ def demo(
 ) -> None:
     """Show what msgbus does: several servers and a client, step by step, each with what came of it and why.
 
-    Where a message system is configured, the servers are processes of their own, on a topic of their own. Where none
-    is, all of it happens in memory, in this process.
+    The servers are processes of their own, on a topic of their own: on the message system that is configured, or on
+    none at all (ZeroMQ) where nothing is. With --url fake:// all of it happens in memory, in this process.
 
     Ends with 1 if something did not turn out as it should.
     """
@@ -53,7 +51,7 @@ def demo(
     from msgbus.client import get_rpc_client
     from msgbus.target import Target
 
-    found = configured_url(url or None, config_files, EMBEDDED_URL)
+    found = configured_url(url or None, config_files)
     options = _expiring_options(found)
     full_url = replace(found, query={**found.query, **options}).unmasked()
     topic = f"msgbus-demo-{uuid.uuid4().hex[:12]}"
@@ -126,7 +124,7 @@ def _run(number: int, step: Step, stage: Stage, waiting: Waiting, *, as_json: bo
 def _print_beginning(topic: str, where: str, *, in_here: bool) -> None:
     text = f"A client and several servers of the topic {topic}, on {where}. "
     if in_here:
-        text += "All of it happens in this process. With --url rabbit://... the servers would be processes."
+        text += "All of it happens in this process."
     else:
         text += "The servers are processes: msgbus serve."
     _print((text, "", 0))
@@ -146,14 +144,14 @@ def _print_step(number: int, step: Step, outcome: Outcome, seconds: float) -> No
 
 
 def _what_is_left(topic: str, options: dict[str, str], capabilities: Collection[str]) -> str:
+    if "store" not in capabilities:
+        return ""
     if options:
         return (
             "The message system removes what was made there for the topic when nobody has used it for "
             f"{EXPIRES['queue_expires']} seconds."
         )
-    if "store" in capabilities:
-        return f"The message system may keep what was made there for the topic {topic}: remove it by hand."
-    return ""
+    return f"The message system may keep what was made there for the topic {topic}: remove it by hand."
 
 
 def _print_end(count: int, failed: list[str], what_is_left: str) -> None:

@@ -157,8 +157,8 @@ def load_configuration(files: tuple[str, ...]) -> cfg.ConfigOpts:
     return conf
 
 
-def configured_url(url: str | None, config_files: tuple[str, ...], default: str) -> TransportURL:
-    """The URL that `open_transport` would use, or `default` where nothing is configured.
+def configured_url(url: str | None, config_files: tuple[str, ...]) -> TransportURL:
+    """The URL that `open_transport` would use.
 
     Raises:
         ConfigurationError, InvalidTransportURL: the configuration is of no use.
@@ -172,7 +172,7 @@ def configured_url(url: str | None, config_files: tuple[str, ...], default: str)
     conf = load_configuration(config_files)
     options.register(conf)
     try:
-        return TransportURL.parse(conf, url or (default if _says_nothing(conf) else None))
+        return TransportURL.parse(conf, url)
     except cfg.Error as exc:
         raise ConfigurationError(str(exc)) from exc
 
@@ -193,7 +193,7 @@ def open_transport(url: str | None, config_files: tuple[str, ...], *, quiet: boo
 
     from msgbus.cli.progress import progress
     from msgbus.cli.telling import tell
-    from msgbus.exceptions import ConfigurationError, DriverLoadFailure
+    from msgbus.exceptions import ConfigurationError
     from msgbus.transport import get_rpc_transport
 
     drivers = logging.getLogger("msgbus.drivers")
@@ -214,14 +214,6 @@ def open_transport(url: str | None, config_files: tuple[str, ...], *, quiet: boo
         finally:
             with progress() as waiting, waiting("closing the connection"):
                 transport.cleanup()
-    except DriverLoadFailure as exc:
-        if not url and _says_nothing(conf):
-            raise ConfigurationError(
-                "no message system is configured, and this release cannot do without one yet: name it with --url, for "
-                "example --url rabbit://guest:guest@localhost:5672/ (or in MSGBUS_URL, or as transport_url in a "
-                "--config-file)"
-            ) from exc
-        raise
     except cfg.Error as exc:
         raise ConfigurationError(_readable(exc)) from exc
     finally:
@@ -231,11 +223,3 @@ def open_transport(url: str | None, config_files: tuple[str, ...], *, quiet: boo
 def _readable(error: cfg.Error) -> str:
     """The text of an error of oslo.config's, with the file's name in place of an object's repr."""
     return re.sub(r"LocationInfo\(location=<[^>]*>, detail='([^']*)'\)", r"\1", str(error))
-
-
-def _says_nothing(conf: cfg.ConfigOpts) -> bool:
-    """Whether neither transport_url nor rpc_backend is set anywhere."""
-    from oslo_config import cfg
-
-    found = [conf.get_location(name) for name in ("transport_url", "rpc_backend")]
-    return all(place is None or place.location == cfg.Locations.opt_default for place in found)

@@ -1,0 +1,259 @@
+"""What travels between two nodes of the zmq driver: frames of one or more records.
+
+A record is a byte that says its kind, four bytes that say how long the rest is, and that rest. All numbers are little
+endian. Several records travel in one frame, so that a busy connection makes few frames.
+
+========  =============================  ====================================================================
+kind      the rest                       meaning
+========  =============================  ====================================================================
+HELLO     `Hello` as msgpack             the first record on a connection, from either side
+BYE       text                           this side leaves in good order (no text), or refuses the other (why)
+GONE                                     the answer to BYE: all that came before it has been read
+DATA      see `data`                     a message
+TAKEN     numbers                        receipt: handed to a subscriber
+QUEUED    numbers                        receipt: it waits at the receiver until a subscriber has room
+FULL      numbers                        not taken: too many wait; READY follows
+NOBODY    numbers                        not taken: nobody subscribes to that here
+REACHED   pairs of numbers               receipt of a fanout: message, number of subscribers
+SETTLED   numbers                        accepted or dropped: it is done with
+REQUEUED  numbers                        given back by a subscriber who had it
+RELEASED  numbers                        given back by the receiver, before a subscriber had it
+RECALL    how many, address              give back what waits for a subscriber
+RECALLED  how many, address              that has been done, and so many were not there to give back
+READY     0 or 1, address                there is room for what waits (0), a subscriber has room (1)
+RESUME    address                        what follows was sent after READY
+INSPECT   number, address                how many subscribe, how many wait?
+DEPTH     number, subscribers, waiting   the answer
+LOST      session of a connection        that connection broke; which messages of it had no subscriber yet?
+UNBEGUN   session, numbers               the answer: these are not here any more, and no subscriber had them
+========  =============================  ====================================================================
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import get_args
+
+import msgspec
+
+from msgbus.drivers.base import Address, Kind, Message
+
+PROTOCOL = 1
+"""The version of all this. Nodes of another version are refused."""
+
+HELLO, BYE, GONE, DATA, TAKEN, QUEUED, FULL, NOBODY, REACHED, SETTLED, REQUEUED, RELEASED = range(1, 13)
+RECALL, RECALLED, READY, RESUME, INSPECT, DEPTH, LOST, UNBEGUN = range(13, 21)
+
+REDELIVERED = 1
+DURABLE = 2
+PATIENT = 4
+"""Flag of DATA: nobody sits waiting for the receipt, so that it may travel with what comes next."""
+
+NO_TTL = -1.0
+OVERHEAD = 1024 * 1024
+"""Bytes that a frame may have besides the body of one largest message: names, and other records."""
+
+_HEAD = struct.Struct("<BI")
+_DATA = struct.Struct("<BIQdBHHH")
+_DATA_REST = struct.Struct("<QdBHHH")
+_ONE = struct.Struct("<BIQ")
+_NUMBERED = struct.Struct("<BIQ")
+_NUMBER = struct.Struct("<Q")
+_DEPTH = struct.Struct("<BIQQQ")
+_DEPTH_REST = struct.Struct("<QQQ")
+_NODE = re.compile("[0-9A-Za-z]{1,64}")
+_KINDS = frozenset(get_args(Kind))
+
+
+class Malformed(ValueError):
+    """A frame that no node of ours would send; the text says what is wrong with it."""
+
+
+class Hello(msgspec.Struct):
+    """Who speaks.
+
+    Attributes:
+        protocol: `PROTOCOL`.
+        node: the speaker's id.
+        to: the id of the node that it wants to speak with, or empty where it answers.
+        largest: bytes of the largest message body that it takes.
+        session: of the connection: made up by who dials, and repeated in the answer.
+    """
+
+    protocol: int
+    node: str
+    to: str
+    largest: int
+    session: int
+
+
+class Data(msgspec.Struct):
+    """A DATA record that was read."""
+
+    seq: int
+    ttl: float | None
+    flags: int
+    address: Address
+    content_type: str
+    id: str
+    body: bytes
+
+
+_decode_hello = msgspec.msgpack.Decoder(Hello).decode
+_decode_names = msgspec.msgpack.Decoder(tuple[str, str, str, str, str]).decode
+
+
+@lru_cache(10_000)
+def write_address(address: Address) -> bytes:
+    """An address as it travels."""
+    return msgspec.msgpack.encode(tuple(address))
+
+
+@lru_cache(10_000)
+def read_address(data: bytes) -> Address:
+    """Raises `Malformed` where it is none."""
+    try:
+        names = _decode_names(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        raise Malformed(f"no address: {exc}") from None
+    if names[0] not in _KINDS:
+        raise Malformed(f"an address of the kind {names[0]!r}")
+    return Address(*names)  # type: ignore[arg-type]  # looked at above
+
+
+def hello(words: Hello) -> bytes:
+    """A HELLO record."""
+    return record(HELLO, msgspec.msgpack.encode(words))
+
+
+def read_hello(frame: bytes) -> Hello:
+    """The HELLO that a frame begins with; raises `Malformed` where it does not."""
+    for kind, at, end in records(frame):
+        if kind != HELLO:
+            break
+        try:
+            words = _decode_hello(frame[at:end])
+        except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+            raise Malformed(f"no hello: {exc}") from None
+        if not _NODE.fullmatch(words.node):
+            raise Malformed("a hello of a node whose id is none")
+        return words
+    raise Malformed("it does not begin with a hello")
+
+
+def record(kind: int, rest: bytes = b"") -> bytes:
+    """A record of any kind."""
+    return _HEAD.pack(kind, len(rest)) + rest
+
+
+def numbers(kind: int, values: list[int]) -> bytes:
+    """A record whose rest is numbers."""
+    if len(values) == 1:
+        return _ONE.pack(kind, 8, values[0])
+    return struct.pack(f"<BI{len(values)}Q", kind, 8 * len(values), *values)
+
+
+def read_numbers(frame: bytes, at: int, end: int) -> tuple[int, ...]:
+    """The numbers of such a record."""
+    if end - at == 8:
+        return _NUMBER.unpack_from(frame, at)
+    if (end - at) % 8:
+        raise Malformed("half a number")
+    return struct.unpack_from(f"<{(end - at) // 8}Q", frame, at)
+
+
+def numbered(kind: int, number: int, address: bytes) -> bytes:
+    """A record of a number and an address."""
+    return _NUMBERED.pack(kind, 8 + len(address), number) + address
+
+
+def read_numbered(frame: bytes, at: int, end: int) -> tuple[int, Address]:
+    """The number and the address."""
+    if end - at < 8:
+        raise Malformed("a number is missing")
+    return _NUMBER.unpack_from(frame, at)[0], read_address(frame[at + 8 : end])
+
+
+def depth(number: int, consumers: int, waiting: int) -> bytes:
+    """A DEPTH record."""
+    return _DEPTH.pack(DEPTH, 24, number, consumers, waiting)
+
+
+def read_depth(frame: bytes, at: int, end: int) -> tuple[int, int, int]:
+    """Its three numbers."""
+    if end - at != 24:
+        raise Malformed("a depth of another size")
+    return _DEPTH_REST.unpack_from(frame, at)
+
+
+def data(seq: int, address: bytes, message: Message, ttl: float | None, flags: int) -> bytes:
+    """A DATA record: number, seconds left, flags, three lengths; address, content type, id, body.
+
+    Raises:
+        ValueError: content type or id is longer than 65,535 bytes, or no text.
+    """
+    content_type, message_id, body = message.content_type.encode(), message.id.encode(), message.body
+    if len(content_type) > 0xFFFF or len(message_id) > 0xFFFF or len(address) > 0xFFFF:
+        raise ValueError("names, content type and id of a message have at most 65,535 bytes each")
+    if message.durable:
+        flags |= DURABLE
+    lengths = (len(address), len(content_type), len(message_id))
+    size = _DATA_REST.size + sum(lengths) + len(body)
+    head = _DATA.pack(DATA, size, seq, NO_TTL if ttl is None else max(0.0, ttl), flags, *lengths)
+    return b"".join((head, address, content_type, message_id, body))
+
+
+def read_data(frame: bytes, at: int, end: int) -> Data:
+    """Read a DATA record. Raises `Malformed`."""
+    try:
+        seq, ttl, flags, address_size, type_size, id_size = _DATA_REST.unpack_from(frame, at)
+        at += _DATA_REST.size
+        type_at = at + address_size
+        id_at = type_at + type_size
+        body_at = id_at + id_size
+        if body_at > end:
+            raise Malformed("names that are longer than their record")
+        return Data(
+            seq,
+            # What is not a number of seconds is no limit; the core has a deadline of its own in the body.
+            ttl if ttl >= 0.0 else None,
+            flags,
+            read_address(frame[at:type_at]),
+            frame[type_at:id_at].decode(),
+            frame[id_at:body_at].decode(),
+            frame[body_at:end],
+        )
+    except (struct.error, UnicodeDecodeError) as exc:
+        raise Malformed(f"a message that cannot be read: {exc}") from None
+
+
+def records(frame: bytes) -> Iterator[tuple[int, int, int]]:
+    """The records of a frame: kind, where the rest begins, where it ends. Raises `Malformed` on the way."""
+    at, available = 0, len(frame)
+    while at < available:
+        if available - at < _HEAD.size:
+            raise Malformed("it ends within a record")
+        kind, size = _HEAD.unpack_from(frame, at)
+        at += _HEAD.size
+        end = at + size
+        if end > available:
+            raise Malformed("it ends within a record")
+        yield kind, at, end
+        at = end
+
+
+def batches(pieces: Iterable[bytes], limit: int) -> Iterator[bytes]:
+    """Join records to frames of at most `limit` bytes; a larger record is a frame of its own."""
+    batch: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        if batch and size + len(piece) > limit:
+            yield batch[0] if len(batch) == 1 else b"".join(batch)
+            batch, size = [], 0
+        batch.append(piece)
+        size += len(piece)
+    if batch:
+        yield batch[0] if len(batch) == 1 else b"".join(batch)

@@ -1,0 +1,537 @@
+"""The connections of a node to others, over two ROUTER sockets: one listens, one dials.
+
+What libzmq does by itself would break promises: it keeps what is sent to a peer that is away, and sends it at some
+later time. So it is not let do it. A connection is used from the moment in which both sides have said HELLO until the
+moment in which a monitor says that it is gone; then its pipe is gone too, with all that is in it, and a new attempt to
+connect is a new pipe under a new routing id.
+
+Everything here belongs to the loop's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from msgbus.drivers import zmq_frames as frames
+from msgbus.drivers.zmq_gate import Gate, why
+from msgbus.drivers.zmq_link import RECEIPTS, Link, LinkListener, LinkSettings, Peer, leave_out_what_is_known
+from msgbus.drivers.zmq_loop import DOZE, Loop, Rest
+from msgbus.exceptions import TransportUnavailable
+
+LOG = logging.getLogger(__name__)
+
+BATCH = 256 * 1024
+"""Bytes of records that are joined to one frame."""
+HIGH_WATER = 10_000
+"""Frames in one direction of a connection. The windows of the sender are reached long before; see `zmq_sender`."""
+FULL_RETRY = 0.01
+"""Seconds until a frame that libzmq did not take is tried again."""
+BACKOFF_MIN, BACKOFF_MAX = 0.05, 2.0
+"""Seconds between two attempts to connect to a node."""
+ROUNDS = 100
+"""How often in a row a node serves what comes in, itself among others, before it looks at its descriptors again."""
+READ_AT_ONCE = 1000
+"""Frames that are read from one socket before the other has its turn."""
+REASON_MAX = 200
+"""Characters of what a peer says, or did, that get into the log."""
+COMPLAINTS = 5.0
+"""Seconds between two log lines about peers that send what makes no sense."""
+
+# As plain numbers: pyzmq's enums cost more than what they are passed to.
+_NOBLOCK, _SNDMORE, _POLLIN = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.POLLIN)
+_READABLE, _RCVMORE = int(zmq.EVENTS), int(zmq.RCVMORE)
+_EVENTS = (
+    zmq.EVENT_ACCEPTED
+    | zmq.EVENT_CLOSED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+)
+
+
+class Links:
+    """See the module's text."""
+
+    def __init__(self, loop: Loop, settings: LinkSettings, listener: LinkListener) -> None:
+        self._loop = loop
+        self._settings = settings
+        self._listener = listener
+        self._node = ""
+        self._context: Any = None
+        self._sockets: list[Any] = []
+        self._monitors: list[Any] = []
+        self._dialer: Any = None
+        self._gate: Any = None
+        self._unread: dict[Any, None] = {}  # sockets that may have something to read although their descriptor is quiet
+        self._peers: dict[str, Peer] = {}
+        self._links: dict[tuple[Any, bytes], Link] = {}
+        self._by_fd: dict[tuple[Any, int], Link] = {}
+        self._attempts: dict[str, str] = {}  # by endpoint, the node
+        self._lost: list[tuple[Link, str]] = []
+        self._dirty: dict[Link, None] = {}
+        self._lazy_since = 0.0
+        self._next_complaint = 0.0
+        self._complaints = 0
+        self._gone: dict[Link, None] = {}
+
+    # Opening and closing
+
+    def open(self, node: str, ipc: str, more: str) -> list[str]:
+        """Listen at the endpoint `ipc`, and at the endpoint `more` unless it is empty. Returns both as they are.
+
+        Raises:
+            TransportUnavailable: an endpoint cannot be listened at.
+            ConfigurationError: keys cannot be used.
+        """
+        self._node = node
+        security = self._settings.security
+        security.open(ipc)
+        self._context = zmq.Context()
+        self._gate = Gate(self._loop, self._context, security, node)
+        listener, self._dialer = self._socket(), self._socket()
+        endpoints = []
+        for endpoint in filter(None, (ipc, more)):
+            security.listen(listener, endpoint)
+            try:
+                listener.bind(endpoint)
+            except zmq.ZMQError as exc:
+                self.close()
+                raise TransportUnavailable(f"cannot listen at {endpoint}: {exc}; check the option listen") from exc
+            endpoints.append(listener.getsockopt_string(zmq.LAST_ENDPOINT))
+        for socket in (listener, self._dialer):
+            self._loop.watch(socket.getsockopt(zmq.FD), lambda socket=socket: self._read(socket))  # type: ignore[misc]
+        self._add_loop_link()
+        return endpoints
+
+    def _socket(self) -> Any:
+        settings = self._settings
+        socket = self._context.socket(zmq.ROUTER)
+        self._sockets.append(socket)
+        options = {
+            zmq.LINGER: 0,
+            zmq.ROUTER_MANDATORY: 1,
+            zmq.RECONNECT_IVL: -1,
+            zmq.SNDHWM: HIGH_WATER,
+            zmq.RCVHWM: HIGH_WATER,
+            zmq.MAXMSGSIZE: settings.largest + frames.OVERHEAD,
+            zmq.HANDSHAKE_IVL: int(settings.connect_timeout * 1000),
+            zmq.BACKLOG: 1000,
+        }
+        if settings.heartbeat:
+            milliseconds = int(settings.heartbeat * 1000)
+            options |= {zmq.HEARTBEAT_IVL: milliseconds, zmq.HEARTBEAT_TIMEOUT: 2 * milliseconds}
+            options[zmq.HEARTBEAT_TTL] = 3 * milliseconds
+        for option, value in options.items():
+            socket.setsockopt(option, value)
+        monitor = socket.get_monitor_socket(_EVENTS)
+        self._monitors.append(monitor)
+        self._loop.watch(monitor.getsockopt(zmq.FD), lambda: self._watch(socket, monitor))
+        return socket
+
+    def _add_loop_link(self) -> None:
+        """What this node sends to itself takes the same way as all else, but for the sockets."""
+        here, there = (Link(self._node, None, b"", -1, self._settings.largest, 0) for _ in range(2))
+        here.twin, there.twin = there, here
+        self._peer(self._node).links.append(here)
+
+    def close(self) -> None:
+        """Close the sockets, with what is in them."""
+        for socket in (*self._sockets, *self._monitors):
+            self._loop.unwatch(socket.getsockopt(zmq.FD))
+        for socket in self._sockets:
+            socket.disable_monitor()
+            socket.close(0)
+        for monitor in self._monitors:
+            monitor.close(0)
+        if self._gate is not None:
+            self._gate.close()
+        if self._context is not None:
+            self._context.term()
+        self._sockets, self._monitors, self._context = [], [], None
+        for link in list(self._links.values()):
+            link.up = False
+        self._links.clear()
+        self._peers.clear()
+
+    def all(self) -> list[Link]:
+        """All links, that of the node to itself among them."""
+        return [link for peer in self._peers.values() for link in peer.links]
+
+    def inherited(self) -> list[Any]:
+        """What a forked child has to leave alone: sockets and context are the parent's."""
+        return [self._context, self._gate, *self._sockets, *self._monitors, *self._peers.values()]
+
+    def leave(self, done: Callable[[], None]) -> None:
+        """Say good-bye to all, and call `done` when they have heard it, or after a while."""
+        for link in self._links.values():
+            self.send(link, frames.record(frames.BYE))
+            self._gone[link] = None
+        ended: list[bool] = []
+
+        def look() -> None:
+            if not ended and (not any(link.up for link in self._gone) or time.monotonic() > end):
+                ended.append(True)
+                done()
+            elif not ended:
+                self._loop.call_later(0.002, look)
+
+        end = time.monotonic() + self._settings.linger
+        look()
+
+    # Dialling
+
+    def _peer(self, node: str) -> Peer:
+        peer = self._peers.get(node)
+        if peer is None:
+            peer = self._peers[node] = Peer()
+        return peer
+
+    def link(self, node: str) -> Link | None:
+        """The connection to a node, if there is one."""
+        peer = self._peers.get(node)
+        return peer.links[0] if peer is not None and peer.links else None
+
+    def dial(self, node: str, endpoints: list[str], key: str) -> None:
+        """Connect to a node, which has this public key, unless that was done, is being tried, or was a moment ago."""
+        peer = self._peer(node)
+        now = time.monotonic()
+        if peer.links or peer.attempt or now < peer.not_before or not endpoints:
+            return
+        endpoint = endpoints[peer.failures % len(endpoints)]
+        peer.attempt = name = b"d" + secrets.token_bytes(8)
+        peer.endpoint = endpoint
+        self._attempts[endpoint] = node
+        self._unread[self._dialer] = None
+        self._disconnect(endpoint)
+        try:
+            if unsafe := self._settings.security.dial(self._dialer, endpoint, key):
+                self._failed(node, name, unsafe)
+                return
+            self._dialer.setsockopt(zmq.CONNECT_ROUTING_ID, name)
+            self._dialer.connect(endpoint)
+            peer.session = secrets.randbits(64)
+            words = frames.Hello(frames.PROTOCOL, self._node, node, self._settings.largest, peer.session)
+            self._dialer.send_multipart([name, frames.hello(words)], zmq.NOBLOCK)
+        except zmq.ZMQError as exc:
+            self._failed(node, name, str(exc))
+            return
+        self._loop.call_later(
+            self._settings.connect_timeout,
+            lambda: self._failed(node, name, f"no answer within {self._settings.connect_timeout:g} s"),
+        )
+
+    def why_not(self, node: str) -> str:
+        """Why a node is not connected, in words."""
+        peer = self._peers.get(node)
+        if peer is None or not (peer.why or peer.endpoint):
+            return "it has not been dialled"
+        return f"{peer.endpoint}: {peer.why or 'being dialled'}"
+
+    def _disconnect(self, endpoint: str) -> None:
+        try:
+            self._dialer.disconnect(endpoint)
+        except zmq.ZMQError:
+            pass  # libzmq has let go of it by itself.
+
+    def _failed(self, node: str, name: bytes, why: str) -> None:
+        """An attempt has come to nothing."""
+        peer = self._peer(node)
+        if peer.attempt != name:
+            return
+        self._end_attempt(peer)
+        self._disconnect(peer.endpoint)
+        delay = min(BACKOFF_MAX, BACKOFF_MIN * 2.0 ** min(peer.failures, 10)) * random.uniform(0.5, 1.0)
+        LOG.log(
+            logging.INFO if peer.failures else logging.DEBUG,
+            "node %s cannot be reached at %s: %s",
+            node,
+            peer.endpoint,
+            why,
+        )
+        peer.failures += 1
+        peer.why = why
+        peer.not_before = time.monotonic() + delay
+        self._listener.on_dial_failed(node)
+
+    def _end_attempt(self, peer: Peer) -> None:
+        peer.attempt = b""
+        self._attempts.pop(peer.endpoint, None)
+
+    def forget(self, node: str) -> None:
+        """The node is no more."""
+        peer = self._peers.get(node)
+        if peer is not None and not peer.links:
+            if peer.attempt:
+                self._failed(node, peer.attempt, "it is gone")
+            del self._peers[node]
+
+    # What the monitors say
+
+    def _watch(self, socket: Any, monitor: Any) -> None:
+        """Read the events; what they say of a link is looked at after what came over it has been read."""
+        self._read_monitor(socket, monitor)
+        self._unread[socket] = None
+
+    def _read_monitor(self, socket: Any, monitor: Any) -> None:
+        while monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))
+            link = None
+            if event["event"] == zmq.EVENT_DISCONNECTED:
+                link = self._by_fd.pop((socket, event["value"]), None)
+            if link is not None:
+                self._lost.append((link, "the connection was lost"))
+            elif socket is self._dialer:
+                endpoint = event["endpoint"].decode(errors="replace")
+                node = self._attempts.get(endpoint)
+                if node is not None:
+                    self._failed(node, self._peer(node).attempt, _words(event))
+            else:
+                self._gate.on_event(event)
+
+    def drop(self, link: Link, why: str) -> None:
+        """A link is of no use any more."""
+        if not link.up:
+            return
+        link.up = False
+        self._links.pop((link.socket, link.name), None)
+        if self._by_fd.get((link.socket, link.fd)) is link:
+            del self._by_fd[link.socket, link.fd]
+        self._dirty.pop(link, None)
+        peer = self._peer(link.node)
+        if link in peer.links:
+            peer.links.remove(link)
+        peer.why = why
+        if link.socket is self._dialer:
+            self._disconnect(peer.endpoint)
+            self._unread[self._dialer] = None
+        LOG.debug("node %s: %s", link.node, why)
+        self._listener.on_link_down(link, why)
+
+    # Reading
+
+    def _read(self, socket: Any) -> None:
+        """Read all there is."""
+        self._unread.pop(socket, None)
+        receive, option = socket.recv, socket.get
+        for _ in range(READ_AT_ONCE):
+            # To ask is cheaper than the exception of a socket that has nothing.
+            if not option(_READABLE) & _POLLIN:
+                return
+            name = receive(_NOBLOCK)
+            frame = receive(_NOBLOCK, False)
+            more = frame.more
+            if more:
+                while option(_RCVMORE):
+                    receive(_NOBLOCK)
+            link = self._links.get((socket, name))
+            if link is None:
+                self._read_stranger(socket, name, frame, more)
+            elif more:
+                self._refuse(link, "a message of several frames")
+            else:
+                self.take(link, frame.bytes)
+        self._unread[socket] = None
+
+    def take(self, link: Link, frame: bytes) -> None:
+        """Hand over the records of a frame."""
+        on_record = self._listener.on_record
+        try:
+            for kind, at, end in frames.records(frame):
+                if kind == frames.BYE:
+                    self._on_bye(link, frame[at:end])
+                elif kind == frames.GONE:
+                    if link in self._gone:
+                        self.drop(link, "this node has left")
+                elif kind != frames.HELLO:
+                    on_record(link, kind, frame, at, end)
+        except frames.Malformed as exc:
+            self._refuse(link, str(exc))
+        self._listener.on_frame_end()
+
+    def _on_bye(self, link: Link, reason: bytes) -> None:
+        why = reason.decode(errors="replace")[:REASON_MAX]
+        link.left = not why
+        if not why:
+            self.send(link, frames.record(frames.GONE))
+            self._flush_link(link)
+            if link in self._gone:
+                return  # Both leave at the same time: it waits for the other's answer.
+        self.drop(link, f"node {link.node} has left" if not why else f"node {link.node} refuses: {why}")
+
+    def _refuse(self, link: Link, why: str) -> None:
+        """The other side sends what makes no sense: whatever it is, it is none of ours."""
+        self._complain(f"node {link.node}", why)
+        self._say_bye(link.socket, link.name, why)
+        self.drop(link, f"what came makes no sense: {why}")
+
+    def _read_stranger(self, socket: Any, name: bytes, frame: Any, more: bool) -> None:
+        """The first frame of a connection."""
+        # What the monitor says up to now is of connections whose descriptor this one may have got.
+        self._read_monitor(socket, self._monitors[self._sockets.index(socket)])
+        data = frame.bytes
+        try:
+            if more:
+                raise frames.Malformed("a message of several frames")
+            words = frames.read_hello(data)
+            if words.protocol != frames.PROTOCOL:
+                raise frames.Malformed(f"it speaks version {words.protocol}, and this is {frames.PROTOCOL}")
+            if socket is self._dialer:
+                peer = self._peers.get(words.node)
+                if peer is None or peer.attempt != name or peer.session != words.session:
+                    raise frames.Malformed(f"another node answers: {words.node}")
+            elif words.to != self._node:
+                raise frames.Malformed(f"it looks for node {words.to!r}, and this is {self._node}")
+        except frames.Malformed as exc:
+            if socket is self._dialer:
+                self._fail_by_name(
+                    name, str(exc) if not _is_bye(data) else data[5 : 5 + REASON_MAX].decode(errors="replace")
+                )
+            elif not _is_bye(data):
+                self._complain("somebody", str(exc))
+                self._say_bye(socket, name, str(exc))
+            return
+        link = Link(words.node, socket, name, frame.get(zmq.SRCFD), words.largest, words.session)
+        self._add(link)
+        if len(data) > 0:
+            self.take(link, data)
+
+    def _fail_by_name(self, name: bytes, why: str) -> None:
+        for node, peer in list(self._peers.items()):
+            if peer.attempt == name:
+                self._failed(node, name, why)
+                return
+
+    def _add(self, link: Link) -> None:
+        peer = self._peer(link.node)
+        self._links[link.socket, link.name] = link
+        self._by_fd[link.socket, link.fd] = link
+        if link.socket is self._dialer:
+            self._end_attempt(peer)
+        else:
+            words = frames.Hello(frames.PROTOCOL, self._node, "", self._settings.largest, link.session)
+            self.send(link, frames.hello(words))
+        peer.failures = 0
+        peer.why = ""
+        peer.links.append(link)
+        LOG.debug("connected with node %s", link.node)
+        self._listener.on_link_up(link)
+
+    def _complain(self, who: str, why: str) -> None:
+        """Log, but not more, nor more often, than somebody can read."""
+        why = why[:REASON_MAX]
+        self._complaints += 1
+        now = time.monotonic()
+        if now >= self._next_complaint:
+            more = f" (and {self._complaints - 1} more like that)" if self._complaints > 1 else ""
+            LOG.warning("%s sends to node %s what makes no sense, and is ignored: %s%s", who, self._node, why, more)
+            self._next_complaint = now + COMPLAINTS
+            self._complaints = 0
+
+    def _say_bye(self, socket: Any, name: bytes, why: str) -> None:
+        reason = why[:REASON_MAX].encode(errors="replace")
+        try:
+            socket.send_multipart([name, frames.record(frames.BYE, reason)], zmq.NOBLOCK)
+            self._unread[socket] = None
+        except zmq.ZMQError:
+            pass  # It is gone, or does not read.
+
+    # Writing
+
+    def send(self, link: Link, data: bytes) -> None:
+        """Send a record, with others that are sent before the thread sleeps."""
+        link.out.append(data)
+        link.urgent = not link.stuck
+        self._dirty[link] = None
+
+    def receipt(self, link: Link, kind: int, *numbers: int, lazily: bool = False) -> None:
+        """Say something of a message that came over a link."""
+        gathered = link.receipts.get(kind)
+        if gathered is None:
+            gathered = link.receipts[kind] = []
+        gathered += numbers
+        if not lazily:
+            link.urgent = not link.stuck
+        if link not in self._dirty:
+            self._dirty[link] = None
+        if not self._lazy_since:
+            self._lazy_since = time.monotonic()
+
+    def flush(self, over: bool) -> Rest:
+        """Send what has gathered. What is not urgent may wait for more, unless a doze is `over`."""
+        for _ in range(ROUNDS):
+            for socket in list(self._unread):
+                self._read(socket)
+            while self._lost:
+                self.drop(*self._lost.pop(0))
+            over = over or (self._lazy_since > 0 and time.monotonic() - self._lazy_since >= DOZE)
+            ready = [link for link in self._dirty if link.urgent or (over and not link.stuck)]
+            for link in ready:
+                self._flush_link(link)
+            over = False
+            if not ready and not self._unread and not self._lost:
+                break
+        else:
+            return Rest.NONE  # Others have a right to the thread too.
+        if not self._dirty:
+            self._lazy_since = 0.0
+        return Rest.DOZE if self._lazy_since else Rest.SLEEP
+
+    def _flush_link(self, link: Link) -> None:
+        self._dirty.pop(link, None)
+        out, link.out = link.out, []
+        if link.receipts:
+            receipts, link.receipts = link.receipts, {}
+            leave_out_what_is_known(receipts)
+            # Receipts go first: what is sent may refer to them.
+            out = [frames.numbers(kind, receipts[kind]) for kind in RECEIPTS if kind in receipts] + out
+        link.urgent = link.stuck = False
+        if not link.up:
+            return
+        if link.twin is not None:
+            for frame in frames.batches(out, BATCH):
+                self.take(link.twin, frame)
+            return
+        batches = list(frames.batches(out, BATCH))
+        self._unread[link.socket] = None
+        for at, frame in enumerate(batches):
+            try:
+                link.socket.send(link.name, _NOBLOCK | _SNDMORE)
+                link.socket.send(frame, _NOBLOCK)
+            except zmq.Again:
+                link.out = batches[at:] + link.out
+                self._retry(link)
+                return
+            except zmq.ZMQError as exc:
+                self._lost.append((link, f"the connection was lost: {exc}"))
+                return
+
+    def _retry(self, link: Link) -> None:
+        """The pipe is full of what the other side does not read."""
+        link.stuck = True
+        self._dirty[link] = None
+
+        def try_again() -> None:
+            link.urgent = True
+
+        self._loop.call_later(FULL_RETRY, try_again)
+
+
+def _is_bye(data: bytes) -> bool:
+    return data[:1] == bytes([frames.BYE]) and len(data) > 5
+
+
+def _words(event: Any) -> str:
+    texts: dict[int, str] = {
+        zmq.EVENT_CLOSED: "nobody listens there",
+        zmq.EVENT_DISCONNECTED: "the connection was closed before a hello",
+    }
+    return texts.get(event["event"]) or why(event)

@@ -1,0 +1,324 @@
+"""The matchmaker ``local``: the processes of one user on one host find each other in a directory.
+
+===================  ==========================================================================================
+``<node>.lock``      locked (flock) as long as the node's process lives; the kernel frees it however that ends
+``<node>.<n>.node``  what the node tells of itself; written aside and renamed, under a new number each time
+``<node>.sock``      where it listens
+``changes``          eight random bytes, written anew after each change of the above
+===================  ==========================================================================================
+
+Reading ``changes`` costs a microsecond, so it is read before every batch of messages: nobody works with what was true
+a moment ago, nobody has to be woken by changes that are of no interest, and no library for inotify is needed. Files are
+named after node ids, which are made here; topics stand inside of them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from msgbus.drivers.zmq_matchmaker import Entry, Matchmaker
+from msgbus.exceptions import TransportUnavailable
+
+LOG = logging.getLogger(__name__)
+
+NODE_SIZE = 16
+"""Characters of a node's id."""
+SOCKET_PATH_MAX = 107
+"""Bytes of the path of a Unix socket, by Linux."""
+ENTRY_MAX = 64 * 1024 * 1024
+"""Bytes of an entry that is still read."""
+
+_ENTRY = re.compile(r"([0-9a-f]{16})\.([0-9]{1,18})\.node")
+_OTHER = re.compile(r"([0-9a-f]{16})\.(?:lock|sock|[0-9]{1,18}\.tmp)")
+_NODE = re.compile(r"[0-9a-f]{16}")
+_CHANGES = "changes"
+_decode = msgspec.msgpack.Decoder(Entry).decode
+
+
+def default_run_dir() -> str:
+    """Where the processes of this user meet, if nobody says otherwise."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    return os.path.join(base, "msgbus") if base else f"/tmp/msgbus-{os.geteuid()}"  # noqa: S108  # looked at below
+
+
+def too_long(run_dir: str) -> int:
+    """By how many bytes the path of a run directory is too long for sockets in it; 0 where it is not."""
+    path = os.path.join(run_dir, "x" * NODE_SIZE + ".sock")
+    return max(0, len(os.fsencode(path)) - SOCKET_PATH_MAX)
+
+
+def prepare(run_dir: str) -> None:
+    """Make the run directory, or see that nobody else can meddle with the one that is there.
+
+    Raises:
+        TransportUnavailable: it cannot be made or used, or others could write to it.
+    """
+    try:
+        parent = os.path.dirname(run_dir)
+        if parent:
+            os.makedirs(parent, exist_ok=True)
+        try:
+            os.mkdir(run_dir, 0o700)
+        except FileExistsError:
+            pass
+        found = os.lstat(run_dir)
+    except OSError as exc:
+        raise _unusable(run_dir, f"it cannot be made: {exc.strerror}") from exc
+    if stat.S_ISLNK(found.st_mode):
+        raise _unusable(run_dir, "it is a symbolic link, which may lead anywhere")
+    if not stat.S_ISDIR(found.st_mode):
+        raise _unusable(run_dir, "it is no directory")
+    if found.st_uid != os.geteuid():
+        raise _unusable(run_dir, f"it belongs to the user {found.st_uid}, and this is {os.geteuid()}")
+    if found.st_mode & 0o022:
+        raise _unusable(run_dir, f"others may write to it (mode {stat.S_IMODE(found.st_mode):o}; it should be 700)")
+    if not os.access(run_dir, os.R_OK | os.W_OK | os.X_OK):
+        raise _unusable(run_dir, f"it cannot be read and written (mode {stat.S_IMODE(found.st_mode):o})")
+
+
+def _unusable(run_dir: str, why: str) -> TransportUnavailable:
+    return TransportUnavailable(
+        f"the run directory {run_dir} cannot be used: {why}; check it, or set the option run_dir of [msgbus_zmq]"
+    )
+
+
+class LocalMatchmaker(Matchmaker):
+    """See the module's text."""
+
+    def __init__(self, run_dir: str) -> None:
+        self._dir = run_dir
+        self._node = ""
+        self._lock = -1
+        self._changes = -1
+        self._token: bytes | None = None
+        self._number = 0
+        self._own: Entry | None = None
+        self._names: dict[str, str] = {}  # by node, the name of the file that was read
+        self._entries: dict[str, Entry] = {}
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._dir, name)
+
+    @property
+    def node(self) -> str:
+        return self._node
+
+    def open(self) -> str:
+        prepare(self._dir)
+        try:
+            self._changes = self._open_changes()
+            while not self._node:
+                self._node = self._take_node()
+            self._remove_dead(os.listdir(self._dir))
+        except OSError as exc:
+            self.close()
+            raise _unusable(self._dir, f"{exc.strerror} ({exc.filename or ''})") from exc
+        return self._dir
+
+    def _open_changes(self) -> int:
+        return os.open(self._path(_CHANGES), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+    def _take_node(self) -> str:
+        """Make an id, and lock its file; empty where somebody who cleans up was faster than we."""
+        node = secrets.token_hex(NODE_SIZE // 2)
+        path = self._path(f"{node}.lock")
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        if not _lock(fd, fcntl.LOCK_EX) or not _is_at(fd, path):
+            os.close(fd)
+            return ""
+        self._lock = fd
+        return node
+
+    def register(self, entry: Entry) -> None:
+        try:
+            former, self._number = self._number, self._number + 1
+            aside = self._path(f"{self._node}.{self._number}.tmp")
+            fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with open(fd, "wb") as file:
+                file.write(msgspec.msgpack.encode(entry))
+            os.rename(aside, self._path(f"{self._node}.{self._number}.node"))
+            if former:
+                _remove([self._path(f"{self._node}.{former}.node")])
+            self._own = entry
+            self._tell()
+        except OSError as exc:
+            raise _unusable(self._dir, f"{exc.strerror} ({exc.filename or ''})") from exc
+
+    def _tell(self) -> None:
+        os.pwrite(self._changes, secrets.token_bytes(8), 0)
+
+    def changed(self) -> bool:
+        try:
+            return os.pread(self._changes, 8, 0) != self._token
+        except OSError:
+            return False
+
+    def entries(self) -> Mapping[str, Entry]:
+        if self._changes < 0:
+            return {}
+        try:
+            self._token = os.pread(self._changes, 8, 0)  # first: what changes from now on is seen the next time
+            self._read(os.listdir(self._dir))
+        except OSError as exc:
+            LOG.warning("the run directory %s cannot be read: %s", self._dir, exc.strerror)
+        return self._entries
+
+    def _read(self, files: Iterable[str]) -> None:
+        newest: dict[str, tuple[int, str]] = {}
+        for name in files:
+            if match := _ENTRY.fullmatch(name):
+                newest[match[1]] = max(newest.get(match[1], (0, "")), (int(match[2]), name))
+        for node in [node for node in self._names if node not in newest]:
+            del self._names[node]
+            self._entries.pop(node, None)
+        for node, (_, name) in newest.items():
+            if self._names.get(node) == name:
+                continue
+            if node not in self._names and self.is_alive(node) is False:
+                self._clean_up(node)
+                continue
+            entry = self._read_entry(node, name)
+            if entry is not None:
+                self._names[node] = name
+                self._entries[node] = entry
+
+    def _read_entry(self, node: str, name: str) -> Entry | None:
+        try:
+            with open(self._path(name), "rb") as file:
+                entry = _decode(file.read(ENTRY_MAX))
+            if entry.node != node:
+                raise ValueError(f"it is of node {entry.node!r}")
+        except FileNotFoundError:
+            return None  # It has been replaced meanwhile, and `changes` says so.
+        except (OSError, ValueError) as exc:
+            LOG.warning("%s cannot be read, and the node is left out: %s", self._path(name), exc)
+            return None
+        return entry
+
+    def is_alive(self, node: str) -> bool | None:
+        if node == self._node:
+            return True
+        if not _NODE.fullmatch(node):
+            return False  # It may come from anywhere, and is to be part of a path.
+        try:
+            fd = os.open(self._path(f"{node}.lock"), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return None
+        try:
+            return not _lock(fd, fcntl.LOCK_SH)
+        finally:
+            os.close(fd)
+
+    def forget(self, node: str) -> None:
+        if self._changes >= 0 and _NODE.fullmatch(node):
+            self._clean_up(node)
+
+    def keep(self) -> None:
+        try:
+            if not _is_at(self._changes, self._path(_CHANGES)) or not _is_at(
+                self._lock, self._path(f"{self._node}.lock")
+            ):
+                self._restore()
+            for path in (*self._files(self._node), self._path(f"{self._node}.lock"), self._path(_CHANGES)):
+                os.utime(path)  # Who tidies up looks for old files.
+            self._remove_dead(os.listdir(self._dir))
+        except (OSError, TransportUnavailable) as exc:
+            LOG.warning("the run directory %s cannot be looked after: %s", self._dir, exc)
+
+    def _restore(self) -> None:
+        """Somebody has removed our files, perhaps one who tidies up old ones."""
+        LOG.warning("files of msgbus in %s were removed: they are written anew; check what tidies up there", self._dir)
+        prepare(self._dir)
+        changes, lock = self._changes, self._lock
+        self._changes = self._open_changes()
+        self._lock = os.open(self._path(f"{self._node}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        _lock(self._lock, fcntl.LOCK_EX)
+        os.close(changes)
+        os.close(lock)
+        if self._own is not None:
+            self.register(self._own)
+
+    def _remove_dead(self, files: Iterable[str]) -> None:
+        nodes = {match[1] for name in files if (match := _ENTRY.fullmatch(name) or _OTHER.fullmatch(name))}
+        for node in nodes:
+            if self.is_alive(node) is False:
+                self._clean_up(node)
+
+    def _clean_up(self, node: str) -> None:
+        """Remove what a dead process has left behind, unless another does that at the moment."""
+        lock = self._path(f"{node}.lock")
+        try:
+            fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError:
+            return
+        try:
+            if _lock(fd, fcntl.LOCK_EX) and _is_at(fd, lock):
+                _remove([*self._files(node), lock])
+                self._tell()
+        except OSError as exc:
+            LOG.debug("what node %s has left in %s could not be removed: %s", node, self._dir, exc)
+        finally:
+            os.close(fd)
+
+    def _files(self, node: str) -> list[str]:
+        """All but the lock, which goes last."""
+        return [
+            self._path(name)
+            for name in os.listdir(self._dir)
+            if name.startswith(f"{node}.") and not name.endswith(".lock")
+        ]
+
+    def close(self) -> None:
+        if self._node:
+            try:
+                _remove([*self._files(self._node), self._path(f"{self._node}.lock")])
+                self._tell()
+            except OSError as exc:
+                LOG.debug("the files of node %s could not be removed: %s", self._node, exc)
+        self.abandon()
+        # Who opens it again gets another id: the lock of this one is free.
+        self._node, self._number, self._token, self._own = "", 0, None, None
+        self._names.clear()
+        self._entries.clear()
+
+    def abandon(self) -> None:
+        # Closing frees the lock only where no other process has the file open: a child leaves it to its parent.
+        for fd in (self._lock, self._changes):
+            if fd >= 0:
+                os.close(fd)
+        self._lock = self._changes = -1
+
+
+def _lock(fd: int, how: int) -> bool:
+    try:
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(fd: int, path: str) -> bool:
+    """Whether an open file is still the one of that path."""
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(there, os.fstat(fd))
+
+
+def _remove(paths: Iterable[str]) -> None:
+    for path in paths:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass

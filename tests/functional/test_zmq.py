@@ -1,0 +1,557 @@
+"""The zmq driver among several processes: what is lost and what is not, and peers that do not behave."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+import zmq
+
+from msgbus import (
+    CallCancelled,
+    MessageTooLarge,
+    MessageUndeliverable,
+    Target,
+    Transport,
+    TransportBlocked,
+    TransportUnavailable,
+    get_rpc_client,
+    get_rpc_transport,
+)
+from msgbus.conformance.bus import ProcessServer
+from msgbus.conformance.checks.receiver import Receiver, message, send
+from msgbus.conformance.endpoint import Journal, ServerSpec, make_conf
+from msgbus.conformance.waiting import Task, gather, until
+from msgbus.drivers import zmq_frames as frames
+from msgbus.drivers.base import Address, Driver
+from msgbus.drivers.zmq_matchmaker import Entry, Service
+from tests.functional.zmq_faults import cut_connections
+
+TOPIC = Address("topic", "msgbus", "foo")
+ONE = Address("server", "msgbus", "foo", "s1")
+
+
+class Place:
+    """A run directory, and all that is opened in it."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.run_dir = folder / "run"
+        self.journal = Journal(str(folder))
+        self._folder = folder
+        self._transports: list[Transport] = []
+        self._servers: list[ProcessServer] = []
+
+    def transport(self, query: str = "", **options: Any) -> Transport:
+        """A transport, and so a node, of its own."""
+        url = f"zmq://{self.run_dir}" + (f"?{query}" if query else "")
+        self._transports.append(get_rpc_transport(make_conf(options), url))
+        return self._transports[-1]
+
+    def driver(self, query: str = "") -> Driver:
+        """The driver of a node of its own."""
+        return self.transport(query).driver
+
+    def serve(self, *names: str, query: str = "", **options: Any) -> list[ProcessServer]:
+        """Servers of the conformance suite, in processes of their own."""
+        url = f"zmq://{self.run_dir}" + (f"?{query}" if query else "")
+        started = [ProcessServer(ServerSpec(url, "foo", name, str(self._folder), None, options)) for name in names]
+        self._servers += started
+        for server in started:
+            server.ready()
+        return started
+
+    def files(self, ending: str) -> set[str]:
+        """The files of nodes."""
+        return {name for name in os.listdir(self.run_dir) if name.endswith(ending)}
+
+    def socket_of(self, driver: Driver) -> str:
+        """The path of a driver's socket."""
+        node: Any = driver
+        return str(self.run_dir / f"{node._node.id}.sock")
+
+    def close(self) -> None:
+        """Close all."""
+        for opened in self._servers:
+            opened.close()
+        for transport in self._transports:
+            transport.cleanup()
+
+
+@pytest.fixture
+def place(tmp_path: pathlib.Path) -> Iterator[Place]:
+    """A place of this test's own, where nothing is left at the end."""
+    before = set(threading.enumerate())
+    found = Place(tmp_path)
+    yield found
+    found.close()
+    until(lambda: set(threading.enumerate()) <= before, "the end of all threads")
+
+
+class Peer:
+    """A peer made by hand, which says what it likes."""
+
+    def __init__(self, path: str) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.RCVTIMEO, 15_000)
+        self._socket.connect(f"ipc://{path}")
+        self.node = os.path.basename(path).partition(".")[0]
+
+    def say(self, *parts: bytes) -> None:
+        """Send a message of these frames."""
+        self._socket.send_multipart(parts)
+
+    def hello(self, name: str = "f" * 16, protocol: int = frames.PROTOCOL, to: str | None = None) -> None:
+        """Say who this is."""
+        self.say(frames.hello(frames.Hello(protocol, name, self.node if to is None else to, 1 << 24, 1)))
+
+    def hear(self) -> list[tuple[int, bytes]]:
+        """The records of the next frame."""
+        frame = self._socket.recv()
+        return [(kind, frame[at:end]) for kind, at, end in frames.records(frame)]
+
+    def close(self) -> None:
+        """Go without a word."""
+        self._socket.close()
+        self._context.term()
+
+
+@pytest.fixture
+def peers() -> Iterator[Callable[[str], Peer]]:
+    """Makes peers that are closed at the end."""
+    made: list[Peer] = []
+
+    def make(path: str) -> Peer:
+        made.append(Peer(path))
+        return made[-1]
+
+    yield make
+    for peer in made:
+        peer.close()
+
+
+# Servers that die
+
+
+def test_no_cast_is_lost_with_a_killed_server(place: Place) -> None:
+    """Of 2,000 at_least_once casts, 1,000 and more of them not finished, all run although one of three is killed."""
+    servers = place.serve("s1", "s2", "s3", executor_thread_pool_size=1)
+    client = get_rpc_client(place.transport(), Target(topic="foo"), timeout=30, delivery="at_least_once")
+    for name in ("s1", "s2", "s3"):
+        client.prepare(server=name).cast({}, "hold", key=name, gate="go")
+    for n in range(2000):
+        client.cast({}, "work", key=f"k{n}", seconds=0.005)
+    place.journal.open_gate("go")
+    until(lambda: sum(e.server == "s1" for e in place.journal.entries("done")) >= 20, "some casts are done")
+    servers[0].kill()
+    assert 2000 - len(place.journal.entries("done")) >= 1000
+    wanted = {f"k{n}" for n in range(2000)}
+    until(lambda: {entry.key for entry in place.journal.entries("done")} >= wanted, "all casts are done", 60)
+    runs = Counter(entry.key for entry in place.journal.entries("run"))
+    assert sum(runs[key] > 1 for key in wanted) <= 64 + 1, "only what the dead server had begun is run again"
+
+
+def test_a_killed_server_disappears(place: Place) -> None:
+    """Its files go when a node that was connected notices, and a call to it is undeliverable at once."""
+    (server,) = place.serve("s1")
+    client = get_rpc_client(place.transport(), Target(topic="foo"), timeout=30)
+    assert client.call({}, "echo", value=1) == 1
+    assert len(place.files(".node")) == 2
+    server.kill()
+    until(lambda: all(len(place.files(ending)) == 1 for ending in (".node", ".lock", ".sock")), "its files are gone")
+    call = Task(client.call, {}, "echo", value=1)
+    assert isinstance(call.error(), MessageUndeliverable)
+    assert call.seconds < 10
+
+
+def test_what_was_being_sent_to_a_killed_server_is_uncertain(place: Place) -> None:
+    """A message without a receipt fails as maybe delivered as soon as its server is gone, not at its deadline."""
+    (server,) = place.serve("s1")
+    driver = place.driver()
+    send(driver, ONE, b"{}")
+    os.kill(server._process.pid, signal.SIGSTOP)
+    sent = driver.send(ONE, message("x", ttl=60), mandatory=True)
+    with pytest.raises(TimeoutError):
+        sent.result(0.2)
+    server.kill()
+    error = sent.exception(15)
+    assert isinstance(error, TransportUnavailable)
+    assert error.maybe_delivered
+
+
+def test_a_frozen_server_is_missed(place: Place) -> None:
+    """One that says nothing any more is taken for lost, and what it had goes to another."""
+    (frozen,) = place.serve("s1", query="heartbeat=0.5")
+    client = get_rpc_client(place.transport("heartbeat=0.5"), Target(topic="foo"), timeout=60, delivery="at_least_once")
+    held = Task(client.call, {}, "hold", key="k", gate="never")
+    until(lambda: place.journal.entries("run", "k"), "it runs")
+    place.serve("s2", query="heartbeat=0.5")
+    os.kill(frozen._process.pid, signal.SIGSTOP)
+    try:
+        until(lambda: len(place.journal.entries("run", "k")) == 2, "it runs at the other server")
+        assert client.call({}, "note", key="next") == "s2"
+    finally:
+        place.journal.open_gate("never")
+        frozen.kill()
+    assert held.result() == "s2"
+
+
+def test_what_a_dead_sender_had_sent_is_run(place: Place) -> None:
+    """Casts that were taken live with their server, whatever becomes of who sent them."""
+    place.serve("s1", executor_thread_pool_size=1, rpc_prefetch=1)
+    client = get_rpc_client(place.transport(), Target(topic="foo"), timeout=30)
+    client.prepare(server="s1").cast({}, "hold", key="held", gate="go")
+    until(lambda: place.journal.entries("run", "held"), "the server is busy")
+    code = (
+        "import sys, os, msgbus; from msgbus.conformance.endpoint import make_conf\n"
+        "t = msgbus.get_rpc_transport(make_conf({}), sys.argv[1])\n"
+        "c = msgbus.get_rpc_client(t, msgbus.Target(topic='foo'), delivery='at_least_once')\n"
+        "for n in range(20): c.cast({}, 'note', key=f'k{n}')\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, f"zmq://{place.run_dir}"], check=False, timeout=60)
+    place.journal.open_gate("go")
+    wanted = {f"k{n}" for n in range(20)}
+    until(lambda: {entry.key for entry in place.journal.entries("run")} >= wanted, "all casts are run")
+
+
+def test_a_message_waits_for_a_server_in_place_of_one_that_died(place: Place) -> None:
+    """What a server had, and no other is there to take, goes to the next that comes, as redelivered."""
+    (server,) = place.serve("s1")
+    client = get_rpc_client(place.transport(), Target(topic="foo"), timeout=30, delivery="at_least_once")
+    client.cast({}, "hold", key="k", gate="go")
+    until(lambda: place.journal.entries("run", "k"), "it runs")
+    server.kill()
+    until(lambda: len(place.files(".node")) == 1, "it is known to be gone")
+    place.journal.open_gate("go")
+    place.serve("s2")
+    until(lambda: [e.server for e in place.journal.entries("done", "k")] == ["s2"], "the next one has run it")
+
+
+def test_a_broken_connection_is_not_a_dead_peer(place: Place) -> None:
+    """Both sides live: what was not settled comes again as redelivered, and the word on the old one counts no more."""
+    sender, receiver = place.driver(), Receiver(accept=False)
+    receiver.subscribe(place.driver(), TOPIC, ONE, prefetch=2)
+    for n in range(4):
+        send(sender, TOPIC, str(n))
+    receiver.wait(2)
+    cut_connections(place.run_dir)
+    first = receiver.wait(4)
+    assert [delivery.redelivered for delivery in first] == [False, False, True, True]
+    assert [delivery.accept() for delivery in first[:2]] == [False, False]
+    assert all(delivery.accept() for delivery in first[2:])
+    receiver.wait(6)
+    assert receiver.bodies == ["0", "1", "0", "1", "2", "3"]
+    send(sender, ONE, "after")
+    receiver.wait_for("after")
+
+
+# Busy servers
+
+
+def test_full_servers_block_their_senders(place: Place) -> None:
+    """Past prefetch and backlog a message waits at its sender, until its patience ends or there is room, in order."""
+    receiver = Receiver(accept=False)
+    receiver.subscribe(place.driver("backlog=3"), TOPIC, prefetch=2)
+    sender = place.driver()
+    for n in range(5):
+        send(sender, TOPIC, str(n))
+    blocked = sender.send(TOPIC, message("never", ttl=0.3), mandatory=True)
+    waiting = [sender.send(TOPIC, message(str(n)), mandatory=True) for n in range(5, 40)]
+    error = blocked.exception(15)
+    assert isinstance(error, TransportBlocked)
+    assert not error.maybe_delivered
+    assert not any(future.done() for future in waiting)
+    for settled in range(40):
+        receiver.wait(min(40, settled + 2))
+        assert receiver.deliveries[settled].accept()
+    for future in waiting:
+        future.result(15)
+    assert receiver.bodies == [str(n) for n in range(40)]
+
+
+def test_a_full_fanout_blocks_its_senders(place: Place) -> None:
+    """A subscriber of a fanout that takes nothing is waited for, and nothing is dropped."""
+    slow, quick = Receiver(accept=False), Receiver()
+    slow.subscribe(place.driver("backlog=2"), Address("fanout", "msgbus", "foo", "slow"), prefetch=1)
+    quick.subscribe(place.driver("backlog=2"), Address("fanout", "msgbus", "foo", "quick"), prefetch=1)
+    sender = place.driver()
+    to_all = Address("fanout", "msgbus", "foo")
+    futures = [sender.send(to_all, message(str(n)), mandatory=False) for n in range(20)]
+    quick.wait(20)
+    assert [future.result(15).reached for future in futures[:3]] == [2, 2, 2]
+    assert not futures[-1].done()
+    for settled in range(20):
+        slow.wait(settled + 1)[settled].accept()
+    assert {future.result(15).reached for future in futures} == {2}
+    assert slow.bodies == quick.bodies == [str(n) for n in range(20)]
+
+
+def test_a_new_server_gets_what_waits_at_a_busy_one(place: Place) -> None:
+    """All but what is handed over is taken back for one that comes later, and is not marked as redelivered."""
+    busy, idle, sender = Receiver(accept=False), Receiver(), place.driver()
+    busy.subscribe(place.driver(), TOPIC, prefetch=3)
+    for n in range(200):
+        send(sender, TOPIC, str(n))
+    idle.subscribe(place.driver(), TOPIC, prefetch=10)
+    send(sender, TOPIC, "one more")
+    idle.wait(198)
+    assert len(busy.deliveries) == 3
+    assert not any(delivery.redelivered for delivery in idle.deliveries)
+    assert sorted(busy.bodies + idle.bodies) == sorted([*map(str, range(200)), "one more"])
+
+
+def test_a_stopping_server_hands_back_what_waits(place: Place) -> None:
+    """What was not handed over goes to another, unmarked; what was is settled as usual."""
+    first, second, sender = Receiver(accept=False), Receiver(), place.driver()
+    stopping = first.subscribe(place.driver(), TOPIC, prefetch=2)
+    for n in range(10):
+        send(sender, TOPIC, str(n))
+    stopping.stop().result(15)
+    second.subscribe(place.driver(), TOPIC)
+    second.wait(8)
+    assert sorted(first.bodies + second.bodies, key=int) == [str(n) for n in range(10)]
+    assert not any(delivery.redelivered for delivery in second.deliveries)
+    assert [delivery.accept() for delivery in first.deliveries] == [True, True]
+
+
+def test_what_a_dead_sender_sent_is_handed_on_by_a_stopping_server(place: Place) -> None:
+    """Where its sender is gone, the server that stops finds another one for it."""
+    first, second = Receiver(accept=False), Receiver()
+    subscription = first.subscribe(place.driver(), TOPIC, prefetch=2)
+    sender = place.driver()
+    for n in range(6):
+        send(sender, TOPIC, str(n))
+    first.wait(2)
+    sender.close()
+    second.subscribe(place.driver(), TOPIC)
+    first.deliveries[0].accept()
+    subscription.close().result(15)
+    second.wait(5)
+    assert sorted(second.bodies) == ["1", "2", "3", "4", "5"]
+    marked = [delivery.message.body.decode() for delivery in second.deliveries if delivery.redelivered]
+    assert marked == first.bodies[1:], "what was handed over, and not accepted"
+
+
+# Many, and doubles
+
+
+def test_many_servers_share_the_work(place: Place) -> None:
+    """Each of fifteen nodes gets three quarters of an equal share or more, and a fanout reaches all of them."""
+    receivers = [Receiver() for _ in range(15)]
+    for n, receiver in enumerate(receivers):
+        receiver.subscribe(place.driver(), TOPIC, Address("fanout", "msgbus", "foo", f"s{n}"))
+    sender = place.driver()
+    assert sender.send(Address("fanout", "msgbus", "foo"), message("all"), mandatory=False).result(15).reached == 15
+    for n in range(300):
+        send(sender, TOPIC, str(n))
+    until(lambda: sum(len(receiver.deliveries) for receiver in receivers) == 315, "all deliveries")
+    assert min(len(receiver.deliveries) for receiver in receivers) >= 1 + 15
+
+
+def test_nodes_that_start_at_the_same_moment_find_each_other(place: Place) -> None:
+    """Whoever is ready is found by all who send afterwards, however many come at once."""
+    receivers = {f"s{n}": Receiver() for n in range(8)}
+    drivers = {name: place.driver() for name in receivers}
+    addresses = {name: Address("server", "msgbus", "foo", name) for name in receivers}
+    gather([Task(receivers[name].subscribe, drivers[name], addresses[name]) for name in receivers])
+    for driver in drivers.values():
+        for address in addresses.values():
+            send(driver, address, "x")
+    for receiver in receivers.values():
+        receiver.wait(8)
+
+
+def test_two_servers_of_one_name_both_serve(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    """They share what is sent to that name, and the log warns of it."""
+    first, second, sender = Receiver(), Receiver(), place.driver()
+    first.subscribe(place.driver(), ONE)
+    with caplog.at_level(logging.WARNING):
+        second.subscribe(place.driver(), ONE)
+    assert "served by another already" in caplog.text
+    for n in range(20):
+        send(sender, ONE, str(n))
+    first.wait(10)
+    second.wait(10)
+
+
+# Peers that do not behave
+
+
+def test_garbage_is_ignored(place: Place, peers: Callable[[str], Peer], caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever somebody sends to a node's socket, before a hello or after one, others do not notice."""
+    receiver, sender, served = Receiver(), place.driver(), place.driver()
+    receiver.subscribe(served, TOPIC)
+    send(sender, TOPIC, "before")
+    dice = random.Random(1)
+    path = place.socket_of(served)
+    strangers = [peers(path) for _ in range(4)]
+    with caplog.at_level(logging.WARNING):
+        for n in range(50):
+            strangers[0].say(dice.randbytes(dice.randrange(1, 60)))
+            strangers[0].say(*(dice.randbytes(5) for _ in range(2 + n % 3)))
+        strangers[1].hello(protocol=99)
+        assert strangers[1].hear()[0][0] == frames.BYE
+        strangers[2].hello(to="0" * 16)
+        assert strangers[2].hear()[0][0] == frames.BYE
+        liar = strangers[3]
+        for garbage in (b"\xff" * 30, frames.record(99), frames.record(frames.DATA, b"x"), b"\x04\xff\xff\xff\xff"):
+            liar.hello()
+            assert liar.hear()[0][0] == frames.HELLO
+            liar.say(garbage)
+            assert liar.hear()[0][0] == frames.BYE
+    assert "makes no sense" in caplog.text
+    assert len(caplog.records) < 10, "the log is not flooded"
+    send(sender, TOPIC, "after")
+    receiver.wait_for("after")
+
+
+def test_bytes_that_are_not_even_zmtp_are_ignored(place: Place) -> None:
+    """A raw connection that sends other things, or nothing at all, disturbs nobody."""
+    receiver, sender, served = Receiver(), place.driver(), place.driver("connect_timeout=0.2")
+    receiver.subscribe(served, TOPIC)
+    with contextlib.ExitStack() as opened:
+        for data in (b"GET / HTTP/1.1\r\n\r\n" * 10, b"\xff" * 5000, b"\x00" * 5000, b""):
+            raw = opened.enter_context(socket.socket(socket.AF_UNIX))
+            raw.connect(place.socket_of(served))
+            with contextlib.suppress(ConnectionError):
+                raw.sendall(data)
+        send(sender, TOPIC, "between")
+    send(sender, TOPIC, "after")
+    receiver.wait(2)
+    assert receiver.bodies == ["between", "after"]
+
+
+def test_what_is_too_large_costs_only_its_sender(place: Place, peers: Callable[[str], Peer]) -> None:
+    """A node that takes less than the sender is not sent more; a peer that sends it loses its connection."""
+    receiver, sender, served = Receiver(), place.driver(), place.driver("max_message_size=2000")
+    receiver.subscribe(served, TOPIC)
+    send(sender, TOPIC, "before")
+    error = sender.send(TOPIC, message(b"x" * 3000), mandatory=True).exception(15)
+    assert isinstance(error, MessageTooLarge)
+    rude = peers(place.socket_of(served))
+    rude.hello()
+    assert rude.hear()[0][0] == frames.HELLO
+    rude.say(b"x" * (frames.OVERHEAD + 5000))
+    send(sender, TOPIC, "after")
+    receiver.wait_for("after")
+
+
+def pretend(place: Place, node: str, endpoint: str) -> int:
+    """Make an entry of a node that serves `TOPIC`, and whose process lives; returns the descriptor of its lock."""
+    lock = os.open(place.run_dir / f"{node}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    entry = Entry(node, 1, "here", [endpoint], [Service((*TOPIC,), 1, 10)])
+    (place.run_dir / f"{node}.1.node").write_bytes(msgspec.msgpack.encode(entry))
+    (place.run_dir / "changes").write_bytes(os.urandom(8))
+    return lock
+
+
+def test_a_server_that_cannot_be_reached_is_waited_for(place: Place) -> None:
+    """One that is known, and never answers, is tried until the message's patience ends; the text says where."""
+    sender = place.driver("connect_timeout=0.2")
+    send(sender, Address("fanout", "msgbus", "foo"), "x", mandatory=False)
+    node = "0123456789abcdef"
+    path = str(place.run_dir / "mute")
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(path)
+        mute.listen(10)
+        lock = pretend(place, node, f"ipc://{path}")
+        try:
+            error = sender.send(TOPIC, message("x", ttl=0.7), mandatory=True).exception(15)
+            assert isinstance(error, TransportUnavailable)
+            assert not error.maybe_delivered
+            assert all(known in str(error) for known in (node, path, "no answer"))
+            depth = Task(lambda: sender.inspect(TOPIC).exception(15))
+            assert isinstance(depth.result(), TransportUnavailable)
+            assert depth.seconds < 2
+        finally:
+            os.close(lock)
+
+
+def test_a_server_that_answers_under_another_name_is_none(place: Place) -> None:
+    """Who listens where a dead node did is not taken for it."""
+    sender, other = place.driver(), place.driver()
+    Receiver().subscribe(other, ONE)
+    send(sender, ONE, "x")
+    lock = pretend(place, "0123456789abcdef", f"ipc://{place.socket_of(other)}")
+    try:
+        error = sender.send(TOPIC, message("x", ttl=0.5), mandatory=True).exception(15)
+        assert isinstance(error, TransportUnavailable)
+        assert not error.maybe_delivered
+    finally:
+        os.close(lock)
+
+
+# Places
+
+
+def test_a_place_that_others_can_write_to_is_refused(place: Place) -> None:
+    """Whoever is asked first says why, each time, and it works once that has been put right."""
+    place.run_dir.mkdir(mode=0o700)
+    place.run_dir.chmod(0o777)
+    driver = place.driver()
+    subscription = driver.subscribe([TOPIC], Receiver().take, prefetch=1)
+    assert isinstance(subscription.ready.exception(15), TransportUnavailable)
+    error = driver.send(TOPIC, message("x"), mandatory=False).exception(15)
+    assert isinstance(error, TransportUnavailable)
+    assert "mode 777" in str(error)
+    assert "mode 777" in driver.state
+    place.run_dir.chmod(0o700)
+    Receiver().subscribe(driver, TOPIC)
+    send(driver, TOPIC, "x")
+
+
+def test_nodes_may_meet_over_tcp_too(place: Place) -> None:
+    """With the option listen they can be reached there as well: here, where somebody removed a socket."""
+    receiver, sender, served = Receiver(), place.driver(), place.driver("listen=tcp://127.0.0.1:*")
+    receiver.subscribe(served, TOPIC)
+    os.unlink(place.socket_of(served))
+    send(sender, TOPIC, "x")
+    receiver.wait_for("x")
+
+
+def test_a_forked_child_starts_clean(place: Place) -> None:
+    """It has a node of its own, what it inherited fails there, and its parent goes on as if nothing had been."""
+    receiver, driver = Receiver(accept=False), place.driver()
+    receiver.subscribe(driver, TOPIC, prefetch=1)
+    send(driver, TOPIC, "parent")
+    inherited = driver.inspect(TOPIC)
+    lock = threading.Lock()
+    with lock:
+        pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            error = inherited.exception(15)
+            assert error is None or isinstance(error, CallCancelled)
+            child = Receiver(accept=False)
+            child.subscribe(driver, ONE, prefetch=1)
+            send(driver, ONE, "child")
+            child.wait_for("child")
+            driver.close()
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert len(place.files(".lock")) == 1
+    other = place.driver()
+    send(other, TOPIC, "still there")
+    receiver.deliveries[0].accept()
+    receiver.wait_for("still there")

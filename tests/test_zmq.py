@@ -1,0 +1,92 @@
+"""msgbus.drivers.zmq: what a transport URL may say, and what is refused before anything is sent."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from msgbus import CapabilityMissing, ConfigurationError, InvalidTarget, InvalidTransportURL, MessageTooLarge
+from msgbus.drivers.base import Address, Capability, Message
+from msgbus.transport import get_rpc_transport
+from tests.support import new_conf
+
+
+def driver_of(url: str) -> Any:
+    """The driver of a transport that is closed at once: nothing of it is used."""
+    transport = get_rpc_transport(new_conf(), url)
+    transport.cleanup()
+    return transport.driver
+
+
+def test_where_nodes_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The URL's path, or the option, or the user's own directory."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/5")
+    assert driver_of("zmq://")._run_dir == "/run/user/5/msgbus"
+    assert driver_of("zmq:///")._run_dir == "/run/user/5/msgbus"
+    assert driver_of("zmq:///var/run/x")._run_dir == "/var/run/x"
+    assert driver_of("zmq:////var/run/x")._run_dir == "/var/run/x"
+    assert driver_of("zmq://?run_dir=/var/run/y")._run_dir == "/var/run/y"
+
+
+def test_what_a_url_may_not_say() -> None:
+    """Hosts, for which there is no matchmaker yet, and two directories."""
+    with pytest.raises(InvalidTransportURL, match="no hosts"):
+        driver_of("zmq://somewhere/")
+    with pytest.raises(InvalidTransportURL, match="twice"):
+        driver_of("zmq:///a?run_dir=/b")
+
+
+def test_a_directory_with_too_long_a_name() -> None:
+    """The text says by how much, before anything is tried."""
+    with pytest.raises(ConfigurationError, match="too long by 16 bytes") as caught:
+        driver_of("zmq:///" + "x" * 100)
+    assert "107" in str(caught.value)
+
+
+def test_capabilities() -> None:
+    """It stores nothing, and promises nothing that would need that."""
+    driver = driver_of("zmq://")
+    assert driver.capabilities == {Capability.ORDERED, Capability.INSPECT, Capability.REQUEUE}
+
+
+@pytest.mark.parametrize(
+    ("address", "body", "error"),
+    [
+        (Address("stored", "e", "t"), b"", CapabilityMissing),
+        (Address("dead", "e", "t"), b"", CapabilityMissing),
+        (Address("pool", "e", "t", name="p"), b"", InvalidTarget),
+        (Address("topic", "e", "t"), b"x" * 2001, MessageTooLarge),
+    ],
+)
+def test_what_is_refused_before_it_is_sent(
+    address: Address, body: bytes, error: type[Exception], tmp_path: Any
+) -> None:
+    """For such a message no node is made."""
+    transport = get_rpc_transport(new_conf(), f"zmq://{tmp_path}/run?max_message_size=2000")
+    sent = transport.driver.send(address, Message(body, "text/plain", "id", 5.0), mandatory=True)
+    assert isinstance(sent.exception(0), error)
+    assert not (tmp_path / "run").exists()
+    transport.cleanup()
+
+
+def test_dead_letters_cannot_be_read(tmp_path: pathlib.Path) -> None:
+    """There are none; who subscribes is told so."""
+    transport = get_rpc_transport(new_conf(), f"zmq://{tmp_path}/run")
+    subscription = transport.driver.subscribe([Address("dead", "e", "t")], lambda _: None, prefetch=1)
+    assert isinstance(subscription.ready.exception(0), CapabilityMissing)
+    assert subscription.close().done()
+    transport.cleanup()
+
+
+def test_the_module_does_not_hide_pyzmq() -> None:
+    """Importing the driver imports nothing of ZeroMQ; using it finds the library, not the module of the same name."""
+    code = (
+        "import sys, msgbus.drivers.zmq; assert 'zmq' not in sys.modules; "
+        "from msgbus.drivers import zmq_links; assert zmq_links.zmq.zmq_version()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ})

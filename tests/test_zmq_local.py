@@ -1,0 +1,247 @@
+"""msgbus.drivers.zmq_local: how the processes of one host find each other, and whom they let in."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from msgbus.drivers.base import Address
+from msgbus.drivers.zmq_local import LocalMatchmaker, default_run_dir, prepare, too_long
+from msgbus.drivers.zmq_matchmaker import Directory, Entry, Service
+from msgbus.exceptions import TransportUnavailable
+
+TOPIC = Address("topic", "msgbus", "foo")
+
+
+@pytest.fixture
+def made() -> Iterator[list[LocalMatchmaker]]:
+    """Those that are closed at the end."""
+    found: list[LocalMatchmaker] = []
+    yield found
+    for matchmaker in found:
+        matchmaker.close()
+
+
+@pytest.fixture
+def run_dir(tmp_path: pathlib.Path) -> str:
+    """One that does not exist yet."""
+    return str(tmp_path / "run")
+
+
+def join(run_dir: str, made: list[LocalMatchmaker], *addresses: Address) -> LocalMatchmaker:
+    """A node that serves these addresses."""
+    matchmaker = LocalMatchmaker(run_dir)
+    made.append(matchmaker)
+    matchmaker.open()
+    tell(matchmaker, *addresses)
+    return matchmaker
+
+
+def tell(matchmaker: LocalMatchmaker, *addresses: Address) -> None:
+    """Have it serve these addresses from now on."""
+    services = [Service((*address,), 1, 10) for address in addresses]
+    matchmaker.register(Entry(matchmaker.node, os.getpid(), "here", [f"ipc://{matchmaker.node}"], services))
+
+
+def die(run_dir: str) -> str:
+    """Have a process join and end without a word; returns its node's id."""
+    code = (
+        "import os, sys; from msgbus.drivers.zmq_local import LocalMatchmaker as L\n"
+        "from msgbus.drivers.zmq_matchmaker import Entry\n"
+        "m = L(sys.argv[1]); m.open(); m.register(Entry(m.node, 1, 'x', [], []))\n"
+        "open(os.path.join(sys.argv[1], m.node + '.sock'), 'w').close()\n"
+        "print(m.node, flush=True); os._exit(9)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, run_dir], capture_output=True, text=True, check=False)
+    return run.stdout.strip()
+
+
+def test_each_sees_the_others(run_dir: str, made: list[LocalMatchmaker]) -> None:
+    """Those who are there, and those who come, with what they serve now."""
+    first = join(run_dir, made, TOPIC)
+    second = join(run_dir, made)
+    assert set(first.entries()) == set(second.entries()) == {first.node, second.node}
+    assert second.entries()[first.node].services[0].address == TOPIC
+    tell(first)
+    assert second.entries()[first.node].services == []
+
+
+def test_changes_are_noticed(run_dir: str, made: list[LocalMatchmaker]) -> None:
+    """After a change of anybody's, and only then, there is something new to read."""
+    first, second = join(run_dir, made), join(run_dir, made)
+    second.entries()
+    assert not second.changed()
+    tell(first, TOPIC)
+    assert second.changed()
+    second.entries()
+    assert not second.changed()
+    first.close()
+    assert second.changed()
+    assert set(second.entries()) == {second.node}
+
+
+def test_an_entry_that_did_not_change_is_the_same_object(run_dir: str, made: list[LocalMatchmaker]) -> None:
+    """So that the directory sees what is new without comparing."""
+    first, second = join(run_dir, made), join(run_dir, made)
+    known = second.entries()[first.node]
+    tell(second, TOPIC)
+    assert second.entries()[first.node] is known
+
+
+def test_a_clean_end_leaves_nothing(run_dir: str, made: list[LocalMatchmaker]) -> None:
+    """All files of a node go with it; closing again is no error."""
+    matchmaker = join(run_dir, made, TOPIC)
+    matchmaker.close()
+    matchmaker.close()
+    assert os.listdir(run_dir) == ["changes"]
+
+
+def test_one_that_is_opened_again_is_another(run_dir: str, made: list[LocalMatchmaker]) -> None:
+    """It has a new id, and others see it."""
+    first = join(run_dir, made, TOPIC)
+    former = first.node
+    first.close()
+    first.open()
+    tell(first, TOPIC)
+    second = join(run_dir, made)
+    assert first.node != former
+    assert set(second.entries()) == {first.node, second.node}
+
+
+def test_a_dead_process_is_recognised_and_cleaned_up(run_dir: str, made: list[LocalMatchmaker]) -> None:
+    """Its lock is free: whoever comes next does not take it for alive, and removes what it left."""
+    node = die(run_dir)
+    assert f"{node}.sock" in os.listdir(run_dir)
+    matchmaker = join(run_dir, made)
+    assert matchmaker.is_alive(node) is False
+    assert set(matchmaker.entries()) == {matchmaker.node}
+    assert [name for name in os.listdir(run_dir) if name.startswith(node)] == []
+
+
+def test_one_that_dies_later_can_be_forgotten(run_dir: str, made: list[LocalMatchmaker]) -> None:
+    """By one who learns of it, for all; and by looking after the directory now and then."""
+    matchmaker = join(run_dir, made)
+    for forget in (matchmaker.forget, lambda _node: matchmaker.keep()):
+        node = die(run_dir)
+        other = join(run_dir, made)
+        other.entries()
+        forget(node)
+        assert matchmaker.changed()
+        assert node not in matchmaker.entries()
+        assert node not in other.entries()
+
+
+def test_a_living_one_is_not_forgotten(run_dir: str, made: list[LocalMatchmaker]) -> None:
+    """Whatever somebody believes, the lock decides."""
+    first, second = join(run_dir, made), join(run_dir, made)
+    second.forget(first.node)
+    assert second.is_alive(first.node) is True
+    assert first.node in second.entries()
+
+
+@pytest.mark.parametrize("node", ["", "../../etc/passwd", "x" * 16, "0" * 15, "0" * 16 + "\n", "/", "\x00"])
+def test_ids_that_are_none_name_no_file(run_dir: str, made: list[LocalMatchmaker], node: str) -> None:
+    """What a peer calls itself never leads out of the directory."""
+    matchmaker = join(run_dir, made)
+    assert matchmaker.is_alive(node) is False
+    matchmaker.forget(node)
+
+
+def test_files_of_others_are_left_alone(run_dir: str, made: list[LocalMatchmaker]) -> None:
+    """Rubbish in the directory is neither read nor removed; an entry that cannot be read is left out."""
+    first = join(run_dir, made)
+    for name in ("notes.txt", "0" * 16 + ".txt", ".hidden.node"):
+        pathlib.Path(run_dir, name).write_bytes(b"rubbish")
+    second = join(run_dir, made)
+    pathlib.Path(run_dir, f"{second.node}.9.node").write_bytes(b"\xc1 no msgpack")
+    assert set(first.entries()) == {first.node}
+    first.keep()
+    assert {"notes.txt", "0" * 16 + ".txt", ".hidden.node"} <= set(os.listdir(run_dir))
+
+
+def test_files_that_were_removed_are_written_anew(run_dir: str, made: list[LocalMatchmaker]) -> None:
+    """Who tidies up /tmp does not part those who are there from those who come later."""
+    first = join(run_dir, made, TOPIC)
+    for name in os.listdir(run_dir):
+        os.unlink(os.path.join(run_dir, name))
+    first.keep()
+    second = join(run_dir, made)
+    assert second.is_alive(first.node) is True
+    assert first.node in second.entries()
+    assert first.changed()
+    assert second.node in first.entries()
+
+
+def test_the_directory_is_made_for_its_owner_alone(tmp_path: pathlib.Path) -> None:
+    """It, and what is missing above it, is made; nobody else may look in."""
+    path = tmp_path / "a" / "b"
+    prepare(str(path))
+    assert path.stat().st_mode & 0o777 == 0o700
+    prepare(str(path))
+
+
+def test_a_directory_that_others_can_meddle_with_is_refused(tmp_path: pathlib.Path) -> None:
+    """A link, a file, and a directory to which others may write; the text says which, why and what to do."""
+    real = tmp_path / "real"
+    real.mkdir(0o700)
+    link = tmp_path / "link"
+    link.symlink_to(real)
+    file = tmp_path / "file"
+    file.touch()
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o770)
+    for path, why in ((link, "symbolic link"), (file, "no directory"), (shared, "mode 770"), (file / "x", "be made")):
+        with pytest.raises(TransportUnavailable, match=why) as caught:
+            prepare(str(path))
+        assert str(path) in str(caught.value)
+        assert "run_dir" in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_somebody_elses_directory_is_refused(tmp_path: pathlib.Path) -> None:
+    """Its owner could read all messages."""
+    os.chown(tmp_path, 12345, -1)
+    with pytest.raises(TransportUnavailable, match="12345"):
+        prepare(str(tmp_path))
+
+
+def test_the_length_of_a_socket_path_is_known() -> None:
+    """107 bytes, the id and the ending among them."""
+    assert too_long("/" + "x" * 84) == 0
+    assert too_long("/" + "x" * 85) == 1
+    assert too_long("/" + "ü" * 60) > 0
+
+
+def test_the_default_directory_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the runtime directory, or named after the user."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/5")
+    assert default_run_dir() == "/run/user/5/msgbus"
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert default_run_dir() == f"/tmp/msgbus-{os.geteuid()}"
+
+
+def test_a_directory_of_nodes_is_an_index() -> None:
+    """It knows nodes by address and pools by topic, and forgets what goes."""
+    directory = Directory()
+    pool = Address("pool", "msgbus", "foo", name="p")
+    both = Entry("a", 1, "h", [], [Service((*TOPIC,), 2, 20), Service((*pool,), 1, 10)])
+    one = Entry("b", 1, "h", [], [Service((*TOPIC,), 1, 10)])
+    directory.update({"a": both, "b": one})
+    version = directory.version
+    assert set(directory.nodes(TOPIC)) == {"a", "b"}
+    assert directory.nodes(TOPIC)["a"].consumers == 2
+    assert directory.pools("msgbus", "foo") == [pool]
+    directory.update({"a": both, "b": one})
+    assert directory.version == version
+    directory.update({"b": one})
+    assert directory.version > version
+    assert set(directory.nodes(TOPIC)) == {"b"}
+    assert directory.pools("msgbus", "foo") == []
+    directory.update({})
+    assert directory.nodes(TOPIC) == {}
