@@ -45,6 +45,14 @@ class TestOnRabbitMQ(RpcChecks):
         return bind(f"{rabbitmq.url}?queue_expires=60&server_expires=60")
 
 
+class TestWithoutMessageSystem(RpcChecks):
+    """The same over ZeroMQ."""
+
+    @pytest.fixture
+    def conf(self, tmp_path: pathlib.Path) -> cfg.ConfigOpts:
+        return bind(f"zmq://{tmp_path}/")
+
+
 class Thing:
     """A folder with a configuration for the example's service, and the services that were started from it."""
 
@@ -204,7 +212,16 @@ rpc.cleanup()
 """
 
 
-@pytest.mark.parametrize(("backend", "driver"), [("fake", "fake"), ("kombu", "kombu"), ("nova.rpc.impl_fake", "fake")])
+@pytest.mark.parametrize(
+    ("backend", "driver"),
+    [
+        ("fake", "fake"),
+        ("kombu", "kombu"),
+        ("zmq", "zmq"),
+        ("nova.rpc.impl_fake", "fake"),
+        ("nova.rpc.impl_zmq", "zmq"),
+    ],
+)
 def test_configuration_file_alone_chooses_the_message_system(
     rabbitmq: RabbitMQ, tmp_path: pathlib.Path, backend: str, driver: str
 ) -> None:
@@ -213,6 +230,7 @@ def test_configuration_file_alone_chooses_the_message_system(
     config.write_text(
         f"[DEFAULT]\nrpc_backend = {backend}\ncontrol_exchange = {uuid.uuid4().hex}\n"
         f"[msgbus_kombu]\nhosts = 127.0.0.1:{rabbitmq.port}\nqueue_expires = 60\nserver_expires = 60\n"
+        f"[msgbus_zmq]\nrun_dir = {tmp_path / 'run'}\n"
     )
     notes = tmp_path / "notes.txt"
     done = subprocess.run(
