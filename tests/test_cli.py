@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
@@ -11,9 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 from oslo_config import cfg
@@ -22,8 +23,8 @@ import msgbus
 from msgbus import options
 from msgbus.cli.app import COMMANDS, cli
 from msgbus.cli.errors import Code, code_of, details_of, json_line, line_of
+from msgbus.drivers.fake import FakeDriver
 from msgbus.failures import rebuild_failure, serialize_failure
-from msgbus.transport import Transport
 from tests.terminal import Terminal
 
 FAKE = "fake://test-cli"
@@ -73,7 +74,7 @@ def test_help_lists_commands_and_exit_codes() -> None:
     assert result.exit_code == 0
     for name in COMMANDS:
         assert f"  {name} " in result.stdout
-    for code in (0, 1, 2, 3, 4, 5, 6):
+    for code in (0, 1, 2, 3, 4, 5, 6, 130, 141):
         assert f"\n    {code}  " in result.stdout
 
 
@@ -147,7 +148,10 @@ def test_help_of_a_command_is_quick(name: str) -> None:
         (["call", "topic", "method", "=word"], "key=value"),
         (["call", "topic", "method", "a=1", "a=2"], "a is given twice"),
         (["call", "topic", "method", "--timeout", "0"], "--timeout"),
-        (["call", "topic", "method", "--timeout", "soon"], "soon"),
+        (["call", "topic", "method", "--timeout", "soon"], "'soon' is not a valid number of seconds"),
+        (["multicall", "topic", "method", "--deadline", "soon"], "'soon' is not a valid number of seconds"),
+        (["ping", "topic", "--timeout", "soon"], "'soon' is not a valid number of seconds"),
+        (["serve", "hello:Hello", "--topic", "topic", "--drain", "soon"], "'soon' is not a valid number of seconds"),
         (["call", "topic", "method", "--delivery", "maybe"], "at_most_once"),
         (["call", "topic", "method", "--version", "one"], "'one' is not a version like 1.2"),
         (["call", "topic", "method", "--config-file", "no-such-file"], "no-such-file"),
@@ -203,6 +207,60 @@ def test_wrong_configuration_file_is_wrong_usage(tmp_path: pathlib.Path) -> None
     assert "rpc_response_timeout" in fails(run("call", "topic", "method", "--config-file", str(conf)), Code.USAGE)
 
 
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("[DEFAULT]\nrpc_response_timeout = long\n", ["rpc_response_timeout", "'long' is not a number"]),
+        ("[DEFAULT]\nrpc_send_window = 6x\n", ["rpc_send_window", "'6x' is not a whole number"]),
+        ("[DEFAULT]\nrpc_codec = xml\n", ["rpc_codec", "json, msgpack", "'xml'"]),
+        ("[msgbus_fake]\nmax_message_size = 6x\n", ["max_message_size", "'6x' is not a whole number"]),
+    ],
+)
+def test_wrong_value_in_a_file_is_told_in_words(lines: str, words: list[str], tmp_path: pathlib.Path) -> None:
+    """The file, the option, the value and what is valid; no inner object of oslo.config's."""
+    conf = tmp_path / "it's.conf"
+    conf.write_text(lines)
+    line = fails(run("call", "topic", "m", "--url", FAKE, "--config-file", str(conf)), Code.USAGE)
+    for word in (str(conf), *words):
+        assert word in line
+    assert "LocationInfo" not in line
+
+
+def misspelt(lines: str, tmp_path: pathlib.Path, *args: str) -> list[str]:
+    """What the command logs of a configuration file."""
+    conf = tmp_path / "x.conf"
+    conf.write_text(lines)
+    found = subprocess.run(
+        [MSGBUS, "call", "topic", "m", "--url", FAKE, "--config-file", str(conf), *args],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == Code.NO_SERVER
+    *logged, _error = found.stderr.splitlines()
+    return [line.partition(f"{conf}: ")[2] for line in logged]
+
+
+def test_name_that_is_nearly_ours_is_warned_of(tmp_path: pathlib.Path) -> None:
+    """A group, or an option of group DEFAULT, that nobody knows and that looks like one of ours; not with --json."""
+    lines = "[DEFAULT]\nrpc_reponse_timeout = 3\n[msgbus_komby]\nheartbeat = 3\n"
+    assert misspelt(lines, tmp_path) == [
+        "there is no group [msgbus_komby]; did you mean [msgbus_kombu]?",
+        "there is no option rpc_reponse_timeout; did you mean rpc_response_timeout?",
+    ]
+    assert misspelt(lines, tmp_path, "--json") == []
+
+
+def test_names_of_others_are_not_warned_of(tmp_path: pathlib.Path) -> None:
+    """A file is shared: what belongs to somebody else, or has been ours in older systems, is no mistake."""
+    lines = (
+        "[DEFAULT]\nrpc_response_timeout = 3\nrpc_thread_pool_size = 3\nrabbit_host = a\nrpc_conn_pool_size = 3\n"
+        "rpc_cast_timeout = 3\ntransport_url = fake://\nlog_file = x\nallowed_rpc_exception_modules = a\n"
+        "[msgbus_kombu]\nheartbeat = 3\n[oslo_messaging_rabbit]\nx = 1\n[database]\nrpc_reponse_timeout = 3\n"
+    )
+    assert misspelt(lines, tmp_path) == []
+
+
 def test_configuration_file_names_the_message_system(tmp_path: pathlib.Path) -> None:
     """transport_url in a file is used, and --url wins over it."""
     conf = tmp_path / "x.conf"
@@ -234,7 +292,7 @@ def test_environment_names_the_message_system(monkeypatch: pytest.MonkeyPatch) -
         ("1 / 0", "cli_mod:Hello", "ZeroDivisionError"),
         ("class", "cli_mod:Hello", "SyntaxError"),
         ("exit(3)", "cli_mod:Hello", "SystemExit"),
-        ("class Hello:\n def __init__(self, x): pass", "cli_mod:Hello", "making a Hello"),
+        ("class Hello:\n def __init__(self): 1 / 0", "cli_mod:Hello", "cli_mod.py, line 2)"),
     ],
 )
 def test_class_that_cannot_be_had_is_said_clearly(
@@ -249,6 +307,17 @@ def test_class_that_cannot_be_had_is_said_clearly(
         assert "Traceback" in run("serve", endpoint, "--topic", "topic", "--url", FAKE, "--debug").stderr
 
 
+def test_class_that_needs_arguments_is_told_what_to_do(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line names no file of msgbus's own, where nothing is wrong."""
+    (tmp_path / "cli_mod.py").write_text("class Hello:\n def __init__(self, stock): pass")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "cli_mod", raising=False)
+    line = fails(run("serve", "cli_mod:Hello", "--topic", "topic", "--url", FAKE), Code.USAGE)
+    assert "missing 1 required positional argument: 'stock'; give its arguments defaults, or write a program" in line
+    assert "get_rpc_server" in line
+    assert "serve.py" not in line
+
+
 # Verbs, with a server in this process
 
 
@@ -260,6 +329,12 @@ class Endpoint:
         raise {"eof": EOFError, "timeout": msgbus.MessagingTimeout, "own": Own, "pipe": BrokenPipeError}[kind](
             "first\nlast"
         )
+
+    def upto(self, _ctxt: object, to: int) -> Iterator[int]:
+        yield from range(1, to + 1)
+
+    def sleep(self, _ctxt: object) -> None:
+        time.sleep(0.5)
 
     def count(self, _ctxt: object) -> Iterator[int]:
         yield 1
@@ -316,6 +391,54 @@ def test_what_the_server_raises_is_exit_code_1(kind: str) -> None:
 
 
 @pytest.mark.usefixtures("server")
+@pytest.mark.parametrize(
+    ("args", "name"),
+    [
+        (["call", "cli-nobody", "echo"], "MessageUndeliverable"),
+        (["call", "cli", "nothing"], "NoSuchMethod"),
+        (["cast", "cli", "echo", "--url", "nonsense"], "InvalidTransportURL"),
+    ],
+)
+def test_error_begins_with_the_name_of_its_class(args: list[str], name: str) -> None:
+    """The tables of errors go by it; an error that the server has answered with has its name there too."""
+    result = run(*args, *([] if "--url" in args else ["--url", FAKE]))
+    assert result.stderr.startswith(f"msgbus {args[0]}: {name}: ")
+
+
+@pytest.mark.usefixtures("server")
+def test_call_of_a_generator_prints_its_last_item() -> None:
+    """As the help says."""
+    assert run("call", "cli", "upto", "to=3", "--url", FAKE).stdout == "3\n"
+    assert "last item" in run("call", "--help").stdout
+
+
+class Ending(FakeDriver):
+    """Says when it is closed."""
+
+    def close(self) -> None:
+        click.echo("closed", err=True)
+        super().close()
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        (["cli-nobody", "echo"], "MessageUndeliverable"),
+        (["cli", "sleep", "--timeout", "0.1"], "MessagingTimeout"),
+    ],
+)
+def test_error_is_told_before_the_connection_is_closed(
+    args: list[str], error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To close it may take seconds, where the message system has been lost; and it is told once."""
+    monkeypatch.setattr("msgbus.transport.load_driver_class", lambda _name: Ending)
+    told, closed = run("call", *args, "--url", FAKE).stderr.splitlines()
+    assert told.startswith(f"msgbus call: {error}: ")
+    assert closed == "closed"
+
+
+@pytest.mark.usefixtures("server")
 def test_debug_shows_the_traceback() -> None:
     """The server's too."""
     stderr = run("call", "cli", "fail", "kind=own", "--url", FAKE, "--debug").stderr
@@ -352,6 +475,14 @@ def test_ping_prints_a_table_or_json() -> None:
 def test_ping_of_nobody_is_exit_code_3() -> None:
     """As for a call."""
     assert "topic cli-nobody" in fails(run("ping", "cli-nobody", "--timeout", "0.1", "--url", FAKE), Code.NO_SERVER)
+
+
+def test_ping_of_a_server_that_does_not_answer_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And says that one which is busy does not answer either."""
+    monkeypatch.setattr(msgbus.RPCClient, "ping", lambda _client, _timeout: [])
+    line = fails(run("ping", "cli", "--server", "two", "--timeout", "0.1", "--url", FAKE), Code.NO_SERVER)
+    assert "server two of topic cli did not answer" in line
+    assert "all its threads are busy" in line
 
 
 # Exit codes
@@ -444,6 +575,7 @@ def test_json_error_can_carry_anything() -> None:
 def own_process(tmp_path: pathlib.Path) -> list[str]:
     """The command in a process of its own that has a server on the fake message system."""
     (tmp_path / "with_server.py").write_text(
+        "import sys, time\n"
         "import msgbus\n"
         "from msgbus.cli import main\n"
         "from msgbus.cli.options import load_configuration\n"
@@ -453,6 +585,12 @@ def own_process(tmp_path: pathlib.Path) -> list[str]:
         "    def count(self, _ctxt):\n"
         "        yield {'n': 1}\n"
         "        yield 2\n"
+        "    def wide(self, _ctxt):\n"
+        "        yield {'x': 300 * 'x'}\n"
+        "    def sleep(self, _ctxt):\n"
+        "        if '--json' in sys.argv:\n"
+        "            print('sleeping', flush=True)\n"
+        "        time.sleep(60)\n"
         f"transport = msgbus.get_rpc_transport(load_configuration(()), {FAKE!r})\n"
         "target = msgbus.Target(topic='cli', server='one')\n"
         "server = msgbus.get_rpc_server(transport, target, [Endpoint()])\n"
@@ -476,14 +614,19 @@ def test_result_is_laid_out_on_a_terminal(own_process: list[str]) -> None:
     assert terminal.raw == f"{line}\r\n"
     found = subprocess.run(call, env={**os.environ, "FORCE_COLOR": "1"}, capture_output=True, text=True, check=True)
     assert found.stdout == f"{line}\n"
-    wide = "x" * 300
-    with Terminal([*own_process, "call", "cli", "echo", f'a=["{wide}"]', "--url", FAKE], os.environ) as terminal:
-        assert terminal.finish() == 0
-    assert [line.strip() for line in terminal.screen][:2] == ["{", '"a": [']
+    # {"a": "xxx"} has 9 characters besides.
+    for count, lines in ((191, 1), (192, 3)):
+        with Terminal([*own_process, "call", "cli", "echo", f"a={count * 'x'}", "--url", FAKE], os.environ) as terminal:
+            assert terminal.finish() == 0
+        assert len(terminal.screen) == lines
 
 
 def test_items_are_laid_out_on_a_terminal(own_process: list[str]) -> None:
-    """As results are."""
+    """Coloured, and each on one line, however wide."""
+    wide = [*own_process, "multicall", "cli", "wide", "--url", FAKE]
+    with Terminal(wide, os.environ) as terminal:
+        assert terminal.finish() == 0
+    assert terminal.screen == ['{"x": "' + 300 * "x" + '"}']
     multicall = [*own_process, "multicall", "cli", "count", "--url", FAKE]
     with Terminal(multicall, os.environ) as terminal:
         assert terminal.finish() == 0
@@ -540,11 +683,40 @@ def test_log_lines_stay_above_the_progress() -> None:
 
 
 def test_ctrl_c_takes_the_progress_away() -> None:
-    """What is left is a line that says what this means."""
+    """The line is empty, for the shell's prompt."""
     with Terminal([MSGBUS, "ping", "cli-nobody", "--url", FAKE, "--timeout", "30"], os.environ) as terminal:
         terminal.wait_for("gathering")
         assert terminal.finish(signal.SIGINT) == 128 + signal.SIGINT
-    assert terminal.screen == ["msgbus: interrupted; a method that a server has begun may go on"]
+    assert terminal.screen == []
+
+
+def test_ctrl_c_in_a_call_says_what_may_go_on(own_process: list[str]) -> None:
+    """The server is not told: what it has begun it finishes. A program that wants JSON gets the exit code alone."""
+    call = [*own_process, "call", "cli", "sleep", "--url", FAKE]
+    with Terminal(call, os.environ) as terminal:
+        terminal.wait_for("waiting for the answer of sleep")
+        assert terminal.finish(signal.SIGINT) == 128 + signal.SIGINT
+    assert terminal.screen == ["msgbus call: interrupted; if a server has begun to run sleep, it goes on"]
+    with Terminal([*call, "--json"], os.environ) as terminal:
+        terminal.wait_for("sleeping")
+        assert terminal.finish(signal.SIGINT) == 128 + signal.SIGINT
+    assert terminal.screen == ["sleeping"]
+
+
+def test_long_error_is_wrapped_on_a_terminal_only() -> None:
+    """Between words, and what follows the first line is indented; into a pipe it is one line."""
+    code = "import os\nos.environ['COLUMNS'] = '60'\nfrom msgbus.cli import main\nmain()"
+    call = [sys.executable, "-c", code, "call", "cli-nobody-at-all", "a-method", "--url", FAKE]
+    with Terminal(call, os.environ) as terminal:
+        assert terminal.finish() == Code.NO_SERVER
+    first, *others = terminal.screen
+    assert first.startswith("msgbus call: MessageUndeliverable: ")
+    assert others
+    assert all(line.startswith("  ") for line in others)
+    assert max(map(len, terminal.screen)) <= 60
+    found = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert found.stderr.count("\n") == 1
+    assert found.stderr.split() == " ".join(terminal.screen).split()
 
 
 def test_reader_who_goes_away_ends_tables_and_stories_too() -> None:
@@ -722,6 +894,21 @@ def test_drivers_lists_ours_with_their_state() -> None:
     assert "kombu (amqp, rabbit)" in table
 
 
+def test_drivers_are_paragraphs_on_a_narrow_terminal() -> None:
+    """Where the table does not fit: each driver has lines of its own, and no word is broken. No line ends in blanks."""
+    code = "import os\nos.environ['COLUMNS'] = '60'\nfrom msgbus.cli import main\nmain()"
+    with Terminal([sys.executable, "-c", code, "drivers"], os.environ) as terminal:
+        assert terminal.finish() == 0
+    lines = terminal.screen
+    at = lines.index("kombu (amqp, rabbit)")
+    assert lines[at + 1] == "  state: ready"
+    assert lines[at + 2].startswith("  capabilities: ")
+    assert lines[at + 3].startswith("    ")
+    assert max(map(len, lines)) <= 60
+    for name in ("drivers", "config"):
+        assert not [line for line in run(name).stdout.splitlines() if line != line.rstrip()]
+
+
 def test_drivers_imports_no_library_of_a_driver() -> None:
     """To look whether a library is there, nobody has to run it."""
     assert not {"kombu", "amqp", "zmq", "proton"} & imported("drivers")
@@ -747,35 +934,3 @@ def test_drivers_tells_of_a_missing_library_and_of_plug_ins(tmp_path: pathlib.Pa
     assert state["plug"] == "ready"
     assert state["broken"].startswith("cannot be loaded: ")
     assert "Traceback" not in found.stderr
-
-
-def test_time_that_is_none() -> None:
-    """The error says what is wanted, in words."""
-    assert "'abc' is not a valid number of seconds" in fails(run("call", "t", "m", "--timeout", "abc"), Code.USAGE)
-
-
-def test_wrong_value_in_a_file_names_the_file(tmp_path: pathlib.Path) -> None:
-    """And not an object of the library that has read it."""
-    path = tmp_path / "wrong.conf"
-    path.write_text("[DEFAULT]\nrpc_response_timeout = long\n")
-    line = fails(run("call", "t", "m", "--config-file", str(path), "--url", FAKE), Code.USAGE)
-    assert str(path) in line
-    assert "LocationInfo" not in line
-
-
-def test_error_is_told_before_the_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Closing may take seconds while the message system is away: the user knows by then."""
-    told: list[str] = []
-    cleanup = Transport.cleanup
-
-    def note(transport: Transport) -> None:
-        told.append(sys.stderr.getvalue() if hasattr(sys.stderr, "getvalue") else "")
-        cleanup(transport)
-
-    monkeypatch.setattr(Transport, "cleanup", note)
-    stderr = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stderr)
-    with pytest.raises(SystemExit):
-        cli.main(["call", "cli-nobody", "m", "--url", FAKE])
-    assert told == [stderr.getvalue()]
-    assert "MessageUndeliverable" in told[0]

@@ -10,8 +10,10 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from msgbus.cli import demo_servers, demo_steps
+from msgbus.cli.app import cli
 from msgbus.cli.demo_servers import Plan, start_processes
 from msgbus.cli.demo_service import Service
 from msgbus.cli.demo_steps import STEPS
@@ -149,6 +151,23 @@ def test_demo_stops_at_an_error() -> None:
     result = run("demo", "--url", url)
     assert "NOT AS IT SHOULD BE: it is full" in result.stdout
     assert result.stderr == "msgbus demo: TransportBlocked: it is full\n"
+    assert STEPS[0].title in result.stdout
+    assert STEPS[0].why not in " ".join(result.stdout.split()), "it is not what has been shown"
+
+
+def test_demo_on_a_narrow_terminal_is_readable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number stays with its unit, and what goes on with code is indented more than the code."""
+    for columns in range(40, 60):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        stdout = CliRunner().invoke(cli, ["demo", "--url", f"fake://test-demo-narrow-{columns}/"]).stdout
+        lines = stdout.splitlines()
+        assert not [line for line in lines if line.strip() in ("ms]", "s]")]
+        assert "\u00a0" not in stdout
+        at = next(number for number, line in enumerate(lines) if line.startswith("   msgbus.get_rpc_server("))
+        assert lines[at + 1].startswith(" " * 7)
+        assert max(map(len, lines)) <= max(columns, 60)
+        if columns >= 44:
+            break
 
 
 def test_demo_server_that_cannot_start_is_an_error(tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:

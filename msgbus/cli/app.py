@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import sys
@@ -12,7 +11,7 @@ from typing import Any, NoReturn
 import click
 from click.shell_completion import CompletionItem
 
-from msgbus.cli.errors import EXIT_CODES, Code, code_of
+from msgbus.cli.errors import EXIT_CODES, Code, code_of, is_end_of_output
 from msgbus.cli.options import log_options, note_json
 from msgbus.cli.telling import complain, tell
 
@@ -82,8 +81,6 @@ class App(click.Group):
         except click.ClickException as exc:
             code = _refuse(exc)
         except click.Abort:
-            if "--json" not in sys.argv:
-                click.echo("msgbus: interrupted; a method that a server has begun may go on", err=True)
             code = 128 + 2
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -94,7 +91,7 @@ class App(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as exc:
-            if isinstance(exc, OSError) and exc.errno == errno.EPIPE and code_of(exc) == Code.UNEXPECTED:
+            if is_end_of_output(exc):
                 # Whoever read our output wants no more. Nothing may be written to it again, not even at exit.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 ctx.exit(128 + 13)

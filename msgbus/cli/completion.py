@@ -14,8 +14,8 @@ Example:
 \b
 The file to write, for shells that are started afterwards:
   bash  ~/.local/share/bash-completion/completions/msgbus
-        (make the folder first: mkdir -p; it is read where the package
-        bash-completion is installed; bash 4.4 or newer)
+        (make the folder with mkdir -p first; bash 4.4 or newer, with Debian's
+        package bash-completion: without it, put eval, below, in ~/.bashrc)
   zsh   _msgbus, in a folder of $fpath
   fish  ~/.config/fish/completions/msgbus.fish
 

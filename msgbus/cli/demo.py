@@ -30,10 +30,12 @@ EXPIRES = {"queue_expires": "60", "server_expires": "60"}
 options of these names."""
 TIMEOUT = 10.0
 """Seconds for each call."""
+CODE = "cyan"
+"""The style of code."""
 
 
 @click.command(epilog=example("msgbus demo", "msgbus demo --url rabbit://guest:guest@localhost:5672/"))
-@json_option("One line of JSON for each step.")
+@json_option("One line of JSON for each step.", quiet=True)
 @bus_options
 @click.pass_context
 def demo(
@@ -137,7 +139,7 @@ def _print_step(number: int, step: Step, outcome: Outcome, seconds: float) -> No
         result = f"NOT AS IT SHOULD BE: {result}"
     _print(
         (f"{number}. {step.title}", "bold", 0),
-        (step.code, "cyan", 3),
+        (step.code, CODE, 3),
         (result, "green" if outcome.ok else "bold red", 3),
         (step.why if outcome.ok else "", "", 3),
     )
@@ -163,13 +165,23 @@ def _print_end(count: int, failed: list[str], what_is_left: str) -> None:
 
 
 def _print(*paragraphs: tuple[str, str, int]) -> None:
-    """Print each text in its style, indented by so many columns, and an empty line."""
+    """Print each text in its style, indented by so many columns, and an empty line.
+
+    No line is broken at a no-break space, which is printed as a plain one; the second line of code is indented more.
+    """
     from rich.text import Text
 
     columns = shutil.get_terminal_size().columns
     lines = [
-        Text(" " * indent + line, style)
+        Text(line.replace("\u00a0", " "), style)
         for text, style, indent in paragraphs
-        for line in textwrap.wrap(text, max(columns - indent, 20), break_long_words=False, break_on_hyphens=False)
+        for line in textwrap.wrap(
+            text,
+            max(columns, 20),
+            initial_indent=" " * indent,
+            subsequent_indent=" " * (indent + (4 if style == CODE else 0)),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
     ]
     print_rich(*lines, "", soft_wrap=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 from enum import IntEnum
 from typing import Any
 
@@ -71,6 +73,8 @@ def line_of(exc: BaseException) -> str:
         text = f"the server raised {exc.exc_type}: {exc.value}"
     elif _is_remote(exc) and not isinstance(exc, ex.RPCDispatcherError):
         text = f"the server raised {type(exc).__name__}: {exc}"
+    elif isinstance(exc, ex.ConfigurationError):
+        text = _plain(f"{exc}")
     elif isinstance(exc, ex.MessagingException):
         text = f"{exc}"
     else:
@@ -83,6 +87,18 @@ def is_named(exc: BaseException) -> bool:
     if isinstance(exc, ex.RPCDispatcherError):
         return True
     return isinstance(exc, ex.MessagingException) and not isinstance(exc, ex.RemoteError) and not _is_remote(exc)
+
+
+def is_end_of_output(exc: BaseException) -> bool:
+    """Whether it says that nobody reads this command's output any more."""
+    return isinstance(exc, OSError) and exc.errno == errno.EPIPE and not _is_remote(exc)
+
+
+def _plain(text: str) -> str:
+    """What oslo.config and Python say of a wrong value, in words: the file's name, and what was expected."""
+    text = re.sub(r"LocationInfo\(location=<[^>]*>, detail=(['\"])(.*?)\1\)", r"\2", text)
+    text = re.sub(r"could not convert string to float: ('.*?')", r"\1 is not a number", text)
+    return re.sub(r"invalid literal for int\(\) with base 10: ('.*?')", r"\1 is not a whole number", text)
 
 
 def details_of(exc: BaseException) -> dict[str, Any]:

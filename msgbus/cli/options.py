@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
@@ -28,6 +28,8 @@ class Seconds(click.FloatRange):
 
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
+HELD = 0.5
+"""Seconds for which a driver's warning is held back: if the command fails by then, its error says the same."""
 _LEVEL = "msgbus.cli.level"
 _JSON = "msgbus.cli.json"
 
@@ -67,14 +69,19 @@ def level_of(ctx: click.Context) -> str | None:
     return level
 
 
-def json_option(text: str = "") -> Callable[[F], F]:
-    """Add --json; `text` says what is JSON then, besides errors. Without it nothing is, and the command is not told."""
+def json_option(text: str = "", *, quiet: bool = False) -> Callable[[F], F]:
+    """Add --json; `text` says what is JSON then, besides errors. Without it nothing is, and the command is not told.
+
+    `quiet` is what `open_transport` is told.
+    """
+    errors = "Errors are JSON, too" if text else "Errors are a line of JSON"
+    warnings = "; what the driver warns of is left out." if quiet else "."
     return click.option(
         "--json",
         "as_json",
         is_flag=True,
         expose_value=bool(text),
-        help=f"{text} Errors are JSON, too." if text else "Errors are a line of JSON.",
+        help=f"{text} {errors}{warnings}".lstrip(),
     )
 
 
@@ -177,6 +184,64 @@ def configured_url(url: str | None, config_files: tuple[str, ...]) -> TransportU
         raise ConfigurationError(str(exc)) from exc
 
 
+class _Held(logging.Handler):
+    """Keeps back what is logged in the first moment. What comes later goes to the root logger as ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: list[logging.LogRecord] | None = []
+        self._timer = threading.Timer(HELD, self.let_go)
+        self._timer.daemon = True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep it, or pass it on. The caller holds the lock."""
+        if self._kept is None:
+            logging.getLogger().handle(record)
+            return
+        if not self._kept:
+            self._timer.start()
+        self._kept.append(record)
+
+    def let_go(self, *, dropping: bool = False) -> None:
+        """Pass on what was kept, or forget it; keep nothing any more."""
+        self.acquire()
+        try:
+            kept, self._kept = self._kept, None
+        finally:
+            self.release()
+        for record in () if dropping else kept or ():
+            logging.getLogger().handle(record)
+        self._timer.cancel()
+
+
+@contextmanager
+def _warnings_of_drivers(*, held: bool, shown: bool) -> Iterator[None]:
+    """Where they are `held`: an error that ends the block within a moment takes the place of a driver's warnings.
+
+    Those that come earlier or later are shown, or not.
+    """
+    if not held:
+        yield
+        return
+    drivers = logging.getLogger("msgbus.drivers")
+    level, propagate = drivers.level, drivers.propagate
+    handler = _Held()
+    if shown:
+        drivers.addHandler(handler)
+        drivers.propagate = False
+    else:
+        drivers.setLevel(logging.ERROR)
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        handler.let_go(dropping=failed)
+        drivers.removeHandler(handler)
+        drivers.propagate = propagate
+        drivers.setLevel(level)
+
+
 @contextmanager
 def open_transport(url: str | None, config_files: tuple[str, ...], *, quiet: bool = False) -> Iterator[Transport]:
     """A transport for the options of `bus_options`; it is closed at the end.
@@ -184,42 +249,38 @@ def open_transport(url: str | None, config_files: tuple[str, ...], *, quiet: boo
     Args:
         url: a transport URL.
         config_files: paths.
-        quiet: the command ends with the first error: where that is a line of JSON, leave out the warnings of drivers.
+        quiet: the command ends with the first error, which says what a driver's warnings say. Unless the user has
+            chosen a log level, leave out those that come right before it, or all where errors are JSON.
 
     Raises:
         ConfigurationError, InvalidTransportURL, DriverLoadFailure: the configuration is of no use.
     """
     from oslo_config import cfg
 
+    from msgbus.cli.errors import is_end_of_output
+    from msgbus.cli.misspelt import warn_of_misspelt
     from msgbus.cli.progress import progress
     from msgbus.cli.telling import tell
     from msgbus.exceptions import ConfigurationError
     from msgbus.transport import get_rpc_transport
 
-    drivers = logging.getLogger("msgbus.drivers")
-    level = drivers.level
     ctx = click.get_current_context()
-    if quiet and wants_json(ctx) and _LEVEL not in ctx.meta:
-        drivers.setLevel(logging.ERROR)
     conf = load_configuration(config_files)
+    if not wants_json(ctx):
+        warn_of_misspelt(config_files)
     try:
         transport = get_rpc_transport(conf, url or None)
         try:
-            yield transport
-        except (click.ClickException, click.exceptions.Exit, OSError, cfg.Error):  # others make words of them
+            with _warnings_of_drivers(held=quiet and _LEVEL not in ctx.meta, shown=not wants_json(ctx)):
+                yield transport
+        except (click.ClickException, click.exceptions.Exit, cfg.Error):  # others make words of them
             raise
         except Exception as exc:
-            tell(exc)  # Now: closing the connection may take a few seconds.
+            if not is_end_of_output(exc):
+                tell(exc)  # Now: closing the connection may take a few seconds.
             raise
         finally:
             with progress() as waiting, waiting("closing the connection"):
                 transport.cleanup()
     except cfg.Error as exc:
-        raise ConfigurationError(_readable(exc)) from exc
-    finally:
-        drivers.setLevel(level)
-
-
-def _readable(error: cfg.Error) -> str:
-    """The text of an error of oslo.config's, with the file's name in place of an object's repr."""
-    return re.sub(r"LocationInfo\(location=<[^>]*>, detail='([^']*)'\)", r"\1", str(error))
+        raise ConfigurationError(str(exc)) from exc

@@ -22,7 +22,7 @@ from msgbus.cli.tables import print_json, print_table
     metavar="SECONDS",
     help="How long to gather answers.",
 )
-@json_option("One line of JSON for each server.")
+@json_option("One line of JSON for each server.", quiet=True)
 @bus_options
 def ping(
     topic: str,

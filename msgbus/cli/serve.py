@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
+NO_ARGUMENTS = "; give its arguments defaults, or write a program with get_rpc_server"
+"""What to do about a class that cannot be made without arguments."""
+
 
 @click.command(
     epilog=example(
@@ -164,14 +167,14 @@ def _make_endpoint(text: str) -> object:
     try:
         return found()
     except Exception as exc:
-        _fail(f"making a {attribute} without arguments (others go into a program of yours, with get_rpc_server)", exc)
+        _fail(f"making a {attribute} (without arguments)", exc, NO_ARGUMENTS)
 
 
-def _fail(what: str, exc: BaseException) -> NoReturn:
+def _fail(what: str, exc: BaseException, hint: str = "") -> NoReturn:
     import traceback
 
     where = ""
     frames = traceback.extract_tb(exc.__traceback__)
-    if frames and frames[-1].filename != __file__:  # else its arguments do not fit, which is nobody's line
-        where = f" ({frames[-1].filename}, line {frames[-1].lineno})"
-    raise click.UsageError(" ".join(f"{what} failed: {type(exc).__name__}: {exc}{where}".split())) from exc
+    if frames and frames[-1].filename != __file__:
+        where, hint = f" ({frames[-1].filename}, line {frames[-1].lineno})", ""
+    raise click.UsageError(" ".join(f"{what} failed: {type(exc).__name__}: {exc}{where}{hint}".split())) from exc

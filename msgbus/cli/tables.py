@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,27 +21,58 @@ def print_json(rows: Iterable[Any]) -> None:
         click.echo(msgspec.json.encode(row))
 
 
-def print_value(value: Any, *, as_json: bool) -> None:
-    """Print a value at once: as a line of JSON, or for people (as JSON too, but laid out and coloured)."""
+def print_value(value: Any, *, as_json: bool, one_line: bool = False) -> None:
+    """Print a value at once: as a line of JSON, or for people (as JSON too, but coloured).
+
+    For people, a value that is wider than the terminal is laid out on several lines, unless `one_line`.
+    """
     line = msgspec.json.encode(value)
     if as_json or not sys.stdout.isatty():
         click.echo(line)
         return
     from rich.json import JSON
 
-    fits = len(line) <= shutil.get_terminal_size().columns
-    print_rich(JSON(line.decode(), indent=None if fits else 2), soft_wrap=True)
+    compact = JSON(line.decode(), indent=None)
+    fits = one_line or compact.text.cell_len <= shutil.get_terminal_size().columns
+    print_rich(compact if fits else JSON(line.decode()), soft_wrap=True)
 
 
 def print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table: as wide as the terminal; into a file or pipe, as wide as it takes."""
+    """Print a table, as wide as it takes. On a terminal that is too narrow: each row as a paragraph."""
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
+    rows = list(rows)
+    if sys.stdout.isatty():
+        widths = [max(map(cell_len, column)) for column in zip(names, *rows, strict=True)]
+        columns = shutil.get_terminal_size().columns
+        if sum(widths) + 2 * (len(widths) - 1) > columns:
+            _print_paragraphs(names, rows, columns)
+            return
     table = Table(*names, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for row in rows:
         table.add_row(*map(Text, row))  # Text: brackets in it are no markup
-    print_rich(table, width=None if sys.stdout.isatty() else 1000)
+    print_rich(table, width=1000)
+
+
+def _print_paragraphs(names: Sequence[str], rows: Iterable[Sequence[str]], columns: int) -> None:
+    """Print for each row a line with its first cell, and below it, indented, lines with the name and text of others."""
+    from rich.text import Text
+
+    for row in rows:
+        lines = [Text(row[0], "bold")]
+        for name, cell in zip(names[1:], row[1:], strict=True):
+            text = textwrap.fill(
+                f"{name}: {cell}",
+                max(columns, 20),
+                initial_indent="  ",
+                subsequent_indent="    ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+            lines += map(Text, text.splitlines())
+        print_rich(*lines, soft_wrap=True)
 
 
 def print_rich(*things: RenderableType, width: int | None = None, soft_wrap: bool = False) -> None:
@@ -52,5 +84,4 @@ def print_rich(*things: RenderableType, width: int | None = None, soft_wrap: boo
         for thing in things:
             console.print(thing, soft_wrap=soft_wrap)
     # rich itself would end the process where nobody reads the output, with an exit code of its own.
-    lines = (text.rstrip(" ") for text in captured.get().splitlines(keepends=False))
-    click.echo("\n".join([*lines, ""]), nl=False, color=True)
+    click.echo("\n".join(text.rstrip(" ") for text in captured.get().split("\n")), nl=False, color=True)

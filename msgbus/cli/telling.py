@@ -47,6 +47,6 @@ def complain(ctx: click.Context, who: str, details: dict[str, Any], exc: BaseExc
         return
     line = f"{who}: {details['message']}{hint}"
     if sys.stderr.isatty():
-        columns = shutil.get_terminal_size().columns
+        columns = max(shutil.get_terminal_size().columns, 20)
         line = textwrap.fill(line, columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     click.echo(f"{trace}{line}", err=True)

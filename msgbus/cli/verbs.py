@@ -102,7 +102,7 @@ def _check_version(version: str) -> None:
 @click.command(epilog=example("msgbus call hello greet name=Ada --timeout 5"))
 @_server
 @_timeout("How long to wait for the answer.")
-@json_option("A line of JSON, on a terminal too.")
+@json_option("A line of JSON, on a terminal too.", quiet=True)
 @_verb
 def call(topic: str, method: str, arguments: dict[str, Any], as_json: bool, **options: Any) -> None:
     """Call METHOD on one server of TOPIC, and print what it returns: as JSON, laid out if stdout is a terminal.
@@ -112,15 +112,20 @@ def call(topic: str, method: str, arguments: dict[str, Any], as_json: bool, **op
     A value is JSON where it can be read as that, else a string: n=1 is a number, n='"1"' and n=one are strings.
     """
     with _client(topic, **options) as client:
-        with progress() as waiting, waiting(f"waiting for the answer of {method}"):
-            result = client.call({}, method, **arguments)
+        try:
+            with progress() as waiting, waiting(f"waiting for the answer of {method}"):
+                result = client.call({}, method, **arguments)
+        except KeyboardInterrupt:
+            if not as_json:
+                click.echo(f"msgbus call: interrupted; if a server has begun to run {method}, it goes on", err=True)
+            raise
         print_value(result, as_json=as_json)
 
 
 @click.command(epilog=example("msgbus cast hello note text='see you' --delivery at_least_once"))
 @_server
 @_timeout("How long to wait for the message system to take the request.")
-@json_option()
+@json_option(quiet=True)
 @_verb
 def cast(topic: str, method: str, arguments: dict[str, Any], **options: Any) -> None:
     """Have METHOD run on one server of TOPIC. Ends when the message system has taken the request; prints nothing."""
@@ -134,7 +139,7 @@ def cast(topic: str, method: str, arguments: dict[str, Any], **options: Any) -> 
 
 @click.command("fanout-cast", epilog=example("msgbus fanout-cast hello note text='good morning, all'"))
 @_timeout("How long to wait for the message system to take the request.")
-@json_option()
+@json_option(quiet=True)
 @_verb
 def fanout_cast(topic: str, method: str, arguments: dict[str, Any], **options: Any) -> None:
     """Have METHOD run on every server of TOPIC. Prints nothing; that there is no server is no error."""
@@ -150,7 +155,7 @@ def fanout_cast(topic: str, method: str, arguments: dict[str, Any], **options: A
 @_server
 @_timeout("How long to wait for the next item.")
 @click.option("--deadline", type=Seconds(min=0, min_open=True), metavar="SECONDS", help="How long the whole may take.")
-@json_option("A line of JSON for each item, on a terminal too.")
+@json_option("A line of JSON for each item, on a terminal too.", quiet=True)
 @_verb
 def multicall(
     topic: str, method: str, arguments: dict[str, Any], deadline: float | None, as_json: bool, **options: Any
@@ -168,4 +173,4 @@ def multicall(
                     item = next(stream, _END)
                 if item is _END:
                     break
-                print_value(item, as_json=as_json)
+                print_value(item, as_json=as_json, one_line=True)

@@ -62,8 +62,8 @@ OPTIONS = [
     cfg.StrOpt(
         "listen",
         default="",
-        help="An endpoint to listen at besides the Unix socket, for example tcp://10.0.0.5:*. All but tcp://127.0.0.1 "
-        "needs key_file and keys_dir.",
+        help="An endpoint to listen at besides the Unix socket, for example tcp://10.0.0.5:9501; an asterisk for the "
+        "port takes any. All but tcp://127.0.0.1 needs key_file and keys_dir.",
     ),
     cfg.StrOpt(
         "key_file",

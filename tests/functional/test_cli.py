@@ -301,7 +301,7 @@ def test_message_system_that_is_away_is_exit_code_5(tmp_path: pathlib.Path) -> N
     (tmp_path / "hello.py").write_text(SERVICE)
     conf = tmp_path / "away.conf"
     # The port of the discard service: nobody listens there, and no process gets it by chance.
-    conf.write_text("[DEFAULT]\ntransport_url = rabbit://guest:guest@127.0.0.1:9/\nrpc_response_timeout = 1\n")
+    conf.write_text("[DEFAULT]\ntransport_url = rabbit://guest:guest@127.0.0.1:9/\nrpc_response_timeout = 2\n")
     for args in (
         ["call", "away", "greet"],
         ["cast", "away", "greet"],
@@ -328,6 +328,21 @@ def test_message_system_that_is_away_is_exit_code_5(tmp_path: pathlib.Path) -> N
         assert "Connection refused" in result.stderr
 
 
+def test_program_is_told_of_a_message_system_that_is_away_once(tmp_path: pathlib.Path) -> None:
+    """With --json, stderr has the error alone, as JSON."""
+    (tmp_path / "away.conf").write_text("[DEFAULT]\nrpc_response_timeout = 2\n")
+    command = [MSGBUS, "call", "away", "greet", "--json", "--url", "rabbit://guest:guest@127.0.0.1:9/"]
+    result = subprocess.run(
+        [*command, "--config-file", "away.conf"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS,
+    )
+    assert json.loads(result.stderr)["error"] == "TransportUnavailable"
+
+
 def test_wrong_password_is_told_at_once(rabbitmq: RabbitMQ) -> None:
     """Not after the timeout, and without the password."""
     url = rabbitmq.url.replace(":guest@", ":swordfish@")
@@ -336,6 +351,7 @@ def test_wrong_password_is_told_at_once(rabbitmq: RabbitMQ) -> None:
     assert result.returncode == 5
     assert "log-in was refused" in result.stderr
     assert "swordfish" not in result.stderr
+    assert result.stderr.count("\n") == 1, "the warning would say the same"
 
 
 def test_call_waits_for_a_server_that_is_restarting(bench: Bench, rabbitmq: RabbitMQ) -> None:
