@@ -135,6 +135,7 @@ class Links:
         monitor = socket.get_monitor_socket(_EVENTS)
         self._monitors.append(monitor)
         self._loop.watch(monitor.getsockopt(zmq.FD), lambda: self._watch(socket, monitor))
+        monitor.getsockopt(zmq.EVENTS)  # Until it was asked once, libzmq signals nothing.
         return socket
 
     def _add_loop_link(self) -> None:
@@ -160,6 +161,7 @@ class Links:
         for link in list(self._links.values()):
             link.up = False
         self._links.clear()
+        self._unread.clear()
         self._peers.clear()
 
     def all(self) -> list[Link]:
