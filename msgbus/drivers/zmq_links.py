@@ -224,6 +224,8 @@ class Links:
             words = frames.Hello(frames.PROTOCOL, self._node, node, self._settings.largest, peer.session)
             self._dialer.send_multipart([name, frames.hello(words)], zmq.NOBLOCK)
         except zmq.ZMQError as exc:
+            # Who is near, and does not let this node in, may have hung up by now: the monitor says why.
+            self._read_monitor(self._dialer, self._monitors[self._sockets.index(self._dialer)])
             self._failed(node, name, str(exc))
             return
         self._loop.call_later(
