@@ -81,7 +81,11 @@ class Gate:
         return trusted
 
     def on_event(self, event: Any) -> None:
-        """Take in what the listening socket's monitor says. Only one event names the peer, by its descriptor."""
+        """Take in what the listening socket's monitor says.
+
+        Of the peer it tells the descriptor alone, and one that has no key is hung up on so soon that its address may
+        not be learnt. It tries again, and then it mostly is.
+        """
         kind, value = event["event"], event["value"]
         if kind == zmq.EVENT_ACCEPTED:
             tcp = event["endpoint"].startswith(b"tcp:")
@@ -121,8 +125,8 @@ def why(event: Any) -> str:
     if kind == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
         return "handshake failed: the other side does not speak ZMTP as we do"
     if event["endpoint"].startswith(b"tcp:"):
-        return "handshake failed: the other side hung up or was silent; check keys_dir and key_file on both"
-    return "handshake failed"
+        return "handshake failed: no answer, or the other side hung up; check keys_dir and key_file on both"
+    return "handshake failed: no answer, or the other side hung up"
 
 
 def _peer_of(fd: int) -> str:

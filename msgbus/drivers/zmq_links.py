@@ -135,6 +135,7 @@ class Links:
         monitor = socket.get_monitor_socket(_EVENTS)
         self._monitors.append(monitor)
         self._loop.watch(monitor.getsockopt(zmq.FD), lambda: self._watch(socket, monitor))
+        monitor.getsockopt(zmq.EVENTS)  # Until it was asked once, libzmq signals nothing.
         return socket
 
     def _add_loop_link(self) -> None:
@@ -160,6 +161,7 @@ class Links:
         for link in list(self._links.values()):
             link.up = False
         self._links.clear()
+        self._unread.clear()
         self._peers.clear()
 
     def all(self) -> list[Link]:
@@ -222,6 +224,8 @@ class Links:
             words = frames.Hello(frames.PROTOCOL, self._node, node, self._settings.largest, peer.session)
             self._dialer.send_multipart([name, frames.hello(words)], zmq.NOBLOCK)
         except zmq.ZMQError as exc:
+            # Who is near, and does not let this node in, may have hung up by now: the monitor says why.
+            self._read_monitor(self._dialer, self._monitors[self._sockets.index(self._dialer)])
             self._failed(node, name, str(exc))
             return
         self._loop.call_later(

@@ -7,6 +7,10 @@ import pathlib
 import socket
 import stat
 
+import msgspec
+
+from msgbus.drivers.zmq_matchmaker import Entry
+
 
 def cut_connections(run_dir: pathlib.Path) -> None:
     """Break every connection over a socket in the directory that has an end in this process, as a network would."""
@@ -20,3 +24,13 @@ def cut_connections(run_dir: pathlib.Path) -> None:
                     connection.shutdown(socket.SHUT_RDWR)
         except (OSError, TypeError):
             continue  # It has been closed meanwhile, is not connected, or of another kind.
+
+
+def hide_sockets(run_dir: pathlib.Path) -> None:
+    """Have all nodes in the directory found at their other endpoints alone, as nodes of another host would be."""
+    for path in run_dir.glob("*.node"):
+        entry = msgspec.msgpack.decode(path.read_bytes(), type=Entry)
+        entry = msgspec.structs.replace(entry, endpoints=[e for e in entry.endpoints if not e.startswith("ipc:")])
+        if entry.endpoints:
+            (run_dir / f"{entry.node}.1000.node").write_bytes(msgspec.msgpack.encode(entry))
+    (run_dir / "changes").write_bytes(os.urandom(8))
