@@ -162,16 +162,19 @@ class Connection:
             MessagingException: it refuses, for example for want of rights.
             InvalidRPCConnectionReuse: the connection is closed, also while this waits.
         """
-        with self._lock:
-            self._check()
-            waiting, self._waiting = self._waiting, []
-        try:
-            self._start(waiting)
-        except BaseException:
+        while True:
             with self._lock:
-                self._waiting[:0] = waiting
-            raise
-        self._consuming = True
+                self._check()
+                waiting, self._waiting = self._waiting, []
+                if not waiting:
+                    self._consuming = True
+                    return
+            try:
+                self._start(waiting)
+            except BaseException:
+                with self._lock:
+                    self._waiting[:0] = waiting
+                raise
 
     def _start(self, wanted: Sequence[_Served | _Pooled]) -> None:
         end = time.monotonic() + self._transport.conf.rpc_response_timeout
