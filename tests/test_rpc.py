@@ -960,12 +960,25 @@ def test_expected_exceptions_are_not_logged(connection: rpc.Connection, caplog: 
         assert "ValueError" in caplog.text
 
 
+def test_names_of_the_old_modules() -> None:
+    """What a service imports, or catches, under an old name is there, and the exceptions are msgbus's own."""
+    from msgbus.rpc import common, dispatcher, proxy, service
+
+    for name in common.__all__:
+        assert getattr(rpc, name) is getattr(common, name), name
+    assert (dispatcher.RpcDispatcher, proxy.RpcProxy, service.Service) == (rpc.RpcDispatcher, rpc.RpcProxy, rpc.Service)
+    exceptions = {name for name, value in vars(common).items() if isinstance(value, type) and name in common.__all__}
+    for name in exceptions - {"ClientException", "CommonRpcContext", "Connection", "RpcContext"}:
+        assert issubclass(getattr(common, name), msgbus.MessagingException), name
+
+
 def test_public_names() -> None:
     """All that is promised is there, and nothing is public by accident."""
     modules = {
         "binding",
         "common",
         "connection",
+        "context",
         "dispatcher",
         "gone",
         "messages",

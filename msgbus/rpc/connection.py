@@ -10,15 +10,18 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from msgbus.drivers.base import Address
-from msgbus.exceptions import CallCancelled, InvalidTarget
+from msgbus.exceptions import CallCancelled, InvalidTarget, MessagingException
 from msgbus.rpc import binding
-from msgbus.rpc.common import InvalidRPCConnectionReuse
 from msgbus.rpc.dispatcher import ProxyDispatcher
 from msgbus.rpc.messages import split_topic
 from msgbus.rpc.pool import Callback, PoolConsumer
 from msgbus.server import RPCServer
 from msgbus.target import Target
 from msgbus.transport import Transport
+
+
+class InvalidRPCConnectionReuse(MessagingException):
+    """A `Connection` was used after it had been closed."""
 
 
 class _Consumer(Protocol):
