@@ -221,11 +221,11 @@ class RPCDispatcher:
             except ValueError:
                 continue
             compatible = True
-            method = getattr(endpoint, name, None)
-            if not callable(method) or isinstance(method, Target):
+            method = _method(endpoint, name)
+            if method is None:
                 continue
             if self._policy.is_allowed(endpoint, name):
-                return method  # type: ignore[no-any-return]  # callable() leaves Any
+                return method
             denied = True
         if denied:
             raise AccessDenied(f"RPC method {name} may not be called from outside")
@@ -240,7 +240,7 @@ class RPCDispatcher:
             for endpoint, target in self._endpoints
             if namespace in target.accepted_namespaces
             for found in dir(endpoint)
-            if not found.startswith("_") and found != "target" and self._policy.is_allowed(endpoint, found)
+            if not found.startswith("_") and _method(endpoint, found) and self._policy.is_allowed(endpoint, found)
         }
         near = difflib.get_close_matches(name, sorted(known), n=1)
         return near[0] if near else None
@@ -262,6 +262,14 @@ class RPCDispatcher:
         if isinstance(result, Generator):
             return _serialize_each(serializer, context, result)
         return serializer.serialize_entity(context, result)
+
+
+def _method(endpoint: object, name: str) -> Method | None:
+    """What can be called under a name, or None. A property is not asked: a request is not to run its code."""
+    if isinstance(inspect.getattr_static(endpoint, name, None), property):
+        return None
+    found = getattr(endpoint, name, None)
+    return found if callable(found) and not isinstance(found, Target) else None
 
 
 def _run(method: Method, context: Any, args: dict[str, Any]) -> Any:

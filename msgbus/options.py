@@ -6,7 +6,7 @@ import difflib
 import glob
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -242,18 +242,21 @@ def _read(conf: cfg.ConfigOpts, group: str, opt: cfg.Opt, url: TransportURL) -> 
 
 def names_in_files(conf: cfg.ConfigOpts, group: str) -> dict[str, str]:
     """The names that stand in a group of the configuration files, whether they are options or not, and in which."""
-    names: dict[str, str] = {}
+    return {name: path for path, groups in read_files(conf) for name in groups.get(group, ())}
+
+
+def read_files(conf: cfg.ConfigOpts) -> Iterator[tuple[str, dict[str, dict[str, list[str]]]]]:
+    """Each of the configuration files: its path, and the values by group and name, whether they are options or not."""
     paths = list(getattr(conf, "config_file", None) or ())
     for folder in getattr(conf, "config_dir", None) or ():
         paths += sorted(glob.glob(os.path.join(folder, "*.conf")))
     for path in paths:
-        sections: dict[str, dict[str, list[str]]] = {}
+        groups: dict[str, dict[str, list[str]]] = {}
         try:
-            cfg.ConfigParser(path, sections).parse()
+            cfg.ConfigParser(path, groups).parse()
         except OSError as exc:  # It has been read; since then the process may have changed its folder or its user.
             LOG.debug("%s cannot be looked at for wrong names: %s", path, exc)
-        names.update(dict.fromkeys(sections.get(group, ()), path))
-    return names
+        yield path, groups
 
 
 def _refuse_unknown(names: Iterable[str], known: Iterable[str], where: str) -> None:

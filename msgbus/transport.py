@@ -98,6 +98,8 @@ def get_rpc_transport(
 ) -> Transport:
     """Make a transport. Nothing is connected yet.
 
+    What stands in a configuration file, is nobody's and is nearly an option of msgbus's is warned of in the log.
+
     Args:
         conf: options are registered on it, and read from it.
         url: a transport URL; None means ``transport_url`` of the configuration, else the driver that ``rpc_backend``
@@ -111,13 +113,16 @@ def get_rpc_transport(
         TypeError: `conf` is no configuration.
     """
     from msgbus import options
+    from msgbus.misspelt import warn_of_misspelt
 
     if not hasattr(conf, "register_opts"):
         raise TypeError(f"the first argument is an oslo.config ConfigOpts, not {type(conf).__name__}; the URL follows")
     options.register(conf)
     parsed = url if isinstance(url, TransportURL) else TransportURL.parse(conf, url)
     cls = load_driver_class(parsed.transport)
-    return Transport(conf, parsed, cls(conf, parsed), allowed_remote_exmods)
+    driver = cls(conf, parsed)
+    warn_of_misspelt(conf, cls.options()[0])
+    return Transport(conf, parsed, driver, allowed_remote_exmods)
 
 
 class Transport:

@@ -1,7 +1,13 @@
-"""What users of the classic rpc API rely on: the same checks for each driver, see tests/test_rpc.py."""
+"""What users of the classic rpc API rely on: the same checks for each driver.
+
+In memory by tests/test_rpc.py, and with every driver by tests/functional/test_rpc.py, where a driver joins.
+"""
 
 from __future__ import annotations
 
+import functools
+import itertools
+import queue
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -35,6 +41,7 @@ class Receiver:
         self.release = threading.Event()
         self.answer = {number: threading.Event() for number in (1, 2, 3)}
         self.running = threading.Semaphore(0)
+        self.generator_closed = threading.Event()
 
     def echo(self, context: Any, value: Any) -> Any:
         return value
@@ -62,6 +69,12 @@ class Receiver:
         yield value
         yield value + 1
         yield value + 2
+
+    def count_for_ever(self, context: Any) -> Iterator[int]:
+        try:
+            yield from itertools.count()
+        finally:
+            self.generator_closed.set()
 
     def two_then_raise(self, context: Any) -> Iterator[int]:
         yield 1
@@ -151,6 +164,14 @@ class RpcChecks:
         with pytest.raises(KeyError, match="third"):
             next(values)
 
+    @pytest.mark.parametrize("taken", [0, 2])
+    def test_multicall_that_is_dropped_ends_the_generator(self, receiver: Receiver, taken: int) -> None:
+        """Whether values were taken or none: nobody has to close anything."""
+        values = rpc.multicall(CONTEXT, "test", {"method": "count_for_ever"})
+        assert list(itertools.islice(values, taken)) == list(range(taken))
+        del values
+        assert receiver.generator_closed.wait(PATIENCE)
+
     def test_context_is_passed(self, receiver: Receiver) -> None:
         """The context arrives as an object with the same values."""
         assert rpc.call(CONTEXT, "test", {"method": "context", "args": {"value": 42}}) == CONTEXT.to_dict()
@@ -231,3 +252,35 @@ class RpcChecks:
         assert rpc.call(CONTEXT, "test", msg) == {"nested": [1, 2]}
         assert msg == {"method": "echo", "args": {"value": {"nested": [1, 2]}}}
         assert msg["args"] is args
+
+    def test_workers_of_a_pool_share_a_cast(self, receiver: Receiver) -> None:
+        """One of a pool's members runs it, besides a consumer of the topic itself."""
+        workers = [Receiver() for _ in range(2)]
+        conn = rpc.create_connection()
+        for worker in workers:
+            conn.create_worker("test", worker, "pool")
+        conn.consume_in_thread()
+        for number in range(4):
+            rpc.cast(CONTEXT, "test", {"method": "note", "args": {"value": number}})
+        rpc.call(CONTEXT, "test", {"method": "fortytwo"})
+        conn.close()
+        assert sorted(value for worker in workers for value in worker.cast_values) == [0, 1, 2, 3]
+
+    def test_each_pool_gets_a_notification(self, receiver: Receiver) -> None:
+        """One of its members, as a dict, with the sender's context."""
+        got: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
+
+        def put(pool: str, message: dict[str, Any]) -> None:
+            got.put((pool, message))
+
+        conn = rpc.create_connection()
+        for pool in ("one", "one", "two"):
+            conn.join_consumer_pool(functools.partial(put, pool), pool, "notifications.info")
+        conn.consume_in_thread()
+        rpc.notify(CONTEXT, "notifications.info", {"event_type": "created"})
+        came = dict(got.get(timeout=PATIENCE) for _ in range(2))
+        assert set(came) == {"one", "two"}
+        for message in came.values():
+            assert (message["event_type"], message["_context_user"]) == ("created", "fake_user")
+        conn.close()
+        assert got.empty()

@@ -243,9 +243,10 @@ def misspelt(lines: str, tmp_path: pathlib.Path, *args: str) -> list[str]:
 
 def test_name_that_is_nearly_ours_is_warned_of(tmp_path: pathlib.Path) -> None:
     """A group, or an option of group DEFAULT, that nobody knows and that looks like one of ours; not with --json."""
-    lines = "[DEFAULT]\nrpc_reponse_timeout = 3\n[msgbus_komby]\nheartbeat = 3\n"
+    lines = "[DEFAULT]\nrpc_reponse_timeout = 3\n[msgbus_komby]\nheartbeat = 3\n[mgsbus_zmq]\nlisten = x\n"
     assert misspelt(lines, tmp_path) == [
         "there is no group [msgbus_komby]; did you mean [msgbus_kombu]?",
+        "there is no group [mgsbus_zmq]; did you mean [msgbus_zmq]?",
         "there is no option rpc_reponse_timeout; did you mean rpc_response_timeout?",
     ]
     assert misspelt(lines, tmp_path, "--json") == []

@@ -383,6 +383,20 @@ class Shop:
     def _secret(self, ctxt: Any) -> None:
         pass
 
+    open_from = "nine"
+
+    @property
+    def opening_hours(self) -> str:
+        raise AssertionError("a request has run a property")
+
+
+@pytest.mark.parametrize("name", ["open_from", "opening_hours", "target"])
+def test_an_attribute_is_no_method(name: str) -> None:
+    """It is neither run nor suggested, and a property is not asked for its value."""
+    with pytest.raises(NoSuchMethod) as caught:
+        RPCDispatcher([Shop()]).find(Request(name))
+    assert caught.value.near is None
+
 
 @pytest.mark.parametrize(("method", "near"), [("ordr", "order"), ("secret", None), ("zzz", None)])
 def test_a_method_that_may_have_been_meant(method: str, near: str | None) -> None:

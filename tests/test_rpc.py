@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from oslo_config import cfg
 
 import msgbus
 from msgbus import rpc
+from msgbus.deadline import current
 from msgbus.rpc import binding
 from msgbus.rpc.gone import GONE
 from msgbus.rpc.messages import split_topic
@@ -170,6 +172,31 @@ def test_threads_share_one_transport(conf: cfg.ConfigOpts) -> None:
         thread.join()
     assert len(found) == 8
     assert len(set(map(id, found))) == 1
+
+
+def test_method_may_use_rpc_while_another_configuration_is_taken(
+    conf: cfg.ConfigOpts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing what was open takes its time; nobody waits for that in order to use the new one."""
+    closing, go_on = threading.Event(), threading.Event()
+    cleanup = msgbus.Transport.cleanup
+
+    def close_slowly(transport: msgbus.Transport) -> None:
+        closing.set()
+        assert go_on.wait(PATIENCE)
+        cleanup(transport)
+
+    binding.transport()
+    monkeypatch.setattr(msgbus.Transport, "cleanup", close_slowly)
+    other = new_conf(transport_url=new_url())
+    taking = threading.Thread(target=rpc.init, args=(other,))
+    taking.start()
+    assert closing.wait(PATIENCE)
+    found: queue.Queue[msgbus.Transport] = queue.Queue()
+    threading.Thread(target=lambda: found.put(binding.transport())).start()
+    assert found.get(timeout=PATIENCE).conf is other
+    go_on.set()
+    taking.join(PATIENCE)
 
 
 def test_exception_of_an_allowed_module_is_made_again(connection: rpc.Connection, conf: cfg.ConfigOpts) -> None:
@@ -392,6 +419,10 @@ def test_cast_of_a_method_whose_caller_has_given_up(manager: Manager, connection
     class Slow:
         def work(self, context: Any) -> None:
             release.wait(PATIENCE)
+            own_deadline = current.get()  # A moment later than the caller's, who did not know when this began.
+            assert own_deadline is not None
+            while time.monotonic() < own_deadline:
+                time.sleep(0.01)
             try:
                 rpc.cast(context, "svc", {"method": "note", "args": {"text": "done"}})
                 rpc.notify(context, "notifications.info", {"event": "done"})
@@ -403,7 +434,7 @@ def test_cast_of_a_method_whose_caller_has_given_up(manager: Manager, connection
 
     connection.create_consumer("slow", Slow())
     with pytest.raises(rpc.Timeout):
-        rpc.call({}, "slow", {"method": "work"}, timeout=0.2)
+        rpc.call({}, "slow", {"method": "work"}, timeout=0.5)
     release.set()
     assert outcome.get(timeout=PATIENCE) == "sent"
     assert manager.notes.get(timeout=PATIENCE) == "done"
@@ -423,6 +454,30 @@ def test_consumer_may_be_created_while_consuming(manager: Manager, connection: r
     assert manager.notes.get(timeout=PATIENCE) == "once"
     connection.close()
     assert manager.notes.empty()
+
+
+def test_consumer_that_is_created_while_others_are_started_is_served(
+    connection: rpc.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another thread, while the first consumers wait for the message system."""
+    starting, go_on = threading.Event(), threading.Event()
+    start = msgbus.RPCServer.start
+
+    def start_slowly(server: msgbus.RPCServer, timeout: float | None = None) -> None:
+        starting.set()
+        assert go_on.wait(PATIENCE)
+        start(server, timeout)
+
+    monkeypatch.setattr(msgbus.RPCServer, "start", start_slowly)
+    connection.create_consumer("svc", Manager())
+    consuming = threading.Thread(target=connection.consume_in_thread)
+    consuming.start()
+    assert starting.wait(PATIENCE)
+    connection.create_consumer("late", Manager())
+    go_on.set()
+    consuming.join(PATIENCE)
+    for topic in ("svc", "late"):
+        assert rpc.call({}, topic, {"method": "greet"}) == "Hello, you"
 
 
 def test_the_same_consumer_twice_runs_each_message_once(connection: rpc.Connection) -> None:
@@ -628,6 +683,28 @@ def test_service_serves_in_all_three_ways(conf: cfg.ConfigOpts) -> None:
     service.stop()
 
 
+@pytest.mark.parametrize("topic", ["svc", ""])
+def test_service_that_could_not_be_started_can_be_started_again(conf: cfg.ConfigOpts, topic: str) -> None:
+    """Its hook raises, or its topic is none: nothing is served half, and `start` does not take it for started."""
+
+    class Hooked(Manager):
+        def initialize_service_hook(self, service: rpc.Service) -> None:
+            if self.notes.empty():
+                raise LookupError("no database")
+
+    manager = Hooked()
+    service = rpc.Service("h1", topic, manager)
+    for _ in range(2):
+        with pytest.raises((LookupError, msgbus.InvalidTarget)):
+            service.start()
+    assert service.conn is None
+    manager.note(None, "the database is there")
+    service.topic = "svc"
+    service.start()
+    assert rpc.call({}, "svc.h1", {"method": "greet"}) == "Hello, you"
+    service.stop()
+
+
 def test_service_without_manager_serves_its_own_methods(conf: cfg.ConfigOpts) -> None:
     """A subclass may be its own manager."""
 
@@ -697,12 +774,19 @@ def test_cast_to_another_message_system(manager: Manager, conf: cfg.ConfigOpts) 
         ({"hostname": 5}, "hostname is a string"),
         ({"hostname": "h", "port": "abc"}, "port is none"),
         ({"hostname": "h", "password": 5}, "password is a string"),
+        ({"hostname": "u:pa55@h"}, "no host name alone"),
+        ({"hostname": "rabbit://u:pa55@h/"}, "no host name alone"),
+        ({"hostname": "h", "passwd": "pa55"}, "unknown are passwd"),
+        ({"hostname": "h", "port": "pa55"}, "port is none"),
     ],
 )
-def test_server_params_that_are_none(conf: cfg.ConfigOpts, params: Any, text: str) -> None:
-    """The error says what is wrong."""
-    with pytest.raises(msgbus.ConfigurationError, match=text):
+def test_server_params_that_are_none(
+    conf: cfg.ConfigOpts, params: Any, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The error says what is wrong, without what may be a password in a wrong place."""
+    with caplog.at_level(logging.DEBUG), pytest.raises(msgbus.ConfigurationError, match=text) as caught:
         rpc.cast_to_server({}, params, "svc", {"method": "greet"})
+    assert "pa55" not in str(caught.value) + caplog.text
 
 
 # Notifications and pools
@@ -882,12 +966,25 @@ def test_expected_exceptions_are_not_logged(connection: rpc.Connection, caplog: 
         assert "ValueError" in caplog.text
 
 
+def test_names_of_the_old_modules() -> None:
+    """What a service imports, or catches, under an old name is there, and the exceptions are msgbus's own."""
+    from msgbus.rpc import common, dispatcher, proxy, service
+
+    for name in common.__all__:
+        assert getattr(rpc, name) is getattr(common, name), name
+    assert (dispatcher.RpcDispatcher, proxy.RpcProxy, service.Service) == (rpc.RpcDispatcher, rpc.RpcProxy, rpc.Service)
+    exceptions = {name for name, value in vars(common).items() if isinstance(value, type) and name in common.__all__}
+    for name in exceptions - {"ClientException", "CommonRpcContext", "Connection", "RpcContext"}:
+        assert issubclass(getattr(common, name), msgbus.MessagingException), name
+
+
 def test_public_names() -> None:
     """All that is promised is there, and nothing is public by accident."""
     modules = {
         "binding",
         "common",
         "connection",
+        "context",
         "dispatcher",
         "gone",
         "messages",

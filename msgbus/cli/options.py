@@ -258,7 +258,6 @@ def open_transport(url: str | None, config_files: tuple[str, ...], *, quiet: boo
     from oslo_config import cfg
 
     from msgbus.cli.errors import is_end_of_output
-    from msgbus.cli.misspelt import warn_of_misspelt
     from msgbus.cli.progress import progress
     from msgbus.cli.telling import tell
     from msgbus.exceptions import ConfigurationError
@@ -266,8 +265,8 @@ def open_transport(url: str | None, config_files: tuple[str, ...], *, quiet: boo
 
     ctx = click.get_current_context()
     conf = load_configuration(config_files)
-    if not wants_json(ctx):
-        warn_of_misspelt(config_files)
+    if wants_json(ctx):
+        logging.getLogger("msgbus.misspelt").setLevel(logging.ERROR)
     try:
         transport = get_rpc_transport(conf, url or None)
         try:

@@ -20,6 +20,8 @@ from msgbus.rpc.binding import cleanup, init, set_defaults
 from msgbus.rpc.common import (
     ClientException,
     CommonRpcContext,
+    Connection,
+    DuplicateMessageError,
     InvalidRPCConnectionReuse,
     RemoteError,
     RpcContext,
@@ -32,7 +34,6 @@ from msgbus.rpc.common import (
     client_exceptions,
     version_is_compatible,
 )
-from msgbus.rpc.connection import Connection
 from msgbus.rpc.dispatcher import RpcDispatcher
 from msgbus.rpc.messages import cast_elsewhere, client_for
 from msgbus.rpc.notifying import notify
@@ -43,6 +44,7 @@ __all__ = [
     "ClientException",
     "CommonRpcContext",
     "Connection",
+    "DuplicateMessageError",
     "InvalidRPCConnectionReuse",
     "RPCException",
     "RemoteError",

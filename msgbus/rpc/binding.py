@@ -47,7 +47,8 @@ os.register_at_fork(after_in_child=_bound.renew_lock)
 
 def remember(connection: Connection) -> None:
     """Know a connection, in order to say so if it is cut off."""
-    _bound.connections.add(connection)
+    with _bound.lock:
+        _bound.connections.add(connection)
 
 
 def init(conf: cfg.ConfigOpts) -> None:
@@ -56,13 +57,13 @@ def init(conf: cfg.ConfigOpts) -> None:
     May be called before the configuration is parsed, and again. What was open for another configuration is closed.
     """
     with _bound.lock:
-        if _bound.conf is not None and _bound.conf is not conf:
-            cleanup()
         options.register(conf)
         options.register(conf, options.RPC_OPTS)
         if _bound.exchange is not None:
             conf.set_default("control_exchange", _bound.exchange)
-        _bound.conf = conf
+        before, _bound.conf = _bound.conf, conf
+        opened = _take_transports() if before is not None and before is not conf else []
+    _close(opened)
 
 
 def set_defaults(control_exchange: str) -> None:
@@ -83,10 +84,21 @@ def cleanup() -> None:
     what it runs cannot be answered.
     """
     with _bound.lock:
-        transports = list(_bound.transports.values())
-        _bound.transports.clear()
-    if any(connection.consumes for connection in list(_bound.connections)):
+        opened = _take_transports()
+    _close(opened)
+
+
+def _take_transports() -> list[Transport]:
+    """The transports, which from now on are nobody's; the lock is held."""
+    transports = list(_bound.transports.values())
+    _bound.transports.clear()
+    if any(connection.consumes for connection in _bound.connections):
         LOG.warning("rpc.cleanup() cuts off consumers that were not closed: close their connections before")
+    return transports
+
+
+def _close(transports: list[Transport]) -> None:
+    """Close them; the lock is not held, as that may take seconds, and methods that run may need it."""
     for transport in transports:
         try:
             transport.cleanup()
@@ -170,6 +182,8 @@ def _checked(server_params: Mapping[str, Any]) -> dict[str, Any]:
     params = {name: value for name, value in server_params.items() if value is not None}
     if not params.get("hostname"):
         raise ConfigurationError(f"server_params: the hostname is missing; there are {names}")
+    if any(c in "@/" or c.isspace() for c in str(params["hostname"])):  # It is not shown: it may hold a password.
+        raise ConfigurationError(f"server_params: the hostname is no host name alone; there are {names}")
     port = str(params.get("port", "1"))
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise ConfigurationError("server_params: the port is none")

@@ -1,10 +1,9 @@
-"""The names of the old ``rpc.common``: its exceptions are msgbus's own, its context is here."""
+"""The names of the old ``rpc.common``: its exceptions are msgbus's own."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from msgbus.dispatcher import ExpectedException, expected_exceptions, version_is_compatible
 from msgbus.exceptions import (
@@ -15,12 +14,16 @@ from msgbus.exceptions import (
     SerializationError,
     UnsupportedVersion,
 )
+from msgbus.rpc.connection import Connection, InvalidRPCConnectionReuse
+from msgbus.rpc.context import CommonRpcContext, RpcContext
 
 R = TypeVar("R")
 
 __all__ = [
     "ClientException",
     "CommonRpcContext",
+    "Connection",
+    "DuplicateMessageError",
     "InvalidRPCConnectionReuse",
     "RPCException",
     "RemoteError",
@@ -43,8 +46,8 @@ ClientException = ExpectedException
 client_exceptions = expected_exceptions
 
 
-class InvalidRPCConnectionReuse(MessagingException):
-    """A `Connection` was used after it had been closed."""
+class DuplicateMessageError(MessagingException):
+    """Is never raised, since a server drops repeats by itself. The name is there for code that catches it."""
 
 
 def catch_client_exception(
@@ -60,57 +63,3 @@ def catch_client_exception(
     """
     types = (exceptions,) if isinstance(exceptions, type) else exceptions
     return client_exceptions(*types)(func)(*args, **kwargs)
-
-
-class CommonRpcContext:
-    """A context: values by name, which can be read as attributes too. They have to be plain data in order to travel.
-
-    Attributes:
-        values: the dict.
-    """
-
-    def __init__(self, /, **kwargs: Any) -> None:
-        self.values = kwargs
-
-    def __getattr__(self, name: str) -> Any:
-        # Not through `self.values`: while a copy is being made, it is not there yet.
-        try:
-            return self.__dict__["values"][name]
-        except KeyError:
-            raise AttributeError(f"the context has no {name!r}") from None
-
-    def to_dict(self) -> dict[str, Any]:
-        """A deep copy of the values."""
-        return copy.deepcopy(self.values)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The context with these values."""
-        return cls(**values)
-
-    def deepcopy(self) -> Self:
-        """A copy that shares nothing with this one."""
-        return self.from_dict(self.to_dict())
-
-    def elevated(self, read_deleted: Any = None, overwrite: bool = False) -> Self:
-        """A copy with ``is_admin`` set and "admin" among its ``roles``.
-
-        Args:
-            read_deleted: if it is not None, the copy's ``read_deleted``.
-            overwrite: of no meaning; it was never used.
-        """
-        elevated = self.deepcopy()
-        elevated.values["is_admin"] = True
-        roles = elevated.values.setdefault("roles", [])
-        if "admin" not in roles:
-            roles.append("admin")
-        if read_deleted is not None:
-            elevated.values["read_deleted"] = read_deleted
-        return elevated
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {', '.join(sorted(self.values)) or 'nothing'}>"  # values may be secret
-
-
-RpcContext = CommonRpcContext
-"""What a method gets as its context: the caller's, made again. (The old one held the connection for the reply too.)"""

@@ -10,15 +10,18 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from msgbus.drivers.base import Address
-from msgbus.exceptions import CallCancelled, InvalidTarget
+from msgbus.exceptions import CallCancelled, InvalidTarget, MessagingException
 from msgbus.rpc import binding
-from msgbus.rpc.common import InvalidRPCConnectionReuse
 from msgbus.rpc.dispatcher import ProxyDispatcher
 from msgbus.rpc.messages import split_topic
 from msgbus.rpc.pool import Callback, PoolConsumer
 from msgbus.server import RPCServer
 from msgbus.target import Target
 from msgbus.transport import Transport
+
+
+class InvalidRPCConnectionReuse(MessagingException):
+    """A `Connection` was used after it had been closed."""
 
 
 class _Consumer(Protocol):
@@ -162,16 +165,19 @@ class Connection:
             MessagingException: it refuses, for example for want of rights.
             InvalidRPCConnectionReuse: the connection is closed, also while this waits.
         """
-        with self._lock:
-            self._check()
-            waiting, self._waiting = self._waiting, []
-        try:
-            self._start(waiting)
-        except BaseException:
+        while True:
             with self._lock:
-                self._waiting[:0] = waiting
-            raise
-        self._consuming = True
+                self._check()
+                waiting, self._waiting = self._waiting, []
+                if not waiting:
+                    self._consuming = True
+                    return
+            try:
+                self._start(waiting)
+            except BaseException:
+                with self._lock:
+                    self._waiting[:0] = waiting
+                raise
 
     def _start(self, wanted: Sequence[_Served | _Pooled]) -> None:
         end = time.monotonic() + self._transport.conf.rpc_response_timeout

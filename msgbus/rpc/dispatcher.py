@@ -9,7 +9,7 @@ from typing import Any
 from msgbus.dispatcher import RPCDispatcher
 from msgbus.exceptions import UnsupportedVersion
 from msgbus.message import PING_NAMESPACE, Request
-from msgbus.rpc.common import RpcContext
+from msgbus.rpc.context import RpcContext
 from msgbus.rpc.messages import EntitySerializer
 from msgbus.target import Target
 

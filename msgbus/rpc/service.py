@@ -31,22 +31,24 @@ class Service:
         """Begin to serve; returns when requests will arrive. Where it serves already: nothing.
 
         Raises:
-            As `Connection.consume_in_thread`.
+            As `Connection.create_consumer` and `Connection.consume_in_thread`, and what the manager's hook raises: then
+            nothing is served, and it may be started again.
         """
         if self.conn is not None:
             return
-        self.conn = Connection(binding.transport())
-        dispatcher = RpcDispatcher([self.manager], self.serializer)
-        self.conn.create_consumer(self.topic, dispatcher, fanout=False)
-        self.conn.create_consumer(f"{self.topic}.{self.host}", dispatcher, fanout=False)
-        self.conn.create_consumer(self.topic, dispatcher, fanout=True)
-        hook = getattr(self.manager, "initialize_service_hook", None)
-        if callable(hook):
-            hook(self)
+        self.conn = conn = Connection(binding.transport())
         try:
-            self.conn.consume_in_thread()
+            dispatcher = RpcDispatcher([self.manager], self.serializer)
+            conn.create_consumer(self.topic, dispatcher, fanout=False)
+            conn.create_consumer(f"{self.topic}.{self.host}", dispatcher, fanout=False)
+            conn.create_consumer(self.topic, dispatcher, fanout=True)
+            hook = getattr(self.manager, "initialize_service_hook", None)
+            if callable(hook):
+                hook(self)
+            conn.consume_in_thread()
         except BaseException:
             self.conn = None
+            conn.close()
             raise
 
     def stop(self) -> None:

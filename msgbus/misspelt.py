@@ -1,0 +1,63 @@
+"""Warnings of names in configuration files that are nearly ours. A service shares its files with others' options."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from msgbus import options
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+LOG = logging.getLogger(__name__)
+
+CUTOFF = 0.85
+"""How alike two names are, for `difflib`, of which one was meant for the other."""
+PREFIX = "msgbus"
+"""What the groups of drivers begin with: such a group is nobody else's, unless it is registered."""
+
+
+def warn_of_misspelt(conf: cfg.ConfigOpts, group: str) -> None:
+    """Log a warning of each group, and each name in group DEFAULT, that nobody knows and that is nearly one of ours.
+
+    In a driver's own group such a name is an error: nobody else has options there.
+
+    Args:
+        conf: its files are looked at. What the service has registered on it is known.
+        group: of the driver that is used.
+    """
+    ours = {name for opt in (*options.CORE_OPTS, *options.RPC_OPTS) for name in (opt.dest, opt.name)}
+    old = {name.name for opt in options.CORE_OPTS for name in opt.deprecated_opts}
+    for path, groups in options.read_files(conf):
+        for name in groups:
+            if name not in (group, "DEFAULT") and name.lower() not in conf and (meant := _meant_group(name)):
+                LOG.warning("%s: there is no group [%s]; did you mean %s?", path, name, meant)
+        for name in groups.get("DEFAULT", ()):
+            if name not in ours | old and name not in conf and (near := _nearest(name, ours)):
+                LOG.warning("%s: there is no option %s; did you mean %s?", path, name, near)
+
+
+def _meant_group(name: str) -> str:
+    """The group of a driver, or several, that may have been meant; empty where it is one, or somebody else's."""
+    is_ours = name.lower().startswith(PREFIX)
+    if not is_ours and not _nearest(name.lower(), [f"{PREFIX}{name[len(PREFIX) :].lower()}"]):
+        return ""
+    from msgbus.transport import installed_drivers  # which takes its time
+
+    by_driver = {driver: found.options()[0] for driver, found in installed_drivers().items()}
+    known = sorted(set(by_driver.values()))
+    if name.lower() in known:
+        return ""
+    for driver, group in by_driver.items():
+        if name.lower() == f"{PREFIX}_{driver}":  # by another name of the driver's
+            return f"[{group}]"
+    if near := _nearest(name, known):
+        return f"[{near}]"
+    return " or ".join(f"[{group}]" for group in known) if is_ours else ""
+
+
+def _nearest(name: str, known: Collection[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=CUTOFF)), None)
