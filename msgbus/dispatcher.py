@@ -7,7 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from functools import wraps
+from functools import cached_property, wraps
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
@@ -266,7 +266,7 @@ class RPCDispatcher:
 
 def _method(endpoint: object, name: str) -> Method | None:
     """What can be called under a name, or None. A property is not asked: a request is not to run its code."""
-    if isinstance(inspect.getattr_static(endpoint, name, None), property):
+    if isinstance(getattr(type(endpoint), name, None), property | cached_property):
         return None
     found = getattr(endpoint, name, None)
     return found if callable(found) and not isinstance(found, Target) else None
