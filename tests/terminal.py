@@ -58,6 +58,10 @@ class Terminal:
         self.process.wait()
         os.close(self._fd)
 
+    def type(self, text: str) -> None:
+        """Press keys."""
+        os.write(self._fd, text.encode())
+
     def wait_for(self, text: str) -> None:
         """Read until `text` has come."""
         end = time.monotonic() + SECONDS

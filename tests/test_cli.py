@@ -194,7 +194,7 @@ def test_nothing_configured_means_the_processes_of_this_host(
     """The driver zmq needs no message system, so that a beginner needs no configuration."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     line = fails(run("call", "topic", "method"), Code.NO_SERVER)
-    assert "nobody listens at topic 'topic'" in line
+    assert "nobody listens at topic 'topic' (exchange 'msgbus'): over ZeroMQ none of the known processes" in line
     assert (tmp_path / "msgbus" / "changes").exists()
 
 
@@ -474,8 +474,10 @@ def test_ping_prints_a_table_or_json() -> None:
 
 
 def test_ping_of_nobody_is_exit_code_3() -> None:
-    """As for a call."""
-    assert "topic cli-nobody" in fails(run("ping", "cli-nobody", "--timeout", "0.1", "--url", FAKE), Code.NO_SERVER)
+    """As for a call. The line says over which message system it was looked for: another may have been meant."""
+    line = fails(run("ping", "cli-nobody", "--timeout", "0.1", "--url", FAKE), Code.NO_SERVER)
+    assert "topic cli-nobody" in line
+    assert f"over the in-memory message system {FAKE}" in line
 
 
 def test_ping_of_a_server_that_does_not_answer_names_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,4 +35,7 @@ def completion(ctx: click.Context, shell: str) -> None:
     """Print the script that makes SHELL (bash, zsh or fish) complete commands and options when Tab is pressed."""
     cls = get_completion_class(shell)
     assert cls is not None
-    click.echo(cls(ctx.find_root().command, {}, "msgbus", "_MSGBUS_COMPLETE").source(), nl=False)
+    script = cls(ctx.find_root().command, {}, "msgbus", "_MSGBUS_COMPLETE")
+    click.echo(script.source(), nl=False)
+    if shell == "zsh":  # As a file in $fpath it would, without this, complete nothing the second time.
+        click.echo(f"compdef {script.func_name} msgbus")

@@ -47,8 +47,8 @@ def ping(
             who = f"server {server}" if server else "no server"
             negation = " did not answer" if server else " answered"
             raise MessageUndeliverable(
-                f"{who} of topic {topic}{negation} within {timeout:g} s: it is not there, or all its threads are busy "
-                "(then a longer --timeout helps)"
+                f"{who} of topic {topic}{negation} within {timeout:g} s over {transport.driver.state}: "
+                "it is not there, or all its threads are busy (then a longer --timeout helps)"
             )
     found.sort(key=lambda answer: str(answer.get("server")))
     if as_json:

@@ -237,10 +237,11 @@ class Sender:
 
     def _nobody(self, parcel: Parcel) -> None:
         if parcel.mandatory:
-            what = "there is no such inbox" if parcel.address.kind == "inbox" else "nobody subscribes there"
             known = len(self._directory.entries)
-            text = f"nobody listens at {parcel.address}: {what}, as far as the {known} known nodes say"
-            fail(parcel.sent, MessageUndeliverable(text))
+            text = f"over ZeroMQ none of the known processes ({known} with this one) has it"
+            if parcel.address.kind != "inbox":
+                text += "; is its server started, and over ZeroMQ too?"
+            fail(parcel.sent, MessageUndeliverable(f"nobody listens at {parcel.address}: {text}"))
         else:
             parcel.finish()
 

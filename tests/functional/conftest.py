@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import NoReturn
 
 import pytest
 
@@ -12,11 +13,15 @@ from tests.functional.brokers.processes import BrokerMissing
 from tests.functional.brokers.rabbitmq import RabbitMQ
 
 
-def _missing(error: BrokerMissing) -> None:
-    """A broker that is not there skips its tests on somebody's laptop, and fails them in CI: nothing is untested."""
+def skip_or_fail(what: str) -> NoReturn:
+    """What is missing skips its tests on somebody's laptop, and fails them in CI: nothing is untested."""
     if os.environ.get("CI") == "true":
-        pytest.fail(str(error), pytrace=False)
-    pytest.skip(str(error))
+        pytest.fail(what, pytrace=False)
+    pytest.skip(what)
+
+
+def _missing(error: BrokerMissing) -> None:
+    skip_or_fail(str(error))
 
 
 def _rabbitmq(version: str, folder: pathlib.Path) -> Iterator[RabbitMQ]:

@@ -28,6 +28,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import pytest
@@ -77,8 +78,10 @@ def blocks(page: pathlib.Path) -> list[Block]:
 class Terminal:
     """A shell that commands are pasted into."""
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    def __init__(self, folder: pathlib.Path, run_dir: str = "") -> None:
         env = {name: value for name, value in os.environ.items() if not name.startswith("MSGBUS_")}
+        if run_dir:
+            env["XDG_RUNTIME_DIR"] = run_dir
         env["PATH"] = f"{pathlib.Path(sys.executable).parent}:{env['PATH']}"
         self.shell = subprocess.Popen(
             ["bash"],
@@ -146,13 +149,17 @@ def check_text(printed: str, shown: str) -> None:
 
 
 def run(page: pathlib.Path, folder: pathlib.Path, url: str) -> None:
-    """Do what a page says, in an empty folder; `url` takes the place of its RabbitMQ."""
+    """Do what a page says, in an empty folder; `url` takes the place of its RabbitMQ.
+
+    Where nothing is configured, processes meet in a folder of the page's own: sockets want a short path.
+    """
     printed = ""
     terminals: dict[str | None, Terminal] = {}
     with ExitStack() as cleanup:
+        run_dir = cleanup.enter_context(TemporaryDirectory(prefix="msgbus-"))
 
         def new_terminal(name: str | None) -> Terminal:
-            terminals[name] = Terminal(folder)
+            terminals[name] = Terminal(folder, run_dir)
             cleanup.callback(terminals[name].close)
             return terminals[name]
 

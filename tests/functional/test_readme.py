@@ -25,6 +25,13 @@ def test_all_blocks_work_when_pasted_in_order(rabbitmq: RabbitMQ, tmp_path: path
     run(README, tmp_path, rabbitmq.url)
 
 
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
+def test_all_blocks_work_without_a_message_system(page: str, tmp_path: pathlib.Path) -> None:
+    """A reader who has no RabbitMQ, and writes zmq:// wherever its URL stands, sees the same."""
+    run(ROOT / page, tmp_path, "zmq://")
+
+
 def test_rules_of_blocks_are_known() -> None:
     """No block is left out by a comment that is mistyped, and every block is one that the test above can run."""
     left_out = [block.text for block in check_rules(README)]
