@@ -14,7 +14,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import zmq
@@ -44,6 +44,8 @@ REASON_MAX = 200
 """Characters of what a peer says, or did, that get into the log."""
 COMPLAINTS = 5.0
 """Seconds between two log lines about peers that send what makes no sense."""
+
+NOBODY_LISTENS = "nobody listens there"
 
 # As plain numbers: pyzmq's enums cost more than what they are passed to.
 _NOBLOCK, _SNDMORE, _POLLIN = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.POLLIN)
@@ -202,6 +204,10 @@ class Links:
         peer = self._peers.get(node)
         return peer.links[0] if peer is not None and peer.links else None
 
+    def has_dialled(self, link: Link) -> bool:
+        """Whether this node made the connection."""
+        return link.socket is not None and link.socket is self._dialer
+
     def dial(self, node: str, endpoints: list[str], key: str) -> None:
         """Connect to a node, which has this public key, unless that was done, is being tried, or was a moment ago."""
         peer = self._peer(node)
@@ -264,19 +270,17 @@ class Links:
         peer.failures += 1
         peer.why = why
         peer.not_before = time.monotonic() + delay
-        self._listener.on_dial_failed(node)
+        self._listener.on_dial_failed(node, why == NOBODY_LISTENS)
 
     def _end_attempt(self, peer: Peer) -> None:
         peer.attempt = b""
         self._attempts.pop(peer.endpoint, None)
 
-    def forget(self, node: str) -> None:
-        """The node is no more."""
-        peer = self._peers.get(node)
-        if peer is not None and not peer.links:
-            if peer.attempt:
-                self._failed(node, peer.attempt, "it is gone")
-            del self._peers[node]
+    def drop_unused(self, known: Container[str]) -> None:
+        """Forget what there was with nodes that are not known any more. Called every now and then."""
+        for node in [node for node, peer in self._peers.items() if not peer.links and not peer.attempt]:
+            if node not in known:
+                del self._peers[node]
 
     # What the monitors say
 
@@ -535,7 +539,7 @@ def _is_bye(data: bytes) -> bool:
 
 def _words(event: Any) -> str:
     texts: dict[int, str] = {
-        zmq.EVENT_CLOSED: "nobody listens there",
+        zmq.EVENT_CLOSED: NOBODY_LISTENS,
         zmq.EVENT_DISCONNECTED: "the connection was closed before a hello",
     }
     return texts.get(event["event"]) or why(event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import socket
@@ -24,6 +25,15 @@ def cut_connections(run_dir: pathlib.Path) -> None:
                     connection.shutdown(socket.SHUT_RDWR)
         except (OSError, TypeError):
             continue  # It has been closed meanwhile, is not connected, or of another kind.
+
+
+def cut_tcp(*, besides: int = 0) -> None:
+    """Break every TCP connection on the loopback that has an end in this process, but those with a certain port."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError, IndexError), socket.socket(socket.AF_INET, fileno=os.dup(fd)) as connection:
+            address, port = connection.getpeername()  # What listens has no peer; libzmq would abort.
+            if address == "127.0.0.1" and port != besides:
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 def hide_sockets(run_dir: pathlib.Path) -> None:
