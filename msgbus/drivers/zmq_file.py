@@ -169,8 +169,10 @@ class FileMatchmaker(Matchmaker):
                 self._warn_if_missing(exchange, topic, server)
         self._own_entry = entry
         self._is_new = True
-        if told is not None:
+        if told is not None and self._own:
             self._loop.call_later(1.5 * AGAIN, told)
+        elif told is not None:
+            told()
 
     def _warn_if_missing(self, exchange: str, topic: str, server: str) -> None:
         place = self._topics.get(topic, {}).get(server)

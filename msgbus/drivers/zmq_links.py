@@ -215,6 +215,8 @@ class Links:
         if peer.links or peer.attempt or now < peer.not_before or not endpoints:
             return
         endpoint = endpoints[peer.failures % len(endpoints)]
+        # What is still to be said of former attempts is not said of this one.
+        self._read_monitor(self._dialer, self._monitors[self._sockets.index(self._dialer)])
         peer.attempt = name = b"d" + secrets.token_bytes(8)
         peer.endpoint = endpoint
         self._attempts[endpoint] = node
@@ -259,7 +261,7 @@ class Links:
             return
         self._end_attempt(peer)
         self._disconnect(peer.endpoint)
-        delay = min(BACKOFF_MAX, BACKOFF_MIN * 2.0 ** min(peer.failures, 10)) * random.uniform(0.5, 1.0)
+        delay = min(BACKOFF_MAX, BACKOFF_MIN * 2.0 ** min(peer.failures, 10)) * random.uniform(1.0, 1.5)
         LOG.log(
             logging.INFO if peer.failures else logging.DEBUG,
             "node %s cannot be reached at %s: %s",
@@ -321,6 +323,9 @@ class Links:
         if link.socket is self._dialer:
             self._disconnect(peer.endpoint)
             self._unread[self._dialer] = None
+            # libzmq lets go of the endpoint a moment after it has said that the connection is gone: with all that is
+            # at that endpoint by then, be it new, and without a further word.
+            peer.not_before = time.monotonic() + BACKOFF_MIN
         LOG.debug("node %s: %s", link.node, why)
         self._listener.on_link_down(link, why)
 

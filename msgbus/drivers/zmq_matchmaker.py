@@ -105,6 +105,18 @@ class Matchmaker(ABC):
         """Why nodes may be missing among `entries` that are there; empty where there is no reason to think so."""
         return ""
 
+    def ask(self) -> int:
+        """Nobody is known for something: look again, if there is somebody to be asked. Returns the question's number.
+
+        When it is `answered`, what was given at the beginning is called.
+        """
+        return 0
+
+    @property
+    def answered(self) -> int:
+        """The number of the last question that `entries` takes account of."""
+        return 0
+
     @property
     def is_opening(self) -> bool:
         """Whether `entries` says nothing yet, and soon will. It has called what it was given when that ends."""

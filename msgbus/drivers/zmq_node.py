@@ -96,6 +96,7 @@ class Node:
         self._sender = Sender(links, self._directory, self._refresh, matchmaker, server_expires)
         self._receiver = Receiver(loop, links, matchmaker.is_alive, self._sender.adopt, backlog)
         self._endpoints: list[str] = []
+        self._inboxes: list[Future[None]] = []  # those that are not ready
         self._redials: dict[str, float] = {}  # by node, until when
         self._subscriptions: list[list[LocalConsumer]] = []
         self._inspections: dict[int, _Inspection] = {}
@@ -160,6 +161,7 @@ class Node:
         if self.id:
             self._refresh()
             self._sender.unpark()
+            self._finish_inboxes()
 
     def leave(self, error: MessagingException, done: Future[None]) -> None:
         """Close: give back what is not settled, say good-bye, and fail what is unfinished."""
@@ -278,7 +280,19 @@ class Node:
             fail(ready, exc)
             return
         self._receiver.open_inbox(make(self.id), on_delivery)
-        finish(ready, None)
+        self._inboxes.append(ready)
+        try:
+            self._register(lambda: finish(ready, None))
+        except MessagingException as exc:
+            fail(ready, exc)
+        self._finish_inboxes()
+
+    def _finish_inboxes(self) -> None:
+        """While nobody can be told of a node, its inboxes are good for those whom it writes to, who answer there."""
+        if self._matchmaker.doubt():
+            for ready in self._inboxes:
+                finish(ready, None)
+        self._inboxes = [ready for ready in self._inboxes if not ready.done()]
 
     def close_inbox(self, address: Address | None, done: Future[None]) -> None:
         """See `Inbox.close`."""

@@ -6,8 +6,9 @@
 ``msgbus:<db>`` (pub)  the id of a node that has come, has changed or has gone
 =====================  ======================================================================================
 
-What was learnt is kept here, and changes are pushed, so that Redis is asked nothing for a message. While it is away,
-what was known holds. A node that is not reached, or whose lease runs out, is left out.
+What was learnt is kept here, and changes are pushed, so that Redis is asked nothing for a message, but for one that
+nobody seems to be there for. While it is away, what was known holds. A node that is not reached, or whose lease runs
+out, is left out.
 
 What Redis says is not trusted: with keys, who is connected to is decided by `keys_dir`.
 
@@ -43,7 +44,7 @@ LEASE = 10
 """Seconds after which a node that says nothing more is gone."""
 RENEW = 3.0
 """Seconds between two renewals of a lease; at every other one, the leases of others are looked at."""
-LAG = 0.1
+LAG = 0.2
 """Seconds after which all others have heard of a change that was published."""
 LEFT_OUT = 1.0
 """Seconds for which a node is left out that has a lease, and at whose endpoints nobody listens."""
@@ -158,17 +159,19 @@ class RedisMatchmaker(Matchmaker):
         self._told: list[Callable[[], None]] = []
         self._looks: set[str] = set()
         self._wants_all = False
+        self._asked = 0
+        self._renew_at = 0.0
         self._troubles: dict[str, str] = {}
+        self._keeps_until = 0.0
         # The worker's.
         self._is_published = False
-        self._renew_at = 0.0
         self._not_before = 0.0
         self._delay = BACKOFF_MIN
-        self._keeps_until = 0.0
         self._values: dict[str, bytes] = {}  # what was read, whether it makes sense or not
         # Written by the worker, and only read by others: each is replaced as a whole.
         self._remote: dict[str, Entry] = {}
         self._version = 0
+        self._answered = 0
         self._is_opening = False
         self._dead: dict[str, None] = {}
         # The loop's.
@@ -238,6 +241,16 @@ class RedisMatchmaker(Matchmaker):
     def doubt(self) -> str:
         return next(iter(self._troubles.copy().values()), "")
 
+    def ask(self) -> int:
+        with self._condition:
+            self._asked += 1
+            self._condition.notify_all()
+            return self._asked
+
+    @property
+    def answered(self) -> int:
+        return self._answered
+
     @property
     def is_opening(self) -> bool:
         return self._is_opening
@@ -273,6 +286,8 @@ class RedisMatchmaker(Matchmaker):
             is_first = not self._troubles
             self._troubles[who] = text
             self._is_opening = False
+            # When it is back it may have forgotten everything: nodes get the time to say again that they are there.
+            self._keeps_until = time.monotonic() + BACKOFF_MAX + LEASE + RENEW
         if is_first:
             LOG.warning("%s; nodes that are known go on, others are not found", text)
             self._loop.call(self._on_change)
@@ -314,9 +329,10 @@ class RedisMatchmaker(Matchmaker):
         if message["channel"] != self._channel.encode():
             return  # The worker's sign of life, which it sends to itself.
         if message["type"] == "subscribe":
-            # From now on nothing is missed; what was before has to be asked for.
+            # From now on nothing is missed; what was before has to be asked for, and perhaps to be said again.
             with self._condition:
                 self._wants_all = True
+                self._renew_at = 0.0
                 self._condition.notify_all()
         elif (node := _node_of(message["data"])) and node != self.node:
             with self._condition:
@@ -333,7 +349,6 @@ class RedisMatchmaker(Matchmaker):
                 self._look(client)
             except self._server.errors as exc:
                 self._failed("work", exc)
-                self._keeps_until = time.monotonic() + self._delay + LEASE + RENEW
                 self._not_before = time.monotonic() + self._delay * random.uniform(0.5, 1.0)
                 self._renew_at = 0.0
                 self._delay = min(BACKOFF_MAX, 2 * self._delay)
@@ -352,7 +367,7 @@ class RedisMatchmaker(Matchmaker):
             while not self._closing:
                 now = time.monotonic()
                 due = self._not_before
-                if not (self._unpublished or self._looks or self._wants_all):
+                if not (self._unpublished or self._looks or self._wants_all or self._asked > self._answered):
                     due = max(due, self._renew_at)
                 if due <= now:
                     return True
@@ -400,10 +415,11 @@ class RedisMatchmaker(Matchmaker):
     def _look(self, client: Any) -> None:
         """Learn what is new of others."""
         with self._condition:
-            looks, wants_all = self._looks, self._wants_all
+            looks, wants_all, asked = self._looks, self._wants_all, self._asked
             self._looks, self._wants_all = set(), False
         try:
-            if wants_all or (time.monotonic() >= self._renew_at and self._has_changed(client)):
+            is_time = time.monotonic() >= self._renew_at or asked > self._answered
+            if wants_all or (is_time and self._has_changed(client)):
                 self._read_all(client)
             elif looks:
                 self._take_in(self._read(client, looks), looks)
@@ -414,6 +430,9 @@ class RedisMatchmaker(Matchmaker):
             raise
         if time.monotonic() >= self._renew_at:
             self._renew_at = time.monotonic() + RENEW * random.uniform(0.8, 1.0)
+        if asked > self._answered:
+            self._answered = asked
+            self._loop.call(self._on_change)
         if wants_all:
             self._succeeded("listen")
             if self._is_opening:
@@ -441,7 +460,6 @@ class RedisMatchmaker(Matchmaker):
         found = self._read(client, nodes)
         if expired := nodes - found.keys():
             client.srem(_NODES, *expired)
-        # A Redis that was away may have forgotten everything: nodes get the time to say again that they are there.
         keeps = time.monotonic() < self._keeps_until
         self._take_in(found, found.keys() if keeps else {*found, *self._values})
 

@@ -94,7 +94,7 @@ class Sender:
             return
         queues = self._route(parcel.address)
         if not queues:
-            if parcel.address.kind != "inbox" and self._matchmaker.doubt():
+            if self._may_come(parcel):
                 self.park(parcel)
             else:
                 self._nobody(parcel)
@@ -103,6 +103,15 @@ class Sender:
         for queue in queues:
             self._number += 1
             self._put(queue, Copy(parcel, queue, self._number))
+
+    def _may_come(self, parcel: Parcel) -> bool:
+        """Whether somebody may be there for it of whom nothing is known yet."""
+        matchmaker = self._matchmaker
+        if parcel.address.kind != "inbox" and matchmaker.doubt():
+            return True
+        if parcel.question < 0:
+            parcel.question = matchmaker.ask()
+        return parcel.question > matchmaker.answered
 
     def park(self, parcel: Parcel) -> None:
         """Keep what has no server, until it is known whether there is one."""
@@ -444,6 +453,7 @@ class Sender:
             if consumer is not None and consumer.link is None:
                 consumer.link = link
                 self._returned.setdefault(queue, [])
+        self.unpark()
         for session, lost in self._lost.items():
             if lost.node == link.node:
                 self._links.send(link, frames.numbers(frames.LOST, [session]))
@@ -512,6 +522,7 @@ class Sender:
             self._ask()
             self.work_off()
         if self._parked:
+            self._refresh()
             self._give_up_parked(time.monotonic())
         if self._waiting:
             now = time.monotonic()
