@@ -103,6 +103,7 @@ class Links:
         endpoints = []
         for endpoint in filter(None, (ipc, more)):
             security.listen(listener, endpoint)
+            listener.setsockopt(zmq.IPV6, _is_ipv6(endpoint))
             try:
                 listener.bind(endpoint)
             except zmq.ZMQError as exc:
@@ -227,6 +228,7 @@ class Links:
                 self._failed(node, name, unsafe)
                 return
             self._dialer.setsockopt(zmq.CONNECT_ROUTING_ID, name)
+            self._dialer.setsockopt(zmq.IPV6, _is_ipv6(endpoint))
             self._dialer.connect(endpoint)
             peer.session = secrets.randbits(64)
             words = frames.Hello(frames.PROTOCOL, self._node, node, self._settings.largest, peer.session)
@@ -536,6 +538,11 @@ class Links:
             link.urgent = True
 
         self._loop.call_later(FULL_RETRY, try_again)
+
+
+def _is_ipv6(endpoint: str) -> int:
+    """1 where it is an address of that kind."""
+    return int(endpoint.startswith("tcp://["))
 
 
 def _is_bye(data: bytes) -> bool:

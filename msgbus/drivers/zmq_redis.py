@@ -52,6 +52,8 @@ TIMEOUT = 3.0
 """Seconds for an answer of Redis."""
 BACKOFF_MIN, BACKOFF_MAX = 0.1, 2.0
 """Seconds between two attempts to reach Redis."""
+SETTLING = 4.0
+"""Seconds within which all others have found a Redis again that was away, and have said that they are there."""
 REMEMBERED = 10_000
 """How many nodes are remembered that are gone."""
 CHUNK = 500
@@ -163,6 +165,7 @@ class RedisMatchmaker(Matchmaker):
         self._renew_at = 0.0
         self._troubles: dict[str, str] = {}
         self._keeps_until = 0.0
+        self._settles_until = 0.0
         # The worker's.
         self._is_published = False
         self._not_before = 0.0
@@ -239,7 +242,11 @@ class RedisMatchmaker(Matchmaker):
             self._seen = -1
 
     def doubt(self) -> str:
-        return next(iter(self._troubles.copy().values()), "")
+        if troubles := self._troubles.copy():
+            return next(iter(troubles.values()))
+        if time.monotonic() < self._settles_until:
+            return f"Redis at {self._server.name} has just come back, and may not know yet who is there"
+        return ""
 
     def ask(self) -> int:
         with self._condition:
@@ -277,6 +284,7 @@ class RedisMatchmaker(Matchmaker):
             was, is_last = who in self._troubles, len(self._troubles) == 1
             self._troubles.pop(who, None)
         if was and is_last:
+            self._settles_until = time.monotonic() + SETTLING
             LOG.warning("Redis at %s is back", self._server.name)
             self._loop.call(self._on_change)
 

@@ -523,6 +523,8 @@ class Sender:
             self.work_off()
         if self._parked:
             self._refresh()
+            if not self._matchmaker.doubt():
+                self.unpark()
             self._give_up_parked(time.monotonic())
         if self._waiting:
             now = time.monotonic()
