@@ -22,7 +22,9 @@ def _workloads(text: str) -> list[str]:
 def main() -> int:
     """Run, and show what was found. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=runner.__doc__)
-    parser.add_argument("--url", default="rabbit://guest:guest@127.0.0.1:5672/", help="RabbitMQ; default: %(default)s")
+    parser.add_argument(
+        "--url", default="rabbit://guest:guest@127.0.0.1:5672/", help="RabbitMQ, or zmq://; default: %(default)s"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="how often each is measured; default: %(default)s")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each measurement; default: %(default)g")
     parser.add_argument("--only", type=_workloads, default=list(WORKLOADS), help=f"of {','.join(WORKLOADS)}")
@@ -32,7 +34,7 @@ def main() -> int:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
         with Progress(*columns, console=errors, transient=True) as bar:
-            task = bar.add_task("", total=runner.count(options.only, options.rounds), completed=-1)
+            task = bar.add_task("", total=runner.count(options.only, options.url, options.rounds), completed=-1)
 
             def progress(workload: str, peer: str) -> None:
                 bar.update(task, description=f"{workload} {peer}")

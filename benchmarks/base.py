@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 THREADS = 32
+SUBSCRIBERS = 8
 TIMEOUT = 30.0
 """Seconds after which an answer that has not come is an error."""
 
@@ -90,6 +91,10 @@ class Client(ABC):
     def cast(self, payload: Payload) -> None:
         """Send."""
 
+    def fanout(self, payload: Payload) -> None:
+        """Send to all servers."""
+        raise NotImplementedError
+
     def call_seq(self, numbers: Iterator[int], seconds: float) -> tuple[int, float]:
         """Make one call after another.
 
@@ -117,6 +122,10 @@ class Client(ABC):
     def cast_many(self, numbers: Iterator[int], seconds: float) -> int:
         """Make casts from many threads. Returns how many."""
         return in_threads(self.cast, numbers, seconds)
+
+    def fanout_many(self, numbers: Iterator[int], seconds: float) -> int:
+        """Make fanouts from many threads. Returns how many."""
+        return in_threads(self.fanout, numbers, seconds)
 
 
 class Peer(NamedTuple):

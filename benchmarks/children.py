@@ -53,7 +53,7 @@ class _Sink:
             time.sleep(0.001)
         now = time.monotonic()
         if sorted(self._numbers) != list(range(count)):
-            raise WrongAnswer(f"{len(self._numbers)} casts were processed, {count} were sent, or not the same ones")
+            raise WrongAnswer(f"{len(self._numbers)} messages were processed, {count} were sent, or not the same ones")
         return now
 
 
@@ -74,7 +74,7 @@ def serve(peer: str, url: str, topic: str, workload: str, pipe: Connection) -> N
     """Be the server."""
     server = load(peer).server(url, topic)
     sink = _Sink()
-    handler = sink.take if workload == "cast" else _echo
+    handler = sink.take if workload in ("cast", "fanout") else _echo
 
     def run() -> None:
         server.serve(handler, lambda: pipe.send("ready"))
@@ -103,6 +103,8 @@ def drive(peer: str, url: str, topic: str, workload: str, pipe: Connection) -> N
                 count, p50 = client.call_seq(numbers, seconds)
             elif workload == "call_conc":
                 count = client.call_conc(numbers, seconds)
+            elif workload == "fanout":
+                count = client.fanout_many(numbers, seconds)
             else:
                 count = client.cast_many(numbers, seconds)
             pipe.send(Load(begun, time.monotonic() - begun, count, time.process_time() - cpu, p50))

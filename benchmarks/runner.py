@@ -9,9 +9,9 @@ from multiprocessing.connection import wait
 from typing import Any, NamedTuple, Self
 
 from benchmarks import children
-from benchmarks.base import TIMEOUT
+from benchmarks.base import SUBSCRIBERS, TIMEOUT
 from benchmarks.children import Load
-from benchmarks.peers import WORKLOADS
+from benchmarks.peers import taking_part
 
 WARM_UP = 0.5
 """Seconds of load before it counts."""
@@ -46,6 +46,10 @@ class Results:
     def add(self, workload: str, peer: str, figures: Round) -> None:
         """Take in a measurement."""
         self.rounds.setdefault((workload, peer), []).append(figures)
+
+    def peers(self, workload: str) -> list[str]:
+        """Which were measured."""
+        return [peer for name, peer in self.rounds if name == workload]
 
     def spread(self, workload: str, peer: str, figure: str) -> Spread:
         """A figure over all rounds."""
@@ -110,22 +114,26 @@ def measure(workload: str, peer: str, url: str, seconds: float) -> Round:
     """
     topic = f"bench-{uuid.uuid4().hex}"
     with ExitStack() as stack:
-        server = stack.enter_context(_Child(children.serve, peer, url, topic, workload))
-        server.answer()
+        copies = SUBSCRIBERS if workload == "fanout" else 1
+        servers = [stack.enter_context(_Child(children.serve, peer, url, topic, workload)) for _ in range(copies)]
+        for server in servers:
+            server.answer()
         client = stack.enter_context(_Child(children.drive, peer, url, topic, workload))
-        client.answer(server)
-        warm: Load = client.ask(WARM_UP, server)
-        if workload == "cast":
-            server.ask(warm.operations, client)
-        server_cpu = server.ask("cpu")
-        load: Load = client.ask(seconds, server)
-        if workload == "cast":
-            took = server.ask(warm.operations + load.operations, client) - load.begun
+        client.answer(*servers)
+        counts = workload in ("cast", "fanout")
+        warm: Load = client.ask(WARM_UP, *servers)
+        if counts:
+            for server in servers:
+                server.ask(warm.operations, client)
+        server_cpu = sum(server.ask("cpu") for server in servers)
+        load: Load = client.ask(seconds, *servers)
+        if counts:
+            took = max(server.ask(warm.operations + load.operations, client) for server in servers) - load.begun
         else:
             took = load.seconds
-        server_cpu = server.ask("cpu") - server_cpu
+        server_cpu = sum(server.ask("cpu") for server in servers) - server_cpu
     figures = {
-        "per_second": load.operations / took,
+        "per_second": copies * load.operations / took,
         "client_cpu_us": load.cpu / load.operations * 1e6,
         "server_cpu_us": server_cpu / load.operations * 1e6,
     }
@@ -145,12 +153,12 @@ def run(
     results = Results()
     for _ in range(rounds):
         for workload in workloads:
-            for peer in WORKLOADS[workload]:
+            for peer in taking_part(workload, url):
                 progress(workload, peer)
                 results.add(workload, peer, measure(workload, peer, url, seconds))
     return results
 
 
-def count(workloads: Sequence[str], rounds: int) -> int:
+def count(workloads: Sequence[str], url: str, rounds: int) -> int:
     """How many measurements `run` makes."""
-    return rounds * sum(len(WORKLOADS[workload]) for workload in workloads)
+    return rounds * sum(len(taking_part(workload, url)) for workload in workloads)

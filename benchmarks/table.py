@@ -5,19 +5,20 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.peers import WORKLOADS
 from benchmarks.runner import Results, Spread
 
 FIGURES = {
     "call_seq": {"p50_us": "p50 us", "client_cpu_us": "client CPU us", "server_cpu_us": "server CPU us"},
     "call_conc": {"per_second": "calls/s", "client_cpu_us": "client CPU us", "server_cpu_us": "server CPU us"},
     "cast": {"per_second": "casts/s", "client_cpu_us": "client CPU us", "server_cpu_us": "server CPU us"},
+    "fanout": {"per_second": "deliveries/s", "client_cpu_us": "client CPU us", "server_cpu_us": "all servers' CPU us"},
 }
 """What is shown of each workload; the first figure is the one that is compared."""
 TITLES = {
     "call_seq": "call_seq: one caller, one call after another",
     "call_conc": "call_conc: 32 callers",
     "cast": "cast: until the server has processed all",
+    "fanout": "fanout: to 8 servers, until each has processed all",
 }
 
 
@@ -39,6 +40,9 @@ TARGETS = {
     ("call_seq", "pyamqp"): Target(1.0, at_least=False),
     ("call_conc", "pyamqp-windowed"): Target(1.6, at_least=True),
     ("cast", "kombu"): Target(1.0, at_least=True),
+    ("call_seq", "pyzmq"): Target(1.6, at_least=False),
+    ("call_conc", "pyzmq"): Target(0.7, at_least=True),
+    ("fanout", "pyzmq-pubsub"): Target(0.3, at_least=True),
 }
 
 
@@ -58,7 +62,7 @@ def ratios(results: Results, workloads: list[str]) -> list[Ratio]:
         Ratio(workload, figure, peer, results.ratio(workload, figure, peer), TARGETS.get((workload, peer)))
         for workload in workloads
         for figure in [next(iter(FIGURES[workload]))]
-        for peer in WORKLOADS[workload]
+        for peer in results.peers(workload)
         if peer != "msgbus"
     ]
 
@@ -70,7 +74,7 @@ def show(results: Results, workloads: list[str], console: Console) -> None:
         for header in FIGURES[workload].values():
             table.add_column(header, justify="right")
             table.add_column("min - max", justify="right", style="dim")
-        for peer in WORKLOADS[workload]:
+        for peer in results.peers(workload):
             spreads = (results.spread(workload, peer, figure) for figure in FIGURES[workload])
             table.add_row(peer, *(text for spread in spreads for text in _texts(spread, 0)))
         console.print(table)
@@ -95,7 +99,9 @@ def _texts(spread: Spread, digits: int) -> tuple[str, str]:
 
 def as_data(results: Results, workloads: list[str]) -> dict[str, Any]:
     """The same for JSON, with every round."""
-    found = {workload: {peer: results.rounds[workload, peer] for peer in WORKLOADS[workload]} for workload in workloads}
+    found = {
+        workload: {peer: results.rounds[workload, peer] for peer in results.peers(workload)} for workload in workloads
+    }
     compared = [
         {
             "workload": item.workload,

@@ -96,15 +96,17 @@ class TransportURL:
 
     def unmasked(self) -> str:
         """The URL with its passwords: for handing on, never for a log."""
-        return self._format(lambda password: quote(password, safe=""))
+        return self._format(lambda password: quote(password, safe=""), self.query)
 
     def __str__(self) -> str:
-        return self._format(lambda _: "***")
+        # The value of an option may be a URL itself, with a password in it.
+        shown = {name: mask(value) if "://" in value else value for name, value in self.query.items()}
+        return self._format(lambda _: "***", shown)
 
     def __repr__(self) -> str:
         return f"<TransportURL {self}>"
 
-    def _format(self, show: Callable[[str], str]) -> str:
+    def _format(self, show: Callable[[str], str], shown_query: dict[str, str]) -> str:
         texts = []
         for host in self.hosts:
             user = "" if host.username is None else quote(host.username, safe="")
@@ -112,7 +114,7 @@ class TransportURL:
                 user += f":{show(host.password)}"
             texts.append(f"{user}@{host}" if user else str(host))
         path = quote(self.virtual_host or "", safe="")
-        query = f"?{urlencode(self.query)}" if self.query else ""
+        query = f"?{urlencode(shown_query, safe='*')}" if self.query else ""
         return f"{self.transport}://{','.join(texts)}/{path}{query}"
 
 

@@ -7,7 +7,14 @@ import traceback
 
 import pytest
 
-from msgbus import InvalidTransportURL, MessagingException, TransportHost, TransportURL, get_rpc_transport
+from msgbus import (
+    ConfigurationError,
+    InvalidTransportURL,
+    MessagingException,
+    TransportHost,
+    TransportURL,
+    get_rpc_transport,
+)
 from tests.support import new_conf, new_transport
 
 SECRET = "s3cr3t"
@@ -34,6 +41,30 @@ def test_url_and_transport_texts(url: str) -> None:
     transport.cleanup()
     assert not [text for text in texts if SECRET in text]
     assert SECRET in parsed.unmasked()
+
+
+def test_a_url_in_an_option_of_a_url() -> None:
+    """The password of a URL that is the value of an option is not shown either, by the URL, a transport, an error."""
+    url = f"zmq://?matchmaker=redis&redis_url=redis://user:{SECRET}@h:1/2"
+    parsed = TransportURL.parse(new_conf(), url)
+    transport = new_transport(url)
+    texts = [str(parsed), repr(parsed), repr(transport), transport.driver.state]
+    transport.cleanup()
+    with pytest.raises(MessagingException) as caught:
+        get_rpc_transport(new_conf(), url + "&matchmakr=redis")
+    texts += [str(caught.value), repr(caught.value), repr(vars(caught.value))]
+    assert not [text for text in texts if SECRET in text]
+    assert TransportURL.parse(new_conf(), parsed.unmasked()).query == parsed.query
+
+
+@pytest.mark.parametrize(
+    "url", [f"redis://user:{SECRET}/x@h:1", f"http://:{SECRET}@h", f"redis://:{SECRET}@h:x/", SECRET]
+)
+def test_error_texts_of_a_url_in_an_option(url: str) -> None:
+    """The error for one that cannot be read shows nothing of it."""
+    with pytest.raises(ConfigurationError, match=r"redis_url of .* cannot be read") as caught:
+        get_rpc_transport(new_conf(), f"zmq://?matchmaker=redis&redis_url={url}")
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
 def test_host_texts() -> None:

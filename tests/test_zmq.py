@@ -34,7 +34,7 @@ def test_where_nodes_meet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_a_url_may_not_say() -> None:
-    """Hosts, for which there is no matchmaker yet, and two directories."""
+    """Hosts, which have options of their own, and two directories."""
     with pytest.raises(InvalidTransportURL, match="no hosts"):
         driver_of("zmq://somewhere/")
     with pytest.raises(InvalidTransportURL, match="twice"):
@@ -46,6 +46,40 @@ def test_a_directory_with_too_long_a_name() -> None:
     with pytest.raises(ConfigurationError, match="too long by 16 bytes") as caught:
         driver_of("zmq:///" + "x" * 100)
     assert "107" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("query", "why"),
+    [
+        ("matchmaker=file", "set matchmaker_file"),
+        ("matchmaker=redis", "set redis_url"),
+        ("matchmaker=file&matchmaker_file=f&listen=tcp://127.0.0.1:*", "needs a certain port"),
+        ("matchmaker=file&matchmaker_file=f&listen=tcp://0.0.0.0:5&KEYS", "set advertise"),
+        ("matchmaker=redis&redis_url=redis://h&listen=tcp://*:*&KEYS", "set advertise"),
+    ],
+)
+def test_what_a_matchmaker_needs(query: str, why: str) -> None:
+    """It is known before anything is tried."""
+    with pytest.raises(ConfigurationError, match=why):
+        driver_of(f"zmq://?{query.replace('KEYS', 'insecure_let_anybody_send_and_read=true')}")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "advertise", "told"),
+    [
+        ("tcp://10.0.0.5:9501", "", "tcp://10.0.0.5:9501"),
+        ("tcp://0.0.0.0:9501", "a.example", "tcp://a.example:9501"),
+        ("tcp://0.0.0.0:9501", "a.example:80", "tcp://a.example:80"),
+        ("tcp://[::]:9501", "[fd00::1]", "tcp://[fd00::1]:9501"),
+        ("tcp://[::]:9501", "[fd00::1]:7", "tcp://[fd00::1]:7"),
+        ("ipc:///run/x.sock", "a.example", "ipc:///run/x.sock"),
+    ],
+)
+def test_what_others_are_told(endpoint: str, advertise: str, told: str) -> None:
+    """By which address they reach this one; a port is as it was bound unless another is named."""
+    from msgbus.drivers.zmq_node import as_told
+
+    assert as_told(endpoint, advertise) == told
 
 
 def test_capabilities() -> None:

@@ -1,5 +1,6 @@
-"""msgbus itself, with the driver for RabbitMQ and the defaults of all options."""
+"""msgbus itself, with the driver that the URL names and the defaults of all options."""
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +15,10 @@ from msgbus import Target, Transport, get_rpc_client, get_rpc_server, get_rpc_tr
 def _transport(url: str) -> Transport:
     conf = cfg.ConfigOpts()
     conf([], project="msgbus-benchmarks", default_config_files=[], default_config_dirs=[])
-    # The queues of a run are of no use after it.
-    return get_rpc_transport(conf, f"{url}{'&' if '?' in url else '?'}queue_expires=60&server_expires=60")
+    if not url.startswith("zmq:"):
+        # The queues of a run are of no use after it.
+        url += f"{'&' if '?' in url else '?'}queue_expires=60&server_expires=60"
+    return get_rpc_transport(conf, url)
 
 
 class _Endpoint:
@@ -28,7 +31,7 @@ class _Endpoint:
 
 class _Server(base.Server):
     def serve(self, handler: Handler, ready: Callable[[], None]) -> None:
-        target = Target(topic=self.topic, server="server")
+        target = Target(topic=self.topic, server=f"server-{os.getpid()}")
         server = get_rpc_server(_transport(self.url), target, [_Endpoint(handler)])
         server.start(base.TIMEOUT)
         ready()
@@ -46,6 +49,9 @@ class _Client(base.Client):
 
     def cast(self, payload: Payload) -> None:
         self._client.cast({}, "echo", payload=payload)
+
+    def fanout(self, payload: Payload) -> None:
+        self._client.fanout_cast({}, "echo", payload=payload)
 
 
 PEER = Peer(_Server, _Client)

@@ -1,7 +1,8 @@
 """The driver ``zmq``: no broker; the processes talk to each other directly, over ZeroMQ.
 
 Each process is a node. Nodes find each other through a matchmaker: by default, those of one user on one host in a
-directory. For the messages that it sends itself a node plays the part of the broker: see `msgbus.drivers.zmq_sender`.
+directory; those of many hosts by a file, or in a Redis. For the messages that it sends itself a node plays the part of
+the broker: see `msgbus.drivers.zmq_sender`.
 What that means for guarantees: a message that was taken outlives the death of the server that has it, and not the
 deaths of both that server and its sender; nothing is stored for servers that are not there.
 """
@@ -40,11 +41,15 @@ from msgbus.exceptions import (
 from msgbus.options import read_driver_options
 
 if TYPE_CHECKING:
+    from msgbus.drivers.zmq_matchmaker import Matchmaker
     from msgbus.drivers.zmq_receiver import LocalConsumer
+    from msgbus.drivers.zmq_security import Security
     from msgbus.url import TransportURL
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that `close` waits for what is unfinished."""
+
+_ANY_HOST = ("*", "0.0.0.0", "[::]", "::")  # noqa: S104  # to be refused
 
 OPTIONS = [
     cfg.StrOpt(
@@ -56,14 +61,34 @@ OPTIONS = [
     cfg.StrOpt(
         "matchmaker",
         default="local",
-        choices=("local",),
-        help="How nodes find each other; local: the processes of one user on one host.",
+        choices=("local", "file", "redis"),
+        help="How nodes find each other; local: the processes of one user on one host; file: the servers that "
+        "matchmaker_file names; redis: all that use the Redis of redis_url.",
+    ),
+    cfg.StrOpt(
+        "matchmaker_file",
+        help='For matchmaker = file: a JSON file, {"TOPIC": {"SERVER": "HOST:PORT"}}; with keys, in place of '
+        '"HOST:PORT", {"address": "HOST:PORT", "key": "NAME"} where NAME.key is in keys_dir. It is read anew when it '
+        "changes.",
+    ),
+    cfg.StrOpt(
+        "redis_url",
+        secret=True,
+        sample_default="redis://USER:PASSWORD@HOST:6379/0",
+        help="For matchmaker = redis: where it is; rediss:// with TLS. Needs pip install 'msgbus[redis]'.",
     ),
     cfg.StrOpt(
         "listen",
         default="",
         help="An endpoint to listen at besides the Unix socket, for example tcp://10.0.0.5:9501; an asterisk for the "
-        "port takes any. All but tcp://127.0.0.1 needs key_file and keys_dir.",
+        "port takes any. All but tcp://127.0.0.1 needs key_file and keys_dir. A server needs it where others are to "
+        "find it by file or redis.",
+    ),
+    cfg.StrOpt(
+        "advertise",
+        default="",
+        help="HOST or HOST:PORT by which other hosts reach what listen says, if it does not say so itself: it is an "
+        "asterisk, or there is a translation of addresses on the way.",
     ),
     cfg.StrOpt(
         "key_file",
@@ -125,7 +150,7 @@ class ZmqDriver(Driver):
 
         self._options = options = read_driver_options(conf, *self.options(), url)
         if url.hosts:
-            raise InvalidTransportURL(str(url), f"the matchmaker {options.matchmaker} has no hosts; write zmq:// alone")
+            raise InvalidTransportURL(str(url), "zmq has no hosts: write zmq:// alone, and see the option matchmaker")
         path = f"/{url.virtual_host.lstrip('/')}" if url.virtual_host else None
         if path and "run_dir" in url.query:
             raise InvalidTransportURL(str(url), "it names a run directory twice, as path and as run_dir")
@@ -135,13 +160,14 @@ class ZmqDriver(Driver):
                 f"run_dir of [msgbus_zmq] is too long by {over} bytes: {self._run_dir}; the path of a Unix socket in "
                 f"it has at most {zmq_local.SOCKET_PATH_MAX}"
             )
+        self._exchange: str = conf.control_exchange
         self._closing = threading.Lock()
         self._closed = False
         self._start_clean()
         os.register_at_fork(after_in_child=_after_fork(weakref.ref(self)))
 
     def _start_clean(self) -> None:
-        from msgbus.drivers import zmq_link, zmq_local, zmq_loop, zmq_node, zmq_security
+        from msgbus.drivers import zmq_link, zmq_loop, zmq_node, zmq_security
 
         options = self._options
         self._inbox_numbers = 0
@@ -150,24 +176,64 @@ class ZmqDriver(Driver):
             options.key_file, options.keys_dir, options.insecure_let_anybody_send_and_read, options.listen
         )
         self._loop = zmq_loop.Loop("msgbus-zmq")
+        self._where, matchmaker = self._choose_matchmaker(security)
         self._node = zmq_node.Node(
             self._loop,
-            zmq_local.LocalMatchmaker(self._run_dir),
+            matchmaker,
             zmq_link.LinkSettings(options.max_message_size, options.connect_timeout, options.heartbeat, security),
             listen=options.listen,
+            advertise=options.advertise,
             backlog=options.backlog,
             server_expires=options.server_expires,
         )
 
+    def _choose_matchmaker(self, security: Security) -> tuple[str, Matchmaker]:
+        """Where nodes meet, in words, and what finds them there.
+
+        Raises:
+            ConfigurationError: an option is missing that it needs, or does not fit.
+            DriverLoadFailure: a library is missing.
+        """
+        from msgbus.drivers import zmq_file, zmq_local, zmq_node, zmq_redis
+
+        options = self._options
+        if options.matchmaker == "local":
+            return f"in {self._run_dir}", zmq_local.LocalMatchmaker(self._run_dir)
+        own = zmq_node.as_told(options.listen, options.advertise).removeprefix("tcp://")
+        host, _, port = own.rpartition(":")
+        if options.listen and host in _ANY_HOST:
+            raise ConfigurationError(
+                f"listen of [msgbus_zmq] is {options.listen}, which does not say how other hosts reach this one: set "
+                "advertise to its name or address"
+            )
+        if options.matchmaker == "redis":
+            if not options.redis_url:
+                raise ConfigurationError("matchmaker of [msgbus_zmq] is redis: set redis_url to where it is")
+            server = zmq_redis.Server(options.redis_url)
+            made = zmq_redis.RedisMatchmaker(self._loop, server, self._run_dir, self._on_news)
+            return f"with Redis at {server.name}", made
+        if not options.matchmaker_file:
+            raise ConfigurationError("matchmaker of [msgbus_zmq] is file: set matchmaker_file to its path")
+        if options.listen and not (port.isdecimal() and int(port)):
+            raise ConfigurationError(
+                f"listen of [msgbus_zmq] is {options.listen}: with matchmaker = file it needs a certain port, since "
+                "others look for this one there"
+            )
+        path = os.path.abspath(options.matchmaker_file)
+        return f"by {path}", zmq_file.FileMatchmaker(self._loop, path, own, self._exchange, security.key_named)
+
+    def _on_news(self) -> None:
+        self._node.on_news()
+
     @property
     def state(self) -> str:
         if self._closed:
-            return f"ZeroMQ in {self._run_dir}: closed"
+            return f"ZeroMQ {self._where}: closed"
         if self._node.error is not None:
             return " ".join(str(self._node.error).split())
         if not self._node.id:
-            return f"ZeroMQ in {self._run_dir}: not used yet"
-        return f"ZeroMQ in {self._run_dir}: {self._node.describe()}"
+            return f"ZeroMQ {self._where}: not used yet"
+        return f"ZeroMQ {self._where}: {self._node.describe()}"
 
     # The contract
 
@@ -198,7 +264,7 @@ class ZmqDriver(Driver):
         return None
 
     def _was_closed(self) -> CallCancelled:
-        return CallCancelled(f"the node in {self._run_dir} was closed")
+        return CallCancelled(f"the ZeroMQ node {self._where} was closed")
 
     def _future(self) -> Future[Any]:
         future: Future[Any] = Future()

@@ -132,7 +132,7 @@ def why(event: Any) -> str:
 def _peer_of(fd: int) -> str:
     """The address at the other end, unless that has been closed meanwhile."""
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=os.dup(fd)) as connection:
+        with socket.socket(fileno=os.dup(fd)) as connection:
             return str(connection.getpeername()[0])
     except (OSError, IndexError):
         return "somewhere"

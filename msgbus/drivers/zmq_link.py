@@ -125,8 +125,8 @@ class LinkListener(Protocol):
     def on_link_down(self, link: Link, why: str) -> None:
         """It cannot any more."""
 
-    def on_dial_failed(self, node: str) -> None:
-        """It could not be connected to."""
+    def on_dial_failed(self, node: str, refused: bool) -> None:
+        """It could not be connected to; `refused` says that nobody listens there."""
 
     def on_record(self, link: Link, kind: int, frame: bytes, at: int, end: int) -> None:
         """A record came. May raise `frames.Malformed`."""

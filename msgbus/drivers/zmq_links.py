@@ -14,7 +14,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import zmq
@@ -44,6 +44,8 @@ REASON_MAX = 200
 """Characters of what a peer says, or did, that get into the log."""
 COMPLAINTS = 5.0
 """Seconds between two log lines about peers that send what makes no sense."""
+
+NOBODY_LISTENS = "nobody listens there"
 
 # As plain numbers: pyzmq's enums cost more than what they are passed to.
 _NOBLOCK, _SNDMORE, _POLLIN = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.POLLIN)
@@ -101,6 +103,7 @@ class Links:
         endpoints = []
         for endpoint in filter(None, (ipc, more)):
             security.listen(listener, endpoint)
+            listener.setsockopt(zmq.IPV6, _is_ipv6(endpoint))
             try:
                 listener.bind(endpoint)
             except zmq.ZMQError as exc:
@@ -202,6 +205,10 @@ class Links:
         peer = self._peers.get(node)
         return peer.links[0] if peer is not None and peer.links else None
 
+    def has_dialled(self, link: Link) -> bool:
+        """Whether this node made the connection."""
+        return link.socket is not None and link.socket is self._dialer
+
     def dial(self, node: str, endpoints: list[str], key: str) -> None:
         """Connect to a node, which has this public key, unless that was done, is being tried, or was a moment ago."""
         peer = self._peer(node)
@@ -209,6 +216,8 @@ class Links:
         if peer.links or peer.attempt or now < peer.not_before or not endpoints:
             return
         endpoint = endpoints[peer.failures % len(endpoints)]
+        # What is still to be said of former attempts is not said of this one.
+        self._read_monitor(self._dialer, self._monitors[self._sockets.index(self._dialer)])
         peer.attempt = name = b"d" + secrets.token_bytes(8)
         peer.endpoint = endpoint
         self._attempts[endpoint] = node
@@ -219,6 +228,7 @@ class Links:
                 self._failed(node, name, unsafe)
                 return
             self._dialer.setsockopt(zmq.CONNECT_ROUTING_ID, name)
+            self._dialer.setsockopt(zmq.IPV6, _is_ipv6(endpoint))
             self._dialer.connect(endpoint)
             peer.session = secrets.randbits(64)
             words = frames.Hello(frames.PROTOCOL, self._node, node, self._settings.largest, peer.session)
@@ -253,7 +263,7 @@ class Links:
             return
         self._end_attempt(peer)
         self._disconnect(peer.endpoint)
-        delay = min(BACKOFF_MAX, BACKOFF_MIN * 2.0 ** min(peer.failures, 10)) * random.uniform(0.5, 1.0)
+        delay = min(BACKOFF_MAX, BACKOFF_MIN * 2.0 ** min(peer.failures, 10)) * random.uniform(1.0, 1.5)
         LOG.log(
             logging.INFO if peer.failures else logging.DEBUG,
             "node %s cannot be reached at %s: %s",
@@ -264,19 +274,17 @@ class Links:
         peer.failures += 1
         peer.why = why
         peer.not_before = time.monotonic() + delay
-        self._listener.on_dial_failed(node)
+        self._listener.on_dial_failed(node, why == NOBODY_LISTENS)
 
     def _end_attempt(self, peer: Peer) -> None:
         peer.attempt = b""
         self._attempts.pop(peer.endpoint, None)
 
-    def forget(self, node: str) -> None:
-        """The node is no more."""
-        peer = self._peers.get(node)
-        if peer is not None and not peer.links:
-            if peer.attempt:
-                self._failed(node, peer.attempt, "it is gone")
-            del self._peers[node]
+    def drop_unused(self, known: Container[str]) -> None:
+        """Forget what there was with nodes that are not known any more. Called every now and then."""
+        for node in [node for node, peer in self._peers.items() if not peer.links and not peer.attempt]:
+            if node not in known:
+                del self._peers[node]
 
     # What the monitors say
 
@@ -317,6 +325,9 @@ class Links:
         if link.socket is self._dialer:
             self._disconnect(peer.endpoint)
             self._unread[self._dialer] = None
+            # libzmq lets go of the endpoint a moment after it has said that the connection is gone: with all that is
+            # at that endpoint by then, be it new, and without a further word.
+            peer.not_before = time.monotonic() + BACKOFF_MIN
         LOG.debug("node %s: %s", link.node, why)
         self._listener.on_link_down(link, why)
 
@@ -529,13 +540,18 @@ class Links:
         self._loop.call_later(FULL_RETRY, try_again)
 
 
+def _is_ipv6(endpoint: str) -> int:
+    """1 where it is an address of that kind."""
+    return int(endpoint.startswith("tcp://["))
+
+
 def _is_bye(data: bytes) -> bool:
     return data[:1] == bytes([frames.BYE]) and len(data) > 5
 
 
 def _words(event: Any) -> str:
     texts: dict[int, str] = {
-        zmq.EVENT_CLOSED: "nobody listens there",
+        zmq.EVENT_CLOSED: NOBODY_LISTENS,
         zmq.EVENT_DISCONNECTED: "the connection was closed before a hello",
     }
     return texts.get(event["event"]) or why(event)

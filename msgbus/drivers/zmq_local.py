@@ -20,7 +20,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -137,7 +137,7 @@ class LocalMatchmaker(Matchmaker):
         self._lock = fd
         return node
 
-    def register(self, entry: Entry) -> None:
+    def register(self, entry: Entry, told: Callable[[], None] | None = None) -> None:
         try:
             former, self._number = self._number, self._number + 1
             aside = self._path(f"{self._node}.{self._number}.tmp")
@@ -151,6 +151,8 @@ class LocalMatchmaker(Matchmaker):
             self._tell()
         except OSError as exc:
             raise _unusable(self._dir, f"{exc.strerror} ({exc.filename or ''})") from exc
+        if told is not None:
+            told()
 
     def _tell(self) -> None:
         os.pwrite(self._changes, secrets.token_bytes(8), 0)
@@ -218,6 +220,11 @@ class LocalMatchmaker(Matchmaker):
             return not _lock(fd, fcntl.LOCK_SH)
         finally:
             os.close(fd)
+
+    def knows(self, node: str) -> bool:
+        """Whether the node is, or was a moment ago, one of this directory. Any thread."""
+        is_id = _NODE.fullmatch(node) is not None
+        return node in self._names or (is_id and os.path.lexists(self._path(f"{node}.lock")))
 
     def forget(self, node: str) -> None:
         if self._changes >= 0 and _NODE.fullmatch(node):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -47,28 +47,36 @@ class Matchmaker(ABC):
     """Where nodes find each other.
 
     All methods but `is_alive` are called on the driver's I/O thread, and must return soon: what takes longer has a
-    thread of its own and calls what it was given at `open` when there is something new.
+    thread of its own.
     """
 
     @abstractmethod
     def open(self) -> str:
         """Begin, and return the directory in which the node makes its own ipc socket, named after its id.
 
+        Empty means that it makes none.
+
         Raises:
             TransportUnavailable: nodes cannot meet here; the text says what to check.
+            ConfigurationError: its options do not let them.
         """
 
     @property
     @abstractmethod
     def node(self) -> str:
-        """The id of this node, once `open` has returned: letters and digits, never used before, not to be guessed."""
+        """The id of this node, once `open` has returned: 1 to 64 letters and digits, of no other node."""
 
     @abstractmethod
-    def register(self, entry: Entry) -> None:
-        """Tell all others of this node, in place of what they were told before. They can know when this returns.
+    def register(self, entry: Entry, told: Callable[[], None] | None = None) -> None:
+        """Tell all others of this node, in place of what they were told before.
+
+        Args:
+            entry: what they are told.
+            told: called on the I/O thread, perhaps before this returns, when all others can know.
 
         Raises:
             TransportUnavailable: they cannot be told.
+            ConfigurationError: they cannot be told of such a thing here.
         """
 
     @abstractmethod
@@ -88,7 +96,31 @@ class Matchmaker(ABC):
 
     @abstractmethod
     def forget(self, node: str) -> None:
-        """The node's process is gone, by `is_alive`: take it out for everybody."""
+        """The node's process is gone by `is_alive`: take it out for everybody.
+
+        Or that does not know, and nobody listens at the node's endpoints: leave it out here, for a moment.
+        """
+
+    def doubt(self) -> str:
+        """Why nodes may be missing among `entries` that are there; empty where there is no reason to think so."""
+        return ""
+
+    def ask(self) -> int:
+        """Nobody is known for something: look again, if there is somebody to be asked. Returns the question's number.
+
+        When it is `answered`, what was given at the beginning is called.
+        """
+        return 0
+
+    @property
+    def answered(self) -> int:
+        """The number of the last question that `entries` takes account of."""
+        return 0
+
+    @property
+    def is_opening(self) -> bool:
+        """Whether `entries` says nothing yet, and soon will. It has called what it was given when that ends."""
+        return False
 
     @abstractmethod
     def keep(self) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import re
 import socket
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -32,6 +34,8 @@ SLOW_TICK = 1.0
 """Seconds between two looks at what has no receipt."""
 KEEP = 5
 """Slow ticks between two looks at what the matchmaker has to keep."""
+REDIAL = 10.0
+"""Seconds for which a connection that broke is dialled anew, if nobody can know whether the other side lives."""
 INSPECT_TIMEOUT = 0.8
 """Seconds in which nodes have to say how much waits there."""
 
@@ -64,6 +68,7 @@ class Node:
         settings: LinkSettings,
         *,
         listen: str,
+        advertise: str = "",
         backlog: int,
         server_expires: float,
     ) -> None:
@@ -74,6 +79,7 @@ class Node:
             matchmaker: how it finds others.
             settings: of its connections.
             listen: an endpoint besides the ipc socket, or empty.
+            advertise: the host, perhaps with a port, by which others reach that endpoint; empty if that says it itself.
             backlog: see `Receiver`.
             server_expires: see `Sender`.
         """
@@ -83,12 +89,15 @@ class Node:
         loop.before_sleep = self.before_sleep
         self._matchmaker = matchmaker
         self._listen = listen
+        self._advertise = advertise
         self._security = settings.security
         self._directory = Directory()
         self._links = links = Links(loop, settings, self)
-        self._sender = Sender(links, self._directory, self._refresh, matchmaker.is_alive, server_expires)
+        self._sender = Sender(links, self._directory, self._refresh, matchmaker, server_expires)
         self._receiver = Receiver(loop, links, matchmaker.is_alive, self._sender.adopt, backlog)
         self._endpoints: list[str] = []
+        self._inboxes: list[Future[None]] = []  # those that are not ready
+        self._redials: dict[str, float] = {}  # by node, until when
         self._subscriptions: list[list[LocalConsumer]] = []
         self._inspections: dict[int, _Inspection] = {}
         self._numbers = itertools.count(1)
@@ -114,8 +123,9 @@ class Node:
         try:
             folder = self._matchmaker.open()
             node = self._matchmaker.node
-            ipc = f"ipc://{os.path.join(folder, node)}.sock"
-            self._endpoints = self._links.open(node, ipc, self._listen)
+            ipc = f"ipc://{os.path.join(folder, node)}.sock" if folder else ""
+            bound = self._links.open(node, ipc, self._listen)
+            self._endpoints = [as_told(endpoint, self._advertise) for endpoint in bound]
             self.id = node
             self._register()
         except MessagingException as exc:
@@ -128,9 +138,10 @@ class Node:
         self._loop.call_later(SLOW_TICK, self._slow_tick)
         LOG.debug("node %s listens at %s", node, ", ".join(self._endpoints))
 
-    def _register(self) -> None:
+    def _register(self, told: Callable[[], None] | None = None) -> None:
         services, key = self._receiver.services(), self._security.public
-        self._matchmaker.register(Entry(self.id, os.getpid(), socket.gethostname(), self._endpoints, services, key))
+        entry = Entry(self.id, os.getpid(), socket.gethostname(), self._endpoints, services, key)
+        self._matchmaker.register(entry, told)
         self._refresh()
 
     def _refresh_once(self) -> None:
@@ -143,6 +154,14 @@ class Node:
         """Know what others can know by now."""
         if self._matchmaker.changed():
             self._directory.update(self._matchmaker.entries())
+            self._sender.unpark()
+
+    def on_news(self) -> None:
+        """The matchmaker has something new to say."""
+        if self.id:
+            self._refresh()
+            self._sender.unpark()
+            self._finish_inboxes()
 
     def leave(self, error: MessagingException, done: Future[None]) -> None:
         """Close: give back what is not settled, say good-bye, and fail what is unfinished."""
@@ -184,7 +203,9 @@ class Node:
     def describe(self) -> str:
         """For an operator: who is connected."""
         connected = len({link.node for link in self._links.all()} - {self.id})
-        return f"node {self.id}, {len(self._directory.entries)} nodes known, {connected} connected"
+        doubt = self._matchmaker.doubt()
+        known = f"node {self.id}, {len(self._directory.entries)} nodes known, {connected} connected"
+        return f"{known}; {doubt}" if doubt else known
 
     # What the driver asks for
 
@@ -194,7 +215,10 @@ class Node:
             if not self.id or self._closed is not None:
                 self.open()
             self._refresh_once()
-            self._sender.send(parcel)
+            if self._matchmaker.is_opening and parcel.address.kind != "inbox":
+                self._sender.park(parcel)
+            else:
+                self._sender.send(parcel)
         except MessagingException as exc:
             fail(parcel.sent, exc)
 
@@ -216,13 +240,11 @@ class Node:
             self._refresh()
             self._warn_of_doubles(addresses)
             consumers += self._receiver.subscribe(addresses, on_delivery, prefetch)
+            self._register(lambda: finish(ready, None))
             self._subscriptions.append(consumers)
-            self._register()
         except MessagingException as exc:
             self._receiver.stop(consumers)
             fail(ready, exc)
-            return
-        finish(ready, None)
 
     def _warn_of_doubles(self, addresses: Sequence[Address]) -> None:
         for address in addresses:
@@ -258,7 +280,19 @@ class Node:
             fail(ready, exc)
             return
         self._receiver.open_inbox(make(self.id), on_delivery)
-        finish(ready, None)
+        self._inboxes.append(ready)
+        try:
+            self._register(lambda: finish(ready, None))
+        except MessagingException as exc:
+            fail(ready, exc)
+        self._finish_inboxes()
+
+    def _finish_inboxes(self) -> None:
+        """While nobody can be told of a node, its inboxes are good for those whom it writes to, who answer there."""
+        if self._matchmaker.doubt():
+            for ready in self._inboxes:
+                finish(ready, None)
+        self._inboxes = [ready for ready in self._inboxes if not ready.done()]
 
     def close_inbox(self, address: Address | None, done: Future[None]) -> None:
         """See `Inbox.close`."""
@@ -276,6 +310,9 @@ class Node:
             fail(found, exc)
             return
         self._refresh()
+        if self._matchmaker.is_opening and not found.done():
+            self._loop.call_later(TICK, lambda: self.inspect(address, found))
+            return
         nodes = self._directory.nodes(address)
         if not nodes:
             fail(found, MessageUndeliverable(f"there is no {address}: nobody subscribes to it"))
@@ -331,18 +368,37 @@ class Node:
     def on_link_down(self, link: Link, why: str) -> None:
         """See `zmq_link.LinkListener`."""
         if self._closed is None and not link.left:
-            self._forget_if_dead(link.node)
+            self._forget_if_dead(link.node, refused=False)
+            if self._matchmaker.is_alive(link.node) is None and self._links.has_dialled(link):
+                self._redials[link.node] = time.monotonic() + REDIAL
+                self._redial()
         self._receiver.on_link_down(link)
         self._sender.on_link_down(link, why)
 
-    def on_dial_failed(self, node: str) -> None:
+    def on_dial_failed(self, node: str, refused: bool) -> None:
         """See `zmq_link.LinkListener`."""
-        self._forget_if_dead(node)
+        self._forget_if_dead(node, refused)
 
-    def _forget_if_dead(self, node: str) -> None:
-        if node in self._directory.entries and self._matchmaker.is_alive(node) is False:
-            LOG.info("the process of node %s is gone", node)
-            self._matchmaker.forget(node)
+    def _forget_if_dead(self, node: str, refused: bool) -> None:
+        """It is dead, or it may be: then that nobody listens at its endpoint decides."""
+        if node in self._directory.entries:
+            alive = self._matchmaker.is_alive(node)
+            if alive is False or (alive is None and refused):
+                LOG.info("the process of node %s is gone", node)
+                self._matchmaker.forget(node)
+                self._refresh()
+
+    def _redial(self) -> None:
+        """Connect again with those who cannot connect with this node, and may have something to say to it."""
+        now = time.monotonic()
+        for node, until in list(self._redials.items()):
+            entry = self._directory.entries.get(node)
+            if self._links.link(node) is not None or now > until or not self.id:
+                del self._redials[node]
+            elif entry is not None:
+                self._links.dial(node, entry.endpoints, entry.key)
+        if self._redials:
+            self._loop.call_later(TICK, self._redial)
 
     def on_record(self, link: Link, kind: int, frame: bytes, at: int, end: int) -> None:
         """See `zmq_link.LinkListener`."""
@@ -405,6 +461,15 @@ class Node:
             self._matchmaker.keep()
             self._refresh()
         self._sender.slow_tick(self._links.all())
+        self._links.drop_unused(self._directory.entries)
+
+
+def as_told(endpoint: str, advertise: str) -> str:
+    """An endpoint as others are told of it: with the host of `advertise`, and its port if it has one."""
+    if not advertise or not endpoint.startswith("tcp://"):
+        return endpoint
+    has_port = re.fullmatch(r"(\[.*\]|[^:]*):[0-9]+", advertise)
+    return f"tcp://{advertise}" if has_port else f"tcp://{advertise}:{endpoint.rpartition(':')[2]}"
 
 
 def after_fork() -> MessagingException:

@@ -24,9 +24,10 @@ class Parcel:
         gives_up: when its sender stops waiting for somebody who takes it.
         missing: how many of its copies nobody has taken yet.
         reached: how many subscribers have.
+        question: the number of the one that was asked about it, see `Matchmaker.ask`, or -1.
     """
 
-    __slots__ = ("address", "expires", "gives_up", "mandatory", "message", "missing", "reached", "sent")
+    __slots__ = ("address", "expires", "gives_up", "mandatory", "message", "missing", "question", "reached", "sent")
 
     def __init__(self, address: Address, message: Message, mandatory: bool, sent: Future[Sent]) -> None:
         self.address = address
@@ -38,6 +39,7 @@ class Parcel:
         self.gives_up = self.expires if message.wait is None else now + message.wait
         self.missing = 0
         self.reached = 0
+        self.question = -1
 
     def finish(self) -> None:
         """All that are there have it."""

@@ -22,6 +22,8 @@ LOG = logging.getLogger(__name__)
 
 LIMBO = 0.2
 """Seconds after which it is known whether the process at the other end of a lost connection lives."""
+LONG_LIMBO = 10.0
+"""Seconds after which it is taken for dead if nobody can know. Its own patience is shorter: see `zmq_sender`."""
 
 UNBEGUN_KEPT = 60.0
 """Seconds for which a sender can ask what became of the messages of a lost connection."""
@@ -397,7 +399,15 @@ class Receiver:
                 local.backlog = deque(item for item in local.backlog if item.link is not link)
         if not link.left and link.twin is None:
             self._undecided[link.session] = (link, undecided)
-            self.loop.call_later(LIMBO, lambda: self._decide(link.session, self._is_alive(link.node) is not False))
+            self.loop.call_later(LIMBO, lambda: self._find_out(link))
+
+    def _find_out(self, link: Link) -> None:
+        alive = self._is_alive(link.node)
+        if alive is None:
+            # It would have said LOST by the end of that. What it has given to others by then, it has marked.
+            self.loop.call_later(LONG_LIMBO, lambda: self._decide(link.session, alive=False))
+        else:
+            self._decide(link.session, alive)
 
     def _decide(self, session: int, alive: bool) -> None:
         link, items = self._undecided.pop(session, (None, []))
@@ -406,6 +416,7 @@ class Receiver:
         if alive:
             self._let_go(link, items)
             return
+        link.left = True  # From now on what is said of its messages counts: nobody else has them.
         for local, item in items:
             if local.consumers:
                 local.backlog.append(item)

@@ -203,6 +203,11 @@ class Security:
         """Whether who has this public key may connect, and may be connected to. Looks at `keys_dir` as it is now."""
         return bool(key) and (key == self.public or (self._ring is not None and key in self._ring.names()))
 
+    def key_named(self, name: str) -> str:
+        """The public key in ``NAME.key`` of `keys_dir`; where there is none, a text that no key is."""
+        names = {} if self._ring is None else self._ring.names()
+        return next((key for key, known in names.items() if known == name), f"no {name}.key")
+
     def listen(self, socket: Any, endpoint: str) -> None:
         """Set a socket's options for what it binds next."""
         if self._keys is None or self._is_private(endpoint):
@@ -234,9 +239,13 @@ class Security:
 
     def _dial_with_keys(self, socket: Any, keys: KeyPair, key: str) -> str:
         if not key:
-            return "handshake failed before it began: that node has no key; set key_file and keys_dir there"
+            return (
+                "handshake failed before it began: that node has no key; set key_file and keys_dir there, and name its "
+                "key in matchmaker_file, if there is one"
+            )
         if not self.trusts(key):
-            return f"handshake failed before it began: its public key is not in {self._keys_dir}; copy it there"
+            which = f" ({key})" if key.endswith(".key") else ""
+            return f"handshake failed before it began: its public key is not in {self._keys_dir}{which}; copy it there"
         socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
         socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
         socket.setsockopt(zmq.CURVE_SERVERKEY, key.encode("ascii"))

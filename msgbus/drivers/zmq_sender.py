@@ -17,7 +17,7 @@ from msgbus.drivers import zmq_frames as frames
 from msgbus.drivers.base import Address, Message, Sent
 from msgbus.drivers.zmq_link import Link
 from msgbus.drivers.zmq_links import Links
-from msgbus.drivers.zmq_matchmaker import Directory
+from msgbus.drivers.zmq_matchmaker import Directory, Matchmaker
 from msgbus.drivers.zmq_queue import Consumer, Copy, Parcel, Queue, fail
 from msgbus.exceptions import (
     MessageDeliveryFailure,
@@ -60,7 +60,7 @@ class Sender:
         links: Links,
         directory: Directory,
         refresh: Callable[[], None],
-        is_alive: Callable[[str], bool | None],
+        matchmaker: Matchmaker,
         server_expires: float,
     ) -> None:
         """Make one.
@@ -69,15 +69,17 @@ class Sender:
             links: the connections.
             directory: who is there.
             refresh: brings the directory up to date.
-            is_alive: whether a node's process lives, if that is known.
+            matchmaker: says whether a node's process lives, and whether more nodes may be there than are known.
             server_expires: seconds that a message without ttl is kept after the server that had it is gone.
         """
         self._links = links
         self._directory = directory
         self._refresh = refresh
-        self._is_alive = is_alive
+        self._matchmaker = matchmaker
+        self._is_alive = matchmaker.is_alive
         self._server_expires = server_expires
         self._queues: dict[tuple[Address, str], Queue] = {}
+        self._parked: list[Parcel] = []
         self._waiting: dict[Queue, None] = {}
         self._returned: dict[Queue, list[Copy]] = {}
         self._starved: dict[Link, dict[Queue, None]] = {}
@@ -92,12 +94,46 @@ class Sender:
             return
         queues = self._route(parcel.address)
         if not queues:
-            self._nobody(parcel)
+            if self._may_come(parcel):
+                self.park(parcel)
+            else:
+                self._nobody(parcel)
             return
         parcel.missing = len(queues)
         for queue in queues:
             self._number += 1
             self._put(queue, Copy(parcel, queue, self._number))
+
+    def _may_come(self, parcel: Parcel) -> bool:
+        """Whether somebody may be there for it of whom nothing is known yet."""
+        matchmaker = self._matchmaker
+        if parcel.address.kind != "inbox" and matchmaker.doubt():
+            return True
+        if parcel.question < 0:
+            parcel.question = matchmaker.ask()
+        return parcel.question > matchmaker.answered
+
+    def park(self, parcel: Parcel) -> None:
+        """Keep what has no server, until it is known whether there is one."""
+        self._parked.append(parcel)
+
+    def unpark(self) -> None:
+        """More may be known now."""
+        if self._parked and not self._matchmaker.is_opening:
+            parked, self._parked = self._parked, []
+            for parcel in parked:
+                self.send(parcel)
+
+    def _give_up_parked(self, now: float) -> None:
+        kept = []
+        for parcel in self._parked:
+            if parcel.gives_up > now:
+                kept.append(parcel)
+                continue
+            why = self._matchmaker.doubt() or "it is not known yet who is there"
+            text = f"gave up after {parcel.message.patience or 0:.3g} s: no server is known for {parcel.address}: {why}"
+            fail(parcel.sent, TransportUnavailable(text))
+        self._parked = kept
 
     def adopt(self, address: Address, message: Message, redelivered: bool) -> None:
         """Find another server for what a subscriber of this node gives back, and whose own sender is gone."""
@@ -418,6 +454,7 @@ class Sender:
             if consumer is not None and consumer.link is None:
                 consumer.link = link
                 self._returned.setdefault(queue, [])
+        self.unpark()
         for session, lost in self._lost.items():
             if lost.node == link.node:
                 self._links.send(link, frames.numbers(frames.LOST, [session]))
@@ -458,9 +495,11 @@ class Sender:
         now = time.monotonic()
         for session, lost in list(self._lost.items()):
             entry = self._directory.entries.get(lost.node)
-            if lost.gives_up <= now or self._is_alive(lost.node) is False:
+            link = self._links.link(lost.node)
+            is_gone = entry is None and link is None  # and cannot be asked
+            if is_gone or lost.gives_up <= now or self._is_alive(lost.node) is False:
                 self._give_to_others(session, [])
-            elif entry is not None and self._links.link(lost.node) is None:
+            elif entry is not None and link is None:
                 self._links.dial(lost.node, entry.endpoints, entry.key)
 
     def on_unbegun(self, link: Link, session: int, unbegun: Sequence[int]) -> None:
@@ -483,6 +522,11 @@ class Sender:
         if self._lost:
             self._ask()
             self.work_off()
+        if self._parked:
+            self._refresh()
+            if not self._matchmaker.doubt():
+                self.unpark()
+            self._give_up_parked(time.monotonic())
         if self._waiting:
             now = time.monotonic()
             self._refresh()
@@ -527,7 +571,7 @@ class Sender:
 
     def waits(self) -> bool:
         """Whether something waits for a server."""
-        return bool(self._waiting or self._lost)
+        return bool(self._waiting or self._lost or self._parked)
 
     def depth(self, address: Address) -> int:
         """How many of this node's own messages wait."""
@@ -538,7 +582,8 @@ class Sender:
         """The futures of all that nobody has taken yet."""
         copies = [copy for queue in self._waiting for copy in queue.waiting]
         copies += [copy for link in self._links.all() for copy in link.in_flight.values()]
-        return [copy.parcel.sent for copy in copies if not copy.parcel.sent.done()]
+        parcels = [copy.parcel for copy in copies] + self._parked
+        return [parcel.sent for parcel in parcels if not parcel.sent.done()]
 
     def lost_at_close(self) -> int:
         """How many messages, which somebody took, now have neither a server nor a sender."""

@@ -11,6 +11,7 @@ import pytest
 
 from tests.functional.brokers.processes import BrokerMissing
 from tests.functional.brokers.rabbitmq import RabbitMQ
+from tests.functional.brokers.redis import Redis
 
 
 def skip_or_fail(what: str) -> NoReturn:
@@ -59,3 +60,16 @@ def rabbitmq(request: pytest.FixtureRequest) -> RabbitMQ:
     if not node.alive():  # an earlier test failed half-way
         node.start()
     return node
+
+
+@pytest.fixture(scope="session")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    """A Redis, running, with a password; a test that stops, kills or pauses it has one of its own."""
+    try:
+        server = Redis(tmp_path_factory.mktemp("redis"), password="s3cret")
+        server.start()
+    except BrokerMissing as error:
+        _missing(error)
+        raise
+    yield server
+    server.close()

@@ -1,7 +1,8 @@
-"""The conformance suite on ZeroMQ, between processes of this host."""
+"""The conformance suite on ZeroMQ, between processes of this host, with each matchmaker."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import pathlib
 
@@ -9,7 +10,8 @@ import pytest
 
 from msgbus.conformance import Harness
 from msgbus.conformance.suite import Conformance
-from tests.functional.zmq_faults import cut_connections
+from tests.functional.brokers.redis import Redis
+from tests.functional.zmq_faults import cut_connections, cut_tcp
 
 
 class ZmqHarness(Harness):
@@ -33,3 +35,32 @@ class TestZmq(Conformance):
     @classmethod
     def harness(cls, tmp_path_factory: pytest.TempPathFactory) -> Harness:
         return ZmqHarness(tmp_path_factory.mktemp("zmq"))
+
+
+class RedisHarness(Harness):
+    """Each transport has a run directory of its own, as if it were on another host: they meet over Redis and TCP."""
+
+    def __init__(self, redis: Redis, folder: pathlib.Path) -> None:
+        self._redis = redis
+        self._folder = folder
+        self._numbers = itertools.count()
+
+    @property
+    def url(self) -> str:  # type: ignore[override]  # a new one each time
+        run_dir = self._folder / str(next(self._numbers))
+        return f"zmq://{run_dir}?matchmaker=redis&redis_url={self._redis.url}&listen=tcp://127.0.0.1:*"
+
+    def cut(self) -> None:
+        cut_tcp(besides=self._redis.port)
+
+    def leftovers(self) -> set[str]:
+        return self._redis.keys() - {"msgbus:nodes"}
+
+
+class TestZmqRedis(Conformance):
+    """Every check, between what may be different hosts."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def harness(cls, redis: Redis, tmp_path_factory: pytest.TempPathFactory) -> Harness:
+        return RedisHarness(redis, tmp_path_factory.mktemp("hosts"))

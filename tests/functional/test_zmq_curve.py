@@ -22,7 +22,7 @@ from msgbus.drivers import zmq_frames as frames
 from msgbus.drivers.base import Driver
 from msgbus.drivers.zmq_matchmaker import Entry, Service
 from tests.functional.test_zmq import TOPIC, Place, pretend
-from tests.functional.zmq_faults import hide_sockets
+from tests.functional.zmq_faults import cut_tcp, hide_sockets
 from tests.functional.zmq_keys import Keys
 
 LISTEN = "listen=tcp://127.0.0.1:*"
@@ -202,14 +202,6 @@ def test_a_key_that_was_taken_away_is_refused_at_the_next_connection(place: Plac
     assert isinstance(lost, TransportUnavailable)
     assert "is not let in" in refused(client)
     assert receiver.bodies == ["before", "still connected"]
-
-
-def cut_tcp() -> None:
-    """Break every TCP connection that has an end in this process, as a network would."""
-    for fd in map(int, os.listdir("/proc/self/fd")):
-        with contextlib.suppress(OSError, IndexError), socket.socket(socket.AF_INET, fileno=os.dup(fd)) as connection:
-            if connection.getpeername()[0] == "127.0.0.1":  # What listens has no peer; libzmq would abort.
-                connection.shutdown(socket.SHUT_RDWR)
 
 
 def test_raw_peers_get_no_answer(place: Place, keys: Keys) -> None:

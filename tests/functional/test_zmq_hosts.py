@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from msgbus.conformance.waiting import until
+from tests.functional.brokers.redis import BrokerMissing, Redis
 from tests.functional.namespaces import Namespaces, NoNamespaces
 from tests.functional.zmq_faults import hide_sockets
 from tests.functional.zmq_keys import Keys
@@ -85,30 +86,33 @@ class Net:
         self.keys.trust("a", "b")
         self.keys.trust("b", "a")
         self.keys.trust("stranger", "a")
-        self._hosts, self._folder = hosts, folder
+        self.hosts, self.folder = hosts, folder
         self._processes: list[Process] = []
         (folder / "hello.py").write_text(SERVICE)
 
     def url(self, query: str) -> str:
         """A transport URL."""
-        return f"zmq://{self._folder}/run?{query}"
+        return f"zmq://{self.folder}/run?{query}"
 
     def serve(self, *names: str) -> list[Process]:
         """Start servers, and wait until they are ready."""
-        url = self.url(f"listen=tcp://{self._hosts.addresses['a']}:*&{self.keys.query('a')}")
+        url = self.url(f"listen=tcp://{self.hosts.addresses['a']}:*&{self.keys.query('a')}")
         made = []
         for name in names:
-            words = [MSGBUS, "serve", "hello:Hello", "--topic", "hello", "--server", name, "--url", url]
-            made.append(Process([*self._hosts.command("a", *words)], self._folder))
-            self._processes.append(made[-1])
+            made.append(self.start("a", "serve", "hello:Hello", "--topic", "hello", "--server", name, "--url", url))
         for server in made:
             server.wait_for("is ready")
-        hide_sockets(self._folder / "run")
+        hide_sockets(self.folder / "run")
         return made
+
+    def start(self, host: str, *words: str) -> Process:
+        """Start the command msgbus on a host."""
+        self._processes.append(Process([*self.hosts.command(host, MSGBUS, *words)], self.folder))
+        return self._processes[-1]
 
     def run(self, query: str, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command on the other host."""
-        command = self._hosts.command("b", MSGBUS, *words, "--url", self.url(query))
+        command = self.hosts.command("b", MSGBUS, *words, "--url", self.url(query))
         return subprocess.run(command, check=False, capture_output=True, text=True, timeout=SECONDS)
 
     def client(self, *words: str) -> str:
@@ -181,3 +185,59 @@ def test_a_key_that_is_taken_away(net: Net) -> None:
     assert "is not let in" in done.stderr
     net.keys.trust("a", "b")
     assert net.client("call", "hello", "greet", "name=Ada") == '"Hello, Ada"\n'
+
+
+# With Redis: each host has a run directory of its own, and is told of nothing but what Redis says
+
+
+@pytest.fixture
+def redis_net(hosts: Namespaces, tmp_path: pathlib.Path) -> Iterator[tuple[Net, str]]:
+    """The hosts, and the URL of a Redis on the host `a`."""
+    net = Net(hosts, tmp_path)
+    address = hosts.addresses["a"]
+    try:
+        server = Redis(tmp_path / "redis", password="s3cret", host=address, command=hosts.command("a"))
+    except BrokerMissing as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))
+    try:
+        server.start()
+        yield net, f"matchmaker=redis&redis_url={server.url}"
+    finally:
+        net.close()
+        server.close()
+
+
+def test_redis_and_keys_between_hosts(redis_net: tuple[Net, str]) -> None:
+    """Two servers on one host are found by a client on the other, over TCP and CURVE; a stranger gets nothing."""
+    net, redis = redis_net
+    folder, address = net.folder, net.hosts.addresses["a"]
+    url = f"zmq://{folder}/run-a?{redis}&listen=tcp://{address}:*&{net.keys.query('a')}"
+    servers = [net.start("a", "serve", "hello:Hello", "--topic", "hello", "--server", n, "--url", url) for n in "12"]
+    for server in servers:
+        server.wait_for("is ready")
+
+    def run(keys: str, *words: str) -> subprocess.CompletedProcess[str]:
+        command = net.hosts.command("b", MSGBUS, *words, "--url", f"zmq://{folder}/run-b?{redis}&{keys}")
+        return subprocess.run(command, check=False, capture_output=True, text=True, timeout=SECONDS, cwd=folder)
+
+    trusted = net.keys.query("b")
+    assert run(trusted, "call", "hello", "greet", "name=Ada").stdout == '"Hello, Ada"\n'
+    assert run(trusted, "call", "hello", "greet", "name=Ada", "--server", "2").stdout == '"Hello, Ada"\n'
+    assert run(trusted, "multicall", "hello", "count", "to=3").stdout == "1\n2\n3\n"
+    run(trusted, "fanout-cast", "hello", "note", "text=all-of-you")
+    for server in servers:
+        server.wait_for("noted all-of-you")
+    stranger = run(net.keys.query("stranger"), "call", "hello", "greet", "name=Ada", "--timeout", "3")
+    assert stranger.returncode == 5
+    assert "is not let in" in stranger.stderr
+    assert "s3cret" not in stranger.stderr
+    for server in servers:
+        if "has not let in" in server.printed:
+            break
+    else:
+        servers[0].wait_for("has not let in somebody from")
+    servers[0].process.kill()
+    for _ in range(2):
+        assert run(trusted, "call", "hello", "greet", "name=Ada").stdout == '"Hello, Ada"\n'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import socket
@@ -24,6 +25,20 @@ def cut_connections(run_dir: pathlib.Path) -> None:
                     connection.shutdown(socket.SHUT_RDWR)
         except (OSError, TypeError):
             continue  # It has been closed meanwhile, is not connected, or of another kind.
+
+
+def cut_tcp(*, besides: int = 0) -> None:
+    """Break every TCP connection on the loopback that has an end in this process, but those with a certain port."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):
+            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                continue
+            with socket.socket(fileno=os.dup(fd)) as connection:
+                if connection.family != socket.AF_INET:
+                    continue
+                address, port = connection.getpeername()  # What listens has no peer; libzmq would abort.
+                if address == "127.0.0.1" and port != besides:
+                    connection.shutdown(socket.SHUT_RDWR)
 
 
 def hide_sockets(run_dir: pathlib.Path) -> None:

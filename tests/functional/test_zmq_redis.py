@@ -1,0 +1,314 @@
+"""The zmq driver's matchmaker redis: a Redis that is away, dies, forgets, or holds nonsense; leases; and keys."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pathlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+import redis as redis_library
+
+from msgbus import MessageUndeliverable, Target, TransportUnavailable, get_rpc_server
+from msgbus.conformance.checks.receiver import Receiver, message, send
+from msgbus.conformance.waiting import Task, until
+from msgbus.drivers.base import Address, Driver
+from msgbus.drivers.zmq_matchmaker import Entry, Service
+from tests.functional.brokers.redis import Redis
+from tests.functional.zmq_keys import Keys
+from tests.functional.zmq_meetings import RedisMeeting
+
+TOPIC = Address("topic", "msgbus", "foo")
+OTHER = Address("topic", "msgbus", "other")
+PASSWORD = "s3cret"
+
+
+@pytest.fixture
+def own_redis(redis: Redis, tmp_path: pathlib.Path) -> Iterator[Redis]:
+    """One of this test's own, which does not run yet; where there is none at all, the shared one says so."""
+    assert redis.alive()
+    server = Redis(tmp_path / "redis", password=PASSWORD)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def meeting(own_redis: Redis, tmp_path: pathlib.Path) -> Iterator[RedisMeeting]:
+    """Nodes that use it, and no thread that is left of them."""
+    before = set(threading.enumerate())
+    made = RedisMeeting(tmp_path, own_redis)
+    yield made
+    made.close()
+    until(lambda: set(threading.enumerate()) <= before, "the end of all threads")
+
+
+def client_of(server: Redis) -> Any:
+    """The plain Redis client."""
+    return redis_library.Redis(host=server.host, port=server.port, password=PASSWORD)
+
+
+def write_entry(server: Redis, node: str, value: bytes, seconds: int = 60) -> None:
+    """Put into Redis what a node would, and tell the others."""
+    with client_of(server) as client:
+        client.set(f"msgbus:node:{node}", value, ex=seconds)
+        client.sadd("msgbus:nodes", node)
+        client.publish("msgbus:0", node)
+
+
+def entry_of(node: str, endpoint: str, key: str = "") -> bytes:
+    """What a node that serves `TOPIC` says."""
+    return msgspec.msgpack.encode(Entry(node, 1, "elsewhere", [endpoint], [Service((*TOPIC,), 1, 10)], key))
+
+
+def endpoint_of(bound: socket.socket) -> str:
+    """Where it is."""
+    return f"tcp://127.0.0.1:{bound.getsockname()[1]}"
+
+
+def error_of(driver: Driver, address: Address = TOPIC, ttl: float = 1.0) -> BaseException | None:
+    """What a message fails with."""
+    return driver.send(address, message("x", ttl=ttl), mandatory=True).exception(30)
+
+
+# A Redis that is away
+
+
+def test_redis_is_away_at_the_start(meeting: RedisMeeting, caplog: pytest.LogCaptureFixture) -> None:
+    """Messages wait for it within their deadline, a server is not ready; both go on by themselves when it is there."""
+    receiver, client, served = Receiver(), meeting.node(), meeting.node("s1")
+    with caplog.at_level(logging.WARNING):
+        subscription = served.subscribe([TOPIC], receiver.take, prefetch=10)
+        error = error_of(client)
+        patient = client.send(TOPIC, message("patient"), mandatory=True)
+        fanout = client.send(TOPIC._replace(kind="fanout"), message("all", ttl=0.5), mandatory=False).exception(15)
+        with pytest.raises(TimeoutError):
+            subscription.ready.result(0.2)
+    assert isinstance(error, TransportUnavailable)
+    assert not error.maybe_delivered
+    assert isinstance(fanout, TransportUnavailable)
+    assert f"Redis at 127.0.0.1:{meeting.redis.port}/0" in str(error)
+    assert "Connection refused" in str(error)
+    assert "Connection refused" in client.state
+    lines = [record.getMessage() for record in caplog.records if "cannot be used" in record.getMessage()]
+    assert len(lines) == 2, "one for each node"
+    meeting.redis.start()
+    subscription.ready.result(15)
+    patient.result(15)
+    receiver.wait_for("patient")
+    assert "Connection refused" not in client.state
+    assert isinstance(error_of(client, OTHER), TransportUnavailable), "others have time to find it again"
+    assert isinstance(error_of(client, OTHER, ttl=15), MessageUndeliverable)
+
+
+def test_a_server_that_starts_without_redis_says_why(meeting: RedisMeeting) -> None:
+    """At the end of its patience, in the words of its message system."""
+    target = Target(topic="foo", server="s1")
+    server = get_rpc_server(meeting.transport("s1"), target, [])
+    with pytest.raises(TransportUnavailable, match=r"cannot listen on .*Connection refused"):
+        server.start(1)
+
+
+def test_redis_dies_and_comes_back_empty(meeting: RedisMeeting, caplog: pytest.LogCaptureFixture) -> None:
+    """Who knows each other goes on all the time; the log says that it is away, and back; then new ones are found."""
+    meeting.redis.start()
+    receiver, client, served = Receiver(), meeting.node(), meeting.node("s1")
+    receiver.subscribe(served, TOPIC)
+    send(client, TOPIC, "before")
+    with caplog.at_level(logging.WARNING):
+        meeting.redis.kill()
+        until(lambda: "Redis" in client.state.partition(";")[2], "it is missed")
+        send(client, TOPIC, "meanwhile")
+        assert isinstance(error_of(client, OTHER), TransportUnavailable), "nobody can know"
+        late, newcomer = Receiver(), meeting.node("s2")
+        subscription = newcomer.subscribe([OTHER], late.take, prefetch=10)
+        waiting = client.send(OTHER, message("waits"), mandatory=True)
+        meeting.redis.start()
+        subscription.ready.result(15)
+        waiting.result(15)
+        send(client, TOPIC, "after")
+        send(client, OTHER, "to the new one")
+    late.wait_for("to the new one")
+    assert receiver.bodies == ["before", "meanwhile", "after"]
+    assert "cannot be used" in caplog.text
+    assert "nodes that are known go on" in caplog.text
+    until(lambda: caplog.text.count("is back") == 3, "all three say so")
+    with client_of(meeting.redis) as plain:
+        until(lambda: plain.scard("msgbus:nodes") == 2, "both servers are in it again")
+
+
+def test_a_frozen_redis_disturbs_nobody(meeting: RedisMeeting) -> None:
+    """One that takes connections and answers nothing is as good as away: what is known holds, and close is quick."""
+    meeting.redis.start()
+    receiver, client, served = Receiver(), meeting.node(), meeting.node("s1")
+    receiver.subscribe(served, TOPIC)
+    send(client, TOPIC, "before")
+    meeting.redis.pause()
+    try:
+        until(lambda: "cannot be used" in client.state, "it is missed", 30)
+        send(client, TOPIC, "meanwhile")
+        begun = time.monotonic()
+        client.close()
+        assert time.monotonic() - begun < 10
+    finally:
+        meeting.redis.resume()
+    send(meeting.node(), TOPIC, "after")
+    receiver.wait(3)
+
+
+def test_a_wrong_password(meeting: RedisMeeting, caplog: pytest.LogCaptureFixture) -> None:
+    """The error says what Redis says, and neither it nor the log shows a password."""
+    meeting.redis.start()
+    wrong = meeting.client_url().replace(PASSWORD, "wr0ng")
+    with caplog.at_level(logging.DEBUG):
+        driver = meeting.open(wrong).driver
+        error = error_of(driver)
+    assert isinstance(error, TransportUnavailable)
+    assert "invalid username-password pair" in str(error)
+    for text in (str(error), caplog.text, driver.state):
+        assert "wr0ng" not in text
+
+
+# Leases
+
+
+def test_a_lease_that_runs_out(meeting: RedisMeeting) -> None:
+    """A node that is not there any more, and has not said so, is missed when its lease ends."""
+    meeting.redis.start()
+    client = meeting.node()
+    assert isinstance(error_of(client), MessageUndeliverable)
+    node = "0123456789abcdef"
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen(10)
+        write_entry(meeting.redis, node, entry_of(node, endpoint_of(mute)), seconds=2)
+        call = Task(lambda: error_of(client, ttl=30))
+        assert isinstance(call.result(), MessageUndeliverable)
+        assert 0.5 < call.seconds < 15
+    with client_of(meeting.redis) as plain:
+        until(lambda: not plain.sismember("msgbus:nodes", node), "somebody has taken it out")
+
+
+def test_a_lease_is_renewed(meeting: RedisMeeting) -> None:
+    """A node that lives is there as long as it does, also when somebody has removed it from Redis."""
+    meeting.redis.start()
+    receiver, served = Receiver(), meeting.node("s1")
+    receiver.subscribe(served, TOPIC)
+    with client_of(meeting.redis) as plain:
+        (key,) = [key for key in plain.scan_iter() if key != b"msgbus:nodes"]
+        for _ in range(2):
+            until(lambda: plain.ttl(key) <= 8, "some time has passed")
+            until(lambda: plain.ttl(key) > 8, "it is renewed")
+        plain.flushall()
+        until(lambda: plain.exists(key) and plain.scard("msgbus:nodes"), "it is there again")
+    send(meeting.node(), TOPIC, "x")
+    served.close()
+    with client_of(meeting.redis) as plain:
+        assert not plain.exists(key), "who leaves in good order is gone at once"
+
+
+def test_a_node_that_refuses_connections_is_left_out(meeting: RedisMeeting) -> None:
+    """Long before its lease ends, another gets the message, or nobody is there."""
+    meeting.redis.start()
+    client = meeting.node()
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        endpoint = endpoint_of(closed)
+        write_entry(meeting.redis, "0123456789abcdef", entry_of("0123456789abcdef", endpoint))
+        call = Task(lambda: error_of(client, ttl=30))
+        assert isinstance(call.result(), MessageUndeliverable)
+        assert call.seconds < 5
+        receiver = Receiver()
+        receiver.subscribe(meeting.node("s1"), TOPIC)
+        for n in range(10):
+            send(client, TOPIC, str(n))
+    receiver.wait(10)
+
+
+# Nonsense
+
+
+def test_nonsense_in_redis(meeting: RedisMeeting, caplog: pytest.LogCaptureFixture) -> None:
+    """What makes no sense there is left out, with a line in the log; others do not notice."""
+    meeting.redis.start()
+    receiver, client, served = Receiver(), meeting.node(), meeting.node("s1")
+    receiver.subscribe(served, TOPIC)
+    send(client, TOPIC, "before")
+    a, b, c, d = ("a" * 16, "b" * 16, "c" * 16, "d" * 16)
+    with caplog.at_level(logging.WARNING):
+        write_entry(meeting.redis, a, b"\xff\x00 rubbish")
+        write_entry(meeting.redis, b, entry_of(a, "tcp://127.0.0.1:1"))
+        write_entry(meeting.redis, c, entry_of(c, f"ipc://{meeting.folder}/x.sock"))
+        write_entry(meeting.redis, d, entry_of(d, "tcp://no host:x"))
+        write_entry(meeting.redis, "../../etc/passwd", b"")
+        until(lambda: caplog.text.count("is left out") >= 3, "they are left out")
+        for n in range(10):
+            send(client, TOPIC, str(n))
+    receiver.wait(11)
+    with client_of(meeting.redis) as plain:
+        plain.delete("msgbus:nodes")
+        plain.set("msgbus:nodes", "no set at all")
+        send(client, TOPIC, "after")
+        until(lambda: "WRONGTYPE" in client.state, "the state says so")
+        plain.delete("msgbus:nodes")
+        until(lambda: "WRONGTYPE" not in client.state, "it goes on")
+    receiver.wait_for("after")
+
+
+def test_a_server_that_listens_for_its_host_alone(meeting: RedisMeeting, caplog: pytest.LogCaptureFixture) -> None:
+    """Without the option listen others cannot find it, and the log says so; those of its host do."""
+    meeting.redis.start()
+    url = meeting.client_url()
+    receiver = Receiver()
+    with caplog.at_level(logging.WARNING):
+        receiver.subscribe(meeting.open(url).driver, TOPIC)
+    assert "serves this host alone: set listen" in caplog.text
+    assert isinstance(error_of(meeting.node()), MessageUndeliverable)
+    send(meeting.open(url).driver, TOPIC, "of this host")
+    receiver.wait(1)
+
+
+def test_those_of_one_host_need_no_redis_once_they_run(meeting: RedisMeeting) -> None:
+    """They meet in the run directory too: a death is known there at once, and a newcomer while Redis is away."""
+    meeting.redis.start()
+    url = meeting.client_url() + "&listen=tcp://127.0.0.1:*"
+    client = meeting.open(url).driver
+    assert isinstance(error_of(client), MessageUndeliverable)
+    meeting.redis.kill()
+    until(lambda: "cannot be used" in client.state, "it is missed")
+    receiver, newcomer = Receiver(), meeting.open(url).driver
+    subscription = newcomer.subscribe([TOPIC], receiver.take, prefetch=10)
+    send(client, TOPIC, "found in the directory")
+    receiver.wait(1)
+    assert not subscription.ready.done(), "for others it is not ready"
+    assert len(os.listdir(meeting.folder)) >= 2
+
+
+# Keys
+
+
+def test_a_key_in_redis_is_not_trusted(meeting: RedisMeeting, tmp_path: pathlib.Path) -> None:
+    """What a server says there of its own key counts only if the key is in keys_dir; the error names the directory."""
+    keys = Keys(tmp_path / "keys")
+    keys.add("server", "client", "stranger")
+    keys.trust("server", "client")
+    keys.trust("stranger", "client")
+    meeting.redis.start()
+    client = meeting.node(more=f"&{keys.query('client')}")
+    stranger = Receiver()
+    stranger.subscribe(meeting.node("s1", more=f"&{keys.query('stranger')}"), TOPIC)
+    error = error_of(client)
+    assert isinstance(error, TransportUnavailable)
+    assert f"its public key is not in {keys.trusted('client')}" in str(error)
+    keys.trust("client", "server")
+    trusted = Receiver()
+    trusted.subscribe(meeting.node("s2", more=f"&{keys.query('server')}"), TOPIC)
+    for n in range(10):
+        send(client, TOPIC, str(n))
+    trusted.wait(10)
+    assert stranger.deliveries == []

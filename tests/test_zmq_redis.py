@@ -1,0 +1,83 @@
+"""msgbus.drivers.zmq_redis: what needs no Redis. The rest is in tests/functional."""
+
+from __future__ import annotations
+
+import sys
+
+import msgspec
+import pytest
+
+from msgbus import ConfigurationError, DriverLoadFailure
+from msgbus.drivers import zmq_redis
+from msgbus.drivers.zmq_matchmaker import Entry
+from msgbus.drivers.zmq_redis import Server, folder_for
+
+NODE = "0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("redis://h", "h:6379/0"),
+        ("redis://user:pw@h:7/3", "h:7/3"),
+        ("rediss://:pw@h", "h:6379/0"),
+        ("unix:///run/redis.sock?db=2", "/run/redis.sock/2"),
+    ],
+)
+def test_the_name_of_a_redis(url: str, name: str) -> None:
+    """Where it is, without user and password."""
+    assert Server(url).name == name
+
+
+def test_no_password_in_the_words_of_an_error() -> None:
+    """Should the library ever tell it."""
+    server = Server("redis://user:s3%40cret@h")
+    assert server.words(OSError("no s3@cret\nhere")) == "no *** here"
+    assert server.words(TimeoutError()) == "TimeoutError"
+
+
+@pytest.mark.parametrize("url", ["", "h:6379", "http://h", "redis://h:x", "redis://h:99999999"])
+def test_what_is_no_redis(url: str) -> None:
+    """The text says how such a URL is written."""
+    with pytest.raises(ConfigurationError, match=r"cannot be read: it is redis://USER:PASSWORD@HOST:PORT/DB"):
+        Server(url)
+
+
+def test_the_library_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text says what to install."""
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(DriverLoadFailure, match=r"pip install 'msgbus\[redis\]'"):
+        Server("redis://h")
+
+
+def test_each_redis_has_a_folder() -> None:
+    """Those who use another Redis, or another database of it, do not meet in the run directory."""
+    folders = {folder_for("/run/x", Server(url)) for url in ("redis://a", "redis://:pw@a", "redis://a/1", "redis://b")}
+    assert len(folders) == 3
+    assert all(folder.startswith("/run/x/") for folder in folders)
+
+
+def test_what_is_no_id() -> None:
+    """What somebody else has published there."""
+    assert zmq_redis._node_of(NODE.encode()) == NODE
+    for data in (b"", b"../../etc/passwd", NODE.encode() + b"0", b"\xff" * 16, 1, None):
+        assert zmq_redis._node_of(data) == ""
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        Entry("f" * 16, 1, "h", ["tcp://h:1"], []),
+        Entry(NODE, 1, "h\nroot logged in", ["tcp://h:1"], []),
+        Entry(NODE, 1, "h", [], []),
+        Entry(NODE, 1, "h", ["tcp://h:1", "ipc:///tmp/x"], []),
+    ],
+)
+def test_what_is_no_entry(entry: Entry, caplog: pytest.LogCaptureFixture) -> None:
+    """It is left out, and one line of the log says so."""
+    assert zmq_redis._read_entry(NODE, msgspec.msgpack.encode(entry)) is None
+    assert zmq_redis._read_entry(NODE, b"\xff") is None
+    assert len(caplog.records) == 2
+    assert "\n" not in caplog.records[0].getMessage()
+    good = Entry(NODE, 1, "h", ["tcp://h:1"], [])
+    assert zmq_redis._read_entry(NODE, msgspec.msgpack.encode(good)) == good
