@@ -86,6 +86,12 @@ OPTIONS = [
         "all that services listen to has to be there already.",
     ),
     cfg.BoolOpt(
+        "durable",
+        default=True,
+        help="Have the broker store messages on its disk that have to outlive its restart. Say false for a virtual "
+        "host in memory, which refuses them.",
+    ),
+    cfg.BoolOpt(
         "keep_server_queues",
         default=True,
         help="Keep the queue of one server while that is away, so that a server which comes back under its name finds "
@@ -148,6 +154,8 @@ class QpidDriver(Driver):
         self._hosts = hosts_of(options, url)
         self._virtual_host = url.virtual_host or options.virtual_host or ""
         self._check_options()
+        if not options.durable:
+            self.capabilities = self.capabilities - {Capability.DURABLE}
         self._warned = False
         self._closed = False
         self._start_clean()
@@ -189,6 +197,7 @@ class QpidDriver(Driver):
             self._declare if options.declare else None,
             self._wire.serve,
             self._wire.fall,
+            durable=options.durable,
         )
 
     # Connecting

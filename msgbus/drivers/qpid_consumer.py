@@ -10,6 +10,7 @@ from typing import Any
 
 from msgbus.drivers.base import Address, Delivery, Message, OnDelivery
 from msgbus.drivers.loop import Loop
+from msgbus.drivers.qpid_codec import decode_message
 from msgbus.drivers.qpid_engine import (
     ACCEPTED,
     MODIFIED,
@@ -20,7 +21,6 @@ from msgbus.drivers.qpid_engine import (
     settle,
     was_aborted,
 )
-from msgbus.drivers.qpid_message import decode_message
 from msgbus.drivers.qpid_sender import NOT_FOUND, OnDeclared, fail, finish
 from msgbus.drivers.qpid_topology import Source
 from msgbus.exceptions import MessagingException, TransportUnavailable

@@ -18,7 +18,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from proton import Array, Data, Described, symbol, ulong
+from msgbus.drivers.qpid_codec import decode_list, encode_binary, encode_list, encode_string, encode_symbol
 
 _HEADER = b"AMQP\x03\x01\x00\x00"
 _MECHANISMS, _INIT, _CHALLENGE, _RESPONSE, _OUTCOME = 0x40, 0x41, 0x42, 0x43, 0x44
@@ -102,49 +102,45 @@ class _Login:
             first = f"\0{username}\0{password}".encode()
         else:
             first = (username if mechanism == "ANONYMOUS" else "").encode()
-        self._send(_INIT, [symbol(mechanism), first, self._vhost])
+        self._send(_INIT, encode_symbol(mechanism), encode_binary(first), encode_string(self._vhost))
         while True:
             kind, fields = self._receive()
             if kind == _CHALLENGE and scram is not None:
-                self._send(_RESPONSE, [scram.step(fields[0])])
+                self._send(_RESPONSE, encode_binary(scram.step(fields[0])))
             elif kind == _OUTCOME:
                 if fields[0] != 0:
                     raise LoginRefused(f"the log-in by {mechanism} was refused")
                 if scram is not None:
                     # A broker may say its last word, which proves that it knows the password, together with this one.
-                    scram.finish(fields[1] if len(fields) > 1 else None)
+                    last = fields[1] if len(fields) > 1 else None
+                    scram.finish(last if isinstance(last, bytes) else None)
                 return mechanism
             else:
-                raise NotAmqp(f"a frame of type {kind:#x} during the log-in")
+                raise NotAmqp(f"a frame of type {kind:#x} where the log-in should end")
 
     def _offered(self) -> list[str]:
         kind, fields = self._receive()
-        if kind != _MECHANISMS or not fields:
+        if kind != _MECHANISMS:
             raise NotAmqp("it offers no log-in")
         found = fields[0]
-        return [str(name) for name in (found if isinstance(found, Array) else [found])]
+        return found if isinstance(found, list) else [str(found)]
 
-    def _send(self, kind: int, fields: list[Any]) -> None:
-        data = Data()
-        data.put_object(Described(ulong(kind), fields))
-        body = bytes(data.encode())
+    def _send(self, kind: int, *fields: bytes) -> None:
+        body = encode_list(kind, fields)
         self._sock.sendall(struct.pack(">IBBH", len(body) + 8, 2, 1, 0) + body)
 
     def _receive(self) -> tuple[int, list[Any]]:
-        size, offset, kind, _ = struct.unpack(">IBBH", self._read(8))
-        if not 8 <= size <= _MAX_FRAME or kind != 1 or not 2 <= offset <= size // 4:
+        size, offset, layer, _ = struct.unpack(">IBBH", self._read(8))
+        if not 8 <= size <= _MAX_FRAME or layer != 1 or not 2 <= offset <= size // 4:
             raise NotAmqp("a malformed frame during the log-in")
-        body = self._read(size - 8)[offset * 4 - 8 :]
-        data = Data()
-        data.decode(body)
-        data.rewind()
-        data.next()
-        value: Any = data.get_object()
-        if not isinstance(value, Described) or not isinstance(value.value, list):
-            raise NotAmqp("a malformed frame during the log-in")
-        # Binary values are views of memory that is freed with `data`.
-        fields = [bytes(field) if isinstance(field, memoryview) else field for field in value.value]
-        return int(value.descriptor), fields
+        try:
+            kind, fields = decode_list(self._read(size - 8)[offset * 4 - 8 :])
+        except ValueError:
+            raise NotAmqp("a malformed frame during the log-in") from None
+        wanted = {_MECHANISMS: (list, str), _CHALLENGE: (bytes,), _OUTCOME: (int,)}.get(kind, ())
+        if not fields or not isinstance(fields[0], wanted):
+            raise NotAmqp(f"a frame of type {kind:#x} during the log-in that does not belong there")
+        return kind, fields
 
     def _read(self, size: int) -> bytes:
         parts = bytearray()

@@ -142,7 +142,8 @@ class _Answers(ReceivingLink):
             number = int(str(message.correlation_id))
         except (ProtonException, ValueError):
             return
-        properties: dict[Any, Any] = dict(message.properties or {})
+        found: Any = message.properties
+        properties = found or {}
         status = int(properties.get("statusCode", AWAY))
         text = str(properties.get("statusDescription", ""))
         self._management.answered(number, Answer(status, text, message.body))

@@ -13,6 +13,7 @@ from typing import Any
 from msgbus.drivers import qpid_topology as topology
 from msgbus.drivers.base import Address, Message, Sent
 from msgbus.drivers.loop import Loop
+from msgbus.drivers.qpid_codec import MAX_TTL, encode_message, encode_string, encode_symbol
 from msgbus.drivers.qpid_engine import (
     ACCEPTED,
     REJECTED,
@@ -25,7 +26,6 @@ from msgbus.drivers.qpid_engine import (
     settle,
     was_settled,
 )
-from msgbus.drivers.qpid_message import MAX_TTL, encode_message, encode_string, encode_symbol
 from msgbus.exceptions import (
     MessageDeliveryFailure,
     MessageTooLarge,
@@ -106,6 +106,8 @@ class Sender:
         declare: Callable[[topology.Source, OnDeclared], None] | None,
         on_attached: Callable[[], None],
         on_lost: Callable[[Exception], None],
+        *,
+        durable: bool,
     ) -> None:
         """Make one without a connection.
 
@@ -117,6 +119,7 @@ class Sender:
                 None: nothing is declared.
             on_attached: called when the relay is there. It is to call `release` when messages may go.
             on_lost: called when the relay is lost without its connection.
+            durable: whether messages that are marked so are sent so.
         """
         self._loop = loop
         self._name = name
@@ -124,6 +127,7 @@ class Sender:
         self._declare = declare
         self._on_attached = on_attached
         self._on_lost = on_lost
+        self._durable = durable
         self._relay: _Relay | None = None
         self._ready = False
         self._closed: MessagingException | None = None
@@ -192,7 +196,7 @@ class Sender:
             self._content_type(message.content_type),
             message.body,
             ttl,
-            message.durable,
+            message.durable and self._durable,
         )
         if relay.limit and len(data) > relay.limit:
             text = f"a message of {len(data)} bytes to {outgoing.address}; {self._name()} takes at most {relay.limit}"
@@ -306,7 +310,8 @@ class Sender:
         elif condition.name == TOO_LARGE:
             fail(outgoing.sent, MessageTooLarge(f"{name} refused a message to {where}: {condition.text}"))
         else:
-            fail(outgoing.sent, MessageDeliveryFailure(f"{name} refused a message to {where}: {condition}"))
+            hint = "; a virtual host in memory needs the option durable=false" if "durable" in condition.text else ""
+            fail(outgoing.sent, MessageDeliveryFailure(f"{name} refused a message to {where}: {condition}{hint}"))
 
     def down(self, error: TransportUnavailable) -> None:
         """The connection has broken."""

@@ -1,12 +1,13 @@
-"""The messages of AMQP 1.0 (OASIS, part 3, 2.8 and 3.2): what the driver writes of them, and what it reads.
+"""The messages of AMQP 1.0 (OASIS, part 3, 3.2) in its encoding (part 1): what is written of them, and what is read.
 
 What is written is a header, three properties and one section of data. Of what is read, sections and fields that the
-driver has no use for are skipped, whatever is in them.
+driver has no use for are skipped, whatever is in them. The frames of a log-in are written and read here as well.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 MAX_TTL = 0xFFFFFFFF
@@ -65,15 +66,39 @@ def encode_symbol(text: str) -> bytes:
     return _var32.pack(0xB3, len(data)) + data
 
 
-def encode_message(
-    to: bytes, id: bytes, content_type: bytes, body: bytes, ttl: int | None, durable: bool, subject: bytes = _NULL
-) -> bytes:
+def encode_binary(data: bytes) -> bytes:
+    """Bytes."""
+    if len(data) < 256:
+        return _str8.pack(0xA0, len(data)) + data
+    return _var32.pack(0xB0, len(data)) + data
+
+
+def encode_list(descriptor: int, fields: Sequence[bytes]) -> bytes:
+    """A described list of what has been encoded."""
+    data = b"".join(fields)
+    return _list32.pack(0, 0x53, descriptor, 0xD0, len(data) + 4, len(fields)) + data
+
+
+def decode_list(buffer: bytes) -> tuple[int, list[Any]]:
+    """A described list: what it is, and its fields.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        descriptor, at = _read_descriptor(buffer, 0)
+        return descriptor, _read_list(buffer, at)[0]
+    except (IndexError, struct.error, UnicodeDecodeError, RecursionError) as exc:
+        raise ValueError(f"{exc!r}") from exc
+
+
+def encode_message(to: bytes, id: bytes, content_type: bytes, body: bytes, ttl: int | None, durable: bool) -> bytes:
     """A message. What goes before the body has been encoded; `ttl` is in milliseconds."""
     header = (_DURABLE if durable else _PLAIN) if ttl is None else _TTL[durable] + _u32.pack(ttl)
-    fields = b"%b\x40%b%b\x40\x40%b" % (id, to, subject, content_type)
+    properties = encode_list(_PROPERTIES, (id, _NULL, to, _NULL, _NULL, _NULL, content_type))
     size = len(body)
     data = b"\x00Su\xa0" + _u8.pack(size) if size < 256 else b"\x00Su\xb0" + _u32.pack(size)
-    return b"".join((header, _list32.pack(0, 0x53, _PROPERTIES, 0xD0, len(fields) + 4, 7), fields, data, body))
+    return b"".join((header, properties, data, body))
 
 
 def decode_message(buffer: bytes | bytearray) -> Received:
@@ -189,7 +214,24 @@ def _read_small(buffer: bytes | bytearray, at: int, kind: int) -> tuple[Any, int
         return _u32.unpack_from(buffer, at + 1)[0], at + 5
     if kind == 0x80:
         return _u64.unpack_from(buffer, at + 1)[0], at + 9
+    if kind in (0xE0, 0xF0):
+        return _read_array(buffer, at), _skip(buffer, at)
     return None, _skip(buffer, at)
+
+
+def _read_array(buffer: bytes | bytearray, at: int) -> list[str]:
+    """An array of symbols; of others, nothing."""
+    if buffer[at] == 0xE0:
+        count, at = buffer[at + 2], at + 3
+    else:
+        count, at = _u32.unpack_from(buffer, at + 5)[0], at + 9
+    kind, at = buffer[at], at + 1
+    found = []
+    for _ in range(count if kind in (0xA3, 0xB3) else 0):
+        size, at = (buffer[at], at + 1) if kind == 0xA3 else (_u32.unpack_from(buffer, at)[0], at + 4)
+        found.append(bytes(buffer[at : at + size]).decode())
+        at += size
+    return found
 
 
 _FIXED = {0x4: 0, 0x5: 1, 0x6: 2, 0x7: 4, 0x8: 8, 0x9: 16}
