@@ -164,5 +164,5 @@ def test_arrays_of_symbols(encoded: bytes, found: list[str]) -> None:
 def test_a_list_that_is_cut_short_is_an_error(cut: int) -> None:
     """It is no list then."""
     whole = encode_list(0x41, [encode_symbol("PLAIN"), struct.pack(">B", 0x40)])
-    with pytest.raises(ValueError, match="AMQP|Error"):
+    with pytest.raises(ValueError, match=r"AMQP|rror"):
         decode_list(whole[:-cut])

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from msgbus.drivers import qpid_login
 from msgbus.drivers.qpid_codec import decode_list, encode_binary, encode_list, encode_symbol
 from msgbus.drivers.qpid_login import Credentials, LoginRefused, NoMechanism, NotAmqp, Scram, choose, open_socket
 from tests.support import PATIENCE
@@ -88,7 +87,7 @@ EXAMPLES = {
 
 def scram(monkeypatch: pytest.MonkeyPatch, mechanism: str) -> Scram:
     """The client of the RFC's example."""
-    monkeypatch.setattr(qpid_login.secrets, "token_urlsafe", lambda _: EXAMPLES[mechanism][0])
+    monkeypatch.setattr("secrets.token_urlsafe", lambda _: EXAMPLES[mechanism][0])
     return Scram(mechanism, "user", "pencil")
 
 
@@ -151,7 +150,7 @@ def test_names_are_escaped() -> None:
 class Broker:
     """Speaks the frames that a test has it say, on a port of its own."""
 
-    def __init__(self, script: Callable[[Broker], None]) -> None:
+    def __init__(self, script: Callable[[Broker], object]) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._script = script
@@ -200,7 +199,7 @@ OK, REFUSED = b"\x50\x00", b"\x50\x01"
 
 
 @contextlib.contextmanager
-def broker(script: Callable[[Broker], None]) -> Iterator[Broker]:
+def broker(script: Callable[[Broker], object]) -> Iterator[Broker]:
     """A scripted broker while the block runs."""
     made = Broker(script)
     try:
@@ -337,7 +336,7 @@ def _challenges_plain(side: Broker) -> None:
         _challenges_plain,
     ],
 )
-def test_what_is_no_broker(script: Callable[[Broker], None]) -> None:
+def test_what_is_no_broker(script: Callable[[Broker], object]) -> None:
     """Whatever answers there, the error says that it is no AMQP."""
     with broker(script) as at, pytest.raises(NotAmqp):
         log_in(at.port)
@@ -345,14 +344,14 @@ def test_what_is_no_broker(script: Callable[[Broker], None]) -> None:
 
 def test_a_broker_that_hangs_up() -> None:
     """It is an error of the connection."""
-    with broker(lambda side: side.read(8) and None) as at, pytest.raises(ConnectionError, match="during the log-in"):
+    with broker(lambda side: side.read(8)) as at, pytest.raises(ConnectionError, match="during the log-in"):
         log_in(at.port)
 
 
 def test_a_broker_that_says_nothing() -> None:
     """The time is bounded as a whole."""
     done = threading.Event()
-    with broker(lambda _: done.wait(PATIENCE) and None) as at:
+    with broker(lambda _: done.wait(PATIENCE)) as at:
         with pytest.raises(TimeoutError):
             log_in(at.port, timeout=0.2)
         done.set()

@@ -118,6 +118,6 @@ def test_exchanges_of_the_broker_are_refused(exchange: str) -> None:
 @pytest.mark.parametrize("address", ALL, ids=lambda address: address.kind)
 def test_names_that_are_too_long(address: Address) -> None:
     """They are refused with the address in the text."""
-    field = "name" if address.kind == "inbox" else "topic"
+    long = "x" * (MAX_NAME + 1)
     with pytest.raises(InvalidTarget, match="longer than"):
-        source(address._replace(**{field: "x" * (MAX_NAME + 1)}))
+        source(address._replace(name=long) if address.kind == "inbox" else address._replace(topic=long))
