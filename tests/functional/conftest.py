@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-import pathlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import pytest
 
 from tests.functional.brokers.processes import BrokerMissing
+from tests.functional.brokers.qpid import Qpid
 from tests.functional.brokers.rabbitmq import RabbitMQ
+
+Broker = TypeVar("Broker", RabbitMQ, Qpid)
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, which the commands under test would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -23,9 +26,9 @@ def _missing(error: BrokerMissing) -> None:
     pytest.skip(str(error))
 
 
-def _rabbitmq(version: str, folder: pathlib.Path) -> Iterator[RabbitMQ]:
+def _running(make: Callable[[], Broker]) -> Iterator[Broker]:
     try:
-        node = RabbitMQ(version, folder)
+        node = make()
     except BrokerMissing as error:
         _missing(error)
         raise
@@ -42,13 +45,13 @@ def _rabbitmq(version: str, folder: pathlib.Path) -> Iterator[RabbitMQ]:
 @pytest.fixture(scope="session")
 def rabbitmq_310(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
     """RabbitMQ 3.10, running; a test that stops, kills or pauses it leaves it running again."""
-    yield from _rabbitmq("3.10", tmp_path_factory.mktemp("rabbitmq-3.10"))
+    yield from _running(lambda: RabbitMQ("3.10", tmp_path_factory.mktemp("rabbitmq-3.10")))
 
 
 @pytest.fixture(scope="session")
 def rabbitmq_43(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
     """RabbitMQ 4.3, running; a test that stops, kills or pauses it leaves it running again."""
-    yield from _rabbitmq("4.3", tmp_path_factory.mktemp("rabbitmq-4.3"))
+    yield from _running(lambda: RabbitMQ("4.3", tmp_path_factory.mktemp("rabbitmq-4.3")))
 
 
 @pytest.fixture(params=["rabbitmq_310", "rabbitmq_43"])
@@ -58,3 +61,15 @@ def rabbitmq(request: pytest.FixtureRequest) -> RabbitMQ:
     if not node.alive():  # an earlier test failed half-way
         node.start()
     return node
+
+
+@pytest.fixture(scope="session")
+def qpid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qpid]:
+    """Broker-J that keeps all in memory, running; a test that stops, kills or pauses it leaves it running again."""
+    yield from _running(lambda: Qpid(tmp_path_factory.mktemp("qpid")))
+
+
+@pytest.fixture(scope="session")
+def qpid_durable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qpid]:
+    """The same with queues and messages on disk, for tests that stop or kill it and expect them back."""
+    yield from _running(lambda: Qpid(tmp_path_factory.mktemp("qpid-durable"), durable=True))
