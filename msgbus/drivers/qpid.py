@@ -439,7 +439,7 @@ class QpidDriver(Driver):
         from msgbus.drivers.qpid_sender import fail, finish
 
         if answer.status == OK and isinstance(answer.body, dict):
-            finish(found, Depth(int(answer.body["consumerCount"]), int(answer.body["queueDepthMessages"])))
+            finish(found, Depth(int(answer.body["consumerCount"]), int(answer.body["availableMessages"])))
         elif answer.status == NOT_FOUND:
             fail(found, MessageUndeliverable(f"{self._name()} has no queue {queue}"))
         else:
