@@ -1,6 +1,8 @@
 """The peers, one module for each library, and which of them take part in which workload."""
 
+from collections.abc import Mapping
 from pkgutil import resolve_name
+from urllib.parse import urlsplit
 
 from benchmarks.base import Peer
 
@@ -11,13 +13,27 @@ _PEERS = {
     "pyamqp-confirmed": "benchmarks.peers.pyamqp:CONFIRMED",
     "kombu": "benchmarks.peers.kombu:PLAIN",
     "kombu-confirmed": "benchmarks.peers.kombu:CONFIRMED",
+    "proton": "benchmarks.peers.proton:PEER",
 }
 
-WORKLOADS = {
+WORKLOADS = ("call_seq", "call_conc", "cast")
+
+Workloads = Mapping[str, tuple[str, ...]]
+"""Workload -> the peers that take part."""
+
+_RABBITMQ = {
     "call_seq": ("msgbus", "pyamqp"),
     "call_conc": ("msgbus", "pyamqp", "pyamqp-windowed"),
     "cast": ("msgbus", "kombu", "kombu-confirmed", "pyamqp", "pyamqp-confirmed"),
 }
+_BY_SCHEME: dict[str, Workloads] = {
+    "qpid": dict.fromkeys(WORKLOADS, ("msgbus", "proton")),
+}
+
+
+def workloads(url: str) -> Workloads:
+    """Who can take part on the message system of a transport URL."""
+    return _BY_SCHEME.get(urlsplit(url).scheme, _RABBITMQ)
 
 
 def load(name: str) -> Peer:

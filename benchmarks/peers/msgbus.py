@@ -1,4 +1,4 @@
-"""msgbus itself, with the driver for RabbitMQ and the defaults of all options."""
+"""msgbus itself, with the driver of the URL and the defaults of all options."""
 
 import threading
 from collections.abc import Callable
@@ -14,8 +14,9 @@ from msgbus import Target, Transport, get_rpc_client, get_rpc_server, get_rpc_tr
 def _transport(url: str) -> Transport:
     conf = cfg.ConfigOpts()
     conf([], project="msgbus-benchmarks", default_config_files=[], default_config_dirs=[])
-    # The queues of a run are of no use after it.
-    return get_rpc_transport(conf, f"{url}{'&' if '?' in url else '?'}queue_expires=60&server_expires=60")
+    # The queues of a run are of no use after it. Qpid's go with their server by themselves, but for one.
+    short_lived = "keep_server_queues=false" if url.startswith("qpid:") else "queue_expires=60&server_expires=60"
+    return get_rpc_transport(conf, f"{url}{'&' if '?' in url else '?'}{short_lived}")
 
 
 class _Endpoint:
