@@ -137,6 +137,25 @@ def test_nobody_is_let_in_where_that_is_allowed(broker: Qpid, connect: Connect) 
         task.result(20)
 
 
+def test_the_options_of_the_old_systems_are_read(broker: Qpid, tmp_path: pathlib.Path) -> None:
+    """A configuration that named impl_qpid and qpid_hostname connects as it did."""
+    path = tmp_path / "old.conf"
+    path.write_text(
+        "[DEFAULT]\nrpc_backend = nova.rpc.impl_qpid\nqpid_hostname = 127.0.0.1\n"
+        f"qpid_port = {broker.port}\nqpid_username = guest\nqpid_password = guest\nqpid_heartbeat = 20\n"
+        "[msgbus_qpid]\ndurable = false\n"
+    )
+    conf = cfg.ConfigOpts()
+    conf([], default_config_files=[str(path)])
+    transport = msgbus.get_rpc_transport(conf)
+    try:
+        with serving(transport, "old"):
+            assert client_of(transport, "old").call({}, "echo", value=1) == 1
+        assert f"127.0.0.1:{broker.port} (user guest)" in transport.driver.state
+    finally:
+        transport.cleanup()
+
+
 def test_a_port_that_speaks_something_else_is_told_at_once(connect: Connect, broker: Qpid) -> None:
     """An AMQP broker that wants TLS there, for example."""
     with contextlib.closing(_Listener(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as listener:
