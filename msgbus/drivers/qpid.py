@@ -282,6 +282,8 @@ class QpidDriver(Driver):
             hint = "check that it runs, is not stuck, and that no firewall is in between"
         elif isinstance(error, UnicodeError):
             hint = "check the host name"
+        elif "during the log-in" in text:
+            hint = "check whether this port wants TLS, and see the broker's log"
         elif "closed the connection" in text:
             hint = "see the broker's log"
         return f"{self._name(attempt)}: {text}; {hint}", hopeless

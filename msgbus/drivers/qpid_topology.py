@@ -1,8 +1,8 @@
 """What an address is called on Qpid, and which nodes it needs.
 
 Each exchange of a target is a direct exchange of the broker's, and its topics, servers and fanouts are keys in it.
-Every part of a name is escaped as in a URL, so that it holds nothing but letters, digits and ``_.-~%``, and no two
-addresses share a name, whatever is in them::
+Every part of a name is escaped as in a URL, with ``=`` for ``%``, since Qpid takes that for the beginning of a format.
+So it holds nothing but letters, digits and ``_.-~=``, and no two addresses share a name, whatever is in them::
 
     address                  sent to                received from
     topic foo, stored foo    msgbus/foo             the queue msgbus:foo, bound with foo
@@ -67,7 +67,7 @@ def route(address: Address) -> Route:
         InvalidTarget: it cannot be named on Qpid.
     """
     if address.kind == "inbox":
-        return Route(f"{INBOXES}/{_checked(quote(address.name, safe=''), address)}")
+        return Route(f"{INBOXES}/{_checked(_quote(address.name), address)}")
     if address.kind == "dead":
         dead = source(address)
         return Route(dead.address, dead)
@@ -98,7 +98,7 @@ def source(address: Address, *, keep_servers: bool = True) -> Source:
 
 
 def _quote(part: str) -> str:
-    return quote(part, safe="")
+    return quote(part, safe="").replace("%", "=")
 
 
 def _checked(name: str, address: Address) -> str:

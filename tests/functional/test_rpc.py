@@ -22,6 +22,7 @@ from msgbus.conformance.waiting import Task
 from msgbus.rpc import binding
 from tests.functional.brokers.processes import free_ports, poll
 from tests.functional.brokers.proxy import Proxy
+from tests.functional.brokers.qpid import Qpid
 from tests.functional.brokers.rabbitmq import RabbitMQ
 from tests.rpc_checks import RpcChecks
 from tests.support import PATIENCE, new_conf
@@ -43,6 +44,14 @@ class TestOnRabbitMQ(RpcChecks):
     @pytest.fixture
     def conf(self, rabbitmq: RabbitMQ) -> cfg.ConfigOpts:
         return bind(f"{rabbitmq.url}?queue_expires=60&server_expires=60")
+
+
+class TestOnQpid(RpcChecks):
+    """The same on Apache Qpid."""
+
+    @pytest.fixture
+    def conf(self, qpid: Qpid) -> cfg.ConfigOpts:
+        return bind(f"{qpid.url}?durable=false&keep_server_queues=false")
 
 
 class TestWithoutMessageSystem(RpcChecks):

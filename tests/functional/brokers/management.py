@@ -49,8 +49,9 @@ class Management:
 
         ``lifetime`` is as Broker-J calls it, PERMANENT or DELETE_ON_...
         """
-        listed = self._list("Queue", "name", "durable", "lifetimePolicy")
-        facts = self.ask([Request("getStatistics", "Queue", _path(name)) for name, *_ in listed])
+        # By identity: the names of queues that the broker makes for links hold slashes, which part a path.
+        listed = self._list("Queue", "name", "durable", "lifetimePolicy", "identity")
+        facts = self.ask([Request("getStatistics", "Queue", {"identity": identity}) for *_, identity in listed])
         return {
             name: {
                 "durable": durable is True,
@@ -58,7 +59,7 @@ class Management:
                 "messages": int(answer.body["queueDepthMessages"]),
                 "consumers": int(answer.body["consumerCount"]),
             }
-            for (name, durable, lifetime), answer in zip(listed, facts, strict=True)
+            for (name, durable, lifetime, _), answer in zip(listed, facts, strict=True)
             if answer.status == 200  # else it is deleted while we ask
         }
 
