@@ -43,7 +43,7 @@ def check(answer: Payload, payload: Payload) -> None:
 
 
 class Broker(NamedTuple):
-    """Where RabbitMQ is, for libraries that do not read URLs of msgbus."""
+    """Where the broker is, for libraries that do not read URLs of msgbus."""
 
     host: str
     port: int

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 from benchmarks import children
 from benchmarks.base import SUBSCRIBERS, TIMEOUT
 from benchmarks.children import Load
-from benchmarks.peers import taking_part
+from benchmarks.peers import Workloads
 
 WARM_UP = 0.5
 """Seconds of load before it counts."""
@@ -142,9 +142,7 @@ def measure(workload: str, peer: str, url: str, seconds: float) -> Round:
     return figures
 
 
-def run(
-    workloads: Sequence[str], url: str, rounds: int, seconds: float, progress: Callable[[str, str], None]
-) -> Results:
+def run(workloads: Workloads, url: str, rounds: int, seconds: float, progress: Callable[[str, str], None]) -> Results:
     """Measure each peer in each workload, `rounds` times in turns; tell `progress` before each.
 
     Raises:
@@ -152,13 +150,13 @@ def run(
     """
     results = Results()
     for _ in range(rounds):
-        for workload in workloads:
-            for peer in taking_part(workload, url):
+        for workload, peers in workloads.items():
+            for peer in peers:
                 progress(workload, peer)
                 results.add(workload, peer, measure(workload, peer, url, seconds))
     return results
 
 
-def count(workloads: Sequence[str], url: str, rounds: int) -> int:
+def count(workloads: Workloads, rounds: int) -> int:
     """How many measurements `run` makes."""
-    return rounds * sum(len(taking_part(workload, url)) for workload in workloads)
+    return rounds * sum(len(peers) for peers in workloads.values())

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.peers import Workloads
 from benchmarks.runner import Results, Spread
 
 FIGURES = {
@@ -43,6 +44,9 @@ TARGETS = {
     ("call_seq", "pyzmq"): Target(1.6, at_least=False),
     ("call_conc", "pyzmq"): Target(0.7, at_least=True),
     ("fanout", "pyzmq-pubsub"): Target(0.3, at_least=True),
+    ("call_seq", "proton"): Target(1.3, at_least=False),
+    ("call_conc", "proton"): Target(0.9, at_least=True),
+    ("cast", "proton"): Target(0.9, at_least=True),
 }
 
 
@@ -56,25 +60,25 @@ class Ratio(NamedTuple):
     target: Target | None
 
 
-def ratios(results: Results, workloads: list[str]) -> list[Ratio]:
+def ratios(results: Results, workloads: Workloads) -> list[Ratio]:
     """How msgbus compares with each peer, in each workload."""
     return [
         Ratio(workload, figure, peer, results.ratio(workload, figure, peer), TARGETS.get((workload, peer)))
         for workload in workloads
         for figure in [next(iter(FIGURES[workload]))]
-        for peer in results.peers(workload)
+        for peer in workloads[workload]
         if peer != "msgbus"
     ]
 
 
-def show(results: Results, workloads: list[str], console: Console) -> None:
+def show(results: Results, workloads: Workloads, console: Console) -> None:
     """Print tables."""
     for workload in workloads:
         table = Table("peer", title=TITLES[workload], title_justify="left")
         for header in FIGURES[workload].values():
             table.add_column(header, justify="right")
             table.add_column("min - max", justify="right", style="dim")
-        for peer in results.peers(workload):
+        for peer in workloads[workload]:
             spreads = (results.spread(workload, peer, figure) for figure in FIGURES[workload])
             table.add_row(peer, *(text for spread in spreads for text in _texts(spread, 0)))
         console.print(table)
@@ -97,11 +101,9 @@ def _texts(spread: Spread, digits: int) -> tuple[str, str]:
     return f"{spread.median:,.{digits}f}", f"{spread.low:,.{digits}f} - {spread.high:,.{digits}f}"
 
 
-def as_data(results: Results, workloads: list[str]) -> dict[str, Any]:
+def as_data(results: Results, workloads: Workloads) -> dict[str, Any]:
     """The same for JSON, with every round."""
-    found = {
-        workload: {peer: results.rounds[workload, peer] for peer in results.peers(workload)} for workload in workloads
-    }
+    found = {workload: {peer: results.rounds[workload, peer] for peer in workloads[workload]} for workload in workloads}
     compared = [
         {
             "workload": item.workload,

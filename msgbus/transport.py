@@ -36,8 +36,6 @@ LOG = logging.getLogger(__name__)
 
 DRIVERS = "msgbus.drivers"
 """The entry point group that names the drivers."""
-PLANNED = ("qpid",)
-"""Drivers that a later release brings."""
 RETRY_DELAY = 0.25
 """Seconds between two tries to deliver a reply to a client that may be reconnecting."""
 CONTROL_TTL = 30.0
@@ -76,8 +74,6 @@ def load_driver_class(name: str) -> type[Driver]:
     # Their names alone: none of them is imported for that. (stevedore would log a warning besides raising.)
     known = sorted(entry_points(group=DRIVERS).names)
     if name not in known:
-        if name in PLANNED:
-            raise DriverLoadFailure(name, "this release does not have it yet")
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise DriverLoadFailure(name, f"no such driver is installed; {hint}there are {', '.join(known)}")

@@ -12,8 +12,8 @@ import pytest
 
 from msgbus.drivers import zmq_file
 from msgbus.drivers.base import Address
+from msgbus.drivers.loop import Loop
 from msgbus.drivers.zmq_file import FileMatchmaker, Place, node_at, read_topics
-from msgbus.drivers.zmq_loop import Loop
 from msgbus.drivers.zmq_matchmaker import Directory, Entry, Service
 from msgbus.exceptions import ConfigurationError
 

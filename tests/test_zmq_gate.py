@@ -6,8 +6,8 @@ import pytest
 import zmq
 
 from msgbus.drivers import zmq_gate
+from msgbus.drivers.loop import Loop
 from msgbus.drivers.zmq_gate import Gate
-from msgbus.drivers.zmq_loop import Loop
 from msgbus.drivers.zmq_security import Security
 
 

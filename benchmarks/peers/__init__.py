@@ -1,6 +1,8 @@
 """The peers, one module for each library, and which of them take part in which workload."""
 
+from collections.abc import Mapping
 from pkgutil import resolve_name
+from urllib.parse import urlsplit
 
 from benchmarks.base import Peer
 
@@ -13,22 +15,29 @@ _PEERS = {
     "kombu-confirmed": "benchmarks.peers.kombu:CONFIRMED",
     "pyzmq": "benchmarks.peers.pyzmq:PLAIN",
     "pyzmq-pubsub": "benchmarks.peers.pyzmq:FANOUT",
+    "proton": "benchmarks.peers.proton:PEER",
 }
 
-WORKLOADS = {
-    "call_seq": ("msgbus", "pyamqp", "pyzmq"),
-    "call_conc": ("msgbus", "pyamqp", "pyamqp-windowed", "pyzmq"),
-    "cast": ("msgbus", "kombu", "kombu-confirmed", "pyamqp", "pyamqp-confirmed", "pyzmq"),
-    "fanout": ("msgbus", "pyzmq-pubsub"),
+WORKLOADS = ("call_seq", "call_conc", "cast", "fanout")
+
+Workloads = Mapping[str, tuple[str, ...]]
+"""Workload -> the peers that take part."""
+
+_RABBITMQ = {
+    "call_seq": ("msgbus", "pyamqp"),
+    "call_conc": ("msgbus", "pyamqp", "pyamqp-windowed"),
+    "cast": ("msgbus", "kombu", "kombu-confirmed", "pyamqp", "pyamqp-confirmed"),
+    "fanout": ("msgbus",),
+}
+_BY_SCHEME: dict[str, Workloads] = {
+    "qpid": {**dict.fromkeys(WORKLOADS, ("msgbus", "proton")), "fanout": ("msgbus",)},
+    "zmq": {**dict.fromkeys(WORKLOADS, ("msgbus", "pyzmq")), "fanout": ("msgbus", "pyzmq-pubsub")},
 }
 
-_ZMQ = ("msgbus", "pyzmq", "pyzmq-pubsub")
 
-
-def taking_part(workload: str, url: str) -> tuple[str, ...]:
-    """The peers of a workload that use the message system of a transport URL."""
-    is_zmq = url.startswith("zmq:")
-    return tuple(name for name in WORKLOADS[workload] if name == "msgbus" or (name in _ZMQ) == is_zmq)
+def workloads(url: str) -> Workloads:
+    """Who can take part on the message system of a transport URL."""
+    return _BY_SCHEME.get(urlsplit(url).scheme, _RABBITMQ)
 
 
 def load(name: str) -> Peer:

@@ -1,4 +1,4 @@
-"""msgbus itself, with the driver that the URL names and the defaults of all options."""
+"""msgbus itself, with the driver of the URL and the defaults of all options."""
 
 import os
 import threading
@@ -11,14 +11,17 @@ from benchmarks import base
 from benchmarks.base import Handler, Payload, Peer
 from msgbus import Target, Transport, get_rpc_client, get_rpc_server, get_rpc_transport
 
+_SHORT_LIVED = {
+    "rabbit": "queue_expires=60&server_expires=60",
+    "qpid": "keep_server_queues=false",  # the others go with their server by themselves
+}
+"""Options with which the queues of a run do not outlive it for long, by driver."""
+
 
 def _transport(url: str) -> Transport:
     conf = cfg.ConfigOpts()
     conf([], project="msgbus-benchmarks", default_config_files=[], default_config_dirs=[])
-    if not url.startswith("zmq:"):
-        # The queues of a run are of no use after it.
-        url += f"{'&' if '?' in url else '?'}queue_expires=60&server_expires=60"
-    return get_rpc_transport(conf, url)
+    return get_rpc_transport(conf, f"{url}{'&' if '?' in url else '?'}{_SHORT_LIVED.get(url.partition(':')[0], '')}")
 
 
 class _Endpoint:

@@ -63,15 +63,12 @@ def _describe(name: str, aliases: list[str]) -> dict[str, Any]:
     from msgbus.transport import load_driver_class
 
     state, capabilities = "ready", []
-    if not any(entry_point.name == name for entry_point in _installed()):
-        state = "not in this release"
-    else:
-        library, command = OURS.get(name, (None, ""))
-        # (What has been imported may have no spec any more: kombu puts another object in its module's place.)
-        if library is not None and library not in sys.modules and find_spec(library) is None:
-            state = f"library missing: {command}"
-        try:
-            capabilities = sorted(load_driver_class(name).capabilities)
-        except DriverLoadFailure as exc:
-            state = f"cannot be loaded: {exc.ex}"
+    library, command = OURS.get(name, (None, ""))
+    # (What has been imported may have no spec any more: kombu puts another object in its module's place.)
+    if library is not None and library not in sys.modules and find_spec(library) is None:
+        state = f"library missing: {command}"
+    try:
+        capabilities = sorted(load_driver_class(name).capabilities)
+    except DriverLoadFailure as exc:
+        state = f"cannot be loaded: {exc.ex}"
     return {"name": name, "aliases": aliases, "state": state, "capabilities": capabilities}

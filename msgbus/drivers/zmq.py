@@ -167,7 +167,7 @@ class ZmqDriver(Driver):
         os.register_at_fork(after_in_child=_after_fork(weakref.ref(self)))
 
     def _start_clean(self) -> None:
-        from msgbus.drivers import zmq_link, zmq_loop, zmq_node, zmq_security
+        from msgbus.drivers import loop, zmq_link, zmq_node, zmq_security
 
         options = self._options
         self._inbox_numbers = 0
@@ -175,7 +175,7 @@ class ZmqDriver(Driver):
         security = zmq_security.Security(
             options.key_file, options.keys_dir, options.insecure_let_anybody_send_and_read, options.listen
         )
-        self._loop = zmq_loop.Loop("msgbus-zmq")
+        self._loop = loop.Loop("msgbus-zmq")
         self._where, matchmaker = self._choose_matchmaker(security)
         self._node = zmq_node.Node(
             self._loop,

@@ -30,7 +30,7 @@ from typing import Any
 import msgspec
 
 from msgbus.drivers.base import Address
-from msgbus.drivers.zmq_loop import Loop
+from msgbus.drivers.loop import Loop
 from msgbus.drivers.zmq_matchmaker import Entry, Matchmaker, Service
 from msgbus.exceptions import ConfigurationError, InvalidTarget
 from msgbus.target import Target

@@ -14,7 +14,7 @@ from typing import Any
 import zmq
 from zmq.auth import Authenticator
 
-from msgbus.drivers.zmq_loop import Loop
+from msgbus.drivers.loop import Loop
 from msgbus.drivers.zmq_security import ZAP_DOMAIN, Security
 
 LOG = logging.getLogger(__name__)

@@ -21,9 +21,9 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from msgbus.drivers import zmq_frames as frames
+from msgbus.drivers.loop import DOZE, Loop, Rest
 from msgbus.drivers.zmq_gate import Gate, why
 from msgbus.drivers.zmq_link import RECEIPTS, Link, LinkListener, LinkSettings, Peer, leave_out_what_is_known
-from msgbus.drivers.zmq_loop import DOZE, Loop, Rest
 from msgbus.exceptions import TransportUnavailable
 
 LOG = logging.getLogger(__name__)

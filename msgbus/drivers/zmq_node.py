@@ -17,9 +17,9 @@ from typing import Any
 
 from msgbus.drivers import zmq_frames as frames
 from msgbus.drivers.base import Address, Depth, OnDelivery
+from msgbus.drivers.loop import Loop, Rest
 from msgbus.drivers.zmq_link import Link, LinkSettings
 from msgbus.drivers.zmq_links import Links
-from msgbus.drivers.zmq_loop import Loop, Rest
 from msgbus.drivers.zmq_matchmaker import Directory, Entry, Matchmaker
 from msgbus.drivers.zmq_queue import Parcel, fail, finish
 from msgbus.drivers.zmq_receiver import LocalConsumer, Receiver

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 from msgbus.drivers import zmq_frames as frames
 from msgbus.drivers.base import Address, Delivery, Message, OnDelivery
+from msgbus.drivers.loop import Loop
 from msgbus.drivers.zmq_frames import Data, write_address
 from msgbus.drivers.zmq_link import Link
 from msgbus.drivers.zmq_links import Links
-from msgbus.drivers.zmq_loop import Loop
 from msgbus.drivers.zmq_matchmaker import Service
 
 LOG = logging.getLogger(__name__)

@@ -33,8 +33,8 @@ from typing import Any
 import msgspec
 
 from msgbus.drivers.base import import_library
+from msgbus.drivers.loop import Loop
 from msgbus.drivers.zmq_local import ENTRY_MAX, LocalMatchmaker, prepare
-from msgbus.drivers.zmq_loop import Loop
 from msgbus.drivers.zmq_matchmaker import Entry, Matchmaker
 from msgbus.exceptions import ConfigurationError
 

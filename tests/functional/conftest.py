@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-import pathlib
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from typing import NoReturn, TypeVar
 
 import pytest
 
 from tests.functional.brokers.processes import BrokerMissing
+from tests.functional.brokers.qpid import Qpid
 from tests.functional.brokers.rabbitmq import RabbitMQ
 from tests.functional.brokers.redis import Redis
+
+Broker = TypeVar("Broker", RabbitMQ, Qpid, Redis)
 
 
 def skip_or_fail(what: str) -> NoReturn:
@@ -25,9 +27,9 @@ def _missing(error: BrokerMissing) -> None:
     skip_or_fail(str(error))
 
 
-def _rabbitmq(version: str, folder: pathlib.Path) -> Iterator[RabbitMQ]:
+def _running(make: Callable[[], Broker]) -> Iterator[Broker]:
     try:
-        node = RabbitMQ(version, folder)
+        node = make()
     except BrokerMissing as error:
         _missing(error)
         raise
@@ -44,13 +46,13 @@ def _rabbitmq(version: str, folder: pathlib.Path) -> Iterator[RabbitMQ]:
 @pytest.fixture(scope="session")
 def rabbitmq_310(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
     """RabbitMQ 3.10, running; a test that stops, kills or pauses it leaves it running again."""
-    yield from _rabbitmq("3.10", tmp_path_factory.mktemp("rabbitmq-3.10"))
+    yield from _running(lambda: RabbitMQ("3.10", tmp_path_factory.mktemp("rabbitmq-3.10")))
 
 
 @pytest.fixture(scope="session")
 def rabbitmq_43(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
     """RabbitMQ 4.3, running; a test that stops, kills or pauses it leaves it running again."""
-    yield from _rabbitmq("4.3", tmp_path_factory.mktemp("rabbitmq-4.3"))
+    yield from _running(lambda: RabbitMQ("4.3", tmp_path_factory.mktemp("rabbitmq-4.3")))
 
 
 @pytest.fixture(params=["rabbitmq_310", "rabbitmq_43"])
@@ -65,11 +67,16 @@ def rabbitmq(request: pytest.FixtureRequest) -> RabbitMQ:
 @pytest.fixture(scope="session")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
     """A Redis, running, with a password; a test that stops, kills or pauses it has one of its own."""
-    try:
-        server = Redis(tmp_path_factory.mktemp("redis"), password="s3cret")
-        server.start()
-    except BrokerMissing as error:
-        _missing(error)
-        raise
-    yield server
-    server.close()
+    yield from _running(lambda: Redis(tmp_path_factory.mktemp("redis"), password="s3cret"))
+
+
+@pytest.fixture(scope="session")
+def qpid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qpid]:
+    """Broker-J that keeps all in memory, running; a test that stops, kills or pauses it leaves it running again."""
+    yield from _running(lambda: Qpid(tmp_path_factory.mktemp("qpid")))
+
+
+@pytest.fixture(scope="session")
+def qpid_durable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qpid]:
+    """The same with queues and messages on disk, for tests that stop or kill it and expect them back."""
+    yield from _running(lambda: Qpid(tmp_path_factory.mktemp("qpid-durable"), durable=True))

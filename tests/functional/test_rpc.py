@@ -23,6 +23,7 @@ from msgbus.conformance.waiting import Task
 from msgbus.rpc import binding
 from tests.functional.brokers.processes import free_ports, poll
 from tests.functional.brokers.proxy import Proxy
+from tests.functional.brokers.qpid import Qpid
 from tests.functional.brokers.rabbitmq import RabbitMQ
 from tests.rpc_checks import RpcChecks
 from tests.support import PATIENCE, new_conf
@@ -46,12 +47,22 @@ def on_rabbitmq(request: pytest.FixtureRequest, version: str) -> str:
     return f"[msgbus_kombu]\nhosts = 127.0.0.1:{node.port}\nqueue_expires = 60\nserver_expires = 60\n"
 
 
+def on_qpid(request: pytest.FixtureRequest) -> str:
+    """Likewise."""
+    broker: Qpid = request.getfixturevalue("qpid")
+    return (
+        f"[msgbus_qpid]\nhosts = 127.0.0.1:{broker.port}\nusername = guest\npassword = guest\n"
+        "durable = false\nkeep_server_queues = false\n"
+    )
+
+
 # A driver joins the checks of the classic API with one line: its name, perhaps with something behind a space, and the
 # part of a configuration file that leads it to its message system.
 JOINED: dict[str, Callable[[pytest.FixtureRequest], str]] = {
     "fake": lambda _request: "",
     "kombu on 3.10": lambda request: on_rabbitmq(request, "310"),
     "kombu on 4.3": lambda request: on_rabbitmq(request, "43"),
+    "qpid": lambda request: on_qpid(request),
     "zmq": lambda request: f"[msgbus_zmq]\nrun_dir = {request.getfixturevalue('tmp_path')}/run\n",
 }
 

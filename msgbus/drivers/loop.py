@@ -1,4 +1,4 @@
-"""The I/O thread of the zmq driver: it calls what has something to read, what is due, and what others hand it."""
+"""The I/O thread of a driver: it calls what has something to read, what is due, and what others hand it."""
 
 from __future__ import annotations
 
@@ -119,10 +119,14 @@ class Loop:
         """Run a function in so many seconds. On the loop's thread."""
         heapq.heappush(self._due, (time.monotonic() + delay, next(self._order), func))
 
-    def watch(self, fd: int, func: Callable[[], None]) -> None:
-        """Call a function whenever `fd` can be read. On the loop's thread."""
+    def watch(self, fd: int, func: Callable[[], None], *, write: bool = False) -> None:
+        """Call a function whenever `fd` can be read (or written). On the loop's thread."""
+        events = select.EPOLLIN | (select.EPOLLOUT if write else 0)
+        if fd in self._readers:
+            self._poll.modify(fd, events)
+        else:
+            self._poll.register(fd, events)
         self._readers[fd] = func
-        self._poll.register(fd, select.EPOLLIN)
 
     def unwatch(self, fd: int) -> None:
         """Undo `watch`."""

@@ -1,0 +1,247 @@
+"""Opens a connection as far as the log-in: TCP, TLS, and SASL (OASIS AMQP 1.0, part 5). Blocks.
+
+It is done here and not by proton because proton checks no certificate that was issued for an IP address, and knows
+SCRAM, and EXTERNAL, and TLS at all, only where libraries were at hand when it was compiled.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+import socket
+import ssl
+import struct
+import time
+import unicodedata
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from msgbus.drivers.qpid_codec import decode_list, encode_binary, encode_list, encode_string, encode_symbol
+
+_HEADER = b"AMQP\x03\x01\x00\x00"
+_MECHANISMS, _INIT, _CHALLENGE, _RESPONSE, _OUTCOME = 0x40, 0x41, 0x42, 0x43, 0x44
+_MAX_FRAME = 65536
+_MAX_ITERATIONS = 10_000_000
+"""Of a password's hash: a broker that asks for more would keep this side busy for minutes."""
+
+SECURE = ("EXTERNAL", "SCRAM-SHA-512", "SCRAM-SHA-256", "SCRAM-SHA-1")
+"""Mechanisms that show nobody a password, the best first."""
+KNOWN = (*SECURE, "PLAIN", "ANONYMOUS")
+
+
+class LoginRefused(Exception):
+    """The broker does not take this user; the text says why."""
+
+
+class NoMechanism(Exception):
+    """There is no way to log in that both sides have."""
+
+
+class NotAmqp(Exception):
+    """What answers is no AMQP 1.0 broker."""
+
+
+class Credentials(NamedTuple):
+    """Who logs in, and how.
+
+    Attributes:
+        certificate: TLS shows the client's certificate, so that EXTERNAL is of use.
+        mechanisms: those that may be used, or none for all that fit.
+    """
+
+    username: str | None
+    password: str
+    certificate: bool
+    mechanisms: Sequence[str]
+
+
+def open_socket(
+    host: str, port: int, timeout: float, tls: ssl.SSLContext | None, vhost: str, credentials: Credentials
+) -> tuple[socket.socket, str]:
+    """A socket behind whose log-in AMQP begins, and the mechanism.
+
+    Raises:
+        OSError: of all kinds: it cannot be reached, or TLS fails.
+        LoginRefused, NoMechanism, NotAmqp: see there.
+    """
+    deadline = time.monotonic() + timeout
+    sock: socket.socket = socket.create_connection((host, port), timeout)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if tls is not None:
+            sock = tls.wrap_socket(sock, server_hostname=host)
+        mechanism = _Login(sock, deadline, vhost, credentials).run()
+    except BaseException:
+        sock.close()
+        raise
+    return sock, mechanism
+
+
+class _Login:
+    def __init__(self, sock: socket.socket, deadline: float, vhost: str, credentials: Credentials) -> None:
+        self._sock = sock
+        self._deadline = deadline
+        self._vhost = vhost
+        self._credentials = credentials
+
+    def run(self) -> str:
+        self._sock.sendall(_HEADER)
+        answer = self._read(len(_HEADER))
+        if answer != _HEADER:
+            raise NotAmqp(f"it answers {bytes(answer)!r}, which is not AMQP 1.0 with a log-in")
+        offered = self._offered()
+        mechanism = choose(offered, self._credentials, encrypted=isinstance(self._sock, ssl.SSLSocket))
+        username, password = self._credentials.username or "", self._credentials.password
+        scram = Scram(mechanism, username, password) if mechanism.startswith("SCRAM-") else None
+        if scram is not None:
+            first = scram.first()
+        elif mechanism == "PLAIN":
+            first = f"\0{username}\0{password}".encode()
+        else:
+            first = (username if mechanism == "ANONYMOUS" else "").encode()
+        self._send(_INIT, encode_symbol(mechanism), encode_binary(first), encode_string(self._vhost))
+        while True:
+            kind, fields = self._receive()
+            if kind == _CHALLENGE and scram is not None:
+                self._send(_RESPONSE, encode_binary(scram.step(fields[0])))
+            elif kind == _OUTCOME:
+                if fields[0] != 0:
+                    raise LoginRefused(f"the log-in by {mechanism} was refused")
+                if scram is not None:
+                    # A broker may say its last word, which proves that it knows the password, together with this one.
+                    last = fields[1] if len(fields) > 1 else None
+                    scram.finish(last if isinstance(last, bytes) else None)
+                return mechanism
+            else:
+                raise NotAmqp(f"a frame of type {kind:#x} where the log-in should end")
+
+    def _offered(self) -> list[str]:
+        kind, fields = self._receive()
+        if kind != _MECHANISMS:
+            raise NotAmqp("it offers no log-in")
+        found = fields[0]
+        return found if isinstance(found, list) else [str(found)]
+
+    def _send(self, kind: int, *fields: bytes) -> None:
+        body = encode_list(kind, fields)
+        self._sock.sendall(struct.pack(">IBBH", len(body) + 8, 2, 1, 0) + body)
+
+    def _receive(self) -> tuple[int, list[Any]]:
+        size, offset, layer, _ = struct.unpack(">IBBH", self._read(8))
+        if not 8 <= size <= _MAX_FRAME or layer != 1 or not 2 <= offset <= size // 4:
+            raise NotAmqp("a malformed frame during the log-in")
+        try:
+            kind, fields = decode_list(self._read(size - 8)[offset * 4 - 8 :])
+        except ValueError:
+            raise NotAmqp("a malformed frame during the log-in") from None
+        wanted = {_MECHANISMS: (list, str), _CHALLENGE: (bytes,), _OUTCOME: (int,)}.get(kind, ())
+        if not fields or not isinstance(fields[0], wanted):
+            raise NotAmqp(f"a frame of type {kind:#x} during the log-in that does not belong there")
+        return kind, fields
+
+    def _read(self, size: int) -> bytes:
+        parts = bytearray()
+        while len(parts) < size:
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("timed out")
+            self._sock.settimeout(left)
+            data = self._sock.recv(size - len(parts))
+            if not data:
+                raise ConnectionResetError("it closed the connection during the log-in")
+            parts += data
+        return bytes(parts)
+
+
+def choose(offered: Sequence[str], credentials: Credentials, *, encrypted: bool) -> str:
+    """The best mechanism that both sides have and that fits what is known of the user.
+
+    Raises:
+        NoMechanism: there is none.
+    """
+    fitting = list(credentials.mechanisms)
+    if not fitting:
+        if credentials.username is None:
+            fitting = ["ANONYMOUS"]
+        else:
+            fitting = [name for name in KNOWN if name not in ("EXTERNAL", "ANONYMOUS")]
+        if credentials.certificate and encrypted:
+            fitting.insert(0, "EXTERNAL")
+    for name in fitting:
+        if name in offered:
+            return name
+    raise NoMechanism(f"it offers {', '.join(offered) or 'nothing'}, and this side may use {', '.join(fitting)}")
+
+
+class Scram:
+    """The client's side of SCRAM (RFC 5802 and 7677), without channel binding."""
+
+    def __init__(self, mechanism: str, username: str, password: str) -> None:
+        self._hash = mechanism.removeprefix("SCRAM-").replace("-", "").lower()
+        name = username.replace("=", "=3D").replace(",", "=2C")
+        self._password = unicodedata.normalize("NFKC", password).encode()
+        self._nonce = secrets.token_urlsafe(24)
+        self._bare = f"n={name},r={self._nonce}"
+        self._signature: bytes | None = None
+        self._verified = False
+
+    def first(self) -> bytes:
+        """What the client says first."""
+        return f"n,,{self._bare}".encode()
+
+    def step(self, challenge: bytes) -> bytes:
+        """The answer to what the server says.
+
+        Raises:
+            LoginRefused: the server does not know the password itself, or does not keep to the rules.
+        """
+        if self._signature is not None:
+            self.finish(challenge)
+            return b""
+        fields = _fields(challenge)
+        try:
+            nonce, salt, iterations = fields["r"], base64.b64decode(fields["s"]), int(fields["i"])
+        except (KeyError, ValueError):
+            raise LoginRefused("the broker's challenge cannot be read") from None
+        if not nonce.startswith(self._nonce) or nonce == self._nonce or not 0 < iterations <= _MAX_ITERATIONS:
+            raise LoginRefused("the broker's challenge does not fit")
+        salted = hashlib.pbkdf2_hmac(self._hash, self._password, salt, iterations)
+        client_key = self._mac(salted, b"Client Key")
+        final = f"c=biws,r={nonce}"
+        signed = b",".join((self._bare.encode(), challenge, final.encode()))
+        signature = self._mac(hashlib.new(self._hash, client_key).digest(), signed)
+        proof = bytes(a ^ b for a, b in zip(client_key, signature, strict=True))
+        self._signature = self._mac(self._mac(salted, b"Server Key"), signed)
+        return f"{final},p={base64.b64encode(proof).decode()}".encode()
+
+    def finish(self, last: bytes | None) -> None:
+        """Check the server's last word; None: it has said none besides those given to `step`.
+
+        Raises:
+            LoginRefused: see `step`.
+        """
+        if last is None:
+            if not self._verified:
+                raise LoginRefused("the broker does not prove that it knows the password")
+            return
+        try:
+            given = base64.b64decode(_fields(last)["v"])
+        except (KeyError, ValueError):
+            raise LoginRefused("the log-in by SCRAM was refused") from None
+        if self._signature is None or not hmac.compare_digest(given, self._signature):
+            raise LoginRefused("the broker does not know the password that it asks for")
+        self._verified = True
+
+    def _mac(self, key: bytes, data: bytes) -> bytes:
+        return hmac.new(key, data, self._hash).digest()
+
+
+def _fields(data: bytes) -> dict[str, str]:
+    found = {}
+    for part in data.decode("utf-8", "replace").split(","):
+        name, _, value = part.partition("=")
+        found[name] = value
+    return found

@@ -1,0 +1,103 @@
+"""The broker's nodes: making what an address needs, and looking at a queue. On the loop's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from msgbus.drivers.qpid_engine import Engine
+from msgbus.drivers.qpid_management import (
+    AWAY,
+    CONFLICT,
+    CREATED,
+    FORBIDDEN,
+    OK,
+    Answer,
+    Management,
+    OnAnswer,
+)
+from msgbus.drivers.qpid_topology import Source
+
+EXCHANGE = "org.apache.qpid.DirectExchange"
+QUEUE = "org.apache.qpid.Queue"
+
+OnDeclared = Callable[[str | None], None]
+
+
+class Nodes:
+    """See the module's text."""
+
+    def __init__(self, engine: Engine, queue_limit: int) -> None:
+        """`queue_limit`: messages that a queue takes; 0: any number."""
+        self._management = Management(engine)
+        self._queue_limit = queue_limit
+        self._exchanges: set[str] = set()
+
+    def declare(self, source: Source, on_declared: OnDeclared) -> None:
+        """Make what is not there yet, and then say why that was refused, or None."""
+        steps: list[Callable[[OnAnswer], None]] = []
+        exchange, queue = source.exchange, source.queue
+        if exchange is not None and exchange not in self._exchanges:
+            steps.append(lambda then: self._create_exchange(exchange, then))
+        if queue is not None:
+            steps.append(lambda then: self._create_queue(queue, source.kept, then))
+            if exchange is not None:
+                steps.append(lambda then: self._bind(exchange, queue, source.key, then))
+        self._go_on(steps, source, on_declared)
+
+    def _go_on(self, steps: list[Callable[[OnAnswer], None]], source: Source, on_declared: OnDeclared) -> None:
+        if not steps:
+            if source.exchange is not None:
+                self._exchanges.add(source.exchange)
+            on_declared(None)
+            return
+
+        def answered(answer: Answer) -> None:
+            if answer.status in (OK, CREATED, CONFLICT):
+                self._go_on(steps[1:], source, on_declared)
+            else:
+                self._exchanges.discard(source.exchange or "")
+                on_declared(explain(answer))
+
+        steps[0](answered)
+
+    def _create_exchange(self, name: str, then: OnAnswer) -> None:
+        # It says of a message that nothing is bound for it, where it would drop it otherwise.
+        body = {"name": name, "durable": True, "unroutableMessageBehaviour": "REJECT"}
+        self._management.ask("CREATE", EXCHANGE, then, body)
+
+    def _create_queue(self, name: str, kept: bool, then: OnAnswer) -> None:
+        body: dict[str, Any] = {"name": name, "qpid-type": "standard", "durable": True}
+        if not kept:
+            body["lifetimePolicy"] = "DELETE_ON_NO_OUTBOUND_LINKS"
+        if self._queue_limit:
+            body |= {"maximumQueueDepthMessages": self._queue_limit, "overflowPolicy": "REJECT"}
+        self._management.ask("CREATE", QUEUE, then, body)
+
+    def _bind(self, exchange: str, queue: str, key: str, then: OnAnswer) -> None:
+        self._management.ask(
+            "bind",
+            EXCHANGE,
+            then,
+            index="object-path",
+            key=exchange,
+            destination=queue,
+            bindingKey=key,
+            replaceExistingArguments=True,
+        )
+
+    def look_at(self, queue: str, on_answer: OnAnswer) -> None:
+        """Ask for a queue's statistics."""
+        self._management.ask("getStatistics", QUEUE, on_answer, index="object-path", key=queue)
+
+    def down(self, reason: str) -> None:
+        """The connection has broken."""
+        self._management.end(Answer(AWAY, reason, None))
+
+
+def explain(answer: Answer) -> str:
+    """What the broker's management says, and what to do about it."""
+    hint = ""
+    if answer.status == FORBIDDEN:
+        hint = "; check the user's rights to make queues and exchanges, or have them made beforehand (option declare)"
+    return f"{answer.status or 'no answer'}: {answer.text}{hint}"
