@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.functional.brokers.nats import Nats
 from tests.functional.brokers.processes import BrokerMissing
 from tests.functional.brokers.rabbitmq import RabbitMQ
 
@@ -58,3 +59,18 @@ def rabbitmq(request: pytest.FixtureRequest) -> RabbitMQ:
     if not node.alive():  # an earlier test failed half-way
         node.start()
     return node
+
+
+@pytest.fixture(scope="session")
+def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nats]:
+    """A NATS server, running; a test that stops, kills or pauses it leaves it running again."""
+    try:
+        server = Nats(tmp_path_factory.mktemp("nats"))
+    except BrokerMissing as error:
+        _missing(error)
+        raise
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
