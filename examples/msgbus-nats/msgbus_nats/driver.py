@@ -16,7 +16,6 @@ from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
 import nats.errors
-import nats.js.errors
 from nats.aio.msg import Msg
 from oslo_config import cfg
 
@@ -40,8 +39,8 @@ from msgbus.exceptions import (
 )
 from msgbus.options import connection_opts, hosts_of, read_driver_options
 from msgbus.url import TransportURL
-from msgbus_nats.connection import Connection
-from msgbus_nats.errors import mapped, reason_of, refused
+from msgbus_nats.connection import NOBODY, Connection, status_of
+from msgbus_nats.errors import CONSUMER_MISSING, STREAM_MISSING, JetStreamError, mapped, reason_of
 from msgbus_nats.names import headers_of, subject_of
 from msgbus_nats.receiving import NatsInbox, NatsSubscription, fail, finish
 
@@ -52,6 +51,7 @@ HEADER_ROOM: Final = 1024
 RECEIPT_SECONDS: Final = 5.0
 """Seconds in which the owner of an inbox says that it has a message. It does so at once, unless it is gone and the
 server has not noticed; the core then sends it again."""
+INSPECT_SECONDS: Final = 0.9
 CLOSE_SECONDS: Final = 5.0
 _LONGEST_PAUSE: Final = 3.0
 
@@ -62,7 +62,7 @@ _Opened = TypeVar("_Opened", NatsInbox, NatsSubscription)
 class _Send:
     """A message to be sent, until the server's word on it."""
 
-    __slots__ = ("address", "begun", "forget", "mandatory", "message", "result", "timer")
+    __slots__ = ("address", "begun", "mandatory", "message", "reply", "result", "timer")
 
     def __init__(self, address: Address, message: Message, mandatory: bool, result: Future[Sent]) -> None:
         self.address = address
@@ -71,7 +71,7 @@ class _Send:
         self.result = result
         self.begun = False
         self.timer: asyncio.TimerHandle | None = None
-        self.forget: Callable[[], None] | None = None
+        self.reply = ""
 
 
 class NatsDriver(Driver):
@@ -84,6 +84,7 @@ class NatsDriver(Driver):
             Capability.DURABLE,
             Capability.ORDERED,
             Capability.COUNTS,
+            Capability.INSPECT,
             Capability.REQUEUE,
         }
     )
@@ -126,6 +127,7 @@ class NatsDriver(Driver):
         self._connection: Connection | None = None
         self._more = asyncio.Event()
         self._ending = asyncio.Event()
+        self._changed = asyncio.Event()
         self._why = "not connected yet"
         self._failed = False
         self._up_since: float | None = None
@@ -156,6 +158,12 @@ class NatsDriver(Driver):
         if not self.on_loop(self._add, opened):
             fail(opened.ready, CallCancelled(f"the driver of {self.where} was closed"))
         return opened
+
+    def inspect(self, address: Address) -> Future[Depth]:
+        found: Future[Depth] = self.new_future()
+        if not self.on_loop(lambda: self.spawn(self._inspect(address, found))):
+            fail(found, CallCancelled(f"the driver of {self.where} was closed"))
+        return found
 
     def close(self) -> None:
         with self._lock:
@@ -195,6 +203,8 @@ class NatsDriver(Driver):
     # On the loop's thread
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Errors of a lost connection in tasks of nats-py that nobody awaits. Those of our own tasks are logged anyway.
+        loop.set_exception_handler(lambda _, context: LOG.debug("in a task of nats-py: %s", context))
         try:
             loop.run_until_complete(self._main())
         finally:
@@ -207,11 +217,15 @@ class NatsDriver(Driver):
         self.spawn(self._keep_alive())
         await self._ending.wait()
         await self._shut_down()
-        for task in list(self._tasks):
-            task.cancel()
         if self._connection is not None:
             await self._connection.close()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for _ in range(3):  # nats-py swallows a cancellation now and then
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            if others:
+                await asyncio.wait(others, timeout=1)
+        await asyncio.sleep(0)  # what was closed last is taken apart
 
     async def _shut_down(self) -> None:
         """Let what was sent get its answers, and take leave."""
@@ -267,11 +281,13 @@ class NatsDriver(Driver):
                 why = f"cannot connect to {host}: {reason_of(exc)}"
                 LOG.log(logging.DEBUG if self._failed else logging.WARNING, "NATS: %s", why)
                 self._failed, self._why = True, why
+                self._changed.set()
         return None
 
     async def _use(self, connection: Connection) -> None:
         """Return when the connection is lost."""
         self._connection = connection
+        self._changed.set()
         opened = list(self._opened)
         for inbox in opened:
             if isinstance(inbox, NatsInbox):
@@ -281,7 +297,11 @@ class NatsDriver(Driver):
             await asyncio.wait(attaching, timeout=CLOSE_SECONDS)
         self._failed, self._up_since = False, time.monotonic()
         pump = self.spawn(self._pump(connection))
-        self._why = f"the connection to {connection.host} was lost: {await connection.lost}"
+        why = await connection.lost
+        self._changed.clear()
+        if self._ending.is_set():
+            return
+        self._why = f"the connection to {connection.host} was lost: {why}"
         self._up_since = self._connection = None
         pump.cancel()
         LOG.warning("NATS: %s", self._why)
@@ -340,20 +360,21 @@ class NatsDriver(Driver):
 
     async def _publish(self, connection: Connection, send: _Send) -> None:
         message = send.message
-        headers = headers_of(message.id, message.content_type)
+        headers = headers_of(message)
         size, limit = len(message.body), connection.max_payload
         length = sum(len(name) + len(value) + 4 for name, value in headers.items()) + 12
         if size > limit - HEADER_ROOM or size + length > limit:
-            text = f"a message of {size} bytes to {send.address}; {self.where} takes {limit - HEADER_ROOM} (max_payload)"
+            text = (
+                f"a message of {size} bytes to {send.address}; {self.where} takes {limit - HEADER_ROOM} (max_payload)"
+            )
             self._settle(send, MessageTooLarge(text))
             return
         send.begun = True
         self._under_way.add(send)
         if send.address.kind == "inbox":
             self._await_receipt(send)
-        send.forget = await connection.request(
-            subject_of(send.address), message.body, headers, lambda msg: self._on_answer(send, msg)
-        )
+        send.reply = connection.expect(lambda msg: self._on_answer(send, msg))
+        await connection.publish(subject_of(send.address), message.body, send.reply, headers)
 
     def _await_receipt(self, send: _Send) -> None:
         patience = send.message.patience
@@ -365,7 +386,7 @@ class NatsDriver(Driver):
 
     def _on_answer(self, send: _Send, msg: Msg) -> None:
         """The server's, or the inbox's, word on a message."""
-        if msg.headers is not None and msg.headers.get("Status") == "503":
+        if status_of(msg) == NOBODY:
             if send.mandatory:
                 self._settle(send, MessageUndeliverable(f"nobody listens at {send.address} on {self.where}"))
             else:
@@ -374,7 +395,8 @@ class NatsDriver(Driver):
             self._settle(send, Sent(1))
         else:
             error = json.loads(msg.data).get("error")
-            self._settle(send, Sent() if error is None else refused(error, f"{send.address} on {self.where}"))
+            what = f"{send.address} on {self.where}"
+            self._settle(send, Sent() if error is None else mapped(JetStreamError(error), what))
 
     def _expire(self, send: _Send, seconds: float) -> None:
         if send.begun:
@@ -386,13 +408,33 @@ class NatsDriver(Driver):
     def _settle(self, send: _Send, outcome: Sent | MessagingException) -> None:
         if send.timer is not None:
             send.timer.cancel()
-        if send.forget is not None:
-            send.forget()
+        if self._connection is not None:
+            self._connection.forget(send.reply)
         self._under_way.discard(send)
         if isinstance(outcome, Sent):
             finish(send.result, outcome)
         else:
             fail(send.result, outcome)
+
+    async def _inspect(self, address: Address, found: Future[Depth]) -> None:
+        end = time.monotonic() + INSPECT_SECONDS
+        if self._connection is None and not self._failed:  # It is being opened.
+            await asyncio.wait({self.spawn(self._changed.wait())}, timeout=INSPECT_SECONDS / 2)
+        connection = self._connection
+        if connection is None:
+            fail(found, TransportUnavailable(f"{address}: {self.state}"))
+            return
+        try:
+            info = await connection.consumer_info(address)
+        except (OSError, nats.errors.Error) as exc:
+            if isinstance(exc, JetStreamError) and exc.code in (CONSUMER_MISSING, STREAM_MISSING):
+                fail(found, MessageUndeliverable(f"there is no {address} on {self.where}"))
+            else:
+                fail(found, mapped(exc, f"{address} on {self.where}"))
+            return
+        consumers = await connection.count(address, info["num_waiting"], end - time.monotonic())
+        # What was handed over may be given back; where nobody is left who could have it, it waits already.
+        finish(found, Depth(consumers, info["num_pending"] + (0 if consumers else info["num_ack_pending"])))
 
     # Fork
 

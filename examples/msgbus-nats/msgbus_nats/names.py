@@ -20,11 +20,12 @@ import string
 from typing import Final
 from urllib.parse import quote, unquote
 
-from msgbus.drivers.base import Address
+from msgbus.drivers.base import Address, Message
 
 _PLAIN: Final = frozenset(string.ascii_letters + string.digits + "-_")
 _LONGEST: Final = 50  # A stream's name is the name of a folder: 255 bytes at most, for up to four such parts.
 _TYPE: Final = "Content-Type"
+_TTL: Final = "Msgbus-Ttl"
 _ID: Final = "Msgbus-Id"
 
 
@@ -60,12 +61,22 @@ def consumer_of(address: Address) -> str:
     return "topic" if address.kind == "stored" else address.kind
 
 
-def headers_of(message_id: str, content_type: str) -> dict[str, str]:
+def roll_call_of(address: Address) -> str:
+    """Where the subscribers of an address answer, so that they can be counted: JetStream knows only those that wait."""
+    return f"msgbus.roll-call.{stream_of(address)}.{consumer_of(address)}"
+
+
+def headers_of(message: Message) -> dict[str, str]:
     """The headers of a message. A header can hold neither line ends nor, at its ends, spaces."""
-    return {_ID: quote(message_id, safe=""), _TYPE: quote(content_type, safe="/+;=")}
+    headers = {_ID: quote(message.id, safe=""), _TYPE: quote(message.content_type, safe="/+;=")}
+    return headers if message.ttl is None else {**headers, _TTL: repr(message.ttl)}
 
 
-def read_headers(headers: dict[str, str] | None) -> tuple[str, str]:
-    """The id and the content type of a message, empty where somebody else sent it without."""
+def message_of(body: bytes, headers: dict[str, str] | None, age: float | None) -> Message:
+    """A message that came, `age` seconds after it was stored. Somebody else may have sent it without our headers."""
     found = headers or {}
-    return unquote(found.get(_ID, "")), unquote(found.get(_TYPE, ""))
+    try:
+        ttl = float(found[_TTL]) - age if age is not None and _TTL in found else None
+    except ValueError:
+        ttl = None
+    return Message(body, unquote(found.get(_TYPE, "")), unquote(found.get(_ID, "")), ttl)

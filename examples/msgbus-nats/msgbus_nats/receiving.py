@@ -14,11 +14,11 @@ import nats.aio.subscription
 import nats.errors
 from nats.aio.msg import Msg
 
-from msgbus.drivers.base import Address, Delivery, Inbox, Message, OnDelivery, Subscription
+from msgbus.drivers.base import Address, Delivery, Inbox, OnDelivery, Subscription
 from msgbus.exceptions import CallCancelled, MessagingException
-from msgbus_nats.connection import Connection
+from msgbus_nats.connection import FANOUT_KEPT, NOBODY, Connection, status_of
 from msgbus_nats.errors import is_refusal, mapped, reason_of
-from msgbus_nats.names import consumer_of, read_headers, subject_of
+from msgbus_nats.names import consumer_of, message_of, roll_call_of, subject_of
 
 LOG = logging.getLogger(__name__)
 
@@ -53,9 +53,11 @@ class _Taken(Delivery):
 
     __slots__ = ("_feed", "reply")
 
-    def __init__(self, feed: _Feed, message: Message, msg: Msg) -> None:
-        before = msg.metadata.num_delivered - 1
-        super().__init__(feed.address, message, before > 0, before)
+    def __init__(self, feed: _Feed, msg: Msg) -> None:
+        told = msg.metadata
+        age = feed.connection.clock.age(told.timestamp.timestamp())
+        before = told.num_delivered - 1
+        super().__init__(feed.address, message_of(msg.data, msg.headers, age), before > 0, before)
         self._feed = feed
         self.reply = msg.reply
 
@@ -78,16 +80,6 @@ class _Received(Delivery):
         pass
 
 
-def _message_of(msg: Msg) -> Message:
-    message_id, content_type = read_headers(msg.headers)
-    return Message(msg.data, content_type, message_id)
-
-
-def _status_of(msg: Msg) -> str | None:
-    """The status in what is no message but word from the server."""
-    return None if msg.headers is None else msg.headers.get("Status")
-
-
 def hand_over(on_delivery: OnDelivery, delivery: Delivery) -> None:
     """Call the core, whose faults must not end our own work."""
     try:
@@ -104,7 +96,13 @@ class _Feed:
     """
 
     def __init__(
-        self, owner: Owner, connection: Connection, address: Address, consumer: str, on_delivery: OnDelivery, prefetch: int
+        self,
+        owner: Owner,
+        connection: Connection,
+        address: Address,
+        consumer: str,
+        on_delivery: OnDelivery,
+        prefetch: int,
     ) -> None:
         self.address = address
         self.consumer = consumer
@@ -119,18 +117,21 @@ class _Feed:
         self._guard: asyncio.TimerHandle | None = None
         self._stopping = False
         self._drained = asyncio.Event()
-        self._subscription: nats.aio.subscription.Subscription | None = None
+        self._subscriptions: list[nats.aio.subscription.Subscription] = []
 
     async def start(self) -> None:
         """Declare, and consume. Raises errors of nats-py."""
         await self._declare()
-        self._subscription = await self.connection.subscribe(f"{self._inbox}.*", self._on_message)
+        self._subscriptions = [await self.connection.subscribe(f"{self._inbox}.*", self._on_message)]
+        if self.address.kind != "fanout":
+            self._subscriptions.append(await self.connection.subscribe(roll_call_of(self.address), self._on_roll_call))
         await self._pull()
 
     async def _declare(self) -> None:
         await self.connection.declare(self.address, self._owner.ack_wait)
         if self.address.kind == "fanout":
-            await self.connection.add_consumer(self.address, self.consumer, self._owner.ack_wait, durable=False)
+            seconds = {"ack_wait": self._owner.ack_wait, "inactive_threshold": FANOUT_KEPT}
+            await self.connection.add_consumer(self.address, self.consumer, seconds)
 
     async def stop(self) -> None:
         """Return when nothing more will come."""
@@ -141,13 +142,16 @@ class _Feed:
     async def close(self) -> None:
         """Give back what is open. Raises errors of nats-py."""
         self._stopping = True
-        if self._subscription is not None:
-            await self._subscription.unsubscribe()
-        for delivery in self.take_open():
-            await self.connection.publish(delivery.reply, RETURNED)
+        for subscription in self._subscriptions:
+            await self.connection.unsubscribe(subscription)
+        await self.give_back([delivery.reply for delivery in self.take_open()])
         if self.address.kind == "fanout":
             await self.connection.delete_consumer(self.address, self.consumer)
         self.end()
+
+    async def give_back(self, replies: list[str]) -> None:
+        """Have deliveries of this address come again, whatever connection they came by. Raises errors of nats-py."""
+        await self.connection.give_back(self.address, self.consumer, replies)
 
     def end(self) -> None:
         """The connection is gone."""
@@ -173,7 +177,10 @@ class _Feed:
 
     def _settled(self, delivery: _Taken, word: bytes) -> None:
         async def say() -> None:
-            await self.connection.publish(delivery.reply, word)
+            if word is RETURNED:
+                await self.give_back([delivery.reply])
+            else:
+                await self.connection.publish(delivery.reply, word)
             await self._pull()
 
         self._owner.spawn(say())
@@ -196,10 +203,13 @@ class _Feed:
         self._guard = later(PULL_SECONDS + 5, self._on_end, self._request)
         await self.connection.pull(self.address, self.consumer, room, PULL_SECONDS, f"{self._inbox}.{self._request}")
 
+    async def _on_roll_call(self, msg: Msg) -> None:
+        await self.connection.publish(msg.reply, b"")
+
     async def _on_message(self, msg: Msg) -> None:
-        status = _status_of(msg)
+        status = status_of(msg)
         if status is None:
-            delivery = _Taken(self, _message_of(msg), msg)
+            delivery = _Taken(self, msg)
             self._open[delivery] = None
             hand_over(self._on_delivery, delivery)
             self._requested -= 1
@@ -207,7 +217,7 @@ class _Feed:
                 self._on_end(self._request)
             return
         request = int(msg.subject.rpartition(".")[2])  # what is no message comes by the subject of the request
-        if status == "503" or (status == "409" and "Deleted" in str(msg.headers)):
+        if status == NOBODY or (status == "409" and "Deleted" in str(msg.headers)):
             LOG.warning("%s was deleted on %s: it is declared again", self.address, self._owner.where)
             self._on_end(request, again=True)
         elif status != "100":
@@ -230,7 +240,7 @@ class _Feed:
 
     async def _declare_again(self) -> None:
         while not self._stopping and not self.connection.lost.done():
-            self.connection.forget(self.address)
+            self.connection.declare_anew(self.address)
             try:
                 await self._declare()
                 break
@@ -253,7 +263,7 @@ class NatsSubscription(Subscription):
         self._on_delivery = on_delivery
         self._prefetch = prefetch
         self._feeds: list[_Feed] = []
-        self._to_return: list[str] = []
+        self._to_return: dict[Address, list[str]] = {}
         self._stopped = False
         self._busy = asyncio.Lock()
         self._closing: Future[None] | None = None
@@ -309,16 +319,15 @@ class NatsSubscription(Subscription):
         if self._stopped:
             return
         self.detach()
-        while self._to_return:
-            # Handed over on a connection that is gone, and so no more to be accepted. JetStream would wait for it.
-            await connection.publish(self._to_return[-1], RETURNED)
-            self._to_return.pop()
         self._feeds = [
             _Feed(self._owner, connection, address, consumer, self._on_delivery, self._prefetch)
             for address, consumer in self._consumers.items()
         ]
         for feed in self._feeds:
             await feed.start()
+            # Handed over on a connection that is gone, and so no more to be accepted. JetStream would wait for it.
+            await feed.give_back(self._to_return.get(feed.address, []))
+            self._to_return.pop(feed.address, None)
         await connection.flush()
         finish(self.ready)
 
@@ -326,14 +335,14 @@ class NatsSubscription(Subscription):
         """The connection is gone."""
         for feed in self._feeds:
             feed.end()
-            self._to_return += [delivery.reply for delivery in feed.take_open()]
+            self._to_return.setdefault(feed.address, []).extend(delivery.reply for delivery in feed.take_open())
         self._feeds = []
 
     def abandon(self) -> None:
         """In a forked child: it is the parent's."""
         for feed in self._feeds:
             feed.take_open()
-        self._feeds, self._to_return = [], []
+        self._feeds, self._to_return = [], {}
         self._stopped, self._busy = True, asyncio.Lock()
 
     async def keep_alive(self) -> None:
@@ -399,7 +408,7 @@ class NatsInbox(Inbox):
         """Nothing: what came counts as accepted."""
 
     async def _on_message(self, msg: Msg) -> None:
-        hand_over(self._on_delivery, _Received(self.address, _message_of(msg), False, 0))
+        hand_over(self._on_delivery, _Received(self.address, message_of(msg.data, msg.headers, None), False, 0))
         if msg.reply and self._connection is not None:
             await self._connection.publish(msg.reply, b"")
 
@@ -409,7 +418,7 @@ class NatsInbox(Inbox):
         self._owner.forget(self)
         try:
             if self._subscription is not None and self._connection is not None:
-                await self._subscription.unsubscribe()
+                await self._connection.unsubscribe(self._subscription)
                 await self._connection.flush()
         except (OSError, nats.errors.Error) as exc:
             LOG.debug("an inbox's end was not told to %s: %s", self._owner.where, exc)
@@ -418,7 +427,7 @@ class NatsInbox(Inbox):
 
 
 def finish(future: Future[Any], value: Any = None) -> None:
-    """Finish a future, unless it is done. (On the loop's thread only, so that nobody comes between.)"""
+    """Finish a future, unless it is done; on the loop's thread only, so that nobody comes between."""
     if not future.done():
         future.set_result(value)
 

@@ -118,7 +118,7 @@ class Nats:
 
     def monitor(self, path: str) -> Any:
         """What the server says of itself: ``connz``, ``jsz`` and the like."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._monitor}/{path}", timeout=10) as answer:  # noqa: S310
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._monitor}/{path}", timeout=10) as answer:
             return json.load(answer)
 
     def subscriptions(self) -> list[str]:
