@@ -53,7 +53,7 @@ RECEIPT_SECONDS: Final = 5.0
 server has not noticed; the core then sends it again."""
 INSPECT_SECONDS: Final = 0.9
 CLOSE_SECONDS: Final = 5.0
-_LONGEST_PAUSE: Final = 3.0
+_LONGEST_PAUSE: Final = 1.0
 
 
 _Opened = TypeVar("_Opened", NatsInbox, NatsSubscription)
