@@ -1,0 +1,135 @@
+"""``msgbus new-driver``, and the guide to writing a driver."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner, Result
+
+import msgbus
+from msgbus.cli.app import cli
+from msgbus.cli.new_driver import TEMPLATE
+
+ROOT = pathlib.Path(msgbus.__file__).parents[1]
+GUIDE = ROOT / "docs" / "howto" / "write-a-driver.md"
+SOME = (
+    "message_arrives or mandatory or goes_to or inbox or prefetch or overlap or requeue or idle or values_come or close"
+)
+"""Checks of each kind. (All of them take a minute.)"""
+
+
+def run(*args: object) -> Result:
+    """Run the command in this process."""
+    return CliRunner().invoke(cli, ["new-driver", *map(str, args)])
+
+
+def install(folder: pathlib.Path) -> None:
+    """What pip would do that matters: say which entry points there are."""
+    setup = configparser.ConfigParser()
+    setup.read(folder / "setup.cfg")
+    info = folder / f"{setup['metadata']['name'].replace('-', '_')}-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {setup['metadata']['name']}\nVersion: 0.1.0\n")
+    (info / "entry_points.txt").write_text(f"[msgbus.drivers]{setup['options.entry_points']['msgbus.drivers']}\n")
+
+
+def check(folder: pathlib.Path, which: str) -> tuple[int, str]:
+    """Run the new driver's own checks, as its author does."""
+    env = os.environ | {"PYTHONPATH": f"{folder}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-W", "error", "-m", "pytest", "-p", "no:cacheprovider", "-q", "-k", which]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=110, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_new_driver_passes_checks(tmp_path: pathlib.Path) -> None:
+    """What is written is a distribution with an entry point; it works, and its own tests show it."""
+    folder = tmp_path / "made" / "here"
+    result = run("carrier_pigeon", folder)
+    assert result.exit_code == 0, result.stderr
+    assert "pytest" in result.stdout
+    install(folder)
+    code, output = check(folder, SOME)
+    assert code == 0, output
+    assert int(re.findall(r"(\d+) passed", output)[0]) > 20
+
+
+def test_nothing_is_left_of_the_templates_name(tmp_path: pathlib.Path) -> None:
+    """Files, their names and --json speak of the new driver alone; no file is forgotten."""
+    result = run("carrier_pigeon2", tmp_path / "x", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    written = [path for path in (tmp_path / "x").rglob("*") if path.is_file()]
+    assert sorted(str(path.relative_to(tmp_path / "x")) for path in written) == sorted(found["files"])
+    assert len(written) == len([path for path in TEMPLATE.rglob("*") if path.is_file() and path.suffix != ".pyc"])
+    for path in written:
+        assert "newdriver" not in f"{path.name} {path.read_text()}".lower()
+    assert (found["name"], found["folder"]) == ("carrier_pigeon2", str(tmp_path / "x"))
+    assert "class CarrierPigeon2Driver(Driver):" in (tmp_path / "x/msgbus_carrier_pigeon2/driver.py").read_text()
+    assert "name = msgbus-carrier-pigeon2\n" in (tmp_path / "x/setup.cfg").read_text()
+
+
+def test_the_directory_is_named_after_the_driver(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without another it is msgbus-NAME, here; an empty one may be there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "msgbus-car-rier").mkdir()
+    assert run("car_rier").exit_code == 0
+    assert (tmp_path / "msgbus-car-rier" / "setup.cfg").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["", "Pigeon", "9lives", "a-b", "a b", "a.b", "_a", "a_", "a__b", "täubchen", "a" * 41, "../x", "a\n"]
+)
+def test_names_that_are_none(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """What cannot begin a URL and name a package is refused with a line that says what can, and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    result = run("--", name)
+    assert result.exit_code == 2
+    assert "small letters" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_taken(tmp_path: pathlib.Path) -> None:
+    """A driver of that name is installed."""
+    result = run("zmq", tmp_path / "x")
+    assert result.exit_code == 2
+    assert "'zmq' already" in result.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_directory_that_is_there(tmp_path: pathlib.Path) -> None:
+    """It is not written into; a file in its place, or one that may not be made, is told of as well."""
+    (tmp_path / "mine").write_text("")
+    result = run("pigeon", tmp_path)
+    assert (result.exit_code, os.listdir(tmp_path)) == (2, ["mine"])
+    assert "not empty" in result.stderr
+    for folder in (tmp_path / "mine", tmp_path / "mine" / "x", "/proc/x"):
+        result = run("pigeon", folder)
+        assert result.exit_code == 2
+        assert result.stderr.count("\n") == 1
+
+
+def test_the_guides_change_is_what_the_checks_ask_for(tmp_path: pathlib.Path) -> None:
+    """Declaring what is not there fails the checks that the guide shows; with its code they pass."""
+    run("carrier_pigeon", tmp_path / "x")
+    install(tmp_path / "x")
+    driver = tmp_path / "x" / "msgbus_carrier_pigeon" / "driver.py"
+    declare, method, system = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    text = re.sub(r" *capabilities = .*\n", lambda _: declare, driver.read_text())
+    driver.write_text(text)
+    code, output = check(tmp_path / "x", "inspect")
+    assert code == 1
+    shown = re.findall(r"FAILED (\S+)", GUIDE.read_text())
+    assert shown == re.findall(r"FAILED (\S+)", output)
+    text = text.replace("    Delivery,\n", "    Delivery,\n    Depth,\n")
+    text = text.replace("    def close(self) -> None:\n", f"{method}\n    def close(self) -> None:\n", 1)
+    driver.write_text(text.replace("    def attach(self, consumer:", f"{system}\n    def attach(self, consumer:", 1))
+    code, output = check(tmp_path / "x", "inspect")
+    assert code == 0, output
