@@ -35,6 +35,19 @@ class NatsHarness(Harness):
     def cut(self) -> None:
         self._proxy.cut()
 
+    def pause(self) -> None:
+        self._server.pause()
+
+    def resume(self) -> None:
+        self._server.resume()
+
+    def partition(self) -> None:
+        self._proxy.refuse()
+        self._proxy.cut()
+
+    def heal(self) -> None:
+        self._proxy.accept()
+
     def leftovers(self) -> set[str]:
         if not self._server.alive():  # a check that stopped it has failed
             self._server.start()
