@@ -24,8 +24,8 @@ COMMANDS = {
     "ping": ("msgbus.cli.ping", "List the servers of a topic that answer."),
     "demo": ("msgbus.cli.demo", "Show what msgbus does: servers and a client at work."),
     "zmq-keys": ("msgbus.cli.zmq_keys", "Make keys, so that ZeroMQ can be used between hosts."),
+    "new-driver": ("msgbus.cli.new_driver", "Begin a driver for another message system."),
     "drivers": ("msgbus.cli.drivers", "List the message systems that can be used."),
-    "new-driver": ("msgbus.cli.new_driver", "Begin a driver of your own, for another message system."),
     "config": ("msgbus.cli.config", "Print a sample of the configuration file."),
     "completion": ("msgbus.cli.completion", "Print what makes a shell complete commands and options."),
 }

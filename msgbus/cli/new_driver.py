@@ -2,86 +2,89 @@
 
 from __future__ import annotations
 
-import keyword
 import os
+import pathlib
 import re
 from importlib.metadata import entry_points
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 
 import click
 
 from msgbus.cli.options import example, json_option, log_options
 from msgbus.cli.tables import print_json
 
-NAME = re.compile(r"[a-z][a-z0-9]{0,39}")
-PLACEHOLDER = "mymq"
-"""What the driver of the template is called: it is a driver that works, and is tested as it stands."""
+TEMPLATE = pathlib.Path(__file__).parent / "template"
+"""A driver named ``newdriver``, which works: what it is called is all that is replaced."""
+NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+LONGEST = 40
 
 TEXT = """\
-Made {directory}:
+{folder} has a driver that works, within one process:
 {files}
-It works as it stands, in memory, and passes the suite. Try that first:
-
-  cd {directory}
+See it pass the checks:
+  cd {folder}
   pip install -e '.[test]'
-  python -m pytest
+  pytest
 
-Then have {package}/driver.py use your message system, one method after the other; the guide "Write a driver" goes
-through the steps.
+Then change it step by step, with the steps that its first lines name:
+  {module}
 """
 
 
-@click.command(epilog=example("msgbus new-driver redisbus", "msgbus new-driver redisbus --directory src/redisbus"))
-@click.argument("name")
-@click.option(
-    "--directory",
-    metavar="DIR",
-    type=click.Path(),
-    help="Where to make it; nothing may be there yet.  [default: msgbus-NAME]",
-)
-@json_option("The directory and its files, as one line of JSON.")
+@click.command(epilog=example("msgbus new-driver carrier_pigeon"))
+@click.argument("name", metavar="NAME")
+@click.argument("folder", metavar="[DIR]", type=click.Path(file_okay=False), required=False)
+@json_option("The name, the directory and the files, as one line of JSON.")
 @log_options
-def new_driver(name: str, directory: str | None, as_json: bool) -> None:
-    """Begin a driver of your own: a distribution that works and passes the conformance suite, to be changed.
+def new_driver(name: str, folder: str | None, as_json: bool) -> None:
+    """Write a driver for the URL NAME://, with its tests, as a distribution of its own, into DIR.
 
-    NAME is what operators will write in front of the :// of their transport URL, in lower-case letters and digits.
+    NAME has small letters, digits and underscores. DIR is msgbus-NAME if none is given; it is made, and may only be
+    there already if it is empty.
     """
-    if not NAME.fullmatch(name) or keyword.iskeyword(name):
-        raise click.UsageError(f"{name!r} is no name for a driver; use lower-case letters and digits, a letter first")
-    taken = {entry_point.name: entry_point for entry_point in entry_points(group="msgbus.drivers")}
-    if name in taken:
-        raise click.UsageError(f"there is a driver {name} already: {taken[name].value}")
-    directory = directory or f"msgbus-{name}"
-    if os.path.lexists(directory):
-        raise click.UsageError(f"{directory} is there already; give another --directory")
+    _check_name(name)
+    where = pathlib.Path(os.path.abspath(folder or f"msgbus-{name.replace('_', '-')}"))
     try:
-        written = sorted(_copy(files("msgbus.cli") / "driver_template", directory, name))
+        if where.is_dir() and any(where.iterdir()):
+            raise click.UsageError(f"{where} is there already, and is not empty; nothing was written")
+        files = write(name, where)
     except OSError as exc:
-        raise click.UsageError(f"{exc.filename or directory} cannot be written: {exc.strerror}") from exc
+        raise click.UsageError(f"the driver cannot be written to {where}: {exc.strerror}") from exc
     if as_json:
-        print_json([{"name": name, "directory": directory, "files": written}])
-        return
-    listed = "".join(f"  {os.path.relpath(path, directory)}\n" for path in written)
-    click.echo(TEXT.format(directory=directory, files=listed, package=f"msgbus_{name}"), nl=False)
+        print_json([{"name": name, "folder": str(where), "files": files}])
+    else:
+        shown = "".join(f"  {file}\n" for file in files)
+        module = where / f"msgbus_{name}" / "driver.py"
+        click.echo(TEXT.format(folder=where, files=shown, module=module), nl=False)
 
 
-def _copy(source: Traversable, target: str, name: str) -> list[str]:
-    """Copy a folder of the template, with the driver's name in names and texts; returns the files' paths."""
-    os.makedirs(target)
+def _check_name(name: str) -> None:
+    if not NAME.fullmatch(name) or len(name) > LONGEST:
+        raise click.UsageError(
+            f"{name!r} is no name for a driver; it has small letters and digits, with single underscores between, a "
+            f"letter first, {LONGEST} in all at most"
+        )
+    if name in entry_points(group="msgbus.drivers").names:
+        raise click.UsageError(f"there is a driver {name!r} already; see: msgbus drivers")
+
+
+def write(name: str, folder: pathlib.Path) -> list[str]:
+    """Write the template's files with another name in the place of its own.
+
+    Returns:
+        their paths within the folder.
+
+    Raises:
+        OSError: they cannot be written, for example since one of them is there.
+    """
+    title = "".join(part.capitalize() for part in name.split("_"))
     written = []
-    for entry in source.iterdir():
-        path = os.path.join(target, _named(entry.name, name))
-        if entry.name == "__pycache__":  # of a checkout whose tests have run
-            continue
-        if entry.is_dir():
-            written += _copy(entry, path, name)
-        else:
-            with open(path, "w", encoding="utf-8") as file:
-                file.write(_named(entry.read_text(encoding="utf-8"), name))
-            written.append(path)
+    for source in sorted(path for path in TEMPLATE.rglob("*") if path.is_file() and path.suffix != ".pyc"):
+        path = str(source.relative_to(TEMPLATE)).replace("newdriver", name)
+        text = source.read_text(encoding="utf-8")
+        text = text.replace("msgbus-newdriver", f"msgbus-{name.replace('_', '-')}")
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(target, "x", encoding="utf-8") as file:
+            file.write(text.replace("newdriver", name).replace("Newdriver", title))
+        written.append(path)
     return written
-
-
-def _named(text: str, name: str) -> str:
-    return text.replace(PLACEHOLDER, name).replace(PLACEHOLDER.capitalize(), name.capitalize())

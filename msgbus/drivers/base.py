@@ -5,6 +5,9 @@ streams and dead letters live in the core: a reply is an ordinary `Driver.send` 
 driver, subclass `Driver`, `Subscription`, `Inbox` and `Delivery`, and name the class in the entry point group
 ``msgbus.drivers``.
 
+What is public for drivers is what `PUBLIC` names. It changes with the version of this contract only, and a driver needs
+nothing else: what it cannot do without a private name is missing here, and wanted as an issue.
+
 Rules that hold for all of it:
 
 * **Threads.** Every method may be called from any thread, and also from within a callback of the driver. None blocks
@@ -43,6 +46,45 @@ if TYPE_CHECKING:
     from msgbus.url import TransportURL
 
 CONTRACT = (1, 0)
+
+PUBLIC: dict[str, tuple[str, ...]] = {
+    "msgbus.drivers.base": (
+        "CONTRACT",
+        "Address",
+        "Capability",
+        "Delivery",
+        "Depth",
+        "Driver",
+        "Inbox",
+        "Kind",
+        "Message",
+        "OnDelivery",
+        "Sent",
+        "Subscription",
+        "import_library",
+        "raise_missing",
+    ),
+    # Of the errors, a driver raises those that stand in the docstrings of this module.
+    "msgbus.exceptions": (
+        "CallCancelled",
+        "CapabilityMissing",
+        "ConfigurationError",
+        "DriverLoadFailure",
+        "InvalidTarget",
+        "InvalidTransportURL",
+        "MessageTooLarge",
+        "MessageUndeliverable",
+        "MessagingException",
+        "TransportBlocked",
+        "TransportUnavailable",
+    ),
+    "msgbus.options": ("connection_opts", "hosts_of", "read_driver_options"),
+    "msgbus.url": ("TransportHost", "TransportURL"),
+    # for its tests
+    "msgbus.conformance": ("Harness",),
+    "msgbus.conformance.suite": ("Conformance",),
+}
+"""Module -> the names in it that a driver may use."""
 
 
 class Capability(StrEnum):
@@ -336,7 +378,9 @@ class Driver(ABC):
 
 
 def import_library(module: str, extra: str) -> ModuleType:
-    """Import a driver's library when it is first used.
+    """Import the library of a driver of msgbus's own when it is first used: `extra` names what installs it.
+
+    (A distribution of its own requires its library, and just imports it.)
 
     Raises:
         DriverLoadFailure: it is missing; the text says how to install it.

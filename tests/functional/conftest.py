@@ -8,12 +8,13 @@ from typing import NoReturn, TypeVar
 
 import pytest
 
+from tests.functional.brokers.nats import Nats
 from tests.functional.brokers.processes import BrokerMissing
 from tests.functional.brokers.qpid import Qpid
 from tests.functional.brokers.rabbitmq import RabbitMQ
 from tests.functional.brokers.redis import Redis
 
-Broker = TypeVar("Broker", RabbitMQ, Qpid, Redis)
+Broker = TypeVar("Broker", RabbitMQ, Qpid, Redis, Nats)
 
 
 def skip_or_fail(what: str) -> NoReturn:
@@ -80,3 +81,9 @@ def qpid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qpid]:
 def qpid_durable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qpid]:
     """The same with queues and messages on disk, for tests that stop or kill it and expect them back."""
     yield from _running(lambda: Qpid(tmp_path_factory.mktemp("qpid-durable"), durable=True))
+
+
+@pytest.fixture(scope="session")
+def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nats]:
+    """A NATS server, running; a test that stops, kills or pauses it leaves it running again."""
+    yield from _running(lambda: Nats(tmp_path_factory.mktemp("nats")))

@@ -1,0 +1,1 @@
+"""A driver of msgbus for NATS with JetStream: ``nats://host:4222/``."""

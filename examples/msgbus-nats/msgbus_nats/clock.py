@@ -1,0 +1,31 @@
+"""Clock: how long JetStream has kept a message, although its clock and ours differ."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+
+
+class Clock:
+    """Learns how far the server's clock is from ours, of times that the server has just written.
+
+    What came latest after its time says nothing, what came soonest says most: the difference is never taken for less
+    than it is. So a message is never taken for older than it is either.
+    """
+
+    def __init__(self) -> None:
+        self._ahead: float | None = None
+
+    def see(self, written: str | float) -> None:
+        """The server wrote this time not long ago: seconds since 1970, or RFC 3339."""
+        if isinstance(written, str):
+            written = datetime.fromisoformat(written[:19] + "+00:00").timestamp() + float(f"0{written[19:-1]}")
+        ahead = time.monotonic() - written
+        if self._ahead is None or ahead < self._ahead:
+            self._ahead = ahead
+
+    def age(self, written: float) -> float:
+        """Seconds since the server wrote this time, or a little less."""
+        self.see(written)
+        assert self._ahead is not None
+        return time.monotonic() - written - self._ahead
