@@ -6,25 +6,19 @@ SCRAM, and EXTERNAL, and TLS at all, only where libraries were at hand when it w
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
-import secrets
 import socket
 import ssl
 import struct
 import time
-import unicodedata
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from msgbus.drivers.base import import_library
 from msgbus.drivers.qpid_codec import decode_list, encode_binary, encode_list, encode_string, encode_symbol
 
 _HEADER = b"AMQP\x03\x01\x00\x00"
 _MECHANISMS, _INIT, _CHALLENGE, _RESPONSE, _OUTCOME = 0x40, 0x41, 0x42, 0x43, 0x44
 _MAX_FRAME = 65536
-_MAX_ITERATIONS = 10_000_000
-"""Of a password's hash: a broker that asks for more would keep this side busy for minutes."""
 
 SECURE = ("EXTERNAL", "SCRAM-SHA-512", "SCRAM-SHA-256", "SCRAM-SHA-1")
 """Mechanisms that show nobody a password, the best first."""
@@ -177,20 +171,27 @@ def choose(offered: Sequence[str], credentials: Credentials, *, encrypted: bool)
 
 
 class Scram:
-    """The client's side of SCRAM (RFC 5802 and 7677), without channel binding."""
+    """The client's side of SCRAM, by scramp, of which AMQP wants one step after the other."""
 
     def __init__(self, mechanism: str, username: str, password: str) -> None:
-        self._hash = mechanism.removeprefix("SCRAM-").replace("-", "").lower()
-        name = username.replace("=", "=3D").replace(",", "=2C")
-        self._password = unicodedata.normalize("NFKC", password).encode()
-        self._nonce = secrets.token_urlsafe(24)
-        self._bare = f"n={name},r={self._nonce}"
-        self._signature: bytes | None = None
-        self._verified = False
+        """Begin.
+
+        Raises:
+            DriverLoadFailure: scramp is missing.
+            LoginRefused: the name or password has characters that may not be in one.
+        """
+        scramp = import_library("scramp", "qpid")
+        self._errors = (scramp.ScramException, ValueError, LookupError)
+        self._answered = self._verified = False
+        try:
+            self._client = scramp.ScramClient([mechanism], username, password)
+        except self._errors as exc:
+            raise LoginRefused(f"the user or password cannot be used with {mechanism}") from exc
 
     def first(self) -> bytes:
         """What the client says first."""
-        return f"n,,{self._bare}".encode()
+        first: str = self._client.get_client_first()
+        return first.encode()
 
     def step(self, challenge: bytes) -> bytes:
         """The answer to what the server says.
@@ -198,24 +199,16 @@ class Scram:
         Raises:
             LoginRefused: the server does not know the password itself, or does not keep to the rules.
         """
-        if self._signature is not None:
+        if self._answered:
             self.finish(challenge)
             return b""
-        fields = _fields(challenge)
         try:
-            nonce, salt, iterations = fields["r"], base64.b64decode(fields["s"]), int(fields["i"])
-        except (KeyError, ValueError):
-            raise LoginRefused("the broker's challenge cannot be read") from None
-        if not nonce.startswith(self._nonce) or nonce == self._nonce or not 0 < iterations <= _MAX_ITERATIONS:
-            raise LoginRefused("the broker's challenge does not fit")
-        salted = hashlib.pbkdf2_hmac(self._hash, self._password, salt, iterations)
-        client_key = self._mac(salted, b"Client Key")
-        final = f"c=biws,r={nonce}"
-        signed = b",".join((self._bare.encode(), challenge, final.encode()))
-        signature = self._mac(hashlib.new(self._hash, client_key).digest(), signed)
-        proof = bytes(a ^ b for a, b in zip(client_key, signature, strict=True))
-        self._signature = self._mac(self._mac(salted, b"Server Key"), signed)
-        return f"{final},p={base64.b64encode(proof).decode()}".encode()
+            self._client.set_server_first(challenge.decode("utf-8", "replace"))
+            final: str = self._client.get_client_final()
+        except self._errors as exc:
+            raise LoginRefused("the broker's challenge does not fit") from exc
+        self._answered = True
+        return final.encode()
 
     def finish(self, last: bytes | None) -> None:
         """Check the server's last word; None: it has said none besides those given to `step`.
@@ -228,20 +221,7 @@ class Scram:
                 raise LoginRefused("the broker does not prove that it knows the password")
             return
         try:
-            given = base64.b64decode(_fields(last)["v"])
-        except (KeyError, ValueError):
-            raise LoginRefused("the log-in by SCRAM was refused") from None
-        if self._signature is None or not hmac.compare_digest(given, self._signature):
-            raise LoginRefused("the broker does not know the password that it asks for")
+            self._client.set_server_final(last.decode("utf-8", "replace"))
+        except self._errors as exc:
+            raise LoginRefused("the broker does not prove that it knows the password that it asks for") from exc
         self._verified = True
-
-    def _mac(self, key: bytes, data: bytes) -> bytes:
-        return hmac.new(key, data, self._hash).digest()
-
-
-def _fields(data: bytes) -> dict[str, str]:
-    found = {}
-    for part in data.decode("utf-8", "replace").split(","):
-        name, _, value = part.partition("=")
-        found[name] = value
-    return found
