@@ -259,7 +259,9 @@ class Consumer:
 
     def consuming(self, receiver: _Receiver) -> None:
         """One of the addresses is being consumed from."""
-        if self.is_consuming:
+        if self._stopping:
+            receiver.stop()  # It was asked for before the link was there.
+        elif self.is_consuming:
             finish(self.ready, None)
             self._on_ready()
 
