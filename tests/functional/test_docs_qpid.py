@@ -13,9 +13,10 @@ import pytest
 import trustme
 
 import msgbus
+from msgbus.conformance.waiting import until
 from tests.functional.brokers.processes import BrokerMissing
 from tests.functional.brokers.qpid import Qpid
-from tests.functional.test_docs import Endpoint, serving, transport_to, until
+from tests.functional.test_docs import Endpoint, serving, transport_to
 
 proton = pytest.importorskip("proton", reason="the extra qpid is not installed")
 utils = pytest.importorskip("proton.utils")
