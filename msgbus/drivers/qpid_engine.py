@@ -20,6 +20,8 @@ OUTCOMES = ("amqp:accepted:list", "amqp:rejected:list", "amqp:released:list", "a
 MAX_FRAME = 65536
 """Bytes of the largest frame that is taken."""
 
+FORBIDDEN = ("amqp:unauthorized-access", "amqp:not-allowed")
+
 ACCEPTED: int = c.PN_ACCEPTED
 REJECTED: int = c.PN_REJECTED
 RELEASED: int = c.PN_RELEASED
@@ -37,6 +39,11 @@ class Condition(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.name}: {self.text}" if self.text else self.name
+
+    @property
+    def is_forbidden(self) -> bool:
+        """Whether the user lacks a right. Qpid does not always have the right name for it."""
+        return self.name in FORBIDDEN or self.text.startswith("Permission ")
 
 
 class EngineError(Exception):

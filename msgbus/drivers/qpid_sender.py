@@ -40,7 +40,6 @@ LOG = logging.getLogger(__name__)
 
 NOT_FOUND = "amqp:not-found"
 FULL = "amqp:resource-limit-exceeded"
-FORBIDDEN = ("amqp:unauthorized-access", "amqp:not-allowed")
 TOO_LARGE = "amqp:link:message-size-exceeded"
 
 FORBIDDEN_FOR = 10.0
@@ -274,7 +273,7 @@ class Sender:
             return
         LOG.warning("%s closed the link on which messages go: %s", self._name(), condition)
         lost = self._lose_all()
-        if condition.name in FORBIDDEN:
+        if condition.is_forbidden:
             self._on_forbidden(lost, condition)
         else:
             for outgoing in lost:
@@ -370,7 +369,7 @@ class Sender:
                 finish(outgoing.sent, _NOBODY)
         elif condition.name == FULL:
             fail(outgoing.sent, TransportBlocked(f"{name} refused a message to {where}: {condition.text}"))
-        elif condition.name in FORBIDDEN:
+        elif condition.is_forbidden:
             text = f"{name} refused a message to {where}: {condition.text}; check the user's rights to publish"
             fail(outgoing.sent, TransportUnavailable(text))
         elif condition.name == TOO_LARGE:
