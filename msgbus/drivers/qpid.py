@@ -61,8 +61,6 @@ CLOSE_TIMEOUT_MIN = 0.5
 """Seconds of it at least for taking leave of subscriptions."""
 INSPECT_CONNECT = 0.9
 """Seconds that `inspect` waits for the connection."""
-LOOPBACK = ("localhost", "127.", "::1")
-"""How the names of this host begin."""
 
 
 def _old(*names: str) -> list[cfg.DeprecatedOpt]:
@@ -169,7 +167,9 @@ class QpidDriver(Driver):
             path = getattr(self._options, name)
             if path and not os.access(path, os.R_OK):
                 raise InvalidTransportURL(str(self._url), f"{name}: {path} cannot be read")
-        for name in self._options.sasl_mechanisms:
+        # In older systems they stood in one string, with blanks between them.
+        self._mechanisms = " ".join(self._options.sasl_mechanisms).upper().split()
+        for name in self._mechanisms:
             if name not in KNOWN:
                 raise ConfigurationError(f"sasl_mechanisms of [msgbus_qpid]: {name!r} is none of {', '.join(KNOWN)}")
 
@@ -195,7 +195,7 @@ class QpidDriver(Driver):
             self._name,
             lambda: self._wire.error,
             self._declare if options.declare else None,
-            self._wire.serve,
+            self._on_relay,
             self._wire.fall,
             durable=options.durable,
         )
@@ -209,13 +209,11 @@ class QpidDriver(Driver):
         options = self._options
         host = self._host_of(attempt)
         name = host.hostname or "localhost"
-        credentials = Credentials(
-            host.username, host.password or "", bool(options.ssl_cert_file), options.sasl_mechanisms
-        )
+        credentials = Credentials(host.username, host.password or "", bool(options.ssl_cert_file), self._mechanisms)
         vhost = self._virtual_host or name
         tls = self._tls() if options.ssl else None
         sock, mechanism = open_socket(name, self._port(host), options.connect_timeout, tls, vhost, credentials)
-        if mechanism == "PLAIN" and tls is None and not name.startswith(LOOPBACK) and not self._warned:
+        if mechanism == "PLAIN" and tls is None and not _is_here(name) and not self._warned:
             self._warned = True
             LOG.warning("the password for %s went over the network in the clear; use ssl=true, or SCRAM", self._name())
         return sock
@@ -295,7 +293,14 @@ class QpidDriver(Driver):
         from msgbus.drivers.qpid_nodes import Nodes
 
         self._nodes = Nodes(engine, self._options.queue_limit)
-        self._sender.connected(engine, "relay")
+        self._sender.connected(engine)
+
+    def _on_relay(self) -> None:
+        """Messages can be sent: for the first time on this connection, or again."""
+        if self._wire.up:
+            self._let_go()
+        else:
+            self._wire.serve()
 
     def on_up(self) -> None:
         """For `Wire`."""
@@ -553,6 +558,11 @@ class _QpidInbox(Inbox):
 
     def close(self) -> Future[None]:
         return self._driver._begin_close(self._consumer)
+
+
+def _is_here(host: str) -> bool:
+    """Whether a host's name is one of this machine's, over which nobody else can listen."""
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _explain(condition: str) -> tuple[str, bool]:

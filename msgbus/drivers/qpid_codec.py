@@ -25,6 +25,9 @@ _str8 = struct.Struct(">BB")
 _var32 = struct.Struct(">BI")
 _list32 = struct.Struct(">BBBBII")
 
+_CONSTANT = {0x40: None, 0x41: True, 0x42: False, 0x43: 0, 0x44: 0}
+"""Values that their type is all of."""
+
 _PLAIN = b"\x00Sp\xc0\x02\x01\x42"
 _DURABLE = b"\x00Sp\xc0\x02\x01\x41"
 _TTL = {
@@ -178,7 +181,11 @@ def _read_list(buffer: bytes | bytearray, at: int) -> tuple[list[Any], int]:
     for _ in range(count):
         if at >= end:
             raise ValueError("no AMQP message: a list that is too short")
-        value, at = _read(buffer, at)
+        kind = buffer[at]
+        if kind in _CONSTANT:  # Most fields of a message are: here they cost no call.
+            value, at = _CONSTANT[kind], at + 1
+        else:
+            value, at = _read(buffer, at)
         values.append(value)
     return values, end
 
@@ -200,14 +207,10 @@ def _read(buffer: bytes | bytearray, at: int) -> tuple[Any, int]:
 
 
 def _read_small(buffer: bytes | bytearray, at: int, kind: int) -> tuple[Any, int]:
-    if kind == 0x41:
-        return True, at + 1
-    if kind == 0x42:
-        return False, at + 1
+    if kind in _CONSTANT:
+        return _CONSTANT[kind], at + 1
     if kind == 0x56:
         return buffer[at + 1] != 0, at + 2
-    if kind in (0x43, 0x44):
-        return 0, at + 1
     if kind in (0x50, 0x52, 0x53):
         return buffer[at + 1], at + 2
     if kind == 0x70:

@@ -259,7 +259,9 @@ class Consumer:
 
     def consuming(self, receiver: _Receiver) -> None:
         """One of the addresses is being consumed from."""
-        if self.is_consuming:
+        if self._stopping:
+            receiver.stop()  # It was asked for before the link was there.
+        elif self.is_consuming:
             finish(self.ready, None)
             self._on_ready()
 
@@ -281,8 +283,8 @@ class Consumer:
         hint = ""
         if missing:
             hint = "; it is to be made beforehand (option declare)"
-        elif condition is not None and condition.name == "amqp:unauthorized-access":
-            hint = "; check the user's rights to consume"
+        elif condition is not None and condition.is_forbidden:
+            hint = "; check the user's rights to consume, and to create the queue that the broker makes for it"
         reason = condition or "the link was closed"
         self._refused(f"{self._name()} refuses {self.addresses[at]}: {reason}{hint}", at)
 

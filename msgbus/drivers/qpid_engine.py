@@ -20,6 +20,8 @@ OUTCOMES = ("amqp:accepted:list", "amqp:rejected:list", "amqp:released:list", "a
 MAX_FRAME = 65536
 """Bytes of the largest frame that is taken."""
 
+FORBIDDEN = ("amqp:unauthorized-access", "amqp:not-allowed")
+
 ACCEPTED: int = c.PN_ACCEPTED
 REJECTED: int = c.PN_REJECTED
 RELEASED: int = c.PN_RELEASED
@@ -38,6 +40,11 @@ class Condition(NamedTuple):
     def __str__(self) -> str:
         return f"{self.name}: {self.text}" if self.text else self.name
 
+    @property
+    def is_forbidden(self) -> bool:
+        """Whether the user lacks a right. Qpid does not always have the right name for it."""
+        return self.name in FORBIDDEN or self.text.startswith("Permission ")
+
 
 class EngineError(Exception):
     """The connection is of no use any more."""
@@ -55,6 +62,7 @@ class Link:
     """
 
     attached = False
+    _leaving = False
     _engine: Engine
     _link: Any = None
 
@@ -83,6 +91,7 @@ class Link:
     def detach(self) -> None:
         """Close it. `on_detached` is called when the other side knows."""
         self.attached = False
+        self._leaving = True
         c.pn_link_close(self._link)
 
 
@@ -92,8 +101,8 @@ class SendingLink(Link):
     _tags = 0
 
     def attach(self, engine: Engine, name: str, target: str | None) -> None:
-        """Attach it; None means the relay."""
-        link = engine.new_link(self, c.pn_sender, name)
+        """Attach it; None means the relay, which gets a session of its own, to end without the others."""
+        link = engine.new_link(self, c.pn_sender, name, apart=target is None)
         outcomes = c.pn_terminus_outcomes(c.pn_link_source(link))
         c.pn_data_put_array(outcomes, False, c.PN_SYMBOL)
         c.pn_data_enter(outcomes)
@@ -222,6 +231,8 @@ class Engine:
             idle_timeout: seconds; when nothing comes for so long, `tick` ends the connection. 0: it does not.
         """
         self._links: dict[Any, Link] = {}
+        self._apart: Any = None
+        self._in_apart: Link | None = None
         self._error: Condition | None = None
         self.is_open = False
         self._collector = c.pn_collector()
@@ -256,9 +267,13 @@ class Engine:
         c.pn_data_put_uint(properties, _CLOSE_EXISTING)
         c.pn_data_exit(properties)
 
+    def leave(self) -> None:
+        """Tell no link anything any more."""
+        self._links.clear()
+        self._in_apart = None
+
     def free(self) -> None:
         """Give all of it back. Nothing of it may be used afterwards."""
-        self._links.clear()
         c.pn_transport_unbind(self._transport)
         c.pn_decref(self._transport)
         c.pn_connection_release(self._connection)
@@ -269,14 +284,22 @@ class Engine:
         """Say good-bye."""
         c.pn_connection_close(self._connection)
 
-    def new_link(self, link: Link, make: Callable[[Any, str], Any], name: str) -> Any:
-        """A link of proton's for one of ours."""
-        made = make(self._session, name)
+    def new_link(self, link: Link, make: Callable[[Any, str], Any], name: str, *, apart: bool = False) -> Any:
+        """A link of proton's for one of ours; `apart`: in a session of its own."""
+        made = make(self._session_apart(link) if apart else self._session, name)
         link._engine = self
         link._link = made
         link.attached = False
         self._links[made] = link
         return made
+
+    def _session_apart(self, link: Link) -> Any:
+        """A session for links that may end it, without the others; the same as long as it lives."""
+        if self._apart is None:
+            self._apart = c.pn_session(self._connection)
+            c.pn_session_open(self._apart)
+        self._in_apart = link
+        return self._apart
 
     # Bytes
 
@@ -331,6 +354,8 @@ class Engine:
                     link.on_flow()
             elif kind in _LINK_EVENTS:
                 self._on_link_event(kind, c.pn_event_link(event))
+            elif kind == c.PN_SESSION_REMOTE_CLOSE:
+                self._on_session_end(c.pn_event_session(event))
             elif kind in _END_EVENTS:
                 self._on_end(kind)
             elif kind == c.PN_CONNECTION_REMOTE_OPEN:
@@ -348,6 +373,8 @@ class Engine:
                 near, far = c.pn_link_target(made), c.pn_link_remote_target(made)
             if c.pn_terminus_get_type(far) == c.PN_UNSPECIFIED and c.pn_terminus_get_type(near) != c.PN_UNSPECIFIED:
                 return
+            if link._leaving:
+                return
             link.attached = True
             if isinstance(link, ReceivingLink):
                 link.begin()
@@ -360,13 +387,22 @@ class Engine:
         link.on_detached(condition)
         c.pn_link_free(made)
 
+    def _on_session_end(self, session: Any) -> None:
+        found = _condition(c.pn_session_remote_condition(session))
+        found = found or Condition("amqp:session:closed", "the other side ended the session")
+        if session == self._session:
+            raise EngineError(found)
+        self._apart, link = None, self._in_apart
+        c.pn_session_close(session)
+        if link is not None and self._links.pop(link._link, None) is not None:
+            link.attached = False
+            link.on_detached(found)
+        c.pn_session_free(session)
+
     def _on_end(self, kind: int) -> None:
         if kind == c.PN_CONNECTION_REMOTE_CLOSE:
             found = _condition(c.pn_connection_remote_condition(self._connection))
             raise EngineError(found or Condition("amqp:connection:closed", "the other side closed the connection"))
-        if kind == c.PN_SESSION_REMOTE_CLOSE:
-            found = _condition(c.pn_session_remote_condition(self._session))
-            raise EngineError(found or Condition("amqp:session:closed", "the other side ended the session"))
         raise EngineError(self._transport_error())
 
     def _transport_error(self) -> Condition:
@@ -375,9 +411,7 @@ class Engine:
 
 
 _LINK_EVENTS = frozenset({c.PN_LINK_REMOTE_OPEN, c.PN_LINK_REMOTE_CLOSE, c.PN_LINK_REMOTE_DETACH})
-_END_EVENTS = frozenset(
-    {c.PN_CONNECTION_REMOTE_CLOSE, c.PN_SESSION_REMOTE_CLOSE, c.PN_TRANSPORT_ERROR, c.PN_TRANSPORT_TAIL_CLOSED}
-)
+_END_EVENTS = frozenset({c.PN_CONNECTION_REMOTE_CLOSE, c.PN_TRANSPORT_ERROR, c.PN_TRANSPORT_TAIL_CLOSED})
 
 
 def _condition(found: Any) -> Condition | None:

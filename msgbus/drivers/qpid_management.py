@@ -154,5 +154,8 @@ class _Answers(ReceivingLink):
 
 def status_of(condition: Condition | None) -> int:
     """The status that fits a condition."""
-    name = "" if condition is None else condition.name
-    return {"amqp:unauthorized-access": FORBIDDEN, "amqp:not-found": NOT_FOUND}.get(name, AWAY)
+    if condition is None:
+        return AWAY
+    if condition.is_forbidden:
+        return FORBIDDEN
+    return NOT_FOUND if condition.name == "amqp:not-found" else AWAY

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections import deque
@@ -39,8 +40,13 @@ LOG = logging.getLogger(__name__)
 
 NOT_FOUND = "amqp:not-found"
 FULL = "amqp:resource-limit-exceeded"
-FORBIDDEN = ("amqp:unauthorized-access", "amqp:not-allowed")
 TOO_LARGE = "amqp:link:message-size-exceeded"
+
+FORBIDDEN_FOR = 10.0
+"""Seconds for which nothing more is sent to where the user may not send: each try costs what is in flight with it."""
+
+REATTACH_DELAY = 0.05
+"""Seconds before the relay is attached again that the broker has closed."""
 
 _FOREVER = float("inf")
 _SENT = Sent()
@@ -128,7 +134,12 @@ class Sender:
         self._on_attached = on_attached
         self._on_lost = on_lost
         self._durable = durable
+        self._engine: Engine | None = None
+        self._numbers = itertools.count()
         self._relay: _Relay | None = None
+        self._suspects: set[Address] = set()
+        self._alone = False
+        self._forbidden: dict[Address, tuple[float, str]] = {}
         self._ready = False
         self._closed: MessagingException | None = None
         self._waiting: deque[Outgoing] = deque()
@@ -148,12 +159,19 @@ class Sender:
 
     def send(self, outgoing: Outgoing) -> None:
         """Send it, or have it wait."""
-        if self._ready and not self._waiting and self._relay is not None and self._relay.credit > 0:
-            self._transmit(outgoing)
-        elif self._closed is not None:
+        if self._closed is not None:
             fail(outgoing.sent, self._closed)
+        elif self._forbidden and not self._check_rights(outgoing):
+            pass
+        elif self._may_go(outgoing) and not self._waiting:
+            self._transmit(outgoing)
         else:
             self._wait(outgoing)
+
+    def _may_go(self, outgoing: Outgoing) -> bool:
+        if not self._ready or self._alone or self._relay is None or self._relay.credit <= 0:
+            return False
+        return not (self._suspects and self._in_flight and outgoing.address in self._suspects)
 
     def _wait(self, outgoing: Outgoing) -> None:
         self._waiting.append(outgoing)
@@ -203,6 +221,8 @@ class Sender:
             fail(outgoing.sent, MessageTooLarge(text))
             return
         self._in_flight[relay.transfer(data)] = outgoing
+        if self._suspects and outgoing.address in self._suspects:
+            self._alone = True
 
     # Declaring what has to be there before a message
 
@@ -221,34 +241,78 @@ class Sender:
         if refusal is None:
             self._declared.add(source.address)
         for outgoing in self._declaring.pop(source.address, []):
-            if refusal is not None:
+            if refusal is not None and self._ready:
                 text = f"{self._name()} refuses {outgoing.address}: {refusal}"
                 fail(outgoing.sent, TransportUnavailable(text))
-            elif self._ready and self._relay is not None and self._relay.credit > 0:
+            elif self._may_go(outgoing):
                 self._write(self._route(outgoing.address), outgoing)
             else:
                 self._wait(outgoing)
 
     # What the relay says
 
-    def connected(self, engine: Engine, name: str) -> None:
+    def connected(self, engine: Engine) -> None:
         """The connection is open: attach the relay."""
+        self._engine = engine
         self._relay = _Relay(self)
-        self._relay.attach(engine, name, None)
+        self._relay.attach(engine, f"relay.{next(self._numbers)}", None)
 
     def attached(self, relay: _Relay) -> None:
         """The relay is there."""
+        relay.was_attached = True
         relay.limit = relay.max_message_size
         self._on_attached()
 
     def detached(self, relay: _Relay, condition: Condition | None) -> None:
-        """The broker refuses the relay, or closes it: then the connection is of no use."""
-        # A session that ends with a reason ends its links first, without one.
-        self._loop.call(self._lost, relay, condition or Condition("amqp:link:detach-forced", "no reason was given"))
+        """The broker refuses the relay, or closes it."""
+        if relay is not self._relay:
+            return
+        condition = condition or Condition("amqp:link:detach-forced", "no reason was given")
+        if not relay.was_attached:
+            self._on_lost(EngineError(condition))  # Then the connection is of no use.
+            return
+        LOG.warning("%s closed the link on which messages go: %s", self._name(), condition)
+        lost = self._lose_all()
+        if condition.is_forbidden:
+            self._on_forbidden(lost, condition)
+        else:
+            for outgoing in lost:
+                text = f"to {outgoing.address}: {self._name()} closed the link: {condition}"
+                fail(outgoing.sent, TransportUnavailable(text, maybe_delivered=True))
+        # Whether the session ends too is known in a moment.
+        engine = self._engine
+        self._loop.call_later(REATTACH_DELAY, lambda: self._attach_again(engine))
 
-    def _lost(self, relay: _Relay, condition: Condition) -> None:
-        if relay is self._relay:
-            self._on_lost(EngineError(condition))
+    def _attach_again(self, engine: Engine | None) -> None:
+        if engine is not None and engine is self._engine:
+            self.connected(engine)
+
+    def _on_forbidden(self, lost: list[Outgoing], condition: Condition) -> None:
+        """Somebody may not send what he sent. Qpid closes the link for it, and does not say which message it was.
+
+        If it was alone it is known. Else messages to these addresses go alone from now on, until one has arrived.
+        """
+        name = self._name()
+        if len(lost) == 1:
+            where = lost[0].address
+            text = f"{name} refused a message to {where}: {condition}; check the user's rights to publish"
+            self._forbidden[where] = (time.monotonic() + FORBIDDEN_FOR, text)
+            self._suspects.discard(where)
+            fail(lost[0].sent, TransportUnavailable(text))
+            return
+        self._suspects.update(outgoing.address for outgoing in lost)
+        for outgoing in lost:
+            what = f"{name} refused this or another message: {condition}; check the user's rights to publish"
+            fail(outgoing.sent, TransportUnavailable(f"to {outgoing.address}: {what}", maybe_delivered=True))
+
+    def _check_rights(self, outgoing: Outgoing) -> bool:
+        """Whether it is not known that this would be refused, and with it what is in flight."""
+        until, text = self._forbidden.get(outgoing.address, (0.0, ""))
+        if until > time.monotonic():
+            fail(outgoing.sent, TransportUnavailable(text))
+            return False
+        self._forbidden.pop(outgoing.address, None)
+        return True
 
     def release(self) -> None:
         """Let go what waits: replies to it will arrive."""
@@ -257,17 +321,14 @@ class Sender:
 
     def go_on(self) -> None:
         """Send what waits, as far as there is credit."""
-        relay = self._relay
-        if not self._ready or relay is None or not self._waiting:
-            return
         now = time.monotonic()
-        while self._waiting and relay.credit > 0:
+        while self._waiting and self._may_go(self._waiting[0]):
             outgoing = self._waiting.popleft()
             if outgoing.sent.done():
                 continue
             if outgoing.gives_up <= now:
                 self._fail_expired(outgoing)
-            else:
+            elif not self._forbidden or self._check_rights(outgoing):
                 self._transmit(outgoing)
 
     def settled(self, delivery: Any) -> None:
@@ -276,6 +337,10 @@ class Sender:
         if not outcome and not was_settled(delivery):
             return
         outgoing = self._in_flight.pop(delivery, None)
+        if self._alone and outgoing is not None:
+            self._alone = False
+            self._suspects.discard(outgoing.address)
+            self._loop.call(self.go_on)
         if outgoing is None or outcome == ACCEPTED:
             settle(delivery)
             if outgoing is not None:
@@ -304,7 +369,7 @@ class Sender:
                 finish(outgoing.sent, _NOBODY)
         elif condition.name == FULL:
             fail(outgoing.sent, TransportBlocked(f"{name} refused a message to {where}: {condition.text}"))
-        elif condition.name in FORBIDDEN:
+        elif condition.is_forbidden:
             text = f"{name} refused a message to {where}: {condition.text}; check the user's rights to publish"
             fail(outgoing.sent, TransportUnavailable(text))
         elif condition.name == TOO_LARGE:
@@ -315,13 +380,18 @@ class Sender:
 
     def down(self, error: TransportUnavailable) -> None:
         """The connection has broken."""
-        self._ready = False
-        self._relay = None
+        self._engine = None
         self._declared.clear()
-        lost, self._in_flight = self._in_flight, {}
-        for outgoing in lost.values():
+        for outgoing in self._lose_all():
             text = f"the connection broke while a message to {outgoing.address} was being sent: {error}"
             fail(outgoing.sent, TransportUnavailable(text, maybe_delivered=True))
+
+    def _lose_all(self) -> list[Outgoing]:
+        """Nothing can go at present; what was in flight."""
+        self._ready = self._alone = False
+        self._relay = None
+        lost, self._in_flight = self._in_flight, {}
+        return list(lost.values())
 
     def on_tick(self) -> None:
         """Give up what the broker has not answered by the end of its patience: it may be frozen."""
@@ -359,7 +429,15 @@ class Sender:
 
 
 class _Relay(SendingLink):
+    """On one connection.
+
+    Attributes:
+        limit: bytes of the largest message; 0: none is known.
+        was_attached: the broker has taken it once.
+    """
+
     limit = 0
+    was_attached = False
 
     def __init__(self, sender: Sender) -> None:
         self._sender = sender

@@ -208,6 +208,7 @@ class Wire:
         self._socket = None
         engine, self.engine = self.engine, None
         if engine is not None:
+            engine.leave()
             # Not at once: this may be one of its own callbacks.
             self._loop.call(engine.free)
 

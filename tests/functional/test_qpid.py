@@ -371,6 +371,34 @@ def test_missing_rights_are_told(broker: Qpid, connect: Connect) -> None:
         Task(server.start, 60).result(20)
 
 
+@pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
+def test_a_right_to_publish_that_is_missing_is_told(broker: Qpid, connect: Connect, delivery: Any) -> None:
+    """The broker closes the link for it: the error says what to check, at once, and the connection goes on."""
+    with serving(connect(broker.url + MEMORY), "unwritable"):
+        transport = connect(broker.url.replace("guest:guest", "limited:limited") + MEMORY)
+        client = client_of(transport, "unwritable", 30).prepare(delivery=delivery)
+        nowhere = Address("topic", "msgbus", "nowhere")
+        with pytest.raises(msgbus.TransportUnavailable, match="check the user's rights to publish"):
+            Task(client.cast, {}, "echo", value=1).result(15)
+        since = transport.driver.up_since
+        # Of many in flight nobody knows which it was. Afterwards they go one by one, until it is known.
+        address = Address("topic", "msgbus", "forbidden")
+        sent = [
+            transport.driver.send(address, Message(b"{}", JSON, f"{number:032}", 20.0), mandatory=True)
+            for number in range(20)
+        ]
+        errors = [future.exception(20) for future in sent]
+        assert all(isinstance(error, msgbus.TransportUnavailable) for error in errors)
+        with pytest.raises(msgbus.TransportUnavailable, match="check the user's rights to publish") as caught:
+            transport.driver.send(address, Message(b"{}", JSON, "1" * 32, 20.0), mandatory=True).result(20)
+        assert not caught.value.maybe_delivered
+        assert transport.driver.up_since == since
+        assert isinstance(
+            transport.driver.send(nowhere, Message(b"{}", JSON, "2" * 32, 20.0), mandatory=True).exception(20),
+            msgbus.MessageDeliveryFailure,
+        )
+
+
 def test_a_full_queue_is_told_and_harms_nobody_else(broker: Qpid, connect: Connect) -> None:
     """A cast to a full queue raises TransportBlocked; what goes elsewhere at the same time goes on."""
     transport = connect(f"{broker.url}{MEMORY}&queue_limit=60")

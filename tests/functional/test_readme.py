@@ -13,6 +13,7 @@ import msgbus
 from msgbus import exceptions
 from msgbus.cli.errors import EXIT_CODES, code_of
 from msgbus.options import list_opts
+from tests.functional.brokers.qpid import Qpid
 from tests.functional.brokers.rabbitmq import RabbitMQ
 from tests.functional.pages import ROOT, Terminal, check_rules, run
 
@@ -30,6 +31,12 @@ def test_all_blocks_work_when_pasted_in_order(rabbitmq: RabbitMQ, tmp_path: path
 def test_all_blocks_work_without_a_message_system(page: str, tmp_path: pathlib.Path) -> None:
     """A reader who has no RabbitMQ, and writes zmq:// wherever its URL stands, sees the same."""
     run(ROOT / page, tmp_path, "zmq://")
+
+
+@pytest.mark.timeout(240)
+def test_all_blocks_work_on_qpid(qpid_durable: Qpid, tmp_path: pathlib.Path) -> None:
+    """The same three terminals, with another message system in the URL."""
+    run(README, tmp_path, qpid_durable.url)
 
 
 def test_rules_of_blocks_are_known() -> None:
