@@ -243,6 +243,10 @@ class FileMatchmaker(Matchmaker):
             entries[self._node] = self._own_entry
         return entries
 
+    @property
+    def is_reachable(self) -> bool:
+        return any(place.address == self._own for servers in self._topics.values() for place in servers.values())
+
     def is_alive(self, node: str) -> bool | None:
         return True if node == self._node else None
 

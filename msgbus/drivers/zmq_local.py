@@ -142,9 +142,14 @@ class LocalMatchmaker(Matchmaker):
             former, self._number = self._number, self._number + 1
             aside = self._path(f"{self._node}.{self._number}.tmp")
             fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with open(fd, "wb") as file:
-                file.write(msgspec.msgpack.encode(entry))
-            os.rename(aside, self._path(f"{self._node}.{self._number}.node"))
+            try:
+                with open(fd, "wb") as file:
+                    file.write(msgspec.msgpack.encode(entry))
+                os.rename(aside, self._path(f"{self._node}.{self._number}.node"))
+            except OSError:
+                self._number = former
+                _remove([aside])
+                raise
             if former:
                 _remove([self._path(f"{self._node}.{former}.node")])
             self._own = entry

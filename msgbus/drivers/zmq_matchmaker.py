@@ -101,6 +101,11 @@ class Matchmaker(ABC):
         Or that does not know, and nobody listens at the node's endpoints: leave it out here, for a moment.
         """
 
+    @property
+    def is_reachable(self) -> bool:
+        """Whether nodes that this one is not connected with can connect with it, to answer what others handed on."""
+        return True
+
     def doubt(self) -> str:
         """Why nodes may be missing among `entries` that are there; empty where there is no reason to think so."""
         return ""

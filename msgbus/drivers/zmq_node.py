@@ -460,6 +460,9 @@ class Node:
         if self._slow_ticks % KEEP == 0:
             self._matchmaker.keep()
             self._refresh()
+        if not self._matchmaker.is_reachable:
+            self._refresh()
+            self._sender.connect_all()
         self._sender.slow_tick(self._links.all())
         self._links.drop_unused(self._directory.entries)
 

@@ -241,6 +241,10 @@ class RedisMatchmaker(Matchmaker):
             self._left_out[node] = (time.monotonic() + LEFT_OUT, self._remote.get(node))
             self._seen = -1
 
+    @property
+    def is_reachable(self) -> bool:
+        return self._own is not None
+
     def doubt(self) -> str:
         if troubles := self._troubles.copy():
             return next(iter(troubles.values()))

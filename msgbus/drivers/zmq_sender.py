@@ -539,6 +539,15 @@ class Sender:
                 self._pump(queue)
                 self._balance(queue)
 
+    def connect_all(self) -> None:
+        """Connect with all servers of what is in use. One of them may have to answer what another handed on to it."""
+        for queue in list(self._queues.values()):
+            if queue.version != self._directory.version:
+                self._update(queue)
+            else:
+                for consumer in queue.consumers:
+                    self._connect(consumer)
+
     def slow_tick(self, links: Iterable[Link]) -> None:
         """Give up what has no receipt by the end of its patience, and forget queues that nobody uses."""
         now = time.monotonic()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 import pathlib
+from collections.abc import Iterator
 
 import pytest
 
 from msgbus.conformance import Harness
 from msgbus.conformance.suite import Conformance
 from tests.functional.brokers.redis import Redis
+from tests.functional.zmq_conformance import CHECKS, FileBus, FileHarness
 from tests.functional.zmq_faults import cut_connections, cut_tcp
 
 
@@ -64,3 +66,19 @@ class TestZmqRedis(Conformance):
     @classmethod
     def harness(cls, redis: Redis, tmp_path_factory: pytest.TempPathFactory) -> Harness:
         return RedisHarness(redis, tmp_path_factory.mktemp("hosts"))
+
+
+class TestZmqFile(*CHECKS):  # type: ignore[misc]  # they are listed in one place
+    """The checks that start servers by name, which is what a file can know of."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def harness(cls, tmp_path_factory: pytest.TempPathFactory) -> Harness:
+        return FileHarness(tmp_path_factory.mktemp("file") / "servers.json")
+
+    @pytest.fixture
+    def bus(self, harness: FileHarness, tmp_path: pathlib.Path) -> Iterator[FileBus]:
+        """All that a check opens, which is closed at the end."""
+        bus = FileBus(harness, tmp_path)
+        yield bus
+        bus.close()

@@ -18,6 +18,7 @@ from oslo_config import cfg
 import msgbus
 from msgbus.cli.serve import serve
 from msgbus.conformance.waiting import until
+from msgbus.drivers.zmq_file import read_topics
 from tests.functional.brokers.rabbitmq import RabbitMQ
 from tests.functional.pages import ROOT, URL, Block, blocks, check_configuration, check_rules, run
 
@@ -47,6 +48,7 @@ LEFT_OUT = {
     "migrating.md": ["it needs the nova of 2012"],
     "qpid_broker.md": ["it is for the operator's broker; another test starts one with this file"],
     "tutorial.md": ["it installs packages"] * 2,
+    "zmq.md": ["another test reads it", "it installs packages"],
 }
 """The reasons of the blocks that are not run."""
 
@@ -257,3 +259,14 @@ def test_wrong_option_on_a_page_would_be_found() -> None:
         check_configuration("[msgbus_kombu]\nheart_beat = 1\n")
     with pytest.raises(ValueError, match="Should be"):
         check_configuration("[msgbus_kombu]\nheartbeat = -1\n")
+
+
+def test_the_file_of_servers_can_be_read(tmp_path: pathlib.Path) -> None:
+    """The file on the page about ZeroMQ is one, and its options choose it."""
+    path = tmp_path / "servers.json"
+    path.write_text(only_block("zmq.md", '"host-b"').text)
+    topics = read_topics(str(path))
+    assert {name: (place.address, place.key) for name, place in topics["inventory"].items()} == {
+        "one": ("10.0.0.5:9501", "host-a"),
+        "two": ("10.0.0.6:9501", "host-b"),
+    }

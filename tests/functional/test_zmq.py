@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -515,6 +516,63 @@ def test_a_place_that_others_can_write_to_is_refused(place: Place) -> None:
     place.run_dir.chmod(0o700)
     Receiver().subscribe(driver, TOPIC)
     send(driver, TOPIC, "x")
+
+
+@pytest.fixture
+def small_disk(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A file system of 64 KiB, which only root can make."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,mode=700", "msgbus", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk(place: Place, small_disk: pathlib.Path) -> None:
+    """Who would have to write says so, and what is known goes on; when there is room again, all does."""
+    place.run_dir = small_disk
+    receiver, sender, served = Receiver(), place.driver(), place.driver()
+    receiver.subscribe(served, TOPIC)
+    send(sender, TOPIC, "before")
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 1024)
+    error = served.subscribe([ONE], Receiver().take, prefetch=1).ready.exception(15)
+    assert isinstance(error, TransportUnavailable)
+    assert "No space left on device" in str(error)
+    newcomer = place.driver()
+    refused = newcomer.send(TOPIC, message("x"), mandatory=True).exception(15)
+    assert isinstance(refused, TransportUnavailable)
+    assert "No space left on device" in str(refused)
+    assert "No space left on device" in newcomer.state
+    send(sender, TOPIC, "meanwhile")
+    filler.unlink()
+    receiver.subscribe(served, ONE)
+    send(newcomer, ONE, "after")
+    receiver.wait(3)
+    assert receiver.bodies == ["before", "meanwhile", "after"]
+    assert not [name for name in os.listdir(small_disk) if name.endswith(".tmp")]
+
+
+def test_a_run_directory_that_cannot_be_read() -> None:
+    """The text says which, and why, for a user who is not root."""
+    code = (
+        "import os, sys; from msgbus.drivers.zmq_local import LocalMatchmaker\n"
+        "os.geteuid() or os.setuid(65534)\n"
+        "try: LocalMatchmaker(sys.argv[1]).open()\n"
+        "except Exception as exc: print(type(exc).__name__, exc)"
+    )
+    with tempfile.TemporaryDirectory() as made:
+        folder = pathlib.Path(made)
+        if os.geteuid() == 0:
+            os.chown(folder, 65534, 65534)
+        folder.chmod(0o300)
+        run = subprocess.run([sys.executable, "-c", code, made], capture_output=True, text=True, check=False)
+    why = "it cannot be read and written (mode 300)"
+    assert run.stdout.startswith(f"TransportUnavailable the run directory {made} cannot be used: {why}")
 
 
 def test_nodes_may_meet_over_tcp_too(place: Place) -> None:

@@ -151,6 +151,24 @@ def test_an_answer_finds_a_client_that_was_cut_off(meeting: Meeting) -> None:
     assert len(meeting.journal.entries("run", "k")) == 1
 
 
+def test_what_a_stopping_server_hands_on_is_answered(meeting: Meeting) -> None:
+    """Also by a server with which the client had nothing to do, and which may be unable to connect with it."""
+    (first,) = meeting.serve("s1", executor_thread_pool_size=1, rpc_prefetch=20)
+    client = get_rpc_client(meeting.transport(), Target(topic="foo"), timeout=30)
+    held = Task(client.call, {}, "hold", key="held", gate="go")
+    until(lambda: meeting.journal.entries("run", "held"), "the first is busy")
+    calls = [Task(client.call, {}, "note", key=f"k{n}") for n in range(10)]
+    until(
+        lambda: client.transport.driver.send(ALL, message("{"), mandatory=False).result(15).reached == 1, "it has them"
+    )
+    meeting.serve("s2")
+    stopping = Task(first.stop)
+    assert [call.result() for call in calls] == ["s2"] * 10
+    meeting.journal.open_gate("go")
+    assert held.result() == "s1"
+    stopping.result()
+
+
 def test_a_frozen_server_loses_its_connection_and_nothing_else(meeting: Meeting) -> None:
     """What it had goes to another, and when it goes on it is used again."""
     quick = "&heartbeat=0.5"

@@ -1,0 +1,140 @@
+"""How the zmq driver grows with the number of servers on one machine: ``python -m benchmarks.many 1 50 200``.
+
+Starts so many processes that serve one topic, has a client ask all of them, and says what that costs in memory (the
+part that is a process's own), file descriptors and Unix sockets, and how long the client's first and next ping take.
+"""
+
+import argparse
+import contextlib
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+from oslo_config import cfg
+from rich.console import Console
+from rich.table import Table
+
+from msgbus import Target, Transport, get_rpc_client, get_rpc_server, get_rpc_transport
+
+START_SECONDS = 300.0
+AT_ONCE = 4
+"""How many servers start at the same time."""
+
+
+def _transport(url: str) -> Transport:
+    conf = cfg.ConfigOpts()
+    conf([], project="msgbus-benchmarks", default_config_files=[], default_config_dirs=[])
+    return get_rpc_transport(conf, url)
+
+
+class _Echo:
+    def echo(self, _ctxt: dict[str, object], value: object) -> object:
+        return value
+
+
+def serve(url: str, name: str) -> None:
+    """Be a server until the input ends."""
+    transport = _transport(url)
+    server = get_rpc_server(transport, Target(topic="many", server=name), [_Echo()])
+    server.start(START_SECONDS)
+    print("ready", flush=True)
+    sys.stdin.read()
+    server.stop()
+    server.wait(10)
+    transport.cleanup()
+
+
+def client(url: str, servers: int) -> None:
+    """Call and reach all of them, and print what that took: seconds, seconds, own memory, descriptors, sockets."""
+    before = _own_memory("self")
+    transport = _transport(url)
+    calls = get_rpc_client(transport, Target(topic="many"), timeout=60)
+    took = []
+    for _ in range(2):
+        begun = time.monotonic()
+        reached = len(calls.ping(30))
+        took.append(time.monotonic() - begun)
+        if reached != servers:
+            raise SystemExit(f"{reached} of {servers} servers have answered")
+    print(*took, _own_memory("self") - before, *_descriptors("self"), flush=True)
+    sys.stdin.read()
+    transport.cleanup()
+
+
+def _own_memory(pid: str) -> int:
+    """KiB that are this process's alone."""
+    lines = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+
+
+def _descriptors(pid: str) -> tuple[int, int]:
+    """How many a process has, and how many of them are sockets."""
+    links = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # It was the listing's own.
+            links.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return len(links), sum(link.startswith("socket:") for link in links)
+
+
+def _start(*words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "benchmarks.many", *words]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def measure(count: int) -> list[str]:
+    """The row of a table."""
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"zmq://{folder}/run"
+        servers: list[subprocess.Popen[str]] = []
+        while len(servers) < count:
+            some = range(len(servers), min(count, len(servers) + AT_ONCE))
+            started = [_start("serve", url, f"s{n}") for n in some]
+            for server in started:
+                assert server.stdout is not None
+                if server.stdout.readline() != "ready\n":
+                    raise SystemExit("a server has ended")
+            servers += started
+        alone = _own_memory(str(servers[0].pid)), _descriptors(str(servers[0].pid))
+        asker = _start("client", url, str(count))
+        assert asker.stdout is not None
+        first, second, memory, files, sockets = asker.stdout.readline().split()
+        memory_after, files_after = _own_memory(str(servers[0].pid)), _descriptors(str(servers[0].pid))
+        for process in (asker, *servers):
+            assert process.stdin is not None
+            process.stdin.close()
+        for process in (asker, *servers):
+            process.wait(60)
+    return [
+        str(count),
+        f"{float(first) * 1000:,.0f}",
+        f"{float(second) * 1000:,.0f}",
+        f"{int(memory) / 1024:.1f}",
+        f"{files} / {sockets}",
+        f"{alone[0] / 1024:.1f}",
+        f"{memory_after / 1024:.1f}",
+        f"{files_after[0]} / {files_after[1]}",
+    ]
+
+
+def main() -> None:
+    """Measure, and show a table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.many", description=__doc__)
+    parser.add_argument("counts", nargs="+", type=int, help="numbers of servers")
+    table = Table("servers", "first ping ms", "next ping ms", "client grows by MiB", "its files / sockets")
+    for header in ("a server's own MiB", "after the ping", "its files / sockets"):
+        table.add_column(header)
+    for count in parser.parse_args().counts:
+        table.add_row(*measure(count))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["serve"]:
+        serve(*sys.argv[2:])
+    elif sys.argv[1:2] == ["client"]:
+        client(sys.argv[2], int(sys.argv[3]))
+    else:
+        main()
