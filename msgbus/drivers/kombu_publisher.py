@@ -280,8 +280,10 @@ class Publisher(Channel):
             self._lowest = max(self._lowest, tag + 1)
         for outgoing in confirmed:
             if self._returned and (reason := self._returned.pop(outgoing.message.id, None)) is not None:
-                where = f"nobody listens at {outgoing.address} on {self._name()}: {reason}"
-                fail(outgoing.sent, MessageUndeliverable(where))
+                text = f"nobody listens at {outgoing.address} on {self._name()}: {reason}"
+                if outgoing.address.kind != "inbox":
+                    text += "; is its server started, and on this RabbitMQ?"
+                fail(outgoing.sent, MessageUndeliverable(text))
             elif taken:
                 finish(outgoing.sent, _SENT)
             else:
