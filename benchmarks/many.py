@@ -20,6 +20,7 @@ from rich.table import Table
 from msgbus import Target, Transport, get_rpc_client, get_rpc_server, get_rpc_transport
 
 START_SECONDS = 300.0
+"""How long one may take to start or to end, on a machine that has other things to do."""
 AT_ONCE = 4
 """How many servers start at the same time."""
 
@@ -106,7 +107,7 @@ def measure(count: int) -> list[str]:
             assert process.stdin is not None
             process.stdin.close()
         for process in (asker, *servers):
-            process.wait(60)
+            process.wait(START_SECONDS)
     return [
         str(count),
         f"{float(first) * 1000:,.0f}",

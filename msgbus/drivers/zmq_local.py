@@ -17,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import random
 import re
 import secrets
 import stat
@@ -33,6 +34,8 @@ NODE_SIZE = 16
 """Characters of a node's id."""
 SOCKET_PATH_MAX = 107
 """Bytes of the path of a Unix socket, by Linux."""
+LOOKED_AFTER = 5
+"""How many others a node looks at every few seconds, whether they live."""
 ENTRY_MAX = 64 * 1024 * 1024
 """Bytes of an entry that is still read."""
 
@@ -138,6 +141,12 @@ class LocalMatchmaker(Matchmaker):
         return node
 
     def register(self, entry: Entry, told: Callable[[], None] | None = None) -> None:
+        if entry != self._own:
+            self._write(entry)
+        if told is not None:
+            told()
+
+    def _write(self, entry: Entry) -> None:
         try:
             former, self._number = self._number, self._number + 1
             aside = self._path(f"{self._node}.{self._number}.tmp")
@@ -156,8 +165,6 @@ class LocalMatchmaker(Matchmaker):
             self._tell()
         except OSError as exc:
             raise _unusable(self._dir, f"{exc.strerror} ({exc.filename or ''})") from exc
-        if told is not None:
-            told()
 
     def _tell(self) -> None:
         os.pwrite(self._changes, secrets.token_bytes(8), 0)
@@ -241,9 +248,14 @@ class LocalMatchmaker(Matchmaker):
                 self._lock, self._path(f"{self._node}.lock")
             ):
                 self._restore()
-            for path in (*self._files(self._node), self._path(f"{self._node}.lock"), self._path(_CHANGES)):
-                os.utime(path)  # Who tidies up looks for old files.
-            self._remove_dead(os.listdir(self._dir))
+            for name in (_CHANGES, *(f"{self._node}.{end}" for end in ("lock", "sock", f"{self._number}.node"))):
+                if os.path.lexists(path := self._path(name)):
+                    os.utime(path, follow_symlinks=False)  # Who tidies up looks for old files.
+            # Each looks after a few: that is as much work, and as soon done, as if each looked after all.
+            known = list(self._names)
+            for node in random.sample(known, min(len(known), LOOKED_AFTER)):
+                if self.is_alive(node) is False:
+                    self._clean_up(node)
         except (OSError, TransportUnavailable) as exc:
             LOG.warning("the run directory %s cannot be looked after: %s", self._dir, exc)
 
@@ -258,7 +270,7 @@ class LocalMatchmaker(Matchmaker):
         os.close(changes)
         os.close(lock)
         if self._own is not None:
-            self.register(self._own)
+            self._write(self._own)
 
     def _remove_dead(self, files: Iterable[str]) -> None:
         nodes = {match[1] for name in files if (match := _ENTRY.fullmatch(name) or _OTHER.fullmatch(name))}

@@ -128,6 +128,7 @@ class Node:
             self._endpoints = [as_told(endpoint, self._advertise) for endpoint in bound]
             self.id = node
             self._register()
+            self._refresh()
         except MessagingException as exc:
             self.id = ""
             self.error = exc
@@ -142,7 +143,6 @@ class Node:
         services, key = self._receiver.services(), self._security.public
         entry = Entry(self.id, os.getpid(), socket.gethostname(), self._endpoints, services, key)
         self._matchmaker.register(entry, told)
-        self._refresh()
 
     def _refresh_once(self) -> None:
         """Know what was true when the present batch began. One look at the file is enough for all that is in it."""
@@ -241,6 +241,7 @@ class Node:
             self._warn_of_doubles(addresses)
             consumers += self._receiver.subscribe(addresses, on_delivery, prefetch)
             self._register(lambda: finish(ready, None))
+            self._refresh()
             self._subscriptions.append(consumers)
         except MessagingException as exc:
             self._receiver.stop(consumers)

@@ -365,6 +365,36 @@ def test_many_servers_share_the_work(place: Place) -> None:
     assert min(len(receiver.deliveries) for receiver in receivers) >= 1 + 15
 
 
+def test_two_hundred_servers_answer_a_ping(place: Place) -> None:
+    """All of them, within what a ping takes; each is a node, with connections of its own."""
+    code = (
+        "import sys; from msgbus import Target, get_rpc_server, get_rpc_transport\n"
+        "from msgbus.conformance.endpoint import make_conf\n"
+        "made = [get_rpc_transport(make_conf({}), sys.argv[1]) for _ in range(50)]\n"
+        "target = Target(topic='many')\n"
+        "servers = [get_rpc_server(t, target(server=f'{sys.argv[2]}-{n}'), [object()]) for n, t in enumerate(made)]\n"
+        "for server in servers: server.start(60)\n"
+        "print('ready', flush=True); sys.stdin.read()\n"
+        "for server in servers: server.wait(10)\n"
+        "for transport in made: transport.cleanup()\n"
+    )
+    url = f"zmq://{place.run_dir}"
+    with contextlib.ExitStack() as opened:
+        for name in "abcd":
+            words = [sys.executable, "-c", code, url, name]
+            process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            opened.enter_context(process)
+            assert process.stdin is not None
+            opened.callback(process.stdin.close)
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        msgbus = str(pathlib.Path(sys.executable).parent / "msgbus")
+        words = [msgbus, "ping", "many", "--timeout", "20", "--json", "--url", url]
+        ping = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+        names = {msgspec.json.decode(line)["server"] for line in ping.stdout.splitlines()}
+    assert names == {f"{name}-{n}" for name in "abcd" for n in range(50)}
+
+
 def test_nodes_that_start_at_the_same_moment_find_each_other(place: Place) -> None:
     """Whoever is ready is found by all who send afterwards, however many come at once."""
     receivers = {f"s{n}": Receiver() for n in range(8)}
