@@ -12,13 +12,13 @@ import uuid
 from typing import Any, Protocol
 
 import msgspec
-import pytest
 
 from msgbus import RPCClient, RPCServer, Target, Transport, get_rpc_client, get_rpc_transport
+from msgbus.conformance.check import Findings
 from msgbus.conformance.endpoint import Journal, ServerSpec, make_conf, make_server
 from msgbus.conformance.harness import Harness
 from msgbus.conformance.waiting import until
-from msgbus.drivers.base import Address, Capability, Driver
+from msgbus.drivers.base import Address, Driver
 
 
 class Served(Protocol):
@@ -134,14 +134,16 @@ class Bus:
 
     Attributes:
         harness: the driver's.
+        findings: what earlier checks have found.
         topic: one that no other check uses.
         journal: what the servers of this check write.
         capabilities: what the driver declares.
         killed: a process was killed, so that what it left on the message system is no fault.
     """
 
-    def __init__(self, harness: Harness, folder: pathlib.Path) -> None:
+    def __init__(self, harness: Harness, folder: pathlib.Path, findings: Findings) -> None:
         self.harness = harness
+        self.findings = findings
         self.topic = f"conformance-{uuid.uuid4().hex[:12]}"
         self.journal = Journal(str(folder))
         self.killed = False
@@ -151,16 +153,6 @@ class Bus:
         self._shared = threading.Lock()
         self._transport: Transport | None = None
         self.capabilities = self.transport.driver.capabilities
-
-    def needs(self, *capabilities: Capability, harness: tuple[str, ...] = (), processes: bool = False) -> None:
-        """Skip the check where the driver does not declare a capability, or its harness cannot do what is needed."""
-        missing = [capability.value for capability in capabilities if capability not in self.capabilities]
-        if missing:
-            pytest.skip(f"the driver does not declare {', '.join(missing)}")
-        if not self.harness.can(*harness):
-            pytest.skip(f"the harness cannot {', '.join(harness)}")
-        if processes and not self.harness.processes:
-            pytest.skip("the message system lives in one process")
 
     @property
     def transport(self) -> Transport:
