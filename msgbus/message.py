@@ -12,9 +12,9 @@ request    topic, server or fanout       ttl (seconds left), at (wall clock when
 reply      the client's inbox            after a stream: its last items, seq
 started    the client's inbox            inbox (of the server), server (its name)
 items      the client's inbox            items, seq (number of the first of them)
-keepalive  the other side's inbox
+keepalive  the other side's inbox        of a stream's client: taken
 declined   the client's inbox            server: it will not run what may have run before
-credit     the server's inbox            credit: how many further items the client takes
+credit     the server's inbox            taken: how many of the stream's items the client has consumed so far
 cancel     the server's inbox
 ========== ============================= ==================================================================
 """
@@ -62,7 +62,7 @@ class Hints(msgspec.Struct, omit_defaults=True):
         ttl: seconds that were left when it was sent, or None.
         at: the sender's wall clock then, seconds since the epoch, or None.
         policy: the sender's delivery policy, or None where it does not say.
-        window: for a stream, how many items the client takes before it gives further credit.
+        window: for a stream, how many items the server may send ahead of what the client has consumed.
         end: for a stream, whose ttl is for its first item: seconds that were left for all of it, or None.
     """
 
@@ -135,11 +135,18 @@ class Reply(msgspec.Struct):
 
 
 class Control(msgspec.Struct):
-    """What a client tells the server that runs its call."""
+    """What a client tells the server that runs its call.
+
+    Attributes:
+        call_id: the call.
+        kind: what it is.
+        taken: of a stream's client, how many items it has consumed so far. A total does no harm when it comes twice,
+            and the next one makes up for one that was lost.
+    """
 
     call_id: str
     kind: ControlKind
-    credit: int = 0
+    taken: int = 0
 
 
 class _Extension(msgspec.Struct):
@@ -150,7 +157,7 @@ class _Extension(msgspec.Struct):
     server: str | None = None
     items: list[Any] | None = None
     seq: int = 0
-    credit: int = 0
+    taken: int = 0
 
 
 class _InboxFrame(msgspec.Struct):
@@ -343,8 +350,8 @@ def encode_reply(reply: Reply, content_type: str) -> bytes:
 def encode_control(control: Control, content_type: str) -> bytes:
     """Write a control frame for a server."""
     extension: dict[str, Any] = {"kind": control.kind}
-    if control.credit:
-        extension["credit"] = control.credit
+    if control.taken:
+        extension["taken"] = control.taken
     return encode({"_msg_id": control.call_id, EXTENSION: extension}, content_type)
 
 
@@ -363,7 +370,7 @@ def decode_inbox_frame(body: bytes, content_type: str) -> Reply | Control:
     if frame.result is msgspec.UNSET and frame.failure is msgspec.UNSET:
         if extension is None or extension.kind not in ("credit", "cancel", "keepalive"):
             raise SerializationError("it is neither a reply nor a control frame")
-        return Control(frame.call_id, extension.kind, extension.credit)
+        return Control(frame.call_id, extension.kind, extension.taken)
     result = None if frame.result is msgspec.UNSET else frame.result
     failure = None if frame.failure is msgspec.UNSET else frame.failure
     if extension is None:

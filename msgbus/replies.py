@@ -243,10 +243,11 @@ class PendingStream(Pending):
 
     Attributes:
         items: those that came and were not taken yet.
+        taken: how many were taken.
         ended: the last frame has come; `error` says how it ended.
     """
 
-    __slots__ = ("_end", "_gap", "_idle_timeout", "_last", "_next_seq", "_taken", "_window", "ended", "items")
+    __slots__ = ("_end", "_gap", "_idle_timeout", "_last", "_next_seq", "_told", "_window", "ended", "items", "taken")
 
     def __init__(self, *args: Any, window: int, idle_timeout: float, end: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -257,7 +258,8 @@ class PendingStream(Pending):
         self._idle_timeout = idle_timeout
         self._end = end
         self._window = window
-        self._taken = 0
+        self.taken = 0
+        self._told = 0  # of those taken, how many the server has been told of
         self._next_seq = 0
 
     def on_reply(self, reply: Reply, now: float) -> None:
@@ -298,14 +300,14 @@ class PendingStream(Pending):
         """Begin to wait for the next item: its timeout counts from now, within the deadline of the whole."""
         self.deadline = min(now + self._idle_timeout, self._end)
 
-    def take(self) -> tuple[Any, int]:
-        """The next of `items`, and how much credit to give the server now (0: none yet)."""
+    def take(self) -> tuple[Any, bool]:
+        """The next of `items`, and whether to tell the server now how many were taken: it may be waiting for that."""
         item = self.items.popleft()
-        self._taken += 1
-        if self._taken * 2 >= self._window and not self.ended:
-            credit, self._taken = self._taken, 0
-            return item, credit
-        return item, 0
+        self.taken += 1
+        if (self.taken - self._told) * 2 < self._window or self.ended:
+            return item, False
+        self._told = self.taken
+        return item, True
 
 
 class ReplyRouter:

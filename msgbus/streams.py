@@ -13,7 +13,7 @@ import msgspec
 
 from msgbus.exceptions import MessageTooLarge
 from msgbus.failures import serialize_failure
-from msgbus.message import Control, Reply, encode_item
+from msgbus.message import Control, ControlKind, Reply, encode_item
 from msgbus.replies import KEEPALIVE, LOST_AFTER, Pending, PendingStream
 from msgbus.serializer import NoOpSerializer, Serializer
 from msgbus.transport import Transport
@@ -70,9 +70,9 @@ class Stream(Iterator[Any]):
                 self.close()
                 error = pending.error
                 raise StopIteration if error is None else error
-        item, credit = pending.take()
-        if credit and pending.server_inbox is not None:
-            self._control("credit", credit)
+        item, tell = pending.take()
+        if tell:
+            self._end.tell("credit")
         if type(self._serializer) is NoOpSerializer:
             return item
         return self._serializer.deserialize_entity(self._ctxt, item)
@@ -84,9 +84,6 @@ class Stream(Iterator[Any]):
             self._wait(pending)
             if not pending.items and not pending.ended:
                 self._look_at(pending)
-
-    def _control(self, kind: Any, credit: int = 0) -> None:
-        self._end.tell(kind, credit)
 
     def close(self) -> None:
         """Tell the server to stop, and forget what has not been taken. Idempotent."""
@@ -126,11 +123,12 @@ class _StreamEnd:
         self._last_keepalive = time.monotonic()
         transport.timer.call_later(DROP_CHECK, self._tick)
 
-    def tell(self, kind: Any, credit: int = 0) -> None:
+    def tell(self, kind: ControlKind) -> None:
         """Send a control frame, if it is known where to."""
         inbox = self._pending.server_inbox
         if inbox is not None:
-            self._transport.send_control(inbox, Control(self._pending.id, kind, credit), self._content_type)
+            control = Control(self._pending.id, kind, self._pending.taken)
+            self._transport.send_control(inbox, control, self._content_type)
 
     def _tick(self) -> None:
         """Tell the server every few seconds that the reader lives, for as long as it does."""
@@ -182,7 +180,7 @@ SendFrame = Callable[[Reply, OnOutcome], None]
 
 
 class StreamSender:
-    """Sends a generator's items, within the client's credit.
+    """Sends a generator's items, no more than the window ahead of what the client has taken.
 
     One frame is under way at a time; what the generator yields meanwhile goes together in the next one, up to
     `FRAME_BYTES`. So the frames keep their order, and a fast generator needs few of them.
@@ -209,7 +207,9 @@ class StreamSender:
         self._content_type = content_type
         self._client = client
         self._changed = threading.Condition()
-        self._credit = min(window, MAX_WINDOW)
+        self._window = min(window, MAX_WINDOW)
+        self._put_in = 0  # items that the generator has yielded
+        self._taken = 0  # how many of them the client has taken, as far as is known
         self._buffer: list[msgspec.Raw] = []
         self._buffered = 0  # bytes
         self._seq = 0
@@ -225,9 +225,9 @@ class StreamSender:
         """Take in a frame of the client's."""
         with self._changed:
             self._heard = time.monotonic()
-            if control.kind == "credit":
-                self._credit = min(self._credit + max(0, control.credit), MAX_WINDOW)
-            elif control.kind == "cancel":
+            # A client cannot have taken more than there was.
+            self._taken = max(self._taken, min(control.taken, self._put_in))
+            if control.kind == "cancel":
                 self._stopped = "the client closed it"
             self._changed.notify()
 
@@ -252,7 +252,7 @@ class StreamSender:
             items.close()
 
     def _may_go_on(self) -> bool:
-        """Wait for credit. False: the client wants no more, or is gone."""
+        """Wait until the client has taken enough. False: the client wants no more, or is gone."""
         with self._changed:
             while self._stopped is None:
                 now = time.monotonic()
@@ -261,7 +261,7 @@ class StreamSender:
                 silent = now - self._heard
                 if silent >= LOST_AFTER:
                     self._stopped = f"the client at {self._client} has been silent for {silent:.0f} s"
-                elif self._credit > 0 and self._buffered < BUFFERED_BYTES:
+                elif self._put_in - self._taken < self._window and self._buffered < BUFFERED_BYTES:
                     return True
                 else:
                     self._changed.wait(LOST_AFTER - silent)
@@ -269,7 +269,7 @@ class StreamSender:
 
     def _put(self, item: msgspec.Raw) -> None:
         with self._changed:
-            self._credit -= 1
+            self._put_in += 1
             self._buffered += memoryview(item).nbytes
             self._buffer.append(item)
             if not self._sending:

@@ -234,8 +234,7 @@ class Transport:
     def send_control(self, inbox: str, control: Control, content_type: str) -> None:
         """Send a control frame to a server; nobody waits for it.
 
-        It is repeated after an unknown outcome: without its credit a stream would stand still for good, and a little
-        too much of it does no harm.
+        It is repeated after an unknown outcome: to come twice does no harm.
         """
         message_id = f"{control.call_id}.{new_id()[:8]}.{control.kind}"
         message = Message(encode_control(control, content_type), content_type, message_id, CONTROL_TTL)

@@ -84,7 +84,7 @@ def test_reply_arrives_as_it_was_sent(reply: Reply, content_type: str) -> None:
 
 
 @codecs
-@pytest.mark.parametrize("control", [Control("c", "credit", 5), Control("c", "cancel"), Control("c", "keepalive")])
+@pytest.mark.parametrize("control", [Control("c", "credit", 5), Control("c", "cancel"), Control("c", "keepalive", 7)])
 def test_control_frame_arrives_as_it_was_sent(control: Control, content_type: str) -> None:
     """Every kind of frame for a server survives either codec."""
     assert decode_inbox_frame(encode_control(control, content_type), content_type) == control
@@ -322,7 +322,7 @@ def test_times_that_nobody_can_reckon_with_count_as_absent(value: float) -> None
         {"result": 1, "failure": None},
         {"_msg_id": "c", "failure": 5},
         {"_msg_id": "c", "_msgbus": {"kind": "started"}},
-        {"_msg_id": "c", "_msgbus": {"kind": "credit", "credit": "many"}},
+        {"_msg_id": "c", "_msgbus": {"kind": "credit", "taken": "many"}},
         {"_msg_id": "c", "result": None, "_msgbus": {"items": 5}},
         {"_msg_id": "c", "result": None, "_msgbus": []},
         {"_msg_id": "c", "result": None, "_msgbus": {"kind": "credit"}},

@@ -394,19 +394,20 @@ def test_stream_is_never_mixed_from_two_servers() -> None:
     assert pending.orphans == ["inbox-h2"]
 
 
-def test_credit_is_given_in_halves_of_the_window() -> None:
-    """Credit goes back to the server whenever half of the window has been taken: not every item costs a frame."""
+def test_the_server_is_told_in_halves_of_the_window() -> None:
+    """The server is told whenever half of the window has been taken: not every item costs a frame."""
     pending = stream(window=4)
     pending.on_reply(started(), NOW)
     pending.on_reply(items(*range(4)), NOW)
-    assert [pending.take() for _ in range(4)] == [(0, 0), (1, 2), (2, 0), (3, 2)]
+    assert [pending.take() for _ in range(4)] == [(0, False), (1, True), (2, False), (3, True)]
+    assert pending.taken == 4
 
 
-def test_no_credit_after_the_end() -> None:
-    """A stream that has ended needs no credit."""
+def test_the_server_is_told_nothing_after_the_end() -> None:
+    """A stream that has ended waits for nothing."""
     pending = stream(window=2)
     pending.on_reply(items(*range(4), ending=True), NOW)
-    assert [pending.take()[1] for _ in range(4)] == [0, 0, 0, 0]
+    assert [pending.take()[1] for _ in range(4)] == [False] * 4
 
 
 def test_timeout_of_each_item() -> None:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import os
 import pathlib
-import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.functional.brokers.processes import BrokerMissing
 from tests.functional.brokers.rabbitmq import RabbitMQ
-
-# A shell that runs the tests in the background has them ignore Ctrl-C, which the commands under test would inherit.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _missing(error: BrokerMissing) -> None:

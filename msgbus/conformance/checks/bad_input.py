@@ -103,9 +103,9 @@ class BadInputChecks:
         frames += [{"_msg_id": "unknown", "result": 1, "failure": None, "ending": True}, {"_msg_id": "unknown"}]
         for kind in ("reply", "started", "items", "keepalive", "declined", "credit", "cancel", "other", None, 7):
             for value in NONSENSE:
-                hints = {"kind": kind, "inbox": value, "server": value, "items": value, "seq": value, "credit": value}
+                hints = {"kind": kind, "inbox": value, "server": value, "items": value, "seq": value, "taken": value}
                 frames.append({"_msg_id": "unknown", "result": None, "_msgbus": hints})
-                frames.append({"_msg_id": "unknown", "_msgbus": {"kind": kind, "credit": value}})
+                frames.append({"_msg_id": "unknown", "_msgbus": {"kind": kind, "taken": value}})
         sender = bus.new_transport().driver
         messages = [raw(envelope(frame)) for frame in frames] + [raw(dice.randbytes(50)) for _ in range(100)]
         for future in [sender.send(inbox, message, mandatory=True) for message in messages]:
@@ -126,8 +126,8 @@ class BadInputChecks:
         frames: list[Any] = []
         for kind in ("credit", "cancel", "keepalive", "other"):
             for value in NONSENSE:
-                frames.append({"_msg_id": "unknown", "_msgbus": {"kind": kind, "credit": value}})
-                frames.append({"_msg_id": value, "_msgbus": {"kind": kind, "credit": 1}})
+                frames.append({"_msg_id": "unknown", "_msgbus": {"kind": kind, "taken": value}})
+                frames.append({"_msg_id": value, "_msgbus": {"kind": kind, "taken": 1}})
         for future in [bus.driver.send(inbox, raw(envelope(frame)), mandatory=True) for frame in frames]:
             future.result(30)
         assert list(stream) == list(range(1, 1000))
