@@ -25,6 +25,7 @@ COMMANDS = {
     "demo": ("msgbus.cli.demo", "Show what msgbus does: servers and a client at work."),
     "zmq-keys": ("msgbus.cli.zmq_keys", "Make keys, so that ZeroMQ can be used between hosts."),
     "drivers": ("msgbus.cli.drivers", "List the message systems that can be used."),
+    "conformance": ("msgbus.cli.conformance", "Check a driver, yours too, on its message system."),
     "config": ("msgbus.cli.config", "Print a sample of the configuration file."),
     "completion": ("msgbus.cli.completion", "Print what makes a shell complete commands and options."),
 }
