@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import pathlib
-import select
-import subprocess
-import sys
 import threading
 import time
 import uuid
 from typing import Any, Protocol
 
-import msgspec
-
 from msgbus import RPCClient, RPCServer, Target, Transport, get_rpc_client, get_rpc_transport
 from msgbus.conformance.check import Findings
 from msgbus.conformance.endpoint import Journal, ServerSpec, make_conf, make_server
 from msgbus.conformance.harness import Harness
+from msgbus.conformance.processes import ProcessServer
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Driver
 
@@ -59,74 +55,6 @@ class LocalServer:
         """Stop, wait, and let go of everything. Idempotent."""
         self._server.wait(10)
         self._server.transport.cleanup()
-
-
-class ProcessServer:
-    """A server, or another program of the suite, in a process of its own."""
-
-    def __init__(self, spec: ServerSpec, module: str = "server") -> None:
-        self.name = spec.server
-        self._process = subprocess.Popen(  # noqa: S603  # our own module
-            [sys.executable, "-m", f"msgbus.conformance.{module}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        self._write(msgspec.json.encode(spec))
-
-    def ready(self) -> None:
-        """Return when it serves."""
-        self._read(40)
-
-    def stop(self) -> None:
-        """As `RPCServer.stop`."""
-        self._write(b"stop")
-        self._read(15)
-
-    def wait(self, seconds: float) -> int:
-        """As `RPCServer.wait`."""
-        self._write(f"wait {seconds}".encode())
-        return int(self._read(seconds + 15))
-
-    @property
-    def alive(self) -> bool:
-        """Whether the process runs."""
-        return self._process.poll() is None
-
-    def kill(self) -> None:
-        """End it with SIGKILL."""
-        self._process.kill()
-        self._end(10)
-
-    def close(self) -> None:
-        """End it in good order. Idempotent."""
-        if self._process.stdin is not None and not self._process.stdin.closed:
-            self._process.stdin.close()
-            try:
-                self._end(30)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._end(10)
-                raise
-
-    def _end(self, seconds: float) -> None:
-        self._process.wait(seconds)
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
-
-    def _write(self, line: bytes) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(line + b"\n")
-        self._process.stdin.flush()
-
-    def _read(self, seconds: float) -> str:
-        stream = self._process.stdout
-        assert stream is not None
-        readable, _, _ = select.select([stream], [], [], seconds)
-        assert readable, f"the process of {self.name} said nothing for {seconds:g} s"
-        line = stream.readline().decode().strip()
-        assert line, f"the process of {self.name} ended"
-        return line
 
 
 class Bus:

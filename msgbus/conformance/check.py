@@ -114,7 +114,9 @@ def check(
                 pytest.skip(f"not judged: it builds on {cause}, which does not hold")
             try:
                 func(self, bus, **arguments)
-            except Exception:
+            except pytest.skip.Exception:
+                raise
+            except BaseException:  # what pytest itself raises is no Exception
                 bus.findings.note_failure(about)
                 raise
 

@@ -14,6 +14,7 @@ from msgbus.conformance.census import Census  # noqa: E402
 from msgbus.conformance.check import Findings, Level, about, check  # noqa: E402
 from msgbus.conformance.checks import BUS, DRIVER  # noqa: E402
 from msgbus.conformance.harness import Harness  # noqa: E402
+from msgbus.conformance.processes import prepare  # noqa: E402
 
 
 class _Suite:
@@ -29,6 +30,8 @@ class _Suite:
     @classmethod
     def findings(cls, harness: Harness) -> Findings:
         """What the checks have found on this harness."""
+        if harness.processes:
+            prepare()  # before the first census: it stays until the end
         return Findings()
 
     @pytest.fixture

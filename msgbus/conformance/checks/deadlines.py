@@ -44,7 +44,7 @@ class DeadlineChecks:
         assert 0.9 < call.seconds < 1.0 + SLACK
         assert "consumers there: 0" in str(error)
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_a_ttl_counts_seconds",))
     @pytest.mark.parametrize("prefetch", [1, 64])
     @pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
     def test_expired_work_is_not_run(self, bus: Bus, prefetch: int, delivery: Any) -> None:
@@ -89,7 +89,7 @@ class DeadlineChecks:
             bus.client(timeout=1.0).call({}, "endless", key="k")
         bus.saw("closed", "k", seconds=SOON)
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_mandatory_to_nobody_fails_at_once",))
     @pytest.mark.parametrize("verb", ["call", "cast", "multicall"])
     def test_nobody_there_is_told_at_once(self, bus: Bus, verb: str) -> None:
         """A target at which nobody listens raises `MessageUndeliverable`, long before the deadline."""

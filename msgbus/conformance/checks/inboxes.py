@@ -164,7 +164,10 @@ class DriverChecks:
     @check("driver", since="0.1")
     def test_it_says_since_when_it_is_up(self, bus: Bus) -> None:
         """With a connection, `up_since` is a time that has passed."""
-        Receiver().subscribe(bus.driver, bus.address())
+        receiver = Receiver()
+        receiver.subscribe(bus.driver, bus.address())
+        send(bus.driver, bus.address(), "x")
+        receiver.wait(1)
         assert bus.driver.up_since is not None
         assert bus.driver.up_since <= time.monotonic()
 

@@ -40,7 +40,15 @@ class PolicyChecks:
         receiver.wait(count)
         return [decode_dead_letter(delivery.message.body) for delivery in receiver.deliveries]
 
-    @check("bus", since="0.1", needs=(Capability.REQUEUE, Capability.STORE))
+    @check(
+        "bus",
+        since="0.1",
+        needs=(Capability.REQUEUE, Capability.STORE),
+        builds_on=(
+            "test_close_gives_back_what_is_open",
+            "test_what_is_given_back_is_marked",
+        ),
+    )
     def test_at_least_once_runs_what_was_redelivered(self, bus: Bus) -> None:
         """A call and a cast that somebody had taken and not finished are run by the next server."""
         client = bus.client(delivery="at_least_once")
@@ -52,7 +60,15 @@ class PolicyChecks:
         assert bus.ran("cast") == ["s1"]
         assert len(bus.journal.entries("run")) == 2
 
-    @check("bus", since="0.1", needs=(Capability.REQUEUE, Capability.STORE))
+    @check(
+        "bus",
+        since="0.1",
+        needs=(Capability.REQUEUE, Capability.STORE),
+        builds_on=(
+            "test_close_gives_back_what_is_open",
+            "test_what_is_given_back_is_marked",
+        ),
+    )
     def test_at_most_once_does_not_run_what_was_redelivered(self, bus: Bus) -> None:
         """What may have run is not run: the call raises `OutcomeUnknown` after the grace, long before its deadline."""
         client = bus.client(transport=bus.new_transport(rpc_reply_grace=0.7))
@@ -66,7 +82,15 @@ class PolicyChecks:
         assert client.call({}, "note", key="next") == "s1"
         assert bus.journal.entries("run", "call") == []
 
-    @check("bus", since="0.1", needs=(Capability.REQUEUE, Capability.STORE))
+    @check(
+        "bus",
+        since="0.1",
+        needs=(Capability.REQUEUE, Capability.STORE),
+        builds_on=(
+            "test_close_gives_back_what_is_open",
+            "test_what_is_given_back_is_marked",
+        ),
+    )
     def test_at_most_once_buries_a_cast_that_was_redelivered(self, bus: Bus) -> None:
         """A cast that may have run goes to the dead letters, as it came."""
         client = bus.client()
@@ -208,7 +232,16 @@ class PolicyChecks:
         got += list(stream)
         assert got == list(range(2000))
 
-    @check("bus", since="0.1", needs=(Capability.REQUEUE,), processes=True)
+    @check(
+        "bus",
+        since="0.1",
+        needs=(Capability.REQUEUE,),
+        processes=True,
+        builds_on=(
+            "test_close_gives_back_what_is_open",
+            "test_what_is_given_back_is_marked",
+        ),
+    )
     def test_a_killed_servers_call_is_run_by_another(self, bus: Bus) -> None:
         """Under at_least_once, when the server that runs it is killed, another one runs it, and answers."""
         (first,) = bus.serve("s1")
@@ -244,7 +277,16 @@ class PolicyChecks:
         assert client.call({}, "note", key="next") == "s2"
         assert len(bus.journal.entries("run", "k")) == 1
 
-    @check("bus", since="0.1", needs=(Capability.REQUEUE,), processes=True)
+    @check(
+        "bus",
+        since="0.1",
+        needs=(Capability.REQUEUE,),
+        processes=True,
+        builds_on=(
+            "test_close_gives_back_what_is_open",
+            "test_what_is_given_back_is_marked",
+        ),
+    )
     def test_no_cast_is_lost_with_a_killed_server(self, bus: Bus) -> None:
         """Of 300 at_least_once casts, all are done although one of three servers is killed in the middle."""
         servers = bus.serve("s1", "s2", "s3", executor_thread_pool_size=4)

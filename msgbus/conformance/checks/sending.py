@@ -58,7 +58,7 @@ class SendingChecks:
             send(bus.driver, bus.address(), "x", ttl=seconds)
         receiver.wait(3)
 
-    @check("driver", since="0.1")
+    @check("driver", since="0.1", builds_on=("test_prefetch_bounds_what_is_handed_over",))
     def test_a_ttl_counts_seconds(self, bus: Bus) -> None:
         """A message that has waited is delivered within its ttl, and tells what is left of that, or nothing."""
         receiver = Receiver(accept=False)
@@ -168,7 +168,7 @@ class SendingChecks:
         receiver.wait(2, 30)
         assert {len(delivery.message.body) for delivery in receiver.deliveries} == {len(body), 4}
 
-    @check("driver", since="0.1")
+    @check("driver", since="0.1", builds_on=("test_mandatory_to_nobody_fails_at_once",))
     def test_a_name_that_is_too_long_is_refused(self, bus: Bus) -> None:
         """An address that cannot be named fails with `InvalidTarget`, if at all, and nothing else suffers from it."""
         receiver = Receiver()

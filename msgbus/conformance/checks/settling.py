@@ -49,7 +49,12 @@ class SettlingChecks:
         counted = 2 if Capability.COUNTS in bus.capabilities else None
         assert [delivery.attempts for delivery in again] == [counted] * 3
 
-    @check("driver", since="0.1", needs=(Capability.REQUEUE, Capability.STORE))
+    @check(
+        "driver",
+        since="0.1",
+        needs=(Capability.REQUEUE, Capability.STORE),
+        builds_on=("test_close_gives_back_what_is_open",),
+    )
     def test_closing_a_driver_gives_back_what_is_open(self, bus: Bus) -> None:
         """What a driver's subscriptions held goes to others when it is closed, as if it had died."""
         leave_behind(bus, bus.address())

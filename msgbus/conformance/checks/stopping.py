@@ -52,7 +52,15 @@ class StoppingChecks:
         assert list(stream) == [3]
         assert server.wait(20) == 0
 
-    @check("bus", since="0.1", needs=(Capability.REQUEUE,))
+    @check(
+        "bus",
+        since="0.1",
+        needs=(Capability.REQUEUE,),
+        builds_on=(
+            "test_close_gives_back_what_is_open",
+            "test_reject_with_requeue_hands_it_to_another",
+        ),
+    )
     @BOTH
     def test_what_has_not_begun_goes_to_another(self, bus: Bus, delivery: Any) -> None:
         """A stopping server gives back what no thread of it has begun; another server runs it, once."""
@@ -78,7 +86,15 @@ class StoppingChecks:
         assert Counter(entry.key for entry in bus.journal.entries("run")).most_common(1)[0][1] == 1
         assert bus.journal.entries("dead") == []
 
-    @check("bus", since="0.1", needs=(Capability.REQUEUE, Capability.STORE))
+    @check(
+        "bus",
+        since="0.1",
+        needs=(Capability.REQUEUE, Capability.STORE),
+        builds_on=(
+            "test_close_gives_back_what_is_open",
+            "test_reject_with_requeue_hands_it_to_another",
+        ),
+    )
     @BOTH
     def test_what_has_not_begun_waits_for_a_server(self, bus: Bus, delivery: Any) -> None:
         """Where there is no other server, what is given back is stored for the next one."""
@@ -99,7 +115,15 @@ class StoppingChecks:
         assert gather(calls) == ["s2"] * 10
         assert len(bus.journal.entries("run")) == 11
 
-    @check("bus", since="0.1", needs=(Capability.REQUEUE,))
+    @check(
+        "bus",
+        since="0.1",
+        needs=(Capability.REQUEUE,),
+        builds_on=(
+            "test_close_gives_back_what_is_open",
+            "test_reject_with_requeue_hands_it_to_another",
+        ),
+    )
     @BOTH
     def test_servers_may_come_and_go_under_load(self, bus: Bus, delivery: Any) -> None:
         """While eight callers go on, servers are stopped and started: every call is answered, and run once."""
@@ -138,7 +162,14 @@ class StoppingChecks:
         bus.journal.open_gate(gate)
         bus.saw("done", "k")
 
-    @check("bus", since="0.1")
+    @check(
+        "bus",
+        since="0.1",
+        builds_on=(
+            "test_a_fanout_goes_to_all",
+            "test_after_stop_nothing_is_handed_over",
+        ),
+    )
     def test_a_stopped_server_takes_nothing_new(self, bus: Bus) -> None:
         """Once `stop` has returned, no further request begins there, in any pattern."""
         first, _ = bus.serve("s1", "s2")

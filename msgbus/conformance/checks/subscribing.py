@@ -235,7 +235,7 @@ class SubscribingChecks:
         receiver.wait(600)
         assert receiver.overlaps == 0
 
-    @check("driver", since="0.1")
+    @check("driver", since="0.1", builds_on=("test_a_fanout_goes_to_all",))
     @KINDS
     def test_after_stop_nothing_is_handed_over(self, bus: Bus, kind: str) -> None:
         """Once `stop` is done, what comes goes to others; what was handed over before can still be accepted."""

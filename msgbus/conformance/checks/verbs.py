@@ -155,7 +155,7 @@ class VerbChecks:
 
         assert gather([Task(nested, n) for n in range(30)]) == list(range(30))
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_a_fanout_goes_to_all",))
     def test_ping_gathers_all_servers(self, bus: Bus) -> None:
         """Each server answers with what it is; a named one answers alone."""
         bus.serve("s1", "s2", "s3")
