@@ -31,17 +31,18 @@ class ProcessServer:
         self._process = _CONTEXT.Process(target=PROGRAMS[program], args=(spec, theirs), daemon=True)
         self._process.start()
         theirs.close()
+        self._ended = False
 
     @property
     def pid(self) -> int:
-        """The process's id."""
+        """The process's id, while it has not been closed."""
         assert self._process.pid is not None
         return self._process.pid
 
     @property
     def alive(self) -> bool:
         """Whether the process runs."""
-        return self._process.is_alive()
+        return not self._ended and self._process.is_alive()
 
     def ready(self) -> None:
         """Return when it serves."""
@@ -66,22 +67,25 @@ class ProcessServer:
         """End it in good order. Idempotent.
 
         Raises:
-            AssertionError: it did not end, and was killed, or failed.
+            AssertionError: it failed, or did not end, and was killed.
         """
-        if self._pipe.closed:
-            return
         self._pipe.close()
+        if self._ended:
+            return
         try:
-            self._end(30)
+            code = self._end(30)
         except AssertionError:
-            self._process.kill()
-            self._end(10)
+            self.kill()
             raise
-        assert self._process.exitcode in (0, -9), f"the process of {self.name} ended with {self._process.exitcode}"
+        assert code == 0, f"the process of {self.name} ended with {code}"
 
-    def _end(self, seconds: float) -> None:
+    def _end(self, seconds: float) -> int | None:
         self._process.join(seconds)
         assert not self._process.is_alive(), f"the process of {self.name} goes on after {seconds:g} s"
+        code = self._process.exitcode
+        self._process.close()
+        self._ended = True
+        return code
 
     def _read(self, seconds: float) -> str:
         assert self._pipe.poll(seconds), f"the process of {self.name} said nothing for {seconds:g} s"
