@@ -88,7 +88,7 @@ class BadInputChecks:
             requests += [{**payload("note", "k", **known), "args": {name: 1}} for name in names]
         self._send_all(bus, bus.address("server", server="s1"), [raw(envelope(request)) for request in requests])
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_a_client_drops_what_is_no_reply(self, bus: Bus) -> None:
         """Rubbish in the client's inbox, and answers to calls that nobody made, do not disturb those that wait."""
         bus.serve()
@@ -115,7 +115,7 @@ class BadInputChecks:
         assert list(stream) == [0, 1, 2, 3]
         assert client.call({}, "echo", value=1) == 1
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_a_server_drops_control_frames_that_make_no_sense(self, bus: Bus) -> None:
         """Credit and cancellation for calls that do not run there, and nonsense, change nothing for those that do."""
         bus.serve()

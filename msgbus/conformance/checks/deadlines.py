@@ -74,7 +74,7 @@ class DeadlineChecks:
         assert isinstance(call.error(), MessagingTimeout)
         bus.saw("timed out", "k", seconds=2 * SLACK)
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_a_streams_nested_calls_have_time(self, bus: Bus) -> None:
         """A generator that runs for longer than the wait for an item may still call others."""
         bus.serve()

@@ -218,7 +218,13 @@ class PolicyChecks:
         assert [call.result() for call in calls] == ["s1"] * 10
         assert len(bus.journal.entries("run")) == 10
 
-    @check("bus", since="0.1", needs=(Capability.INBOX_KEEPS,), harness=("cut",))
+    @check(
+        "bus",
+        since="0.1",
+        needs=(Capability.INBOX_KEEPS,),
+        harness=("cut",),
+        builds_on=("test_an_inbox_keeps_the_order",),
+    )
     @BOTH
     def test_a_cut_connection_does_not_end_a_stream(self, bus: Bus, delivery: Any) -> None:
         """A stream goes on over a reconnect, without a gap and without doubles, where inboxes keep what comes."""

@@ -40,7 +40,7 @@ class StoppingChecks:
         bus.saw("done", "cast", seconds=1)
         assert len(bus.journal.entries("run")) == 6
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_a_running_stream_is_finished(self, bus: Bus) -> None:
         """A stream goes on after `stop`, to its end."""
         (server,) = bus.serve("s1")

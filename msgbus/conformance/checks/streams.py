@@ -21,20 +21,20 @@ SOON = 8.0
 class StreamChecks:
     """Of `multicall`."""
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     @pytest.mark.parametrize("n", [0, 1, 99, 100, 101, 2000])
     def test_items_come_in_order(self, bus: Bus, n: int) -> None:
         """Every item once, in the order of the generator, also beyond the credit window."""
         bus.serve()
         assert list(bus.client().multicall({}, "count", n=n)) == list(range(n))
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_none_is_an_item(self, bus: Bus) -> None:
         """A generator may yield None."""
         bus.serve()
         assert list(bus.client().multicall({}, "nothings", n=250)) == [None] * 250
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_items_come_as_they_are_yielded(self, bus: Bus) -> None:
         """The first items are there while the generator still runs."""
         bus.serve()
@@ -45,7 +45,7 @@ class StreamChecks:
         bus.journal.open_gate(gate)
         assert list(stream) == [3]
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_an_exception_comes_after_the_values_before_it(self, bus: Bus) -> None:
         """None of the values is lost, and the stream is over then."""
         bus.serve()
@@ -60,7 +60,7 @@ class StreamChecks:
             list(stream)
         assert caught.value.exc_type == "Trouble"
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_an_item_that_cannot_travel_ends_the_stream(self, bus: Bus) -> None:
         """The client gets the values before it and an error that says so; the generator is closed."""
         bus.serve()
@@ -69,7 +69,7 @@ class StreamChecks:
         with pytest.raises(SerializationError):
             next(stream)
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_closing_the_iterator_closes_the_generator(self, bus: Bus) -> None:
         """Its ``finally`` runs; the iterator is at its end; closing it again is no error."""
         bus.serve()
@@ -80,7 +80,7 @@ class StreamChecks:
         bus.saw("closed", "k", seconds=SOON)
         assert list(stream) == []
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_closing_at_once_closes_the_generator(self, bus: Bus) -> None:
         """Also where the server has not said yet that it began."""
         bus.serve()
@@ -95,7 +95,7 @@ class StreamChecks:
         started = {entry.key for entry in bus.journal.entries("yield")}
         until(lambda: {entry.key for entry in bus.journal.entries("closed")} >= started, "the end of all", SOON)
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_dropping_the_iterator_closes_the_generator(self, bus: Bus) -> None:
         """A ``for`` that is left by ``break`` needs no ``close``."""
         bus.serve()
@@ -105,7 +105,7 @@ class StreamChecks:
         gc.collect()
         bus.saw("closed", "k", seconds=SOON)
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_a_generator_waits_for_its_reader(self, bus: Bus) -> None:
         """It runs ahead by the credit window and then stands still, until items are taken."""
         bus.serve()
@@ -119,14 +119,14 @@ class StreamChecks:
             assert list(itertools.islice(stream, 250)) == list(range(1, 251))
         bus.saw("closed", "k", seconds=SOON)
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_large_items_travel(self, bus: Bus) -> None:
         """Items of which one message could hold a few arrive all the same, however many the generator is ahead."""
         bus.serve()
         size = bus.harness.largest // 8
         assert [len(item) for item in bus.client().multicall({}, "big_items", n=30, size=size)] == [size] * 30
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_two_streams_do_not_mix(self, bus: Bus) -> None:
         """Streams of one client that are read in turn keep their own items."""
         bus.serve("s1", "s2")
@@ -135,7 +135,7 @@ class StreamChecks:
             assert [next(stream) for stream in streams] == [n] * 4
         assert [list(stream) for stream in streams] == [[]] * 4
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_the_timeout_is_for_each_item(self, bus: Bus) -> None:
         """An item that does not come in time ends the stream, and the generator with it."""
         bus.serve()
@@ -150,7 +150,7 @@ class StreamChecks:
         bus.saw("closed", "k", seconds=SOON)
         assert list(stream) == []
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_the_deadline_is_for_the_whole(self, bus: Bus) -> None:
         """However fast the items come, at the deadline it is over."""
         bus.serve()
@@ -162,7 +162,7 @@ class StreamChecks:
         assert 1.3 < time.monotonic() - start < 4
         bus.saw("closed", "k", seconds=SOON)
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_a_stream_outlives_its_timeout(self, bus: Bus) -> None:
         """The timeout bounds the wait for an item, not the whole: a long stream goes on for longer."""
         bus.serve()
@@ -175,7 +175,7 @@ class StreamChecks:
         assert count > STREAM_WINDOW
         bus.saw("closed", "k", seconds=SOON)
 
-    @check("bus", since="0.1", processes=True)
+    @check("bus", since="0.1", processes=True, builds_on=("test_an_inbox_keeps_the_order",))
     def test_slow_a_killed_server_is_missed(self, bus: Bus) -> None:
         """When the server's process is killed in the middle, the client raises `ServerLost` within 20 s."""
         (server,) = bus.serve()
@@ -189,7 +189,7 @@ class StreamChecks:
         assert time.monotonic() - start < 20
         assert "s1" in str(caught.value)
 
-    @check("bus", since="0.1", processes=True)
+    @check("bus", since="0.1", processes=True, builds_on=("test_an_inbox_keeps_the_order",))
     def test_slow_a_killed_client_is_missed(self, bus: Bus) -> None:
         """When the reader's process is killed, the generator is closed within 30 s."""
         bus.serve()
@@ -199,7 +199,7 @@ class StreamChecks:
         bus.saw("closed", "k", seconds=30)
         assert bus.client().call({}, "echo", value=1) == 1
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_slow_a_stream_that_waits_for_its_reader_lives(self, bus: Bus) -> None:
         """A reader that takes nothing for 20 s, and a generator that waits as long, are not taken for dead."""
         bus.serve()

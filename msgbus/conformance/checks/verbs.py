@@ -32,7 +32,7 @@ VALUES = [
 class VerbChecks:
     """Of `call`, `cast`, `fanout_cast`, `multicall` and `ping`."""
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     @pytest.mark.parametrize("codec", ["json", "msgpack"])
     def test_values_come_back_as_they_were_sent(self, bus: Bus, codec: str) -> None:
         """Plain data of every kind travels both ways, as a call's value and as an item of a stream."""
@@ -179,7 +179,7 @@ class VerbChecks:
 
         assert gather([Task(caller, thread) for thread in range(threads)], 100) == list(range(threads))
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_verbs_may_be_mixed(self, bus: Bus) -> None:
         """Calls, casts and streams of several threads over one transport do not disturb one another."""
         bus.serve("s1", "s2")

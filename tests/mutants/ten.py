@@ -1,53 +1,27 @@
-"""The faults."""
+"""Ten faults that a message system may well have. The whole suite is run on each."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from msgbus.drivers import fake
 from msgbus.drivers.base import Address, Message
+from msgbus.drivers.fake import Bus
+from tests.mutants.tools import Mutants, collector, replace
 
-Bus, FakeDriver = fake.Bus, fake.FakeDriver
+TEN: Mutants = {}
+caught_by = collector(TEN)
 Put = Callable[[Any, Sequence[Any], Sequence[Any]], None]
-
-
-@dataclasses.dataclass
-class Mutant:
-    """A fault, and the checks that tell of it."""
-
-    apply: Callable[[], None]
-    caught_by: frozenset[str]
-
-
-MUTANTS: dict[str, Mutant] = {}
-
-
-def caught_by(*checks: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Say which checks fail with this mutant: these, and no other."""
-
-    def note(func: Callable[[], None]) -> Callable[[], None]:
-        MUTANTS[func.__name__] = Mutant(func, frozenset(f"test_{check}" for check in checks))
-        return func
-
-    return note
-
-
-def replace(cls: Any, name: str, make: Callable[[Any], Any]) -> None:
-    """Put `make(what was there)` in the place of an attribute."""
-    setattr(cls, name, make(getattr(cls, name)))
-
-
-# The ten
 
 
 @caught_by("no_message_is_lost")
 def drops_every_100th_message() -> None:
     """Takes every 100th message, and never delivers it."""
-    count = iter(range(1, 10**9))
+    count = itertools.count(1)
 
     def make(put: Put) -> Put:
         return lambda bus, queues, items: None if next(count) % 100 == 0 else put(bus, queues, items)
