@@ -127,7 +127,16 @@ class BusFaultChecks:
         starting.result()
         assert bus.client(timeout=60).call({}, "echo", value=1) == 1
 
-    @check("bus", since="0.1", harness=("stop", "start"), builds_on=( "test_a_fanout_goes_to_all", "test_subscriptions_and_inboxes_come_back", , "test_an_inbox_keeps_the_order"))
+    @check(
+        "bus",
+        since="0.1",
+        harness=("stop", "start"),
+        builds_on=(
+            "test_a_fanout_goes_to_all",
+            "test_subscriptions_and_inboxes_come_back",
+            "test_an_inbox_keeps_the_order",
+        ),
+    )
     def test_an_idle_bus_comes_back(self, bus: Bus) -> None:
         """After a restart of the message system under idle clients and servers, all patterns and verbs work again."""
         bus.serve("s1", "s2")
