@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import signal
+import pytest
 
-# A shell that runs the tests in the background has them ignore Ctrl-C, which the commands under test would inherit.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+from msgbus.conformance.report import Recorder
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep what comes of the checks of the conformance suite: see `tests.documented`."""
+    config.pluginmanager.register(Recorder(), "msgbus-conformance")

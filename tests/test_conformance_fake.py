@@ -7,10 +7,13 @@ import pytest
 from msgbus.conformance import Harness
 from msgbus.conformance.fake import FakeHarness
 from msgbus.conformance.suite import Conformance
+from tests.documented import Documented
 
 
-class TestFake(Conformance):
+class TestFake(Documented, Conformance):
     """Every check, in this process."""
+
+    column = "fake"
 
     @pytest.fixture(scope="class")
     @classmethod

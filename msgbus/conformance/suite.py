@@ -7,14 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest.register_assert_rewrite("msgbus.conformance.checks", "msgbus.conformance.bus", "msgbus.conformance.waiting")
-
-from msgbus.conformance.bus import Bus  # noqa: E402  # after the line above, so that its asserts say more
-from msgbus.conformance.census import Census  # noqa: E402
-from msgbus.conformance.check import Findings, Level, about, check  # noqa: E402
-from msgbus.conformance.checks import BUS, DRIVER  # noqa: E402
-from msgbus.conformance.harness import Harness  # noqa: E402
-from msgbus.conformance.processes import prepare  # noqa: E402
+from msgbus.conformance.bus import Bus
+from msgbus.conformance.census import Census
+from msgbus.conformance.check import Findings, Level, about, check
+from msgbus.conformance.checks import BUS, DRIVER
+from msgbus.conformance.harness import Harness
+from msgbus.conformance.processes import prepare
 
 
 class _Suite:

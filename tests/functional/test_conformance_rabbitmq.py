@@ -6,6 +6,7 @@ import pytest
 
 from msgbus.conformance import Harness
 from msgbus.conformance.suite import Conformance
+from tests.documented import Documented
 from tests.functional.brokers.rabbitmq import RabbitMQ
 
 
@@ -50,8 +51,10 @@ class RabbitMQHarness(Harness):
         return own | ({f"{count} connections"} if count else set())
 
 
-class TestRabbitMQ310(Conformance):
+class TestRabbitMQ310(Documented, Conformance):
     """Every check, with processes of its own, on the oldest version."""
+
+    column = "RabbitMQ 3.10"
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -59,8 +62,10 @@ class TestRabbitMQ310(Conformance):
         return RabbitMQHarness(rabbitmq_310)
 
 
-class TestRabbitMQ43(Conformance):
+class TestRabbitMQ43(Documented, Conformance):
     """Every check, with processes of its own, on the newest version."""
+
+    column = "RabbitMQ 4.3"
 
     @pytest.fixture(scope="class")
     @classmethod

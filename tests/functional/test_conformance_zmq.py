@@ -9,6 +9,7 @@ import pytest
 
 from msgbus.conformance import Harness
 from msgbus.conformance.suite import Conformance
+from tests.documented import Documented
 from tests.functional.zmq_faults import cut_connections
 
 
@@ -26,8 +27,10 @@ class ZmqHarness(Harness):
         return set(os.listdir(self._run_dir)) - {"changes"}
 
 
-class TestZmq(Conformance):
+class TestZmq(Documented, Conformance):
     """Every check, with processes of its own."""
+
+    column = "zmq"
 
     @pytest.fixture(scope="class")
     @classmethod
