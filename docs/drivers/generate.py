@@ -25,8 +25,9 @@ HEAD = """\
 # What each driver guarantees
 
 Each line is a guarantee and the name of the check that proves it, of [the conformance
-suite](../reference/conformance.md). Each column is a driver on a real message system. A *yes* means that the check has passed in the tests of
-this release; a letter, that it does not apply there; what the letters stand for is below. Nothing here is written by hand.
+suite](../reference/conformance.md). Each column is a driver on a real message system. A *yes* means that the check has
+passed in the tests of this release; a letter, that it does not apply there; what the letters stand for is below.
+Nothing here is written by hand.
 """
 
 

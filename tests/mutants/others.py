@@ -78,7 +78,7 @@ def loses_redelivered() -> None:
     _change_delivery(lambda delivery, item: setattr(delivery, "redelivered", False))
 
 
-@caught_by("a_first_delivery_is_none_again", "cut_connections_repeat_nothing", "sends_wait_while_it_is_away")
+@caught_by("a_first_delivery_is_none_again")
 def marks_all_as_redelivered() -> None:
     """What comes for the first time is marked as if it came again."""
     _change_delivery(lambda delivery, item: setattr(delivery, "redelivered", True))
@@ -102,7 +102,7 @@ def requeue_drops() -> None:
     spoil(fake._FakeDelivery, "reject", lambda reject, delivery, requeue: reject(delivery, False))
 
 
-@caught_by("reject_without_requeue_drops_it", "a_rejected_delivery_makes_room")
+@caught_by("reject_without_requeue_drops_it")
 def reject_always_requeues() -> None:
     """What is dropped comes again."""
     spoil(fake._FakeDelivery, "reject", lambda reject, delivery, requeue: reject(delivery, True))
@@ -396,7 +396,7 @@ def does_not_declare_that_messages_expire() -> None:
     FakeDriver.capabilities -= {Capability.EXPIRES}
 
 
-@caught_by("a_first_delivery_is_none_again", "what_is_given_back_is_marked", "reject_with_requeue_hands_it_to_another")
+@caught_by("a_first_delivery_is_none_again", "what_is_given_back_is_marked")
 def declares_counts_and_does_not_count() -> None:
     """Attempts are declared, and not told."""
     _change_delivery(lambda delivery, item: setattr(delivery, "attempts", None))

@@ -127,7 +127,7 @@ class DeadlineChecks:
         bus.serve("s1")
         assert call.result() == "s1"
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_the_send_window_bounds_what_is_unfinished(self, bus: Bus) -> None:
         """Past it a verb waits, within its deadline; nothing of it is sent, and it works again afterwards."""
         bus.serve()

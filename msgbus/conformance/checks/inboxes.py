@@ -34,7 +34,9 @@ class InboxChecks:
     @check("driver", since="0.1")
     def test_an_inbox_takes_without_limit(self, bus: Bus) -> None:
         """A thousand messages reach an inbox whose owner accepts none; calls of one inbox never overlap."""
-        receiver = Receiver(accept=False)
+        receiver = Receiver(
+            accept=False, then=lambda _: time.sleep(0.0002)
+        )  # long enough for another thread to come in
         inbox = bus.driver.open_inbox(receiver.take)
         inbox.ready.result(30)
         senders = [another_driver(bus) for _ in range(2)]

@@ -18,9 +18,9 @@ STILL = 5.0
 
 
 def message(
-    body: bytes | str = b"", ttl: float | None = 30.0, durable: bool = False, wait: float | None = None
+    body: bytes | str = b"", ttl: float | None = None, durable: bool = False, wait: float | None = None
 ) -> Message:
-    """A message with an id of its own."""
+    """A message with an id of its own. What is not about ttl has none, so that it does not depend on that."""
     data = body.encode() if isinstance(body, str) else body
     return Message(data, TEXT, uuid.uuid4().hex, ttl, durable, wait)
 
@@ -54,9 +54,8 @@ class Receiver:
 
     def take(self, delivery: Delivery) -> None:
         """Take a delivery: for `Driver.subscribe`."""
-        if not self._calling.acquire(blocking=False):
-            self.overlaps += 1
-            self._calling.acquire()
+        alone = self._calling.acquire(blocking=False)
+        self.overlaps += not alone
         try:
             self.deliveries.append(delivery)
             if self._accept:
@@ -64,7 +63,8 @@ class Receiver:
             if self._then is not None:
                 self._then(delivery)
         finally:
-            self._calling.release()
+            if alone:
+                self._calling.release()
 
     def subscribe(self, driver: Driver, *addresses: Address, prefetch: int = 100) -> Subscription:
         """Subscribe, and return when that is ready."""

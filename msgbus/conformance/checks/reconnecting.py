@@ -88,7 +88,11 @@ class ReconnectingChecks:
         since="0.1",
         needs=(Capability.REQUEUE,),
         harness=("cut",),
-        builds_on=("test_close_gives_back_what_is_open", "test_what_is_given_back_is_marked"),
+        builds_on=(
+            "test_a_first_delivery_is_none_again",
+            "test_close_gives_back_what_is_open",
+            "test_what_is_given_back_is_marked",
+        ),
     )
     def test_what_was_not_accepted_comes_again(self, bus: Bus) -> None:
         """After a cut, open deliveries are redelivered, and can no more be accepted as what they were."""

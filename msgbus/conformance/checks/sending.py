@@ -23,22 +23,13 @@ class SendingChecks:
         """Body, content type and id are those of the sender, and it says by which address it came."""
         receiver = Receiver()
         receiver.subscribe(another_driver(bus), bus.address())
-        sent = Message(body, "application/x-check", "id-1234", 20.0, durable=True, wait=10.0)
+        sent = Message(body, "application/x-check", "id-1234", durable=True, wait=30.0)
         bus.driver.send(bus.address(), sent, mandatory=True).result(15)
         got = receiver.wait(1)[0]
         assert got.message.body == body
         assert (got.message.content_type, got.message.id) == ("application/x-check", "id-1234")
         assert got.message.wait is None
         assert got.address == bus.address()
-
-    @check("driver", since="0.1")
-    def test_a_first_delivery_is_none_again(self, bus: Bus) -> None:
-        """What comes for the first time is not marked as redelivered; its attempts are 0 where they are counted."""
-        receiver = Receiver()
-        receiver.subscribe(another_driver(bus), bus.address())
-        send_all(bus.driver, bus.address(), map(str, range(10)))
-        attempts = 0 if Capability.COUNTS in bus.capabilities else None
-        assert {(got.redelivered, got.attempts) for got in receiver.wait(10)} == {(False, attempts)}
 
     @check("driver", since="0.1")
     def test_a_message_without_ttl_arrives(self, bus: Bus) -> None:

@@ -15,6 +15,15 @@ from msgbus.drivers.base import Capability, Delivery
 class SettlingChecks:
     """Of `Delivery.accept` and `reject`, and of those on which neither was called."""
 
+    @check("driver", since="0.1")
+    def test_a_first_delivery_is_none_again(self, bus: Bus) -> None:
+        """What comes for the first time is not marked as redelivered; its attempts are 0 where they are counted."""
+        receiver = Receiver()
+        receiver.subscribe(another_driver(bus), bus.address())
+        send_all(bus.driver, bus.address(), map(str, range(10)))
+        attempts = 0 if Capability.COUNTS in bus.capabilities else None
+        assert {(got.redelivered, got.attempts) for got in receiver.wait(10)} == {(False, attempts)}
+
     @check("driver", since="0.1", needs=(Capability.REQUEUE,))
     def test_close_gives_back_what_is_open(self, bus: Bus) -> None:
         """What was handed over and neither accepted nor rejected goes to another subscriber, as it was."""
@@ -100,7 +109,12 @@ class SettlingChecks:
         again.wait_for("z")
         assert "x" not in again.bodies + receiver.bodies[1:]
 
-    @check("driver", since="0.1", needs=(Capability.REQUEUE,), builds_on=("test_close_gives_back_what_is_open",))
+    @check(
+        "driver",
+        since="0.1",
+        needs=(Capability.REQUEUE,),
+        builds_on=("test_close_gives_back_what_is_open", "test_a_first_delivery_is_none_again"),
+    )
     def test_reject_with_requeue_hands_it_to_another(self, bus: Bus) -> None:
         """A message that is given back comes again, as redelivered, however often."""
 
