@@ -48,13 +48,14 @@ def test_every_check_says_when_it_came() -> None:
 
 
 def test_checks_build_on_earlier_ones() -> None:
-    """What a check takes for granted is checked before it, and stands alone or is basic where it is itself basic."""
+    """What a check takes for granted is checked before it."""
     names = [check.name for check in ALL]
     for at, check in enumerate(ALL):
         for ground in check.builds_on:
             assert ground in names[:at], f"{check.name} builds on {ground}"
-    basic = [at for at, check in enumerate(ALL) if check.basic]
-    assert basic == list(range(len(basic)))
+            assert not check.ground_of or next(one for one in ALL if one.name == ground).ground_of
+        for level in check.ground_of:
+            assert all(other.ground_of or other.level != level for other in ALL[:at] if level == "bus")
 
 
 def test_faults_are_methods_of_the_harness() -> None:

@@ -32,7 +32,7 @@ class Check(NamedTuple):
         lacks: capabilities without which it has to be. For what a driver owes that does not declare them.
         harness: what the harness has to be able to do.
         processes: it takes several processes.
-        basic: all checks that are not basic build on it.
+        ground_of: levels all of whose checks build on it, but for those that are such a ground themselves.
         builds_on: names of further checks whose guarantees it takes for granted. Where one of them has failed, it is
             not judged: one fault is told once, by the checks that name it.
         guarantee: what it promises, in one line.
@@ -45,7 +45,7 @@ class Check(NamedTuple):
     lacks: tuple[Capability, ...]
     harness: tuple[Fault, ...]
     processes: bool
-    basic: bool
+    ground_of: tuple[Level, ...]
     builds_on: tuple[str, ...]
     guarantee: str
 
@@ -71,19 +71,18 @@ class Findings:
 
     def __init__(self) -> None:
         self.left: dict[Check, str] = {}
-        self._basic: dict[str, None] = {}
-        self._not_kept: dict[str, None] = {}
+        self._not_kept: dict[str, Check] = {}
 
     def shaken(self, about: Check) -> str | None:
         """The name of a check that it builds on and that has not passed, or None."""
-        ground = about.builds_on if about.basic else (*about.builds_on, *self._basic)
-        return next((name for name in ground if name in self._not_kept), None)
+        for name, failed in self._not_kept.items():
+            if name in about.builds_on or (about.level in failed.ground_of and not about.ground_of):
+                return name
+        return None
 
     def note_failure(self, about: Check) -> None:
         """Remember that a guarantee does not hold, or cannot be judged."""
-        self._not_kept[about.name] = None
-        if about.basic:
-            self._basic[about.name] = None
+        self._not_kept[about.name] = about
 
 
 def check(
@@ -94,7 +93,7 @@ def check(
     lacks: tuple[Capability, ...] = (),
     harness: tuple[Fault, ...] = (),
     processes: bool = False,
-    basic: bool = False,
+    ground_of: tuple[Level, ...] = (),
     builds_on: tuple[str, ...] = (),
 ) -> Callable[[F], F]:
     """Make a method a check; the arguments are those of `Check`. Where it does not fit it is skipped, and says why."""
@@ -102,7 +101,7 @@ def check(
     def make(func: F) -> F:
         assert func.__doc__, f"{func.__name__}: a check states its guarantee"
         guarantee = " ".join(func.__doc__.split("\n\n")[0].split())
-        about = Check(func.__name__, level, since, needs, lacks, harness, processes, basic, builds_on, guarantee)
+        about = Check(func.__name__, level, since, needs, lacks, harness, processes, ground_of, builds_on, guarantee)
 
         @functools.wraps(func)
         def judge(self: Any, bus: Bus, **arguments: Any) -> None:

@@ -245,7 +245,9 @@ def changes_inboxes_at_a_reconnect() -> None:
     def cut(old: Any, bus: Any) -> None:
         old(bus)
         for address in [address for address in bus._queues if address.kind == "inbox"]:
-            bus._queues[address._replace(name=f"{address.name}-2")] = bus._queues.pop(address)
+            queue = bus._queues[address._replace(name=f"{address.name}-2")] = bus._queues.pop(address)
+            for consumer in queue.consumers:
+                consumer.at = address._replace(name=f"{address.name}-2")
 
     spoil(Bus, "cut", cut)
 

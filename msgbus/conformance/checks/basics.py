@@ -7,11 +7,12 @@ from collections import Counter
 from concurrent.futures import Future
 
 from msgbus.conformance.bus import Bus
-from msgbus.conformance.check import check
+from msgbus.conformance.check import Level, check
 from msgbus.conformance.checks.receiver import Receiver, address_of, another_driver, message, send, send_all, sent_to
 from msgbus.conformance.waiting import Task
 from msgbus.drivers.base import Address, Capability, Sent
 
+ALL: tuple[Level, ...] = ("driver", "bus")
 MANY = 250
 """Messages to one address. What goes wrong only now and then shows."""
 
@@ -19,7 +20,7 @@ MANY = 250
 class BasicChecks:
     """Where one of these fails, no other check is judged."""
 
-    @check("driver", since="0.1", basic=True)
+    @check("driver", since="0.1", ground_of=ALL)
     def test_send_does_not_block(self, bus: Bus) -> None:
         """`Driver.send` returns at once, each of 200 times, and its future is done soon after."""
 
@@ -36,7 +37,7 @@ class BasicChecks:
 
         assert Task(send_many).result(30) < 4
 
-    @check("driver", since="0.1", basic=True, builds_on=("test_send_does_not_block",))
+    @check("driver", since="0.1", ground_of=ALL, builds_on=("test_send_does_not_block",))
     def test_ready_means_that_messages_arrive(self, bus: Bus) -> None:
         """A subscription and an inbox become ready, and what is sent from then on reaches them."""
         for n in range(10):
@@ -66,7 +67,7 @@ class BasicChecks:
         inbox.ready.result(15)
         return [*found, (inbox.address, replies)]
 
-    @check("driver", since="0.1", basic=True, builds_on=("test_ready_means_that_messages_arrive",))
+    @check("driver", since="0.1", ground_of=ALL, builds_on=("test_ready_means_that_messages_arrive",))
     def test_no_message_is_lost(self, bus: Bus) -> None:
         """Of 250 messages to an address of each kind, each arrives that the message system has taken."""
         listening = self._listen_everywhere(bus)
@@ -80,7 +81,7 @@ class BasicChecks:
                 lost.append(f"{address}: {exc}")
         assert not lost
 
-    @check("driver", since="0.1", basic=True, builds_on=("test_no_message_is_lost",))
+    @check("driver", since="0.1", ground_of=ALL, builds_on=("test_no_message_is_lost",))
     def test_no_message_comes_twice(self, bus: Bus) -> None:
         """Of 250 messages to an address of each kind, each arrives once."""
         listening = self._listen_everywhere(bus)
@@ -91,7 +92,7 @@ class BasicChecks:
             twice = [body for body, count in Counter(receiver.bodies).items() if count > 1]
             assert not twice, address
 
-    @check("driver", since="0.1", basic=True, builds_on=("test_no_message_comes_twice",))
+    @check("driver", since="0.1", ground_of=ALL, builds_on=("test_no_message_comes_twice",))
     def test_an_inbox_gets_what_is_sent_to_it(self, bus: Bus) -> None:
         """Each of several inboxes, of one driver or two, has an address of its own, and gets what is for it alone."""
         drivers = [bus.driver, bus.driver, another_driver(bus)]

@@ -77,7 +77,7 @@ class SettlingChecks:
         receiver.subscribe(bus.driver, bus.address())
         receiver.wait_for("x")
 
-    @check("driver", since="0.1")
+    @check("driver", since="0.1", ground_of=("bus",))
     def test_accept_tells_whether_it_counts(self, bus: Bus) -> None:
         """Over a connection that lives it returns True; once all is closed and given back, False."""
         receiver = Receiver(accept=False)
