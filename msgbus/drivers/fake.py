@@ -135,8 +135,8 @@ class _FakeDelivery(Delivery):
 
     def __init__(self, bus: Bus, consumer: _Consumer, item: _Item) -> None:
         message = item.message
-        if message.ttl is not None:
-            left = item.expires - time.monotonic()
+        if message.ttl is not None or message.wait is not None:
+            left = None if message.ttl is None else item.expires - time.monotonic()
             message = Message(message.body, message.content_type, message.id, left, message.durable)
         super().__init__(consumer.address, message, item.redelivered, item.attempts)
         self._bus = bus

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 import time
 
-import msgspec
 import pytest
 
 from msgbus import CapabilityMissing, ConfigurationError, MessageUndeliverable, get_rpc_transport
 from msgbus.conformance.bus import Bus
 from msgbus.conformance.check import check
+from msgbus.conformance.checks.forking import look_at_a_fork
 from msgbus.conformance.checks.receiver import (
     Receiver,
     address_of,
@@ -176,7 +174,4 @@ class DriverChecks:
     @check("driver", since="0.1")
     def test_a_forked_child_starts_clean(self, bus: Bus) -> None:
         """It can use what it inherited, gets nothing of what its parent gets, and the parent goes on undisturbed."""
-        program = [sys.executable, "-W", "ignore::DeprecationWarning", "-m", "msgbus.conformance.forker"]
-        spec = msgspec.json.encode(bus.spec("s1"))
-        ended = subprocess.run(program, input=spec, capture_output=True, timeout=90, check=False)  # noqa: S603
-        assert (ended.returncode, ended.stdout.decode(), ended.stderr.decode()) == (0, "well\n", "")
+        look_at_a_fork(another_driver(bus), bus.address("server", server="parent"))
