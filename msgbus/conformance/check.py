@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 import pytest
 
+from msgbus.conformance.waiting import Task
 from msgbus.drivers.base import Capability
 
 if TYPE_CHECKING:
@@ -67,10 +68,12 @@ class Findings:
 
     Attributes:
         left: check -> what it has left behind.
+        tasks: name of a check -> it, where it was begun before its turn.
     """
 
     def __init__(self) -> None:
         self.left: dict[Check, str] = {}
+        self.tasks: dict[str, Task] = {}
         self._not_kept: dict[str, Check] = {}
 
     def shaken(self, about: Check) -> str | None:

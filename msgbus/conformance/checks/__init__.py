@@ -6,6 +6,7 @@ from msgbus.conformance.checks.deadlines import DeadlineChecks
 from msgbus.conformance.checks.errors import ErrorChecks
 from msgbus.conformance.checks.faults import BusFaultChecks
 from msgbus.conformance.checks.inboxes import DriverChecks, InboxChecks
+from msgbus.conformance.checks.lasting import LastingChecks
 from msgbus.conformance.checks.patterns import PatternChecks
 from msgbus.conformance.checks.policies import PolicyChecks
 from msgbus.conformance.checks.reconnecting import ReconnectingChecks
@@ -36,5 +37,6 @@ BUS: tuple[type, ...] = (
     PolicyChecks,
     StoppingChecks,
     BusFaultChecks,
+    LastingChecks,
 )
 """Of the whole bus."""

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from msgbus import MessagingTimeout, RemoteError, SerializationError, ServerLost
+from msgbus import MessagingTimeout, RemoteError, SerializationError
 from msgbus.client import STREAM_WINDOW
 from msgbus.conformance.bus import Bus
 from msgbus.conformance.check import check
@@ -174,47 +174,3 @@ class StreamChecks:
                 count += 1
         assert count > STREAM_WINDOW
         bus.saw("closed", "k", seconds=SOON)
-
-    @check("bus", since="0.1", processes=True, builds_on=("test_an_inbox_keeps_the_order",))
-    def test_slow_a_killed_server_is_missed(self, bus: Bus) -> None:
-        """When the server's process is killed in the middle, the client raises `ServerLost` within 20 s."""
-        (server,) = bus.serve()
-        gate = bus.gate()
-        stream = bus.client(timeout=60).multicall({}, "gated", key="k", n=3, gate=gate)
-        assert list(itertools.islice(stream, 3)) == [0, 1, 2]
-        bus.kill(server)
-        start = time.monotonic()
-        with pytest.raises(ServerLost) as caught:
-            next(stream)
-        assert time.monotonic() - start < 20
-        assert "s1" in str(caught.value)
-
-    @check("bus", since="0.1", processes=True, builds_on=("test_an_inbox_keeps_the_order",))
-    def test_slow_a_killed_client_is_missed(self, bus: Bus) -> None:
-        """When the reader's process is killed, the generator is closed within 30 s."""
-        bus.serve()
-        reader = bus.run_streamer("k")
-        assert bus.journal.entries("closed") == []
-        bus.kill(reader)
-        bus.saw("closed", "k", seconds=30)
-        assert bus.client().call({}, "echo", value=1) == 1
-
-    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
-    def test_slow_a_stream_that_waits_for_its_reader_lives(self, bus: Bus) -> None:
-        """A reader that takes nothing for 20 s, and a generator that waits as long, are not taken for dead."""
-        bus.serve()
-        stream = bus.client().multicall({}, "endless", key="k")
-        next(stream)
-        end = time.monotonic() + 20
-        until(lambda: time.monotonic() > end, "20 s", 30)
-        assert list(itertools.islice(stream, 500)) == list(range(1, 501))
-        assert bus.journal.entries("closed") == []
-        stream.close()
-        bus.saw("closed", "k", seconds=SOON)
-
-    @check("bus", since="0.1")
-    def test_slow_a_call_that_runs_for_long_lives(self, bus: Bus) -> None:
-        """A handler that takes 20 s and then answers is not taken for dead, by a call nor by a stream."""
-        bus.serve()
-        client = bus.client(timeout=60)
-        assert client.call({}, "work", key="k", seconds=20) == "k"
