@@ -405,12 +405,9 @@ def declares_counts_and_does_not_count() -> None:
     _change_delivery(lambda delivery, item: setattr(delivery, "attempts", None))
 
 
-@caught_by("a_fanout_queue_goes_with_its_owner", "a_driver_leaves_nothing_behind")
+@caught_by("a_driver_leaves_nothing_behind")
 def keeps_fanout_queues() -> None:
-    """The queue of a fanout stays when its owner has closed it, for the next one of that name."""
-
-    def attach(old: Any, bus: Any, address: Address, *args: Any, **kwargs: Any) -> Any:
-        return old(bus, address, *args, **kwargs)
+    """The queue of a fanout stays when its owner has closed it."""
 
     def detach(old: Any, bus: Any, consumer: Any, *, give_back: bool) -> None:
         kept = bus._queues.get(consumer.at)
@@ -418,7 +415,6 @@ def keeps_fanout_queues() -> None:
         if consumer.at.kind == "fanout" and kept is not None:
             bus._queues[consumer.at] = kept
 
-    spoil(Bus, "attach", attach)
     spoil(Bus, "detach", detach)
 
 

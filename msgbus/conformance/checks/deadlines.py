@@ -89,7 +89,7 @@ class DeadlineChecks:
             bus.client(timeout=1.0).call({}, "endless", key="k")
         bus.saw("closed", "k", seconds=SOON)
 
-    @check("bus", since="0.1", builds_on=("test_mandatory_to_nobody_fails_at_once",))
+    @check("bus", since="0.1", builds_on=("test_mandatory_to_nobody_fails_at_once", "test_an_inbox_keeps_the_order"))
     @pytest.mark.parametrize("verb", ["call", "cast", "multicall"])
     def test_nobody_there_is_told_at_once(self, bus: Bus, verb: str) -> None:
         """A target at which nobody listens raises `MessageUndeliverable`, long before the deadline."""

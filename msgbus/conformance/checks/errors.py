@@ -73,7 +73,7 @@ class ErrorChecks:
             bus.client().call({}, "unserialisable")
         assert bus.client().call({}, "echo", value=1) == 1
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     @pytest.mark.parametrize("method", ["nowhere", "", "attribute", "nötig", "__class__.x"])
     def test_a_method_that_does_not_exist(self, bus: Bus, method: str) -> None:
         """The caller is told its name."""
@@ -128,7 +128,7 @@ class ErrorChecks:
         with pytest.raises(NoSuchMethod):
             books.prepare(version="2.0").call({}, "echo")
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_the_version_cap_holds_requests_back(self, bus: Bus) -> None:
         """A request above the cap is refused before it is sent, by each verb."""
         bus.serve()

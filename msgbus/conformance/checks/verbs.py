@@ -59,7 +59,7 @@ class VerbChecks:
             assert one.call({}, "echo", value=n) == n
             assert other.call({}, "echo", value=b"x" * n) == b"x" * n
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_too_large_is_an_error_of_the_caller(self, bus: Bus) -> None:
         """A request over the message system's limit raises `MessageTooLarge` from each verb, and that is all."""
         bus.serve()
@@ -73,7 +73,7 @@ class VerbChecks:
         assert client.call({}, "echo", value="small") == "small"
         assert bus.journal.entries("run") == []
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     @pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
     def test_an_answer_that_is_too_large_is_an_error(self, bus: Bus, delivery: Any) -> None:
         """The caller is told at once, and the method is not run again for it."""
@@ -113,7 +113,7 @@ class VerbChecks:
         bus.serve()
         assert bus.client().call({}, "count", n=n) == (n - 1 if n else None)
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_multicall_on_a_plain_method_gives_one_item(self, bus: Bus) -> None:
         """Also where its value is None, or a list."""
         bus.serve()
@@ -121,7 +121,7 @@ class VerbChecks:
         for value in ("x", None, [1, 2], []):
             assert list(client.multicall({}, "echo", value=value)) == [value]
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_contexts_travel(self, bus: Bus) -> None:
         """The handler gets the context as the caller gave it, with both verbs that return it."""
         bus.serve()
@@ -194,7 +194,7 @@ class VerbChecks:
         gather([Task(caller, thread) for thread in range(8)])
         until(lambda: len([e for e in bus.journal.entries("run") if e.key.startswith("cast")]) == 80, "80 casts")
 
-    @check("bus", since="0.1")
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_arguments_that_cannot_travel(self, bus: Bus) -> None:
         """The error names the argument or context key, nothing is sent, and the client can be used on."""
         bus.serve()
