@@ -26,6 +26,7 @@ COMMANDS = {
     "zmq-keys": ("msgbus.cli.zmq_keys", "Make keys, so that ZeroMQ can be used between hosts."),
     "new-driver": ("msgbus.cli.new_driver", "Begin a driver for another message system."),
     "drivers": ("msgbus.cli.drivers", "List the message systems that can be used."),
+    "conformance": ("msgbus.cli.conformance", "Check a driver, yours too, on its message system."),
     "config": ("msgbus.cli.config", "Print a sample of the configuration file."),
     "completion": ("msgbus.cli.completion", "Print what makes a shell complete commands and options."),
 }

@@ -26,7 +26,7 @@ class Code(IntEnum):
 
 EXIT_CODES = """\
   0  all went well
-  1  the server answered with an error
+  1  the server answered with an error; a check failed
   2  wrong usage: an argument, an option, the configuration
   3  no server listens at the target
   4  no answer in time, or the server fell silent

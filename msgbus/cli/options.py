@@ -116,7 +116,8 @@ def log_options(func: F) -> F:
     return level(debug(func))
 
 
-def _beginnings_of_urls(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+def beginnings_of_urls(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+    """What a URL may begin with: for the shell's completion."""
     from importlib.metadata import entry_points
 
     names = sorted(entry_points(group="msgbus.drivers").names)
@@ -130,7 +131,7 @@ def bus_options(func: F) -> F:
         envvar="MSGBUS_URL",
         show_envvar=True,
         metavar="URL",
-        shell_complete=_beginnings_of_urls,
+        shell_complete=beginnings_of_urls,
         help="The message system, for example rabbit://guest:guest@localhost:5672/. It wins over --config-file.",
     )
     files = click.option(

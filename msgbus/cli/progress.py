@@ -21,7 +21,9 @@ AFTER = 2.0
 TICK = 0.2
 """Seconds between two looks at whether it is time to show something."""
 
-Waiting = Callable[[str], AbstractContextManager[None]]
+Text = str | Callable[[], str]
+"""What is shown; a function is asked for it again and again."""
+Waiting = Callable[[Text], AbstractContextManager[None]]
 
 
 @contextmanager
@@ -54,12 +56,12 @@ class _Display:
     def __init__(self) -> None:
         self.ended = threading.Event()
         self._lock = threading.Lock()
-        self._text = ""
+        self._text: Text = ""
         self._began: float | None = None
         self._live: Live | None = None
 
     @contextmanager
-    def waiting(self, text: str) -> Iterator[None]:
+    def waiting(self, text: Text) -> Iterator[None]:
         self._text, self._began = text, time.monotonic()
         try:
             yield
@@ -78,11 +80,11 @@ class _Display:
                     self._live = _show(self._text, began)
 
 
-def _show(text: str, began: float) -> Live:
+def _show(text: Text, began: float) -> Live:
     from rich.console import Console
     from rich.live import Live
     from rich.spinner import Spinner
-    from rich.text import Text
+    from rich.text import Text as RichText
 
     class Stderr(Console):
         def show_cursor(self, show: bool = True) -> bool:
@@ -92,7 +94,8 @@ def _show(text: str, began: float) -> Live:
     spinner = Spinner("line")
 
     def render() -> Spinner:
-        spinner.update(text=Text(f"{text} ({int(time.monotonic() - began)} s)", no_wrap=True, overflow="ellipsis"))
+        now = text if isinstance(text, str) else text()
+        spinner.update(text=RichText(f"{now} ({int(time.monotonic() - began)} s)", no_wrap=True, overflow="ellipsis"))
         return spinner
 
     # Results go to stdout as ever. What is logged goes to stderr by way of rich, which puts it above the progress.

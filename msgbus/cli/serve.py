@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Iterator
-from inspect import ismodule, isroutine
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from msgbus.cli.instances import make_instance
 from msgbus.cli.options import Seconds, bus_options, example, json_option, open_transport
 from msgbus.cli.progress import progress
 from msgbus.cli.tables import print_json
@@ -74,7 +72,7 @@ def serve(
     from msgbus.target import Target
 
     target = Target(exchange=exchange, topic=topic, server=server or f"{socket.gethostname()}-{os.getpid()}")
-    instance = _make_endpoint(endpoint)
+    instance = make_instance(endpoint, NO_ARGUMENTS)
     with open_transport(url, config_files) as transport:
         running = get_rpc_server(transport, target, [instance])
         ready = False
@@ -132,49 +130,3 @@ def _stopped_by_signal() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _make_endpoint(text: str) -> object:
-    """What MODULE:CLASS stands for: an instance of the class.
-
-    Raises:
-        click.ClickException: it cannot be had; the text says why.
-    """
-    name, colon, attribute = text.partition(":")
-    if not (colon and name and attribute):
-        raise click.UsageError(f"MODULE:CLASS is for example hello:Hello, and {text!r} is not like that")
-    cwd = os.getcwd()
-    if cwd not in sys.path:
-        sys.path.insert(0, cwd)
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as exc:
-        if exc.name is not None and (name == exc.name or name.startswith(f"{exc.name}.")):
-            hint = f"; did you mean {name[:-3]}:{attribute}?" if name.endswith(".py") else ""
-            raise click.UsageError(f"there is no module {name!r} in {cwd} or where Python looks{hint}") from exc
-        _fail(f"importing {name!r}", exc)
-    except (Exception, SystemExit) as exc:
-        _fail(f"importing {name!r}", exc)
-    found: Any = module
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise click.UsageError(f"module {name!r} ({getattr(module, '__file__', '?')}) has no {attribute!r}")
-        found = getattr(found, part)
-    if isroutine(found) or ismodule(found):
-        raise click.UsageError(f"{text} is no class")
-    if not isinstance(found, type):
-        return found  # an endpoint that the module has made itself
-    try:
-        return found()
-    except Exception as exc:
-        _fail(f"making a {attribute} (without arguments)", exc, NO_ARGUMENTS)
-
-
-def _fail(what: str, exc: BaseException, hint: str = "") -> NoReturn:
-    import traceback
-
-    where = ""
-    frames = traceback.extract_tb(exc.__traceback__)
-    if frames and frames[-1].filename != __file__:
-        where, hint = f" ({frames[-1].filename}, line {frames[-1].lineno})", ""
-    raise click.UsageError(" ".join(f"{what} failed: {type(exc).__name__}: {exc}{where}{hint}".split())) from exc

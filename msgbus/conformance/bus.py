@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import pathlib
-import select
-import subprocess
-import sys
 import threading
 import time
 import uuid
 from typing import Any, Protocol
 
-import msgspec
-import pytest
-
 from msgbus import RPCClient, RPCServer, Target, Transport, get_rpc_client, get_rpc_transport
+from msgbus.conformance.check import Findings
 from msgbus.conformance.endpoint import Journal, ServerSpec, make_conf, make_server
 from msgbus.conformance.harness import Harness
+from msgbus.conformance.processes import ProcessServer
 from msgbus.conformance.waiting import until
-from msgbus.drivers.base import Address, Capability, Driver
+from msgbus.drivers.base import Address, Driver
 
 
 class Served(Protocol):
@@ -61,87 +57,21 @@ class LocalServer:
         self._server.transport.cleanup()
 
 
-class ProcessServer:
-    """A server, or another program of the suite, in a process of its own."""
-
-    def __init__(self, spec: ServerSpec, module: str = "server") -> None:
-        self.name = spec.server
-        self._process = subprocess.Popen(  # noqa: S603  # our own module
-            [sys.executable, "-m", f"msgbus.conformance.{module}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        self._write(msgspec.json.encode(spec))
-
-    def ready(self) -> None:
-        """Return when it serves."""
-        self._read(40)
-
-    def stop(self) -> None:
-        """As `RPCServer.stop`."""
-        self._write(b"stop")
-        self._read(15)
-
-    def wait(self, seconds: float) -> int:
-        """As `RPCServer.wait`."""
-        self._write(f"wait {seconds}".encode())
-        return int(self._read(seconds + 15))
-
-    @property
-    def alive(self) -> bool:
-        """Whether the process runs."""
-        return self._process.poll() is None
-
-    def kill(self) -> None:
-        """End it with SIGKILL."""
-        self._process.kill()
-        self._end(10)
-
-    def close(self) -> None:
-        """End it in good order. Idempotent."""
-        if self._process.stdin is not None and not self._process.stdin.closed:
-            self._process.stdin.close()
-            try:
-                self._end(30)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._end(10)
-                raise
-
-    def _end(self, seconds: float) -> None:
-        self._process.wait(seconds)
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
-
-    def _write(self, line: bytes) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(line + b"\n")
-        self._process.stdin.flush()
-
-    def _read(self, seconds: float) -> str:
-        stream = self._process.stdout
-        assert stream is not None
-        readable, _, _ = select.select([stream], [], [], seconds)
-        assert readable, f"the process of {self.name} said nothing for {seconds:g} s"
-        line = stream.readline().decode().strip()
-        assert line, f"the process of {self.name} ended"
-        return line
-
-
 class Bus:
     """Made for each check, and closed after it.
 
     Attributes:
         harness: the driver's.
+        findings: what earlier checks have found.
         topic: one that no other check uses.
         journal: what the servers of this check write.
         capabilities: what the driver declares.
         killed: a process was killed, so that what it left on the message system is no fault.
     """
 
-    def __init__(self, harness: Harness, folder: pathlib.Path) -> None:
+    def __init__(self, harness: Harness, folder: pathlib.Path, findings: Findings) -> None:
         self.harness = harness
+        self.findings = findings
         self.topic = f"conformance-{uuid.uuid4().hex[:12]}"
         self.journal = Journal(str(folder))
         self.killed = False
@@ -151,16 +81,6 @@ class Bus:
         self._shared = threading.Lock()
         self._transport: Transport | None = None
         self.capabilities = self.transport.driver.capabilities
-
-    def needs(self, *capabilities: Capability, harness: tuple[str, ...] = (), processes: bool = False) -> None:
-        """Skip the check where the driver does not declare a capability, or its harness cannot do what is needed."""
-        missing = [capability.value for capability in capabilities if capability not in self.capabilities]
-        if missing:
-            pytest.skip(f"the driver does not declare {', '.join(missing)}")
-        if not self.harness.can(*harness):
-            pytest.skip(f"the harness cannot {', '.join(harness)}")
-        if processes and not self.harness.processes:
-            pytest.skip("the message system lives in one process")
 
     @property
     def transport(self) -> Transport:

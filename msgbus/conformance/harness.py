@@ -33,12 +33,31 @@ class Harness:
         """Break every connection to it at once. New ones are accepted as before."""
         raise NotImplementedError
 
+    def pause(self) -> None:
+        """Have it answer nothing any more, while its connections stay open: as a machine that hangs."""
+        raise NotImplementedError
+
+    def resume(self) -> None:
+        """End the pause."""
+        raise NotImplementedError
+
+    def partition(self) -> None:
+        """Break every connection to it, and let no new one through, while it runs on."""
+        raise NotImplementedError
+
+    def heal(self) -> None:
+        """End the partition."""
+        raise NotImplementedError
+
     def leftovers(self) -> set[str]:
         """What exists at present and should not outlive its owner: connections, inboxes, queues of fanouts.
 
         The suite compares it before and after each check.
         """
         return set()
+
+    def close(self) -> None:
+        """Let go of what the harness itself has started. For ``msgbus conformance``, which calls it at the end."""
 
     def can(self, *names: str) -> bool:
         """Whether the methods of these names are overridden."""

@@ -1,40 +1,31 @@
-"""A server of the suite in a process of its own: ``python -m msgbus.conformance.server``.
-
-The first line of its input is a `ServerSpec` as JSON; then come commands, one on each line: ``stop``, ``wait SECONDS``.
-Each is answered by one line. The process ends, in good order, with its input.
-"""
+"""A server of the suite in a process of its own."""
 
 from __future__ import annotations
 
-import sys
-
-import msgspec
+from multiprocessing.connection import Connection
 
 from msgbus.conformance.endpoint import ServerSpec, make_server
 
 
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+def serve(spec: ServerSpec, commands: Connection) -> None:
+    """Serve until the other end of `commands` is closed.
 
-
-def main() -> None:
-    """Serve until the input ends."""
-    server = make_server(msgspec.json.decode(sys.stdin.readline(), type=ServerSpec))
+    A command is a pair: ``("stop", 0.0)`` or ``("wait", seconds)``; each is answered by what came of it.
+    """
+    server = make_server(spec)
     try:
         server.start(30)
-        _say("ready")
-        for line in sys.stdin:
-            command, _, argument = line.strip().partition(" ")
+        commands.send("ready")
+        while True:
+            try:
+                command, seconds = commands.recv()
+            except EOFError:
+                break
             if command == "stop":
                 server.stop()
-                _say("stopped")
+                commands.send("stopped")
             elif command == "wait":
-                _say(str(server.wait(float(argument))))
+                commands.send(server.wait(seconds))
         server.wait(5)
     finally:
         server.transport.cleanup()
-
-
-if __name__ == "__main__":
-    main()

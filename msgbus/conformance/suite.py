@@ -1,29 +1,22 @@
-"""Conformance: all checks in one class."""
+"""The suite: all checks in one class, or in one for each level."""
 
 from __future__ import annotations
 
-import os
 import pathlib
-import threading
 from collections.abc import Iterator
 
 import pytest
 
-pytest.register_assert_rewrite("msgbus.conformance.checks", "msgbus.conformance.bus", "msgbus.conformance.waiting")
+from msgbus.conformance.bus import Bus
+from msgbus.conformance.census import Census
+from msgbus.conformance.check import Findings, Level, about, check
+from msgbus.conformance.checks import BUS, DRIVER
+from msgbus.conformance.harness import Harness
+from msgbus.conformance.processes import prepare
 
-from msgbus.conformance.bus import Bus  # noqa: E402  # after the line above, so that its asserts say more
-from msgbus.conformance.checks import ALL  # noqa: E402
-from msgbus.conformance.harness import Harness  # noqa: E402
-from msgbus.conformance.waiting import until  # noqa: E402
 
-
-class Conformance(*ALL):  # type: ignore[misc]  # the classes are listed in one place
-    """Subclass it in a test file, name the subclass ``Test...``, and give it a class-scoped fixture ``harness``."""
-
-    def test_no_check_hides_another(self) -> None:
-        """Every check of every part has a name of its own, and runs."""
-        names = [name for part in ALL for name in vars(part) if name.startswith("test")]
-        assert sorted(names) == sorted(set(names))
+class _Suite:
+    """What all levels share: the fixtures."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -31,38 +24,52 @@ class Conformance(*ALL):  # type: ignore[misc]  # the classes are listed in one 
         """The driver's harness."""
         raise NotImplementedError("give the class a fixture 'harness', with scope='class'")
 
+    @pytest.fixture(scope="class")
+    @classmethod
+    def findings(cls, harness: Harness) -> Findings:
+        """What the checks have found on this harness."""
+        if harness.processes:
+            prepare()  # before the first census: it stays until the end
+        return Findings()
+
     @pytest.fixture
-    def bus(self, harness: Harness, tmp_path: pathlib.Path) -> Iterator[Bus]:
-        """The message system, and all that a check opens on it. Nothing of it may be left behind."""
-        before = _Census(harness)
-        bus = Bus(harness, tmp_path)
+    def bus(
+        self, harness: Harness, findings: Findings, tmp_path: pathlib.Path, request: pytest.FixtureRequest
+    ) -> Iterator[Bus]:
+        """The message system, and all that a check opens on it. What of it is left afterwards is a finding."""
+        before = Census(harness)
+        bus = Bus(harness, tmp_path, findings)
         try:
             yield bus
         finally:
             bus.close()
-        before.compare(broker=not bus.killed)
+        if left := before.compare(broker=not bus.killed, patient=not findings.left):
+            findings.left[about(request.function)] = ", ".join(left)
 
 
-class _Census:
-    """What a check may leave behind: threads, file descriptors, and things on the message system."""
-
-    def __init__(self, harness: Harness) -> None:
-        self._harness = harness
-        self._leftovers = harness.leftovers()
-        self._threads = set(threading.enumerate())
-        self._descriptors = _descriptors()
-
-    def compare(self, *, broker: bool) -> None:
-        """Fail where there is more now than there was."""
-        until(lambda: not self._new_threads(), "the end of all threads that the check started")
-        more = "file descriptors are left open"
-        until(lambda: len(_descriptors()) <= len(self._descriptors), more, 5)
-        if broker:
-            until(lambda: not self._harness.leftovers() - self._leftovers, "nothing is left on the message system")
-
-    def _new_threads(self) -> set[threading.Thread]:
-        return {thread for thread in threading.enumerate() if thread not in self._threads}
+def _is_clean(bus: Bus, level: Level) -> None:
+    left = [f"{check.name}: {what}" for check, what in bus.findings.left.items() if check.level == level]
+    assert not left, "left behind by " + "; ".join(left)
 
 
-def _descriptors() -> list[str]:
-    return os.listdir("/proc/self/fd")
+# pytest runs the checks of the last base class first, and those of the class itself last.
+class DriverConformance(*reversed(DRIVER), _Suite):  # type: ignore[misc]  # the classes are listed in one place
+    """The checks of the bare driver."""
+
+    @check("driver", since="0.1")
+    def test_a_driver_leaves_nothing_behind(self, bus: Bus) -> None:
+        """When all is closed, no thread, file descriptor, connection, inbox or queue of a fanout is left of a check."""
+        _is_clean(bus, "driver")
+
+
+class BusConformance(*reversed(BUS), _Suite):  # type: ignore[misc]
+    """The checks of the whole bus."""
+
+    @check("bus", since="0.1", builds_on=("test_a_driver_leaves_nothing_behind",))
+    def test_clients_and_servers_leave_nothing_behind(self, bus: Bus) -> None:
+        """When all is closed, no thread, file descriptor, connection, inbox or queue of a fanout is left of a check."""
+        _is_clean(bus, "bus")
+
+
+class Conformance(BusConformance, DriverConformance):
+    """All checks. Subclass it in a test file, name the subclass ``Test...``, and give it a class-scoped `harness`."""

@@ -92,12 +92,15 @@ class _Queue:
 
 
 class _Consumer:
-    """One address of a subscription or inbox."""
+    """One address of a subscription or inbox, and the name of its queue."""
 
-    __slots__ = ("address", "auto_accept", "prefetch", "queue", "reader", "unsettled")
+    __slots__ = ("address", "at", "auto_accept", "prefetch", "queue", "reader", "unsettled")
 
-    def __init__(self, address: Address, queue: _Queue, reader: _Reader, prefetch: float, auto_accept: bool) -> None:
+    def __init__(
+        self, address: Address, at: Address, queue: _Queue, reader: _Reader, prefetch: float, auto_accept: bool
+    ) -> None:
         self.address = address
+        self.at = at
         self.queue = queue
         self.reader = reader
         self.prefetch = prefetch
@@ -132,8 +135,8 @@ class _FakeDelivery(Delivery):
 
     def __init__(self, bus: Bus, consumer: _Consumer, item: _Item) -> None:
         message = item.message
-        if message.ttl is not None:
-            left = item.expires - time.monotonic()
+        if message.ttl is not None or message.wait is not None:
+            left = None if message.ttl is None else item.expires - time.monotonic()
             message = Message(message.body, message.content_type, message.id, left, message.durable)
         super().__init__(consumer.address, message, item.redelivered, item.attempts)
         self._bus = bus
@@ -302,9 +305,11 @@ class Bus:
         consumer.unsettled.clear()
 
     def attach(self, address: Address, reader: _Reader, prefetch: float, auto_accept: bool = False) -> _Consumer:
+        # A fanout queue belongs to one subscription, even where two use the same server's name.
+        at = address._replace(name=uuid.uuid4().hex) if address.kind == "fanout" else address
         with self._lock:
-            queue = self._queues.setdefault(address, _Queue())
-            consumer = _Consumer(address, queue, reader, prefetch, auto_accept)
+            queue = self._queues.setdefault(at, _Queue())
+            consumer = _Consumer(address, at, queue, reader, prefetch, auto_accept)
             queue.consumers.append(consumer)
         self._pump(queue)
         return consumer
@@ -318,7 +323,7 @@ class Bus:
                 self._take_back(consumer)
             # A fanout queue and an inbox are their owner's alone; the others keep what comes for the next one.
             if not queue.consumers and give_back and consumer.address.kind in ("fanout", "inbox"):
-                self._queues.pop(consumer.address, None)
+                self._queues.pop(consumer.at, None)
         self._pump(queue)
 
     def depth(self, address: Address) -> Depth | None:
@@ -362,11 +367,7 @@ class _FakeSubscription(Subscription):
         self._bus = bus
         self.ready = _done()
         reader = _Reader(on_delivery)
-        # A fanout queue belongs to one subscription, even where two use the same server's name.
-        self._consumers = [
-            bus.attach(at._replace(name=uuid.uuid4().hex) if at.kind == "fanout" else at, reader, prefetch)
-            for at in addresses
-        ]
+        self._consumers = [bus.attach(address, reader, prefetch) for address in addresses]
 
     def stop(self) -> Future[None]:
         for consumer in self._consumers:

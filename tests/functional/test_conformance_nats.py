@@ -9,6 +9,7 @@ import pytest
 
 from msgbus.conformance import Harness
 from msgbus.conformance.suite import Conformance
+from tests.documented import Documented
 from tests.functional.brokers.nats import MAX_PAYLOAD, Nats
 from tests.functional.brokers.proxy import Proxy
 
@@ -57,8 +58,10 @@ class NatsHarness(Harness):
         return found | ({f"{count} connections"} if count else set())
 
 
-class TestNats(Conformance):
+class TestNats(Documented, Conformance):
     """Every check, with processes of its own."""
+
+    column = "nats"
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -6,6 +6,7 @@ import pytest
 
 from msgbus.conformance import Harness
 from msgbus.conformance.suite import Conformance
+from tests.documented import Documented
 from tests.functional.brokers.qpid import Qpid
 
 
@@ -28,6 +29,12 @@ class QpidHarness(Harness):
     def cut(self) -> None:
         self._broker.cut()
 
+    def pause(self) -> None:
+        self._broker.pause()
+
+    def resume(self) -> None:
+        self._broker.resume()
+
     def leftovers(self) -> set[str]:
         if not self._broker.alive():  # a check that stopped it has failed
             self._broker.start()
@@ -36,8 +43,10 @@ class QpidHarness(Harness):
         return own | self._broker.connections()
 
 
-class TestQpid(Conformance):
+class TestQpid(Documented, Conformance):
     """Every check, with processes of its own."""
+
+    column = "qpid"
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -6,6 +6,7 @@ import pytest
 
 from msgbus.conformance import Harness
 from msgbus.conformance.suite import Conformance
+from tests.documented import Documented
 from tests.functional.brokers.rabbitmq import RabbitMQ
 
 
@@ -29,6 +30,19 @@ class RabbitMQHarness(Harness):
     def cut(self) -> None:
         self._node.eval("[exit(Connection, kill) || Connection <- rabbit_networking:connections()], ok.")
 
+    def pause(self) -> None:
+        self._node.pause()
+
+    def resume(self) -> None:
+        self._node.resume()
+
+    def partition(self) -> None:
+        self._node.eval("rabbit_maintenance:suspend_all_client_listeners(), ok.")
+        self.cut()
+
+    def heal(self) -> None:
+        self._node.eval("rabbit_maintenance:resume_all_client_listeners(), ok.")
+
     def leftovers(self) -> set[str]:
         if not self._node.alive():  # a check that stopped it has failed
             self._node.start()
@@ -37,10 +51,23 @@ class RabbitMQHarness(Harness):
         return own | ({f"{count} connections"} if count else set())
 
 
-class TestRabbitMQ(Conformance):
-    """Every check, with processes of its own."""
+class TestRabbitMQ310(Documented, Conformance):
+    """Every check, with processes of its own, on the oldest version."""
 
-    @pytest.fixture(scope="class", params=["rabbitmq_310", "rabbitmq_43"])
+    column = "RabbitMQ 3.10"
+
+    @pytest.fixture(scope="class")
     @classmethod
-    def harness(cls, request: pytest.FixtureRequest) -> Harness:
-        return RabbitMQHarness(request.getfixturevalue(request.param))
+    def harness(cls, rabbitmq_310: RabbitMQ) -> Harness:
+        return RabbitMQHarness(rabbitmq_310)
+
+
+class TestRabbitMQ43(Documented, Conformance):
+    """Every check, with processes of its own, on the newest version."""
+
+    column = "RabbitMQ 4.3"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def harness(cls, rabbitmq_43: RabbitMQ) -> Harness:
+        return RabbitMQHarness(rabbitmq_43)

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from msgbus.conformance import Harness
+from msgbus.conformance.check import Findings
 from msgbus.conformance.suite import Conformance
+from tests.documented import Documented
 from tests.functional.brokers.redis import Redis
 from tests.functional.zmq_conformance import CHECKS, FileBus, FileHarness
 from tests.functional.zmq_faults import cut_connections, cut_tcp
@@ -30,8 +32,10 @@ class ZmqHarness(Harness):
         return set(os.listdir(self._run_dir)) - {"changes"}
 
 
-class TestZmq(Conformance):
+class TestZmq(Documented, Conformance):
     """Every check, with processes of its own."""
+
+    column = "zmq"
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -79,6 +83,6 @@ class TestZmqFile(*CHECKS):  # type: ignore[misc]  # they are listed in one plac
     @pytest.fixture
     def bus(self, harness: FileHarness, tmp_path: pathlib.Path) -> Iterator[FileBus]:
         """All that a check opens, which is closed at the end."""
-        bus = FileBus(harness, tmp_path)
+        bus = FileBus(harness, tmp_path, Findings())
         yield bus
         bus.close()

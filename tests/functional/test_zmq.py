@@ -33,9 +33,9 @@ from msgbus import (
     get_rpc_client,
     get_rpc_transport,
 )
-from msgbus.conformance.bus import ProcessServer
 from msgbus.conformance.checks.receiver import Receiver, message, send
 from msgbus.conformance.endpoint import Journal, ServerSpec, make_conf
+from msgbus.conformance.processes import ProcessServer
 from msgbus.conformance.waiting import Task, gather, until
 from msgbus.drivers import zmq_frames as frames
 from msgbus.drivers.base import Address, Driver
@@ -185,7 +185,7 @@ def test_what_was_being_sent_to_a_killed_server_is_uncertain(place: Place) -> No
     (server,) = place.serve("s1")
     driver = place.driver()
     send(driver, ONE, b"{}")
-    os.kill(server._process.pid, signal.SIGSTOP)
+    os.kill(server.pid, signal.SIGSTOP)
     sent = driver.send(ONE, message("x", ttl=60), mandatory=True)
     with pytest.raises(TimeoutError):
         sent.result(0.2)
@@ -202,7 +202,7 @@ def test_a_frozen_server_is_missed(place: Place) -> None:
     held = Task(client.call, {}, "hold", key="k", gate="never")
     until(lambda: place.journal.entries("run", "k"), "it runs")
     place.serve("s2", query="heartbeat=0.5")
-    os.kill(frozen._process.pid, signal.SIGSTOP)
+    os.kill(frozen.pid, signal.SIGSTOP)
     try:
         until(lambda: len(place.journal.entries("run", "k")) == 2, "it runs at the other server")
         assert client.call({}, "note", key="next") == "s2"

@@ -177,11 +177,11 @@ def test_a_frozen_server_loses_its_connection_and_nothing_else(meeting: Meeting)
     held = Task(client.call, {}, "hold", key="k", gate="never")
     until(lambda: meeting.journal.entries("run", "k"), "it runs")
     meeting.serve("s2", more=quick)
-    os.kill(frozen._process.pid, signal.SIGSTOP)
+    os.kill(frozen.pid, signal.SIGSTOP)
     try:
         until(lambda: len(meeting.journal.entries("run", "k")) == 2, "it runs at the other server")
     finally:
-        os.kill(frozen._process.pid, signal.SIGCONT)
+        os.kill(frozen.pid, signal.SIGCONT)
         meeting.journal.open_gate("never")
     assert held.result() in ("s1", "s2")
     until(lambda: client.prepare(server="s1", timeout=20).call({}, "note", key="again") == "s1", "it serves again")

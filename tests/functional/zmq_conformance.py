@@ -8,6 +8,7 @@ from typing import Any
 
 from msgbus.conformance import Harness
 from msgbus.conformance.bus import Bus
+from msgbus.conformance.check import Findings
 from msgbus.conformance.checks.policies import PolicyChecks
 from msgbus.conformance.checks.stopping import StoppingChecks
 from msgbus.conformance.checks.verbs import VerbChecks
@@ -34,10 +35,10 @@ class FileHarness(Harness):
 class FileBus(Bus):
     """Gives each server that a check starts a place in the file, and has it listen there."""
 
-    def __init__(self, harness: FileHarness, folder: pathlib.Path) -> None:
+    def __init__(self, harness: FileHarness, folder: pathlib.Path, findings: Findings) -> None:
         self._path = harness.path
         self._topics: dict[str, dict[str, str]] = {}
-        super().__init__(harness, folder)
+        super().__init__(harness, folder, findings)
 
     def spec(self, server: str, topic: str | None = None, *args: Any, **more: Any) -> ServerSpec:
         found = super().spec(server, topic, *args, **more)

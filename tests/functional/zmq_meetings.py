@@ -9,8 +9,8 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from msgbus import Transport, get_rpc_transport
-from msgbus.conformance.bus import ProcessServer
 from msgbus.conformance.endpoint import Journal, ServerSpec, make_conf
+from msgbus.conformance.processes import ProcessServer
 from msgbus.drivers.base import Driver
 from tests.functional.brokers.processes import free_ports
 from tests.functional.brokers.redis import Redis

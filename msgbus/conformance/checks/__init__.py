@@ -1,23 +1,33 @@
-"""The checks, one file for each subject, and the list of all of them."""
+"""The checks, one file for each subject, and the list of all of them in the order in which they are run."""
 
 from msgbus.conformance.checks.bad_input import BadInputChecks
+from msgbus.conformance.checks.basics import BasicChecks
 from msgbus.conformance.checks.deadlines import DeadlineChecks
 from msgbus.conformance.checks.errors import ErrorChecks
-from msgbus.conformance.checks.faults import BusFaultChecks, DriverFaultChecks
+from msgbus.conformance.checks.faults import BusFaultChecks
 from msgbus.conformance.checks.inboxes import DriverChecks, InboxChecks
+from msgbus.conformance.checks.lasting import LastingChecks
 from msgbus.conformance.checks.patterns import PatternChecks
 from msgbus.conformance.checks.policies import PolicyChecks
+from msgbus.conformance.checks.reconnecting import ReconnectingChecks
 from msgbus.conformance.checks.sending import SendingChecks
+from msgbus.conformance.checks.settling import SettlingChecks
 from msgbus.conformance.checks.stopping import StoppingChecks
 from msgbus.conformance.checks.streams import StreamChecks
 from msgbus.conformance.checks.subscribing import SubscribingChecks
 from msgbus.conformance.checks.verbs import VerbChecks
 
-ALL: tuple[type, ...] = (
-    SendingChecks,
+DRIVER: tuple[type, ...] = (
+    BasicChecks,
+    SettlingChecks,
     SubscribingChecks,
+    SendingChecks,
     InboxChecks,
     DriverChecks,
+    ReconnectingChecks,
+)
+"""Of the bare driver."""
+BUS: tuple[type, ...] = (
     PatternChecks,
     VerbChecks,
     StreamChecks,
@@ -26,6 +36,7 @@ ALL: tuple[type, ...] = (
     BadInputChecks,
     PolicyChecks,
     StoppingChecks,
-    DriverFaultChecks,
     BusFaultChecks,
+    LastingChecks,
 )
+"""Of the whole bus."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from msgbus.conformance.bus import Bus
+from msgbus.conformance.check import check
 from msgbus.conformance.checks.wire import envelope, payload, policy, raw
 from msgbus.conformance.waiting import Task
 from msgbus.drivers.base import Address, Message
@@ -32,6 +33,7 @@ class BadInputChecks:
         assert [call.result() for call in calls] == list(range(10))
         assert [client.call({}, "echo", value=n) for n in range(10)] == list(range(10))
 
+    @check("bus", since="0.1")
     def test_bytes_that_are_no_message(self, bus: Bus) -> None:
         """Random bytes, other encodings, and unknown content types are dropped."""
         bus.serve(executor_thread_pool_size=4, rpc_prefetch=4)
@@ -47,6 +49,7 @@ class BadInputChecks:
             self._send_all(bus, address, messages)
         assert bus.journal.entries() == []
 
+    @check("bus", since="0.1")
     @pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
     def test_a_request_that_is_broken_at_any_place(self, bus: Bus, delivery: str) -> None:
         """A valid request with one byte changed, or cut off after any byte, is run or dropped."""
@@ -62,6 +65,7 @@ class BadInputChecks:
                 messages.append(raw(bytes(broken)))
             self._send_all(bus, bus.address("server", server="s1"), messages)
 
+    @check("bus", since="0.1")
     @pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
     @pytest.mark.parametrize("key", KEYS)
     def test_values_of_wrong_types(self, bus: Bus, key: str, delivery: str) -> None:
@@ -84,6 +88,7 @@ class BadInputChecks:
             requests += [{**payload("note", "k", **known), "args": {name: 1}} for name in names]
         self._send_all(bus, bus.address("server", server="s1"), [raw(envelope(request)) for request in requests])
 
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_a_client_drops_what_is_no_reply(self, bus: Bus) -> None:
         """Rubbish in the client's inbox, and answers to calls that nobody made, do not disturb those that wait."""
         bus.serve()
@@ -110,6 +115,7 @@ class BadInputChecks:
         assert list(stream) == [0, 1, 2, 3]
         assert client.call({}, "echo", value=1) == 1
 
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_a_server_drops_control_frames_that_make_no_sense(self, bus: Bus) -> None:
         """Credit and cancellation for calls that do not run there, and nonsense, change nothing for those that do."""
         bus.serve()
@@ -127,6 +133,7 @@ class BadInputChecks:
         assert list(stream) == list(range(1, 1000))
         assert client.call({}, "echo", value=1) == 1
 
+    @check("bus", since="0.1")
     def test_a_client_that_is_gone_costs_one_answer(self, bus: Bus) -> None:
         """Requests whose reply address does not exist run, and their servers go on."""
         bus.serve(executor_thread_pool_size=4, rpc_prefetch=4, rpc_reply_grace=0.2)

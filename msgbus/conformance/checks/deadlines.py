@@ -9,6 +9,7 @@ import pytest
 
 from msgbus import CallCancelled, MessageUndeliverable, MessagingException, MessagingTimeout, ServerLost
 from msgbus.conformance.bus import Bus
+from msgbus.conformance.check import check
 from msgbus.conformance.checks.receiver import leave_behind
 from msgbus.conformance.checks.streams import SOON
 from msgbus.conformance.waiting import Task, until
@@ -21,6 +22,7 @@ SLACK = 2.0
 class DeadlineChecks:
     """Of time limits, and of targets where nobody is."""
 
+    @check("bus", since="0.1")
     def test_a_call_ends_at_its_deadline(self, bus: Bus) -> None:
         """It raises `MessagingTimeout` then, whose text names method, topic and the server that still runs it."""
         bus.serve()
@@ -32,9 +34,9 @@ class DeadlineChecks:
         for known in ("hold", bus.topic, "s1"):
             assert known in str(error)
 
+    @check("bus", since="0.1", needs=(Capability.STORE, Capability.INSPECT))
     def test_a_timeout_tells_how_many_listen(self, bus: Bus) -> None:
         """Where no server has taken the call, the text tells whether one is there at all."""
-        bus.needs(Capability.STORE, Capability.INSPECT)
         leave_behind(bus, bus.address())
         call = Task(bus.client(timeout=1.0).call, {}, "echo")
         error = call.error()
@@ -42,6 +44,7 @@ class DeadlineChecks:
         assert 0.9 < call.seconds < 1.0 + SLACK
         assert "consumers there: 0" in str(error)
 
+    @check("bus", since="0.1", builds_on=("test_a_ttl_counts_seconds",))
     @pytest.mark.parametrize("prefetch", [1, 64])
     @pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
     def test_expired_work_is_not_run(self, bus: Bus, prefetch: int, delivery: Any) -> None:
@@ -61,6 +64,7 @@ class DeadlineChecks:
         assert client.call({}, "note", key="last") == "s1"
         assert [entry.key for entry in bus.journal.entries("run")] == ["held", "last"]
 
+    @check("bus", since="0.1")
     def test_a_nested_call_inherits_the_deadline(self, bus: Bus) -> None:
         """A call from a handler, with a default of 60 s, ends when the handler's own caller has given up."""
         bus.serve()
@@ -70,12 +74,14 @@ class DeadlineChecks:
         assert isinstance(call.error(), MessagingTimeout)
         bus.saw("timed out", "k", seconds=2 * SLACK)
 
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_a_streams_nested_calls_have_time(self, bus: Bus) -> None:
         """A generator that runs for longer than the wait for an item may still call others."""
         bus.serve()
         stream = bus.client(timeout=1.0).multicall({}, "nested_late", topic=bus.topic, n=6, pause=0.3)
         assert list(stream) == [0, 1, 2, 3, 4, 5, "nested"]
 
+    @check("bus", since="0.1")
     def test_a_call_on_a_generator_is_ended_at_its_deadline(self, bus: Bus) -> None:
         """The generator is closed when the caller gives up."""
         bus.serve()
@@ -83,6 +89,7 @@ class DeadlineChecks:
             bus.client(timeout=1.0).call({}, "endless", key="k")
         bus.saw("closed", "k", seconds=SOON)
 
+    @check("bus", since="0.1", builds_on=("test_mandatory_to_nobody_fails_at_once", "test_an_inbox_keeps_the_order"))
     @pytest.mark.parametrize("verb", ["call", "cast", "multicall"])
     def test_nobody_there_is_told_at_once(self, bus: Bus, verb: str) -> None:
         """A target at which nobody listens raises `MessageUndeliverable`, long before the deadline."""
@@ -97,9 +104,9 @@ class DeadlineChecks:
             assert task.seconds < 10
         bus.client(f"{bus.topic}-nobody").fanout_cast({}, "echo")
 
+    @check("bus", since="0.1", needs=(Capability.STORE,))
     def test_calls_wait_for_a_server_that_is_away(self, bus: Bus) -> None:
         """A topic whose servers are all away for the moment keeps its calls, and they are answered by the next."""
-        bus.needs(Capability.STORE)
         (first,) = bus.serve("s1")
         first.close()
         calls = [Task(bus.client().call, {}, "note", key=f"k{n}") for n in range(10)]
@@ -110,9 +117,9 @@ class DeadlineChecks:
         bus.ran("cast")
         assert len(bus.journal.entries("run")) == 11
 
+    @check("bus", since="0.1", needs=(Capability.STORE,))
     def test_a_named_server_finds_its_work_when_it_is_back(self, bus: Bus) -> None:
         """What was sent to one server while it was away is run by the one of that name that comes."""
-        bus.needs(Capability.STORE)
         (first,) = bus.serve("s1")
         first.close()
         call = Task(bus.client().prepare(server="s1").call, {}, "note", key="k")
@@ -120,6 +127,7 @@ class DeadlineChecks:
         bus.serve("s1")
         assert call.result() == "s1"
 
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_the_send_window_bounds_what_is_unfinished(self, bus: Bus) -> None:
         """Past it a verb waits, within its deadline; nothing of it is sent, and it works again afterwards."""
         bus.serve()
@@ -145,6 +153,7 @@ class DeadlineChecks:
             assert client.call({}, "echo", value=1) == 1
         assert bus.journal.entries("run", "third") == []
 
+    @check("bus", since="0.1")
     def test_closing_the_transport_ends_its_calls(self, bus: Bus) -> None:
         """Whoever waits on it gets `CallCancelled`, and so does who calls afterwards."""
         bus.serve(rpc_reply_grace=0.5)
@@ -157,6 +166,7 @@ class DeadlineChecks:
         assert isinstance(Task(client.call, {}, "echo").error(10), CallCancelled)
         assert isinstance(Task(client.cast, {}, "echo").error(10), CallCancelled)
 
+    @check("bus", since="0.1")
     @pytest.mark.parametrize("timeout", [0.0, 0.001, 0.02])
     def test_a_very_short_deadline_is_kept(self, bus: Bus, timeout: float) -> None:
         """However short it is, the call ends with one of our errors."""

@@ -18,12 +18,14 @@ from msgbus import (
     get_rpc_client,
 )
 from msgbus.conformance.bus import Bus
+from msgbus.conformance.check import check
 from msgbus.conformance.endpoint import Trouble
 
 
 class ErrorChecks:
     """What is raised at the caller."""
 
+    @check("bus", since="0.1")
     def test_builtin_exceptions_are_raised_as_themselves(self, bus: Bus) -> None:
         """With their arguments, and the remote traceback as a note."""
         bus.serve()
@@ -32,6 +34,7 @@ class ErrorChecks:
         assert caught.value.args == ("bad: value", 7)
         assert "endpoint.py" in "".join(caught.value.__notes__)
 
+    @check("bus", since="0.1")
     def test_other_exceptions_become_remote_errors(self, bus: Bus) -> None:
         """Type, text and traceback of the remote exception are told."""
         bus.serve()
@@ -43,6 +46,7 @@ class ErrorChecks:
             assert caught.value.traceback
             assert "Trouble" in str(caught.value)
 
+    @check("bus", since="0.1")
     def test_allowed_exceptions_are_raised_as_themselves(self, bus: Bus) -> None:
         """What a module on the allow-list defines is made again with its arguments."""
         bus.serve()
@@ -53,6 +57,7 @@ class ErrorChecks:
         with pytest.raises(Trouble, match="as expected"):
             client.call({}, "fail_as_expected")
 
+    @check("bus", since="0.1")
     def test_an_exception_that_cannot_travel_is_told_of(self, bus: Bus) -> None:
         """One whose arguments and text cannot be written arrives as a remote error all the same."""
         bus.serve()
@@ -60,6 +65,7 @@ class ErrorChecks:
             bus.client().call({}, "fail", kind="unprintable")
         assert caught.value.exc_type == "Unprintable"
 
+    @check("bus", since="0.1")
     def test_a_result_that_cannot_travel_is_an_error(self, bus: Bus) -> None:
         """The caller is told at once, and the server goes on."""
         bus.serve()
@@ -67,6 +73,7 @@ class ErrorChecks:
             bus.client().call({}, "unserialisable")
         assert bus.client().call({}, "echo", value=1) == 1
 
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     @pytest.mark.parametrize("method", ["nowhere", "", "attribute", "nötig", "__class__.x"])
     def test_a_method_that_does_not_exist(self, bus: Bus, method: str) -> None:
         """The caller is told its name."""
@@ -77,6 +84,7 @@ class ErrorChecks:
         with pytest.raises(NoSuchMethod):
             list(bus.client().multicall({}, method))
 
+    @check("bus", since="0.1")
     def test_arguments_that_do_not_fit(self, bus: Bus) -> None:
         """Missing, unknown and doubled ones raise `InvalidArguments`, before the method runs."""
         bus.serve()
@@ -85,6 +93,7 @@ class ErrorChecks:
                 bus.client().call({}, "note", **arguments)
         assert bus.journal.entries("run") == []
 
+    @check("bus", since="0.1")
     @pytest.mark.parametrize("method", ["_private", "__init__", "__class__", "_note"])
     def test_private_methods_are_not_for_others(self, bus: Bus, method: str) -> None:
         """What begins with an underscore may not be called, and cannot be told from what is not there."""
@@ -92,6 +101,7 @@ class ErrorChecks:
         with pytest.raises((AccessDenied, NoSuchMethod)):
             bus.client().call({}, method)
 
+    @check("bus", since="0.1")
     def test_access_policies(self, bus: Bus) -> None:
         """A server may let only marked methods be called, or all."""
         bus.serve("explicit", access="explicit")
@@ -102,6 +112,7 @@ class ErrorChecks:
             explicit.call({}, "echo")
         assert legacy.call({}, "_private") == "private"
 
+    @check("bus", since="0.1")
     def test_namespaces_and_versions(self, bus: Bus) -> None:
         """The endpoint of the namespace whose major is the same and whose minor is no lower serves a request."""
         bus.serve()
@@ -117,6 +128,7 @@ class ErrorChecks:
         with pytest.raises(NoSuchMethod):
             books.prepare(version="2.0").call({}, "echo")
 
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_the_version_cap_holds_requests_back(self, bus: Bus) -> None:
         """A request above the cap is refused before it is sent, by each verb."""
         bus.serve()
@@ -128,6 +140,7 @@ class ErrorChecks:
             with pytest.raises(RPCVersionCapError):
                 verb({}, "edition")
 
+    @check("bus", since="0.1")
     def test_targets_that_are_of_no_use(self, bus: Bus) -> None:
         """A call needs one server to answer it; a client needs a topic."""
         bus.serve()

@@ -8,12 +8,14 @@ import pytest
 
 from msgbus import MessageUndeliverable
 from msgbus.conformance.bus import Bus
+from msgbus.conformance.check import check
 from msgbus.conformance.waiting import Task, gather, until
 
 
 class PatternChecks:
     """Who runs a request."""
 
+    @check("bus", since="0.1", builds_on=("test_idle_subscribers_share_a_topic",))
     def test_idle_servers_share_the_calls(self, bus: Bus) -> None:
         """Of 300 calls each is run by one of three idle servers, and each of them runs at least 60."""
         bus.serve("s1", "s2", "s3")
@@ -24,6 +26,7 @@ class PatternChecks:
         runs = Counter(entry.key for entry in bus.journal.entries("run"))
         assert runs == {f"k{n}": 1 for n in range(300)}
 
+    @check("bus", since="0.1")
     def test_a_call_to_one_server_reaches_that_one(self, bus: Bus) -> None:
         """With a server in the target no other runs the call."""
         bus.serve("s1", "s2", "s3")
@@ -33,6 +36,7 @@ class PatternChecks:
         client.prepare(server="s2").cast({}, "note", key="cast")
         assert bus.ran("cast") == ["s2"]
 
+    @check("bus", since="0.1", builds_on=("test_a_fanout_goes_to_all",))
     def test_a_fanout_reaches_every_server_once(self, bus: Bus) -> None:
         """`fanout_cast`, and `cast` with fanout in the target, are run once by each server."""
         bus.serve("s1", "s2", "s3")
@@ -45,6 +49,15 @@ class PatternChecks:
                 assert sorted(bus.ran(f"{letter}{n}", 3)) == ["s1", "s2", "s3"]
         assert len(bus.journal.entries("run")) == 60
 
+    @check(
+        "bus",
+        since="0.1",
+        builds_on=(
+            "test_a_fanout_goes_to_all",
+            "test_mandatory_to_nobody_fails_at_once",
+            "test_exchanges_and_topics_are_apart",
+        ),
+    )
     def test_exchanges_are_apart(self, bus: Bus) -> None:
         """The same topic of another exchange is another service, in each of the patterns."""
         bus.serve("here")
@@ -60,6 +73,7 @@ class PatternChecks:
         assert bus.ran("all") == ["here"]
         assert bus.ran("all of the other") == ["there"]
 
+    @check("bus", since="0.1", builds_on=("test_exchanges_and_topics_are_apart",))
     def test_topics_are_apart(self, bus: Bus) -> None:
         """A topic whose name begins with another's, and one that looks like another's server, are other services."""
         topics = [bus.topic, f"{bus.topic}.s1", f"{bus.topic}/s1", f"{bus.topic}_fanout", f"{bus.topic}!"]
@@ -73,6 +87,7 @@ class PatternChecks:
                 bus.ran(f"{kind} {n}")
         assert len(bus.journal.entries("run")) == 3 * len(topics)
 
+    @check("bus", since="0.1")
     @pytest.mark.parametrize(
         "name", ["with/slash", "a#b", "a*b.c", "two words", "Größe 漢字 🐇", "%2F", "!fanout", "'\"`$;&|<>", "x" * 75]
     )
@@ -86,6 +101,7 @@ class PatternChecks:
         client.fanout_cast({}, "note", key="all")
         assert bus.ran("all") == [name]
 
+    @check("bus", since="0.1", builds_on=("test_prefetch_bounds_what_is_handed_over",))
     def test_a_busy_server_holds_nothing_that_an_idle_one_could_run(self, bus: Bus) -> None:
         """With one server stuck, and no room for more there, all further work is done by the idle one."""
         bus.serve("s1", "s2", executor_thread_pool_size=1, rpc_prefetch=1, rpc_delivery="at_least_once")
@@ -102,6 +118,7 @@ class PatternChecks:
         names = gather(calls)
         assert names.count("s2") >= 19
 
+    @check("bus", since="0.1", builds_on=("test_mandatory_to_nobody_fails_at_once",))
     def test_a_second_server_of_the_process_serves_too(self, bus: Bus) -> None:
         """One client's process may call several services over one transport, also one that is started later."""
         bus.serve("s1")

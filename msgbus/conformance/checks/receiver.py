@@ -1,28 +1,40 @@
-"""Receiver: a subscriber that keeps what it gets."""
+"""Receiver: a subscriber that keeps what it gets. And what else the checks of drivers share."""
 
 from __future__ import annotations
 
 import threading
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from msgbus.conformance.bus import Bus
 from msgbus.conformance.waiting import until
-from msgbus.drivers.base import Address, Capability, Delivery, Driver, Message, Subscription
+from msgbus.drivers.base import Address, Delivery, Driver, Message, Subscription
 
 TEXT = "text/plain"
+STILL = 5.0
+"""Seconds in which something comes, as long as anything is to come."""
 
 
-def message(body: bytes | str = b"", ttl: float | None = 30.0, durable: bool = False) -> Message:
-    """A message with an id of its own."""
+def message(
+    body: bytes | str = b"", ttl: float | None = None, durable: bool = False, wait: float | None = None
+) -> Message:
+    """A message with an id of its own. What is not about ttl has none, so that it does not depend on that."""
     data = body.encode() if isinstance(body, str) else body
-    return Message(data, TEXT, uuid.uuid4().hex, ttl, durable)
+    return Message(data, TEXT, uuid.uuid4().hex, ttl, durable, wait)
 
 
 def send(driver: Driver, address: Address, body: bytes | str, *, mandatory: bool = True, **more: Any) -> None:
     """Send, and return when the message system is responsible for it."""
     driver.send(address, message(body, **more), mandatory=mandatory).result(15)
+
+
+def send_all(driver: Driver, address: Address, bodies: Iterable[str]) -> None:
+    """Send without waiting in between, and return when the message system is responsible for all."""
+    mandatory = address.kind != "fanout"
+    for sent in [driver.send(address, message(body), mandatory=mandatory) for body in bodies]:
+        sent.result(30)
 
 
 class Receiver:
@@ -42,9 +54,8 @@ class Receiver:
 
     def take(self, delivery: Delivery) -> None:
         """Take a delivery: for `Driver.subscribe`."""
-        if not self._calling.acquire(blocking=False):
-            self.overlaps += 1
-            self._calling.acquire()
+        alone = self._calling.acquire(blocking=False)
+        self.overlaps += not alone
         try:
             self.deliveries.append(delivery)
             if self._accept:
@@ -52,7 +63,8 @@ class Receiver:
             if self._then is not None:
                 self._then(delivery)
         finally:
-            self._calling.release()
+            if alone:
+                self._calling.release()
 
     def subscribe(self, driver: Driver, *addresses: Address, prefetch: int = 100) -> Subscription:
         """Subscribe, and return when that is ready."""
@@ -74,14 +86,40 @@ class Receiver:
         """Wait for a message with this text."""
         until(lambda: body in self.bodies, f"the message {body!r}", seconds)
 
+    def wait_for_all(self, bodies: Iterable[str]) -> None:
+        """Wait for these messages, as long as anything comes at all.
+
+        Raises:
+            AssertionError: nothing has come for some seconds; the text names those that are missing.
+        """
+        wanted = set(bodies)
+        count, since = -1, 0.0
+        while missing := wanted - set(self.bodies):
+            if len(self.deliveries) != count:
+                count, since = len(self.deliveries), time.monotonic()
+            assert time.monotonic() - since < STILL, f"{len(missing)} are missing: {sorted(missing)[:10]}"
+            time.sleep(0.005)
+
 
 def another_driver(bus: Bus) -> Driver:
     """A driver with connections of its own, as another process has."""
     return bus.new_transport().driver
 
 
+def address_of(bus: Bus, kind: str) -> Address:
+    """An address to subscribe to."""
+    named = {"server": "s1", "fanout": "s1"}.get(kind, "")
+    return bus.address(kind, server=named, name="p1" if kind == "pool" else "")
+
+
+def sent_to(address: Address) -> Address:
+    """Where one sends what is to come by an address to which somebody has subscribed."""
+    if address.kind == "pool":
+        return Address("topic", address.exchange, address.topic)
+    return address._replace(server="") if address.kind == "fanout" else address
+
+
 def leave_behind(bus: Bus, address: Address) -> None:
-    """Have an address exist to which nobody listens now."""
-    bus.needs(Capability.STORE)
+    """Have an address exist to which nobody listens now. It takes `Capability.STORE`."""
     driver = another_driver(bus)
     Receiver().subscribe(driver, address).close().result(15)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from msgbus.conformance.bus import Bus
+from msgbus.conformance.check import check
 from msgbus.conformance.waiting import Task, gather, until
 from msgbus.drivers.base import Capability
 
@@ -18,6 +19,7 @@ BOTH = pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
 class StoppingChecks:
     """Of `RPCServer.stop` and `wait`."""
 
+    @check("bus", since="0.1")
     @BOTH
     def test_what_runs_is_finished_and_answered(self, bus: Bus, delivery: Any) -> None:
         """After `stop` a running handler goes on, and its caller gets the answer before `wait` returns 0."""
@@ -38,6 +40,7 @@ class StoppingChecks:
         bus.saw("done", "cast", seconds=1)
         assert len(bus.journal.entries("run")) == 6
 
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_a_running_stream_is_finished(self, bus: Bus) -> None:
         """A stream goes on after `stop`, to its end."""
         (server,) = bus.serve("s1")
@@ -49,10 +52,18 @@ class StoppingChecks:
         assert list(stream) == [3]
         assert server.wait(20) == 0
 
+    @check(
+        "bus",
+        since="0.1",
+        needs=(Capability.REQUEUE,),
+        builds_on=(
+            "test_close_gives_back_what_is_open",
+            "test_reject_with_requeue_hands_it_to_another",
+        ),
+    )
     @BOTH
     def test_what_has_not_begun_goes_to_another(self, bus: Bus, delivery: Any) -> None:
         """A stopping server gives back what no thread of it has begun; another server runs it, once."""
-        bus.needs(Capability.REQUEUE)
         (first,) = bus.serve("s1", executor_thread_pool_size=1)
         gate = bus.gate()
         client = bus.client(delivery=delivery)
@@ -75,10 +86,18 @@ class StoppingChecks:
         assert Counter(entry.key for entry in bus.journal.entries("run")).most_common(1)[0][1] == 1
         assert bus.journal.entries("dead") == []
 
+    @check(
+        "bus",
+        since="0.1",
+        needs=(Capability.REQUEUE, Capability.STORE),
+        builds_on=(
+            "test_close_gives_back_what_is_open",
+            "test_reject_with_requeue_hands_it_to_another",
+        ),
+    )
     @BOTH
     def test_what_has_not_begun_waits_for_a_server(self, bus: Bus, delivery: Any) -> None:
         """Where there is no other server, what is given back is stored for the next one."""
-        bus.needs(Capability.REQUEUE, Capability.STORE)
         (first,) = bus.serve("s1", executor_thread_pool_size=1)
         gate = bus.gate()
         client = bus.client(delivery=delivery)
@@ -96,10 +115,18 @@ class StoppingChecks:
         assert gather(calls) == ["s2"] * 10
         assert len(bus.journal.entries("run")) == 11
 
+    @check(
+        "bus",
+        since="0.1",
+        needs=(Capability.REQUEUE,),
+        builds_on=(
+            "test_close_gives_back_what_is_open",
+            "test_reject_with_requeue_hands_it_to_another",
+        ),
+    )
     @BOTH
     def test_servers_may_come_and_go_under_load(self, bus: Bus, delivery: Any) -> None:
         """While eight callers go on, servers are stopped and started: every call is answered, and run once."""
-        bus.needs(Capability.REQUEUE)
         (first,) = bus.serve("s1", executor_thread_pool_size=2)
         client = bus.client(delivery=delivery)
 
@@ -121,6 +148,7 @@ class StoppingChecks:
         assert len(runs) == 480
         assert set(runs.values()) == {1}
 
+    @check("bus", since="0.1")
     def test_wait_reports_what_it_abandons(self, bus: Bus) -> None:
         """A handler that does not end in time is counted, and `wait` returns in time."""
         (server,) = bus.serve("s1")
@@ -134,6 +162,14 @@ class StoppingChecks:
         bus.journal.open_gate(gate)
         bus.saw("done", "k")
 
+    @check(
+        "bus",
+        since="0.1",
+        builds_on=(
+            "test_a_fanout_goes_to_all",
+            "test_after_stop_nothing_is_handed_over",
+        ),
+    )
     def test_a_stopped_server_takes_nothing_new(self, bus: Bus) -> None:
         """Once `stop` has returned, no further request begins there, in any pattern."""
         first, _ = bus.serve("s1", "s2")
@@ -145,6 +181,7 @@ class StoppingChecks:
         assert first.wait(20) == 0
         assert {entry.server for entry in bus.journal.entries("run")} == {"s2"}
 
+    @check("bus", since="0.1")
     def test_an_idle_server_stops_at_once(self, bus: Bus) -> None:
         """There is nothing to wait for."""
         (server,) = bus.serve("s1")

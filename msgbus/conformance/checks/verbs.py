@@ -8,6 +8,7 @@ import pytest
 
 from msgbus import MessageTooLarge, SerializationError
 from msgbus.conformance.bus import Bus
+from msgbus.conformance.check import check
 from msgbus.conformance.waiting import Task, gather, until
 
 VALUES = [
@@ -31,6 +32,7 @@ VALUES = [
 class VerbChecks:
     """Of `call`, `cast`, `fanout_cast`, `multicall` and `ping`."""
 
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     @pytest.mark.parametrize("codec", ["json", "msgpack"])
     def test_values_come_back_as_they_were_sent(self, bus: Bus, codec: str) -> None:
         """Plain data of every kind travels both ways, as a call's value and as an item of a stream."""
@@ -40,6 +42,7 @@ class VerbChecks:
             assert client.call({}, "echo", value=value) == value
             assert list(client.multicall({}, "echo", value=value)) == [value]
 
+    @check("bus", since="0.1")
     def test_binary_data_travels_with_msgpack(self, bus: Bus) -> None:
         """Bytes come back as bytes."""
         bus.serve()
@@ -47,6 +50,7 @@ class VerbChecks:
         data = {"blob": bytes(range(256)), "list": [b"", b"\xff"]}
         assert client.call({}, "echo", value=data) == data
 
+    @check("bus", since="0.1")
     def test_both_codecs_at_one_server(self, bus: Bus) -> None:
         """A server answers each client in the codec of its request."""
         bus.serve()
@@ -55,6 +59,7 @@ class VerbChecks:
             assert one.call({}, "echo", value=n) == n
             assert other.call({}, "echo", value=b"x" * n) == b"x" * n
 
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_too_large_is_an_error_of_the_caller(self, bus: Bus) -> None:
         """A request over the message system's limit raises `MessageTooLarge` from each verb, and that is all."""
         bus.serve()
@@ -68,6 +73,7 @@ class VerbChecks:
         assert client.call({}, "echo", value="small") == "small"
         assert bus.journal.entries("run") == []
 
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     @pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
     def test_an_answer_that_is_too_large_is_an_error(self, bus: Bus, delivery: Any) -> None:
         """The caller is told at once, and the method is not run again for it."""
@@ -79,6 +85,7 @@ class VerbChecks:
             list(client.multicall({}, "big_items", n=1, size=bus.harness.largest))
         assert client.call({}, "echo", value=1) == 1
 
+    @check("bus", since="0.1")
     def test_cast_returns_before_it_has_run(self, bus: Bus) -> None:
         """A cast is handed over and returns None; it runs once, and its value is dropped."""
         bus.serve()
@@ -92,18 +99,21 @@ class VerbChecks:
         assert client.call({}, "echo", value=1) == 1
         assert len(bus.journal.entries("run", "k")) == 1
 
+    @check("bus", since="0.1")
     def test_a_cast_to_a_generator_runs_it_to_its_end(self, bus: Bus) -> None:
         """What it yields is dropped."""
         bus.serve()
         bus.client().cast({}, "count", n=500, key="k")
         bus.saw("done", "k")
 
+    @check("bus", since="0.1")
     @pytest.mark.parametrize("n", [0, 1, 2, 500])
     def test_call_on_a_generator_gives_its_last_value(self, bus: Bus, n: int) -> None:
         """Of an empty one that is None."""
         bus.serve()
         assert bus.client().call({}, "count", n=n) == (n - 1 if n else None)
 
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_multicall_on_a_plain_method_gives_one_item(self, bus: Bus) -> None:
         """Also where its value is None, or a list."""
         bus.serve()
@@ -111,6 +121,7 @@ class VerbChecks:
         for value in ("x", None, [1, 2], []):
             assert list(client.multicall({}, "echo", value=value)) == [value]
 
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_contexts_travel(self, bus: Bus) -> None:
         """The handler gets the context as the caller gave it, with both verbs that return it."""
         bus.serve()
@@ -119,6 +130,7 @@ class VerbChecks:
         assert list(bus.client().multicall(context, "context")) == [context]
         assert bus.client().call({}, "context") == {}
 
+    @check("bus", since="0.1")
     def test_nested_calls(self, bus: Bus) -> None:
         """A handler may call another service, its own, and a chain of them."""
         bus.serve("s1", "s2")
@@ -132,6 +144,7 @@ class VerbChecks:
             chain = {"topic": bus.topic if n % 2 else other, "method": "nested", "arguments": chain}
         assert client.call({}, "nested", **chain) == "end"
 
+    @check("bus", since="0.1")
     def test_many_nested_calls_at_once(self, bus: Bus) -> None:
         """Handlers that wait for other handlers do not block one another, as long as there are threads for them."""
         bus.serve("s1", "s2", executor_thread_pool_size=64)
@@ -142,6 +155,7 @@ class VerbChecks:
 
         assert gather([Task(nested, n) for n in range(30)]) == list(range(30))
 
+    @check("bus", since="0.1", builds_on=("test_a_fanout_goes_to_all",))
     def test_ping_gathers_all_servers(self, bus: Bus) -> None:
         """Each server answers with what it is; a named one answers alone."""
         bus.serve("s1", "s2", "s3")
@@ -150,6 +164,7 @@ class VerbChecks:
         assert all(answer["topic"] == bus.topic and answer["pid"] and answer["seconds"] >= 0 for answer in answers)
         assert [answer["server"] for answer in bus.client().prepare(server="s2").ping(timeout=3)] == ["s2"]
 
+    @check("bus", since="0.1")
     @pytest.mark.parametrize(("threads", "calls"), [(32, 100)])
     def test_each_of_many_callers_gets_its_own_answer(self, bus: Bus, threads: int, calls: int) -> None:
         """32 threads that share a client make 100 calls each, and none gets another's answer."""
@@ -164,6 +179,7 @@ class VerbChecks:
 
         assert gather([Task(caller, thread) for thread in range(threads)], 100) == list(range(threads))
 
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_verbs_may_be_mixed(self, bus: Bus) -> None:
         """Calls, casts and streams of several threads over one transport do not disturb one another."""
         bus.serve("s1", "s2")
@@ -178,6 +194,7 @@ class VerbChecks:
         gather([Task(caller, thread) for thread in range(8)])
         until(lambda: len([e for e in bus.journal.entries("run") if e.key.startswith("cast")]) == 80, "80 casts")
 
+    @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_arguments_that_cannot_travel(self, bus: Bus) -> None:
         """The error names the argument or context key, nothing is sent, and the client can be used on."""
         bus.serve()

@@ -1,0 +1,143 @@
+"""``msgbus conformance``."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from msgbus.cli.errors import Code
+from msgbus.cli.instances import make_instance
+from msgbus.cli.options import beginnings_of_urls, example, json_option, log_options, open_transport
+from msgbus.cli.progress import progress
+from msgbus.cli.tables import print_json, print_table
+
+if TYPE_CHECKING:
+    from msgbus.conformance.harness import Harness
+    from msgbus.conformance.report import Result
+
+NO_ARGUMENTS = "; it is made without arguments"
+
+
+@click.command(
+    epilog=example(
+        "msgbus conformance --url nats://127.0.0.1:4222",
+        "msgbus conformance --harness tests.test_conformance:MyHarness --level driver -k 'inbox and not slow'",
+    )
+)
+@click.option(
+    "--url",
+    envvar="MSGBUS_URL",
+    show_envvar=True,
+    metavar="URL",
+    shell_complete=beginnings_of_urls,
+    help="The message system. The suite sends there what it likes: no service may use it.",
+)
+@click.option(
+    "--harness",
+    "harness_name",
+    metavar="MODULE:CLASS",
+    help="A subclass of msgbus.conformance.Harness, which can stop, start or cut the message system: more is checked "
+    "then. It has a URL, too, which --url replaces.",
+)
+@click.option(
+    "--level", type=click.Choice(["driver", "bus"]), help="Only the bare driver, or the whole bus.  [default: both]"
+)
+@click.option("-k", "keyword", metavar="EXPRESSION", default="", help="Only the checks that pytest's -k would select.")
+@click.option("--largest", type=click.IntRange(min=1024), metavar="BYTES", help="The largest message that is allowed.")
+@click.option("--one-process", is_flag=True, help="The message system lives in one process.")
+@click.option("--junit", metavar="FILE", type=click.Path(dir_okay=False, writable=True), help="Write a JUnit report.")
+@json_option("One line of JSON for each check.")
+@log_options
+@click.pass_context
+def conformance(
+    ctx: click.Context,
+    url: str | None,
+    harness_name: str | None,
+    level: Any,
+    keyword: str,
+    largest: int | None,
+    one_process: bool,
+    junit: str | None,
+    as_json: bool,
+) -> None:
+    """Check a driver, and the message system that it is for: what msgbus guarantees, and whether it holds there.
+
+    Prints each guarantee, whether it holds, and how long that took to find out. A check is skipped, with the reason,
+    where the driver does not declare the capability, where the harness cannot do what it takes, or where it builds on
+    another that has failed. Ends with 1 if any check fails. Takes some minutes; without the slow ones, -k "not slow",
+    about two.
+    """
+    for module in ("pytest", "pytest_timeout"):
+        if importlib.util.find_spec(module) is None:
+            raise click.UsageError(f"the checks need {module}, which is missing: pip install 'msgbus[conformance]'")
+    from msgbus.conformance.report import Recorder
+    from msgbus.conformance.run import RunFailed, run
+
+    recorder = Recorder()
+    with progress() as waiting:
+        with waiting("preparing the message system"):
+            harness = _make_harness(harness_name, url, largest, one_process)
+        try:
+            with waiting(lambda: f"{recorder.done} of {recorder.total} checks done: {recorder.running}"):
+                results = run(harness, recorder, level=level, keyword=keyword, junit=junit)
+        except RunFailed as exc:
+            raise click.UsageError(f"pytest could not run the checks: {exc}") from exc
+        finally:
+            with waiting("putting the message system away"):
+                harness.close()
+    if not results:
+        raise click.UsageError("no check is selected")
+    counts: Counter[str] = Counter(result.outcome for result in results)
+    if as_json:
+        print_json(results)
+    else:
+        _print_results(results)
+        click.echo(f"\n{_summary(counts, results)}")
+    ctx.exit(Code.UNEXPECTED if counts["failed"] else Code.OK)
+
+
+def _make_harness(name: str | None, url: str | None, largest: int | None, one_process: bool) -> Harness:
+    from msgbus.conformance.harness import Harness
+
+    if name is None:
+        if not url:
+            raise click.UsageError("where is the message system? Say --url or --harness")
+        harness = Harness()
+    else:
+        made = make_instance(name, NO_ARGUMENTS)
+        if not isinstance(made, Harness):
+            raise click.UsageError(f"{name} is no subclass of msgbus.conformance.Harness")
+        harness = made
+    if url:
+        harness.url = url
+    if largest is not None:
+        harness.largest = largest
+    if one_process:
+        harness.processes = False
+    # What is wrong with the URL or the driver is told here, and not by each check.
+    with open_transport(harness.url, (), quiet=True):
+        return harness
+
+
+def _print_results(results: Sequence[Result]) -> None:
+    rows = []
+    for result in results:
+        reason = f": {result.reason}" if result.reason and result.outcome == "skipped" else ""
+        row = [result.check, f"{result.outcome}{reason}", f"{result.seconds:.2f} s", result.level, result.guarantee]
+        rows.append(row)
+    print_table(("check", "result", "time", "level", "guarantee"), rows)
+    for result in results:
+        if result.outcome == "failed":
+            click.echo(f"\n{result.check} (since {result.since}) failed: {result.reason}\n{result.details.rstrip()}")
+
+
+def _summary(counts: Counter[str], results: Sequence[Result]) -> str:
+    """One line: how many passed, failed and were skipped, and why."""
+    seconds = sum(result.seconds for result in results)
+    line = f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped in {seconds:.0f} s"
+    reasons = Counter(result.reason for result in results if result.outcome == "skipped")
+    return "\n".join([line, *(f"  skipped {count}: {reason}" for reason, count in reasons.most_common())])

@@ -1,0 +1,67 @@
+"""Census: what a check has left behind: threads, file descriptors, and things on the message system."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+from msgbus.conformance.harness import Harness
+from msgbus.conformance.waiting import until
+
+PATIENCE = 15.0
+"""Seconds in which all that was closed has to be gone."""
+IMPATIENCE = 0.2
+"""The same, where it is known already that something stays: one such wait is enough."""
+
+
+class Census:
+    """Taken before a check, and compared after it."""
+
+    def __init__(self, harness: Harness) -> None:
+        self._harness = harness
+        self._leftovers = harness.leftovers()
+        self._threads = set(threading.enumerate())
+        self._descriptors = _descriptors()
+
+    def compare(self, *, broker: bool, patient: bool) -> list[str]:
+        """What there is now and was not there before; of the message system only where `broker` says so."""
+        questions = [self._new_threads, self._new_descriptors]
+        if broker:
+            questions.append(self._new_leftovers)
+        left: list[str] = []
+        for question in questions:
+            left += _outlasting(question, IMPATIENCE if left or not patient else PATIENCE)
+        return left
+
+    def _new_threads(self) -> list[str]:
+        return [f"thread {thread.name}" for thread in threading.enumerate() if thread not in self._threads]
+
+    def _new_descriptors(self) -> list[str]:
+        # One that was open before may have been closed, and its number be in use again: so it is the count that tells.
+        now = _descriptors()
+        more = len(now) - len(self._descriptors)
+        return [f"{more} file descriptors, such as {sorted(now.values())[-5:]}"] if more > 0 else []
+
+    def _new_leftovers(self) -> list[str]:
+        return sorted(self._harness.leftovers() - self._leftovers)
+
+
+def _outlasting(question: Callable[[], list[str]], seconds: float) -> list[str]:
+    """What is still there after so many seconds."""
+    try:
+        until(lambda: not question(), "nothing is left", seconds)
+    except AssertionError:
+        return question()
+    return []
+
+
+def _descriptors() -> dict[str, str]:
+    """The open file descriptors: number -> what it is of."""
+    found = {}
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            found[number] = os.readlink(f"/proc/self/fd/{number}")
+        except FileNotFoundError:  # that of the listing itself
+            continue
+    return found

@@ -1,0 +1,133 @@
+"""What the suite knows of each check, and what came of it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
+
+import pytest
+
+from msgbus.conformance.waiting import Task
+from msgbus.drivers.base import Capability
+
+if TYPE_CHECKING:
+    from msgbus.conformance.bus import Bus
+
+Level = Literal["driver", "bus"]
+"""What a check looks at: the bare driver, through its contract alone; or the whole bus, through clients and servers."""
+Fault = Literal["stop", "start", "kill", "cut", "pause", "resume", "partition", "heal"]
+"""What a harness may be able to do: a method of `Harness`."""
+
+F = TypeVar("F", bound=Callable[..., None])
+
+
+class Check(NamedTuple):
+    """About a check.
+
+    Attributes:
+        name: of its test function. Its docstring is the guarantee.
+        level: see `Level`.
+        since: the version of msgbus that brought it.
+        needs: capabilities that the driver has to declare, else there is nothing to check.
+        lacks: capabilities without which it has to be. For what a driver owes that does not declare them.
+        harness: what the harness has to be able to do.
+        processes: it takes several processes.
+        ground_of: levels all of whose checks build on it, but for those that are such a ground themselves.
+        builds_on: names of further checks whose guarantees it takes for granted. Where one of them has failed, it is
+            not judged: one fault is told once, by the checks that name it.
+        guarantee: what it promises, in one line.
+    """
+
+    name: str
+    level: Level
+    since: str
+    needs: tuple[Capability, ...]
+    lacks: tuple[Capability, ...]
+    harness: tuple[Fault, ...]
+    processes: bool
+    ground_of: tuple[Level, ...]
+    builds_on: tuple[str, ...]
+    guarantee: str
+
+    def why_not(self, bus: Bus) -> str | None:
+        """Why it has no place on this message system, or None."""
+        if missing := [capability.value for capability in self.needs if capability not in bus.capabilities]:
+            return f"the driver does not declare {', '.join(missing)}"
+        if declared := [capability.value for capability in self.lacks if capability in bus.capabilities]:
+            return f"the driver declares {', '.join(declared)}"
+        if unable := [name for name in self.harness if not bus.harness.can(name)]:
+            return f"the harness cannot {', '.join(unable)}"
+        if self.processes and not bus.harness.processes:
+            return "the message system lives in one process"
+        return None
+
+
+class Findings:
+    """What the checks of one run have found so far.
+
+    Attributes:
+        left: check -> what it has left behind.
+        tasks: name of a check -> it, where it was begun before its turn.
+    """
+
+    def __init__(self) -> None:
+        self.left: dict[Check, str] = {}
+        self.tasks: dict[str, Task] = {}
+        self._not_kept: dict[str, Check] = {}
+
+    def shaken(self, about: Check) -> str | None:
+        """The name of a check that it builds on and that has not passed, or None."""
+        for name, failed in self._not_kept.items():
+            if name in about.builds_on or (about.level in failed.ground_of and not about.ground_of):
+                return name
+        return None
+
+    def note_failure(self, about: Check) -> None:
+        """Remember that a guarantee does not hold, or cannot be judged."""
+        self._not_kept[about.name] = about
+
+
+def check(
+    level: Level,
+    *,
+    since: str,
+    needs: tuple[Capability, ...] = (),
+    lacks: tuple[Capability, ...] = (),
+    harness: tuple[Fault, ...] = (),
+    processes: bool = False,
+    ground_of: tuple[Level, ...] = (),
+    builds_on: tuple[str, ...] = (),
+) -> Callable[[F], F]:
+    """Make a method a check; the arguments are those of `Check`. Where it does not fit it is skipped, and says why."""
+
+    def make(func: F) -> F:
+        assert func.__doc__, f"{func.__name__}: a check states its guarantee"
+        guarantee = " ".join(func.__doc__.split("\n\n")[0].split())
+        about = Check(func.__name__, level, since, needs, lacks, harness, processes, ground_of, builds_on, guarantee)
+
+        @functools.wraps(func)
+        def judge(self: Any, bus: Bus, **arguments: Any) -> None:
+            __tracebackhide__ = True
+            if reason := about.why_not(bus):
+                pytest.skip(reason)
+            if cause := bus.findings.shaken(about):
+                bus.findings.note_failure(about)
+                pytest.skip(f"not judged: it builds on {cause}, which does not hold")
+            try:
+                func(self, bus, **arguments)
+            except pytest.skip.Exception:
+                raise
+            except BaseException:  # what pytest itself raises is no Exception
+                bus.findings.note_failure(about)
+                raise
+
+        judge.check = about  # type: ignore[attr-defined]
+        return cast(F, judge)
+
+    return make
+
+
+def about(func: Any) -> Check:
+    """What is known of a check, given its function or method."""
+    return cast(Check, func.check)

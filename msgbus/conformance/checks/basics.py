@@ -1,0 +1,111 @@
+"""Contract, the ground on which all other checks stand: what is sent arrives, once, where it was sent to."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from concurrent.futures import Future
+
+from msgbus.conformance.bus import Bus
+from msgbus.conformance.check import Level, check
+from msgbus.conformance.checks.receiver import Receiver, address_of, another_driver, message, send, send_all, sent_to
+from msgbus.conformance.waiting import Task
+from msgbus.drivers.base import Address, Capability, Sent
+
+ALL: tuple[Level, ...] = ("driver", "bus")
+MANY = 250
+"""Messages to one address. What goes wrong only now and then shows."""
+
+
+class BasicChecks:
+    """Where one of these fails, no other check is judged."""
+
+    @check("driver", since="0.1", ground_of=ALL)
+    def test_send_does_not_block(self, bus: Bus) -> None:
+        """`Driver.send` returns at once, each of 200 times, and its future is done soon after."""
+
+        def send_many() -> float:
+            start = time.monotonic()
+            sent: list[Future[Sent]] = []
+            while len(sent) < 200 and time.monotonic() - start < 8:
+                sent.append(bus.driver.send(bus.address("fanout"), message(str(len(sent))), mandatory=False))
+            seconds = time.monotonic() - start
+            for future in sent:
+                future.result(15)
+            assert len(sent) == 200
+            return seconds
+
+        assert Task(send_many).result(30) < 4
+
+    @check("driver", since="0.1", ground_of=ALL, builds_on=("test_send_does_not_block",))
+    def test_ready_means_that_messages_arrive(self, bus: Bus) -> None:
+        """A subscription and an inbox become ready, and what is sent from then on reaches them."""
+        for n in range(10):
+            receiver, replies = Receiver(), Receiver(accept=False)
+            address = bus.address("server", server=f"s{n}")
+            subscription = bus.driver.subscribe([address], receiver.take, prefetch=10)
+            inbox = bus.driver.open_inbox(replies.take)
+            subscription.ready.result(15)
+            inbox.ready.result(15)
+            sender = another_driver(bus) if n % 2 else bus.driver
+            send(sender, address, "x")
+            send(sender, inbox.address, "y")
+            receiver.wait_for("x", 5)
+            replies.wait_for("y", 5)
+
+    def _listen_everywhere(self, bus: Bus) -> list[tuple[Address, Receiver]]:
+        """Subscribe to an address of each kind, each with a topic of its own; and where to send to for each."""
+        found = []
+        for kind in ("topic", "server", "fanout", "pool", "dead"):
+            if kind != "dead" or Capability.STORE in bus.capabilities:
+                receiver = Receiver()
+                address = address_of(bus, kind)._replace(topic=f"{bus.topic}-{kind}")
+                receiver.subscribe(another_driver(bus), address)
+                found.append((sent_to(address), receiver))
+        replies = Receiver(accept=False)
+        inbox = another_driver(bus).open_inbox(replies.take)
+        inbox.ready.result(15)
+        return [*found, (inbox.address, replies)]
+
+    @check("driver", since="0.1", ground_of=ALL, builds_on=("test_ready_means_that_messages_arrive",))
+    def test_no_message_is_lost(self, bus: Bus) -> None:
+        """Of 250 messages to an address of each kind, each arrives that the message system has taken."""
+        listening = self._listen_everywhere(bus)
+        for address, _ in listening:
+            send_all(bus.driver, address, map(str, range(MANY)))
+        lost = []
+        for address, receiver in listening:
+            try:
+                receiver.wait_for_all(map(str, range(MANY)))
+            except AssertionError as exc:
+                lost.append(f"{address}: {exc}")
+        assert not lost
+
+    @check("driver", since="0.1", ground_of=ALL, builds_on=("test_no_message_is_lost",))
+    def test_no_message_comes_twice(self, bus: Bus) -> None:
+        """Of 250 messages to an address of each kind, each arrives once."""
+        listening = self._listen_everywhere(bus)
+        for address, _ in listening:
+            send_all(bus.driver, address, [*map(str, range(MANY)), "end"])
+        for address, receiver in listening:
+            receiver.wait_for_all([*map(str, range(MANY)), "end"])
+            twice = [body for body, count in Counter(receiver.bodies).items() if count > 1]
+            assert not twice, address
+
+    @check("driver", since="0.1", ground_of=ALL, builds_on=("test_no_message_comes_twice",))
+    def test_an_inbox_gets_what_is_sent_to_it(self, bus: Bus) -> None:
+        """Each of several inboxes, of one driver or two, has an address of its own, and gets what is for it alone."""
+        drivers = [bus.driver, bus.driver, another_driver(bus)]
+        receivers = [Receiver(accept=False) for _ in drivers]
+        inboxes = [driver.open_inbox(receiver.take) for driver, receiver in zip(drivers, receivers, strict=True)]
+        for inbox in inboxes:
+            inbox.ready.result(15)
+        assert len({inbox.address for inbox in inboxes}) == len(inboxes)
+        assert all(inbox.address.kind == "inbox" for inbox in inboxes)
+        assert all(len(inbox.address.name.encode()) <= 100 for inbox in inboxes)
+        for sender in (bus.driver, another_driver(bus)):
+            for n, inbox in enumerate(inboxes):
+                send_all(sender, inbox.address, [f"{n}"] * 10)
+        for n, receiver in enumerate(receivers):
+            receiver.wait(20, 5)
+            assert receiver.bodies == [f"{n}"] * 20

@@ -1,0 +1,133 @@
+"""What takes long: who is missed after some silence, and who is not. All of it is done at the same time."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import pathlib
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from msgbus import ServerLost
+from msgbus.conformance.bus import Bus
+from msgbus.conformance.check import about, check
+from msgbus.conformance.checks.streams import SOON
+from msgbus.conformance.waiting import Task, until
+
+LONG = 20.0
+"""Seconds: longer than the silence after which the other side is missed."""
+LONGEST = 90.0
+"""Seconds after which all that was begun together is done."""
+
+
+def _wait(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    until(lambda: time.monotonic() > end, f"{seconds:g} s", seconds + 10)
+
+
+def _together(func: Callable[[Any, Bus], None]) -> Callable[[Any, Bus], None]:
+    """Have a check begin when the first such check is run, on a bus of its own; here its result is waited for."""
+
+    @functools.wraps(func)
+    def wait(self: LastingChecks, bus: Bus) -> None:
+        tasks = bus.findings.tasks
+        if not tasks:
+            for name in (name for name in vars(LastingChecks) if name.startswith("test")):
+                method = getattr(LastingChecks, name)
+                if about(method).why_not(bus) is None:
+                    tasks[name] = Task(_run, method.__wrapped__.__wrapped__, self, bus, name)
+        bus.killed = True  # by one of them
+        # All of them: none of their threads and processes is to be taken for something that this check has left.
+        for task in tasks.values():
+            task.join(LONGEST)
+        tasks[func.__name__].result()
+
+    return wait
+
+
+def _run(func: Callable[[Any, Bus], None], self: Any, bus: Bus, name: str) -> None:
+    folder = pathlib.Path(bus.journal.folder, name)
+    folder.mkdir()
+    with closing(Bus(bus.harness, folder, bus.findings)) as own:
+        func(self, own)
+
+
+class LastingChecks:
+    """Of signs of life."""
+
+    @check("bus", since="0.1", processes=True, builds_on=("test_items_come_in_order",))
+    @_together
+    def test_slow_a_killed_server_is_missed(self, bus: Bus) -> None:
+        """When the server's process is killed in the middle of a stream, the client raises `ServerLost` within 20 s."""
+        (server,) = bus.serve()
+        gate = bus.gate()
+        stream = bus.client(timeout=60).multicall({}, "gated", key="k", n=3, gate=gate)
+        assert list(itertools.islice(stream, 3)) == [0, 1, 2]
+        bus.kill(server)
+        start = time.monotonic()
+        with pytest.raises(ServerLost) as caught:
+            next(stream)
+        assert time.monotonic() - start < LONG
+        assert "s1" in str(caught.value)
+
+    @check("bus", since="0.1", processes=True)
+    @_together
+    def test_slow_a_killed_servers_call_is_lost(self, bus: Bus) -> None:
+        """Under at_most_once nobody else runs it, and the caller gets `ServerLost` within 20 s."""
+        (first,) = bus.serve("s1")
+        client = bus.client(timeout=60)
+        gate = bus.gate()
+        call = Task(client.call, {}, "hold", key="k", gate=gate)
+        bus.ran("k")
+        _wait(1)  # The caller knows of the server once that has said that it began: after a fifth of a second.
+        bus.serve("s2")
+        bus.kill(first)
+        start = time.monotonic()
+        assert isinstance(call.error(), ServerLost)
+        assert time.monotonic() - start < LONG
+        assert client.call({}, "note", key="next") == "s2"
+        assert len(bus.journal.entries("run", "k")) == 1
+
+    @check("bus", since="0.1", processes=True, builds_on=("test_items_come_in_order",))
+    @_together
+    def test_slow_a_killed_client_is_missed(self, bus: Bus) -> None:
+        """When the reader's process is killed, the generator is closed within 30 s."""
+        bus.serve()
+        reader = bus.run_streamer("k")
+        assert bus.journal.entries("closed") == []
+        bus.kill(reader)
+        bus.saw("closed", "k", seconds=30)
+        assert bus.client().call({}, "echo", value=1) == 1
+
+    @check("bus", since="0.1", builds_on=("test_items_come_in_order",))
+    @_together
+    def test_slow_a_stream_that_waits_for_its_reader_lives(self, bus: Bus) -> None:
+        """A reader that takes nothing for 20 s, and a generator that waits as long, are not taken for dead."""
+        bus.serve()
+        stream = bus.client().multicall({}, "endless", key="k")
+        next(stream)
+        _wait(LONG)
+        assert list(itertools.islice(stream, 500)) == list(range(1, 501))
+        assert bus.journal.entries("closed") == []
+        stream.close()
+        bus.saw("closed", "k", seconds=SOON)
+
+    @check("bus", since="0.1", builds_on=("test_items_come_in_order",))
+    @_together
+    def test_slow_a_call_that_runs_for_long_lives(self, bus: Bus) -> None:
+        """A handler that takes 20 s and then answers is not taken for dead, by a call nor by a stream."""
+        bus.serve()
+        client = bus.client(timeout=60)
+        gate = bus.gate()
+        call = Task(client.call, {}, "hold", key="k", gate=gate)
+        stream = client.multicall({}, "gated", key="s", n=1, gate=gate)
+        assert next(stream) == 0
+        bus.ran("k")
+        _wait(LONG)
+        bus.journal.open_gate(gate)
+        assert call.result() == "s1"
+        assert list(stream) == [1]

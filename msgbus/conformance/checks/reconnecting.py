@@ -1,0 +1,308 @@
+"""Contract: what a driver does when its connection breaks, and when the message system is away, hangs, or dies."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import pytest
+
+from msgbus import CallCancelled, MessagingException, TransportUnavailable
+from msgbus.conformance.bus import Bus
+from msgbus.conformance.check import check
+from msgbus.conformance.checks.receiver import (
+    Receiver,
+    another_driver,
+    leave_behind,
+    message,
+    send,
+    send_all,
+    sent_to,
+)
+from msgbus.conformance.waiting import Task, until
+from msgbus.drivers.base import Address, Capability
+
+
+class ReconnectingChecks:
+    """Of drivers under faults."""
+
+    @check("driver", since="0.1", harness=("cut",))
+    def test_subscriptions_and_inboxes_come_back(self, bus: Bus) -> None:
+        """After a cut they work again under the same addresses, without a word from their owners."""
+        receiver, replies = Receiver(), Receiver(accept=False)
+        driver = another_driver(bus)
+        addresses = [bus.address(), bus.address("server", server="s1"), bus.address("fanout", server="s1")]
+        receiver.subscribe(driver, *addresses)
+        inbox = driver.open_inbox(replies.take)
+        inbox.ready.result(30)
+        before = inbox.address
+        for n in range(3):
+            bus.harness.cut()
+            assert inbox.address == before
+            for address in addresses:
+                self._send_until_it_comes(bus, sent_to(address), f"{n} {address.kind}", receiver)
+            self._send_until_it_comes(bus, before, f"{n}", replies)
+
+    def _send_until_it_comes(self, bus: Bus, address: Address, body: str, receiver: Receiver) -> None:
+        """What is sent in the moment of a cut may be lost, or have nobody there yet: the core would repeat it."""
+        end = time.monotonic() + 20
+        while body not in receiver.bodies:
+            assert time.monotonic() < end, f"nothing comes to {address} after a cut"
+            error = bus.driver.send(address, message(body), mandatory=False).exception(20)
+            assert isinstance(error, MessagingException | type(None)), error
+            try:
+                receiver.wait_for(body, 1)
+            except AssertionError:
+                continue
+
+    @check("driver", since="0.1", harness=("cut",))
+    def test_cut_connections_repeat_nothing(self, bus: Bus) -> None:
+        """A driver sends no message again by itself: over a cut each comes once, but for those marked as redelivered.
+
+        And what it says of each is true: one whose send is done has come; one whose send failed is undelivered, unless
+        the error says that it may be delivered.
+        """
+        receiver = Receiver()
+        receiver.subscribe(another_driver(bus), bus.address())
+        sender = another_driver(bus)
+        send(sender, bus.address(), "first")
+        sent = {}
+        for n in range(200):
+            sent[str(n)] = sender.send(bus.address(), message(str(n)), mandatory=False)
+            if n == 100:
+                bus.harness.cut()
+        errors = {body: future.exception(40) for body, future in sent.items()}
+        assert all(isinstance(error, MessagingException | type(None)) for error in errors.values())
+        self._send_until_it_comes(bus, bus.address(), "last", receiver)
+        once = Counter(delivery.message.id for delivery in receiver.deliveries if not delivery.redelivered)
+        assert not [count for count in once.values() if count > 1]
+        surely_not = {
+            body
+            for body, error in errors.items()
+            if error is not None and not (isinstance(error, TransportUnavailable) and error.maybe_delivered)
+        }
+        assert not surely_not & set(receiver.bodies)
+
+    @check(
+        "driver",
+        since="0.1",
+        needs=(Capability.REQUEUE,),
+        harness=("cut",),
+        builds_on=(
+            "test_a_first_delivery_is_none_again",
+            "test_close_gives_back_what_is_open",
+            "test_what_is_given_back_is_marked",
+        ),
+    )
+    def test_what_was_not_accepted_comes_again(self, bus: Bus) -> None:
+        """After a cut, open deliveries are redelivered, and can no more be accepted as what they were."""
+        receiver = Receiver(accept=False)
+        receiver.subscribe(another_driver(bus), bus.address())
+        send(bus.driver, bus.address(), "x")
+        first = receiver.wait(1)[0]
+        bus.harness.cut()
+        second = receiver.wait(2)[1]
+        assert (first.redelivered, second.redelivered) == (False, True)
+        assert second.message.id == first.message.id
+        assert first.accept() is False
+        assert second.accept() is True
+
+    @check("driver", since="0.1", needs=(Capability.INBOX_KEEPS,), harness=("cut",))
+    def test_an_inbox_keeps_what_comes_during_a_cut(self, bus: Bus) -> None:
+        """What was sent to an inbox while its owner reconnects is there afterwards: nothing that was taken is lost."""
+        replies = Receiver(accept=False)
+        inbox = another_driver(bus).open_inbox(replies.take)
+        inbox.ready.result(30)
+        taken = []
+        for n in range(3):
+            bus.harness.cut()
+            for m in range(20):
+                sent = bus.driver.send(inbox.address, message(f"{n} {m}"), mandatory=True)
+                if sent.exception(30) is None:
+                    taken.append(f"{n} {m}")
+        assert taken
+        until(lambda: set(replies.bodies) >= set(taken), "all that was taken", 30)
+
+    @check("driver", since="0.1", harness=("stop", "start"))
+    def test_what_is_closed_before_it_is_ready_says_so(self, bus: Bus) -> None:
+        """Whoever waits for a subscription or inbox while the message system is away hears of it when it is closed."""
+        driver = another_driver(bus)
+        bus.harness.stop()
+        try:
+            subscription = driver.subscribe([bus.address()], Receiver().take, prefetch=1)
+            inbox = driver.open_inbox(Receiver().take)
+            for opened in (subscription, inbox):
+                opened.close()
+                assert isinstance(opened.ready.exception(10), CallCancelled | type(None))
+        finally:
+            bus.harness.start()
+
+    @check("driver", since="0.1", harness=("stop", "start"))
+    def test_sends_wait_while_it_is_away(self, bus: Bus) -> None:
+        """What is sent during an outage arrives after it, once, and `send` does not block meanwhile."""
+        driver = another_driver(bus)
+        receiver = Receiver()
+        receiver.subscribe(bus.driver, bus.address())
+        send(driver, bus.address(), "before")
+        receiver.wait(1)
+        bus.harness.stop()
+        try:
+            sending = Task(lambda: [driver.send(bus.address(), message(str(n)), mandatory=False) for n in range(50)])
+            late = sending.result(10)
+            assert sending.seconds < 2
+        finally:
+            bus.harness.start()
+        errors = [future.exception(60) for future in late]
+        for error in errors:
+            # A message may have been under way in the moment in which the end was noticed.
+            assert error is None or (isinstance(error, TransportUnavailable) and error.maybe_delivered)
+        assert errors.count(None) >= 45
+        if Capability.STORE in bus.capabilities:
+            receiver.wait_for_all(str(n) for n, error in enumerate(errors) if error is None)
+        once = Counter(delivery.message.id for delivery in receiver.deliveries if not delivery.redelivered)
+        assert not [count for count in once.values() if count > 1]
+
+    @check(
+        "driver",
+        since="0.1",
+        needs=(Capability.STORE, Capability.ORDERED),
+        harness=("stop", "start"),
+        builds_on=("test_sends_wait_while_it_is_away", "test_one_senders_messages_keep_their_order"),
+    )
+    def test_sends_that_waited_keep_their_order(self, bus: Bus) -> None:
+        """They go out in the order in which they came."""
+        driver = another_driver(bus)
+        receiver = Receiver()
+        receiver.subscribe(bus.driver, bus.address())
+        send(driver, bus.address(), "0")
+        bus.harness.stop()
+        late = [driver.send(bus.address(), message(str(n), ttl=60), mandatory=False) for n in range(1, 50)]
+        bus.harness.start()
+        taken = [n for n, future in enumerate(late, 1) if future.exception(60) is None]
+        receiver.wait_for_all(map(str, taken))
+        arrived = [int(delivery.message.body) for delivery in receiver.deliveries if not delivery.redelivered]
+        assert arrived == sorted(arrived)
+
+    @check("driver", since="0.1", harness=("stop", "start"))
+    @pytest.mark.parametrize("limit", ["ttl", "wait"])
+    def test_a_wait_that_is_too_long_ends(self, bus: Bus, limit: str) -> None:
+        """A message whose ttl, or wait, ends during an outage fails then, as surely not delivered."""
+        driver = another_driver(bus)
+        Receiver().subscribe(driver, bus.address())
+        send(driver, bus.address(), "before")
+        bus.harness.stop()
+        try:
+            driver.send(bus.address(), message("probe", ttl=1.0), mandatory=True).exception(15)
+            start = time.monotonic()
+            late = message("x", ttl=1.0) if limit == "ttl" else message("x", ttl=None, wait=1.0)
+            error = driver.send(bus.address(), late, mandatory=True).exception(15)
+            assert isinstance(error, TransportUnavailable)
+            assert not error.maybe_delivered
+            assert 0.9 < time.monotonic() - start < 4
+        finally:
+            bus.harness.start()
+
+    @check("driver", since="0.1", needs=(Capability.INSPECT,), harness=("stop", "start"))
+    def test_inspect_does_not_wait_for_an_outage(self, bus: Bus) -> None:
+        """While the message system is away, `inspect` is done soon, one way or the other."""
+        driver = another_driver(bus)
+        Receiver().subscribe(driver, bus.address())
+        send(driver, bus.address(), "before")
+        bus.harness.stop()
+        try:
+            driver.send(bus.address(), message("probe", ttl=0.5), mandatory=True).exception(15)
+            start = time.monotonic()
+            error = driver.inspect(bus.address()).exception(15)
+            assert isinstance(error, MessagingException | type(None))
+            assert time.monotonic() - start < 2.5
+        finally:
+            bus.harness.start()
+
+    @check("driver", since="0.1", harness=("pause", "resume"))
+    def test_a_message_without_an_answer_may_be_delivered(self, bus: Bus) -> None:
+        """What was sent to a message system that hangs fails when its patience ends, and says that it may be there."""
+        driver = another_driver(bus)
+        Receiver().subscribe(bus.driver, bus.address())
+        send(driver, bus.address(), "before")
+        bus.harness.pause()
+        try:
+            start = time.monotonic()
+            sending = Task(driver.send, bus.address(), message("x", ttl=1.5), mandatory=True)
+            error = sending.result(5).exception(20)
+            assert isinstance(error, TransportUnavailable)
+            assert error.maybe_delivered
+            assert 1.4 < time.monotonic() - start < 6
+        finally:
+            bus.harness.resume()
+        receiver = Receiver()
+        receiver.subscribe(another_driver(bus), bus.address("server", server="s2"))
+        self._send_until_it_comes(bus, bus.address("server", server="s2"), "after", receiver)
+
+    @check("driver", since="0.1", harness=("partition", "heal"))
+    def test_all_comes_back_after_a_partition(self, bus: Bus) -> None:
+        """While nothing gets through, sends wait; afterwards subscriptions and inboxes work as before."""
+        receiver, replies = Receiver(), Receiver(accept=False)
+        driver = another_driver(bus)
+        receiver.subscribe(driver, bus.address())
+        inbox = driver.open_inbox(replies.take)
+        inbox.ready.result(30)
+        send(bus.driver, bus.address(), "before")
+        bus.harness.partition()
+        try:
+            late = message("x", ttl=1.0)
+            error = bus.driver.send(bus.address(), late, mandatory=True).exception(15)
+            assert isinstance(error, TransportUnavailable)
+        finally:
+            bus.harness.heal()
+        self._send_until_it_comes(bus, bus.address(), "after", receiver)
+        self._send_until_it_comes(bus, inbox.address, "after", replies)
+
+    @check("driver", since="0.1", needs=(Capability.DURABLE, Capability.STORE), harness=("stop", "start"))
+    def test_durable_messages_outlive_a_restart(self, bus: Bus) -> None:
+        """Messages that are marked so, in the queue of a topic, a server or the dead letters, are there afterwards."""
+        addresses = [bus.address(), bus.address("server", server="s1"), bus.address("dead")]
+        for address in addresses[:2]:
+            leave_behind(bus, address)
+        for address in addresses:
+            send(bus.driver, address, address.kind, ttl=None, durable=True, mandatory=False)
+        bus.harness.stop()
+        bus.harness.start()
+        receiver = Receiver()
+        receiver.subscribe(another_driver(bus), *addresses)
+        receiver.wait(3, 60)
+        assert sorted(receiver.bodies) == ["dead", "server", "topic"]
+
+    @check("driver", since="0.1", needs=(Capability.DURABLE, Capability.STORE), harness=("kill", "start"))
+    def test_durable_messages_outlive_a_kill(self, bus: Bus) -> None:
+        """What was confirmed as durable is there after the message system's process has been killed."""
+        leave_behind(bus, bus.address())
+        bodies = [str(n) for n in range(100)]
+        for future in [
+            bus.driver.send(bus.address(), message(body, ttl=None, durable=True), mandatory=True) for body in bodies
+        ]:
+            future.result(30)
+        bus.harness.kill()
+        bus.harness.start()
+        receiver = Receiver()
+        receiver.subscribe(another_driver(bus), bus.address())
+        receiver.wait(100, 60)
+        assert sorted(map(int, receiver.bodies)) == list(range(100))
+
+    @check(
+        "driver",
+        since="0.1",
+        needs=(Capability.STORE,),
+        lacks=(Capability.DURABLE,),
+        harness=("kill", "start"),
+    )
+    def test_durable_is_declared_where_it_works(self, bus: Bus) -> None:
+        """Where the driver does not declare durable, what is marked so is gone after a kill."""
+        leave_behind(bus, bus.address())
+        send(bus.driver, bus.address(), "kept", ttl=None, durable=True)
+        bus.harness.kill()
+        bus.harness.start()
+        receiver = Receiver()
+        receiver.subscribe(another_driver(bus), bus.address())
+        send_all(another_driver(bus), bus.address(), ["end"])
+        receiver.wait_for("end")
+        assert receiver.bodies == ["end"]

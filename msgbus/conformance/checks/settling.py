@@ -1,0 +1,162 @@
+"""Contract, `Delivery`: what becomes of a message that is accepted, rejected, or neither."""
+
+from __future__ import annotations
+
+import pytest
+
+from msgbus import CapabilityMissing
+from msgbus.conformance.bus import Bus
+from msgbus.conformance.check import check
+from msgbus.conformance.checks.receiver import Receiver, another_driver, leave_behind, send, send_all
+from msgbus.conformance.waiting import Task, until
+from msgbus.drivers.base import Capability, Delivery
+
+
+class SettlingChecks:
+    """Of `Delivery.accept` and `reject`, and of those on which neither was called."""
+
+    @check("driver", since="0.1")
+    def test_a_first_delivery_is_none_again(self, bus: Bus) -> None:
+        """What comes for the first time is not marked as redelivered; its attempts are 0 where they are counted."""
+        receiver = Receiver()
+        receiver.subscribe(another_driver(bus), bus.address())
+        send_all(bus.driver, bus.address(), map(str, range(10)))
+        attempts = 0 if Capability.COUNTS in bus.capabilities else None
+        assert {(got.redelivered, got.attempts) for got in receiver.wait(10)} == {(False, attempts)}
+
+    @check("driver", since="0.1", needs=(Capability.REQUEUE,))
+    def test_close_gives_back_what_is_open(self, bus: Bus) -> None:
+        """What was handed over and neither accepted nor rejected goes to another subscriber, as it was."""
+        first = Receiver(accept=False)
+        subscription = first.subscribe(another_driver(bus), bus.address())
+        send_all(bus.driver, bus.address(), map(str, range(5)))
+        first.wait(5)
+        first.deliveries[0].accept()
+        second = Receiver()
+        second.subscribe(another_driver(bus), bus.address())
+        subscription.close().result(15)
+        subscription.close().result(15)
+        second.wait(4)
+        before = {delivery.message.body: delivery.message.id for delivery in first.deliveries[1:]}
+        assert {delivery.message.body: delivery.message.id for delivery in second.deliveries} == before
+
+    @check("driver", since="0.1", needs=(Capability.REQUEUE,), builds_on=("test_close_gives_back_what_is_open",))
+    def test_what_is_given_back_is_marked(self, bus: Bus) -> None:
+        """It comes again as redelivered, and its attempts are counted on where that is declared."""
+        bodies = list(map(str, range(3)))
+        again: list[Delivery] = []
+        subscription = (first := Receiver(accept=False)).subscribe(another_driver(bus), bus.address())
+        send_all(bus.driver, bus.address(), bodies)
+        first.wait(3)
+        for _ in range(2):
+            receiver = Receiver(accept=False)
+            following = receiver.subscribe(another_driver(bus), bus.address())
+            subscription.close().result(15)
+            again = receiver.wait(3)
+            assert all(delivery.redelivered for delivery in again)
+            subscription = following
+        counted = 2 if Capability.COUNTS in bus.capabilities else None
+        assert [delivery.attempts for delivery in again] == [counted] * 3
+
+    @check(
+        "driver",
+        since="0.1",
+        needs=(Capability.REQUEUE, Capability.STORE),
+        builds_on=("test_close_gives_back_what_is_open",),
+    )
+    def test_closing_a_driver_gives_back_what_is_open(self, bus: Bus) -> None:
+        """What a driver's subscriptions held goes to others when it is closed, as if it had died."""
+        leave_behind(bus, bus.address())
+        holder = another_driver(bus)
+        held = Receiver(accept=False)
+        held.subscribe(holder, bus.address())
+        send(bus.driver, bus.address(), "x")
+        held.wait(1)
+        holder.close()
+        receiver = Receiver()
+        receiver.subscribe(bus.driver, bus.address())
+        receiver.wait_for("x")
+
+    @check("driver", since="0.1", ground_of=("bus",))
+    def test_accept_tells_whether_it_counts(self, bus: Bus) -> None:
+        """Over a connection that lives it returns True; once all is closed and given back, False."""
+        receiver = Receiver(accept=False)
+        holder = another_driver(bus)
+        receiver.subscribe(holder, bus.address())
+        send_all(bus.driver, bus.address(), ["x", "y"])
+        receiver.wait(2)
+        assert Task(receiver.deliveries[0].accept).result() is True
+        holder.close()
+        assert receiver.deliveries[1].accept() is False
+
+    @check("driver", since="0.1")
+    def test_accept_is_for_good(self, bus: Bus) -> None:
+        """What was accepted, from whatever thread, does not come again, not even where it is rejected afterwards."""
+        receiver = Receiver(accept=False)
+        subscription = receiver.subscribe(another_driver(bus), bus.address())
+        send(bus.driver, bus.address(), "x")
+        delivery = receiver.wait(1)[0]
+        Task(delivery.accept).join()
+        if Capability.REQUEUE in bus.capabilities:
+            delivery.reject(requeue=True)
+        delivery.reject(requeue=False)
+        send(bus.driver, bus.address(), "y")
+        receiver.wait(2)
+        subscription.close().result(15)
+        again = Receiver()
+        again.subscribe(bus.driver, bus.address())
+        send(bus.driver, bus.address(), "z")
+        again.wait_for("z")
+        assert "x" not in again.bodies + receiver.bodies[1:]
+
+    @check(
+        "driver",
+        since="0.1",
+        needs=(Capability.REQUEUE,),
+        builds_on=("test_close_gives_back_what_is_open", "test_a_first_delivery_is_none_again"),
+    )
+    def test_reject_with_requeue_hands_it_to_another(self, bus: Bus) -> None:
+        """A message that is given back comes again, as redelivered, however often."""
+
+        def give_back_twice(delivery: Delivery) -> None:
+            if sum(len(receiver.deliveries) for receiver in receivers) <= 2:
+                delivery.reject(requeue=True)
+            else:
+                delivery.accept()
+
+        receivers = [Receiver(accept=False, then=give_back_twice) for _ in range(2)]
+        for receiver in receivers:
+            receiver.subscribe(another_driver(bus), bus.address())
+        send(bus.driver, bus.address(), "x")
+        until(lambda: sum(len(receiver.deliveries) for receiver in receivers) >= 3, "the third delivery")
+        all_three = [delivery for receiver in receivers for delivery in receiver.deliveries]
+        all_three.sort(key=lambda delivery: delivery.arrived)
+        assert [delivery.redelivered for delivery in all_three] == [False, True, True]
+        assert len({(delivery.message.id, delivery.message.body) for delivery in all_three}) == 1
+        counted = [0, 1, 2] if Capability.COUNTS in bus.capabilities else [None] * 3
+        assert [delivery.attempts for delivery in all_three] == counted
+
+    @check("driver", since="0.1")
+    def test_reject_without_requeue_drops_it(self, bus: Bus) -> None:
+        """A message that is dropped does not come again."""
+        receiver = Receiver(accept=False, then=lambda delivery: delivery.reject(requeue=False))
+        subscription = receiver.subscribe(another_driver(bus), bus.address(), prefetch=10)
+        for body in ("x", "y"):
+            send(bus.driver, bus.address(), body)
+        receiver.wait(2)
+        subscription.close().result(15)
+        again = Receiver()
+        again.subscribe(bus.driver, bus.address())
+        send(bus.driver, bus.address(), "end")
+        again.wait_for("end")
+        assert again.bodies == ["end"]
+        assert sorted(receiver.bodies) == ["x", "y"]
+
+    @check("driver", since="0.1", lacks=(Capability.REQUEUE,))
+    def test_requeue_is_declared_or_refused(self, bus: Bus) -> None:
+        """A driver that does not declare requeue refuses to be asked for it."""
+        receiver = Receiver(accept=False)
+        receiver.subscribe(bus.driver, bus.address())
+        send(bus.driver, bus.address(), "x")
+        with pytest.raises(CapabilityMissing):
+            receiver.wait(1)[0].reject(requeue=True)

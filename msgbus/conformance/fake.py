@@ -1,0 +1,33 @@
+"""The harness of the driver `fake`. Also an example of one."""
+
+from __future__ import annotations
+
+from msgbus.conformance.harness import Harness
+from msgbus.drivers.fake import get_bus
+
+
+class FakeHarness(Harness):
+    """The message system in memory."""
+
+    url = "fake://conformance/"
+    processes = False
+
+    def __init__(self) -> None:
+        self._bus = get_bus(self.url)
+        self._bus._timer.call_later(0, lambda: None)  # Its thread lives as long as the bus, which is this harness's.
+
+    def stop(self) -> None:
+        """Be away."""
+        self._bus.stop()
+
+    def start(self) -> None:
+        """Come back."""
+        self._bus.start()
+
+    def cut(self) -> None:
+        """Break all connections."""
+        self._bus.cut()
+
+    def leftovers(self) -> set[str]:
+        """Inboxes and queues of fanouts."""
+        return {str(address) for address in self._bus._queues if address.kind in ("fanout", "inbox")}

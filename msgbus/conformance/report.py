@@ -1,0 +1,96 @@
+"""Report: what came of each check. A pytest plugin gathers it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import msgspec
+import pytest
+
+from msgbus.conformance.check import Check, Level
+
+Outcome = Literal["passed", "failed", "skipped"]
+
+
+class Result(msgspec.Struct):
+    """What came of a check, of all its parameters together.
+
+    Attributes:
+        check: its name.
+        level, since, guarantee: see `Check`.
+        outcome: failed where any failed, skipped where all were.
+        reason: why it failed or was skipped; of several parameters that of the first.
+        seconds: how long it took.
+        details: of a failure: what pytest has to say of it.
+    """
+
+    check: str
+    level: Level
+    since: str
+    guarantee: str
+    outcome: Outcome = "skipped"
+    reason: str = ""
+    seconds: float = 0.0
+    details: str = ""
+
+    def add(self, report: pytest.TestReport) -> None:
+        """Add what came of one parameter, or of a step of it."""
+        self.seconds += report.duration
+        if report.failed:
+            if self.outcome != "failed":
+                self.outcome, self.reason = "failed", _first_line(report)
+            self.details += f"{report.nodeid.rpartition('::')[2]}\n{report.longreprtext}\n\n"
+        elif report.skipped and self.outcome == "skipped":
+            assert isinstance(report.longrepr, tuple)
+            self.reason = self.reason or report.longrepr[2].removeprefix("Skipped: ")
+        elif report.when == "call" and report.passed and self.outcome == "skipped":
+            self.outcome, self.reason = "passed", ""
+
+
+def _first_line(report: pytest.TestReport) -> str:
+    """What went wrong, in a line."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = crash.message if crash is not None else report.longreprtext
+    return " ".join(str(text).partition("\n")[0].split())
+
+
+class Recorder:
+    """The plugin.
+
+    Attributes:
+        results: class -> name of the check -> result.
+        running: the check that runs, for whoever shows the progress.
+        done: how many have run; those with parameters count once for each.
+        total: how many will run.
+    """
+
+    def __init__(self) -> None:
+        self.results: dict[str, dict[str, Result]] = {}
+        self.running = ""
+        self.done = 0
+        self.total = 0
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Count what will run."""
+        self.total = len(session.items)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        """Know what runs."""
+        self.running = item.name
+        try:
+            return (yield)
+        finally:
+            self.done += 1
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Iterator[None]:
+        """Keep what came of a step of a check."""
+        report: pytest.TestReport = yield  # type: ignore[assignment]
+        about: Check | None = getattr(getattr(item, "function", None), "check", None)
+        if about is not None and isinstance(item, pytest.Function) and item.cls is not None:
+            results = self.results.setdefault(item.cls.__qualname__, {})
+            result = results.setdefault(about.name, Result(about.name, about.level, about.since, about.guarantee))
+            result.add(report)
+        return report  # type: ignore[return-value]

@@ -1,0 +1,18 @@
+"""The suite as a test file that needs no other: what `msgbus.conformance.run` has pytest run."""
+
+from __future__ import annotations
+
+import pytest
+
+from msgbus.conformance.harness import Harness
+from msgbus.conformance.suite import Conformance
+
+
+class TestConformance(Conformance):
+    """All checks."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def harness(cls, given_harness: Harness) -> Harness:
+        """The harness that `run` was given."""
+        return given_harness

@@ -1,0 +1,500 @@
+"""Faults of the bare driver. Its checks are run on each."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import msgspec
+
+from msgbus.drivers import fake
+from msgbus.drivers.base import Address, Capability, Depth, Message, Sent
+from msgbus.drivers.fake import Bus, FakeDriver
+from msgbus.exceptions import TransportUnavailable
+from tests.mutants.tools import Mutants, collector, spoil
+
+OTHERS: Mutants = {}
+caught_by = collector(OTHERS)
+
+
+def _done(sent: Future[Sent]) -> Future[Sent]:
+    """A future that is done in any case."""
+    if sent.done() and sent.exception() is not None:
+        sent = Future()
+        sent.set_result(Sent(0))
+    return sent
+
+
+@caught_by(
+    "mandatory_to_nobody_fails_at_once", "too_large_is_refused_before_it_is_sent", "nothing_can_be_sent_after_close"
+)
+def swallows_errors_of_send() -> None:
+    """A message that cannot be sent is reported as sent."""
+    spoil(FakeDriver, "send", lambda send, *args, **kwargs: _done(send(*args, **kwargs)))
+
+
+@caught_by("send_does_not_block")
+def blocks_in_send() -> None:
+    """`send` takes a twentieth of a second."""
+
+    def send(old: Any, *args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.05)
+        return old(*args, **kwargs)
+
+    spoil(FakeDriver, "send", send)
+
+
+@caught_by("calls_of_a_subscription_never_overlap", "an_inbox_takes_without_limit")
+def calls_on_delivery_concurrently() -> None:
+    """Two threads may be in `on_delivery` at a time."""
+
+    def call(_: Any, reader: Any) -> None:
+        while reader._waiting:
+            try:
+                delivery = reader._waiting.popleft()
+            except IndexError:
+                return
+            reader._on_delivery(delivery)
+
+    spoil(fake._Reader, "call", call)
+
+
+def _change_delivery(change: Callable[[Any, Any], None]) -> None:
+    """Have each delivery changed when it is made; `change` gets it and its item."""
+
+    def init(old: Any, delivery: Any, bus: Any, consumer: Any, item: Any) -> None:
+        old(delivery, bus, consumer, item)
+        change(delivery, item)
+
+    spoil(fake._FakeDelivery, "__init__", init)
+
+
+@caught_by("what_is_given_back_is_marked", "reject_with_requeue_hands_it_to_another")
+def loses_redelivered() -> None:
+    """What comes again is not marked."""
+    _change_delivery(lambda delivery, item: setattr(delivery, "redelivered", False))
+
+
+@caught_by("a_first_delivery_is_none_again")
+def marks_all_as_redelivered() -> None:
+    """What comes for the first time is marked as if it came again."""
+    _change_delivery(lambda delivery, item: setattr(delivery, "redelivered", True))
+
+
+@caught_by("what_is_given_back_is_marked", "reject_with_requeue_hands_it_to_another")
+def counts_no_attempts() -> None:
+    """Every attempt is the first."""
+    _change_delivery(lambda delivery, item: setattr(delivery, "attempts", 0))
+
+
+@caught_by("inspect_counts_consumers", "inspect_counts_what_waits")
+def inspect_lies() -> None:
+    """`inspect` always tells of one consumer."""
+    spoil(Bus, "depth", lambda depth, *args: depth(*args) and Depth(1, 0))
+
+
+@caught_by("reject_with_requeue_hands_it_to_another")
+def requeue_drops() -> None:
+    """What is given back is dropped."""
+    spoil(fake._FakeDelivery, "reject", lambda reject, delivery, requeue: reject(delivery, False))
+
+
+@caught_by("reject_without_requeue_drops_it")
+def reject_always_requeues() -> None:
+    """What is dropped comes again."""
+    spoil(fake._FakeDelivery, "reject", lambda reject, delivery, requeue: reject(delivery, True))
+
+
+@caught_by("close_gives_back_what_is_open")
+def close_loses_what_is_open() -> None:
+    """What a closed subscription held is gone."""
+
+    def detach(old: Any, bus: Any, consumer: Any, *, give_back: bool) -> None:
+        if give_back:
+            consumer.unsettled.clear()
+        old(bus, consumer, give_back=give_back)
+
+    spoil(Bus, "detach", detach)
+
+
+@caught_by("ready_means_that_messages_arrive")
+def never_gets_ready() -> None:
+    """Subscriptions work, and do not say so."""
+
+    def init(old: Any, subscription: Any, *args: Any) -> None:
+        old(subscription, *args)
+        subscription.ready = Future()
+
+    spoil(fake._FakeSubscription, "__init__", init)
+
+
+@caught_by("ready_means_that_messages_arrive")
+def is_ready_too_early() -> None:
+    """A subscription is ready a moment before it works."""
+
+    def init(_: Any, self: Any, bus: Any, addresses: Any, on_delivery: Any, prefetch: int) -> None:
+        self._bus, self._consumers, self.ready = bus, [], fake._done()
+        reader = fake._Reader(on_delivery)
+        bus._timer.call_later(
+            0.1, lambda: self._consumers.extend(bus.attach(address, reader, prefetch) for address in addresses)
+        )
+
+    spoil(fake._FakeSubscription, "__init__", init)
+
+
+@caught_by("mandatory_to_nobody_fails_at_once")
+def ignores_mandatory_for_servers() -> None:
+    """A message to one server that is not there is taken."""
+    spoil(
+        Bus,
+        "send",
+        lambda send, bus, address, message, mandatory, sent: send(
+            bus, address, message, mandatory and address.kind != "server", sent
+        ),
+    )
+
+
+@caught_by("exchanges_and_topics_are_apart")
+def ignores_the_exchange() -> None:
+    """A topic is the same in every exchange."""
+    spoil(Bus, "_route", lambda route, bus, address: route(bus, address._replace(exchange="")))
+
+    def attach(old: Any, bus: Any, address: Address, reader: Any, prefetch: float, auto_accept: bool = False) -> Any:
+        consumer = old(bus, address._replace(exchange=""), reader, prefetch, auto_accept)
+        consumer.address = address
+        return consumer
+
+    spoil(Bus, "attach", attach)
+    spoil(Bus, "depth", lambda depth, bus, address: depth(bus, address._replace(exchange="")))
+
+
+@caught_by("each_pool_gets_a_copy")
+def pools_share_one_copy() -> None:
+    """All pools of a topic are one."""
+
+    def attach(old: Any, bus: Any, address: Address, reader: Any, prefetch: float, auto_accept: bool = False) -> Any:
+        consumer = old(
+            bus, address._replace(name="") if address.kind == "pool" else address, reader, prefetch, auto_accept
+        )
+        consumer.address = address
+        return consumer
+
+    spoil(Bus, "attach", attach)
+    spoil(Bus, "depth", lambda depth, bus, at: depth(bus, at._replace(name="") if at.kind == "pool" else at))
+
+
+def _change_message(**change: Any) -> None:
+    def init(old: Any, item: Any, message: Message) -> None:
+        old(item, msgspec.structs.replace(message, **{name: make(message) for name, make in change.items()}))
+
+    spoil(fake._Item, "__init__", init)
+
+
+@caught_by("a_message_arrives_as_it_was_sent")
+def loses_the_content_type() -> None:
+    """The content type does not travel."""
+    _change_message(content_type=lambda _: "application/octet-stream")
+
+
+@caught_by("a_message_arrives_as_it_was_sent", "the_largest_message_arrives")
+def cuts_long_bodies_off() -> None:
+    """A body ends after 64 KiB."""
+    _change_message(body=lambda message: message.body[: 1 << 16])
+
+
+@caught_by("a_message_arrives_as_it_was_sent")
+def drops_empty_messages() -> None:
+    """A message without a body is taken and dropped."""
+    spoil(
+        Bus,
+        "_put",
+        lambda put, bus, queues, items: put(bus, queues, items) if items and items[0].message.body else None,
+    )
+
+
+@caught_by("close_gives_back_what_is_open")
+def changes_the_id_of_what_comes_again() -> None:
+    """A message that is given back comes under another id."""
+
+    def change(delivery: Any, item: Any) -> None:
+        if item.redelivered:
+            delivery.message = msgspec.structs.replace(delivery.message, id=f"{time.monotonic_ns()}")
+
+    _change_delivery(change)
+
+
+@caught_by("a_ttl_counts_seconds")
+def takes_ttl_for_milliseconds() -> None:
+    """A message lives a thousandth of its time."""
+
+    def init(old: Any, item: Any, message: Message) -> None:
+        old(item, message)
+        if message.ttl is not None:
+            item.expires = time.monotonic() + message.ttl / 1000
+
+    spoil(fake._Item, "__init__", init)
+
+
+@caught_by("subscriptions_and_inboxes_come_back", "an_inbox_keeps_what_comes_during_a_cut")
+def changes_inboxes_at_a_reconnect() -> None:
+    """After a cut an inbox is reached by another name."""
+
+    def cut(old: Any, bus: Any) -> None:
+        old(bus)
+        for address in [address for address in bus._queues if address.kind == "inbox"]:
+            queue = bus._queues[address._replace(name=f"{address.name}-2")] = bus._queues.pop(address)
+            for consumer in queue.consumers:
+                consumer.at = address._replace(name=f"{address.name}-2")
+
+    spoil(Bus, "cut", cut)
+
+
+@caught_by("prefetch_holds_for_each_address")
+def shares_prefetch_between_addresses() -> None:
+    """What is open on one address counts for the others of its subscription."""
+
+    def next_consumer(_: Any, queue: Any) -> Any:
+        for consumer in queue.consumers:
+            taken = sum(len(other.unsettled) for other in opened if other.reader is consumer.reader)
+            if taken < consumer.prefetch:
+                queue.consumers.append(queue.consumers.pop(queue.consumers.index(consumer)))
+                return consumer
+        return None
+
+    opened: list[Any] = []
+    spoil(fake._Queue, "next_consumer", next_consumer)
+
+    def attach(old: Any, *args: Any, **kwargs: Any) -> Any:
+        opened.append(old(*args, **kwargs))
+        return opened[-1]
+
+    spoil(Bus, "attach", attach)
+
+
+@caught_by("after_stop_nothing_is_handed_over")
+def goes_on_after_stop() -> None:
+    """`stop` changes nothing."""
+    spoil(fake._FakeSubscription, "stop", lambda stop, self: fake._done())
+
+
+@caught_by("a_wait_that_is_too_long_ends")
+def says_maybe_of_what_was_never_sent() -> None:
+    """A message that waited until its end is reported as perhaps delivered."""
+
+    def fail(old: Any, future: Future[Any], error: Exception) -> None:
+        if isinstance(error, TransportUnavailable):
+            error = TransportUnavailable(str(error), maybe_delivered=True)
+        old(future, error)
+
+    spoil(fake, "fail", fail)
+
+
+@caught_by("mandatory_to_nobody_fails_at_once", "too_large_is_refused_before_it_is_sent")
+def lets_foreign_exceptions_out() -> None:
+    """Its errors are those of a library."""
+
+    def send(old: Any, *args: Any, **kwargs: Any) -> Future[Sent]:
+        sent: Future[Sent] = old(*args, **kwargs)
+        if not sent.done() or sent.exception() is None or "closed" in str(sent.exception()):
+            return sent
+        foreign: Future[Sent] = Future()
+        foreign.set_exception(ValueError("of a library's own"))
+        return foreign
+
+    spoil(FakeDriver, "send", send)
+
+
+@caught_by("a_forked_child_starts_clean")
+def shares_state_with_its_child() -> None:
+    """A forked child has its parent's subscriptions."""
+    fake._forget = lambda ref: lambda: None
+
+
+@caught_by("sends_wait_while_it_is_away")
+def repeats_after_an_outage() -> None:
+    """What waited goes out twice."""
+
+    def start(old: Any, bus: Any) -> None:
+        waiting = list(bus._waiting)
+        old(bus)
+        for send, sent in waiting:
+            sent.__init__()
+            send()
+
+    spoil(Bus, "start", start)
+
+
+@caught_by("sends_wait_while_it_is_away")
+def forgets_what_waits() -> None:
+    """What is sent while the message system is away is lost."""
+
+    def start(old: Any, bus: Any) -> None:
+        for _, sent in bus._waiting:
+            if not sent.done():
+                sent.set_result(Sent(1))
+        bus._waiting.clear()
+        old(bus)
+
+    spoil(Bus, "start", start)
+
+
+@caught_by("sends_that_waited_keep_their_order")
+def reverses_what_waits() -> None:
+    """What waited for the message system goes out last in, first out."""
+    spoil(Bus, "start", lambda start, bus: (bus._waiting.reverse(), start(bus)))
+
+
+@caught_by("cut_connections_repeat_nothing", "sends_wait_while_it_is_away")
+def repeats_after_a_cut() -> None:
+    """After a cut the last messages go out again."""
+    last: list[Any] = []
+
+    def send(old: Any, driver: Any, address: Address, message: Message, **more: Any) -> Future[Sent]:
+        last[:] = [*last[-4:], (driver, address, message, more)]
+        sent: Future[Sent] = old(driver, address, message, **more)
+        return sent
+
+    def cut(old: Any, bus: Any) -> None:
+        old(bus)
+        for driver, address, message, _ in list(last):
+            FakeDriver.send(driver, address, message, mandatory=False)
+
+    spoil(FakeDriver, "send", send)
+    spoil(Bus, "cut", cut)
+
+
+@caught_by("dead_letters_are_stored", "inspect_counts_what_waits")
+def loses_dead_letters() -> None:
+    """A dead letter is kept only where somebody listens."""
+
+    def route(old: Any, bus: Any, address: Address) -> Any:
+        return old(bus, address) if address.kind != "dead" or address in bus._queues else []
+
+    spoil(Bus, "_route", route)
+
+
+@caught_by("accept_tells_whether_it_counts", "what_was_not_accepted_comes_again")
+def accept_always_says_true() -> None:
+    """`accept` does not tell that it came too late."""
+    spoil(fake._FakeDelivery, "accept", lambda accept, delivery: accept(delivery) or True)
+
+
+@caught_by(
+    "store_is_declared_or_refused",
+    "requeue_is_declared_or_refused",
+    "inspect_is_declared_or_refused",
+    "a_first_delivery_is_none_again",
+)
+def declares_nothing() -> None:
+    """It keeps what it does not declare."""
+    FakeDriver.capabilities = frozenset()
+
+
+@caught_by("expires_is_declared_where_it_works")
+def does_not_declare_that_messages_expire() -> None:
+    """It drops what has expired, and does not declare it."""
+    FakeDriver.capabilities -= {Capability.EXPIRES}
+
+
+@caught_by("a_first_delivery_is_none_again", "what_is_given_back_is_marked")
+def declares_counts_and_does_not_count() -> None:
+    """Attempts are declared, and not told."""
+    _change_delivery(lambda delivery, item: setattr(delivery, "attempts", None))
+
+
+@caught_by("a_driver_leaves_nothing_behind")
+def keeps_fanout_queues() -> None:
+    """The queue of a fanout stays when its owner has closed it."""
+
+    def detach(old: Any, bus: Any, consumer: Any, *, give_back: bool) -> None:
+        kept = bus._queues.get(consumer.at)
+        old(bus, consumer, give_back=give_back)
+        if consumer.at.kind == "fanout" and kept is not None:
+            bus._queues[consumer.at] = kept
+
+    spoil(Bus, "detach", detach)
+
+
+@caught_by(
+    "closing_a_driver_gives_back_what_is_open", "accept_tells_whether_it_counts", "a_driver_leaves_nothing_behind"
+)
+def leaves_subscriptions_open() -> None:
+    """A closed driver goes on consuming."""
+    spoil(FakeDriver, "close", lambda close, driver: (driver._opened.clear(), close(driver)))
+
+
+@caught_by("nothing_can_be_sent_after_close")
+def sends_after_close() -> None:
+    """A closed driver goes on sending."""
+
+    def close(old: Any, driver: Any) -> None:
+        old(driver)
+        driver._closed = False
+
+    spoil(FakeDriver, "close", close)
+
+
+@caught_by("idle_subscribers_share_a_topic")
+def prefers_one_subscriber() -> None:
+    """The first subscriber gets all for which it has room."""
+
+    def from_the_first(old: Any, queue: Any) -> Any:
+        queue.turn = 0
+        return old(queue)
+
+    spoil(fake._Queue, "next_consumer", from_the_first)
+
+
+@caught_by("reached_tells_the_truth", "fanout_to_nobody_is_no_error")
+def lies_about_whom_it_reached() -> None:
+    """A fanout is said to have reached one more than it has."""
+
+    def send(old: Any, driver: Any, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
+        sent: Future[Sent] = old(driver, address, message, mandatory=mandatory)
+        if sent.done() and sent.exception() is None and address.kind == "fanout":
+            more: Future[Sent] = Future()
+            more.set_result(Sent((sent.result().reached or 0) + 1))
+            return more
+        return sent
+
+    spoil(FakeDriver, "send", send)
+
+
+@caught_by("messages_wait_for_one_who_is_away", "closing_a_driver_gives_back_what_is_open", "inspect_counts_what_waits")
+def stores_for_nobody() -> None:
+    """What comes while nobody listens is dropped, although store is declared."""
+
+    def put(old: Any, bus: Any, queues: Sequence[Any], items: Sequence[Any]) -> None:
+        pairs = [(queue, item) for queue, item in zip(queues, items, strict=True) if queue.consumers]
+        old(bus, [queue for queue, _ in pairs], [item for _, item in pairs])
+
+    spoil(Bus, "_put", put)
+
+
+@caught_by("a_topic_goes_to_exactly_one")
+def gives_a_topic_to_all() -> None:
+    """Each subscriber of a topic gets each message."""
+
+    def put(old: Any, bus: Any, queues: Sequence[Any], items: Sequence[Any]) -> None:
+        old(bus, queues, items)
+        for queue, item in zip(queues, items, strict=True):
+            for consumer in queue.consumers[1:]:
+                if consumer.address.kind == "topic":
+                    consumer.reader.put(fake._FakeDelivery(bus, consumer, item))
+                    consumer.reader.call()
+
+    spoil(Bus, "_put", put)
+
+
+@caught_by("a_driver_leaves_nothing_behind")
+def leaks_threads() -> None:
+    """Each inbox has a thread that does not end with it."""
+
+    def init(old: Any, inbox: Any, *args: Any) -> None:
+        old(inbox, *args)
+        threading.Thread(target=time.sleep, args=(3600,), name="leaked", daemon=True).start()
+
+    spoil(fake._FakeInbox, "__init__", init)

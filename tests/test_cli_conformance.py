@@ -1,0 +1,137 @@
+"""``msgbus conformance``: what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+from xml.etree import ElementTree
+
+import pytest
+from click.testing import CliRunner, Result
+
+from msgbus.cli.app import cli
+from msgbus.cli.errors import Code
+from msgbus.conformance.fake import FakeHarness
+
+HARNESS = ("--harness", "msgbus.conformance.fake:FakeHarness")
+
+
+class Fails(FakeHarness):
+    """One that says it takes larger messages than it does."""
+
+    largest = FakeHarness.largest * 2
+
+
+class CannotBeMade(FakeHarness):
+    """One that says why."""
+
+    def __init__(self) -> None:
+        raise RuntimeError("no such broker")
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MSGBUS_URL", raising=False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+def run(*args: str) -> Result:
+    """Run the command in this process."""
+    return CliRunner().invoke(cli, ["conformance", *args])
+
+
+def test_table_tells_guarantee_result_and_time() -> None:
+    """Each check has a line; the last lines count them, and the reasons of those that were skipped."""
+    result = run(*HARNESS, "--level", "driver", "-k", "inspect or pool_alone")
+    assert result.exit_code == Code.OK, result.output
+    head, *lines = result.stdout.splitlines()
+    assert head.split() == ["check", "result", "time", "level", "guarantee"]
+    (line,) = [line for line in lines if line.startswith("test_a_pool_alone_is_somebody ")]
+    assert line.split()[1:5:3] == ["passed", "driver"]
+    assert line.endswith("A topic of which only pools are subscribers takes mandatory messages.")
+    assert any("skipped: the driver declares inspect" in line for line in lines)
+    assert " passed, 0 failed, 1 skipped in " in result.stdout
+    assert "  skipped 1: the driver declares inspect" in lines
+
+
+def test_json_has_a_line_for_each_check() -> None:
+    """For programs, all that is known of it."""
+    result = run(*HARNESS, "--json", "-k", "test_reached_tells_the_truth")
+    assert result.exit_code == Code.OK
+    (found,) = map(json.loads, result.stdout.splitlines())
+    assert found.pop("seconds") > 0
+    assert found == {
+        "check": "test_reached_tells_the_truth",
+        "level": "driver",
+        "since": "0.1",
+        "guarantee": "Where the driver says how many a fanout reached, it is how many listen.",
+        "outcome": "passed",
+        "reason": "",
+        "details": "",
+    }
+
+
+def test_level_selects() -> None:
+    """The checks of the other level are not run."""
+    for level in ("driver", "bus"):
+        result = run(*HARNESS, "--json", "--level", level, "-k", "topic_goes_to_exactly_one or contexts_travel")
+        (found,) = map(json.loads, result.stdout.splitlines())
+        assert found["level"] == level
+
+
+def test_failure_is_told_and_ends_with_1(tmp_path: pathlib.Path) -> None:
+    """The table says failed, the details follow, and the report for others has it too."""
+    report = tmp_path / "report.xml"
+    harness = ("--harness", "tests.test_cli_conformance:Fails")
+    result = run(*harness, "--level", "driver", "-k", "the_largest or pool_alone", "--junit", str(report))
+    assert result.exit_code == Code.UNEXPECTED
+    assert "1 passed, 1 failed, 0 skipped" in result.stdout
+    assert "test_the_largest_message_arrives (since 0.1) failed: " in result.stdout
+    assert "MessageTooLarge" in result.stdout
+    (suite,) = ElementTree.parse(report).getroot()  # noqa: S314  # it is ours
+    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
+
+
+def test_url_and_largest_win_over_the_harness() -> None:
+    """What the command line says replaces what the harness says."""
+    url = "fake://elsewhere/?max_message_size=4096"
+    result = run(*HARNESS, "--url", url, "--largest", "4096", "--json", "-k", "test_the_largest_message_arrives")
+    assert json.loads(result.stdout)["outcome"] == "passed"
+
+
+def test_a_message_system_in_one_process_needs_no_harness() -> None:
+    """A URL alone will do; what the harness could have done is skipped, and says so."""
+    result = run("--url", "fake://alone/", "--one-process", "--json", "-k", "contexts_travel or idle_bus")
+    found = {line["check"]: line for line in map(json.loads, result.stdout.splitlines())}
+    assert found["test_contexts_travel"]["outcome"] == "passed"
+    assert found["test_an_idle_bus_comes_back"]["reason"] == "the harness cannot stop, start"
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        ((), "where is the message system? Say --url or --harness"),
+        (("--url", "nonsense://x"), "nonsense"),
+        (("--url", "fake://x/?max_message_sizes=1"), "max_message_size"),
+        (("--harness", "msgbus"), "MODULE:CLASS"),
+        (("--harness", "msgbus.target:Target"), "is no subclass of msgbus.conformance.Harness"),
+        (("--harness", "tests.test_cli_conformance:CannotBeMade"), "no such broker"),
+        ((*HARNESS, "-k", "no_such_check"), "no check is selected"),
+        ((*HARNESS, "-k", "a and"), "pytest could not run the checks"),
+    ],
+)
+def test_wrong_usage(args: tuple[str, ...], text: str) -> None:
+    """What cannot be run is told in a line, before anything is run."""
+    result = run(*args)
+    assert result.exit_code == Code.USAGE
+    assert text in result.stderr
+    assert result.stdout == ""
+
+
+def test_pytest_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without pytest it says how to get it."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = run(*HARNESS)
+    assert result.exit_code == Code.USAGE
+    assert "pip install 'msgbus[conformance]'" in result.stderr

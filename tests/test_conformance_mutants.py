@@ -1,0 +1,63 @@
+"""The conformance suite notices what is broken, and tells it by the checks whose guarantee it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.mutants.others import OTHERS
+from tests.mutants.ten import TEN
+
+MUTANTS = TEN | OTHERS
+SECONDS = 900.0
+"""For one mutant: many wait for a processor at the same time."""
+
+Results = dict[str, dict[str, Any]]
+
+
+def run(name: str) -> Results:
+    """What came of each check on a mutant."""
+    command = [sys.executable, "-m", "tests.mutants.run", name]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return {result["check"]: result for result in map(json.loads, ended.stdout.splitlines())}
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[dict[str, Future[Results]]]:
+    """The suite, as it runs on all mutants, several at a time: most of them wait most of the time."""
+    with ThreadPoolExecutor(2 * (os.cpu_count() or 1) + 1) as pool:
+        try:
+            yield {name: pool.submit(run, name) for name in MUTANTS}
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.timeout(SECONDS * 2)
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutant_is_caught(name: str, running: dict[str, Future[Results]]) -> None:
+    """By the checks that name its fault, and by no others; what is not judged builds on one of them."""
+    results = running[name].result()
+    failed = {check: result["reason"] for check, result in results.items() if result["outcome"] == "failed"}
+    assert failed.keys() == MUTANTS[name].caught_by, failed
+    for result in results.values():
+        if "not judged" in result["reason"]:
+            assert result["outcome"] == "skipped"
+
+
+def test_every_mutant_says_what_is_wrong() -> None:
+    """Its docstring is the fault, and the checks that it is to be caught by exist."""
+    from msgbus.conformance.suite import Conformance
+
+    for name, mutant in MUTANTS.items():
+        assert mutant.apply.__doc__, name
+        assert mutant.caught_by, name
+        for check in mutant.caught_by:
+            assert hasattr(Conformance, check), check
