@@ -199,6 +199,15 @@ class _Content:
         self.parts: list[bytes] = []
 
 
+def _peer_of(sock: socket.socket) -> str:
+    """Whom it is connected to. It may be broken again already: then that is noticed when it is read."""
+    try:
+        host, port = sock.getpeername()[:2]
+    except OSError:
+        return "a host that has broken it again"
+    return f"{host}:{port}"
+
+
 class Link:
     """A connection that comes back by itself, and its channels.
 
@@ -336,8 +345,7 @@ class Link:
         self.error = None
         self.attempt = self._tries - 1
         if self._tries > 1 or self.generation:
-            host, port = sock.getpeername()[:2]
-            LOG.warning("the %s connection is back: %s:%s, try %d", self._purpose, host, port, self._tries)
+            LOG.warning("the %s connection is back: %s, try %d", self._purpose, _peer_of(sock), self._tries)
         self._tries = 0
         self._opening = False
         self.generation += 1

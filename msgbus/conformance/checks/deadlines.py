@@ -26,13 +26,18 @@ class DeadlineChecks:
     def test_a_call_ends_at_its_deadline(self, bus: Bus) -> None:
         """It raises `MessagingTimeout` then, whose text names method, topic and the server that still runs it."""
         bus.serve()
-        call = Task(bus.client(timeout=1.0).call, {}, "hold", key="k", gate=bus.gate())
-        error = call.error()
-        assert isinstance(error, MessagingTimeout)
-        assert not isinstance(error, ServerLost)
-        assert 0.9 < call.seconds < 1.0 + SLACK
-        for known in ("hold", bus.topic, "s1"):
-            assert known in str(error)
+        error: BaseException | None = None
+        for timeout in (1.0, 8.0):  # A slow machine may not have heard of the server after a second.
+            call = Task(bus.client(timeout=timeout).call, {}, "hold", key="k", gate=bus.gate())
+            error = call.error()
+            assert isinstance(error, MessagingTimeout)
+            assert not isinstance(error, ServerLost)
+            assert timeout - 0.1 < call.seconds < timeout + SLACK
+            for known in ("hold", bus.topic):
+                assert known in str(error)
+            if "s1" in str(error):
+                return
+        pytest.fail(f"it does not name the server: {error}")
 
     @check("bus", since="0.1", needs=(Capability.STORE, Capability.INSPECT))
     def test_a_timeout_tells_how_many_listen(self, bus: Bus) -> None:

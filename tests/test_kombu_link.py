@@ -1,0 +1,85 @@
+"""The connections of the kombu driver come back, whenever they break."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from msgbus.conformance.waiting import until
+from msgbus.drivers.kombu_link import Link, Loop
+from msgbus.timer import Timer
+
+
+class Peer:
+    """Accepts connections, and can break one before its client looks at it."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.accepted: list[socket.socket] = []
+        self.break_next = False
+
+    def connect(self, _attempt: int, _purpose: str) -> Any:
+        """What py-amqp would return."""
+        client = socket.create_connection(self._listener.getsockname())
+        self.accepted.append(self._listener.accept()[0])
+        if self.break_next:
+            self.break_next = False
+            self.reset()
+            until(lambda: self._is_broken(client), "the client's end is broken, too")
+        transport = SimpleNamespace(sock=client, close=client.close)
+        return SimpleNamespace(transport=transport, frame_max=131072, heartbeat=0)
+
+    @staticmethod
+    def _is_broken(client: socket.socket) -> bool:
+        try:
+            client.getpeername()
+        except OSError:
+            return True
+        return False
+
+    def reset(self) -> None:
+        """Break the last connection."""
+        self.accepted[-1].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.accepted[-1].close()
+
+    def close(self) -> None:
+        for sock in (self._listener, *self.accepted):
+            sock.close()
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    """A peer, closed at the end."""
+    peer = Peer()
+    yield peer
+    peer.close()
+
+
+def test_connection_that_breaks_while_it_comes_back_comes_back(peer: Peer) -> None:
+    """One that is broken again before anybody has looked at it is opened anew, too."""
+    loop, timer = Loop("loop"), Timer("timer")
+
+    def nothing(*_: object) -> None:
+        pass
+
+    def describe(error: BaseException, _attempt: int) -> tuple[str, bool]:
+        return str(error), False
+
+    link = Link(loop, timer, 1, "test", peer.connect, describe, nothing, nothing, nothing)
+    try:
+        link.open()
+        until(lambda: link.up, "the first connection")
+        peer.break_next = True
+        peer.reset()
+        until(lambda: len(peer.accepted) >= 3 and link.up, "a connection after the broken one")
+    finally:
+        closing = loop.call(link.close)
+        assert closing
+        until(lambda: not link.up, "the end of the connection")
+        loop.close()
+        timer.close()
