@@ -33,7 +33,7 @@ class Check(NamedTuple):
         lacks: capabilities without which it has to be. For what a driver owes that does not declare them.
         harness: what the harness has to be able to do.
         processes: it takes several processes.
-        ground_of: levels all of whose checks build on it, but for those that are such a ground themselves.
+        ground_of: levels all of whose checks build on it, but for those that are the ground of as many levels.
         builds_on: names of further checks whose guarantees it takes for granted. Where one of them has failed, it is
             not judged: one fault is told once, by the checks that name it.
         guarantee: what it promises, in one line.
@@ -79,7 +79,8 @@ class Findings:
     def shaken(self, about: Check) -> str | None:
         """The name of a check that it builds on and that has not passed, or None."""
         for name, failed in self._not_kept.items():
-            if name in about.builds_on or (about.level in failed.ground_of and not about.ground_of):
+            beneath = about.level in failed.ground_of and not set(failed.ground_of) <= set(about.ground_of)
+            if beneath or name in about.builds_on:
                 return name
         return None
 
