@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -641,14 +642,16 @@ def test_items_are_laid_out_on_a_terminal(own_process: list[str]) -> None:
 
 def test_progress_is_shown_after_two_seconds_and_vanishes() -> None:
     """On stderr, a terminal. It leaves nothing but the error, and the log lines that came meanwhile."""
-    ping = [MSGBUS, "ping", "cli-nobody", "--url", FAKE, "--timeout", "2.8"]
+    ping = [MSGBUS, "ping", "cli-nobody", "--url", FAKE, "--timeout", "4"]
     with Terminal(ping, os.environ, subprocess.PIPE) as terminal:
-        terminal.wait_for("gathering answers (2 s)")
+        terminal.wait_for("gathering answers (")
+        terminal.wait_for(" s)")
+        assert re.findall(r"gathering answers \((\d+) s\)", terminal.raw)[0] in ("2", "3")
         assert terminal.finish() == Code.NO_SERVER
         assert terminal.process.stdout is not None
         assert terminal.process.stdout.read() == b""
         terminal.process.stdout.close()
-    said = "msgbus ping: MessageUndeliverable: no server of topic cli-nobody answered within 2.8 s: it is not there,"
+    said = "msgbus ping: MessageUndeliverable: no server of topic cli-nobody answered within 4 s over "
     assert " ".join(" ".join(terminal.screen).split()).startswith(said)
     assert "\x1b[?25l" not in terminal.raw, "a process that is killed would leave the cursor hidden"
 
@@ -679,10 +682,10 @@ def test_log_lines_stay_above_the_progress() -> None:
     with Terminal(ping, os.environ) as terminal:
         terminal.wait_for("gathering")
         assert terminal.finish() == Code.NO_SERVER
-    logged, error = terminal.screen
+    logged, *error = terminal.screen
     assert logged.endswith(" WARNING root: in between")
     assert logged[:2] == "20"
-    assert error.startswith("msgbus ping: ")
+    assert error[0].startswith("msgbus ping: ")
 
 
 def test_ctrl_c_takes_the_progress_away() -> None:

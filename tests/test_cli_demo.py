@@ -173,7 +173,7 @@ def test_demo_on_a_narrow_terminal_is_readable(monkeypatch: pytest.MonkeyPatch) 
 def test_demo_server_that_cannot_start_is_an_error(tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The server itself has said why, and none is left."""
     conf = tmp_path / "away.conf"
-    conf.write_text("[DEFAULT]\nrpc_response_timeout = 0.2\n")
+    conf.write_text("[DEFAULT]\nrpc_response_timeout = 3\n")
     # The port of the discard service: nobody listens there, and no process gets it by chance.
     plan = Plan("rabbit://guest:guest@127.0.0.1:9/", (str(conf),), None, "msgbus-demo-away", "error")
     with ExitStack() as cleanup, pytest.raises(RuntimeError, match=r"server one did not start.* exit code 5"):

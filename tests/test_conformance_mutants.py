@@ -44,8 +44,9 @@ def running(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Results
             pool.shutdown(cancel_futures=True)
 
 
+# The ten are tried each time; to try all takes minutes.
 @pytest.mark.timeout(SECONDS * 2)
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", [*TEN, *(pytest.param(name, marks=pytest.mark.soak) for name in OTHERS)])
 def test_mutant_is_caught(name: str, running: dict[str, Future[Results]]) -> None:
     """By the checks that name its fault, and by no others; what is not judged builds on one of them."""
     results = running[name].result()

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from msgbus.conformance.bus import Bus
 
 Level = Literal["driver", "bus"]
-"""What a check looks at: the bare driver, through its contract alone; or the whole bus, through clients and servers."""
 Fault = Literal["stop", "start", "kill", "cut", "pause", "resume", "partition", "heal"]
 """What a harness may be able to do: a method of `Harness`."""
 
@@ -27,7 +26,8 @@ class Check(NamedTuple):
 
     Attributes:
         name: of its test function. Its docstring is the guarantee.
-        level: see `Level`.
+        level: what it looks at: the bare driver, through its contract alone, or the whole bus, through clients and
+            servers.
         since: the version of msgbus that brought it.
         needs: capabilities that the driver has to declare, else there is nothing to check.
         lacks: capabilities without which it has to be. For what a driver owes that does not declare them.

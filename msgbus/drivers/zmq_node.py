@@ -387,7 +387,8 @@ class Node:
             if alive is False or (alive is None and refused):
                 LOG.info("the process of node %s is gone", node)
                 self._matchmaker.forget(node)
-                self._refresh()
+                # Not at once: somebody may be in the middle of what the directory says.
+                self._loop.call(self._refresh)
 
     def _redial(self) -> None:
         """Connect again with those who cannot connect with this node, and may have something to say to it."""

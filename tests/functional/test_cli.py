@@ -399,7 +399,7 @@ def test_progress_while_an_answer_or_an_item_is_awaited(bench: Bench) -> None:
     bench.serve()
     path, go_on = bench.gate()
     with Terminal([MSGBUS, "call", bench.topic, "wait_for", f"path={path}"], bench.env) as terminal:
-        terminal.wait_for("waiting for the answer of wait_for (2 s)")
+        terminal.wait_for("waiting for the answer of wait_for (")
         go_on()
         assert terminal.finish() == 0
     assert terminal.screen == ['"waited"']
@@ -407,7 +407,7 @@ def test_progress_while_an_answer_or_an_item_is_awaited(bench: Bench) -> None:
     multicall = [MSGBUS, "multicall", bench.topic, "count", "to=2", f"path={path}"]
     with Terminal(multicall, bench.env, subprocess.PIPE) as terminal:
         assert terminal.process.stdout is not None
-        terminal.wait_for("waiting for the next item of count (2 s)")
+        terminal.wait_for("waiting for the next item of count (")
         go_on()
         assert terminal.process.stdout.read(4) == b"1\n2\n"
         go_on()
@@ -421,7 +421,7 @@ def test_progress_of_a_server_that_connects_and_drains(bench: Bench) -> None:
     """Both may take long; a second signal ends it all the same."""
     serve = [MSGBUS, "serve", "hello:Hello", "--topic", bench.topic]
     with Terminal([*serve, "--url", "rabbit://u:secret@127.0.0.1:9/"], bench.env, cwd=bench.folder) as terminal:
-        terminal.wait_for("connecting to rabbit://u:***@127.0.0.1:9/ (2 s)")
+        terminal.wait_for("connecting to rabbit://u:***@127.0.0.1:9/ (")
         assert terminal.finish(signal.SIGINT) == 0
     assert [line for line in terminal.screen if "WARNING" not in line] == []
 
@@ -431,7 +431,7 @@ def test_progress_of_a_server_that_connects_and_drains(bench: Bench) -> None:
         call = bench.start("call", bench.topic, "wait_for", f"path={path}")
         terminal.wait_for("waiting")
         terminal.process.terminate()
-        terminal.wait_for("stopping: what runs has 60 s to finish (2 s)")
+        terminal.wait_for("stopping: what runs has 60 s to finish (")
         go_on()
         assert terminal.finish() == 0
         assert call.communicate(timeout=SECONDS) == ('"waited"\n', "")
