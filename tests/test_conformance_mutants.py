@@ -52,8 +52,6 @@ def test_mutant_is_caught(name: str, running: dict[str, Future[Results]]) -> Non
     results = running[name].result()
     failed = {check: result["reason"] for check, result in results.items() if result["outcome"] == "failed"}
     assert failed.keys() == MUTANTS[name].caught_by, failed
-    passed = {check for check, result in results.items() if result["outcome"] == "passed"}
-    assert passed, "all that is not about the fault passes, or builds on what is"
 
 
 def test_every_mutant_says_what_is_wrong() -> None:
