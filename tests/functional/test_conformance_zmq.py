@@ -12,7 +12,7 @@ import pytest
 from msgbus.conformance import Harness
 from msgbus.conformance.suite import Conformance
 from tests.functional.brokers.redis import Redis
-from tests.functional.zmq_conformance import CHECKS, FileBus, FileHarness
+from tests.functional.zmq_conformance import FILE_CHECKS, REDIS_CHECKS, FileBus, FileHarness
 from tests.functional.zmq_faults import cut_connections, cut_tcp
 
 
@@ -59,8 +59,10 @@ class RedisHarness(Harness):
         return self._redis.keys() - {"msgbus:nodes"}
 
 
-class TestZmqRedis(Conformance):
-    """Every check, between what may be different hosts."""
+class TestZmqRedis(*REDIS_CHECKS):  # type: ignore[misc]  # they are listed in one place
+    """Checks between what may be different hosts."""
+
+    bus = Conformance.bus
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -68,7 +70,7 @@ class TestZmqRedis(Conformance):
         return RedisHarness(redis, tmp_path_factory.mktemp("hosts"))
 
 
-class TestZmqFile(*CHECKS):  # type: ignore[misc]  # they are listed in one place
+class TestZmqFile(*FILE_CHECKS):  # type: ignore[misc]  # they are listed in one place
     """The checks that start servers by name, which is what a file can know of."""
 
     @pytest.fixture(scope="class")

@@ -8,15 +8,32 @@ from typing import Any
 
 from msgbus.conformance import Harness
 from msgbus.conformance.bus import Bus
+from msgbus.conformance.checks.faults import BusFaultChecks, DriverFaultChecks
+from msgbus.conformance.checks.inboxes import InboxChecks
+from msgbus.conformance.checks.patterns import PatternChecks
 from msgbus.conformance.checks.policies import PolicyChecks
+from msgbus.conformance.checks.sending import SendingChecks
 from msgbus.conformance.checks.stopping import StoppingChecks
+from msgbus.conformance.checks.subscribing import SubscribingChecks
 from msgbus.conformance.checks.verbs import VerbChecks
 from msgbus.conformance.endpoint import ServerSpec
 from tests.functional.brokers.processes import free_ports
 from tests.functional.zmq_faults import cut_tcp
 
-CHECKS: tuple[type, ...] = (VerbChecks, PolicyChecks, StoppingChecks)
+FILE_CHECKS: tuple[type, ...] = (VerbChecks, PolicyChecks, StoppingChecks)
 """Those that start servers by name, which is what a file can know of."""
+REDIS_CHECKS: tuple[type, ...] = (
+    SendingChecks,
+    SubscribingChecks,
+    InboxChecks,
+    PatternChecks,
+    VerbChecks,
+    PolicyChecks,
+    StoppingChecks,
+    DriverFaultChecks,
+    BusFaultChecks,
+)
+"""Those for which it matters how nodes find each other, and how they notice that one is gone."""
 
 
 class FileHarness(Harness):
