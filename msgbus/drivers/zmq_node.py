@@ -247,10 +247,15 @@ class Node:
             self._receiver.stop(consumers)
             fail(ready, exc)
 
-    def _warn_of_doubles(self, addresses: Sequence[Address]) -> None:
+    def _warn_of_doubles(self, addresses: Sequence[Address], besides: str = "") -> None:
+        if self._matchmaker.is_opening:  # Others are known in a moment, and this node among them.
+            self._loop.call_later(TICK, lambda: self._warn_of_doubles(addresses, besides=self.id))
+            return
         for address in addresses:
-            if address.kind == "server" and (nodes := self._directory.nodes(address)):
-                entry = self._directory.entries[next(iter(nodes))]
+            if address.kind != "server":
+                continue
+            if nodes := [node for node in self._directory.nodes(address) if node != besides]:
+                entry = self._directory.entries[nodes[0]]
                 LOG.warning(
                     "%s is served by another already (node %s, process %d on %s): they will share its messages",
                     address,
