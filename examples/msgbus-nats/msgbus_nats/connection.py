@@ -102,8 +102,10 @@ class Connection:
             await within(_CLOSE_SECONDS, self._client.close())
         except (OSError, nats.errors.Error) as exc:
             LOG.debug("closing a connection to %s: %s", self.host, exc)
+            # Where nats-py has met an error while closing, it leaves the socket open, and the subscriptions running.
+            if self._client._transport:
+                self._client._transport.close()  # type: ignore[no-untyped-call]  # nats-py types only a part
         for subscription in self._subscriptions:
-            # Where nats-py has met an error while closing, it leaves these running.
             subscription._stop_processing()
 
     async def publish(self, subject: str, body: bytes, reply: str = "", headers: dict[str, str] | None = None) -> None:

@@ -160,9 +160,22 @@ class ProcessTree:
 
 
 def send_signal(pid: int, number: signal.Signals) -> None:
-    """Send a signal to a process, which may be gone already."""
+    """Send a signal to a process, which may be gone already. What is to stop has stopped when this returns."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
+        if number == signal.SIGSTOP:
+            poll(lambda: not _running_threads(pid), 10.0, f"process {pid} to stop")
+
+
+def _running_threads(pid: int) -> list[str]:
+    """The threads of a process that are neither stopped nor gone."""
+    found = []
+    for task in pathlib.Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            state = task.read_text().rpartition(")")[2].split()[0]
+            if state not in "TtZX":
+                found.append(task.parent.name)
+    return found
 
 
 def _process_table() -> dict[int, tuple[str, int]]:
