@@ -46,6 +46,9 @@ def test_a_directory_with_too_long_a_name() -> None:
     with pytest.raises(ConfigurationError, match="too long by 16 bytes") as caught:
         driver_of("zmq:///" + "x" * 100)
     assert "107" in str(caught.value)
+    # With Redis there is a directory in it for each Redis.
+    with pytest.raises(ConfigurationError, match="too long by 5 bytes"):
+        driver_of("zmq:///" + "x" * 80 + "?matchmaker=redis&redis_url=redis://h")
 
 
 @pytest.mark.parametrize(

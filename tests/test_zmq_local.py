@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import pytest
 
 from msgbus.drivers.base import Address
-from msgbus.drivers.zmq_local import LocalMatchmaker, default_run_dir, prepare, too_long
+from msgbus.drivers.zmq_local import LocalMatchmaker, check_length, default_run_dir, prepare
 from msgbus.drivers.zmq_matchmaker import Directory, Entry, Service
-from msgbus.exceptions import TransportUnavailable
+from msgbus.exceptions import ConfigurationError, TransportUnavailable
 
 TOPIC = Address("topic", "msgbus", "foo")
 
@@ -213,9 +213,11 @@ def test_somebody_elses_directory_is_refused(tmp_path: pathlib.Path) -> None:
 
 def test_the_length_of_a_socket_path_is_known() -> None:
     """107 bytes, the id and the ending among them."""
-    assert too_long("/" + "x" * 84) == 0
-    assert too_long("/" + "x" * 85) == 1
-    assert too_long("/" + "ü" * 60) > 0
+    check_length("/" + "x" * 84)
+    with pytest.raises(ConfigurationError, match="too long by 1 bytes"):
+        check_length("/" + "x" * 85)
+    with pytest.raises(ConfigurationError, match="too long by 36 bytes"):
+        check_length("/" + "ü" * 60)
 
 
 def test_the_default_directory_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,11 +155,6 @@ class ZmqDriver(Driver):
         if path and "run_dir" in url.query:
             raise InvalidTransportURL(str(url), "it names a run directory twice, as path and as run_dir")
         self._run_dir = os.path.abspath(path or options.run_dir or zmq_local.default_run_dir())
-        if over := zmq_local.too_long(self._run_dir):
-            raise ConfigurationError(
-                f"run_dir of [msgbus_zmq] is too long by {over} bytes: {self._run_dir}; the path of a Unix socket in "
-                f"it has at most {zmq_local.SOCKET_PATH_MAX}"
-            )
         self._exchange: str = conf.control_exchange
         self._closing = threading.Lock()
         self._closed = False

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Mapping
 import msgspec
 
 from msgbus.drivers.zmq_matchmaker import Entry, Matchmaker
-from msgbus.exceptions import TransportUnavailable
+from msgbus.exceptions import ConfigurationError, TransportUnavailable
 
 LOG = logging.getLogger(__name__)
 
@@ -52,10 +52,19 @@ def default_run_dir() -> str:
     return os.path.join(base, "msgbus") if base else f"/tmp/msgbus-{os.geteuid()}"  # noqa: S108  # looked at below
 
 
-def too_long(run_dir: str) -> int:
-    """By how many bytes the path of a run directory is too long for sockets in it; 0 where it is not."""
+def check_length(run_dir: str) -> None:
+    """See that sockets can be made in a run directory.
+
+    Raises:
+        ConfigurationError: its path is too long for that.
+    """
     path = os.path.join(run_dir, "x" * NODE_SIZE + ".sock")
-    return max(0, len(os.fsencode(path)) - SOCKET_PATH_MAX)
+    over = len(os.fsencode(path)) - SOCKET_PATH_MAX
+    if over > 0:
+        raise ConfigurationError(
+            f"run_dir of [msgbus_zmq] is too long by {over} bytes: sockets are made in {run_dir}, and the path of a "
+            f"Unix socket has at most {SOCKET_PATH_MAX}"
+        )
 
 
 def prepare(run_dir: str) -> None:
@@ -97,6 +106,12 @@ class LocalMatchmaker(Matchmaker):
     """See the module's text."""
 
     def __init__(self, run_dir: str) -> None:
+        """Make one; no I/O.
+
+        Raises:
+            ConfigurationError: the path of the run directory is too long.
+        """
+        check_length(run_dir)
         self._dir = run_dir
         self._node = ""
         self._lock = -1

@@ -142,6 +142,9 @@ class RedisMatchmaker(Matchmaker):
             server: the Redis.
             run_dir: the run directory.
             changed: called on the I/O thread when `entries`, `doubt` or `is_opening` has something new to say.
+
+        Raises:
+            ConfigurationError: the path of the run directory is too long.
         """
         self._loop = loop
         self._server = server

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeVar
 
@@ -42,6 +43,12 @@ def _running(make: Callable[[], Broker]) -> Iterator[Broker]:
         yield node
     finally:
         node.close()
+
+
+@pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A directory with a short name: a Unix socket has a path of at most 107 bytes, and the names of tests are long."""
+    return tmp_path_factory.mktemp("t")
 
 
 @pytest.fixture(scope="session")
