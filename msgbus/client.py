@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from msgbus.deadline import bounded
 from msgbus.dispatcher import version_is_compatible
-from msgbus.drivers.base import Address, Message, Sent
+from msgbus.drivers.base import Address, Capability, Message, Sent
 from msgbus.exceptions import (
     CallCancelled,
     InvalidTarget,
@@ -422,6 +422,13 @@ class RPCClient:
                 plural = "" if depth.depth == 1 else "s"
                 waiting = "" if depth.depth is None else f", {depth.depth} message{plural} waiting"
                 known.append(f"no server said that it began; consumers there: {depth.consumers}{waiting}")
+        up_since = transport.driver.up_since
+        keeps = Capability.INBOX_KEEPS in transport.driver.capabilities
+        if not keeps and not self._repeatable and up_since is not None and up_since > pending.began:
+            known.append(
+                "this side's connection was lost meanwhile, and the answer may have been lost with it, which does not "
+                "happen under delivery='at_least_once'"
+            )
         return "; ".join(known)
 
 

@@ -9,13 +9,14 @@ peer that has sent that key is sent control frames.
 frame      goes to                       its ``_msgbus`` holds
 ========== ============================= ==================================================================
 request    topic, server or fanout       ttl (seconds left), at (wall clock when sent), policy, window (streams)
-reply      the client's inbox            after a stream: its last items, seq
+reply      the client's inbox            after a stream: its last items, seq; confirm: where to confirm it
 started    the client's inbox            inbox (of the server), server (its name)
 items      the client's inbox            items, seq (number of the first of them)
 keepalive  the other side's inbox        of a stream's client: taken
 declined   the client's inbox            server: it will not run what may have run before
 credit     the server's inbox            taken: how many of the stream's items the client has consumed so far
 cancel     the server's inbox
+confirm    the server's inbox            the answer has come (at_least_once, where an inbox may lose what it had)
 ========== ============================= ==================================================================
 """
 
@@ -50,7 +51,7 @@ _PLAIN = " (plain data can: dict, list, str, number, bool, None; a serializer ma
 _DECODING_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
 
 ReplyKind = Literal["reply", "started", "items", "keepalive", "declined"]
-ControlKind = Literal["credit", "cancel", "keepalive"]
+ControlKind = Literal["credit", "cancel", "keepalive", "confirm"]
 
 Payload = dict[str, Any]
 
@@ -120,6 +121,7 @@ class Reply(msgspec.Struct):
         server: its name.
         items: of a stream.
         seq: the number of the first of them.
+        confirm: the server's inbox, which is to be told that this has come; None where nobody asks.
     """
 
     call_id: str
@@ -132,6 +134,7 @@ class Reply(msgspec.Struct):
     server: str | None = None
     items: list[Any] | None = None
     seq: int = 0
+    confirm: str | None = None
 
 
 class Control(msgspec.Struct):
@@ -152,12 +155,13 @@ class Control(msgspec.Struct):
 class _Extension(msgspec.Struct):
     """The ``_msgbus`` key of a reply or a control frame."""
 
-    kind: Literal["reply", "started", "items", "keepalive", "declined", "credit", "cancel"] = "reply"
+    kind: Literal["reply", "started", "items", "keepalive", "declined", "credit", "cancel", "confirm"] = "reply"
     inbox: str | None = None
     server: str | None = None
     items: list[Any] | None = None
     seq: int = 0
     taken: int = 0
+    confirm: str | None = None
 
 
 class _InboxFrame(msgspec.Struct):
@@ -343,6 +347,8 @@ def encode_reply(reply: Reply, content_type: str) -> bytes:
         if reply.items is not None:
             extension["items"] = reply.items
             extension["seq"] = reply.seq
+        if reply.confirm is not None:
+            extension["confirm"] = reply.confirm
         payload[EXTENSION] = extension
     return encode(payload, content_type)
 
@@ -368,18 +374,19 @@ def decode_inbox_frame(body: bytes, content_type: str) -> Reply | Control:
         raise _unreadable(content_type, exc) from exc
     extension = frame.extension
     if frame.result is msgspec.UNSET and frame.failure is msgspec.UNSET:
-        if extension is None or extension.kind not in ("credit", "cancel", "keepalive"):
+        if extension is None or extension.kind not in ("credit", "cancel", "keepalive", "confirm"):
             raise SerializationError("it is neither a reply nor a control frame")
         return Control(frame.call_id, extension.kind, extension.taken)
     result = None if frame.result is msgspec.UNSET else frame.result
     failure = None if frame.failure is msgspec.UNSET else frame.failure
     if extension is None:
         return Reply(frame.call_id, "reply", result, failure, frame.ending)
-    if extension.kind == "credit" or extension.kind == "cancel":  # noqa: PLR1714 - this the type checker understands
-        raise SerializationError(f"a reply cannot be of the kind {extension.kind!r}")
+    kind = extension.kind
+    if kind == "credit" or kind == "cancel" or kind == "confirm":  # noqa: PLR1714 - this the type checker understands
+        raise SerializationError(f"a reply cannot be of the kind {kind!r}")
     return Reply(
         frame.call_id,
-        extension.kind,
+        kind,
         result,
         failure,
         frame.ending,
@@ -388,6 +395,7 @@ def decode_inbox_frame(body: bytes, content_type: str) -> Reply | Control:
         extension.server,
         extension.items,
         extension.seq,
+        extension.confirm,
     )
 
 

@@ -125,6 +125,8 @@ class Processor:
         self._policy: str = conf.rpc_delivery
         self._grace: float = conf.rpc_reply_grace
         self._cast_retries: int = conf.rpc_cast_retries
+        # There an answer that was taken may be lost with the inbox: the request is not done before the client has it.
+        self._inboxes_lose = Capability.INBOX_KEEPS not in transport.driver.capabilities
         self._known = _Known()
         self._running: dict[str, Running] = {}
         self._ticking = False
@@ -216,9 +218,10 @@ class Processor:
                 request,
                 delivery.message.content_type,
                 durable=work.at_least_once,
+                confirms=work.at_least_once and self._inboxes_lose,
                 grace=self._grace,
                 deadline=work.deadline,
-                on_end=lambda error: self._settle(work, done=error is None or _nobody_else_can(error)),
+                on_end=lambda error: self._end_call(work, error),
             )
         if not work.at_least_once:
             if delivery.redelivered:
@@ -293,8 +296,18 @@ class Processor:
             LOG.exception("%r (call %s) raised", request.method, call_id)
             running.failure(exc)
         finally:
-            self._running.pop(call_id, None)
-            self._transport.running.pop(call_id, None)
+            if not running.is_unconfirmed:
+                self._forget(call_id)
+
+    def _forget(self, call_id: str) -> None:
+        """The client has nothing more to say of a call, nor is to be told anything."""
+        self._running.pop(call_id, None)
+        self._transport.running.pop(call_id, None)
+
+    def _end_call(self, work: Work, error: BaseException | None) -> None:
+        """The client has its answer, or cannot be given it."""
+        self._forget(work.request.call_id or "")
+        self._settle(work, done=error is None or _nobody_else_can(error))
 
     def _dispatch(self, work: Work) -> Any:
         token = inherited.current.set(work.deadline)

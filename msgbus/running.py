@@ -23,6 +23,8 @@ ID_LENGTH = 32
 """Characters of the ids of msgbus and of oslo.messaging."""
 STARTED_AFTER = 0.2
 """Seconds that a call runs before its client is told that it does: most are done by then."""
+CONFIRMED_AFTER = 1.0
+"""Seconds for an answer to be confirmed, where it has to be, before it is sent again; twice as long the next time."""
 
 
 class Running:
@@ -30,24 +32,29 @@ class Running:
 
     Attributes:
         request: what is run.
-        answered: an answer has been begun. `on_end` is called when it has been handed over, or could not be.
+        answered: an answer has been begun. `on_end` is called when the client has it, or it could not be delivered.
         cancelled: the client does not want the answer any more.
     """
 
     __slots__ = (
         "_address",
+        "_again_after",
+        "_confirms",
         "_content_type",
         "_deadline",
         "_durable",
         "_extended",
         "_frames",
         "_grace",
+        "_handed_over",
         "_last_frame",
         "_on_end",
         "_server",
         "_stream",
         "_too_large",
         "_transport",
+        "_unconfirmed",
+        "_until",
         "answered",
         "cancelled",
         "request",
@@ -62,10 +69,12 @@ class Running:
         content_type: str,
         *,
         durable: bool,
+        confirms: bool,
         grace: float,
         deadline: float | None,
         on_end: OnOutcome,
     ) -> None:
+        """`confirms`: the client has to say that it has the answer, which may get lost after it was handed over."""
         assert request.reply_to is not None
         self.request = request
         self._extended = request.hints is not None
@@ -76,6 +85,7 @@ class Running:
         self._server = server
         self._content_type = content_type
         self._durable = durable
+        self._confirms = confirms and self._extended
         self._grace = grace
         self._deadline = deadline
         self._on_end = on_end
@@ -84,6 +94,15 @@ class Running:
         self._last_frame = time.monotonic()
         self._stream: StreamSender | None = None
         self._too_large = False
+        self._unconfirmed: Reply | None = None
+        self._handed_over: float | None = None
+        self._again_after = CONFIRMED_AFTER
+        self._until = 0.0
+
+    @property
+    def is_unconfirmed(self) -> bool:
+        """Whether there is an answer that the client has not confirmed."""
+        return self._unconfirmed is not None
 
     def send(self, reply: Reply, on_outcome: OnOutcome | None = None) -> None:
         """Send a frame to the client.
@@ -98,9 +117,7 @@ class Running:
         reply.server = self._server
         body = encode_reply(reply, self._content_type)
         now = self._last_frame = time.monotonic()
-        end = now + max(self._grace, 1.0)  # An answer needs a moment in any case.
-        if self._deadline is not None:
-            end = max(end, self._deadline)
+        end = self._end(now)
         # It begins with the id of the call: whoever looks for that in a log finds its answers too. (Somebody else's id
         # may be of any length, and message systems have limits.)
         self._frames += 1
@@ -114,6 +131,11 @@ class Running:
             retry_undeliverable=now + self._grace,
             on_outcome=on_outcome or self._ignore,
         )
+
+    def _end(self, now: float) -> float:
+        """Until when something for the client is worth being sent."""
+        end = now + max(self._grace, 1.0)  # An answer needs a moment in any case.
+        return end if self._deadline is None else max(end, self._deadline)
 
     def _ignore(self, error: BaseException | None) -> None:
         """A sign of life that got lost is followed by another."""
@@ -142,9 +164,24 @@ class Running:
             LOG.debug("the answer to call %s is not sent: its client has cancelled it", reply.call_id)
             self._on_end(None)
             return
-        self.send(reply, self._on_answered)
+        if self._confirms:
+            reply.confirm = self._transport.inbox(0.0)
+            self._until = self._end(time.monotonic()) if self._deadline is None else self._deadline
+            self._unconfirmed = reply
+        try:
+            self.send(reply, self._on_answered)
+        except SerializationError:
+            self._unconfirmed = None
+            raise
 
     def _on_answered(self, error: BaseException | None) -> None:
+        if self._confirms and self._stream is None:
+            if self._unconfirmed is None:
+                return  # It was confirmed before this was known.
+            if error is None:
+                self._handed_over = time.monotonic()
+                return
+            self._unconfirmed = None
         if error is not None:
             LOG.warning(
                 "the answer to %r (call %s) could not be delivered to %s: %s",
@@ -158,6 +195,23 @@ class Running:
             self.failure(MessageTooLarge(f"the answer to {self.request.method!r}: {error}"))
             return
         self._on_end(error)
+
+    def _on_confirmed(self) -> None:
+        if self._unconfirmed is not None:
+            self._unconfirmed = None
+            self._on_end(None)
+
+    def _answer_again(self, reply: Reply, now: float) -> None:
+        """It was handed over, and has not been confirmed: the inbox may have gone with its connection."""
+        call = f"the answer to {self.request.method!r} (call {self.request.call_id})"
+        if now >= self._until:
+            LOG.warning("%s was never confirmed by %s", call, self._address)
+            self._on_confirmed()
+        elif self._handed_over is not None and now - self._handed_over >= self._again_after:
+            LOG.debug("%s was not confirmed and is sent again", call)
+            self._handed_over = None
+            self._again_after = min(2 * self._again_after, KEEPALIVE)
+            self.send(reply, self._on_answered)
 
     def decline(self) -> None:
         """Tell the client that the request will not be run here, since it may have run before."""
@@ -194,6 +248,9 @@ class Running:
 
     def show_life(self, now: float) -> None:
         """Send what is due to a client that waits. Called every now and then while the request runs."""
+        if (reply := self._unconfirmed) is not None:
+            self._answer_again(reply, now)
+            return
         if self.cancelled or (self.answered and self._stream is None):
             return
         silent = now - self._last_frame
@@ -211,5 +268,7 @@ class Running:
         """Take in a frame of the client's."""
         if control.kind == "cancel":
             self.cancelled = True
+        if control.kind in ("cancel", "confirm"):
+            self._on_confirmed()
         if self._stream is not None:
             self._stream.on_control(control)

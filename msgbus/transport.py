@@ -271,6 +271,8 @@ class Transport:
             LOG.debug("received %s: %s for %s", message.id, frame.kind, frame.call_id)
         if isinstance(frame, Reply):
             self.router.route(frame, time.monotonic())
+            if frame.confirm is not None:  # also where nobody waits any more: it would be sent again
+                self.send_control(frame.confirm, Control(frame.call_id, "confirm"), message.content_type)
         elif (handler := self.running.get(frame.call_id)) is not None:
             handler.on_control(frame)
         else:
