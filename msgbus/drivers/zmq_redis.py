@@ -300,12 +300,16 @@ class RedisMatchmaker(Matchmaker):
         with self._condition:
             is_first = not self._troubles
             self._troubles[who] = text
-            self._is_opening = False
             # When it is back it may have forgotten everything: nodes get the time to say again that they are there.
             self._keeps_until = time.monotonic() + BACKOFF_MAX + LEASE + RENEW
         if is_first:
             LOG.warning("%s; nodes that are known go on, others are not found", text)
-            self._loop.call(self._on_change)
+            self._loop.call(self._opened)
+
+    def _opened(self) -> None:
+        """On the loop's thread: what waited for this goes before all that comes now."""
+        self._is_opening = False
+        self._on_change()
 
     def _pause(self, seconds: float) -> None:
         with self._condition:
@@ -451,8 +455,7 @@ class RedisMatchmaker(Matchmaker):
         if wants_all:
             self._succeeded("listen")
             if self._is_opening:
-                self._is_opening = False
-                self._loop.call(self._on_change)
+                self._loop.call(self._opened)
 
     def _members(self, client: Any) -> set[str]:
         return {node for data in client.smembers(_NODES) if (node := _node_of(data))} - {self.node}

@@ -450,6 +450,8 @@ class Sender:
     def on_link_up(self, link: Link) -> None:
         """Those who waited for it may go."""
         for queue in list(self._queues.values()):
+            if queue.node == link.node and queue.address.kind == "inbox":
+                self._update(queue)  # Its owner may be known by its connection alone, and not by the directory.
             consumer = queue.by_node.get(link.node)
             if consumer is not None and consumer.link is None:
                 consumer.link = link

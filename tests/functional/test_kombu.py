@@ -526,7 +526,7 @@ def test_what_is_closed_during_a_reconnect_is_removed_too(rabbitmq: RabbitMQ, pr
     assert client_of(transport, "leaving").call({}, "echo", value=1) == 1
     proxy.refuse()
     proxy.cut()
-    until(lambda: rabbitmq.connections() == 0, "the connections are gone")
+    until(lambda: transport.driver.up_since is None, "the connection is away")
 
     def close() -> None:
         server.wait(20)

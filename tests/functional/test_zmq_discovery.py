@@ -187,6 +187,17 @@ def test_a_frozen_server_loses_its_connection_and_nothing_else(meeting: Meeting)
     until(lambda: client.prepare(server="s1", timeout=20).call({}, "note", key="again") == "s1", "it serves again")
 
 
+def test_a_client_that_was_cut_off_is_answered(meeting: Meeting) -> None:
+    """Also by a server that learnt of another one meanwhile, and where no other host can be told of the client."""
+    meeting.serve("s1")
+    client = get_rpc_client(meeting.transport(), Target(topic="foo", server="s1"), timeout=20)
+    assert client.call({}, "note", key="before") == "s1"
+    meeting.serve("s2")
+    assert client.prepare(server="s2").call({}, "note", key="other") == "s2"
+    meeting.cut()
+    assert client.prepare(delivery="at_least_once").call({}, "note", key="after") == "s1"
+
+
 def test_what_a_dead_client_had_sent_is_run(meeting: Meeting) -> None:
     """Casts that were taken live with their server, whatever becomes of who sent them."""
     meeting.serve("s1", executor_thread_pool_size=1, rpc_prefetch=1)
