@@ -110,6 +110,8 @@ class RPCClient:
             raise ValueError(f"delivery is 'at_most_once' or 'at_least_once', not {policy!r}")
         self._policy: str = policy
         self._repeatable = policy == AT_LEAST_ONCE
+        # Where an inbox may lose what it had taken, an answer is sent until this side says that it is here.
+        self._confirms = self._repeatable and Capability.INBOX_KEEPS not in self.transport.driver.capabilities
         self._address = self.transport.address(self.target)
         self._seconds: float = conf.rpc_response_timeout if self.timeout is None else self.timeout
         if not isinstance(self._seconds, int | float) or math.isnan(self._seconds):
@@ -388,7 +390,9 @@ class RPCClient:
         end: float | None = None,
     ) -> Message:
         ttl = pending.deadline - now
-        request = self._request(ctxt, method, kwargs, Hints(ttl, time.time(), self._policy, window, end), pending.id)
+        confirms = self._confirms and window is None
+        hints = Hints(ttl, time.time(), self._policy, window, end, confirms)
+        request = self._request(ctxt, method, kwargs, hints, pending.id)
         request.call_id = pending.id
         request.reply_to = self.transport.inbox(pending.deadline)
         request.monitor = self.call_monitor_timeout

@@ -8,7 +8,8 @@ peer that has sent that key is sent control frames.
 ========== ============================= ==================================================================
 frame      goes to                       its ``_msgbus`` holds
 ========== ============================= ==================================================================
-request    topic, server or fanout       ttl (seconds left), at (wall clock when sent), policy, window (streams)
+request    topic, server or fanout       ttl (seconds left), at (wall clock when sent), policy, window (streams),
+                                         confirms
 reply      the client's inbox            after a stream: its last items, seq; confirm: where to confirm it
 started    the client's inbox            inbox (of the server), server (its name)
 items      the client's inbox            items, seq (number of the first of them)
@@ -16,7 +17,7 @@ keepalive  the other side's inbox        of a stream's client: taken
 declined   the client's inbox            server: it will not run what may have run before
 credit     the server's inbox            taken: how many of the stream's items the client has consumed so far
 cancel     the server's inbox
-confirm    the server's inbox            the answer has come (at_least_once, where an inbox may lose what it had)
+confirm    the server's inbox            the answer has come
 ========== ============================= ==================================================================
 """
 
@@ -65,6 +66,7 @@ class Hints(msgspec.Struct, omit_defaults=True):
         policy: the sender's delivery policy, or None where it does not say.
         window: for a stream, how many items the server may send ahead of what the client has consumed.
         end: for a stream, whose ttl is for its first item: seconds that were left for all of it, or None.
+        confirms: it says when it has the answer, which its inbox may lose; the server sends the answer until then.
     """
 
     ttl: float | None = None
@@ -72,6 +74,7 @@ class Hints(msgspec.Struct, omit_defaults=True):
     policy: str | None = None
     window: Annotated[int, msgspec.Meta(ge=1)] | None = None
     end: float | None = None
+    confirms: bool = False
 
 
 class Request(msgspec.Struct):

@@ -125,8 +125,6 @@ class Processor:
         self._policy: str = conf.rpc_delivery
         self._grace: float = conf.rpc_reply_grace
         self._cast_retries: int = conf.rpc_cast_retries
-        # There an answer that was taken may be lost with the inbox: the request is not done before the client has it.
-        self._inboxes_lose = Capability.INBOX_KEEPS not in transport.driver.capabilities
         self._known = _Known()
         self._running: dict[str, Running] = {}
         self._ticking = False
@@ -218,7 +216,6 @@ class Processor:
                 request,
                 delivery.message.content_type,
                 durable=work.at_least_once,
-                confirms=work.at_least_once and self._inboxes_lose,
                 grace=self._grace,
                 deadline=work.deadline,
                 on_end=lambda error: self._end_call(work, error),

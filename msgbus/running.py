@@ -69,12 +69,10 @@ class Running:
         content_type: str,
         *,
         durable: bool,
-        confirms: bool,
         grace: float,
         deadline: float | None,
         on_end: OnOutcome,
     ) -> None:
-        """`confirms`: the client has to say that it has the answer, which may get lost after it was handed over."""
         assert request.reply_to is not None
         self.request = request
         self._extended = request.hints is not None
@@ -85,7 +83,7 @@ class Running:
         self._server = server
         self._content_type = content_type
         self._durable = durable
-        self._confirms = confirms and self._extended
+        self._confirms = request.hints is not None and request.hints.confirms
         self._grace = grace
         self._deadline = deadline
         self._on_end = on_end

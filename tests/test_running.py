@@ -39,7 +39,6 @@ class Peer:
             request,
             JSON,
             durable=False,
-            confirms=False,
             grace=grace,
             deadline=None,
             on_end=self.ends.append,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -498,3 +499,142 @@ def leaks_threads() -> None:
         threading.Thread(target=time.sleep, args=(3600,), name="leaked", daemon=True).start()
 
     spoil(fake._FakeInbox, "__init__", init)
+
+
+@caught_by("subscriptions_and_inboxes_come_back")
+def forgets_subscriptions_after_a_cut() -> None:
+    """After a cut nobody consumes any more, and nobody says so."""
+
+    def cut(old: Any, bus: Any) -> None:
+        old(bus)
+        for queue in bus._queues.values():
+            queue.consumers[:] = [consumer for consumer in queue.consumers if consumer.address.kind == "inbox"]
+
+    spoil(Bus, "cut", cut)
+
+
+@caught_by("what_was_not_accepted_comes_again")
+def loses_what_was_open_at_a_cut() -> None:
+    """What was handed over and not accepted when the connection broke never comes again."""
+    spoil(Bus, "cut", lambda cut, bus: [c.unsettled.clear() for q in bus._queues.values() for c in q.consumers])
+
+
+@caught_by("send_does_not_block")
+def never_confirms() -> None:
+    """The future of every 50th message is never done, though it arrives."""
+    count = itertools.count(1)
+
+    def send(old: Any, driver: Any, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
+        sent: Future[Sent] = old(driver, address, message, mandatory=mandatory)
+        return Future() if next(count) % 50 == 0 else sent
+
+    spoil(FakeDriver, "send", send)
+
+
+@caught_by("kinds_of_addresses_are_apart")
+def names_the_topic_for_all() -> None:
+    """A delivery for one server is said to be for the topic."""
+    _change_delivery(
+        lambda delivery, item: (
+            setattr(delivery, "address", delivery.address._replace(kind="topic", server=""))
+            if delivery.address.kind == "server"
+            else None
+        )
+    )
+
+
+@caught_by("a_message_arrives_as_it_was_sent")
+def takes_bodies_for_text() -> None:
+    """A body that is no UTF-8 comes with replacement characters."""
+    _change_message(body=lambda message: message.body.decode(errors="replace").encode())
+
+
+@caught_by("a_message_arrives_as_it_was_sent")
+def makes_up_ids() -> None:
+    """A message comes under an id of the message system's."""
+    _change_message(id=lambda message: "x" + message.id)
+
+
+@caught_by("too_large_is_refused_before_it_is_sent")
+def takes_what_is_too_large() -> None:
+    """The largest message is a thousand times as large as the option says."""
+
+    def send(old: Any, driver: Any, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
+        if len(message.body) > 16 * 1024 * 1024:
+            message = Message(message.body[:10], message.content_type, message.id, message.ttl, message.durable)
+        return old(driver, address, message, mandatory=mandatory)  # type: ignore[no-any-return]
+
+    spoil(FakeDriver, "send", send)
+
+
+@caught_by("many_messages_wait_for_their_turn")
+def keeps_a_hundred_messages() -> None:
+    """Of what waits in a queue only the last hundred are kept."""
+
+    def put(old: Any, bus: Any, queues: Sequence[Any], items: Sequence[Any]) -> None:
+        old(bus, queues, items)
+        for queue in queues:
+            while len(queue.items) > 100:
+                queue.items.popleft()
+
+    spoil(Bus, "_put", put)
+
+
+@caught_by("after_stop_nothing_is_handed_over")
+def never_stops() -> None:
+    """`stop` works, and does not say so."""
+
+    def stop(old: Any, subscription: Any) -> Future[None]:
+        old(subscription)
+        return Future()
+
+    spoil(fake._FakeSubscription, "stop", stop)
+
+
+@caught_by("closing_one_subscription_leaves_the_others")
+def closes_all_of_an_address() -> None:
+    """When one of a topic's subscribers closes, all are closed."""
+
+    def detach(old: Any, bus: Any, consumer: Any, *, give_back: bool) -> None:
+        others = [other for other in consumer.queue.consumers if other is not consumer]
+        old(bus, consumer, give_back=give_back)
+        if give_back and consumer.address.kind == "topic":
+            for other in others:
+                old(bus, other, give_back=True)
+
+    spoil(Bus, "detach", detach)
+
+
+@caught_by("a_server_address_goes_to_that_one")
+def gives_what_is_for_a_server_to_any() -> None:
+    """What is for one server goes to whoever of the topic has room."""
+
+    def route(old: Any, bus: Any, address: Address) -> Any:
+        if address.kind == "server":
+            found = [queue for at, queue in bus._queues.items() if at.kind == "server" and at[1:3] == address[1:3]]
+            if found and old(bus, address):
+                return [found[-1]]
+        return old(bus, address)
+
+    spoil(Bus, "_route", route)
+
+
+@caught_by("kinds_of_addresses_are_apart")
+def ignores_further_addresses() -> None:
+    """Of the addresses of a subscription only the first is consumed from."""
+    spoil(
+        fake._FakeSubscription,
+        "__init__",
+        lambda init, self, bus, addresses, *args: init(self, bus, addresses[:1], *args),
+    )
+
+
+@caught_by("a_ttl_counts_seconds")
+def tells_the_whole_time() -> None:
+    """A delivery is said to have all of its message's time left."""
+
+    def change(delivery: Any, item: Any) -> None:
+        message = delivery.message
+        delivery.message = Message(message.body, message.content_type, message.id, item.message.ttl, message.durable)
+
+    _change_delivery(change)

@@ -42,7 +42,7 @@ class BasicChecks:
         """A subscription and an inbox become ready, and what is sent from then on reaches them."""
         for n in range(10):
             receiver, replies = Receiver(), Receiver(accept=False)
-            address = bus.address("server", server=f"s{n}")
+            address = bus.address("server", server="s")._replace(topic=f"{bus.topic}-{n}")
             subscription = bus.driver.subscribe([address], receiver.take, prefetch=10)
             inbox = bus.driver.open_inbox(replies.take)
             subscription.ready.result(15)

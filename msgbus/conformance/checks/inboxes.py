@@ -65,7 +65,12 @@ class InboxChecks:
         with pytest.raises(MessageUndeliverable):
             another_driver(bus).send(inbox.address, message("y"), mandatory=True).result(15)
 
-    @check("driver", since="0.1", needs=(Capability.INSPECT,))
+    @check(
+        "driver",
+        since="0.1",
+        needs=(Capability.INSPECT,),
+        builds_on=("test_closing_one_subscription_leaves_the_others",),
+    )
     @pytest.mark.parametrize("kind", ["topic", "server", "pool"])
     def test_inspect_counts_consumers(self, bus: Bus, kind: str) -> None:
         """How many subscribe to an address is told as it is."""

@@ -26,7 +26,7 @@ from msgbus.drivers.base import Address, Capability
 class ReconnectingChecks:
     """Of drivers under faults."""
 
-    @check("driver", since="0.1", harness=("cut",))
+    @check("driver", since="0.1", harness=("cut",), builds_on=("test_kinds_of_addresses_are_apart",))
     def test_subscriptions_and_inboxes_come_back(self, bus: Bus) -> None:
         """After a cut they work again under the same addresses, without a word from their owners."""
         receiver, replies = Receiver(), Receiver(accept=False)
@@ -55,7 +55,7 @@ class ReconnectingChecks:
             except AssertionError:
                 continue
 
-    @check("driver", since="0.1", harness=("cut",))
+    @check("driver", since="0.1", harness=("cut",), builds_on=("test_subscriptions_and_inboxes_come_back",))
     def test_cut_connections_repeat_nothing(self, bus: Bus) -> None:
         """A driver sends no message again by itself: over a cut each comes once, but for those marked as redelivered.
 
@@ -137,7 +137,7 @@ class ReconnectingChecks:
         finally:
             bus.harness.start()
 
-    @check("driver", since="0.1", harness=("stop", "start"))
+    @check("driver", since="0.1", harness=("stop", "start"), builds_on=("test_subscriptions_and_inboxes_come_back",))
     def test_sends_wait_while_it_is_away(self, bus: Bus) -> None:
         """What is sent during an outage arrives after it, once, and `send` does not block meanwhile."""
         driver = another_driver(bus)

@@ -21,6 +21,7 @@ from msgbus.conformance.checks.receiver import (
 )
 from msgbus.conformance.waiting import Task, gather, until
 from msgbus.drivers.base import Capability, Delivery
+from msgbus.exceptions import TransportBlocked
 
 KINDS = pytest.mark.parametrize("kind", ["topic", "server", "fanout", "pool"])
 
@@ -53,11 +54,11 @@ class SubscribingChecks:
     def test_a_server_address_goes_to_that_one(self, bus: Bus) -> None:
         """What is sent to one server's name reaches that one only."""
         first, second = Receiver(), Receiver()
-        first.subscribe(another_driver(bus), bus.address("server", server="a"), bus.address("server", server="end"))
+        first.subscribe(another_driver(bus), bus.address("server", server="a"))
         second.subscribe(another_driver(bus), bus.address("server", server="b"))
         for n in range(20):
             send(bus.driver, bus.address("server", server="b"), str(n))
-        send(bus.driver, bus.address("server", server="end"), "end")
+        send(bus.driver, bus.address("server", server="a"), "end")
         second.wait(20)
         first.wait_for("end")
         assert (len(first.deliveries), len(second.deliveries)) == (1, 20)
@@ -177,7 +178,7 @@ class SubscribingChecks:
             receiver.wait(settled + 2)[settled].reject(requeue=False)
         receiver.wait(10)
 
-    @check("driver", since="0.1")
+    @check("driver", since="0.1", builds_on=("test_kinds_of_addresses_are_apart",))
     def test_prefetch_holds_for_each_address(self, bus: Bus) -> None:
         """An address whose prefetch is used up does not keep another one of the subscription waiting."""
         receiver = Receiver(accept=False)
@@ -219,7 +220,7 @@ class SubscribingChecks:
         receiver.wait(50)
         assert receiver.bodies == [str(n) for n in range(50)]
 
-    @check("driver", since="0.1")
+    @check("driver", since="0.1", builds_on=("test_kinds_of_addresses_are_apart",))
     def test_calls_of_a_subscription_never_overlap(self, bus: Bus) -> None:
         """`on_delivery` is not called again before it has returned, whichever of the addresses a message comes by."""
         receiver = Receiver(then=lambda _: time.sleep(0.0005))  # long enough for another thread to come in
@@ -235,7 +236,45 @@ class SubscribingChecks:
         receiver.wait(600)
         assert receiver.overlaps == 0
 
+    @check("driver", since="0.1", builds_on=("test_close_gives_back_what_is_open",))
+    def test_many_messages_wait_for_their_turn(self, bus: Bus) -> None:
+        """Of 2,000 messages for a subscriber that is busy, each comes that was not refused with `TransportBlocked`."""
+        receiver = Receiver(accept=False)
+        receiver.subscribe(another_driver(bus), bus.address(), prefetch=20)
+        sent = {str(n): bus.driver.send(bus.address(), message(str(n)), mandatory=True) for n in range(2000)}
+        errors = {body: future.exception(60) for body, future in sent.items()}
+        assert all(error is None or type(error) is TransportBlocked for error in errors.values())
+        taken = [body for body, error in errors.items() if error is None]
+        accepted = 0
+        while accepted < len(taken):
+            for delivery in receiver.wait(accepted + 1)[accepted:]:
+                delivery.accept()
+                accepted += 1
+        assert sorted(receiver.bodies) == sorted(taken)
+
     @check("driver", since="0.1", builds_on=("test_a_fanout_goes_to_all",))
+    @KINDS
+    def test_closing_one_subscription_leaves_the_others(self, bus: Bus, kind: str) -> None:
+        """Another one to the same address goes on, be it of the same driver or of another."""
+        closed, same, other = Receiver(), Receiver(), Receiver()
+        address = address_of(bus, kind)
+        subscription = closed.subscribe(bus.driver, address)
+        same.subscribe(bus.driver, address)
+        subscription.close().result(15)
+        send(bus.driver, sent_to(address), "same")
+        same.wait_for("same")
+        subscription = closed.subscribe(bus.driver, address)
+        other.subscribe(another_driver(bus), address)
+        subscription.close().result(15)
+        for n in range(10):  # Two share them, unless it is a fanout.
+            send(bus.driver, sent_to(address), str(n))
+        until(lambda: {*same.bodies, *other.bodies} >= set(map(str, range(10))), "all have come to the two")
+
+    @check(
+        "driver",
+        since="0.1",
+        builds_on=("test_a_fanout_goes_to_all", "test_closing_one_subscription_leaves_the_others"),
+    )
     @KINDS
     def test_after_stop_nothing_is_handed_over(self, bus: Bus, kind: str) -> None:
         """Once `stop` is done, what comes goes to others; what was handed over before can still be accepted."""
