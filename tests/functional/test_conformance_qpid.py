@@ -39,7 +39,7 @@ class QpidHarness(Harness):
         if not self._broker.alive():  # a check that stopped it has failed
             self._broker.start()
         # What the broker has made for inboxes and fanouts, and for the answers of its management.
-        own = {name for name in self._broker.queues() if name.startswith(("qpidsub_", "TempQueue"))}
+        own = {name for name in self._broker.queue_names() if name.startswith(("qpidsub_", "TempQueue"))}
         return own | self._broker.connections()
 
 

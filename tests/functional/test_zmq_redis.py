@@ -101,7 +101,7 @@ def test_redis_is_away_at_the_start(meeting: RedisMeeting, caplog: pytest.LogCap
     subscription.ready.result(15)
     patient.result(15)
     receiver.wait_for("patient")
-    assert "Connection refused" not in client.state
+    until(lambda: "Connection refused" not in client.state, "both of its connections to Redis are back")
     assert isinstance(error_of(client, OTHER), TransportUnavailable), "others have time to find it again"
     assert isinstance(error_of(client, OTHER, ttl=15), MessageUndeliverable)
 

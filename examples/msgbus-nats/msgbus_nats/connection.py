@@ -68,7 +68,7 @@ class Connection:
         """Connect and log in. Raises errors of nats-py."""
         try:
             await within(_CONNECT_SECONDS, self._open())
-        except Exception as exc:
+        except BaseException as exc:  # a cancellation too: the socket may be open
             await self.close()
             if isinstance(exc, nats.errors.NoServersError) and self._why:
                 raise OSError(self._why) from exc  # nats-py told it to the error callback only

@@ -213,10 +213,12 @@ class NatsDriver(Driver):
                 fail(future, CallCancelled(f"the driver of {self.where} was closed"))
 
     async def _main(self) -> None:
-        self.spawn(self._stay_connected())
+        connecting = self.spawn(self._stay_connected())
         self.spawn(self._keep_alive())
         await self._ending.wait()
         await self._shut_down()
+        connecting.cancel()  # What it is about to open, it closes; from then on there is no new connection.
+        await asyncio.wait({connecting}, timeout=CLOSE_SECONDS)
         if self._connection is not None:
             await self._connection.close()
         for _ in range(3):  # nats-py swallows a cancellation now and then

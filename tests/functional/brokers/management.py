@@ -6,7 +6,7 @@ operations are what the broker itself tells of them with GET-TYPES, GET-ATTRIBUT
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from tests.functional.brokers.processes import BrokerFailed
@@ -43,6 +43,7 @@ class Management:
 
     def __init__(self, port: int) -> None:
         self._management_port = port
+        self._asker: _Asker | None = None
 
     def queues(self) -> dict[str, dict[str, Any]]:
         """Name -> durable, lifetime, messages, consumers.
@@ -62,6 +63,10 @@ class Management:
             for (name, durable, lifetime, _), answer in zip(listed, facts, strict=True)
             if answer.status == 200  # else it is deleted while we ask
         }
+
+    def queue_names(self) -> set[str]:
+        """The names alone: one question, however many there are."""
+        return {name for (name,) in self._list("Queue", "name", vhost=_BROKER)}
 
     def exchanges(self) -> dict[str, dict[str, Any]]:
         """Name -> type, durable, lifetime; without those that each virtual host has."""
@@ -101,34 +106,72 @@ class Management:
         found: list[list[Any]] = _good(self.ask([query], vhost))[0]["results"]
         return found
 
-    def ask(self, requests: Iterable[Request], vhost: str = _VHOST) -> list[Answer]:
+    def ask(self, requests: Sequence[Request], vhost: str = _VHOST) -> list[Answer]:
         """What each of the requests comes to, in their order; no status raises."""
         # Only now: the tests of other message systems do without proton.
         from proton import ProtonException
-        from proton.utils import BlockingConnection
 
         try:
-            # The types that proton ships do not fit what it does.
-            connection: Any = BlockingConnection(
-                f"amqp://127.0.0.1:{self._management_port}",
-                timeout=_SECONDS,
-                user="guest",
-                password="guest",
-                allow_insecure_mechs=True,
-                virtual_host=vhost,
-            )
+            if vhost == _BROKER and self._asker is not None:
+                try:
+                    return self._asker.ask(requests)
+                except ProtonException:  # The broker has been away since.
+                    self.hang_up()
+            asker = _Asker(self._management_port, vhost)
             try:
-                sender = connection.create_sender("$management")
-                receiver = connection.create_receiver(None, dynamic=True, credit=100)
-                answers = []
-                for request in requests:
-                    sender.send(_message(request, receiver.link.remote_source.address))
-                    answers.append(_receive(receiver))
-                return answers
-            finally:
-                connection.close()
+                answers = asker.ask(requests)
+            except BaseException:
+                asker.close()
+                raise
+            if vhost == _BROKER:  # Each check asks it, and to connect costs more than to ask.
+                self._asker = asker
+            else:
+                asker.close()
+            return answers
         except ProtonException as error:
             raise ConnectionError(f"the broker cannot be asked: {error}") from error
+
+    def hang_up(self) -> None:
+        """Close the connection that is kept."""
+        if self._asker is not None:
+            self._asker.close()
+            self._asker = None
+
+
+class _Asker:
+    """A connection that asks."""
+
+    def __init__(self, port: int, vhost: str) -> None:
+        from proton.utils import BlockingConnection
+
+        # The types that proton ships do not fit what it does.
+        self._connection: Any = BlockingConnection(
+            f"amqp://127.0.0.1:{port}",
+            timeout=_SECONDS,
+            user="guest",
+            password="guest",
+            allow_insecure_mechs=True,
+            virtual_host=vhost,
+        )
+        self._sender = self._connection.create_sender("$management")
+        self._receiver = self._connection.create_receiver(None, dynamic=True, credit=100)
+
+    def ask(self, requests: Sequence[Request]) -> list[Answer]:
+        """Send each, and wait for its answer."""
+        answers = []
+        for request in requests:
+            self._sender.send(_message(request, str(self._receiver.link.remote_source.address)))
+            answers.append(_receive(self._receiver))
+        return answers
+
+    def close(self) -> None:
+        """Close it, broken or not."""
+        from proton import ProtonException
+
+        try:
+            self._connection.close()
+        except (ProtonException, OSError):
+            pass
 
 
 def _path(name: str) -> dict[str, str]:

@@ -194,7 +194,9 @@ class Qpid(Management):
             return
         self._signal(signal.SIGCONT)
         self._signal(signal.SIGTERM)
-        if not self._tree.wait(_STOP_SECONDS):
+        gone = self._tree.wait(_STOP_SECONDS)
+        self.hang_up()
+        if not gone:
             self.kill()
             raise BrokerFailed(f"Broker-J did not stop in {_STOP_SECONDS} s\n{self._log_tail()}")
 
@@ -202,6 +204,7 @@ class Qpid(Management):
         """SIGKILL the broker, and return when it is gone."""
         if self._tree is not None:
             self._tree.kill()
+        self.hang_up()
 
     def restart(self) -> None:
         """``stop()``, then ``start()``."""
