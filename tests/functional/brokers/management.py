@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 from tests.functional.brokers.processes import BrokerFailed
 
 _SECONDS: Final = 30.0
+_GOOD_BYE_SECONDS: Final = 0.5  # a broker that was killed does not answer
 _VHOST: Final = "default"
 # By that name for a virtual host the broker itself is asked. Who asks it is no connection of the virtual host.
 _BROKER: Final = "$management"
@@ -168,6 +169,7 @@ class _Asker:
         """Close it, broken or not."""
         from proton import ProtonException
 
+        self._connection.timeout = _GOOD_BYE_SECONDS
         try:
             self._connection.close()
         except (ProtonException, OSError):
