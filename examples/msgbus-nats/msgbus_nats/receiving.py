@@ -22,7 +22,7 @@ from msgbus_nats.names import consumer_of, message_of, roll_call_of, subject_of
 
 LOG = logging.getLogger(__name__)
 
-PULL_SECONDS: Final = 2.0
+PULL_SECONDS: Final = 0.5
 """Seconds that one pull request lasts. A subscription that stops waits for the last one, so that nothing which is on
 its way to it gets lost, and comes again elsewhere as redelivered."""
 _RETRY_SECONDS: Final = 0.5
