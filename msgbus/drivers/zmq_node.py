@@ -215,10 +215,7 @@ class Node:
             if not self.id or self._closed is not None:
                 self.open()
             self._refresh_once()
-            if self._matchmaker.is_opening and parcel.address.kind != "inbox":
-                self._sender.park(parcel)
-            else:
-                self._sender.send(parcel)
+            self._sender.send(parcel)
         except MessagingException as exc:
             fail(parcel.sent, exc)
 

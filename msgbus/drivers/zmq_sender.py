@@ -92,10 +92,13 @@ class Sender:
         """Send, or keep until somebody can take it. The directory is up to date."""
         if parcel.sent.done():
             return
+        if self._matchmaker.is_opening and not self._is_connected(parcel.address):
+            self._park(parcel)  # The directory knows only a part yet.
+            return
         queues = self._route(parcel.address)
         if not queues:
             if self._may_come(parcel):
-                self.park(parcel)
+                self._park(parcel)
             else:
                 self._nobody(parcel)
             return
@@ -113,13 +116,17 @@ class Sender:
             parcel.question = matchmaker.ask()
         return parcel.question > matchmaker.answered
 
-    def park(self, parcel: Parcel) -> None:
+    def _is_connected(self, address: Address) -> bool:
+        """Whether it is an inbox to which there is a connection: that of the node is enough, whatever is known."""
+        return address.kind == "inbox" and self._links.link(address.name.partition(".")[0]) is not None
+
+    def _park(self, parcel: Parcel) -> None:
         """Keep what has no server, until it is known whether there is one."""
         self._parked.append(parcel)
 
     def unpark(self) -> None:
         """More may be known now."""
-        if self._parked and not self._matchmaker.is_opening:
+        if self._parked:
             parked, self._parked = self._parked, []
             for parcel in parked:
                 self.send(parcel)

@@ -241,7 +241,7 @@ class SubscribingChecks:
         """Of 2,000 messages for a subscriber that is busy, each comes that was not refused with `TransportBlocked`."""
         receiver = Receiver(accept=False)
         receiver.subscribe(another_driver(bus), bus.address(), prefetch=20)
-        sent = {str(n): bus.driver.send(bus.address(), message(str(n)), mandatory=True) for n in range(2000)}
+        sent = {str(n): bus.driver.send(bus.address(), message(str(n), wait=10.0), mandatory=True) for n in range(2000)}
         errors = {body: future.exception(60) for body, future in sent.items()}
         assert all(error is None or type(error) is TransportBlocked for error in errors.values())
         taken = [body for body, error in errors.items() if error is None]
