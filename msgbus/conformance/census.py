@@ -41,7 +41,8 @@ class Census:
         # One that was open before may have been closed, and its number be in use again: so it is the count that tells.
         now = _descriptors()
         more = len(now) - len(self._descriptors)
-        return [f"{more} file descriptors, such as {sorted(now.values())[-5:]}"] if more > 0 else []
+        new = sorted(set(now.values()) - set(self._descriptors.values()))
+        return [f"{more} file descriptors, among {new[:9]}"] if more > 0 else []
 
     def _new_leftovers(self) -> list[str]:
         return sorted(self._harness.leftovers() - self._leftovers)
