@@ -1,4 +1,4 @@
-"""The conformance suite itself: what it says of its checks. tests/test_conformance_mutants.py has what it notices."""
+"""The conformance suite itself: what it says of its checks. What it notices: functional/test_conformance_mutants.py."""
 
 from __future__ import annotations
 

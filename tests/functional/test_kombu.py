@@ -237,7 +237,7 @@ def test_a_memory_alarm_blocks_senders_and_not_servers(rabbitmq: RabbitMQ, conne
     clients = connect(rabbitmq.url)
     with serving(servers, "alarm", Slow()):
         patient = client_of(clients, "alarm")
-        client = patient.prepare(timeout=2)
+        client = patient.prepare(timeout=5)  # The driver says why a moment before: a twentieth of that.
         clients.inbox(time.monotonic() + 20)
         for number in range(20):
             patient.prepare(timeout=None).cast({}, "work", number=number)

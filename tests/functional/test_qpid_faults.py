@@ -106,8 +106,10 @@ def test_a_thousand_calls_over_an_outage(qpid_durable: Qpid, delivery: Any) -> N
     broker = qpid_durable
     worker = Worker()
     topic = f"outage-{delivery}"
+    # An answer has to wait for a client that comes back last, on a machine that is busy with everybody else's return.
+    options = {"executor_thread_pool_size": 8, "rpc_reply_grace": 30.0}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(serving(broker, topic, worker, "s1", "s2", "s3", executor_thread_pool_size=8))
+        stack.enter_context(serving(broker, topic, worker, "s1", "s2", "s3", **options))
         transport = new_transport(broker)
         stack.callback(transport.cleanup)
         client = msgbus.get_rpc_client(transport, msgbus.Target(topic=topic), timeout=DEADLINE).prepare(
@@ -120,6 +122,7 @@ def test_a_thousand_calls_over_an_outage(qpid_durable: Qpid, delivery: Any) -> N
         until(lambda: time.monotonic() - gone > OUTAGE, "the end of the outage", OUTAGE + 1)
         broker.start()
         answered = 0
+        why: Counter[str] = Counter()
         for number, task in enumerate(tasks):
             error = task.error(DEADLINE + 30)
             assert task.seconds < DEADLINE + 1, f"call {number} was late"
@@ -128,8 +131,9 @@ def test_a_thousand_calls_over_an_outage(qpid_durable: Qpid, delivery: Any) -> N
                 answered += 1
             else:
                 assert isinstance(error, msgbus.MessagingException)
+                why[str(error).partition(":")[2][:200]] += 1
         print(f"{delivery}: {answered} of 1000 answered, {max(worker.runs.values())} runs at most")
         if delivery == "at_least_once":
-            assert answered >= 990
+            assert answered >= 990, why.most_common(3)
         else:
             assert max(worker.runs.values()) == 1
