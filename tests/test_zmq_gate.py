@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
+
 import pytest
 import zmq
 
@@ -36,6 +39,19 @@ def test_one_line_for_each_address_and_minute(
         gate._refused(f"many {n}", "a")
     assert len(caplog.records) <= 3 + zmq_gate.ADDRESSES
     assert len(gate._quiet) <= zmq_gate.ADDRESSES
+
+
+def test_a_descriptor_that_is_in_use_for_something_else(gate: Gate, tmp_path: pathlib.Path) -> None:
+    """By the time that an event is read its connection may be gone; whatever has the number then is left as it was."""
+    directory = os.open(tmp_path, os.O_RDONLY)
+    try:
+        before = os.listdir("/proc/self/fd")
+        for _ in range(3):
+            gate.on_event({"event": zmq.EVENT_ACCEPTED, "value": directory, "endpoint": b"tcp://127.0.0.1:1"})
+        assert os.listdir("/proc/self/fd") == before
+        os.fstat(directory)
+    finally:
+        os.close(directory)
 
 
 def test_an_event_without_an_address(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:

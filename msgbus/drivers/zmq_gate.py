@@ -132,7 +132,16 @@ def why(event: Any) -> str:
 def _peer_of(fd: int) -> str:
     """The address at the other end, unless that has been closed meanwhile."""
     try:
-        with socket.socket(fileno=os.dup(fd)) as connection:
-            return str(connection.getpeername()[0])
-    except (OSError, IndexError):
+        copy = os.dup(fd)
+    except OSError:
         return "somewhere"
+    try:
+        connection = socket.socket(fileno=copy)
+    except OSError:  # Its number is that of something else by now, such as a directory that is being read.
+        os.close(copy)
+        return "somewhere"
+    with connection:
+        try:
+            return str(connection.getpeername()[0])
+        except (OSError, IndexError):
+            return "somewhere"

@@ -7,35 +7,43 @@ import os
 import pathlib
 import socket
 import stat
+from collections.abc import Iterator
 
 import msgspec
 
 from msgbus.drivers.zmq_matchmaker import Entry
 
 
+def _sockets() -> Iterator[socket.socket]:
+    """Those that are open in this process, a copy of each."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):  # It has been closed meanwhile.
+            copy = os.dup(fd)
+            try:
+                found = socket.socket(fileno=copy) if stat.S_ISSOCK(os.fstat(copy).st_mode) else None
+            except OSError:
+                found = None
+            if found is None:
+                os.close(copy)
+                continue
+            with found:
+                yield found
+
+
 def cut_connections(run_dir: pathlib.Path) -> None:
     """Break every connection over a socket in the directory that has an end in this process, as a network would."""
-    for fd in map(int, os.listdir("/proc/self/fd")):
-        try:
-            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-                continue
-            with socket.socket(fileno=os.dup(fd)) as connection:
-                ends = (connection.getsockname(), connection.getpeername())
-                if str(run_dir) in map(os.path.dirname, ends):
-                    connection.shutdown(socket.SHUT_RDWR)
-        except (OSError, TypeError):
-            continue  # It has been closed meanwhile, is not connected, or of another kind.
+    for connection in _sockets():
+        with contextlib.suppress(OSError, TypeError):  # It is not connected, or of another kind.
+            ends = (connection.getsockname(), connection.getpeername())
+            if str(run_dir) in map(os.path.dirname, ends):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 def cut_tcp(*, besides: int = 0) -> None:
     """Break every TCP connection on the loopback that has an end in this process, but those with a certain port."""
-    for fd in map(int, os.listdir("/proc/self/fd")):
-        with contextlib.suppress(OSError):
-            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-                continue
-            with socket.socket(fileno=os.dup(fd)) as connection:
-                if connection.family != socket.AF_INET:
-                    continue
+    for connection in _sockets():
+        if connection.family == socket.AF_INET:
+            with contextlib.suppress(OSError):
                 address, port = connection.getpeername()  # What listens has no peer; libzmq would abort.
                 if address == "127.0.0.1" and port != besides:
                     connection.shutdown(socket.SHUT_RDWR)
