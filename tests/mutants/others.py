@@ -464,7 +464,12 @@ def lies_about_whom_it_reached() -> None:
     spoil(FakeDriver, "send", send)
 
 
-@caught_by("messages_wait_for_one_who_is_away", "closing_a_driver_gives_back_what_is_open", "inspect_counts_what_waits")
+@caught_by(
+    "messages_wait_for_one_who_is_away",
+    "what_is_stored_waits_for_its_first_subscriber",
+    "dead_letters_are_stored",
+    "inspect_counts_what_waits",
+)
 def stores_for_nobody() -> None:
     """What comes while nobody listens is dropped, although store is declared."""
 

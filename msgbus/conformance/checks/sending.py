@@ -172,12 +172,23 @@ class SendingChecks:
         send(bus.driver, bus.address(), "after")
         receiver.wait_for_all(["before", "after"])
 
-    @check("driver", since="0.1", needs=(Capability.EXPIRES, Capability.STORE))
+    @check(
+        "driver",
+        since="0.1",
+        needs=(Capability.EXPIRES, Capability.STORE),
+        builds_on=("test_messages_wait_for_one_who_is_away",),
+    )
     def test_what_has_expired_is_not_delivered(self, bus: Bus) -> None:
         """A stored message whose ttl has run out is dropped by the message system."""
         assert self._after_its_ttl(bus) == ["fresh"]
 
-    @check("driver", since="0.1", needs=(Capability.STORE,), lacks=(Capability.EXPIRES,))
+    @check(
+        "driver",
+        since="0.1",
+        needs=(Capability.STORE,),
+        lacks=(Capability.EXPIRES,),
+        builds_on=("test_messages_wait_for_one_who_is_away",),
+    )
     def test_expires_is_declared_where_it_works(self, bus: Bus) -> None:
         """A driver that does not declare expires delivers a stored message whose ttl has run out."""
         assert self._after_its_ttl(bus) == ["stale", "fresh"]

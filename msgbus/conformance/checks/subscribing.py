@@ -210,7 +210,12 @@ class SubscribingChecks:
             receiver.wait(settled + 1)[settled].accept()
         assert receiver.bodies == [str(n) for n in range(50)]
 
-    @check("driver", since="0.1", needs=(Capability.ORDERED, Capability.STORE))
+    @check(
+        "driver",
+        since="0.1",
+        needs=(Capability.ORDERED, Capability.STORE),
+        builds_on=("test_messages_wait_for_one_who_is_away",),
+    )
     def test_stored_messages_keep_their_order(self, bus: Bus) -> None:
         """Those that waited for a subscriber come in the order of sending."""
         leave_behind(bus, bus.address())
