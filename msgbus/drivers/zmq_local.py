@@ -63,7 +63,7 @@ def check_length(run_dir: str) -> None:
     if over > 0:
         raise ConfigurationError(
             f"run_dir of [msgbus_zmq] is too long by {over} bytes: sockets are made in {run_dir}, and the path of a "
-            f"Unix socket has at most {SOCKET_PATH_MAX}"
+            f"Unix socket has at most {SOCKET_PATH_MAX}; set a shorter one"
         )
 
 
