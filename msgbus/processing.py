@@ -126,7 +126,7 @@ class Processor:
         self._grace: float = conf.rpc_reply_grace
         self._cast_retries: int = conf.rpc_cast_retries
         self._known = _Known()
-        self._running: dict[str, Running] = {}
+        self._running: set[Running] = set()
         self._ticking = False
         self._tick_lock = threading.Lock()
         self._unfinished: set[object] = set()
@@ -218,7 +218,7 @@ class Processor:
                 durable=work.at_least_once,
                 grace=self._grace,
                 deadline=work.deadline,
-                on_end=lambda error: self._end_call(work, error),
+                on_end=lambda running, error: self._end_call(work, running, error),
             )
         if not work.at_least_once:
             if delivery.redelivered:
@@ -268,7 +268,9 @@ class Processor:
     def _run_call(self, work: Work, running: Running) -> None:
         request = work.request
         call_id = request.call_id or ""
-        self._running[call_id] = self._transport.running[call_id] = running
+        self._running.add(running)
+        # A peer that uses one id for two requests at a time tells only the later one anything.
+        self._transport.running[call_id] = running
         if not self._ticking:
             self._start_ticking()
         try:
@@ -294,16 +296,18 @@ class Processor:
             running.failure(exc)
         finally:
             if not running.is_unconfirmed:
-                self._forget(call_id)
+                self._forget(running)
 
-    def _forget(self, call_id: str) -> None:
+    def _forget(self, running: Running) -> None:
         """The client has nothing more to say of a call, nor is to be told anything."""
-        self._running.pop(call_id, None)
-        self._transport.running.pop(call_id, None)
+        self._running.discard(running)
+        call_id = running.request.call_id or ""
+        if self._transport.running.get(call_id) is running:
+            self._transport.running.pop(call_id, None)
 
-    def _end_call(self, work: Work, error: BaseException | None) -> None:
+    def _end_call(self, work: Work, running: Running, error: BaseException | None) -> None:
         """The client has its answer, or cannot be given it."""
-        self._forget(work.request.call_id or "")
+        self._forget(running)
         self._settle(work, done=error is None or _nobody_else_can(error))
 
     def _dispatch(self, work: Work) -> Any:
@@ -326,7 +330,7 @@ class Processor:
     def _tick(self) -> None:
         """Show life to the clients that wait. Goes on for as long as something runs."""
         now = time.monotonic()
-        for running in list(self._running.values()):
+        for running in list(self._running):
             try:
                 running.show_life(now)
             except MessagingException:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 from msgbus.drivers.base import Address, Message
@@ -71,7 +71,7 @@ class Running:
         durable: bool,
         grace: float,
         deadline: float | None,
-        on_end: OnOutcome,
+        on_end: Callable[[Running, BaseException | None], None],
     ) -> None:
         assert request.reply_to is not None
         self.request = request
@@ -160,7 +160,7 @@ class Running:
         self.answered = True
         if self.cancelled:  # The client has stopped waiting, and may be gone.
             LOG.debug("the answer to call %s is not sent: its client has cancelled it", reply.call_id)
-            self._on_end(None)
+            self._on_end(self, None)
             return
         if self._confirms:
             reply.confirm = self._transport.inbox(0.0)
@@ -192,12 +192,12 @@ class Running:
             self._too_large = True
             self.failure(MessageTooLarge(f"the answer to {self.request.method!r}: {error}"))
             return
-        self._on_end(error)
+        self._on_end(self, error)
 
     def _on_confirmed(self) -> None:
         if self._unconfirmed is not None:
             self._unconfirmed = None
-            self._on_end(None)
+            self._on_end(self, None)
 
     def _answer_again(self, reply: Reply, now: float) -> None:
         """It was handed over, and has not been confirmed: the inbox may have gone with its connection."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from msgbus import MessagingTimeout, RPCClient, Target, Transport, get_rpc_client, get_rpc_server
+from msgbus.conformance.checks.wire import envelope, raw
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Capability, Message, Sent
 from msgbus.drivers.fake import FakeDriver
@@ -143,6 +145,19 @@ def test_a_client_that_gives_up_is_not_answered_any_more(losses: Losses, transpo
     with pytest.raises(MessagingTimeout):
         client_of(transport, 1.5).call({}, "work")
     until(lambda: is_settled(transport), "the request is done with", 5)
+
+
+def test_two_requests_of_one_id(losses: Losses, transport: Transport, endpoint: Endpoint) -> None:
+    """Of a peer that uses one call id twice, which msgbus never does, both requests are done with at their deadline."""
+    hints = {"ttl": 1.5, "at": time.time(), "policy": "at_least_once", "confirms": True}
+    reply_to = transport.inbox(PATIENCE)
+    for unique_id in ("a" * 32, "b" * 32):
+        request = {"method": "work", "args": {}, "_unique_id": unique_id, "_msg_id": "c" * 32, "_reply_q": reply_to}
+        losses.answers = 2
+        body = envelope({**request, "_msgbus": hints})
+        transport.driver.send(Address("topic", "msgbus", "foo"), raw(body), mandatory=True).result(PATIENCE)
+    until(lambda: endpoint.runs == 2, "both requests run")
+    until(lambda: is_settled(transport), "both requests are done with", 5)
 
 
 def test_at_most_once_does_not_ask_for_confirmation(losses: Losses, transport: Transport) -> None:

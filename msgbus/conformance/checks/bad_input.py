@@ -18,7 +18,7 @@ NONSENSE: list[Any] = [
     *([], [1], {}, {"x": 1}, {"key": {}}, [[[[]]]]),
 ]
 KEYS = ("method", "args", "_unique_id", "namespace", "version", "_msg_id", "_reply_q", "_timeout", "_msgbus", "key")
-HINTS = ("ttl", "at", "policy", "window", "kind", "unknown")
+HINTS = ("ttl", "at", "policy", "window", "confirms", "kind", "unknown")
 
 
 class BadInputChecks:
@@ -106,6 +106,7 @@ class BadInputChecks:
                 hints = {"kind": kind, "inbox": value, "server": value, "items": value, "seq": value, "taken": value}
                 frames.append({"_msg_id": "unknown", "result": None, "_msgbus": hints})
                 frames.append({"_msg_id": "unknown", "_msgbus": {"kind": kind, "taken": value}})
+                frames.append({"_msg_id": "unknown", "_msgbus": {"kind": kind, "confirm": value}})
         sender = bus.new_transport().driver
         messages = [raw(envelope(frame)) for frame in frames] + [raw(dice.randbytes(50)) for _ in range(100)]
         for future in [sender.send(inbox, message, mandatory=True) for message in messages]:
@@ -124,7 +125,7 @@ class BadInputChecks:
         stream = client.multicall({}, "count", n=1000)
         assert next(stream) == 0
         frames: list[Any] = []
-        for kind in ("credit", "cancel", "keepalive", "other"):
+        for kind in ("credit", "cancel", "keepalive", "confirm", "other"):
             for value in NONSENSE:
                 frames.append({"_msg_id": "unknown", "_msgbus": {"kind": kind, "taken": value}})
                 frames.append({"_msg_id": value, "_msgbus": {"kind": kind, "taken": 1}})
