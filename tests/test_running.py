@@ -34,7 +34,14 @@ class Peer:
         request = Request("m", call_id="c", reply_to=reply_to or self.inbox.address.name, monitor=monitor, hints=hints)
         grace = 0.0 if reply_to == "gone" else 60.0
         return Running(
-            self.transport, "h1", request, JSON, durable=False, grace=grace, deadline=None, on_end=self.ends.append
+            self.transport,
+            "h1",
+            request,
+            JSON,
+            durable=False,
+            grace=grace,
+            deadline=None,
+            on_end=lambda _running, error: self.ends.append(error),
         )
 
     def take(self) -> list[tuple[str, bool]]:

@@ -168,10 +168,10 @@ class KombuDriver(Driver):
                 raise InvalidTransportURL(str(self._url), f"{name}: {path} cannot be read")
 
     def _start_clean(self) -> None:
-        from msgbus.drivers import kombu_link, kombu_publisher
+        from msgbus.drivers import kombu_link, kombu_loop, kombu_publisher
 
         self._timer = Timer("msgbus-kombu-timer")
-        self._loop = loop = kombu_link.Loop("msgbus-kombu")
+        self._loop = loop = kombu_loop.Loop("msgbus-kombu")
         self._opening = threading.Lock()
         self._inboxes: list[Consumer] = []
         self._subscriptions: list[Consumer] = []

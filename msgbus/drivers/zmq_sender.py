@@ -17,6 +17,7 @@ from msgbus.drivers import zmq_frames as frames
 from msgbus.drivers.base import Address, Message, Sent
 from msgbus.drivers.zmq_link import Link
 from msgbus.drivers.zmq_links import Links
+from msgbus.drivers.zmq_lost import LostLinks
 from msgbus.drivers.zmq_matchmaker import Directory, Matchmaker
 from msgbus.drivers.zmq_queue import Consumer, Copy, Parcel, Queue, fail
 from msgbus.exceptions import (
@@ -35,21 +36,6 @@ WINDOW_MESSAGES = 4000
 """Messages, likewise. So what a peer that does not read can cost is bounded."""
 UNUSED = 60.0
 """Seconds after which a queue that nobody uses is forgotten."""
-
-
-ASK_TIMEOUT = 2.0
-"""Seconds that a node whose connection broke has to say what of it no subscriber had."""
-
-
-class _Lost:
-    """What was taken by a node that lives, over a connection that broke."""
-
-    __slots__ = ("copies", "gives_up", "node")
-
-    def __init__(self, node: str, copies: dict[int, Copy]) -> None:
-        self.node = node
-        self.copies = copies
-        self.gives_up = time.monotonic() + ASK_TIMEOUT
 
 
 class Sender:
@@ -83,7 +69,7 @@ class Sender:
         self._waiting: dict[Queue, None] = {}
         self._returned: dict[Queue, list[Copy]] = {}
         self._starved: dict[Link, dict[Queue, None]] = {}
-        self._lost: dict[int, _Lost] = {}
+        self._lost = LostLinks(links, directory, matchmaker.is_alive, self._back)
         self._number = 0
 
     # Sending
@@ -464,9 +450,7 @@ class Sender:
                 consumer.link = link
                 self._returned.setdefault(queue, [])
         self.unpark()
-        for session, lost in self._lost.items():
-            if lost.node == link.node:
-                self._links.send(link, frames.numbers(frames.LOST, [session]))
+        self._lost.on_link_up(link)
         self.work_off()
 
     def on_link_down(self, link: Link, why: str) -> None:
@@ -482,11 +466,7 @@ class Sender:
                 self._returned.setdefault(queue, [])
         taken = {seq: copy for seq, copy in in_flight.items() if copy.taken}
         if taken:
-            self._lost[link.session] = _Lost(link.node, taken)
-            if link.left or alive is False:
-                self._give_to_others(link.session, [])
-            else:
-                self._ask()
+            self._lost.add(link, taken, may_tell=not link.left and alive is not False)
         for copy in in_flight.values():
             if copy.taken:
                 pass
@@ -499,37 +479,16 @@ class Sender:
                 fail(copy.parcel.sent, TransportUnavailable(text, maybe_delivered=True))
         self.work_off()
 
-    def _ask(self) -> None:
-        """Connect with those who are to say what of a lost connection no subscriber had."""
-        now = time.monotonic()
-        for session, lost in list(self._lost.items()):
-            entry = self._directory.entries.get(lost.node)
-            link = self._links.link(lost.node)
-            is_gone = entry is None and link is None  # and cannot be asked
-            if is_gone or lost.gives_up <= now or self._is_alive(lost.node) is False:
-                self._give_to_others(session, [])
-            elif entry is not None and link is None:
-                self._links.dial(lost.node, entry.endpoints, entry.key)
-
     def on_unbegun(self, link: Link, session: int, unbegun: Sequence[int]) -> None:
         """UNBEGUN."""
-        lost = self._lost.get(session)
-        if lost is not None and lost.node == link.node:
-            self._give_to_others(session, unbegun)
-
-    def _give_to_others(self, session: int, unbegun: Sequence[int]) -> None:
-        """What no subscriber had is as it was sent; the rest may have been begun."""
-        copies, known = self._lost.pop(session).copies, set(unbegun)
-        for seq, copy in copies.items():
-            copy.redelivered = copy.redelivered or seq not in known
-            self._back(copy)
+        self._lost.on_unbegun(link, session, unbegun)
 
     # Time
 
     def tick(self) -> None:
         """Look after what waits."""
         if self._lost:
-            self._ask()
+            self._lost.ask()
             self.work_off()
         if self._parked:
             self._refresh()
@@ -606,4 +565,4 @@ class Sender:
     def lost_at_close(self) -> int:
         """How many messages, which somebody took, now have neither a server nor a sender."""
         waiting = sum(copy.taken for queue in self._waiting for copy in queue.waiting)
-        return waiting + sum(len(lost.copies) for lost in self._lost.values())
+        return waiting + self._lost.count()
