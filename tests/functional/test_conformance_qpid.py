@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import pytest
 
 from msgbus.conformance import Harness
 from msgbus.conformance.suite import Conformance
 from tests.documented import Documented
+from tests.functional.brokers.proxy import Proxy
 from tests.functional.brokers.qpid import Qpid
 
 
 class QpidHarness(Harness):
-    """One Broker-J."""
+    """One Broker-J behind a proxy, which can keep everybody away from it."""
 
-    def __init__(self, broker: Qpid) -> None:
-        self.url = broker.url
+    def __init__(self, broker: Qpid, proxy: Proxy) -> None:
+        self.url = broker.url.replace(f":{broker.port}/", f":{proxy.port}/")
         self._broker = broker
+        self._proxy = proxy
 
     def stop(self) -> None:
         self._broker.stop()
@@ -35,6 +40,13 @@ class QpidHarness(Harness):
     def resume(self) -> None:
         self._broker.resume()
 
+    def partition(self) -> None:
+        self._proxy.refuse()
+        self._proxy.cut()
+
+    def heal(self) -> None:
+        self._proxy.accept()
+
     def leftovers(self) -> set[str]:
         if not self._broker.alive():  # a check that stopped it has failed
             self._broker.start()
@@ -50,5 +62,6 @@ class TestQpid(Documented, Conformance):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def harness(cls, qpid_durable: Qpid) -> Harness:
-        return QpidHarness(qpid_durable)
+    def harness(cls, qpid_durable: Qpid) -> Iterator[Harness]:
+        with contextlib.closing(Proxy(qpid_durable.port)) as proxy:
+            yield QpidHarness(qpid_durable, proxy)
