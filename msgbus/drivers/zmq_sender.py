@@ -210,7 +210,7 @@ class Sender:
         seq = link.next_number()
         ttl = None if message.ttl is None else parcel.expires - time.monotonic()
         flags = frames.REDELIVERED if copy.redelivered else 0
-        if message.wait is None:
+        if message.ttl is not None:  # Who calls waits for the answer; only what never expires is a cast.
             flags |= frames.PATIENT
         try:
             data = frames.data(seq, consumer.queue.wire, message, ttl, flags)

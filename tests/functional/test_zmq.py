@@ -38,7 +38,7 @@ from msgbus.conformance.endpoint import Journal, ServerSpec, make_conf
 from msgbus.conformance.processes import ProcessServer
 from msgbus.conformance.waiting import Task, gather, until
 from msgbus.drivers import zmq_frames as frames
-from msgbus.drivers.base import Address, Driver
+from msgbus.drivers.base import Address, Driver, Message
 from msgbus.drivers.zmq_matchmaker import Entry, Service
 from tests.functional.zmq_faults import cut_connections
 
@@ -147,6 +147,22 @@ def peers() -> Iterator[Callable[[str], Peer]]:
 
 
 # Servers that die
+
+
+def test_the_receipt_of_a_call_travels_with_its_answer(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever calls waits for the answer, and no frame is spent on its receipt; a cast's sender is told at once."""
+    asked, write = [], frames.data
+
+    def data(seq: int, wire: bytes, sent: Message, ttl: float | None, flags: int) -> bytes:
+        asked.append(bool(flags & frames.PATIENT))
+        return write(seq, wire, sent, ttl, flags)
+
+    place.serve("s1")
+    client = get_rpc_client(place.transport(), Target(topic="foo"))
+    monkeypatch.setattr(frames, "data", data)
+    assert client.call({}, "echo", value=1) == 1
+    client.cast({}, "echo", value=1)
+    assert asked == [True, False]
 
 
 def test_no_cast_is_lost_with_a_killed_server(place: Place) -> None:
