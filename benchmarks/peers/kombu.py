@@ -51,9 +51,6 @@ class _Client(base.Client):
         self._queue = _queue(topic)
         self._producer = _connect(url, confirm=self.confirm).Producer(serializer="json")
 
-    def call(self, payload: Payload) -> Payload:
-        raise NotImplementedError
-
     def cast(self, payload: Payload) -> None:
         self._producer.publish(payload, exchange=self._queue.exchange, routing_key=self._queue.routing_key)
 

@@ -88,12 +88,6 @@ class _Publisher(base.Client):
         for _ in range(base.SUBSCRIBERS):
             self._socket.recv()
 
-    def call(self, payload: Payload) -> Payload:
-        raise NotImplementedError
-
-    def cast(self, payload: Payload) -> None:
-        raise NotImplementedError
-
     def fanout(self, payload: Payload) -> None:
         self._socket.send(json.dumps({"method": "echo", "args": {"payload": payload}}).encode())
 
