@@ -183,7 +183,12 @@ def register(conf: cfg.ConfigOpts, opts: Sequence[cfg.Opt] = CORE_OPTS) -> None:
 
     Where somebody has registered an option of that name already (oslo.messaging, or the service itself), that one
     counts, with its own default.
+
+    Raises:
+        TypeError: `conf` is no configuration.
     """
+    if not hasattr(conf, "register_opt"):
+        raise TypeError(f"the first argument is an oslo.config ConfigOpts, not {type(conf).__name__}")
     for opt in opts:
         try:
             conf.register_opt(opt)

@@ -111,8 +111,6 @@ def get_rpc_transport(
     from msgbus import options
     from msgbus.misspelt import warn_of_misspelt
 
-    if not hasattr(conf, "register_opts"):
-        raise TypeError(f"the first argument is an oslo.config ConfigOpts, not {type(conf).__name__}; the URL follows")
     options.register(conf)
     parsed = url if isinstance(url, TransportURL) else TransportURL.parse(conf, url)
     cls = load_driver_class(parsed.transport)

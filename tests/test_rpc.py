@@ -127,6 +127,15 @@ def test_another_configuration_closes_what_was_open(conf: cfg.ConfigOpts) -> Non
     assert binding.transport() is not first
 
 
+def test_what_is_no_configuration_is_refused(conf: cfg.ConfigOpts) -> None:
+    """The error says what is wanted, and what was open stays so."""
+    transport, nothing = binding.transport(), None
+    with pytest.raises(TypeError, match="ConfigOpts, not NoneType"):
+        rpc.init(nothing)  # type: ignore[arg-type]  # that is the mistake
+    assert binding.transport() is transport
+    assert not transport.closed
+
+
 def test_default_exchange_can_be_set() -> None:
     """A project's own default for control_exchange holds, whether it is set before or after `init`."""
     conf = new_conf(transport_url=new_url())

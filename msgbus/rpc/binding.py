@@ -55,6 +55,9 @@ def init(conf: cfg.ConfigOpts) -> None:
     """Have `msgbus.rpc` use a configuration, and register the options on it.
 
     May be called before the configuration is parsed, and again. What was open for another configuration is closed.
+
+    Raises:
+        TypeError: `conf` is no configuration.
     """
     with _bound.lock:
         options.register(conf)
