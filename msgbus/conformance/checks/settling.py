@@ -118,16 +118,20 @@ class SettlingChecks:
     def test_reject_with_requeue_hands_it_to_another(self, bus: Bus) -> None:
         """A message that is given back comes again, as redelivered, however often."""
 
-        def give_back_twice(delivery: Delivery) -> None:
-            if sum(len(receiver.deliveries) for receiver in receivers) <= 2:
+        def settle(delivery: Delivery) -> None:
+            number = sum(len(receiver.deliveries) for receiver in receivers)
+            if number == 2:
                 delivery.reject(requeue=True)
-            else:
+            elif number > 2:
                 delivery.accept()
 
-        receivers = [Receiver(accept=False, then=give_back_twice) for _ in range(2)]
-        for receiver in receivers:
-            receiver.subscribe(another_driver(bus), bus.address())
+        receivers = [Receiver(accept=False, then=settle) for _ in range(2)]
+        first, other = receivers
+        first.subscribe(another_driver(bus), bus.address())
         send(bus.driver, bus.address(), "x")
+        first.wait(1)
+        other.subscribe(another_driver(bus), bus.address())
+        first.deliveries[0].reject(requeue=True)
         until(lambda: sum(len(receiver.deliveries) for receiver in receivers) >= 3, "the third delivery")
         all_three = [delivery for receiver in receivers for delivery in receiver.deliveries]
         all_three.sort(key=lambda delivery: delivery.arrived)
