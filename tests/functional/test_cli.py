@@ -468,6 +468,15 @@ def test_demo_on_a_terminal_says_that_nothing_stays(bench: Bench) -> None:
     assert "steps turned out as they should. The message system removes what was made there" in words
 
 
+def wait_for_no_fanouts(rabbitmq: RabbitMQ, topic: str) -> None:
+    """RabbitMQ deletes the queue of a server's fanouts a moment after its last consumer has gone."""
+    poll(
+        lambda: not any("fanout" in name for name in queues_of(rabbitmq, topic)),
+        SECONDS,
+        "the end of the servers' queues for fanouts",
+    )
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_demo_that_is_ended_stops_its_servers(bench: Bench, rabbitmq: RabbitMQ, number: signal.Signals) -> None:
     """However it ends. The password is not among the words of their commands, which everybody can see."""
@@ -488,7 +497,7 @@ def test_demo_that_is_ended_stops_its_servers(bench: Bench, rabbitmq: RabbitMQ, 
         SECONDS,
         "the servers' end",
     )
-    assert not [name for name in queues_of(rabbitmq, topic) if "fanout" in name]
+    wait_for_no_fanouts(rabbitmq, topic)
 
 
 def test_demo_that_is_interrupted_while_it_stops_a_server_stops_it_in_order(bench: Bench, rabbitmq: RabbitMQ) -> None:
@@ -499,7 +508,7 @@ def test_demo_that_is_interrupted_while_it_stops_a_server_stops_it_in_order(benc
     poll(lambda: rabbitmq.queues()[queue]["consumers"] == 2, SECONDS, "the server stops")
     process.send_signal(signal.SIGINT)
     assert process.wait(SECONDS) == 130
-    assert not [name for name in queues_of(rabbitmq, topic) if "fanout" in name]
+    wait_for_no_fanouts(rabbitmq, topic)
 
 
 def test_demo_with_a_message_system_that_is_away_is_exit_code_5() -> None:
