@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,8 @@ def serve(
                 ready = True
                 _say_ready(running, as_json=as_json)
                 while True:
-                    signal.pause()
+                    # Not signal.pause(): one that comes right before it would be handled only when it returns.
+                    time.sleep(0.5)
             finally:
                 LOG.info("stopping: what runs has %g s to finish", drain)
                 if ready and not as_json:
