@@ -146,7 +146,7 @@ def peers() -> Iterator[Callable[[str], Peer]]:
         peer.close()
 
 
-# Servers that die
+# What is written
 
 
 def test_the_receipt_of_a_call_travels_with_its_answer(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,6 +163,9 @@ def test_the_receipt_of_a_call_travels_with_its_answer(place: Place, monkeypatch
     assert client.call({}, "echo", value=1) == 1
     client.cast({}, "echo", value=1)
     assert asked == [True, False]
+
+
+# Servers that die
 
 
 def test_no_cast_is_lost_with_a_killed_server(place: Place) -> None:
