@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import threading
 import time
@@ -30,6 +31,7 @@ from msgbus.message import (
     Control,
     Hints,
     Request,
+    encode_repeat,
     encode_request,
     new_id,
 )
@@ -38,6 +40,8 @@ from msgbus.serializer import NoOpSerializer, Serializer
 from msgbus.streams import Stream
 from msgbus.target import Target
 from msgbus.transport import Transport
+
+LOG = logging.getLogger(__name__)
 
 Delivery = Literal["at_most_once", "at_least_once"]
 
@@ -110,8 +114,9 @@ class RPCClient:
             raise ValueError(f"delivery is 'at_most_once' or 'at_least_once', not {policy!r}")
         self._policy: str = policy
         self._repeatable = policy == AT_LEAST_ONCE
-        # Where an inbox may lose what it had taken, an answer is sent until this side says that it is here.
-        self._confirms = self._repeatable and Capability.INBOX_KEEPS not in self.transport.driver.capabilities
+        # Where the message system may lose an answer that it took, the server sends it until this side confirms it.
+        keeps = {Capability.INBOX_KEEPS, Capability.DURABLE} <= self.transport.driver.capabilities
+        self._confirms = self._repeatable and not keeps
         self._address = self.transport.address(self.target)
         self._seconds: float = conf.rpc_response_timeout if self.timeout is None else self.timeout
         if not isinstance(self._seconds, int | float) or math.isnan(self._seconds):
@@ -215,21 +220,54 @@ class RPCClient:
                 return pending.answer
             finally:
                 transport.router.discard(pending)
+                if len(pending.servers) > 1 or (pending.servers and pending.answer is None):
+                    self._cancel(pending)
         finally:
             transport.window.release()
 
     def _look_at(self, pending: Pending) -> None:
-        """Raise what there is to raise for a call that still waits."""
+        """Do what is due for a call that still waits, and raise what there is to raise."""
+        now, up_since = time.monotonic(), self.transport.driver.up_since
         while pending.orphans:
-            self.transport.send_control(pending.orphans.pop(), Control(pending.id, "cancel"), self._content_type)
-        error = pending.verdict(time.monotonic(), self.transport.driver.up_since)
+            self._send_cancel(pending, pending.orphans.pop())
+        error = pending.check(now, up_since)
         if error is None:
+            if pending.needs_repeat(now, up_since):
+                self._send_again(pending, now)
             return
         if type(error) is MessagingTimeout:
-            if pending.server_inbox is not None:
-                self.transport.send_control(pending.server_inbox, Control(pending.id, "cancel"), self._content_type)
             error = MessagingTimeout(self._explain_timeout(pending))
         raise error
+
+    def _cancel(self, pending: PendingCall) -> None:
+        """Tell every server that still runs a call that its answer is not needed any more."""
+        answered = None if pending.answer is None else pending.answer.server
+        for inbox, server in list(pending.servers.items()):
+            if answered is None or server.name != answered:
+                self._send_cancel(pending, inbox)
+
+    def _send_cancel(self, pending: Pending, inbox: str) -> None:
+        try:
+            self.transport.send_control(inbox, Control(pending.id, "cancel"), self._content_type)
+        except MessagingException as exc:
+            LOG.debug("%s: the server at inbox %s could not be told to stop: %s", pending.describe, inbox, exc)
+
+    def _send_again(self, pending: Pending, now: float) -> None:
+        """Send a request once more whose first copy, or whose answer, seems to be lost."""
+        message = pending.request
+        if message is None:
+            return
+        LOG.info("%s is sent again: no server shows life", pending.describe)
+        left = pending.deadline - now
+        body = encode_repeat(message.body, message.content_type, left)
+        self.transport.send_until(
+            pending.deadline,
+            pending.address,
+            Message(body, message.content_type, message.id, left, message.durable),
+            mandatory=True,
+            on_outcome=lambda error: pending.on_repeated(error, time.monotonic()),
+            retry_undeliverable=pending.deadline,
+        )
 
     def cast(self, ctxt: Any, method: str, /, **kwargs: Any) -> None:
         """Have `method` run on one server (with ``fanout=True`` in the target: on all), and do not wait for it.
@@ -401,6 +439,9 @@ class RPCClient:
         return Message(body, self._content_type, request.unique_id, ttl, self._repeatable, ttl * PATIENCE)
 
     def _send(self, message: Message, pending: Pending) -> Future[Sent]:
+        if self._repeatable:
+            pending.request = message
+            self.transport.watch_connection()
         sent = self._hand_over(pending.address, message, pending.deadline)
         sent.add_done_callback(lambda future: pending.on_sent(future.exception(), time.monotonic()))
         return sent
@@ -417,10 +458,10 @@ class RPCClient:
         seconds = pending.deadline - pending.began
         known = [f"{pending.describe}: no answer within {seconds:.4g} s over {transport.driver.state}"]
         known.append("the message system has taken the request" if pending.sent else "it is not known to be delivered")
-        if pending.server_inbox is not None:
-            silent = time.monotonic() - pending.last_sign
-            known.append(f"server {pending.server_name!r} runs it, last sign of life {silent:.1f} s ago")
-        else:
+        for server in list(pending.servers.values()):
+            silent = time.monotonic() - server.last_sign
+            known.append(f"server {server.name!r} runs it, last sign of life {silent:.1f} s ago")
+        if not pending.servers:
             depth = transport.inspect(pending.address, INSPECT_TIMEOUT)
             if depth is not None:
                 plural = "" if depth.depth == 1 else "s"
@@ -454,7 +495,7 @@ class _Waiter:
 
     def wait(self, pending: Pending) -> None:
         """Return when there is news, or when the call has to be looked at again."""
-        left = pending.look_again_at() - time.monotonic()
+        left = pending.next_check() - time.monotonic()
         self._lock.acquire(timeout=min(max(left, 0.0), threading.TIMEOUT_MAX))
 
 

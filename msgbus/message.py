@@ -9,11 +9,11 @@ peer that has sent that key is sent control frames.
 frame      goes to                       its ``_msgbus`` holds
 ========== ============================= ==================================================================
 request    topic, server or fanout       ttl (seconds left), at (wall clock when sent), policy, window (streams),
-                                         confirms
+                                         confirms, again
 reply      the client's inbox            after a stream: its last items, seq; confirm: where to confirm it
 started    the client's inbox            inbox (of the server), server (its name)
 items      the client's inbox            items, seq (number of the first of them)
-keepalive  the other side's inbox        of a stream's client: taken
+keepalive  the other side's inbox        of a server: inbox, server; of a stream's client: taken
 declined   the client's inbox            server: it will not run what may have run before
 credit     the server's inbox            taken: how many of the stream's items the client has consumed so far
 cancel     the server's inbox
@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -67,6 +68,8 @@ class Hints(msgspec.Struct, omit_defaults=True):
         window: for a stream, how many items the server may send ahead of what the client has consumed.
         end: for a stream, whose ttl is for its first item: seconds that were left for all of it, or None.
         confirms: it says when it has the answer, which its inbox may lose; the server sends the answer until then.
+        again: the client sends the request once more, since it has no answer: a server that has already given one is
+            to run it again.
     """
 
     ttl: float | None = None
@@ -75,6 +78,7 @@ class Hints(msgspec.Struct, omit_defaults=True):
     window: Annotated[int, msgspec.Meta(ge=1)] | None = None
     end: float | None = None
     confirms: bool = False
+    again: bool = False
 
 
 class Request(msgspec.Struct):
@@ -271,6 +275,23 @@ def encode_request(request: Request, content_type: str) -> bytes:
     except SerializationError as exc:
         named = {"argument": request.args, "context key": request.context}
         raise _name_the_culprit(named, content_type, exc) from exc
+
+
+def encode_repeat(body: bytes, content_type: str, left: float) -> bytes:
+    """Write a request of this side once more, for servers that may have answered its first copy; see `Hints.again`.
+
+    Args:
+        body: the request as `encode_request` wrote it.
+        content_type: of `body`.
+        left: seconds that are left to it now.
+    """
+    request = decode_request(body, content_type)
+    hints = request.hints
+    assert hints is not None, "this side's requests have hints"
+    if hints.end is not None and hints.ttl is not None:
+        hints.end -= hints.ttl - left
+    hints.ttl, hints.at, hints.again = left, time.time(), True
+    return encode_request(request, content_type)
 
 
 def encode_notification(

@@ -74,11 +74,15 @@ class _Known:
         self._done: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
 
-    def begin(self, unique_id: str) -> bool:
-        """Whether the request is new."""
+    def begin(self, unique_id: str, *, again: bool = False) -> bool:
+        """Whether the request is new, or is done and has to be run `again` since its client has no answer."""
         with self._lock:
-            if unique_id in self._unfinished or unique_id in self._done:
+            if unique_id in self._unfinished:
                 return False
+            if unique_id in self._done:
+                if not again:
+                    return False
+                del self._done[unique_id]
             self._unfinished[unique_id] = []
             return True
 
@@ -177,7 +181,8 @@ class Processor:
             work.accept()
             return
         at_least_once = self.policy_of(request) == AT_LEAST_ONCE
-        if request.unique_id and not self._known.begin(request.unique_id):
+        again = at_least_once and request.hints is not None and request.hints.again
+        if request.unique_id and not self._known.begin(request.unique_id, again=again):
             LOG.info("%r (%s) has come a second time and was not run again", request.method, request.unique_id)
             if not self._known.wait(request.unique_id, work):
                 work.accept()

@@ -11,7 +11,9 @@ from collections import deque
 from collections.abc import Callable, Collection
 from typing import Any
 
-from msgbus.drivers.base import Address
+import msgspec
+
+from msgbus.drivers.base import Address, Message
 from msgbus.exceptions import (
     MessageDeliveryFailure,
     MessagingException,
@@ -30,6 +32,11 @@ KEEPALIVE = 5.0
 LOST_AFTER = 3 * KEEPALIVE
 """Seconds without a sign of life after which the other side is taken for dead."""
 
+REPEAT_AFTER = 2.0
+"""Seconds of silence after this side's connection has come back, before an at_least_once request is sent again.
+
+A server that runs it shows life as soon as its own connection is back."""
+
 Wake = Callable[[], None]
 
 
@@ -37,8 +44,28 @@ def _nobody() -> None:
     """Nobody waits yet."""
 
 
+class RunningServer(msgspec.Struct):
+    """A server that has said that it runs a call.
+
+    Attributes:
+        name: its name.
+        last_sign: when it was last heard of.
+        silent_since: since when it could have been heard, and was not.
+    """
+
+    name: str | None
+    last_sign: float
+    silent_since: float
+
+
 class Pending:
-    """A call that waits: what came of it so far, and when it has to be looked at again.
+    """A call that waits: what came of it so far, and when it has to be checked again.
+
+    Under at_most_once, and for a stream that has begun, the first server that says that it runs the call is the only
+    one: others are cancelled. An at_least_once call may run on several servers: each of them counts, and the first
+    answer ends the call. So the loss of one server never takes away what another does.
+
+    The inbox's thread and the thread that waits use it at the same time: what both change is changed in single steps.
 
     Attributes:
         id: of the call.
@@ -46,29 +73,33 @@ class Pending:
         address: where the request goes.
         began: when.
         wake: called, on any thread, when there is something new.
-        server_inbox: where the server that runs the call takes control frames, once it is known.
+        servers: those that run the call, by the inbox where each takes control frames.
+        orphans: inboxes of further servers that began the same call: they are to be cancelled.
+        request: the message to send again if it gets lost; None where it must not be sent again.
         sent: whether the message system has taken responsibility for the request.
-        send_error: why the request could not be handed over.
+        send_error: why the request could not be sent.
+        last_sign: when any server was last heard of; before that, when the call began.
     """
 
     __slots__ = (
         "_allowed_modules",
         "_grace",
-        "_last_sign",
         "_monitor",
+        "_repeat_at",
         "_repeatable",
-        "_silent_since",
+        "_taken_at",
         "_uncertain_since",
         "address",
         "began",
         "deadline",
         "id",
+        "last_sign",
         "method",
         "orphans",
+        "request",
         "send_error",
         "sent",
-        "server_inbox",
-        "server_name",
+        "servers",
         "wake",
     )
 
@@ -91,16 +122,17 @@ class Pending:
         self.wake: Wake = _nobody
         self.began = now
         self.deadline = deadline
-        self.server_inbox: str | None = None
-        self.server_name: str | None = None
-        self.orphans: list[str] = []  # inboxes of further servers that began the same call: they are to be cancelled
+        self.servers: dict[str, RunningServer] = {}
+        self.orphans: list[str] = []
+        self.request: Message | None = None
         self.sent = False
         self.send_error: BaseException | None = None
+        self.last_sign = now
         self._grace = grace
         self._repeatable = repeatable
         self._monitor = monitor
-        self._last_sign = now
-        self._silent_since = now  # as far as this side could have heard anything
+        self._taken_at: float | None = None  # when the message system took the request last; None while it is sent
+        self._repeat_at: float | None = None  # when it is due again, since the last server that ran it was lost
         self._uncertain_since: float | None = None
         self._allowed_modules = allowed_modules
 
@@ -109,36 +141,67 @@ class Pending:
         """Which method of which target, and the id that is in the logs: the beginning of every error's text."""
         return f"{self.method!r} on {self.address}, call {self.id}"
 
+    @property
+    def server_inbox(self) -> str | None:
+        """Where the server that runs the call takes control frames; of several, the first."""
+        servers = list(self.servers)
+        return servers[0] if servers else None
+
     def on_sent(self, error: BaseException | None, now: float) -> None:
         """Take in how the sending of the request ended."""
         if error is None:
             self.sent = True
+            self._taken_at = now
         elif isinstance(error, TransportUnavailable) and error.maybe_delivered and not self._repeatable:
             self._uncertain_since = now
             self.wake()
-        else:
+        elif not self.servers:  # A server that runs it proves that it was delivered.
             self.send_error = error
             self.wake()
 
+    def on_repeated(self, error: BaseException | None, now: float) -> None:
+        """Take in how one more sending of the request ended.
+
+        An error changes nothing: the request was taken before, and a server may still have it.
+        """
+        if error is None:
+            self._taken_at = now
+            self.wake()
+        else:
+            LOG.info("%s could not be sent again: %s", self.describe, error)
+
     def on_reply(self, reply: Reply, now: float) -> None:
-        """Take in a reply or another frame of the server's."""
+        """Take in a reply or another frame of a server's."""
         if reply.kind == "declined":
-            if self.server_inbox is None and self._uncertain_since is None:
+            if not self.servers and self._uncertain_since is None:
                 self._uncertain_since = now
                 self.wake()
             return
-        self._last_sign = self._silent_since = now
-        if reply.inbox is not None and reply.inbox != self.server_inbox:
-            if self.server_inbox is None:
-                self.server_inbox = reply.inbox
-                self.server_name = reply.server
-                self.wake()
-            else:
-                self.orphans.append(reply.inbox)
-                self.wake()
-                return
+        if not self._note_server(reply, now):
+            return
+        self.last_sign = now
         self._uncertain_since = None
         self._take(reply)
+
+    def _note_server(self, reply: Reply, now: float) -> bool:
+        """Note a sign of life. False: it is of a server that is to be cancelled."""
+        inbox = reply.inbox
+        if inbox is None:  # An answer, or a frame of a stream.
+            for server in list(self.servers.values()):
+                if server.name == reply.server:
+                    server.last_sign = server.silent_since = now
+            return True
+        if inbox in self.servers:
+            self.servers[inbox].last_sign = self.servers[inbox].silent_since = now
+            return True
+        if self.servers and not self._repeatable:
+            self.orphans.append(inbox)
+            self.wake()
+            return False
+        self.servers[inbox] = RunningServer(reply.server, now, now)
+        self._repeat_at = None
+        self.wake()
+        return True
 
     def _take(self, reply: Reply) -> None:
         raise NotImplementedError
@@ -147,33 +210,31 @@ class Pending:
         """The exception that a reply tells of."""
         return None if reply.failure is None else rebuild_failure(reply.failure, self._allowed_modules)
 
-    def look_again_at(self) -> float:
-        """The time at which `verdict` may change without anything having come."""
+    def next_check(self) -> float:
+        """The time at which `check` or `needs_repeat` may say something new without anything having come."""
         times = [self.deadline]
-        if self.server_inbox is not None:
-            times.append(self._silent_since + LOST_AFTER)
+        servers = list(self.servers.values())
+        if servers:
+            times.append(min(server.silent_since for server in servers) + LOST_AFTER)
         elif self._monitor is not None:
-            times.append(self._last_sign + self._monitor)
+            times.append(self.last_sign + self._monitor)
+        if self._repeat_at is not None and self._taken_at is not None:
+            times.append(self._repeat_at)
         if self._uncertain_since is not None:
             times.append(self._uncertain_since + self._grace)
         return min(times)
 
-    def verdict(self, now: float, up_since: float | None = 0.0) -> Exception | None:
-        """Why there is nothing more to wait for, or None.
+    def check(self, now: float, up_since: float | None = 0.0) -> Exception | None:
+        """Why there is nothing more to wait for, or None. Forgets servers that are lost where others may follow.
 
         `up_since` is since when this side can hear anything; None while it cannot.
         """
-        self._silent_since = now if up_since is None else max(self._silent_since, up_since)
         if self.send_error is not None:
             if isinstance(self.send_error, MessagingException):
                 return self.send_error
             return MessageDeliveryFailure(f"{self.describe}: {self.send_error}")
-        if self.server_inbox is not None and now >= self._silent_since + LOST_AFTER:
-            if not self._repeatable:
-                return self._server_lost(now)
-            # The message system gives the request to another server, to which the call will be bound.
-            self.server_inbox = None
-            self._last_sign = self._silent_since = now
+        if self.servers and (error := self._check_servers(now, up_since)) is not None:
+            return error
         if self._uncertain_since is not None and now >= self._uncertain_since + self._grace:
             return OutcomeUnknown(
                 f"{self.describe}: it may or may not have run. A server or connection was lost at a moment when the "
@@ -182,21 +243,47 @@ class Pending:
             )
         if now >= self.deadline:
             return MessagingTimeout(self.describe)
-        if self.server_inbox is None and self._monitor is not None and now >= self._last_sign + self._monitor:
+        if not self.servers and self._monitor is not None and now >= self.last_sign + self._monitor:
             return MessagingTimeout(f"{self.describe}: no sign of life of the server for {self._monitor:g} s")
         return None
 
-    def _server_lost(self, now: float) -> ServerLost:
-        silent = now - self._last_sign
+    def _check_servers(self, now: float, up_since: float | None) -> ServerLost | None:
+        heard_since = now if up_since is None else up_since
+        for inbox, server in list(self.servers.items()):
+            server.silent_since = max(server.silent_since, heard_since)
+            if now < server.silent_since + LOST_AFTER:
+                continue
+            if not self._repeatable:
+                return self._server_lost(server, now)
+            LOG.info("%s: server %r was lost", self.describe, server.name)
+            self.servers.pop(inbox, None)
+            if not self.servers:
+                self.last_sign = self._repeat_at = now
+        return None
+
+    def needs_repeat(self, now: float, up_since: float | None) -> bool:
+        """Whether the request has to be sent again, by what is known now.
+
+        It has where the message system took it, and no server shows life since this side's connection has come back, or
+        since the last server that ran it was lost. The message system may have lost the request or its answer, and a
+        server that hangs keeps the request from the others.
+        """
+        lost = self._repeat_at is not None and now >= self._repeat_at
+        if lost:
+            self._repeat_at = now + LOST_AFTER
+        if not self._repeatable or self._taken_at is None or up_since is None:
+            return False
+        back = self._taken_at < up_since and self.last_sign < up_since and now >= up_since + REPEAT_AFTER
+        if lost or back:
+            self._taken_at = None
+        return lost or back
+
+    def _server_lost(self, server: RunningServer, now: float) -> ServerLost:
+        silent = now - server.last_sign
         return ServerLost(
-            f"{self.describe}: server {self.server_name!r} had begun to run it and has been silent for {silent:.0f} s; "
+            f"{self.describe}: server {server.name!r} had begun to run it and has been silent for {silent:.0f} s; "
             "it has died, or is cut off. The request may have run in part, and is not sent again under at_most_once"
         )
-
-    @property
-    def last_sign(self) -> float:
-        """When the server was last heard of; before that, when the call began."""
-        return self._last_sign
 
 
 class PendingCall(Pending):
@@ -264,10 +351,12 @@ class PendingStream(Pending):
 
     def on_reply(self, reply: Reply, now: float) -> None:
         """Take in a frame of the server's."""
-        if reply.inbox is None and self.server_name is not None and reply.server not in (None, self.server_name):
-            return  # A repeated request made another server begin too: the items of two are never mixed.
+        if reply.inbox is None and reply.server is not None:
+            bound = list(self.servers.values())
+            if bound and bound[0].name != reply.server:
+                return  # A repeated request made another server begin too: the items of two are never mixed.
         super().on_reply(reply, now)
-        if self.server_inbox is not None:
+        if self.servers:
             self._repeatable = False  # It has begun: a stream is never started again elsewhere.
 
     def _take(self, reply: Reply) -> None:
@@ -340,6 +429,11 @@ class ReplyRouter:
     def waiting(self) -> list[Pending]:
         """The calls that wait now."""
         return list(self._pending.values())
+
+    def wake_all(self) -> None:
+        """Have every waiting call checked."""
+        for pending in self.waiting():
+            pending.wake()
 
     def fail_all(self, error: BaseException) -> None:
         """End every waiting call with `error`."""

@@ -256,11 +256,19 @@ class Running:
             if not self.started:
                 if silent >= STARTED_AFTER:
                     self.begin()
-            elif silent >= KEEPALIVE:
-                self.send(Reply(self.request.call_id or "", "keepalive"))
+            elif silent >= KEEPALIVE or self._was_cut_off():
+                self.send(Reply(self.request.call_id or "", "keepalive", inbox=self._transport.inbox(0.0)))
         elif self.request.monitor and silent >= max(1, int(self.request.monitor)) / 2:
             # A stock client asked for a reply without result twice in that time.
             self.send(Reply(self.request.call_id or ""))
+
+    def _was_cut_off(self) -> bool:
+        """Whether this side's connection has come back since the client last heard of it.
+
+        The client may have been cut off too, and sends the request again where it hears nothing.
+        """
+        up_since = self._transport.driver.up_since
+        return up_since is not None and up_since > self._last_frame
 
     def on_control(self, control: Control) -> None:
         """Take in a frame of the client's."""

@@ -23,7 +23,7 @@ from msgbus.exceptions import (
     TransportUnavailable,
 )
 from msgbus.message import Control, Reply, decode_inbox_frame, encode_control, new_id
-from msgbus.replies import ReplyRouter
+from msgbus.replies import REPEAT_AFTER, ReplyRouter
 from msgbus.target import Target
 from msgbus.timer import Timer
 from msgbus.url import TransportURL
@@ -38,6 +38,8 @@ DRIVERS = "msgbus.drivers"
 """The entry point group that names the drivers."""
 RETRY_DELAY = 0.25
 """Seconds between two tries to deliver a reply to a client that may be reconnecting."""
+CONNECTION_CHECK = 0.5
+"""Seconds between two looks at whether the connection has come back, while at_least_once requests are unanswered."""
 CONTROL_TTL = 30.0
 """Seconds after which a control frame is worthless."""
 
@@ -156,6 +158,8 @@ class Transport:
         self._inbox_name: str | None = None
         self._inbox: Inbox | None = None
         self._opening_inbox = threading.Lock()
+        self._watching = False
+        self._watch_lock = threading.Lock()
 
     def address(self, target: Target) -> Address:
         """Where a request for `target` goes. The target has a topic: the caller has seen to it."""
@@ -192,6 +196,28 @@ class Transport:
             raise
         self._inbox_name = inbox.address.name
         return self._inbox_name
+
+    def watch_connection(self) -> None:
+        """Have the calls that wait checked when the connection has come back, for as long as any waits.
+
+        What they wait for may have been lost with it; see `Pending.needs_repeat`.
+        """
+        with self._watch_lock:
+            if self._watching:
+                return
+            self._watching = True
+        self._check_connection(self.driver.up_since)
+
+    def _check_connection(self, known: float | None) -> None:
+        """Look every now and then; `known` is since when the connection was up at the last look."""
+        up_since = self.driver.up_since
+        if up_since is not None and up_since != known:
+            self.timer.call_later(REPEAT_AFTER, self.router.wake_all)
+        with self._watch_lock:
+            # Looked at under the lock: a call that is added from now on finds that nobody watches.
+            self._watching = len(self.router) > 0
+        if self._watching:
+            self.timer.call_later(CONNECTION_CHECK, lambda: self._check_connection(up_since))
 
     def send(self, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
         """Send once."""

@@ -181,8 +181,9 @@ def test_a_lost_connection_is_named_in_the_timeout(
 
 
 def test_inboxes_that_keep_need_no_confirmation(transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing gets lost with a connection, no answer is confirmed."""
+    """Where nothing gets lost with a connection or with the message system, no answer is confirmed."""
     losses, send = Losses(), FakeDriver.send
+    monkeypatch.setattr(FakeDriver, "capabilities", FakeDriver.capabilities | {Capability.DURABLE})
 
     def count(self: FakeDriver, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
         losses.send(self, address, message, mandatory)

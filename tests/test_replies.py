@@ -17,7 +17,7 @@ from msgbus import (
 from msgbus.drivers.base import Address
 from msgbus.failures import serialize_failure
 from msgbus.message import Reply
-from msgbus.replies import LOST_AFTER, Pending, PendingAnswers, PendingCall, PendingStream, ReplyRouter
+from msgbus.replies import LOST_AFTER, REPEAT_AFTER, Pending, PendingAnswers, PendingCall, PendingStream, ReplyRouter
 
 DEADLINE, GRACE = 1060.0, 10.0
 NOW = 1000.0
@@ -83,7 +83,19 @@ def items(*values: Any, seq: int = 0, server: str = "h1", ending: bool = False, 
 
 def keepalive(server: str = "h1") -> Reply:
     """A sign of life."""
-    return Reply("c", "keepalive", extended=True, server=server)
+    return Reply("c", "keepalive", extended=True, server=server, inbox=f"inbox-{server}")
+
+
+def answer(value: object, server: str = "h1") -> Reply:
+    """What ends a call."""
+    return Reply("c", result=value, ending=True, extended=True, server=server)
+
+
+def taken(**changes: Any) -> tuple[PendingCall, Woken]:
+    """An at_least_once call whose request the message system has taken."""
+    pending, woken = call(**{"repeatable": True, **changes})
+    pending.on_sent(None, NOW)
+    return pending, woken
 
 
 DECLINED = Reply("c", "declined", extended=True, server="h2")
@@ -113,9 +125,9 @@ def test_a_reply_that_does_not_end_the_call_is_a_sign_of_life() -> None:
 def test_the_deadline() -> None:
     """Until its deadline a call waits; then it times out, with the method and the target in the text."""
     pending, _ = call()
-    assert pending.look_again_at() == DEADLINE
-    assert pending.verdict(DEADLINE - 0.001) is None
-    error = pending.verdict(DEADLINE)
+    assert pending.next_check() == DEADLINE
+    assert pending.check(DEADLINE - 0.001) is None
+    error = pending.check(DEADLINE)
     assert type(error) is MessagingTimeout
     assert "'echo' on topic 'foo'" in str(error)
 
@@ -142,14 +154,14 @@ def test_a_request_that_could_not_be_sent(error: Exception, repeatable: bool) ->
     pending, woken = call(repeatable=repeatable)
     pending.on_sent(error, NOW)
     assert woken.take()
-    assert pending.verdict(NOW) is error
+    assert pending.check(NOW) is error
 
 
 def test_a_foreign_error_of_sending() -> None:
     """An error that is none of ours becomes a MessageDeliveryFailure."""
     pending, _ = call()
     pending.on_sent(OSError("broken"), NOW)
-    error = pending.verdict(NOW)
+    error = pending.check(NOW)
     assert type(error) is MessageDeliveryFailure
     assert "broken" in str(error)
 
@@ -163,9 +175,9 @@ def test_outcome_unknown_after_the_grace(how: str) -> None:
     else:
         pending.on_reply(DECLINED, NOW + 1)
     assert woken.take()
-    assert pending.look_again_at() == NOW + 1 + GRACE
-    assert pending.verdict(NOW + GRACE) is None
-    error = pending.verdict(NOW + 1 + GRACE)
+    assert pending.next_check() == NOW + 1 + GRACE
+    assert pending.check(NOW + GRACE) is None
+    error = pending.check(NOW + 1 + GRACE)
     assert type(error) is OutcomeUnknown
     assert "at_most_once" in str(error)
 
@@ -176,8 +188,8 @@ def test_a_sign_of_life_ends_the_uncertainty(sign: Reply) -> None:
     pending, _ = call()
     pending.on_sent(LOST, NOW)
     pending.on_reply(sign, NOW + 1)
-    assert not isinstance(pending.verdict(NOW + 1 + GRACE), OutcomeUnknown)
-    assert pending.look_again_at() > NOW + 1 + GRACE
+    assert not isinstance(pending.check(NOW + 1 + GRACE), OutcomeUnknown)
+    assert pending.next_check() > NOW + 1 + GRACE
 
 
 def test_the_grace_counts_from_the_first_doubt() -> None:
@@ -185,7 +197,7 @@ def test_the_grace_counts_from_the_first_doubt() -> None:
     pending, _ = call()
     pending.on_sent(LOST, NOW)
     pending.on_reply(DECLINED, NOW + 5)
-    assert pending.look_again_at() == NOW + GRACE
+    assert pending.next_check() == NOW + GRACE
 
 
 def test_declined_while_a_server_runs_it() -> None:
@@ -195,35 +207,67 @@ def test_declined_while_a_server_runs_it() -> None:
     woken.take()
     pending.on_reply(DECLINED, NOW + 1)
     assert not woken.take()
-    assert pending.look_again_at() == NOW + LOST_AFTER
+    assert pending.next_check() == NOW + LOST_AFTER
 
 
 def test_the_deadline_comes_before_the_grace_ends() -> None:
     """Where the deadline comes first it ends the call."""
     pending, _ = call(deadline=NOW + 5)
     pending.on_sent(LOST, NOW)
-    assert pending.look_again_at() == NOW + 5
-    assert type(pending.verdict(NOW + 5)) is MessagingTimeout
+    assert pending.next_check() == NOW + 5
+    assert type(pending.check(NOW + 5)) is MessagingTimeout
 
 
-def test_binds_to_the_first_server() -> None:
-    """The first server that says it runs the call is the call's; others are to be cancelled."""
+def test_an_at_most_once_call_has_one_server() -> None:
+    """The first server that says that it runs the call is the call's; others are to be cancelled."""
     pending, woken = call()
     pending.on_reply(started("h1"), NOW)
     assert woken.take()
-    assert (pending.server_inbox, pending.server_name) == ("inbox-h1", "h1")
+    assert pending.server_inbox == "inbox-h1"
     pending.on_reply(started("h2"), NOW)
     assert woken.take()
     pending.on_reply(started("h1"), NOW)
-    assert (pending.server_inbox, pending.server_name) == ("inbox-h1", "h1")
+    assert [server.name for server in pending.servers.values()] == ["h1"]
     assert pending.orphans == ["inbox-h2"]
 
 
-def test_an_answer_of_another_server_is_an_answer() -> None:
-    """Whichever server answers first ends the call."""
+def test_an_at_least_once_call_may_have_several_servers() -> None:
+    """None of them is cancelled, since any of them may be the one that lives to answer."""
+    pending, woken = call(repeatable=True)
+    pending.on_reply(started("h1"), NOW)
+    pending.on_reply(started("h2"), NOW + 1)
+    assert woken.take()
+    assert list(pending.servers) == ["inbox-h1", "inbox-h2"]
+    assert not pending.orphans
+
+
+@pytest.mark.parametrize("first", ["h1", "h2"])
+def test_whichever_server_answers_first_ends_the_call(first: str) -> None:
+    """It makes no difference which of them began first."""
     pending, _ = call(repeatable=True)
     pending.on_reply(started("h1"), NOW)
-    pending.on_reply(Reply("c", result=5, ending=True, extended=True, server="h2"), NOW)
+    pending.on_reply(started("h2"), NOW)
+    pending.on_reply(answer(first, first), NOW)
+    assert pending.answer is not None
+    assert pending.answer.result == first
+
+
+def test_a_keepalive_makes_a_server_known() -> None:
+    """Where a server's first sign of life was lost, the next one takes its place."""
+    pending, _ = call()
+    pending.on_reply(keepalive("h1"), NOW)
+    assert pending.server_inbox == "inbox-h1"
+
+
+def test_the_loss_of_one_server_takes_nothing_from_another() -> None:
+    """The server that runs an at_least_once call in place of a dead one is heard, though it began before the loss."""
+    pending, _ = taken()
+    pending.on_reply(started("h1"), NOW)
+    pending.on_reply(started("h2"), NOW + 10)
+    assert pending.check(NOW + LOST_AFTER) is None
+    assert list(pending.servers) == ["inbox-h2"]
+    assert not pending.needs_repeat(NOW + LOST_AFTER, 0.0)
+    pending.on_reply(answer(5, "h2"), NOW + LOST_AFTER + 1)
     assert pending.answer is not None
 
 
@@ -232,42 +276,94 @@ def test_server_lost() -> None:
     pending, _ = call()
     pending.on_reply(started(), NOW + 2)
     pending.on_reply(keepalive(), NOW + 6)
-    assert pending.look_again_at() == NOW + 6 + LOST_AFTER
-    assert pending.verdict(NOW + 5.9 + LOST_AFTER) is None
-    error = pending.verdict(NOW + 6 + LOST_AFTER)
+    assert pending.next_check() == NOW + 6 + LOST_AFTER
+    assert pending.check(NOW + 5.9 + LOST_AFTER) is None
+    error = pending.check(NOW + 6 + LOST_AFTER)
     assert type(error) is ServerLost
     assert "'h1'" in str(error)
     assert "15 s" in str(error)
 
 
-def test_a_lost_server_of_a_repeatable_call() -> None:
-    """Under at_least_once the call waits on, and is bound to the server that gets it next."""
-    pending, _ = call(repeatable=True)
+def test_a_call_whose_only_server_is_lost_is_sent_again() -> None:
+    """Under at_least_once the request is sent again, and again after each time of silence, until a server begins."""
+    pending, _ = taken()
     pending.on_reply(started("h1"), NOW)
-    assert pending.verdict(NOW + LOST_AFTER) is None
+    assert pending.check(NOW + LOST_AFTER) is None
     assert pending.server_inbox is None
-    assert pending.look_again_at() == DEADLINE
-    pending.on_reply(started("h2"), NOW + LOST_AFTER + 1)
-    assert [pending.server_inbox, pending.server_name] == ["inbox-h2", "h2"]
-    assert not pending.orphans
-    assert type(pending.verdict(DEADLINE)) is MessagingTimeout
+    assert pending.needs_repeat(NOW + LOST_AFTER, 0.0)
+    assert not pending.needs_repeat(NOW + LOST_AFTER, 0.0)
+    pending.on_repeated(None, NOW + LOST_AFTER)
+    assert pending.next_check() == NOW + 2 * LOST_AFTER
+    assert pending.needs_repeat(NOW + 2 * LOST_AFTER, 0.0)
+    pending.on_repeated(None, NOW + 2 * LOST_AFTER)
+    pending.on_reply(started("h2"), NOW + 2 * LOST_AFTER + 1)
+    assert not pending.needs_repeat(NOW + 3 * LOST_AFTER, 0.0)
+    assert type(pending.check(DEADLINE)) is MessagingTimeout
+
+
+def test_a_call_is_sent_again_when_the_connection_has_come_back_and_nothing_is_heard() -> None:
+    """The message system may have lost the request, or its answer: once each time that the connection comes back."""
+    pending, woken = taken()
+    back = NOW + 20
+    assert not pending.needs_repeat(back + REPEAT_AFTER - 0.1, back)
+    assert pending.needs_repeat(back + REPEAT_AFTER, back)
+    assert not pending.needs_repeat(back + REPEAT_AFTER + 1, back)  # it is being sent
+    pending.on_repeated(None, back + REPEAT_AFTER)
+    assert woken.take()
+    assert not pending.needs_repeat(DEADLINE - 1, back)
+    assert pending.needs_repeat(back + 30, back + 20)
+
+
+@pytest.mark.parametrize("sign", [started(), keepalive(), Reply("c")])
+def test_a_sign_of_life_after_the_reconnect_needs_no_repeat(sign: Reply) -> None:
+    """A server that shows life runs the call: to send it again would run it twice."""
+    pending, _ = taken()
+    back = NOW + 20
+    pending.on_reply(sign, back + 0.5)
+    assert not pending.needs_repeat(back + REPEAT_AFTER, back)
+
+
+def test_what_is_not_sent_again() -> None:
+    """Nothing under at_most_once; nothing while it is being sent, or while this side is cut off."""
+    careful, _ = taken(repeatable=False)
+    unsent, _ = call(repeatable=True)
+    for pending in (careful, unsent):
+        assert not pending.needs_repeat(NOW + 30, NOW + 20)
+    cut_off, _ = taken()
+    assert not cut_off.needs_repeat(NOW + 30, None)
+
+
+def test_a_repeat_that_cannot_be_sent_changes_nothing() -> None:
+    """The message system has taken the request before: a server may still have it."""
+    pending, _ = taken()
+    assert pending.needs_repeat(NOW + 30, NOW + 20)
+    pending.on_repeated(MessageUndeliverable("nobody"), NOW + 31)
+    assert pending.check(NOW + 31) is None
+
+
+def test_a_request_that_runs_was_delivered() -> None:
+    """What became of sending it does not matter once a server says that it runs it."""
+    pending, _ = call(repeatable=True)
+    pending.on_reply(started(), NOW)
+    pending.on_sent(MessageUndeliverable("nobody"), NOW + 1)
+    assert pending.check(NOW + 1) is None
 
 
 def test_the_silence_of_a_server_that_never_began_is_no_loss() -> None:
     """As long as no server said that it runs the call, nothing but the deadline ends it."""
     pending, _ = call()
     pending.on_sent(None, NOW)
-    assert pending.verdict(DEADLINE - 1) is None
+    assert pending.check(DEADLINE - 1) is None
 
 
 def test_monitor_of_a_stock_server() -> None:
     """With call_monitor_timeout, a stock server's silence for that long ends the call; its heartbeats prolong it."""
     pending, _ = call(monitor=5.0)
-    assert pending.look_again_at() == NOW + 5
+    assert pending.next_check() == NOW + 5
     pending.on_reply(Reply("c"), NOW + 4)
-    assert pending.look_again_at() == NOW + 9
-    assert pending.verdict(NOW + 8.9) is None
-    error = pending.verdict(NOW + 9)
+    assert pending.next_check() == NOW + 9
+    assert pending.check(NOW + 8.9) is None
+    error = pending.check(NOW + 9)
     assert type(error) is MessagingTimeout
     assert "no sign of life" in str(error)
 
@@ -276,8 +372,8 @@ def test_monitor_of_a_msgbus_server() -> None:
     """A server of msgbus shows life by itself: once it has begun, the monitor time is of no matter."""
     pending, _ = call(monitor=5.0)
     pending.on_reply(started(), NOW)
-    assert pending.verdict(NOW + 6) is None
-    assert pending.look_again_at() == NOW + LOST_AFTER
+    assert pending.check(NOW + 6) is None
+    assert pending.next_check() == NOW + LOST_AFTER
 
 
 def test_a_call_that_nobody_waits_for_yet_can_be_woken() -> None:
@@ -414,17 +510,17 @@ def test_timeout_of_each_item() -> None:
     """The timeout of a stream counts from the moment at which an item is waited for, within the end of the whole."""
     pending = stream(idle_timeout=5, end=NOW + 12)
     pending.expect_item(NOW + 1)
-    assert pending.look_again_at() == NOW + 6
+    assert pending.next_check() == NOW + 6
     pending.expect_item(NOW + 8)
-    assert pending.look_again_at() == NOW + 12
-    assert type(pending.verdict(NOW + 12)) is MessagingTimeout
+    assert pending.next_check() == NOW + 12
+    assert type(pending.check(NOW + 12)) is MessagingTimeout
 
 
 def test_a_stream_that_has_begun_is_never_started_again() -> None:
     """Even under at_least_once, the loss of a server that had begun a stream is ServerLost."""
     pending = stream(repeatable=True)
     pending.on_reply(started(), NOW)
-    assert type(pending.verdict(NOW + LOST_AFTER)) is ServerLost
+    assert type(pending.check(NOW + LOST_AFTER)) is ServerLost
 
 
 def test_router_hands_replies_to_their_calls() -> None:
@@ -454,7 +550,7 @@ def test_router_fails_all() -> None:
     error = CallCancelled("closed")
     router.fail_all(error)
     assert woken.take()
-    assert pending.verdict(NOW) is error
+    assert pending.check(NOW) is error
 
 
 def test_pending_is_abstract() -> None:
@@ -467,10 +563,10 @@ def test_silence_counts_only_while_one_can_hear() -> None:
     """A server is not taken for dead for what it could not say: silence is counted from this side's reconnect on."""
     pending, _ = call()
     pending.on_reply(Reply("c", "started", inbox="s", server="s1"), NOW)
-    assert pending.verdict(NOW + LOST_AFTER + 5, None) is None
-    assert pending.look_again_at() > NOW + LOST_AFTER + 5
+    assert pending.check(NOW + LOST_AFTER + 5, None) is None
+    assert pending.next_check() > NOW + LOST_AFTER + 5
     back = NOW + LOST_AFTER + 10
-    assert pending.verdict(back, back - 1) is None
-    assert pending.verdict(back - 1 + LOST_AFTER - 0.1, back - 1) is None
-    assert isinstance(pending.verdict(back - 1 + LOST_AFTER, back - 1), ServerLost)
+    assert pending.check(back, back - 1) is None
+    assert pending.check(back - 1 + LOST_AFTER - 0.1, back - 1) is None
+    assert isinstance(pending.check(back - 1 + LOST_AFTER, back - 1), ServerLost)
     assert pending.last_sign == NOW

@@ -154,6 +154,15 @@ class Bus:
         assert isinstance(entries, list)
         return [entry.server for entry in entries]
 
+    def knows_that_it_runs(self, server: str, seconds: float = 30.0) -> None:
+        """Wait until a call of the test's own transport has heard that `server` runs it."""
+
+        def heard() -> bool:
+            waiting = self.transport.router.waiting()
+            return any(running.name == server for call in waiting for running in list(call.servers.values()))
+
+        until(heard, f"a call has heard that {server!r} runs it", seconds)
+
     def saw(self, event: str, key: str, seconds: float = 15.0) -> None:
         """Wait for an event in the journal."""
         until(lambda: self.journal.entries(event, key), f"event {event!r} of {key!r}", seconds)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 
 from msgbus.conformance.endpoint import ServerSpec
 from msgbus.conformance.server import serve
@@ -62,6 +64,14 @@ class ProcessServer:
         """End it with SIGKILL."""
         self._process.kill()
         self._end(10)
+
+    def freeze(self) -> None:
+        """Stop it with SIGSTOP, until `thaw`: it lives, and does nothing."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        os.kill(self.pid, signal.SIGCONT)
 
     def close(self) -> None:
         """End it in good order. Idempotent.

@@ -17,6 +17,7 @@ from msgbus.conformance.bus import Bus
 from msgbus.conformance.check import about, check
 from msgbus.conformance.checks.streams import SOON
 from msgbus.conformance.waiting import Task, until
+from msgbus.drivers.base import Capability
 
 LONG = 20.0
 """Seconds: longer than the silence after which the other side is missed."""
@@ -91,6 +92,24 @@ class LastingChecks:
         assert time.monotonic() - start < LONG
         assert client.call({}, "note", key="next") == "s2"
         assert len(bus.journal.entries("run", "k")) == 1
+
+    @check("bus", since="0.1", processes=True, needs=(Capability.REQUEUE,))
+    @_together
+    def test_slow_a_frozen_servers_call_is_run_by_another(self, bus: Bus) -> None:
+        """Under at_least_once, a call whose server hangs is run by another server, and is answered once."""
+        (first,) = bus.serve("s1")
+        client = bus.client(timeout=75, delivery="at_least_once")
+        gate = bus.gate()
+        call = Task(client.call, {}, "hold", key="k", gate=gate)
+        bus.knows_that_it_runs("s1")
+        first.freeze()
+        try:
+            bus.serve("s2")
+            bus.journal.open_gate(gate)
+            assert call.result(80) == "s2"
+        finally:
+            first.thaw()
+        assert client.call({}, "echo", value=1) == 1
 
     @check("bus", since="0.1", processes=True, builds_on=("test_items_come_in_order",))
     @_together
