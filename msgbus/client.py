@@ -401,14 +401,17 @@ class RPCClient:
         return Message(body, self._content_type, request.unique_id, ttl, self._repeatable, ttl * PATIENCE)
 
     def _send(self, message: Message, pending: Pending) -> Future[Sent]:
-        sent = self._hand_over(pending.address, message, pending.deadline)
+        sent = self._hand_over(pending.address, message, pending.deadline, pending)
         sent.add_done_callback(lambda future: pending.on_sent(future.exception(), time.monotonic()))
         return sent
 
-    def _hand_over(self, address: Address, message: Message, deadline: float) -> Future[Sent]:
+    def _hand_over(
+        self, address: Address, message: Message, deadline: float, pending: Pending | None = None
+    ) -> Future[Sent]:
         mandatory = address.kind != "fanout"
         if self._repeatable:
-            return self.transport.send_repeatedly(deadline, address, message, mandatory=mandatory)
+            wanted = None if pending is None else (lambda: pending in self.transport.router)
+            return self.transport.send_repeatedly(deadline, address, message, mandatory=mandatory, wanted=wanted)
         return self.transport.send(address, message, mandatory=mandatory)
 
     def _explain_timeout(self, pending: Pending) -> str:
