@@ -472,7 +472,7 @@ def wait_until_sent(sent: Future[Any], deadline: float, what: str, transport: Tr
         transport: where it is sent.
 
     Raises:
-        MessagingTimeout: nobody said what has become of it.
+        TransportUnavailable: nobody said what has become of it: it may have been delivered.
         MessagingException: why it was not taken.
     """
     try:
@@ -480,9 +480,10 @@ def wait_until_sent(sent: Future[Any], deadline: float, what: str, transport: Tr
     except MessagingException:
         raise
     except TimeoutError:
-        raise MessagingTimeout(
+        raise TransportUnavailable(
             f"{what}: {transport.driver.state} did not confirm it by the deadline; it may or may not have been "
-            "delivered"
+            "delivered",
+            maybe_delivered=True,
         ) from None
 
 

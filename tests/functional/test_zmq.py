@@ -28,6 +28,7 @@ from msgbus import (
     MessageTooLarge,
     MessageUndeliverable,
     MessagingTimeout,
+    OutcomeUnknown,
     RPCClient,
     Target,
     Transport,
@@ -41,6 +42,7 @@ from msgbus.conformance.endpoint import Journal, ServerSpec, make_conf
 from msgbus.conformance.processes import ProcessServer
 from msgbus.conformance.waiting import Task, gather, until
 from msgbus.drivers import zmq_frames as frames
+from msgbus.drivers import zmq_node
 from msgbus.drivers.base import Address, Driver, Message
 from msgbus.drivers.zmq_matchmaker import Entry, Service
 from tests.functional.zmq_faults import cut_connections
@@ -287,6 +289,29 @@ def test_a_server_that_comes_back_in_time_runs_the_request_that_ended_it(place: 
     with one_that("works", place):
         assert task.result(60) == {"call": "k", "cast": None, "multicall": ["k"]}[verb]
         until(lambda: len(place.journal.entries("run", "k")) == 2, "it has run again")
+
+
+@pytest.mark.parametrize(
+    ("delivery", "kind"), [("at_most_once", OutcomeUnknown), ("at_least_once", TransportUnavailable)]
+)
+def test_a_cast_to_a_frozen_server_fails_at_its_own_deadline(
+    place: Place, delivery: Any, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that may have been delivered, however short it is; no look every now and then has to come first."""
+    monkeypatch.setattr(zmq_node, "SLOW_TICK", 3600.0)
+    (frozen,) = place.serve("s1")
+    client = get_rpc_client(place.transport(), Target(topic="foo"), delivery=delivery)
+    client.prepare(timeout=30).call({}, "echo", value=1)
+    os.kill(frozen.pid, signal.SIGSTOP)
+    try:
+        patient = Task(client.prepare(timeout=60).cast, {}, "note", key="patient")
+        for timeout in (0.05, 0.1, 0.3, 0.7):
+            with pytest.raises(kind, match="did not confirm a message"):
+                client.prepare(timeout=timeout).cast({}, "note", key="k")
+        assert not patient.done
+    finally:
+        os.kill(frozen.pid, signal.SIGCONT)
+    patient.result()
 
 
 def test_a_frozen_server_is_missed(place: Place) -> None:
