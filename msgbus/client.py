@@ -267,6 +267,7 @@ class RPCClient:
             mandatory=True,
             on_outcome=lambda error: pending.on_repeated(error, time.monotonic()),
             retry_undeliverable=pending.deadline,
+            wanted=lambda: pending in self.transport.router,
         )
 
     def cast(self, ctxt: Any, method: str, /, **kwargs: Any) -> None:
@@ -442,14 +443,17 @@ class RPCClient:
         if self._repeatable:
             pending.request = message
             self.transport.watch_connection()
-        sent = self._hand_over(pending.address, message, pending.deadline)
+        sent = self._hand_over(pending.address, message, pending.deadline, pending)
         sent.add_done_callback(lambda future: pending.on_sent(future.exception(), time.monotonic()))
         return sent
 
-    def _hand_over(self, address: Address, message: Message, deadline: float) -> Future[Sent]:
+    def _hand_over(
+        self, address: Address, message: Message, deadline: float, pending: Pending | None = None
+    ) -> Future[Sent]:
         mandatory = address.kind != "fanout"
         if self._repeatable:
-            return self.transport.send_repeatedly(deadline, address, message, mandatory=mandatory)
+            wanted = None if pending is None else (lambda: pending in self.transport.router)
+            return self.transport.send_repeatedly(deadline, address, message, mandatory=mandatory, wanted=wanted)
         return self.transport.send(address, message, mandatory=mandatory)
 
     def _explain_timeout(self, pending: Pending) -> str:
@@ -510,7 +514,7 @@ def wait_until_sent(sent: Future[Any], deadline: float, what: str, transport: Tr
         transport: where it is sent.
 
     Raises:
-        MessagingTimeout: nobody said what has become of it.
+        TransportUnavailable: nobody said what has become of it: it may have been delivered.
         MessagingException: why it was not taken.
     """
     try:
@@ -518,9 +522,10 @@ def wait_until_sent(sent: Future[Any], deadline: float, what: str, transport: Tr
     except MessagingException:
         raise
     except TimeoutError:
-        raise MessagingTimeout(
+        raise TransportUnavailable(
             f"{what}: {transport.driver.state} did not confirm it by the deadline; it may or may not have been "
-            "delivered"
+            "delivered",
+            maybe_delivered=True,
         ) from None
 
 

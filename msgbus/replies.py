@@ -409,6 +409,9 @@ class ReplyRouter:
     def __len__(self) -> int:
         return len(self._pending)
 
+    def __contains__(self, pending: Pending) -> bool:
+        return pending.id in self._pending
+
     def add(self, pending: Pending) -> None:
         """Expect replies for a call."""
         self._pending[pending.id] = pending

@@ -16,10 +16,12 @@ from msgbus.drivers.base import CONTRACT, Address, Capability, Delivery, Depth, 
 from msgbus.exceptions import (
     CallCancelled,
     DriverLoadFailure,
+    MessageDeliveryFailure,
     MessageUndeliverable,
     MessagingException,
     MessagingTimeout,
     SerializationError,
+    TransportBlocked,
     TransportUnavailable,
 )
 from msgbus.message import Control, Reply, decode_inbox_frame, encode_control, new_id
@@ -37,7 +39,9 @@ LOG = logging.getLogger(__name__)
 DRIVERS = "msgbus.drivers"
 """The entry point group that names the drivers."""
 RETRY_DELAY = 0.25
-"""Seconds between two tries to deliver a reply to a client that may be reconnecting."""
+"""Seconds between two tries to deliver a message; less where its deadline is near."""
+RETRY_DELAY_MIN = 0.01
+"""Seconds: with less than twice that left, there is no further try."""
 CONNECTION_CHECK = 0.5
 """Seconds between two looks at whether the connection has come back, while at_least_once requests are unanswered."""
 CONTROL_TTL = 30.0
@@ -155,9 +159,11 @@ class Transport:
         self.running: dict[str, ControlHandler] = {}
         self.timer = Timer("msgbus-timer")
         self.window = SendWindow(self.conf.rpc_send_window)
+        self._repeats: dict[_Repeat, None] = {}  # those that wait for their next try
         self._inbox_name: str | None = None
         self._inbox: Inbox | None = None
         self._opening_inbox = threading.Lock()
+        self._first_up: float | None = None  # since when the first connection was up
         self._watching = False
         self._watch_lock = threading.Lock()
 
@@ -219,6 +225,22 @@ class Transport:
         if self._watching:
             self.timer.call_later(CONNECTION_CHECK, lambda: self._check_connection(up_since))
 
+    def _note_first_connection(self) -> float | None:
+        if self._first_up is None:
+            self._first_up = self.driver.up_since
+        return self._first_up
+
+    def listeners_return_until(self) -> float:
+        """Until when nobody's being there may only mean that others have not come back yet, as this side has.
+
+        After a restart of the message system everybody reconnects, and one is the first. On the first connection, and
+        while there is none, it is 0.
+        """
+        first, up_since = self._note_first_connection(), self.driver.up_since
+        if up_since is None or up_since == first:
+            return 0.0
+        return up_since + float(self.conf.rpc_reply_grace)
+
     def send(self, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
         """Send once."""
         if LOG.isEnabledFor(logging.DEBUG):
@@ -234,16 +256,39 @@ class Transport:
         mandatory: bool,
         on_outcome: Callable[[BaseException | None], None],
         retry_undeliverable: float | None = None,
+        wanted: Callable[[], bool] | None = None,
     ) -> None:
-        """Send, and send again after an unknown outcome, until `deadline` (seconds of `time.monotonic`).
+        """Send, and after an unknown outcome send again until it is known to have been taken.
 
-        `on_outcome` is called once, with None or why it could not be sent, on any thread; it must not block.
-        Until the time `retry_undeliverable` also when nobody was there: a client that reconnects comes back soon.
+        After an unknown outcome an error says nothing of the first try: that nobody is there may mean that the message
+        has ended its server. So it is tried until the deadline, and the outcome is then `TransportUnavailable` with
+        ``maybe_delivered=True``, whose text says what became of the first try and of the last.
+
+        Args:
+            deadline: seconds of `time.monotonic`. Where the message may wait for less, the tries end with that.
+            address: where to.
+            message: what.
+            mandatory: as for `Driver.send`.
+            on_outcome: called once, with None or why it could not be sent, on any thread; it must not block.
+            retry_undeliverable: until that time nobody's being there is tried again even if the outcome of no try was
+                unknown (a client that reconnects comes back soon), and after it no more, even if one was. Where it is
+                None, that is tried again for `rpc_reply_grace` after this side's connection has come back.
+            wanted: whether anybody still waits for what is sent; there is no further try where it says False.
         """
-        repeat = _Repeat(self, deadline, address, message, mandatory, on_outcome, retry_undeliverable)
+        self._note_first_connection()
+        repeat = _Repeat(self, deadline, address, message, mandatory, on_outcome, retry_undeliverable, wanted)
         self.send(address, message, mandatory=mandatory).add_done_callback(repeat.on_sent)
 
-    def send_repeatedly(self, deadline: float, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
+    def send_repeatedly(
+        self,
+        deadline: float,
+        address: Address,
+        message: Message,
+        *,
+        mandatory: bool,
+        retry_undeliverable: float | None = None,
+        wanted: Callable[[], bool] | None = None,
+    ) -> Future[Sent]:
         """As `send_until`, with a future for the outcome."""
         outcome: Future[Sent] = Future()
 
@@ -253,7 +298,15 @@ class Transport:
             else:
                 outcome.set_exception(error)
 
-        self.send_until(deadline, address, message, mandatory=mandatory, on_outcome=settle)
+        self.send_until(
+            deadline,
+            address,
+            message,
+            mandatory=mandatory,
+            on_outcome=settle,
+            retry_undeliverable=retry_undeliverable,
+            wanted=wanted,
+        )
         return outcome
 
     def send_control(self, inbox: str, control: Control, content_type: str) -> None:
@@ -280,9 +333,12 @@ class Transport:
     def cleanup(self) -> None:
         """Close everything. Callers that still wait get `CallCancelled`. Idempotent."""
         self.closed = True
-        self.router.fail_all(CallCancelled(f"the transport to {self.url} was closed"))
+        error = CallCancelled(f"the transport to {self.url} was closed")
+        self.router.fail_all(error)
         self.driver.close()
         self.timer.close()
+        for repeat in list(self._repeats):  # They would have been tried again by the timer.
+            repeat.give_up(error)
 
     def _on_delivery(self, delivery: Delivery) -> None:
         message = delivery.message
@@ -309,7 +365,20 @@ class Transport:
 class _Repeat:
     """A message that is sent until its outcome is known. Closures would do, but make garbage for the collector."""
 
-    __slots__ = ("_address", "_deadline", "_mandatory", "_message", "_on_outcome", "_retry_until", "_transport")
+    __slots__ = (
+        "_address",
+        "_deadline",
+        "_first_at",
+        "_first_unknown",
+        "_last",
+        "_mandatory",
+        "_message",
+        "_on_outcome",
+        "_retry_until",
+        "_transport",
+        "_tries_until",
+        "_wanted",
+    )
 
     def __init__(
         self,
@@ -320,6 +389,7 @@ class _Repeat:
         mandatory: bool,
         on_outcome: Callable[[BaseException | None], None],
         retry_until: float | None,
+        wanted: Callable[[], bool] | None,
     ) -> None:
         self._transport = transport
         self._deadline = deadline
@@ -328,31 +398,78 @@ class _Repeat:
         self._mandatory = mandatory
         self._on_outcome = on_outcome
         self._retry_until = retry_until
+        self._wanted = wanted
+        patience = message.patience
+        self._tries_until = deadline if patience is None else min(deadline, time.monotonic() + patience)
+        self._first_unknown: BaseException | None = None
+        self._first_at = 0.0
+        self._last: BaseException | None = None
 
     def on_sent(self, sent: Future[Sent]) -> None:
-        error = sent.exception()
+        """A try has ended."""
+        self._last = error = sent.exception()
         if error is None:
             self._on_outcome(None)
             return
-        if isinstance(error, MessageUndeliverable) and self._retry_until is not None:
-            delay, end = RETRY_DELAY, self._retry_until
-        elif isinstance(error, TransportUnavailable) and error.maybe_delivered:
-            delay, end = RETRY_DELAY, self._deadline
-        else:
-            self._on_outcome(error)
-            return
-        if time.monotonic() + RETRY_DELAY >= end or self._transport.closed:
-            self._on_outcome(error)
+        now = time.monotonic()
+        if self._first_unknown is None and getattr(error, "maybe_delivered", False):
+            self._first_unknown, self._first_at = error, now
+        left = self._worth_until(error) - now
+        if left < 2 * RETRY_DELAY_MIN or self._transport.closed:
+            self._on_outcome(self._explain(error))
             return
         LOG.debug("sending %s again: %s", self._message.id, error)
+        self._wait(min(RETRY_DELAY, left / 2), error)
+
+    def _wait(self, delay: float, error: BaseException) -> None:
+        self._transport._repeats[self] = None
         self._transport.timer.call_later(delay, self._send_again)
+        if self._transport.closed:  # Looked at last: what closes it from now on finds this try.
+            self.give_up(self._explain(error))
+
+    def _worth_until(self, error: BaseException) -> float:
+        """Until when there may be another try after this error."""
+        if isinstance(error, MessageUndeliverable) and self._retry_until is not None:
+            return self._retry_until
+        may_pass = isinstance(error, MessageUndeliverable | TransportUnavailable | TransportBlocked)
+        if may_pass and self._first_unknown is not None:
+            return self._tries_until
+        if isinstance(error, MessageUndeliverable):
+            return min(self._tries_until, self._transport.listeners_return_until())
+        return 0.0
+
+    def _explain(self, last: BaseException) -> BaseException:
+        """What is known at the end: the last error alone, or what the first unknown outcome was and what came since."""
+        first = self._first_unknown
+        if first is None or first is last or not isinstance(last, MessageDeliveryFailure):
+            return last
+        seconds = time.monotonic() - self._first_at
+        error = TransportUnavailable(
+            f"it may have been delivered, and may have run, {seconds:.1f} s ago: {first}. It has been sent again "
+            f"since, and has not been taken: {last}",
+            maybe_delivered=True,
+        )
+        error.__cause__ = last
+        return error
 
     def _send_again(self) -> None:
+        if self._transport._repeats.pop(self, self) is not None:
+            return  # It was given up.
+        if self._wanted is not None and not self._wanted():
+            assert self._last is not None
+            self._on_outcome(self._explain(self._last))
+            return
         message = self._message
-        left = max(self._deadline - time.monotonic(), 0.001)
-        ttl = None if message.ttl is None else left
-        again = Message(message.body, message.content_type, message.id, ttl, message.durable, left)
+        now = time.monotonic()
+        ttl = None if message.ttl is None else max(self._deadline - now, 0.001)
+        wait = max(self._tries_until - now, 0.001)
+        again = Message(message.body, message.content_type, message.id, ttl, message.durable, wait)
         self._transport.send(self._address, again, mandatory=self._mandatory).add_done_callback(self.on_sent)
+
+    def give_up(self, error: BaseException) -> None:
+        """There will be no further try."""
+        if self._transport._repeats.pop(self, self) is None:
+            self._on_outcome(error)
 
 
 def _after_fork(transport: weakref.ref[Transport]) -> Callable[[], None]:

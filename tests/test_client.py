@@ -30,6 +30,7 @@ from msgbus import (
     get_rpc_client,
     get_rpc_server,
 )
+from msgbus.conformance.waiting import Task
 from msgbus.deadline import current
 from msgbus.drivers.base import Address, Delivery, Message
 from msgbus.drivers.fake import Bus, get_bus
@@ -688,3 +689,64 @@ def test_a_target_that_is_none() -> None:
     topic: Any = "weather"
     with pytest.raises(TypeError, match=r"Target\(topic='weather'\)"):
         get_rpc_client(new_transport(), topic)
+
+
+# The first try may have run, and nobody has been there since
+
+
+VERBS = pytest.mark.parametrize("verb", ["call", "cast", "multicall"])
+
+
+def use(client: RPCClient, verb: str) -> Any:
+    """Run `note` by one of the verbs, to its end."""
+    outcome = getattr(client, verb)({}, "note", text="x")
+    return list(outcome) if verb == "multicall" else outcome
+
+
+@VERBS
+def test_nobody_there_after_an_unknown_outcome_is_told_at_the_deadline(verb: str) -> None:
+    """Under at_least_once the error is not that nobody listens: the first try may have run, and the text says so."""
+    transport = new_transport()
+    client = get_rpc_client(transport, Target(topic="foo"), timeout=0.6, delivery="at_least_once")
+    get_bus(transport.url).fail_next(TransportUnavailable("the server was lost", maybe_delivered=True))
+    began = time.monotonic()
+    with pytest.raises(TransportUnavailable, match=r"may have run.*the server was lost.*nobody listens") as raised:
+        use(client, verb)
+    assert raised.value.maybe_delivered
+    assert time.monotonic() - began >= 0.5, "it is tried until its deadline"
+    transport.cleanup()
+
+
+@VERBS
+def test_a_server_that_comes_back_before_the_deadline_gets_the_request(verb: str) -> None:
+    """After an unknown outcome and nobody there, the request is run by the server that comes."""
+    transport = new_transport()
+    client = get_rpc_client(transport, Target(topic="foo"), timeout=PATIENCE, delivery="at_least_once")
+    bus = get_bus(transport.url)
+    bus.fail_next(TransportUnavailable("the server was lost", maybe_delivered=True))
+    send_once = bus.send
+    tried = threading.Semaphore(0)
+
+    def send(*args: Any) -> None:
+        send_once(*args)
+        tried.release()
+
+    bus.send = send  # type: ignore[assignment, method-assign]
+    task = Task(use, client, verb)
+    for _ in range(2):
+        assert tried.acquire(timeout=PATIENCE)
+    assert not task.done
+    ran = threading.Event()
+
+    class Endpoint:
+        def note(self, _ctxt: Any, text: str) -> str:
+            ran.set()
+            return text
+
+    server = get_rpc_server(transport, Target(topic="foo", server="s1"), [Endpoint()])
+    server.start()
+    assert task.result() == {"call": "x", "cast": None, "multicall": ["x"]}[verb]
+    assert ran.wait(PATIENCE)
+    server.stop()
+    server.wait(PATIENCE)
+    transport.cleanup()

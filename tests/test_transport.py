@@ -25,6 +25,7 @@ from msgbus import (
     MessagingException,
     MessagingTimeout,
     Target,
+    TransportBlocked,
     TransportUnavailable,
     TransportURL,
     get_rpc_client,
@@ -377,6 +378,96 @@ def test_send_until_somebody_is_there(scripted: tuple[Transport, ScriptedDriver]
     driver.outcomes = [nobody]
     _, outcomes = outcome_of(transport, retry_undeliverable=time.monotonic())
     assert outcomes == [nobody]
+    transport.cleanup()
+
+
+REFUSALS = [
+    pytest.param(MessageUndeliverable("nobody"), id="nobody"),
+    pytest.param(TransportUnavailable("away"), id="away"),
+    pytest.param(TransportBlocked("full"), id="full"),
+]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_after_an_unknown_outcome_a_refusal_is_not_final(
+    refusal: Exception, scripted: tuple[Transport, ScriptedDriver]
+) -> None:
+    """That nobody takes the second try says nothing of the first: it is tried on, and taken by a server that comes."""
+    transport, driver = scripted
+    driver.outcomes = [LOST, refusal, refusal, None]
+    done, outcomes = outcome_of(transport)
+    done.result(PATIENCE)
+    assert outcomes == [None]
+    assert len(driver.sent) == 4
+    transport.cleanup()
+
+
+@pytest.mark.parametrize("refusal", [*REFUSALS, pytest.param(MessageTooLarge("too large"), id="too large")])
+def test_at_the_deadline_the_unknown_outcome_is_told(
+    refusal: Exception, scripted: tuple[Transport, ScriptedDriver]
+) -> None:
+    """Where no later try is taken, the error says that the first may have been, why, and what became of the last."""
+    transport, driver = scripted
+    driver.outcomes = [LOST] + [refusal] * 100
+    done, outcomes = outcome_of(transport, seconds=0.3)
+    done.result(PATIENCE)
+    (error,) = outcomes
+    assert isinstance(error, TransportUnavailable)
+    assert error.maybe_delivered
+    assert error.__cause__ is refusal
+    assert "may have run" in str(error)
+    assert str(LOST) in str(error)
+    assert str(refusal) in str(error)
+    assert len(driver.sent) >= 2
+    transport.cleanup()
+
+
+def test_a_frame_for_a_client_that_is_gone_is_tried_no_longer_than_asked(
+    scripted: tuple[Transport, ScriptedDriver],
+) -> None:
+    """After an unknown outcome, too, nobody's being there counts from the time that was given for it."""
+    transport, driver = scripted
+    driver.outcomes = [LOST, MessageUndeliverable("nobody")]
+    done, outcomes = outcome_of(transport, retry_undeliverable=time.monotonic())
+    done.result(PATIENCE)
+    assert isinstance(outcomes[0], TransportUnavailable)
+    assert outcomes[0].maybe_delivered
+    assert len(driver.sent) == 2
+    transport.cleanup()
+
+
+def test_tries_end_with_the_time_that_the_message_may_wait(scripted: tuple[Transport, ScriptedDriver]) -> None:
+    """It may be less than the time to the deadline, so that a call learns why before it gives up itself."""
+    transport, driver = scripted
+    outcome: Future[None] = Future()
+    message = Message(b"body", "text/plain", "the id", 600.0, wait=0.1)
+    driver.outcomes = [LOST] + [MessageUndeliverable("nobody")] * 100
+    transport.send_until(
+        time.monotonic() + 600, TOPIC, message, mandatory=True, on_outcome=lambda _error: outcome.set_result(None)
+    )
+    outcome.result(PATIENCE)
+    assert all((again.wait or 0.0) <= 0.1 < (again.ttl or 0.0) for _, again, _, _ in driver.sent)
+    transport.cleanup()
+
+
+def test_cleanup_ends_what_waits_for_its_next_try(scripted: tuple[Transport, ScriptedDriver]) -> None:
+    """Whoever waits for the outcome is told that the transport was closed, and nothing more is sent."""
+    transport, driver = scripted
+    driver.outcomes = [LOST]
+    done, outcomes = outcome_of(transport)
+    transport.cleanup()
+    done.result(PATIENCE)
+    assert isinstance(outcomes[0], CallCancelled)
+    assert len(driver.sent) == 1
+
+
+def test_nothing_is_sent_again_for_a_call_that_is_over(scripted: tuple[Transport, ScriptedDriver]) -> None:
+    """A request that nobody waits for any more, perhaps since it was answered, is not run by who comes later."""
+    transport, driver = scripted
+    driver.outcomes = [LOST]
+    sent = transport.send_repeatedly(time.monotonic() + PATIENCE, TOPIC, MESSAGE, mandatory=True, wanted=lambda: False)
+    assert sent.exception(PATIENCE) is LOST
+    assert len(driver.sent) == 1
     transport.cleanup()
 
 

@@ -28,6 +28,14 @@ class FakeHarness(Harness):
         """Break all connections."""
         self._bus.cut()
 
+    def pause(self) -> None:
+        """Hang."""
+        self._bus.pause()
+
+    def resume(self) -> None:
+        """Go on."""
+        self._bus.resume()
+
     def leftovers(self) -> set[str]:
         """Inboxes and queues of fanouts."""
         return {str(address) for address in self._bus._queues if address.kind in ("fanout", "inbox")}

@@ -8,6 +8,7 @@ It keeps every promise of the contract that needs no second process, and tests c
 >>> bus.delay = 0.5                            # deliver half a second late
 >>> bus.cut()                                  # break all connections; they come back at once
 >>> bus.stop(); bus.start()                    # the message system is away in between
+>>> bus.pause(); bus.resume()                  # it hangs in between: what is sent has no answer
 
 Transports of one process whose URLs are equal up to the question mark share a bus; others share nothing.
 """
@@ -163,6 +164,7 @@ class Bus:
         self._errors: deque[Exception] = deque()
         self._to_lose = 0
         self._up = True
+        self._paused = False
         self._waiting: deque[tuple[Callable[[], None], Future[Sent]]] = deque()
         self._timer = Timer("msgbus-fake")
         os.register_at_fork(after_in_child=_forget(weakref.ref(self)))
@@ -195,8 +197,24 @@ class Bus:
 
     def start(self) -> None:
         """Come back."""
+        self._go_on(up=True)
+
+    def pause(self) -> None:
+        """Hang: nothing is delivered, and what is sent has no answer until `resume`, or until its patience ends.
+
+        Then it fails, as maybe delivered: `resume` delivers it all the same, unless it has expired.
+        """
         with self._lock:
-            self._up = True
+            self._paused = True
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._go_on(paused=False)
+
+    def _go_on(self, *, up: bool | None = None, paused: bool | None = None) -> None:
+        with self._lock:
+            self._up = self._up if up is None else up
+            self._paused = self._paused if paused is None else paused
             waiting, self._waiting = self._waiting, deque()
             queues = list(self._queues.values())
         for send, _ in waiting:
@@ -210,7 +228,7 @@ class Bus:
         if self._errors:
             sent.set_exception(self._errors.popleft())
             return
-        if not self._up:
+        if not self._up or self._paused:
             self._wait_for_start(address, message, mandatory, sent)
             return
         queues = self._route(address)
@@ -231,19 +249,22 @@ class Bus:
         began = time.monotonic()
 
         def send() -> None:
-            if not sent.done():
+            if hangs or not sent.done():
                 left = None if message.ttl is None else message.ttl - (time.monotonic() - began)
                 again = Message(message.body, message.content_type, message.id, left, message.durable)
-                self.send(address, again, mandatory, sent)
+                self.send(address, again, mandatory, Future() if sent.done() else sent)
 
         with self._lock:
-            back = self._up  # It may have come back since it was looked at.
+            hangs = self._up and self._paused  # Then it has the message, and only does not say so.
+            back = self._up and not self._paused  # It may have come back since it was looked at.
             if not back:
                 self._waiting.append((send, sent))
         if back:
             send()
         elif (patience := message.patience) is not None:
-            error = TransportUnavailable(f"the fake message system was away for {patience:g} s: {address}")
+            what = "said nothing" if hangs else "was away"
+            text = f"the fake message system {what} for {patience:g} s: {address}"
+            error = TransportUnavailable(text, maybe_delivered=hangs)
             self._timer.call_later(patience, lambda: fail(sent, error))
 
     def _route(self, address: Address) -> list[_Queue]:
@@ -272,7 +293,7 @@ class Bus:
         """Hand over what can be handed over."""
         readers: dict[_Reader, None] = {}
         with self._lock:
-            while queue.items and self._up:
+            while queue.items and self._up and not self._paused:
                 if queue.items[0].expires <= time.monotonic():
                     queue.items.popleft()
                     continue

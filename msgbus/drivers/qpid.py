@@ -328,10 +328,6 @@ class QpidDriver(Driver):
     def before_write(self) -> None:
         """For `Wire`."""
 
-    def on_tick(self) -> None:
-        """For `Wire`."""
-        self._sender.on_tick()
-
     def _let_go(self) -> None:
         """What waits may go, once replies to it will arrive."""
         if self._wire.up and all(inbox.is_consuming or inbox.is_refused for inbox in self._inboxes):

@@ -48,6 +48,9 @@ FORBIDDEN_FOR = 10.0
 REATTACH_DELAY = 0.05
 """Seconds before the relay is attached again that the broker has closed."""
 
+LOOKS_APART = 0.01
+"""Seconds at least between two looks at what the broker has not answered."""
+
 _FOREVER = float("inf")
 _SENT = Sent()
 _NOBODY = Sent(reached=0)
@@ -146,6 +149,7 @@ class Sender:
         self._declaring: dict[str, list[Outgoing]] = {}
         self._declared: set[str] = set()
         self._in_flight: dict[Any, Outgoing] = {}
+        self._looks_at = _FOREVER
         self._route: Callable[[Address], _Route] = lru_cache(10_000)(lambda address: _Route(topology.route(address)))
         self._content_type: Callable[[str], bytes] = lru_cache(100)(encode_symbol)
 
@@ -181,7 +185,7 @@ class Sender:
 
     def _expire(self, outgoing: Outgoing) -> None:
         if outgoing.sent.done() or outgoing not in self._waiting:
-            return  # It is on its way by now; `on_tick` sees to it.
+            return  # It is on its way by now; `_look` sees to it.
         self._waiting.remove(outgoing)
         self._fail_expired(outgoing)
 
@@ -221,6 +225,8 @@ class Sender:
             fail(outgoing.sent, MessageTooLarge(text))
             return
         self._in_flight[relay.transfer(data)] = outgoing
+        if outgoing.gives_up < self._looks_at:
+            self._look_at(outgoing.gives_up)
         if self._suspects and outgoing.address in self._suspects:
             self._alone = True
 
@@ -228,6 +234,8 @@ class Sender:
 
     def _declare_first(self, source: topology.Source, outgoing: Outgoing) -> None:
         outgoing.declared = True
+        if outgoing.gives_up < self._looks_at:
+            self._look_at(outgoing.gives_up)
         waiting = self._declaring.get(source.address)
         if waiting is not None:
             waiting.append(outgoing)
@@ -393,18 +401,34 @@ class Sender:
         lost, self._in_flight = self._in_flight, {}
         return list(lost.values())
 
-    def on_tick(self) -> None:
+    def _look_at(self, when: float) -> None:
+        """Look at that time, in seconds of `time.monotonic`, at what the broker has not answered."""
+        self._looks_at = when
+        self._loop.call_later(max(LOOKS_APART, when - time.monotonic()), lambda: self._look(when))
+
+    def _look(self, when: float) -> None:
         """Give up what the broker has not answered by the end of its patience: it may be frozen."""
+        if when == self._looks_at:  # else there will be an earlier look, or was one
+            self._looks_at = _FOREVER
         now = time.monotonic()
+        later = _FOREVER
         for outgoing in self._in_flight.values():
-            if outgoing.gives_up <= now and not outgoing.sent.done():
-                text = f"{self._name()} did not take a message to {outgoing.address} in time"
-                fail(outgoing.sent, TransportUnavailable(text, maybe_delivered=True))
+            if outgoing.sent.done():
+                continue
+            if outgoing.gives_up > now:
+                later = min(later, outgoing.gives_up)
+                continue
+            text = f"{self._name()} did not take a message to {outgoing.address} in time"
+            fail(outgoing.sent, TransportUnavailable(text, maybe_delivered=True))
         for outgoings in self._declaring.values():
             for outgoing in outgoings:
-                if outgoing.gives_up <= now:
-                    text = f"{self._name()} did not declare {outgoing.address} in time"
-                    fail(outgoing.sent, TransportUnavailable(text))
+                if outgoing.gives_up > now:
+                    later = min(later, outgoing.gives_up)
+                    continue
+                text = f"{self._name()} did not declare {outgoing.address} in time"
+                fail(outgoing.sent, TransportUnavailable(text))
+        if later < self._looks_at:
+            self._look_at(later)
 
     def fail_waiting(self, error: MessagingException) -> None:
         """Fail what waits: there is no hope of a connection."""

@@ -26,7 +26,7 @@ READ_SIZE = 1 << 16
 BACKOFF_MAX = 5.0
 """Seconds between two tries to connect, at the most."""
 TICK = 1.0
-"""Seconds between two looks at heartbeats and at messages that were never answered."""
+"""Seconds between two looks at heartbeats."""
 
 
 class Owner(Protocol):
@@ -52,9 +52,6 @@ class Owner(Protocol):
 
     def before_write(self) -> None:
         """What has gathered will be written next."""
-
-    def on_tick(self) -> None:
-        """Another second has passed."""
 
 
 class Wire:
@@ -289,5 +286,4 @@ class Wire:
         except EngineError as exc:
             self.fall(exc)
             return
-        self._owner.on_tick()
         self._loop.call_later(TICK, lambda: self._tick(engine))

@@ -21,7 +21,7 @@ from msgbus.drivers.loop import Loop, Rest
 from msgbus.drivers.zmq_link import Link, LinkSettings
 from msgbus.drivers.zmq_links import Links
 from msgbus.drivers.zmq_matchmaker import Directory, Entry, Matchmaker
-from msgbus.drivers.zmq_queue import Parcel, fail, finish
+from msgbus.drivers.zmq_queue import FOREVER, Parcel, fail, finish
 from msgbus.drivers.zmq_receiver import LocalConsumer, Receiver
 from msgbus.drivers.zmq_sender import Sender
 from msgbus.exceptions import CallCancelled, MessageUndeliverable, MessagingException, TransportUnavailable
@@ -31,7 +31,9 @@ LOG = logging.getLogger(__name__)
 TICK = 0.05
 """Seconds between two looks at what waits for a server."""
 SLOW_TICK = 1.0
-"""Seconds between two looks at what has no receipt."""
+"""Seconds between two looks at what is not urgent."""
+LOOKS_APART = 0.01
+"""Seconds at least between two looks at what has no receipt."""
 KEEP = 5
 """Slow ticks between two looks at what the matchmaker has to keep."""
 REDIAL = 10.0
@@ -102,6 +104,7 @@ class Node:
         self._inspections: dict[int, _Inspection] = {}
         self._numbers = itertools.count(1)
         self._ticking = False
+        self._looks_at = FOREVER
         self._slow_ticks = 0
         self._batch = -1
         self._closed: MessagingException | None = None
@@ -450,7 +453,14 @@ class Node:
         if not self._ticking and self._sender.waits():
             self._ticking = True
             self._loop.call_later(TICK, self._tick)
+        if self._sender.next_look < self._looks_at:
+            self._looks_at = self._sender.next_look
+            self._loop.call_later(max(LOOKS_APART, self._looks_at - time.monotonic()), self._look)
         return rest
+
+    def _look(self) -> None:
+        self._looks_at = FOREVER
+        self._sender.give_up_unconfirmed()
 
     def _tick(self) -> None:
         self._ticking = False
@@ -467,7 +477,7 @@ class Node:
         if not self._matchmaker.is_reachable:
             self._refresh()
             self._sender.connect_all()
-        self._sender.slow_tick(self._links.all())
+        self._sender.forget_unused()
         self._links.drop_unused(self._directory.entries)
 
 

@@ -19,7 +19,7 @@ from msgbus.drivers.zmq_link import Link
 from msgbus.drivers.zmq_links import Links
 from msgbus.drivers.zmq_lost import LostLinks
 from msgbus.drivers.zmq_matchmaker import Directory, Matchmaker
-from msgbus.drivers.zmq_queue import Consumer, Copy, Parcel, Queue, fail
+from msgbus.drivers.zmq_queue import FOREVER, Consumer, Copy, Parcel, Queue, fail
 from msgbus.exceptions import (
     MessageDeliveryFailure,
     MessageTooLarge,
@@ -39,7 +39,11 @@ UNUSED = 60.0
 
 
 class Sender:
-    """See the module's text."""
+    """See the module's text.
+
+    Attributes:
+        next_look: the earliest time at which a message that has no receipt has to be given up.
+    """
 
     def __init__(
         self,
@@ -71,6 +75,7 @@ class Sender:
         self._starved: dict[Link, dict[Queue, None]] = {}
         self._lost = LostLinks(links, directory, matchmaker.is_alive, self._back)
         self._number = 0
+        self.next_look = FOREVER
 
     # Sending
 
@@ -229,6 +234,8 @@ class Sender:
         link.unconfirmed += 1
         link.unconfirmed_bytes += len(data)
         copy.size = len(data)
+        if copy.gives_up < self.next_look and not copy.taken:
+            self.next_look = copy.gives_up
         if link.unconfirmed > WINDOW_MESSAGES or link.unconfirmed_bytes > WINDOW:
             link.congested = True
         self._links.send(link, data)
@@ -516,14 +523,23 @@ class Sender:
                 for consumer in queue.consumers:
                     self._connect(consumer)
 
-    def slow_tick(self, links: Iterable[Link]) -> None:
-        """Give up what has no receipt by the end of its patience, and forget queues that nobody uses."""
+    def give_up_unconfirmed(self) -> None:
+        """Give up what has no receipt by the end of its patience: who has it may be frozen."""
         now = time.monotonic()
-        for link in links:
+        self.next_look = FOREVER
+        for link in self._links.all():
             for copy in list(link.in_flight.values()):
-                if not copy.taken and copy.gives_up <= now:
-                    text = f"node {link.node} did not confirm a message to {copy.parcel.address} in time"
-                    fail(copy.parcel.sent, TransportUnavailable(text, maybe_delivered=True))
+                if copy.taken or copy.parcel.sent.done():
+                    continue
+                if copy.gives_up > now:
+                    self.next_look = min(self.next_look, copy.gives_up)
+                    continue
+                text = f"node {link.node} did not confirm a message to {copy.parcel.address} in time"
+                fail(copy.parcel.sent, TransportUnavailable(text, maybe_delivered=True))
+
+    def forget_unused(self) -> None:
+        """Forget queues that nobody uses. Called every now and then."""
+        now = time.monotonic()
         for key, queue in list(self._queues.items()):
             if queue.is_unused(now, UNUSED):
                 del self._queues[key]

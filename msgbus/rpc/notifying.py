@@ -7,7 +7,7 @@ from typing import Any
 
 from msgbus.client import acquire, wait_until_sent
 from msgbus.drivers.base import Address, Capability, Message
-from msgbus.exceptions import InvalidTarget, MessageUndeliverable, SerializationError
+from msgbus.exceptions import InvalidTarget, MessageDeliveryFailure, MessageUndeliverable, SerializationError
 from msgbus.message import CONTENT_TYPES, encode_notification, new_id
 from msgbus.rpc import binding
 from msgbus.serializer import NoOpSerializer
@@ -49,8 +49,9 @@ def notify(context: Any, topic: str, msg: dict[str, Any]) -> None:
         message = Message(body, content_type, unique_id, None, True, deadline - time.monotonic())
         try:
             _send(transport, address, message, deadline)
-        except MessageUndeliverable:
-            if Capability.STORE not in transport.driver.capabilities:
+        except MessageDeliveryFailure as exc:
+            nobody = isinstance(exc.__cause__ or exc, MessageUndeliverable)
+            if not nobody or Capability.STORE not in transport.driver.capabilities:
                 raise
             _send(transport, address._replace(kind="stored"), message, deadline)
     finally:
@@ -58,5 +59,9 @@ def notify(context: Any, topic: str, msg: dict[str, Any]) -> None:
 
 
 def _send(transport: Transport, address: Address, message: Message, deadline: float) -> None:
-    sent = transport.send_repeatedly(deadline, address, message, mandatory=True)
+    stores = Capability.STORE in transport.driver.capabilities
+    # Where it can be stored nobody is waited for, even after a try of which it is not known whether it arrived.
+    sent = transport.send_repeatedly(
+        deadline, address, message, mandatory=True, retry_undeliverable=0.0 if stores else None
+    )
     wait_until_sent(sent, deadline, f"a notification to {address}", transport)

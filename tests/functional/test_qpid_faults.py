@@ -14,6 +14,7 @@ from oslo_config import cfg
 
 import msgbus
 from msgbus.conformance.waiting import Task, until
+from msgbus.drivers import qpid_wire
 from tests.functional.brokers.qpid import Qpid
 
 OUTAGE = 5.0
@@ -137,3 +138,30 @@ def test_a_thousand_calls_over_an_outage(qpid_durable: Qpid, delivery: Any) -> N
             assert answered >= 990, why.most_common(3)
         else:
             assert max(worker.runs.values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("delivery", "kind"), [("at_most_once", msgbus.OutcomeUnknown), ("at_least_once", msgbus.TransportUnavailable)]
+)
+def test_a_cast_to_a_frozen_broker_fails_at_its_own_deadline(
+    qpid_durable: Qpid, delivery: Any, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that may have been delivered, however short it is; no look every now and then has to come first."""
+    monkeypatch.setattr(qpid_wire, "TICK", 3600.0)
+    broker, worker = qpid_durable, Worker()
+    worker.gate.set()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(serving(broker, "frozen", worker, "s1"))
+        transport = new_transport(broker)
+        stack.callback(transport.cleanup)
+        client = msgbus.get_rpc_client(transport, msgbus.Target(topic="frozen"), delivery=delivery)
+        client.prepare(timeout=30).call({}, "wait", key="before")
+        stack.callback(broker.resume)
+        broker.pause()
+        patient = Task(client.prepare(timeout=60).cast, {}, "wait", key="patient")
+        for timeout in (0.05, 0.1, 0.3, 0.7):
+            with pytest.raises(kind, match=r"did not take a message .* in time"):
+                client.prepare(timeout=timeout).cast({}, "wait", key="k")
+        assert not patient.done
+        broker.resume()
+        patient.result()

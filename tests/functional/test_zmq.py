@@ -8,6 +8,7 @@ import logging
 import os
 import pathlib
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -26,6 +27,9 @@ from msgbus import (
     CallCancelled,
     MessageTooLarge,
     MessageUndeliverable,
+    MessagingTimeout,
+    OutcomeUnknown,
+    RPCClient,
     Target,
     Transport,
     TransportBlocked,
@@ -38,6 +42,7 @@ from msgbus.conformance.endpoint import Journal, ServerSpec, make_conf
 from msgbus.conformance.processes import ProcessServer
 from msgbus.conformance.waiting import Task, gather, until
 from msgbus.drivers import zmq_frames as frames
+from msgbus.drivers import zmq_node
 from msgbus.drivers.base import Address, Driver, Message
 from msgbus.drivers.zmq_matchmaker import Entry, Service
 from tests.functional.zmq_faults import cut_connections
@@ -212,6 +217,101 @@ def test_what_was_being_sent_to_a_killed_server_is_uncertain(place: Place) -> No
     error = sent.exception(15)
     assert isinstance(error, TransportUnavailable)
     assert error.maybe_delivered
+
+
+DIES = """
+import os, sys, time
+from msgbus import Target, get_rpc_server, get_rpc_transport
+from msgbus.conformance.endpoint import Journal, make_conf
+
+class Endpoint:
+    def work(self, _ctxt, key):
+        Journal(sys.argv[2]).add("run", key, "s1")
+        if sys.argv[3] == "dies":
+            os._exit(7)
+        return key
+
+server = get_rpc_server(get_rpc_transport(make_conf({}), sys.argv[1]), Target(topic="foo", server="s1"), [Endpoint()])
+server.start(30)
+print("ready", flush=True)
+sys.stdin.read()
+server.stop()
+server.wait(10)
+server.transport.cleanup()
+"""
+
+
+@contextlib.contextmanager
+def one_that(does: str, place: Place) -> Iterator[subprocess.Popen[str]]:
+    """A server in a process that "dies" in its method, or "works"."""
+    command = [sys.executable, "-c", DIES, f"zmq://{place.run_dir}", str(place.journal.folder), does]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait(30)
+
+
+def use(client: RPCClient, verb: str) -> Any:
+    """Run `work` by one of the verbs, to its end."""
+    outcome = getattr(client, verb)({}, "work", key="k")
+    return list(outcome) if verb == "multicall" else outcome
+
+
+@pytest.mark.parametrize("verb", ["call", "cast", "multicall"])
+def test_a_request_that_ends_its_only_server_may_have_run(place: Place, verb: str) -> None:
+    """Under at_least_once the error at the deadline says so, and who was lost: not merely that nobody is there."""
+    client = get_rpc_client(place.transport(), Target(topic="foo"), timeout=3, delivery="at_least_once")
+    with one_that("dies", place) as server:
+        task = Task(use, client, verb)
+        assert server.wait(30) == 7
+    error = task.error()
+    if verb == "cast" and error is None:
+        return  # Its receipt was faster than the end of the process: it waits for another server.
+    if verb != "cast" and isinstance(error, MessagingTimeout):
+        assert "has taken the request" in str(error)
+        return
+    assert isinstance(error, TransportUnavailable), error
+    assert error.maybe_delivered
+    assert re.search("may have run.* was lost .*nobody listens", str(error))
+    assert task.seconds > 2
+
+
+@pytest.mark.parametrize("verb", ["call", "cast", "multicall"])
+def test_a_server_that_comes_back_in_time_runs_the_request_that_ended_it(place: Place, verb: str) -> None:
+    """Under at_least_once the next server runs it, and a call has its answer."""
+    client = get_rpc_client(place.transport(), Target(topic="foo"), timeout=60, delivery="at_least_once")
+    with one_that("dies", place) as server:
+        task = Task(use, client, verb)
+        assert server.wait(30) == 7
+    with one_that("works", place):
+        assert task.result(60) == {"call": "k", "cast": None, "multicall": ["k"]}[verb]
+        until(lambda: len(place.journal.entries("run", "k")) == 2, "it has run again")
+
+
+@pytest.mark.parametrize(
+    ("delivery", "kind"), [("at_most_once", OutcomeUnknown), ("at_least_once", TransportUnavailable)]
+)
+def test_a_cast_to_a_frozen_server_fails_at_its_own_deadline(
+    place: Place, delivery: Any, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that may have been delivered, however short it is; no look every now and then has to come first."""
+    monkeypatch.setattr(zmq_node, "SLOW_TICK", 3600.0)
+    (frozen,) = place.serve("s1")
+    client = get_rpc_client(place.transport(), Target(topic="foo"), delivery=delivery)
+    client.prepare(timeout=30).call({}, "echo", value=1)
+    os.kill(frozen.pid, signal.SIGSTOP)
+    try:
+        patient = Task(client.prepare(timeout=60).cast, {}, "note", key="patient")
+        for timeout in (0.05, 0.1, 0.3, 0.7):
+            with pytest.raises(kind, match="did not confirm a message"):
+                client.prepare(timeout=timeout).cast({}, "note", key="k")
+        assert not patient.done
+    finally:
+        os.kill(frozen.pid, signal.SIGCONT)
+    patient.result()
 
 
 def test_a_frozen_server_is_missed(place: Place) -> None:

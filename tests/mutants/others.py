@@ -643,3 +643,27 @@ def tells_the_whole_time() -> None:
         delivery.message = Message(message.body, message.content_type, message.id, item.message.ttl, message.durable)
 
     _change_delivery(change)
+
+
+def _wait_longer(seconds: float | None) -> None:
+    """While it hangs, what is sent waits for so long at the least, or for ever."""
+
+    def wait(old: Any, bus: Bus, address: Address, message: Message, mandatory: bool, sent: Future[Sent]) -> None:
+        if bus._paused:
+            longer = None if seconds is None else max(seconds, message.patience or 0.0)
+            message = msgspec.structs.replace(message, ttl=None, wait=longer)
+        old(bus, address, message, mandatory, sent)
+
+    spoil(Bus, "_wait_for_start", wait)
+
+
+@caught_by("a_message_without_an_answer_may_be_delivered", "a_short_wait_ends_in_time_while_it_hangs")
+def waits_for_ever_while_it_hangs() -> None:
+    """A message that has no answer is never given up."""
+    _wait_longer(None)
+
+
+@caught_by("a_short_wait_ends_in_time_while_it_hangs")
+def looks_every_few_seconds() -> None:
+    """A message that has no answer is given up when somebody looks for such, which is not often."""
+    _wait_longer(3.5)

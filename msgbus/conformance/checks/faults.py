@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from msgbus import MessagingException, MessagingTimeout, TransportUnavailable
+from msgbus import MessagingException, MessagingTimeout, OutcomeUnknown, TransportUnavailable
 from msgbus.conformance.bus import Bus
 from msgbus.conformance.check import check
+from msgbus.conformance.checks.deadlines import SLACK
 from msgbus.conformance.waiting import Task, until
 from msgbus.drivers.base import Capability
 
@@ -111,6 +112,37 @@ class BusFaultChecks:
         finally:
             bus.harness.start()
         assert bus.client(timeout=60, delivery="at_least_once").call({}, "echo", value=1) == 1
+
+    @check(
+        "bus",
+        since="0.1",
+        harness=("pause", "resume"),
+        builds_on=(
+            "test_a_message_without_an_answer_may_be_delivered",
+            "test_a_short_wait_ends_in_time_while_it_hangs",
+        ),
+    )
+    @BOTH
+    def test_a_cast_while_it_hangs_may_be_delivered(self, bus: Bus, delivery: Any) -> None:
+        """A cast that the message system does not answer says at its deadline that it may have been delivered.
+
+        It raises `OutcomeUnknown` under at_most_once, and `TransportUnavailable` under at_least_once.
+        """
+        bus.serve()
+        assert bus.client().call({}, "echo", value=1) == 1
+        bus.harness.pause()
+        try:
+            for timeout in (0.05, 0.2, 0.35, 0.7):
+                cast = Task(bus.client(timeout=timeout, delivery=delivery).cast, {}, "note", key="k")
+                error = cast.error(20)
+                if delivery == "at_most_once":
+                    assert isinstance(error, OutcomeUnknown), error
+                else:
+                    assert isinstance(error, TransportUnavailable), error
+                    assert error.maybe_delivered
+                assert cast.seconds < timeout + SLACK
+        finally:
+            bus.harness.resume()
 
     @check("bus", since="0.1", harness=("stop", "start"))
     def test_a_server_may_start_before_the_message_system(self, bus: Bus) -> None:

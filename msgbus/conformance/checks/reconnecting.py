@@ -22,6 +22,9 @@ from msgbus.conformance.checks.receiver import (
 from msgbus.conformance.waiting import Task, until
 from msgbus.drivers.base import Address, Capability
 
+SLACK = 2.0
+"""Seconds after the end of its patience at which a message fails at the latest, on a slow machine too."""
+
 
 class ReconnectingChecks:
     """Of drivers under faults."""
@@ -237,6 +240,26 @@ class ReconnectingChecks:
         receiver = Receiver()
         receiver.subscribe(another_driver(bus), bus.address("server", server="s2"))
         self._send_until_it_comes(bus, bus.address("server", server="s2"), "after", receiver)
+
+    @check("driver", since="0.1", harness=("pause", "resume"))
+    def test_a_short_wait_ends_in_time_while_it_hangs(self, bus: Bus) -> None:
+        """However short the time that a message may wait, it fails when that ends, as maybe delivered."""
+        driver = another_driver(bus)
+        Receiver().subscribe(bus.driver, bus.address())
+        send(driver, bus.address(), "before")
+        bus.harness.pause()
+        try:
+            for wait in (0.05, 0.2, 0.35, 0.7):
+                late = driver.send(bus.address(), message("x", ttl=None, wait=wait), mandatory=True)
+                patient = driver.send(bus.address(), message("y", ttl=None, wait=60.0), mandatory=True)
+                start = time.monotonic()
+                error = late.exception(20)
+                assert isinstance(error, TransportUnavailable), error
+                assert error.maybe_delivered
+                assert time.monotonic() - start < wait + SLACK
+                assert not patient.done(), "that one message is given up says nothing of the next"
+        finally:
+            bus.harness.resume()
 
     @check("driver", since="0.1", harness=("partition", "heal"))
     def test_all_comes_back_after_a_partition(self, bus: Bus) -> None:
