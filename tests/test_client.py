@@ -398,6 +398,20 @@ def test_a_handler_inherits_the_deadline(client: RPCClient) -> None:
     assert 20 < left <= 30
 
 
+def test_a_stream_inherits_the_deadline_of_its_whole(transport: Transport) -> None:
+    """A multicall that a handler makes may last no longer than the handler itself, whatever it says of its own."""
+    found = requests_of(transport)
+    token = current.set(time.monotonic() + 50)
+    try:
+        client = get_rpc_client(transport, TARGET, timeout=PATIENCE)
+        for asked in (client, client.prepare(deadline=1000), client.prepare(deadline=10)):
+            asked.multicall({}, "count", to=1).close()
+    finally:
+        current.reset(token)
+    ends = [request.hints.end for request in found if request.hints is not None]
+    assert ends == [pytest.approx(50, abs=9), pytest.approx(50, abs=9), pytest.approx(10, abs=9)]
+
+
 def test_cleanup_ends_what_waits(quiet: Transport) -> None:
     """Who waits for an answer when the transport is closed gets CallCancelled."""
     errors: list[BaseException] = []

@@ -1,19 +1,21 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
 from msgbus import MessageTooLarge, MessageUndeliverable, SerializationError
-from msgbus.drivers.base import Address, Delivery
-from msgbus.drivers.fake import get_bus
+from msgbus.drivers.base import Address, Delivery, Message, Sent
+from msgbus.drivers.fake import FakeDriver, get_bus
 from msgbus.failures import rebuild_failure
 from msgbus.message import JSON, Control, Hints, Reply, Request, decode_inbox_frame
 from msgbus.replies import KEEPALIVE
 from msgbus.running import STARTED_AFTER, Running
 from msgbus.transport import Transport
-from tests.support import new_transport
+from tests.support import PATIENCE, new_transport
 
 
 class Peer:
@@ -30,7 +32,13 @@ class Peer:
         assert isinstance(frame, Reply)
         self.frames.append(frame)
 
-    def running(self, hints: Hints | None = None, monitor: float | None = None, reply_to: str | None = None) -> Running:
+    def running(
+        self,
+        hints: Hints | None = None,
+        monitor: float | None = None,
+        reply_to: str | None = None,
+        deadline: float | None = None,
+    ) -> Running:
         request = Request("m", call_id="c", reply_to=reply_to or self.inbox.address.name, monitor=monitor, hints=hints)
         grace = 0.0 if reply_to == "gone" else 60.0
         return Running(
@@ -40,7 +48,7 @@ class Peer:
             JSON,
             durable=False,
             grace=grace,
-            deadline=None,
+            deadline=deadline,
             on_end=lambda _running, error: self.ends.append(error),
         )
 
@@ -132,6 +140,35 @@ def test_signs_of_life_for_a_msgbus_client(peer: Peer) -> None:
     assert peer.take() == [("keepalive", False)]
     running.begin()
     assert peer.take() == []
+
+
+def test_a_server_shows_life_when_its_connection_is_back(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, and once: the client may have been cut off too, and wonders whether its request got lost."""
+    running = peer.running(Hints())
+    running.begin()
+    peer.take()
+    up_since = running._last_frame + 1
+    monkeypatch.setattr(FakeDriver, "up_since", up_since)
+    monkeypatch.setattr("msgbus.running.time.monotonic", lambda: up_since + 1)
+    running.show_life(up_since + 1)
+    running.show_life(up_since + 2)
+    assert peer.take() == [("keepalive", False)]
+
+
+@pytest.mark.parametrize(("deadline", "waits"), [(1000.0, 1000.0), (5.0, 60.0), (None, 60.0)])
+def test_an_answer_waits_as_long_as_its_client(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch, deadline: float | None, waits: float
+) -> None:
+    """While this side is cut off an answer waits until the call's deadline, and for the grace in any case."""
+    sent: list[Message] = []
+
+    def take(_driver: FakeDriver, _address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
+        sent.append(message)
+        return Future()
+
+    monkeypatch.setattr(FakeDriver, "send", take)
+    peer.running(deadline=None if deadline is None else time.monotonic() + deadline).result(5)
+    assert sent[0].ttl == pytest.approx(waits, abs=PATIENCE / 2)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from msgbus import (
     get_rpc_client,
     get_rpc_server,
 )
+from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Delivery, Message
 from msgbus.drivers.fake import Bus, get_bus
 from msgbus.message import JSON, Hints, Request, decode_dead_letter, encode_request
@@ -80,6 +81,9 @@ class Endpoint:
     def wait(self, count: int = 1) -> None:
         for _ in range(count):
             assert self.began.acquire(timeout=PATIENCE)
+
+
+PAUSES = msgbus.processing.RETRY_DELAYS
 
 
 @pytest.fixture
@@ -463,6 +467,43 @@ def test_the_same_request_runs_once(server: RPCServer, transport: Transport, end
     server.wait(PATIENCE)
     assert endpoint.ran == [None]
     assert depth(transport) == 0
+
+
+def test_a_request_that_is_asked_for_again_runs_again(
+    server: RPCServer, transport: Transport, endpoint: Endpoint
+) -> None:
+    """Where its caller says that it has no answer, and under at_least_once alone."""
+    server.start()
+    for policy, again in (("at_least_once", False), ("at_least_once", True), ("at_most_once", True)):
+        hints = Hints(policy=policy, again=again)
+        raw(transport, encode_request(Request("note", {"value": policy}, "the id", hints=hints), JSON))
+        until(lambda: depth(transport) == 0, "the request is done with")
+    server.wait(PATIENCE)
+    assert endpoint.ran == ["at_least_once", "at_least_once"]
+
+
+def test_a_cast_is_run_again_after_one_two_and_four_seconds(
+    server: RPCServer, client: RPCClient, endpoint: Endpoint, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """These are the pauses between the tries of a cast that raises; from the fourth on, eight seconds."""
+    monkeypatch.setattr(msgbus.processing, "RETRY_DELAYS", PAUSES)
+    pauses: list[float] = []
+    call_later = transport.timer.call_later
+
+    def at_once(delay: float, func: Callable[[], object]) -> None:
+        if delay >= 1.0:
+            pauses.append(delay)
+            delay = 0.0
+        call_later(delay, func)
+
+    monkeypatch.setattr(transport.timer, "call_later", at_once)
+    transport.conf.set_override("rpc_cast_retries", 5)
+    server = new_server(transport, endpoint)
+    server.start()
+    client.prepare(delivery="at_least_once").cast({}, "fail")
+    endpoint.wait(6)
+    server.wait(PATIENCE)
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 8.0]
 
 
 def test_requests_without_an_id_all_run(server: RPCServer, transport: Transport, endpoint: Endpoint) -> None:

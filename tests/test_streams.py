@@ -225,6 +225,29 @@ def test_a_client_that_has_fallen_silent(monkeypatch: pytest.MonkeyPatch) -> Non
     assert client.ends == [None]
 
 
+def test_silence_while_this_side_is_cut_off_is_not_the_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time in which nothing can be heard does not count: a client's silence counts from the reconnect on."""
+    clock = Clock()
+    monkeypatch.setattr(streams, "time", clock)
+    up_since: list[float | None] = [0.0]
+    client = Client()
+    sender = StreamSender(client.send, client.ends.append, "c", JSON, 100, "inbox 'x'", lambda: up_since[0])
+
+    def generator() -> Generator[int, None, None]:
+        up_since[0] = None
+        clock.now += 10 * LOST_AFTER
+        yield 0
+        up_since[0] = clock.now
+        clock.now += LOST_AFTER - 1
+        yield 1
+        clock.now += 1
+        yield 2
+        raise AssertionError("the client has been silent for too long")
+
+    sender.run(generator())
+    assert client.items == [0, 1, 2]
+
+
 def test_a_client_that_cannot_be_reached() -> None:
     """Where a frame cannot be delivered the generator is closed, and the end says why."""
     client, items = Client(at_once=False), Items(iter(int, 1))
