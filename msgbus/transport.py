@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import difflib
 import logging
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,6 +20,7 @@ from msgbus.exceptions import (
     SerializationError,
     TransportUnavailable,
 )
+from msgbus.forking import call_in_child
 from msgbus.message import Control, Reply, decode_inbox_frame, encode_control, new_id
 from msgbus.replies import ReplyRouter
 from msgbus.target import Target
@@ -146,9 +145,10 @@ class Transport:
         self.allowed_remote_exmods = frozenset(allowed_remote_exmods or ())
         self.closed = False
         self._start_clean()
-        os.register_at_fork(after_in_child=_after_fork(weakref.ref(self)))
+        call_in_child(self._start_clean)
 
     def _start_clean(self) -> None:
+        """Have nothing but the driver. Also in a forked child, where the parent's threads and their locks are not."""
         self.router = ReplyRouter()
         self.running: dict[str, ControlHandler] = {}
         self.timer = Timer("msgbus-timer")
@@ -327,19 +327,6 @@ class _Repeat:
         ttl = None if message.ttl is None else left
         again = Message(message.body, message.content_type, message.id, ttl, message.durable, left)
         self._transport.send(self._address, again, mandatory=self._mandatory).add_done_callback(self.on_sent)
-
-
-def _after_fork(transport: weakref.ref[Transport]) -> Callable[[], None]:
-    """A function that makes the transport, if it still lives, start clean in a forked child.
-
-    The threads that waited do not exist there, and the locks may be held by one of them.
-    """
-
-    def in_child() -> None:
-        if (alive := transport()) is not None:
-            alive._start_clean()
-
-    return in_child
 
 
 def wait_for(future: Future[object] | Future[None], deadline: float, what: str, driver: Driver) -> None:

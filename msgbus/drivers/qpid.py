@@ -42,6 +42,7 @@ from msgbus.exceptions import (
     MessageUndeliverable,
     TransportUnavailable,
 )
+from msgbus.forking import call_in_child
 from msgbus.options import connection_opts, hosts_of, read_driver_options
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ class QpidDriver(Driver):
         self._warned = False
         self._closed = False
         self._start_clean()
-        os.register_at_fork(after_in_child=_after_fork(weakref.ref(self)))
+        call_in_child(self._abandon)
 
     def _check_options(self) -> None:
         from msgbus.drivers.qpid_login import KNOWN
@@ -574,14 +575,6 @@ def _explain(condition: str) -> tuple[str, bool]:
     if condition == "amqp:resource-limit-exceeded":
         return "the broker was silent for too long, or a limit of it is reached: see its log", False
     return "see the broker's log", False
-
-
-def _after_fork(ref: weakref.ref[QpidDriver]) -> Callable[[], None]:
-    def in_child() -> None:
-        if (driver := ref()) is not None:
-            driver._abandon()
-
-    return in_child
 
 
 def _fail_after_fork(future: Future[Any]) -> None:

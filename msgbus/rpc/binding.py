@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import weakref
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgbus import options
 from msgbus.exceptions import ConfigurationError
+from msgbus.forking import call_in_child
 from msgbus.rpc.gone import warn_of_gone_options
 from msgbus.transport import Transport, get_rpc_transport
 from msgbus.url import TransportHost, TransportURL
@@ -42,7 +42,7 @@ class _Bound:
 
 
 _bound = _Bound()
-os.register_at_fork(after_in_child=_bound.renew_lock)
+call_in_child(_bound.renew_lock)
 
 
 def remember(connection: Connection) -> None:
