@@ -10,9 +10,12 @@ import itertools
 import os
 import weakref
 from collections.abc import Callable
+from types import MethodType
+from typing import Any
 
 _numbers = itertools.count()
-_methods: dict[int, weakref.WeakMethod[Callable[[], None]]] = {}  # in the order in which they were registered
+# In the order in which they were registered. (Not `weakref.WeakMethod`, whose callback may raise at exit.)
+_methods: dict[int, tuple[weakref.ref[Any], Callable[[Any], object]]] = {}
 
 
 def call_in_child(method: Callable[[], None]) -> None:
@@ -28,16 +31,19 @@ def call_in_child(method: Callable[[], None]) -> None:
     Raises:
         TypeError: it is not a bound method.
     """
+    if not isinstance(method, MethodType):
+        raise TypeError(f"{method!r} is no method of an object")
     number = next(_numbers)
-    _methods[number] = weakref.WeakMethod(method, lambda _ref: _methods.pop(number, None))
+    owner = weakref.ref(method.__self__, lambda _ref: _methods.pop(number, None))
+    _methods[number] = (owner, method.__func__)
 
 
 def _in_child() -> None:
     errors = []
-    for method in list(_methods.values()):
-        if (alive := method()) is not None:
+    for owner, func in list(_methods.values()):
+        if (alive := owner()) is not None:
             try:
-                alive()
+                func(alive)
             except BaseException as exc:  # The other objects have to be told of the fork all the same.
                 errors.append(exc)
     if errors:
