@@ -20,6 +20,7 @@ from msgbus.exceptions import (
     SerializationError,
     TransportUnavailable,
 )
+from msgbus.foreign import get_logger
 from msgbus.forking import call_in_child
 from msgbus.message import Control, Reply, decode_inbox_frame, encode_control, new_id
 from msgbus.replies import ReplyRouter
@@ -31,7 +32,7 @@ from msgbus.window import SendWindow
 if TYPE_CHECKING:
     from oslo_config import cfg
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 DRIVERS = "msgbus.drivers"
 """The entry point group that names the drivers."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -18,11 +17,12 @@ from msgbus.cli.instances import make_instance
 from msgbus.cli.options import Seconds, bus_options, example, json_option, open_transport
 from msgbus.cli.progress import progress
 from msgbus.cli.tables import print_json
+from msgbus.foreign import get_logger
 
 if TYPE_CHECKING:
     from msgbus.server import RPCServer
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 NO_ARGUMENTS = "; give its arguments defaults, or write a program with get_rpc_server"
 """What to do about a class that cannot be made without arguments."""

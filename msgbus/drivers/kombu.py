@@ -8,7 +8,6 @@ are not held back by a prefetch, so that it needs no reading; and a client needs
 
 from __future__ import annotations
 
-import logging
 import os
 import ssl
 import sys
@@ -36,6 +35,7 @@ from msgbus.drivers.base import (
     import_library,
 )
 from msgbus.exceptions import CallCancelled, InvalidTransportURL, MessageTooLarge, TransportUnavailable
+from msgbus.foreign import get_logger
 from msgbus.forking import call_in_child
 from msgbus.options import connection_opts, hosts_of, read_driver_options
 from msgbus.timer import Timer
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from msgbus.drivers.kombu_link import Connection
     from msgbus.url import TransportHost, TransportURL
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that `close` waits for what is unfinished."""

@@ -7,7 +7,6 @@ that takes messages to any address; each subscribed address has a link with as m
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import ssl
@@ -42,6 +41,7 @@ from msgbus.exceptions import (
     MessageUndeliverable,
     TransportUnavailable,
 )
+from msgbus.foreign import get_logger
 from msgbus.forking import call_in_child
 from msgbus.options import connection_opts, hosts_of, read_driver_options
 
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from msgbus.drivers.qpid_topology import Source
     from msgbus.url import TransportHost, TransportURL
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that `close` waits for what is unfinished."""
