@@ -30,11 +30,21 @@ from msgbus.exceptions import (
     MessageDeliveryFailure,
     MessageTooLarge,
     MessageUndeliverable,
+    MessagingException,
     RPCDispatcherError,
     SerializationError,
 )
 from msgbus.foreign import get_logger, name_of, printable, printable_lines, text_of, traceback_of
-from msgbus.message import AT_LEAST_ONCE, JSON, POLICIES, DeadLetter, Request, decode_request, encode_dead_letter
+from msgbus.message import (
+    AT_LEAST_ONCE,
+    JSON,
+    POLICIES,
+    DeadLetter,
+    Request,
+    UnacceptableRequest,
+    decode_request,
+    encode_dead_letter,
+)
 from msgbus.running import Running
 from msgbus.transport import Transport
 
@@ -199,13 +209,40 @@ class Processor:
         message = delivery.message
         try:
             request = decode_request(message.body, message.content_type)
-        except SerializationError as exc:
+        except UnacceptableRequest as exc:
+            LOG.error("a request to %s was refused: %s", delivery.address, exc)
+            delivery.accept()
+            self._refuse(delivery, exc)
+            return None
+        except Exception as exc:  # Also what the codec's library raises and nobody foresaw: it would come again.
             LOG.error("a message to %s was dropped: %s", delivery.address, exc)
             delivery.accept()
             return None
         if LOG.isEnabledFor(logging.DEBUG):
             LOG.debug("received %s: %r by %s", request.unique_id, request.method, delivery.address)
         return request
+
+    def _refuse(self, delivery: Delivery, exc: UnacceptableRequest) -> None:
+        """Tell a client that its request is not acceptable, where it can be told."""
+        request = exc.request
+        if request.call_id is None or request.reply_to is None:
+            return
+        if request.hints is not None:
+            request.hints.confirms = False  # This answer is sent once.
+        running = Running(
+            self._transport,
+            self._server,
+            request,
+            delivery.message.content_type,
+            durable=False,
+            grace=self._grace,
+            deadline=None,
+            on_end=lambda _running, _error: None,
+        )
+        try:
+            running.failure(SerializationError(str(exc)))
+        except MessagingException as error:
+            LOG.error("the answer to it cannot be sent: %s", error)
 
     def policy_of(self, request: Request) -> str:
         """The sender's delivery policy, or the server's where it does not say."""

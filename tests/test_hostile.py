@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from msgbus import DeadLetter, RPCServer, Target, get_rpc_client, get_rpc_server
+from msgbus import (
+    DeadLetter,
+    InvalidTarget,
+    NoSuchMethod,
+    RPCServer,
+    SerializationError,
+    Target,
+    UnsupportedVersion,
+    get_rpc_client,
+    get_rpc_server,
+)
 from msgbus.drivers.base import Address, Depth, Message
-from msgbus.drivers.fake import Bus, get_bus
 from msgbus.foreign import printable
-from msgbus.message import JSON, encode
+from msgbus.message import JSON, MSGPACK, Reply, encode
 from msgbus.transport import Transport
 from tests.support import PATIENCE, new_transport
 
@@ -52,7 +62,7 @@ def chained(cause: BaseException) -> BaseException:
 
 class Meta(type):
     @property
-    def __name__(cls) -> str:
+    def __name__(cls) -> str:  # type: ignore[override]
         raise SystemExit("name")
 
 
@@ -69,7 +79,7 @@ EXCEPTIONS: dict[str, Callable[[], BaseException]] = {
     "traceback raises": lambda: hostile(__traceback__=property(raising(SystemExit("traceback")))),
     "notes raise": lambda: hostile(__notes__=property(raising(SystemExit("notes")))),
     "cause cannot be written": lambda: chained(hostile(__str__=raising(SystemExit("str")))),
-    "class has no name": lambda: Meta("Nameless", (Exception,), {})("text"),  # type: ignore[arg-type, return-value]
+    "class has no name": lambda: Meta("Nameless", (Exception,), {})("text"),
     "module is a number": lambda: hostile(__module__=5),
     "lone surrogate": lambda: ValueError("\ud800"),
     "escapes": lambda: ValueError(ESCAPES),
@@ -122,10 +132,6 @@ class Bench:
         if self.hook is not None:
             self.hook(letter)
 
-    @property
-    def bus(self) -> Bus:
-        return get_bus(self.transport)
-
     def check(self) -> None:
         """The server still serves, and has nothing left."""
         assert self.client.call({}, "fine") == "fine"
@@ -143,7 +149,7 @@ def bench() -> Iterator[Bench]:
 
 @pytest.mark.parametrize("how", EXCEPTIONS)
 @pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
-def test_a_call_is_answered_whatever_its_exception_does(bench: Bench, how: str, delivery: str) -> None:
+def test_a_call_is_answered_whatever_its_exception_does(bench: Bench, how: str, delivery: Any) -> None:
     """A call gets an error, and the server its slot back, whatever the methods of the exception raise."""
     client = bench.client.prepare(delivery=delivery)
     for _ in range(PREFETCH + 1):
@@ -217,7 +223,7 @@ def test_a_log_handler_may_raise_anything(bench: Bench, error: BaseException, ca
     assert "a line of the logger msgbus.processing was lost" in capfd.readouterr().err
 
 
-REQUESTS = {
+REQUESTS: dict[str, dict[str, Any]] = {
     "method": {"method": ESCAPES},
     "call id": {"method": "fail", "args": {"how": "escapes"}, "_msg_id": ESCAPES, "_reply_q": ESCAPES},
     "unique id": {"method": "fail", "args": {"how": "escapes"}, "_unique_id": ESCAPES},
@@ -297,3 +303,77 @@ def replace_surrogates(value: Any) -> Any:
 def test_printable(text: str, shown: str) -> None:
     """What cannot be shown is escaped, and what is long is cut."""
     assert printable(text) == shown
+
+
+LONG = {
+    "method": {"method": "x" * 2**20},
+    "method just too long": {"method": "x" * 256},
+    "unique id": {"method": "fine", "_unique_id": "x" * 2**20},
+    "namespace": {"method": "fine", "namespace": "x" * 2**20},
+    "version": {"method": "fine", "version": "1." + "0" * 2**20},
+    "version just too long": {"method": "fine", "version": "1." + "0" * 63},
+}
+UNANSWERABLE = {
+    "call id": {"method": "fine", "_msg_id": "x" * 2**20, "_reply_q": "inbox"},
+    "inbox": {"method": "fine", "_msg_id": "id", "_reply_q": "x" * 2**20},
+}
+
+
+@pytest.mark.parametrize("name", [*LONG, *UNANSWERABLE])
+@pytest.mark.parametrize("content_type", [JSON, MSGPACK])
+def test_a_request_with_a_long_name_is_refused(
+    bench: Bench, name: str, content_type: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it is kept, one short line of the log says what is too long, and its caller is told if it can be."""
+    router, inbox = bench.transport.router, bench.transport.inbox(0.0)
+    got: queue.SimpleQueue[Reply] = queue.SimpleQueue()
+    monkeypatch.setattr(router, "route", lambda reply, _now: got.put(reply))
+    payload = {"_msg_id": "id", "_reply_q": inbox, **(LONG.get(name) or UNANSWERABLE[name])}
+    for _ in range(PREFETCH + 1):
+        message = Message(encode(payload, content_type), content_type, "id", None)
+        bench.transport.driver.send(TOPIC, message, mandatory=True).result(PATIENCE)
+        if name in LONG:
+            reply = got.get(timeout=PATIENCE)
+            assert reply.ending
+            assert "may have" in str(reply.failure)
+            assert len(str(reply.failure)) < 10_000
+    monkeypatch.undo()
+    bench.check()
+    lines = [record.getMessage() for record in caplog.records if "was refused" in record.getMessage()]
+    assert len(lines) == PREFETCH + 1
+    assert all("characters, and may have" in line and len(line) < 300 for line in lines)
+    assert not bench.endpoint.ran
+    assert all(len(known) <= 255 for known in bench.server._processor._known._done)
+
+
+@pytest.mark.parametrize("name", ["_msg_id", "inbox", "server", "confirm"])
+def test_a_reply_with_a_long_name_is_dropped(bench: Bench, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing of it is kept, and one short line of the log says what is too long."""
+    extension = {"kind": "started", **({} if name == "_msg_id" else {name: "x" * 2**20})}
+    payload = {"_msg_id": "x" * 2**20 if name == "_msg_id" else "id", "result": 1, "_msgbus": extension}
+    inbox = Address("inbox", name=bench.transport.inbox(0.0))
+    message = Message(encode(payload, JSON), JSON, "id", None)
+    bench.transport.driver.send(inbox, message, mandatory=True).result(PATIENCE)
+    bench.check()
+    (line,) = [record.getMessage() for record in caplog.records if "inbox that is not ours" in record.getMessage()]
+    assert "characters, and may have 255" in line
+    assert len(line) < 300
+
+
+@pytest.mark.parametrize("length", [255, 256])
+def test_a_client_sends_no_long_name(bench: Bench, length: int) -> None:
+    """A method's name and a namespace may have 255 characters, a version 64; what is longer is an error at once."""
+    if length == 255:
+        with pytest.raises(NoSuchMethod):
+            bench.client.call({}, "x" * length)
+        with pytest.raises(UnsupportedVersion):
+            bench.client.prepare(namespace="x" * length, version="9." + "0" * 62).call({}, "fine")
+    else:
+        with pytest.raises(SerializationError, match="256 characters, and may have 255"):
+            bench.client.call({}, "x" * length)
+        with pytest.raises(SerializationError, match="256 characters, and may have 255"):
+            bench.client.cast({}, "x" * length)
+        with pytest.raises(InvalidTarget, match="longer than 255"):
+            Target(topic="foo", namespace="x" * length)
+        with pytest.raises(InvalidTarget, match="longer than 64"):
+            Target(topic="foo", version="9." + "0" * 63)
