@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import queue
+import re
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+import msgbus.server
 from msgbus import (
     DeadLetter,
     InvalidTarget,
@@ -21,6 +25,8 @@ from msgbus import (
     get_rpc_client,
     get_rpc_server,
 )
+from msgbus.cli.app import cli
+from msgbus.cli.tables import print_table, print_value
 from msgbus.drivers.base import Address, Depth, Message
 from msgbus.foreign import printable
 from msgbus.message import JSON, MSGPACK, Reply, encode
@@ -377,3 +383,102 @@ def test_a_client_sends_no_long_name(bench: Bench, length: int) -> None:
             Target(topic="foo", namespace="x" * length)
         with pytest.raises(InvalidTarget, match="longer than 64"):
             Target(topic="foo", version="9." + "0" * 63)
+
+
+TERMINAL = "\x1b]0;title\x07\x1b[31m[red]FORGED[/red] [link=http://x]x[/link]\n\r\x9b2J\x7f\u202e\u2028"
+"""What a terminal may not get from a server."""
+
+
+class Speaker:
+    """Answers what no terminal may get, under what name and error one likes."""
+
+    def value(self, _ctxt: object) -> dict[str, str]:
+        return {TERMINAL: TERMINAL, "red": "[red]"}
+
+    def items(self, _ctxt: object) -> Iterator[str]:
+        yield TERMINAL
+
+    def fail(self, _ctxt: object, kind: str = "mine") -> None:
+        if kind == "builtin":
+            raise ValueError(TERMINAL)
+        raise type(f"Kind{TERMINAL}", (Exception,), {"__module__": TERMINAL})(TERMINAL)
+
+
+@pytest.fixture
+def speaker(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of a bus with a server that says what no terminal may get."""
+    transport = new_transport()
+    monkeypatch.setattr(
+        msgbus.server._Ping, "ping", lambda _self, _ctxt: dict.fromkeys(("server", "host", "pid", "version"), TERMINAL)
+    )
+    server = get_rpc_server(transport, Target(topic="foo", server="h1"), [Speaker()])
+    server.start()
+    yield str(transport.url)
+    server.stop()
+    server.wait(PATIENCE)
+    transport.cleanup()
+
+
+@pytest.mark.parametrize("json_wanted", [False, True])
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["call", "foo", "value"],
+        ["call", "foo", "fail"],
+        ["call", "foo", "fail", "kind=builtin"],
+        ["call", "foo", TERMINAL],
+        ["call", "foo", "value", "--namespace", TERMINAL],
+        ["call", "foo", "value", f"{TERMINAL}=1"],
+        ["call", "foo", "value", TERMINAL],
+        ["call", TERMINAL, "value"],
+        ["multicall", "foo", "items"],
+        ["multicall", "foo", "fail"],
+        ["ping", "foo", "--timeout", "0.3"],
+        [TERMINAL],
+        ["call", f"--{TERMINAL}"],
+    ],
+    ids=lambda args: " ".join(args)[:30].encode("unicode_escape").decode(),
+)
+def test_the_command_prints_nothing_that_steers_a_terminal(
+    speaker: str, args: list[str], debug: bool, json_wanted: bool
+) -> None:
+    """What servers, and the caller, give is printed without control characters; JSON says what it said."""
+    options = ["--log-level", "debug"] if debug else []
+    rest = ["--url", speaker] if args[0] != TERMINAL else []
+    result = CliRunner().invoke(cli, [*options, *args, *rest, *(["--json"] if json_wanted and rest else [])])
+    for line in (result.stdout + result.stderr).split("\n"):
+        assert line.isprintable(), repr(line)
+    if json_wanted and not result.exit_code:
+        for line in result.stdout.splitlines():
+            assert "FORGED" in str(json.loads(line))
+        assert result.stdout
+
+
+@pytest.mark.parametrize(
+    "value", [TERMINAL, "[red]x[/red]", "[link=http://x]y[/link]", {TERMINAL: [TERMINAL, 1]}, "é 漢 😀"]
+)
+@pytest.mark.parametrize("columns", [10, 1000])
+def test_values_on_a_terminal_are_json_without_control_characters(
+    value: Any, columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is laid out for a terminal says what the value says, and only colours are added; brackets are no markup."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    print_value(value, as_json=False)
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert json.loads(printed) == value
+    assert all(line.isprintable() for line in printed.split("\n"))
+
+
+@pytest.mark.parametrize("columns", [10, 1000])
+def test_tables_hold_no_control_characters(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What others say in a table is one printable line, with brackets as they are."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    print_table(("one", "two"), [(TERMINAL, TERMINAL)])
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert all(line.isprintable() for line in printed.split("\n"))
+    assert "[red]FORGED[/red]" in printed
