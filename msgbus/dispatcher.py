@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from msgbus.exceptions import AccessDenied, InvalidArguments, NoSuchMethod, UnsupportedVersion
-from msgbus.message import Request
+from msgbus.message import MAX_VERSION, Request
 from msgbus.serializer import NoOpSerializer, Serializer
 from msgbus.target import Target
 
@@ -46,6 +46,8 @@ def is_version(value: object) -> bool:
 def _version(text: str) -> tuple[int, int, int]:
     if not isinstance(text, str):
         raise ValueError(f"a version is a string like '1.2', not {text!r}")
+    if len(text) > MAX_VERSION:
+        raise ValueError(f"a version has {MAX_VERSION} characters at the most, and {text[:40]!r}… has {len(text)}")
     parts = [int(part) for part in text.split(".")]
     if not 1 <= len(parts) <= 3 or min(parts) < 0:
         raise ValueError(f"{text!r} is not a version like 1.2")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-LOG = logging.getLogger(__name__)
+from msgbus.foreign import get_logger
+
+LOG = get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -29,6 +30,9 @@ QUICK = 0.005
 """Seconds; items that take less on average are not worth more threads."""
 PATIENCE = 0.02
 """Seconds that a quick item may wait before it gets a thread of its own all the same."""
+
+START_AGAIN = 1.0
+"""Seconds before a thread that the operating system refused is asked for again."""
 
 
 class Executor(Generic[T]):
@@ -128,7 +132,12 @@ class Executor(Generic[T]):
             worker = _Worker()
             name = f"{self._name}-{len(self._workers)}"
             worker.thread = threading.Thread(target=self._work, args=(worker,), name=name, daemon=True)
-            worker.thread.start()  # Under the lock: `close` joins what it finds, which has to have been started.
+            try:
+                worker.thread.start()  # Under the lock: `close` joins what it finds, which has to have been started.
+            except RuntimeError as exc:  # The operating system gives no more threads; what waits is tried again.
+                LOG.error("no thread can be started for %s: %s", self._name, exc)
+                self._call_later(START_AGAIN, self._watch)
+                return
             self._workers.append(worker)
 
     def _work(self, worker: _Worker) -> None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import builtins
 import importlib
 import json
-import logging
-import traceback
 from collections.abc import Collection
 from typing import Any
 
 import msgspec
 
 from msgbus.exceptions import RemoteError
+from msgbus.foreign import get_logger, name_of, text_of, traceback_of
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 _OURS = "msgbus.exceptions"
 _NEVER = (
@@ -43,10 +42,10 @@ def serialize_failure(exc: BaseException) -> str:
     """
     args, kwargs = _arguments(exc)
     failure = {
-        "class": type(exc).__name__.removesuffix(_SUFFIX),
-        "module": type(exc).__module__.removesuffix(_SUFFIX),
-        "message": _text(exc),
-        "tb": _traceback(exc),
+        "class": name_of(type(exc)).removesuffix(_SUFFIX),
+        "module": _module_of(type(exc)).removesuffix(_SUFFIX),
+        "message": text_of(exc),
+        "tb": traceback_of(exc),
         "args": [_plain(arg) for arg in args],
         "kwargs": {key: _plain(value) for key, value in kwargs.items() if isinstance(key, str)},
     }
@@ -59,33 +58,26 @@ def _arguments(exc: BaseException) -> tuple[tuple[Any, ...], dict[Any, Any]]:
         kwargs = getattr(exc, "kwargs", None)
         # An OSError keeps its file names out of `args`.
         args = OSError.__reduce__(exc)[1] if isinstance(exc, OSError) else exc.args
-        return tuple(args), kwargs if isinstance(kwargs, dict) else {}
-    except Exception:  # a property of somebody else's may raise anything
+        return tuple(args), dict(kwargs) if isinstance(kwargs, dict) else {}
+    except BaseException:  # a property of somebody else's may raise anything
         return (), {}
 
 
-def _text(exc: BaseException) -> str:
+def _module_of(cls: type) -> str:
     try:
-        return str(exc)
-    except Exception as error:  # likewise
-        return f"<unprintable {type(exc).__name__}: {type(error).__name__}>"
-
-
-def _traceback(exc: BaseException) -> list[str]:
-    try:
-        return traceback.format_exception(exc)
-    except Exception:  # likewise
-        return []
+        return str.__str__(cls.__module__)
+    except BaseException:  # likewise
+        return ""
 
 
 def _plain(value: object) -> object:
     try:
         json.dumps(value, allow_nan=False)
-    except Exception:  # likewise
+    except BaseException:  # likewise
         try:
             return repr(value)
-        except Exception:  # likewise
-            return f"<unprintable {type(value).__name__}>"
+        except BaseException:  # likewise
+            return f"<unprintable {name_of(type(value))}>"
     return value
 
 

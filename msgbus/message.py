@@ -42,6 +42,12 @@ AT_LEAST_ONCE = "at_least_once"
 POLICIES = (AT_MOST_ONCE, AT_LEAST_ONCE)
 """What may happen to a request when a server or a connection is lost: it is not run, or it may be run twice."""
 
+MAX_NAME = 255
+"""Characters of a method's name, a namespace, an id or an inbox at the most. Message systems have names of 255 bytes,
+ids of msgbus and oslo.messaging 32 characters. A server remembers ids, so they may not be of any size."""
+MAX_VERSION = 64
+"""Characters of a version at the most."""
+
 EXTENSION = "_msgbus"
 PING_NAMESPACE = "msgbus"
 """The namespace of the method ``ping`` that every server answers."""
@@ -112,6 +118,18 @@ class Request(msgspec.Struct):
     def window(self) -> int | None:
         """The stream window, or None where the client wants one value."""
         return None if self.hints is None else self.hints.window
+
+
+class UnacceptableRequest(SerializationError):
+    """A request that could be read, and has a name or id that is too long.
+
+    Attributes:
+        request: where its `call_id` and `reply_to` are of use, its client can be told; else both are None.
+    """
+
+    def __init__(self, msg: str, request: Request) -> None:
+        super().__init__(msg)
+        self.request = request
 
 
 class Reply(msgspec.Struct):
@@ -255,8 +273,11 @@ def encode_request(request: Request, content_type: str) -> bytes:
     """Write a request.
 
     Raises:
-        SerializationError: the text names the argument or context key that cannot be written.
+        SerializationError: the text names the argument or context key that cannot be written, or the name that is too
+            long.
     """
+    if problem := _too_long(request):
+        raise SerializationError(problem)
     payload: Payload = {"method": request.method, "args": request.args, "_unique_id": request.unique_id}
     if request.namespace is not None:
         payload["namespace"] = request.namespace
@@ -325,6 +346,7 @@ def decode_request(body: bytes, content_type: str) -> Request:
     """Read a request.
 
     Raises:
+        UnacceptableRequest: a name or an id in it is too long.
         SerializationError: it is none; the text says what is wrong with it.
     """
     try:
@@ -341,7 +363,39 @@ def decode_request(body: bytes, content_type: str) -> Request:
     hints = request.hints
     if hints is not None:
         hints.ttl, hints.at = _seconds(hints.ttl), _seconds(hints.at)
+    if problem := _too_long(request):
+        if max(len(request.call_id or ""), len(request.reply_to or "")) > MAX_NAME:
+            request.call_id = request.reply_to = None
+        raise UnacceptableRequest(problem, request)
     return request
+
+
+def _too_long(request: Request) -> str | None:
+    """What is too long in a request, in words."""
+    # Lengths one by one: this is done for each request, and mostly nothing is too long.
+    if (
+        len(request.method) <= MAX_NAME
+        and len(request.unique_id) <= MAX_NAME
+        and (request.namespace is None or len(request.namespace) <= MAX_NAME)
+        and (request.version is None or len(request.version) <= MAX_VERSION)
+        and (request.call_id is None or len(request.call_id) <= MAX_NAME)
+        and (request.reply_to is None or len(request.reply_to) <= MAX_NAME)
+    ):
+        return None
+    for what, value, limit in (
+        ("the method's name", request.method, MAX_NAME),
+        ("the unique id", request.unique_id, MAX_NAME),
+        ("the namespace", request.namespace, MAX_NAME),
+        ("the version", request.version, MAX_VERSION),
+        ("the call's id", request.call_id, MAX_NAME),
+    ):
+        if value is not None and len(value) > limit:
+            return _length(what, value, limit)
+    return _length("the name of the inbox", request.reply_to or "", MAX_NAME)
+
+
+def _length(what: str, value: str, limit: int) -> str:
+    return f"{what} has {len(value)} characters, and may have {limit}: {value[:40]}…"
 
 
 def _seconds(value: Any) -> float | None:
@@ -397,6 +451,16 @@ def decode_inbox_frame(body: bytes, content_type: str) -> Reply | Control:
     except _DECODING_ERRORS as exc:
         raise _unreadable(content_type, exc) from exc
     extension = frame.extension
+    if len(frame.call_id) > MAX_NAME:
+        raise SerializationError(_length("the call's id", frame.call_id, MAX_NAME))
+    if extension is not None:
+        for what, value in (
+            ("the name of the inbox", extension.inbox),
+            ("the server's name", extension.server),
+            ("the name of the inbox", extension.confirm),
+        ):
+            if value is not None and len(value) > MAX_NAME:
+                raise SerializationError(_length(what, value, MAX_NAME))
     if frame.result is msgspec.UNSET and frame.failure is msgspec.UNSET:
         if extension is None or extension.kind not in ("credit", "cancel", "keepalive", "confirm"):
             raise SerializationError("it is neither a reply nor a control frame")

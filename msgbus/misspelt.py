@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import logging
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from msgbus import options
+from msgbus.foreign import get_logger
 
 if TYPE_CHECKING:
     from oslo_config import cfg
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 CUTOFF = 0.85
 """How alike two names are, for `difflib`, of which one was meant for the other."""

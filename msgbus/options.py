@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import glob
-import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -14,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from oslo_config import cfg
 
 from msgbus.exceptions import ConfigurationError
+from msgbus.foreign import get_logger
 from msgbus.message import AT_MOST_ONCE, POLICIES
 
 if TYPE_CHECKING:
     from msgbus.url import TransportHost, TransportURL
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 CORE_OPTS: list[cfg.Opt] = [
     cfg.StrOpt(

@@ -18,7 +18,6 @@ import contextvars
 import logging
 import threading
 import time
-import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Generator
 from typing import Any
@@ -35,11 +34,21 @@ from msgbus.exceptions import (
     RPCDispatcherError,
     SerializationError,
 )
-from msgbus.message import AT_LEAST_ONCE, JSON, POLICIES, DeadLetter, Request, decode_request, encode_dead_letter
+from msgbus.foreign import get_logger, name_of, printable, printable_lines, text_of, traceback_of
+from msgbus.message import (
+    AT_LEAST_ONCE,
+    JSON,
+    POLICIES,
+    DeadLetter,
+    Request,
+    UnacceptableRequest,
+    decode_request,
+    encode_dead_letter,
+)
 from msgbus.running import Running
 from msgbus.transport import Transport
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 TICK = 0.1
 """Seconds between two looks at the running requests, for signs of life that are due."""
@@ -170,7 +179,7 @@ class Processor:
     def process(self, work: Delivery | Work) -> None:
         """Run a delivery, or a cast again that raised. On a worker's thread."""
         if isinstance(work, Work):
-            self._run_cast(work)
+            self._finish(work, self._run_cast)
             return
         request = self._read(work)
         if request is None:
@@ -189,21 +198,56 @@ class Processor:
             return
         self._here.work = Work(work, request, None if left is None else time.monotonic() + left, at_least_once)
         try:
-            self._run(self._here.work)
+            self._finish(self._here.work, self._run)
         finally:
             self._here.work = None
+
+    def _finish(self, work: Work, run: Callable[[Work], None]) -> None:
+        """Run a request. Whatever is raised that nobody foresaw, its delivery is settled: else prefetch is lost."""
+        try:
+            run(work)
+        except BaseException:
+            LOG.exception("%r (%s) is given up after an error", work.request.method, work.request.unique_id)
+            self._settle(work, done=True)
 
     def _read(self, delivery: Delivery) -> Request | None:
         message = delivery.message
         try:
             request = decode_request(message.body, message.content_type)
-        except SerializationError as exc:
+        except UnacceptableRequest as exc:
+            LOG.error("a request to %s was refused: %s", delivery.address, exc)
+            delivery.accept()
+            self._refuse(delivery, exc)
+            return None
+        except Exception as exc:  # Also what the codec's library raises and nobody foresaw: it would come again.
             LOG.error("a message to %s was dropped: %s", delivery.address, exc)
             delivery.accept()
             return None
         if LOG.isEnabledFor(logging.DEBUG):
             LOG.debug("received %s: %r by %s", request.unique_id, request.method, delivery.address)
         return request
+
+    def _refuse(self, delivery: Delivery, exc: UnacceptableRequest) -> None:
+        """Tell a client that its request is not acceptable, where it can be told."""
+        request = exc.request
+        if request.call_id is None or request.reply_to is None:
+            return
+        if request.hints is not None:
+            request.hints.confirms = False  # This answer is sent once.
+        running = Running(
+            self._transport,
+            self._server,
+            request,
+            delivery.message.content_type,
+            durable=False,
+            grace=self._grace,
+            deadline=None,
+            on_end=lambda _running, _error: None,
+        )
+        try:
+            running.failure(SerializationError(str(exc)))
+        except MessagingException as error:
+            LOG.error("the answer to it cannot be sent: %s", error)
 
     def policy_of(self, request: Request) -> str:
         """The sender's delivery policy, or the server's where it does not say."""
@@ -251,10 +295,13 @@ class Processor:
         done = done or work.accepted
         others = self._known.end(work.request.unique_id, done=done)
         for delivery in others if work.accepted else (work.delivery, *others):
-            if done:
-                delivery.accept()
-            else:
-                delivery.reject(requeue=True)
+            try:
+                if done:
+                    delivery.accept()
+                else:
+                    delivery.reject(requeue=True)
+            except Exception:  # The others have to be settled too.
+                LOG.exception("a delivery of %r (%s) could not be settled", work.request.method, work.request.unique_id)
         self.end(work)
 
     def _decline(self, work: Work, running: Running | None) -> None:
@@ -292,16 +339,24 @@ class Processor:
                 running.result(result)
         except ExpectedException as exc:
             LOG.debug("%r raised what it is expected to", request.method, exc_info=True)
-            running.failure(exc.exc_info[1] or exc)
+            self._answer_with(exc.exc_info[1] or exc, work, running)
         except (RPCDispatcherError, SerializationError) as exc:
             LOG.error("%r (call %s): %s", request.method, call_id, exc)
-            running.failure(exc)
+            self._answer_with(exc, work, running)
         except BaseException as exc:  # sys.exit() too: somebody waits for the answer
             LOG.exception("%r (call %s) raised", request.method, call_id)
-            running.failure(exc)
+            self._answer_with(exc, work, running)
         finally:
             if not running.is_unconfirmed:
                 self._forget(running)
+
+    def _answer_with(self, exc: BaseException, work: Work, running: Running) -> None:
+        """Answer a call with an exception; where not even that can be sent, end it."""
+        try:
+            running.failure(exc)
+        except BaseException as error:
+            LOG.exception("the answer to %r (call %s) cannot be sent", work.request.method, work.request.call_id)
+            self._end_call(work, running, error)
 
     def _forget(self, running: Running) -> None:
         """The client has nothing more to say of a call, nor is to be told anything."""
@@ -338,7 +393,7 @@ class Processor:
         for running in list(self._running):
             try:
                 running.show_life(now)
-            except MessagingException:
+            except Exception:  # The others are to be shown life too, and the next time comes.
                 LOG.exception("no sign of life could be sent to a client")
         self._ticking = False
         if self._running:  # Looked at last: what comes from now on sees that nothing ticks.
@@ -375,7 +430,7 @@ class Processor:
         request = work.request
         work.attempts = max(work.attempts, work.delivery.attempts or 0) + 1
         if work.attempts > self._cast_retries or isinstance(exc, RPCDispatcherError | SerializationError):
-            self._bury(work, f"{type(exc).__name__}: {exc}", work.attempts, traceback.format_exception(exc))
+            self._bury(work, f"{name_of(type(exc))}: {text_of(exc)}", work.attempts, traceback_of(exc))
             return
         delay = RETRY_DELAYS[min(work.attempts, len(RETRY_DELAYS)) - 1]
         LOG.warning(
@@ -394,13 +449,13 @@ class Processor:
         """Give a request up: to the dead letters' address where the message system stores, and to the log and hook."""
         delivery, message = work.delivery, work.delivery.message
         letter = DeadLetter(
-            reason,
-            str(delivery.address),
+            printable(reason),
+            printable(str(delivery.address)),
             self._server,
             attempts,
             time.time(),
-            tb,
-            message.content_type,
+            printable_lines("".join(tb)).splitlines(keepends=True),
+            printable(message.content_type),
             message.body,
         )
         LOG.error(
@@ -414,14 +469,12 @@ class Processor:
         if self._on_dead_letter is not None:
             try:
                 self._on_dead_letter(letter)
-            except Exception:
+            except BaseException:  # sys.exit() too: it has to be settled
                 LOG.exception("the hook for dead letters raised")
         work.accepted = False
         if Capability.STORE not in self._transport.driver.capabilities:
             self._settle(work, done=True)
             return
-        dead = Address("dead", delivery.address.exchange, delivery.address.topic)
-        buried = Message(encode_dead_letter(letter), JSON, message.id, None, durable=True)
 
         def on_outcome(error: BaseException | None) -> None:
             if error is not None:
@@ -429,7 +482,12 @@ class Processor:
             self._settle(work, done=True)  # In no case is it run again.
 
         end = time.monotonic() + max(self._grace, 1.0)
-        self._transport.send_until(end, dead, buried, mandatory=False, on_outcome=on_outcome)
+        dead = Address("dead", delivery.address.exchange, delivery.address.topic)
+        try:
+            buried = Message(encode_dead_letter(letter), JSON, message.id, None, durable=True)
+            self._transport.send_until(end, dead, buried, mandatory=False, on_outcome=on_outcome)
+        except Exception as exc:
+            on_outcome(exc)
 
 
 def time_left(request: Request, delivery: Delivery) -> float | None:

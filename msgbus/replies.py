@@ -6,7 +6,6 @@ waiting caller is woken through a function of its own. So threads and event loop
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable, Collection
 from typing import Any
@@ -23,9 +22,10 @@ from msgbus.exceptions import (
     TransportUnavailable,
 )
 from msgbus.failures import rebuild_failure
+from msgbus.foreign import get_logger
 from msgbus.message import Reply
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 KEEPALIVE = 5.0
 """Seconds of silence after which both ends of a running call or stream show that they live."""

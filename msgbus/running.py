@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from msgbus.drivers.base import Address, Message
 from msgbus.exceptions import MessageTooLarge, SerializationError
 from msgbus.failures import serialize_failure
+from msgbus.foreign import get_logger
 from msgbus.message import Control, Reply, Request, encode_reply
 from msgbus.replies import KEEPALIVE
 from msgbus.streams import OnOutcome, StreamSender
@@ -17,7 +17,7 @@ from msgbus.streams import OnOutcome, StreamSender
 if TYPE_CHECKING:
     from msgbus.transport import Transport
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 ID_LENGTH = 32
 """Characters of the ids of msgbus and of oslo.messaging."""

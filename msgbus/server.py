@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import threading
@@ -15,13 +14,14 @@ from msgbus.dispatcher import RPCAccessPolicyBase, RPCDispatcher
 from msgbus.drivers.base import Address, Capability, Delivery, Depth, Message, Sent, Subscription
 from msgbus.exceptions import InvalidTarget, MessagingException, SerializationError
 from msgbus.executor import Executor
+from msgbus.foreign import get_logger
 from msgbus.message import AT_LEAST_ONCE, PING_NAMESPACE, decode_request
 from msgbus.processing import OnDeadLetter, Processor, Work, time_left
 from msgbus.serializer import Serializer
 from msgbus.target import Target
 from msgbus.transport import Transport, wait_for
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 STOP_TIMEOUT = 5.0
 """Seconds for the message system to say that it delivers no more."""

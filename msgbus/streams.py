@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -13,12 +12,13 @@ import msgspec
 
 from msgbus.exceptions import MessageTooLarge
 from msgbus.failures import serialize_failure
+from msgbus.foreign import get_logger
 from msgbus.message import Control, ControlKind, Reply, encode_item
 from msgbus.replies import KEEPALIVE, LOST_AFTER, Pending, PendingStream
 from msgbus.serializer import NoOpSerializer, Serializer
 from msgbus.transport import Transport
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 
 class Stream(Iterator[Any]):

@@ -7,10 +7,12 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from msgbus.exceptions import InvalidTarget
+from msgbus.message import MAX_NAME, MAX_VERSION
 
 # The shortest limit of the supported message systems is RabbitMQ's 255 bytes for a queue name, which holds the
 # exchange, topic and server; a name that would not fit all of them everywhere is refused by all drivers alike.
 MAX_NAME_BYTES = 75
+_MAX_CHARACTERS = {"namespace": MAX_NAME, "version": MAX_VERSION}  # They are not names of a message system's.
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Target:
         legacy_namespaces: further namespaces under which an endpoint answers.
 
     Raises:
-        InvalidTarget: a name is not a string, is empty, holds control characters, or is longer than 75 bytes.
+        InvalidTarget: a name is not a string, is empty, holds control characters, or is longer than 75 bytes; a
+            namespace is longer than 255 characters, or a version than 64.
     """
 
     exchange: str | None = None
@@ -52,6 +55,10 @@ class Target:
                 raise InvalidTarget(f"the {name} must not be empty or hold control characters", repr(value))
             if len(value.encode("utf-8", "replace")) > MAX_NAME_BYTES:
                 raise InvalidTarget(f"the {name} is longer than {MAX_NAME_BYTES} bytes", value)
+        for name, limit in _MAX_CHARACTERS.items():
+            value = getattr(self, name)
+            if isinstance(value, str) and len(value) > limit:
+                raise InvalidTarget(f"the {name} is longer than {limit} characters", f"{value[:40]}…")
 
     @property
     def accepted_namespaces(self) -> list[str | None]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import logging
 import threading
 import time
 from collections.abc import Callable
 
-LOG = logging.getLogger(__name__)
+from msgbus.foreign import get_logger
+
+LOG = get_logger(__name__)
 
 
 class Timer:
@@ -59,6 +60,6 @@ class Timer:
                 func = heapq.heappop(self._due)[2]
             try:
                 func()
-            except Exception:
+            except BaseException:  # Without its thread nothing would be done in time any more.
                 LOG.exception("a timer's function failed")
             del func  # What it refers to must not live until the next one is due.

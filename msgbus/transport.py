@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import difflib
 import logging
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,6 +22,8 @@ from msgbus.exceptions import (
     TransportBlocked,
     TransportUnavailable,
 )
+from msgbus.foreign import get_logger
+from msgbus.forking import call_in_child
 from msgbus.message import Control, Reply, decode_inbox_frame, encode_control, new_id
 from msgbus.replies import REPEAT_AFTER, ReplyRouter
 from msgbus.target import Target
@@ -34,7 +34,7 @@ from msgbus.window import SendWindow
 if TYPE_CHECKING:
     from oslo_config import cfg
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 DRIVERS = "msgbus.drivers"
 """The entry point group that names the drivers."""
@@ -152,9 +152,10 @@ class Transport:
         self.allowed_remote_exmods = frozenset(allowed_remote_exmods or ())
         self.closed = False
         self._start_clean()
-        os.register_at_fork(after_in_child=_after_fork(weakref.ref(self)))
+        call_in_child(self._start_clean)
 
     def _start_clean(self) -> None:
+        """Have nothing but the driver. Also in a forked child, where the parent's threads and their locks are not."""
         self.router = ReplyRouter()
         self.running: dict[str, ControlHandler] = {}
         self.timer = Timer("msgbus-timer")
@@ -470,19 +471,6 @@ class _Repeat:
         """There will be no further try."""
         if self._transport._repeats.pop(self, self) is None:
             self._on_outcome(error)
-
-
-def _after_fork(transport: weakref.ref[Transport]) -> Callable[[], None]:
-    """A function that makes the transport, if it still lives, start clean in a forked child.
-
-    The threads that waited do not exist there, and the locks may be held by one of them.
-    """
-
-    def in_child() -> None:
-        if (alive := transport()) is not None:
-            alive._start_clean()
-
-    return in_child
 
 
 def wait_for(future: Future[object] | Future[None], deadline: float, what: str, driver: Driver) -> None:

@@ -14,6 +14,7 @@ from msgbus.cli.instances import make_instance
 from msgbus.cli.options import beginnings_of_urls, example, json_option, log_options, open_transport
 from msgbus.cli.progress import progress
 from msgbus.cli.tables import print_json, print_table
+from msgbus.foreign import printable, printable_lines
 
 if TYPE_CHECKING:
     from msgbus.conformance.harness import Harness
@@ -132,7 +133,8 @@ def _print_results(results: Sequence[Result]) -> None:
     print_table(("check", "result", "time", "level", "guarantee"), rows)
     for result in results:
         if result.outcome == "failed":
-            click.echo(f"\n{result.check} (since {result.since}) failed: {result.reason}\n{result.details.rstrip()}")
+            details = printable_lines(result.details.rstrip())
+            click.echo(f"\n{result.check} (since {result.since}) failed: {printable(result.reason)}\n{details}")
 
 
 def _summary(counts: Counter[str], results: Sequence[Result]) -> str:
@@ -140,4 +142,4 @@ def _summary(counts: Counter[str], results: Sequence[Result]) -> str:
     seconds = sum(result.seconds for result in results)
     line = f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped in {seconds:.0f} s"
     reasons = Counter(result.reason for result in results if result.outcome == "skipped")
-    return "\n".join([line, *(f"  skipped {count}: {reason}" for reason, count in reasons.most_common())])
+    return "\n".join([line, *(f"  skipped {count}: {printable(reason)}" for reason, count in reasons.most_common())])

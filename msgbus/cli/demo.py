@@ -17,6 +17,7 @@ from msgbus.cli.errors import Code, details_of, line_of
 from msgbus.cli.options import bus_options, configured_url, example, json_option, level_of, open_transport
 from msgbus.cli.progress import Waiting, progress
 from msgbus.cli.tables import print_json, print_rich
+from msgbus.foreign import printable
 
 if TYPE_CHECKING:
     from msgbus.cli.demo_servers import Running
@@ -124,7 +125,7 @@ def _run(number: int, step: Step, stage: Stage, waiting: Waiting, *, as_json: bo
 
 
 def _print_beginning(topic: str, where: str, *, in_here: bool) -> None:
-    text = f"A client and several servers of the topic {topic}, on {where}. "
+    text = f"A client and several servers of the topic {topic}, on {printable(where)}. "
     if in_here:
         text += "All of it happens in this process."
     else:
@@ -134,7 +135,7 @@ def _print_beginning(topic: str, where: str, *, in_here: bool) -> None:
 
 def _print_step(number: int, step: Step, outcome: Outcome, seconds: float) -> None:
     took = f"{seconds * 1000:.1f}\u00a0ms" if seconds < 1 else f"{seconds:.1f}\u00a0s"  # not to be broken between
-    result = f"{outcome.text} [{took}]"
+    result = f"{printable(' '.join(outcome.text.split()))} [{took}]"
     if not outcome.ok:
         result = f"NOT AS IT SHOULD BE: {result}"
     _print(

@@ -9,6 +9,7 @@ from enum import IntEnum
 from typing import Any
 
 from msgbus import exceptions as ex
+from msgbus.foreign import text_of
 
 
 class Code(IntEnum):
@@ -70,15 +71,15 @@ def code_of(exc: BaseException) -> Code:
 def line_of(exc: BaseException) -> str:
     """One line that says what went wrong."""
     if isinstance(exc, ex.RemoteError):  # its text goes on with the remote traceback
-        text = f"the server raised {exc.exc_type}: {exc.value}"
+        text = f"the server raised {text_of(exc.exc_type)}: {text_of(exc.value)}"
     elif _is_remote(exc) and not isinstance(exc, ex.RPCDispatcherError):
-        text = f"the server raised {type(exc).__name__}: {exc}"
+        text = f"the server raised {type(exc).__name__}: {text_of(exc)}"
     elif isinstance(exc, ex.ConfigurationError):
-        text = _plain(f"{exc}")
+        text = _plain(text_of(exc))
     elif isinstance(exc, ex.MessagingException):
-        text = f"{exc}"
+        text = text_of(exc)
     else:
-        text = f"{type(exc).__name__}: {exc}"
+        text = f"{type(exc).__name__}: {text_of(exc)}"
     return " ".join(text.split())
 
 
@@ -121,7 +122,7 @@ def details_of(exc: BaseException) -> dict[str, Any]:
 
 def json_line(details: dict[str, Any]) -> str:
     """Write what `details_of` returns, whatever it carries, as one line."""
-    return json.dumps(details, default=str)
+    return json.dumps(details, default=text_of)
 
 
 def _is_remote(exc: BaseException) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from msgbus.cli.options import wants_json
+from msgbus.foreign import printable
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -94,7 +95,7 @@ def _show(text: Text, began: float) -> Live:
     spinner = Spinner("line")
 
     def render() -> Spinner:
-        now = text if isinstance(text, str) else text()
+        now = printable(text if isinstance(text, str) else text())
         spinner.update(text=RichText(f"{now} ({int(time.monotonic() - began)} s)", no_wrap=True, overflow="ellipsis"))
         return spinner
 

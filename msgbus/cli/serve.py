@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -18,11 +17,12 @@ from msgbus.cli.instances import make_instance
 from msgbus.cli.options import Seconds, bus_options, example, json_option, open_transport
 from msgbus.cli.progress import progress
 from msgbus.cli.tables import print_json
+from msgbus.foreign import get_logger, printable
 
 if TYPE_CHECKING:
     from msgbus.server import RPCServer
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 NO_ARGUMENTS = "; give its arguments defaults, or write a program with get_rpc_server"
 """What to do about a class that cannot be made without arguments."""
@@ -103,7 +103,9 @@ def _say_ready(server: RPCServer, *, as_json: bool) -> None:
         ready = {"state": "ready", "server": target.server, "topic": target.topic}
         print_json([{**ready, "host": socket.gethostname(), "pid": os.getpid(), "message_system": where}])
     else:
-        click.echo(f"server {target.server} of topic {target.topic} is ready on {where}; SIGTERM or Ctrl-C stops it")
+        click.echo(
+            f"server {target.server} of topic {target.topic} is ready on {printable(where)}; SIGTERM or Ctrl-C stops it"
+        )
 
 
 class _Stop(BaseException):

@@ -1,7 +1,8 @@
-"""Output for people, and for programs."""
+"""Output for people, and for programs. What servers answer is printed without the control characters that are in it."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import textwrap
@@ -11,14 +12,21 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from msgbus.foreign import printable, printable_json
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
 
 def print_json(rows: Iterable[Any]) -> None:
     """Print each row as a line of JSON."""
     for row in rows:
-        click.echo(msgspec.json.encode(row))
+        click.echo(_json(row))
+
+
+def _json(value: Any) -> str:
+    return printable_json(msgspec.json.encode(value).decode())
 
 
 def print_value(value: Any, *, as_json: bool, one_line: bool = False) -> None:
@@ -26,15 +34,24 @@ def print_value(value: Any, *, as_json: bool, one_line: bool = False) -> None:
 
     For people, a value that is wider than the terminal is laid out on several lines, unless `one_line`.
     """
-    line = msgspec.json.encode(value)
+    line = _json(value)
     if as_json or not sys.stdout.isatty():
         click.echo(line)
         return
-    from rich.json import JSON
+    compact = _laid_out(line, None)
+    fits = one_line or compact.cell_len <= shutil.get_terminal_size().columns
+    print_rich(compact if fits else _laid_out(line, 2), soft_wrap=True)
 
-    compact = JSON(line.decode(), indent=None)
-    fits = one_line or compact.text.cell_len <= shutil.get_terminal_size().columns
-    print_rich(compact if fits else JSON(line.decode()), soft_wrap=True)
+
+def _laid_out(line: str, indent: int | None) -> Text:
+    """Lay JSON out, in colours; rich's own class would undo the escapes."""
+    from rich.highlighter import JSONHighlighter
+    from rich.text import Text
+
+    text = json.dumps(json.loads(line), indent=indent, ensure_ascii=False)
+    coloured = Text("\n".join(map(printable_json, text.split("\n"))), no_wrap=True)
+    JSONHighlighter().highlight(coloured)
+    return coloured
 
 
 def print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -43,7 +60,7 @@ def print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    rows = list(rows)
+    rows = [[printable(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         widths = [max(map(cell_len, column)) for column in zip(names, *rows, strict=True)]
         columns = shutil.get_terminal_size().columns

@@ -11,7 +11,10 @@ import click
 
 from msgbus.cli.errors import details_of, is_named, json_line
 from msgbus.cli.options import wants_json, wants_traceback
+from msgbus.foreign import printable, printable_json, printable_lines, traceback_of
 
+LONGEST = 10_000
+"""Characters of a complaint that are shown at the most."""
 _TOLD = "msgbus.cli.told"
 
 
@@ -39,14 +42,13 @@ def complain(ctx: click.Context, who: str, details: dict[str, Any], exc: BaseExc
     """
     trace = ""
     if exc is not None and wants_traceback(ctx):
-        import traceback
-
-        trace = "".join(traceback.format_exception(exc))
+        trace = "".join(traceback_of(exc))
     if wants_json(ctx):
-        click.echo(json_line({**details, "traceback": trace} if trace else details), err=True)
+        click.echo(printable_json(json_line({**details, "traceback": trace} if trace else details)), err=True)
         return
-    line = f"{who}: {details['message']}{hint}"
+    message = printable(" ".join(details["message"].split()), LONGEST)
+    line = f"{who}: {message}{hint}"
     if sys.stderr.isatty():
         columns = max(shutil.get_terminal_size().columns, 20)
         line = textwrap.fill(line, columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-    click.echo(f"{trace}{line}", err=True)
+    click.echo(f"{printable_lines(trace)}{line}", err=True)

@@ -22,7 +22,7 @@ Rules that hold for all of it:
   reconnect inboxes come back first, then subscriptions, then go the sends that waited.
 * **No repeats.** A driver never sends a message twice by itself: the core does, where the caller's policy allows it.
 * **Fork.** A child process starts clean: it shares no connection with its parent, and futures that it inherited are
-  failed. (`os.register_at_fork` is the way.)
+  failed. (`msgbus.forking.call_in_child` is the way.)
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
         "TransportBlocked",
         "TransportUnavailable",
     ),
+    "msgbus.forking": ("call_in_child",),
     "msgbus.options": ("connection_opts", "hosts_of", "read_driver_options"),
     "msgbus.url": ("TransportHost", "TransportURL"),
     # for its tests

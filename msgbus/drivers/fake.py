@@ -15,7 +15,6 @@ Transports of one process whose URLs are equal up to the question mark share a b
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import uuid
@@ -40,6 +39,7 @@ from msgbus.drivers.base import (
     Subscription,
 )
 from msgbus.exceptions import CallCancelled, MessageTooLarge, MessageUndeliverable, TransportUnavailable
+from msgbus.forking import call_in_child
 from msgbus.options import read_driver_options
 from msgbus.timer import Timer
 
@@ -167,7 +167,7 @@ class Bus:
         self._paused = False
         self._waiting: deque[tuple[Callable[[], None], Future[Sent]]] = deque()
         self._timer = Timer("msgbus-fake")
-        os.register_at_fork(after_in_child=_forget(weakref.ref(self)))
+        call_in_child(self._forget)
 
     # The knobs of tests
 
@@ -361,6 +361,13 @@ class Bus:
         for sent in waiting:
             fail(sent, error)
 
+    def _forget(self) -> None:
+        """In a forked child: its parent's connections are not there any more."""
+        waiting = list(self._waiting)
+        self.__dict__.update(Bus().__dict__)
+        for _, sent in waiting:
+            fail(sent, CallCancelled("the process forked: the message was left to the parent"))
+
 
 def fail(future: Future[Any], error: Exception) -> None:
     """Fail a future that may be done already."""
@@ -368,19 +375,6 @@ def fail(future: Future[Any], error: Exception) -> None:
         future.set_exception(error)
     except InvalidStateError:
         pass
-
-
-def _forget(ref: weakref.ref[Bus]) -> Callable[[], None]:
-    """What empties the bus in a forked child, which has its parent's connections no more."""
-
-    def in_child() -> None:
-        if (bus := ref()) is not None:
-            waiting = list(bus._waiting)
-            bus.__dict__.update(Bus().__dict__)
-            for _, sent in waiting:
-                fail(sent, CallCancelled("the process forked: the message was left to the parent"))
-
-    return in_child
 
 
 class _FakeSubscription(Subscription):

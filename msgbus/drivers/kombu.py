@@ -8,7 +8,6 @@ are not held back by a prefetch, so that it needs no reading; and a client needs
 
 from __future__ import annotations
 
-import logging
 import os
 import ssl
 import sys
@@ -16,7 +15,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
@@ -36,6 +35,8 @@ from msgbus.drivers.base import (
     import_library,
 )
 from msgbus.exceptions import CallCancelled, InvalidTransportURL, MessageTooLarge, TransportUnavailable
+from msgbus.foreign import get_logger
+from msgbus.forking import call_in_child
 from msgbus.options import connection_opts, hosts_of, read_driver_options
 from msgbus.timer import Timer
 
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from msgbus.drivers.kombu_link import Connection
     from msgbus.url import TransportHost, TransportURL
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that `close` waits for what is unfinished."""
@@ -159,7 +160,7 @@ class KombuDriver(Driver):
             self.capabilities = self.capabilities | {Capability.COUNTS}
         self._closed = False
         self._start_clean()
-        os.register_at_fork(after_in_child=_after_fork(weakref.ref(self)))
+        call_in_child(self._abandon)
 
     def _check_files(self) -> None:
         for name in ("ssl_ca_file", "ssl_cert_file", "ssl_key_file"):
@@ -505,14 +506,6 @@ class _KombuInbox(Inbox):
 
     def close(self) -> Future[None]:
         return self._driver._begin_close(self._consumer)
-
-
-def _after_fork(ref: weakref.ref[KombuDriver]) -> Callable[[], None]:
-    def in_child() -> None:
-        if (driver := ref()) is not None:
-            driver._abandon()
-
-    return in_child
 
 
 def _fail_after_fork(sent: Future[Sent]) -> None:

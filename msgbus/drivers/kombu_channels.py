@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,9 +13,10 @@ from msgbus.drivers.base import Address, Delivery, Depth, Message, OnDelivery
 from msgbus.drivers.kombu_link import Channel, Link
 from msgbus.drivers.kombu_topology import Queue, Topology
 from msgbus.exceptions import MessageUndeliverable, MessagingException, TransportUnavailable
+from msgbus.foreign import get_logger
 from msgbus.timer import Timer
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 NOT_FOUND = 404
 """RabbitMQ's word for a queue that does not exist."""

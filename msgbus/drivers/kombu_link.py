@@ -25,9 +25,10 @@ from typing import Any, Protocol
 from msgbus.drivers import kombu_frames as frames
 from msgbus.drivers.kombu_loop import Loop
 from msgbus.exceptions import TransportUnavailable
+from msgbus.foreign import get_logger
 from msgbus.timer import Timer
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 READ_SIZE = 1 << 16
 """Bytes; above 128 KiB the C library would map and unmap memory for every read."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import select
 import threading
@@ -11,10 +10,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from msgbus.foreign import get_logger
+
 if TYPE_CHECKING:
     from msgbus.drivers.kombu_link import Link
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 TICK = 1.0
 """Seconds between two looks at heartbeats and at messages that were never confirmed."""

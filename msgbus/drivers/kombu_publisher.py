@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import threading
 import time
@@ -24,9 +23,10 @@ from msgbus.exceptions import (
     TransportBlocked,
     TransportUnavailable,
 )
+from msgbus.foreign import get_logger
 from msgbus.timer import Timer
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 MAX_TTL = 4_000_000.0
 """Seconds; RabbitMQ closes the channel over an expiration above 2**32 ms. What may live for so long does not expire."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import logging
 import os
 import select
 import threading
@@ -15,7 +14,9 @@ from concurrent.futures import Future
 from enum import Enum
 from typing import Any
 
-LOG = logging.getLogger(__name__)
+from msgbus.foreign import get_logger
+
+LOG = get_logger(__name__)
 
 DOZE = 0.001
 """Seconds for which the thread, once it has handed out work, waits for more before it goes to sleep."""

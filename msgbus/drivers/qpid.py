@@ -7,7 +7,6 @@ that takes messages to any address; each subscribed address has a link with as m
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import ssl
@@ -42,6 +41,8 @@ from msgbus.exceptions import (
     MessageUndeliverable,
     TransportUnavailable,
 )
+from msgbus.foreign import get_logger
+from msgbus.forking import call_in_child
 from msgbus.options import connection_opts, hosts_of, read_driver_options
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from msgbus.drivers.qpid_topology import Source
     from msgbus.url import TransportHost, TransportURL
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that `close` waits for what is unfinished."""
@@ -157,7 +158,7 @@ class QpidDriver(Driver):
         self._warned = False
         self._closed = False
         self._start_clean()
-        os.register_at_fork(after_in_child=_after_fork(weakref.ref(self)))
+        call_in_child(self._abandon)
 
     def _check_options(self) -> None:
         from msgbus.drivers.qpid_login import KNOWN
@@ -570,14 +571,6 @@ def _explain(condition: str) -> tuple[str, bool]:
     if condition == "amqp:resource-limit-exceeded":
         return "the broker was silent for too long, or a limit of it is reached: see its log", False
     return "see the broker's log", False
-
-
-def _after_fork(ref: weakref.ref[QpidDriver]) -> Callable[[], None]:
-    def in_child() -> None:
-        if (driver := ref()) is not None:
-            driver._abandon()
-
-    return in_child
 
 
 def _fail_after_fork(future: Future[Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -24,8 +23,9 @@ from msgbus.drivers.qpid_engine import (
 from msgbus.drivers.qpid_sender import NOT_FOUND, OnDeclared, fail, finish
 from msgbus.drivers.qpid_topology import Source
 from msgbus.exceptions import MessagingException, TransportUnavailable
+from msgbus.foreign import get_logger
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 INBOX_CREDIT = 1000
 """How many messages may be on their way to an inbox; each that comes makes room for another."""

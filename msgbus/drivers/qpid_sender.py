@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -35,8 +34,9 @@ from msgbus.exceptions import (
     TransportBlocked,
     TransportUnavailable,
 )
+from msgbus.foreign import get_logger
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 NOT_FOUND = "amqp:not-found"
 FULL = "amqp:resource-limit-exceeded"

@@ -18,8 +18,9 @@ from typing import Protocol
 from msgbus.drivers.loop import Loop
 from msgbus.drivers.qpid_engine import Engine, EngineError
 from msgbus.exceptions import TransportUnavailable
+from msgbus.foreign import get_logger
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 READ_SIZE = 1 << 16
 """Bytes; above 128 KiB the C library would map and unmap memory for every read."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ from msgbus.exceptions import (
     InvalidTransportURL,
     MessageTooLarge,
 )
+from msgbus.forking import call_in_child
 from msgbus.options import read_driver_options
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ class ZmqDriver(Driver):
         self._closing = threading.Lock()
         self._closed = False
         self._start_clean()
-        os.register_at_fork(after_in_child=_after_fork(weakref.ref(self)))
+        call_in_child(self._abandon)
 
     def _start_clean(self) -> None:
         from msgbus.drivers import loop, zmq_link, zmq_node, zmq_security
@@ -387,11 +388,3 @@ class _ZmqInbox(Inbox):
     def _close(self, done: Future[None]) -> None:
         """On the loop's thread, after it was opened there, or could not be."""
         self._driver._node.close_inbox(getattr(self, "address", None), done)
-
-
-def _after_fork(ref: weakref.ref[ZmqDriver]) -> Callable[[], None]:
-    def in_child() -> None:
-        if (driver := ref()) is not None:
-            driver._abandon()
-
-    return in_child

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import re
 import secrets
@@ -33,9 +32,10 @@ from msgbus.drivers.base import Address
 from msgbus.drivers.loop import Loop
 from msgbus.drivers.zmq_matchmaker import Entry, Matchmaker, Service
 from msgbus.exceptions import ConfigurationError, InvalidTarget
+from msgbus.foreign import get_logger
 from msgbus.target import Target
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 AGAIN = 0.1
 """Seconds after which a server that was not there, or said that it does not serve a topic, is asked again."""

@@ -5,7 +5,6 @@ The protocol of that question (ZAP) is pyzmq's. It is answered on the node's own
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import time
@@ -16,8 +15,9 @@ from zmq.auth import Authenticator
 
 from msgbus.drivers.loop import Loop
 from msgbus.drivers.zmq_security import ZAP_DOMAIN, Security
+from msgbus.foreign import get_logger
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 AGAIN = 60.0
 """Seconds between two log lines about one address."""

@@ -25,8 +25,9 @@ from msgbus.drivers.loop import DOZE, Loop, Rest
 from msgbus.drivers.zmq_gate import Gate, why
 from msgbus.drivers.zmq_link import RECEIPTS, Link, LinkListener, LinkSettings, Peer, leave_out_what_is_known
 from msgbus.exceptions import TransportUnavailable
+from msgbus.foreign import get_logger
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 BATCH = 256 * 1024
 """Bytes of records that are joined to one frame."""

@@ -15,7 +15,6 @@ named after node ids, which are made here; topics stand inside of them.
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import random
 import re
@@ -27,8 +26,9 @@ import msgspec
 
 from msgbus.drivers.zmq_matchmaker import Entry, Matchmaker
 from msgbus.exceptions import ConfigurationError, TransportUnavailable
+from msgbus.foreign import get_logger
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 NODE_SIZE = 16
 """Characters of a node's id."""

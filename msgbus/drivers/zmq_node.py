@@ -6,7 +6,6 @@ Everything here belongs to the loop's thread, but for what says otherwise.
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import re
 import socket
@@ -25,8 +24,9 @@ from msgbus.drivers.zmq_queue import FOREVER, Parcel, fail, finish
 from msgbus.drivers.zmq_receiver import LocalConsumer, Receiver
 from msgbus.drivers.zmq_sender import Sender
 from msgbus.exceptions import CallCancelled, MessageUndeliverable, MessagingException, TransportUnavailable
+from msgbus.foreign import get_logger
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 TICK = 0.05
 """Seconds between two looks at what waits for a server."""

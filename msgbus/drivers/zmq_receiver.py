@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -17,8 +16,9 @@ from msgbus.drivers.zmq_frames import Data, write_address
 from msgbus.drivers.zmq_link import Link
 from msgbus.drivers.zmq_links import Links
 from msgbus.drivers.zmq_matchmaker import Service
+from msgbus.foreign import get_logger
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 LIMBO = 0.2
 """Seconds after which it is known whether the process at the other end of a lost connection lives."""

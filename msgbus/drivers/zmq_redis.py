@@ -22,7 +22,6 @@ what they have put together.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import random
 import threading
@@ -37,8 +36,9 @@ from msgbus.drivers.loop import Loop
 from msgbus.drivers.zmq_local import ENTRY_MAX, LocalMatchmaker, prepare
 from msgbus.drivers.zmq_matchmaker import Entry, Matchmaker
 from msgbus.exceptions import ConfigurationError
+from msgbus.foreign import get_logger
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 LEASE = 10
 """Seconds after which a node that says nothing more is gone."""

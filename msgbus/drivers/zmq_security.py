@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import ipaddress
-import logging
 import os
 import stat
 from collections.abc import Mapping
@@ -20,8 +19,9 @@ import zmq
 from zmq.auth import load_certificate
 
 from msgbus.exceptions import ConfigurationError
+from msgbus.foreign import get_logger
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 INSECURE = "insecure_let_anybody_send_and_read"
 ZAP_DOMAIN = b"msgbus"

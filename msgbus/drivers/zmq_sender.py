@@ -8,7 +8,6 @@ Everything here belongs to the loop's thread.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -27,8 +26,9 @@ from msgbus.exceptions import (
     TransportBlocked,
     TransportUnavailable,
 )
+from msgbus.foreign import get_logger
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 WINDOW = 32 * 1024 * 1024
 """Bytes on one connection that have no receipt yet; more than one message past it is not sent before there are some."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import threading
 import weakref
 from collections.abc import Mapping
@@ -12,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from msgbus import options
 from msgbus.exceptions import ConfigurationError
+from msgbus.foreign import get_logger
+from msgbus.forking import call_in_child
 from msgbus.rpc.gone import warn_of_gone_options
 from msgbus.transport import Transport, get_rpc_transport
 from msgbus.url import TransportHost, TransportURL
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from msgbus.rpc.connection import Connection
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 _SERVER_PARAMS = ("hostname", "port", "username", "password", "virtual_host")
 
@@ -42,7 +42,7 @@ class _Bound:
 
 
 _bound = _Bound()
-os.register_at_fork(after_in_child=_bound.renew_lock)
+call_in_child(_bound.renew_lock)
 
 
 def remember(connection: Connection) -> None:

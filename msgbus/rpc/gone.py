@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
+from msgbus.foreign import get_logger
 from msgbus.options import names_in_files
 
 if TYPE_CHECKING:
     from oslo_config import cfg
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 GONE = {
     "rpc_conn_pool_size": "all threads share one connection",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,11 +9,12 @@ from typing import Any
 from msgbus.drivers.base import Address, Delivery, Subscription
 from msgbus.exceptions import MessagingException, SerializationError
 from msgbus.executor import Executor
+from msgbus.foreign import get_logger
 from msgbus.message import decode
 from msgbus.server import STOP_TIMEOUT
 from msgbus.transport import Transport, wait_for
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 AGAIN_AFTER = 1.0
 """Seconds until the callback gets a message again for which it raised: at once, it would spin."""

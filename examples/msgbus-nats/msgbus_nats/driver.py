@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import random
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
@@ -37,6 +35,7 @@ from msgbus.exceptions import (
     MessagingException,
     TransportUnavailable,
 )
+from msgbus.forking import call_in_child
 from msgbus.options import connection_opts, hosts_of, read_driver_options
 from msgbus.url import TransportURL
 from msgbus_nats.connection import NOBODY, Connection, status_of
@@ -111,7 +110,7 @@ class NatsDriver(Driver):
         self.where = "NATS at " + ", ".join(map(str, self._hosts))
         self._inherited: list[object] = []
         self._start_clean()
-        os.register_at_fork(after_in_child=_after_fork(weakref.ref(self)))
+        call_in_child(self._forked)
 
     def _start_clean(self) -> None:
         self._lock = threading.Lock()
@@ -450,11 +449,3 @@ class NatsDriver(Driver):
             each.abandon()
         for future in futures:
             fail(future, CallCancelled(f"the process forked: what was under way to {self.where} is the parent's"))
-
-
-def _after_fork(ref: weakref.ref[NatsDriver]) -> Callable[[], None]:
-    def in_child() -> None:
-        if (driver := ref()) is not None:
-            driver._forked()
-
-    return in_child

@@ -40,6 +40,7 @@ from msgbus.drivers.base import (
     raise_missing,
 )
 from msgbus.exceptions import CallCancelled, MessageTooLarge, MessageUndeliverable
+from msgbus.forking import call_in_child
 from msgbus.options import read_driver_options
 from msgbus.url import TransportURL
 
@@ -61,7 +62,7 @@ class NewdriverDriver(Driver):
         self._options = read_driver_options(conf, *self.options(), url)
         self._url = url
         self._start_clean()
-        os.register_at_fork(after_in_child=_after_fork(weakref.ref(self)))
+        call_in_child(self.forked)
 
     def _start_clean(self) -> None:
         self._lock = threading.Lock()
@@ -145,14 +146,6 @@ class NewdriverDriver(Driver):
         for future in inherited:
             if not future.done():
                 future.set_exception(CallCancelled("the process forked: this was left to the parent"))
-
-
-def _after_fork(ref: weakref.ref[NewdriverDriver]) -> Callable[[], None]:
-    def in_child() -> None:
-        if (driver := ref()) is not None:
-            driver.forked()
-
-    return in_child
 
 
 class _Subscription(Subscription):

@@ -1,0 +1,57 @@
+"""What is to happen in forked children: for all objects that live, and at no cost for those that do not."""
+
+from __future__ import annotations
+
+import gc
+import os
+
+import pytest
+from oslo_config import cfg
+
+from msgbus import forking, get_rpc_transport
+
+
+class Item:
+    def __init__(self, name: str, calls: list[str]) -> None:
+        self.name = name
+        self.calls = calls
+        forking.call_in_child(self.on_fork)
+
+    def on_fork(self) -> None:
+        self.calls.append(self.name)
+        if self.name == "broken":
+            raise SystemExit("broken")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_each_living_object_is_told_of_a_fork_once_in_order() -> None:
+    """In a child the methods of the objects that live are called in order, also after one that raises."""
+    calls: list[str] = []
+    items = [Item(name, calls) for name in ("first", "broken", "dropped", "last")]
+    del items[2]
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if calls == ["first", "broken", "last"] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert not calls
+
+
+@pytest.mark.parametrize("url", ["fake://", "zmq://", "rabbit://guest:guest@127.0.0.1:1/", "qpid://127.0.0.1:1/"])
+def test_closed_transports_leave_nothing_behind(url: str) -> None:
+    """Of transports that were made and closed no object is left, neither their own nor one for forks."""
+    if url.startswith("qpid"):
+        pytest.importorskip("proton")
+    conf = cfg.ConfigOpts()
+    conf([], default_config_files=[], default_config_dirs=[])
+
+    def objects_after(count: int) -> int:
+        for _ in range(count):
+            get_rpc_transport(conf, url).cleanup()
+        gc.collect()
+        return len(gc.get_objects())
+
+    objects_after(20)  # what is imported and remembered once
+    registered = len(forking._methods)
+    before = objects_after(20)
+    assert objects_after(500) - before < 200
+    assert len(forking._methods) == registered
