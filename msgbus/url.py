@@ -19,12 +19,21 @@ if TYPE_CHECKING:
 _SCHEME = re.compile(r"([a-z][a-z0-9_.-]*)(?:\+[a-z0-9_.+-]*)?://(.*)", re.IGNORECASE | re.DOTALL)
 _HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%a-z]+\]|[^:\[\]]*)(?::(?P<port>[0-9]*))?")
 
+# Up to three characters are shown, so that a typo in a port can be seen.
+_NO_PORT = re.compile(r"(:(?![0-9]{1,5}(?:[,/?]|$))|\?)(?=.{4}).*", re.DOTALL)
+_ESCAPE = "a password's own @ , / ? are written %40 %2C %2F %3F, also in the value of an option"
+
 
 def mask(text: str) -> str:
-    """Return a URL that could not be read with all before its last ``@`` replaced: no part of a password is left."""
+    """Return a URL that could not be read without what may be a part of a password.
+
+    That is all before its last ``@``. Where there is none, it is what follows a colon and is no port, since somebody
+    may have left the host out, and what follows a question mark, which a password may hold.
+    """
     secret, at, rest = text.rpartition("@")
     if not at:
-        return text
+        scheme, sign, rest = text.rpartition("://")
+        return scheme + sign + _NO_PORT.sub(r"\1***", rest)
     scheme = _SCHEME.fullmatch(secret)
     return f"{secret.partition('://')[0]}://***@{rest}" if scheme else f"***@{rest}"
 
@@ -83,6 +92,7 @@ class TransportURL:
         if match is None:
             raise InvalidTransportURL(mask(url), "a transport URL begins with DRIVER://, for example rabbit://")
         transport, rest = match.groups()
+        _refuse_ambiguous(rest, url)
         rest, _, query = rest.partition("?")
         # A password may hold a slash that nobody escaped; the path begins behind the last @.
         credentials, at, hosts = rest.rpartition("@")
@@ -116,6 +126,29 @@ class TransportURL:
         path = quote(self.virtual_host or "", safe="")
         query = f"?{urlencode(shown_query, safe='*')}" if self.query else ""
         return f"{self.transport}://{','.join(texts)}/{path}{query}"
+
+
+def _refuse_ambiguous(rest: str, url: str) -> None:
+    """Refuse what looks like hosts or options, and may be a piece of a password that was not escaped.
+
+    Hosts and names of options are shown in errors and logs, and a wrong host would be sent the rest of the password.
+
+    Raises:
+        InvalidTransportURL: it is ambiguous.
+    """
+    before, _, query = rest.partition("?")
+    has_login, has_host = "@" in before, not before.startswith(("/", "?")) and before != ""
+    for option in query.split("&"):
+        # The value of an option may be a URL with a log-in of its own.
+        if "@" in option and ("://" not in option.partition("@")[0] or (has_host and not has_login)):
+            raise InvalidTransportURL(mask(url), f"an @ stands behind the question mark: {_ESCAPE}")
+    logins = before.rpartition("@")[0].split(",")
+    if len(logins) > 1 and "@" not in logins[0] and ":" in logins[0]:
+        why = "the first host has a port and no user, and a later one has a user: write a user before the first too"
+        raise InvalidTransportURL(mask(url), f"{why}; {_ESCAPE}")
+    users = [login.rpartition("@")[2] for login in logins[1:]]
+    if ":" in logins[0].partition("@")[0] and any(":" not in user for user in users):
+        raise InvalidTransportURL(mask(url), f"the first user has a password, and a later one has none; {_ESCAPE}")
 
 
 def backend_name(rpc_backend: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import traceback
+from random import Random
 
 import pytest
 
@@ -138,3 +139,63 @@ def test_configured_url_is_a_secret_option() -> None:
     conf.log_opt_values(Log(), 10)
     assert any("transport_url" in line for line in logged)
     assert not [line for line in logged if SECRET in line]
+
+
+DELIMITERS = "/?#@,:[]%&= "
+
+
+def urls_with_wild_passwords(seed: int) -> list[str]:
+    """URLs whose passwords hold delimiters that are not escaped."""
+    random = Random(seed)
+    made = []
+    for _ in range(400):
+        pieces = [random.choice([SECRET, SECRET, "12", "x", ""]) for _ in range(random.randint(1, 4))]
+        password = "".join(piece + random.choice(DELIMITERS) for piece in pieces) + random.choice([SECRET, ""])
+        scheme = random.choice(["fake", "rabbit", "zmq", "rabbits", "nosuch"])
+        tail = random.choice(
+            ["@h", "@h:1/v", "@h1,h2/", "@h/?max_message_size=5", "@h/?nosuch=1", "@h:x", "@", "@[::1"]
+        )
+        made.append(f"{scheme}://{random.choice(['u', ''])}:{password}{tail}")
+    return made
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_error_about_a_url_holds_a_piece_of_its_password(seed: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever delimiters a password holds that nobody has escaped, no error's text, cause or log line holds it."""
+    refused = 0
+    for url in urls_with_wild_passwords(seed):
+        conf = new_conf()
+        try:
+            get_rpc_transport(conf, url).cleanup()
+        except MessagingException as exc:
+            refused += 1
+            text = "".join(traceback.format_exception(exc, chain=True)[-1:]) + repr(exc) + repr(vars(exc))
+            while exc.__cause__ is not None:
+                exc = exc.__cause__  # type: ignore[assignment]
+                text += f"{exc} {exc!r}"
+            assert SECRET[:4] not in text, url
+        assert SECRET[:4] not in caplog.text, url
+    assert refused > 20
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"rabbit://u:12?{SECRET}=x@h",
+        f"rabbit://u:12,{SECRET}@h",
+        f"rabbit://u:p@1?{SECRET}@h",
+        f"rabbit://u:12?{SECRET}=a://b@h",
+        f"rabbit://u:p@1,{SECRET}@h",
+        f"rabbit://u:{SECRET}",
+        f"rabbit://u:12{SECRET}/v",
+        f"rabbit://u:1/{SECRET}?x@h",
+        f"rabbit://u:x/{SECRET}",
+        f"u:{SECRET}",
+        f"rabbit:u:{SECRET}@h",
+    ],
+)
+def test_what_may_be_a_piece_of_a_password_is_refused_and_not_shown(url: str) -> None:
+    """A URL that may be read in two ways, since its password is not escaped, is refused without showing it."""
+    with pytest.raises(InvalidTransportURL) as caught:
+        get_rpc_transport(new_conf(), url)
+    assert SECRET[:4] not in str(caught.value) + repr(caught.value) + repr(vars(caught.value))

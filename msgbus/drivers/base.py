@@ -17,7 +17,7 @@ Rules that hold for all of it:
   overlap.
 * **Errors.** A driver raises, and sets on its futures, errors of `msgbus.exceptions` only. Those of its library are
   mapped at one place, and say which host, port, user and name were tried, why it failed and what to check; never a
-  password.
+  password. In its log (`msgbus.foreign.get_logger`) what others say is escaped.
 * **Connections** open when first needed, come back by themselves with a jittered back-off, and are shared. After a
   reconnect inboxes come back first, then subscriptions, then go the sends that waited.
 * **No repeats.** A driver never sends a message twice by itself: the core does, where the caller's policy allows it.
@@ -78,6 +78,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
         "TransportBlocked",
         "TransportUnavailable",
     ),
+    "msgbus.foreign": ("get_logger",),
     "msgbus.forking": ("call_in_child",),
     "msgbus.options": ("connection_opts", "hosts_of", "read_driver_options"),
     "msgbus.url": ("TransportHost", "TransportURL"),

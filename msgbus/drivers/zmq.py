@@ -40,6 +40,7 @@ from msgbus.exceptions import (
 )
 from msgbus.forking import call_in_child
 from msgbus.options import read_driver_options
+from msgbus.url import mask
 
 if TYPE_CHECKING:
     from msgbus.drivers.zmq_matchmaker import Matchmaker
@@ -151,7 +152,9 @@ class ZmqDriver(Driver):
 
         self._options = options = read_driver_options(conf, *self.options(), url)
         if url.hosts:
-            raise InvalidTransportURL(str(url), "zmq has no hosts: write zmq:// alone, and see the option matchmaker")
+            raise InvalidTransportURL(
+                mask(url.unmasked()), "zmq has no hosts: write zmq:// alone, and see the option matchmaker"
+            )
         path = f"/{url.virtual_host.lstrip('/')}" if url.virtual_host else None
         if path and "run_dir" in url.query:
             raise InvalidTransportURL(str(url), "it names a run directory twice, as path and as run_dir")

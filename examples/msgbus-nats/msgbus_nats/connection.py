@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -17,12 +16,13 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from msgbus.drivers.base import Address
+from msgbus.foreign import get_logger
 from msgbus.url import TransportHost
 from msgbus_nats.clock import Clock
 from msgbus_nats.errors import STREAM_EXISTS, JetStreamError
 from msgbus_nats.names import consumer_of, roll_call_of, stream_of, subject_of
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 OnMessage = Callable[[Msg], Awaitable[None]]
 

@@ -35,6 +35,7 @@ from msgbus.exceptions import (
     MessagingException,
     TransportUnavailable,
 )
+from msgbus.foreign import get_logger
 from msgbus.forking import call_in_child
 from msgbus.options import connection_opts, hosts_of, read_driver_options
 from msgbus.url import TransportURL
@@ -43,7 +44,7 @@ from msgbus_nats.errors import CONSUMER_MISSING, STREAM_MISSING, JetStreamError,
 from msgbus_nats.names import headers_of, subject_of
 from msgbus_nats.receiving import NatsInbox, NatsSubscription, fail, finish
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 HEADER_ROOM: Final = 1024
 """Bytes of the server's max_payload that are kept for headers."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
@@ -16,11 +15,12 @@ from nats.aio.msg import Msg
 
 from msgbus.drivers.base import Address, Delivery, Inbox, OnDelivery, Subscription
 from msgbus.exceptions import CallCancelled, MessagingException
+from msgbus.foreign import get_logger
 from msgbus_nats.connection import FANOUT_KEPT, NOBODY, Connection, status_of
 from msgbus_nats.errors import is_refusal, mapped, reason_of
 from msgbus_nats.names import consumer_of, message_of, roll_call_of, subject_of
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 PULL_SECONDS: Final = 0.5
 """Seconds that one pull request lasts. A subscription that stops waits for the last one, so that nothing which is on
