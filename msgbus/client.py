@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import math
 import threading
 import time
@@ -23,6 +22,7 @@ from msgbus.exceptions import (
     SerializationError,
     TransportUnavailable,
 )
+from msgbus.foreign import get_logger
 from msgbus.message import (
     AT_LEAST_ONCE,
     CONTENT_TYPES,
@@ -41,7 +41,7 @@ from msgbus.streams import Stream
 from msgbus.target import Target
 from msgbus.transport import Transport
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 Delivery = Literal["at_most_once", "at_least_once"]
 

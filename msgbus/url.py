@@ -32,8 +32,8 @@ def mask(text: str) -> str:
     """
     secret, at, rest = text.rpartition("@")
     if not at:
-        scheme, sign, rest = text.rpartition("://")
-        return scheme + sign + _NO_PORT.sub(r"\1***", rest)
+        before, sign, rest = text.rpartition("://")
+        return before + sign + _NO_PORT.sub(r"\1***", rest)
     scheme = _SCHEME.fullmatch(secret)
     return f"{secret.partition('://')[0]}://***@{rest}" if scheme else f"***@{rest}"
 

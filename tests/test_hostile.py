@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pathlib
 import queue
 import re
 import threading
@@ -111,6 +112,9 @@ class Endpoint:
             yield 1
         finally:
             raise EXCEPTIONS[how]()
+
+    def divide(self, _ctxt: object) -> float:
+        return 1 / 0
 
     def fine(self, _ctxt: object) -> str:
         return "fine"
@@ -482,3 +486,20 @@ def test_tables_hold_no_control_characters(
     printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
     assert all(line.isprintable() for line in printed.split("\n"))
     assert "[red]FORGED[/red]" in printed
+
+
+def test_every_module_logs_through_the_safe_logger() -> None:
+    """No module takes a logger of its own: what is written there would not be escaped."""
+    root = pathlib.Path(msgbus.server.__file__).parent
+    own = [path for path in root.rglob("*.py") if "logging.getLogger(__name__)" in path.read_text()]
+    assert own == []
+
+
+def test_a_line_tells_where_it_was_logged(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """A record has the file and function of who logs, and the arguments, as any other."""
+    with pytest.raises(ZeroDivisionError):
+        bench.client.call({}, "divide")
+    (record,) = [record for record in caplog.records if "raised" in record.getMessage()]
+    assert (record.filename, record.name, record.msg) == ("processing.py", "msgbus.processing", "%r (call %s) raised")
+    assert record.exc_info is not None
+    assert record.exc_info[0] is ZeroDivisionError
