@@ -62,6 +62,7 @@ class Executor(Generic[T]):
         self._average = 0.0
         self._watching = False
         self._closed = False
+        self._next_start = 0.0
 
     def submit(self, item: T) -> None:
         """Have `item` run, as soon as there is a thread for it. Never blocks."""
@@ -115,7 +116,7 @@ class Executor(Generic[T]):
 
     def _rouse(self) -> None:
         """Wake the thread that became idle last, or start one."""
-        if not self._wake() and len(self._workers) < self._size:
+        if not self._wake() and len(self._workers) < self._size and time.monotonic() >= self._next_start:
             self._start()
 
     def _wake(self) -> bool:
@@ -135,8 +136,11 @@ class Executor(Generic[T]):
             try:
                 worker.thread.start()  # Under the lock: `close` joins what it finds, which has to have been started.
             except RuntimeError as exc:  # The operating system gives no more threads; what waits is tried again.
-                LOG.error("no thread can be started for %s: %s", self._name, exc)
-                self._call_later(START_AGAIN, self._watch)
+                LOG.error("no thread can be started for %s: %s; it is tried again", self._name, exc)
+                self._next_start = time.monotonic() + START_AGAIN
+                if not self._watching:
+                    self._watching = True
+                    self._call_later(START_AGAIN, self._watch)
                 return
             self._workers.append(worker)
 

@@ -319,3 +319,47 @@ def test_close_under_stress_runs_all_that_was_submitted(timer: Timer) -> None:
             executor.submit(item)
         assert executor.close(PATIENCE) == 0
         assert sorted(ran) == list(range(10))
+
+
+def test_no_thread_for_a_moment_costs_no_item(timer: Timer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the operating system gives no thread, what was submitted is run once it does."""
+    start, refused = threading.Thread.start, []
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("scarce") and len(refused) < 2:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr("msgbus.executor.START_AGAIN", 0.01)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    ran = threading.Semaphore(0)
+    executor: Executor[int] = Executor(2, lambda _item: ran.release(), "scarce", timer.call_later)
+    for item in range(5):
+        executor.submit(item)
+    for _ in range(5):
+        assert ran.acquire(timeout=PATIENCE)
+    assert len(refused) == 2
+    assert executor.close(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("error", [SystemExit(), KeyboardInterrupt(), GeneratorExit()])
+def test_no_item_costs_a_thread(timer: Timer, error: BaseException) -> None:
+    """Whatever an item raises, its thread goes on, and so does the timer's."""
+
+    class Hostile(BaseException):
+        def __str__(self) -> str:
+            raise error
+
+    done = threading.Event()
+
+    def fail(_item: object) -> None:
+        raise Hostile
+
+    executor: Executor[int] = Executor(1, fail, "hardy", timer.call_later)
+    for item in range(3):
+        executor.submit(item)
+    assert executor.close(PATIENCE) == 0
+    timer.call_later(0, lambda: fail(None))
+    timer.call_later(0, done.set)
+    assert done.wait(PATIENCE)

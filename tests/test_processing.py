@@ -197,3 +197,50 @@ def test_a_cast_whose_connection_was_gone_comes_again(bench: Bench) -> None:
     assert found.depth == 1
     assert again.outcome == "accepted"
     assert not bench.ran
+
+
+class Unsettleable(Handed):
+    """A delivery of a broken driver: to settle it raises."""
+
+    __slots__ = ()
+
+    def accept(self) -> bool:
+        super().accept()
+        raise RuntimeError("accept")
+
+
+@pytest.mark.parametrize("policy", ["at_most_once", "at_least_once"])
+@pytest.mark.parametrize("call", [True, False], ids=["call", "cast"])
+def test_a_delivery_that_cannot_be_settled_costs_nothing_else(bench: Bench, policy: str, call: bool) -> None:
+    """Where a driver's `accept` raises, nothing stays unfinished, and what waited for the outcome is settled."""
+    further = Handed(bench.request(policy, call=call))
+    bench.hook = lambda: bench.processor.process(further)
+    bench.processor.process(Unsettleable(bench.request(policy, call=call)))
+    assert further.outcome == ("accepted" if bench.ran else None)
+
+
+@pytest.mark.parametrize("policy", ["at_most_once", "at_least_once"])
+def test_a_call_whose_answer_cannot_be_sent_is_settled(
+    bench: Bench, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where neither the result nor an error can be sent, since sending raises, the delivery is settled all the same."""
+
+    def send_until(*_args: object, **_kwargs: object) -> None:
+        raise TransportUnavailable("broken")
+
+    monkeypatch.setattr(bench.transport, "send_until", send_until)
+    delivery = Handed(bench.request(policy))
+    bench.processor.process(delivery)
+    assert delivery.outcome == ("accepted" if policy == "at_most_once" else "requeued")
+
+
+def test_a_dead_letter_that_cannot_be_sent_is_settled(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a dead letter cannot even be handed to the driver, the delivery is settled: the log has it."""
+
+    def send_until(*_args: object, **_kwargs: object) -> None:
+        raise ValueError("broken")
+
+    monkeypatch.setattr(bench.transport, "send_until", send_until)
+    delivery = Handed(bench.request("at_most_once", call=False), redelivered=True)
+    bench.processor.process(delivery)
+    assert delivery.outcome == "accepted"
