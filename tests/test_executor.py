@@ -323,7 +323,8 @@ def test_close_under_stress_runs_all_that_was_submitted(timer: Timer) -> None:
 
 def test_no_thread_for_a_moment_costs_no_item(timer: Timer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the operating system gives no thread, what was submitted is run once it does."""
-    start, refused = threading.Thread.start, []
+    start = threading.Thread.start
+    refused: list[threading.Thread] = []
 
     def refuse(thread: threading.Thread) -> None:
         if thread.name.startswith("scarce") and len(refused) < 2:

@@ -199,7 +199,7 @@ def test_a_cast_is_given_up_whatever_its_exception_does(bench: Bench, how: str) 
 
 @pytest.mark.parametrize("error", [ValueError("hook"), SystemExit("hook"), KeyboardInterrupt(), GeneratorExit()])
 def test_the_hook_for_dead_letters_may_raise_anything(bench: Bench, error: BaseException) -> None:
-    """What the hook raises is logged, and the delivery is settled."""
+    """What the hook raises is logged, the dead letter is stored, and the delivery is settled."""
     bench.hook = raising(error)
     client = bench.client.prepare(delivery="at_least_once")
     for _ in range(PREFETCH + 1):
@@ -207,6 +207,7 @@ def test_the_hook_for_dead_letters_may_raise_anything(bench: Bench, error: BaseE
     for _ in range(PREFETCH + 1):
         assert bench.given_up.acquire(timeout=PATIENCE)
     bench.check()
+    assert bench.transport.inspect(Address("dead", "msgbus", "foo"), PATIENCE) == Depth(0, PREFETCH + 1)
 
 
 @pytest.mark.parametrize("error", [ValueError("handler"), SystemExit("handler")])
