@@ -410,6 +410,14 @@ class Speaker:
 
 
 @pytest.fixture
+def log_level() -> Iterator[None]:
+    """The command sets the level of the root logger, which is put back."""
+    before = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(before)
+
+
+@pytest.fixture
 def speaker(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of a bus with a server that says what no terminal may get."""
     transport = new_transport()
@@ -424,6 +432,7 @@ def speaker(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     transport.cleanup()
 
 
+@pytest.mark.usefixtures("log_level")
 @pytest.mark.parametrize("json_wanted", [False, True])
 @pytest.mark.parametrize("debug", [False, True])
 @pytest.mark.parametrize(
