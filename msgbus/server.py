@@ -18,8 +18,8 @@ from msgbus.foreign import get_logger
 from msgbus.message import AT_LEAST_ONCE, PING_NAMESPACE, decode_request
 from msgbus.processing import OnDeadLetter, Processor, Work, time_left
 from msgbus.serializer import Serializer
-from msgbus.target import Target
-from msgbus.transport import Transport, wait_for
+from msgbus.target import Target, topic_hint
+from msgbus.transport import Transport, check_transport, wait_for
 
 LOG = get_logger(__name__)
 
@@ -49,7 +49,7 @@ def get_rpc_server(
 
     Raises:
         InvalidTarget: topic or server is missing.
-        TypeError: an endpoint or the policy is of no use.
+        TypeError: the transport or target is something else, or an endpoint or the policy is of no use.
         ValueError: an executor that does not exist.
     """
     if executor not in (None, "threading"):
@@ -99,13 +99,21 @@ class RPCServer:
         on_dead_letter: OnDeadLetter | None = None,
         addresses: Sequence[Address] | None = None,
     ) -> None:
+        check_transport(transport, "server")
+        if not isinstance(target, Target):
+            raise TypeError(
+                f"what a server serves is a Target: Target(topic={target!r}, server=NAME), with a name for it"
+            )
         if not target.topic or not target.server:
-            raise InvalidTarget("a server's target needs a topic and a server", target)
+            raise InvalidTarget(f"a server's target needs a topic and a server{topic_hint(target)}", target)
         self.transport = transport
         self.target = target
         self.dispatcher = dispatcher
-        conf = transport.conf
-        if conf.rpc_ping_enabled:
+        from msgbus.options import SERVER_OPTIONS
+
+        for name in SERVER_OPTIONS:  # Now, and not when it starts, which may be much later.
+            transport.option(name)
+        if transport.option("rpc_ping_enabled"):
             dispatcher.add_endpoint(_Ping(target))
         if addresses is None:
             topic = transport.address(target(server=None, fanout=None))
@@ -121,6 +129,15 @@ class RPCServer:
         self._stopping = False
         self._processor = Processor(transport, target.server, dispatcher, on_dead_letter, self._run_again)
 
+    def __repr__(self) -> str:
+        if self._subscription is None:
+            state = "not serving"
+        elif self._stopping:
+            state = "stopping"
+        else:
+            state = "serving" if self._subscription.ready.done() else "starting"
+        return f"<RPCServer {self.target}, {state}, over {self.transport}>"
+
     def start(self, timeout: float | None = None) -> None:
         """Begin to serve; returns when requests will arrive. On a server that runs already: nothing.
 
@@ -134,21 +151,21 @@ class RPCServer:
         """
         if self._subscription is not None and self._subscription.ready.done():
             return
-        conf, transport = self.transport.conf, self.transport
-        end = time.monotonic() + (conf.rpc_response_timeout if timeout is None else timeout)
+        transport = self.transport
+        end = time.monotonic() + (transport.option("rpc_response_timeout") if timeout is None else timeout)
         transport.inbox(end)
         with self._state:
             if self._subscription is None or self._executor is None:
                 self._stopping = False
                 self._executor = Executor(
-                    conf.executor_thread_pool_size,
+                    transport.option("executor_thread_pool_size"),
                     self._processor.process,
                     f"msgbus-{self.target.topic}",
                     transport.timer.call_later,
                 )
                 # The deliveries hold a thread each; the executor may queue those for which there is none.
                 self._subscription = transport.driver.subscribe(
-                    self._addresses, self._executor.submit, prefetch=conf.rpc_prefetch
+                    self._addresses, self._executor.submit, prefetch=transport.option("rpc_prefetch")
                 )
             subscription, executor = self._subscription, self._executor
         try:  # Without the lock: `stop` and `wait` may put an end to it.

@@ -77,3 +77,10 @@ class Target:
     def __str__(self) -> str:
         given = ((f.name, getattr(self, f.name)) for f in fields(self))
         return f"<Target {', '.join(f'{name}={value}' for name, value in given if value is not None)}>"
+
+
+def topic_hint(target: Target) -> str:
+    """What to add to an error where the topic of a target is missing; empty where nothing is known."""
+    if target.topic or not target.exchange:
+        return ""
+    return f" (did you mean Target(topic={target.exchange!r})? The first argument is the exchange)"

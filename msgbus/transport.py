@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from msgbus.drivers.base import CONTRACT, Address, Capability, Delivery, Depth, Driver, Inbox, Message, Sent
 from msgbus.exceptions import (
     CallCancelled,
+    ConfigurationError,
     DriverLoadFailure,
     MessageDeliveryFailure,
     MessageUndeliverable,
@@ -100,7 +101,8 @@ def get_rpc_transport(
 ) -> Transport:
     """Make a transport. Nothing is connected yet.
 
-    What stands in a configuration file, is nobody's and is nearly an option of msgbus's is warned of in the log.
+    What stands in a configuration file, is nobody's and is nearly an option of msgbus's is warned of in the log, as is
+    what is an option of oslo.messaging's or stands in a wrong group.
 
     Args:
         conf: options are registered on it, and read from it.
@@ -111,17 +113,28 @@ def get_rpc_transport(
     Raises:
         InvalidTransportURL: the URL cannot be read.
         DriverLoadFailure: the driver is unknown or cannot be loaded.
-        ConfigurationError: an option of the driver has a wrong name or value.
-        TypeError: `conf` is no configuration.
+        ConfigurationError: an option of the driver has a wrong name, or an option of the driver or of the core a wrong
+            value; or no URL is given and `conf` has not been called.
+        TypeError: `conf` is no configuration, or `allowed_remote_exmods` no list.
     """
     from msgbus import options
     from msgbus.misspelt import warn_of_misspelt
+    from msgbus.unread import warn_of_unread
 
+    if isinstance(allowed_remote_exmods, str):
+        raise TypeError(f"allowed_remote_exmods is a list of the names of modules: [{allowed_remote_exmods!r}]")
     options.register(conf)
+    if url is None and options.is_unread(conf):
+        raise ConfigurationError(
+            "no transport URL was given, and the configuration was never read: call conf(...) first, for example "
+            "conf([], default_config_files=['service.conf'])"
+        )
     parsed = url if isinstance(url, TransportURL) else TransportURL.parse(conf, url)
+    options.check_core_options(conf)
     cls = load_driver_class(parsed.transport)
     driver = cls(conf, parsed)
     warn_of_misspelt(conf, cls.options()[0])
+    warn_of_unread(conf, *cls.options(), by_default=url is None and not options.says_where(conf))
     return Transport(conf, parsed, driver, allowed_remote_exmods)
 
 
@@ -151,6 +164,7 @@ class Transport:
         self.driver = driver
         self.allowed_remote_exmods = frozenset(allowed_remote_exmods or ())
         self.closed = False
+        self._options: dict[str, tuple[Any, Any]] = {}  # by name: the value as it stands, and as it was read
         self._start_clean()
         call_in_child(self._start_clean)
 
@@ -159,7 +173,7 @@ class Transport:
         self.router = ReplyRouter()
         self.running: dict[str, ControlHandler] = {}
         self.timer = Timer("msgbus-timer")
-        self.window = SendWindow(self.conf.rpc_send_window)
+        self.window = SendWindow(self.option("rpc_send_window"))
         self._repeats: dict[_Repeat, None] = {}  # those that wait for their next try
         self._inbox_name: str | None = None
         self._inbox: Inbox | None = None
@@ -168,9 +182,26 @@ class Transport:
         self._watching = False
         self._watch_lock = threading.Lock()
 
+    def option(self, name: str) -> Any:
+        """The value of one of the core's options, as it is now.
+
+        Raises:
+            ConfigurationError: it does not fit; see `msgbus.options.read_option`.
+        """
+        try:
+            value = self.conf[name]
+        except Exception:  # `read_option` makes words of it.
+            value = None
+        known = self._options.get(name)
+        if known is None or value is None or known[0] is not value:
+            from msgbus.options import read_option  # With oslo.config, which takes its time.
+
+            known = self._options[name] = (value, read_option(self.conf, name))
+        return known[1]
+
     def address(self, target: Target) -> Address:
         """Where a request for `target` goes. The target has a topic: the caller has seen to it."""
-        exchange, topic = target.exchange or self.conf.control_exchange, target.topic or ""
+        exchange, topic = target.exchange or self.option("control_exchange"), target.topic or ""
         if target.fanout:
             return Address("fanout", exchange, topic)
         if target.server:
@@ -240,7 +271,7 @@ class Transport:
         first, up_since = self._note_first_connection(), self.driver.up_since
         if up_since is None or up_since == first:
             return 0.0
-        return up_since + float(self.conf.rpc_reply_grace)
+        return up_since + float(self.option("rpc_reply_grace"))
 
     def send(self, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
         """Send once."""
@@ -471,6 +502,19 @@ class _Repeat:
         """There will be no further try."""
         if self._transport._repeats.pop(self, self) is None:
             self._on_outcome(error)
+
+
+def check_transport(transport: object, whose: str) -> None:
+    """See that a client or server is given a transport.
+
+    Raises:
+        TypeError: it is something else. That is not shown: it may be a URL with a password.
+    """
+    if not hasattr(transport, "driver"):
+        raise TypeError(
+            f"the first argument of a {whose} is a Transport, not {type(transport).__name__}: "
+            "transport = get_rpc_transport(conf, url)"
+        )
 
 
 def wait_for(future: Future[object] | Future[None], deadline: float, what: str, driver: Driver) -> None:
