@@ -5,6 +5,7 @@ configuration says how: ``rpc_backend`` or ``transport_url``. See the README for
 """
 
 from msgbus.client import RPCClient, get_rpc_client
+from msgbus.current import CurrentRequest, RequestLogFilter, current_request
 from msgbus.dispatcher import (
     DefaultRPCAccessPolicy,
     ExpectedException,
@@ -29,6 +30,7 @@ from msgbus.exceptions import (
     MessageUndeliverable,
     MessagingException,
     MessagingTimeout,
+    NoCurrentRequest,
     NoSuchMethod,
     OutcomeUnknown,
     RemoteError,
@@ -53,6 +55,7 @@ __all__ = [
     "CallCancelled",
     "CapabilityMissing",
     "ConfigurationError",
+    "CurrentRequest",
     "DeadLetter",
     "DefaultRPCAccessPolicy",
     "DriverLoadFailure",
@@ -68,6 +71,7 @@ __all__ = [
     "MessageUndeliverable",
     "MessagingException",
     "MessagingTimeout",
+    "NoCurrentRequest",
     "NoOpSerializer",
     "NoSuchMethod",
     "OutcomeUnknown",
@@ -78,6 +82,7 @@ __all__ = [
     "RPCServer",
     "RPCVersionCapError",
     "RemoteError",
+    "RequestLogFilter",
     "SerializationError",
     "Serializer",
     "ServerLost",
@@ -89,6 +94,7 @@ __all__ = [
     "TransportURL",
     "TransportUnavailable",
     "UnsupportedVersion",
+    "current_request",
     "expected_exceptions",
     "expose",
     "get_rpc_client",

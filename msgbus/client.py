@@ -36,7 +36,7 @@ from msgbus.message import (
     new_id,
 )
 from msgbus.replies import Pending, PendingAnswers, PendingCall, PendingStream
-from msgbus.serializer import NoOpSerializer, Serializer
+from msgbus.serializer import NoOpSerializer, Serializer, check_serializer
 from msgbus.streams import Stream
 from msgbus.target import Target, topic_hint
 from msgbus.transport import Transport, check_transport
@@ -55,8 +55,14 @@ _UNSET: Any = object()
 
 
 def get_rpc_client(transport: Transport, target: Target, **options: Any) -> RPCClient:
-    """Make a client; the options are those of `RPCClient`."""
-    return RPCClient(transport, target, **options)
+    """Make a client; the options are those of `RPCClient`.
+
+    Raises:
+        TypeError: a method of the serializer is ``async``; and as for `RPCClient`.
+    """
+    client = RPCClient(transport, target, **options)
+    check_serializer(client.serializer)
+    return client
 
 
 class RPCClient:

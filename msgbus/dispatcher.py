@@ -8,12 +8,13 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from functools import cached_property, wraps
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
+from msgbus.awaitables import async_methods, refuse_async, refuse_awaitable
 from msgbus.exceptions import AccessDenied, InvalidArguments, NoSuchMethod, UnsupportedVersion
 from msgbus.message import MAX_VERSION, PING_NAMESPACE, Request
-from msgbus.serializer import NoOpSerializer, Serializer
+from msgbus.serializer import NoOpSerializer, Serializer, check_serializer
 from msgbus.target import Target
 
 P = ParamSpec("P")
@@ -87,6 +88,17 @@ def expected_exceptions(*types: type[BaseException]) -> Callable[[Callable[P, R]
 
             return run_generator
 
+        if inspect.iscoroutinefunction(func):  # It stays one, so that it is seen to be one.
+
+            @wraps(func)
+            async def run_coroutine(*args: P.args, **kwargs: P.kwargs) -> Any:
+                try:
+                    return await func(*args, **kwargs)
+                except types:
+                    raise ExpectedException from None
+
+            return run_coroutine  # type: ignore[return-value]  # R is a coroutine
+
         @wraps(func)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
@@ -153,15 +165,17 @@ class RPCDispatcher:
         """Check and keep the endpoints.
 
         Raises:
-            TypeError: an endpoint's ``target`` is not a `Target`, its version is none, or the policy is not a
-                subclass of `RPCAccessPolicyBase`.
+            TypeError: an endpoint's ``target`` is not a `Target`, its version is none, the policy is not a subclass of
+                `RPCAccessPolicyBase`, or something that would be called is ``async``.
         """
         policy = access_policy or DefaultRPCAccessPolicy
         given: object = policy
         if not (isinstance(given, type) and issubclass(given, RPCAccessPolicyBase)):
             raise TypeError(f"access_policy has to be a subclass of RPCAccessPolicyBase, not {policy!r}")
         self.serializer = serializer or NoOpSerializer()
+        check_serializer(self.serializer)
         self._policy = policy()
+        refuse_async(f"is_allowed of {policy.__name__}", self._policy.is_allowed)
         self._endpoints: list[tuple[object, Target]] = []
         self._found: dict[tuple[str | None, str | None, str], Method] = {}
         if isinstance(endpoints, str | bytes | dict | type) or not isinstance(endpoints, Iterable):
@@ -177,8 +191,8 @@ class RPCDispatcher:
             target: its namespace and version; None means those of its attribute ``target``.
 
         Raises:
-            TypeError: it is a class whose methods need an object, its ``target`` is not a `Target`, or the version in
-                that is none.
+            TypeError: it is a class whose methods need an object, its ``target`` is not a `Target`, the version in that
+                is none, or a method that may be called is ``async``.
         """
         if isinstance(endpoint, _NO_ENDPOINTS) or inspect.isroutine(endpoint):
             raise TypeError(f"an endpoint is an object whose methods are called, not {endpoint!r}")
@@ -194,6 +208,13 @@ class RPCDispatcher:
             _version(target.version or "1.0")
         except ValueError as exc:
             raise TypeError(f"endpoint {endpoint!r}: {exc}") from None
+        for name in async_methods(endpoint):
+            if self._allows(endpoint, name):
+                raise TypeError(
+                    f"{_name_of(endpoint)}.{name} is async, and a server runs plain methods, each on a thread of its "
+                    "own: make it a plain one (asyncio.run() in it runs a coroutine), or keep it from being called, by "
+                    "an underscore before its name or by an access policy"
+                )
         self._endpoints.append((endpoint, target))
 
     def find(self, request: Request) -> Method:
@@ -230,7 +251,7 @@ class RPCDispatcher:
             method = _method(endpoint, name)
             if method is None:
                 continue
-            if self._policy.is_allowed(endpoint, name):
+            if self._allows(endpoint, name):
                 return method
             denied = True
         if denied:
@@ -264,6 +285,11 @@ class RPCDispatcher:
         ]
         return has[:1]
 
+    def _allows(self, endpoint: object, name: str) -> bool:
+        allowed = self._policy.is_allowed(endpoint, name)
+        refuse_awaitable("the access policy returned", allowed)  # It would count as a yes.
+        return bool(allowed)
+
     def _nearest(self, namespace: str | None, name: str) -> str | None:
         """The method that may have been meant, of those that may be called."""
         known = {
@@ -271,7 +297,7 @@ class RPCDispatcher:
             for endpoint, target in self._endpoints
             if namespace in target.accepted_namespaces
             for found in dir(endpoint)
-            if not found.startswith("_") and _method(endpoint, found) and self._policy.is_allowed(endpoint, found)
+            if not found.startswith("_") and _method(endpoint, found) and self._allows(endpoint, found)
         }
         near = difflib.get_close_matches(name, sorted(known), n=1)
         return near[0] if near else None
@@ -280,18 +306,19 @@ class RPCDispatcher:
         """Run a request and return the method's result, serialized. A generator comes back as one, not run yet.
 
         Raises:
-            RPCDispatcherError: as for `find`, and `InvalidArguments` where the arguments do not fit the signature.
+            RPCDispatcherError: as for `find`, `InvalidArguments` where the arguments do not fit the signature, and
+                where the method returned what would have to be awaited.
             Exception: whatever the method raises.
         """
         method = self.find(request)
         serializer = self.serializer
         if type(serializer) is NoOpSerializer:
-            return _run(method, request.context, request.args)
+            return _run(request.method, method, request.context, request.args)
         context = serializer.deserialize_context(request.context)
         args = {name: serializer.deserialize_entity(context, value) for name, value in request.args.items()}
-        result = _run(method, context, args)
+        result = _run(request.method, method, context, args)
         if isinstance(result, Generator):
-            return _serialize_each(serializer, context, result)
+            return _serialize_each(serializer, context, each_plain(request.method, result))
         return serializer.serialize_entity(context, result)
 
 
@@ -303,9 +330,14 @@ def _method(endpoint: object, name: str) -> Method | None:
     return found if callable(found) and not isinstance(found, Target) else None
 
 
-def _run(method: Method, context: Any, args: dict[str, Any]) -> Any:
+def _name_of(endpoint: object) -> str:
+    named = endpoint if isinstance(endpoint, type | ModuleType) else type(endpoint)
+    return str(getattr(named, "__qualname__", named.__name__))
+
+
+def _run(name: str, method: Method, context: Any, args: dict[str, Any]) -> Any:
     try:
-        return method(context, **args)
+        result = method(context, **args)
     except TypeError as exc:
         # Raised by the call itself, not inside the method: there is no frame below this one, or below our decorator's.
         tb = exc.__traceback__
@@ -314,6 +346,8 @@ def _run(method: Method, context: Any, args: dict[str, Any]) -> Any:
         if tb is None:
             raise InvalidArguments(f"{exc}{_forgotten_context(method, args)}") from None
         raise
+    refuse_awaitable(f"the method {name!r} returned", result)
+    return result
 
 
 def _forgotten_context(method: Method, args: dict[str, Any]) -> str:
@@ -323,6 +357,18 @@ def _forgotten_context(method: Method, args: dict[str, Any]) -> str:
     except (TypeError, ValueError):
         return ""
     return f"; a method takes the caller's context first: def {getattr(method, '__name__', 'method')}(self, ctxt, ...)"
+
+
+def each_plain(name: str, items: Generator[Any, Any, Any]) -> Generator[Any, None, None]:
+    """The items that a method yields, none of which is to be awaited.
+
+    Raises:
+        RPCDispatcherError: one is.
+    """
+    with closing(items):
+        for item in items:
+            refuse_awaitable(f"the method {name!r} yielded", item)
+            yield item
 
 
 def _serialize_each(

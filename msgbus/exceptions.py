@@ -24,6 +24,7 @@
     │   ├── InvalidArguments (TypeError)
     │   └── AccessDenied
     ├── RPCVersionCapError              the version cap forbids the request
+    ├── NoCurrentRequest (LookupError)  no request is being run here
     └── SerializationError (ValueError) a value cannot travel, or what came cannot be read
 
 Where a class takes several arguments they are kept in ``args``, so that an error can be copied, pickled, and rebuilt
@@ -242,6 +243,10 @@ class RPCVersionCapError(MessagingException):
             f"The request needs version {self.version}, which the version cap {self.version_cap} forbids: the major "
             "version has to be the same, and the minor version no higher"
         )
+
+
+class NoCurrentRequest(MessagingException, LookupError):
+    """`msgbus.current_request` was called where no request is being run."""
 
 
 class SerializationError(MessagingException, ValueError):

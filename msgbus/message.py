@@ -9,7 +9,7 @@ peer that has sent that key is sent control frames.
 frame      goes to                       its ``_msgbus`` holds
 ========== ============================= ==================================================================
 request    topic, server or fanout       ttl (seconds left), at (wall clock when sent), policy, window (streams),
-                                         confirms, again
+                                         confirms, again, attempts (where a server passes it on)
 reply      the client's inbox            after a stream: its last items, seq; confirm: where to confirm it
 started    the client's inbox            inbox (of the server), server (its name)
 items      the client's inbox            items, seq (number of the first of them)
@@ -76,6 +76,7 @@ class Hints(msgspec.Struct, omit_defaults=True):
         confirms: it says when it has the answer, which its inbox may lose; the server sends the answer until then.
         again: the client sends the request once more, since it has no answer: a server that has already given one is
             to run it again.
+        attempts: how often other servers have begun it, of a cast that raised there; they say so, not the client.
     """
 
     ttl: float | None = None
@@ -85,6 +86,7 @@ class Hints(msgspec.Struct, omit_defaults=True):
     end: float | None = None
     confirms: bool = False
     again: bool = False
+    attempts: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class Request(msgspec.Struct):
@@ -355,7 +357,7 @@ def decode_request(body: bytes, content_type: str) -> Request:
         context = {}
         if (b"_context_" if isinstance(text, bytes) else "_context_") in text:  # type: ignore[operator]  # likewise
             payload = _msgpack_payload.decode(text) if content_type == MSGPACK else _json_payload.decode(text)  # type: ignore[arg-type]  # likewise
-            context = {key[len(_CONTEXT) :]: payload[key] for key in payload if key.startswith(_CONTEXT)}
+            context = context_of(payload)
     except _DECODING_ERRORS as exc:
         raise _unreadable(content_type, exc) from exc
     request.context = context
@@ -396,6 +398,23 @@ def _too_long(request: Request) -> str | None:
 
 def _length(what: str, value: str, limit: int) -> str:
     return f"{what} has {len(value)} characters, and may have {limit}: {value[:40]}…"
+
+
+def context_of(payload: Payload) -> dict[str, Any]:
+    """The sender's context in a payload, of a request or a notification."""
+    return {key[len(_CONTEXT) :]: payload[key] for key in payload if key.startswith(_CONTEXT)}
+
+
+def with_attempts(body: bytes, content_type: str, attempts: int) -> bytes:
+    """A request as it came, but for the number of times that it was begun.
+
+    Raises:
+        SerializationError: it cannot be read, or not be written again.
+    """
+    payload = decode(body, content_type)
+    hints = payload.get(EXTENSION)
+    payload[EXTENSION] = {**(hints if isinstance(hints, dict) else {}), "attempts": attempts}
+    return encode(payload, content_type)
 
 
 def _seconds(value: Any) -> float | None:
@@ -494,7 +513,7 @@ class DeadLetter(msgspec.Struct):
         reason: one line.
         address: where the message had been sent to.
         server: the name of the server that gave it up.
-        attempts: how often it was begun.
+        attempts: how often it was begun, as far as that is known.
         at: wall clock, seconds since the epoch.
         traceback: of the last attempt's exception, or an empty list.
         content_type: of `body`.

@@ -14,7 +14,6 @@ What is given up goes to the dead letters, the log and the server's hook.
 
 from __future__ import annotations
 
-import contextvars
 import logging
 import threading
 import time
@@ -22,8 +21,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator
 from typing import Any
 
+from msgbus import current
 from msgbus import deadline as inherited
-from msgbus.dispatcher import ExpectedException, RPCDispatcher
+from msgbus.awaitables import refuse_async, refuse_awaitable
+from msgbus.current import ServerContext
+from msgbus.dispatcher import ExpectedException, RPCDispatcher, each_plain
 from msgbus.drivers.base import Address, Capability, Delivery, Message
 from msgbus.exceptions import (
     InvalidTarget,
@@ -44,6 +46,7 @@ from msgbus.message import (
     UnacceptableRequest,
     decode_request,
     encode_dead_letter,
+    with_attempts,
 )
 from msgbus.running import Running
 from msgbus.transport import Transport
@@ -61,17 +64,42 @@ OnDeadLetter = Callable[[DeadLetter], None]
 
 
 class Work:
-    """A request that is being run, and its delivery."""
+    """A request that is being run, its delivery, and the server that runs it.
 
-    __slots__ = ("accepted", "at_least_once", "attempts", "deadline", "delivery", "done", "request")
+    Attributes:
+        attempts: how often it was begun before, here and elsewhere, as far as that is known.
+        failure: of a cast that is to be run again, what it raised last: the reason and the traceback.
+        running: of a call that is not over, what answers it.
+        cancelled: the client had given up a call that is over.
+    """
 
-    def __init__(self, delivery: Delivery, request: Request, deadline: float | None, at_least_once: bool) -> None:
+    __slots__ = (
+        "accepted",
+        "at_least_once",
+        "attempts",
+        "cancelled",
+        "deadline",
+        "delivery",
+        "done",
+        "failure",
+        "request",
+        "running",
+        "server",
+    )
+
+    def __init__(
+        self, server: str, delivery: Delivery, request: Request, deadline: float | None, at_least_once: bool
+    ) -> None:
+        self.server = server
         self.delivery = delivery
         self.request = request
         self.deadline = deadline
         self.at_least_once = at_least_once
         self.accepted = not at_least_once
-        self.attempts = 0
+        self.attempts = _attempts_before(request, delivery)
+        self.failure: tuple[str, list[str]] = ("", [])
+        self.running: Running | None = None
+        self.cancelled = False
         self.done = False
 
 
@@ -128,7 +156,12 @@ class Processor:
         on_dead_letter: OnDeadLetter | None,
         run_again: Callable[[Work], bool],
     ) -> None:
-        """`run_again` has a cast run once more; it says False where the server is stopping."""
+        """`run_again` has a cast run once more; it says False where the server is stopping.
+
+        Raises:
+            TypeError: `on_dead_letter` is ``async``.
+        """
+        refuse_async("on_dead_letter", on_dead_letter)
         self._transport = transport
         self._server = server
         self._dispatcher = dispatcher
@@ -145,6 +178,20 @@ class Processor:
         self._finished = threading.Condition()
         self._waiting = False
         self._here = threading.local()  # what each thread runs
+        self._held: set[Work] = set()  # casts that raised, until they are run again
+        self._stopping = False
+        self.start()
+
+    def start(self) -> None:
+        """The server starts: requests run in copies of the context of whoever calls this."""
+        self._context = ServerContext()
+        self._stopping = False
+
+    def stop(self) -> None:
+        """The server stops: casts that wait to be run again are passed on to others, now and from now on."""
+        self._stopping = True
+        for work in list(self._held):
+            self._end_hold(work)
 
     # What is unfinished
 
@@ -178,7 +225,10 @@ class Processor:
     def process(self, work: Delivery | Work) -> None:
         """Run a delivery, or a cast again that raised. On a worker's thread."""
         if isinstance(work, Work):
-            self._finish(work, self._run_cast)
+            message = work.delivery.message
+            # Read anew: the method may have changed its arguments before it raised.
+            work.request = decode_request(message.body, message.content_type)
+            self._in_context(work, self._run_cast)
             return
         request = self._read(work)
         if request is None:
@@ -195,11 +245,25 @@ class Processor:
             if not self._known.wait(request.unique_id, work):
                 work.accept()
             return
-        self._here.work = Work(work, request, None if left is None else time.monotonic() + left, at_least_once)
+        deadline = None if left is None else time.monotonic() + left
+        self._in_context(Work(self._server, work, request, deadline, at_least_once), self._run)
+
+    def _in_context(self, work: Work, func: Callable[[Work], None]) -> None:
+        """Have `func` run a request in a context of its own, which has the request and its deadline in it.
+
+        All of the user's code runs there: serializers, the access policy, the method, each step of a generator, and the
+        hook for dead letters.
+        """
+        self._here.work = work
         try:
-            self._finish(self._here.work, self._run)
+            self._context.run(self._enter, work, func)
         finally:
             self._here.work = None
+
+    def _enter(self, work: Work, func: Callable[[Work], None]) -> None:
+        current.work.set(work)
+        inherited.current.set(work.deadline)
+        self._finish(work, func)
 
     def _finish(self, work: Work, run: Callable[[Work], None]) -> None:
         """Run a request. Whatever is raised that nobody foresaw, its delivery is settled: else prefetch is lost."""
@@ -268,6 +332,7 @@ class Processor:
                 deadline=work.deadline,
                 on_end=lambda running, error: self._end_call(work, running, error),
             )
+            work.running = running
         if not work.at_least_once:
             if delivery.redelivered:
                 self._decline(work, running)
@@ -286,13 +351,16 @@ class Processor:
         else:
             self._run_cast(work)
 
-    def _settle(self, work: Work, *, done: bool) -> None:
-        """The end of a request: it is done, or whoever gets it next has to run it."""
+    def _settle(self, work: Work, *, done: bool, remember: bool = True) -> None:
+        """The end of a request: it is done, or whoever gets it next has to run it.
+
+        One that is not to be remembered is run if it ever comes here again.
+        """
         if work.done:
             return
         work.done = True
         done = done or work.accepted
-        others = self._known.end(work.request.unique_id, done=done)
+        others = self._known.end(work.request.unique_id, done=done and remember)
         for delivery in others if work.accepted else (work.delivery, *others):
             try:
                 if done:
@@ -329,11 +397,12 @@ class Processor:
             if request.window is not None:
                 if not work.accepted:
                     work.accepted = work.delivery.accept()  # A stream is never started again elsewhere.
-                items = result if isinstance(result, Generator) else _only(result)
+                items = each_plain(request.method, result) if isinstance(result, Generator) else _only(result)
                 work.deadline = _end_of_stream(work)
-                self._in_context(work, running.stream, items)
+                inherited.current.set(work.deadline)
+                running.stream(items)
             elif isinstance(result, Generator):
-                running.result(self._in_context(work, _last_of, result, running))
+                running.result(_last_of(each_plain(request.method, result), running))
             else:
                 running.result(result)
         except ExpectedException as exc:
@@ -366,25 +435,14 @@ class Processor:
 
     def _end_call(self, work: Work, running: Running, error: BaseException | None) -> None:
         """The client has its answer, or cannot be given it."""
+        work.cancelled, work.running = running.cancelled, None  # The two hold each other: memory is freed at once so.
         self._forget(running)
         self._settle(work, done=error is None or _nobody_else_can(error))
 
     def _dispatch(self, work: Work) -> Any:
-        token = inherited.current.set(work.deadline)
-        try:
-            return self._dispatcher.dispatch(work.request)
-        finally:
-            inherited.current.reset(token)
-
-    @staticmethod
-    def _in_context(work: Work, func: Callable[..., Any], *args: Any) -> Any:
-        """Run what iterates over a generator: its code is the handler's, and inherits the deadline too."""
-
-        def run() -> Any:
-            inherited.current.set(work.deadline)
-            return func(*args)
-
-        return contextvars.copy_context().run(run)
+        result = self._dispatcher.dispatch(work.request)
+        refuse_awaitable(f"the method {work.request.method!r} returned", result)  # The dispatcher may be anybody's.
+        return result
 
     def _tick(self) -> None:
         """Show life to the clients that wait. Goes on for as long as something runs."""
@@ -412,7 +470,7 @@ class Processor:
         try:
             result = self._dispatch(work)
             if isinstance(result, Generator):
-                self._in_context(work, _last_of, result, None)
+                _last_of(each_plain(request.method, result), None)
         except ExpectedException:
             LOG.debug("the cast %r raised what it is expected to", request.method, exc_info=True)
         except BaseException as exc:  # sys.exit() too: it has to be settled
@@ -427,20 +485,66 @@ class Processor:
 
     def _run_again_or_bury(self, work: Work, exc: BaseException) -> None:
         request = work.request
-        work.attempts = max(work.attempts, work.delivery.attempts or 0) + 1
+        work.attempts += 1
+        work.failure = f"{name_of(type(exc))}: {text_of(exc)}", traceback_of(exc)
         if work.attempts > self._cast_retries or isinstance(exc, RPCDispatcherError | SerializationError):
-            self._bury(work, f"{name_of(type(exc))}: {text_of(exc)}", work.attempts, traceback_of(exc))
+            self._bury(work, work.failure[0], work.attempts, work.failure[1])
             return
         delay = RETRY_DELAYS[min(work.attempts, len(RETRY_DELAYS)) - 1]
+        if work.deadline is not None and time.monotonic() + delay >= work.deadline:
+            reason = f"{work.failure[0]}; its deadline passes before it could be run again"
+            self._bury(work, reason, work.attempts, work.failure[1])
+            return
         LOG.warning(
             "the cast %r (%s) raised %r, and is run again in %g s", request.method, request.unique_id, exc, delay
         )
-        self._transport.timer.call_later(delay, lambda: self.again(work))
+        self._held.add(work)
+        if self._stopping:  # Looked at last: what was held before, `stop` has found.
+            self._end_hold(work)
+        else:
+            self._transport.timer.call_later(delay, lambda: self._end_hold(work))
+
+    def _end_hold(self, work: Work) -> None:
+        try:
+            self._held.remove(work)
+        except KeyError:
+            return  # The server has stopped meanwhile, and somebody else has it.
+        self.again(work)
 
     def again(self, work: Work) -> None:
-        """Run a cast again, or give it back where the server is stopping."""
-        if not self._run_again(work):
+        """Run a cast again, or pass it on where the server is stopping."""
+        if self._stopping or not self._run_again(work):
+            self._pass_on(work)
+
+    def _pass_on(self, work: Work) -> None:
+        """Let another server run a cast that raised here.
+
+        A copy goes, which says how often it was begun. Where none can be sent the message itself is given back: then
+        nobody knows more of it than that it was handed over before.
+        """
+        address, message = work.delivery.address, work.delivery.message
+        if address.kind == "fanout":  # It is this server's alone, and goes with it.
+            reason = f"the server was stopped before it could be run again; it had raised {work.failure[0]}"
+            self._in_context(work, lambda work: self._bury(work, reason, work.attempts, work.failure[1]))
+            return
+        left = time_left(work.request, work.delivery)
+        try:
+            body = with_attempts(message.body, message.content_type, work.attempts)
+        except SerializationError:
+            body = None
+        if body is None or address.kind == "pool" or (left is not None and left <= 0):  # To a pool nobody can send.
             self._settle(work, done=False)
+            return
+
+        def on_outcome(error: BaseException | None) -> None:
+            if error is not None:
+                LOG.info("the cast %r (%s) is given back: %s", work.request.method, work.request.unique_id, error)
+            # It is not remembered: the copy may come here, if the server starts again.
+            self._settle(work, done=error is None, remember=False)
+
+        end = time.monotonic() + max(self._grace, 1.0)
+        copy = Message(body, message.content_type, message.id, left, message.durable, max(self._grace, 1.0))
+        self._transport.send_until(end, address, copy, mandatory=True, on_outcome=on_outcome)
 
     # Dead letters
 
@@ -467,7 +571,7 @@ class Processor:
         )
         if self._on_dead_letter is not None:
             try:
-                self._on_dead_letter(letter)
+                refuse_awaitable("the hook returned", self._on_dead_letter(letter))
             except BaseException:  # sys.exit() too: it has to be settled
                 LOG.exception("the hook for dead letters raised")
         work.accepted = False
@@ -487,6 +591,15 @@ class Processor:
             self._transport.send_until(end, dead, buried, mandatory=False, on_outcome=on_outcome)
         except Exception as exc:
             on_outcome(exc)
+
+
+def _attempts_before(request: Request, delivery: Delivery) -> int:
+    """How often a request was begun by other servers, as far as that is known.
+
+    One that stopped in good order has said so in the request. Of one that was lost only its delivery is known.
+    """
+    passed_on = 0 if request.hints is None else request.hints.attempts
+    return passed_on + max(delivery.attempts or 0, int(delivery.redelivered))
 
 
 def time_left(request: Request, delivery: Delivery) -> float | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from msgbus.awaitables import refuse_async
 from msgbus.exceptions import SerializationError
 
 
@@ -69,3 +70,13 @@ class JsonPayloadSerializer(NoOpSerializer):
             return msgspec.to_builtins(entity)
         except (TypeError, ValueError, OverflowError, RecursionError) as exc:
             raise SerializationError(f"cannot be turned into plain data: {exc}") from exc
+
+
+def check_serializer(serializer: Serializer) -> None:
+    """Refuse a serializer that msgbus would have to await.
+
+    Raises:
+        TypeError: one of its methods is ``async``.
+    """
+    for name in ("serialize_entity", "deserialize_entity", "serialize_context", "deserialize_context"):
+        refuse_async(f"{name} of {type(serializer).__name__}", getattr(serializer, name, None))

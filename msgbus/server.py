@@ -49,7 +49,9 @@ def get_rpc_server(
 
     Raises:
         InvalidTarget: topic or server is missing.
-        TypeError: the transport or target is something else, or an endpoint or the policy is of no use.
+        TypeError: the transport or target is something else; an endpoint or the policy is of no use; or something that
+            the server would call is ``async``: a method that may be called, the policy, the serializer,
+            `on_dead_letter`. The text names it.
         ValueError: an executor that does not exist.
     """
     if executor not in (None, "threading"):
@@ -141,6 +143,9 @@ class RPCServer:
     def start(self, timeout: float | None = None) -> None:
         """Begin to serve; returns when requests will arrive. On a server that runs already: nothing.
 
+        Each request runs in a fresh copy of the context (`contextvars`) in which this is called: what is set in a
+        request no other request sees, and all steps of a generator run in the context of its request.
+
         Args:
             timeout: seconds to wait for the message system; None means the option ``rpc_response_timeout``.
 
@@ -157,6 +162,7 @@ class RPCServer:
         with self._state:
             if self._subscription is None or self._executor is None:
                 self._stopping = False
+                self._processor.start()
                 self._executor = Executor(
                     transport.option("executor_thread_pool_size"),
                     self._processor.process,
@@ -205,6 +211,7 @@ class RPCServer:
                 self._subscription.stop().result(STOP_TIMEOUT)
             except (MessagingException, TimeoutError) as exc:
                 LOG.warning("%s: the message system did not say that it delivers no more: %r", self.target, exc)
+            self._processor.stop()
             for work in self._executor.take_backlog():
                 if isinstance(work, Work):
                     self._processor.again(work)
@@ -260,10 +267,11 @@ class RPCServer:
             # It is this server's alone (nobody can send to a pool alone), or must be treated as one that may have run.
             if self._executor is not None:
                 self._executor.submit(delivery)
-        elif processor.policy_of(request) == AT_LEAST_ONCE:
+        elif request.call_id is not None and processor.policy_of(request) == AT_LEAST_ONCE:
             delivery.reject(requeue=True)
         else:
-            # A message that was handed back would look like one that may have run. So a fresh copy goes.
+            # A message that was given back would look like one that may have run, which is not run again under
+            # at_most_once, and counts as an attempt of a cast. So a fresh copy goes.
             left = time_left(request, delivery)
             copy = Message(message.body, message.content_type, message.id, left, message.durable)
             processor.begin(delivery)

@@ -75,7 +75,10 @@ def serve(
     target = Target(exchange=exchange, topic=topic, server=server or f"{socket.gethostname()}-{os.getpid()}")
     instance = make_instance(endpoint, NO_ARGUMENTS)
     with open_transport(url, config_files) as transport:
-        running = get_rpc_server(transport, target, [instance])
+        try:
+            running = get_rpc_server(transport, target, [instance])
+        except TypeError as exc:  # an async method, or a wrong attribute "target"
+            raise click.UsageError(f"{endpoint} cannot be served: {exc}") from exc
         ready = False
         with _stopped_by_signal():
             try:

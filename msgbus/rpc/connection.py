@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from msgbus.awaitables import refuse_async
 from msgbus.drivers.base import Address
 from msgbus.exceptions import CallCancelled, InvalidTarget, MessagingException
 from msgbus.rpc import binding
 from msgbus.rpc.dispatcher import ProxyDispatcher
 from msgbus.rpc.messages import split_topic
-from msgbus.rpc.pool import Callback, PoolConsumer
+from msgbus.rpc.pool import Callback, PoolConsumer, process_name
 from msgbus.server import RPCServer
 from msgbus.target import Target
 from msgbus.transport import Transport
@@ -82,7 +82,8 @@ class Connection:
 
         Raises:
             InvalidTarget: the topic is none.
-            TypeError: the proxy has a ``dispatch`` that cannot be called so, or a version that is none.
+            TypeError: the proxy has a ``dispatch`` that cannot be called so, a version that is none, or a method
+                that may be called and is ``async``.
             InvalidRPCConnectionReuse: the connection is closed, or was made by the parent of this process.
             MessagingException: where `consume_in_thread` was called already, as for that.
         """
@@ -133,6 +134,7 @@ class Connection:
         """
         if not callable(callback):
             raise TypeError(f"a callback can be called, and {callback!r} cannot")
+        refuse_async(f"the callback {getattr(callback, '__qualname__', callback)}", callback)
         self._add(_Pooled(self._pool(topic, pool_name, exchange_name), callback, ack_on_error))
 
     def _pool(self, topic: str, name: str, exchange: str | None) -> Address:
@@ -207,7 +209,7 @@ class Connection:
 
     def _server(self, group: Sequence[_Served]) -> RPCServer:
         named = [one.address.server for one in group if one.address.kind == "server"]
-        name = named[0] if named else f"{socket.gethostname()[:60]}-{os.getpid()}"
+        name = named[0] if named else process_name()
         addresses = [one.address for one in group]
         addresses = [at._replace(server=name) if at.kind == "fanout" else at for at in addresses]
         target = Target(exchange=addresses[0].exchange, topic=addresses[0].topic, server=name)

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+from msgbus.awaitables import refuse_async
 from msgbus.dispatcher import RPCDispatcher
 from msgbus.exceptions import UnsupportedVersion
 from msgbus.message import PING_NAMESPACE, Request
@@ -25,7 +26,7 @@ class RpcDispatcher:
         serializer: has ``serialize_entity(context, entity)`` for results and ``deserialize_entity`` for arguments.
 
     Raises:
-        TypeError: a callback's version is none.
+        TypeError: a callback's version is none, or one of its public methods, or the serializer, is ``async``.
     """
 
     def __init__(self, callbacks: Sequence[object], serializer: Any = None) -> None:
@@ -61,13 +62,14 @@ class ProxyDispatcher(RPCDispatcher):
     """Gives requests to the ``proxy`` of a consumer: through its ``dispatch``, or to its public methods.
 
     Raises:
-        TypeError: its ``dispatch`` is another method, or a version is none.
+        TypeError: its ``dispatch`` is another method, a version is none, or what would be called is ``async``.
     """
 
     def __init__(self, proxy: object) -> None:
         super().__init__([])
         if proxy is None:
             raise TypeError("the proxy of a consumer is an object, not None")
+        refuse_async(f"dispatch of {type(proxy).__name__}", getattr(proxy, "dispatch", None))
         if not callable(getattr(proxy, "dispatch", None)):
             proxy = RpcDispatcher([proxy])
         self._run: Any = proxy.dispatch  # type: ignore[attr-defined]  # it has one, as was just seen

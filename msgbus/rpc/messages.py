@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from msgbus.awaitables import refuse_async
 from msgbus.client import RPCClient
 from msgbus.dispatcher import is_version
 from msgbus.exceptions import InvalidTarget, SerializationError, TransportUnavailable
@@ -20,6 +21,8 @@ class EntitySerializer(NoOpSerializer):
     """Makes a serializer of what the old API takes as one: it knows entities, and no context."""
 
     def __init__(self, entities: Any) -> None:
+        for name in ("serialize_entity", "deserialize_entity"):
+            refuse_async(f"{name} of {type(entities).__name__}", getattr(entities, name, None))
         self._entities = entities
 
     def serialize_entity(self, ctxt: Any, entity: Any) -> Any:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
 
+from msgbus import current
+from msgbus import deadline as inherited
+from msgbus.awaitables import refuse_awaitable
+from msgbus.current import ServerContext
 from msgbus.drivers.base import Address, Delivery, Subscription
 from msgbus.exceptions import MessagingException, SerializationError
 from msgbus.executor import Executor
 from msgbus.foreign import get_logger
-from msgbus.message import decode
+from msgbus.message import Payload, Request, context_of, decode
+from msgbus.processing import Work
 from msgbus.server import STOP_TIMEOUT
 from msgbus.transport import Transport, wait_for
 
@@ -20,6 +27,11 @@ AGAIN_AFTER = 1.0
 """Seconds until the callback gets a message again for which it raised: at once, it would spin."""
 
 Callback = Callable[[dict[str, Any]], object]
+
+
+def process_name() -> str:
+    """What a consumer is called that was given no name."""
+    return f"{socket.gethostname()[:60]}-{os.getpid()}"
 
 
 class PoolConsumer:
@@ -32,6 +44,8 @@ class PoolConsumer:
         self._ack_on_error = ack_on_error
         self._subscription: Subscription | None = None
         self._stopping = False
+        self._context = ServerContext()
+        self._server = process_name()
         self._executor: Executor[Delivery] = Executor(
             transport.option("executor_thread_pool_size"),
             self._run,
@@ -90,7 +104,7 @@ class PoolConsumer:
             return
         LOG.debug("received %s by %s", message.id, delivery.address)
         try:
-            self._callback(payload)
+            self._context.run(self._call, delivery, payload)
         except BaseException:  # sys.exit() too: the message has to be settled
             if not self._ack_on_error:
                 LOG.exception("message %s to %s raised, and comes again", message.id, delivery.address)
@@ -98,6 +112,15 @@ class PoolConsumer:
                 return
             LOG.exception("message %s to %s raised, and is dropped", message.id, delivery.address)
         delivery.accept()
+
+    def _call(self, delivery: Delivery, payload: Payload) -> None:
+        """Call the callback. In a context of the message's own, as a request's method."""
+        unique_id = payload.get("_unique_id")
+        request_id = unique_id if isinstance(unique_id, str) else delivery.message.id
+        request = Request("", unique_id=request_id, context=context_of(payload))
+        current.work.set(Work(self._server, delivery, request, None, at_least_once=True))
+        inherited.current.set(None)
+        refuse_awaitable("the callback returned", self._callback(payload))
 
     def _again(self, delivery: Delivery) -> None:
         # It is not given back in between: RabbitMQ 4 drops what was given back twenty times.

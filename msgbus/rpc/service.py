@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgbus.awaitables import refuse_async, refuse_awaitable
 from msgbus.rpc import binding
 from msgbus.rpc.connection import Connection
 from msgbus.rpc.dispatcher import RpcDispatcher
@@ -44,7 +45,8 @@ class Service:
             conn.create_consumer(self.topic, dispatcher, fanout=True)
             hook = getattr(self.manager, "initialize_service_hook", None)
             if callable(hook):
-                hook(self)
+                refuse_async(f"initialize_service_hook of {type(self.manager).__name__}", hook)
+                refuse_awaitable("initialize_service_hook returned", hook(self))
             conn.consume_in_thread()
         except BaseException:
             self.conn = None

@@ -1,0 +1,185 @@
+"""The request that is being run: the context in which it runs, and what its code may know of it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from contextvars import Context, ContextVar, copy_context
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from msgbus.exceptions import NoCurrentRequest
+from msgbus.foreign import printable
+from msgbus.message import AT_LEAST_ONCE, AT_MOST_ONCE
+from msgbus.target import Target
+
+if TYPE_CHECKING:
+    from msgbus.drivers.base import Address
+    from msgbus.message import Request
+    from msgbus.processing import Work
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+work: ContextVar[Work | None] = ContextVar("msgbus_work", default=None)
+"""What is being run here, or None outside a request."""
+
+_LONGEST = 100
+"""Characters of an id or a method's name that go into a line of the log."""
+
+
+class ServerContext:
+    """The context (`contextvars`) in which a server was started. Each request runs in a fresh copy of it.
+
+    So what the program had set before it started the server is there for every request, and what one request sets no
+    other sees, whichever thread runs it.
+    """
+
+    def __init__(self) -> None:
+        """Take the context of whoever calls this."""
+        self._context = copy_context()
+        # A copy of a context holds the same objects. That of the module decimal is meant to be changed in place
+        # (getcontext().prec = 50), so each request needs one of its own. Where there is none yet, decimal makes one.
+        module = sys.modules.get("decimal")
+        found = [value for value in self._context.values() if module is not None and isinstance(value, module.Context)]
+        self._decimal: Any = found[0].copy() if found else None
+
+    def copy(self) -> Context:
+        """A context for one request."""
+        context = self._context.copy()
+        if self._decimal is not None:
+            context.run(sys.modules["decimal"].setcontext, self._decimal.copy())
+        return context
+
+    def run(self, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a function in a copy of this context."""
+        return self.copy().run(func, *args, **kwargs)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CurrentRequest:
+    """What a method may know of the request that it serves. `msgbus.current_request` returns it.
+
+    `cancelled` and `time_left` are looked up each time they are read; the rest never changes. Any thread may read it,
+    also after the request has ended.
+
+    Attributes:
+        request_id: names the request in the logs of both sides. It stays the same when the request is repeated.
+        call_id: names the call that waits for the answer; of a msgbus client it is the `request_id`. None for a cast.
+        method: the name of the method, as the client sent it; empty for a notification of the classic API.
+        target: where the request was sent to: exchange and topic; ``server`` where it was sent to this server alone;
+            ``fanout`` where it was sent to all; the namespace and the version that were asked for.
+        server: the name of the server that runs it.
+        context: the caller's, plain data as it came: what a serializer makes of it only the method gets. It is the
+            request's own dict: do not change it.
+        delivery: the policy that holds for it, ``"at_most_once"`` or ``"at_least_once"``.
+        redelivered: the message system has handed it over before, to this or another server: it may have run.
+        attempts: how often it has been begun, as far as that is known; 1 the first time. See
+            ``docs/explanation/delivery.md``.
+    """
+
+    request_id: str
+    call_id: str | None
+    method: str
+    target: Target
+    server: str
+    context: dict[str, Any] = field(repr=False)  # It may hold a token.
+    delivery: str
+    redelivered: bool
+    attempts: int
+    _work: Work = field(repr=False)
+
+    @property
+    def topic(self) -> str:
+        """The topic that the request was sent to."""
+        return self.target.topic or ""
+
+    @property
+    def time_left(self) -> float | None:
+        """Seconds until its deadline, 0 when that has passed; None if it has no deadline, as most casts.
+
+        Of a stream, once it has begun, it is the deadline of the whole stream, if its client gave one.
+        """
+        deadline = self._work.deadline
+        return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the client has said that it does not want the answer any more. Always False for a cast."""
+        running = self._work.running
+        return self._work.cancelled if running is None else running.cancelled
+
+
+def current_request() -> CurrentRequest:
+    """The request that is being run here: in a method, a generator, a serializer, an access policy, or a hook of them.
+
+    In a thread that a method starts it is there if the thread runs in a copy of the method's context:
+    ``Thread(target=contextvars.copy_context().run, args=(function,))``. `asyncio.run` and `asyncio.to_thread` copy it.
+
+    Raises:
+        NoCurrentRequest: no request is being run here.
+    """
+    found = work.get()
+    if found is None:
+        raise NoCurrentRequest(
+            "no request is being run here; a thread that a method starts knows of the request only if it runs in a "
+            "copy of the method's context: Thread(target=contextvars.copy_context().run, args=(function,))"
+        )
+    request = found.request
+    return CurrentRequest(
+        request_id=request.unique_id or request.call_id or "",
+        call_id=request.call_id,
+        method=request.method,
+        target=_target(found.delivery.address, request),
+        server=found.server,
+        context=request.context,
+        delivery=AT_LEAST_ONCE if found.at_least_once else AT_MOST_ONCE,
+        redelivered=found.delivery.redelivered,
+        attempts=found.attempts + 1,
+        _work=found,
+    )
+
+
+def _target(address: Address, request: Request) -> Target:
+    """Where a request was sent to, as far as the server can know."""
+    return Target(
+        exchange=address.exchange or None,
+        topic=address.topic,
+        namespace=request.namespace,
+        version=request.version,
+        server=address.server if address.kind == "server" else None,
+        fanout=True if address.kind == "fanout" else None,
+    )
+
+
+class RequestLogFilter(logging.Filter):
+    """Says in each line of a service's log which request it belongs to. It lets every line pass.
+
+    Add it to a handler (``handler.addFilter``), and name what it sets in the format. Each is ``-`` outside a request.
+    A handler that hands its records to another thread, such as a ``QueueHandler``, needs it itself.
+
+    ==================== ==========================================
+    attribute            the request's
+    ==================== ==========================================
+    ``msgbus_call``      id: what the logs of both sides have in it
+    ``msgbus_topic``     topic
+    ``msgbus_method``    method
+    ``msgbus_server``    server's name
+    ==================== ==========================================
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Set the attributes; True."""
+        found = work.get()
+        call = topic = method = server = ""
+        if found is not None:
+            request = found.request
+            call, topic = request.unique_id or request.call_id or "", found.delivery.address.topic
+            method, server = request.method, found.server
+        record.msgbus_call = printable(call, _LONGEST) or "-"
+        record.msgbus_topic = printable(topic, _LONGEST) or "-"
+        record.msgbus_method = printable(method, _LONGEST) or "-"
+        record.msgbus_server = printable(server, _LONGEST) or "-"
+        return True
