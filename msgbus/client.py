@@ -101,7 +101,7 @@ class RPCClient:
 
     def _settle(self) -> None:
         """Work out once what every request of this client needs."""
-        conf = self.transport.conf
+        option = self.transport.option
         if not isinstance(self.target, Target):
             raise TypeError(f"whom a client calls is a Target: Target(topic={self.target!r})")
         if not self.target.topic:
@@ -109,7 +109,7 @@ class RPCClient:
         for version in (self.target.version, self.version_cap):
             if version is not None:
                 version_is_compatible(version, version)
-        policy = self.delivery or conf.rpc_delivery
+        policy = self.delivery or option("rpc_delivery")
         if policy not in POLICIES:
             raise ValueError(f"delivery is 'at_most_once' or 'at_least_once', not {policy!r}")
         self._policy: str = policy
@@ -118,11 +118,11 @@ class RPCClient:
         keeps = {Capability.INBOX_KEEPS, Capability.DURABLE} <= self.transport.driver.capabilities
         self._confirms = self._repeatable and not keeps
         self._address = self.transport.address(self.target)
-        self._seconds: float = conf.rpc_response_timeout if self.timeout is None else self.timeout
+        self._seconds: float = self.timeout if self.timeout is not None else option("rpc_response_timeout")
         if not isinstance(self._seconds, int | float) or math.isnan(self._seconds):
             raise ValueError(f"a timeout is a number of seconds, not {self._seconds!r}")
-        self._grace: float = conf.rpc_reply_grace
-        self._content_type = CONTENT_TYPES[conf.rpc_codec]
+        self._grace: float = option("rpc_reply_grace")
+        self._content_type = CONTENT_TYPES[option("rpc_codec")]
 
     def prepare(
         self,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import glob
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from oslo_config import cfg
+from oslo_config import cfg, types
 
 from msgbus.exceptions import ConfigurationError
 from msgbus.foreign import get_logger
@@ -98,6 +99,11 @@ RPC_OPTS: list[cfg.Opt] = [
 ]
 """What `msgbus.rpc` adds."""
 
+SERVER_OPTIONS = ("executor_thread_pool_size", "rpc_prefetch")
+"""The core's options that only servers read."""
+
+_OPTIONS = {opt.dest: opt for opt in (*CORE_OPTS, *RPC_OPTS)}
+
 
 CONNECTION_NAMES = ("hosts", "port", "username", "password", "virtual_host")
 """The options of `connection_opts`. In a URL they have places of their own."""
@@ -150,12 +156,14 @@ def hosts_of(options: SimpleNamespace, url: TransportURL) -> tuple[TransportHost
     """The hosts of the URL, else of `connection_opts`; what one lacks, port, user or password, is of the options.
 
     Raises:
-        ConfigurationError: a host of the options is none, or there is none.
+        ConfigurationError: a host of the options is invalid or empty, there is none, or one is named twice.
     """
+    from msgbus.url import host_named_twice
+
     found = url.hosts or tuple(map(_host, options.hosts))
     if not found:
         raise ConfigurationError("the option hosts is empty: it names the hosts of the message system")
-    return tuple(
+    hosts = tuple(
         replace(
             host,
             port=options.port if host.port is None else host.port,
@@ -164,12 +172,17 @@ def hosts_of(options: SimpleNamespace, url: TransportURL) -> tuple[TransportHost
         )
         for host in found
     )
+    if twice := host_named_twice(hosts):
+        raise ConfigurationError(f"the host {twice} is named twice, in the transport URL or in the option hosts")
+    return hosts
 
 
 def _host(text: str) -> TransportHost:
     from msgbus.exceptions import InvalidTransportURL
     from msgbus.url import parse_host
 
+    if not text.strip():
+        raise ConfigurationError("the option hosts has an empty host in it: there is a comma too many")
     if "@" in text:  # The rest is not shown: it may hold a password.
         raise ConfigurationError("the option hosts holds an @: users have the options username and password")
     try:
@@ -214,9 +227,10 @@ def read_driver_options(
 
     Raises:
         ConfigurationError: a name in the query or in the group of a configuration file that the driver does not have
-            (with the nearest one that it has), or a value that does not fit.
+            (with the nearest one that it has), or a value that does not fit. Where the driver has the option ``ssl``:
+            another one whose name begins with ``ssl_`` is set, and ``ssl`` is not true.
     """
-    conf.register_opts(opts, group=group)
+    _register_group(conf, group, opts)
     by_name = {opt.dest: opt for opt in opts}
     in_files = {name for opt in opts for name in (opt.dest, opt.name)}
     in_files |= {old.name for opt in opts for old in opt.deprecated_opts if old.name and old.group in (None, group)}
@@ -231,23 +245,145 @@ def read_driver_options(
     _refuse_unknown(url.query, by_name, f"the transport URL {url}")
     values = SimpleNamespace()
     for name, opt in by_name.items():
-        setattr(values, name, _read(conf, group, opt, url))
+        if name in url.query:
+            setattr(values, name, _read_from_url(opt, url))
+        else:
+            setattr(values, name, _read(conf, group, opt))
+    if "ssl" in by_name:
+        _refuse_settings_without_tls(conf, group, values, url)
     return values
 
 
-def _read(conf: cfg.ConfigOpts, group: str, opt: cfg.Opt, url: TransportURL) -> Any:
+def check_tls_files(options: SimpleNamespace, url: TransportURL) -> None:
+    """See that the files of a driver's options for TLS can be read, and belong together.
+
+    Raises:
+        InvalidTransportURL: one cannot be read.
+        ConfigurationError: there is the key of a certificate and no certificate.
+    """
+    from msgbus.exceptions import InvalidTransportURL
+
+    for name in ("ssl_ca_file", "ssl_cert_file", "ssl_key_file"):
+        path = getattr(options, name)
+        if path and not os.access(path, os.R_OK):
+            raise InvalidTransportURL(str(url), f"{name}: {path} cannot be read")
+    if options.ssl_key_file and not options.ssl_cert_file:
+        raise ConfigurationError("ssl_key_file has no effect without ssl_cert_file, the certificate whose key it is")
+
+
+def _refuse_settings_without_tls(conf: cfg.ConfigOpts, group: str, values: SimpleNamespace, url: TransportURL) -> None:
+    """Whoever sets an option of TLS believes that it is on."""
+    given = [name for name in vars(values) if name.startswith("ssl_") and _is_given(conf, group, name, values, url)]
+    if given and not values.ssl:
+        raise ConfigurationError(
+            f"{given[0]} is set, and TLS is off, so that it would have no effect: set ssl = true in [{group}] (in a "
+            f"transport URL ?ssl=true), or remove {given[0]}"
+        )
+
+
+def _is_given(conf: cfg.ConfigOpts, group: str, name: str, values: SimpleNamespace, url: TransportURL) -> bool:
+    """Whether somebody has set an option, even to its default; to set it to nothing is to leave it out."""
+    if getattr(values, name) in (None, ""):
+        return False
+    found = conf.get_location(name, group)
+    by_default = found is None or found.location in (cfg.Locations.opt_default, cfg.Locations.set_default)
+    return name in url.query or not by_default
+
+
+def _register_group(conf: cfg.ConfigOpts, group: str, opts: Sequence[cfg.Opt]) -> None:
+    for opt in opts:
+        try:
+            conf.register_opt(opt, group=group)
+        except cfg.DuplicateOptError:
+            raise ConfigurationError(
+                f"another part of this program has registered the option {opt.dest} of [{group}] in a way of its own: "
+                f"the group is for the driver alone"
+            ) from None
+
+
+def _read_from_url(opt: cfg.Opt, url: TransportURL) -> Any:
+    if opt.dest in url.repeated and not isinstance(opt.type, types.List):
+        raise ConfigurationError(f"option {opt.dest} of the transport URL: it is given twice")
     try:
-        return opt.type(url.query[opt.dest]) if opt.dest in url.query else conf[group][opt.dest]
-    except (ValueError, RecursionError, cfg.Error) as exc:
+        return opt.type(url.query[opt.dest])
+    except ValueError as exc:
+        why = "it cannot be read" if opt.secret else _in_words(exc)
+        raise ConfigurationError(f"option {opt.dest} of the transport URL: {why}") from None
+
+
+def read_option(conf: cfg.ConfigOpts, name: str) -> Any:
+    """The value of one of the core's options, as its type says, whoever has registered it.
+
+    Each of them is read by this function, and not from `conf` itself: so every fault of a configuration is an error of
+    msgbus, which names the option and the file, and never a password.
+
+    Raises:
+        ConfigurationError: the value does not fit, or refers by a dollar sign to what cannot be read.
+    """
+    return _read(conf, None, _OPTIONS[name])
+
+
+def check_core_options(conf: cfg.ConfigOpts) -> None:
+    """See that the core's options can be read, before they are needed.
+
+    Left out are those that say where the message system is, and those of servers alone: oslo.config would warn of the
+    old name of one of these in clients too.
+
+    Raises:
+        ConfigurationError: as for `read_option`.
+    """
+    for opt in CORE_OPTS:
+        if opt.dest not in ("rpc_backend", "transport_url", *SERVER_OPTIONS):
+            read_option(conf, opt.dest)
+
+
+def is_unread(conf: cfg.ConfigOpts) -> bool:
+    """Whether nobody has called `conf`, so that it has read no file, and nobody has set where the message system is."""
+    if hasattr(conf, "config_file"):  # It is registered by the call.
+        return False
+    where = (conf.get_location(name) for name in ("rpc_backend", "transport_url"))
+    return all(found is None or found.location is cfg.Locations.opt_default for found in where)
+
+
+def _read(conf: cfg.ConfigOpts, group: str | None, opt: cfg.Opt) -> Any:
+    try:
+        if group is not None:
+            return conf[group][opt.dest]
+        value = conf[opt.dest]
+        # Where somebody else has registered the option, it is of their type, and may have a default that is not ours.
+        return opt.default if value is None else opt.type(value)
+    except (ValueError, TypeError, RecursionError, cfg.Error) as exc:
         # A dollar sign begins the name of another option: the text of the error may hold a part of the password.
-        why = "it cannot be read" if opt.secret else str(exc)
-        hint = " (a dollar sign in a value is written twice)" if not isinstance(exc, ValueError) or opt.secret else ""
-        raise ConfigurationError(f"option {opt.dest} of [{group}] or of the transport URL: {why}{hint}") from None
+        refers = isinstance(exc, RecursionError | cfg.NoSuchOptError | cfg.TemplateSubstitutionError)
+        why = "it cannot be read" if refers or opt.secret else _in_words(exc)
+        if refers or opt.secret:
+            percent = " (or, in a URL, %24)" if opt.dest == "transport_url" else ""
+            why += f"; a dollar sign in a value is written twice, $${percent}: it begins the name of another option"
+    name = "DEFAULT" if group is None else group
+    path = names_in_files(conf, name).get(opt.dest)
+    where = f"[{name}]" if path is None else f"[{name}] in {path}"
+    raise ConfigurationError(f"option {opt.dest} of {where}: {why}")
+
+
+def _in_words(exc: Exception) -> str:
+    """What oslo.config and Python say of a wrong value, without what the caller says himself."""
+    text = str(exc).rpartition(" is not valid: ")[2]
+    text = re.sub(r"could not convert string to float: ('.*?')", r"\1 is not a number", text)
+    return re.sub(r"invalid literal for int\(\) with base 10: ('.*?')", r"\1 is not a whole number", text)
 
 
 def names_in_files(conf: cfg.ConfigOpts, group: str) -> dict[str, str]:
-    """The names that stand in a group of the configuration files, whether they are options or not, and in which."""
-    return {name: path for path, groups in read_files(conf) for name in groups.get(group, ())}
+    """The names that stand in a group of the configuration files, whether they are options or not, and in which.
+
+    oslo.config reads the name of a group in small letters, but that of DEFAULT.
+    """
+    return {
+        name: path
+        for path, groups in read_files(conf)
+        for found, names in groups.items()
+        if found == group or (found != "DEFAULT" and found.lower() == group)
+        for name in names
+    }
 
 
 def read_files(conf: cfg.ConfigOpts) -> Iterator[tuple[str, dict[str, dict[str, list[str]]]]]:
@@ -259,8 +395,9 @@ def read_files(conf: cfg.ConfigOpts) -> Iterator[tuple[str, dict[str, dict[str, 
         groups: dict[str, dict[str, list[str]]] = {}
         try:
             cfg.ConfigParser(path, groups).parse()
-        except OSError as exc:  # It has been read; since then the process may have changed its folder or its user.
-            LOG.debug("%s cannot be looked at for wrong names: %s", path, exc)
+        except (OSError, ValueError, cfg.ParseError) as exc:
+            # It has been read; since then the process may have changed its folder or its user, or somebody the file.
+            LOG.debug("%s cannot be looked at for wrong names: %s", path, type(exc).__name__)
         yield path, groups
 
 

@@ -129,15 +129,14 @@ class Processor:
         run_again: Callable[[Work], bool],
     ) -> None:
         """`run_again` has a cast run once more; it says False where the server is stopping."""
-        conf = transport.conf
         self._transport = transport
         self._server = server
         self._dispatcher = dispatcher
         self._on_dead_letter = on_dead_letter
         self._run_again = run_again
-        self._policy: str = conf.rpc_delivery
-        self._grace: float = conf.rpc_reply_grace
-        self._cast_retries: int = conf.rpc_cast_retries
+        self._policy: str = transport.option("rpc_delivery")
+        self._grace: float = transport.option("rpc_reply_grace")
+        self._cast_retries: int = transport.option("rpc_cast_retries")
         self._known = _Known()
         self._running: set[Running] = set()
         self._ticking = False

@@ -104,8 +104,11 @@ class RPCServer:
         self.transport = transport
         self.target = target
         self.dispatcher = dispatcher
-        conf = transport.conf
-        if conf.rpc_ping_enabled:
+        from msgbus.options import SERVER_OPTIONS
+
+        for name in SERVER_OPTIONS:  # Now, and not when it starts, which may be much later.
+            transport.option(name)
+        if transport.option("rpc_ping_enabled"):
             dispatcher.add_endpoint(_Ping(target))
         if addresses is None:
             topic = transport.address(target(server=None, fanout=None))
@@ -134,21 +137,21 @@ class RPCServer:
         """
         if self._subscription is not None and self._subscription.ready.done():
             return
-        conf, transport = self.transport.conf, self.transport
-        end = time.monotonic() + (conf.rpc_response_timeout if timeout is None else timeout)
+        transport = self.transport
+        end = time.monotonic() + (transport.option("rpc_response_timeout") if timeout is None else timeout)
         transport.inbox(end)
         with self._state:
             if self._subscription is None or self._executor is None:
                 self._stopping = False
                 self._executor = Executor(
-                    conf.executor_thread_pool_size,
+                    transport.option("executor_thread_pool_size"),
                     self._processor.process,
                     f"msgbus-{self.target.topic}",
                     transport.timer.call_later,
                 )
                 # The deliveries hold a thread each; the executor may queue those for which there is none.
                 self._subscription = transport.driver.subscribe(
-                    self._addresses, self._executor.submit, prefetch=conf.rpc_prefetch
+                    self._addresses, self._executor.submit, prefetch=transport.option("rpc_prefetch")
                 )
             subscription, executor = self._subscription, self._executor
         try:  # Without the lock: `stop` and `wait` may put an end to it.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from msgbus.drivers.base import CONTRACT, Address, Capability, Delivery, Depth, Driver, Inbox, Message, Sent
 from msgbus.exceptions import (
     CallCancelled,
+    ConfigurationError,
     DriverLoadFailure,
     MessageDeliveryFailure,
     MessageUndeliverable,
@@ -111,14 +112,21 @@ def get_rpc_transport(
     Raises:
         InvalidTransportURL: the URL cannot be read.
         DriverLoadFailure: the driver is unknown or cannot be loaded.
-        ConfigurationError: an option of the driver has a wrong name or value.
+        ConfigurationError: an option of the driver has a wrong name, or an option of the driver or of the core a wrong
+            value; or no URL is given and `conf` has not been called.
         TypeError: `conf` is no configuration.
     """
     from msgbus import options
     from msgbus.misspelt import warn_of_misspelt
 
     options.register(conf)
+    if url is None and options.is_unread(conf):
+        raise ConfigurationError(
+            "no transport URL was given, and the configuration was never read: call conf(...) first, for example "
+            "conf([], default_config_files=['service.conf'])"
+        )
     parsed = url if isinstance(url, TransportURL) else TransportURL.parse(conf, url)
+    options.check_core_options(conf)
     cls = load_driver_class(parsed.transport)
     driver = cls(conf, parsed)
     warn_of_misspelt(conf, cls.options()[0])
@@ -159,7 +167,7 @@ class Transport:
         self.router = ReplyRouter()
         self.running: dict[str, ControlHandler] = {}
         self.timer = Timer("msgbus-timer")
-        self.window = SendWindow(self.conf.rpc_send_window)
+        self.window = SendWindow(self.option("rpc_send_window"))
         self._repeats: dict[_Repeat, None] = {}  # those that wait for their next try
         self._inbox_name: str | None = None
         self._inbox: Inbox | None = None
@@ -168,9 +176,19 @@ class Transport:
         self._watching = False
         self._watch_lock = threading.Lock()
 
+    def option(self, name: str) -> Any:
+        """The value of one of the core's options, as it is now.
+
+        Raises:
+            ConfigurationError: it does not fit; see `msgbus.options.read_option`.
+        """
+        from msgbus.options import read_option  # With oslo.config, which takes its time.
+
+        return read_option(self.conf, name)
+
     def address(self, target: Target) -> Address:
         """Where a request for `target` goes. The target has a topic: the caller has seen to it."""
-        exchange, topic = target.exchange or self.conf.control_exchange, target.topic or ""
+        exchange, topic = target.exchange or self.option("control_exchange"), target.topic or ""
         if target.fanout:
             return Address("fanout", exchange, topic)
         if target.server:

@@ -1,13 +1,23 @@
 from __future__ import annotations
 
 import pathlib
+import traceback
 from typing import Any
 
 import pytest
 from oslo_config import cfg
 
-from msgbus import ConfigurationError, TransportURL, options
+from msgbus import (
+    ConfigurationError,
+    InvalidTransportURL,
+    Target,
+    TransportURL,
+    get_rpc_server,
+    get_rpc_transport,
+    options,
+)
 from msgbus.drivers.fake import FakeDriver
+from msgbus.drivers.kombu import KombuDriver
 from msgbus.options import CORE_OPTS, RPC_OPTS, list_opts, read_driver_options
 from tests.support import new_conf
 
@@ -74,10 +84,12 @@ def test_core_defaults(name: str, value: object) -> None:
     ],
 )
 def test_core_options_refuse_nonsense(name: str, value: object, tmp_path: pathlib.Path) -> None:
-    """A value that makes no sense is refused when it is read, and the text names the option."""
+    """A value that makes no sense is refused when a transport or a server is made, with the option and the file."""
     conf = config_file(tmp_path, f"[DEFAULT]\n{name} = {value}\n")
-    with pytest.raises(cfg.ConfigFileValueError, match=name):
-        conf[name]
+    with pytest.raises(ConfigurationError, match=rf"^option {name} of \[DEFAULT\] in {tmp_path}/service.conf: "):
+        options.read_option(conf, name)
+    with pytest.raises(ConfigurationError, match=rf"^option {name} of "):  # not only when it is needed
+        get_rpc_server(get_rpc_transport(conf, "fake://"), Target(topic="t", server="s"), [])
 
 
 def test_register_again() -> None:
@@ -288,3 +300,196 @@ def test_old_name_of_another_group_is_refused_in_the_drivers(tmp_path: pathlib.P
     conf = config_file(tmp_path, "[msgbus_test]\nold_host = a\n")
     with pytest.raises(ConfigurationError, match="old_host"):
         read_driver_options(conf, "msgbus_test", opts, TransportURL("fake"))
+
+
+def conf_of(tmp_path: pathlib.Path, text: str) -> cfg.ConfigOpts:
+    """The configuration of a service that reads one file, before msgbus has seen it."""
+    path = tmp_path / "service.conf"
+    path.write_text(text)
+    conf = cfg.ConfigOpts()
+    conf([], project="service", default_config_files=[str(path)], default_config_dirs=[])
+    return conf
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "transport_url = rabbit://app:pa$swordPW@h/",
+        "transport_url = rabbit://app:pa${swordPW}@h/",
+        "transport_url = $transport_url",
+        "rpc_backend = $swordPW",
+        "rpc_send_window = $swordPW",
+        "control_exchange = half$swordPW",
+        "rpc_response_timeout = $rpc_response_timeout",
+    ],
+)
+def test_dollar_sign_in_a_core_option(line: str, tmp_path: pathlib.Path) -> None:
+    """It is our error, which names the option and the file, says how to write it, and shows no part of a password."""
+    name = line.partition(" ")[0]
+    with pytest.raises(ConfigurationError, match=rf"^option {name} of \[DEFAULT\] in .*service.conf.*\$\$") as caught:
+        get_rpc_transport(conf_of(tmp_path, f"[DEFAULT]\n{line}\n"))
+    assert "swordPW" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("password", ["pa$$sword", "pa%24sword"])
+def test_dollar_sign_that_is_written_as_the_error_says(password: str, tmp_path: pathlib.Path) -> None:
+    """Doubled or percent-encoded it is an ordinary character of a password in a transport URL."""
+    conf = conf_of(tmp_path, f"[DEFAULT]\ntransport_url = fake://app:{password}@h/\n")
+    transport = get_rpc_transport(conf)
+    assert transport.url.hosts[0].password == "pa$sword"
+    transport.cleanup()
+
+
+def test_configuration_that_nobody_has_read() -> None:
+    """To forget the call of `conf` would silently leave out every file; the error says what to do."""
+    with pytest.raises(ConfigurationError, match=r"never read: call conf\(...\) first"):
+        get_rpc_transport(cfg.ConfigOpts())
+
+
+def test_configuration_that_a_program_fills_in_itself() -> None:
+    """A program that sets the transport URL needs no file, and one that passes it needs no configuration at all."""
+    conf = cfg.ConfigOpts()
+    options.register(conf)
+    conf.set_override("transport_url", "fake://own/")
+    for transport in (get_rpc_transport(conf), get_rpc_transport(cfg.ConfigOpts(), "fake://own/")):
+        assert str(transport.url) == "fake://own/"
+        transport.cleanup()
+
+
+def test_option_that_somebody_else_has_registered_with_another_type() -> None:
+    """Its value is read as ours: a text that is a number is one, and one that is none is our error."""
+    conf = cfg.ConfigOpts()
+    conf.register_opt(cfg.StrOpt("rpc_response_timeout", default="2.5", help="somebody's"))
+    conf.register_opt(cfg.IntOpt("rpc_prefetch", default=0, help="somebody's"))
+    conf.register_opt(cfg.StrOpt("control_exchange", help="somebody's, without a default"))
+    options.register(conf)
+    assert options.read_option(conf, "rpc_response_timeout") == 2.5
+    assert options.read_option(conf, "control_exchange") == "msgbus"
+    with pytest.raises(ConfigurationError, match=r"option rpc_prefetch of \[DEFAULT\]"):
+        options.read_option(conf, "rpc_prefetch")
+
+
+def test_option_of_a_driver_that_somebody_else_has_registered() -> None:
+    """The group is the driver's alone: that is our error, which names the option and the group."""
+    conf = new_conf()
+    conf.register_opt(cfg.StrOpt("retry_delay", help="somebody's"), group="msgbus_test")
+    with pytest.raises(ConfigurationError, match=r"option retry_delay of \[msgbus_test\]"):
+        read(conf=conf)
+
+
+def test_option_that_stands_twice_in_a_url() -> None:
+    """Only an option that is a list may be given twice; of another nobody could know which value counts."""
+    with pytest.raises(ConfigurationError, match="option retry_delay of the transport URL: it is given twice"):
+        read("fake://?retry_delay=1&retry_delay=2")
+    assert read("fake://?names=a&names=b").names == ["a", "b"]
+
+
+def test_group_in_capital_letters(tmp_path: pathlib.Path) -> None:
+    """oslo.config reads the names of groups in small letters: a wrong option is found in such a one too."""
+    assert read(conf=config_file(tmp_path, "[MSGBUS_Test]\nretry_delay = 9\n")).retry_delay == 9
+    with pytest.raises(ConfigurationError, match="did you mean retry_delay"):
+        read(conf=config_file(tmp_path, "[MSGBUS_Test]\nretry_dealy = 9\n"))
+
+
+def test_file_that_has_become_malformed_since_it_was_read(tmp_path: pathlib.Path) -> None:
+    """Somebody is writing it: what was read counts."""
+    conf = config_file(tmp_path, "[msgbus_test]\nretry_delay = 9\n")
+    for content in (b"retry", b"\xff = \xff"):
+        (tmp_path / "service.conf").write_bytes(content)
+        assert read(conf=conf).retry_delay == 9
+
+
+@pytest.mark.parametrize(
+    ("hosts", "text"),
+    [("a,,b", "empty host"), ("a, ,b", "empty host"), ("a:7,b,A", "named twice"), ("a,$nothing", "twice")],
+)
+def test_hosts_of_the_options_follow_the_rules_of_a_url(hosts: str, text: str, tmp_path: pathlib.Path) -> None:
+    """What is an error in a URL is one here, also where two hosts are equal only with the option port."""
+    conf = config_file(tmp_path, f"[msgbus_test]\nport = 7\nhosts = {hosts}\n")
+    with pytest.raises(ConfigurationError, match=text):
+        options.hosts_of(
+            read_driver_options(conf, "msgbus_test", options.connection_opts({}, DEFAULTS), TransportURL("fake")),
+            TransportURL("fake"),
+        )
+
+
+# TLS
+
+TLS_OPTIONS = ["ssl_ca_file=/etc/hostname", "ssl_cert_file=/etc/hostname", "ssl_verify=true", "ssl_verify=false"]
+
+
+@pytest.mark.parametrize("tls", ["", "ssl = false\n"])
+@pytest.mark.parametrize("option", TLS_OPTIONS)
+@pytest.mark.parametrize("driver", ["kombu", "qpid"])
+def test_tls_option_without_tls_in_a_file(driver: str, option: str, tls: str, tmp_path: pathlib.Path) -> None:
+    """Whoever sets an option of TLS believes that it is on: where it is off, that is an error which says what to do."""
+    text = f"[DEFAULT]\nrpc_backend = {driver}\n[msgbus_{driver}]\n{tls}{option}\n"
+    name = option.partition("=")[0]
+    with pytest.raises(
+        ConfigurationError, match=rf"^{name} is set, and TLS is off.* ssl = true in \[msgbus_{driver}\]"
+    ):
+        get_rpc_transport(conf_of(tmp_path, text))
+    conf = conf_of(tmp_path, text.replace("ssl = false\n", "") + "ssl = true\n")
+    get_rpc_transport(conf).cleanup()
+
+
+@pytest.mark.parametrize("option", [*TLS_OPTIONS, "ssl=false&ssl_verify=true"])
+@pytest.mark.parametrize("scheme", ["kombu", "rabbit", "amqp", "qpid"])
+def test_tls_option_without_tls_in_a_url(scheme: str, option: str) -> None:
+    """The same in a URL; there also the scheme can turn TLS on."""
+    with pytest.raises(ConfigurationError, match="TLS is off"):
+        get_rpc_transport(new_conf(), f"{scheme}://h/?{option}")
+    secure = f"{scheme}s://h/?{option.removeprefix('ssl=false&')}"
+    transport: Any = get_rpc_transport(new_conf(), secure)
+    assert ":5671" in transport.driver.state
+    assert transport.url.query["ssl"] == "true"
+    transport.cleanup()
+
+
+def test_tls_option_by_an_old_name_or_by_the_program(tmp_path: pathlib.Path) -> None:
+    """Wherever it was set. What a program only makes the default is not what an operator has asked for."""
+    with pytest.raises(ConfigurationError, match="ssl_ca_file is set, and TLS is off"):
+        get_rpc_transport(conf_of(tmp_path, "[DEFAULT]\nkombu_ssl_ca_certs = /etc/hostname\n"), "rabbit://h")
+    conf = new_conf()
+    conf.register_opts(KombuDriver.options()[1], group="msgbus_kombu")
+    conf.set_default("ssl_ca_file", "/etc/hostname", group="msgbus_kombu")
+    get_rpc_transport(conf, "rabbit://h").cleanup()
+    conf.set_override("ssl_ca_file", "/etc/hostname", group="msgbus_kombu")
+    with pytest.raises(ConfigurationError, match="ssl_ca_file is set, and TLS is off"):
+        get_rpc_transport(conf, "rabbit://h")
+    conf.set_override("ssl_ca_file", "", group="msgbus_kombu")
+    get_rpc_transport(conf, "rabbit://h").cleanup()
+
+
+def test_old_option_that_turns_tls_on(tmp_path: pathlib.Path) -> None:
+    """rabbit_use_ssl of older systems is read, and counts as ours does."""
+    text = "[DEFAULT]\nrabbit_use_ssl = true\nkombu_ssl_ca_certs = /etc/hostname\n"
+    transport = get_rpc_transport(conf_of(tmp_path, text), "rabbit://h")
+    assert ":5671" in transport.driver.state
+    transport.cleanup()
+
+
+def test_key_without_its_certificate() -> None:
+    """It would not be shown to anybody."""
+    with pytest.raises(ConfigurationError, match=r"ssl_key_file .* without ssl_cert_file"):
+        get_rpc_transport(new_conf(), "rabbits://h/?ssl_key_file=/etc/hostname")
+
+
+def test_backend_that_is_a_scheme_of_tls() -> None:
+    """rpc_backend may say it too."""
+    transport = get_rpc_transport(new_conf(rpc_backend="amqps"))
+    assert ":5671" in transport.driver.state
+    transport.cleanup()
+
+
+def test_scheme_of_tls_that_the_url_contradicts() -> None:
+    """One of both is a mistake, and the wrong guess would send passwords in the clear."""
+    with pytest.raises(InvalidTransportURL, match="means TLS"):
+        get_rpc_transport(new_conf(), "rabbits://h/?ssl=no")
+
+
+def test_scheme_of_tls_wins_over_a_file(tmp_path: pathlib.Path) -> None:
+    """As any option in the URL does."""
+    transport = get_rpc_transport(conf_of(tmp_path, "[msgbus_kombu]\nssl = false\n"), "rabbits://h")
+    assert ":5671" in transport.driver.state
+    transport.cleanup()

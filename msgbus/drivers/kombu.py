@@ -34,10 +34,10 @@ from msgbus.drivers.base import (
     Subscription,
     import_library,
 )
-from msgbus.exceptions import CallCancelled, InvalidTransportURL, MessageTooLarge, TransportUnavailable
+from msgbus.exceptions import CallCancelled, MessageTooLarge, TransportUnavailable
 from msgbus.foreign import get_logger
 from msgbus.forking import call_in_child
-from msgbus.options import connection_opts, hosts_of, read_driver_options
+from msgbus.options import check_tls_files, connection_opts, hosts_of, read_driver_options
 from msgbus.timer import Timer
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class KombuDriver(Driver):
         self._url = url
         self._hosts = hosts_of(options, url)
         self._virtual_host = url.virtual_host or options.virtual_host
-        self._check_files()
+        check_tls_files(options, url)
         native = topology.NativeTopology(
             quorum=options.quorum_queues,
             server_expires=options.server_expires,
@@ -161,12 +161,6 @@ class KombuDriver(Driver):
         self._closed = False
         self._start_clean()
         call_in_child(self._abandon)
-
-    def _check_files(self) -> None:
-        for name in ("ssl_ca_file", "ssl_cert_file", "ssl_key_file"):
-            path = getattr(self._options, name)
-            if path and not os.access(path, os.R_OK):
-                raise InvalidTransportURL(str(self._url), f"{name}: {path} cannot be read")
 
     def _start_clean(self) -> None:
         from msgbus.drivers import kombu_link, kombu_loop, kombu_publisher

@@ -140,6 +140,7 @@ class Link:
         self._timer = timer
         self._hosts = hosts
         self._hopeless = 0
+        self._causes: dict[int, str] = {}  # by host: why it could not be reached since the last one that was
         self._purpose = purpose
         self._connect = connect
         self._describe = describe
@@ -171,7 +172,12 @@ class Link:
     # Opening and closing
 
     def open(self) -> None:
-        """Begin to connect, unless that has been begun."""
+        """Begin to connect, unless that has been begun.
+
+        Raises:
+            TransportUnavailable: the I/O thread cannot be started.
+        """
+        self._loop.start()
         with self._writing:
             if self._opening or self.up or self._closed:
                 return
@@ -189,10 +195,11 @@ class Link:
         except Exception as exc:
             text, hopeless = self._describe(exc, attempt)
             self._hopeless = self._hopeless + 1 if hopeless else 0
-            self.error = TransportUnavailable(text)
+            self._causes[attempt % self._hosts] = text
+            self.error = TransportUnavailable("; also ".join(self._causes.values()))
             delay = min(BACKOFF_MAX, 0.25 * 2 ** min(attempt, 8)) * random.uniform(0.5, 1.0)
-            # Once is enough for a log that somebody reads while the system is down.
-            level = logging.DEBUG if attempt else logging.WARNING
+            # Once for each host is enough for a log that somebody reads while the system is down.
+            level = logging.WARNING if attempt < self._hosts else logging.DEBUG
             LOG.log(level, "the %s connection cannot be made: %s; next try in %.1f s", self._purpose, text, delay)
             if self._hopeless >= self._hosts and not self.generation:
                 self._loop.call(self._give_up)
@@ -231,6 +238,7 @@ class Link:
         if self._tries > 1 or self.generation:
             LOG.warning("the %s connection is back: %s, try %d", self._purpose, _peer_of(sock), self._tries)
         self._tries = 0
+        self._causes = {}
         self._opening = False
         self.generation += 1
         self.up_since = time.monotonic()

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from msgbus.drivers.loop import cannot_start
+from msgbus.exceptions import TransportUnavailable
 from msgbus.foreign import get_logger
 
 if TYPE_CHECKING:
@@ -31,26 +33,49 @@ class Loop:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._poll = select.epoll()
+        # Opened by `start`.
+        self._poll: select.epoll
+        self._wake_read = self._wake_write = -1
         self._links: dict[int, Link] = {}
         self._calls: deque[Callable[[], None]] = deque()
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_write, False)
-        self._poll.register(self._wake_read, select.EPOLLIN)
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._closed = False
         self.busy = False
 
+    def start(self) -> None:
+        """Open what the thread needs, and start it. May be called again.
+
+        Raises:
+            TransportUnavailable: the thread, or a descriptor that it needs, cannot be had.
+        """
+        with self._starting:
+            if self._thread is not None or self._closed:
+                return
+            try:
+                if self._wake_read < 0:
+                    self._poll = select.epoll()
+                    self._wake_read, self._wake_write = os.pipe()
+                    os.set_blocking(self._wake_write, False)
+                    self._poll.register(self._wake_read, select.EPOLLIN)
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                thread.start()
+            except (OSError, RuntimeError) as exc:
+                raise TransportUnavailable(cannot_start(self._name, exc)) from exc
+            self._thread = thread
+
     def call(self, func: Callable[[], None]) -> bool:
-        """Run `func` on the loop's thread. False: that has ended."""
+        """Run `func` on the loop's thread. False: that has ended.
+
+        Raises:
+            TransportUnavailable: the first call could not start the thread; `func` is not run.
+        """
+        if self._thread is None:
+            self.start()
         self._calls.append(func)
         with self._starting:
             if self._closed:
                 return False
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
             self._wake()
         return True
 
@@ -92,13 +117,15 @@ class Loop:
     def abandon(self) -> None:
         """In a forked child, which has none of the threads."""
         self._closed = True
-        self._poll.close()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+        self._drop()
 
     def drop(self) -> None:
         """Give the descriptors back."""
         with self._starting:
+            self._drop()
+
+    def _drop(self) -> None:
+        if self._wake_read >= 0:
             self._poll.close()
             os.close(self._wake_read)
             os.close(self._wake_write)

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from enum import Enum
 from typing import Any
 
+from msgbus.exceptions import TransportUnavailable
 from msgbus.foreign import get_logger
 
 LOG = get_logger(__name__)
@@ -49,12 +50,11 @@ class Loop:
     """
 
     def __init__(self, name: str) -> None:
-        """Make a loop that does not run yet; `name` is its thread's."""
+        """Make a loop that does not run yet, and has opened nothing; `name` is its thread's."""
         self._name = name
         self.before_sleep: Callable[[bool], Rest] = lambda _over: Rest.SLEEP
-        self._poll = select.epoll()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._poll.register(self._wake, select.EPOLLIN)
+        self._poll: select.epoll
+        self._wake = -1
         self._readers: dict[int, Callable[[], None]] = {}
         self._calls: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self._last: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
@@ -88,10 +88,18 @@ class Loop:
         return found
 
     def call(self, func: Callable[..., Any], *args: Any) -> None:
-        """Run a function on the loop's thread, soon. Any thread."""
+        """Run a function on the loop's thread, soon. Any thread.
+
+        Raises:
+            TransportUnavailable: the thread, or a descriptor that it needs, cannot be had; the function is not run.
+        """
         self._calls.append((func, args))
         if self._state != _AWAKE or self._thread is None:
-            self._rouse()
+            try:
+                self._rouse()
+            except TransportUnavailable:
+                self._calls.remove((func, args))
+                raise
 
     def call_lazily(self, func: Callable[..., Any], *args: Any) -> None:
         """As `call`, a millisecond later if that saves waking the thread."""
@@ -104,10 +112,22 @@ class Loop:
             if self.closed:
                 return
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
+                self._start()
             self._state = _AWAKE
             os.eventfd_write(self._wake, 1)
+
+    def _start(self) -> None:
+        """Open what the thread needs, and start it. The lock is held."""
+        try:
+            if self._wake < 0:
+                self._poll = select.epoll()
+                self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+                self._poll.register(self._wake, select.EPOLLIN)
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            thread.start()
+        except (OSError, RuntimeError) as exc:
+            raise TransportUnavailable(cannot_start(self._name, exc)) from exc
+        self._thread = thread
 
     def call_last(self, func: Callable[..., Any], *args: Any) -> None:
         """Run a function when all else is done, right before the thread sleeps. On the loop's thread.
@@ -154,8 +174,9 @@ class Loop:
 
     def _drop(self) -> None:
         self.closed = True
-        self._poll.close()
-        os.close(self._wake)
+        if self._wake >= 0:
+            self._poll.close()
+            os.close(self._wake)
 
     def _run(self) -> None:
         while not (self._closing and not self._calls and not self._last):
@@ -207,6 +228,11 @@ class Loop:
         except Exception:
             LOG.exception("the I/O thread goes on after an error that is a fault of msgbus")
             return None
+
+
+def cannot_start(name: str, exc: Exception) -> str:
+    """The text of the error where an I/O thread cannot be started."""
+    return f"the I/O thread {name} cannot be started: {exc}; check the limits of open files and of threads (ulimit -a)"
 
 
 def _nothing() -> None:

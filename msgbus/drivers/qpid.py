@@ -36,14 +36,13 @@ from msgbus.drivers.base import (
 from msgbus.drivers.loop import Loop
 from msgbus.exceptions import (
     CallCancelled,
-    InvalidTransportURL,
     MessageTooLarge,
     MessageUndeliverable,
     TransportUnavailable,
 )
 from msgbus.foreign import get_logger
 from msgbus.forking import call_in_child
-from msgbus.options import connection_opts, hosts_of, read_driver_options
+from msgbus.options import check_tls_files, connection_opts, hosts_of, read_driver_options
 
 if TYPE_CHECKING:
     from msgbus.drivers.qpid_consumer import Consumer
@@ -164,10 +163,7 @@ class QpidDriver(Driver):
         from msgbus.drivers.qpid_login import KNOWN
         from msgbus.exceptions import ConfigurationError
 
-        for name in ("ssl_ca_file", "ssl_cert_file", "ssl_key_file"):
-            path = getattr(self._options, name)
-            if path and not os.access(path, os.R_OK):
-                raise InvalidTransportURL(str(self._url), f"{name}: {path} cannot be read")
+        check_tls_files(self._options, self._url)
         # In older systems they stood in one string, with blanks between them.
         self._mechanisms = " ".join(self._options.sasl_mechanisms).upper().split()
         for name in self._mechanisms:

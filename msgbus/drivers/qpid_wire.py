@@ -90,6 +90,7 @@ class Wire:
         self._owner = owner
         self._hosts = hosts
         self._hopeless = 0
+        self._causes: dict[int, str] = {}  # by host: why it could not be reached since the last one that was
         self._identity = identity
         self._connect_timeout = connect_timeout
         self._tries = 0
@@ -127,12 +128,13 @@ class Wire:
     def _failed(self, exc: Exception, attempt: int) -> None:
         text, hopeless = self._owner.describe(exc, attempt)
         self._hopeless = self._hopeless + 1 if hopeless else 0
-        self.error = TransportUnavailable(text)
+        self._causes[attempt % self._hosts] = text
+        self.error = TransportUnavailable("; also ".join(self._causes.values()))
         if self._closed:
             return
         delay = min(BACKOFF_MAX, 0.25 * 2 ** min(attempt, 8)) * random.uniform(0.5, 1.0)
-        # Once is enough for a log that somebody reads while the system is down.
-        level = logging.DEBUG if attempt else logging.WARNING
+        # Once for each host is enough for a log that somebody reads while the system is down.
+        level = logging.WARNING if attempt < self._hosts else logging.DEBUG
         LOG.log(level, "the connection cannot be made: %s; next try in %.1f s", text, delay)
         if self._hopeless >= self._hosts and not self.generation:
             self._owner.on_hopeless(self.error)
@@ -163,6 +165,7 @@ class Wire:
             LOG.warning("the connection is back: %s, try %d", self._peer(), self._tries)
         self._tries = 0
         self._hopeless = 0
+        self._causes = {}
         self._opening = False
         self.error = None
         self.generation += 1

@@ -39,7 +39,7 @@ from msgbus.exceptions import (
     MessageTooLarge,
 )
 from msgbus.forking import call_in_child
-from msgbus.options import read_driver_options
+from msgbus.options import read_driver_options, read_option
 from msgbus.url import mask
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class ZmqDriver(Driver):
         if path and "run_dir" in url.query:
             raise InvalidTransportURL(str(url), "it names a run directory twice, as path and as run_dir")
         self._run_dir = os.path.abspath(path or options.run_dir or zmq_local.default_run_dir())
-        self._exchange: str = conf.control_exchange
+        self._exchange: str = read_option(conf, "control_exchange")
         self._closing = threading.Lock()
         self._closed = False
         self._start_clean()

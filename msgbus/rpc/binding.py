@@ -146,7 +146,7 @@ def _transport(url: TransportURL | None) -> Transport:
                 conf = _conf()
                 if not _bound.transports:
                     warn_of_gone_options(conf)
-                found = get_rpc_transport(conf, url, conf.allowed_rpc_exception_modules)
+                found = get_rpc_transport(conf, url, options.read_option(conf, "allowed_rpc_exception_modules"))
                 _bound.transports[key] = found
     return found
 

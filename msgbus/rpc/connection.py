@@ -180,7 +180,7 @@ class Connection:
                 raise
 
     def _start(self, wanted: Sequence[_Served | _Pooled]) -> None:
-        end = time.monotonic() + self._transport.conf.rpc_response_timeout
+        end = time.monotonic() + self._transport.option("rpc_response_timeout")
         consumers = self._servers([one for one in wanted if isinstance(one, _Served)])
         consumers += [PoolConsumer(self._transport, *one) for one in wanted if isinstance(one, _Pooled)]
         with self._lock:
@@ -228,7 +228,9 @@ class Connection:
         with self._lock:
             self._closed = True
             consumers, self._consumers = self._consumers, []
-        _end(consumers, time.monotonic() + (self._transport.conf.rpc_response_timeout if timeout is None else timeout))
+        if timeout is None:
+            timeout = self._transport.option("rpc_response_timeout")
+        _end(consumers, time.monotonic() + timeout)
 
 
 def _end(consumers: Sequence[_Consumer], deadline: float) -> None:

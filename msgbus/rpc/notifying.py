@@ -36,14 +36,13 @@ def notify(context: Any, topic: str, msg: dict[str, Any]) -> None:
     if not isinstance(msg, dict):
         raise SerializationError(f"a notification is a dict, not {type(msg).__name__}")
     transport = binding.transport()
-    conf = transport.conf
     if not isinstance(topic, str):
         raise InvalidTarget(f"the topic must be a string, not {type(topic).__name__}", topic)
     address = transport.address(Target(topic=topic))
-    content_type = CONTENT_TYPES[conf.rpc_codec]
+    content_type = CONTENT_TYPES[transport.option("rpc_codec")]
     unique_id = new_id()
     body = encode_notification(msg, NoOpSerializer().serialize_context(context), unique_id, content_type)
-    deadline = time.monotonic() + conf.rpc_response_timeout
+    deadline = time.monotonic() + transport.option("rpc_response_timeout")
     acquire(transport, deadline)
     try:
         message = Message(body, content_type, unique_id, None, True, deadline - time.monotonic())

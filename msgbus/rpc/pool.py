@@ -32,9 +32,11 @@ class PoolConsumer:
         self._ack_on_error = ack_on_error
         self._subscription: Subscription | None = None
         self._stopping = False
-        conf = transport.conf
         self._executor: Executor[Delivery] = Executor(
-            conf.executor_thread_pool_size, self._run, f"msgbus-{address.topic}", transport.timer.call_later
+            transport.option("executor_thread_pool_size"),
+            self._run,
+            f"msgbus-{address.topic}",
+            transport.timer.call_later,
         )
 
     def start(self, timeout: float | None = None) -> None:
@@ -43,9 +45,9 @@ class PoolConsumer:
         Raises:
             MessagingException: as for `RPCServer.start`.
         """
-        conf, driver = self._transport.conf, self._transport.driver
-        end = time.monotonic() + (conf.rpc_response_timeout if timeout is None else timeout)
-        subscription = driver.subscribe([self._address], self._executor.submit, prefetch=conf.rpc_prefetch)
+        option, driver = self._transport.option, self._transport.driver
+        end = time.monotonic() + (option("rpc_response_timeout") if timeout is None else timeout)
+        subscription = driver.subscribe([self._address], self._executor.submit, prefetch=option("rpc_prefetch"))
         self._subscription = subscription
         wait_for(subscription.ready, end, f"{self._address} cannot be consumed from", driver)
 

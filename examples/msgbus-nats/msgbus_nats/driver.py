@@ -274,6 +274,7 @@ class NatsDriver(Driver):
 
     async def _connect(self) -> Connection | None:
         """A connection to the first host that answers."""
+        causes = []
         for host in self._hosts:
             connection = Connection(host, "msgbus")
             try:
@@ -282,7 +283,8 @@ class NatsDriver(Driver):
             except Exception as exc:  # nats-py lets many sorts through
                 why = f"cannot connect to {host}: {reason_of(exc)}"
                 LOG.log(logging.DEBUG if self._failed else logging.WARNING, "NATS: %s", why)
-                self._failed, self._why = True, why
+                causes.append(why)
+                self._failed, self._why = True, "; also ".join(causes)
                 self._changed.set()
         return None
 
