@@ -337,12 +337,15 @@ def check_core_options(conf: cfg.ConfigOpts) -> None:
             read_option(conf, opt.dest)
 
 
+def says_where(conf: cfg.ConfigOpts) -> bool:
+    """Whether anybody has set where the message system is."""
+    where = (conf.get_location(name) for name in ("rpc_backend", "transport_url"))
+    return any(found is not None and found.location is not cfg.Locations.opt_default for found in where)
+
+
 def is_unread(conf: cfg.ConfigOpts) -> bool:
     """Whether nobody has called `conf`, so that it has read no file, and nobody has set where the message system is."""
-    if hasattr(conf, "config_file"):  # It is registered by the call.
-        return False
-    where = (conf.get_location(name) for name in ("rpc_backend", "transport_url"))
-    return all(found is None or found.location is cfg.Locations.opt_default for found in where)
+    return not hasattr(conf, "config_file") and not says_where(conf)  # That option is registered by the call.
 
 
 def _read(conf: cfg.ConfigOpts, group: str | None, opt: cfg.Opt) -> Any:

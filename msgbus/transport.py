@@ -101,7 +101,8 @@ def get_rpc_transport(
 ) -> Transport:
     """Make a transport. Nothing is connected yet.
 
-    What stands in a configuration file, is nobody's and is nearly an option of msgbus's is warned of in the log.
+    What stands in a configuration file, is nobody's and is nearly an option of msgbus's is warned of in the log, as is
+    what is an option of oslo.messaging's or stands in a wrong group.
 
     Args:
         conf: options are registered on it, and read from it.
@@ -117,6 +118,7 @@ def get_rpc_transport(
         TypeError: `conf` is no configuration.
     """
     from msgbus import options
+    from msgbus.unread import warn_of_unread
     from msgbus.misspelt import warn_of_misspelt
 
     options.register(conf)
@@ -130,6 +132,7 @@ def get_rpc_transport(
     cls = load_driver_class(parsed.transport)
     driver = cls(conf, parsed)
     warn_of_misspelt(conf, cls.options()[0])
+    warn_of_unread(conf, *cls.options(), by_default=url is None and not options.says_where(conf))
     return Transport(conf, parsed, driver, allowed_remote_exmods)
 
 

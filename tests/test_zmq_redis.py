@@ -81,3 +81,24 @@ def test_what_is_no_entry(entry: Entry, caplog: pytest.LogCaptureFixture) -> Non
     assert "\n" not in caplog.records[0].getMessage()
     good = Entry(NODE, 1, "h", ["tcp://h:1"], [])
     assert zmq_redis._read_entry(NODE, msgspec.msgpack.encode(good)) == good
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://h?ssl_ca_certs=/x", "redis://h?ssl_cert_reqs=required", "unix:///x?ssl_ca_certs=/x"]
+)
+def test_options_of_tls_in_a_url_without_tls(url: str) -> None:
+    """They would have no effect: it is an error when the transport is made."""
+    with pytest.raises(ConfigurationError, match="has to begin with rediss://"):
+        zmq_redis.Server(url)
+
+
+@pytest.mark.parametrize("url", ["redis://h?no_such_option=1", "rediss://h?ssl_cert_reqs=nonsense"])
+def test_options_of_a_url_that_redis_does_not_have(url: str) -> None:
+    """An error when the transport is made, and not at the first connection."""
+    with pytest.raises(ConfigurationError, match=r"redis_url of .* cannot be read"):
+        zmq_redis.Server(url)
+
+
+def test_url_with_tls() -> None:
+    """Options of TLS are right in a URL that begins with rediss://."""
+    assert zmq_redis.Server("rediss://:pw@h:7/2?ssl_ca_certs=/x").name == "h:7/2"

@@ -267,7 +267,8 @@ def open_transport(url: str | None, config_files: tuple[str, ...], *, quiet: boo
     ctx = click.get_current_context()
     conf = load_configuration(config_files)
     if wants_json(ctx):
-        logging.getLogger("msgbus.misspelt").setLevel(logging.ERROR)
+        for name in ("msgbus.misspelt", "msgbus.unread"):
+            logging.getLogger(name).setLevel(logging.ERROR)
     try:
         transport = get_rpc_transport(conf, url or None)
         try:

@@ -86,10 +86,22 @@ class Server:
         """
         self._redis = import_library("redis", "redis")
         try:
-            settings = self._redis.ConnectionPool.from_url(url).connection_kwargs
+            pool = self._redis.ConnectionPool.from_url(url)
+            settings = pool.connection_kwargs
+            if (
+                any(name.startswith("ssl_") for name in settings)
+                and pool.connection_class is not self._redis.SSLConnection
+            ):
+                raise ConfigurationError(
+                    "redis_url of [msgbus_zmq] has options of TLS, which would have no effect: it has to begin with "
+                    "rediss://"
+                )
+            pool.connection_class(**settings)  # Opens nothing; an option that there is not is an error.
             self.db = int(settings.get("db") or 0)
             port = int(settings.get("port") or 6379)
-        except (ValueError, TypeError):
+        except ConfigurationError:
+            raise
+        except (ValueError, TypeError, self._redis.RedisError):
             raise ConfigurationError(
                 "redis_url of [msgbus_zmq] cannot be read: it is redis://USER:PASSWORD@HOST:PORT/DB (all but HOST may "
                 "be left out), rediss:// with TLS, or unix:///PATH; special characters of the password are "

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from msgbus.message import JSON, DeadLetter
 from tests.functional.brokers.processes import free_ports
 from tests.functional.brokers.proxy import Proxy
 from tests.functional.brokers.rabbitmq import RabbitMQ
+from tests.support import new_conf
 
 Connect = Callable[..., msgbus.Transport]
 
@@ -153,6 +155,33 @@ def test_the_next_host_is_tried(rabbitmq: RabbitMQ, connect: Connect) -> None:
         assert client_of(transport, "failover").call({}, "echo", value=1) == 1
 
 
+def test_failover_to_a_host_whose_log_in_stands_at_the_first(rabbitmq: RabbitMQ, connect: Connect) -> None:
+    """A host without a user and password has those of the host before it, and not those that are the default."""
+    (port,) = free_ports(1)
+    rabbitmq.ctl("add_user", "app", "s3cr3t")
+    try:
+        rabbitmq.ctl("set_permissions", "app", ".*", ".*", ".*")
+        transport = connect(f"rabbit://app:s3cr3t@127.0.0.1:{port}, 127.0.0.1:{rabbitmq.port} /")
+        with serving(transport, "failover"):
+            assert client_of(transport, "failover").call({}, "echo", value=1) == 1
+        assert "(user app," in transport.driver.state
+    finally:
+        rabbitmq.ctl("delete_user", "app")
+
+
+def test_hosts_that_fail_for_different_reasons(rabbitmq: RabbitMQ, connect: Connect) -> None:
+    """The error of fail-over names each host with its own reason, and no password."""
+    (port,) = free_ports(1)
+    transport = connect(f"rabbit://nobody:s3cr3t@127.0.0.1:{port},127.0.0.1:{rabbitmq.port}/")
+    client = client_of(transport, "failover", timeout=6)
+    with pytest.raises(msgbus.TransportUnavailable) as caught:
+        client.cast({}, "echo", value=1)
+    text = str(caught.value)
+    assert f"127.0.0.1:{port} (user nobody, virtual host /): [Errno 111] Connection refused" in text
+    assert f"127.0.0.1:{rabbitmq.port} (user nobody, virtual host /): the log-in was refused" in text
+    assert "s3cr3t" not in text
+
+
 # TLS
 
 
@@ -198,6 +227,63 @@ def test_calls_over_tls(tls_broker: RabbitMQ, authority: trustme.CA, connect: Co
         assert client.call({}, "echo", value=large) == large
         tasks = [Task(lambda: [client.call({}, "echo", value=i) for i in range(100)]) for _ in range(16)]
         assert all(task.result(60) == list(range(100)) for task in tasks)
+
+
+@pytest.mark.parametrize("scheme", ["amqps", "rabbits"])
+def test_scheme_that_turns_tls_on(
+    scheme: str, tls_broker: RabbitMQ, authority: trustme.CA, connect: Connect, tmp_path: Path
+) -> None:
+    """Nothing else has to be said for a call over TLS."""
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    query = f"?ssl_ca_file={tmp_path / 'ca.pem'}"
+    transport = connect(f"{scheme}://guest:guest@localhost:{tls_broker.tls_port}/{query}")
+    with serving(transport, f"tls-{scheme}"):
+        assert client_of(transport, f"tls-{scheme}").call({}, "echo", value=1) == 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "rabbit://u:s3cr3t@{at}/?ssl_ca_file={ca}",
+        "rabbit://u:s3cr3t@{at}/?ssl_verify=true",
+        "rabbit://u:s3cr3t@{at}/?ssl=false&ssl_cert_file={ca}",
+        "rabbit+ssl://u:s3cr3t@{at}/",
+        "kombu+amqps://u:s3cr3t@{at}/",
+        "rabbits://u:s3cr3t@{at}/?ssl=false",
+        "qpid://u:s3cr3t@{at}/?ssl_ca_file={ca}",
+        "qpid+ssl://u:s3cr3t@{at}/",
+    ],
+)
+def test_tls_that_is_asked_for_in_a_wrong_way_sends_nothing(url: str, tmp_path: Path) -> None:
+    """The mistake is an error when the transport is made: not one connection is made, and no password sent."""
+    (tmp_path / "ca.pem").touch()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        at = f"127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises((msgbus.ConfigurationError, msgbus.InvalidTransportURL)) as caught:
+            msgbus.get_rpc_transport(new_conf(), url.format(at=at, ca=tmp_path / "ca.pem"))
+        assert "s3cr3t" not in str(caught.value)
+        listener.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
+def test_a_scheme_of_tls_sends_nothing_in_the_clear() -> None:
+    """To a port that does not speak TLS goes the beginning of a handshake, and not one byte of AMQP."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        at = f"127.0.0.1:{listener.getsockname()[1]}"
+        transport = msgbus.get_rpc_transport(new_conf(), f"amqps://u:s3cr3t@{at}/?connect_timeout=1")
+        failed = Task(client_of(transport, "tls", timeout=3).cast, {}, "echo", value=1)
+        listener.settimeout(30)
+        peer, _ = listener.accept()
+        with peer:
+            peer.settimeout(30)
+            received = b""
+            while data := peer.recv(4096):
+                received += data
+        assert isinstance(failed.error(30), msgbus.TransportUnavailable)
+        transport.cleanup()
+    assert received[:2] == b"\x16\x03"  # a record of a TLS handshake
+    assert b"AMQP" not in received
 
 
 def test_a_certificate_for_another_host_is_refused(
