@@ -39,7 +39,7 @@ from msgbus.replies import Pending, PendingAnswers, PendingCall, PendingStream
 from msgbus.serializer import NoOpSerializer, Serializer
 from msgbus.streams import Stream
 from msgbus.target import Target
-from msgbus.transport import Transport
+from msgbus.transport import Transport, check_transport
 
 LOG = get_logger(__name__)
 
@@ -89,6 +89,7 @@ class RPCClient:
         call_monitor_timeout: float | None = None,
         delivery: Delivery | None = None,
     ) -> None:
+        check_transport(transport, "client")
         self.transport = transport
         self.target = target
         self.timeout = timeout
@@ -105,7 +106,7 @@ class RPCClient:
         if not isinstance(self.target, Target):
             raise TypeError(f"whom a client calls is a Target: Target(topic={self.target!r})")
         if not self.target.topic:
-            raise InvalidTarget("a client's target needs a topic", self.target)
+            raise InvalidTarget(f"a client's target needs a topic{self.target.topic_hint}", self.target)
         for version in (self.target.version, self.version_cap):
             if version is not None:
                 version_is_compatible(version, version)
@@ -123,6 +124,9 @@ class RPCClient:
             raise ValueError(f"a timeout is a number of seconds, not {self._seconds!r}")
         self._grace: float = option("rpc_reply_grace")
         self._content_type = CONTENT_TYPES[option("rpc_codec")]
+
+    def __repr__(self) -> str:
+        return f"<RPCClient {self.target} over {self.transport}>"
 
     def prepare(
         self,
@@ -177,7 +181,7 @@ class RPCClient:
         asked = self.target.version if version is _UNSET else version
         return asked is not None and version_is_compatible(self.version_cap, asked)
 
-    def call(self, ctxt: Any, method: str, /, **kwargs: Any) -> Any:
+    def call(self, ctxt: Any, method: str = "", /, **kwargs: Any) -> Any:
         """Run `method` on one server and return its value (of a generator: the last).
 
         Args:
@@ -270,7 +274,7 @@ class RPCClient:
             wanted=lambda: pending in self.transport.router,
         )
 
-    def cast(self, ctxt: Any, method: str, /, **kwargs: Any) -> None:
+    def cast(self, ctxt: Any, method: str = "", /, **kwargs: Any) -> None:
         """Have `method` run on one server (with ``fanout=True`` in the target: on all), and do not wait for it.
 
         Returns once the message system has taken responsibility for the request. Then that waits for a server for as
@@ -280,7 +284,7 @@ class RPCClient:
         """
         self._cast(self._address, ctxt, method, kwargs)
 
-    def fanout_cast(self, ctxt: Any, method: str, /, **kwargs: Any) -> None:
+    def fanout_cast(self, ctxt: Any, method: str = "", /, **kwargs: Any) -> None:
         """Have `method` run on every server of the topic. That there is none is no error.
 
         It raises what `cast` raises.
@@ -311,7 +315,7 @@ class RPCClient:
         finally:
             self.transport.window.release()
 
-    def multicall(self, ctxt: Any, method: str, /, **kwargs: Any) -> Stream:
+    def multicall(self, ctxt: Any, method: str = "", /, **kwargs: Any) -> Stream:
         """Run a generator method on one server and iterate over its values as it yields them.
 
         The request is sent at once. `timeout` bounds the wait for each item, ``prepare(deadline=...)`` the whole. The
@@ -384,8 +388,8 @@ class RPCClient:
         return found
 
     def _request(self, ctxt: Any, method: str, kwargs: dict[str, Any], hints: Hints, unique_id: str) -> Request:
-        if not isinstance(method, str):
-            raise SerializationError(f"a method's name is a string, not {type(method).__name__}")
+        if not method or not isinstance(method, str):
+            raise _no_method(ctxt, method, kwargs)
         if self.version_cap is not None and not self.can_send_version():
             raise RPCVersionCapError(self.target.version, self.version_cap)
         serializer = self.serializer
@@ -479,6 +483,17 @@ class RPCClient:
                 "happen under delivery='at_least_once'"
             )
         return "; ".join(known)
+
+
+def _no_method(ctxt: Any, method: Any, kwargs: dict[str, Any]) -> Exception:
+    """The error for a verb that was called without a method's name, or without the context before it."""
+    names = "".join(f", {name}=..." for name in kwargs)
+    if method == "":
+        if isinstance(ctxt, str):
+            return TypeError(f"the caller's context is missing, which comes before the method: ({{}}, {ctxt!r}{names})")
+        return TypeError(f"the method's name is missing: it comes after the context, (ctxt, 'METHOD'{names})")
+    hint = f"; the context comes before it: ({{}}, {ctxt!r}{names})" if isinstance(ctxt, str) else ""
+    return SerializationError(f"a method's name is a string, not {type(method).__name__}{hint}")
 
 
 class _Waiter:

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from msgbus.exceptions import AccessDenied, InvalidArguments, NoSuchMethod, UnsupportedVersion
-from msgbus.message import MAX_VERSION, Request
+from msgbus.message import MAX_VERSION, PING_NAMESPACE, Request
 from msgbus.serializer import NoOpSerializer, Serializer
 from msgbus.target import Target
 
@@ -21,6 +21,8 @@ R = TypeVar("R")
 
 Method = Callable[..., Any]
 _CACHED_METHODS = 1000
+_NO_ENDPOINTS = (type(None), str, bytes, int, float, list, tuple, dict, set, frozenset, Target)
+"""Types of what has methods of its own, none of which is meant."""
 
 
 def version_is_compatible(implemented: str, asked: str) -> bool:
@@ -162,8 +164,8 @@ class RPCDispatcher:
         self._policy = policy()
         self._endpoints: list[tuple[object, Target]] = []
         self._found: dict[tuple[str | None, str | None, str], Method] = {}
-        if not isinstance(endpoints, Iterable):
-            raise TypeError(f"endpoints is a list of objects, not {endpoints!r}")
+        if isinstance(endpoints, str | bytes | dict | type) or not isinstance(endpoints, Iterable):
+            raise TypeError(f"endpoints is a list of objects, [endpoint], not {endpoints!r}")
         for endpoint in endpoints:
             self.add_endpoint(endpoint)
 
@@ -178,6 +180,8 @@ class RPCDispatcher:
             TypeError: it is a class whose methods need an object, its ``target`` is not a `Target`, or the version in
                 that is none.
         """
+        if isinstance(endpoint, _NO_ENDPOINTS) or inspect.isroutine(endpoint):
+            raise TypeError(f"an endpoint is an object whose methods are called, not {endpoint!r}")
         if isinstance(endpoint, type) and any(
             inspect.isfunction(inspect.getattr_static(endpoint, name, None)) for name in dir(endpoint) if name[0] != "_"
         ):
@@ -232,8 +236,33 @@ class RPCDispatcher:
         if denied:
             raise AccessDenied(f"RPC method {name} may not be called from outside")
         if compatible:
-            raise NoSuchMethod(name, self._nearest(namespace, name))
-        raise UnsupportedVersion(asked, name, namespace, versions)
+            near = self._nearest(namespace, name)
+            raise (
+                NoSuchMethod(name, near)
+                if near
+                else NoSuchMethod(name, None, *self._nearest_namespace(namespace, name))
+            )
+        if versions:
+            raise UnsupportedVersion(asked, name, namespace, versions)
+        raise UnsupportedVersion(asked, name, namespace, versions, *self._nearest_namespace(namespace, name))
+
+    def _nearest_namespace(self, namespace: str | None, name: str) -> list[str]:
+        """A list with the namespace that may have been meant: it has that method, or is spelt nearly so; or empty."""
+        known = {
+            found: endpoint
+            for endpoint, target in self._endpoints
+            for found in target.accepted_namespaces
+            if found and found not in (namespace, PING_NAMESPACE)
+        }
+        near = difflib.get_close_matches(namespace or "", sorted(known), n=1)
+        if near:
+            return near
+        has = [
+            found
+            for found, endpoint in known.items()
+            if _method(endpoint, name) and self._policy.is_allowed(endpoint, name)
+        ]
+        return has[:1]
 
     def _nearest(self, namespace: str | None, name: str) -> str | None:
         """The method that may have been meant, of those that may be called."""

@@ -170,14 +170,18 @@ class NoSuchMethod(RPCDispatcherError, AttributeError):
     Attributes:
         method: its name.
         near: a method that there is and that may have been meant, or None.
+        namespace: another namespace that has the method, or None.
     """
 
-    def __init__(self, method: str, near: str | None = None) -> None:
+    def __init__(self, method: str, near: str | None = None, namespace: str | None = None) -> None:
         self.method = method
         self.near = near
+        self.namespace = namespace
 
     def __str__(self) -> str:
         hint = "" if self.near is None else f"; did you mean {self.near!r}?"
+        if self.namespace is not None:
+            hint = f"; the namespace {self.namespace!r} may be meant"
         return f"Endpoint does not support RPC method {self.method}{hint}"
 
 
@@ -189,23 +193,33 @@ class UnsupportedVersion(RPCDispatcherError):
         method: its name.
         namespace: that was asked for, or None.
         found: the versions in which the namespace is there; empty where it is not there at all.
+        near: a namespace that there is and that may have been meant, or None.
     """
 
     def __init__(
-        self, version: str, method: str | None = None, namespace: str | None = None, found: Sequence[str] = ()
+        self,
+        version: str,
+        method: str | None = None,
+        namespace: str | None = None,
+        found: Sequence[str] = (),
+        near: str | None = None,
     ) -> None:
         self.version = version
         self.method = method
         self.namespace = namespace
         self.found = list(found)
+        self.near = near
 
     def __str__(self) -> str:
         if self.namespace is not None and not self.found:
             text = f"No endpoint has the namespace {self.namespace!r}"
+        elif self.near is not None:
+            text = "No endpoint is without a namespace"
         else:
             has = f" (it has {', '.join(self.found)})" if self.found else ""
             text = f"Endpoint does not support RPC version {self.version}{has}"
-        return f"{text}. Attempted method: {self.method}" if self.method else text
+        text = f"{text}. Attempted method: {self.method}" if self.method else text
+        return text if self.near is None else f"{text}; did you mean the namespace {self.near!r}?"
 
 
 class InvalidArguments(RPCDispatcherError, TypeError):

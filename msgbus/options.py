@@ -201,7 +201,9 @@ def register(conf: cfg.ConfigOpts, opts: Sequence[cfg.Opt] = CORE_OPTS) -> None:
         TypeError: `conf` is no configuration.
     """
     if not hasattr(conf, "register_opt"):
-        raise TypeError(f"the first argument is an oslo.config ConfigOpts, not {type(conf).__name__}")
+        raise TypeError(
+            f"the first argument is an oslo.config ConfigOpts, not {type(conf).__name__}; a transport URL is the second"
+        )
     for opt in opts:
         try:
             conf.register_opt(opt)

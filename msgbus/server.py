@@ -19,7 +19,7 @@ from msgbus.message import AT_LEAST_ONCE, PING_NAMESPACE, decode_request
 from msgbus.processing import OnDeadLetter, Processor, Work, time_left
 from msgbus.serializer import Serializer
 from msgbus.target import Target
-from msgbus.transport import Transport, wait_for
+from msgbus.transport import Transport, check_transport, wait_for
 
 LOG = get_logger(__name__)
 
@@ -49,7 +49,7 @@ def get_rpc_server(
 
     Raises:
         InvalidTarget: topic or server is missing.
-        TypeError: an endpoint or the policy is of no use.
+        TypeError: the transport or target is something else, or an endpoint or the policy is of no use.
         ValueError: an executor that does not exist.
     """
     if executor not in (None, "threading"):
@@ -99,8 +99,13 @@ class RPCServer:
         on_dead_letter: OnDeadLetter | None = None,
         addresses: Sequence[Address] | None = None,
     ) -> None:
+        check_transport(transport, "server")
+        if not isinstance(target, Target):
+            raise TypeError(
+                f"what a server serves is a Target: Target(topic={target!r}, server=NAME), with a name for it"
+            )
         if not target.topic or not target.server:
-            raise InvalidTarget("a server's target needs a topic and a server", target)
+            raise InvalidTarget(f"a server's target needs a topic and a server{target.topic_hint}", target)
         self.transport = transport
         self.target = target
         self.dispatcher = dispatcher
@@ -123,6 +128,15 @@ class RPCServer:
         self._executor: Executor[Delivery | Work] | None = None
         self._stopping = False
         self._processor = Processor(transport, target.server, dispatcher, on_dead_letter, self._run_again)
+
+    def __repr__(self) -> str:
+        if self._subscription is None:
+            state = "not serving"
+        elif self._stopping:
+            state = "stopping"
+        else:
+            state = "serving" if self._subscription.ready.done() else "starting"
+        return f"<RPCServer {self.target}, {state}, over {self.transport}>"
 
     def start(self, timeout: float | None = None) -> None:
         """Begin to serve; returns when requests will arrive. On a server that runs already: nothing.

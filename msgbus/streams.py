@@ -49,6 +49,10 @@ class Stream(Iterator[Any]):
     def __iter__(self) -> Stream:
         return self
 
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<Stream {self._pending.describe}, {state}>"
+
     def __next__(self) -> Any:
         """Wait for the next item.
 

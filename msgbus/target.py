@@ -61,6 +61,13 @@ class Target:
                 raise InvalidTarget(f"the {name} is longer than {limit} characters", f"{value[:40]}…")
 
     @property
+    def topic_hint(self) -> str:
+        """What to add to an error where the topic is missing: the first argument is the exchange."""
+        if self.topic or not self.exchange:
+            return ""
+        return f" (did you mean Target(topic={self.exchange!r})? The first argument is the exchange)"
+
+    @property
     def accepted_namespaces(self) -> list[str | None]:
         """The namespaces that an endpoint with this target answers to."""
         return [self.namespace, *(self.legacy_namespaces or ())]

@@ -115,12 +115,14 @@ def get_rpc_transport(
         DriverLoadFailure: the driver is unknown or cannot be loaded.
         ConfigurationError: an option of the driver has a wrong name, or an option of the driver or of the core a wrong
             value; or no URL is given and `conf` has not been called.
-        TypeError: `conf` is no configuration.
+        TypeError: `conf` is no configuration, or `allowed_remote_exmods` no list.
     """
     from msgbus import options
     from msgbus.unread import warn_of_unread
     from msgbus.misspelt import warn_of_misspelt
 
+    if isinstance(allowed_remote_exmods, str):
+        raise TypeError(f"allowed_remote_exmods is a list of the names of modules: [{allowed_remote_exmods!r}]")
     options.register(conf)
     if url is None and options.is_unread(conf):
         raise ConfigurationError(
@@ -162,6 +164,7 @@ class Transport:
         self.driver = driver
         self.allowed_remote_exmods = frozenset(allowed_remote_exmods or ())
         self.closed = False
+        self._options: dict[str, tuple[Any, Any]] = {}  # by name: the value as it stands, and as it was read
         self._start_clean()
         call_in_child(self._start_clean)
 
@@ -185,9 +188,16 @@ class Transport:
         Raises:
             ConfigurationError: it does not fit; see `msgbus.options.read_option`.
         """
-        from msgbus.options import read_option  # With oslo.config, which takes its time.
+        try:
+            value = self.conf[name]
+        except Exception:  # `read_option` makes words of it.
+            value = None
+        known = self._options.get(name)
+        if known is None or value is None or known[0] is not value:
+            from msgbus.options import read_option  # With oslo.config, which takes its time.
 
-        return read_option(self.conf, name)
+            known = self._options[name] = (value, read_option(self.conf, name))
+        return known[1]
 
     def address(self, target: Target) -> Address:
         """Where a request for `target` goes. The target has a topic: the caller has seen to it."""
@@ -492,6 +502,19 @@ class _Repeat:
         """There will be no further try."""
         if self._transport._repeats.pop(self, self) is None:
             self._on_outcome(error)
+
+
+def check_transport(transport: object, whose: str) -> None:
+    """See that a client or server is given a transport.
+
+    Raises:
+        TypeError: it is something else. That is not shown: it may be a URL with a password.
+    """
+    if not hasattr(transport, "driver"):
+        raise TypeError(
+            f"the first argument of a {whose} is a Transport, not {type(transport).__name__}: "
+            "transport = get_rpc_transport(conf, url)"
+        )
 
 
 def wait_for(future: Future[object] | Future[None], deadline: float, what: str, driver: Driver) -> None:
