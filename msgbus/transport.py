@@ -271,7 +271,7 @@ class Transport:
         first, up_since = self._note_first_connection(), self.driver.up_since
         if up_since is None or up_since == first:
             return 0.0
-        return up_since + float(self.conf.rpc_reply_grace)
+        return up_since + float(self.option("rpc_reply_grace"))
 
     def send(self, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
         """Send once."""

@@ -263,6 +263,27 @@ def test_names_of_others_are_not_warned_of(tmp_path: pathlib.Path) -> None:
     assert misspelt(lines, tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"[DEFAULT]\ntransport_url = fake://u:s3cr3t\xff@h\n", "is not UTF-8"),
+        (b" fake://u:s3cr3t@h\n", "Unexpected continuation line"),
+        (b"[DEFAULT]\ns3cr3t\n", "No ':' or '=' found in assignment"),
+        (b"[DEFAULT]\ntransport_url = fake://u:pa$s3cr3t@h\n", "a dollar sign in a value is written twice"),
+        (b"[DEFAULT]\ntransport_url = fake://u:s3cr3t@h\nrpc_response_timeout = soon\n", "'soon' is not a number"),
+    ],
+)
+def test_configuration_file_that_cannot_be_read(content: bytes, text: str, tmp_path: pathlib.Path) -> None:
+    """One line names the file and what is wrong with it, without the line in which a password may be."""
+    conf = tmp_path / "x.conf"
+    conf.write_bytes(content)
+    line = fails(run("call", "topic", "method", "--config-file", str(conf)), Code.USAGE)
+    assert line.startswith("msgbus call: ConfigurationError: ")
+    assert str(conf) in line
+    assert text in line
+    assert "s3cr3t" not in line
+
+
 def test_configuration_file_names_the_message_system(tmp_path: pathlib.Path) -> None:
     """transport_url in a file is used, and --url wins over it."""
     conf = tmp_path / "x.conf"

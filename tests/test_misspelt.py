@@ -40,6 +40,18 @@ def test_name_that_is_nearly_ours_is_warned_of(
     assert logged_of(tmp_path, lines, caplog, cfg.StrOpt("rpc_response_timeouts")) == expected
 
 
+def test_option_without_an_equals_sign(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The colon of the URL then counts as one: the option is not set, and the password not logged."""
+    caplog.set_level(logging.WARNING, "msgbus.misspelt")
+    path = tmp_path / "service.conf"
+    path.write_text("[DEFAULT]\ntransport_url rabbit://app:s3cr3t@h/\n")
+    conf = cfg.ConfigOpts()
+    conf([], default_config_files=[str(path)], default_config_dirs=[])
+    get_rpc_transport(conf, "fake://").cleanup()
+    assert f"{path}: there is no = right behind transport_url" in caplog.text
+    assert "s3cr3t" not in caplog.text
+
+
 def test_group_that_could_be_any_driver_s(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
     """It begins as ours do, and is near none: all are named."""
     (line,) = logged_of(tmp_path, "[msgbus]\nhosts = a\n", caplog)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -160,6 +161,10 @@ def load_configuration(files: tuple[str, ...]) -> cfg.ConfigOpts:
     conf = cfg.ConfigOpts()
     try:
         conf([], project="msgbus", prog="msgbus", default_config_files=list(files), default_config_dirs=[])
+    except cfg.ConfigFileParseError as exc:  # Its text ends with the line, in which a password may be.
+        raise ConfigurationError(re.sub(r": '.*", "", str(exc), flags=re.DOTALL)) from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{', '.join(files)} cannot be read: it is not UTF-8") from None
     except cfg.Error as exc:
         raise ConfigurationError(str(exc)) from exc
     return conf
