@@ -38,7 +38,7 @@ from msgbus.message import (
 from msgbus.replies import Pending, PendingAnswers, PendingCall, PendingStream
 from msgbus.serializer import NoOpSerializer, Serializer
 from msgbus.streams import Stream
-from msgbus.target import Target
+from msgbus.target import Target, topic_hint
 from msgbus.transport import Transport, check_transport
 
 LOG = get_logger(__name__)
@@ -76,7 +76,7 @@ class RPCClient:
     Raises:
         InvalidTarget: there is no topic.
         ValueError: a version, a timeout or a delivery policy that is none.
-        TypeError: the target is none.
+        TypeError: the transport or the target is something else.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class RPCClient:
         if not isinstance(self.target, Target):
             raise TypeError(f"whom a client calls is a Target: Target(topic={self.target!r})")
         if not self.target.topic:
-            raise InvalidTarget(f"a client's target needs a topic{self.target.topic_hint}", self.target)
+            raise InvalidTarget(f"a client's target needs a topic{topic_hint(self.target)}", self.target)
         for version in (self.target.version, self.version_cap):
             if version is not None:
                 version_is_compatible(version, version)
@@ -197,6 +197,7 @@ class RPCClient:
             RemoteError: what the method raised, or that exception itself where it is allowed to be made again.
             SerializationError: an argument cannot travel.
             RPCVersionCapError, InvalidTarget: the request is not allowed as it is.
+            TypeError: the context or the method's name is missing.
         """
         pending = self._new_pending(PendingCall, method, time.monotonic())
         waiter = _Waiter()

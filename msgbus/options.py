@@ -30,8 +30,8 @@ CORE_OPTS: list[cfg.Opt] = [
         "transport_url",
         secret=True,
         sample_default="rabbit://guest:guest@localhost:5672/",
-        help="Driver, hosts and options in one: rabbit://user:password@host:5672/vhost?option=value. It wins over "
-        "rpc_backend.",
+        help="Driver, hosts and options in one: rabbit://user:password@host:5672/vhost?option=value. rabbits:// is the "
+        "same with TLS. It wins over rpc_backend.",
     ),
     cfg.FloatOpt(
         "rpc_response_timeout",

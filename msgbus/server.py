@@ -18,7 +18,7 @@ from msgbus.foreign import get_logger
 from msgbus.message import AT_LEAST_ONCE, PING_NAMESPACE, decode_request
 from msgbus.processing import OnDeadLetter, Processor, Work, time_left
 from msgbus.serializer import Serializer
-from msgbus.target import Target
+from msgbus.target import Target, topic_hint
 from msgbus.transport import Transport, check_transport, wait_for
 
 LOG = get_logger(__name__)
@@ -105,7 +105,7 @@ class RPCServer:
                 f"what a server serves is a Target: Target(topic={target!r}, server=NAME), with a name for it"
             )
         if not target.topic or not target.server:
-            raise InvalidTarget(f"a server's target needs a topic and a server{target.topic_hint}", target)
+            raise InvalidTarget(f"a server's target needs a topic and a server{topic_hint(target)}", target)
         self.transport = transport
         self.target = target
         self.dispatcher = dispatcher

@@ -61,13 +61,6 @@ class Target:
                 raise InvalidTarget(f"the {name} is longer than {limit} characters", f"{value[:40]}…")
 
     @property
-    def topic_hint(self) -> str:
-        """What to add to an error where the topic is missing: the first argument is the exchange."""
-        if self.topic or not self.exchange:
-            return ""
-        return f" (did you mean Target(topic={self.exchange!r})? The first argument is the exchange)"
-
-    @property
     def accepted_namespaces(self) -> list[str | None]:
         """The namespaces that an endpoint with this target answers to."""
         return [self.namespace, *(self.legacy_namespaces or ())]
@@ -84,3 +77,10 @@ class Target:
     def __str__(self) -> str:
         given = ((f.name, getattr(self, f.name)) for f in fields(self))
         return f"<Target {', '.join(f'{name}={value}' for name, value in given if value is not None)}>"
+
+
+def topic_hint(target: Target) -> str:
+    """What to add to an error where the topic of a target is missing; empty where nothing is known."""
+    if target.topic or not target.exchange:
+        return ""
+    return f" (did you mean Target(topic={target.exchange!r})? The first argument is the exchange)"

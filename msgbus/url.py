@@ -64,7 +64,8 @@ class TransportURL:
     Its `str` and `repr` show no password; `unmasked` gives the whole.
 
     Attributes:
-        transport: the driver's name. One of `TLS_SCHEMES` is read as that of the driver, with the option ``ssl=true``.
+        transport: the driver's name. ``amqps``, ``rabbits``, ``kombus`` and ``qpids`` are read as
+            the driver without the last letter, with the option ``ssl=true``.
         virtual_host: the path without its first slash; None where there is none.
         hosts: in the order in which they are tried first.
         query: options of the driver. A name that is given twice keeps both values, joined by a comma.

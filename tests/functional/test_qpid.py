@@ -332,6 +332,26 @@ def test_a_certificate_lets_in(
         assert client_of(transport, "external").call({}, "echo", value=1) == 1
 
 
+def test_scheme_that_turns_tls_on(tls_broker: Qpid, connect: Connect, trusted: pathlib.Path) -> None:
+    """qpids:// says it all, with the authority to trust."""
+    url = f"qpids://guest:guest@localhost:{tls_broker.tls_port}/{MEMORY}&ssl_ca_file={trusted}"
+    transport = connect(url)
+    with serving(transport, "tls-scheme"):
+        assert client_of(transport, "tls-scheme", 60).call({}, "echo", value=1) == 1
+
+
+def test_hosts_that_fail_for_different_reasons(qpid: Qpid, connect: Connect) -> None:
+    """The error of fail-over names each host with its own reason, and no password."""
+    (port,) = free_ports(1)
+    transport = connect(f"qpid://nobody:s3cr3t@127.0.0.1:{port}, 127.0.0.1:{qpid.port}/{MEMORY}")
+    with pytest.raises(msgbus.TransportUnavailable) as caught:
+        client_of(transport, "failover", timeout=6).cast({}, "echo", value=1)
+    text = str(caught.value)
+    assert f"127.0.0.1:{port} (user nobody): [Errno 111] Connection refused" in text
+    assert f"127.0.0.1:{qpid.port} (user nobody): the log-in by" in text
+    assert "s3cr3t" not in text
+
+
 def test_a_certificate_for_another_host_is_refused(tls_broker: Qpid, connect: Connect, trusted: pathlib.Path) -> None:
     """The host name is checked by default: the certificate is for localhost, not for 127.0.0.1."""
     client = client_of(connect(tls_url(tls_broker, "127.0.0.1", trusted)), "tls", timeout=60)
