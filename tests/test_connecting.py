@@ -9,10 +9,12 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 from msgbus import MessagingException, Target, TransportUnavailable, get_rpc_client, get_rpc_server
+from msgbus.drivers import kombu_loop, loop
 from tests.support import PATIENCE, new_transport
 
 pytest.importorskip("proton", reason="the qpid driver needs it")
@@ -84,6 +86,20 @@ def test_first_use_without_descriptors_is_our_error(url: str, tmp_path: pathlib.
     with pytest.raises(MessagingException, match=r"h:5672|nobody|no server"):
         client.call({}, "m")
     transport.cleanup()
+
+
+@pytest.mark.parametrize("make", [loop.Loop, kombu_loop.Loop])
+def test_what_could_not_be_handed_over_is_not_run_later(make: Any) -> None:
+    """Its caller got an error: that it happens all the same would be a surprise."""
+    made = make("test-loop")
+    ran: list[str] = []
+    done = threading.Event()
+    with no_descriptors_left(), pytest.raises(TransportUnavailable):
+        made.call(lambda: ran.append("refused"))
+    made.call(done.set)
+    assert done.wait(PATIENCE)
+    made.close()
+    assert ran == []
 
 
 def refusing_port() -> int:

@@ -10,8 +10,10 @@ from oslo_config import cfg
 from msgbus import (
     ConfigurationError,
     InvalidTransportURL,
+    MessagingTimeout,
     Target,
     TransportURL,
+    get_rpc_client,
     get_rpc_server,
     get_rpc_transport,
     options,
@@ -367,6 +369,19 @@ def test_option_that_somebody_else_has_registered_with_another_type() -> None:
     assert options.read_option(conf, "control_exchange") == "msgbus"
     with pytest.raises(ConfigurationError, match=r"option rpc_prefetch of \[DEFAULT\]"):
         options.read_option(conf, "rpc_prefetch")
+
+
+def test_option_that_changes_while_a_transport_lives() -> None:
+    """What is made from then on goes by the new value."""
+    conf = new_conf(rpc_response_timeout=3)
+    transport = get_rpc_transport(conf, "fake://")
+    assert transport.option("rpc_response_timeout") == 3
+    conf.set_override("rpc_response_timeout", 0.01)
+    client = get_rpc_client(transport, Target(topic="t"))
+    transport.driver.subscribe([transport.address(client.target)], lambda _delivery: None, prefetch=1)
+    with pytest.raises(MessagingTimeout, match=r"within 0\.01 s"):
+        client.call({}, "m")
+    transport.cleanup()
 
 
 def test_option_of_a_driver_that_somebody_else_has_registered() -> None:
