@@ -118,8 +118,8 @@ def get_rpc_transport(
         TypeError: `conf` is no configuration, or `allowed_remote_exmods` no list.
     """
     from msgbus import options
-    from msgbus.unread import warn_of_unread
     from msgbus.misspelt import warn_of_misspelt
+    from msgbus.unread import warn_of_unread
 
     if isinstance(allowed_remote_exmods, str):
         raise TypeError(f"allowed_remote_exmods is a list of the names of modules: [{allowed_remote_exmods!r}]")
