@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sysconfig
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from msgbus import (
     InvalidTarget,
@@ -19,7 +21,6 @@ from msgbus import (
     get_rpc_server,
     get_rpc_transport,
 )
-from msgbus.cli.app import cli
 from tests.support import new_conf, new_transport
 
 
@@ -187,6 +188,7 @@ def test_texts_of_objects(server: RPCServer) -> None:
 @pytest.mark.parametrize(("name", "text"), [("cal", "did you mean call?"), ("zzz", "there are serve, call")])
 def test_command_that_is_nearly_right(name: str, text: str) -> None:
     """The nearest command is named, or all of them."""
-    result = CliRunner().invoke(cli, [name])
-    assert result.exit_code == 2
+    command = [os.path.join(sysconfig.get_path("scripts"), "msgbus"), name]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
     assert f"there is no command {name!r}; {text}" in result.stderr
