@@ -129,6 +129,7 @@ class Loop:
             self._poll.close()
             os.close(self._wake_read)
             os.close(self._wake_write)
+            self._wake_read = -1  # Once is enough: their numbers may be others' now.
 
     def _run(self) -> None:
         next_tick = time.monotonic() + TICK
