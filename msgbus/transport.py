@@ -455,7 +455,10 @@ class _Repeat:
 
     def _wait(self, delay: float, error: BaseException) -> None:
         self._transport._repeats[self] = None
-        self._transport.timer.call_later(delay, self._send_again)
+        try:
+            self._transport.timer.call_later(delay, self._send_again)
+        except TransportUnavailable:  # There can be no thread any more: the interpreter is ending.
+            self.give_up(self._explain(error))
         if self._transport.closed:  # Looked at last: what closes it from now on finds this try.
             self.give_up(self._explain(error))
 
