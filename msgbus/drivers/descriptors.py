@@ -38,3 +38,17 @@ def is_shortage(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def not_started(thread: str, error: BaseException) -> str:
+    """What to say where an I/O thread cannot be started."""
+    why = HINT if is_shortage(error) else "the interpreter may be ending, or there are too many threads"
+    return f"the I/O thread {thread} cannot be started: {error}; {why}"
+
+
+def was_robbed(thread: str, error: BaseException) -> str:
+    """What to say where an I/O thread's own descriptors are no longer there."""
+    return (
+        f"the I/O thread {thread} has lost its descriptors: {error}; something in this process has closed what is not "
+        "its own, as libraries do that make daemons: make the transport after that"
+    )

@@ -130,8 +130,7 @@ class Loop:
                 thread.start()
             except (OSError, RuntimeError) as exc:
                 self._let_go()
-                why = descriptors.HINT if descriptors.is_shortage(exc) else "the interpreter may be ending"
-                raise TransportUnavailable(f"the I/O thread {self._name} cannot be started: {exc}; {why}") from exc
+                raise TransportUnavailable(descriptors.not_started(self._name, exc)) from exc
             self._thread = thread
 
     def _open(self) -> None:
@@ -154,13 +153,11 @@ class Loop:
             try:
                 os.eventfd_write(self._wake, 1)
             except OSError as exc:
+                self._robbed = True
                 raise self._was_robbed(exc) from exc
 
     def _was_robbed(self, exc: OSError) -> TransportUnavailable:
-        return TransportUnavailable(
-            f"the I/O thread {self._name} has lost its descriptors: {exc}; something in this process has closed what "
-            "is not its own, as libraries do that make daemons: make the transport after that"
-        )
+        return TransportUnavailable(descriptors.was_robbed(self._name, exc))
 
     def _start(self) -> None:
         """Open what the thread needs, and start it. The lock is held."""

@@ -172,6 +172,10 @@ class QpidDriver(Driver):
                 raise ConfigurationError(f"sasl_mechanisms of [msgbus_qpid]: {name!r} is none of {', '.join(KNOWN)}")
 
     def _start_clean(self) -> None:
+        # All that is needed later is read from the disk now: then there may be no descriptor for it.
+        import encodings.idna  # noqa: F401
+
+        from msgbus.drivers import qpid_consumer, qpid_nodes  # noqa: F401
         from msgbus.drivers.qpid_sender import Sender
         from msgbus.drivers.qpid_wire import Wire
 
