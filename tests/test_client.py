@@ -719,10 +719,13 @@ def use(client: RPCClient, verb: str) -> Any:
 
 
 @VERBS
-def test_nobody_there_after_an_unknown_outcome_is_told_at_the_deadline(verb: str) -> None:
+def test_nobody_there_after_an_unknown_outcome_is_told_at_the_deadline(
+    verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Under at_least_once the error is not that nobody listens: the first try may have run, and the text says so."""
+    monkeypatch.setattr(msgbus.client, "PATIENCE", 0.4)  # A busy machine needs more than the usual share to say so.
     transport = new_transport()
-    client = get_rpc_client(transport, Target(topic="foo"), timeout=0.6, delivery="at_least_once")
+    client = get_rpc_client(transport, Target(topic="foo"), timeout=2.0, delivery="at_least_once")
     get_bus(transport.url).fail_next(TransportUnavailable("the server was lost", maybe_delivered=True))
     began = time.monotonic()
     with pytest.raises(TransportUnavailable, match=r"may have run.*the server was lost.*nobody listens") as raised:

@@ -155,8 +155,10 @@ class SubscribingChecks:
         receivers = {address: Receiver() for address in addresses}
         for subscription in [driver.subscribe([at], got.take, prefetch=5) for at, got in receivers.items()]:
             subscription.ready.result(60)
-        for round_number in range(2):
-            for number, address in enumerate(receivers):
+        numbered = list(enumerate(receivers))
+        # Once in the order in which they subscribed, and once not: those who share by turns are to be found out.
+        for round_number, those in enumerate((numbered, numbered[::-1])):
+            for number, address in those:
                 send(bus.driver, address, f"{round_number} {number}")
         for number, receiver in enumerate(receivers.values()):
             receiver.wait(2)
