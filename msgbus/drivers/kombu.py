@@ -37,7 +37,6 @@ from msgbus.drivers.base import (
 )
 from msgbus.exceptions import (
     CallCancelled,
-    InvalidTransportURL,
     MessageTooLarge,
     MessagingException,
     TransportUnavailable,

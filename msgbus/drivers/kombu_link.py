@@ -209,10 +209,11 @@ class Link:
     def _failed(self, exc: Exception, attempt: int) -> None:
         text, hopeless = self._describe(exc, attempt)
         self._hopeless = self._hopeless + 1 if hopeless else 0
-        self.error = TransportUnavailable(text)
+        self._causes[attempt % self._hosts] = text
+        self.error = TransportUnavailable("; also ".join(self._causes.values()))
         delay = min(BACKOFF_MAX, 0.25 * 2 ** min(attempt, 8)) * random.uniform(0.5, 1.0)
-        # Once is enough for a log that somebody reads while the system is down.
-        level = logging.DEBUG if attempt else logging.WARNING
+        # Once for each host is enough for a log that somebody reads while the system is down.
+        level = logging.WARNING if attempt < self._hosts else logging.DEBUG
         LOG.log(level, "the %s connection cannot be made: %s; next try in %.1f s", self._purpose, text, delay)
         if self._hopeless >= self._hosts and not self.generation:
             self._loop.call(self._give_up)

@@ -48,22 +48,11 @@ class Loop:
         """Open what the thread needs, and start it. May be called again.
 
         Raises:
-            TransportUnavailable: the thread, or a descriptor that it needs, cannot be had.
+            TransportUnavailable: the operating system gives no thread or descriptor.
         """
         with self._starting:
-            if self._thread is not None or self._closed:
-                return
-            try:
-                if self._wake_read < 0:
-                    self._poll = select.epoll()
-                    self._wake_read, self._wake_write = os.pipe()
-                    os.set_blocking(self._wake_write, False)
-                    self._poll.register(self._wake_read, select.EPOLLIN)
-                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                thread.start()
-            except (OSError, RuntimeError) as exc:
-                raise TransportUnavailable(cannot_start(self._name, exc)) from exc
-            self._thread = thread
+            if self._thread is None and not self._closed:
+                self._thread = self._start()
 
     def call(self, func: Callable[[], None]) -> bool:
         """Run `func` on the loop's thread. False: that has ended.

@@ -52,7 +52,7 @@ class Loop:
     """
 
     def __init__(self, name: str) -> None:
-        """Make a loop that does not run yet, and has opened nothing; `name` is its thread's."""
+        """Make a loop that does not run yet; `name` is its thread's."""
         self._name = name
         self.before_sleep: Callable[[bool], Rest] = lambda _over: Rest.SLEEP
         self._poll: Any = None
@@ -158,19 +158,6 @@ class Loop:
 
     def _was_robbed(self, exc: OSError) -> TransportUnavailable:
         return TransportUnavailable(descriptors.was_robbed(self._name, exc))
-
-    def _start(self) -> None:
-        """Open what the thread needs, and start it. The lock is held."""
-        try:
-            if self._wake < 0:
-                self._poll = select.epoll()
-                self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-                self._poll.register(self._wake, select.EPOLLIN)
-            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            thread.start()
-        except (OSError, RuntimeError) as exc:
-            raise TransportUnavailable(cannot_start(self._name, exc)) from exc
-        self._thread = thread
 
     def call_last(self, func: Callable[..., Any], *args: Any) -> None:
         """Run a function when all else is done, right before the thread sleeps. On the loop's thread.
@@ -280,11 +267,6 @@ class Loop:
         except Exception:
             LOG.exception("the I/O thread goes on after an error that is a fault of msgbus")
             return None
-
-
-def cannot_start(name: str, exc: Exception) -> str:
-    """The text of the error where an I/O thread cannot be started."""
-    return f"the I/O thread {name} cannot be started: {exc}; check the limits of open files and of threads (ulimit -a)"
 
 
 def _nothing() -> None:
