@@ -279,6 +279,7 @@ class RPCClient:
             on_outcome=lambda error: pending.on_repeated(error, time.monotonic()),
             retry_undeliverable=pending.deadline,
             wanted=lambda: pending in self.transport.router,
+            request=True,
         )
 
     def cast(self, ctxt: Any, method: str = "", /, **kwargs: Any) -> None:
@@ -464,8 +465,10 @@ class RPCClient:
         mandatory = address.kind != "fanout"
         if self._repeatable:
             wanted = None if pending is None else (lambda: pending in self.transport.router)
-            return self.transport.send_repeatedly(deadline, address, message, mandatory=mandatory, wanted=wanted)
-        return self.transport.send(address, message, mandatory=mandatory)
+            return self.transport.send_repeatedly(
+                deadline, address, message, mandatory=mandatory, wanted=wanted, request=True
+            )
+        return self.transport.send_request(address, message, mandatory=mandatory)
 
     def _explain_timeout(self, pending: Pending) -> str:
         """What is known of a call whose deadline has passed: the one thing an operator has to go by."""

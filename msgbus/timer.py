@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from msgbus.exceptions import TransportUnavailable
 from msgbus.foreign import get_logger
 
 LOG = get_logger(__name__)
@@ -25,15 +26,25 @@ class Timer:
         self._closed = False
 
     def call_later(self, delay: float, func: Callable[[], object]) -> None:
-        """Run `func` in `delay` seconds, unless the timer is closed before."""
+        """Run `func` in `delay` seconds, unless the timer is closed before.
+
+        Raises:
+            TransportUnavailable: the operating system gives no thread, or the interpreter is ending.
+        """
         entry = (time.monotonic() + delay, next(self._order), func)
         with self._changed:
             if self._closed:
                 return
             heapq.heappush(self._due, entry)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as exc:
+                    self._due.remove(entry)
+                    heapq.heapify(self._due)
+                    raise TransportUnavailable(f"the thread {self._name} cannot be started: {exc}") from exc
+                self._thread = thread
             elif self._due[0] is entry:
                 self._changed.notify()
 

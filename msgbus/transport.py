@@ -279,6 +279,30 @@ class Transport:
             LOG.debug("sending %s to %s (%d bytes)", message.id, address, len(message.body))
         return self.driver.send(address, message, mandatory=mandatory)
 
+    def send_request(self, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
+        """Send a client's request once: to the address, else to the server that its topic may name.
+
+        Services of OpenStack write the server ``host1`` of the topic ``conductor`` as the topic ``conductor.host1``.
+        Such a topic is its own first, for topics may hold dots. Where nobody listens there, and nothing is stored for
+        it, it is that server; the first dot ends the topic, as a host may hold dots.
+        """
+        sent = self.send(address, message, mandatory=mandatory)
+        server = server_named_by(address) if mandatory else None
+        if server is None:
+            return sent
+        outcome: Future[Sent] = Future()
+
+        def on_sent(first: Future[Sent]) -> None:
+            error = first.exception()
+            if isinstance(error, MessageUndeliverable):
+                second = self.send(server, message, mandatory=True)
+                second.add_done_callback(lambda second: _take_over(second, outcome, error))
+            else:
+                _take_over(first, outcome)
+
+        sent.add_done_callback(on_sent)
+        return outcome
+
     def send_until(
         self,
         deadline: float,
@@ -289,6 +313,7 @@ class Transport:
         on_outcome: Callable[[BaseException | None], None],
         retry_undeliverable: float | None = None,
         wanted: Callable[[], bool] | None = None,
+        request: bool = False,
     ) -> None:
         """Send, and after an unknown outcome send again until it is known to have been taken.
 
@@ -306,10 +331,12 @@ class Transport:
                 unknown (a client that reconnects comes back soon), and after it no more, even if one was. Where it is
                 None, that is tried again for `rpc_reply_grace` after this side's connection has come back.
             wanted: whether anybody still waits for what is sent; there is no further try where it says False.
+            request: it is a client's request, see `send_request`.
         """
         self._note_first_connection()
-        repeat = _Repeat(self, deadline, address, message, mandatory, on_outcome, retry_undeliverable, wanted)
-        self.send(address, message, mandatory=mandatory).add_done_callback(repeat.on_sent)
+        send = self.send_request if request else self.send
+        repeat = _Repeat(self, send, deadline, address, message, mandatory, on_outcome, retry_undeliverable, wanted)
+        send(address, message, mandatory=mandatory).add_done_callback(repeat.on_sent)
 
     def send_repeatedly(
         self,
@@ -320,6 +347,7 @@ class Transport:
         mandatory: bool,
         retry_undeliverable: float | None = None,
         wanted: Callable[[], bool] | None = None,
+        request: bool = False,
     ) -> Future[Sent]:
         """As `send_until`, with a future for the outcome."""
         outcome: Future[Sent] = Future()
@@ -338,6 +366,7 @@ class Transport:
             on_outcome=settle,
             retry_undeliverable=retry_undeliverable,
             wanted=wanted,
+            request=request,
         )
         return outcome
 
@@ -358,7 +387,8 @@ class Transport:
         try:
             return self.driver.inspect(address).result(timeout)
         except MessageUndeliverable:
-            return Depth(0, 0)
+            server = server_named_by(address)
+            return Depth(0, 0) if server is None else self.inspect(server, timeout)
         except (MessagingException, TimeoutError):
             return None
 
@@ -394,6 +424,25 @@ class Transport:
         return f"<Transport {self.url}>"
 
 
+def server_named_by(address: Address) -> Address | None:
+    """The server that a topic with a dot may stand for: ``host1`` of ``conductor`` for ``conductor.host1``."""
+    if address.kind != "topic":
+        return None
+    topic, _, server = address.topic.partition(".")
+    return Address("server", address.exchange, topic, server) if topic and server else None
+
+
+def _take_over(sent: Future[Sent], outcome: Future[Sent], first: MessageUndeliverable | None = None) -> None:
+    """Give one future the outcome of another; `first` is why an earlier try came to nothing."""
+    error = sent.exception()
+    if error is None:
+        outcome.set_result(sent.result())
+    elif first is not None and isinstance(error, MessageUndeliverable):
+        outcome.set_exception(MessageUndeliverable(f"{first}; nor does a server have that name: {error}"))
+    else:
+        outcome.set_exception(error)
+
+
 class _Repeat:
     """A message that is sent until its outcome is known. Closures would do, but make garbage for the collector."""
 
@@ -407,6 +456,7 @@ class _Repeat:
         "_message",
         "_on_outcome",
         "_retry_until",
+        "_send",
         "_transport",
         "_tries_until",
         "_wanted",
@@ -415,6 +465,7 @@ class _Repeat:
     def __init__(
         self,
         transport: Transport,
+        send: Callable[..., Future[Sent]],
         deadline: float,
         address: Address,
         message: Message,
@@ -424,6 +475,7 @@ class _Repeat:
         wanted: Callable[[], bool] | None,
     ) -> None:
         self._transport = transport
+        self._send = send
         self._deadline = deadline
         self._address = address
         self._message = message
@@ -455,7 +507,10 @@ class _Repeat:
 
     def _wait(self, delay: float, error: BaseException) -> None:
         self._transport._repeats[self] = None
-        self._transport.timer.call_later(delay, self._send_again)
+        try:
+            self._transport.timer.call_later(delay, self._send_again)
+        except TransportUnavailable:  # There can be no thread any more: the interpreter is ending.
+            self.give_up(self._explain(error))
         if self._transport.closed:  # Looked at last: what closes it from now on finds this try.
             self.give_up(self._explain(error))
 
@@ -496,7 +551,7 @@ class _Repeat:
         ttl = None if message.ttl is None else max(self._deadline - now, 0.001)
         wait = max(self._tries_until - now, 0.001)
         again = Message(message.body, message.content_type, message.id, ttl, message.durable, wait)
-        self._transport.send(self._address, again, mandatory=self._mandatory).add_done_callback(self.on_sent)
+        self._send(self._address, again, mandatory=self._mandatory).add_done_callback(self.on_sent)
 
     def give_up(self, error: BaseException) -> None:
         """There will be no further try."""

@@ -323,9 +323,10 @@ class Driver(ABC):
           fanout to nobody, `mandatory` is False.
         * `TransportUnavailable`: its patience ended while the message waited (``maybe_delivered=False``); or the
           connection broke while it was being sent (``maybe_delivered=True``, at once); or it was sent and the message
-          system said nothing until its patience ended (``maybe_delivered=True``). From the first byte that may have
-          been given to the library or the socket on, a message is being sent: so it waits in the driver's own queue,
-          never in that of a library, which could not give it back.
+          system said nothing until its patience ended (``maybe_delivered=True``, at that moment, however short it is:
+          whoever sends waits no longer). From the first byte that may have been given to the library or the socket on,
+          a message is being sent: so it waits in the driver's own queue, never in that of a library, which could not
+          give it back.
         * `TransportBlocked`: the message system refuses it, at once or until its patience ended.
         * `MessageTooLarge`: before a byte is sent.
         * `InvalidTarget`: the address cannot be named on this message system.

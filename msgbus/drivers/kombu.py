@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from oslo_config import cfg
 
+from msgbus.drivers import descriptors
 from msgbus.drivers.base import (
     Address,
     Capability,
@@ -34,7 +35,12 @@ from msgbus.drivers.base import (
     Subscription,
     import_library,
 )
-from msgbus.exceptions import CallCancelled, MessageTooLarge, TransportUnavailable
+from msgbus.exceptions import (
+    CallCancelled,
+    MessageTooLarge,
+    MessagingException,
+    TransportUnavailable,
+)
 from msgbus.foreign import get_logger
 from msgbus.forking import call_in_child
 from msgbus.options import check_tls_files, connection_opts, hosts_of, read_driver_options
@@ -288,6 +294,8 @@ class KombuDriver(Driver):
         elif isinstance(error, TimeoutError):
             text = f"{text} (no answer within {self._options.connect_timeout:g} s)" if text == "timed out" else text
             hint = "check that it runs, is not stuck, and that no firewall is in between"
+        elif descriptors.is_shortage(error):
+            hint = descriptors.HINT
         elif isinstance(error, UnicodeError):
             hint = "check the host name"
         elif isinstance(error, amqp.exceptions.AMQPError) or "closed the connection" in text:
@@ -335,7 +343,12 @@ class KombuDriver(Driver):
         if not self._publish_link.up:
             if self._closed:
                 return self._was_closed()
-            self._publish_link.open()
+            try:
+                self._publish_link.open()
+            except MessagingException as exc:
+                refused: Future[Sent] = Future()
+                refused.set_exception(exc)
+                return refused
         return self._publisher.send(address, message, mandatory)
 
     def _too_large(self, address: Address, message: Message) -> Future[Sent]:
@@ -390,7 +403,10 @@ class KombuDriver(Driver):
             else:
                 link.open()
 
-        self._loop.call(start)
+        try:
+            self._loop.call(start)
+        except MessagingException as exc:
+            consumer.refuse(exc)
         return consumer
 
     def inspect(self, address: Address) -> Future[Depth]:
@@ -412,7 +428,10 @@ class KombuDriver(Driver):
             else:
                 self._timer.call_later(0.02, link.on_loop(start))  # The first connection is being opened.
 
-        self._loop.call(start)
+        try:
+            self._loop.call(start)
+        except MessagingException as exc:
+            found.set_exception(exc)
         return found
 
     def close(self) -> None:
@@ -433,8 +452,12 @@ class KombuDriver(Driver):
             self._consume_link.close()
             ended.set_result(None)
 
-        self._loop.call(end)
-        wait([ended], CLOSE_TIMEOUT)
+        try:
+            self._loop.call(end)
+        except MessagingException as exc:
+            LOG.debug("there is nothing to be closed: %s", exc)
+        else:
+            wait([ended], CLOSE_TIMEOUT)
         self._timer.close()
         self._loop.close()
         from msgbus.drivers.kombu_channels import fail
@@ -461,7 +484,10 @@ class KombuDriver(Driver):
                     if not consumer.close():
                         self._leaving.append(consumer)
 
-        self._loop.call(close)
+        try:
+            self._loop.call(close)
+        except MessagingException as exc:
+            consumer.refuse(exc)
         return consumer.gone
 
     def _abandon(self) -> None:

@@ -182,31 +182,42 @@ class Link:
             if self._opening or self.up or self._closed:
                 return
             self._opening = True
-        self._timer.call_later(0, self._start_connecting)
+        try:
+            self._timer.call_later(0, self._start_connecting)
+        except TransportUnavailable:
+            self._opening = False
+            raise
 
     def _start_connecting(self) -> None:
         if not self._closed:
-            threading.Thread(target=self._open, name="msgbus-connect", daemon=True).start()
+            try:
+                threading.Thread(target=self._open, name="msgbus-connect", daemon=True).start()
+            except RuntimeError as exc:  # There are too many, or the interpreter is ending.
+                attempt, self._tries = self._tries, self._tries + 1
+                self._failed(exc, attempt)
 
     def _open(self) -> None:
         attempt, self._tries = self._tries, self._tries + 1
         try:
             connection = self._connect(attempt, self._purpose)
         except Exception as exc:
-            text, hopeless = self._describe(exc, attempt)
-            self._hopeless = self._hopeless + 1 if hopeless else 0
-            self._causes[attempt % self._hosts] = text
-            self.error = TransportUnavailable("; also ".join(self._causes.values()))
-            delay = min(BACKOFF_MAX, 0.25 * 2 ** min(attempt, 8)) * random.uniform(0.5, 1.0)
-            # Once for each host is enough for a log that somebody reads while the system is down.
-            level = logging.WARNING if attempt < self._hosts else logging.DEBUG
-            LOG.log(level, "the %s connection cannot be made: %s; next try in %.1f s", self._purpose, text, delay)
-            if self._hopeless >= self._hosts and not self.generation:
-                self._loop.call(self._give_up)
-            self._timer.call_later(delay, self._start_connecting)
+            self._failed(exc, attempt)
             return
         if self._closed or not self._loop.call(lambda: self._opened(connection)):
             connection.transport.close()  # It came too late.
+
+    def _failed(self, exc: Exception, attempt: int) -> None:
+        text, hopeless = self._describe(exc, attempt)
+        self._hopeless = self._hopeless + 1 if hopeless else 0
+        self._causes[attempt % self._hosts] = text
+        self.error = TransportUnavailable("; also ".join(self._causes.values()))
+        delay = min(BACKOFF_MAX, 0.25 * 2 ** min(attempt, 8)) * random.uniform(0.5, 1.0)
+        # Once for each host is enough for a log that somebody reads while the system is down.
+        level = logging.WARNING if attempt < self._hosts else logging.DEBUG
+        LOG.log(level, "the %s connection cannot be made: %s; next try in %.1f s", self._purpose, text, delay)
+        if self._hopeless >= self._hosts and not self.generation:
+            self._loop.call(self._give_up)
+        self._timer.call_later(delay, self._start_connecting)
 
     def _why(self, error: BaseException) -> str:
         """In words, what happened to the connection that is or was up."""

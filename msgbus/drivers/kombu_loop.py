@@ -8,9 +8,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from msgbus.drivers.loop import cannot_start
+from msgbus.drivers import descriptors
 from msgbus.exceptions import TransportUnavailable
 from msgbus.foreign import get_logger
 
@@ -24,7 +24,9 @@ TICK = 1.0
 
 
 class Loop:
-    """The I/O thread: calls links when their sockets can be read or written, and functions that others hand it.
+    """The I/O thread, started by the first `call`; nothing is opened before.
+
+    It calls links when their sockets can be read or written, and functions that others hand it.
 
     Attributes:
         busy: the thread is awake, and will write what is appended to the links before it sleeps. So those whom it wakes
@@ -33,11 +35,10 @@ class Loop:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        # Opened by `start`.
-        self._poll: select.epoll
-        self._wake_read = self._wake_write = -1
+        self._poll: Any = None
         self._links: dict[int, Link] = {}
         self._calls: deque[Callable[[], None]] = deque()
+        self._wake_read = self._wake_write = -1
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._closed = False
@@ -47,37 +48,54 @@ class Loop:
         """Open what the thread needs, and start it. May be called again.
 
         Raises:
-            TransportUnavailable: the thread, or a descriptor that it needs, cannot be had.
+            TransportUnavailable: the operating system gives no thread or descriptor.
         """
         with self._starting:
-            if self._thread is not None or self._closed:
-                return
-            try:
-                if self._wake_read < 0:
-                    self._poll = select.epoll()
-                    self._wake_read, self._wake_write = os.pipe()
-                    os.set_blocking(self._wake_write, False)
-                    self._poll.register(self._wake_read, select.EPOLLIN)
-                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                thread.start()
-            except (OSError, RuntimeError) as exc:
-                raise TransportUnavailable(cannot_start(self._name, exc)) from exc
-            self._thread = thread
+            if self._thread is None and not self._closed:
+                self._thread = self._start()
 
     def call(self, func: Callable[[], None]) -> bool:
         """Run `func` on the loop's thread. False: that has ended.
 
         Raises:
-            TransportUnavailable: the first call could not start the thread; `func` is not run.
+            TransportUnavailable: the operating system gives no thread or descriptor, or has taken one away.
         """
-        if self._thread is None:
-            self.start()
-        self._calls.append(func)
         with self._starting:
             if self._closed:
                 return False
-            self._wake()
+            if self._thread is None:
+                self._thread = self._start()
+            self._calls.append(func)
+            try:
+                self._wake()
+            except OSError as exc:
+                raise TransportUnavailable(descriptors.was_robbed(self._name, exc)) from exc
         return True
+
+    def _start(self) -> threading.Thread:
+        try:
+            self._poll = select.epoll()
+            self._wake_read, self._wake_write = os.pipe()
+            os.set_blocking(self._wake_write, False)
+            self._poll.register(self._wake_read, select.EPOLLIN)
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            thread.start()
+        except (OSError, RuntimeError) as exc:
+            self._let_go()
+            raise TransportUnavailable(descriptors.not_started(self._name, exc)) from exc
+        return thread
+
+    def _let_go(self) -> None:
+        if self._poll is not None:
+            self._poll.close()
+        for fd in (self._wake_read, self._wake_write):
+            if fd >= 0:
+                try:
+                    os.close(fd)
+                except OSError as exc:
+                    LOG.debug("a descriptor of the I/O thread %s was closed by others: %s", self._name, exc)
+        self._poll = None
+        self._wake_read = self._wake_write = -1
 
     def _wake(self) -> None:
         """The lock is held: nobody closes the pipe meanwhile."""
@@ -108,7 +126,11 @@ class Loop:
             self._closed = True
             thread = self._thread
             if thread is not None:
-                self._wake()
+                try:
+                    self._wake()
+                except OSError as exc:
+                    LOG.warning("%s", descriptors.was_robbed(self._name, exc))
+                    return
         if thread is None:
             self.drop()
         elif thread is not threading.current_thread():
@@ -117,21 +139,21 @@ class Loop:
     def abandon(self) -> None:
         """In a forked child, which has none of the threads."""
         self._closed = True
-        self._drop()
+        self._let_go()
 
     def drop(self) -> None:
         """Give the descriptors back."""
         with self._starting:
-            self._drop()
-
-    def _drop(self) -> None:
-        if self._wake_read >= 0:
-            self._poll.close()
-            os.close(self._wake_read)
-            os.close(self._wake_write)
-            self._wake_read = -1  # Once is enough: their numbers may be others' now.
+            self._let_go()
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except OSError as exc:
+            LOG.error("%s", descriptors.was_robbed(self._name, exc))
+        self.drop()
+
+    def _serve(self) -> None:
         next_tick = time.monotonic() + TICK
         while not self._closed:
             self._flush()
@@ -150,7 +172,6 @@ class Loop:
                 next_tick = time.monotonic() + TICK
                 for link in list(self._links.values()):
                     self._guard(link.on_tick)
-        self.drop()
 
     def _flush(self) -> None:
         for link in list(self._links.values()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import heapq
 import itertools
 import os
@@ -10,11 +11,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from enum import Enum
 from typing import Any
 
-from msgbus.exceptions import TransportUnavailable
+from msgbus.drivers import descriptors
+from msgbus.exceptions import MessagingException, TransportUnavailable
 from msgbus.foreign import get_logger
 
 LOG = get_logger(__name__)
@@ -37,7 +39,7 @@ _AWAKE, _DOZING, _ASLEEP = range(3)
 
 
 class Loop:
-    """One thread, which is started by the first `call`.
+    """One thread, which is started by the first `call`. Nothing is opened before.
 
     Whoever hands it something wakes it only if it sleeps, so that a busy thread is handed much at once. For what is not
     urgent (``lazily``) it is not even woken from a doze, which lasts for a millisecond.
@@ -50,10 +52,10 @@ class Loop:
     """
 
     def __init__(self, name: str) -> None:
-        """Make a loop that does not run yet, and has opened nothing; `name` is its thread's."""
+        """Make a loop that does not run yet; `name` is its thread's."""
         self._name = name
         self.before_sleep: Callable[[bool], Rest] = lambda _over: Rest.SLEEP
-        self._poll: select.epoll
+        self._poll: Any = None
         self._wake = -1
         self._readers: dict[int, Callable[[], None]] = {}
         self._calls: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
@@ -64,6 +66,7 @@ class Loop:
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closing = False
+        self._robbed = False
         self.closed = False
         self.batch = 0
 
@@ -91,15 +94,25 @@ class Loop:
         """Run a function on the loop's thread, soon. Any thread.
 
         Raises:
-            TransportUnavailable: the thread, or a descriptor that it needs, cannot be had; the function is not run.
+            TransportUnavailable: the operating system gives no thread or descriptor, or has taken one away.
         """
+        if self._thread is None:
+            self._start()
+        if self._robbed:
+            raise self._was_robbed(OSError(errno.EBADF, os.strerror(errno.EBADF)))
         self._calls.append((func, args))
-        if self._state != _AWAKE or self._thread is None:
+        if self._state != _AWAKE:
+            self._rouse()
+
+    def call_for(self, future: Future[Any], func: Callable[..., Any], *args: Any) -> None:
+        """As `call`, but what it raises is the outcome of `future`."""
+        try:
+            self.call(func, *args)
+        except MessagingException as exc:
             try:
-                self._rouse()
-            except TransportUnavailable:
-                self._calls.remove((func, args))
-                raise
+                future.set_exception(exc)
+            except InvalidStateError:
+                pass
 
     def call_lazily(self, func: Callable[..., Any], *args: Any) -> None:
         """As `call`, a millisecond later if that saves waking the thread."""
@@ -107,27 +120,44 @@ class Loop:
         if self._state == _ASLEEP:
             self._rouse()
 
+    def _start(self) -> None:
+        with self._starting:
+            if self._thread is not None or self.closed:
+                return
+            try:
+                self._open()
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                thread.start()
+            except (OSError, RuntimeError) as exc:
+                self._let_go()
+                raise TransportUnavailable(descriptors.not_started(self._name, exc)) from exc
+            self._thread = thread
+
+    def _open(self) -> None:
+        self._poll = select.epoll()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll.register(self._wake, select.EPOLLIN)
+
+    def _let_go(self) -> None:
+        if self._poll is not None:
+            self._poll.close()
+        if self._wake >= 0:
+            os.close(self._wake)
+        self._poll, self._wake = None, -1
+
     def _rouse(self) -> None:
         with self._starting:
             if self.closed:
                 return
-            if self._thread is None:
-                self._start()
             self._state = _AWAKE
-            os.eventfd_write(self._wake, 1)
+            try:
+                os.eventfd_write(self._wake, 1)
+            except OSError as exc:
+                self._robbed = True
+                raise self._was_robbed(exc) from exc
 
-    def _start(self) -> None:
-        """Open what the thread needs, and start it. The lock is held."""
-        try:
-            if self._wake < 0:
-                self._poll = select.epoll()
-                self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-                self._poll.register(self._wake, select.EPOLLIN)
-            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            thread.start()
-        except (OSError, RuntimeError) as exc:
-            raise TransportUnavailable(cannot_start(self._name, exc)) from exc
-        self._thread = thread
+    def _was_robbed(self, exc: OSError) -> TransportUnavailable:
+        return TransportUnavailable(descriptors.was_robbed(self._name, exc))
 
     def call_last(self, func: Callable[..., Any], *args: Any) -> None:
         """Run a function when all else is done, right before the thread sleeps. On the loop's thread.
@@ -163,7 +193,11 @@ class Loop:
                 self._drop()
         if thread is not None:
             self._calls.append((_nothing, ()))
-            self._rouse()
+            try:
+                self._rouse()
+            except TransportUnavailable as exc:
+                LOG.warning("%s", exc)
+                return
             if thread is not threading.current_thread():
                 thread.join(5)
 
@@ -174,13 +208,18 @@ class Loop:
 
     def _drop(self) -> None:
         self.closed = True
-        if self._wake >= 0:
-            self._poll.close()
-            os.close(self._wake)
+        try:
+            self._let_go()
+        except OSError as exc:
+            LOG.debug("the descriptors of the I/O thread %s were closed by others: %s", self._name, exc)
 
     def _run(self) -> None:
-        while not (self._closing and not self._calls and not self._last):
-            self._turn()
+        try:
+            while not (self._closing and not self._calls and not self._last):
+                self._turn()
+        except OSError as exc:
+            LOG.error("%s", self._was_robbed(exc))
+            self._robbed = True
         with self._starting:
             self._drop()
 
@@ -228,11 +267,6 @@ class Loop:
         except Exception:
             LOG.exception("the I/O thread goes on after an error that is a fault of msgbus")
             return None
-
-
-def cannot_start(name: str, exc: Exception) -> str:
-    """The text of the error where an I/O thread cannot be started."""
-    return f"the I/O thread {name} cannot be started: {exc}; check the limits of open files and of threads (ulimit -a)"
 
 
 def _nothing() -> None:

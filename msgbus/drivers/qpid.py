@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from oslo_config import cfg
 
+from msgbus.drivers import descriptors
 from msgbus.drivers.base import (
     Address,
     Capability,
@@ -171,6 +172,10 @@ class QpidDriver(Driver):
                 raise ConfigurationError(f"sasl_mechanisms of [msgbus_qpid]: {name!r} is none of {', '.join(KNOWN)}")
 
     def _start_clean(self) -> None:
+        # All that is needed later is read from the disk now: then there may be no descriptor for it.
+        import encodings.idna  # noqa: F401
+
+        from msgbus.drivers import qpid_consumer, qpid_nodes  # noqa: F401
         from msgbus.drivers.qpid_sender import Sender
         from msgbus.drivers.qpid_wire import Wire
 
@@ -275,6 +280,8 @@ class QpidDriver(Driver):
         elif isinstance(error, TimeoutError):
             text = f"{text} (no answer within {self._options.connect_timeout:g} s)" if text == "timed out" else text
             hint = "check that it runs, is not stuck, and that no firewall is in between"
+        elif descriptors.is_shortage(error):
+            hint = descriptors.HINT
         elif isinstance(error, UnicodeError):
             hint = "check the host name"
         elif "during the log-in" in text:
@@ -351,7 +358,7 @@ class QpidDriver(Driver):
         except Exception as exc:
             sent.set_exception(exc)
             return sent
-        self._loop.call(self._send, Outgoing(address, message, mandatory, sent))
+        self._loop.call_for(sent, self._send, Outgoing(address, message, mandatory, sent))
         return sent
 
     def _send(self, outgoing: Outgoing) -> None:
@@ -395,7 +402,7 @@ class QpidDriver(Driver):
             consumer.refuse(self._was_closed())
             return consumer
         self._futures.add(consumer.ready)
-        self._loop.call(self._start, consumer)
+        self._loop.call_for(consumer.ready, self._start, consumer)
         return consumer
 
     def _start(self, consumer: Consumer) -> None:
@@ -418,7 +425,7 @@ class QpidDriver(Driver):
             return found
         queue = topology.source(address).queue or ""
         self._futures.add(found)
-        self._loop.call(self._inspect, queue, found, time.monotonic() + INSPECT_CONNECT)
+        self._loop.call_for(found, self._inspect, queue, found, time.monotonic() + INSPECT_CONNECT)
         return found
 
     def _inspect(self, queue: str, found: Future[Depth], end: float) -> None:
@@ -460,16 +467,16 @@ class QpidDriver(Driver):
             ended.add_done_callback(lambda _: self._loop.close())
             return
         unfinished: Future[list[Future[Any]]] = Future()
-        self._loop.call(self._begin_end, unfinished)
+        self._loop.call_for(unfinished, self._begin_end, unfinished)
         wait([unfinished], CLOSE_TIMEOUT)
-        if unfinished.done():
+        if unfinished.done() and unfinished.exception() is None:
             wait(unfinished.result(), CLOSE_TIMEOUT)
         gone: Future[list[Future[Any]]] = Future()
-        self._loop.call(self._close_all, gone)
+        self._loop.call_for(gone, self._close_all, gone)
         wait([gone], CLOSE_TIMEOUT)
-        if gone.done():
+        if gone.done() and gone.exception() is None:
             wait(gone.result(), max(deadline - time.monotonic(), CLOSE_TIMEOUT_MIN))
-        self._loop.call(self._end, ended)
+        self._loop.call_for(ended, self._end, ended)
         wait([ended], CLOSE_TIMEOUT)
         self._loop.close()
 
@@ -501,7 +508,7 @@ class QpidDriver(Driver):
         consumer.hopeless(CallCancelled(f"what was to be opened on {self._name()} was closed"))
         if self._closed:
             return consumer.gone
-        self._loop.call(self._close, consumer)
+        self._loop.call_for(consumer.gone, self._close, consumer)
         return consumer.gone
 
     def _close(self, consumer: Consumer) -> None:
@@ -535,7 +542,7 @@ class _QpidSubscription(Subscription):
 
     def stop(self) -> Future[None]:
         if not self._driver._closed:
-            self._driver._loop.call(self._consumer.stop)
+            self._driver._loop.call_for(self._consumer.stopped, self._consumer.stop)
         return self._consumer.stopped
 
     def close(self) -> Future[None]:

@@ -113,7 +113,10 @@ class Wire:
         if self._closed:
             return
         attempt, self._tries = self._tries, self._tries + 1
-        threading.Thread(target=self._open, args=(attempt,), name="msgbus-connect", daemon=True).start()
+        try:
+            threading.Thread(target=self._open, args=(attempt,), name="msgbus-connect", daemon=True).start()
+        except RuntimeError as exc:  # There are too many, or the interpreter is ending.
+            self._failed(exc, attempt)
 
     def _open(self, attempt: int) -> None:
         try:

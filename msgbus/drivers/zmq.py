@@ -244,7 +244,7 @@ class ZmqDriver(Driver):
         if error is not None:
             sent.set_exception(error)
             return sent
-        self._loop.call(self._node.send, Parcel(address, message, mandatory, sent))
+        self._loop.call_for(sent, self._node.send, Parcel(address, message, mandatory, sent))
         return sent
 
     def _refusal(self, address: Address, message: Message) -> Exception | None:
@@ -279,7 +279,7 @@ class ZmqDriver(Driver):
         if any(address.kind == "dead" for address in addresses) and not ready.done():
             ready.set_exception(CapabilityMissing("ZmqDriver does not store dead letters"))
         if not ready.done():
-            self._loop.call(self._node.subscribe, tuple(addresses), on_delivery, prefetch, consumers, ready)
+            self._loop.call_for(ready, self._node.subscribe, tuple(addresses), on_delivery, prefetch, consumers, ready)
         return _ZmqSubscription(self, consumers, ready)
 
     def open_inbox(self, on_delivery: OnDelivery) -> Inbox:
@@ -288,7 +288,7 @@ class ZmqDriver(Driver):
     def inspect(self, address: Address) -> Future[Depth]:
         found = self._future()
         if not found.done():
-            self._loop.call(self._node.inspect, address, found)
+            self._loop.call_for(found, self._node.inspect, address, found)
         return found
 
     def close(self) -> None:
@@ -306,11 +306,11 @@ class ZmqDriver(Driver):
             done.add_done_callback(lambda _: self._loop.close())
             return
         unfinished: Future[list[Future[Any]]] = Future()
-        self._loop.call(self._node.unfinished, unfinished)
+        self._loop.call_for(unfinished, self._node.unfinished, unfinished)
         wait([unfinished], CLOSE_TIMEOUT)
-        if unfinished.done():
+        if unfinished.done() and unfinished.exception() is None:
             wait(unfinished.result(), CLOSE_TIMEOUT)
-        self._loop.call(self._node.leave, error, done)
+        self._loop.call_for(done, self._node.leave, error, done)
         wait([done], CLOSE_TIMEOUT)
         self._loop.close()
         self._cancel(error)
@@ -361,7 +361,7 @@ class _ZmqSubscription(Subscription):
             done.set_result(None)
         else:
             driver._futures.add(done)
-            driver._loop.call(driver._node.stop, self._consumers, close, done)
+            driver._loop.call_for(done, driver._node.stop, self._consumers, close, done)
         return done
 
 
@@ -370,7 +370,7 @@ class _ZmqInbox(Inbox):
         self._driver = driver
         self.ready = driver._future()
         if not self.ready.done():
-            driver._loop.call(driver._node.open_inbox, self._name, on_delivery, self.ready)
+            driver._loop.call_for(self.ready, driver._node.open_inbox, self._name, on_delivery, self.ready)
 
     def _name(self, node: str) -> Address:
         """Its address has the node's id in it, which is known when the node is open."""
@@ -385,7 +385,7 @@ class _ZmqInbox(Inbox):
             done.set_result(None)
         else:
             driver._futures.add(done)
-            driver._loop.call(self._close, done)
+            driver._loop.call_for(done, self._close, done)
         return done
 
     def _close(self, done: Future[None]) -> None:

@@ -28,6 +28,7 @@ from typing import Any
 
 import msgspec
 
+from msgbus.drivers import descriptors
 from msgbus.drivers.base import Address
 from msgbus.drivers.loop import Loop
 from msgbus.drivers.zmq_matchmaker import Entry, Matchmaker, Service
@@ -206,6 +207,8 @@ class FileMatchmaker(Matchmaker):
         try:
             self._topics = read_topics(self._path)
         except (OSError, ValueError) as exc:
+            if descriptors.is_shortage(exc):
+                self._seen = None  # It is read when there are descriptors again.
             text = self._unusable(exc)
             if text != self._complaint:
                 LOG.error("%s; what it said before holds", text)

@@ -11,7 +11,9 @@ Everything here belongs to the loop's thread.
 from __future__ import annotations
 
 import logging
+import os
 import random
+import resource
 import secrets
 import struct
 import time
@@ -20,6 +22,7 @@ from typing import Any
 
 import zmq
 
+from msgbus.drivers import descriptors
 from msgbus.drivers import zmq_frames as frames
 from msgbus.drivers.loop import DOZE, Loop, Rest
 from msgbus.drivers.zmq_gate import Gate, why
@@ -46,6 +49,17 @@ REASON_MAX = 200
 COMPLAINTS = 5.0
 """Seconds between two log lines about peers that send what makes no sense."""
 
+TO_OPEN = 48
+"""Descriptors that have to be left for a node to be opened. It takes some twenty; short of them libzmq aborts."""
+TO_DIAL = 16
+"""Descriptors that have to be left for another node to be dialled."""
+LISTEN_AGAIN = 0.5
+"""Seconds between two looks whether there are descriptors again, for those who want to connect."""
+HIDDEN = ".hidden"
+"""What the path of a Unix socket ends with while nobody is to find it."""
+MARGIN = 8
+"""Descriptors that have to be there, besides the reserve, before others are let in again."""
+
 NOBODY_LISTENS = "nobody listens there"
 
 # As plain numbers: pyzmq's enums cost more than what they are passed to.
@@ -54,6 +68,7 @@ _READABLE, _RCVMORE = int(zmq.EVENTS), int(zmq.RCVMORE)
 _EVENT = struct.Struct("=hi")
 _EVENTS = (
     zmq.EVENT_ACCEPTED
+    | zmq.EVENT_ACCEPT_FAILED
     | zmq.EVENT_CLOSED
     | zmq.EVENT_DISCONNECTED
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -86,6 +101,9 @@ class Links:
         self._next_complaint = 0.0
         self._complaints = 0
         self._gone: dict[Link, None] = {}
+        self._listener_socket: Any = None
+        self._endpoints: list[str] = []
+        self._deaf = False  # nobody finds its Unix socket, for want of descriptors
 
     # Opening and closing
 
@@ -102,20 +120,74 @@ class Links:
         self._context = zmq.Context()
         self._gate = Gate(self._loop, self._context, security, node)
         listener, self._dialer = self._socket(), self._socket()
-        endpoints = []
+        self._listener_socket = listener
+        self._endpoints = []
         for endpoint in filter(None, (ipc, more)):
-            security.listen(listener, endpoint)
-            listener.setsockopt(zmq.IPV6, _is_ipv6(endpoint))
             try:
-                listener.bind(endpoint)
+                self._bind(endpoint)
             except zmq.ZMQError as exc:
                 self.close()
                 raise TransportUnavailable(f"cannot listen at {endpoint}: {exc}; check the option listen") from exc
-            endpoints.append(listener.getsockopt_string(zmq.LAST_ENDPOINT))
+            self._endpoints.append(listener.getsockopt_string(zmq.LAST_ENDPOINT))
         for socket in (listener, self._dialer):
             self._loop.watch(socket.getsockopt(zmq.FD), lambda socket=socket: self._read(socket))  # type: ignore[misc]
         self._add_loop_link()
-        return endpoints
+        return list(self._endpoints)
+
+    def _bind(self, endpoint: str) -> None:
+        self._settings.security.listen(self._listener_socket, endpoint)
+        self._listener_socket.setsockopt(zmq.IPV6, _is_ipv6(endpoint))
+        self._listener_socket.bind(endpoint)
+
+    def restore_sockets(self) -> None:
+        """Make the files of Unix sockets anew that somebody has removed. Called every now and then.
+
+        Connections that there are go on. The old listener stays, with nobody who could reach it.
+        """
+        for path in self._paths():
+            if self._deaf or os.path.lexists(path):
+                continue
+            try:
+                self._bind(f"ipc://{path}")
+                LOG.warning("node %s: the socket %s was removed, and has been made anew", self._node, path)
+            except zmq.ZMQError as exc:
+                LOG.error(
+                    "node %s: the socket %s was removed, and cannot be made anew: %s; nobody new can connect: check "
+                    "the run directory, or start this process again",
+                    self._node,
+                    path,
+                    exc,
+                )
+
+    def _check_room(self) -> None:
+        """Have nobody find the Unix socket while the process is short of descriptors.
+
+        libzmq ends the process where it cannot accept somebody there. Connections that there are go on (they would not
+        if the endpoint were unbound), and who is not let in tries again.
+        """
+        why = descriptors.shortage(_reserve())
+        if not why or self._deaf:
+            return
+        self._deaf = True
+        LOG.error("node %s lets nobody more in until there are some again: %s", self._node, why)
+        for path in self._paths():
+            _rename(path, path + HIDDEN)
+        self._loop.call_later(LISTEN_AGAIN, self._listen_again)
+
+    def _listen_again(self) -> None:
+        if self._context is None or not self._deaf:
+            return
+        if descriptors.shortage(_reserve() + MARGIN):
+            self._loop.call_later(LISTEN_AGAIN, self._listen_again)
+            return
+        self._deaf = False
+        for path in self._paths():
+            _rename(path + HIDDEN, path)
+        LOG.warning("node %s lets others in again", self._node)
+
+    def _paths(self) -> list[str]:
+        """Of the Unix sockets at which this node listens."""
+        return [endpoint.removeprefix("ipc://") for endpoint in self._endpoints if endpoint.startswith("ipc://")]
 
     def _socket(self) -> Any:
         settings = self._settings
@@ -163,6 +235,7 @@ class Links:
         if self._context is not None:
             self._context.term()
         self._sockets, self._monitors, self._context = [], [], None
+        self._deaf = False
         for link in list(self._links.values()):
             link.up = False
         self._links.clear()
@@ -225,6 +298,9 @@ class Links:
         self._attempts[endpoint] = node
         self._unread[self._dialer] = None
         self._disconnect(endpoint)
+        if why := descriptors.shortage(TO_DIAL):
+            self._failed(node, name, why)
+            return
         try:
             if unsafe := self._settings.security.dial(self._dialer, endpoint, key):
                 self._failed(node, name, unsafe)
@@ -310,6 +386,8 @@ class Links:
                     self._failed(node, self._peer(node).attempt, _words(event))
             else:
                 self._gate.on_event(event)
+                if event["event"] in (zmq.EVENT_ACCEPTED, zmq.EVENT_ACCEPT_FAILED):
+                    self._check_room()
 
     def drop(self, link: Link, why: str) -> None:
         """A link is of no use any more."""
@@ -549,6 +627,19 @@ def _read_event(parts: list[bytes]) -> dict[str, Any]:
     """
     event, value = _EVENT.unpack(parts[0])
     return {"event": event, "value": value, "endpoint": parts[1]}
+
+
+def _reserve() -> int:
+    """How many descriptors others may not take by connecting: as many as may come before this node can look."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return TO_OPEN if limit == resource.RLIM_INFINITY else min(256, max(TO_OPEN, limit // 8))
+
+
+def _rename(path: str, to: str) -> None:
+    try:
+        os.rename(path, to)
+    except OSError as exc:
+        LOG.debug("%s cannot be renamed: %s", path, exc)  # Somebody has removed it, which is seen and mended elsewhere.
 
 
 def _is_ipv6(endpoint: str) -> int:

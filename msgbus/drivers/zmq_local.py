@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
+from msgbus.drivers import descriptors
 from msgbus.drivers.zmq_matchmaker import Entry, Matchmaker
 from msgbus.exceptions import ConfigurationError, TransportUnavailable
 from msgbus.foreign import get_logger
@@ -121,6 +122,7 @@ class LocalMatchmaker(Matchmaker):
         self._own: Entry | None = None
         self._names: dict[str, str] = {}  # by node, the name of the file that was read
         self._entries: dict[str, Entry] = {}
+        self._unread = ""  # why something in the directory could not be read, the last time
 
     def _path(self, name: str) -> str:
         return os.path.join(self._dir, name)
@@ -193,12 +195,20 @@ class LocalMatchmaker(Matchmaker):
     def entries(self) -> Mapping[str, Entry]:
         if self._changes < 0:
             return {}
+        former, self._unread = self._unread, ""
         try:
             self._token = os.pread(self._changes, 8, 0)  # first: what changes from now on is seen the next time
             self._read(os.listdir(self._dir))
         except OSError as exc:
-            LOG.warning("the run directory %s cannot be read: %s", self._dir, exc.strerror)
+            self._unread = f"the run directory {self._dir} cannot be read: {exc.strerror}"
+        if self._unread:
+            self._token = None  # It is read again, and nobody is taken for missing until then.
+            if self._unread != former:
+                LOG.warning("%s", self._unread)
         return self._entries
+
+    def doubt(self) -> str:
+        return self._unread
 
     def _read(self, files: Iterable[str]) -> None:
         newest: dict[str, tuple[int, str]] = {}
@@ -228,7 +238,10 @@ class LocalMatchmaker(Matchmaker):
         except FileNotFoundError:
             return None  # It has been replaced meanwhile, and `changes` says so.
         except (OSError, ValueError) as exc:
-            LOG.warning("%s cannot be read, and the node is left out: %s", self._path(name), exc)
+            if descriptors.is_shortage(exc):
+                self._unread = f"{self._path(name)} cannot be read: {exc}; {descriptors.HINT}"
+            else:
+                LOG.warning("%s cannot be read, and the node is left out: %s", self._path(name), exc)
             return None
         return entry
 
@@ -259,9 +272,8 @@ class LocalMatchmaker(Matchmaker):
 
     def keep(self) -> None:
         try:
-            if not _is_at(self._changes, self._path(_CHANGES)) or not _is_at(
-                self._lock, self._path(f"{self._node}.lock")
-            ):
+            ours = ((self._changes, _CHANGES), (self._lock, f"{self._node}.lock"))
+            if not all(_is_at(fd, self._path(name)) for fd, name in ours):
                 self._restore()
             for name in (_CHANGES, *(f"{self._node}.{end}" for end in ("lock", "sock", f"{self._number}.node"))):
                 if os.path.lexists(path := self._path(name)):

@@ -14,11 +14,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+import zmq
+
+from msgbus.drivers import descriptors
 from msgbus.drivers import zmq_frames as frames
 from msgbus.drivers.base import Address, Depth, OnDelivery
 from msgbus.drivers.loop import Loop, Rest
 from msgbus.drivers.zmq_link import Link, LinkSettings
-from msgbus.drivers.zmq_links import Links
+from msgbus.drivers.zmq_links import TO_OPEN, Links
 from msgbus.drivers.zmq_matchmaker import Directory, Entry, Matchmaker
 from msgbus.drivers.zmq_queue import FOREVER, Parcel, fail, finish
 from msgbus.drivers.zmq_receiver import LocalConsumer, Receiver
@@ -34,7 +37,7 @@ SLOW_TICK = 1.0
 """Seconds between two looks at what is not urgent."""
 LOOKS_APART = 0.01
 """Seconds at least between two looks at what has no receipt."""
-KEEP = 5
+KEEP = 2
 """Slow ticks between two looks at what the matchmaker has to keep."""
 REDIAL = 10.0
 """Seconds for which a connection that broke is dialled anew, if nobody can know whether the other side lives."""
@@ -124,6 +127,8 @@ class Node:
         if self.id:
             return
         try:
+            if why := descriptors.shortage(TO_OPEN):
+                raise TransportUnavailable(f"ZeroMQ cannot be begun: {why}")  # libzmq would abort the process.
             folder = self._matchmaker.open()
             node = self._matchmaker.node
             ipc = f"ipc://{os.path.join(folder, node)}.sock" if folder else ""
@@ -132,12 +137,12 @@ class Node:
             self.id = node
             self._register()
             self._refresh()
-        except MessagingException as exc:
+        except (MessagingException, OSError, zmq.ZMQError) as exc:
             self.id = ""
-            self.error = exc
+            self.error = error = _ours(exc)
             self._links.close()
             self._matchmaker.close()
-            raise
+            raise error from exc
         self.error = None
         self._loop.call_later(SLOW_TICK, self._slow_tick)
         LOG.debug("node %s listens at %s", node, ", ".join(self._endpoints))
@@ -473,12 +478,20 @@ class Node:
         self._slow_ticks += 1
         if self._slow_ticks % KEEP == 0:
             self._matchmaker.keep()
+            self._links.restore_sockets()
             self._refresh()
         if not self._matchmaker.is_reachable:
             self._refresh()
             self._sender.connect_all()
         self._sender.forget_unused()
         self._links.drop_unused(self._directory.entries)
+
+
+def _ours(error: MessagingException | OSError | zmq.ZMQError) -> MessagingException:
+    if isinstance(error, MessagingException):
+        return error
+    hint = f"; {descriptors.HINT}" if descriptors.is_shortage(error) else ""
+    return TransportUnavailable(f"ZeroMQ cannot be begun: {error}{hint}")
 
 
 def as_told(endpoint: str, advertise: str) -> str:

@@ -9,6 +9,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -168,6 +169,27 @@ def test_the_receipt_of_a_call_travels_with_its_answer(place: Place, monkeypatch
     assert client.call({}, "echo", value=1) == 1
     client.cast({}, "echo", value=1)
     assert asked == [True, False]
+
+
+# A run directory that is removed
+
+
+@pytest.mark.parametrize("what", ["the socket", "all files", "the directory"])
+def test_new_clients_find_a_server_whose_files_were_removed(place: Place, what: str) -> None:
+    """It makes its socket anew with the rest, and whoever was connected goes on."""
+    place.serve("s1")
+    client = get_rpc_client(place.transport(), Target(topic="foo"), timeout=30)
+    assert client.call({}, "echo", value=1) == 1
+    if what == "the directory":
+        shutil.rmtree(place.run_dir)
+    else:
+        for name in place.files(".sock" if what == "the socket" else ""):
+            os.unlink(place.run_dir / name)
+    assert client.call({}, "echo", value=2) == 2
+    until(lambda: place.run_dir.exists() and len(place.files(".sock")) == 2, "both sockets are there again", 30)
+    late = get_rpc_client(place.transport(), Target(topic="foo"), timeout=30)
+    assert late.call({}, "echo", value=3) == 3
+    assert client.call({}, "echo", value=4) == 4
 
 
 # Servers that die

@@ -667,3 +667,26 @@ def waits_for_ever_while_it_hangs() -> None:
 def looks_every_few_seconds() -> None:
     """A message that has no answer is given up when somebody looks for such, which is not often."""
     _wait_longer(3.5)
+
+
+@caught_by("names_that_differ_are_different_addresses")
+def folds_names() -> None:
+    """Capitals, and dots and underscores, are taken for each other."""
+
+    def fold(address: Address) -> Address:
+        if address.kind == "inbox":
+            return address
+        return address._replace(topic=address.topic.lower().replace("_", "."))
+
+    spoil(Bus, "_route", lambda old, bus, address: old(bus, fold(address)))
+    spoil(
+        Bus, "attach", lambda old, bus, address, *args, **kwargs: _as_subscribed(old, bus, address, fold, args, kwargs)
+    )
+
+
+def _as_subscribed(
+    old: Any, bus: Bus, address: Address, fold: Callable[[Address], Address], args: Any, kwargs: Any
+) -> Any:
+    consumer = old(bus, fold(address), *args, **kwargs)
+    consumer.address = address
+    return consumer

@@ -102,6 +102,28 @@ class PatternChecks:
         client.fanout_cast({}, "note", key="all")
         assert bus.ran("all") == [name]
 
+    @check("bus", since="0.1", builds_on=("test_mandatory_to_nobody_fails_at_once",))
+    def test_a_topic_may_name_a_server(self, bus: Bus) -> None:
+        """Where nobody has the topic ``foo.host1``, it is the server ``host1`` of the topic ``foo``, and no other.
+
+        Without such a server it is `MessageUndeliverable` at once.
+        """
+        bus.serve("s1", "s2.example.org")
+        for delivery in ("at_most_once", "at_least_once"):
+            for name in ("s1", "s2.example.org"):
+                key = f"{name} {delivery}"
+                client = bus.client(f"{bus.topic}.{name}", delivery=delivery)
+                assert client.call({}, "note", key=f"call {key}") == name
+                client.cast({}, "note", key=f"cast {key}")
+                assert bus.ran(f"cast {key}") == [name]
+                assert list(client.multicall({}, "count", n=3)) == [0, 1, 2]
+            nobody = Task(bus.client(f"{bus.topic}.nobody", delivery=delivery, timeout=60).call, {}, "echo")
+            error = nobody.error(20)
+            assert isinstance(error, MessageUndeliverable), error
+            assert f"{bus.topic}.nobody" in str(error)
+            assert "server 'nobody'" in str(error)
+        assert len(bus.journal.entries("run")) == 12
+
     @check("bus", since="0.1", builds_on=("test_prefetch_bounds_what_is_handed_over",))
     def test_a_busy_server_holds_nothing_that_an_idle_one_could_run(self, bus: Bus) -> None:
         """With one server stuck, and no room for more there, all further work is done by the idle one."""

@@ -20,10 +20,27 @@ from msgbus.conformance.checks.receiver import (
     sent_to,
 )
 from msgbus.conformance.waiting import Task, gather, until
-from msgbus.drivers.base import Capability, Delivery
+from msgbus.drivers.base import Address, Capability, Delivery
 from msgbus.exceptions import TransportBlocked
 
 KINDS = pytest.mark.parametrize("kind", ["topic", "server", "fanout", "pool"])
+
+ALIKE = (
+    *("-a.b", "-a/b", "-a_b", "-a-b", "-a!b", "-a%b", "-a%2Fb", "-a=2Fb", "-a b", "-a  b", "-a:b", "-a#b", "-a*b"),
+    *("-ab", "-A.B", "-a.B", "-a.b.", "-a..b", "-.a.b", "-a.b ", "-a.b!", "-a.b/", "-a.b#", "-a.b/!fanout", "-a.>"),
+    *(
+        "-\u00e9",
+        "-e\u0301",
+        "-\u00c9",
+        "-ss",
+        "-\u00df",
+        "-\uff41",
+        "-\U0001f600",
+        "-" + "x" * 40 + "1",
+        "-" + "x" * 40 + "2",
+    ),
+)
+"""Ends of names that a sloppy mapping takes for each other."""
 
 
 class SubscribingChecks:
@@ -119,6 +136,33 @@ class SubscribingChecks:
             (kind, kind) for kind in ("topic", "server", "fanout")
         }
         assert {delivery.address for delivery in receiver.deliveries} == set(addresses)
+
+    @check("driver", since="0.1", builds_on=("test_kinds_of_addresses_are_apart",))
+    def test_names_that_differ_are_different_addresses(self, bus: Bus) -> None:
+        """Whatever is in the names of topics, servers and exchanges, each address gets what was sent to it alone.
+
+        Names differ that have different characters: capitals, other separators, another normal form of Unicode.
+        """
+        names = [f"{bus.topic}{end}" for end in ALIKE]
+        addresses = [bus.address(topic=name) for name in names]
+        addresses += [bus.address("server", server=end) for end in ALIKE]
+        # What one name ends with, and the next begins with.
+        for mark in (".", "/", ":", "!", "%2F"):
+            addresses.append(bus.address("server", topic=f"{bus.topic}{mark}x", server="y"))
+            addresses.append(bus.address("server", server=f"x{mark}y"))
+        addresses += [Address("topic", exchange, bus.topic) for exchange in ("msgbus-A.b", "msgbus-a.b", "msgbus-a_b")]
+        driver = another_driver(bus)
+        receivers = {address: Receiver() for address in addresses}
+        for subscription in [driver.subscribe([at], got.take, prefetch=5) for at, got in receivers.items()]:
+            subscription.ready.result(60)
+        numbered = list(enumerate(receivers))
+        # Once in the order in which they subscribed, and once not: those who share by turns are to be found out.
+        for round_number, those in enumerate((numbered, numbered[::-1])):
+            for number, address in those:
+                send(bus.driver, address, f"{round_number} {number}")
+        for number, receiver in enumerate(receivers.values()):
+            receiver.wait(2)
+            assert receiver.bodies == [f"0 {number}", f"1 {number}"]
 
     @check("driver", since="0.1", needs=(Capability.STORE,))
     def test_dead_letters_are_stored(self, bus: Bus) -> None:

@@ -1,0 +1,54 @@
+"""File descriptors: how many this process may still open, and what to say where they are used up."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+
+HINT = "raise the limit (ulimit -n, or LimitNOFILE of its systemd unit), or open less"
+
+
+def count() -> tuple[int, int] | None:
+    """How many descriptors are open and how many may be; None where that cannot be known, or there is no limit.
+
+    It lists a directory, so it is for the moments in which something is opened, and not for each message.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return None
+    try:
+        return len(os.listdir("/proc/self/fd")) - 1, limit  # To list them is to open one more.
+    except OSError as exc:
+        return (limit, limit) if exc.errno == errno.EMFILE else None
+
+
+def shortage(reserve: int) -> str:
+    """Why no more should be opened, where fewer than `reserve` descriptors are left; empty where there are enough."""
+    found = count()
+    if found is None or found[0] + reserve <= found[1]:
+        return ""
+    return f"this process has {found[0]} of {found[1]} file descriptors open: {HINT}"
+
+
+def is_shortage(error: BaseException | None) -> bool:
+    """Whether descriptors are used up, by an error of the operating system or what it was the reason of."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def not_started(thread: str, error: BaseException) -> str:
+    """What to say where an I/O thread cannot be started."""
+    why = HINT if is_shortage(error) else "the interpreter may be ending, or there are too many threads"
+    return f"the I/O thread {thread} cannot be started: {error}; {why}"
+
+
+def was_robbed(thread: str, error: BaseException) -> str:
+    """What to say where an I/O thread's own descriptors are no longer there."""
+    return (
+        f"the I/O thread {thread} has lost its descriptors: {error}; something in this process has closed what is not "
+        "its own, as libraries do that make daemons: make the transport after that"
+    )
