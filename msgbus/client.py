@@ -201,7 +201,7 @@ class RPCClient:
             MessagingTimeout: no answer by the deadline; `ServerLost`: the server that ran it fell silent.
             OutcomeUnknown: under at_most_once, it may or may not have run.
             RemoteError: what the method raised, or that exception itself where it is allowed to be made again.
-            SerializationError: an argument cannot travel.
+            SerializationError: an argument or the result cannot travel, or what came cannot be read.
             RPCVersionCapError, InvalidTarget: the request is not allowed as it is.
             TypeError: the context or the method's name is missing.
         """
@@ -310,7 +310,7 @@ class RPCClient:
             ttl = None if self.timeout is None else left
             request = self._request(ctxt, method, kwargs, Hints(ttl, time.time(), self._policy), new_id())
             durable = address.kind != "fanout"
-            body = encode_request(request, self._content_type)
+            body = encode_request(request, self._content_type, lossy=self.transport.lossy)
             message = Message(body, self._content_type, request.unique_id, ttl, durable, left)
             try:
                 wait_until_sent(
@@ -447,7 +447,7 @@ class RPCClient:
         request.call_id = pending.id
         request.reply_to = self.transport.inbox(pending.deadline)
         request.monitor = self.call_monitor_timeout
-        body = encode_request(request, self._content_type)
+        body = encode_request(request, self._content_type, lossy=self.transport.lossy)
         # The driver knows best why a request was not handed over: it says so a moment before the caller gives up.
         return Message(body, self._content_type, request.unique_id, ttl, self._repeatable, ttl * PATIENCE)
 

@@ -23,15 +23,25 @@ confirm    the server's inbox            the answer has come
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
 from msgbus.exceptions import SerializationError
+from msgbus.values import (
+    JSON_VALUES,
+    LOSSY_JSON_VALUES,
+    MSGPACK_VALUES,
+    Codec,
+    is_plain,
+    read_extension,
+    simplified,
+)
 
 JSON = "application/json"
 MSGPACK = "application/msgpack"
@@ -56,7 +66,11 @@ _ENVELOPE_VERSION = "2.0"
 _READABLE = re.compile(r"2\.0+")  # A higher minor version may hold what this side does not know, says oslo.messaging.
 _AGES = 1e10  # seconds
 _PLAIN = " (plain data can: dict, list, str, number, bool, None; a serializer makes it of other objects)"
+_ENCODING_ERRORS = (TypeError, ValueError, OverflowError, RuntimeError)
+"""What the codecs raise. A RuntimeError: it is nested too deep, or another thread changes it meanwhile."""
 _DECODING_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
+_CALL_ID = re.compile(rb"_msg_id\W{1,12}([0-9a-f]{32})(?![0-9a-f])")
+"""A call's id in a body, whatever else is wrong with that: in JSON, JSON within JSON, and msgpack."""
 
 ReplyKind = Literal["reply", "started", "items", "keepalive", "declined"]
 ControlKind = Literal["credit", "cancel", "keepalive", "confirm"]
@@ -123,7 +137,7 @@ class Request(msgspec.Struct):
 
 
 class UnacceptableRequest(SerializationError):
-    """A request that could be read, and has a name or id that is too long.
+    """A request that cannot be run: it is not one, or has a name or id that is too long.
 
     Attributes:
         request: where its `call_id` and `reply_to` are of use, its client can be told; else both are None.
@@ -208,13 +222,15 @@ class _Envelope(msgspec.Struct):
 
 _json_encoder = msgspec.json.Encoder()
 _msgpack_encoder = msgspec.msgpack.Encoder()
-_decode_envelope = msgspec.json.Decoder(_Envelope).decode
+_json_envelope = msgspec.json.Decoder(_Envelope)
 _json_payload = msgspec.json.Decoder(dict[str, Any])
-_msgpack_payload = msgspec.msgpack.Decoder(dict[str, Any])
+_msgpack_payload = msgspec.msgpack.Decoder(dict[str, Any], ext_hook=read_extension)
 _json_request = msgspec.json.Decoder(Request)
-_msgpack_request = msgspec.msgpack.Decoder(Request)
+_msgpack_request = msgspec.msgpack.Decoder(Request, ext_hook=read_extension)
 _json_frame = msgspec.json.Decoder(_InboxFrame)
-_msgpack_frame = msgspec.msgpack.Decoder(_InboxFrame)
+_msgpack_frame = msgspec.msgpack.Decoder(_InboxFrame, ext_hook=read_extension)
+
+T = TypeVar("T")
 
 
 def new_id() -> str:
@@ -233,8 +249,47 @@ def encode(payload: Payload, content_type: str) -> bytes:
             return _msgpack_encoder.encode(payload)
         text = _json_encoder.encode(payload).decode()
         return _json_encoder.encode({"oslo.version": _ENVELOPE_VERSION, "oslo.message": text})
-    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
-        raise SerializationError(f"cannot be written as {content_type}: {exc}{_PLAIN}") from exc
+    except _ENCODING_ERRORS as exc:
+        raise _unwritable(content_type, exc) from exc
+
+
+def _unwritable(content_type: str, exc: Exception) -> SerializationError:
+    if isinstance(exc, SerializationError):
+        return exc
+    return SerializationError(f"cannot be written as {content_type}: {exc}{_PLAIN}")
+
+
+def _codec(content_type: str, lossy: bool) -> Codec:
+    if content_type == MSGPACK:
+        return MSGPACK_VALUES
+    return LOSSY_JSON_VALUES if lossy else JSON_VALUES
+
+
+def _simplified(value: Any, codec: Codec) -> Any:
+    """Return a value in the form in which it arrives.
+
+    Raises:
+        SerializationError: it cannot travel.
+    """
+    try:
+        return simplified(value, codec)
+    except SerializationError:
+        raise
+    except Exception as exc:  # what belongs to a value, such as its time zone, may raise anything
+        raise _unwritable(codec.name, exc) from exc
+
+
+def _each_simplified(values: dict[str, Any], what: str, codec: Codec) -> dict[str, Any]:
+    """As `_simplified`, for each argument or whatever else `what` calls it; the text of an error names the one."""
+    done = {}
+    for key, value in values.items():
+        if not isinstance(key, str):
+            raise SerializationError(f"{what} {key!r} is {type(key).__name__}, and has to be a string")
+        try:
+            done[key] = _simplified(value, codec)
+        except SerializationError as exc:
+            raise SerializationError(f"{what} {key!r} {exc}") from exc
+    return done
 
 
 def _open(body: bytes, content_type: str) -> bytes | str:
@@ -246,12 +301,37 @@ def _open(body: bytes, content_type: str) -> bytes | str:
         return body
     if content_type != JSON:
         raise SerializationError(f"content type {content_type!r}; known are {JSON} and {MSGPACK}")
-    envelope = _decode_envelope(body)
+    envelope = _read_json(body, _json_envelope)
     if envelope.message is None or envelope.version is None:
         return body
     if envelope.version != _ENVELOPE_VERSION and not _READABLE.fullmatch(envelope.version):
         raise SerializationError(f"envelope version {envelope.version}; this side reads {_ENVELOPE_VERSION}")
     return envelope.message
+
+
+def _read_json(text: bytes | str, decoder: msgspec.json.Decoder[T]) -> T:
+    """Read JSON, and what passes for it: the standard library reads and writes NaN, infinity and lone surrogates too.
+
+    Raises:
+        msgspec.MsgspecError, ValueError, RecursionError: it is neither.
+    """
+    try:
+        return decoder.decode(text)
+    except (msgspec.MsgspecError, UnicodeError):
+        found = json.loads(text)
+    read = msgspec.convert(found, decoder.type)
+    _refuse_lone_surrogates(read)
+    return read
+
+
+def _read(
+    body: bytes, content_type: str, from_json: msgspec.json.Decoder[T], from_msgpack: msgspec.msgpack.Decoder[T]
+) -> tuple[T, bytes | str]:
+    """Read a payload as what the decoders make of it. Returns its own text too."""
+    text = _open(body, content_type)
+    if content_type == MSGPACK:
+        return from_msgpack.decode(text), text  # type: ignore[arg-type]  # only JSON is text
+    return _read_json(text, from_json), text
 
 
 def decode(body: bytes, content_type: str) -> Payload:
@@ -261,26 +341,59 @@ def decode(body: bytes, content_type: str) -> Payload:
         SerializationError: it is none.
     """
     try:
-        text = _open(body, content_type)
-        return _msgpack_payload.decode(text) if content_type == MSGPACK else _json_payload.decode(text)  # type: ignore[arg-type]  # only JSON is text
+        return _read(body, content_type, _json_payload, _msgpack_payload)[0]
     except _DECODING_ERRORS as exc:
         raise _unreadable(content_type, exc) from exc
+
+
+def _refuse_lone_surrogates(frame: object) -> None:
+    """Refuse names and ids that JSON can spell, and nothing else can: no message system could carry them.
+
+    Raises:
+        UnicodeError: there is such a one.
+    """
+    if isinstance(frame, msgspec.Struct):
+        for field in frame.__struct_fields__:
+            value = getattr(frame, field)
+            if isinstance(value, str) and field not in ("result", "failure"):
+                value.encode()
+            _refuse_lone_surrogates(value)
 
 
 def _unreadable(content_type: str, exc: Exception) -> SerializationError:
     return SerializationError(f"cannot be read as {content_type}: {exc}")
 
 
-def encode_request(request: Request, content_type: str) -> bytes:
+def encode_request(request: Request, content_type: str, *, lossy: bool = False) -> bytes:
     """Write a request.
 
+    Args:
+        request: what to write.
+        content_type: names the codec.
+        lossy: what JSON does not have is written as something else; see the option ``rpc_json_lossy``.
+
     Raises:
-        SerializationError: the text names the argument or context key that cannot be written, or the name that is too
+        SerializationError: the text names the argument or context key that cannot travel, or the name that is too
             long.
     """
     if problem := _too_long(request):
         raise SerializationError(problem)
-    payload: Payload = {"method": request.method, "args": request.args, "_unique_id": request.unique_id}
+    codec = _codec(content_type, lossy)
+    try:
+        if is_plain((request.args, request.context), codec):
+            return encode(_request_payload(request, request.args, request.context), content_type)
+    except (SerializationError, RuntimeError):
+        pass  # What follows finds out where in the request the trouble is, or that there is a way around it.
+    args = _each_simplified(request.args, "argument", codec)
+    context = _each_simplified(request.context, "context key", codec)
+    try:
+        return encode(_request_payload(request, args, context), content_type)
+    except SerializationError as exc:
+        raise _name_the_culprit({"argument": args, "context key": context}, content_type, exc) from exc
+
+
+def _request_payload(request: Request, args: dict[str, Any], context: dict[str, Any]) -> Payload:
+    payload: Payload = {"method": request.method, "args": args, "_unique_id": request.unique_id}
     if request.namespace is not None:
         payload["namespace"] = request.namespace
     if request.version is not None:
@@ -289,15 +402,11 @@ def encode_request(request: Request, content_type: str) -> bytes:
         payload["_msg_id"] = request.call_id
         payload["_reply_q"] = request.reply_to
         payload["_timeout"] = request.monitor
-    for key, value in request.context.items():
+    for key, value in context.items():
         payload[f"{_CONTEXT}{key}"] = value
     if request.hints is not None:
         payload[EXTENSION] = request.hints
-    try:
-        return encode(payload, content_type)
-    except SerializationError as exc:
-        named = {"argument": request.args, "context key": request.context}
-        raise _name_the_culprit(named, content_type, exc) from exc
+    return payload
 
 
 def encode_repeat(body: bytes, content_type: str, left: float) -> bytes:
@@ -318,15 +427,18 @@ def encode_repeat(body: bytes, content_type: str, left: float) -> bytes:
 
 
 def encode_notification(
-    notification: dict[str, Any], context: dict[str, Any], unique_id: str, content_type: str
+    notification: dict[str, Any], context: dict[str, Any], unique_id: str, content_type: str, *, lossy: bool = False
 ) -> bytes:
     """Write a notification: any dict, together with the context, in the places where oslo.messaging has them.
 
     One that was received and is sent on keeps its own id.
 
     Raises:
-        SerializationError: the text names the key that cannot be written.
+        SerializationError: the text names the key that cannot travel.
     """
+    codec = _codec(content_type, lossy)
+    notification = _each_simplified(notification, "key", codec)
+    context = _each_simplified(context, "context key", codec)
     payload = {**notification, **{f"{_CONTEXT}{key}": value for key, value in context.items()}}
     try:
         return encode({"_unique_id": unique_id, **payload}, content_type)
@@ -338,7 +450,7 @@ def _name_the_culprit(named: dict[str, dict[str, Any]], content_type: str, error
     for what, values in named.items():
         for key, value in values.items():
             try:
-                encode({str(key): value}, content_type)
+                encode({key: value}, content_type)
             except SerializationError as exc:
                 return SerializationError(f"{what} {key!r} {exc}")
     return error
@@ -348,18 +460,25 @@ def decode_request(body: bytes, content_type: str) -> Request:
     """Read a request.
 
     Raises:
-        UnacceptableRequest: a name or an id in it is too long.
-        SerializationError: it is none; the text says what is wrong with it.
+        UnacceptableRequest: it is not one, and names a client that can be told; or a name or an id in it is too long.
+        SerializationError: it is not one. The text says what is wrong with it.
     """
     try:
-        text = _open(body, content_type)
-        request: Request = _msgpack_request.decode(text) if content_type == MSGPACK else _json_request.decode(text)  # type: ignore[arg-type]  # only JSON is text
+        request, text = _read(body, content_type, _json_request, _msgpack_request)
         context = {}
-        if (b"_context_" if isinstance(text, bytes) else "_context_") in text:  # type: ignore[operator]  # likewise
-            payload = _msgpack_payload.decode(text) if content_type == MSGPACK else _json_payload.decode(text)  # type: ignore[arg-type]  # likewise
+        if (b"_context_" if isinstance(text, bytes) else "_context_") in text:  # type: ignore[operator]  # bytes in bytes
+            payload: Payload
+            if content_type == MSGPACK:
+                payload = _msgpack_payload.decode(text)  # type: ignore[arg-type]  # only JSON is text
+            else:
+                payload = _read_json(text, _json_payload)
             context = context_of(payload)
     except _DECODING_ERRORS as exc:
-        raise _unreadable(content_type, exc) from exc
+        error = _unreadable(content_type, exc)
+        call_id, reply_to = _client_in(body, content_type)
+        if call_id is None:
+            raise error from exc
+        raise UnacceptableRequest(f"the request {error}", Request("", call_id=call_id, reply_to=reply_to)) from exc
     request.context = context
     request.monitor = _seconds(request.monitor)
     hints = request.hints
@@ -370,6 +489,21 @@ def decode_request(body: bytes, content_type: str) -> Request:
             request.call_id = request.reply_to = None
         raise UnacceptableRequest(problem, request)
     return request
+
+
+def _client_in(body: bytes, content_type: str) -> tuple[str, str] | tuple[None, None]:
+    """The call and the inbox that are named in what is not a request, if they are."""
+    try:
+        payload, _ = _read(body, content_type, _json_payload, _msgpack_payload)
+        call_id, reply_to = payload.get("_msg_id"), payload.get("_reply_q")
+        if isinstance(call_id, str) and isinstance(reply_to, str):
+            call_id.encode()
+            reply_to.encode()
+            if max(len(call_id), len(reply_to)) <= MAX_NAME:
+                return call_id, reply_to
+    except _DECODING_ERRORS:
+        pass
+    return None, None
 
 
 def _too_long(request: Request) -> str | None:
@@ -424,11 +558,11 @@ def _seconds(value: Any) -> float | None:
     return None
 
 
-def encode_reply(reply: Reply, content_type: str) -> bytes:
-    """Write a reply or another frame for a client.
+def encode_reply(reply: Reply, content_type: str, *, lossy: bool = False) -> bytes:
+    """Write a reply or another frame for a client; `lossy` as for `encode_request`. Items were written before.
 
     Raises:
-        SerializationError: the result cannot be written.
+        SerializationError: the result cannot travel.
     """
     payload: Payload = {
         "result": reply.result,
@@ -447,6 +581,13 @@ def encode_reply(reply: Reply, content_type: str) -> bytes:
         if reply.confirm is not None:
             extension["confirm"] = reply.confirm
         payload[EXTENSION] = extension
+    codec = _codec(content_type, lossy)
+    try:
+        if is_plain((reply.result,), codec):
+            return encode(payload, content_type)
+    except (SerializationError, RuntimeError):
+        pass  # as for a request
+    payload["result"] = _simplified(reply.result, codec)
     return encode(payload, content_type)
 
 
@@ -458,6 +599,11 @@ def encode_control(control: Control, content_type: str) -> bytes:
     return encode({"_msg_id": control.call_id, EXTENSION: extension}, content_type)
 
 
+def call_ids_in(body: bytes) -> set[str]:
+    """The ids of calls that a body which cannot be read may belong to."""
+    return {found.decode() for found in _CALL_ID.findall(body)}
+
+
 def decode_inbox_frame(body: bytes, content_type: str) -> Reply | Control:
     """Read what came to an inbox: a reply (to this process's client) or a control frame (to its server).
 
@@ -465,8 +611,7 @@ def decode_inbox_frame(body: bytes, content_type: str) -> Reply | Control:
         SerializationError: it is neither.
     """
     try:
-        text = _open(body, content_type)
-        frame: _InboxFrame = _msgpack_frame.decode(text) if content_type == MSGPACK else _json_frame.decode(text)  # type: ignore[arg-type]  # only JSON is text
+        frame, _ = _read(body, content_type, _json_frame, _msgpack_frame)
     except _DECODING_ERRORS as exc:
         raise _unreadable(content_type, exc) from exc
     extension = frame.extension
@@ -530,17 +675,23 @@ class DeadLetter(msgspec.Struct):
     body: bytes
 
 
-def encode_item(item: Any, content_type: str) -> msgspec.Raw:
-    """Write one item of a stream, to be put into a frame later.
+def encode_item(item: Any, content_type: str, *, lossy: bool = False) -> msgspec.Raw:
+    """Write one item of a stream, to be put into a frame later; `lossy` as for `encode_request`.
 
     Raises:
-        SerializationError: it cannot be written.
+        SerializationError: it cannot travel.
     """
+    codec = _codec(content_type, lossy)
     encoder = _msgpack_encoder if content_type == MSGPACK else _json_encoder
     try:
-        return msgspec.Raw(encoder.encode(item))
-    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
-        raise SerializationError(f"an item cannot be written as {content_type}: {exc}{_PLAIN}") from exc
+        if is_plain((item,), codec):
+            return msgspec.Raw(encoder.encode(item))
+    except _ENCODING_ERRORS:
+        pass  # as for a request
+    try:
+        return msgspec.Raw(encoder.encode(_simplified(item, codec)))
+    except _ENCODING_ERRORS as exc:
+        raise SerializationError(f"an item {_unwritable(content_type, exc)}") from exc
 
 
 encode_dead_letter: Callable[[DeadLetter], bytes] = _json_encoder.encode

@@ -65,7 +65,16 @@ CORE_OPTS: list[cfg.Opt] = [
         "rpc_codec",
         default="json",
         choices=("json", "msgpack"),
-        help="How requests are written: json is read by stock oslo.messaging peers too; msgpack carries binary data.",
+        help="How requests are written: json is read by stock oslo.messaging peers too; msgpack carries binary data, "
+        "NaN and infinity.",
+    ),
+    cfg.BoolOpt(
+        "rpc_json_lossy",
+        default=False,
+        help="Whether values that JSON does not have are sent as something else, which the receiver cannot tell from "
+        "what they became: NaN and infinity as null, bytes as base64 text, and numbers that are keys of a dict as "
+        "strings. Otherwise they are a SerializationError at the sender. For services that send such values to a stock "
+        "oslo.messaging, and cannot be changed.",
     ),
     cfg.IntOpt(
         "rpc_send_window",

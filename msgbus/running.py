@@ -113,7 +113,7 @@ class Running:
         """
         reply.extended = self._extended
         reply.server = self._server
-        body = encode_reply(reply, self._content_type)
+        body = encode_reply(reply, self._content_type, lossy=self._transport.lossy)
         now = self._last_frame = time.monotonic()
         end = self._end(now)
         # It begins with the id of the call: whoever looks for that in a log finds its answers too. (Somebody else's id
@@ -231,6 +231,7 @@ class Running:
             self.request.window or 1,
             str(self._address),
             lambda: self._transport.driver.up_since,
+            lossy=self._transport.lossy,
         )
         self._stream = sender
         if self.cancelled:  # It came before there was a stream to tell.

@@ -62,12 +62,16 @@ class NoOpSerializer(Serializer):
 
 
 class JsonPayloadSerializer(NoOpSerializer):
-    """Turns dataclasses, attrs classes, sets, dates, UUIDs and the like into what JSON has, before they are sent."""
+    """Turns dataclasses, attrs classes, enums, sets, dates, UUIDs, bytes and the like into what JSON has.
+
+    The receiver gets dicts, lists and text; bytes as base64 text, and the keys of dicts as strings. NaN and infinity
+    stay what they are, and are an error where the codec is JSON.
+    """
 
     def serialize_entity(self, ctxt: Any, entity: Any) -> Any:
         """Return `entity` in the types that JSON has."""
         try:
-            return msgspec.to_builtins(entity)
+            return msgspec.to_builtins(entity, str_keys=True)
         except (TypeError, ValueError, OverflowError, RecursionError) as exc:
             raise SerializationError(f"cannot be turned into plain data: {exc}") from exc
 

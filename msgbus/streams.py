@@ -199,6 +199,8 @@ class StreamSender:
         window: int,
         client: str,
         up_since: Callable[[], float | None] = lambda: 0.0,
+        *,
+        lossy: bool = False,
     ) -> None:
         """Make one that has not begun.
 
@@ -206,6 +208,7 @@ class StreamSender:
         this side can hear its client.
         """
         self._up_since = up_since
+        self._lossy = lossy
         self._send = send
         self._call_id = call_id
         self._content_type = content_type
@@ -248,7 +251,7 @@ class StreamSender:
                 except StopIteration:
                     self.end(None)
                     return
-                self._put(encode_item(item, self._content_type))
+                self._put(encode_item(item, self._content_type, lossy=self._lossy))
             LOG.info("stream %s was ended: %s", self._call_id, self._stopped)
             if not self._too_large:
                 self._finish(None)

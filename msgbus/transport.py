@@ -25,7 +25,7 @@ from msgbus.exceptions import (
 )
 from msgbus.foreign import get_logger
 from msgbus.forking import call_in_child
-from msgbus.message import Control, Reply, decode_inbox_frame, encode_control, new_id
+from msgbus.message import Control, Reply, call_ids_in, decode_inbox_frame, encode_control, new_id
 from msgbus.replies import REPEAT_AFTER, ReplyRouter
 from msgbus.target import Target
 from msgbus.timer import Timer
@@ -149,6 +149,7 @@ class Transport:
         running: the requests that this process runs, by call id.
         timer: runs what is due later.
         window: bounds the unfinished requests.
+        lossy: the option ``rpc_json_lossy``.
         closed: `cleanup` has been called.
     """
 
@@ -165,6 +166,7 @@ class Transport:
         self.allowed_remote_exmods = frozenset(allowed_remote_exmods or ())
         self.closed = False
         self._options: dict[str, tuple[Any, Any]] = {}  # by name: the value as it stands, and as it was read
+        self.lossy: bool = self.option("rpc_json_lossy")
         self._start_clean()
         call_in_child(self._start_clean)
 
@@ -407,7 +409,7 @@ class Transport:
         try:
             frame = decode_inbox_frame(message.body, message.content_type)
         except SerializationError as exc:
-            LOG.warning("a message to the inbox that is not ours was dropped: %s", exc)
+            self._on_unreadable(message, exc)
             return
         if LOG.isEnabledFor(logging.DEBUG):
             LOG.debug("received %s: %s for %s", message.id, frame.kind, frame.call_id)
@@ -419,6 +421,21 @@ class Transport:
             handler.on_control(frame)
         else:
             LOG.debug("a control frame (%s) for call %s, which is not running here", frame.kind, frame.call_id)
+
+    def _on_unreadable(self, message: Message, error: SerializationError) -> None:
+        """End the call to which a frame that cannot be read belongs: nothing better will come."""
+        ids = call_ids_in(message.body)
+        calls = [pending for pending in self.router.waiting() if pending.id in ids]
+        if len(calls) != 1:  # Of several, all but one would be mentioned in what another's server answered.
+            LOG.warning("a message to the inbox that is not ours was dropped: %s", error)
+            return
+        pending = calls[0]
+        text = f"{pending.describe}: the server has begun it, and what it sent {error}"
+        LOG.warning("%s", text)
+        pending.send_error = SerializationError(text)
+        pending.wake()
+        if pending.server_inbox is not None:
+            self.send_control(pending.server_inbox, Control(pending.id, "cancel"), message.content_type)
 
     def __repr__(self) -> str:
         return f"<Transport {self.url}>"

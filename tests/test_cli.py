@@ -24,6 +24,7 @@ import msgbus
 from msgbus import options
 from msgbus.cli.app import COMMANDS, cli
 from msgbus.cli.errors import Code, code_of, details_of, json_line, line_of
+from msgbus.cli.tables import print_json, print_value
 from msgbus.drivers.fake import FakeDriver
 from msgbus.failures import rebuild_failure, serialize_failure
 from tests.terminal import Terminal
@@ -427,6 +428,16 @@ def test_error_begins_with_the_name_of_its_class(args: list[str], name: str) -> 
     """The tables of errors go by it; an error that the server has answered with has its name there too."""
     result = run(*args, *([] if "--url" in args else ["--url", FAKE]))
     assert result.stderr.startswith(f"msgbus {args[0]}: {name}: ")
+
+
+def test_what_json_lacks_is_printed_as_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """NaN is not printed as null, and half a character ends nothing; bytes are base64."""
+    value = [float("nan"), float("-inf"), "\ud800", b"\xff", {"a": None}]
+    expected = '[NaN,-Infinity,"\\ud800","/w==",{"a":null}]\n'
+    print_value(value, as_json=True)
+    assert capsys.readouterr().out == expected
+    print_json([value])
+    assert capsys.readouterr().out == expected
 
 
 @pytest.mark.usefixtures("server")

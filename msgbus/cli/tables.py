@@ -13,6 +13,7 @@ import click
 import msgspec
 
 from msgbus.foreign import printable, printable_json
+from msgbus.values import JSON_VALUES, is_plain
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,7 +27,21 @@ def print_json(rows: Iterable[Any]) -> None:
 
 
 def _json(value: Any) -> str:
-    return printable_json(msgspec.json.encode(value).decode())
+    """Write a value as a line of JSON. What JSON lacks shows as what it is: NaN is not null."""
+    try:
+        if is_plain((value,), JSON_VALUES):
+            return printable_json(msgspec.json.encode(value).decode())
+    except UnicodeError:  # half a character, which only an escape sequence can show
+        pass
+    return printable_json(json.dumps(value, default=_text_of, separators=(",", ":"), ensure_ascii=False))
+
+
+def _text_of(value: Any) -> Any:
+    """The text of what JSON lacks; of bytes it is base64."""
+    try:
+        return msgspec.to_builtins(value)
+    except TypeError:
+        return str(value)
 
 
 def print_value(value: Any, *, as_json: bool, one_line: bool = False) -> None:

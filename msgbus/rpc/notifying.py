@@ -41,7 +41,9 @@ def notify(context: Any, topic: str, msg: dict[str, Any]) -> None:
     address = transport.address(Target(topic=topic))
     content_type = CONTENT_TYPES[transport.option("rpc_codec")]
     unique_id = new_id()
-    body = encode_notification(msg, NoOpSerializer().serialize_context(context), unique_id, content_type)
+    body = encode_notification(
+        msg, NoOpSerializer().serialize_context(context), unique_id, content_type, lossy=transport.lossy
+    )
     deadline = time.monotonic() + transport.option("rpc_response_timeout")
     acquire(transport, deadline)
     try:

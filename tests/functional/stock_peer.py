@@ -34,6 +34,14 @@ class Endpoint:
         """Raise."""
         raise ValueError("no such thing")
 
+    def odd(self, _ctxt: dict[str, Any]) -> Any:
+        """Return what only Python's own JSON writes."""
+        return [float("nan"), float("inf"), float("-inf"), "\ud800", 10**30]
+
+    def count(self, _ctxt: dict[str, Any], value: Any) -> int:
+        """Raise for a value that no int can be made of."""
+        return int(value)
+
 
 def serve(transport: Any, topic: str, journal: Path) -> None:
     """Serve until standard input ends."""
@@ -60,6 +68,15 @@ def ask(transport: Any, topic: str) -> None:
         client.call({}, "missing")
     except oslo_messaging.RemoteError as exc:
         found["missing"] = exc.exc_type
+    found["odd"] = client.call({}, "kind", value=float("inf"))
+    try:
+        client.call({}, "echo", value=float("nan"))
+    except oslo_messaging.RemoteError as exc:
+        found["odd result"] = exc.exc_type
+    try:
+        client.call({}, "rich")
+    except oslo_messaging.RemoteError as exc:
+        found["rich"] = [exc.exc_type, exc.value]
     monitored = client.prepare(call_monitor_timeout=2)
     found["monitored"] = monitored.call({}, "slow", seconds=4)
     client.cast({}, "note", text="cast")

@@ -52,6 +52,12 @@ def test_our_client_calls_and_casts_to_a_stock_server(rabbitmq: RabbitMQ, tmp_pa
             assert list(client.multicall({"user": "u"}, "echo", value=3)) == [{"value": 3, "user": "u"}]
             with pytest.raises(ValueError, match="no such thing"):
                 client.call({}, "fail")
+            odd = [float("nan"), float("inf"), float("-inf"), "\ud800", 10**30]
+            assert repr(client.call({}, "odd")) == repr(odd)
+            with pytest.raises(msgbus.SerializationError, match=r"'value' .* JSON has no number"):
+                client.call({}, "count", value=float("inf"))
+            with pytest.raises(ValueError, match="invalid literal for int"):
+                client.call({}, "count", value="x")
             with pytest.raises(msgbus.RemoteError) as caught:
                 client.call({}, "missing")
             assert caught.value.exc_type == "NoSuchMethod"
@@ -76,6 +82,14 @@ def test_a_stock_client_calls_and_casts_to_our_server(rabbitmq: RabbitMQ, tmp_pa
         def fail(self, _ctxt: dict[str, Any]) -> None:
             raise ValueError("no such thing")
 
+        def kind(self, _ctxt: dict[str, Any], value: Any) -> str:
+            return repr(value)
+
+        def rich(self, _ctxt: dict[str, Any]) -> None:
+            error = ExceptionGroup("several", [ValueError(b"\xff")])
+            error.add_note("a note")
+            raise error
+
         def slow(self, _ctxt: dict[str, Any], seconds: float) -> str:
             time.sleep(seconds)
             return "done"
@@ -95,6 +109,9 @@ def test_a_stock_client_calls_and_casts_to_our_server(rabbitmq: RabbitMQ, tmp_pa
             "to server": {"value": 2, "user": "u"},
             "error": "no such thing",
             "missing": "NoSuchMethod",
+            "odd": "inf",
+            "odd result": "SerializationError",
+            "rich": ["ExceptionGroup", "several (1 sub-exception)"],
             "monitored": "done",
         }
         poll(lambda: len(lines(journal)) == 3, 20, "three casts at our server")
