@@ -548,7 +548,10 @@ def with_attempts(body: bytes, content_type: str, attempts: int) -> bytes:
     payload = decode(body, content_type)
     hints = payload.get(EXTENSION)
     payload[EXTENSION] = {**(hints if isinstance(hints, dict) else {}), "attempts": attempts}
-    return encode(payload, content_type)
+    if content_type == MSGPACK:
+        return encode(_simplified(payload, MSGPACK_VALUES), content_type)
+    # What a stock peer wrote, NaN for one, the standard library writes again as it was.
+    return json.dumps({"oslo.version": _ENVELOPE_VERSION, "oslo.message": json.dumps(payload)}).encode()
 
 
 def _seconds(value: Any) -> float | None:

@@ -14,7 +14,7 @@ import pytest
 from msgbus import RPCClient, SerializationError, Target, Transport, get_rpc_client, get_rpc_server, rpc
 from msgbus.drivers.base import Address, Delivery, Message
 from msgbus.failures import rebuild_failure
-from msgbus.message import JSON, MSGPACK, decode_inbox_frame, decode_request, encode_request
+from msgbus.message import JSON, MSGPACK, Request, decode_inbox_frame, decode_request, encode_request, with_attempts
 from tests.support import PATIENCE, new_conf, new_transport, new_url
 
 TOPIC = Address("topic", "msgbus", "foo")
@@ -310,11 +310,18 @@ def test_a_caller_whose_request_cannot_be_read_is_told(codec: str, change: dict[
     transport.cleanup()
 
 
+@written
+def test_a_cast_that_is_passed_on_keeps_what_it_holds(text: str, value: Any) -> None:
+    """A request that a server sends to others with a count of its tries still has what its sender wrote."""
+    body = envelope(f'{{"method": "m", "args": {{"value": {text}}}}}')
+    assert repr(decode_request(with_attempts(body, JSON, 2), JSON).args["value"]) == repr(value)
+    packed = encode_request(Request("m", {"value": [10**30, b"x"]}), MSGPACK)
+    assert decode_request(with_attempts(packed, MSGPACK, 2), MSGPACK).args["value"] == [10**30, b"x"]
+
+
 def test_plain_values_are_written_without_being_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is plain data already takes the quick way."""
     monkeypatch.setattr("msgbus.message.simplified", None)
     for content_type in (JSON, MSGPACK):
-        from msgbus.message import Request
-
         args = {"a": [1, 2.5, None, {"b": (True, "x")}]}
         assert decode_request(encode_request(Request("m", args), content_type), content_type).method == "m"
