@@ -26,7 +26,8 @@ def print_json(rows: Iterable[Any]) -> None:
 
 
 def _json(value: Any) -> str:
-    return printable_json(msgspec.json.encode(value).decode())
+    # What a serializer has made of a result may be any object.
+    return printable_json(msgspec.json.encode(value, enc_hook=str).decode())
 
 
 def print_value(value: Any, *, as_json: bool, one_line: bool = False) -> None:
