@@ -42,7 +42,7 @@ from msgbus.exceptions import (
     TransportUnavailable,
     UnsupportedVersion,
 )
-from msgbus.message import DeadLetter
+from msgbus.message import DeadLetter, decode_dead_letter
 from msgbus.serializer import JsonPayloadSerializer, NoOpSerializer, Serializer
 from msgbus.server import RPCServer, get_rpc_server
 from msgbus.streams import Stream
@@ -95,6 +95,7 @@ __all__ = [
     "TransportUnavailable",
     "UnsupportedVersion",
     "current_request",
+    "decode_dead_letter",
     "expected_exceptions",
     "expose",
     "get_rpc_client",

@@ -211,6 +211,10 @@ _msgpack_encoder = msgspec.msgpack.Encoder()
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
 _json_payload = msgspec.json.Decoder(dict[str, Any])
 _msgpack_payload = msgspec.msgpack.Decoder(dict[str, Any])
+_json_raw = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_msgpack_raw = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
+_json_hints = msgspec.json.Decoder()
+_msgpack_hints = msgspec.msgpack.Decoder()
 _json_request = msgspec.json.Decoder(Request)
 _msgpack_request = msgspec.msgpack.Decoder(Request)
 _json_frame = msgspec.json.Decoder(_InboxFrame)
@@ -417,6 +421,32 @@ def with_attempts(body: bytes, content_type: str, attempts: int) -> bytes:
     return encode(payload, content_type)
 
 
+def encode_again(body: bytes, content_type: str, unique_id: str) -> bytes:
+    """Write a request that was received once more: under another id, without its deadline and its attempts.
+
+    Raises:
+        SerializationError: it cannot be read.
+    """
+    try:
+        text = _open(body, content_type)
+        if content_type == MSGPACK:
+            packed = _msgpack_raw.decode(text)  # type: ignore[arg-type]  # only JSON is text
+            return _msgpack_encoder.encode(_renewed(packed, _msgpack_hints, unique_id))
+        fields = _renewed(_json_raw.decode(text), _json_hints, unique_id)
+    except _DECODING_ERRORS as exc:
+        raise _unreadable(content_type, exc) from exc
+    return _json_encoder.encode(
+        {"oslo.version": _ENVELOPE_VERSION, "oslo.message": _json_encoder.encode(fields).decode()}
+    )
+
+
+def _renewed(payload: dict[str, msgspec.Raw], hints: Any, unique_id: str) -> dict[str, Any]:
+    renewed: dict[str, Any] = {**payload, "_unique_id": unique_id}
+    if EXTENSION in payload and isinstance(extension := hints.decode(payload[EXTENSION]), dict):
+        renewed[EXTENSION] = {key: value for key, value in extension.items() if key not in ("ttl", "at", "attempts")}
+    return renewed
+
+
 def _seconds(value: Any) -> float | None:
     """A time as somebody else gave it, or None where it is none that can be reckoned with: infinity, for one."""
     if isinstance(value, int | float) and not isinstance(value, bool) and -_AGES < value < _AGES:
@@ -518,6 +548,7 @@ class DeadLetter(msgspec.Struct):
         traceback: of the last attempt's exception, or an empty list.
         content_type: of `body`.
         body: the message as it came (base64 in JSON).
+        kind: of the address: topic, server, fanout or pool. None in letters of servers that did not say.
     """
 
     reason: str
@@ -528,6 +559,7 @@ class DeadLetter(msgspec.Struct):
     traceback: list[str]
     content_type: str
     body: bytes
+    kind: str | None = None
 
 
 def encode_item(item: Any, content_type: str) -> msgspec.Raw:
@@ -544,4 +576,16 @@ def encode_item(item: Any, content_type: str) -> msgspec.Raw:
 
 
 encode_dead_letter: Callable[[DeadLetter], bytes] = _json_encoder.encode
-decode_dead_letter: Callable[[bytes], DeadLetter] = msgspec.json.Decoder(DeadLetter).decode
+_decode_dead_letter = msgspec.json.Decoder(DeadLetter).decode
+
+
+def decode_dead_letter(body: bytes) -> DeadLetter:
+    """Read the body of a message from a topic's dead letters.
+
+    Raises:
+        SerializationError: it is not a dead letter.
+    """
+    try:
+        return _decode_dead_letter(body)
+    except _DECODING_ERRORS as exc:
+        raise SerializationError(f"cannot be read as a dead letter: {exc}") from exc

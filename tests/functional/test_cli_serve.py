@@ -142,7 +142,9 @@ def test_command_that_it_shows_can_be_typed(bench: Bench) -> None:
     del bench.env["MSGBUS_URL"]
     admin = Server(bench.start("serve", "shapes:Admin", "--topic", bench.topic, *more))
     command = admin.wait_for("to call it").partition("terminal: msgbus ")[2]
-    assert command == f"call {bench.topic} stop_all --namespace admin --version 1.2 --config-file '{conf}' --url zmq:///"
+    assert (
+        command == f"call {bench.topic} stop_all --namespace admin --version 1.2 --config-file '{conf}' --url zmq:///"
+    )
     shell = {"cwd": bench.folder, "env": bench.env, "text": True, "timeout": SECONDS}
     found = subprocess.run(["sh", "-c", f"{MSGBUS} {command}"], capture_output=True, check=False, **shell)  # type: ignore[call-overload]
     assert (found.stdout, found.stderr) == ('"stopped"\n', "")
