@@ -64,7 +64,7 @@ class Letters(list[Stored]):
 
     Attributes:
         expected: how many the message system said there are, or None where it does not say. There may be more than were
-            found: `MOST` are read at a time, and another reader may have some.
+            found: 10,000 are read at a time, and another reader may have some.
     """
 
     def __init__(self, found: Collection[Stored], depth: Depth | None) -> None:

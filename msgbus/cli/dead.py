@@ -22,30 +22,32 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 READING = "reading the dead letters"
+HELP = """Look at the dead letters of a topic, send them again, or remove them.
+
+A dead letter is a cast that servers have given up: it raised too often, no method serves it, or it may have run before.
+They are kept where the message system stores messages (see msgbus drivers).
+
+\b
+Exit codes, besides those of msgbus:
+  2  no letter has that ID; the message system stores nothing
+  3  a letter was not sent again, as nobody listens where it is to go
+"""
 _AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 @click.group(
+    help=HELP,
     epilog=example(
         "msgbus dead list hello",
         "msgbus dead show hello 5b1d...",
         "msgbus dead requeue hello 5b1d...",
         "msgbus dead purge hello",
-    )
+    ),
 )
 @json_option()
 @log_options
 def dead() -> None:
-    r"""Look at the dead letters of a topic, send them again, or remove them.
-
-    A dead letter is a cast that servers have given up: it raised too often, no method serves it, or it may have run
-    before. They are kept where the message system stores messages (see msgbus drivers).
-
-    \b
-    Exit codes, besides those of msgbus:
-      2  no letter has that ID; the message system stores nothing
-      3  a letter was not sent again, as nobody listens where it is to go
-    """
+    """The group of these commands. Its help is `HELP`."""
 
 
 def _dead_options(func: F) -> F:
