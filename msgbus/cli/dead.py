@@ -14,6 +14,7 @@ from msgbus.cli.errors import code_of, line_of
 from msgbus.cli.options import Seconds, bus_options, example, json_option, log_options, open_transport, wants_json
 from msgbus.cli.progress import progress
 from msgbus.cli.tables import print_json, print_table
+from msgbus.foreign import printable, printable_lines
 
 if TYPE_CHECKING:
     from msgbus.dead_letters import Letters, Stored
@@ -148,7 +149,7 @@ def requeue(
         click.echo(f"{len(done) - len(failed)} of {len(done)} dead letters of topic {topic} were sent again")
     for stored in failed:
         if stored.error is not None and not as_json:
-            click.echo(f"msgbus dead: {_printable(stored.id)} stays a dead letter: {line_of(stored.error)}", err=True)
+            click.echo(f"msgbus dead: {printable(stored.id)} stays a dead letter: {line_of(stored.error)}", err=True)
     if not letter_ids:
         _say_what_is_missing(done, topic)
     if failed and failed[0].error is not None:
@@ -206,7 +207,7 @@ def _is_sure(question: str) -> bool:
 def _check_ids(wanted: Collection[str], found: Collection[Stored], topic: str) -> None:
     missing = [name for name in wanted if name not in {stored.id for stored in found}]
     if missing:
-        names = ", ".join(map(_printable, missing))
+        names = ", ".join(map(printable, missing))
         raise click.UsageError(f"topic {topic} has no dead letter {names}; msgbus dead list {topic} shows those it has")
 
 
@@ -261,7 +262,7 @@ def _request_of(letter: Any) -> tuple[str | None, dict[str, Any] | None]:
 def _row(stored: Stored) -> list[str]:
     letter = stored.letter
     if letter is None:
-        return [_printable(stored.id), "?", "?", "?", "?", _one_line(f"{stored.error}")]
+        return [printable(stored.id), "?", "?", "?", "?", _one_line(f"{stored.error}")]
     method, _ = _request_of(letter)
     words = [stored.id, _age(letter.at), str(letter.attempts), letter.server, method or "?", letter.reason]
     return [_one_line(word) for word in words]
@@ -273,7 +274,7 @@ def _story(stored: Stored) -> str:
 
     letter = stored.letter
     if letter is None:
-        return f"id: {_printable(stored.id)}\n{_one_line(f'{stored.error}')}"
+        return f"id: {printable(stored.id)}\n{_one_line(f'{stored.error}')}"
     method, arguments = _request_of(letter)
     lines = [
         f"id: {stored.id}",
@@ -283,7 +284,7 @@ def _story(stored: Stored) -> str:
         f"method: {method or '?'}",
         f"arguments: {'?' if arguments is None else msgspec.json.encode(arguments).decode()}",
     ]
-    return "\n".join([*map(_one_line, lines), _printable("".join(letter.traceback))]).rstrip()
+    return "\n".join([*map(_one_line, lines), printable_lines("".join(letter.traceback))]).rstrip()
 
 
 def _age(at: float) -> str:
@@ -293,9 +294,4 @@ def _age(at: float) -> str:
 
 
 def _one_line(text: str) -> str:
-    return _printable(" ".join(text.split()))
-
-
-def _printable(text: str) -> str:
-    """Foreign text without what would steer a terminal."""
-    return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
+    return printable(" ".join(text.split()))
