@@ -4,7 +4,7 @@ A service says what it wants: `RPCClient.call`, `cast`, `fanout_cast` and `multi
 configuration says how: ``rpc_backend`` or ``transport_url``. See the README for a start in a minute.
 """
 
-from msgbus.client import RPCClient, get_rpc_client
+from msgbus.client import Answers, RPCClient, get_rpc_client
 from msgbus.current import CurrentRequest, RequestLogFilter, current_request
 from msgbus.dispatcher import (
     DefaultRPCAccessPolicy,
@@ -42,7 +42,7 @@ from msgbus.exceptions import (
     TransportUnavailable,
     UnsupportedVersion,
 )
-from msgbus.message import DeadLetter
+from msgbus.message import DeadLetter, decode_dead_letter
 from msgbus.serializer import JsonPayloadSerializer, NoOpSerializer, Serializer
 from msgbus.server import RPCServer, get_rpc_server
 from msgbus.streams import Stream
@@ -52,6 +52,7 @@ from msgbus.url import TransportHost, TransportURL
 
 __all__ = [
     "AccessDenied",
+    "Answers",
     "CallCancelled",
     "CapabilityMissing",
     "ConfigurationError",
@@ -95,6 +96,7 @@ __all__ = [
     "TransportUnavailable",
     "UnsupportedVersion",
     "current_request",
+    "decode_dead_letter",
     "expected_exceptions",
     "expose",
     "get_rpc_client",

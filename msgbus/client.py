@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 from msgbus.deadline import bounded
 from msgbus.dispatcher import version_is_compatible
-from msgbus.drivers.base import Address, Capability, Message, Sent
+from msgbus.drivers.base import Address, Capability, Depth, Message, Sent
 from msgbus.exceptions import (
     CallCancelled,
     InvalidTarget,
+    MessageUndeliverable,
     MessagingException,
     MessagingTimeout,
     OutcomeUnknown,
@@ -52,6 +53,17 @@ INSPECT_TIMEOUT = 0.5
 PATIENCE = 0.95
 """The share of a call's time in which its request has to be handed over."""
 _UNSET: Any = object()
+
+
+class Answers(list[dict[str, Any]]):
+    """What `RPCClient.ping` has gathered: a list with one dict for each server that has answered.
+
+    Attributes:
+        expected: how many servers the message system knows, or None where it does not say. Those that have not answered
+            are frozen, busy with all their threads, or have just gone.
+    """
+
+    expected: int | None = None
 
 
 def get_rpc_client(transport: Transport, target: Target, **options: Any) -> RPCClient:
@@ -354,14 +366,22 @@ class RPCClient:
             raise
         return Stream(transport, pending, waiter.wait, self._look_at, self._content_type, self.serializer, ctxt)
 
-    def ping(self, timeout: float = 1.0) -> list[dict[str, Any]]:
+    def ping(self, timeout: float = 1.0) -> Answers:
         """Ask every server of the topic (or the one that the target names) for a sign of life.
 
+        A server that is frozen, or all of whose threads are busy, does not answer, and is still counted: compare the
+        number of answers with `Answers.expected`.
+
         Args:
-            timeout: seconds to gather answers.
+            timeout: seconds to gather answers. Returns earlier if as many answer as the message system knows.
 
         Returns:
-            for each server a dict with server, topic, host, pid, version (of msgbus) and seconds (until its answer).
+            for each server that answers a dict with server, topic, host, pid, version (of msgbus) and seconds (until
+            its answer).
+
+        Raises:
+            MessageUndeliverable: the target names a server, and nobody listens there.
+            TransportUnavailable: the message system could not be reached, or took no request in that time.
         """
         now = time.monotonic()
         target = self.target(namespace=PING_NAMESPACE, version=None, fanout=not self.target.server or None)
@@ -373,27 +393,38 @@ class RPCClient:
         pending.wake = waiter.wake
         message = client._message({}, "ping", {}, pending, now)
         add_to_router(self.transport, pending)
-        found: list[dict[str, Any]] = []
-        expected = 1 if target.server else None
+        found = Answers()
         try:
             client._send(message, pending)
-            while (time.monotonic() < pending.deadline) and pending.send_error is None:
+            # Each server of a topic consumes from it, so many answers there will be.
+            counted = self._count_consumers(self.transport.address(self.target(fanout=None)), waiter)
+            while time.monotonic() < pending.deadline and pending.send_error is None:
                 waiter.wait(pending)
                 while answers := pending.answers:
                     answer = answers.pop(0).result
                     if isinstance(answer, dict):
                         found.append({**answer, "seconds": round(time.monotonic() - now, 6)})
-                if found and expected is None:
-                    # Each server of the topic consumes from it: so many answers there will be.
-                    depth = self.transport.inspect(self.transport.address(self.target(fanout=None)), INSPECT_TIMEOUT)
-                    expected = 0 if depth is None else depth.consumers
-                if expected and len(found) >= expected:
+                found.expected = _consumers_of(counted, 0.0, len(found))
+                if found and len(found) >= (found.expected or (1 if target.server else math.inf)):
                     break
-            if pending.send_error is not None:
-                raise pending.send_error
+            found.expected = _consumers_of(counted, INSPECT_TIMEOUT, len(found))
+            error = pending.send_error
+            # Where the message system knows servers, one that cannot be reached is frozen, and does not answer.
+            frozen = isinstance(error, TransportUnavailable) and (found or found.expected)
+            if error is not None and not frozen:
+                raise error
         finally:
             self.transport.router.discard(pending)
         return found
+
+    def _count_consumers(self, address: Address, waiter: _Waiter) -> Future[Depth] | None:
+        """Ask how many consumers an address has; None where the driver cannot say. The answer wakes the waiter."""
+        driver = self.transport.driver
+        if Capability.INSPECT not in driver.capabilities:
+            return None
+        counted = driver.inspect(address)
+        counted.add_done_callback(lambda _counted: waiter.wake())
+        return counted
 
     def _request(self, ctxt: Any, method: str, kwargs: dict[str, Any], hints: Hints, unique_id: str) -> Request:
         if not method or not isinstance(method, str):
@@ -504,6 +535,18 @@ def _no_method(ctxt: Any, method: Any, kwargs: dict[str, Any]) -> Exception:
         return TypeError(f"the method's name is missing: it comes after the context, (ctxt, 'METHOD'{names})")
     hint = f"; the context comes before it: ({{}}, {ctxt!r}{names})" if isinstance(ctxt, str) else ""
     return SerializationError(f"a method's name is a string, not {type(method).__name__}{hint}")
+
+
+def _consumers_of(counted: Future[Depth] | None, timeout: float, answered: int) -> int | None:
+    """How many consumers were counted, or as many as have answered if those are more; None where nobody knows."""
+    if counted is None:
+        return None
+    try:
+        return max(answered, counted.result(timeout).consumers)
+    except MessageUndeliverable:
+        return answered
+    except (MessagingException, TimeoutError):
+        return None
 
 
 class _Waiter:

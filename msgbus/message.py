@@ -417,13 +417,12 @@ def encode_repeat(body: bytes, content_type: str, left: float) -> bytes:
         content_type: of `body`.
         left: seconds that are left to it now.
     """
-    request = decode_request(body, content_type)
-    hints = request.hints
-    assert hints is not None, "this side's requests have hints"
-    if hints.end is not None and hints.ttl is not None:
-        hints.end -= hints.ttl - left
-    hints.ttl, hints.at, hints.again = left, time.time(), True
-    return encode_request(request, content_type)
+    payload = decode(body, content_type)
+    hints = payload[EXTENSION]
+    if hints.get("end") is not None:
+        hints["end"] -= hints["ttl"] - left
+    hints.update(ttl=left, at=time.time(), again=True)
+    return _rewrite(payload, content_type)
 
 
 def encode_notification(
@@ -548,6 +547,24 @@ def with_attempts(body: bytes, content_type: str, attempts: int) -> bytes:
     payload = decode(body, content_type)
     hints = payload.get(EXTENSION)
     payload[EXTENSION] = {**(hints if isinstance(hints, dict) else {}), "attempts": attempts}
+    return _rewrite(payload, content_type)
+
+
+def encode_again(body: bytes, content_type: str, unique_id: str) -> bytes:
+    """Write a request that was received once more: under another id, without its deadline and its attempts.
+
+    Raises:
+        SerializationError: it cannot be read.
+    """
+    payload = decode(body, content_type)
+    payload["_unique_id"] = unique_id
+    if isinstance(hints := payload.get(EXTENSION), dict):
+        payload[EXTENSION] = {key: value for key, value in hints.items() if key not in ("ttl", "at", "attempts")}
+    return _rewrite(payload, content_type)
+
+
+def _rewrite(payload: Payload, content_type: str) -> bytes:
+    """Write a payload that was read, as it was."""
     if content_type == MSGPACK:
         return encode(_simplified(payload, MSGPACK_VALUES), content_type)
     # What a stock peer wrote, NaN for one, the standard library writes again as it was.
@@ -666,6 +683,7 @@ class DeadLetter(msgspec.Struct):
         traceback: of the last attempt's exception, or an empty list.
         content_type: of `body`.
         body: the message as it came (base64 in JSON).
+        kind: of the address: topic, server, fanout or pool. None in letters of servers that did not say.
     """
 
     reason: str
@@ -676,6 +694,7 @@ class DeadLetter(msgspec.Struct):
     traceback: list[str]
     content_type: str
     body: bytes
+    kind: str | None = None
 
 
 def encode_item(item: Any, content_type: str, *, lossy: bool = False) -> msgspec.Raw:
@@ -698,4 +717,16 @@ def encode_item(item: Any, content_type: str, *, lossy: bool = False) -> msgspec
 
 
 encode_dead_letter: Callable[[DeadLetter], bytes] = _json_encoder.encode
-decode_dead_letter: Callable[[bytes], DeadLetter] = msgspec.json.Decoder(DeadLetter).decode
+_decode_dead_letter = msgspec.json.Decoder(DeadLetter).decode
+
+
+def decode_dead_letter(body: bytes) -> DeadLetter:
+    """Read the body of a message from a topic's dead letters.
+
+    Raises:
+        SerializationError: it is not a dead letter.
+    """
+    try:
+        return _decode_dead_letter(body)
+    except _DECODING_ERRORS as exc:
+        raise SerializationError(f"cannot be read as a dead letter: {exc}") from exc

@@ -560,6 +560,7 @@ class Processor:
             printable_lines("".join(tb)).splitlines(keepends=True),
             printable(message.content_type),
             message.body,
+            delivery.address.kind,
         )
         LOG.error(
             "%r (%s) to %s is given up after %d attempts: %s",

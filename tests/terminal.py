@@ -9,6 +9,7 @@ import re
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -16,6 +17,12 @@ from types import TracebackType
 SECONDS = 30.0
 """How long a test waits for an event which comes at once, unless there is a bug."""
 _PIECE = re.compile(r"\x1b\[(?P<up>\d*)A|(?P<erase>\x1b\[2K)|\x1b\[[0-9;?]*[a-zA-Z]|(?P<plain>[^\x1b])", re.DOTALL)
+
+
+_TAKE_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp(sys.argv[1], sys.argv[1:])"
+)
+"""Makes the terminal that is stdin the controlling one of a new session, and runs the command."""
 
 
 class Terminal:
@@ -32,9 +39,13 @@ class Terminal:
         env: Mapping[str, str],
         stdout: int | None = None,
         cwd: pathlib.Path | None = None,
+        controlling: bool = False,
     ) -> None:
+        """`controlling`: it is the process's controlling terminal, which sends signals: to a shell, for one."""
         self._fd, theirs = pty.openpty()
         self.raw = ""
+        if controlling:
+            command = [sys.executable, "-c", _TAKE_TERMINAL, *command]
         self.process = subprocess.Popen(
             command,
             # Without these, what a CI system sets would decide whether rich takes it for a terminal.
@@ -56,7 +67,13 @@ class Terminal:
     ) -> None:
         self.process.kill()
         self.process.wait()
-        os.close(self._fd)
+        self.close()
+
+    def close(self) -> None:
+        """Close the terminal, as by its window's button."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def type(self, text: str) -> None:
         """Press keys."""

@@ -507,6 +507,18 @@ def test_ping_prints_a_table_or_json() -> None:
     assert [answer["server"] for answer in found] == ["one"]
 
 
+@pytest.mark.usefixtures("server")
+def test_ping_of_an_unknown_number_is_not_strictly_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the message system cannot count its servers, it says so, and --strict cannot be satisfied."""
+    assert run("ping", "cli", "--url", FAKE, "--strict").stderr == "1 of 1 answered\n"
+    monkeypatch.setattr(FakeDriver, "capabilities", FakeDriver.capabilities - {"inspect"})
+    result = run("ping", "cli", "--url", FAKE, "--timeout", "0.5")
+    assert (result.exit_code, result.stderr) == (0, "1 of an unknown number answered\n")
+    result = run("ping", "cli", "--url", FAKE, "--timeout", "0.5", "--strict")
+    assert result.exit_code == Code.NO_SERVER
+    assert "MessageUndeliverable: 1 of an unknown number answered" in result.stderr
+
+
 def test_ping_of_nobody_is_exit_code_3() -> None:
     """As for a call. The line says over which message system it was looked for: another may have been meant."""
     line = fails(run("ping", "cli-nobody", "--timeout", "0.1", "--url", FAKE), Code.NO_SERVER)
@@ -516,7 +528,7 @@ def test_ping_of_nobody_is_exit_code_3() -> None:
 
 def test_ping_of_a_server_that_does_not_answer_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """And says that one which is busy does not answer either."""
-    monkeypatch.setattr(msgbus.RPCClient, "ping", lambda _client, _timeout: [])
+    monkeypatch.setattr(msgbus.RPCClient, "ping", lambda _client, _timeout: msgbus.Answers())
     line = fails(run("ping", "cli", "--server", "two", "--timeout", "0.1", "--url", FAKE), Code.NO_SERVER)
     assert "server two of topic cli did not answer" in line
     assert "all its threads are busy" in line

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
+import socket
+import subprocess
 import sys
 from xml.etree import ElementTree
 
@@ -12,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from msgbus.cli.app import cli
 from msgbus.cli.errors import Code
+from msgbus.conformance.census import Census
 from msgbus.conformance.fake import FakeHarness
 
 HARNESS = ("--harness", "msgbus.conformance.fake:FakeHarness")
@@ -135,3 +139,58 @@ def test_pytest_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     result = run(*HARNESS)
     assert result.exit_code == Code.USAGE
     assert "pip install 'msgbus[conformance]'" in result.stderr
+
+
+BROKEN = """
+import msgspec
+from msgbus.conformance.fake import FakeHarness
+from msgbus.conformance.suite import Conformance  # as a file of tests does
+from msgbus.drivers.fake import FakeDriver
+
+send = FakeDriver.send
+
+def shorten(self, address, message, *, mandatory):
+    return send(self, address, msgspec.structs.replace(message, ttl=7.0), mandatory=mandatory)
+
+FakeDriver.send = shorten
+
+class Broken(FakeHarness):
+    pass
+"""
+
+
+def test_check_that_fails_says_with_which_values(tmp_path: pathlib.Path) -> None:
+    """As pytest does, in the command too, and where the harness lies in a file of tests; and what is wrong."""
+    command = [
+        str(pathlib.Path(sys.executable).parent / "msgbus"),
+        "conformance",
+        "--harness",
+        "broken:Broken",
+        "--json",
+    ]
+    (tmp_path / "broken.py").write_text(BROKEN)
+    found = subprocess.run(
+        [*command, "-k", "ttl"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100
+    )
+    failed = [line for line in map(json.loads, found.stdout.splitlines()) if line["outcome"] == "failed"]
+    assert failed, found
+    for line in failed:
+        assert line["reason"] not in ("", "AssertionError")
+    (line,) = [line for line in failed if "without ttl has got one" in line["reason"]]
+    assert "assert 6.9" in line["details"] or "assert 7.0" in line["details"]
+
+
+def test_census_names_what_was_left_open(tmp_path: pathlib.Path) -> None:
+    """The other end of a connection, where a socket listens, the path of a file; and that they are more than before."""
+    before = Census(FakeHarness())
+    with contextlib.ExitStack() as opened:
+        server = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+        port = server.getsockname()[1]
+        opened.enter_context(socket.create_connection(("127.0.0.1", port)))
+        path = tmp_path / "left-open"
+        opened.enter_context(path.open("w"))
+        (left,) = before.compare(broker=False, patient=False)
+    assert left.startswith("3 more file descriptors than before the check, among them ")
+    assert f"a connection to 127.0.0.1:{port} from 127.0.0.1:" in left
+    assert f"a socket at 127.0.0.1:{port}, without a connection" in left
+    assert str(path) in left

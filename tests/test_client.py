@@ -33,7 +33,7 @@ from msgbus import (
 )
 from msgbus.conformance.waiting import Task, until
 from msgbus.deadline import current
-from msgbus.drivers.base import Address, Delivery, Depth, Message
+from msgbus.drivers.base import Address, Capability, Delivery, Depth, Message
 from msgbus.drivers.fake import Bus, get_bus
 from msgbus.message import JSON, MSGPACK, Reply, Request, decode_request, encode_reply
 from tests.support import PATIENCE, new_transport
@@ -672,7 +672,25 @@ def test_ping(transport: Transport, endpoint: Endpoint) -> None:
         found = client.ping(PATIENCE)
         assert sorted(answer["server"] for answer in found) == ["h1", "h2"]
         assert all({"topic", "host", "pid", "version", "seconds"} <= set(answer) for answer in found)
-        assert [answer["server"] for answer in client.prepare(server="h2").ping(PATIENCE)] == ["h2"]
+        assert found.expected == 2
+        named = client.prepare(server="h2").ping(PATIENCE)
+        assert ([answer["server"] for answer in named], named.expected) == (["h2"], 1)
+
+
+def test_ping_counts_the_servers_that_do_not_answer(
+    transport: Transport, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who consumes from the topic and does not answer is counted; where the driver cannot count, nobody knows."""
+    client = get_rpc_client(transport, TARGET)
+    with serving(transport, endpoint, "h1"):
+        silent = [Address("topic", "msgbus", "foo"), Address("fanout", "msgbus", "foo", "h2")]
+        subscription = transport.driver.subscribe(silent, lambda _delivery: None, prefetch=10)
+        found = client.ping(0.5)
+        assert ([answer["server"] for answer in found], found.expected) == (["h1"], 2)
+        monkeypatch.setattr(transport.driver, "capabilities", transport.driver.capabilities - {Capability.INSPECT})
+        found = client.ping(0.5)
+        assert ([answer["server"] for answer in found], found.expected) == (["h1"], None)
+        subscription.close()
 
 
 @pytest.mark.parametrize("options", [{"version_cap": "1.5"}, {"serializer": Shouting()}])

@@ -78,6 +78,7 @@ def test_native_lifetimes(address: Address, expires: int, own: bool, quorum: boo
     arguments: dict[str, object] = {"x-expires": expires * 1000} if expires else {}
     if quorum and not own:
         arguments["x-queue-type"] = "quorum"
+        arguments["x-delivery-limit"] = 2**31 - 1
     assert queue.arguments == arguments
     assert queue.own is own
     assert queue.durable

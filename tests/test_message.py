@@ -17,10 +17,12 @@ from msgbus.message import (
     Hints,
     Reply,
     Request,
+    decode,
     decode_dead_letter,
     decode_inbox_frame,
     decode_request,
     encode,
+    encode_again,
     encode_control,
     encode_dead_letter,
     encode_item,
@@ -436,3 +438,31 @@ def test_a_window_is_a_streams() -> None:
     assert FULL.window == 7
     assert BARE.window is None
     assert Request("m").window is None
+
+
+@pytest.mark.parametrize("content_type", [JSON, MSGPACK])
+def test_request_that_is_sent_again_has_another_id_and_no_deadline(content_type: str) -> None:
+    """Everything else is as it was: arguments to the last digit, context, policy."""
+    args = {"id": "an-id", "n": 12345678901234567, "f": 0.1, "text": "\u00e9\U0001f600"}
+    hints = Hints(5.0, 1000.5, "at_least_once")
+    request = Request("m", args, "an-id", "ns", "1.2", hints=hints, context={"user": "ada"})
+    again = decode_request(encode_again(encode_request(request, content_type), content_type, "other"), content_type)
+    assert (again.unique_id, again.hints) == ("other", Hints(policy="at_least_once"))
+    again.unique_id, again.hints = "an-id", hints
+    assert again == request
+
+
+def test_request_of_a_stock_peer_can_be_sent_again() -> None:
+    """It has no hints, and what it has besides stays."""
+    body = json.dumps({"method": "m", "args": {}, "_unique_id": "an-id", "extra": [1.50]}).encode()
+    again = decode(encode_again(body, JSON, "other"), JSON)
+    assert again == {"method": "m", "args": {}, "_unique_id": "other", "extra": [1.5]}
+    with pytest.raises(SerializationError):
+        encode_again(b"{garbage", JSON, "other")
+
+
+def test_what_is_no_dead_letter_is_an_error_of_ours() -> None:
+    """Whatever it is."""
+    for body in (b"", b"{}", b"\xff", b"[1]"):
+        with pytest.raises(SerializationError, match="cannot be read as a dead letter"):
+            decode_dead_letter(body)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import inspect
 import pathlib
 import subprocess
@@ -64,3 +65,15 @@ def test_a_transport_imports_no_other_drivers_library() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"kombu", "amqp", "zmq", "proton"} & set(run.stdout.split())
+
+
+def test_extra_docs_has_what_the_pages_are_made_from() -> None:
+    """Autodoc imports the conformance suite, so that the documentation cannot be built without pytest."""
+    parser = configparser.ConfigParser()
+    parser.read(pathlib.Path(__file__).parent.parent / "setup.cfg")
+    extras = parser["options.extras_require"]
+    pages = (pathlib.Path(__file__).parent.parent / "docs" / "reference").glob("*.md")
+    assert any("msgbus.conformance" in page.read_text() for page in pages)
+    wanted = [line for line in extras["conformance"].splitlines() if line.startswith("pytest>")]
+    assert wanted
+    assert set(wanted) <= set(extras["docs"].splitlines())

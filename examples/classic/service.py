@@ -61,6 +61,8 @@ def main() -> None:
     conn = start(CONF.host, CONF.topic)
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # a closed terminal, unless nohup was used
+            signal.signal(signal.SIGHUP, signal.default_int_handler)
         print(f"{CONF.topic}.{CONF.host} is ready", flush=True)
         signal.pause()
     except KeyboardInterrupt:

@@ -23,6 +23,7 @@ COMMANDS = {
     "fanout-cast": ("msgbus.cli.verbs", "Have a method run on every server of a topic."),
     "multicall": ("msgbus.cli.verbs", "Call a generator method, and print each item as it arrives."),
     "ping": ("msgbus.cli.ping", "List the servers of a topic that answer."),
+    "dead": ("msgbus.cli.dead", "Look at what servers have given up, send it again, or remove it."),
     "demo": ("msgbus.cli.demo", "Show what msgbus does: servers and a client at work."),
     "zmq-keys": ("msgbus.cli.zmq_keys", "Make keys, so that ZeroMQ can be used between hosts."),
     "new-driver": ("msgbus.cli.new_driver", "Begin a driver for another message system."),

@@ -148,6 +148,16 @@ def bus_options(func: F) -> F:
     return url(files(exchange(log_options(func))))
 
 
+def serializer_option(func: F) -> F:
+    """Add --serializer."""
+    return click.option(
+        "--serializer",
+        metavar="MODULE:CLASS",
+        help="A subclass of msgbus.Serializer, which turns arguments and results into plain data and back; clients and "
+        "servers need the same.",
+    )(func)
+
+
 def load_configuration(files: tuple[str, ...]) -> cfg.ConfigOpts:
     """Read configuration files. Those that oslo.config would look for by itself are left out.
 
@@ -249,12 +259,15 @@ def _warnings_of_drivers(*, held: bool, shown: bool) -> Iterator[None]:
 
 
 @contextmanager
-def open_transport(url: str | None, config_files: tuple[str, ...], *, quiet: bool = False) -> Iterator[Transport]:
+def open_transport(
+    url: str | None, config_files: tuple[str, ...], *, quiet: bool = False, allowed: tuple[str, ...] = ()
+) -> Iterator[Transport]:
     """A transport for the options of `bus_options`; it is closed at the end.
 
     Args:
         url: a transport URL.
         config_files: paths.
+        allowed: modules whose exceptions may be made again here.
         quiet: the command ends with the first error, which says what a driver's warnings say. Unless the user has
             chosen a log level, leave out those that come right before it, or all where errors are JSON.
 
@@ -275,7 +288,7 @@ def open_transport(url: str | None, config_files: tuple[str, ...], *, quiet: boo
         for name in ("msgbus.misspelt", "msgbus.unread"):
             logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        transport = get_rpc_transport(conf, url or None)
+        transport = get_rpc_transport(conf, url or None, allowed)
         try:
             with _warnings_of_drivers(held=quiet and _LEVEL not in ctx.meta, shown=not wants_json(ctx)):
                 yield transport

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,8 +10,11 @@ from msgbus.cli.options import Seconds, bus_options, example, json_option, open_
 from msgbus.cli.progress import progress
 from msgbus.cli.tables import print_json, print_table
 
+if TYPE_CHECKING:
+    from msgbus.client import Answers
 
-@click.command(epilog=example("msgbus ping hello"))
+
+@click.command(epilog=example("msgbus ping hello", "msgbus ping hello --strict"))
 @click.argument("topic")
 @click.option("--server", metavar="NAME", help="That server of the topic only.")
 @click.option(
@@ -22,18 +25,25 @@ from msgbus.cli.tables import print_json, print_table
     metavar="SECONDS",
     help="How long to gather answers.",
 )
-@json_option("One line of JSON for each server.", quiet=True)
+@click.option("--strict", is_flag=True, help="End with 3 if any server that the message system knows does not answer.")
+@json_option(
+    "One line of JSON for each server, with the numbers of those that answered and that are known.", quiet=True
+)
 @bus_options
 def ping(
     topic: str,
     server: str | None,
     timeout: float,
+    strict: bool,
     as_json: bool,
     url: str | None,
     config_files: tuple[str, ...],
     exchange: str | None,
 ) -> None:
-    """List the servers of TOPIC that answer, and how fast. That none does is an error (3)."""
+    """List the servers of TOPIC that answer, and how fast; and say how many that is, of how many there are.
+
+    A server that is frozen, or all of whose threads are busy, does not answer. That none answers is an error (3).
+    """
     from msgbus.client import get_rpc_client
     from msgbus.exceptions import MessageUndeliverable
     from msgbus.target import Target
@@ -46,15 +56,27 @@ def ping(
         if not found:
             who = f"server {server}" if server else "no server"
             negation = " did not answer" if server else " answered"
+            known = f" ({_how_many(found)})" if found.expected else ""
             raise MessageUndeliverable(
-                f"{who} of topic {topic}{negation} within {timeout:g} s over {transport.driver.state}: "
+                f"{who} of topic {topic}{negation} within {timeout:g} s{known} over {transport.driver.state}: "
                 "it is not there, or all its threads are busy (then a longer --timeout helps)"
             )
-    found.sort(key=lambda answer: str(answer.get("server")))
-    if as_json:
-        print_json(found)
-    else:
-        print_table(("server", "host", "pid", "msgbus", "answered after"), [_row(answer) for answer in found])
+        found.sort(key=lambda answer: str(answer.get("server")))
+        if as_json:
+            print_json({**answer, "answered": len(found), "expected": found.expected} for answer in found)
+        else:
+            print_table(("server", "host", "pid", "msgbus", "answered after"), [_row(answer) for answer in found])
+            click.echo(_how_many(found), err=True)
+        if strict and (found.expected is None or len(found) < found.expected):
+            raise MessageUndeliverable(
+                f"{_how_many(found)} within {timeout:g} s over {transport.driver.state}: the others are frozen, have "
+                "just gone, or all their threads are busy (then a longer --timeout helps)"
+            )
+
+
+def _how_many(found: Answers) -> str:
+    expected = "an unknown number" if found.expected is None else found.expected
+    return f"{len(found)} of {expected} answered"
 
 
 def _row(answer: dict[str, Any]) -> list[str]:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
+import inspect
 import os
-import signal
+import shlex
 import socket
 import time
-from collections.abc import Iterator
-from types import FrameType
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from msgbus.cli.instances import make_instance
-from msgbus.cli.options import Seconds, bus_options, example, json_option, open_transport
+from msgbus.cli.instances import make_instance, make_serializer
+from msgbus.cli.options import Seconds, bus_options, example, json_option, open_transport, serializer_option
 from msgbus.cli.progress import progress
+from msgbus.cli.signals import stopped_by_signal
 from msgbus.cli.tables import print_json
 from msgbus.foreign import get_logger, printable
 
 if TYPE_CHECKING:
     from msgbus.server import RPCServer
+    from msgbus.transport import Transport
 
 LOG = get_logger(__name__)
 
@@ -39,7 +41,7 @@ NO_ARGUMENTS = "; give its arguments defaults, or write a program with get_rpc_s
         '          return f"Hello, {name}"',
     )
 )
-@click.argument("endpoint", metavar="MODULE:CLASS")
+@click.argument("endpoints", metavar="MODULE:CLASS...", nargs=-1, required=True)
 @click.option("--topic", required=True, metavar="NAME", help="The name of the service.")
 @click.option("--server", metavar="NAME", help="The name of this server.  [default: host name and pid]")
 @click.option(
@@ -51,9 +53,10 @@ NO_ARGUMENTS = "; give its arguments defaults, or write a program with get_rpc_s
     help="How long to wait, when told to stop, for what is running.",
 )
 @json_option("A line of JSON when the server is ready.")
+@serializer_option
 @bus_options
 def serve(
-    endpoint: str,
+    endpoints: tuple[str, ...],
     topic: str,
     server: str | None,
     drain: float,
@@ -61,31 +64,38 @@ def serve(
     url: str | None,
     config_files: tuple[str, ...],
     exchange: str | None,
+    serializer: str | None,
 ) -> None:
     """Serve the methods of a class, which is imported with the current directory in front of the search path.
 
-    A method gets the caller's context first, then its arguments by name. The class is made without arguments.
+    A method gets the caller's context first, then its arguments by name. The class is made without arguments. Of
+    several classes, each is an endpoint of the same server; an attribute "target" may give each a namespace and a
+    version of its own. Where two have a method of the same name, the class that is named first has it.
 
-    Prints one line when it is ready. SIGTERM or Ctrl-C stops it: it takes no new requests, lets those that run finish
-    and answer, and ends with 0. A second signal ends it at once.
+    Says when it is ready, and how to call it. Ctrl-C, SIGTERM or SIGHUP (the terminal was closed) stops it: it takes no
+    new requests, lets those that run finish and answer, and ends with 0. A second signal ends it at once.
     """
     from msgbus.server import get_rpc_server
     from msgbus.target import Target
 
     target = Target(exchange=exchange, topic=topic, server=server or f"{socket.gethostname()}-{os.getpid()}")
-    instance = make_instance(endpoint, NO_ARGUMENTS)
+    instances = [make_instance(endpoint, NO_ARGUMENTS) for endpoint in endpoints]
+    made_serializer = make_serializer(serializer)
     with open_transport(url, config_files) as transport:
         try:
-            running = get_rpc_server(transport, target, [instance])
+            running = get_rpc_server(transport, target, instances, serializer=made_serializer)
         except TypeError as exc:  # an async method, or a wrong attribute "target"
-            raise click.UsageError(f"{endpoint} cannot be served: {exc}") from exc
+            raise click.UsageError(f"{', '.join(endpoints)} cannot be served: {exc}") from exc
         ready = False
-        with _stopped_by_signal():
+        with stopped_by_signal():
             try:
                 with progress() as waiting, waiting(f"connecting to {transport.url}"):
                     running.start()
                 ready = True
-                _say_ready(running, as_json=as_json)
+                if as_json:
+                    _print_ready(running)
+                else:
+                    _say_ready(running, dict(zip(endpoints, instances, strict=True)))
                 while True:
                     # Not signal.pause(): one that comes right before it would be handled only when it returns.
                     time.sleep(0.5)
@@ -100,40 +110,82 @@ def serve(
                     running.wait(drain)
 
 
-def _say_ready(server: RPCServer, *, as_json: bool) -> None:
+def _print_ready(server: RPCServer) -> None:
+    """Say for a program that the server is ready."""
     target, where = server.target, server.transport.driver.state
-    if as_json:
-        ready = {"state": "ready", "server": target.server, "topic": target.topic}
-        print_json([{**ready, "host": socket.gethostname(), "pid": os.getpid(), "message_system": where}])
-    else:
-        click.echo(
-            f"server {target.server} of topic {target.topic} is ready on {printable(where)}; SIGTERM or Ctrl-C stops it"
-        )
+    ready = {"state": "ready", "server": target.server, "topic": target.topic}
+    print_json([{**ready, "host": socket.gethostname(), "pid": os.getpid(), "message_system": where}])
 
 
-class _Stop(BaseException):
-    """A signal said to stop. Raised wherever the main thread is: that may be in the start, which may take long."""
+def _say_ready(server: RPCServer, endpoints: dict[str, object]) -> None:
+    """Say what is served, where, and what to type to call it."""
+    target = server.target
+    # Where it is. What a driver says after a colon are details of its connection.
+    where = server.transport.driver.state.partition(": ")[0]
+    lines = [f"server {target.server} of topic {target.topic} is ready on {printable(where)}"]
+    lines += [f"  it serves {name}: {_describe(endpoint)}" for name, endpoint in endpoints.items()]
+    command = _command_to_call(server.transport, target.topic or "", list(endpoints.values()))
+    if command is not None:
+        lines.append(f"  to call it, type in another terminal: {command}")
+    lines.append("  to stop it: Ctrl-C here, or SIGTERM")
+    click.echo("\n".join(lines))
 
 
-@contextlib.contextmanager
-def _stopped_by_signal() -> Iterator[None]:
-    """End the block at the first SIGTERM or SIGINT, and the process at the second."""
-    came = False
+def _describe(endpoint: object) -> str:
+    """The methods of an endpoint, and its interface."""
+    target = getattr(endpoint, "target", None)
+    words = [", ".join(_methods(endpoint)) or "no method that may be called from outside"]
+    if target is not None and target.namespace:
+        words.append(f"namespace {target.namespace}")
+    if target is not None and target.version:
+        words.append(f"version {target.version}")
+    return "; ".join(words)
 
-    def handle(number: int, _frame: FrameType | None) -> None:
-        nonlocal came
-        if came:
-            os._exit(128 + number)
-        came = True
-        raise _Stop
 
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+def _methods(endpoint: object) -> list[str]:
+    """The names of what may be called from outside, in the order in which they are defined."""
+    names = dict.fromkeys(name for cls in type(endpoint).__mro__ for name in vars(cls) if not name.startswith("_"))
+    return [name for name in names if inspect.isroutine(inspect.getattr_static(endpoint, name))]
+
+
+def _command_to_call(transport: Transport, topic: str, endpoints: Sequence[object]) -> str | None:
+    """What to type to call the first method, or None where there is none."""
+    endpoint, name = next(((endpoint, name) for endpoint in endpoints for name in _methods(endpoint)), (None, ""))
+    if not name:
+        return None
+    method: Any = getattr(endpoint, name)
+    verb = "multicall" if inspect.isgeneratorfunction(inspect.unwrap(method)) else "call"
+    words = ["msgbus", verb, topic, name, *(f"{argument}=..." for argument in _arguments_of(method))]
+    target = getattr(endpoint, "target", None)
+    if target is not None and target.namespace:
+        words += ["--namespace", target.namespace]
+    if target is not None and target.version:
+        words += ["--version", target.version]
+    return " ".join([*map(shlex.quote, words), *_options_of_this_command(transport)])
+
+
+def _arguments_of(method: Any) -> list[str]:
+    """The names of the arguments that a caller has to give."""
     try:
-        for number in before:
-            signal.signal(number, handle)
-        yield
-    except _Stop:
-        pass
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        given = list(inspect.signature(method).parameters.values())[1:]  # The first one is the context.
+    except (TypeError, ValueError):
+        return []
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [argument.name for argument in given if argument.kind in named and argument.default is argument.empty]
+
+
+def _options_of_this_command(transport: Transport) -> list[str]:
+    """What this command was told and the other terminal's has to be told too. A password in a URL is not shown."""
+    ctx = click.get_current_context()
+    words = []
+    for name in ("config_files", "exchange", "serializer"):
+        given = ctx.params.get(name)
+        option = {"config_files": "--config-file"}.get(name, f"--{name}")
+        for value in given if isinstance(given, tuple) else [given] if given else []:
+            words.append(f"{option} {shlex.quote(value)}")
+    source = ctx.get_parameter_source("url")
+    if source is ParameterSource.COMMANDLINE:
+        words.append(f"--url {shlex.quote(str(transport.url))}")
+    elif source is ParameterSource.ENVIRONMENT:
+        words.append("(with MSGBUS_URL set as here)")
+    return words

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import msgspec
 
-from msgbus.cli.options import Seconds, bus_options, example, json_option, open_transport
+from msgbus.cli.instances import check_module, make_serializer
+from msgbus.cli.options import Seconds, bus_options, example, json_option, open_transport, serializer_option
 from msgbus.cli.progress import progress
 from msgbus.cli.tables import print_value
 
@@ -41,6 +42,7 @@ def _verb(func: F) -> F:
     """Add what all four verbs have."""
     for add in (
         bus_options,
+        serializer_option,
         click.option(
             "--delivery",
             type=click.Choice(["at_most_once", "at_least_once"]),
@@ -65,6 +67,21 @@ def _timeout(text: str) -> Callable[[F], F]:
     )
 
 
+def _check_modules(_ctx: click.Context, _param: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        check_module(name)
+    return names
+
+
+_allow_exceptions = click.option(
+    "--allow-exceptions",
+    "allowed",
+    multiple=True,
+    metavar="MODULE",
+    callback=_check_modules,
+    help="Exceptions of this module that the server raises are made again here, as they were; others are shown as a "
+    "RemoteError. May be given more than once.",
+)
 _server = click.option("--server", metavar="NAME", help="That server of the topic only.")
 
 
@@ -78,7 +95,9 @@ def _client(
     namespace: str | None,
     timeout: float | None,
     delivery: Any,
+    serializer: str | None,
     server: str | None = None,
+    allowed: tuple[str, ...] = (),
 ) -> Iterator[RPCClient]:
     from msgbus.client import get_rpc_client
     from msgbus.target import Target
@@ -86,8 +105,9 @@ def _client(
     if version is not None:
         _check_version(version)
     target = Target(exchange=exchange, topic=topic, namespace=namespace, version=version, server=server)
-    with open_transport(url, config_files, quiet=True) as transport:
-        yield get_rpc_client(transport, target, timeout=timeout, delivery=delivery)
+    made_serializer = make_serializer(serializer)
+    with open_transport(url, config_files, quiet=True, allowed=allowed) as transport:
+        yield get_rpc_client(transport, target, timeout=timeout, delivery=delivery, serializer=made_serializer)
 
 
 def _check_version(version: str) -> None:
@@ -103,6 +123,7 @@ def _check_version(version: str) -> None:
 @_server
 @_timeout("How long to wait for the answer.")
 @json_option("A line of JSON, on a terminal too.", quiet=True)
+@_allow_exceptions
 @_verb
 def call(topic: str, method: str, arguments: dict[str, Any], as_json: bool, **options: Any) -> None:
     """Call METHOD on one server of TOPIC, and print what it returns: as JSON, laid out if stdout is a terminal.
@@ -156,6 +177,7 @@ def fanout_cast(topic: str, method: str, arguments: dict[str, Any], **options: A
 @_timeout("How long to wait for the next item.")
 @click.option("--deadline", type=Seconds(min=0, min_open=True), metavar="SECONDS", help="How long the whole may take.")
 @json_option("A line of JSON for each item, on a terminal too.", quiet=True)
+@_allow_exceptions
 @_verb
 def multicall(
     topic: str, method: str, arguments: dict[str, Any], deadline: float | None, as_json: bool, **options: Any

@@ -30,14 +30,15 @@ Checks whose names begin with ``test_slow`` take 15 seconds and more: ``-k "not 
 
 import sys
 
+REWRITTEN = tuple(f"{__name__}.{part}" for part in ("bus", "checks", "endpoint", "processes", "suite", "waiting"))
+"""Modules whose asserts pytest is to rewrite, so that a check that fails says with which values."""
+
 if "pytest" in sys.modules:  # Not in the servers' processes.
     import pytest
 
-    # Before anything of it is imported, so that its asserts say more.
-    pytest.register_assert_rewrite(
-        *(f"{__name__}.{part}" for part in ("bus", "checks", "processes", "suite", "waiting"))
-    )
+    # Before anything of it is imported.
+    pytest.register_assert_rewrite(*REWRITTEN)
 
-from msgbus.conformance.harness import Harness
+from msgbus.conformance.harness import Harness  # noqa: E402
 
 __all__ = ["Harness"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from msgbus.conformance.harness import Harness
 from msgbus.conformance.waiting import until
@@ -41,8 +43,13 @@ class Census:
         # One that was open before may have been closed, and its number be in use again: so it is the count that tells.
         now = _descriptors()
         more = len(now) - len(self._descriptors)
-        new = sorted(set(now.values()) - set(self._descriptors.values()))
-        return [f"{more} file descriptors, among {new[:9]}"] if more > 0 else []
+        before = set(self._descriptors.values())
+        new = sorted(_describe(number, what) for number, what in now.items() if what not in before)
+        if more <= 0:
+            return []
+        return [
+            f"{more} more file descriptors than before the check, among them {', '.join(new[:9]) or 'none that is new'}"
+        ]
 
     def _new_leftovers(self) -> list[str]:
         return sorted(self._harness.leftovers() - self._leftovers)
@@ -55,6 +62,28 @@ def _outlasting(question: Callable[[], list[str]], seconds: float) -> list[str]:
     except AssertionError:
         return question()
     return []
+
+
+def _describe(number: str, what: str) -> str:
+    """What a descriptor is of: a connection's other end, a listening socket's address, a pipe, or a file's path."""
+    if not what.startswith("socket:"):
+        return what if what.startswith("/") else f"a {what.partition(':')[0]} ({what})"
+    try:
+        with socket.socket(fileno=os.dup(int(number))) as copy:
+            try:
+                return f"a connection to {_address(copy.getpeername())} from {_address(copy.getsockname())}"
+            except OSError:
+                return f"a socket at {_address(copy.getsockname())}, without a connection"
+    except OSError:  # It has been closed meanwhile.
+        return f"a socket ({what})"
+
+
+def _address(name: Any) -> str:
+    """An address of a socket: host and port, or the path of a Unix socket."""
+    if isinstance(name, tuple):
+        return f"{name[0]}:{name[1]}"
+    text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+    return text.replace("\0", "@") or "a socket of this host without a name"
 
 
 def _descriptors() -> dict[str, str]:

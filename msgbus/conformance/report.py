@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from typing import Literal
 
@@ -10,6 +11,8 @@ import pytest
 
 from msgbus.conformance.check import Check, Level
 
+LONGEST_REASON = 500
+"""Characters of why a check has failed; the details have all of it."""
 Outcome = Literal["passed", "failed", "skipped"]
 
 
@@ -51,8 +54,11 @@ class Result(msgspec.Struct):
 def _first_line(report: pytest.TestReport) -> str:
     """What went wrong, in a line."""
     crash = getattr(report.longrepr, "reprcrash", None)
-    text = crash.message if crash is not None else report.longreprtext
-    return " ".join(str(text).partition("\n")[0].split())
+    text = str(crash.message if crash is not None else report.longreprtext)
+    first, _, more = text.partition("\n")
+    if first.removeprefix("AssertionError: ").startswith("assert "):  # The values are below it.
+        first = f"{first} {more}"
+    return textwrap.shorten(first, LONGEST_REASON, placeholder=" ...")
 
 
 class Recorder:

@@ -6,10 +6,12 @@ import contextlib
 import io
 import os
 import pathlib
+import sys
 import tempfile
 
 import pytest
 
+from msgbus.conformance import REWRITTEN
 from msgbus.conformance.check import Level, about
 from msgbus.conformance.harness import Harness
 from msgbus.conformance.report import Recorder, Result
@@ -30,6 +32,10 @@ class _Selection:
         self._harness = harness
         self._level = level
 
+    def pytest_configure(self) -> None:
+        """Have the suite's asserts rewritten. Before, there was no hook of pytest's that could do it."""
+        pytest.register_assert_rewrite(*(name for name in REWRITTEN if name not in sys.modules))
+
     @pytest.fixture(scope="session")
     def given_harness(self) -> Harness:
         """The harness that `run` was given."""
@@ -39,6 +45,13 @@ class _Selection:
         """Leave out the checks of another level."""
         if self._level is not None:
             items[:] = [i for i in items if isinstance(i, pytest.Function) and about(i.function).level == self._level]
+
+
+def _forget_plain_modules() -> None:
+    """Have what was imported without rewritten asserts imported again: a harness may lie in a file of tests."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith(REWRITTEN) and not type(module.__loader__).__module__.startswith("_pytest."):
+            del sys.modules[name]
 
 
 def run(
@@ -56,6 +69,7 @@ def run(
     Raises:
         RunFailed: pytest could not run them, for example as `keyword` is no expression.
     """
+    _forget_plain_modules()
     with tempfile.TemporaryDirectory(prefix="msgbus-conformance-") as folder:
         # A file of our own, and no plugin but that of the timeout: what else is installed here, and what lies in this
         # directory, has nothing to do with the suite.

@@ -66,6 +66,9 @@ class Route(NamedTuple):
     queue: Queue | None = None
 
 
+_NO_LIMIT = 2**31 - 1
+"""RabbitMQ 4 drops a message in a quorum queue that was handed over more than 20 times, unless told otherwise. Older
+ones do not know a negative limit."""
 DEFAULT_EXCHANGE = Exchange("", "direct", durable=True, auto_delete=False)
 
 
@@ -74,7 +77,7 @@ class NativeTopology:
 
     def __init__(self, *, quorum: bool, server_expires: int, queue_expires: int) -> None:
         """Keep the options: whether to use quorum queues, and after how many seconds unused queues go (0: never)."""
-        self._kept: dict[str, Any] = {"x-queue-type": "quorum"} if quorum else {}
+        self._kept: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": _NO_LIMIT} if quorum else {}
         self._server_expires = _expires(server_expires)
         self._queue_expires = _expires(queue_expires)
 

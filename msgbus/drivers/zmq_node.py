@@ -360,6 +360,11 @@ class Node:
         if inspection is None:
             return
         if not inspection.answered:
+            # Those that are known to live, and do not answer, are frozen: how many they are is known all the same.
+            frozen = sum(count for node, count in inspection.missing.items() if self._matchmaker.is_alive(node))
+            if frozen:
+                finish(inspection.found, Depth(frozen, None))
+                return
             whys = "; ".join(f"node {node} at {self._links.why_not(node)}" for node in inspection.missing)
             text = f"{inspection.address} cannot be inspected: none of its servers answers ({whys})"
             fail(inspection.found, TransportUnavailable(text))

@@ -146,10 +146,15 @@ def bench(rabbitmq: RabbitMQ, tmp_path: pathlib.Path) -> Iterator[Bench]:
 
 
 def test_serve_says_when_it_is_ready_and_where(bench: Bench) -> None:
-    """One line, with the server's name (host name and pid by default), the topic, and RabbitMQ's address."""
+    """The server's name (host name and pid by default), the topic, RabbitMQ's address, and what to type next."""
     process = bench.start("serve", "hello:Hello", "--topic", bench.topic)
-    line = Server(process).wait_for("")
+    server = Server(process)
+    line = server.wait_for("")
     assert f"-{process.pid} of topic {bench.topic} is ready on RabbitMQ at 127.0.0.1:" in line
+    assert server.wait_for("") == "it serves hello:Hello: greet, fail, note, wait_for, count"
+    command = f"msgbus call {bench.topic} greet name=... (with MSGBUS_URL set as here)"
+    assert server.wait_for("") == f"to call it, type in another terminal: {command}"
+    assert server.wait_for("") == "to stop it: Ctrl-C here, or SIGTERM"
     process.terminate()
     stdout, stderr = process.communicate(timeout=SECONDS)
     assert (process.returncode, stdout) == (0, "")
@@ -219,7 +224,7 @@ def test_ping_lists_all_servers(bench: Bench) -> None:
     assert [line.split()[0] for line in bench.run("ping", "--server", "two").stdout.splitlines()] == ["server", "two"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_lets_a_running_handler_finish_and_answer(bench: Bench, number: signal.Signals) -> None:
     """The server takes nothing new, the caller gets its answer, and the server ends with 0."""
     server = bench.serve("--server", "one", "--log-level", "info")
@@ -238,17 +243,26 @@ def test_signal_lets_a_running_handler_finish_and_answer(bench: Bench, number: s
     assert server.process.wait(SECONDS) == 0
 
 
-def test_second_signal_ends_the_server_at_once(bench: Bench) -> None:
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGHUP, signal.SIGTERM),
+        (signal.SIGHUP, signal.SIGHUP),
+        (signal.SIGINT, signal.SIGHUP),
+    ],
+)
+def test_second_signal_ends_the_server_at_once(bench: Bench, first: signal.Signals, second: signal.Signals) -> None:
     """For whoever does not want to wait for a handler."""
     server = bench.serve("--log-level", "info")
     path, _ = bench.gate()
     bench.start("call", bench.topic, "wait_for", f"path={path}")
     server.wait_for("waiting")
-    server.process.terminate()
+    server.process.send_signal(first)
     assert server.process.stderr is not None
     while "stopping" not in (line := server.process.stderr.readline()):
         assert line, "it ended"
-    assert server.stop() == 128 + signal.SIGTERM
+    assert server.stop(second) == 128 + second
 
 
 def test_drain_bounds_the_wait_for_handlers(bench: Bench) -> None:
@@ -435,7 +449,7 @@ def test_progress_of_a_server_that_connects_and_drains(bench: Bench) -> None:
         go_on()
         assert terminal.finish() == 0
         assert call.communicate(timeout=SECONDS) == ('"waited"\n', "")
-    assert len(terminal.screen) == 3
+    assert [line.split()[0] for line in terminal.screen] == ["server", "it", "to", "to", "waiting", "stopping:"]
 
 
 def queues_of(rabbitmq: RabbitMQ, topic: str) -> dict[str, Any]:
@@ -477,7 +491,7 @@ def wait_for_no_fanouts(rabbitmq: RabbitMQ, topic: str) -> None:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_demo_that_is_ended_stops_its_servers(bench: Bench, rabbitmq: RabbitMQ, number: signal.Signals) -> None:
     """However it ends. The password is not among the words of their commands, which everybody can see."""
     conf = bench.folder / "demo.conf"

@@ -32,10 +32,14 @@ class BasicChecks:
             seconds = time.monotonic() - start
             for future in sent:
                 future.result(15)
-            assert len(sent) == 200
+            assert len(sent) == 200, (
+                f"send() was called {len(sent)} times in 8 s: it may not wait for the message system"
+            )
             return seconds
 
-        assert Task(send_many).result(30) < 4
+        assert Task(send_many).result(30) < 4, (
+            "200 calls of send() took longer than 4 s: it may not wait for the message system"
+        )
 
     @check("driver", since="0.1", ground_of=ALL, builds_on=("test_send_does_not_block",))
     def test_ready_means_that_messages_arrive(self, bus: Bus) -> None:
@@ -79,7 +83,7 @@ class BasicChecks:
                 receiver.wait_for_all(map(str, range(MANY)))
             except AssertionError as exc:
                 lost.append(f"{address}: {exc}")
-        assert not lost
+        assert not lost, "not all that was taken has arrived: " + "; ".join(lost)
 
     @check("driver", since="0.1", ground_of=ALL, builds_on=("test_no_message_is_lost",))
     def test_no_message_comes_twice(self, bus: Bus) -> None:
@@ -90,7 +94,7 @@ class BasicChecks:
         for address, receiver in listening:
             receiver.wait_for_all([*map(str, range(MANY)), "end"])
             twice = [body for body, count in Counter(receiver.bodies).items() if count > 1]
-            assert not twice, address
+            assert not twice, f"{len(twice)} of {MANY} messages to {address} came more than once: {twice[:9]}"
 
     @check("driver", since="0.1", ground_of=ALL, builds_on=("test_no_message_comes_twice",))
     def test_an_inbox_gets_what_is_sent_to_it(self, bus: Bus) -> None:
@@ -100,12 +104,19 @@ class BasicChecks:
         inboxes = [driver.open_inbox(receiver.take) for driver, receiver in zip(drivers, receivers, strict=True)]
         for inbox in inboxes:
             inbox.ready.result(15)
-        assert len({inbox.address for inbox in inboxes}) == len(inboxes)
-        assert all(inbox.address.kind == "inbox" for inbox in inboxes)
-        assert all(len(inbox.address.name.encode()) <= 100 for inbox in inboxes)
+        assert len({inbox.address for inbox in inboxes}) == len(inboxes), "two inboxes have the same address"
+        assert all(inbox.address.kind == "inbox" for inbox in inboxes), (
+            f"an inbox's address is of the kind inbox: {[inbox.address for inbox in inboxes]}"
+        )
+        assert all(len(inbox.address.name.encode()) <= 100 for inbox in inboxes), (
+            "the name of an inbox travels in each request, and has at most 100 bytes: "
+            f"{[inbox.address.name for inbox in inboxes]}"
+        )
         for sender in (bus.driver, another_driver(bus)):
             for n, inbox in enumerate(inboxes):
                 send_all(sender, inbox.address, [f"{n}"] * 10)
         for n, receiver in enumerate(receivers):
             receiver.wait(20, 5)
-            assert receiver.bodies == [f"{n}"] * 20
+            assert receiver.bodies == [f"{n}"] * 20, (
+                f"inbox {n} got what was sent to another, or not all: {receiver.bodies}"
+            )

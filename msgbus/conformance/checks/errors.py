@@ -43,7 +43,7 @@ class ErrorChecks:
             with pytest.raises(RemoteError) as caught:
                 bus.client().call({}, method, **arguments)
             assert caught.value.exc_type == "Trouble"
-            assert caught.value.traceback
+            assert caught.value.traceback, "the remote traceback is missing"
             assert "Trouble" in str(caught.value)
 
     @check("bus", since="0.1")

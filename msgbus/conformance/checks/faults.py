@@ -20,6 +20,11 @@ OUTAGE = 2.0
 BOTH = pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
 
 
+def _why_not(tasks: list[Task]) -> list[str]:
+    """What those that failed raised: a few of them."""
+    return [repr(error) for task in tasks if task.done and (error := task.error()) is not None][:3]
+
+
 class BusFaultChecks:
     """What callers and servers see of it."""
 
@@ -51,10 +56,12 @@ class BusFaultChecks:
                 answered += 1
         runs = Counter(entry.key for entry in bus.journal.entries("run"))
         if delivery == "at_least_once":
-            assert answered == 200
+            assert answered == 200, f"{answered} of 200 at_least_once calls were answered: {_why_not(calls)}"
         else:
-            assert max(runs.values()) == 1
-            assert answered >= 20
+            assert max(runs.values()) == 1, (
+                f"at_most_once, and these ran more than once: {[key for key, count in runs.items() if count > 1][:9]}"
+            )
+            assert answered >= 20, f"only {answered} of 200 calls were answered: {_why_not(calls)}"
         assert client.call({}, "echo", value=1) == 1
 
     @check("bus", since="0.1", harness=("cut",))
@@ -78,10 +85,12 @@ class BusFaultChecks:
                 answered += 1
         runs = Counter(entry.key for entry in bus.journal.entries("run"))
         if delivery == "at_least_once":
-            assert answered == 200
+            assert answered == 200, f"{answered} of 200 at_least_once calls were answered: {_why_not(calls)}"
         else:
-            assert max(runs.values()) == 1
-            assert answered >= 60
+            assert max(runs.values()) == 1, (
+                f"at_most_once, and these ran more than once: {[key for key, count in runs.items() if count > 1][:9]}"
+            )
+            assert answered >= 60, f"only {answered} of 200 calls were answered: {_why_not(calls)}"
 
     @check("bus", since="0.1", needs=(Capability.DURABLE,), harness=("stop", "start"))
     def test_casts_over_an_outage(self, bus: Bus) -> None:
@@ -93,7 +102,7 @@ class BusFaultChecks:
         bus.harness.stop()
         bus.harness.start()
         returned = {f"k{n}" for n, cast in enumerate(casts) if cast.error(70) is None}
-        assert len(returned) >= 190
+        assert len(returned) >= 190, f"only {len(returned)} of 200 casts were taken: {_why_not(casts)}"
         until(lambda: {entry.key for entry in bus.journal.entries("done")} >= returned, "all casts are done", 60)
 
     @check("bus", since="0.1", harness=("stop", "start"))
@@ -108,7 +117,7 @@ class BusFaultChecks:
                 task = Task(verb, {}, "note", key="k")
                 error = task.error(15)
                 assert isinstance(error, MessagingException), error
-                assert task.seconds < 1.5 + 1.5
+                assert task.seconds < 1.5 + 1.5, f"a verb with a deadline of 1.5 s ended after {task.seconds:.1f} s"
         finally:
             bus.harness.start()
         assert bus.client(timeout=60, delivery="at_least_once").call({}, "echo", value=1) == 1
@@ -139,8 +148,10 @@ class BusFaultChecks:
                     assert isinstance(error, OutcomeUnknown), error
                 else:
                     assert isinstance(error, TransportUnavailable), error
-                    assert error.maybe_delivered
-                assert cast.seconds < timeout + SLACK
+                    assert error.maybe_delivered, "it was sent and has no answer, so maybe_delivered is to be True"
+                assert cast.seconds < timeout + SLACK, (
+                    f"a cast with a deadline of {timeout:g} s ended after {cast.seconds:.1f} s"
+                )
         finally:
             bus.harness.resume()
 
@@ -152,7 +163,9 @@ class BusFaultChecks:
             starting = Task(bus.serve, "s1")
             call = Task(bus.client(timeout=1.0).call, {}, "echo", value=1)
             assert isinstance(call.error(15), TransportUnavailable | MessagingTimeout)
-            assert not starting.done or not bus.harness.processes
+            assert not starting.done or not bus.harness.processes, (
+                "the server says that it has started, and the message system is away"
+            )
         finally:
             bus.harness.start()
         starting.join(60)

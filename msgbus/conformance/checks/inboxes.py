@@ -40,7 +40,9 @@ class InboxChecks:
         senders = [another_driver(bus) for _ in range(2)]
         gather([Task(send_all, senders[n % 2], inbox.address, [f"{n} {m}" for m in range(250)]) for n in range(4)])
         receiver.wait(1000)
-        assert receiver.overlaps == 0
+        assert receiver.overlaps == 0, (
+            "on_delivery was called while another call of it ran: calls for one inbox may not overlap"
+        )
 
     @check("driver", since="0.1", needs=(Capability.ORDERED,))
     def test_an_inbox_keeps_the_order(self, bus: Bus) -> None:
@@ -120,7 +122,9 @@ class DriverChecks:
     @check("driver", since="0.1")
     def test_it_declares_what_the_contract_knows(self, bus: Bus) -> None:
         """Capabilities are a frozen set of the contract's names, and the contract's major version is ours."""
-        assert type(bus.driver.capabilities) is frozenset
+        assert type(bus.driver.capabilities) is frozenset, (
+            f"capabilities is a frozenset, and here a {type(bus.driver.capabilities).__name__}"
+        )
         assert set(bus.driver.capabilities) <= set(Capability)
         assert bus.driver.contract[0] == CONTRACT[0]
 
@@ -128,9 +132,11 @@ class DriverChecks:
     def test_options_have_a_group_of_their_own(self, bus: Bus) -> None:
         """Its options are oslo.config options with a help text, in a named group."""
         group, opts = type(bus.driver).options()
-        assert group
-        assert group != "DEFAULT"
-        assert all(opt.help for opt in opts)
+        assert group, "options() names no group"
+        assert group != "DEFAULT", (
+            "options() names the group DEFAULT, which belongs to the service: take one of your own"
+        )
+        assert all(opt.help for opt in opts), f"options without help: {[opt.name for opt in opts if not opt.help]}"
 
     @check("driver", since="0.1")
     def test_a_wrong_option_in_the_url_is_an_error(self, bus: Bus) -> None:
@@ -148,7 +154,9 @@ class DriverChecks:
         """The constructor starts no thread; closing what was never used is no error."""
         threads = threading.active_count()
         driver = another_driver(bus)
-        assert threading.active_count() == threads
+        assert threading.active_count() == threads, (
+            "the constructor has started a thread: connections open when first needed"
+        )
         driver.close()
         driver.close()
 
@@ -163,8 +171,8 @@ class DriverChecks:
         driver.close()
         states.append(driver.state)
         for state in states:
-            assert state
-            assert "\n" not in state
+            assert state, "state is empty: say where the driver is connected to, or why it is not"
+            assert "\n" not in state, f"state is to be one line: {state!r}"
 
     @check("driver", since="0.1")
     def test_it_says_since_when_it_is_up(self, bus: Bus) -> None:
@@ -173,8 +181,10 @@ class DriverChecks:
         receiver.subscribe(bus.driver, bus.address())
         send(bus.driver, bus.address(), "x")
         receiver.wait(1)
-        assert bus.driver.up_since is not None
-        assert bus.driver.up_since <= time.monotonic()
+        assert bus.driver.up_since is not None, "up_since is None while messages come and go"
+        assert bus.driver.up_since <= time.monotonic(), (
+            "up_since lies in the future: it is in seconds of time.monotonic()"
+        )
 
     @check("driver", since="0.1")
     def test_a_forked_child_starts_clean(self, bus: Bus) -> None:

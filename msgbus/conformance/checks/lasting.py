@@ -72,7 +72,9 @@ class LastingChecks:
         start = time.monotonic()
         with pytest.raises(ServerLost) as caught:
             next(stream)
-        assert time.monotonic() - start < LONG
+        assert time.monotonic() - start < LONG, (
+            f"the loss was noticed after {time.monotonic() - start:.0f} s; 15 s of silence are enough"
+        )
         assert "s1" in str(caught.value)
 
     @check("bus", since="0.1", processes=True)
@@ -89,7 +91,9 @@ class LastingChecks:
         bus.kill(first)
         start = time.monotonic()
         assert isinstance(call.error(), ServerLost)
-        assert time.monotonic() - start < LONG
+        assert time.monotonic() - start < LONG, (
+            f"the loss was noticed after {time.monotonic() - start:.0f} s; 15 s of silence are enough"
+        )
         assert client.call({}, "note", key="next") == "s2"
         assert len(bus.journal.entries("run", "k")) == 1
 

@@ -26,6 +26,12 @@ SLACK = 2.0
 """Seconds after the end of its patience at which a message fails at the latest, on a slow machine too."""
 
 
+def _repeated(counts: Counter[str]) -> list[str]:
+    """The ids that were counted more than once: a few of them, and how many there are."""
+    found = [name for name, count in counts.items() if count > 1]
+    return [f"{len(found)} messages", *found[:3]]
+
+
 class ReconnectingChecks:
     """Of drivers under faults."""
 
@@ -41,7 +47,9 @@ class ReconnectingChecks:
         before = inbox.address
         for n in range(3):
             bus.harness.cut()
-            assert inbox.address == before
+            assert inbox.address == before, (
+                "the inbox has another address after it came back: keep the name, so that answers on their way find it"
+            )
             for address in addresses:
                 self._send_until_it_comes(bus, sent_to(address), f"{n} {address.kind}", receiver)
             self._send_until_it_comes(bus, before, f"{n}", replies)
@@ -78,13 +86,19 @@ class ReconnectingChecks:
         assert all(isinstance(error, MessagingException | type(None)) for error in errors.values())
         self._send_until_it_comes(bus, bus.address(), "last", receiver)
         once = Counter(delivery.message.id for delivery in receiver.deliveries if not delivery.redelivered)
-        assert not [count for count in once.values() if count > 1]
+        assert not [count for count in once.values() if count > 1], (
+            f"{_repeated(once)} came more than once without the mark redelivered: switch off what the library "
+            "repeats by itself (offline buffer, retries, reconnect)"
+        )
         surely_not = {
             body
             for body, error in errors.items()
             if error is not None and not (isinstance(error, TransportUnavailable) and error.maybe_delivered)
         }
-        assert not surely_not & set(receiver.bodies)
+        assert not surely_not & set(receiver.bodies), (
+            f"{sorted(surely_not & set(receiver.bodies))} came, though their sends failed as surely not delivered: "
+            "set maybe_delivered as soon as a byte may have left"
+        )
 
     @check(
         "driver",
@@ -105,10 +119,14 @@ class ReconnectingChecks:
         first = receiver.wait(1)[0]
         bus.harness.cut()
         second = receiver.wait(2)[1]
-        assert (first.redelivered, second.redelivered) == (False, True)
-        assert second.message.id == first.message.id
-        assert first.accept() is False
-        assert second.accept() is True
+        assert (first.redelivered, second.redelivered) == (False, True), (
+            "after the cut the message came again, and only the second delivery is to have redelivered set"
+        )
+        assert second.message.id == first.message.id, "the id of a message has changed when it was delivered again"
+        assert first.accept() is False, (
+            "accept() of a delivery whose connection is gone is to return False: it does not count any more"
+        )
+        assert second.accept() is True, "accept() is to return True over a connection that lives"
 
     @check("driver", since="0.1", needs=(Capability.INBOX_KEEPS,), harness=("cut",))
     def test_an_inbox_keeps_what_comes_during_a_cut(self, bus: Bus) -> None:
@@ -123,7 +141,10 @@ class ReconnectingChecks:
                 sent = bus.driver.send(inbox.address, message(f"{n} {m}"), mandatory=True)
                 if sent.exception(30) is None:
                     taken.append(f"{n} {m}")
-        assert taken
+        assert taken, (
+            "none of 60 messages to the inbox was taken while its owner reconnected: send() is to wait for the "
+            "connection"
+        )
         until(lambda: set(replies.bodies) >= set(taken), "all that was taken", 30)
 
     @check("driver", since="0.1", harness=("stop", "start"))
@@ -152,18 +173,27 @@ class ReconnectingChecks:
         try:
             sending = Task(lambda: [driver.send(bus.address(), message(str(n)), mandatory=False) for n in range(50)])
             late = sending.result(10)
-            assert sending.seconds < 2
+            assert sending.seconds < 2, (
+                f"50 calls of send() took {sending.seconds:.1f} s while the message system was away: send() may not "
+                "wait for it"
+            )
         finally:
             bus.harness.start()
         errors = [future.exception(60) for future in late]
         for error in errors:
             # A message may have been under way in the moment in which the end was noticed.
             assert error is None or (isinstance(error, TransportUnavailable) and error.maybe_delivered)
-        assert errors.count(None) >= 45
+        assert errors.count(None) >= 45, (
+            f"of 50 sent while it was away {50 - errors.count(None)} count as maybe delivered: notice that an idle "
+            "connection has ended, and let what is sent wait in a queue of the driver's own"
+        )
         if Capability.STORE in bus.capabilities:
             receiver.wait_for_all(str(n) for n, error in enumerate(errors) if error is None)
         once = Counter(delivery.message.id for delivery in receiver.deliveries if not delivery.redelivered)
-        assert not [count for count in once.values() if count > 1]
+        assert not [count for count in once.values() if count > 1], (
+            f"{_repeated(once)} came more than once without the mark redelivered: switch off what the library "
+            "repeats by itself (offline buffer, retries, reconnect)"
+        )
 
     @check(
         "driver",
@@ -184,7 +214,7 @@ class ReconnectingChecks:
         taken = [n for n, future in enumerate(late, 1) if future.exception(60) is None]
         receiver.wait_for_all(map(str, taken))
         arrived = [int(delivery.message.body) for delivery in receiver.deliveries if not delivery.redelivered]
-        assert arrived == sorted(arrived)
+        assert arrived == sorted(arrived), f"what waited came out of order: {arrived}"
 
     @check("driver", since="0.1", harness=("stop", "start"))
     @pytest.mark.parametrize("limit", ["ttl", "wait"])
@@ -199,9 +229,11 @@ class ReconnectingChecks:
             start = time.monotonic()
             late = message("x", ttl=1.0) if limit == "ttl" else message("x", ttl=None, wait=1.0)
             error = driver.send(bus.address(), late, mandatory=True).exception(15)
-            assert isinstance(error, TransportUnavailable)
-            assert not error.maybe_delivered
-            assert 0.9 < time.monotonic() - start < 4
+            assert isinstance(error, TransportUnavailable), f"it ended with {error!r}"
+            assert not error.maybe_delivered, "it waited all the time, so maybe_delivered is to be False"
+            assert 0.9 < time.monotonic() - start < 4, (
+                f"it failed after {time.monotonic() - start:.1f} s in place of 1.0"
+            )
         finally:
             bus.harness.start()
 
@@ -216,8 +248,11 @@ class ReconnectingChecks:
             driver.send(bus.address(), message("probe", ttl=0.5), mandatory=True).exception(15)
             start = time.monotonic()
             error = driver.inspect(bus.address()).exception(15)
-            assert isinstance(error, MessagingException | type(None))
-            assert time.monotonic() - start < 2.5
+            assert isinstance(error, MessagingException | type(None)), f"it ended with {error!r}"
+            assert time.monotonic() - start < 2.5, (
+                f"inspect() took {time.monotonic() - start:.1f} s while the message system was away: fail within a "
+                "second"
+            )
         finally:
             bus.harness.start()
 
@@ -232,9 +267,11 @@ class ReconnectingChecks:
             start = time.monotonic()
             sending = Task(driver.send, bus.address(), message("x", ttl=1.5), mandatory=True)
             error = sending.result(5).exception(20)
-            assert isinstance(error, TransportUnavailable)
-            assert error.maybe_delivered
-            assert 1.4 < time.monotonic() - start < 6
+            assert isinstance(error, TransportUnavailable), f"it ended with {error!r}"
+            assert error.maybe_delivered, "it was sent and has no answer, so maybe_delivered is to be True"
+            assert 1.4 < time.monotonic() - start < 6, (
+                f"it failed after {time.monotonic() - start:.1f} s in place of 1.5"
+            )
         finally:
             bus.harness.resume()
         receiver = Receiver()
@@ -255,8 +292,10 @@ class ReconnectingChecks:
                 start = time.monotonic()
                 error = late.exception(20)
                 assert isinstance(error, TransportUnavailable), error
-                assert error.maybe_delivered
-                assert time.monotonic() - start < wait + SLACK
+                assert error.maybe_delivered, "it was sent and has no answer, so maybe_delivered is to be True"
+                assert time.monotonic() - start < wait + SLACK, (
+                    f"a message that may wait for {wait:g} s failed after {time.monotonic() - start:.1f} s"
+                )
                 assert not patient.done(), "that one message is given up says nothing of the next"
         finally:
             bus.harness.resume()
@@ -274,7 +313,7 @@ class ReconnectingChecks:
         try:
             late = message("x", ttl=1.0)
             error = bus.driver.send(bus.address(), late, mandatory=True).exception(15)
-            assert isinstance(error, TransportUnavailable)
+            assert isinstance(error, TransportUnavailable), f"it ended with {error!r}"
         finally:
             bus.harness.heal()
         self._send_until_it_comes(bus, bus.address(), "after", receiver)
@@ -309,7 +348,7 @@ class ReconnectingChecks:
         receiver = Receiver()
         receiver.subscribe(another_driver(bus), bus.address())
         receiver.wait(100, 60)
-        assert sorted(map(int, receiver.bodies)) == list(range(100))
+        assert sorted(map(int, receiver.bodies)) == list(range(100)), "each of 100 messages is to arrive once"
 
     @check(
         "driver",
@@ -328,4 +367,4 @@ class ReconnectingChecks:
         receiver.subscribe(another_driver(bus), bus.address())
         send_all(another_driver(bus), bus.address(), ["end"])
         receiver.wait_for("end")
-        assert receiver.bodies == ["end"]
+        assert receiver.bodies == ["end"], f"what came before the end should have expired: {receiver.bodies}"

@@ -28,7 +28,7 @@ class SendingChecks:
         got = receiver.wait(1)[0]
         assert got.message.body == body
         assert (got.message.content_type, got.message.id) == ("application/x-check", "id-1234")
-        assert got.message.wait is None
+        assert got.message.wait is None, "wait is the sender's affair: it is None in a message that was received"
         assert got.address == bus.address()
 
     @check("driver", since="0.1")
@@ -37,7 +37,7 @@ class SendingChecks:
         receiver = Receiver()
         receiver.subscribe(bus.driver, bus.address())
         send(bus.driver, bus.address(), "for ever", ttl=None)
-        assert receiver.wait(1)[0].message.ttl is None
+        assert receiver.wait(1)[0].message.ttl is None, "a message that was sent without ttl has got one"
 
     @check("driver", since="0.1")
     @pytest.mark.parametrize("ttl", [1e5, 1e7, 1e10, 1e300], ids=str)
@@ -61,7 +61,9 @@ class SendingChecks:
         until(lambda: time.monotonic() > end, "a second")
         receiver.deliveries[0].accept()
         left = receiver.wait(2)[1].message.ttl
-        assert left is None or 10 < left < 59.5
+        assert left is None or 10 < left < 59.5, (
+            f"of a ttl of 60 s {left} s are left: a received message's ttl is what is left, or None"
+        )
 
     @check("driver", since="0.1")
     @pytest.mark.parametrize("kind", ["topic", "server", "inbox"])
@@ -70,7 +72,9 @@ class SendingChecks:
         address = bus.address(kind, server="s1" if kind == "server" else "", name="nobody" if kind == "inbox" else "")
         with pytest.raises(MessageUndeliverable) as caught:
             bus.driver.send(address, message("x", ttl=60), mandatory=True).result(10)
-        assert (address.topic if kind != "inbox" else "nobody") in str(caught.value)
+        assert (address.topic if kind != "inbox" else "nobody") in str(caught.value), (
+            f"the error does not name the address: {caught.value}"
+        )
 
     @check("driver", since="0.1", builds_on=("test_mandatory_to_nobody_fails_at_once",))
     def test_the_undeliverable_one_alone_fails(self, bus: Bus) -> None:
@@ -91,7 +95,7 @@ class SendingChecks:
     def test_fanout_to_nobody_is_no_error(self, bus: Bus) -> None:
         """A fanout that is not mandatory is done although nobody is there."""
         sent = bus.driver.send(bus.address("fanout"), message("x"), mandatory=False).result(15)
-        assert sent.reached in (None, 0)
+        assert sent.reached in (None, 0), f"nobody got it, and Sent.reached is {sent.reached}"
 
     @check("driver", since="0.1", builds_on=("test_a_fanout_goes_to_all",))
     def test_reached_tells_the_truth(self, bus: Bus) -> None:
@@ -100,7 +104,7 @@ class SendingChecks:
         for n, receiver in enumerate(receivers):
             receiver.subscribe(bus.driver, bus.address("fanout", server=f"s{n}"))
         sent = bus.driver.send(bus.address("fanout"), message("x"), mandatory=False).result(15)
-        assert sent.reached in (None, 3)
+        assert sent.reached in (None, 3), f"three subscribers got it, and Sent.reached is {sent.reached}"
         for receiver in receivers:
             receiver.wait(1)
 
@@ -167,7 +171,7 @@ class SendingChecks:
         before = bus.driver.send(bus.address(), message("before"), mandatory=True)
         long = bus.address("topic", topic="x" * 5000)
         error = bus.driver.send(long, message("x"), mandatory=True).exception(15)
-        assert isinstance(error, InvalidTarget | MessageUndeliverable)
+        assert isinstance(error, InvalidTarget | MessageUndeliverable), f"it ended with {error!r}"
         before.result(15)
         send(bus.driver, bus.address(), "after")
         receiver.wait_for_all(["before", "after"])
@@ -227,7 +231,7 @@ class SendingChecks:
         receiver.subscribe(another_driver(bus), bus.address())
         send(bus.driver, bus.address(), "end")
         receiver.wait_for("end")
-        assert receiver.bodies == ["end"]
+        assert receiver.bodies == ["end"], f"what came before the end should have expired: {receiver.bodies}"
 
     @check("driver", since="0.1")
     def test_a_pool_alone_is_somebody(self, bus: Bus) -> None:
@@ -256,6 +260,6 @@ class SendingChecks:
         futures = [driver.send(bus.address(), message(str(n)), mandatory=True) for n in range(100)]
         driver.close()
         for future in futures:
-            assert future.done()
+            assert future.done(), "the future of a send is still open after close(): fail it with CallCancelled"
             future.result(0)
         receiver.wait_for_all(map(str, range(100)))

@@ -53,7 +53,9 @@ class SettlingChecks:
             following = receiver.subscribe(another_driver(bus), bus.address())
             subscription.close().result(15)
             again = receiver.wait(3)
-            assert all(delivery.redelivered for delivery in again)
+            assert all(delivery.redelivered for delivery in again), (
+                "what was given back came without the mark redelivered: at_most_once rests on it"
+            )
             subscription = following
         counted = 2 if Capability.COUNTS in bus.capabilities else None
         assert [delivery.attempts for delivery in again] == [counted] * 3
@@ -85,9 +87,13 @@ class SettlingChecks:
         receiver.subscribe(holder, bus.address())
         send_all(bus.driver, bus.address(), ["x", "y"])
         receiver.wait(2)
-        assert Task(receiver.deliveries[0].accept).result() is True
+        assert Task(receiver.deliveries[0].accept).result() is True, (
+            "accept() is to return True over a connection that lives, on any thread"
+        )
         holder.close()
-        assert receiver.deliveries[1].accept() is False
+        assert receiver.deliveries[1].accept() is False, (
+            "accept() is to return False once the driver is closed: the message has been given back"
+        )
 
     @check("driver", since="0.1")
     def test_accept_is_for_good(self, bus: Bus) -> None:
@@ -107,7 +113,9 @@ class SettlingChecks:
         again.subscribe(bus.driver, bus.address())
         send(bus.driver, bus.address(), "z")
         again.wait_for("z")
-        assert "x" not in again.bodies + receiver.bodies[1:]
+        assert "x" not in again.bodies + receiver.bodies[1:], (
+            "a message that was accepted came again: after accept(), reject() changes nothing"
+        )
 
     @check(
         "driver",
@@ -136,7 +144,9 @@ class SettlingChecks:
         all_three = [delivery for receiver in receivers for delivery in receiver.deliveries]
         all_three.sort(key=lambda delivery: delivery.arrived)
         assert [delivery.redelivered for delivery in all_three] == [False, True, True]
-        assert len({(delivery.message.id, delivery.message.body) for delivery in all_three}) == 1
+        assert len({(delivery.message.id, delivery.message.body) for delivery in all_three}) == 1, (
+            "id or body has changed when it was delivered again"
+        )
         counted = [0, 1, 2] if Capability.COUNTS in bus.capabilities else [None] * 3
         assert [delivery.attempts for delivery in all_three] == counted
 
@@ -153,7 +163,7 @@ class SettlingChecks:
         again.subscribe(bus.driver, bus.address())
         send(bus.driver, bus.address(), "end")
         again.wait_for("end")
-        assert again.bodies == ["end"]
+        assert again.bodies == ["end"], f"what was dropped, or accepted, came again: {again.bodies}"
         assert sorted(receiver.bodies) == ["x", "y"]
 
     @check("driver", since="0.1", lacks=(Capability.REQUEUE,))

@@ -32,7 +32,7 @@ class StoppingChecks:
             bus.ran(key)
         server.stop()
         server.stop()
-        assert not any(call.done for call in calls)
+        assert not any(call.done for call in calls), "calls have ended before a server could run them"
         waiting = Task(server.wait, 20)
         bus.journal.open_gate(gate)
         assert [call.result() for call in calls] == ["s1"] * 5
@@ -79,7 +79,7 @@ class StoppingChecks:
         assert gather(calls) == ["s2"] * 10
         for n in range(10):
             assert bus.ran(f"cast {n}") == ["s2"]
-        assert not held.done
+        assert not held.done, "the call that the stopping server runs has ended before its method"
         bus.journal.open_gate(gate)
         assert held.result() == "s1"
         assert first.wait(20) == 0
@@ -110,7 +110,7 @@ class StoppingChecks:
         bus.journal.open_gate(gate)
         assert held.result() == "s1"
         assert first.wait(20) == 0
-        assert not any(call.done for call in calls)
+        assert not any(call.done for call in calls), "calls have ended before a server could run them"
         bus.serve("s2")
         assert gather(calls) == ["s2"] * 10
         assert len(bus.journal.entries("run")) == 11
@@ -145,8 +145,10 @@ class StoppingChecks:
             first = second
         gather(callers)
         runs = Counter(entry.key for entry in bus.journal.entries("run"))
-        assert len(runs) == 480
-        assert set(runs.values()) == {1}
+        assert len(runs) == 480, f"{len(runs)} of 480 requests were run"
+        assert set(runs.values()) == {1}, (
+            f"these ran more than once: {[key for key, count in runs.items() if count > 1][:9]}"
+        )
 
     @check("bus", since="0.1")
     def test_wait_reports_what_it_abandons(self, bus: Bus) -> None:
@@ -158,7 +160,7 @@ class StoppingChecks:
         server.stop()
         waiting = Task(server.wait, 0.5)
         assert waiting.result(15) == 1
-        assert waiting.seconds < 8
+        assert waiting.seconds < 8, f"wait() was to end soon after its timeout, and took {waiting.seconds:.1f} s"
         bus.journal.open_gate(gate)
         bus.saw("done", "k")
 
@@ -188,4 +190,4 @@ class StoppingChecks:
         assert bus.client().call({}, "echo", value=1) == 1
         closing = Task(server.close)
         closing.join()
-        assert closing.seconds < 5
+        assert closing.seconds < 5, f"closing took {closing.seconds:.1f} s"

@@ -145,7 +145,9 @@ class StreamChecks:
         start = time.monotonic()
         with pytest.raises(MessagingTimeout):
             next(stream)
-        assert 0.8 < time.monotonic() - start < 3
+        assert 0.8 < time.monotonic() - start < 3, (
+            f"the wait for the next item was to end after 1 s, and took {time.monotonic() - start:.1f}"
+        )
         bus.journal.open_gate(gate)
         bus.saw("closed", "k", seconds=SOON)
         assert list(stream) == []
@@ -159,7 +161,9 @@ class StreamChecks:
         with pytest.raises(MessagingTimeout):
             for _ in stream:
                 pass
-        assert 1.3 < time.monotonic() - start < 4
+        assert 1.3 < time.monotonic() - start < 4, (
+            f"the stream was to end after 1.5 s, and took {time.monotonic() - start:.1f}"
+        )
         bus.saw("closed", "k", seconds=SOON)
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
@@ -172,5 +176,5 @@ class StreamChecks:
             while time.monotonic() - start < 1.5:
                 assert next(stream) == count
                 count += 1
-        assert count > STREAM_WINDOW
+        assert count > STREAM_WINDOW, f"only {count} items came: the client is to give the server credit for more"
         bus.saw("closed", "k", seconds=SOON)

@@ -65,7 +65,10 @@ class SubscribingChecks:
         for n in range(300):
             send(bus.driver, bus.address(), str(n))
         until(lambda: sum(len(receiver.deliveries) for receiver in receivers) >= 300, "300 deliveries")
-        assert min(len(receiver.deliveries) for receiver in receivers) >= 60
+        assert min(len(receiver.deliveries) for receiver in receivers) >= 60, (
+            "idle servers share the work about equally, and these got "
+            f"{[len(receiver.deliveries) for receiver in receivers]} messages"
+        )
 
     @check("driver", since="0.1")
     def test_a_server_address_goes_to_that_one(self, bus: Bus) -> None:
@@ -78,7 +81,10 @@ class SubscribingChecks:
         send(bus.driver, bus.address("server", server="a"), "end")
         second.wait(20)
         first.wait_for("end")
-        assert (len(first.deliveries), len(second.deliveries)) == (1, 20)
+        assert (len(first.deliveries), len(second.deliveries)) == (1, 20), (
+            "one holds its only message (prefetch 1) and the other gets all 20 others; they got "
+            f"{len(first.deliveries)} and {len(second.deliveries)}"
+        )
 
     @check("driver", since="0.1")
     def test_a_fanout_goes_to_all(self, bus: Bus) -> None:
@@ -208,7 +214,9 @@ class SubscribingChecks:
         send_all(bus.driver, sent_to(address), map(str, range(30)))
         for settled in range(30):
             receiver.wait(min(30, settled + 3))
-            assert len(receiver.deliveries) <= settled + 3
+            assert len(receiver.deliveries) <= settled + 3, (
+                f"prefetch is 3 and {settled} were settled, and {len(receiver.deliveries)} were handed over"
+            )
             receiver.deliveries[settled].accept()
         assert sorted(map(int, receiver.bodies)) == list(range(30))
 
@@ -283,7 +291,9 @@ class SubscribingChecks:
 
         gather([Task(send_many, number) for number in range(6)])
         receiver.wait(600)
-        assert receiver.overlaps == 0
+        assert receiver.overlaps == 0, (
+            "on_delivery was called while another call of it ran: calls for one subscription may not overlap"
+        )
 
     @check("driver", since="0.1", builds_on=("test_close_gives_back_what_is_open",))
     def test_many_messages_wait_for_their_turn(self, bus: Bus) -> None:
@@ -292,7 +302,9 @@ class SubscribingChecks:
         receiver.subscribe(another_driver(bus), bus.address(), prefetch=20)
         sent = {str(n): bus.driver.send(bus.address(), message(str(n), wait=10.0), mandatory=True) for n in range(2000)}
         errors = {body: future.exception(60) for body, future in sent.items()}
-        assert all(error is None or type(error) is TransportBlocked for error in errors.values())
+        assert all(error is None or type(error) is TransportBlocked for error in errors.values()), (
+            f"a full queue is TransportBlocked: {[error for error in errors.values() if error is not None][:3]}"
+        )
         taken = [body for body, error in errors.items() if error is None]
         accepted = 0
         while accepted < len(taken):
@@ -336,12 +348,15 @@ class SubscribingChecks:
         other.subscribe(another_driver(bus), address)
         send_all(bus.driver, sent_to(address), map(str, range(10)))
         other.wait_for_all(map(str, range(10)))
-        assert stopped.bodies == ["before"]
+        assert stopped.bodies == ["before"], f"after stop() was done more came: {stopped.bodies}"
         stopped.deliveries[0].accept()
         subscription.close().result(15)
         send_all(bus.driver, sent_to(address), ["end"])
         other.wait_for("end")
-        assert "before" not in other.bodies
+        assert "before" not in other.bodies, (
+            "what was handed over before stop() and is still open was given to another: stop() gives nothing back, "
+            "close() does"
+        )
 
     @check("driver", since="0.1")
     def test_one_may_subscribe_from_a_callback(self, bus: Bus) -> None:
@@ -355,7 +370,7 @@ class SubscribingChecks:
 
         Receiver(then=subscribe).subscribe(bus.driver, bus.address())
         send(bus.driver, bus.address(), "x")
-        assert began.wait(15)
+        assert began.wait(15), "on_delivery was not called within 15 s"
         address = bus.address("server", server="late")
         until(lambda: bus.driver.send(address, message("y"), mandatory=True).exception(15) is None, "the subscription")
         late.wait(1)

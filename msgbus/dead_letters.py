@@ -1,0 +1,295 @@
+"""Dead letters: look at what the servers of a topic have given up, send it again, or remove it.
+
+They are read from the topic's ``dead`` address with nothing but the driver contract: a reader takes all letters, looks,
+and gives back those that are to stay, in their old order. While it has them (for a moment) no other reader gets them;
+if it dies, the message system gives them back. Letters that another reader has are not seen.
+
+Every function may be called from any thread, and blocks for `timeout` seconds at the most, and the time that sending
+takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+import time
+from collections.abc import Collection, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from msgbus.drivers.base import Address, Capability, Delivery, Depth, Message, Sent
+from msgbus.exceptions import (
+    CapabilityMissing,
+    InvalidTarget,
+    MessageUndeliverable,
+    MessagingException,
+    MessagingTimeout,
+    SerializationError,
+    TransportUnavailable,
+)
+from msgbus.message import DeadLetter, decode_dead_letter, encode_again
+from msgbus.target import Target
+from msgbus.transport import Transport, wait_for
+
+TIMEOUT = 10.0
+"""Seconds that reading may take, if the caller does not say."""
+MOST = 10_000
+"""How many letters are read at a time: they are all in memory."""
+QUIET = 3.0
+"""Seconds without a further letter after which those that are missing are taken for another reader's."""
+CALM = 1.0
+"""The same, where the message system counts as many as were found."""
+GLANCE = 0.25
+"""Seconds between two looks at whether letters still wait, while none comes."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A dead letter in the message system.
+
+    Attributes:
+        id: of the message. Letters of one request that several servers have given up have the same.
+        letter: what it says, or None where it cannot be read.
+        error: why it cannot be read, or could not be sent again; None where all is well.
+    """
+
+    id: str
+    letter: DeadLetter | None
+    error: MessagingException | None = None
+
+
+class Letters(list[Stored]):
+    """A list of dead letters.
+
+    Attributes:
+        expected: how many the message system said there are, or None where it does not say. There may be more than were
+            found: 10,000 are read at a time, and another reader may have some.
+    """
+
+    def __init__(self, found: Collection[Stored], depth: Depth | None) -> None:
+        super().__init__(found)
+        self.expected = None if depth is None or depth.depth is None else max(depth.depth, len(self))
+
+
+def look(transport: Transport, target: Target, timeout: float = TIMEOUT) -> Letters:
+    """The dead letters of a topic, the oldest first. They stay where they are, in their order.
+
+    Args:
+        transport: where they are stored.
+        target: its topic, and its exchange if that is not the configured one.
+        timeout: seconds.
+
+    Raises:
+        CapabilityMissing: the message system stores nothing.
+        InvalidTarget: the target has no topic.
+        TransportUnavailable: the message system could not be reached in that time, or the connection broke.
+    """
+    with _held(transport, target, timeout) as (deliveries, depth):
+        return Letters([_read(delivery) for delivery in deliveries], depth)
+
+
+def requeue(
+    transport: Transport, target: Target, ids: Collection[str] | None = None, timeout: float = TIMEOUT
+) -> Letters:
+    """Send dead letters' requests again, and remove each letter once the message system has taken the request.
+
+    A request goes where it had gone before: to the topic, or to one server. That of a fanout goes only to the server
+    that has given it up. It is a new request: without a deadline, and with an id that is made from the letter, since
+    servers drop the ids that they have seen. To send the same letter twice (if it was unknown whether the first time
+    worked) gives the same id, so that the server which has run it drops the second.
+
+    What a server gave up because it may have run before may run a second time.
+
+    Args:
+        transport: as for `look`.
+        target: likewise.
+        ids: which letters; None means all.
+        timeout: as for `look`; sending may take as long again.
+
+    Returns:
+        the letters that were asked for. Where `Stored.error` is set, the letter is still there.
+
+    Raises:
+        CapabilityMissing, InvalidTarget, TransportUnavailable: as for `look`; nothing was sent.
+    """
+    with _held(transport, target, timeout) as (deliveries, depth):
+        chosen = [(delivery, _read(delivery)) for delivery in deliveries if ids is None or delivery.message.id in ids]
+        sent = [_send_again(transport, delivery, stored, timeout) for delivery, stored in chosen]
+        end = time.monotonic() + timeout
+        done = [
+            stored if stored.error is not None else _finish(transport, delivery, stored, future, end)
+            for (delivery, _), (stored, future) in zip(chosen, sent, strict=True)
+        ]
+    return Letters(done, depth)
+
+
+def purge(
+    transport: Transport, target: Target, ids: Collection[str] | None = None, timeout: float = TIMEOUT
+) -> Letters:
+    """Remove dead letters for good, readable or not.
+
+    Args:
+        transport: as for `look`.
+        target: likewise.
+        ids: which letters; None means all.
+        timeout: as for `look`; sending may take as long again.
+
+    Returns:
+        those that were removed.
+
+    Raises:
+        CapabilityMissing, InvalidTarget, TransportUnavailable: as for `look`; nothing was removed.
+    """
+    with _held(transport, target, timeout) as (deliveries, depth):
+        chosen = [delivery for delivery in deliveries if ids is None or delivery.message.id in ids]
+        return Letters([_read(delivery) for delivery in chosen if delivery.accept()], depth)
+
+
+def _address(transport: Transport, target: Target) -> Address:
+    if not target.topic:
+        raise InvalidTarget("dead letters are those of a topic, and the target has none", target)
+    if Capability.STORE not in transport.driver.capabilities:
+        raise CapabilityMissing(
+            f"dead letters are not stored over this message system ({type(transport.driver).__name__}): what a server "
+            "gives up is in its log, and goes to the hook on_dead_letter of get_rpc_server"
+        )
+    return transport.address(Target(exchange=target.exchange, topic=target.topic))._replace(kind="dead")
+
+
+def _depth(transport: Transport, address: Address, end: float) -> Depth | None:
+    """What is known of the address, or None where the message system does not say.
+
+    Raises:
+        MessageUndeliverable: there has never been a letter, so that there is no such address.
+        TransportUnavailable: it could not be looked at until `end`.
+    """
+    if Capability.INSPECT not in transport.driver.capabilities:
+        return None
+    while True:
+        try:
+            return transport.driver.inspect(address).result(max(0.1, end - time.monotonic()))
+        except (TransportUnavailable, TimeoutError) as exc:
+            if time.monotonic() >= end:
+                error = f"{address} cannot be looked at: {transport.driver.state}"
+                raise TransportUnavailable(error) from exc
+        time.sleep(GLANCE)
+
+
+class _Reader:
+    """Gathers deliveries: `on_delivery` is called by the driver, on any thread."""
+
+    def __init__(self) -> None:
+        self.deliveries: list[Delivery] = []
+        self.changed = threading.Condition()
+
+    def on_delivery(self, delivery: Delivery) -> None:
+        with self.changed:
+            self.deliveries.append(delivery)
+            self.changed.notify()
+
+
+@contextlib.contextmanager
+def _held(transport: Transport, target: Target, timeout: float) -> Iterator[tuple[list[Delivery], Depth | None]]:
+    """Hold all dead letters of a topic, and what was known of the address. What is not accepted is given back."""
+    end = time.monotonic() + timeout
+    address = _address(transport, target)
+    try:
+        depth = _depth(transport, address, end)
+    except MessageUndeliverable:  # Subscribing would make the address.
+        yield [], Depth(0, 0)
+        return
+    reader = _Reader()
+    subscription = transport.driver.subscribe([address], reader.on_delivery, prefetch=MOST)
+    try:
+        wait_for(subscription.ready, end, f"{address}: cannot reach", transport.driver)
+        up_since = transport.driver.up_since
+        _gather(transport, address, reader, end)
+        if transport.driver.up_since != up_since:  # Its letters are given back, and come a second time.
+            raise TransportUnavailable(f"the connection was lost while {address} were read; nothing was changed")
+        # Some message systems put last what another reader has given back.
+        yield sorted(reader.deliveries[:MOST], key=_written), depth
+    finally:
+        with contextlib.suppress(MessagingException, TimeoutError):
+            subscription.close().result(max(1.0, min(5.0, end - time.monotonic())))
+
+
+def _gather(transport: Transport, address: Address, reader: _Reader, end: float) -> None:
+    """Wait until no more letters come.
+
+    How many there were before does not tell: what somebody has just given back may not be counted yet. Some message
+    systems count what is held here, too.
+    """
+    last = time.monotonic()
+    while (now := time.monotonic()) < end and now - last < QUIET:
+        with reader.changed:
+            before = len(reader.deliveries)
+            reader.changed.wait_for(lambda before=before: len(reader.deliveries) > before, GLANCE)  # type: ignore[misc]
+            found = len(reader.deliveries)
+        if found >= MOST:
+            return
+        if found > before:
+            last = time.monotonic()
+            continue
+        depth = transport.inspect(address, GLANCE)
+        silent = time.monotonic() - last
+        if depth is not None and (depth.depth == 0 or (depth.depth == found and silent >= CALM)):
+            return
+
+
+def _written(delivery: Delivery) -> float:
+    """When a letter was written; what cannot be read counts as the youngest."""
+    letter = _read(delivery).letter
+    return float("inf") if letter is None else letter.at
+
+
+def _read(delivery: Delivery) -> Stored:
+    message = delivery.message
+    try:
+        return Stored(message.id, decode_dead_letter(message.body))
+    except SerializationError as exc:
+        return Stored(message.id, None, exc)
+
+
+def _send_again(
+    transport: Transport, delivery: Delivery, stored: Stored, timeout: float
+) -> tuple[Stored, Future[Sent] | None]:
+    """Send the request of a letter; or say in the letter why that cannot be."""
+    letter = stored.letter
+    if letter is None:
+        return stored, None
+    try:
+        address = _destination(delivery.address, letter)
+        request_id = hashlib.blake2b(f"{stored.id} {letter.server} {letter.at}".encode(), digest_size=16).hexdigest()
+        body = encode_again(letter.body, letter.content_type, request_id)
+        message = Message(body, letter.content_type, request_id, None, True, timeout)
+        return stored, transport.send(address, message, mandatory=True)
+    except MessagingException as exc:
+        return Stored(stored.id, letter, exc), None
+
+
+def _destination(dead: Address, letter: DeadLetter) -> Address:
+    """Where the request of a letter is to go."""
+    if letter.kind == "pool":
+        raise InvalidTarget(
+            f"it came by {letter.address}, and nothing can be sent to a pool alone", Target(topic=dead.topic)
+        )
+    if letter.kind in ("server", "fanout"):
+        return Address("server", dead.exchange, dead.topic, letter.server)
+    return Address("topic", dead.exchange, dead.topic)
+
+
+def _finish(transport: Transport, delivery: Delivery, stored: Stored, sent: Future[Sent] | None, end: float) -> Stored:
+    """Wait until the request has been taken, and remove its letter."""
+    assert sent is not None
+    try:
+        sent.result(max(0.0, end - time.monotonic()) + GLANCE)
+    except MessagingException as exc:
+        return Stored(stored.id, stored.letter, exc)
+    except TimeoutError:
+        error = MessagingTimeout(f"{transport.driver.state} did not say in time whether it has taken it")
+        return Stored(stored.id, stored.letter, error)
+    if not delivery.accept():
+        error_text = "it was sent again, and its letter is still there, since the connection was lost; purge it"
+        return Stored(stored.id, stored.letter, TransportUnavailable(error_text, maybe_delivered=True))
+    return stored

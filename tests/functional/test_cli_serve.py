@@ -1,0 +1,203 @@
+"""`msgbus serve` in processes that talk over ZeroMQ: closed terminals, several classes, serializers, exceptions."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.functional.test_cli import MSGBUS, SECONDS, Bench, Server
+from tests.terminal import Terminal
+
+SHELL = """
+import msgbus
+from msgbus.serializer import NoOpSerializer
+
+class Admin:
+    target = msgbus.Target(namespace="admin", version="1.2")
+
+    def stop_all(self, ctxt):
+        return "stopped"
+
+class NoDefault:
+    def __init__(self, stock):
+        pass
+
+class Point:
+    def __init__(self, x):
+        self.x = x
+
+    def __str__(self):
+        return f"Point({self.x})"
+
+class Points(NoOpSerializer):
+    def serialize_entity(self, ctxt, entity):
+        return {"point": entity.x} if isinstance(entity, Point) else entity
+
+    def deserialize_entity(self, ctxt, entity):
+        return Point(entity["point"]) if isinstance(entity, dict) and "point" in entity else entity
+
+class Plane:
+    def mirror(self, ctxt, at):
+        return Point(-at.x)
+
+    def points(self, ctxt, to):
+        for x in range(to):
+            yield Point(x)
+
+class OutOfPlane(Exception):
+    pass
+
+class Raising:
+    def leave(self, ctxt):
+        raise OutOfPlane("too far")
+"""
+
+
+@pytest.fixture
+def bench(tmp_path: pathlib.Path) -> Iterator[Bench]:
+    """A folder with a service, and processes that find each other in it."""
+    with contextlib.ExitStack() as cleanup:
+        made = Bench(tmp_path, "zmq://", cleanup)
+        made.env["XDG_RUNTIME_DIR"] = str(tmp_path)
+        (tmp_path / "shapes.py").write_text(SHELL)
+        yield made
+
+
+def test_closed_terminal_lets_a_running_handler_finish_and_answer(bench: Bench) -> None:
+    """The shell and the kernel both send SIGHUP then; a method that prints afterwards is not disturbed."""
+    (bench.folder / "printing.py").write_text(
+        "import pathlib\n"
+        "class Printing:\n"
+        "    def wait_for(self, ctxt, path):\n"
+        "        print('waiting', flush=True)\n"
+        "        pathlib.Path(path).read_text()\n"
+        "        print('to nobody', flush=True)\n"
+        "        return 'waited'\n"
+    )
+    path, go_on = bench.gate()
+    log = bench.folder / "log"
+    env = {**bench.env, "PS1": "$ ", "HISTFILE": ""}
+    with Terminal(["bash", "--norc", "-i"], env, cwd=bench.folder, controlling=True) as terminal:
+        terminal.type(f"{MSGBUS} serve printing:Printing --topic {bench.topic} --log-level info 2>{log}; exit\n")
+        terminal.wait_for("is ready")
+        call = bench.start("call", bench.topic, "wait_for", f"path={path}")
+        terminal.wait_for("waiting")
+        terminal.close()
+        terminal.process.wait(SECONDS)  # the shell has ended
+        os.kill(int(re.findall(r"-(\d+) of topic", terminal.raw)[0]), signal.SIGHUP)  # the second one may come late
+        assert call.poll() is None
+        go_on()
+        assert call.communicate(timeout=SECONDS) == ('"waited"\n', "")
+
+
+def test_sighup_that_is_ignored_stays_ignored(bench: Bench) -> None:
+    """Under nohup a server outlives its terminal."""
+    process = subprocess.Popen(
+        ["nohup", MSGBUS, "serve", "hello:Hello", "--topic", bench.topic],
+        cwd=bench.folder,
+        env=bench.env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        Server(process).wait_for("is ready")
+        process.send_signal(signal.SIGHUP)
+        assert bench.run("call", "greet", "name=Ada").stdout == '"Hello, Ada"\n'
+        process.terminate()
+        assert process.wait(SECONDS) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_serves_several_classes_each_with_an_interface_of_its_own(bench: Bench) -> None:
+    """One server; namespace and version choose the class. It says what it serves."""
+    server = Server(bench.start("serve", "hello:Hello", "shapes:Admin", "--topic", bench.topic, "--server", "one"))
+    server.wait_for("is ready")
+    assert server.wait_for("it serves").startswith("it serves hello:Hello: greet, ")
+    assert server.wait_for("it serves") == "it serves shapes:Admin: stop_all; namespace admin; version 1.2"
+    assert bench.run("call", "greet", "name=Ada").stdout == '"Hello, Ada"\n'
+    assert bench.run("call", "stop_all", "--namespace", "admin", "--version", "1.1").stdout == '"stopped"\n'
+    assert bench.run("call", "stop_all").returncode == 1
+    assert bench.run("call", "greet", "name=Ada", "--namespace", "admin").returncode == 1
+    found = [json.loads(line) for line in bench.run("ping", "--json").stdout.splitlines()]
+    assert [answer["server"] for answer in found] == ["one"]
+
+
+def test_command_that_it_shows_can_be_typed(bench: Bench) -> None:
+    """What the server says to type calls it, once the dots are replaced: namespace, version and files included."""
+    conf = bench.folder / "a file.conf"
+    conf.write_text("[DEFAULT]\ncontrol_exchange = own\n")
+    more = ["--config-file", str(conf), "--url", "zmq://"]
+    del bench.env["MSGBUS_URL"]
+    admin = Server(bench.start("serve", "shapes:Admin", "--topic", bench.topic, *more))
+    command = admin.wait_for("to call it").partition("terminal: msgbus ")[2]
+    assert (
+        command == f"call {bench.topic} stop_all --namespace admin --version 1.2 --config-file '{conf}' --url zmq:///"
+    )
+    shell = {"cwd": bench.folder, "env": bench.env, "text": True, "timeout": SECONDS}
+    found = subprocess.run(["sh", "-c", f"{MSGBUS} {command}"], capture_output=True, check=False, **shell)  # type: ignore[call-overload]
+    assert (found.stdout, found.stderr) == ('"stopped"\n', "")
+
+
+def test_serializer_turns_arguments_and_results_into_plain_data_and_back(bench: Bench) -> None:
+    """On the server, and on each verb; what JSON does not have is printed as text."""
+    words = ["shapes:Plane", "--topic", bench.topic, "--serializer", "shapes:Points"]
+    Server(bench.start("serve", *words)).wait_for("is ready")
+    plain = ['at={"point": 3}']
+    result = bench.run("call", "mirror", *plain, "--serializer", "shapes:Points")
+    assert (result.stdout, result.stderr) == ('"Point(-3)"\n', "")
+    assert bench.run("call", "mirror", *plain).stdout == '{"point":-3}\n'
+    items = bench.run("multicall", "points", "to=2", "--serializer", "shapes:Points")
+    assert (items.stdout, items.stderr) == ('"Point(0)"\n"Point(1)"\n', "")
+    assert bench.run("cast", "mirror", *plain, "--serializer", "shapes:Points").returncode == 0
+
+
+def test_exceptions_of_an_allowed_module_are_made_again(bench: Bench) -> None:
+    """Else they are a RemoteError. A module that is not here cannot be allowed."""
+    Server(bench.start("serve", "shapes:Raising", "--topic", bench.topic)).wait_for("is ready")
+    for verb in ("call", "multicall"):
+        error = json.loads(bench.run(verb, "leave", "--json").stderr)
+        assert (error["error"], error["exc_type"]) == ("RemoteError", "OutOfPlane")
+        result = bench.run(verb, "leave", "--json", "--allow-exceptions", "os", "--allow-exceptions", "shapes")
+        assert (json.loads(result.stderr)["error"], result.returncode) == ("OutOfPlane", 1)
+    result = bench.run("call", "leave", "--allow-exceptions", "no_such_module")
+    assert result.returncode == 2
+    assert "there is no module 'no_such_module'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["shapes:NoDefault"], "give its arguments defaults"),
+        (["shapes:Adm"], "did you mean shapes:Admin?"),
+        (["hello:Hello", "shape:Admin"], "run this in the directory of shape.py"),
+        (["hello:Hello", "--serializer", "shapes:Admin"], "make its class a subclass of msgbus.Serializer"),
+        (["hello:Hello", "--serializer", "msgbus:Serializer"], "has all its methods, and takes no arguments"),
+        (["hello:Hello", "--serializer", "shapes"], "MODULE:CLASS is for example"),
+    ],
+)
+def test_error_of_a_class_says_what_to_do(bench: Bench, words: list[str], text: str) -> None:
+    """One line, and exit code 2."""
+    result = subprocess.run(
+        [MSGBUS, "serve", *words, "--topic", bench.topic],
+        cwd=bench.folder,
+        env={**os.environ, **bench.env},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS,
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.count("\n") == 1
+    assert text in result.stderr
