@@ -255,7 +255,7 @@ class RPCClient:
             self._send_cancel(pending, pending.orphans.pop())
         error = pending.check(now, up_since)
         if error is None:
-            if pending.needs_repeat(now, up_since):
+            if pending.needs_repeat(now, up_since, self.transport.repeat_after):
                 self._send_again(pending, now)
             return
         if type(error) is MessagingTimeout:

@@ -35,7 +35,8 @@ LOST_AFTER = 3 * KEEPALIVE
 REPEAT_AFTER = 2.0
 """Seconds of silence after this side's connection has come back, before an at_least_once request is sent again.
 
-A server that runs it shows life as soon as its own connection is back."""
+A server that runs it shows life as soon as its own connection is back. Where the message system keeps requests on disk,
+it is `LOST_AFTER`: there a request that nobody has begun mostly still waits, and a copy would only be more work."""
 
 Wake = Callable[[], None]
 
@@ -261,19 +262,20 @@ class Pending:
                 self.last_sign = self._repeat_at = now
         return None
 
-    def needs_repeat(self, now: float, up_since: float | None) -> bool:
+    def needs_repeat(self, now: float, up_since: float | None, repeat_after: float) -> bool:
         """Whether the request has to be sent again, by what is known now.
 
         It has where the message system took it, and no server shows life since this side's connection has come back, or
         since the last server that ran it was lost. The message system may have lost the request or its answer, and a
-        server that hangs keeps the request from the others.
+        server that hangs keeps the request from the others. `repeat_after` is how long nobody has to be heard after a
+        reconnect, in seconds.
         """
         lost = self._repeat_at is not None and now >= self._repeat_at
         if lost:
             self._repeat_at = now + LOST_AFTER
         if not self._repeatable or self._taken_at is None or up_since is None:
             return False
-        back = self._taken_at < up_since and self.last_sign < up_since and now >= up_since + REPEAT_AFTER
+        back = self._taken_at < up_since and self.last_sign < up_since and now >= up_since + repeat_after
         if lost or back:
             self._taken_at = None
         return lost or back

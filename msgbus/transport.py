@@ -26,7 +26,7 @@ from msgbus.exceptions import (
 from msgbus.foreign import get_logger
 from msgbus.forking import call_in_child
 from msgbus.message import Control, Reply, call_ids_in, decode_inbox_frame, encode_control, new_id
-from msgbus.replies import REPEAT_AFTER, ReplyRouter
+from msgbus.replies import LOST_AFTER, REPEAT_AFTER, ReplyRouter
 from msgbus.target import Target
 from msgbus.timer import Timer
 from msgbus.url import TransportURL
@@ -248,11 +248,16 @@ class Transport:
             self._watching = True
         self._check_connection(self.driver.up_since)
 
+    @property
+    def repeat_after(self) -> float:
+        """Seconds that an unanswered at_least_once request waits for a sign of life after a reconnect."""
+        return LOST_AFTER if Capability.DURABLE in self.driver.capabilities else REPEAT_AFTER
+
     def _check_connection(self, known: float | None) -> None:
         """Look every now and then; `known` is since when the connection was up at the last look."""
         up_since = self.driver.up_since
         if up_since is not None and up_since != known:
-            self.timer.call_later(REPEAT_AFTER, self.router.wake_all)
+            self.timer.call_later(self.repeat_after, self.router.wake_all)
         with self._watch_lock:
             # Looked at under the lock: a call that is added from now on finds that nobody watches.
             self._watching = len(self.router) > 0

@@ -10,7 +10,7 @@ import pytest
 
 from msgbus import MessageUndeliverable, Target, Transport, get_rpc_client, replies, transport
 from msgbus.conformance.waiting import Task, until
-from msgbus.drivers.base import Address, Delivery, Message
+from msgbus.drivers.base import Address, Capability, Delivery, Message
 from msgbus.drivers.fake import FakeDriver
 from msgbus.message import JSON, Control, Reply, Request, decode_inbox_frame, decode_request, encode_reply
 from tests.support import PATIENCE, new_transport
@@ -156,6 +156,23 @@ def test_an_unanswered_request_is_sent_again_when_the_connection_is_back(play: P
     connection.up_since = time.monotonic()
     play.wait(3)
     play.first.answer(again)
+    assert task.result() == "h1"
+
+
+def test_a_durable_message_system_is_given_more_time(
+    play: Play, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There a request that nobody has begun mostly waits on disk: it is sent again when nothing is heard for longer."""
+    monkeypatch.setattr(FakeDriver, "capabilities", FakeDriver.capabilities | {Capability.DURABLE})
+    monkeypatch.setattr(transport, "LOST_AFTER", 1.5)
+    task = play.call("at_least_once", timeout=1.0)
+    connection.up_since = time.monotonic()
+    assert task.error() is not None
+    assert len(play.requests) == 1
+    task = play.call("at_least_once")
+    play.wait(2)
+    connection.up_since = time.monotonic()
+    play.first.answer(play.wait(3))
     assert task.result() == "h1"
 
 

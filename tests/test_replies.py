@@ -266,7 +266,7 @@ def test_the_loss_of_one_server_takes_nothing_from_another() -> None:
     pending.on_reply(started("h2"), NOW + 10)
     assert pending.check(NOW + LOST_AFTER) is None
     assert list(pending.servers) == ["inbox-h2"]
-    assert not pending.needs_repeat(NOW + LOST_AFTER, 0.0)
+    assert not pending.needs_repeat(NOW + LOST_AFTER, 0.0, REPEAT_AFTER)
     pending.on_reply(answer(5, "h2"), NOW + LOST_AFTER + 1)
     assert pending.answer is not None
 
@@ -290,14 +290,14 @@ def test_a_call_whose_only_server_is_lost_is_sent_again() -> None:
     pending.on_reply(started("h1"), NOW)
     assert pending.check(NOW + LOST_AFTER) is None
     assert pending.server_inbox is None
-    assert pending.needs_repeat(NOW + LOST_AFTER, 0.0)
-    assert not pending.needs_repeat(NOW + LOST_AFTER, 0.0)
+    assert pending.needs_repeat(NOW + LOST_AFTER, 0.0, REPEAT_AFTER)
+    assert not pending.needs_repeat(NOW + LOST_AFTER, 0.0, REPEAT_AFTER)
     pending.on_repeated(None, NOW + LOST_AFTER)
     assert pending.next_check() == NOW + 2 * LOST_AFTER
-    assert pending.needs_repeat(NOW + 2 * LOST_AFTER, 0.0)
+    assert pending.needs_repeat(NOW + 2 * LOST_AFTER, 0.0, REPEAT_AFTER)
     pending.on_repeated(None, NOW + 2 * LOST_AFTER)
     pending.on_reply(started("h2"), NOW + 2 * LOST_AFTER + 1)
-    assert not pending.needs_repeat(NOW + 3 * LOST_AFTER, 0.0)
+    assert not pending.needs_repeat(NOW + 3 * LOST_AFTER, 0.0, REPEAT_AFTER)
     assert type(pending.check(DEADLINE)) is MessagingTimeout
 
 
@@ -305,13 +305,13 @@ def test_a_call_is_sent_again_when_the_connection_has_come_back_and_nothing_is_h
     """The message system may have lost the request, or its answer: once each time that the connection comes back."""
     pending, woken = taken()
     back = NOW + 20
-    assert not pending.needs_repeat(back + REPEAT_AFTER - 0.1, back)
-    assert pending.needs_repeat(back + REPEAT_AFTER, back)
-    assert not pending.needs_repeat(back + REPEAT_AFTER + 1, back)  # it is being sent
+    assert not pending.needs_repeat(back + REPEAT_AFTER - 0.1, back, REPEAT_AFTER)
+    assert pending.needs_repeat(back + REPEAT_AFTER, back, REPEAT_AFTER)
+    assert not pending.needs_repeat(back + REPEAT_AFTER + 1, back, REPEAT_AFTER)  # it is being sent
     pending.on_repeated(None, back + REPEAT_AFTER)
     assert woken.take()
-    assert not pending.needs_repeat(DEADLINE - 1, back)
-    assert pending.needs_repeat(back + 30, back + 20)
+    assert not pending.needs_repeat(DEADLINE - 1, back, REPEAT_AFTER)
+    assert pending.needs_repeat(back + 30, back + 20, REPEAT_AFTER)
 
 
 @pytest.mark.parametrize("sign", [started(), keepalive(), Reply("c")])
@@ -320,7 +320,7 @@ def test_a_sign_of_life_after_the_reconnect_needs_no_repeat(sign: Reply) -> None
     pending, _ = taken()
     back = NOW + 20
     pending.on_reply(sign, back + 0.5)
-    assert not pending.needs_repeat(back + REPEAT_AFTER, back)
+    assert not pending.needs_repeat(back + REPEAT_AFTER, back, REPEAT_AFTER)
 
 
 def test_what_is_not_sent_again() -> None:
@@ -328,15 +328,15 @@ def test_what_is_not_sent_again() -> None:
     careful, _ = taken(repeatable=False)
     unsent, _ = call(repeatable=True)
     for pending in (careful, unsent):
-        assert not pending.needs_repeat(NOW + 30, NOW + 20)
+        assert not pending.needs_repeat(NOW + 30, NOW + 20, REPEAT_AFTER)
     cut_off, _ = taken()
-    assert not cut_off.needs_repeat(NOW + 30, None)
+    assert not cut_off.needs_repeat(NOW + 30, None, REPEAT_AFTER)
 
 
 def test_a_repeat_that_cannot_be_sent_changes_nothing() -> None:
     """The message system has taken the request before: a server may still have it."""
     pending, _ = taken()
-    assert pending.needs_repeat(NOW + 30, NOW + 20)
+    assert pending.needs_repeat(NOW + 30, NOW + 20, REPEAT_AFTER)
     pending.on_repeated(MessageUndeliverable("nobody"), NOW + 31)
     assert pending.check(NOW + 31) is None
 
