@@ -12,10 +12,11 @@ from functools import partial
 from typing import Any
 
 from msgbus.drivers import kombu_frames as frames
+from msgbus.drivers import kombu_questions as questions
 from msgbus.drivers.base import Address, Message, Sent
-from msgbus.drivers.kombu_channels import explain, fail, finish
 from msgbus.drivers.kombu_link import Channel, Link
-from msgbus.drivers.kombu_topology import Exchange, Route
+from msgbus.drivers.kombu_questions import Answer, Question, explain, fail, finish
+from msgbus.drivers.kombu_topology import Queue, Route
 from msgbus.exceptions import (
     MessageDeliveryFailure,
     MessageUndeliverable,
@@ -32,14 +33,42 @@ MAX_TTL = 4_000_000.0
 """Seconds; RabbitMQ closes the channel over an expiration above 2**32 ms. What may live for so long does not expire."""
 PREFIXES = 10_000
 """How many prepared beginnings of a publish are kept: as many as there are clients to answer, or topics."""
+HOLD_FIRST, HOLD_MAX = 0.1, 1.0
+"""Seconds before a message is published again that RabbitMQ did not take: at first, and at the most."""
+FULL_AFTER = 2.0
+"""Seconds for which a queue that lives has to refuse a message before it counts as full."""
+STALLED = 8.0
+"""Seconds without any confirm, while some are due, after which another node is tried, where there are several."""
+_EARLY = 0.001
+"""Seconds by which a timer may be early."""
 _FOREVER = float("inf")
 _SENT = Sent()
 
 
 class _Outgoing:
-    """A message on its way, and the future of its sender."""
+    """A message on its way, and the future of its sender.
 
-    __slots__ = ("address", "expires", "gives_up", "mandatory", "message", "sent")
+    Attributes:
+        expires: when it is worthless, in seconds of `time.monotonic`.
+        gives_up: when it has waited for long enough to be handed over.
+        mended: its queue was bound or declared again for it.
+        refused_since: when RabbitMQ first did not take it, or None.
+        delay: seconds before it is published again the next time that RabbitMQ does not take it.
+        refusal: what its sender is told if RabbitMQ does not take it in time.
+    """
+
+    __slots__ = (
+        "address",
+        "delay",
+        "expires",
+        "gives_up",
+        "mandatory",
+        "mended",
+        "message",
+        "refusal",
+        "refused_since",
+        "sent",
+    )
 
     def __init__(self, address: Address, message: Message, mandatory: bool, sent: Future[Sent]) -> None:
         self.address = address
@@ -49,13 +78,18 @@ class _Outgoing:
         now = time.monotonic()
         self.expires = _FOREVER if message.ttl is None else now + message.ttl
         self.gives_up = self.expires if message.wait is None else now + message.wait
+        self.mended = False
+        self.refused_since: float | None = None
+        self.delay = HOLD_FIRST
+        self.refusal: MessagingException | None = None
 
 
 class Publisher(Channel):
     """Publishes with confirms.
 
     What is handed over while the connection is away, or RabbitMQ takes no messages, waits here until its patience ends;
-    and so does what needs an exchange or queue that has to be declared first.
+    and so does what needs an exchange or queue that has to be declared first, and what RabbitMQ is known not to have
+    taken: it is published again after a moment.
     """
 
     def __init__(
@@ -64,20 +98,29 @@ class Publisher(Channel):
         timer: Timer,
         routes: Callable[[Address], Route],
         name: Callable[[], str],
+        trouble: Callable[[], str | None],
         on_open: Callable[[], None],
     ) -> None:
-        """`on_open` is called when the channel has been opened: it is to call `release` when that is right."""
+        """`trouble` says why there is no inbox though the connection lives, where that is known.
+
+        `on_open` is called when the channel has been opened: it is to call `release` when that is right.
+        """
         self._on_open = on_open
         self._link = link
         self._timer = timer
         self._routes = routes
         self._name = name
+        self._trouble = trouble
         self._lock = threading.Lock()
         self._ready = False  # The channel confirms, and RabbitMQ takes messages.
         self._open = False
         self._closed: MessagingException | None = None
         self._waiting: deque[_Outgoing] = deque()
         self._declaring: dict[str, list[_Outgoing]] = {}
+        self._held: set[_Outgoing] = set()  # RabbitMQ did not take them: to be published again in a moment
+        self._in_question: dict[tuple[str, Address], list[_Outgoing]] = {}  # why it did not is being found out
+        self._next_look = _FOREVER
+        self._opened_at = self._progress = time.monotonic()
         self._start_clean()
 
     def _start_clean(self) -> None:
@@ -112,19 +155,7 @@ class Publisher(Channel):
     def _wait(self, outgoing: _Outgoing) -> None:
         """The lock is held."""
         self._waiting.append(outgoing)
-        if outgoing.gives_up < _FOREVER:
-            left = max(0.0, outgoing.gives_up - time.monotonic())
-            self._timer.call_later(left, partial(self._expire, outgoing))
-
-    def _expire(self, outgoing: _Outgoing) -> None:
-        if outgoing.sent.done():
-            return
-        with self._lock:
-            try:
-                self._waiting.remove(outgoing)
-            except ValueError:
-                return  # It is on its way by now; `on_tick` sees to it.
-        self._fail_expired(outgoing)
+        self._watch(outgoing)
 
     def _fail_expired(self, outgoing: _Outgoing) -> None:
         patience = outgoing.message.patience
@@ -132,7 +163,8 @@ class Publisher(Channel):
             text = f"{self._name()} takes no messages ({self._link.blocked}), and did not for {patience:.3g} s"
             fail(outgoing.sent, TransportBlocked(f"{text}: to {outgoing.address}"))
         else:
-            cause = self._link.error or f"{self._name()} is not connected yet"
+            missing = "has not declared the inbox yet" if self._link.up else "is not connected yet"
+            cause = self._link.error or self._trouble() or f"{self._name()} {missing}"
             fail(outgoing.sent, TransportUnavailable(f"gave up after {patience:.3g} s: {cause}"))
 
     def _publish(self, outgoing: _Outgoing) -> None:
@@ -153,7 +185,12 @@ class Publisher(Channel):
 
     def _write(self, prefix: bytes, outgoing: _Outgoing) -> None:
         message = outgoing.message
-        ttl = outgoing.expires - time.monotonic()
+        now = time.monotonic()
+        ttl = outgoing.expires - now
+        if not self._in_flight:
+            self._progress = now
+        if outgoing.gives_up < self._next_look:
+            self._watch(outgoing)
         data = prefix + frames.content(
             self.number,
             message.body,
@@ -174,8 +211,12 @@ class Publisher(Channel):
 
     def inherited(self) -> list[Future[Sent]]:
         """The same in a forked child, where a thread that does not exist may hold the lock."""
-        declaring = [outgoing for waiting in self._declaring.values() for outgoing in waiting]
-        return [outgoing.sent for outgoing in (*self._in_flight.values(), *self._waiting, *declaring)]
+        return [outgoing.sent for outgoing in (*self._in_flight.values(), *self._waiting, *self._delayed())]
+
+    def _delayed(self) -> list[_Outgoing]:
+        """What is neither waiting for the connection nor in flight. The lock is held."""
+        lists = (*self._declaring.values(), *self._in_question.values())
+        return [*self._held, *(outgoing for waiting in lists for outgoing in waiting)]
 
     # Declaring: the loop's thread
 
@@ -186,28 +227,231 @@ class Publisher(Channel):
             waiting.append(outgoing)
             return
         self._declaring[name] = [outgoing]
-        declaration = _Declaration(self._link, route, partial(self._on_declared, name, route))
-        self._link.on_loop(declaration.start)()
+        question = Question(
+            self._link,
+            self._timer,
+            partial(questions.declare, route=route),
+            questions.last_of_declare(route),
+            partial(self._on_declared, name, route),
+            timeout=None,
+        )
+        self._watch(outgoing)
+        self._link.on_loop(question.start)()
 
-    def _on_declared(self, name: str, route: Route, refusal: str | None) -> None:
+    def _on_declared(self, name: str, route: Route, answer: Answer) -> None:
         """It is there, or RabbitMQ refuses it: then so are the messages that need it."""
+        gone = answer.code == questions.GONE
         with self._lock:
             waiting = self._declaring.pop(name, [])
-            if refusal is None and self._ready and self._link.up:
+            if answer.code == 0 and self._ready and self._link.up:
                 # What may go at any moment with its last user is declared again for the next message.
                 if route.queue is None and not route.exchange.auto_delete:
                     self._declared.add(name)
                 for outgoing in waiting:
-                    exchange, key, _ = self._routes(outgoing.address)
+                    exchange, key = self._routes(outgoing.address)[:2]
                     self._write(frames.publish_prefix(self.number, exchange.name, key, outgoing.mandatory), outgoing)
                 waiting = []
-            elif refusal is None:
+            elif answer.code == 0 or gone:
                 for outgoing in waiting:
                     self._wait(outgoing)
                 waiting = []
         self._link.flush()
+        down = answer.node_is_down
         for outgoing in waiting:
-            fail(outgoing.sent, TransportUnavailable(f"{self._name()} refuses {outgoing.address}: {refusal}"))
+            text = f"{self._name()} refuses {outgoing.address}: {explain(answer.code, answer.text)}"
+            error = TransportUnavailable(text)
+            if down:
+                self._hold(outgoing, error)
+            else:
+                fail(outgoing.sent, error)
+
+    # Deadlines: any thread
+
+    def _watch(self, outgoing: _Outgoing) -> None:
+        """Have `_look_at_deadlines` called when the message's patience ends, at the latest. The lock is held."""
+        if outgoing.gives_up < self._next_look:
+            self._next_look = outgoing.gives_up
+            self._timer.call_later(max(0.0, outgoing.gives_up - time.monotonic()), self._look_at_deadlines)
+
+    def _look_at_deadlines(self) -> None:
+        """Give up what RabbitMQ has not taken by the end of its patience: it may be frozen, or away."""
+        now = time.monotonic() + _EARLY
+        with self._lock:
+            if now < self._next_look:
+                return  # Another timer sees to it.
+            in_flight = [(tag, out) for tag, out in self._in_flight.items() if out.gives_up <= now]
+            for tag, _ in in_flight:
+                del self._in_flight[tag]
+            waiting = [out for out in self._waiting if out.gives_up <= now]
+            if waiting:
+                self._waiting = deque(out for out in self._waiting if out.gives_up > now)
+            delayed = [out for out in self._delayed() if out.gives_up <= now]
+            self._held.difference_update(delayed)
+            left = (*self._in_flight.values(), *self._waiting, *self._delayed())
+            self._next_look = min((out.gives_up for out in left if out.gives_up > now), default=_FOREVER)
+            if self._next_look < _FOREVER:
+                self._timer.call_later(max(0.0, self._next_look - time.monotonic()), self._look_at_deadlines)
+        for _, outgoing in in_flight:
+            self._fail_unconfirmed(outgoing)
+        for outgoing in waiting:
+            self._fail_expired(outgoing)
+        for outgoing in delayed:
+            fail(outgoing.sent, outgoing.refusal or self._undeclared(outgoing))
+
+    def _undeclared(self, outgoing: _Outgoing) -> MessagingException:
+        return TransportUnavailable(f"{self._name()} did not declare {outgoing.address} in time")
+
+    def _fail_unconfirmed(self, outgoing: _Outgoing) -> None:
+        if self._link.blocked is not None:
+            text = f"{self._name()} takes no messages ({self._link.blocked}): to {outgoing.address}"
+            fail(outgoing.sent, TransportBlocked(text, maybe_delivered=True))
+        else:
+            text = f"{self._name()} did not confirm a message to {outgoing.address} in time"
+            fail(outgoing.sent, TransportUnavailable(text, maybe_delivered=True))
+
+    # What RabbitMQ did not take: the loop's thread
+
+    def _hold(self, outgoing: _Outgoing, refusal: MessagingException) -> None:
+        """Publish again, in a moment, what is known not to have been taken. `refusal` is told if that does not help."""
+        outgoing.refusal = refusal
+        with self._lock:
+            if outgoing.sent.done() or self._closed is not None:
+                return
+            self._held.add(outgoing)
+            self._watch(outgoing)
+        self._timer.call_later(outgoing.delay, self._link.on_loop(partial(self._publish_again, outgoing)))
+        outgoing.delay = min(2 * outgoing.delay, HOLD_MAX)
+
+    def _publish_again(self, outgoing: _Outgoing) -> None:
+        with self._lock:
+            if outgoing not in self._held:
+                return
+            self._held.discard(outgoing)
+            if self._ready:
+                self._publish(outgoing)
+            else:
+                self._wait(outgoing)
+        self._link.flush()
+
+    def _ask(
+        self,
+        what: str,
+        outgoing: _Outgoing,
+        ask: Callable[[int], bytes],
+        last: bytes,
+        on_answer: Callable[[_Outgoing, Answer], None],
+    ) -> None:
+        """Ask RabbitMQ about an address, once for all messages that want to know the same."""
+        key = (what, outgoing.address)
+        with self._lock:
+            waiting = self._in_question.setdefault(key, [])
+            waiting.append(outgoing)
+            if len(waiting) > 1:
+                return
+        Question(self._link, self._timer, ask, last, partial(self._on_answer, key, on_answer)).start()
+
+    def _on_answer(
+        self, key: tuple[str, Address], on_answer: Callable[[_Outgoing, Answer], None], answer: Answer
+    ) -> None:
+        with self._lock:
+            waiting = self._in_question.pop(key, [])
+        for outgoing in waiting:
+            if not outgoing.sent.done():
+                on_answer(outgoing, answer)
+
+    def _on_returned(self, outgoing: _Outgoing, reason: str) -> None:
+        """No queue was bound for it. Perhaps there is one, and somebody has deleted its binding, or the exchange."""
+        route = self._routes(outgoing.address)
+        if outgoing.mended or route.home is None or (route.home.key is None and route.queue is None):
+            self._fail_undeliverable(outgoing, reason)
+        elif route.queue is not None:  # It is this side that declares it: somebody has deleted it.
+            outgoing.mended = True
+            with self._lock:
+                self._declared.discard(_to_declare(route) or "")
+                self._prefixes.pop((outgoing.address, outgoing.mandatory), None)
+            self._hold(outgoing, self._undeclared(outgoing))
+        else:
+            ask = partial(questions.look_and_bind, queue=route.home)
+            on_answer = partial(self._on_bound, reason)
+            self._ask("bind", outgoing, ask, frames.QUEUE_BIND_OK, on_answer)
+
+    def _on_bound(self, reason: str, outgoing: _Outgoing, answer: Answer) -> None:
+        why = explain(answer.code, answer.text)
+        if answer.code in (0, questions.GONE):
+            outgoing.mended = answer.code == 0
+            self._hold(outgoing, TransportUnavailable(f"nothing is bound for {outgoing.address}: {reason} {why}"))
+        elif answer.node_is_down:
+            self._hold(outgoing, TransportUnavailable(self._cannot_reach(outgoing.address, answer)))
+        elif answer.code == questions.NOT_FOUND:
+            self._fail_undeliverable(outgoing, reason)
+        else:
+            self._fail_undeliverable(outgoing, f"{reason}, and its queue cannot be bound again: {why}")
+
+    def _cannot_reach(self, address: Address, answer: Answer) -> str:
+        home = self._routes(address).home
+        queue = f"queue {home.name!r} " if home is not None else ""
+        return f"{self._name()} cannot reach {queue}of {address}: {explain(answer.code, answer.text)}"
+
+    def _fail_undeliverable(self, outgoing: _Outgoing, reason: str) -> None:
+        text = f"nobody listens at {outgoing.address} on {self._name()}: {reason}"
+        if outgoing.address.kind != "inbox":
+            text += "; is its server started, and on this RabbitMQ?"
+        fail(outgoing.sent, MessageUndeliverable(text))
+
+    def _on_refused(self, outgoing: _Outgoing) -> None:
+        """RabbitMQ says basic.nack: at least one queue did not take the message.
+
+        Another may have: then it is not known whether it was delivered. Of one queue alone, a quorum queue that says so
+        has not taken it: it is full, or has no leader that could be asked, and nothing was sent to it. The node of a
+        classic queue may have failed after it had taken the message.
+        """
+        now = time.monotonic()
+        if outgoing.refused_since is None:
+            outgoing.refused_since = now
+        route = self._routes(outgoing.address)
+        home = route.home
+        if home is None:
+            text = f"{self._name()}: a queue of {outgoing.address} did not take the message (basic.nack)"
+            fail(outgoing.sent, TransportUnavailable(text, maybe_delivered=True))
+        elif not home.is_quorum or now - outgoing.refused_since >= FULL_AFTER:
+            ask = partial(questions.look, queue=home.name)
+            self._ask("look", outgoing, ask, frames.QUEUE_DECLARE_OK, partial(self._on_looked, home))
+        elif route.pools is not None:
+            ask = partial(questions.look_at_exchange, exchange=route.pools)
+            self._ask("pools", outgoing, ask, frames.EXCHANGE_DECLARE_OK, partial(self._on_pools, home))
+        else:
+            self._hold(outgoing, self._not_taken(outgoing, home))
+
+    def _not_taken(self, outgoing: _Outgoing, home: Queue) -> MessagingException:
+        text = f"{self._name()}: queue {home.name!r} does not take the message to {outgoing.address} (basic.nack)"
+        return TransportUnavailable(
+            f"{text}: it has no leader at present; rabbitmqctl list_queues name type leader state"
+        )
+
+    def _on_pools(self, home: Queue, outgoing: _Outgoing, answer: Answer) -> None:
+        """Whether there are other queues that may have taken the message."""
+        error = self._not_taken(outgoing, home)
+        if answer.code == questions.NOT_FOUND:
+            self._hold(outgoing, error)
+        else:
+            text = f"{error}; a pool of the topic may have taken it"
+            fail(outgoing.sent, TransportUnavailable(text, maybe_delivered=True))
+
+    def _on_looked(self, home: Queue, outgoing: _Outgoing, answer: Answer) -> None:
+        """Whether the queue that did not take the message is full, as far as can be known without management."""
+        if answer.depth is not None and answer.depth.depth:
+            text = (
+                f"{self._name()} refused a message to {outgoing.address}: its queue is full ({home.name!r} holds "
+                f"{answer.depth.depth} messages and takes no more; see its length limit: rabbitmqctl list_queues name "
+                "messages policy arguments)"
+            )
+            fail(outgoing.sent, TransportBlocked(text))
+        elif home.is_quorum:
+            self._hold(outgoing, self._not_taken(outgoing, home))
+        else:
+            why = "the queue is there" if answer.code == 0 else self._cannot_reach(outgoing.address, answer)
+            text = f"{self._name()} did not take a message to {outgoing.address} (basic.nack): {why}"
+            fail(outgoing.sent, TransportUnavailable(text, maybe_delivered=True))
 
     # What the link says: the loop's thread
 
@@ -215,6 +459,7 @@ class Publisher(Channel):
         """The connection is open: make it a confirming channel."""
         with self._lock:
             self._start_clean()
+            self._opened_at = time.monotonic()
             self._link.add(self)
             self._link.append(frames.channel_open(self.number) + frames.confirm_select(self.number))
         self._link.flush()
@@ -244,15 +489,9 @@ class Publisher(Channel):
             fail(outgoing.sent, _ours(error, outgoing))
 
     def hold(self) -> None:
-        """RabbitMQ takes no messages: keep what comes, and give up what is on its way when its time ends."""
-        now = time.monotonic()
+        """RabbitMQ takes no messages: keep what comes."""
         with self._lock:
             self._ready = False
-            in_flight = list(self._in_flight.items())
-        for tag, outgoing in in_flight:
-            if outgoing.gives_up < _FOREVER:
-                left = max(0.0, outgoing.gives_up - now)
-                self._timer.call_later(left, partial(self._give_up, tag, outgoing))
 
     def on_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
         if ids == frames.BASIC_ACK:
@@ -278,17 +517,14 @@ class Publisher(Channel):
                 tags = sorted(t for t in list(self._in_flight) if t <= tag)
             confirmed = [found for t in tags if (found := pop(t, None)) is not None]
             self._lowest = max(self._lowest, tag + 1)
+        self._progress = time.monotonic()
         for outgoing in confirmed:
             if self._returned and (reason := self._returned.pop(outgoing.message.id, None)) is not None:
-                text = f"nobody listens at {outgoing.address} on {self._name()}: {reason}"
-                if outgoing.address.kind != "inbox":
-                    text += "; is its server started, and on this RabbitMQ?"
-                fail(outgoing.sent, MessageUndeliverable(text))
+                self._on_returned(outgoing, reason)
             elif taken:
                 finish(outgoing.sent, _SENT)
             else:
-                text = f"{self._name()} refused a message to {outgoing.address}: its queue is full"
-                fail(outgoing.sent, TransportBlocked(text))
+                self._on_refused(outgoing)
 
     def on_content(self, ids: bytes, method: Any, header: frames.ContentHeader, body: bytes) -> None:
         # RabbitMQ returns a message right before it confirms it.
@@ -299,15 +535,21 @@ class Publisher(Channel):
         """Only this channel is lost: with what was in flight on it, whose fate is mostly unknown."""
         reason = f"{self._name()} closed the publishing channel: {explain(code, text)}"
         LOG.error("%s", reason)
-        # Missing rights are missing for every message to that exchange: none of these was taken.
         named = re.search(r"exchange '([^']*)'", text)
-        refused = named.group(1) if code == 403 and named else None
         lost = self._lose_all()
         self._link.write(frames.method(self.number, frames.CHANNEL_CLOSE_OK))
         self._link.remove(self)
+        theirs = [out for out in lost if named and self._routes(out.address).exchange.name == named.group(1)]
+        # Missing rights are missing for every message to that exchange: none of these was taken. Where somebody has
+        # deleted the exchange, it was still there for the first of them, perhaps; not for the last.
+        untaken = set(theirs) if code == 403 else set(theirs[-1:]) if code == questions.NOT_FOUND else set()
         for outgoing in lost:
-            maybe = refused is None or self._routes(outgoing.address).exchange.name != refused
-            fail(outgoing.sent, TransportUnavailable(f"to {outgoing.address}: {reason}", maybe_delivered=maybe))
+            maybe = outgoing not in untaken
+            error = TransportUnavailable(f"to {outgoing.address}: {reason}", maybe_delivered=maybe)
+            if maybe or code == 403:
+                fail(outgoing.sent, error)
+            else:
+                self._hold(outgoing, error)
         self.connected()
 
     def _lose_all(self) -> list[_Outgoing]:
@@ -322,28 +564,16 @@ class Publisher(Channel):
             text = f"the connection broke while a message to {outgoing.address} was being sent: {error}"
             fail(outgoing.sent, TransportUnavailable(text, maybe_delivered=True))
 
-    def on_tick(self) -> None:
-        """Give up what RabbitMQ has not confirmed by the end of its patience: it may be frozen."""
-        now = time.monotonic()
-        with self._lock:
-            late = [(tag, outgoing) for tag, outgoing in self._in_flight.items() if outgoing.gives_up <= now]
-            undeclared = [out for waiting in self._declaring.values() for out in waiting if out.gives_up <= now]
-        for tag, outgoing in late:
-            self._give_up(tag, outgoing)
-        for outgoing in undeclared:
-            fail(outgoing.sent, TransportUnavailable(f"{self._name()} did not declare {outgoing.address} in time"))
-
-    def _give_up(self, tag: int, outgoing: _Outgoing) -> None:
-        with self._lock:
-            if self._in_flight.get(tag) is not outgoing:
-                return
-            del self._in_flight[tag]
+    def on_tick(self, now: float) -> None:
+        """Another second has passed: has RabbitMQ stopped to confirm, though it says that it takes messages?"""
         if self._link.blocked is not None:
-            text = f"{self._name()} takes no messages ({self._link.blocked}): to {outgoing.address}"
-            fail(outgoing.sent, TransportBlocked(text, maybe_delivered=True))
-        else:
-            text = f"{self._name()} did not confirm a message to {outgoing.address} in time"
-            fail(outgoing.sent, TransportUnavailable(text, maybe_delivered=True))
+            return
+        with self._lock:
+            since = self._progress if self._in_flight else now
+        if not self._open:
+            since = self._opened_at
+        if now - since >= STALLED:
+            self._link.move(f"{self._name()} has confirmed nothing for {now - since:.0f} s")
 
     def close(self, error: MessagingException) -> None:
         """Fail what waits, what is in flight, and what comes from now on."""
@@ -351,9 +581,8 @@ class Publisher(Channel):
             self._closed = error
             self._ready = False
             left = self.inherited()
-            self._in_flight.clear()
-            self._waiting.clear()
-            self._declaring.clear()
+            for kept in (self._in_flight, self._waiting, self._declaring, self._held, self._in_question):
+                kept.clear()
         for sent in left:
             fail(sent, error)
 
@@ -366,63 +595,11 @@ class Publisher(Channel):
             fail(outgoing.sent, error)
 
 
-class _Declaration(Channel):
-    """Declares what a message needs, on a channel of its own."""
-
-    def __init__(self, link: Link, route: Route, on_done: Callable[[str | None], None]) -> None:
-        """`on_done` is called with why RabbitMQ refuses, or None: then it is there, or the connection is gone."""
-        self._link = link
-        self._route = route
-        self._on_done: Callable[[str | None], None] | None = on_done
-        self._last = frames.EXCHANGE_DECLARE_OK
-
-    def start(self) -> None:
-        if not self._link.up:
-            self._done(None)
-            return
-        self._link.add(self)
-        queue, exchange = self._route.queue, self._route.exchange
-        ask = _exchange_declare(self.number, exchange) if exchange.name else b""
-        if queue is not None:
-            self._last = frames.QUEUE_DECLARE_OK
-            ask += frames.queue_declare(self.number, queue.name, durable=queue.durable, arguments=queue.arguments)
-            if queue.key is not None:
-                self._last = frames.QUEUE_BIND_OK
-                ask += frames.queue_bind(self.number, queue.name, exchange.name, queue.key)
-        self._link.write(frames.channel_open(self.number) + ask)
-
-    def on_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
-        if ids == self._last:
-            self._link.write(frames.channel_close(self.number))
-            self._done(None)
-        elif ids == frames.CHANNEL_CLOSE:
-            code, text = frames.read_close(buffer, at, end)
-            self._link.write(frames.method(self.number, frames.CHANNEL_CLOSE_OK))
-            self._link.remove(self)
-            self._done(explain(code, text))
-        elif ids == frames.CHANNEL_CLOSE_OK:
-            self._link.remove(self)
-
-    def on_down(self, error: TransportUnavailable) -> None:
-        self._done(None)
-
-    def _done(self, refusal: str | None) -> None:
-        on_done, self._on_done = self._on_done, None
-        if on_done is not None:
-            on_done(refusal)
-
-
 def _to_declare(route: Route) -> str | None:
     """A name for what the sender has to declare before it publishes, or None."""
     if route.queue is not None:
         return f"queue {route.queue.name}"
     return f"exchange {route.exchange.name}" if route.exchange.name else None
-
-
-def _exchange_declare(channel: int, exchange: Exchange) -> bytes:
-    return frames.exchange_declare(
-        channel, exchange.name, exchange.kind, durable=exchange.durable, auto_delete=exchange.auto_delete
-    )
 
 
 def _ours(error: Exception, outgoing: _Outgoing) -> MessagingException:
