@@ -76,7 +76,7 @@ def test_native_lifetimes(address: Address, expires: int, own: bool, quorum: boo
     """What belongs to one process goes a minute after it; every queue is a quorum queue, where that is asked for."""
     queue = native(quorum=quorum).queue(address, UNIQUE)
     arguments: dict[str, object] = {"x-expires": expires * 1000} if expires else {}
-    if quorum and not own:
+    if quorum:
         arguments["x-queue-type"] = "quorum"
         arguments["x-delivery-limit"] = 2**31 - 1
     assert queue.arguments == arguments

@@ -35,6 +35,8 @@ PREFIXES = 10_000
 """How many prepared beginnings of a publish are kept: as many as there are clients to answer, or topics."""
 HOLD_FIRST, HOLD_MAX = 0.1, 1.0
 """Seconds before a message is published again that RabbitMQ did not take: at first, and at the most."""
+RENEW_AFTER = 0.5
+"""Seconds for which a quorum queue has to refuse a message before the channel is opened anew, and between two times."""
 FULL_AFTER = 2.0
 """Seconds for which a queue that lives has to refuse a message before it counts as full."""
 STALLED = 8.0
@@ -124,6 +126,7 @@ class Publisher(Channel):
         self._start_clean()
 
     def _start_clean(self) -> None:
+        self._renewing = False
         self._next_tag = 1
         self._lowest = 1
         self._in_flight: dict[int, _Outgoing] = {}
@@ -291,6 +294,8 @@ class Publisher(Channel):
             self._next_look = min((out.gives_up for out in left if out.gives_up > now), default=_FOREVER)
             if self._next_look < _FOREVER:
                 self._timer.call_later(max(0.0, self._next_look - time.monotonic()), self._look_at_deadlines)
+        if self._renewing:
+            self._link.on_loop(self._close_drained)()
         for _, outgoing in in_flight:
             self._fail_unconfirmed(outgoing)
         for outgoing in waiting:
@@ -410,6 +415,8 @@ class Publisher(Channel):
             outgoing.refused_since = now
         route = self._routes(outgoing.address)
         home = route.home
+        if home is not None and home.is_quorum and now - outgoing.refused_since >= RENEW_AFTER:
+            self._renew(now)
         if home is None:
             text = f"{self._name()}: a queue of {outgoing.address} did not take the message (basic.nack)"
             fail(outgoing.sent, TransportUnavailable(text, maybe_delivered=True))
@@ -421,6 +428,27 @@ class Publisher(Channel):
             self._ask("pools", outgoing, ask, frames.EXCHANGE_DECLARE_OK, partial(self._on_pools, home))
         else:
             self._hold(outgoing, self._not_taken(outgoing, home))
+
+    def _renew(self, now: float) -> None:
+        """Open the channel anew as soon as nothing is in flight on it.
+
+        A channel of RabbitMQ 3.10 that met a quorum queue while its leader was lost goes on asking for that one, and
+        refuses every message until that node is back.
+        """
+        with self._lock:
+            if not self._open or self._renewing or now - self._opened_at < RENEW_AFTER:
+                return
+            self._renewing = True
+            self._ready = False
+        self._close_drained()
+
+    def _close_drained(self) -> None:
+        with self._lock:
+            if not self._renewing or self._in_flight:
+                return
+            self._renewing = self._open = False
+        LOG.debug("the publishing channel is opened anew")
+        self._link.write(frames.channel_close(self.number))
 
     def _not_taken(self, outgoing: _Outgoing, home: Queue) -> MessagingException:
         text = f"{self._name()}: queue {home.name!r} does not take the message to {outgoing.address} (basic.nack)"
@@ -469,7 +497,7 @@ class Publisher(Channel):
         expired: list[_Outgoing] = []
         refused: list[tuple[_Outgoing, Exception]] = []
         with self._lock:
-            if not self._open or self._link.blocked is not None or self._closed is not None:
+            if not self._open or self._renewing or self._link.blocked is not None or self._closed is not None:
                 return
             self._ready = True
             now = time.monotonic()
@@ -503,6 +531,9 @@ class Publisher(Channel):
             self._on_open()
         elif ids == frames.CHANNEL_CLOSE:
             self._on_channel_closed(*frames.read_close(buffer, at, end))
+        elif ids == frames.CHANNEL_CLOSE_OK:
+            self._link.remove(self)
+            self.connected()
 
     def _on_confirm(self, tag: int, multiple: int, *, taken: bool) -> None:
         pop = self._in_flight.pop
@@ -525,6 +556,8 @@ class Publisher(Channel):
                 finish(outgoing.sent, _SENT)
             else:
                 self._on_refused(outgoing)
+        if self._renewing:
+            self._close_drained()
 
     def on_content(self, ids: bytes, method: Any, header: frames.ContentHeader, body: bytes) -> None:
         # RabbitMQ returns a message right before it confirms it.
