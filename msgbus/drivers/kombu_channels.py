@@ -132,7 +132,6 @@ class _Source:
         queue: its queue.
         consuming: it is consumed from at present.
         waits_since: when its declaration was sent, in seconds of `time.monotonic`, while that is not answered; or None.
-        trouble: why it is not consumed from, or None.
         gone: done when it is closed.
     """
 
@@ -144,13 +143,24 @@ class _Source:
         self.on_delivery = consumer.on_delivery
         self.consuming = False
         self.waits_since: float | None = None
-        self.trouble: str | None = None
         self.gone: Future[None] = Future()
         self._consumer = consumer
         self._link = link
         self._timer = timer
         self._epoch: _Epoch | None = None
         self._delay = RETRY_FIRST
+        self._refusal: str | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it is not consumed from though the connection lives, or None."""
+        since = self.waits_since
+        if self._refusal is None and since is not None and (waits := time.monotonic() - since) > questions.LOOK_TIMEOUT:
+            text = (
+                f"{self._consumer.name()} has not declared queue {self.queue.name!r} of {self.address} in {waits:.0f} s"
+            )
+            return text if self.queue.is_quorum else f"{text}; perhaps {questions.NODE_HINT}"
+        return self._refusal
 
     def start(self) -> None:
         """The connection is open: declare and consume."""
@@ -178,10 +188,10 @@ class _Source:
         return b"".join(parts)
 
     def on_consuming(self) -> None:
-        if self.trouble is not None:
+        if self._refusal is not None:
             LOG.warning("%s is consumed from again", self.address)
         self.consuming = True
-        self.waits_since = self.trouble = None
+        self.waits_since = self._refusal = None
         self._delay = RETRY_FIRST
         self._consumer.on_consuming()
 
@@ -201,10 +211,10 @@ class _Source:
         if self._consumer.is_ending:
             self.closed(epoch)
             return
-        level = logging.DEBUG if self.trouble == reason else logging.ERROR
+        level = logging.DEBUG if self._refusal == reason else logging.ERROR
         LOG.log(level, "%s: %s; next try in %g s", self.address, reason, self._delay)
         self.closed(epoch)
-        self.trouble = reason
+        self._refusal = reason
         self._timer.call_later(self._delay, self._link.on_loop(self.start))
         self._delay = min(2 * self._delay, RETRY_MAX)
 

@@ -367,14 +367,8 @@ class Publisher(Channel):
     def _on_returned(self, outgoing: _Outgoing, reason: str) -> None:
         """No queue was bound for it. Perhaps there is one, and somebody has deleted its binding, or the exchange."""
         route = self._routes(outgoing.address)
-        if outgoing.mended or route.home is None or (route.home.key is None and route.queue is None):
+        if outgoing.mended or route.home is None or route.home.key is None:
             self._fail_undeliverable(outgoing, reason)
-        elif route.queue is not None:  # It is this side that declares it: somebody has deleted it.
-            outgoing.mended = True
-            with self._lock:
-                self._declared.discard(_to_declare(route) or "")
-                self._prefixes.pop((outgoing.address, outgoing.mandatory), None)
-            self._hold(outgoing, self._undeclared(outgoing))
         else:
             ask = partial(questions.look_and_bind, queue=route.home)
             on_answer = partial(self._on_bound, reason)
@@ -394,8 +388,11 @@ class Publisher(Channel):
 
     def _cannot_reach(self, address: Address, answer: Answer) -> str:
         home = self._routes(address).home
-        queue = f"queue {home.name!r} " if home is not None else ""
-        return f"{self._name()} cannot reach {queue}of {address}: {explain(answer.code, answer.text)}"
+        queue = f"queue {home.name!r} of " if home is not None else ""
+        why = explain(answer.code, answer.text)
+        if answer.code == questions.SILENT and home is not None and not home.is_quorum:
+            why = f"{why}; perhaps {questions.NODE_HINT}"
+        return f"{self._name()} cannot reach {queue}{address}: {why}"
 
     def _fail_undeliverable(self, outgoing: _Outgoing, reason: str) -> None:
         text = f"nobody listens at {outgoing.address} on {self._name()}: {reason}"

@@ -25,6 +25,12 @@ LOOK_TIMEOUT = 2.0
 """Seconds that a look at a queue may take. RabbitMQ 4 looks for a minute for a queue whose node is down."""
 
 
+NODE_HINT = (
+    "it is a classic queue, which one node keeps, and that node is away: start the node (rabbitmqctl list_queues "
+    "--offline), or delete the queue and what is in it; with quorum_queues = true queues outlive the loss of a node"
+)
+
+
 class Answer(NamedTuple):
     """What came back.
 
@@ -216,10 +222,7 @@ def explain(code: int, text: str) -> str:
     if "delivery acknowledgement" in text:
         hint = " - a request ran for longer than RabbitMQ's consumer_timeout: raise that"
     if is_node_down(text):
-        hint = (
-            " - it is a classic queue, which one node keeps, and that node is away: start the node, or delete the "
-            "queue and what is in it (rabbitmqctl delete_queue); quorum_queues = true has queues that outlive a node"
-        )
+        hint = f" - {NODE_HINT}"
     return f"{code} {text}{hint}" if code > 0 else text
 
 

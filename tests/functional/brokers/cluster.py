@@ -8,6 +8,7 @@ import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final
 
 from tests.functional.brokers.processes import BrokerFailed, ProcessTree, free_ports, poll
@@ -23,7 +24,7 @@ _SILENT_SECONDS: Final = 8
 
 
 class Cluster:
-    """Three RabbitMQ nodes that know each other; nothing runs until ``start_all()``.
+    """Three RabbitMQ nodes that know each other; nothing runs until ``start()``.
 
     ``version`` is "3.10" or "4.3". ``base`` is a folder that belongs to this cluster alone. Raises ``BrokerMissing`` if
     this machine does not have that version. Nodes are numbered from 0. Ports stay the same over restarts, data until
@@ -74,14 +75,21 @@ class Cluster:
 
     # Life
 
-    def start_all(self) -> None:
-        """Start the nodes and join them; return when all know each other. Raises ``BrokerFailed``."""
+    def start(self, i: int | None = None) -> None:
+        """Start node ``i`` again, or all of them (joined, at the first time); return when the others know it.
+
+        Raises ``BrokerFailed``.
+        """
+        if i is not None:
+            self.nodes[i].start()
+            poll(partial(self._serves, i), _JOIN_SECONDS, f"node {i} to be back")
+            return
         self._start_epmd()
         try:
             _together(node.start for node in self.nodes)
             if not self.is_whole():
-                for i in range(1, NODES):
-                    self._join(i)
+                for other in range(1, NODES):
+                    self._join(other)
             poll(self.is_whole, _JOIN_SECONDS, "the nodes to know each other")
         except (TimeoutError, OSError) as error:
             raise BrokerFailed(f"the cluster of RabbitMQ {self.version}: {error}") from error
@@ -119,11 +127,6 @@ class Cluster:
     def kill(self, i: int) -> None:
         """SIGKILL node ``i``; it stays away until ``start(i)``."""
         self.nodes[i].kill()
-
-    def start(self, i: int) -> None:
-        """Start node ``i`` again, and return when it serves and the others know it."""
-        self.nodes[i].start()
-        poll(lambda: i in self.seen_by(i), _JOIN_SECONDS, f"node {i} to be back")
 
     def freeze(self, i: int) -> None:
         """SIGSTOP node ``i``: its connections stay open, and nothing answers until ``thaw(i)``."""
@@ -188,6 +191,9 @@ class Cluster:
         except (OSError, BrokerFailed):
             return set()
         return {names[name] for name in found if name in names}
+
+    def _serves(self, i: int) -> bool:
+        return i in self.seen_by(i)
 
     def is_whole(self) -> bool:
         """Whether all nodes run and know each other."""
