@@ -59,8 +59,6 @@ CLOSE_TIMEOUT_MIN = 0.5
 """Seconds of it at least for deleting the queues of inboxes and fanouts."""
 INSPECT_CONNECT = 0.9
 """Seconds that `inspect` waits for the first connection."""
-STALLED = 8.0
-"""Seconds that a declaration may go unanswered before another node is tried, where there are several."""
 
 
 def _old(name: str) -> list[cfg.DeprecatedOpt]:
@@ -88,7 +86,7 @@ OPTIONS = [
     cfg.BoolOpt(
         "quorum_queues",
         default=False,
-        help="Use replicated queues for topics, servers, pools and dead letters. They also count deliveries.",
+        help="Use replicated queues, which outlive the loss of a node of a cluster. They also count deliveries.",
     ),
     cfg.IntOpt(
         "server_expires",
@@ -354,6 +352,8 @@ class KombuDriver(Driver):
 
     def _look_at(self, consumers: Sequence[Consumer], link: Link, now: float) -> None:
         """Leave a node that does not answer to declarations: it may be cut off from the others of its cluster."""
+        from msgbus.drivers.kombu_link import STALLED
+
         for consumer in consumers:
             consumer.on_tick(now)
             since = consumer.waits_since

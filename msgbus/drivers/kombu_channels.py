@@ -98,7 +98,7 @@ class _Epoch(Channel):
         elif ids == frames.BASIC_CANCEL and self._alive:
             # RabbitMQ takes the queue away: it was deleted, or its node went down.
             self.end(frames.channel_close(self.number))
-            self._source.lost("its queue was deleted")
+            self._source.lost("RabbitMQ has ended it: the queue was deleted, or its consumer_timeout has passed")
         elif ids == frames.CHANNEL_CLOSE:
             code, text = frames.read_close(buffer, at, end)
             self.end(frames.method(self.number, frames.CHANNEL_CLOSE_OK))

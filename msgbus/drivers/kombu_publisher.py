@@ -14,12 +14,13 @@ from typing import Any
 from msgbus.drivers import kombu_frames as frames
 from msgbus.drivers import kombu_questions as questions
 from msgbus.drivers.base import Address, Message, Sent
-from msgbus.drivers.kombu_link import Channel, Link
+from msgbus.drivers.kombu_link import STALLED, Channel, Link
+from msgbus.drivers.kombu_outgoing import FOREVER, HOLD_MAX, Outgoing
 from msgbus.drivers.kombu_questions import Answer, Question, explain, fail, finish
-from msgbus.drivers.kombu_topology import Queue, Route
+from msgbus.drivers.kombu_refusals import RENEW_AFTER, Refusals
+from msgbus.drivers.kombu_topology import Route
 from msgbus.exceptions import (
     MessageDeliveryFailure,
-    MessageUndeliverable,
     MessagingException,
     TransportBlocked,
     TransportUnavailable,
@@ -33,57 +34,9 @@ MAX_TTL = 4_000_000.0
 """Seconds; RabbitMQ closes the channel over an expiration above 2**32 ms. What may live for so long does not expire."""
 PREFIXES = 10_000
 """How many prepared beginnings of a publish are kept: as many as there are clients to answer, or topics."""
-HOLD_FIRST, HOLD_MAX = 0.1, 1.0
-"""Seconds before a message is published again that RabbitMQ did not take: at first, and at the most."""
-RENEW_AFTER = 0.5
-"""Seconds for which a quorum queue has to refuse a message before the channel is opened anew, and between two times."""
-FULL_AFTER = 2.0
-"""Seconds for which a queue that lives has to refuse a message before it counts as full."""
-STALLED = 8.0
-"""Seconds without any confirm, while some are due, after which another node is tried, where there are several."""
 _EARLY = 0.001
 """Seconds by which a timer may be early."""
-_FOREVER = float("inf")
 _SENT = Sent()
-
-
-class _Outgoing:
-    """A message on its way, and the future of its sender.
-
-    Attributes:
-        expires: when it is worthless, in seconds of `time.monotonic`.
-        gives_up: when it has waited for long enough to be handed over.
-        mended: its queue was bound or declared again for it.
-        refused_since: when RabbitMQ first did not take it, or None.
-        delay: seconds before it is published again the next time that RabbitMQ does not take it.
-        refusal: what its sender is told if RabbitMQ does not take it in time.
-    """
-
-    __slots__ = (
-        "address",
-        "delay",
-        "expires",
-        "gives_up",
-        "mandatory",
-        "mended",
-        "message",
-        "refusal",
-        "refused_since",
-        "sent",
-    )
-
-    def __init__(self, address: Address, message: Message, mandatory: bool, sent: Future[Sent]) -> None:
-        self.address = address
-        self.message = message
-        self.mandatory = mandatory
-        self.sent = sent
-        now = time.monotonic()
-        self.expires = _FOREVER if message.ttl is None else now + message.ttl
-        self.gives_up = self.expires if message.wait is None else now + message.wait
-        self.mended = False
-        self.refused_since: float | None = None
-        self.delay = HOLD_FIRST
-        self.refusal: MessagingException | None = None
 
 
 class Publisher(Channel):
@@ -117,11 +70,12 @@ class Publisher(Channel):
         self._ready = False  # The channel confirms, and RabbitMQ takes messages.
         self._open = False
         self._closed: MessagingException | None = None
-        self._waiting: deque[_Outgoing] = deque()
-        self._declaring: dict[str, list[_Outgoing]] = {}
-        self._held: set[_Outgoing] = set()  # RabbitMQ did not take them: to be published again in a moment
-        self._in_question: dict[tuple[str, Address], list[_Outgoing]] = {}  # why it did not is being found out
-        self._next_look = _FOREVER
+        self._waiting: deque[Outgoing] = deque()
+        self._declaring: dict[str, list[Outgoing]] = {}
+        self._held: set[Outgoing] = set()  # RabbitMQ did not take them: to be published again in a moment
+        # Why it did not take others is being found out.
+        self._refusals = Refusals(link, timer, routes, name, self._hold, self._renew)
+        self._next_look = FOREVER
         self._opened_at = self._progress = time.monotonic()
         self._start_clean()
 
@@ -129,7 +83,7 @@ class Publisher(Channel):
         self._renewing = False
         self._next_tag = 1
         self._lowest = 1
-        self._in_flight: dict[int, _Outgoing] = {}
+        self._in_flight: dict[int, Outgoing] = {}
         self._returned: dict[str, str] = {}
         self._prefixes: dict[tuple[Address, bool], bytes] = {}
         self._declared: set[str] = set()
@@ -139,7 +93,7 @@ class Publisher(Channel):
     def send(self, address: Address, message: Message, mandatory: bool) -> Future[Sent]:
         """See the contract."""
         sent: Future[Sent] = Future()
-        outgoing = _Outgoing(address, message, mandatory, sent)
+        outgoing = Outgoing(address, message, mandatory, sent)
         try:
             with self._lock:
                 if self._ready:
@@ -155,12 +109,12 @@ class Publisher(Channel):
         self._link.flush()
         return sent
 
-    def _wait(self, outgoing: _Outgoing) -> None:
+    def _wait(self, outgoing: Outgoing) -> None:
         """The lock is held."""
         self._waiting.append(outgoing)
         self._watch(outgoing)
 
-    def _fail_expired(self, outgoing: _Outgoing) -> None:
+    def _fail_expired(self, outgoing: Outgoing) -> None:
         patience = outgoing.message.patience
         if self._link.blocked is not None:
             text = f"{self._name()} takes no messages ({self._link.blocked}), and did not for {patience:.3g} s"
@@ -170,7 +124,7 @@ class Publisher(Channel):
             cause = self._link.error or self._trouble() or f"{self._name()} {missing}"
             fail(outgoing.sent, TransportUnavailable(f"gave up after {patience:.3g} s: {cause}"))
 
-    def _publish(self, outgoing: _Outgoing) -> None:
+    def _publish(self, outgoing: Outgoing) -> None:
         """The lock is held; the caller flushes."""
         key = (outgoing.address, outgoing.mandatory)
         prefix = self._prefixes.get(key)
@@ -186,7 +140,7 @@ class Publisher(Channel):
             self._prefixes[key] = prefix
         self._write(prefix, outgoing)
 
-    def _write(self, prefix: bytes, outgoing: _Outgoing) -> None:
+    def _write(self, prefix: bytes, outgoing: Outgoing) -> None:
         message = outgoing.message
         now = time.monotonic()
         ttl = outgoing.expires - now
@@ -216,14 +170,14 @@ class Publisher(Channel):
         """The same in a forked child, where a thread that does not exist may hold the lock."""
         return [outgoing.sent for outgoing in (*self._in_flight.values(), *self._waiting, *self._delayed())]
 
-    def _delayed(self) -> list[_Outgoing]:
+    def _delayed(self) -> list[Outgoing]:
         """What is neither waiting for the connection nor in flight. The lock is held."""
-        lists = (*self._declaring.values(), *self._in_question.values())
-        return [*self._held, *(outgoing for waiting in lists for outgoing in waiting)]
+        declaring = [outgoing for waiting in self._declaring.values() for outgoing in waiting]
+        return [*self._held, *declaring, *self._refusals.unanswered()]
 
     # Declaring: the loop's thread
 
-    def _declare_first(self, name: str, route: Route, outgoing: _Outgoing) -> None:
+    def _declare_first(self, name: str, route: Route, outgoing: Outgoing) -> None:
         """Have what the message needs declared, on a channel of its own: a refusal closes that. The lock is held."""
         waiting = self._declaring.get(name)
         if waiting is not None:
@@ -270,7 +224,7 @@ class Publisher(Channel):
 
     # Deadlines: any thread
 
-    def _watch(self, outgoing: _Outgoing) -> None:
+    def _watch(self, outgoing: Outgoing) -> None:
         """Have `_look_at_deadlines` called when the message's patience ends, at the latest. The lock is held."""
         if outgoing.gives_up < self._next_look:
             self._next_look = outgoing.gives_up
@@ -291,8 +245,8 @@ class Publisher(Channel):
             delayed = [out for out in self._delayed() if out.gives_up <= now]
             self._held.difference_update(delayed)
             left = (*self._in_flight.values(), *self._waiting, *self._delayed())
-            self._next_look = min((out.gives_up for out in left if out.gives_up > now), default=_FOREVER)
-            if self._next_look < _FOREVER:
+            self._next_look = min((out.gives_up for out in left if out.gives_up > now), default=FOREVER)
+            if self._next_look < FOREVER:
                 self._timer.call_later(max(0.0, self._next_look - time.monotonic()), self._look_at_deadlines)
         if self._renewing:
             self._link.on_loop(self._close_drained)()
@@ -303,10 +257,10 @@ class Publisher(Channel):
         for outgoing in delayed:
             fail(outgoing.sent, outgoing.refusal or self._undeclared(outgoing))
 
-    def _undeclared(self, outgoing: _Outgoing) -> MessagingException:
+    def _undeclared(self, outgoing: Outgoing) -> MessagingException:
         return TransportUnavailable(f"{self._name()} did not declare {outgoing.address} in time")
 
-    def _fail_unconfirmed(self, outgoing: _Outgoing) -> None:
+    def _fail_unconfirmed(self, outgoing: Outgoing) -> None:
         if self._link.blocked is not None:
             text = f"{self._name()} takes no messages ({self._link.blocked}): to {outgoing.address}"
             fail(outgoing.sent, TransportBlocked(text, maybe_delivered=True))
@@ -316,7 +270,7 @@ class Publisher(Channel):
 
     # What RabbitMQ did not take: the loop's thread
 
-    def _hold(self, outgoing: _Outgoing, refusal: MessagingException) -> None:
+    def _hold(self, outgoing: Outgoing, refusal: MessagingException) -> None:
         """Publish again, in a moment, what is known not to have been taken. `refusal` is told if that does not help."""
         outgoing.refusal = refusal
         with self._lock:
@@ -327,7 +281,7 @@ class Publisher(Channel):
         self._timer.call_later(outgoing.delay, self._link.on_loop(partial(self._publish_again, outgoing)))
         outgoing.delay = min(2 * outgoing.delay, HOLD_MAX)
 
-    def _publish_again(self, outgoing: _Outgoing) -> None:
+    def _publish_again(self, outgoing: Outgoing) -> None:
         with self._lock:
             if outgoing not in self._held:
                 return
@@ -338,102 +292,14 @@ class Publisher(Channel):
                 self._wait(outgoing)
         self._link.flush()
 
-    def _ask(
-        self,
-        what: str,
-        outgoing: _Outgoing,
-        ask: Callable[[int], bytes],
-        last: bytes,
-        on_answer: Callable[[_Outgoing, Answer], None],
-    ) -> None:
-        """Ask RabbitMQ about an address, once for all messages that want to know the same."""
-        key = (what, outgoing.address)
-        with self._lock:
-            waiting = self._in_question.setdefault(key, [])
-            waiting.append(outgoing)
-            if len(waiting) > 1:
-                return
-        Question(self._link, self._timer, ask, last, partial(self._on_answer, key, on_answer)).start()
-
-    def _on_answer(
-        self, key: tuple[str, Address], on_answer: Callable[[_Outgoing, Answer], None], answer: Answer
-    ) -> None:
-        with self._lock:
-            waiting = self._in_question.pop(key, [])
-        for outgoing in waiting:
-            if not outgoing.sent.done():
-                on_answer(outgoing, answer)
-
-    def _on_returned(self, outgoing: _Outgoing, reason: str) -> None:
-        """No queue was bound for it. Perhaps there is one, and somebody has deleted its binding, or the exchange."""
-        route = self._routes(outgoing.address)
-        if outgoing.mended or route.home is None or route.home.key is None:
-            self._fail_undeliverable(outgoing, reason)
-        else:
-            ask = partial(questions.look_and_bind, queue=route.home)
-            on_answer = partial(self._on_bound, reason)
-            self._ask("bind", outgoing, ask, frames.QUEUE_BIND_OK, on_answer)
-
-    def _on_bound(self, reason: str, outgoing: _Outgoing, answer: Answer) -> None:
-        why = explain(answer.code, answer.text)
-        if answer.code in (0, questions.GONE):
-            outgoing.mended = answer.code == 0
-            self._hold(outgoing, TransportUnavailable(f"nothing is bound for {outgoing.address}: {reason} {why}"))
-        elif answer.node_is_down:
-            self._hold(outgoing, TransportUnavailable(self._cannot_reach(outgoing.address, answer)))
-        elif answer.code == questions.NOT_FOUND:
-            self._fail_undeliverable(outgoing, reason)
-        else:
-            self._fail_undeliverable(outgoing, f"{reason}, and its queue cannot be bound again: {why}")
-
-    def _cannot_reach(self, address: Address, answer: Answer) -> str:
-        home = self._routes(address).home
-        queue = f"queue {home.name!r} of " if home is not None else ""
-        why = explain(answer.code, answer.text)
-        if answer.code == questions.SILENT and home is not None and not home.is_quorum:
-            why = f"{why}; perhaps {questions.NODE_HINT}"
-        return f"{self._name()} cannot reach {queue}{address}: {why}"
-
-    def _fail_undeliverable(self, outgoing: _Outgoing, reason: str) -> None:
-        text = f"nobody listens at {outgoing.address} on {self._name()}: {reason}"
-        if outgoing.address.kind != "inbox":
-            text += "; is its server started, and on this RabbitMQ?"
-        fail(outgoing.sent, MessageUndeliverable(text))
-
-    def _on_refused(self, outgoing: _Outgoing) -> None:
-        """RabbitMQ says basic.nack: at least one queue did not take the message.
-
-        Another may have: then it is not known whether it was delivered. Of one queue alone, a quorum queue that says so
-        has not taken it: it is full, or has no leader that could be asked, and nothing was sent to it. The node of a
-        classic queue may have failed after it had taken the message.
-        """
-        now = time.monotonic()
-        if outgoing.refused_since is None:
-            outgoing.refused_since = now
-        route = self._routes(outgoing.address)
-        home = route.home
-        if home is not None and home.is_quorum and now - outgoing.refused_since >= RENEW_AFTER:
-            self._renew(now)
-        if home is None:
-            text = f"{self._name()}: a queue of {outgoing.address} did not take the message (basic.nack)"
-            fail(outgoing.sent, TransportUnavailable(text, maybe_delivered=True))
-        elif not home.is_quorum or now - outgoing.refused_since >= FULL_AFTER:
-            ask = partial(questions.look, queue=home.name)
-            self._ask("look", outgoing, ask, frames.QUEUE_DECLARE_OK, partial(self._on_looked, home))
-        elif route.pools is not None:
-            ask = partial(questions.look_at_exchange, exchange=route.pools)
-            self._ask("pools", outgoing, ask, frames.EXCHANGE_DECLARE_OK, partial(self._on_pools, home))
-        else:
-            self._hold(outgoing, self._not_taken(outgoing, home))
-
-    def _renew(self, now: float) -> None:
+    def _renew(self) -> None:
         """Open the channel anew as soon as nothing is in flight on it.
 
         A channel of RabbitMQ 3.10 that met a quorum queue while its leader was lost goes on asking for that one, and
         refuses every message until that node is back.
         """
         with self._lock:
-            if not self._open or self._renewing or now - self._opened_at < RENEW_AFTER:
+            if not self._open or self._renewing or time.monotonic() - self._opened_at < RENEW_AFTER:
                 return
             self._renewing = True
             self._ready = False
@@ -446,37 +312,6 @@ class Publisher(Channel):
             self._renewing = self._open = False
         LOG.debug("the publishing channel is opened anew")
         self._link.write(frames.channel_close(self.number))
-
-    def _not_taken(self, outgoing: _Outgoing, home: Queue) -> MessagingException:
-        text = f"{self._name()}: queue {home.name!r} does not take the message to {outgoing.address} (basic.nack)"
-        return TransportUnavailable(
-            f"{text}: it has no leader at present; rabbitmqctl list_queues name type leader state"
-        )
-
-    def _on_pools(self, home: Queue, outgoing: _Outgoing, answer: Answer) -> None:
-        """Whether there are other queues that may have taken the message."""
-        error = self._not_taken(outgoing, home)
-        if answer.code == questions.NOT_FOUND:
-            self._hold(outgoing, error)
-        else:
-            text = f"{error}; a pool of the topic may have taken it"
-            fail(outgoing.sent, TransportUnavailable(text, maybe_delivered=True))
-
-    def _on_looked(self, home: Queue, outgoing: _Outgoing, answer: Answer) -> None:
-        """Whether the queue that did not take the message is full, as far as can be known without management."""
-        if answer.depth is not None and answer.depth.depth:
-            text = (
-                f"{self._name()} refused a message to {outgoing.address}: its queue is full ({home.name!r} holds "
-                f"{answer.depth.depth} messages and takes no more; see its length limit: rabbitmqctl list_queues name "
-                "messages policy arguments)"
-            )
-            fail(outgoing.sent, TransportBlocked(text))
-        elif home.is_quorum:
-            self._hold(outgoing, self._not_taken(outgoing, home))
-        else:
-            why = "the queue is there" if answer.code == 0 else self._cannot_reach(outgoing.address, answer)
-            text = f"{self._name()} did not take a message to {outgoing.address} (basic.nack): {why}"
-            fail(outgoing.sent, TransportUnavailable(text, maybe_delivered=True))
 
     # What the link says: the loop's thread
 
@@ -491,8 +326,8 @@ class Publisher(Channel):
 
     def release(self) -> None:
         """Let go what waits, if it can go: RabbitMQ takes messages, and replies to them will arrive."""
-        expired: list[_Outgoing] = []
-        refused: list[tuple[_Outgoing, Exception]] = []
+        expired: list[Outgoing] = []
+        refused: list[tuple[Outgoing, Exception]] = []
         with self._lock:
             if not self._open or self._renewing or self._link.blocked is not None or self._closed is not None:
                 return
@@ -548,11 +383,11 @@ class Publisher(Channel):
         self._progress = time.monotonic()
         for outgoing in confirmed:
             if self._returned and (reason := self._returned.pop(outgoing.message.id, None)) is not None:
-                self._on_returned(outgoing, reason)
+                self._refusals.on_returned(outgoing, reason)
             elif taken:
                 finish(outgoing.sent, _SENT)
             else:
-                self._on_refused(outgoing)
+                self._refusals.on_refused(outgoing)
         if self._renewing:
             self._close_drained()
 
@@ -582,7 +417,7 @@ class Publisher(Channel):
                 self._hold(outgoing, error)
         self.connected()
 
-    def _lose_all(self) -> list[_Outgoing]:
+    def _lose_all(self) -> list[Outgoing]:
         with self._lock:
             self._ready = self._open = False
             lost = list(self._in_flight.values())
@@ -611,7 +446,7 @@ class Publisher(Channel):
             self._closed = error
             self._ready = False
             left = self.inherited()
-            for kept in (self._in_flight, self._waiting, self._declaring, self._held, self._in_question):
+            for kept in (self._in_flight, self._waiting, self._declaring, self._held, self._refusals):
                 kept.clear()
         for sent in left:
             fail(sent, error)
@@ -632,7 +467,7 @@ def _to_declare(route: Route) -> str | None:
     return f"exchange {route.exchange.name}" if route.exchange.name else None
 
 
-def _ours(error: Exception, outgoing: _Outgoing) -> MessagingException:
+def _ours(error: Exception, outgoing: Outgoing) -> MessagingException:
     if isinstance(error, MessagingException):
         return error
     return MessageDeliveryFailure(f"a message to {outgoing.address} cannot be written for RabbitMQ: {error!r}")
