@@ -317,7 +317,7 @@ class Transport:
         wanted: Callable[[], bool] | None = None,
         request: bool = False,
     ) -> None:
-        """Send, and after an unknown outcome, or a refusal that may pass, send again until it is known to have been taken.
+        """Send; after an unknown outcome, or a refusal that may pass, send again until it is known to have been taken.
 
         After an unknown outcome an error says nothing of the first try: that nobody is there may mean that the message
         has ended its server. So it is tried until the deadline, and the outcome is then `TransportUnavailable` with

@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 import uuid
-import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from functools import lru_cache
