@@ -138,13 +138,13 @@ class Load:
             with self.lock:
                 self.done.append(Done(number, verb, at, began, time.monotonic(), error))
 
-    def finish(self) -> None:
-        """Send nothing more, wait for what is under way, and for what was cast to run."""
+    def finish(self, seconds: float = 30.0) -> None:
+        """Send nothing more, wait for what is under way, and for so long for what was cast to run."""
         self._stop.set()
         for thread in self._threads:
             thread.join(self.timeout + 30)
             assert not thread.is_alive(), "a request does not end"
-        end = time.monotonic() + self.timeout
+        end = time.monotonic() + seconds
         while self.lost and time.monotonic() < end:
             time.sleep(0.1)
 

@@ -21,6 +21,8 @@ GOES_ON = 15.0
 """Seconds after the loss of a node in which calls have to be answered again."""
 AWAY = 60.0
 """Seconds for which a node is away in the long tests."""
+GIVEN_BACK = 180.0
+"""Seconds after which RabbitMQ has taken back, at the latest, what it handed to a node that froze."""
 QUORUM = "?quorum_queues=true"
 
 Disturb = Callable[[Cluster, int, float], None]
@@ -148,7 +150,18 @@ class ClusterChecks:
             until(lambda: {"kept", "found"} <= {delivery.message.id for delivery in got}, "both are there", 30)
 
     @pytest.mark.soak
-    @pytest.mark.parametrize("disturb", [killed, cut_off, frozen], ids=lambda disturb: str(disturb.__name__))
+    def test_no_cast_is_lost_while_a_node_is_frozen(self, cluster: Cluster) -> None:
+        """What was handed to servers of a frozen node comes again when RabbitMQ takes it back: late, and not lost."""
+        with load_on(cluster, "frozen", "at_least_once") as load:
+            for node in range(NODES):
+                frozen(cluster, node, AWAY)
+                load.wait_for_calls(GIVEN_BACK)
+            load.finish(GIVEN_BACK)
+            assert not load.lost, load
+            assert not load.late, load
+
+    @pytest.mark.soak
+    @pytest.mark.parametrize("disturb", [killed, cut_off], ids=lambda disturb: str(disturb.__name__))
     def test_a_minute_without_each_node(self, cluster: Cluster, disturb: Disturb) -> None:
         """At_least_once: nothing is lost or late, and calls go on, while each node in turn is away for a minute."""
         with load_on(cluster, f"minute-{disturb.__name__}", "at_least_once") as load:
