@@ -8,7 +8,7 @@ from msgbus.drivers.base import Capability
 from tests.support import new_transport
 
 ALL = frozenset(Capability)
-HOSTS = "rabbit://a:pw@one,a:pw@two,a:pw@three/"
+HOSTS = "rabbit://a:pw@one:5672,a:pw@two:5672,a:pw@three:5672/"
 
 
 @pytest.mark.parametrize(

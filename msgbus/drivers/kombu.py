@@ -345,6 +345,10 @@ class KombuDriver(Driver):
     def _on_publish_tick(self, now: float) -> None:
         self._publisher.on_tick(now)
         self._look_at(self._inboxes, self._publish_link, now)
+        if not self._publish_link.up and self._host_of(self._publish_link.attempt) is self._host_of(
+            self._consume_link.attempt
+        ):
+            self._consume_link.move(f"{self._name()} does not answer to what is published")
 
     def _on_consume_tick(self, now: float) -> None:
         self._look_at(self._subscriptions, self._consume_link, now)

@@ -25,7 +25,7 @@ RETRY_FIRST, RETRY_MAX = 0.1, 5.0
 """Seconds before an address is consumed from again that was refused or taken away: at first, and at the most."""
 BIND_INTERVAL = 10.0
 """Seconds after which queues are bound again: somebody may have deleted a binding or an exchange."""
-BIND_TIMEOUT = 10.0
+BIND_TIMEOUT = 5.0
 """Seconds that this may take: a node of a cluster that is cut off from the others cannot do it."""
 
 

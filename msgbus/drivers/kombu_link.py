@@ -32,7 +32,7 @@ LOG = get_logger(__name__)
 
 READ_SIZE = 1 << 16
 """Bytes; above 128 KiB the C library would map and unmap memory for every read."""
-STALLED = 8.0
+STALLED = 5.0
 """Seconds for which RabbitMQ may confirm nothing, or not declare a queue, before the next host is tried."""
 MAX_CHANNELS = 2000
 """Channels of one connection at the most; RabbitMQ's own limit is 2047 by default."""

@@ -79,8 +79,8 @@ class Load:
         self._pause = pause
         self._numbers = itertools.count()
         self._stop = threading.Event()
-        self._server_transports = [_transport(urls[i % len(urls)]) for i in range(servers)]
-        self._client_transports = [_transport(urls[(i + 1) % len(urls)]) for i in range(clients)]
+        self._server_transports = [_transport(urls[i % len(urls)], timeout) for i in range(servers)]
+        self._client_transports = [_transport(urls[(i + 1) % len(urls)], timeout) for i in range(clients)]
         self._servers = [
             msgbus.get_rpc_server(transport, msgbus.Target(topic=topic, server=f"s{i}"), [_Endpoint(self, f"s{i}")])
             for i, transport in enumerate(self._server_transports)
@@ -124,9 +124,8 @@ class Load:
 
     def _send(self, at: int) -> None:
         target = msgbus.Target(topic=self._topic)
-        client = msgbus.get_rpc_client(
-            self._client_transports[at], target, timeout=self.timeout, delivery=self._delivery
-        )
+        # Without a timeout of its own: what was cast does not expire.
+        client = msgbus.get_rpc_client(self._client_transports[at], target, delivery=self._delivery)
         while not self._stop.wait(self._pause):
             number = next(self._numbers)
             verb = "cast" if number % 2 else "call"
@@ -193,7 +192,9 @@ class Load:
         )
 
 
-def _transport(url: str) -> msgbus.Transport:
+def _transport(url: str, timeout: float) -> msgbus.Transport:
     conf: Any = cfg.ConfigOpts()
     conf([], default_config_files=[])
-    return msgbus.get_rpc_transport(conf, url)
+    transport = msgbus.get_rpc_transport(conf, url)
+    conf.set_override("rpc_response_timeout", timeout)
+    return transport

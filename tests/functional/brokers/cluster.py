@@ -45,7 +45,9 @@ class Cluster:
         self._epmd: ProcessTree | None = None
         self._cookie = secrets.token_hex(16)
         config = {
+            # What docs/howto/deploy.md tells operators to set: the first for RabbitMQ 3, the second for 4.3.
             "cluster_partition_handling": "pause_minority",
+            **({"consumer_disconnected_timeout": "5000"} if version != "3.10" else {}),
             "cluster_name": f"msgbus-{version}",
             # No statistics for a web interface that is not there.
             "collect_statistics_interval": "60000",
