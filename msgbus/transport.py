@@ -322,7 +322,7 @@ class Transport:
         wanted: Callable[[], bool] | None = None,
         request: bool = False,
     ) -> None:
-        """Send, and after an unknown outcome send again until it is known to have been taken.
+        """Send; after an unknown outcome, or a refusal that may pass, send again until it is known to have been taken.
 
         After an unknown outcome an error says nothing of the first try: that nobody is there may mean that the message
         has ended its server. So it is tried until the deadline, and the outcome is then `TransportUnavailable` with
@@ -541,7 +541,8 @@ class _Repeat:
         if isinstance(error, MessageUndeliverable) and self._retry_until is not None:
             return self._retry_until
         may_pass = isinstance(error, MessageUndeliverable | TransportUnavailable | TransportBlocked)
-        if may_pass and self._first_unknown is not None:
+        # A full queue has room again some time. (What is blocked for all has waited for that in the driver already.)
+        if isinstance(error, TransportBlocked) or (may_pass and self._first_unknown is not None):
             return self._tries_until
         if isinstance(error, MessageUndeliverable):
             return min(self._tries_until, self._transport.listeners_return_until())

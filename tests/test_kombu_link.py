@@ -71,7 +71,7 @@ def test_connection_that_breaks_while_it_comes_back_comes_back(peer: Peer) -> No
     def describe(error: BaseException, _attempt: int) -> tuple[str, bool]:
         return str(error), False
 
-    link = Link(loop, timer, 1, "test", peer.connect, describe, nothing, nothing, nothing)
+    link = Link(loop, timer, 1, "test", peer.connect, describe, nothing, nothing, nothing, nothing)
     try:
         link.open()
         until(lambda: link.up, "the first connection")

@@ -21,6 +21,10 @@ Rules that hold for all of it:
 * **Connections** open when first needed, come back by themselves with a jittered back-off, and are shared. After a
   reconnect inboxes come back first, then subscriptions, then go the sends that waited.
 * **No repeats.** A driver never sends a message twice by itself: the core does, where the caller's policy allows it.
+  A message that the message system has refused for the moment, and is *known* not to have taken any part of, has not
+  been sent in this sense: the driver keeps it like one that waits for a connection, and offers it again until its
+  patience ends, whatever the policy. (Later messages may overtake it.) Where a part may have been taken, by one of
+  several queues or by a node that failed, the send fails at once with ``maybe_delivered=True``.
 * **Fork.** A child process starts clean: it shares no connection with its parent, and futures that it inherited are
   failed. (`msgbus.forking.call_in_child` is the way.)
 """
@@ -327,7 +331,8 @@ class Driver(ABC):
           whoever sends waits no longer). From the first byte that may have been given to the library or the socket on,
           a message is being sent: so it waits in the driver's own queue, never in that of a library, which could not
           give it back.
-        * `TransportBlocked`: the message system refuses it, at once or until its patience ended.
+        * `TransportBlocked`: the message system takes no messages, or none for this address (an alarm, a full queue),
+          at once or until its patience ended. Under at_least_once the core sends the message again until its deadline.
         * `MessageTooLarge`: before a byte is sent.
         * `InvalidTarget`: the address cannot be named on this message system.
         * `CapabilityMissing`: an address of the kind stored, without `Capability.STORE`.

@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 import uuid
-import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from functools import lru_cache
@@ -48,7 +47,7 @@ from msgbus.timer import Timer
 
 if TYPE_CHECKING:
     from msgbus.drivers.kombu_channels import Consumer
-    from msgbus.drivers.kombu_link import Connection
+    from msgbus.drivers.kombu_link import Connection, Link
     from msgbus.url import TransportHost, TransportURL
 
 LOG = get_logger(__name__)
@@ -86,7 +85,7 @@ OPTIONS = [
     cfg.BoolOpt(
         "quorum_queues",
         default=False,
-        help="Use replicated queues for topics, servers, pools and dead letters. They also count deliveries.",
+        help="Use replicated queues, which outlive the loss of a node of a cluster. They also count deliveries.",
     ),
     cfg.IntOpt(
         "server_expires",
@@ -162,14 +161,13 @@ class KombuDriver(Driver):
         )
         oslo = options.topology == "oslo"
         self._topology: topology.Topology = topology.OsloTopology(native) if oslo else native
-        if options.quorum_queues and not oslo:
-            self.capabilities = self.capabilities | {Capability.COUNTS}
+        self.capabilities = _capabilities(oslo=oslo, quorum=options.quorum_queues, hosts=len(self._hosts))
         self._closed = False
         self._start_clean()
         call_in_child(self._abandon)
 
     def _start_clean(self) -> None:
-        from msgbus.drivers import kombu_link, kombu_loop, kombu_publisher
+        from msgbus.drivers import kombu_link, kombu_loop, kombu_publisher, kombu_questions
 
         self._timer = Timer("msgbus-kombu-timer")
         self._loop = loop = kombu_loop.Loop("msgbus-kombu")
@@ -177,7 +175,6 @@ class KombuDriver(Driver):
         self._inboxes: list[Consumer] = []
         self._subscriptions: list[Consumer] = []
         self._leaving: list[Consumer] = []
-        self._inspections: weakref.WeakSet[Future[Depth]] = weakref.WeakSet()
         self._publish_link = kombu_link.Link(
             loop,
             self._timer,
@@ -188,10 +185,12 @@ class KombuDriver(Driver):
             on_up=self._on_publish_up,
             on_down=self._on_publish_down,
             on_blocked=lambda reason: self._publisher.hold() if reason else self._publisher.release(),
+            on_tick=self._on_publish_tick,
         )
+        self._inspections = kombu_questions.Inspections(self._publish_link, self._timer, self._name)
         routes = lru_cache(10_000)(self._topology.route)
         self._publisher = kombu_publisher.Publisher(
-            self._publish_link, self._timer, routes, self._name, self._publishing
+            self._publish_link, self._timer, routes, self._name, self._trouble, self._publishing
         )
         self._consume_link = kombu_link.Link(
             loop,
@@ -203,6 +202,7 @@ class KombuDriver(Driver):
             on_up=self._on_consume_up,
             on_down=self._on_consume_down,
             on_blocked=lambda _reason: None,
+            on_tick=self._on_consume_tick,
         )
 
     # Connecting
@@ -258,6 +258,11 @@ class KombuDriver(Driver):
         where = f"{host.hostname or 'localhost'}:{port}"
         return f"RabbitMQ at {where} (user {host.username}, virtual host {self._virtual_host})"
 
+    def _trouble(self) -> str | None:
+        """Why an address is not consumed from though the connection lives, or None."""
+        troubles = (consumer.trouble for consumer in (*self._inboxes, *self._subscriptions))
+        return next((trouble for trouble in troubles if trouble is not None), None)
+
     @property
     def up_since(self) -> float | None:
         return self._publish_link.up_since if self._publish_link.up else None
@@ -267,6 +272,8 @@ class KombuDriver(Driver):
         error = self._publish_link.error or self._consume_link.error
         if error is not None:
             return str(error)
+        if (trouble := self._trouble()) is not None:
+            return trouble
         blocked = self._publish_link.blocked
         return self._name() if blocked is None else f"{self._name()}, which takes no messages at present ({blocked})"
 
@@ -334,6 +341,28 @@ class KombuDriver(Driver):
         if not self._consume_link.generation:
             for subscription in list(self._subscriptions):
                 subscription.hopeless(error)
+
+    def _on_publish_tick(self, now: float) -> None:
+        self._publisher.on_tick(now)
+        self._look_at(self._inboxes, self._publish_link, now)
+        if not self._publish_link.up and self._host_of(self._publish_link.attempt) is self._host_of(
+            self._consume_link.attempt
+        ):
+            self._consume_link.move(f"{self._name()} does not answer to what is published")
+
+    def _on_consume_tick(self, now: float) -> None:
+        self._look_at(self._subscriptions, self._consume_link, now)
+
+    def _look_at(self, consumers: Sequence[Consumer], link: Link, now: float) -> None:
+        """Leave a node that does not answer to declarations: it may be cut off from the others of its cluster."""
+        from msgbus.drivers.kombu_link import STALLED
+
+        for consumer in consumers:
+            consumer.on_tick(now)
+            since = consumer.waits_since
+            if since is not None and now - since >= STALLED:
+                link.move(f"{self._name(link.attempt)} has not declared {consumer.addresses[0]} in {now - since:.0f} s")
+                return
 
     # The contract
 
@@ -410,21 +439,18 @@ class KombuDriver(Driver):
         return consumer
 
     def inspect(self, address: Address) -> Future[Depth]:
-        from msgbus.drivers.kombu_channels import Inspection
-
         if self._closed:
             return self._was_closed()
         found: Future[Depth] = Future()
-        self._inspections.add(found)
+        self._inspections.unfinished.add(found)
         queue = self._topology.queue(address, "").name
         link = self._publish_link
-        inspection = Inspection(link, queue, found, self._name())
         end = time.monotonic() + INSPECT_CONNECT
 
         def start() -> None:
             link.open()
             if link.up or link.error is not None or time.monotonic() > end:
-                inspection.start()
+                self._inspections.start(queue, found)
             else:
                 self._timer.call_later(0.02, link.on_loop(start))  # The first connection is being opened.
 
@@ -460,10 +486,10 @@ class KombuDriver(Driver):
             wait([ended], CLOSE_TIMEOUT)
         self._timer.close()
         self._loop.close()
-        from msgbus.drivers.kombu_channels import fail
+        from msgbus.drivers.kombu_questions import fail
 
         error = CallCancelled(f"the connection to {self._name()} was closed")
-        for found in list(self._inspections):
+        for found in list(self._inspections.unfinished):
             fail(found, error)
         for consumer in self._leaving:
             consumer.refuse(error)
@@ -499,6 +525,18 @@ class KombuDriver(Driver):
         self._start_clean()
         for sent in unfinished:
             _fail_after_fork(sent)
+
+
+def _capabilities(*, oslo: bool, quorum: bool, hosts: int) -> frozenset[Capability]:
+    """What can be promised with these options."""
+    lacking: set[Capability] = set()
+    if oslo:
+        lacking.add(Capability.DURABLE)  # The queues of a stock oslo.messaging do not outlive a restart.
+    if oslo or not quorum:
+        lacking.add(Capability.COUNTS)
+        if hosts > 1:
+            lacking.add(Capability.INBOX_KEEPS)  # The inbox is on one node, and the next connection is to another.
+    return frozenset(Capability) - lacking
 
 
 class _KombuSubscription(Subscription):

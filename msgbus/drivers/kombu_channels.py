@@ -1,43 +1,32 @@
-"""The channels on which the kombu driver consumes: one for each subscription and inbox; and one to look at a queue."""
+"""What the kombu driver consumes from: subscriptions and inboxes, each address of them on a channel of its own."""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
-from typing import Any
+from concurrent.futures import Future
+from functools import partial
 
 from msgbus.drivers import kombu_frames as frames
-from msgbus.drivers.base import Address, Delivery, Depth, Message, OnDelivery
+from msgbus.drivers import kombu_questions as questions
+from msgbus.drivers.base import Address, Delivery, Message, OnDelivery
 from msgbus.drivers.kombu_link import Channel, Link
+from msgbus.drivers.kombu_questions import Answer, Question, explain, fail, finish, may_heal
 from msgbus.drivers.kombu_topology import Queue, Topology
-from msgbus.exceptions import MessageUndeliverable, MessagingException, TransportUnavailable
+from msgbus.exceptions import MessagingException, TransportUnavailable
 from msgbus.foreign import get_logger
 from msgbus.timer import Timer
 
 LOG = get_logger(__name__)
 
-NOT_FOUND = 404
-"""RabbitMQ's word for a queue that does not exist."""
-RESUBSCRIBE_DELAY = 1.0
-"""Seconds before a subscription comes back whose queue was deleted, or whose channel was closed, under it."""
-
-
-def fail(future: Future[Any], error: Exception) -> None:
-    """Fail a future that may be done already."""
-    try:
-        future.set_exception(error)
-    except InvalidStateError:
-        pass
-
-
-def finish(future: Future[Any], value: Any) -> None:
-    """Finish a future that may be done already."""
-    try:
-        future.set_result(value)
-    except InvalidStateError:
-        pass
+RETRY_FIRST, RETRY_MAX = 0.1, 5.0
+"""Seconds before an address is consumed from again that was refused or taken away: at first, and at the most."""
+BIND_INTERVAL = 10.0
+"""Seconds after which queues are bound again: somebody may have deleted a binding or an exchange."""
+BIND_TIMEOUT = 5.0
+"""Seconds that this may take: a node of a cluster that is cut off from the others cannot do it."""
 
 
 class _Incoming(Delivery):
@@ -58,10 +47,10 @@ class _Incoming(Delivery):
 
 
 class _Epoch(Channel):
-    """A consumer's channel on one connection. After a reconnect there is another: deliveries know theirs."""
+    """The channel of one address on one connection. After a reconnect there is another: deliveries know theirs."""
 
-    def __init__(self, consumer: Consumer, link: Link) -> None:
-        self._consumer = consumer
+    def __init__(self, source: _Source, link: Link) -> None:
+        self._source = source
         self._link = link
         self._lock = threading.Lock()
         self._alive = True
@@ -85,16 +74,16 @@ class _Epoch(Channel):
         self._link.flush()
         return True
 
-    def on_content(self, ids: bytes, method: Any, header: frames.ContentHeader, body: bytes) -> None:
-        consumer = self._consumer
-        address = consumer.addresses[int(method.consumer)]
+    def on_content(self, ids: bytes, method: frames.Deliver, header: frames.ContentHeader, body: bytes) -> None:
+        source = self._source
         message = Message(body, header.content_type, header.message_id)
-        if consumer.auto_accept:
+        if source.auto_accept:
             self._last_tag = method.tag
         else:
             self._unsettled.add(method.tag)
-        attempts = (header.delivery_count or 0) if consumer.counts[int(method.consumer)] else None
-        consumer.on_delivery(_Incoming(address, message, method.redelivered, attempts, self, method.tag))
+        # RabbitMQ leaves the count out at the first delivery.
+        attempts = (header.delivery_count or 0) if source.counts else None
+        source.on_delivery(_Incoming(source.address, message, method.redelivered, attempts, self, method.tag))
 
     def on_batch_end(self) -> None:
         if self._last_tag and self._alive:
@@ -103,26 +92,26 @@ class _Epoch(Channel):
 
     def on_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
         if ids == frames.BASIC_CONSUME_OK:
-            self._consumer.consuming()
+            self._source.on_consuming()
         elif ids == frames.BASIC_CANCEL_OK:
-            self._consumer.cancelled()
+            self._source.on_cancelled()
         elif ids == frames.BASIC_CANCEL and self._alive:
             # RabbitMQ takes the queue away: it was deleted, or its node went down.
             self.end(frames.channel_close(self.number))
-            self._consumer.lost("its queue was deleted")
+            self._source.lost("RabbitMQ has ended it: the queue was deleted, or its consumer_timeout has passed")
         elif ids == frames.CHANNEL_CLOSE:
             code, text = frames.read_close(buffer, at, end)
             self.end(frames.method(self.number, frames.CHANNEL_CLOSE_OK))
             self._link.remove(self)
-            self._consumer.refused(code, text)
+            self._source.refused(code, text)
         elif ids == frames.CHANNEL_CLOSE_OK:
             self._link.remove(self)
             self.end()
-            self._consumer.closed(self)
+            self._source.closed(self)
 
     def on_down(self, error: TransportUnavailable) -> None:
         self.end()
-        self._consumer.closed(self)
+        self._source.closed(self)
 
     def end(self, last_words: bytes = b"") -> None:
         """No delivery of this channel can be settled any more: RabbitMQ does not forgive a frame on a closed one."""
@@ -133,13 +122,162 @@ class _Epoch(Channel):
         self._link.flush()
 
 
+class _Source:
+    """One address of a consumer: how it is declared and consumed from, and how it comes back. On the loop's thread.
+
+    It has a channel of its own, so that what RabbitMQ refuses for this address takes no other along.
+
+    Attributes:
+        address: the address.
+        queue: its queue.
+        consuming: it is consumed from at present.
+        waits_since: when its declaration was sent, in seconds of `time.monotonic`, while that is not answered; or None.
+        gone: done when it is closed.
+    """
+
+    def __init__(self, consumer: Consumer, link: Link, timer: Timer, address: Address, queue: Queue) -> None:
+        self.address = address
+        self.queue = queue
+        self.counts = queue.is_quorum
+        self.auto_accept = consumer.auto_accept
+        self.on_delivery = consumer.on_delivery
+        self.consuming = False
+        self.waits_since: float | None = None
+        self.gone: Future[None] = Future()
+        self._consumer = consumer
+        self._link = link
+        self._timer = timer
+        self._epoch: _Epoch | None = None
+        self._delay = RETRY_FIRST
+        self._refusal: str | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it is not consumed from though the connection lives, or None."""
+        since = self.waits_since
+        if self._refusal is None and since is not None and (waits := time.monotonic() - since) > questions.LOOK_TIMEOUT:
+            text = (
+                f"{self._consumer.name()} has not declared queue {self.queue.name!r} of {self.address} in {waits:.0f} s"
+            )
+            return text if self.queue.is_quorum else f"{text}; perhaps {questions.NODE_HINT}"
+        return self._refusal
+
+    def start(self) -> None:
+        """The connection is open: declare and consume."""
+        if self._consumer.is_ending or not self._link.up or self._epoch is not None:
+            return
+        self.consuming = False
+        self.waits_since = time.monotonic()
+        self._epoch = _Epoch(self, self._link)
+        self._epoch.open(self._declarations)
+
+    def _declarations(self, channel: int) -> bytes:
+        parts = [frames.channel_open(channel)]
+        if self._consumer.prefetch:
+            parts.append(frames.basic_qos(channel, self._consumer.prefetch))
+        queue = self.queue
+        if queue.exchange.name:
+            parts.append(questions.exchange_declare(channel, queue.exchange))
+        parts += [questions.queue_declare(channel, queue), questions.bind(channel, queue)]
+        if queue.pools is not None:
+            parts.append(questions.exchange_declare(channel, queue.pools))
+        # A connection that broke unnoticed at the other end goes on consuming there, and would take from this one
+        # what is meant for it alone. RabbitMQ serves the higher priority first: the younger connection's.
+        priority = int(time.time()) - 1_700_000_000 if queue.own or self.address.kind == "server" else 0
+        parts.append(frames.basic_consume(channel, queue.name, "0", priority))
+        return b"".join(parts)
+
+    def on_consuming(self) -> None:
+        if self._refusal is not None:
+            LOG.warning("%s is consumed from again", self.address)
+        self.consuming = True
+        self.waits_since = self._refusal = None
+        self._delay = RETRY_FIRST
+        self._consumer.on_consuming()
+
+    def refused(self, code: int, text: str) -> None:
+        """RabbitMQ closed the channel."""
+        name = self._consumer.name()
+        reason = f"{name} refuses {self.address}, queue {self.queue.name!r}: {explain(code, text)}"
+        if may_heal(code, text) or self._consumer.ready.done():
+            self.lost(reason)
+        else:
+            self._consumer.hopeless(TransportUnavailable(reason))
+            self.closed(self._epoch)
+
+    def lost(self, reason: str) -> None:
+        """Not consuming any more, though the connection lives: come back in a moment."""
+        epoch = self._epoch
+        if self._consumer.is_ending:
+            self.closed(epoch)
+            return
+        level = logging.DEBUG if self._refusal == reason else logging.ERROR
+        LOG.log(level, "%s: %s; next try in %g s", self.address, reason, self._delay)
+        self.closed(epoch)
+        self._refusal = reason
+        self._timer.call_later(self._delay, self._link.on_loop(self.start))
+        self._delay = min(2 * self._delay, RETRY_MAX)
+
+    def bind_again(self) -> None:
+        """Mend what somebody may have deleted while we consume: the exchange or the binding."""
+        queue = self.queue
+        if self.consuming and queue.key is not None:
+            ask = partial(questions.look_and_bind, queue=queue)
+            on_answer = partial(self._on_bound, self._epoch)
+            Question(self._link, self._timer, ask, frames.QUEUE_BIND_OK, on_answer, BIND_TIMEOUT).start()
+
+    def _on_bound(self, epoch: _Epoch | None, answer: Answer) -> None:
+        if answer.code == questions.SILENT and self._epoch is epoch and self.queue.is_quorum:
+            self._link.move(f"{self._consumer.name()} has not answered for {BIND_TIMEOUT:g} s")
+        elif answer.code > 0 and answer.code != questions.NOT_FOUND:
+            why = explain(answer.code, answer.text)
+            LOG.warning("%s: whether its queue is bound cannot be known: %s", self.address, why)
+
+    def cancel(self) -> bool:
+        """Ask for no more deliveries. False: there is nobody to ask, and none will come."""
+        if self._epoch is None or not self._link.up:
+            return False
+        self._link.write(frames.basic_cancel(self._epoch.number, "0"))
+        return True
+
+    def on_cancelled(self) -> None:
+        self._consumer.on_cancelled(self)
+
+    def close(self) -> None:
+        """Delete what is this process's own, and close the channel: RabbitMQ takes back what was not settled."""
+        if not self._link.up or (self._epoch is None and not self.queue.own):
+            self.closed(self._epoch)
+            return
+        if self._epoch is None:
+            self._epoch = _Epoch(self, self._link)
+            self._epoch.open(frames.channel_open)
+        number = self._epoch.number
+        deletion = frames.queue_delete(number, self.queue.name) if self.queue.own else b""
+        self._epoch.end(deletion + frames.channel_close(number))
+
+    def closed(self, epoch: _Epoch | None) -> None:
+        """A channel, or its connection, is gone."""
+        if epoch is not self._epoch:
+            return  # There is a younger one by now.
+        self.consuming = False
+        self.waits_since = None
+        self._epoch = None
+        if self._consumer.is_ending:
+            self._consumer.on_cancelled(self)
+            finish(self.gone, None)
+            self._consumer.on_closed()
+
+
 class Consumer:
     """A subscription or an inbox over all its connections.
 
     Attributes:
-        addresses: what it consumes from; the consumer tag of each is its place here.
+        addresses: what it consumes from.
         ready: see the contract.
         gone: done when it is closed.
+        prefetch: of the subscription; 0 for an inbox: what was handed over is accepted.
+        auto_accept: it is an inbox.
+        name: names the message system.
     """
 
     def __init__(
@@ -154,146 +292,95 @@ class Consumer:
         unique: str,
         on_ready: Callable[[], None],
     ) -> None:
-        """Prefetch 0 makes it an inbox: what was handed over is accepted.
+        """Make one; `start` begins to consume.
 
         Raises:
             InvalidTarget: an address has no name in RabbitMQ.
         """
         self.addresses = tuple(addresses)
         self.on_delivery = on_delivery
+        self.prefetch = prefetch
         self.auto_accept = prefetch == 0
+        self.name = name
         self.ready: Future[None] = Future()
         self.gone: Future[None] = Future()
         self._stopped: Future[None] | None = None
         self._link = link
-        self._timer = timer
-        self._name = name
-        self._prefetch = prefetch
-        self._queues: list[Queue] = [topology.queue(address, unique) for address in addresses]
-        # RabbitMQ leaves the count out at the first delivery.
-        self.counts = [queue.arguments.get("x-queue-type") == "quorum" for queue in self._queues]
         self._on_ready = on_ready
-        self._epoch: _Epoch | None = None
-        self._consuming = 0
-        self._to_cancel = 0
+        self._uncancelled: set[_Source] | None = None
+        self._bound_at = time.monotonic()
+        self._sources = [_Source(self, link, timer, at, topology.queue(at, unique)) for at in self.addresses]
 
     # On the loop's thread
 
     @property
     def is_consuming(self) -> bool:
         """Whether all addresses are consumed from at present."""
-        return self._consuming == len(self.addresses)
+        return all(source.consuming for source in self._sources)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it was stopped or closed."""
+        return self._stopped is not None or self.gone.done()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why one of its addresses is not consumed from, or None."""
+        return next((source.trouble for source in self._sources if source.trouble is not None), None)
+
+    @property
+    def waits_since(self) -> float | None:
+        """When the oldest declaration of a queue of several nodes was sent that is not answered yet, or None."""
+        return min((s.waits_since for s in self._sources if s.waits_since and s.queue.is_quorum), default=None)
 
     def start(self) -> None:
         """The connection is open: declare and consume."""
-        if self._stopped is not None or self.gone.done():
-            return
-        self._consuming = 0
-        self._epoch = _Epoch(self, self._link)
-        self._epoch.open(self._declarations)
+        self._bound_at = time.monotonic()
+        for source in self._sources:
+            source.start()
 
-    def _declarations(self, channel: int) -> bytes:
-        parts = [frames.channel_open(channel)]
-        if self._prefetch:
-            parts.append(frames.basic_qos(channel, self._prefetch))
-        for queue in self._queues:
-            exchange = queue.exchange
-            if exchange.name:
-                parts.append(
-                    frames.exchange_declare(
-                        channel,
-                        exchange.name,
-                        exchange.kind,
-                        durable=exchange.durable,
-                        auto_delete=exchange.auto_delete,
-                    )
-                )
-            parts.append(frames.queue_declare(channel, queue.name, durable=queue.durable, arguments=queue.arguments))
-            if queue.key is not None:
-                parts.append(frames.queue_bind(channel, queue.name, exchange.name, queue.key))
-        for at, (address, queue) in enumerate(zip(self.addresses, self._queues, strict=True)):
-            # A connection that broke unnoticed at the other end goes on consuming there, and would take from this one
-            # what is meant for it alone. RabbitMQ serves the higher priority first: the younger connection's.
-            priority = int(time.time()) - 1_700_000_000 if queue.own or address.kind == "server" else 0
-            parts.append(frames.basic_consume(channel, queue.name, str(at), priority))
-        return b"".join(parts)
+    def on_tick(self, now: float) -> None:
+        """Another second has passed."""
+        if now - self._bound_at >= BIND_INTERVAL and not self.is_ending:
+            self._bound_at = now
+            for source in self._sources:
+                source.bind_again()
 
-    def consuming(self) -> None:
+    def on_consuming(self) -> None:
         """One of the addresses is being consumed from."""
-        self._consuming += 1
         if self.is_consuming:
             finish(self.ready, None)
             self._on_ready()
 
-    def refused(self, code: int, text: str) -> None:
-        """RabbitMQ closed the channel."""
-        reason = f"{self._name()} refuses {', '.join(map(str, self.addresses))}: {explain(code, text)}"
-        if self.ready.done() and self.ready.exception() is None:
-            self.lost(reason)
-        else:
-            fail(self.ready, TransportUnavailable(reason))
-            self.closed(self._epoch)
-
-    def lost(self, reason: str) -> None:
-        """Not consuming any more, though the connection lives: come back in a moment."""
-        if self._stopped is not None or self.gone.done():
-            self.closed(self._epoch)
-            return
-        LOG.error(
-            "%s: %s; it is declared again in %g s", ", ".join(map(str, self.addresses)), reason, RESUBSCRIBE_DELAY
-        )
-        self._consuming = 0
-        self._epoch = None
-        self._timer.call_later(RESUBSCRIBE_DELAY, self._link.on_loop(self._start_again))
-
-    def _start_again(self) -> None:
-        if self._link.up and self._epoch is None:
-            self.start()
-
     def stop(self) -> None:
-        """Begin to cancel; `stopped` is done at the end."""
+        """Begin to cancel; the future of `stopping` is done at the end."""
         assert self._stopped is not None
-        if self._epoch is None or not self._link.up:
+        self._uncancelled = {source for source in self._sources if source.cancel()}
+        if not self._uncancelled:
             finish(self._stopped, None)
-            return
-        self._to_cancel = len(self.addresses)
-        for at in range(len(self.addresses)):
-            self._link.write(frames.basic_cancel(self._epoch.number, str(at)))
 
-    def cancelled(self) -> None:
+    def on_cancelled(self, source: _Source) -> None:
         """RabbitMQ delivers no more from one of the addresses."""
-        self._to_cancel -= 1
-        if self._to_cancel <= 0 and self._stopped is not None:
-            finish(self._stopped, None)
+        if self._uncancelled is not None and self._stopped is not None:
+            self._uncancelled.discard(source)
+            if not self._uncancelled:
+                finish(self._stopped, None)
 
     def close(self) -> bool:
-        """Delete what is this process's own, and close the channel: RabbitMQ takes back what was not settled.
+        """Delete what is this process's own, and close the channels: RabbitMQ takes back what was not settled.
 
         Returns:
             False where the connection is away for the moment: then it is to be called again when that is back.
         """
-        own = [queue for queue in self._queues if queue.own]
-        if not self._link.up:
-            if own and self._link.generation:
-                return False
-            self.closed(self._epoch)
-            finish(self.gone, None)
-            return True
-        if self._epoch is None:
-            self._epoch = _Epoch(self, self._link)
-            self._epoch.open(frames.channel_open)
-        number = self._epoch.number
-        deletions = [frames.queue_delete(number, queue.name) for queue in own]
-        self._epoch.end(b"".join([*deletions, frames.channel_close(number)]))
+        if not self._link.up and self._link.generation and any(source.queue.own for source in self._sources):
+            return False
+        for source in self._sources:
+            source.close()
         return True
 
-    def closed(self, epoch: _Epoch | None) -> None:
-        """A channel, or its connection, is gone."""
-        if epoch is not self._epoch:
-            return  # There is a younger one by now.
-        self._consuming = 0
-        self._epoch = None
-        if self._stopped is not None:
+    def on_closed(self) -> None:
+        """One of the addresses is closed."""
+        if self._stopped is not None and all(source.gone.done() for source in self._sources):
             finish(self._stopped, None)
             finish(self.gone, None)
 
@@ -305,7 +392,7 @@ class Consumer:
         finish(self.gone, None)
 
     def hopeless(self, error: MessagingException) -> None:
-        """There will be no connection: nobody has to wait for one."""
+        """There will be no connection, or RabbitMQ refuses for good: nobody has to wait."""
         fail(self.ready, error)
 
     def stopping(self) -> tuple[Future[None], bool]:
@@ -314,50 +401,3 @@ class Consumer:
         if self._stopped is None:
             self._stopped = Future()
         return self._stopped, first
-
-
-def explain(code: int, text: str) -> str:
-    """What RabbitMQ says where it closes a channel, and what to do about it."""
-    hint = {
-        403: " - check the user's rights: rabbitmqctl list_permissions",
-        406: " - it exists with other properties: delete it, or set the options as they were when it was made",
-    }.get(code, "")
-    if "delivery acknowledgement" in text:
-        hint = " - a request ran for longer than RabbitMQ's consumer_timeout: raise that"
-    return f"{code} {text}{hint}"
-
-
-class Inspection(Channel):
-    """A look at one queue, on a channel of its own: that a queue does not exist closes the channel."""
-
-    def __init__(self, link: Link, queue: str, found: Future[Depth], name: str) -> None:
-        self._link = link
-        self._queue = queue
-        self._found = found
-        self._name = name
-
-    def start(self) -> None:
-        """Ask. On the loop's thread."""
-        if not self._link.up:
-            fail(self._found, self._link.error or TransportUnavailable(f"{self._name} is not connected"))
-            return
-        self._link.add(self)
-        ask = frames.queue_declare(self.number, self._queue, passive=True)
-        self._link.write(frames.channel_open(self.number) + ask)
-
-    def on_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
-        if ids == frames.QUEUE_DECLARE_OK:
-            messages, consumers = frames.read_declare_ok(buffer, at)
-            self._link.write(frames.channel_close(self.number))
-            finish(self._found, Depth(consumers, messages))
-        elif ids == frames.CHANNEL_CLOSE:
-            code, text = frames.read_close(buffer, at, end)
-            self._link.write(frames.method(self.number, frames.CHANNEL_CLOSE_OK))
-            self._link.remove(self)
-            known = MessageUndeliverable if code == NOT_FOUND else TransportUnavailable
-            fail(self._found, known(f"{self._name}: {explain(code, text)}"))
-        elif ids == frames.CHANNEL_CLOSE_OK:
-            self._link.remove(self)
-
-    def on_down(self, error: TransportUnavailable) -> None:
-        fail(self._found, error)

@@ -61,8 +61,10 @@ def connection_close() -> bytes:
     return method(0, CONNECTION_CLOSE, dumps("BsBB", (200, "done", 0, 0)))
 
 
-def exchange_declare(channel: int, name: str, kind: str, *, durable: bool, auto_delete: bool) -> bytes:
-    values: tuple[Any, ...] = (0, name, kind, False, durable, auto_delete, False, False, {})
+def exchange_declare(
+    channel: int, name: str, kind: str, *, passive: bool = False, durable: bool = False, auto_delete: bool = False
+) -> bytes:
+    values: tuple[Any, ...] = (0, name, kind, passive, durable, auto_delete, False, False, {})
     return method(channel, EXCHANGE_DECLARE, dumps("BssbbbbbF", values))
 
 

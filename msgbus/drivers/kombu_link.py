@@ -32,6 +32,10 @@ LOG = get_logger(__name__)
 
 READ_SIZE = 1 << 16
 """Bytes; above 128 KiB the C library would map and unmap memory for every read."""
+STALLED = 5.0
+"""Seconds for which RabbitMQ may confirm nothing, or not declare a queue, before the next host is tried."""
+MAX_CHANNELS = 2000
+"""Channels of one connection at the most; RabbitMQ's own limit is 2047 by default."""
 BACKOFF_MAX = 5.0
 """Seconds between two tries to connect, at the most."""
 
@@ -61,9 +65,6 @@ class Channel:
 
     def on_batch_end(self) -> None:
         """All that could be read at once has been handed over."""
-
-    def on_tick(self) -> None:
-        """Another second has passed."""
 
     def on_down(self, error: TransportUnavailable) -> None:
         """The connection is gone."""
@@ -116,6 +117,7 @@ class Link:
         on_up: Callable[[], None],
         on_down: Callable[[TransportUnavailable], None],
         on_blocked: Callable[[str | None], None],
+        on_tick: Callable[[float], None],
     ) -> None:
         """Make a link that is not opened yet.
 
@@ -129,6 +131,7 @@ class Link:
             on_up: called on the loop's thread when the connection is open.
             on_down: called there when it breaks, and when it cannot be opened for good.
             on_blocked: called there when `blocked` changes.
+            on_tick: called there once a second while it is up, with the time of `time.monotonic`.
         """
         self.up = False
         self.up_since = 0.0
@@ -147,6 +150,7 @@ class Link:
         self._on_up = on_up
         self._on_down = on_down
         self._on_blocked = on_blocked
+        self._on_tick = on_tick
         self._tries = 0
         self.attempt = 0
         self._opening = False
@@ -257,10 +261,11 @@ class Link:
         self._loop.watch(self._fd, self)
         self._on_up()
 
-    def _fall(self, reason: str) -> None:
-        """The connection is gone: tell everybody, and come back."""
+    def _fall(self, reason: str, next_try: int = 0) -> None:
+        """The connection is gone: tell everybody, and come back, first to the host of the try `next_try`."""
         if not self.up:
             return
+        self._tries = next_try
         # Before it is down: who finds it down begins to connect unless that has been begun.
         self._opening = not self._closed
         error = TransportUnavailable(reason, maybe_delivered=True)
@@ -275,6 +280,15 @@ class Link:
         self._on_down(error)
         # All clients of a broker lose it at the same moment; they need not all come back at the same one.
         self._timer.call_later(random.uniform(0.0, 0.5), self._start_connecting)
+
+    def move(self, reason: str) -> None:
+        """Give up a connection that lives but does not do what it should, for that to the next host.
+
+        A node of a cluster that is cut off from the others keeps its connections, and can do nothing for them. Where
+        there is only one host, nothing changes. On the loop's thread.
+        """
+        if self._hosts > 1 and self.up:
+            self._fall(f"{reason}; the next host is tried", self.attempt + 1)
 
     def _let_go(self) -> None:
         self.up = False
@@ -485,8 +499,7 @@ class Link:
             if silent >= 2 * self._heartbeat:
                 self._fall(self._why(TimeoutError(f"no heartbeat of RabbitMQ for {silent:.0f} s")))
                 return
-        for channel in list(self._channels.values()):
-            channel.on_tick()
+        self._on_tick(now)
 
     # Channels
 
@@ -495,11 +508,17 @@ class Link:
         return lambda: self._loop.call(func)
 
     def add(self, channel: Channel) -> None:
-        """Give a channel its number. It opens the channel itself. On the loop's thread."""
+        """Give a channel its number. It opens the channel itself. On the loop's thread.
+
+        Raises:
+            TransportUnavailable: there are too many channels already.
+        """
+        if len(self._channels) >= MAX_CHANNELS:
+            raise TransportUnavailable(f"{MAX_CHANNELS} channels are open on the {self._purpose} connection")
         while self._next_channel in self._channels:
-            self._next_channel = self._next_channel % 2000 + 1
+            self._next_channel = self._next_channel % MAX_CHANNELS + 1
         channel.number = self._next_channel
-        self._next_channel = self._next_channel % 2000 + 1
+        self._next_channel = self._next_channel % MAX_CHANNELS + 1
         self._channels[channel.number] = channel
 
     def remove(self, channel: Channel) -> None:

@@ -11,6 +11,9 @@ by slashes, and a slash within a part is escaped, so that no two addresses share
     dead letters of foo        msgbus/foo/!dead               (default exchange)
     inbox                      reply_<id>                     (default exchange)
 
+With quorum queues, who reads from a pool also declares an exchange ``msgbus/foo/!pools``, through which nothing is
+sent: it tells senders that what they send to foo goes to more than one queue.
+
 ``oslo``: the names and arguments of a stock oslo.messaging, so that its services and ours can call each other.
 """
 
@@ -44,6 +47,7 @@ class Queue(NamedTuple):
     Attributes:
         key: with which it is bound to the exchange; None: it is not bound.
         own: it belongs to one process and is deleted when that lets go of it.
+        pools: of a pool's queue, the exchange that tells senders that the topic has pools; else None.
     """
 
     name: str
@@ -52,6 +56,12 @@ class Queue(NamedTuple):
     durable: bool
     arguments: dict[str, Any]
     own: bool
+    pools: Exchange | None = None
+
+    @property
+    def is_quorum(self) -> bool:
+        """Whether RabbitMQ keeps it on several nodes."""
+        return self.arguments.get("x-queue-type") == "quorum"
 
 
 class Route(NamedTuple):
@@ -59,11 +69,15 @@ class Route(NamedTuple):
 
     Attributes:
         queue: to be declared by the sender, since it has to be there before anybody listens; or None.
+        home: the queue of the address, where the sender knows its name.
+        pools: the exchange that exists where the topic has pools, so that a message goes to other queues too.
     """
 
     exchange: Exchange
     key: str
     queue: Queue | None = None
+    home: Queue | None = None
+    pools: Exchange | None = None
 
 
 _NO_LIMIT = 2**31 - 1
@@ -87,12 +101,15 @@ class NativeTopology:
         Raises:
             InvalidTarget: the name is too long for RabbitMQ.
         """
+        if address.kind == "fanout":
+            return Route(_exchange(address), _key(address))
+        home = self.queue(address, "")
         if address.kind == "inbox":
-            return Route(DEFAULT_EXCHANGE, _checked(address.name, address))
+            return Route(DEFAULT_EXCHANGE, _checked(address.name, address), home=home)
         if address.kind == "dead":
-            return Route(DEFAULT_EXCHANGE, _dead(address), self.queue(address, ""))
-        queue = self.queue(address, "") if address.kind == "stored" else None
-        return Route(_exchange(address), _key(address), queue)
+            return Route(DEFAULT_EXCHANGE, _dead(address), home, home)
+        pools = None if address.kind == "server" else _pools(address)
+        return Route(_exchange(address), _key(address), home if address.kind == "stored" else None, home, pools)
 
     def queue(self, address: Address, unique: str) -> Queue:
         """The queue that is consumed from; `unique` tells apart those that belong to one process.
@@ -101,23 +118,26 @@ class NativeTopology:
             InvalidTarget: the name is too long for RabbitMQ.
         """
         parts = [_escape(address.exchange), _escape(address.topic)]
+        transient = {**self._kept, **_expires(TRANSIENT_EXPIRES)}
         if address.kind == "inbox":
-            return Queue(address.name, DEFAULT_EXCHANGE, None, True, _expires(TRANSIENT_EXPIRES), True)
+            return Queue(address.name, DEFAULT_EXCHANGE, None, True, transient, True)
+        pools = None
         if address.kind == "fanout":
             parts += ["!fanout", f"{_escape(address.server)}.{unique}"]
-            arguments = _expires(TRANSIENT_EXPIRES)
+            arguments = transient
         elif address.kind == "server":
             parts.append(_escape(address.server))
             arguments = {**self._kept, **self._server_expires}
         elif address.kind == "pool":
             parts += ["!pool", _escape(address.name)]
             arguments = {**self._kept, **self._queue_expires}
+            pools = _pools(address) if self._kept else None
         elif address.kind == "dead":
             return Queue(_dead(address), DEFAULT_EXCHANGE, None, True, dict(self._kept), False)
         else:
             arguments = {**self._kept, **self._queue_expires}
         name = _checked("/".join(parts), address)
-        return Queue(name, _exchange(address), _key(address), True, arguments, address.kind == "fanout")
+        return Queue(name, _exchange(address), _key(address), True, arguments, address.kind == "fanout", pools)
 
 
 class OsloTopology:
@@ -131,12 +151,14 @@ class OsloTopology:
 
     def route(self, address: Address) -> Route:
         """As of `NativeTopology`."""
-        if address.kind in ("inbox", "dead"):
+        if address.kind == "dead":
             return self._native.route(address)
+        if address.kind == "inbox":
+            return Route(DEFAULT_EXCHANGE, _checked(address.name, address), home=self.queue(address, ""))
         if address.kind == "fanout":
             return Route(_oslo_fanout(address), "")
-        queue = self.queue(address, "") if address.kind == "stored" else None
-        return Route(_oslo_exchange(address), _oslo_key(address), queue)
+        home = self.queue(address, "")
+        return Route(_oslo_exchange(address), _oslo_key(address), home if address.kind == "stored" else None, home)
 
     def queue(self, address: Address, unique: str) -> Queue:
         """As of `NativeTopology`."""
@@ -171,6 +193,13 @@ def _checked(name: str, address: Address) -> str:
 
 def _dead(address: Address) -> str:
     return _checked(f"{_escape(address.exchange)}/{_escape(address.topic)}/!dead", address)
+
+
+def _pools(address: Address) -> Exchange | None:
+    name = f"{_escape(address.exchange)}/{_escape(address.topic)}/!pools"
+    if len(name.encode()) > MAX_NAME:
+        return None  # Then the name of a pool's queue is too long as well: there are none.
+    return Exchange(name, "fanout", durable=True, auto_delete=False)
 
 
 def _exchange(address: Address) -> Exchange:

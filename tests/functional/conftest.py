@@ -9,13 +9,14 @@ from typing import NoReturn, TypeVar
 
 import pytest
 
+from tests.functional.brokers.cluster import Cluster
 from tests.functional.brokers.nats import Nats
 from tests.functional.brokers.processes import BrokerMissing
 from tests.functional.brokers.qpid import Qpid
 from tests.functional.brokers.rabbitmq import RabbitMQ
 from tests.functional.brokers.redis import Redis
 
-Broker = TypeVar("Broker", RabbitMQ, Qpid, Redis, Nats)
+Broker = TypeVar("Broker", RabbitMQ, Cluster, Qpid, Redis, Nats)
 
 
 def skip_or_fail(what: str) -> NoReturn:
@@ -70,6 +71,18 @@ def rabbitmq(request: pytest.FixtureRequest) -> RabbitMQ:
     if not node.alive():  # an earlier test failed half-way
         node.start()
     return node
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_cluster_310(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three nodes of RabbitMQ 3.10, running; a test that disturbs them calls `restore` when it begins."""
+    yield from _running(lambda: Cluster("3.10", tmp_path_factory.mktemp("cluster-3.10")))
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_cluster_43(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three nodes of RabbitMQ 4.3, likewise."""
+    yield from _running(lambda: Cluster("4.3", tmp_path_factory.mktemp("cluster-4.3")))
 
 
 @pytest.fixture(scope="session")

@@ -40,8 +40,10 @@ class RabbitMQ(Console):
 
     ``version`` is "3.10" or "4.3". ``base`` is a folder that belongs to this node alone; it is made if need be.
     ``tls`` is a folder with ca.pem, server.pem and server.key: with it the node also listens for TLS. ``config`` are
-    more lines of rabbitmq.conf, key -> value, and wins over what is set here. Raises ``BrokerMissing`` if this machine
-    does not have that version. Ports stay the same over restarts, data until ``close()``.
+    more lines of rabbitmq.conf, key -> value, and wins over what is set here. Nodes of a cluster have different names
+    ``node``, the same ``cookie``, and the port of an epmd that runs for all of them; ``erl`` are more words for Erlang.
+    Raises ``BrokerMissing`` if this machine does not have that version. Ports stay the same over restarts, data until
+    ``close()``.
     """
 
     def __init__(
@@ -51,14 +53,21 @@ class RabbitMQ(Console):
         *,
         tls: pathlib.Path | None = None,
         config: dict[str, str] | None = None,
+        node: str = "rabbit",
+        cookie: str | None = None,
+        epmd_port: int | None = None,
+        erl: str = "",
     ) -> None:
         self.version = version
         self.base = base
-        self._root, self._sbin = _find(version)
+        self.node_name = f"{node}@localhost"
+        self._root, self._sbin = find(version)
         # What the node calls its base folder: in the tree it is shown as /mnt.
         self._inside = base if self._root is None else pathlib.Path("/mnt")
-        self.port, self.tls_port, self._dist, self._epmd, console_port = free_ports(5)
-        self._secret = secrets.token_hex(16)
+        self.port, self.tls_port, self._dist, own_epmd, console_port = free_ports(5)
+        self._epmd = own_epmd if epmd_port is None else epmd_port
+        self._erl = erl
+        self._secret = cookie or secrets.token_hex(16)
         super().__init__(console_port, self._secret)
         self._tls = tls is not None
         self._tree: ProcessTree | None = None
@@ -100,7 +109,7 @@ class RabbitMQ(Console):
         # The last of these keeps the counts of a quorum queue half a second old at most; the default is five seconds.
         erl = (
             f'+S 2:2 +sbwt none -kernel inet_dist_use_interface {{127,0,0,1}} -eval file:eval("{inside}/console.erl") '
-            "-rabbit quorum_tick_interval 500"
+            f"-rabbit quorum_tick_interval 500 {self._erl}"
         )
         return {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -110,7 +119,7 @@ class RabbitMQ(Console):
             "ERL_INETRC": f"{inside}/inetrc",
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_EPMD_PORT": str(self._epmd),
-            "RABBITMQ_NODENAME": "rabbit@localhost",
+            "RABBITMQ_NODENAME": self.node_name,
             "RABBITMQ_DIST_PORT": str(self._dist),
             "RABBITMQ_CONF_ENV_FILE": f"{inside}/no-such-file",
             "RABBITMQ_CONFIG_FILE": f"{inside}/rabbitmq.conf",
@@ -244,7 +253,7 @@ class RabbitMQ(Console):
         return "\n".join(found)
 
 
-def _find(version: str) -> tuple[pathlib.Path | None, pathlib.Path]:
+def find(version: str) -> tuple[pathlib.Path | None, pathlib.Path]:
     """The root folder of the tree (None: the machine's own) and the folder of the server's commands in it."""
     root = None
     if version == "4.3":

@@ -1,0 +1,242 @@
+"""Questions that the kombu driver asks RabbitMQ, each on a channel of its own: a refusal closes the channel."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from functools import partial
+from typing import Any, NamedTuple
+
+from msgbus.drivers import kombu_frames as frames
+from msgbus.drivers.base import Depth
+from msgbus.drivers.kombu_link import Channel, Link
+from msgbus.drivers.kombu_topology import Exchange, Queue, Route
+from msgbus.exceptions import MessageUndeliverable, TransportUnavailable
+from msgbus.timer import Timer
+
+NOT_FOUND = 404
+"""RabbitMQ's code for a queue or exchange that does not exist, or that its node does not let anybody see."""
+GONE = -1
+"""The connection broke before the answer came."""
+SILENT = -2
+"""No answer came in time."""
+LOOK_TIMEOUT = 2.0
+"""Seconds that a look at a queue may take. RabbitMQ 4 looks for a minute for a queue whose node is down."""
+
+
+NODE_HINT = (
+    "it is a classic queue, which one node keeps, and that node is away: start the node (rabbitmqctl list_queues "
+    "--offline), or delete the queue and what is in it; with quorum_queues = true queues outlive the loss of a node"
+)
+
+
+class Answer(NamedTuple):
+    """What came back.
+
+    Attributes:
+        code: 0 where all was done; `GONE`; `SILENT`; or the code with which RabbitMQ refuses.
+        text: why not, in RabbitMQ's words.
+        depth: what a queue.declare among the questions told.
+    """
+
+    code: int
+    text: str = ""
+    depth: Depth | None = None
+
+    @property
+    def node_is_down(self) -> bool:
+        """Whether a queue is kept by a node that cannot be reached, as far as that can be known."""
+        return self.code == SILENT or (self.code == NOT_FOUND and is_node_down(self.text))
+
+
+class Question(Channel):
+    """Asks once. `on_answer` is called once, on the loop's thread."""
+
+    def __init__(
+        self,
+        link: Link,
+        timer: Timer,
+        ask: Callable[[int], bytes],
+        last: bytes,
+        on_answer: Callable[[Answer], None],
+        timeout: float | None = LOOK_TIMEOUT,
+    ) -> None:
+        """Keep what to ask.
+
+        Args:
+            link: the connection.
+            timer: what comes later.
+            ask: makes the frames for a channel of the number that it is given.
+            last: the method that answers the last of them.
+            on_answer: takes the answer.
+            timeout: seconds to wait for it, or None: for as long as the connection lives.
+        """
+        self._link = link
+        self._timer = timer
+        self._ask = ask
+        self._last = last
+        self._on_answer: Callable[[Answer], None] | None = on_answer
+        self._timeout = timeout
+        self._depth: Depth | None = None
+
+    def start(self) -> None:
+        """Ask. On the loop's thread."""
+        if not self._link.up:
+            self._answer(Answer(GONE, str(self._link.error or "not connected")))
+            return
+        try:
+            self._link.add(self)
+        except TransportUnavailable as exc:
+            self._answer(Answer(SILENT, str(exc)))
+            return
+        self._link.write(frames.channel_open(self.number) + self._ask(self.number))
+        if self._timeout is not None:
+            # The channel stays until RabbitMQ answers after all: its number cannot be used again before.
+            silent = partial(self._answer, Answer(SILENT, f"no answer within {self._timeout:g} s"))
+            self._timer.call_later(self._timeout, self._link.on_loop(silent))
+
+    def on_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
+        if ids == frames.QUEUE_DECLARE_OK:
+            messages, consumers = frames.read_declare_ok(buffer, at)
+            self._depth = Depth(consumers, messages)
+        if ids == self._last:
+            self._link.write(frames.channel_close(self.number))
+            self._answer(Answer(0, depth=self._depth))
+        elif ids == frames.CHANNEL_CLOSE:
+            code, text = frames.read_close(buffer, at, end)
+            self._link.write(frames.method(self.number, frames.CHANNEL_CLOSE_OK))
+            self._link.remove(self)
+            self._answer(Answer(code, text, self._depth))
+        elif ids == frames.CHANNEL_CLOSE_OK:
+            self._link.remove(self)
+
+    def on_down(self, error: TransportUnavailable) -> None:
+        self._answer(Answer(GONE, str(error)))
+
+    def _answer(self, answer: Answer) -> None:
+        on_answer, self._on_answer = self._on_answer, None
+        if on_answer is not None:
+            on_answer(answer)
+
+
+# What is asked
+
+
+def declare(channel: int, route: Route) -> bytes:
+    """Declare what a message needs."""
+    ask = exchange_declare(channel, route.exchange) if route.exchange.name else b""
+    return ask if route.queue is None else ask + queue_declare(channel, route.queue) + bind(channel, route.queue)
+
+
+def last_of_declare(route: Route) -> bytes:
+    """The method that answers the last frame of `declare`."""
+    if route.queue is None:
+        return frames.EXCHANGE_DECLARE_OK
+    return frames.QUEUE_DECLARE_OK if route.queue.key is None else frames.QUEUE_BIND_OK
+
+
+def exchange_declare(channel: int, exchange: Exchange) -> bytes:
+    """Declare an exchange."""
+    return frames.exchange_declare(
+        channel, exchange.name, exchange.kind, durable=exchange.durable, auto_delete=exchange.auto_delete
+    )
+
+
+def queue_declare(channel: int, queue: Queue) -> bytes:
+    """Declare a queue."""
+    return frames.queue_declare(channel, queue.name, durable=queue.durable, arguments=queue.arguments)
+
+
+def bind(channel: int, queue: Queue) -> bytes:
+    """Bind a queue to its exchange, where it has one."""
+    return b"" if queue.key is None else frames.queue_bind(channel, queue.name, queue.exchange.name, queue.key)
+
+
+def look(channel: int, queue: str) -> bytes:
+    """Ask how many messages and consumers a queue has, if it exists."""
+    return frames.queue_declare(channel, queue, passive=True)
+
+
+def look_and_bind(channel: int, queue: Queue) -> bytes:
+    """Bind a queue again if it exists."""
+    return look(channel, queue.name) + exchange_declare(channel, queue.exchange) + bind(channel, queue)
+
+
+def look_at_exchange(channel: int, exchange: Exchange) -> bytes:
+    """Ask whether an exchange exists."""
+    return frames.exchange_declare(channel, exchange.name, exchange.kind, passive=True)
+
+
+class Inspections:
+    """Looks at queues for the driver's `inspect`. All who ask for one queue at the same time share the answer."""
+
+    def __init__(self, link: Link, timer: Timer, name: Callable[[], str]) -> None:
+        self._link = link
+        self._timer = timer
+        self._name = name
+        self._asked: dict[str, list[Future[Depth]]] = {}
+        self.unfinished: weakref.WeakSet[Future[Depth]] = weakref.WeakSet()
+
+    def start(self, queue: str, found: Future[Depth]) -> None:
+        """Look at a queue. On the loop's thread."""
+        waiting = self._asked.setdefault(queue, [])
+        waiting.append(found)
+        if len(waiting) == 1:
+            ask = partial(look, queue=queue)
+            done = partial(self._on_answer, queue)
+            Question(self._link, self._timer, ask, frames.QUEUE_DECLARE_OK, done).start()
+
+    def _on_answer(self, queue: str, answer: Answer) -> None:
+        for found in self._asked.pop(queue, []):
+            if answer.depth is not None:
+                finish(found, answer.depth)
+            elif answer.code == NOT_FOUND and not answer.node_is_down:
+                fail(found, MessageUndeliverable(f"{self._name()}: {explain(answer.code, answer.text)}"))
+            elif answer.code == GONE:
+                fail(found, self._link.error or TransportUnavailable(f"{self._name()} is not connected"))
+            else:
+                why = answer.text if answer.code == SILENT else explain(answer.code, answer.text)
+                fail(found, TransportUnavailable(f"{self._name()}: queue {queue!r} cannot be looked at: {why}"))
+
+
+# Words
+
+
+def is_node_down(text: str) -> bool:
+    """Whether RabbitMQ says that a queue exists, and that it cannot reach the node that has it."""
+    return "home node" in text or "due to timeout" in text or "stopped by supervisor" in text
+
+
+def may_heal(code: int, text: str) -> bool:
+    """Whether the same question may be answered with yes later, though nobody changes a right or a queue."""
+    return is_node_down(text) or code in (311, 320, 405, 541)
+
+
+def explain(code: int, text: str) -> str:
+    """What RabbitMQ says where it closes a channel, and what to do about it."""
+    hint = {
+        403: " - check the user's rights: rabbitmqctl list_permissions",
+        406: " - it exists with other properties: delete it, or set the options as they were when it was made",
+    }.get(code, "")
+    if "delivery acknowledgement" in text:
+        hint = " - a request ran for longer than RabbitMQ's consumer_timeout: raise that"
+    if is_node_down(text):
+        hint = f" - {NODE_HINT}"
+    return f"{code} {text}{hint}" if code > 0 else text
+
+
+def fail(future: Future[Any], error: Exception) -> None:
+    """Fail a future that may be done already."""
+    try:
+        future.set_exception(error)
+    except InvalidStateError:
+        pass
+
+
+def finish(future: Future[Any], value: Any) -> None:
+    """Finish a future that may be done already."""
+    try:
+        future.set_result(value)
+    except InvalidStateError:
+        pass

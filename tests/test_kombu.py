@@ -1,0 +1,28 @@
+"""What the kombu driver declares of itself, without a RabbitMQ."""
+
+from __future__ import annotations
+
+import pytest
+
+from msgbus.drivers.base import Capability
+from tests.support import new_transport
+
+ALL = frozenset(Capability)
+HOSTS = "rabbit://a:pw@one:5672,a:pw@two:5672,a:pw@three:5672/"
+
+
+@pytest.mark.parametrize(
+    ("url", "lacking"),
+    [
+        ("rabbit://one/", {Capability.COUNTS}),
+        ("rabbit://one/?quorum_queues=true", set()),
+        (f"{HOSTS}?quorum_queues=true", set()),
+        (HOSTS, {Capability.COUNTS, Capability.INBOX_KEEPS}),
+        ("rabbit://one/?topology=oslo", {Capability.COUNTS, Capability.DURABLE}),
+        (f"{HOSTS}?topology=oslo", {Capability.COUNTS, Capability.DURABLE, Capability.INBOX_KEEPS}),
+        ("rabbit://one/?topology=oslo&quorum_queues=true", {Capability.COUNTS, Capability.DURABLE}),
+    ],
+)
+def test_capabilities(url: str, lacking: set[Capability]) -> None:
+    """Only quorum queues count deliveries, and are there on the next host; those of stock peers outlive no restart."""
+    assert new_transport(url).driver.capabilities == ALL - lacking
