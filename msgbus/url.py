@@ -170,7 +170,7 @@ def _refuse_ambiguous(rest: str, url: str) -> None:
         why = "the first host has a port and no user, and a later one has a user: write a user before the first too"
         raise InvalidTransportURL(mask(url), f"{why}; {_ESCAPE}")
     # What has no @ and is not the last is a host that has the log-in of the one before it.
-    users = [login.rpartition("@")[2] for login in logins[1:] if "@" in login or login is logins[-1]]
+    users = [login.rpartition("@")[0] for login in logins[1:-1] if "@" in login] + logins[1:][-1:]
     if ":" in logins[0].partition("@")[0] and any(":" not in user for user in users):
         raise InvalidTransportURL(mask(url), f"the first user has a password, and a later one has none; {_ESCAPE}")
 

@@ -46,6 +46,13 @@ def parse(url: str) -> TransportURL:
             {},
         ),
         (
+            "rabbit://a:b@h1,a:b@h2,a:b@h3",
+            "rabbit",
+            [TransportHost(name, None, "a", "b") for name in ("h1", "h2", "h3")],
+            None,
+            {},
+        ),
+        (
             "rabbit://a:b@h1,h2,c:d@h3,h4/v",
             "rabbit",
             [
