@@ -167,11 +167,13 @@ class KombuDriver(Driver):
         call_in_child(self._abandon)
 
     def _start_clean(self) -> None:
-        from msgbus.drivers import kombu_link, kombu_loop, kombu_publisher, kombu_questions
+        # All of them now: reading a module takes a file descriptor, and later there may be none.
+        from msgbus.drivers import kombu_channels, kombu_link, kombu_loop, kombu_publisher, kombu_questions
 
         self._timer = Timer("msgbus-kombu-timer")
         self._loop = loop = kombu_loop.Loop("msgbus-kombu")
         self._opening = threading.Lock()
+        self._new_consumer = kombu_channels.Consumer
         self._inboxes: list[Consumer] = []
         self._subscriptions: list[Consumer] = []
         self._leaving: list[Consumer] = []
@@ -404,10 +406,8 @@ class KombuDriver(Driver):
         return _KombuInbox(self, self._consume([address], on_delivery, 0, ""))
 
     def _consume(self, addresses: Sequence[Address], on_delivery: OnDelivery, prefetch: int, unique: str) -> Consumer:
-        from msgbus.drivers.kombu_channels import Consumer
-
         link, siblings = (self._consume_link, self._subscriptions) if prefetch else (self._publish_link, self._inboxes)
-        consumer = Consumer(
+        consumer = self._new_consumer(
             link,
             self._timer,
             self._topology,
