@@ -1,0 +1,49 @@
+"""What the processes of clients and servers have in common: how they begin, and the signals that they obey.
+
+SIGTERM ends one in good order. SIGUSR1 breaks the connections that it has to others over ZeroMQ, for one moment.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import pathlib
+import signal
+import sys
+
+import msgspec
+
+from msgbus import Transport, get_rpc_transport
+from msgbus.conformance.endpoint import make_conf
+from tests.faults.journal import Writer
+from tests.faults.workload import Spec
+from tests.functional.zmq_faults import cut_connections
+
+_PR_SET_PDEATHSIG = 1
+_ZMQ = "zmq://"
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+def begin() -> tuple[Spec, Writer, Transport]:
+    """Read what this process is to be from its arguments, and see to it that it ends with the one that started it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = int(sys.argv[2])
+    if os.getppid() != parent:
+        raise SystemExit("the process that started this one has ended")
+    # They are waited for by the main thread. Threads that are started later inherit this.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    spec = msgspec.json.decode(sys.argv[1], type=Spec)
+    return spec, Writer(spec.folder, spec.name), get_rpc_transport(make_conf(dict(spec.options)), spec.url)
+
+
+def asked_to_end(spec: Spec, seconds: float) -> bool:
+    """Wait so long for a signal; return whether one asked this process to end."""
+    found = signal.sigtimedwait(SIGNALS, seconds)
+    if found is None:
+        return False
+    if found.si_signo == signal.SIGUSR1:
+        cut_connections(pathlib.Path(spec.url.removeprefix(_ZMQ)))
+        return False
+    return True

@@ -1,0 +1,195 @@
+"""The message systems under test: how processes get to them, what can be broken, and what they keep."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
+
+from tests.functional.brokers.proxy import Proxy
+
+
+class Node(Protocol):
+    """A broker, or one node of a cluster of them."""
+
+    port: int
+
+    def alive(self) -> bool:
+        """Whether its process runs (it may be paused)."""
+
+    def start(self) -> None:
+        """Start it, and return when it serves."""
+
+    def stop(self) -> None:
+        """Stop it in good order, and return when it is gone."""
+
+    def kill(self) -> None:
+        """SIGKILL it, and return when it is gone."""
+
+    def pause(self) -> None:
+        """Freeze it."""
+
+    def resume(self) -> None:
+        """Let it go on."""
+
+
+class Line(Protocol):
+    """One process's way to the message system."""
+
+    url: str
+
+    def cut(self, pid: int) -> None:
+        """Break its connections, and let none through."""
+
+    def stall(self) -> None:
+        """Let nothing through, while connections stay open."""
+
+    def heal(self) -> None:
+        """End that."""
+
+    def close(self) -> None:
+        """Let go of what the line itself needs."""
+
+
+class System(Protocol):
+    """A message system.
+
+    Attributes:
+        name: the heading of its results.
+        nodes: its brokers; empty where there are none.
+        can: what can be done to it, and what it does; a scenario names what it needs: "broker", "cluster", "cut" (a
+            process can be cut off), "stall" (it can be cut off without a word), "store" (keeps what nobody takes),
+            "durable" (keeps it when it is killed), "volatile" (does not), "processes", "exchange" (its exchange can be
+            deleted).
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def nodes(self) -> Sequence[Node]: ...
+
+    @property
+    def can(self) -> Collection[str]: ...
+
+    def connect(self, number: int) -> Line:
+        """A line for one process; number spreads the processes over the nodes."""
+
+    def delete_exchange(self) -> None:
+        """Delete the exchange of all topics; for those that can "exchange"."""
+
+
+class ProxiedLine:
+    """A way through proxies, one for each node.
+
+    Args:
+        make_url: makes a transport URL of the ports of the proxies.
+        nodes: in the order in which the process is to try them.
+    """
+
+    def __init__(self, make_url: Callable[[Sequence[int]], str], nodes: Sequence[Node]) -> None:
+        self._proxies = [Proxy(node.port) for node in nodes]
+        self.url = make_url([proxy.port for proxy in self._proxies])
+
+    def cut(self, _pid: int) -> None:
+        for proxy in self._proxies:
+            proxy.refuse()
+            proxy.cut()
+
+    def stall(self) -> None:
+        for proxy in self._proxies:
+            proxy.stall()
+
+    def heal(self) -> None:
+        for proxy in self._proxies:
+            proxy.resume()
+            proxy.accept()
+
+    def close(self) -> None:
+        for proxy in self._proxies:
+            proxy.close()
+
+
+class Brokered:
+    """A broker, or a cluster, that is reached over TCP.
+
+    Args:
+        name, nodes, can: as for `System`.
+        make_url: makes a transport URL of ports on 127.0.0.1, in the order in which they are to be tried.
+        delete_exchange: deletes the exchange of all topics.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        nodes: Sequence[Node],
+        can: Collection[str],
+        make_url: Callable[[Sequence[int]], str],
+        delete_exchange: Callable[[], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.nodes = nodes
+        self.can = {"processes", "broker", "cut", "stall", *can}
+        self._make_url = make_url
+        self._delete_exchange = delete_exchange
+
+    def connect(self, number: int) -> Line:
+        first = number % len(self.nodes)
+        return ProxiedLine(self._make_url, [*self.nodes[first:], *self.nodes[:first]])
+
+    def delete_exchange(self) -> None:
+        assert self._delete_exchange is not None
+        self._delete_exchange()
+
+
+def rabbit_url(ports: Sequence[int], query: str = "") -> str:
+    """The URL of RabbitMQ at these ports."""
+    return "rabbit://" + ",".join(f"guest:guest@127.0.0.1:{port}" for port in ports) + "/" + query
+
+
+def qpid_url(ports: Sequence[int], query: str = "") -> str:
+    """The URL of Qpid at these ports."""
+    return "qpid://" + ",".join(f"guest:guest@127.0.0.1:{port}" for port in ports) + "/" + query
+
+
+def nats_url(ports: Sequence[int]) -> str:
+    """The URL of NATS at these ports."""
+    return "nats://" + ",".join(f"127.0.0.1:{port}" for port in ports) + "/"
+
+
+class LocalLine:
+    """A run directory of ZeroMQ. What can be cut are the connections that there are, for a moment."""
+
+    def __init__(self, run_dir: pathlib.Path) -> None:
+        self.url = f"zmq://{run_dir}"
+
+    def cut(self, pid: int) -> None:
+        os.kill(pid, signal.SIGUSR1)
+
+    def stall(self) -> None:
+        raise NotImplementedError
+
+    def heal(self) -> None:
+        """Nothing is left to heal."""
+
+    def close(self) -> None:
+        """Nothing is left to close."""
+
+
+class LocalZmq:
+    """ZeroMQ between the processes of one host: no broker."""
+
+    name = "ZeroMQ"
+    nodes: Sequence[Node] = ()
+    can: Collection[str] = ("processes", "cut")
+
+    def __init__(self, run_dir: pathlib.Path) -> None:
+        self._run_dir = run_dir
+
+    def connect(self, number: int) -> Line:
+        return LocalLine(self._run_dir)
+
+    def delete_exchange(self) -> None:
+        raise NotImplementedError

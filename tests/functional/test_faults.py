@@ -1,0 +1,151 @@
+"""What msgbus promises holds while things fail: each scenario of `tests.faults`, on each message system."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.faults.figures import count, judge
+from tests.faults.proofs import Record
+from tests.faults.run import Run
+from tests.faults.scenarios import SCENARIOS, Scenario
+from tests.faults.systems import Brokered, LocalZmq, System, nats_url, qpid_url, rabbit_url
+from tests.functional.brokers.nats import Nats
+from tests.functional.brokers.qpid import Qpid
+from tests.functional.brokers.rabbitmq import RabbitMQ
+
+GOES_ON = 15.0
+"""Seconds after a fault in which calls go on; asserted where the machine has nothing else to do."""
+SHOWN = 10
+"""Messages that are shown for each promise that was broken."""
+ALONE = os.environ.get("MSGBUS_FAULTS") == "all"
+
+
+def parameters() -> list[Any]:
+    """The scenarios; those that take long are marked."""
+    return [pytest.param(it, id=it.name, marks=() if it.short else pytest.mark.faults) for it in SCENARIOS]
+
+
+class Faults:
+    """All scenarios, for a subclass that has a fixture `system`."""
+
+    @pytest.fixture
+    @classmethod
+    def progress(cls, pytestconfig: pytest.Config) -> Callable[[str], None]:
+        """Shows a line to whoever sits in front of the tests."""
+        manager = pytestconfig.pluginmanager
+        capture, terminal = manager.get_plugin("capturemanager"), manager.get_plugin("terminalreporter")
+        if capture is None or terminal is None or not terminal.isatty:
+            return lambda line: None
+        began = time.monotonic()
+
+        def show(line: str) -> None:
+            with capture.global_and_fixture_disabled():
+                print(f"\r  {time.monotonic() - began:6.1f} s  {line}"[:118].ljust(118), end="", flush=True)
+
+        return show
+
+    @pytest.mark.timeout(600)
+    @pytest.mark.parametrize("scenario", parameters())
+    def test_promises_hold(
+        self,
+        scenario: Scenario,
+        system: System,
+        tmp_path: pathlib.Path,
+        progress: Callable[[str], None],
+        record_property: Callable[[str, object], None],
+    ) -> None:
+        """Nothing is lost, run twice, late or hung, and every error is one of ours."""
+        if missing := sorted(set(scenario.needs) - set(system.can)):
+            pytest.skip(f"{system.name} lacks: {', '.join(missing)}")
+        for node in system.nodes:
+            if not node.alive():  # an earlier scenario failed half-way
+                node.start()
+        with Run(system, tmp_path, progress) as run:
+            scenario.run(run)
+            record = Record(run.finish())
+            broken = judge(record)
+            figures = count(record, system.name, scenario.name, broken)
+            record_property("faults", msgspec.json.encode(figures).decode())
+            assert figures.faults, "nothing was broken"
+            assert not broken, report(broken)
+            if ALONE and figures.goes_on is not None:
+                assert figures.goes_on < GOES_ON, f"calls went on after {figures.goes_on} s only"
+
+
+def report(broken: dict[str, list[str]]) -> str:
+    """What is wrong, for a person to read."""
+    found = []
+    for name, lines in broken.items():
+        found += [f"{len(lines)} {name}:", *(f"  {line}" for line in lines[:SHOWN])]
+    return "\n".join(found)
+
+
+class TestRabbitMQ310(Faults):
+    """The oldest version."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def system(cls, rabbitmq_310: RabbitMQ) -> System:
+        return rabbit(rabbitmq_310)
+
+
+class TestRabbitMQ43(Faults):
+    """The newest version."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def system(cls, rabbitmq_43: RabbitMQ) -> System:
+        return rabbit(rabbitmq_43)
+
+
+def rabbit(node: RabbitMQ) -> System:
+    """One RabbitMQ node."""
+
+    def delete_exchange() -> None:
+        node.eval('rabbit_exchange:delete({resource, <<"/">>, exchange, <<"msgbus">>}, false, <<"tests">>), ok.')
+
+    return Brokered(f"RabbitMQ {node.version}", [node], {"store", "durable", "exchange"}, rabbit_url, delete_exchange)
+
+
+class TestQpid(Faults):
+    """Broker-J that keeps everything in memory."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def system(cls, qpid: Qpid) -> System:
+        return Brokered(
+            "Qpid in memory", [qpid], {"store", "volatile"}, lambda ports: qpid_url(ports, "?durable=false")
+        )
+
+
+class TestQpidDurable(Faults):
+    """Broker-J with its queues on disk."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def system(cls, qpid_durable: Qpid) -> System:
+        return Brokered("Qpid", [qpid_durable], {"store", "durable"}, qpid_url)
+
+
+class TestNats(Faults):
+    """The driver of the example."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def system(cls, nats: Nats) -> System:
+        return Brokered("NATS", [nats], {"store", "durable"}, nats_url)
+
+
+class TestZmq(Faults):
+    """ZeroMQ between processes of this host."""
+
+    @pytest.fixture
+    def system(self, tmp_path_factory: pytest.TempPathFactory) -> System:
+        return LocalZmq(tmp_path_factory.mktemp("zmq"))
