@@ -1,15 +1,19 @@
-"""The checker of `tests.faults`: made-up journals in which one promise is broken, and that it tells of that one."""
+"""The checker of `tests.faults`: it tells of each broken promise in made-up journals, and the page is what it found."""
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
+from types import ModuleType
 from typing import Any
 
+import msgspec
 import pytest
 
-from tests.faults.figures import count, judge, table
+from tests.faults.figures import count, judge, record, table
 from tests.faults.journal import SYSTEM, Event, Reader, Writer
 from tests.faults.proofs import PROOFS, Record
+from tests.faults.scenarios import SCENARIOS
 from tests.faults.workload import AT_LEAST_ONCE, AT_MOST_ONCE
 
 CLIENT, ONE, TWO = 100, 1, 2
@@ -210,7 +214,7 @@ def test_each_proof_can_fail() -> None:
 
 def test_it_counts() -> None:
     """Twice under at_least_once, what was not kept, and errors are counted, and broken promises by their names."""
-    record = Record(
+    journal = Record(
         [
             *[sent("a"), begun("a"), *run("a", TWO), returned("a", "a")],
             *cast("b"),
@@ -218,7 +222,7 @@ def test_it_counts() -> None:
             *[sent("c"), raised("c", "MessagingTimeout")],
         ]
     )
-    figures = count(record, "a system", "a scenario", judge(record))
+    figures = count(journal, "a system", "a_scenario", "A scenario", judge(journal))
     assert (figures.messages, figures.returned, figures.faults) == (3, 2, 1)
     assert (figures.repeated, figures.not_kept) == (1, 1)
     assert figures.errors == {"MessagingTimeout": 1}
@@ -258,3 +262,45 @@ def test_the_journal_is_read_while_it_grows(tmp_path: pathlib.Path) -> None:
     assert len(reader.events()) == 3
     one.close()
     two.close()
+
+
+# The page of the documentation
+
+FOLDER = pathlib.Path(__file__).parents[1] / "docs" / "reliability"
+
+
+def generator() -> ModuleType:
+    """The script that makes the page."""
+    spec = importlib.util.spec_from_file_location("generate_reliability", FOLDER / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_made_from_the_figures() -> None:
+    """Nobody has changed it by hand, nor forgotten to make it anew."""
+    assert (FOLDER.parent / "reliability.md").read_text() == generator().page()
+
+
+def test_the_page_counts_every_promise() -> None:
+    """Each proof is counted in one column."""
+    counted = [name for names in generator().COUNTED.values() for name in names]
+    assert sorted(counted) == sorted(PROOFS)
+
+
+def test_the_page_knows_the_scenarios() -> None:
+    """What was recorded is of the scenarios as they are, and each of them was recorded somewhere."""
+    titles = {it.name: it.title for it in SCENARIOS}
+    recorded = {it["scenario"]: it["title"] for found in generator().results().values() for it in found}
+    assert recorded == titles
+
+
+def test_figures_are_recorded_one_by_one(tmp_path: pathlib.Path) -> None:
+    """New figures of a scenario take the place of the old ones; those of others stay."""
+    figures = count(Record([]), "a system", "a", "A", {})
+    record([figures, msgspec.structs.replace(figures, scenario="b", title="B")], tmp_path)
+    record([msgspec.structs.replace(figures, faults=7)], tmp_path)
+    kept = msgspec.json.decode((tmp_path / "a system.json").read_bytes())
+    assert [(it["scenario"], it["faults"]) for it in kept] == [("a", 7), ("b", 0)]

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import pathlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import Any
 
 import msgspec
+from rich.console import Console
 from rich.table import Table
 
 from tests.faults.proofs import PROOFS, Record
 from tests.faults.workload import AT_LEAST_ONCE
+
+RESULTS = pathlib.Path(__file__).parents[2] / "docs" / "reliability" / "results"
+"""Where the figures are kept of which docs/reliability/generate.py makes a page: a file for each message system."""
+PROPERTY = "faults"
+"""The name of the property of a test's report under which its figures travel."""
+WIDTH = 160
+"""Of the table, in columns."""
 
 
 class Figures(msgspec.Struct):
     """What came of one scenario on one message system.
 
     Attributes:
-        system, scenario: their names.
+        system, scenario: their names; `title` says what happens in the scenario.
         messages: how many were sent. `returned` is how many of their verbs returned.
         errors: how many of the others raised what.
         faults: how often something was broken.
@@ -28,6 +39,7 @@ class Figures(msgspec.Struct):
 
     system: str
     scenario: str
+    title: str
     messages: int
     returned: int
     errors: dict[str, int]
@@ -45,14 +57,15 @@ def judge(record: Record) -> dict[str, list[str]]:
     return {name: lines for name, lines in found.items() if lines}
 
 
-def count(record: Record, system: str, scenario: str, broken: dict[str, list[str]]) -> Figures:
-    """The figures of a scenario."""
+def count(record: Record, system: str, scenario: str, title: str, broken: dict[str, list[str]]) -> Figures:
+    """The figures of a scenario, of which `broken` is what `judge` says."""
     messages = record.messages
     errors = Counter(it.outcome.error for it in messages if it.outcome is not None and it.outcome.error)
     goes_on = record.goes_on()
     return Figures(
         system=system,
         scenario=scenario,
+        title=title,
         messages=len(messages),
         returned=sum(it.returned for it in messages),
         errors=dict(sorted(errors.items())),
@@ -89,3 +102,36 @@ def table(found: list[Figures]) -> Table:
             ", ".join(f"{count} {name}" for name, count in it.broken.items()) or "none",
         )
     return table
+
+
+def reported(reports: Iterable[Any]) -> list[Figures]:
+    """The figures that travel with pytest's reports."""
+    return [
+        msgspec.json.decode(value, type=Figures)
+        for report in reports
+        if getattr(report, "when", None) == "call"
+        for name, value in report.user_properties
+        if name == PROPERTY
+    ]
+
+
+def text(found: list[Figures]) -> str:
+    """The table as text."""
+    console = Console(width=WIDTH, color_system=None)
+    with console.capture() as capture:
+        console.print(table(found))
+    return capture.get()
+
+
+def record(found: list[Figures], folder: pathlib.Path = RESULTS) -> None:
+    """Put figures in the place of those of the same scenarios in the files of their message systems."""
+    systems: defaultdict[str, list[Figures]] = defaultdict(list)
+    for it in found:
+        systems[it.system].append(it)
+    for system, news in systems.items():
+        path = folder / f"{system}.json"
+        olds = msgspec.json.decode(path.read_bytes(), type=list[Figures]) if path.exists() else []
+        kept = {it.scenario: it for it in [*olds, *news]}
+        encoded = msgspec.json.encode([kept[name] for name in sorted(kept)])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(msgspec.json.format(encoded, indent=1) + b"\n")

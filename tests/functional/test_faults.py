@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.faults.figures import count, judge
+from tests.faults.figures import PROPERTY, count, judge
 from tests.faults.proofs import Record
 from tests.faults.run import Run
 from tests.faults.scenarios import SCENARIOS, Scenario
@@ -71,10 +71,11 @@ class Faults:
             scenario.run(run)
             record = Record(run.finish())
             broken = judge(record)
-            figures = count(record, system.name, scenario.name, broken)
-            record_property("faults", msgspec.json.encode(figures).decode())
+            figures = count(record, system.name, scenario.name, scenario.title, broken)
+            record_property(PROPERTY, msgspec.json.encode(figures).decode())
             assert figures.faults, "nothing was broken"
-            assert not broken, report(broken)
+            if broken:
+                pytest.fail(f"{report(broken)}\n{run.logs()}", pytrace=False)
             if ALONE and figures.goes_on is not None:
                 assert figures.goes_on < GOES_ON, f"calls went on after {figures.goes_on} s only"
 
