@@ -225,9 +225,27 @@ def test_it_counts() -> None:
     figures = count(journal, "a system", "a_scenario", "A scenario", judge(journal))
     assert (figures.messages, figures.returned, figures.faults) == (3, 2, 1)
     assert (figures.repeated, figures.not_kept) == (1, 1)
+    assert figures.hit == {"before": 1, "during": 0, "after": 0}
     assert figures.errors == {"MessagingTimeout": 1}
     assert figures.broken == {"failed": 1}
     assert table([figures]).row_count == 1
+
+
+def test_it_knows_whom_a_fault_has_met() -> None:
+    """Those count that nobody had begun, that the server that was hit ran, and whose answer was on its way."""
+    journal = Record(
+        [
+            *[ready(ONE), ready(TWO)],
+            *[sent("before"), *run("before", TWO, at=12.0), returned("before", "before", at=13.0)],
+            *[sent("during"), begun("during"), *run("during", TWO, at=12.0), returned("during", "during", at=13.0)],
+            *[sent("after"), *run("after"), returned("after", "after", at=13.0)],
+            *[sent("elsewhere"), begun("elsewhere", TWO), returned("elsewhere", "elsewhere", at=13.0)],
+            *[sent("ended"), *run("ended"), returned("ended", "ended", at=10.4)],
+            sent("later", at=11.0),
+            fault(f"server-{ONE}"),
+        ]
+    )
+    assert journal.hit() == {"before": 1, "during": 1, "after": 1}
 
 
 def test_calls_go_on_when_each_client_has_an_answer_to_a_later_call() -> None:

@@ -29,6 +29,8 @@ a moment later. In the midst of the traffic something is broken. When all is ove
 against the promises, message by message. The columns count:
 
 - *sent*: calls, casts, fanout casts and streams (`multicall`).
+- *hit*: how many messages the faults met before, during and after their runs: sent and not begun; begun by the server
+  that was hit, or by any where it was not a server; finished there, while the caller did not know it yet.
 - *errors*: those that ended with an error of msgbus in place of a value or a confirmation. Most are under
   `at_most_once`, where *it may have run* is an answer. Under `at_least_once` only those are allowed that the scenario
   makes unavoidable: others count as *other*.
@@ -51,7 +53,7 @@ COUNTED = {
     "other": ("foreign", "untrue", "failed", "not everywhere"),
 }
 """Column -> the promises that are counted in it."""
-HEADINGS = ("what is broken", "sent", "errors", *COUNTED, "ran twice", "not kept", "calls go on after")
+HEADINGS = ("what is broken", "sent", "hit", "errors", *COUNTED, "ran twice", "not kept", "calls go on after")
 
 
 def results() -> dict[str, list[dict[str, Any]]]:
@@ -65,6 +67,7 @@ def row(figures: dict[str, Any]) -> str:
     cells = [
         figures["title"],
         figures["messages"],
+        " / ".join(map(str, figures["hit"].values())),
         sum(figures["errors"].values()),
         *(sum(figures["broken"].get(name, 0) for name in names) for names in COUNTED.values()),
         figures["repeated"],

@@ -30,6 +30,7 @@ class Figures(msgspec.Struct):
         messages: how many were sent. `returned` is how many of their verbs returned.
         errors: how many of the others raised what.
         faults: how often something was broken.
+        hit: how many messages the faults met "before", "during" and "after" their runs; see `Record.hit`.
         broken: for each promise (`PROOFS`) how many messages broke it; those that held are left out.
         repeated: how many messages under at_least_once ran more than once.
         not_kept: how many confirmed casts a message system lost that keeps nothing.
@@ -44,6 +45,7 @@ class Figures(msgspec.Struct):
     returned: int
     errors: dict[str, int]
     faults: int
+    hit: dict[str, int]
     broken: dict[str, int]
     repeated: int
     not_kept: int
@@ -70,6 +72,7 @@ def count(record: Record, system: str, scenario: str, title: str, broken: dict[s
         returned=sum(it.returned for it in messages),
         errors=dict(sorted(errors.items())),
         faults=len(record.faults),
+        hit=record.hit(),
         broken={name: len(lines) for name, lines in broken.items()},
         repeated=sum(
             it.sent.policy == AT_LEAST_ONCE and it.sent.verb != "fanout_cast" and len(it.begun) > 1 for it in messages
@@ -85,7 +88,16 @@ def table(found: list[Figures]) -> Table:
     table = Table(title="Faults")
     for heading in ("system", "scenario"):
         table.add_column(heading)
-    for heading in ("sent", "faults", "errors", "twice", "not kept", "calls go on after", "stalled"):
+    for heading in (
+        "sent",
+        "faults",
+        "hit before/during/after",
+        "errors",
+        "twice",
+        "not kept",
+        "calls go on after",
+        "stalled",
+    ):
         table.add_column(heading, justify="right")
     table.add_column("broken promises")
     for it in sorted(found, key=lambda it: (it.system, it.scenario)):
@@ -94,6 +106,7 @@ def table(found: list[Figures]) -> Table:
             it.scenario,
             str(it.messages),
             str(it.faults),
+            "/".join(map(str, it.hit.values())),
             " ".join(f"{count} {name}" for name, count in it.errors.items()) or "0",
             str(it.repeated),
             str(it.not_kept),

@@ -116,6 +116,20 @@ class Record:
         """Whether the client ended without a chance to say what came of its messages: the fault says so."""
         return any(event.subject == message.sent.who and event.text == "is killed" for event in self.faults)
 
+    def hit(self) -> dict[str, int]:
+        """How many calls and casts each fault met before, during and after their runs, all faults together.
+
+        Before: it was sent, and no server had begun it. During: the server that was hit ran it, or any server where
+        something else was hit. After: that had finished it, and its sender did not know the end yet.
+        """
+        found = {"before": 0, "during": 0, "after": 0}
+        servers = {event.who for event in self.ready}
+        for fault in self.faults:
+            for message in self.messages:
+                if (phase := _phase(message, fault, servers)) is not None:
+                    found[phase] += 1
+        return found
+
     def goes_on(self) -> float | None:
         """Seconds from the fault until each client has the value of a call that it sent afterwards.
 
@@ -132,6 +146,23 @@ class Record:
                 if message.outcome is not None and message.returned:
                     first[message.sent.who] = min(message.outcome.at, first.get(message.sent.who, message.outcome.at))
         return max(first.values()) - since if clients and set(first) == clients else None
+
+
+def _phase(message: Message, fault: Event, servers: set[str]) -> str | None:
+    """Where a message was when a fault happened; None: not sent yet, at its end, or with another server."""
+    if message.sent.at > fault.at:
+        return None
+    casts = message.sent.verb in CASTS
+    ended = message.outcome is not None and message.outcome.at < fault.at
+    begun = [event for event in message.begun if event.at < fault.at]
+    if not begun:
+        return "before" if not ended or (casts and message.returned) else None
+    here = begun[-1]
+    if fault.subject in servers and fault.subject != here.who:
+        return None
+    if not any(event.pid == here.pid and event.at < fault.at for event in message.finished):
+        return "during"
+    return "after" if not casts and not ended else None
 
 
 def lost(record: Record) -> list[str]:

@@ -196,6 +196,17 @@ class Run:
         node.start()
         self.note_over(f"{SYSTEM} is there again")
 
+    @contextlib.contextmanager
+    def partitioned(self, node: Node) -> Iterator[None]:
+        """Cut a node of a cluster off from the others during the block."""
+        self.note_fault(SYSTEM, "is partitioned")
+        self.system.partition(node)
+        try:
+            yield
+        finally:
+            self.system.heal()
+            self.note_over(f"{SYSTEM} is whole again")
+
     def delete_exchange(self) -> None:
         """Delete the exchange of all topics."""
         self.note_fault(SYSTEM, "loses its exchange")

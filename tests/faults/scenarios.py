@@ -268,7 +268,7 @@ def broker_restarted(run: Run) -> None:
 def broker_killed_under_a_thousand_calls(run: Run) -> None:
     """The broker is killed in the midst of 1,000 calls that wait at the same time."""
     run.serve("one", "two", "three", executor_thread_pool_size=8)
-    run.send("client", Load(name="calls", seconds=0.1, count=1000, rate=1000, concurrency=1000))
+    run.send("client", Load(name="calls", seconds=0.1, count=1000, rate=1000, concurrency=1000, deadline=60.0))
     run.wait_for("finished", 100)
     run.kill_node(run.system.nodes[0])
     rest(run, 5)
@@ -304,14 +304,51 @@ def exchange_deleted(run: Run) -> None:
     run.delete_exchange()
 
 
-# A cluster
+# A cluster of brokers
+
+
+def three_of_each(run: Run, *loads: Load) -> None:
+    """Three servers and three clients, one of each at each node, and those of the first node are busy."""
+    run.serve("one", "two", "three", **POOL)
+    for name in ("first", "second", "third"):
+        run.send(name, *loads)
+    until_busy(run, "one", "2s")
 
 
 @scenario("cluster", short=True)
 def node_killed(run: Run) -> None:
-    """The node of clients and servers is killed, and stays away."""
-    run.serve("one", "two", "three", **POOL)
-    for name in ("client", "other", "third"):
-        run.send(name, *CALLS, *CASTS, *AT_MOST)
-    until_busy(run, "one", "2s")
+    """A node of the cluster is killed, and stays away."""
+    three_of_each(run, *CALLS, *CASTS, *AT_MOST)
     run.kill_node(run.system.nodes[0])
+
+
+@scenario("cluster")
+def nodes_killed_in_turn(run: Run) -> None:
+    """The nodes of the cluster are killed one after the other, and each is started again."""
+    uncertain = ["OutcomeUnknown"]
+    three_of_each(
+        run,
+        *CALLS,
+        Load(name="casts", verb="cast", count=1200, rate=20),
+        Load(name="most-casts", verb="cast", policy=AT_MOST_ONCE, count=1200, rate=20, errors=uncertain),
+    )
+    for node in run.system.nodes:
+        run.kill_node(node)
+        rest(run, 5)
+        run.start_node(node)
+
+
+@scenario("cluster")
+def node_frozen(run: Run) -> None:
+    """A node of the cluster is frozen for 20 s."""
+    three_of_each(run, *CALLS, *CASTS, *AT_MOST)
+    with run.paused(run.system.nodes[0]):
+        rest(run, 20)
+
+
+@scenario("cluster")
+def node_partitioned(run: Run) -> None:
+    """A node of the cluster is cut off from the others for 20 s, and not from its clients."""
+    three_of_each(run, *CALLS, *CASTS, *AT_MOST)
+    with run.partitioned(run.system.nodes[0]):
+        rest(run, 20)

@@ -77,8 +77,17 @@ class System(Protocol):
     def connect(self, number: int) -> Line:
         """A line for one process; number spreads the processes over the nodes."""
 
+    def restore(self) -> None:
+        """Undo whatever was done to it: all nodes run when this returns."""
+
     def delete_exchange(self) -> None:
         """Delete the exchange of all topics; for those that can "exchange"."""
+
+    def partition(self, node: Node) -> None:
+        """Cut a node off from the others, until `heal`; for those that can "cluster"."""
+
+    def heal(self) -> None:
+        """Let all nodes reach each other again."""
 
 
 class ProxiedLine:
@@ -131,7 +140,7 @@ class Brokered:
     ) -> None:
         self.name = name
         self.nodes = nodes
-        self.can = {"processes", "broker", "cut", "stall", *can}
+        self.can = can
         self._make_url = make_url
         self._delete_exchange = delete_exchange
 
@@ -139,9 +148,20 @@ class Brokered:
         first = number % len(self.nodes)
         return ProxiedLine(self._make_url, [*self.nodes[first:], *self.nodes[:first]])
 
+    def restore(self) -> None:
+        for node in self.nodes:
+            if not node.alive():
+                node.start()
+
     def delete_exchange(self) -> None:
         assert self._delete_exchange is not None
         self._delete_exchange()
+
+    def partition(self, node: Node) -> None:
+        raise NotImplementedError
+
+    def heal(self) -> None:
+        raise NotImplementedError
 
 
 def rabbit_url(ports: Sequence[int], query: str = "") -> str:
@@ -191,5 +211,14 @@ class LocalZmq:
     def connect(self, number: int) -> Line:
         return LocalLine(self._run_dir)
 
+    def restore(self) -> None:
+        """Nothing runs that could be away."""
+
     def delete_exchange(self) -> None:
+        raise NotImplementedError
+
+    def partition(self, node: Node) -> None:
+        raise NotImplementedError
+
+    def heal(self) -> None:
         raise NotImplementedError

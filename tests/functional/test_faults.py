@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import pathlib
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import ClassVar
 
 import msgspec
 import pytest
@@ -27,13 +27,25 @@ SHOWN = 10
 ALONE = os.environ.get("MSGBUS_FAULTS") == "all"
 
 
-def parameters() -> list[Any]:
-    """The scenarios; those that take long are marked."""
-    return [pytest.param(it, id=it.name, marks=() if it.short else pytest.mark.faults) for it in SCENARIOS]
-
-
 class Faults:
-    """All scenarios, for a subclass that has a fixture `system`."""
+    """All scenarios, for a subclass that has a fixture `system`.
+
+    Attributes:
+        can: what the system can, see `System.can`; what a scenario needs beyond that it is not run for.
+        ordinary: what a scenario has to need to be part of the ordinary run on this system.
+    """
+
+    can: ClassVar[Collection[str]]
+    ordinary: ClassVar[str] = "processes"
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Choose the scenarios, and mark those that the ordinary run leaves out."""
+        found = [
+            pytest.param(it, id=it.name, marks=() if it.short and self.ordinary in it.needs else pytest.mark.faults)
+            for it in SCENARIOS
+            if set(it.needs) <= set(self.can)
+        ]
+        metafunc.parametrize("scenario", found)
 
     @pytest.fixture
     @classmethod
@@ -52,7 +64,6 @@ class Faults:
         return show
 
     @pytest.mark.timeout(600)
-    @pytest.mark.parametrize("scenario", parameters())
     def test_promises_hold(
         self,
         scenario: Scenario,
@@ -62,11 +73,7 @@ class Faults:
         record_property: Callable[[str, object], None],
     ) -> None:
         """Nothing is lost, run twice, late or hung, and every error is one of ours."""
-        if missing := sorted(set(scenario.needs) - set(system.can)):
-            pytest.skip(f"{system.name} lacks: {', '.join(missing)}")
-        for node in system.nodes:
-            if not node.alive():  # an earlier scenario failed half-way
-                node.start()
+        system.restore()
         with Run(system, tmp_path, progress) as run:
             scenario.run(run)
             record = Record(run.finish())
@@ -88,8 +95,13 @@ def report(broken: dict[str, list[str]]) -> str:
     return "\n".join(found)
 
 
+RABBITMQ = {"processes", "broker", "cut", "stall", "store", "durable", "exchange"}
+
+
 class TestRabbitMQ310(Faults):
     """The oldest version."""
+
+    can = RABBITMQ
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -99,6 +111,8 @@ class TestRabbitMQ310(Faults):
 
 class TestRabbitMQ43(Faults):
     """The newest version."""
+
+    can = RABBITMQ
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -112,40 +126,47 @@ def rabbit(node: RabbitMQ) -> System:
     def delete_exchange() -> None:
         node.eval('rabbit_exchange:delete({resource, <<"/">>, exchange, <<"msgbus">>}, false, <<"tests">>), ok.')
 
-    return Brokered(f"RabbitMQ {node.version}", [node], {"store", "durable", "exchange"}, rabbit_url, delete_exchange)
+    return Brokered(f"RabbitMQ {node.version}", [node], RABBITMQ, rabbit_url, delete_exchange)
 
 
-class TestQpid(Faults):
-    """Broker-J that keeps everything in memory."""
+class TestQpidInMemory(Faults):
+    """Broker-J that keeps everything in memory: what it has when it is killed is lost."""
+
+    can: ClassVar[Collection[str]] = {"processes", "broker", "cut", "stall", "store", "volatile"}
+    ordinary = "broker"
 
     @pytest.fixture(scope="class")
     @classmethod
     def system(cls, qpid: Qpid) -> System:
-        return Brokered(
-            "Qpid in memory", [qpid], {"store", "volatile"}, lambda ports: qpid_url(ports, "?durable=false")
-        )
+        return Brokered("Qpid in memory", [qpid], cls.can, qpid_url)
 
 
-class TestQpidDurable(Faults):
+class TestQpid(Faults):
     """Broker-J with its queues on disk."""
+
+    can: ClassVar[Collection[str]] = {"processes", "broker", "cut", "stall", "store", "durable"}
 
     @pytest.fixture(scope="class")
     @classmethod
     def system(cls, qpid_durable: Qpid) -> System:
-        return Brokered("Qpid", [qpid_durable], {"store", "durable"}, qpid_url)
+        return Brokered("Qpid", [qpid_durable], cls.can, qpid_url)
 
 
 class TestNats(Faults):
     """The driver of the example."""
 
+    can: ClassVar[Collection[str]] = {"processes", "broker", "cut", "stall", "store", "durable"}
+
     @pytest.fixture(scope="class")
     @classmethod
     def system(cls, nats: Nats) -> System:
-        return Brokered("NATS", [nats], {"store", "durable"}, nats_url)
+        return Brokered("NATS", [nats], cls.can, nats_url)
 
 
 class TestZmq(Faults):
     """ZeroMQ between processes of this host."""
+
+    can = LocalZmq.can
 
     @pytest.fixture
     def system(self, tmp_path_factory: pytest.TempPathFactory) -> System:
