@@ -62,9 +62,14 @@ def ready(pid: int, at: float = 1.0) -> Event:
     return Event("ready", who=f"server-{pid}", pid=pid, at=at)
 
 
-def fault(subject: str, what: str = "is killed", at: float = 10.5, wiped: bool = False) -> Event:
+def fault(subject: str, what: str = "is killed", at: float = 10.5) -> Event:
     """Something is broken."""
-    return Event("fault", who="faults", pid=9, at=at, subject=subject, text=what, wiped=wiped)
+    return Event("fault", who="faults", pid=9, at=at, subject=subject, text=what)
+
+
+def wiped(at: float) -> Event:
+    """The message system has lost what it had stored."""
+    return Event("wiped", who="faults", pid=9, at=at)
 
 
 def broken(*events: Event | list[Event]) -> dict[str, int]:
@@ -93,7 +98,7 @@ GOOD: dict[str, list[Any]] = {
         raised("a", "TransportUnavailable"),
     ],
     "a cast at most once that a killed server had begun": [*cast("a", policy=AT_MOST_ONCE), begun("a")],
-    "a cast that a message system did not keep": [*cast("a"), fault(SYSTEM, at=12.0, wiped=True)],
+    "a cast that a message system did not keep": [*cast("a"), wiped(12.0)],
     "a call at most once that is uncertain": [
         sent("a", policy=AT_MOST_ONCE),
         begun("a"),
@@ -135,7 +140,7 @@ BAD: dict[str, tuple[str, list[Any]]] = {
     "a confirmed cast that nobody has finished": ("lost", [*cast("a"), begun("a")]),
     "a cast that was confirmed after its system had lost everything": (
         "lost",
-        [fault(SYSTEM, at=5.0, wiped=True), *cast("a")],
+        [wiped(5.0), *cast("a")],
     ),
     "a value that nobody has worked for": ("lost", [sent("a"), returned("a", "a")]),
     "another call's value": ("wrong", [sent("a"), *run("a"), returned("a", "b")]),
@@ -218,7 +223,8 @@ def test_it_counts() -> None:
         [
             *[sent("a"), begun("a"), *run("a", TWO), returned("a", "a")],
             *cast("b"),
-            fault(SYSTEM, at=12.0, wiped=True),
+            fault(SYSTEM, at=12.0),
+            wiped(12.0),
             *[sent("c"), raised("c", "MessagingTimeout")],
         ]
     )

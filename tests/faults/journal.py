@@ -24,7 +24,8 @@ class Event(msgspec.Struct, omit_defaults=True):
 
     Attributes:
         what: by a client "sent", "returned", "raised", "stalled", "done"; by a server "ready", "begun", "finished",
-            "answered"; by both "stopped"; by the one who breaks things "fault", "over".
+            "answered"; by both "stopped"; by the one who breaks things "fault", "over", and "wiped" when a
+            message system has lost what it had stored.
         who: the name of the process, and its id `pid`.
         at: when, seconds of `time.monotonic`.
         id: of the message, if it is about one.
@@ -36,7 +37,6 @@ class Event(msgspec.Struct, omit_defaults=True):
             `not_delivered` whether it says that no server has got the message.
         seconds: how long a "stalled" process did not get to run.
         text: what a "fault" was; `subject` is the name of the process that it hit, or `SYSTEM`.
-        wiped: whether a "fault" took with it what the message system had stored.
     """
 
     what: str
@@ -56,7 +56,6 @@ class Event(msgspec.Struct, omit_defaults=True):
     ours: bool = True
     not_delivered: bool = False
     seconds: float = 0.0
-    wiped: bool = False
 
 
 class Writer:

@@ -85,7 +85,7 @@ class Record:
                     self.ready.append(event)
         self.messages = [Message(it, outcome.get(id), begun[id], finished[id]) for id, it in sent.items()]
         self.unknown = [event for id, events in begun.items() if id not in sent for event in events]
-        self._wiped = max((event.at for event in self.faults if event.wiped), default=0.0)
+        self._wiped = max((event.at for event in self.events if event.what == "wiped"), default=0.0)
 
     def unfinished(self) -> list[Message]:
         """Casts under at_least_once that were confirmed, and that no server has finished though it was kept."""

@@ -126,10 +126,10 @@ class Run:
 
     # What is broken
 
-    def note_fault(self, subject: str, what: str, wiped: bool = False) -> None:
+    def note_fault(self, subject: str, what: str) -> None:
         """Note that something is broken from now on."""
         self.progress(f"{subject} {what}")
-        self._writer.add(Event("fault", subject=subject, text=what, wiped=wiped))
+        self._writer.add(Event("fault", subject=subject, text=what))
 
     def note_over(self, text: str) -> None:
         """Note that the message system, or a server, is there again."""
@@ -182,13 +182,20 @@ class Run:
 
     def kill_node(self, node: Node) -> None:
         """SIGKILL a broker."""
-        self.note_fault(SYSTEM, "is killed", wiped="volatile" in self.system.can)
+        self.note_fault(SYSTEM, "is killed")
         node.kill()
+        self._note_wiped()
 
     def stop_node(self, node: Node) -> None:
         """Stop a broker in good order."""
-        self.note_fault(SYSTEM, "is stopped in good order", wiped="volatile" in self.system.can)
+        self.note_fault(SYSTEM, "is stopped in good order")
         node.stop()
+        self._note_wiped()
+
+    def _note_wiped(self) -> None:
+        """Note that what was stored is gone, now that nothing more can be confirmed."""
+        if "volatile" in self.system.can:
+            self._writer.add(Event("wiped"))
 
     def start_node(self, node: Node) -> None:
         """Start a broker again."""
