@@ -6,11 +6,13 @@ SIGTERM ends one in good order. SIGUSR1 breaks the connections that it has to ot
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 import os
 import pathlib
 import signal
 import sys
+from collections.abc import Callable
 
 import msgspec
 
@@ -25,8 +27,19 @@ _ZMQ = "zmq://"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
-def begin() -> tuple[Spec, Writer, Transport]:
-    """Read what this process is to be from its arguments, and see to it that it ends with the one that started it."""
+AskedToEnd = Callable[[float], bool]
+"""Waits so many seconds, and returns whether this client or server has been asked to end."""
+Program = Callable[[Spec, Writer, Transport, AskedToEnd], None]
+"""A client or a server, which runs until it is asked to end."""
+
+
+def open_transport(spec: Spec) -> Transport:
+    """The transport that a specification asks for."""
+    return get_rpc_transport(make_conf(dict(spec.options)), spec.url)
+
+
+def run(program: Program) -> None:
+    """Be what the arguments of this process say, and end with the process that has started this one."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = int(sys.argv[2])
     if os.getppid() != parent:
@@ -35,10 +48,11 @@ def begin() -> tuple[Spec, Writer, Transport]:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     spec = msgspec.json.decode(sys.argv[1], type=Spec)
-    return spec, Writer(spec.folder, spec.name), get_rpc_transport(make_conf(dict(spec.options)), spec.url)
+    journal = Writer(spec.folder, spec.name)
+    program(spec, journal, open_transport(spec), functools.partial(_signalled_to_end, spec))
 
 
-def asked_to_end(spec: Spec, seconds: float) -> bool:
+def _signalled_to_end(spec: Spec, seconds: float) -> bool:
     """Wait so long for a signal; return whether one asked this process to end."""
     found = signal.sigtimedwait(SIGNALS, seconds)
     if found is None:

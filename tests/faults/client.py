@@ -12,14 +12,16 @@ import time
 from typing import Any
 
 from msgbus import MessageUndeliverable, MessagingException, RPCClient, Target, Transport, get_rpc_client
-from tests.faults.child import asked_to_end, begin
+from tests.faults.child import AskedToEnd, run
 from tests.faults.journal import Event, Writer
-from tests.faults.workload import Load
+from tests.faults.workload import Load, Spec
 
 PULSE = 0.1
 """Seconds between two looks at whether this process gets to run."""
 STALL = 0.1
 """Seconds of delay that are noted."""
+LAST_WORDS = 20.0
+"""Seconds for what is still under way when the transport has been closed: it is to end with an error at once."""
 
 
 class Sender:
@@ -31,6 +33,7 @@ class Sender:
         self._client = client
         self._journal = journal
         self._numbers = itertools.count()
+        self._stopped = False
         self._threads = [threading.Thread(target=self._run) for _ in range(min(load.concurrency, load.count))]
 
     def start(self) -> None:
@@ -45,8 +48,17 @@ class Sender:
         """Whether something is under way or still to be sent."""
         return any(thread.is_alive() for thread in self._threads)
 
+    def stop(self) -> None:
+        """Send nothing more."""
+        self._stopped = True
+
+    def join(self, end: float) -> None:
+        """Return when everything has come to its end, or at a time of `time.monotonic`."""
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+
     def _run(self) -> None:
-        while (number := next(self._numbers)) < self._load.count:
+        while (number := next(self._numbers)) < self._load.count and not self._stopped:
             due = self._began + number / self._load.rate
             time.sleep(max(0.0, due - time.monotonic()))
             self._send(f"{self._prefix}/{number}")
@@ -85,14 +97,14 @@ class Sender:
         return getattr(self._client, load.verb)({}, load.method, **arguments)
 
 
-def note_stalls(journal: Writer) -> None:
+def note_stalls(journal: Writer, ended: threading.Event) -> None:
     """Note when this process did not get to run: it was frozen, or the machine is busy. For a thread of its own."""
-    while True:
-        due = time.monotonic() + PULSE
-        time.sleep(PULSE)
+    due = time.monotonic() + PULSE
+    while not ended.wait(PULSE):
         late = time.monotonic() - due
         if late > STALL:
             journal.add(Event("stalled", seconds=late))
+        due = time.monotonic() + PULSE
 
 
 def prepare(transport: Transport, target: Target, load: Load) -> RPCClient:
@@ -105,25 +117,32 @@ def prepare(transport: Transport, target: Target, load: Load) -> RPCClient:
     return get_rpc_client(transport, target, delivery=load.policy)
 
 
-def main() -> None:
-    """Send everything, and wait to be told to end."""
-    spec, journal, transport = begin()
-    try:
-        threading.Thread(target=note_stalls, args=(journal,), daemon=True).start()
-        target = Target(topic=spec.topic)
-        senders = [Sender(spec.name, load, prepare(transport, target, load), journal) for load in spec.loads]
-        for sender in senders:
-            sender.start()
-        while any(sender.running for sender in senders):
-            if asked_to_end(spec, 0.1):
-                return
+def send(spec: Spec, journal: Writer, transport: Transport, asked_to_end: AskedToEnd) -> None:
+    """Send everything, and wait to be asked to end."""
+    ended = threading.Event()
+    pulse = threading.Thread(target=note_stalls, args=(journal, ended))
+    pulse.start()
+    target = Target(topic=spec.topic)
+    senders = [Sender(spec.name, load, prepare(transport, target, load), journal) for load in spec.loads]
+    for sender in senders:
+        sender.start()
+    asked = False
+    while not asked and any(sender.running for sender in senders):
+        asked = asked_to_end(0.1)
+    if not asked:
         journal.add(Event("done"))
-        while not asked_to_end(spec, 1.0):
-            pass
-    finally:
-        transport.cleanup()
-        journal.add(Event("stopped"))
+    while not asked:
+        asked = asked_to_end(1.0)
+    for sender in senders:
+        sender.stop()
+    transport.cleanup()
+    end = time.monotonic() + LAST_WORDS
+    for sender in senders:
+        sender.join(end)
+    ended.set()
+    pulse.join()
+    journal.add(Event("stopped"))
 
 
 if __name__ == "__main__":
-    main()
+    run(send)

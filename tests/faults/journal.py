@@ -64,11 +64,12 @@ class Writer:
     Args:
         folder: of the journal.
         who: the name of this process.
+        pid: its id; None means the real one. What runs as a thread has one that is made up.
     """
 
-    def __init__(self, folder: str, who: str) -> None:
+    def __init__(self, folder: str, who: str, pid: int | None = None) -> None:
         self._who = who
-        self._pid = os.getpid()
+        self._pid = os.getpid() if pid is None else pid
         path = pathlib.Path(folder) / f"{who}-{self._pid}{SUFFIX}"
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 

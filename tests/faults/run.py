@@ -10,7 +10,7 @@ from types import TracebackType
 
 from msgbus.conformance.waiting import until
 from tests.faults.journal import SYSTEM, Event, Reader, Writer
-from tests.faults.processes import Process
+from tests.faults.processes import Process, Thread, Worker
 from tests.faults.proofs import Record
 from tests.faults.systems import Node, System
 from tests.faults.workload import Load, Spec
@@ -48,9 +48,9 @@ class Run:
         self.progress = progress
         self.bounded = bounded
         self.topic = f"faults-{uuid.uuid4().hex[:8]}"
-        self.servers: dict[str, Process] = {}
-        self.clients: dict[str, Process] = {}
-        self._all: list[Process] = []
+        self.servers: dict[str, Worker] = {}
+        self.clients: dict[str, Worker] = {}
+        self._all: list[Worker] = []
         self._longest: dict[str, float] = {}
         self._reader = Reader(folder)
         self._writer = Writer(str(folder), "faults")
@@ -75,7 +75,7 @@ class Run:
             process = self.servers[name]
             self.until(lambda p=process: self.count("ready", pid=p.pid), f"{name} is ready", START, process)  # type: ignore[misc]
 
-    def send(self, name: str, *loads: Load, **options: str | int | float | bool) -> Process:
+    def send(self, name: str, *loads: Load, **options: str | int | float | bool) -> Worker:
         """Start a client that sends these loads."""
         process = self.clients[name] = self._start("client", name, loads, options)
         self._longest[name] = max(
@@ -87,14 +87,22 @@ class Run:
 
     def _start(
         self, kind: str, name: str, loads: tuple[Load, ...], options: dict[str, str | int | float | bool]
-    ) -> Process:
+    ) -> Worker:
         line = self.system.connect(len(self._all))
         spec = Spec(
             name=name, url=line.url, topic=self.topic, folder=str(self.folder), options=options, loads=tuple(loads)
         )
-        process = Process(kind, spec, line)
+        process = (Process if "processes" in self.system.can else Thread)(kind, spec, line)
         self._all.append(process)
         return process
+
+    def replace_dead(self) -> bool:
+        """Start servers in the places of those that have ended; return whether there were any."""
+        dead = [name for name, process in self.servers.items() if not process.alive]
+        for name in dead:
+            self.note_fault(name, "ends by itself")
+            self.serve(name, wait=False)
+        return bool(dead)
 
     # What has happened
 
@@ -108,7 +116,7 @@ class Run:
             event.what == what and pid in (None, event.pid) and event.id.startswith(prefix) for event in self.events()
         )
 
-    def until(self, condition: Callable[[], object], what: str, seconds: float, process: Process | None = None) -> None:
+    def until(self, condition: Callable[[], object], what: str, seconds: float, process: Worker | None = None) -> None:
         """Wait for a condition, and look after the process that it depends on."""
 
         def holds() -> object:
@@ -136,20 +144,20 @@ class Run:
         self.progress(text)
         self._writer.add(Event("over", text=text))
 
-    def kill(self, process: Process) -> None:
+    def kill(self, process: Worker) -> None:
         """SIGKILL a process."""
         self.note_fault(process.name, "is killed")
         process.kill()
 
-    def stop(self, process: Process) -> None:
+    def stop(self, process: Worker) -> None:
         """Have a process end in good order. Returns at once."""
         self.note_fault(process.name, "is stopped in good order")
         process.stop()
 
     @contextlib.contextmanager
-    def paused(self, it: Process | Node) -> Iterator[None]:
+    def paused(self, it: Worker | Node) -> Iterator[None]:
         """Freeze a process or a broker during the block."""
-        name = it.name if isinstance(it, Process) else SYSTEM
+        name = it.name if isinstance(it, Worker) else SYSTEM
         self.note_fault(name, "is frozen")
         it.pause()
         try:
@@ -159,7 +167,7 @@ class Run:
             self.note_over(f"{name} goes on")
 
     @contextlib.contextmanager
-    def cut_off(self, process: Process) -> Iterator[None]:
+    def cut_off(self, process: Worker) -> Iterator[None]:
         """Cut a process off from the message system during the block."""
         self.note_fault(process.name, "is cut off")
         process.cut()
@@ -170,7 +178,7 @@ class Run:
             self.note_over(f"{process.name} is let through again")
 
     @contextlib.contextmanager
-    def unplugged(self, process: Process) -> Iterator[None]:
+    def unplugged(self, process: Worker) -> Iterator[None]:
         """Cut a process off without a word during the block: its connections stay open."""
         self.note_fault(process.name, "is cut off without a word")
         process.stall()
@@ -234,8 +242,7 @@ class Run:
         for process in reversed(self._all):
             process.stop()
         for process in self._all:
-            if process.wait(DRAIN) is None:
-                process.kill()
+            if not process.wait(DRAIN):
                 raise AssertionError(f"{process.name} does not end within {DRAIN:g} s of being told to")
         return self.events()
 
@@ -245,7 +252,7 @@ class Run:
     def logs(self) -> str:
         """The ends of the logs of all processes."""
         found = []
-        for path in sorted({process.log for process in self._all}):
+        for path in sorted({process.log for process in self._all if process.log.exists()}):
             lines = path.read_text(errors="replace").splitlines()
             found += [f"--- {path}, the last {min(LOG_LINES, len(lines))} of {len(lines)} lines", *lines[-LOG_LINES:]]
         return "\n".join(found)

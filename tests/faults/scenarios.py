@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from msgbus.conformance.waiting import until
-from tests.faults.processes import Process
+from tests.faults.processes import Worker
 from tests.faults.run import Run
 from tests.faults.workload import AT_MOST_ONCE, Load
 
@@ -40,7 +40,7 @@ def scenario(*needs: str, short: bool = False) -> Callable[[Callable[[Run], None
 
     def add(function: Callable[[Run], None]) -> Callable[[Run], None]:
         title = (function.__doc__ or "").rstrip(".")
-        SCENARIOS.append(Scenario(function.__name__, title, function, {"processes", *needs}, short))
+        SCENARIOS.append(Scenario(function.__name__, title, function, needs, short))
         return function
 
     return add
@@ -87,7 +87,7 @@ def rest(run: Run, seconds: float) -> None:
     until(lambda: time.monotonic() > end, "the end of a fault", seconds + 10)
 
 
-def two_servers(run: Run, *loads: Load) -> Process:
+def two_servers(run: Run, *loads: Load) -> Worker:
     """Two servers, and a client that sends; return the first server when both are busy with what takes longest."""
     run.serve("one", "two", **POOL)
     run.send("client", *loads)
@@ -99,53 +99,53 @@ def two_servers(run: Run, *loads: Load) -> Process:
 # A server
 
 
-@scenario(short=True)
+@scenario("processes", short=True)
 def server_killed(run: Run) -> None:
     """A server is killed; another is there."""
     run.kill(two_servers(run, *CALLS, *CASTS))
 
 
-@scenario()
+@scenario("processes")
 def server_killed_in_long_calls(run: Run) -> None:
     """A server is killed while it runs calls of 20 s; another is there."""
     run.kill(two_servers(run, *LONG_CALLS, *CASTS))
 
 
-@scenario(short=True)
+@scenario("processes", short=True)
 def server_killed_at_most_once(run: Run) -> None:
     """A server is killed, with calls, casts and streams that must not run twice."""
     run.kill(two_servers(run, *AT_MOST, *OTHERS))
 
 
-@scenario(short=True)
+@scenario("processes", short=True)
 def server_frozen(run: Run) -> None:
     """A server is frozen for 5 s; another is there."""
     with run.paused(two_servers(run, *CALLS, *CASTS)):
         rest(run, 5)
 
 
-@scenario()
+@scenario("processes")
 def server_frozen_in_long_calls(run: Run) -> None:
     """A server is frozen for 45 s while it runs calls of 20 s; another is there."""
     with run.paused(two_servers(run, *LONG_CALLS, *CASTS, *AT_MOST)):
         rest(run, 45)
 
 
-@scenario("cut", short=True)
+@scenario("processes", "cut", short=True)
 def server_cut_off(run: Run) -> None:
     """A server is cut off for 5 s; another is there."""
     with run.cut_off(two_servers(run, *CALLS, *CASTS)):
         rest(run, 5)
 
 
-@scenario("cut")
+@scenario("processes", "cut")
 def server_cut_off_in_long_calls(run: Run) -> None:
     """A server is cut off for 30 s while it runs calls of 20 s; another is there."""
     with run.cut_off(two_servers(run, *LONG_CALLS, *CASTS, *AT_MOST)):
         rest(run, 30)
 
 
-@scenario("stall")
+@scenario("processes", "stall")
 def server_unplugged(run: Run) -> None:
     """A server is cut off without a word for 45 s; another is there."""
     with run.unplugged(two_servers(run, *LONG_CALLS, *CASTS, *AT_MOST)):
@@ -164,7 +164,7 @@ def server_stopped_in_long_calls(run: Run) -> None:
     run.stop(two_servers(run, *LONG_CALLS, *CASTS, *AT_MOST))
 
 
-@scenario(short=True)
+@scenario("processes", short=True)
 def only_server_dies(run: Run) -> None:
     """The only server ends in the middle of a call and a cast, and another comes."""
     run.serve("one", **POOL)
@@ -183,7 +183,19 @@ def only_server_dies(run: Run) -> None:
     run.note_over("there is a server")
 
 
-@scenario()
+@scenario("processes", short=True)
+def servers_die_around_answers(run: Run) -> None:
+    """Servers end within milliseconds of a method's return, one after the other, and others take their places."""
+    run.serve("one", "two", "three")
+    run.send(
+        "client",
+        Load(name="calls", count=200, rate=20),
+        Load(name="dying", method="die_around", seconds=0.05, count=12, rate=2, concurrency=1),
+    )
+    run.until(lambda: not run.replace_dead() and run.count("done"), "all calls are answered", 120)
+
+
+@scenario("processes")
 def servers_killed_in_turn(run: Run) -> None:
     """Servers are killed one after the other, and each comes back."""
     run.serve("one", "two", "three", **POOL)
@@ -197,7 +209,7 @@ def servers_killed_in_turn(run: Run) -> None:
 # A client
 
 
-@scenario(short=True)
+@scenario("processes", short=True)
 def client_killed(run: Run) -> None:
     """A client is killed; another goes on."""
     two_servers(run, *CALLS, *CASTS)
@@ -206,7 +218,7 @@ def client_killed(run: Run) -> None:
     run.kill(run.clients["client"])
 
 
-@scenario("cut", short=True)
+@scenario("processes", "cut", short=True)
 def client_cut_off(run: Run) -> None:
     """A client is cut off for 5 s."""
     two_servers(run, *CALLS, *CASTS, *AT_MOST)
@@ -214,7 +226,7 @@ def client_cut_off(run: Run) -> None:
         rest(run, 5)
 
 
-@scenario("stall")
+@scenario("processes", "stall")
 def client_unplugged(run: Run) -> None:
     """A client is cut off without a word for 30 s."""
     two_servers(run, *LONG_CALLS, *CASTS, *AT_MOST)
@@ -222,7 +234,7 @@ def client_unplugged(run: Run) -> None:
         rest(run, 30)
 
 
-@scenario()
+@scenario("processes")
 def client_frozen(run: Run) -> None:
     """A client is frozen for 10 s."""
     two_servers(run, *CALLS, *CASTS, *AT_MOST)
@@ -297,7 +309,7 @@ def broker_frozen(run: Run) -> None:
         rest(run, 10)
 
 
-@scenario("exchange", short=True)
+@scenario("processes", "exchange", short=True)
 def exchange_deleted(run: Run) -> None:
     """The broker's exchange is deleted."""
     two_servers(run, *CALLS, *CASTS)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import pathlib
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from msgbus import NoOpSerializer, Target, get_rpc_server
-from tests.faults.child import asked_to_end, begin
+from msgbus import NoOpSerializer, Target, Transport, get_rpc_server
+from tests.faults.child import AskedToEnd, run
 from tests.faults.journal import Event, Writer
+from tests.faults.workload import Spec
 
 DRAIN = 60.0
 """Seconds that a server which ends in good order gives to what it still runs."""
@@ -38,16 +40,29 @@ class Service:
             time.sleep(seconds)
         self._journal.add(Event("finished", id=id))
 
-    def die_once(self, _ctxt: Any, id: str, seconds: float) -> str:
-        """Take so long, and end the process without a word, if no other has done so for this id; return the id."""
+    def die_once(self, ctxt: Any, id: str, seconds: float) -> str:
+        """Take so long, and end the process without a word, if no other has done so for this id."""
         self._journal.add(Event("begun", id=id))
         time.sleep(seconds)
+        if self._is_first(id):
+            os._exit(1)
+        self._journal.add(Event("finished", id=id))
+        return id
+
+    def die_around(self, ctxt: Any, id: str, seconds: float) -> str:
+        """As `work`, but if no other has done so for this id, the process ends 0 to 5 ms later, depending on the id."""
+        self.work(ctxt, id, seconds)
+        if self._is_first(id):
+            delay = int(id.rpartition("/")[2]) % 6 / 1000
+            threading.Timer(delay, os._exit, (1,)).start()
+        return id
+
+    def _is_first(self, id: str) -> bool:
         try:
-            (self._folder / f"died-{id.replace('/', '-')}").touch(exist_ok=False)
+            (self._folder / f"first-{id.replace('/', '-')}").touch(exist_ok=False)
         except FileExistsError:
-            self._journal.add(Event("finished", id=id))
-            return id
-        os._exit(1)
+            return False
+        return True
 
 
 class NotingSerializer(NoOpSerializer):
@@ -62,15 +77,14 @@ class NotingSerializer(NoOpSerializer):
         return entity
 
 
-def main() -> None:
-    """Serve until told to end."""
-    spec, journal, transport = begin()
+def serve(spec: Spec, journal: Writer, transport: Transport, asked_to_end: AskedToEnd) -> None:
+    """Serve until asked to end."""
     target = Target(topic=spec.topic, server=spec.name)
     server = get_rpc_server(transport, target, [Service(journal, spec.folder)], serializer=NotingSerializer(journal))
     try:
         server.start(DRAIN)
         journal.add(Event("ready"))
-        while not asked_to_end(spec, 1.0):
+        while not asked_to_end(1.0):
             pass
         server.stop()
         server.wait(DRAIN)
@@ -80,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(serve)

@@ -8,13 +8,12 @@ import signal
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
+from msgbus.drivers.fake import Bus, get_bus
 from tests.functional.brokers.proxy import Proxy
 
 
 class Node(Protocol):
     """A broker, or one node of a cluster of them."""
-
-    port: int
 
     def alive(self) -> bool:
         """Whether its process runs (it may be paused)."""
@@ -33,6 +32,14 @@ class Node(Protocol):
 
     def resume(self) -> None:
         """Let it go on."""
+
+
+class TcpNode(Node, Protocol):
+    """One that listens on 127.0.0.1."""
+
+    @property
+    def port(self) -> int:
+        """Where."""
 
 
 class Line(Protocol):
@@ -61,7 +68,7 @@ class System(Protocol):
         nodes: its brokers; empty where there are none.
         can: what can be done to it, and what it does; a scenario names what it needs: "broker", "cluster", "cut" (a
             process can be cut off), "stall" (it can be cut off without a word), "store" (keeps what nobody takes),
-            "durable" (keeps it when it is killed), "volatile" (does not), "processes", "exchange" (its exchange can be
+            "volatile" (loses that when it is killed), "processes" (several share it), "exchange" (its exchange can be
             deleted).
     """
 
@@ -98,7 +105,7 @@ class ProxiedLine:
         nodes: in the order in which the process is to try them.
     """
 
-    def __init__(self, make_url: Callable[[Sequence[int]], str], nodes: Sequence[Node]) -> None:
+    def __init__(self, make_url: Callable[[Sequence[int]], str], nodes: Sequence[TcpNode]) -> None:
         self._proxies = [Proxy(node.port) for node in nodes]
         self.url = make_url([proxy.port for proxy in self._proxies])
 
@@ -133,13 +140,13 @@ class Brokered:
     def __init__(
         self,
         name: str,
-        nodes: Sequence[Node],
+        nodes: Sequence[TcpNode],
         can: Collection[str],
         make_url: Callable[[Sequence[int]], str],
         delete_exchange: Callable[[], None] | None = None,
     ) -> None:
         self.name = name
-        self.nodes = nodes
+        self.nodes: Sequence[TcpNode] = nodes
         self.can = can
         self._make_url = make_url
         self._delete_exchange = delete_exchange
@@ -179,11 +186,11 @@ def nats_url(ports: Sequence[int]) -> str:
     return "nats://" + ",".join(f"127.0.0.1:{port}" for port in ports) + "/"
 
 
-class LocalLine:
-    """A run directory of ZeroMQ. What can be cut are the connections that there are, for a moment."""
+class FixedLine:
+    """A way to where nothing is in between. Over ZeroMQ the connections that there are can be cut, for a moment."""
 
-    def __init__(self, run_dir: pathlib.Path) -> None:
-        self.url = f"zmq://{run_dir}"
+    def __init__(self, url: str) -> None:
+        self.url = url
 
     def cut(self, pid: int) -> None:
         os.kill(pid, signal.SIGUSR1)
@@ -198,6 +205,60 @@ class LocalLine:
         """Nothing is left to close."""
 
 
+class FakeNode:
+    """The message system in memory, whose stopping breaks all connections. It keeps what it has."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._up = True
+
+    def alive(self) -> bool:
+        return self._up
+
+    def start(self) -> None:
+        self._up = True
+        self._bus.start()
+
+    def stop(self) -> None:
+        self._up = False
+        self._bus.stop()
+
+    def kill(self) -> None:
+        self.stop()
+
+    def pause(self) -> None:
+        self._bus.pause()
+
+    def resume(self) -> None:
+        self._bus.resume()
+
+
+class Fake:
+    """The message system in memory."""
+
+    name = "fake"
+    can: Collection[str] = ("broker", "store")
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.nodes: Sequence[Node] = [FakeNode(get_bus(url))]
+
+    def connect(self, number: int) -> Line:
+        return FixedLine(self._url)
+
+    def restore(self) -> None:
+        """Each scenario has one of its own."""
+
+    def delete_exchange(self) -> None:
+        raise NotImplementedError
+
+    def partition(self, node: Node) -> None:
+        raise NotImplementedError
+
+    def heal(self) -> None:
+        raise NotImplementedError
+
+
 class LocalZmq:
     """ZeroMQ between the processes of one host: no broker."""
 
@@ -209,7 +270,7 @@ class LocalZmq:
         self._run_dir = run_dir
 
     def connect(self, number: int) -> Line:
-        return LocalLine(self._run_dir)
+        return FixedLine(f"zmq://{self._run_dir}")
 
     def restore(self) -> None:
         """Nothing runs that could be away."""

@@ -15,7 +15,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
         name: begins the ids of its messages, together with the client's name.
         verb: "call", "cast", "fanout_cast" or "multicall".
         policy: of delivery.
-        method: which one is called: "work"; "die_once", in which the first server that runs it ends.
+        method: which one is called: "work"; "die_once" and "die_around", in which the first server that runs it
+            ends, and shortly after which.
         count: how many.
         seconds: how long the method runs; for a multicall, between two items.
         items: how many items a multicall yields.

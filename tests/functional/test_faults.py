@@ -15,10 +15,11 @@ from tests.faults.figures import PROPERTY, count, judge
 from tests.faults.proofs import Record
 from tests.faults.run import Run
 from tests.faults.scenarios import SCENARIOS, Scenario
-from tests.faults.systems import Brokered, LocalZmq, System, nats_url, qpid_url, rabbit_url
+from tests.faults.systems import Brokered, Fake, LocalZmq, System, nats_url, qpid_url, rabbit_url
 from tests.functional.brokers.nats import Nats
 from tests.functional.brokers.qpid import Qpid
 from tests.functional.brokers.rabbitmq import RabbitMQ
+from tests.support import new_url
 
 GOES_ON = 15.0
 """Seconds after a fault in which calls go on; asserted where the machine has nothing else to do."""
@@ -32,20 +33,23 @@ class Faults:
 
     Attributes:
         can: what the system can, see `System.can`; what a scenario needs beyond that it is not run for.
-        ordinary: what a scenario has to need to be part of the ordinary run on this system.
+        ordinary: what a scenario has to need to be part of the ordinary run on this system; None means nothing.
     """
 
     can: ClassVar[Collection[str]]
-    ordinary: ClassVar[str] = "processes"
+    ordinary: ClassVar[str | None] = None
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Choose the scenarios, and mark those that the ordinary run leaves out."""
         found = [
-            pytest.param(it, id=it.name, marks=() if it.short and self.ordinary in it.needs else pytest.mark.faults)
+            pytest.param(it, id=it.name, marks=() if self._is_ordinary(it) else pytest.mark.faults)
             for it in SCENARIOS
             if set(it.needs) <= set(self.can)
         ]
         metafunc.parametrize("scenario", found)
+
+    def _is_ordinary(self, scenario: Scenario) -> bool:
+        return scenario.short and (self.ordinary is None or self.ordinary in scenario.needs)
 
     @pytest.fixture
     @classmethod
@@ -95,7 +99,7 @@ def report(broken: dict[str, list[str]]) -> str:
     return "\n".join(found)
 
 
-RABBITMQ = {"processes", "broker", "cut", "stall", "store", "durable", "exchange"}
+RABBITMQ = {"processes", "broker", "cut", "stall", "store", "exchange"}
 
 
 class TestRabbitMQ310(Faults):
@@ -144,7 +148,7 @@ class TestQpidInMemory(Faults):
 class TestQpid(Faults):
     """Broker-J with its queues on disk."""
 
-    can: ClassVar[Collection[str]] = {"processes", "broker", "cut", "stall", "store", "durable"}
+    can: ClassVar[Collection[str]] = {"processes", "broker", "cut", "stall", "store"}
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -155,12 +159,23 @@ class TestQpid(Faults):
 class TestNats(Faults):
     """The driver of the example."""
 
-    can: ClassVar[Collection[str]] = {"processes", "broker", "cut", "stall", "store", "durable"}
+    can: ClassVar[Collection[str]] = {"processes", "broker", "cut", "stall", "store"}
 
     @pytest.fixture(scope="class")
     @classmethod
     def system(cls, nats: Nats) -> System:
         return Brokered("NATS", [nats], cls.can, nats_url)
+
+
+class TestFake(Faults):
+    """In memory, between threads."""
+
+    can = Fake.can
+
+    @pytest.fixture
+    @classmethod
+    def system(cls) -> System:
+        return Fake(new_url())
 
 
 class TestZmq(Faults):
