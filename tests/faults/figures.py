@@ -85,9 +85,9 @@ def count(record: Record, system: str, scenario: str, title: str, broken: dict[s
 
 def table(found: list[Figures]) -> Table:
     """The figures for a person to read."""
-    table = Table(title="Faults")
+    table = Table(title="Faults (hit: messages before/during/after their run; goes on: seconds until calls do)")
     for heading in ("system", "scenario"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=True)
     for heading in (
         "sent",
         "faults",

@@ -133,9 +133,12 @@ class Record:
     def goes_on(self) -> float | None:
         """Seconds from the fault until each client has the value of a call that it sent afterwards.
 
-        Where the fault has an end, they count from there. None: there was no fault, or some client got no such value.
+        They count from the end of a fault that has one, and that hit a client or the message system: where it was a
+        server, there were others. None: there was no fault, or some client got no such value.
         """
-        since = max((event.at for event in self.overs or self.faults), default=None)
+        servers = {event.who for event in self.ready}
+        overs = [event for event in self.overs if event.subject not in servers]
+        since = max((event.at for event in overs or self.faults), default=None)
         if since is None:
             return None
         first: dict[str, float] = {}

@@ -62,8 +62,7 @@ class Run:
         for process in self._all:
             process.close()
         self._writer.close()
-        if exc is not None:
-            exc.add_note(self.logs())
+        print(self.logs())
 
     # The processes
 
@@ -139,10 +138,10 @@ class Run:
         self.progress(f"{subject} {what}")
         self._writer.add(Event("fault", subject=subject, text=what))
 
-    def note_over(self, text: str) -> None:
-        """Note that the message system, or a server, is there again."""
-        self.progress(text)
-        self._writer.add(Event("over", text=text))
+    def note_over(self, subject: str, what: str) -> None:
+        """Note that what was broken is whole again; of servers as a whole, the subject is `SYSTEM`."""
+        self.progress(f"{subject} {what}")
+        self._writer.add(Event("over", subject=subject, text=what))
 
     def kill(self, process: Worker) -> None:
         """SIGKILL a process."""
@@ -164,7 +163,7 @@ class Run:
             yield
         finally:
             it.resume()
-            self.note_over(f"{name} goes on")
+            self.note_over(name, "goes on")
 
     @contextlib.contextmanager
     def cut_off(self, process: Worker) -> Iterator[None]:
@@ -175,7 +174,7 @@ class Run:
             yield
         finally:
             process.heal()
-            self.note_over(f"{process.name} is let through again")
+            self.note_over(process.name, "is let through again")
 
     @contextlib.contextmanager
     def unplugged(self, process: Worker) -> Iterator[None]:
@@ -186,7 +185,7 @@ class Run:
             yield
         finally:
             process.heal()
-            self.note_over(f"{process.name} is let through again")
+            self.note_over(process.name, "is let through again")
 
     def kill_node(self, node: Node) -> None:
         """SIGKILL a broker."""
@@ -209,7 +208,7 @@ class Run:
         """Start a broker again."""
         self.progress(f"{SYSTEM} is being started")
         node.start()
-        self.note_over(f"{SYSTEM} is there again")
+        self.note_over(SYSTEM, "is there again")
 
     @contextlib.contextmanager
     def partitioned(self, node: Node) -> Iterator[None]:
@@ -220,7 +219,7 @@ class Run:
             yield
         finally:
             self.system.heal()
-            self.note_over(f"{SYSTEM} is whole again")
+            self.note_over(SYSTEM, "is whole again")
 
     def delete_exchange(self) -> None:
         """Delete the exchange of all topics."""

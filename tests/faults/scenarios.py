@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from msgbus.conformance.waiting import until
+from tests.faults.journal import SYSTEM
 from tests.faults.processes import Worker
 from tests.faults.run import Run
 from tests.faults.workload import AT_MOST_ONCE, Load
@@ -49,7 +50,7 @@ def scenario(*needs: str, short: bool = False) -> Callable[[Callable[[Run], None
 # What is sent
 
 CALLS = (
-    Load(name="1ms", seconds=0.001, count=120, rate=20),
+    Load(name="1ms", seconds=0.001, count=140, rate=20),
     Load(name="300ms", seconds=0.3, count=40, rate=10, concurrency=6),
     Load(name="2s", seconds=2.0, count=10, rate=10, concurrency=6),
 )
@@ -78,6 +79,11 @@ def until_busy(run: Run, server: str, load: str, seconds: float = 1.0) -> None:
         return any(event.what == "begun" and event.id not in finished and event.at < now - seconds for event in mine)
 
     run.until(busy, f"{server} has run a call of {load} for {seconds:g} s", 60)
+
+
+def nobody_there(run: Run) -> list[str]:
+    """The errors by which a message may end while no server is there: nothing waits for one where nothing is stored."""
+    return [] if "store" in run.system.can else ["MessageUndeliverable"]
 
 
 def rest(run: Run, seconds: float) -> None:
@@ -119,9 +125,9 @@ def server_killed_at_most_once(run: Run) -> None:
 
 @scenario("processes", short=True)
 def server_frozen(run: Run) -> None:
-    """A server is frozen for 5 s; another is there."""
+    """A server is frozen for 3 s; another is there."""
     with run.paused(two_servers(run, *CALLS, *CASTS)):
-        rest(run, 5)
+        rest(run, 3)
 
 
 @scenario("processes")
@@ -133,9 +139,9 @@ def server_frozen_in_long_calls(run: Run) -> None:
 
 @scenario("processes", "cut", short=True)
 def server_cut_off(run: Run) -> None:
-    """A server is cut off for 5 s; another is there."""
+    """A server is cut off for 3 s; another is there."""
     with run.cut_off(two_servers(run, *CALLS, *CASTS)):
-        rest(run, 5)
+        rest(run, 3)
 
 
 @scenario("processes", "cut")
@@ -168,8 +174,7 @@ def server_stopped_in_long_calls(run: Run) -> None:
 def only_server_dies(run: Run) -> None:
     """The only server ends in the middle of a call and a cast, and another comes."""
     run.serve("one", **POOL)
-    # While no server is there, nothing waits for one where nothing is stored.
-    errors = [] if "store" in run.system.can else ["MessageUndeliverable"]
+    errors = nobody_there(run)
     run.send(
         "client",
         Load(name="calls", count=40, rate=20, errors=errors),
@@ -180,17 +185,18 @@ def only_server_dies(run: Run) -> None:
     run.until(lambda: not run.servers["one"].alive, "the server ends", 30)
     run.note_fault("one", "ends by itself")
     run.serve("two", "three", **POOL)
-    run.note_over("there is a server")
+    run.note_over(SYSTEM, "has servers again")
 
 
 @scenario("processes", short=True)
 def servers_die_around_answers(run: Run) -> None:
     """Servers end within milliseconds of a method's return, one after the other, and others take their places."""
     run.serve("one", "two", "three")
+    errors = nobody_there(run)
     run.send(
         "client",
-        Load(name="calls", count=200, rate=20),
-        Load(name="dying", method="die_around", seconds=0.05, count=12, rate=2, concurrency=1),
+        Load(name="calls", count=160, rate=20, errors=errors),
+        Load(name="dying", method="die_around", seconds=0.05, count=12, rate=1.5, concurrency=1, errors=errors),
     )
     run.until(lambda: not run.replace_dead() and run.count("done"), "all calls are answered", 120)
 
@@ -220,10 +226,10 @@ def client_killed(run: Run) -> None:
 
 @scenario("processes", "cut", short=True)
 def client_cut_off(run: Run) -> None:
-    """A client is cut off for 5 s."""
+    """A client is cut off for 3 s."""
     two_servers(run, *CALLS, *CASTS, *AT_MOST)
     with run.cut_off(run.clients["client"]):
-        rest(run, 5)
+        rest(run, 3)
 
 
 @scenario("processes", "stall")
@@ -272,7 +278,7 @@ def broker_restarted(run: Run) -> None:
     """The broker is stopped in good order, and started again."""
     two_servers(run, *LONG_CALLS, *CASTS, *AT_MOST, *OTHERS)
     run.stop_node(run.system.nodes[0])
-    rest(run, 5)
+    rest(run, 3)
     run.start_node(run.system.nodes[0])
 
 
@@ -283,7 +289,7 @@ def broker_killed_under_a_thousand_calls(run: Run) -> None:
     run.send("client", Load(name="calls", seconds=0.1, count=1000, rate=1000, concurrency=1000, deadline=60.0))
     run.wait_for("finished", 100)
     run.kill_node(run.system.nodes[0])
-    rest(run, 5)
+    rest(run, 3)
     run.start_node(run.system.nodes[0])
 
 
@@ -346,7 +352,7 @@ def nodes_killed_in_turn(run: Run) -> None:
     )
     for node in run.system.nodes:
         run.kill_node(node)
-        rest(run, 5)
+        rest(run, 3)
         run.start_node(node)
 
 
