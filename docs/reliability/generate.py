@@ -44,7 +44,7 @@ against the promises, message by message. The columns count:
 - *ran twice*: messages under `at_least_once` that two servers have run, which is allowed.
 - *not kept*: confirmed casts that were lost with a message system that keeps nothing when it ends.
 - *calls go on after*: seconds from the fault, or from its end where it has one, until every client had the answer to a
-  call that it made afterwards.
+  call that it made afterwards. Servers that are busy with what came before make that longer.
 """
 COUNTED = {
     "lost": ("lost", "wrong", "made up"),

@@ -97,10 +97,10 @@ class Run:
 
     def replace_dead(self) -> bool:
         """Start servers in the places of those that have ended; return whether there were any."""
-        dead = [name for name, process in self.servers.items() if not process.alive]
-        for name in dead:
-            self.note_fault(name, "ends by itself")
-            self.serve(name, wait=False)
+        dead = [process for process in self.servers.values() if not process.alive]
+        for process in dead:
+            self.note_death(process)
+            self.serve(process.name, wait=False)
         return bool(dead)
 
     # What has happened
@@ -137,6 +137,12 @@ class Run:
         """Note that something is broken from now on."""
         self.progress(f"{subject} {what}")
         self._writer.add(Event("fault", subject=subject, text=what))
+
+    def note_death(self, process: Worker) -> None:
+        """Note that a process has ended by itself, right after the last that it said."""
+        last = max(event.at for event in self.events() if event.pid == process.pid)
+        self.progress(f"{process.name} has ended by itself")
+        self._writer.add(Event("fault", subject=process.name, text="ends by itself", at=last + 1e-6))
 
     def note_over(self, subject: str, what: str) -> None:
         """Note that what was broken is whole again; of servers as a whole, the subject is `SYSTEM`."""

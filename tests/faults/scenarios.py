@@ -183,7 +183,7 @@ def only_server_dies(run: Run) -> None:
         Load(name="dying-cast", verb="cast", method="die_once", seconds=0.5, count=1),
     )
     run.until(lambda: not run.servers["one"].alive, "the server ends", 30)
-    run.note_fault("one", "ends by itself")
+    run.note_death(run.servers["one"])
     run.serve("two", "three", **POOL)
     run.note_over(SYSTEM, "has servers again")
 
