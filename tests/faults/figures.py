@@ -98,7 +98,7 @@ def table(found: list[Figures]) -> Table:
         "calls go on after",
         "stalled",
     ):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     table.add_column("broken promises")
     for it in sorted(found, key=lambda it: (it.system, it.scenario)):
         table.add_row(
