@@ -68,6 +68,11 @@ OTHERS = (
 )
 
 
+def steady(seconds: float) -> Load:
+    """Calls for so long: with them it is seen when calls go on."""
+    return Load(name="steady", count=int(20 * seconds), rate=20)
+
+
 def until_busy(run: Run, server: str, load: str, seconds: float = 1.0) -> None:
     """Wait until a server has run something of a load for so long, and has more than that."""
     pid = run.servers[server].pid
@@ -347,6 +352,7 @@ def nodes_killed_in_turn(run: Run) -> None:
     three_of_each(
         run,
         *CALLS,
+        steady(60),
         Load(name="casts", verb="cast", count=1200, rate=20),
         Load(name="most-casts", verb="cast", policy=AT_MOST_ONCE, count=1200, rate=20, errors=uncertain),
     )
@@ -359,7 +365,7 @@ def nodes_killed_in_turn(run: Run) -> None:
 @scenario("cluster")
 def node_frozen(run: Run) -> None:
     """A node of the cluster is frozen for 20 s."""
-    three_of_each(run, *CALLS, *CASTS, *AT_MOST)
+    three_of_each(run, *CALLS, *CASTS, *AT_MOST, steady(30))
     with run.paused(run.system.nodes[0]):
         rest(run, 20)
 
@@ -367,6 +373,6 @@ def node_frozen(run: Run) -> None:
 @scenario("cluster")
 def node_partitioned(run: Run) -> None:
     """A node of the cluster is cut off from the others for 20 s, and not from its clients."""
-    three_of_each(run, *CALLS, *CASTS, *AT_MOST)
+    three_of_each(run, *CALLS, *CASTS, *AT_MOST, steady(30))
     with run.partitioned(run.system.nodes[0]):
         rest(run, 20)
