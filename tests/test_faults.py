@@ -92,6 +92,9 @@ def fanout(id: str) -> list[Event]:
 GOOD: dict[str, list[Any]] = {
     "a call with its own value": [sent("a"), *run("a"), returned("a", "a")],
     "a call that ran on two servers, at least once": [sent("a"), begun("a"), *run("a", TWO), returned("a", "a")],
+    "a call that one server ran twice since it was asked again": [
+        *[sent("a"), *run("a"), *run("a", at=10.6), returned("a", "a")],
+    ],
     "a cast that was run": [*cast("a"), *run("a")],
     "a cast that was not confirmed, and not run": [
         sent("a", "cast", errors=["TransportUnavailable"]),
@@ -166,10 +169,7 @@ BAD: dict[str, tuple[str, list[Any]]] = {
         [*cast("a", policy=AT_MOST_ONCE), begun("a"), *run("a", at=10.4)],
     ),
     "a fanout that one server has run twice": ("doubled", [*fanout("a"), *run("a"), *run("a", at=10.6)]),
-    "a call at least once that one server has run twice": (
-        "run again",
-        [sent("a"), *run("a"), *run("a", at=10.6), returned("a", "a")],
-    ),
+    "a cast at least once that one server has run twice": ("run again", [*cast("a"), *run("a"), *run("a", at=10.6)]),
     "a value that comes too late": ("late", [sent("a"), *run("a"), returned("a", "a", at=41.1)]),
     "an error that comes too late": (
         "late",

@@ -36,12 +36,14 @@ against the promises, message by message. The columns count:
   makes unavoidable: others count as *other*.
 - *lost*: casts under `at_least_once` that were confirmed and that no server has finished; calls with another value than
   their own.
-- *doubled*: messages under `at_most_once` that were begun twice; others that one server process has run twice.
+- *doubled*: messages under `at_most_once` that were begun twice; casts under `at_least_once` that one server process
+  has run twice.
 - *late*: verbs that ended more than 1 s after their deadline, or never. Time in which the caller's process did not get
   to run is not counted.
 - *other*: every other broken promise: an error that is not one of msgbus's, or says what is not so; a call under
   `at_least_once` that failed; a fanout cast that did not reach a server which was there all the time.
-- *ran twice*: messages under `at_least_once` that two servers have run, which is allowed.
+- *ran twice*: messages under `at_least_once` that were begun more than once, on several servers or since the caller
+  asked again, which is allowed.
 - *not kept*: confirmed casts that were lost with a message system that keeps nothing when it ends.
 - *calls go on after*: seconds from the fault, or from its end where it has one, until every client had the answer to a
   call that it made afterwards. Servers that are busy with what came before make that longer.

@@ -208,11 +208,15 @@ def doubled(record: Record) -> list[str]:
 
 
 def run_again(record: Record) -> list[str]:
-    """Begun twice by one server process, under at_least_once: each remembers what it has run."""
+    """A cast under at_least_once that one server process has begun twice: each remembers what it has run.
+
+    A call may be: its caller asks again where the answer seems to be lost.
+    """
     return [
         str(message)
         for message in record.messages
         if message.sent.policy == AT_LEAST_ONCE
+        and message.sent.verb in CASTS
         and max(Counter(event.pid for event in message.begun).values(), default=0) > 1
     ]
 

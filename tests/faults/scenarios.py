@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
+import msgspec
+
 from msgbus.conformance.waiting import until
 from tests.faults.journal import SYSTEM
 from tests.faults.processes import Worker
@@ -55,13 +57,17 @@ CALLS = (
     Load(name="2s", seconds=2.0, count=10, rate=10, concurrency=6),
 )
 """Calls under at_least_once that take from a moment to two seconds."""
-LONG_CALLS = (*CALLS, Load(name="20s", seconds=20.0, count=4, rate=10, concurrency=4, deadline=120.0))
 CASTS = (Load(name="casts", verb="cast", seconds=0.05, count=100, rate=20),)
 AT_MOST = (
     Load(name="most", policy=AT_MOST_ONCE, seconds=0.05, count=100, rate=20, deadline=20.0),
     Load(name="most-2s", policy=AT_MOST_ONCE, seconds=2.0, count=6, rate=10, concurrency=4, deadline=20.0),
     Load(name="most-casts", verb="cast", policy=AT_MOST_ONCE, seconds=0.05, count=60, rate=20, deadline=20.0),
 )
+LONG = tuple(
+    msgspec.structs.replace(load, deadline=120.0)
+    for load in (*CALLS, Load(name="20s", seconds=20.0, count=4, rate=10, concurrency=4), *CASTS, *AT_MOST)
+)
+"""The same and calls of 20 s, all with two minutes of time."""
 OTHERS = (
     Load(name="fanouts", verb="fanout_cast", policy=AT_MOST_ONCE, count=40, rate=10, deadline=20.0),
     Load(name="streams", verb="multicall", policy=AT_MOST_ONCE, seconds=0.2, count=8, items=20, rate=4, deadline=20.0),
@@ -119,7 +125,7 @@ def server_killed(run: Run) -> None:
 @scenario("processes")
 def server_killed_in_long_calls(run: Run) -> None:
     """A server is killed while it runs calls of 20 s; another is there."""
-    run.kill(two_servers(run, *LONG_CALLS, *CASTS))
+    run.kill(two_servers(run, *LONG))
 
 
 @scenario("processes", short=True)
@@ -138,7 +144,7 @@ def server_frozen(run: Run) -> None:
 @scenario("processes")
 def server_frozen_in_long_calls(run: Run) -> None:
     """A server is frozen for 45 s while it runs calls of 20 s; another is there."""
-    with run.paused(two_servers(run, *LONG_CALLS, *CASTS, *AT_MOST)):
+    with run.paused(two_servers(run, *LONG)):
         rest(run, 45)
 
 
@@ -152,14 +158,14 @@ def server_cut_off(run: Run) -> None:
 @scenario("processes", "cut")
 def server_cut_off_in_long_calls(run: Run) -> None:
     """A server is cut off for 30 s while it runs calls of 20 s; another is there."""
-    with run.cut_off(two_servers(run, *LONG_CALLS, *CASTS, *AT_MOST)):
+    with run.cut_off(two_servers(run, *LONG)):
         rest(run, 30)
 
 
 @scenario("processes", "stall")
 def server_unplugged(run: Run) -> None:
     """A server is cut off without a word for 45 s; another is there."""
-    with run.unplugged(two_servers(run, *LONG_CALLS, *CASTS, *AT_MOST)):
+    with run.unplugged(two_servers(run, *LONG)):
         rest(run, 45)
 
 
@@ -172,7 +178,7 @@ def server_stopped(run: Run) -> None:
 @scenario()
 def server_stopped_in_long_calls(run: Run) -> None:
     """A server is stopped in good order while it runs calls of 20 s; another is there."""
-    run.stop(two_servers(run, *LONG_CALLS, *CASTS, *AT_MOST))
+    run.stop(two_servers(run, *LONG))
 
 
 @scenario("processes", short=True)
@@ -240,7 +246,7 @@ def client_cut_off(run: Run) -> None:
 @scenario("processes", "stall")
 def client_unplugged(run: Run) -> None:
     """A client is cut off without a word for 30 s."""
-    two_servers(run, *LONG_CALLS, *CASTS, *AT_MOST)
+    two_servers(run, *LONG)
     with run.unplugged(run.clients["client"]):
         rest(run, 30)
 
@@ -281,7 +287,7 @@ def broker_killed(run: Run) -> None:
 @scenario("broker")
 def broker_restarted(run: Run) -> None:
     """The broker is stopped in good order, and started again."""
-    two_servers(run, *LONG_CALLS, *CASTS, *AT_MOST, *OTHERS)
+    two_servers(run, *LONG, *OTHERS)
     run.stop_node(run.system.nodes[0])
     rest(run, 3)
     run.start_node(run.system.nodes[0])
