@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from types import TracebackType
 
-from msgbus.conformance.waiting import until
 from tests.faults.journal import SYSTEM, Event, Reader, Writer
 from tests.faults.processes import Process, Thread, Worker
 from tests.faults.proofs import Record
@@ -21,6 +21,8 @@ DRAIN = 90.0
 """Seconds for a process to end in good order, and for casts to be run that were confirmed."""
 GRACE = 30.0
 """Seconds after the last deadline until a client that is still at it counts as hung."""
+POLL = 0.1
+"""Seconds between two looks at the journal: it is long, and who reads it all the time slows down what it is about."""
 LOG_LINES = 40
 """Of each process, where a scenario has failed."""
 Progress = Callable[[str], None]
@@ -116,15 +118,23 @@ class Run:
         )
 
     def until(self, condition: Callable[[], object], what: str, seconds: float, process: Worker | None = None) -> None:
-        """Wait for a condition, and look after the process that it depends on."""
+        """Wait for a condition, and look after the process that it depends on.
 
-        def holds() -> object:
+        Raises:
+            AssertionError: it did not come within `seconds`, or the process has ended; the text names `what`.
+        """
+        end = time.monotonic() + seconds
+        shown = 0.0
+        while not condition():
+            now = time.monotonic()
             if process is not None and not process.alive:
                 raise AssertionError(f"{process.name} has ended, and so this will not come: {what}")
-            return condition()
-
-        self.progress(f"waiting: {what}")
-        until(holds, what, seconds)
+            if now > end:
+                raise AssertionError(f"not within {seconds:g} s: {what}")
+            if now > shown + 1:
+                shown = now
+                self.progress(f"waiting: {what}; {len(self.events()):,} lines in the journal")
+            time.sleep(POLL)
 
     def wait_for(self, what: str, count: int = 1, who: str | None = None, prefix: str = "") -> None:
         """Wait until so many events of a kind have happened, at the server of this name."""

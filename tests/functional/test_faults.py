@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import ClassVar
 
 import msgspec
@@ -23,6 +23,8 @@ from tests.support import new_url
 
 GOES_ON = 15.0
 """Seconds after a fault in which calls go on; asserted where the machine has nothing else to do."""
+WIDTH = 118
+"""Columns of the line that shows how far a scenario is."""
 SHOWN = 5
 """Messages that are shown for each promise that was broken."""
 ALONE = os.environ.get("MSGBUS_FAULTS") == "all"
@@ -53,19 +55,22 @@ class Faults:
 
     @pytest.fixture
     @classmethod
-    def progress(cls, pytestconfig: pytest.Config) -> Callable[[str], None]:
-        """Shows a line to whoever sits in front of the tests."""
+    def progress(cls, pytestconfig: pytest.Config) -> Iterator[Callable[[str], None]]:
+        """Shows a line to whoever sits in front of the tests, in the place of the one before."""
         manager = pytestconfig.pluginmanager
         capture, terminal = manager.get_plugin("capturemanager"), manager.get_plugin("terminalreporter")
         if capture is None or terminal is None or not terminal.isatty:
-            return lambda line: None
+            yield lambda line: None
+            return
         began = time.monotonic()
 
         def show(line: str) -> None:
+            text = f"  {time.monotonic() - began:6.1f} s  {line}" if line else ""
             with capture.global_and_fixture_disabled():
-                print(f"\r  {time.monotonic() - began:6.1f} s  {line}"[:118].ljust(118), end="", flush=True)
+                print(f"\r{text[:WIDTH]:{WIDTH}}", end="" if line else "\r", flush=True)
 
-        return show
+        yield show
+        show("")
 
     @pytest.mark.timeout(600)
     def test_promises_hold(
