@@ -53,15 +53,15 @@ def scenario(*needs: str, short: bool = False) -> Callable[[Callable[[Run], None
 
 CALLS = (
     Load(name="1ms", seconds=0.001, count=140, rate=20),
-    Load(name="300ms", seconds=0.3, count=40, rate=10, concurrency=6),
+    Load(name="300ms", seconds=0.3, count=30, rate=10, concurrency=6),
     Load(name="2s", seconds=2.0, count=10, rate=10, concurrency=6),
 )
 """Calls under at_least_once that take from a moment to two seconds."""
-CASTS = (Load(name="casts", verb="cast", seconds=0.05, count=100, rate=20),)
+CASTS = (Load(name="casts", verb="cast", seconds=0.05, count=80, rate=20),)
 AT_MOST = (
-    Load(name="most", policy=AT_MOST_ONCE, seconds=0.05, count=100, rate=20, deadline=20.0),
-    Load(name="most-2s", policy=AT_MOST_ONCE, seconds=2.0, count=6, rate=10, concurrency=4, deadline=20.0),
-    Load(name="most-casts", verb="cast", policy=AT_MOST_ONCE, seconds=0.05, count=60, rate=20, deadline=20.0),
+    Load(name="most", policy=AT_MOST_ONCE, seconds=0.05, count=60, rate=20, deadline=20.0),
+    Load(name="most-2s", policy=AT_MOST_ONCE, seconds=2.0, count=4, rate=10, concurrency=4, deadline=20.0),
+    Load(name="most-casts", verb="cast", policy=AT_MOST_ONCE, seconds=0.05, count=40, rate=20, deadline=20.0),
 )
 LONG = tuple(
     msgspec.structs.replace(load, deadline=120.0)
