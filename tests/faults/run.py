@@ -130,11 +130,16 @@ class Run:
             if process is not None and not process.alive:
                 raise AssertionError(f"{process.name} has ended, and so this will not come: {what}")
             if now > end:
-                raise AssertionError(f"not within {seconds:g} s: {what}")
+                raise AssertionError(f"not within {seconds:g} s: {what}; {self._errors()}")
             if now > shown + 1:
                 shown = now
                 self.progress(f"waiting: {what}; {len(self.events()):,} lines in the journal")
             time.sleep(POLL)
+
+    def _errors(self) -> str:
+        """The errors that clients have got so far, and the text of the last one."""
+        found = [event for event in self.events() if event.what == "raised"]
+        return f"{len(found)} errors so far" + (f", the last: {found[-1].error}: {found[-1].text}" if found else "")
 
     def wait_for(self, what: str, count: int = 1, who: str | None = None, prefix: str = "") -> None:
         """Wait until so many events of a kind have happened, at the server of this name."""

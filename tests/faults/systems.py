@@ -181,6 +181,11 @@ def qpid_url(ports: Sequence[int], query: str = "") -> str:
     return "qpid://" + ",".join(f"guest:guest@127.0.0.1:{port}" for port in ports) + "/" + query
 
 
+def qpid_memory_url(ports: Sequence[int]) -> str:
+    """The same, for a virtual host in memory."""
+    return qpid_url(ports, "?durable=false")
+
+
 def nats_url(ports: Sequence[int]) -> str:
     """The URL of NATS at these ports."""
     return "nats://" + ",".join(f"127.0.0.1:{port}" for port in ports) + "/"

@@ -15,7 +15,7 @@ from tests.faults.figures import PROPERTY, count, judge
 from tests.faults.proofs import Record
 from tests.faults.run import Run
 from tests.faults.scenarios import SCENARIOS, Scenario
-from tests.faults.systems import Brokered, Fake, LocalZmq, System, nats_url, qpid_url, rabbit_url
+from tests.faults.systems import Brokered, Fake, LocalZmq, System, nats_url, qpid_memory_url, qpid_url, rabbit_url
 from tests.functional.brokers.nats import Nats
 from tests.functional.brokers.qpid import Qpid
 from tests.functional.brokers.rabbitmq import RabbitMQ
@@ -147,7 +147,7 @@ class TestQpidInMemory(Faults):
     @pytest.fixture(scope="class")
     @classmethod
     def system(cls, qpid: Qpid) -> System:
-        return Brokered("Qpid in memory", [qpid], cls.can, qpid_url)
+        return Brokered("Qpid in memory", [qpid], cls.can, qpid_memory_url)
 
 
 class TestQpid(Faults):
