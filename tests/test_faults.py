@@ -101,6 +101,9 @@ GOOD: dict[str, list[Any]] = {
         raised("a", "TransportUnavailable"),
     ],
     "a cast at most once that a killed server had begun": [*cast("a", policy=AT_MOST_ONCE), begun("a")],
+    "a cast at most once that a killed broker forgot to have given away": [
+        *[*cast("a", policy=AT_MOST_ONCE), *run("a"), fault(SYSTEM, at=10.9), *run("a", TWO, at=20.0)],
+    ],
     "a cast that a message system did not keep": [*cast("a"), wiped(12.0)],
     "a call at most once that is uncertain": [
         sent("a", policy=AT_MOST_ONCE),
@@ -167,6 +170,10 @@ BAD: dict[str, tuple[str, list[Any]]] = {
     "a cast at most once that one server has begun twice": (
         "doubled",
         [*cast("a", policy=AT_MOST_ONCE), begun("a"), *run("a", at=10.4)],
+    ),
+    "a cast at most once that comes again when the broker was killed long after": (
+        "doubled",
+        [*cast("a", policy=AT_MOST_ONCE), *run("a"), fault(SYSTEM, at=11.5), *run("a", TWO, at=20.0)],
     ),
     "a fanout that one server has run twice": ("doubled", [*fanout("a"), *run("a"), *run("a", at=10.6)]),
     "a cast at least once that one server has run twice": ("run again", [*cast("a"), *run("a"), *run("a", at=10.6)]),

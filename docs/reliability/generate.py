@@ -45,6 +45,8 @@ against the promises, message by message. The columns count:
 - *ran twice*: messages under `at_least_once` that were begun more than once, on several servers or since the caller
   asked again, which is allowed.
 - *not kept*: confirmed casts that were lost with a message system that keeps nothing when it ends.
+- *forgotten*: messages under `at_most_once` that ran twice since a broker that was killed had forgotten what it was
+  told in its last second, which [cannot be helped](explanation/guarantees.md#what-cannot-be-promised).
 - *calls go on after*: seconds from the fault, or from its end where it has one, until every client had the answer to a
   call that it made afterwards. Servers that are busy with what came before make that longer.
 """
@@ -55,7 +57,17 @@ COUNTED = {
     "other": ("foreign", "untrue", "failed", "not everywhere"),
 }
 """Column -> the promises that are counted in it."""
-HEADINGS = ("what is broken", "sent", "hit", "errors", *COUNTED, "ran twice", "not kept", "calls go on after")
+HEADINGS = (
+    "what is broken",
+    "sent",
+    "hit",
+    "errors",
+    *COUNTED,
+    "ran twice",
+    "not kept",
+    "forgotten",
+    "calls go on after",
+)
 
 
 def results() -> dict[str, list[dict[str, Any]]]:
@@ -74,6 +86,7 @@ def row(figures: dict[str, Any]) -> str:
         *(sum(figures["broken"].get(name, 0) for name in names) for names in COUNTED.values()),
         figures["repeated"],
         figures["not_kept"],
+        figures["forgotten"],
         "" if goes_on is None else f"{goes_on:.1f} s",
     ]
     return f"| {' | '.join(map(str, cells))} |"

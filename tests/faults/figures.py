@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.faults.proofs import PROOFS, Record
-from tests.faults.workload import AT_LEAST_ONCE
+from tests.faults.workload import AT_LEAST_ONCE, AT_MOST_ONCE
 
 RESULTS = pathlib.Path(__file__).parents[2] / "docs" / "reliability" / "results"
 """Where the figures are kept of which docs/reliability/generate.py makes a page: a file for each message system."""
@@ -34,6 +34,7 @@ class Figures(msgspec.Struct):
         broken: for each promise (`PROOFS`) how many messages broke it; those that held are left out.
         repeated: how many messages under at_least_once ran more than once.
         not_kept: how many confirmed casts a message system lost that keeps nothing.
+        forgotten: how many messages under at_most_once ran twice since a broker that was killed forgot the first time.
         goes_on: seconds until calls went on; see `Record.goes_on`.
         stalled: the longest time that a client did not get to run.
     """
@@ -49,6 +50,7 @@ class Figures(msgspec.Struct):
     broken: dict[str, int]
     repeated: int
     not_kept: int
+    forgotten: int
     goes_on: float | None
     stalled: float
 
@@ -78,6 +80,7 @@ def count(record: Record, system: str, scenario: str, title: str, broken: dict[s
             it.sent.policy == AT_LEAST_ONCE and it.sent.verb != "fanout_cast" and len(it.begun) > 1 for it in messages
         ),
         not_kept=len(record.not_kept()),
+        forgotten=sum(it.sent.policy == AT_MOST_ONCE and record.forgotten(it) for it in messages),
         goes_on=None if goes_on is None else round(goes_on, 1),
         stalled=round(max((event.seconds for events in record.stalls.values() for event in events), default=0.0), 1),
     )
@@ -110,6 +113,7 @@ def table(found: list[Figures]) -> Table:
             " ".join(f"{count} {name}" for name, count in it.errors.items()) or "0",
             str(it.repeated),
             str(it.not_kept),
+            str(it.forgotten),
             "-" if it.goes_on is None else f"{it.goes_on:.1f} s",
             f"{it.stalled:.1f} s",
             ", ".join(f"{count} {name}" for name, count in it.broken.items()) or "none",

@@ -67,6 +67,8 @@ LONG = tuple(
     for load in (*CALLS, Load(name="20s", seconds=20.0, count=4, rate=10, concurrency=4), *CASTS, *AT_MOST)
 )
 """The same and calls of 20 s, all with two minutes of time."""
+PATIENT = tuple(msgspec.structs.replace(load, deadline=120.0) for load in (*CALLS, *CASTS))
+"""With time for a broker that starts slowly."""
 OTHERS = (
     Load(name="fanouts", verb="fanout_cast", policy=AT_MOST_ONCE, count=40, rate=10, deadline=20.0),
     Load(name="streams", verb="multicall", policy=AT_MOST_ONCE, seconds=0.2, count=8, items=20, rate=4, deadline=20.0),
@@ -278,7 +280,7 @@ def client_stopped(run: Run) -> None:
 @scenario("broker", short=True)
 def broker_killed(run: Run) -> None:
     """The broker is killed, and started again."""
-    two_servers(run, *CALLS, *CASTS, *AT_MOST)
+    two_servers(run, *PATIENT, *AT_MOST)
     run.kill_node(run.system.nodes[0])
     rest(run, 2)
     run.start_node(run.system.nodes[0])

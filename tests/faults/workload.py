@@ -34,7 +34,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     count: int = 100
     seconds: float = 0.001
     items: int = 10
-    deadline: float = 30.0
+    deadline: float = 60.0
     rate: float = 50.0
     concurrency: int = 16
     errors: list[str] | None = None
