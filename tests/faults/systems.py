@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from msgbus.drivers.fake import Bus, get_bus
+from tests.functional.brokers.cluster import Cluster
 from tests.functional.brokers.proxy import Proxy
 
 
@@ -171,9 +172,64 @@ class Brokered:
         raise NotImplementedError
 
 
+class ClusterNode:
+    """A node of a cluster; once it is started again the others know it."""
+
+    def __init__(self, cluster: Cluster, number: int) -> None:
+        self._cluster = cluster
+        self._node = cluster.nodes[number]
+        self.number = number
+
+    @property
+    def port(self) -> int:
+        return self._node.port
+
+    def alive(self) -> bool:
+        return self._node.alive()
+
+    def start(self) -> None:
+        self._cluster.start(self.number)
+
+    def stop(self) -> None:
+        self._node.stop()
+
+    def kill(self) -> None:
+        self._node.kill()
+
+    def pause(self) -> None:
+        self._node.pause()
+
+    def resume(self) -> None:
+        self._node.resume()
+
+
+class Clustered(Brokered):
+    """A cluster of RabbitMQ nodes. Each process tries another node first."""
+
+    def __init__(self, cluster: Cluster, can: Collection[str]) -> None:
+        nodes = [ClusterNode(cluster, number) for number in range(len(cluster.nodes))]
+        super().__init__(f"RabbitMQ {cluster.version}, three nodes", nodes, can, quorum_url)
+        self._cluster = cluster
+
+    def restore(self) -> None:
+        self._cluster.restore()
+
+    def partition(self, node: Node) -> None:
+        assert isinstance(node, ClusterNode)
+        self._cluster.partition(node.number)
+
+    def heal(self) -> None:
+        self._cluster.heal()
+
+
 def rabbit_url(ports: Sequence[int], query: str = "") -> str:
     """The URL of RabbitMQ at these ports."""
     return "rabbit://" + ",".join(f"guest:guest@127.0.0.1:{port}" for port in ports) + "/" + query
+
+
+def quorum_url(ports: Sequence[int]) -> str:
+    """The same, with quorum queues."""
+    return rabbit_url(ports, "?quorum_queues=true")
 
 
 def qpid_url(ports: Sequence[int], query: str = "") -> str:

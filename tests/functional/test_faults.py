@@ -15,7 +15,18 @@ from tests.faults.figures import PROPERTY, count, judge
 from tests.faults.proofs import Record
 from tests.faults.run import Run
 from tests.faults.scenarios import SCENARIOS, Scenario
-from tests.faults.systems import Brokered, Fake, LocalZmq, System, nats_url, qpid_memory_url, qpid_url, rabbit_url
+from tests.faults.systems import (
+    Brokered,
+    Clustered,
+    Fake,
+    LocalZmq,
+    System,
+    nats_url,
+    qpid_memory_url,
+    qpid_url,
+    rabbit_url,
+)
+from tests.functional.brokers.cluster import Cluster
 from tests.functional.brokers.nats import Nats
 from tests.functional.brokers.qpid import Qpid
 from tests.functional.brokers.rabbitmq import RabbitMQ
@@ -105,6 +116,7 @@ def report(broken: dict[str, list[str]]) -> str:
 
 
 RABBITMQ = {"processes", "broker", "cut", "stall", "store", "exchange"}
+CLUSTER = {"processes", "cluster", "cut", "stall", "store"}
 
 
 class TestRabbitMQ310(Faults):
@@ -136,6 +148,30 @@ def rabbit(node: RabbitMQ) -> System:
         node.eval('rabbit_exchange:delete({resource, <<"/">>, exchange, <<"msgbus">>}, false, <<"tests">>), ok.')
 
     return Brokered(f"RabbitMQ {node.version}", [node], RABBITMQ, rabbit_url, delete_exchange)
+
+
+class TestCluster310(Faults):
+    """Three nodes of the oldest version, with quorum queues."""
+
+    can = CLUSTER
+    ordinary = "cluster"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def system(cls, rabbitmq_cluster_310: Cluster) -> System:
+        return Clustered(rabbitmq_cluster_310, cls.can)
+
+
+class TestCluster43(Faults):
+    """Three nodes of the newest version, with quorum queues."""
+
+    can = CLUSTER
+    ordinary = "cluster"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def system(cls, rabbitmq_cluster_43: Cluster) -> System:
+        return Clustered(rabbitmq_cluster_43, cls.can)
 
 
 class TestQpidInMemory(Faults):
