@@ -9,6 +9,7 @@ from typing import NoReturn, TypeVar
 
 import pytest
 
+from tests.faults import figures
 from tests.functional.brokers.cluster import Cluster
 from tests.functional.brokers.nats import Nats
 from tests.functional.brokers.processes import BrokerMissing
@@ -17,6 +18,15 @@ from tests.functional.brokers.rabbitmq import RabbitMQ
 from tests.functional.brokers.redis import Redis
 
 Broker = TypeVar("Broker", RabbitMQ, Cluster, Qpid, Redis, Nats)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what the scenarios of `tests.faults` came to; with ``MSGBUS_RECORD=1`` keep it for the documentation."""
+    found = figures.reported(report for reports in terminalreporter.stats.values() for report in reports)
+    if found:
+        terminalreporter.write_line(figures.text(found))
+        if os.environ.get("MSGBUS_RECORD"):
+            figures.record(found)
 
 
 def skip_or_fail(what: str) -> NoReturn:
