@@ -108,7 +108,7 @@ class _Known:
 
     def __init__(self) -> None:
         self._unfinished: dict[str, list[Delivery]] = {}
-        self._done: OrderedDict[str, None] = OrderedDict()
+        self._done: OrderedDict[str, bool] = OrderedDict()  # with whether the client is known to have the answer
         self._lock = threading.Lock()
 
     def begin(self, unique_id: str, *, again: bool = False) -> bool:
@@ -117,7 +117,7 @@ class _Known:
             if unique_id in self._unfinished:
                 return False
             if unique_id in self._done:
-                if not again:
+                if self._done[unique_id] or not again:
                     return False
                 del self._done[unique_id]
             self._unfinished[unique_id] = []
@@ -132,14 +132,17 @@ class _Known:
             waiting.append(delivery)
             return True
 
-    def end(self, unique_id: str, *, done: bool) -> list[Delivery]:
-        """The request is done, or is to be forgotten. Returns what waited for that."""
+    def end(self, unique_id: str, *, done: bool, confirmed: bool = False) -> list[Delivery]:
+        """The request is done, or is to be forgotten. Returns what waited for that.
+
+        `confirmed`: the client has said that it has the answer, or wants none.
+        """
         with self._lock:
             waiting = self._unfinished.pop(unique_id, None)
             if waiting is None:
                 return []
             if done:
-                self._done[unique_id] = None
+                self._done[unique_id] = confirmed
                 if len(self._done) > KNOWN_REQUESTS:
                     self._done.popitem(last=False)
             return waiting
@@ -351,7 +354,7 @@ class Processor:
         else:
             self._run_cast(work)
 
-    def _settle(self, work: Work, *, done: bool, remember: bool = True) -> None:
+    def _settle(self, work: Work, *, done: bool, remember: bool = True, confirmed: bool = False) -> None:
         """The end of a request: it is done, or whoever gets it next has to run it.
 
         One that is not to be remembered is run if it ever comes here again.
@@ -360,7 +363,7 @@ class Processor:
             return
         work.done = True
         done = done or work.accepted
-        others = self._known.end(work.request.unique_id, done=done and remember)
+        others = self._known.end(work.request.unique_id, done=done and remember, confirmed=confirmed)
         for delivery in others if work.accepted else (work.delivery, *others):
             try:
                 if done:
@@ -437,7 +440,7 @@ class Processor:
         """The client has its answer, or cannot be given it."""
         work.cancelled, work.running = running.cancelled, None  # The two hold each other: memory is freed at once so.
         self._forget(running)
-        self._settle(work, done=error is None or _nobody_else_can(error))
+        self._settle(work, done=error is None or _nobody_else_can(error), confirmed=running.confirmed)
 
     def _dispatch(self, work: Work) -> Any:
         result = self._dispatcher.dispatch(work.request)

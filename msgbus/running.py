@@ -34,6 +34,7 @@ class Running:
         request: what is run.
         answered: an answer has been begun. `on_end` is called when the client has it, or it could not be delivered.
         cancelled: the client does not want the answer any more.
+        confirmed: the client has said that it has the answer, or that it wants none.
     """
 
     __slots__ = (
@@ -57,6 +58,7 @@ class Running:
         "_until",
         "answered",
         "cancelled",
+        "confirmed",
         "request",
         "started",
     )
@@ -77,6 +79,7 @@ class Running:
         self.request = request
         self._extended = request.hints is not None
         self.cancelled = False
+        self.confirmed = False
         self.started = False
         self.answered = False
         self._transport = transport
@@ -276,6 +279,7 @@ class Running:
         if control.kind == "cancel":
             self.cancelled = True
         if control.kind in ("cancel", "confirm"):
+            self.confirmed = True
             self._on_confirmed()
         if self._stream is not None:
             self._stream.on_control(control)

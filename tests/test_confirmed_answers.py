@@ -15,6 +15,7 @@ from msgbus.conformance.checks.wire import envelope, raw
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Capability, Message, Sent
 from msgbus.drivers.fake import FakeDriver
+from msgbus.message import encode_repeat
 from tests.support import PATIENCE, new_transport
 
 
@@ -125,6 +126,28 @@ def test_a_confirmation_that_got_lost_is_asked_for_again(losses: Losses, transpo
     assert not is_settled(transport)
     until(lambda: is_settled(transport), "the request is done with")
     assert losses.confirmed == 3
+
+
+def test_a_confirmed_request_is_not_run_for_a_copy(
+    losses: Losses, transport: Transport, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that its client has sent for want of an answer may come after that answer: then it is not run."""
+    bodies: list[Message] = []
+    send = FakeDriver.send
+
+    def note(self: FakeDriver, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
+        if address.kind == "topic":
+            bodies.append(message)
+        return send(self, address, message, mandatory=mandatory)
+
+    monkeypatch.setattr(FakeDriver, "send", note)
+    assert client_of(transport, PATIENCE).call({}, "work", value=5) == 5
+    until(lambda: is_settled(transport), "the request is done with")
+    copy = encode_repeat(bodies[0].body, bodies[0].content_type, PATIENCE)
+    again = Message(copy, bodies[0].content_type, bodies[0].id)
+    transport.send(Address("topic", "msgbus", "foo"), again, mandatory=True).result(PATIENCE)
+    until(lambda: is_settled(transport), "the copy is done with")
+    assert endpoint.runs == 1
 
 
 def test_what_is_never_confirmed_ends_with_the_call(
