@@ -220,6 +220,20 @@ def test_buses(one: str, other: str, shared: bool) -> None:
     second.cleanup()
 
 
+def test_what_a_bus_stores_goes_with_its_last_transport() -> None:
+    """It is gone when that is closed, though something still refers to the closed transport."""
+    url = new_url()
+    first, second = new_transport(url), new_transport(url)
+    first.driver.subscribe([TOPIC], Inbox(), prefetch=1).close()
+    first.cleanup()
+    assert second.driver.send(TOPIC, message(), mandatory=True).exception() is None
+    second.cleanup()
+    third = new_transport(url)
+    assert isinstance(third.driver.send(TOPIC, message(), mandatory=True).exception(), MessageUndeliverable)
+    third.cleanup()
+    assert first.closed
+
+
 def test_a_bus_is_forgotten_with_its_last_user() -> None:
     """A bus lives as long as somebody holds it: a later one of the same name is empty."""
     url = new_url()

@@ -10,7 +10,8 @@ It keeps every promise of the contract that needs no second process, and tests c
 >>> bus.stop(); bus.start()                    # the message system is away in between
 >>> bus.pause(); bus.resume()                  # it hangs in between: what is sent has no answer
 
-Transports of one process whose URLs are equal up to the question mark share a bus; others share nothing.
+Transports of one process whose URLs are equal up to the question mark share a bus; others share nothing. What a bus
+stores is gone when the last of its transports is closed: a later one finds it empty.
 """
 
 from __future__ import annotations
@@ -167,6 +168,7 @@ class Bus:
         self._paused = False
         self._waiting: deque[tuple[Callable[[], None], Future[Sent]]] = deque()
         self._timer = Timer("msgbus-fake")
+        self._drivers: weakref.WeakSet[FakeDriver] = weakref.WeakSet()
         call_in_child(self._forget)
 
     # The knobs of tests
@@ -223,6 +225,17 @@ class Bus:
             self._pump(queue)
 
     # What the driver does
+
+    def join(self, driver: FakeDriver) -> None:
+        with self._lock:
+            self._drivers.add(driver)
+
+    def leave(self, driver: FakeDriver) -> None:
+        """The driver is closed. With the last one goes all that is stored, whenever Python collects it."""
+        with self._lock:
+            self._drivers.discard(driver)
+            if not self._drivers:
+                self._queues.clear()
 
     def send(self, address: Address, message: Message, mandatory: bool, sent: Future[Sent]) -> None:
         if self._errors:
@@ -441,6 +454,7 @@ class FakeDriver(Driver):
         self._opened: list[Subscription | Inbox] = []
         self._sends: weakref.WeakSet[Future[Sent]] = weakref.WeakSet()
         self._closed = False
+        self._bus.join(self)
 
     @property
     def state(self) -> str:
@@ -487,3 +501,4 @@ class FakeDriver(Driver):
             opened.close()
         self._opened.clear()
         self._bus.fail_waiting(self._sends.__contains__, CallCancelled(f"{self.state} was closed"))
+        self._bus.leave(self)
