@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextvars import ContextVar
 
 current: ContextVar[float | None] = ContextVar("msgbus_deadline", default=None)
@@ -12,3 +13,7 @@ def bounded(deadline: float) -> float:
     """`deadline`, or the inherited one where that is earlier."""
     inherited = current.get()
     return deadline if inherited is None or inherited > deadline else inherited
+
+
+# A child that a handler forks is no part of the request, and may live for long.
+os.register_at_fork(after_in_child=lambda: current.set(None))

@@ -14,6 +14,7 @@ from types import MethodType
 from typing import Any
 
 _numbers = itertools.count()
+_forks: list[None] = []  # one for each
 # In the order in which they were registered. (Not `weakref.WeakMethod`, whose callback may raise at exit.)
 _methods: dict[int, tuple[weakref.ref[Any], Callable[[Any], object]]] = {}
 
@@ -38,7 +39,16 @@ def call_in_child(method: Callable[[], None]) -> None:
     _methods[number] = (owner, method.__func__)
 
 
+def fork_count() -> int:
+    """How many forks lie between this process and the one that imported msgbus.
+
+    What belongs to a process remembers the number: where it differs, that is the parent's.
+    """
+    return len(_forks)
+
+
 def _in_child() -> None:
+    _forks.append(None)
     errors = []
     for owner, func in list(_methods.values()):
         if (alive := owner()) is not None:

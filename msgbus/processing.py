@@ -24,6 +24,7 @@ from typing import Any
 from msgbus import current
 from msgbus import deadline as inherited
 from msgbus.awaitables import refuse_async, refuse_awaitable
+from msgbus.closing import end_child
 from msgbus.current import ServerContext
 from msgbus.dispatcher import ExpectedException, RPCDispatcher, each_plain
 from msgbus.drivers.base import Address, Capability, Delivery, Message
@@ -37,6 +38,7 @@ from msgbus.exceptions import (
     SerializationError,
 )
 from msgbus.foreign import get_logger, name_of, printable, printable_lines, text_of, traceback_of
+from msgbus.forking import fork_count
 from msgbus.message import (
     AT_LEAST_ONCE,
     JSON,
@@ -173,6 +175,7 @@ class Processor:
         self._policy: str = transport.option("rpc_delivery")
         self._grace: float = transport.option("rpc_reply_grace")
         self._cast_retries: int = transport.option("rpc_cast_retries")
+        self._forks = fork_count()
         self._known = _Known()
         self._running: set[Running] = set()
         self._ticking = False
@@ -359,6 +362,7 @@ class Processor:
 
         One that is not to be remembered is run if it ever comes here again.
         """
+        self._end_if_forked(None)  # A generator may have forked too.
         if work.done:
             return
         work.done = True
@@ -443,9 +447,19 @@ class Processor:
         self._settle(work, done=error is None or _nobody_else_can(error), confirmed=running.confirmed)
 
     def _dispatch(self, work: Work) -> Any:
-        result = self._dispatcher.dispatch(work.request)
+        try:
+            result = self._dispatcher.dispatch(work.request)
+        except BaseException as exc:
+            self._end_if_forked(exc)
+            raise
+        self._end_if_forked(None)
         refuse_awaitable(f"the method {work.request.method!r} returned", result)  # The dispatcher may be anybody's.
         return result
+
+    def _end_if_forked(self, error: BaseException | None) -> None:
+        """A method forked, and the child has left it: the request is the parent's, to answer and to settle."""
+        if self._forks != fork_count():
+            end_child(error)
 
     def _tick(self) -> None:
         """Show life to the clients that wait. Goes on for as long as something runs."""

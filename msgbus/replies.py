@@ -204,6 +204,13 @@ class Pending:
         self.wake()
         return True
 
+    def abandon(self, error: BaseException) -> None:
+        """Fail with `error`, and forget the servers: they are not to be told of that."""
+        self.servers.clear()
+        self.orphans.clear()
+        self.send_error = error
+        self.wake()
+
     def _take(self, reply: Reply) -> None:
         raise NotImplementedError
 
@@ -382,6 +389,12 @@ class PendingStream(Pending):
             self.ended = True
         self.wake()
 
+    def abandon(self, error: BaseException) -> None:
+        """Fail with `error` in place of what has come."""
+        self.items.clear()
+        self.ended = False
+        super().abandon(error)
+
     @property
     def error(self) -> Exception | None:
         """The exception that ended the remote generator. For the reader's thread: making it may import modules."""
@@ -439,6 +452,11 @@ class ReplyRouter:
         """Have every waiting call checked."""
         for pending in self.waiting():
             pending.wake()
+
+    def abandon(self, error: BaseException) -> None:
+        """In a forked child: the calls are the parent's. Who still holds one of them gets `error`."""
+        for pending in self.waiting():
+            pending.abandon(error)
 
     def fail_all(self, error: BaseException) -> None:
         """End every waiting call with `error`."""

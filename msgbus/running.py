@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
+from msgbus.closing import end_child
 from msgbus.drivers.base import Address, Message
 from msgbus.exceptions import MessageTooLarge, SerializationError
 from msgbus.failures import serialize_failure
 from msgbus.foreign import get_logger
+from msgbus.forking import fork_count
 from msgbus.message import Control, Reply, Request, encode_reply
 from msgbus.replies import KEEPALIVE
 from msgbus.streams import OnOutcome, StreamSender
@@ -45,6 +47,7 @@ class Running:
         "_deadline",
         "_durable",
         "_extended",
+        "_forks",
         "_frames",
         "_grace",
         "_handed_over",
@@ -78,6 +81,7 @@ class Running:
         assert request.reply_to is not None
         self.request = request
         self._extended = request.hints is not None
+        self._forks = fork_count()
         self.cancelled = False
         self.confirmed = False
         self.started = False
@@ -114,6 +118,8 @@ class Running:
         Raises:
             SerializationError: the result cannot be written.
         """
+        if self._forks != fork_count():  # The answer is the parent's to give.
+            end_child(None)
         reply.extended = self._extended
         reply.server = self._server
         body = encode_reply(reply, self._content_type, lossy=self._transport.lossy)
@@ -176,6 +182,8 @@ class Running:
             raise
 
     def _on_answered(self, error: BaseException | None) -> None:
+        if self._forks != fork_count():
+            return  # The parent knows what has become of it.
         if self._confirms and self._stream is None:
             if self._unconfirmed is None:
                 return  # It was confirmed before this was known.

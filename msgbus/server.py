@@ -15,6 +15,7 @@ from msgbus.drivers.base import Address, Capability, Delivery, Depth, Message, S
 from msgbus.exceptions import InvalidTarget, MessagingException, SerializationError
 from msgbus.executor import Executor
 from msgbus.foreign import get_logger
+from msgbus.forking import call_in_child, fork_count
 from msgbus.message import AT_LEAST_ONCE, PING_NAMESPACE, decode_request
 from msgbus.processing import OnDeadLetter, Processor, Work, time_left
 from msgbus.serializer import Serializer
@@ -71,19 +72,19 @@ class _Ping:
             "server": target.server,
             "topic": target.topic,
             "host": socket.gethostname(),
-            "pid": os.getpid(),
             "version": version("msgbus"),
         }
 
     def ping(self, _ctxt: object) -> dict[str, Any]:
         """Say who this is."""
-        return self._answer
+        return {**self._answer, "pid": os.getpid()}  # It may be that of a forked child.
 
 
 class RPCServer:
     """Serves a topic: as any one of its servers, as the one of its name, and as one of all.
 
-    `start`, `stop` and `wait` may be called from any thread, in that order.
+    `start`, `stop` and `wait` may be called from any thread, in that order. In a forked child that inherits it, it is a
+    server that was not started: the parent's goes on, and the child may start its own.
 
     Args:
         transport: where it listens.
@@ -125,11 +126,19 @@ class RPCServer:
                 topic._replace(kind="fanout", server=target.server),
             ]
         self._addresses = addresses
+        self._on_dead_letter = on_dead_letter
+        self._start_clean()
+        call_in_child(self._start_clean)
+
+    def _start_clean(self) -> None:
+        """Serve nothing. Also in a forked child, where threads and requests are the parent's."""
         self._state = threading.Condition()
         self._subscription: Subscription | None = None
         self._executor: Executor[Delivery | Work] | None = None
         self._stopping = False
-        self._processor = Processor(transport, target.server, dispatcher, on_dead_letter, self._run_again)
+        self._processor = Processor(
+            self.transport, self.target.server or "", self.dispatcher, self._on_dead_letter, self._run_again
+        )
 
     def __repr__(self) -> str:
         if self._subscription is None:
@@ -276,7 +285,11 @@ class RPCServer:
             copy = Message(message.body, message.content_type, message.id, left, message.durable)
             processor.begin(delivery)
 
+            forks = fork_count()
+
             def done(sent: Future[Sent]) -> None:
+                if forks != fork_count():
+                    return  # It is the parent's to settle.
                 if sent.exception() is None:
                     delivery.accept()
                 else:

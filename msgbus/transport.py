@@ -6,10 +6,12 @@ import difflib
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
 
+from msgbus.closing import open_drivers
 from msgbus.drivers.base import CONTRACT, Address, Capability, Delivery, Depth, Driver, Inbox, Message, Sent
 from msgbus.exceptions import (
     CallCancelled,
@@ -26,6 +28,7 @@ from msgbus.exceptions import (
 from msgbus.foreign import get_logger
 from msgbus.forking import call_in_child
 from msgbus.message import Control, Reply, call_ids_in, decode_inbox_frame, encode_control, new_id
+from msgbus.patched import check_unpatched
 from msgbus.replies import LOST_AFTER, REPEAT_AFTER, ReplyRouter
 from msgbus.target import Target
 from msgbus.timer import Timer
@@ -114,13 +117,15 @@ def get_rpc_transport(
         InvalidTransportURL: the URL cannot be read.
         DriverLoadFailure: the driver is unknown or cannot be loaded.
         ConfigurationError: an option of the driver has a wrong name, or an option of the driver or of the core a wrong
-            value; or no URL is given and `conf` has not been called.
+            value; or no URL is given and `conf` has not been called; or gevent or eventlet has replaced this process's
+            threads or sockets.
         TypeError: `conf` is no configuration, or `allowed_remote_exmods` no list.
     """
     from msgbus import options
     from msgbus.misspelt import warn_of_misspelt
     from msgbus.unread import warn_of_unread
 
+    check_unpatched()
     if isinstance(allowed_remote_exmods, str):
         raise TypeError(f"allowed_remote_exmods is a list of the names of modules: [{allowed_remote_exmods!r}]")
     options.register(conf)
@@ -140,6 +145,10 @@ def get_rpc_transport(
 
 class Transport:
     """The way to one message system. Shared by all clients and servers of a process; thread-safe.
+
+    One that nobody refers to any more is closed in the background; a server refers to its transport, and goes on if it
+    was started and not stopped. What is open when the program ends is closed then, within about two seconds. A forked
+    child that inherits it connects anew when it uses it; calls and streams of its parent raise `CallCancelled` there.
 
     Attributes:
         conf: the configuration.
@@ -168,7 +177,14 @@ class Transport:
         self._options: dict[str, tuple[Any, Any]] = {}  # by name: the value as it stands, and as it was read
         self.lossy: bool = self.option("rpc_json_lossy")
         self._start_clean()
-        call_in_child(self._start_clean)
+        call_in_child(self._forked)
+
+    def _forked(self) -> None:
+        """In a forked child: leave to the parent what is the parent's."""
+        self._finalizer.detach()
+        router = self.router
+        self._start_clean()
+        router.abandon(CallCancelled(f"the process forked: the call over {self.url} was left to the parent"))
 
     def _start_clean(self) -> None:
         """Have nothing but the driver. Also in a forked child, where the parent's threads and their locks are not."""
@@ -183,6 +199,9 @@ class Transport:
         self._first_up: float | None = None  # since when the first connection was up
         self._watching = False
         self._watch_lock = threading.Lock()
+        self._used = False
+        if not self.closed:
+            self._finalizer = open_drivers.add(self, self.driver, self.timer.close)
 
     def option(self, name: str) -> Any:
         """The value of one of the core's options, as it is now.
@@ -216,6 +235,7 @@ class Transport:
         Raises:
             TransportUnavailable: it could not be opened by `deadline` (seconds of `time.monotonic`).
             CallCancelled: the transport is closed.
+            ConfigurationError: as for `send`.
         """
         if self._inbox_name is not None:
             return self._inbox_name
@@ -223,9 +243,12 @@ class Transport:
         if inbox is None:
             if self.closed:
                 raise CallCancelled(f"the transport to {self.url} is closed")
+            check_unpatched()
             with self._opening_inbox:
                 if self._inbox is None:
-                    self._inbox = self.driver.open_inbox(self._on_delivery)
+                    # The driver, which has threads, does not refer to this object: so it is collected once it is
+                    # dropped, and its driver closed.
+                    self._inbox = self.driver.open_inbox(_WeakInbox(self))
                 inbox = self._inbox
         try:
             wait_for(inbox.ready, deadline, "cannot reach", self.driver)
@@ -281,7 +304,14 @@ class Transport:
         return up_since + float(self.option("rpc_reply_grace"))
 
     def send(self, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
-        """Send once."""
+        """Send once.
+
+        Raises:
+            ConfigurationError: gevent or eventlet has replaced this process's threads or sockets meanwhile.
+        """
+        if not self._used:
+            check_unpatched()
+            self._used = True
         if LOG.isEnabledFor(logging.DEBUG):
             LOG.debug("sending %s to %s (%d bytes)", message.id, address, len(message.body))
         return self.driver.send(address, message, mandatory=mandatory)
@@ -402,9 +432,13 @@ class Transport:
     def cleanup(self) -> None:
         """Close everything. Callers that still wait get `CallCancelled`. Idempotent."""
         self.closed = True
+        self._finalizer.detach()
         error = CallCancelled(f"the transport to {self.url} was closed")
         self.router.fail_all(error)
-        self.driver.close()
+        try:
+            self.driver.close()
+        finally:
+            open_drivers.discard(self.driver)
         self.timer.close()
         for repeat in list(self._repeats):  # They would have been tried again by the timer.
             repeat.give_up(error)
@@ -463,6 +497,20 @@ def _take_over(sent: Future[Sent], outcome: Future[Sent], first: MessageUndelive
         outcome.set_exception(MessageUndeliverable(f"{first}; nor does a server have that name: {error}"))
     else:
         outcome.set_exception(error)
+
+
+class _WeakInbox:
+    """Hands what comes to the inbox to a transport, for as long as that is there."""
+
+    __slots__ = ("_transport",)
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = weakref.ref(transport)
+
+    def __call__(self, delivery: Delivery) -> None:
+        transport = self._transport()
+        if transport is not None:
+            transport._on_delivery(delivery)
 
 
 class _Repeat:

@@ -32,7 +32,8 @@ class SendWindow:
 
     def release(self) -> None:
         """Give the place back."""
-        self._places.append(None)
+        if len(self._places) < self.size:  # In a forked child it may be a place in its parent's window.
+            self._places.append(None)
         if self._waiting:
             with self._freed:
                 self._freed.notify()

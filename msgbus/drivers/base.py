@@ -292,10 +292,12 @@ class Driver(ABC):
     Attributes:
         contract: the version of this contract that the driver was written for. Another major version is refused.
         capabilities: what it declares. Read by the core and by the conformance suite.
+        close_timeout: seconds that `close` may take. The core sets less when the program ends without a clean-up.
     """
 
     contract: ClassVar[tuple[int, int]] = CONTRACT
     capabilities: frozenset[Capability] = frozenset()
+    close_timeout: float = 5.0
 
     @classmethod
     def options(cls) -> tuple[str, Sequence[cfg.Opt]]:
@@ -380,8 +382,9 @@ class Driver(ABC):
     def close(self) -> None:
         """Close connections, inboxes and subscriptions. Idempotent.
 
-        What was handed to `send` before and waits for the message system's word is given up to five seconds to get it;
-        what is unfinished then fails with `CallCancelled`. This is the one method that may block.
+        What was handed to `send` before and waits for the message system's word is given up to `close_timeout` to get
+        it; what is unfinished then fails with `CallCancelled`. This is the one method that may block. It is also called
+        when a transport was dropped, and at the end of the program, when no thread can be started any more.
         """
 
 

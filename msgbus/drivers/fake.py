@@ -47,19 +47,35 @@ from msgbus.timer import Timer
 if TYPE_CHECKING:
     from msgbus.url import TransportURL
 
-_buses: weakref.WeakValueDictionary[str, Bus] = weakref.WeakValueDictionary()
-_finding = threading.Lock()
 _forever = float("inf")
+
+
+class _Buses:
+    """The buses of this process. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._known: weakref.WeakValueDictionary[str, Bus] = weakref.WeakValueDictionary()
+        self.renew_lock()
+        call_in_child(self.renew_lock)
+
+    def renew_lock(self) -> None:
+        """In a forked child: a thread of the parent's may hold it."""
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> Bus:
+        with self._lock:
+            bus = self._known.get(key)
+            if bus is None:
+                bus = self._known[key] = Bus()
+            return bus
+
+
+_buses = _Buses()
 
 
 def get_bus(url: str | TransportURL) -> Bus:
     """The bus of a fake URL, as long as a transport or the caller holds it."""
-    key = str(url).partition("?")[0].rstrip("/")
-    with _finding:
-        bus = _buses.get(key)
-        if bus is None:
-            bus = _buses[key] = Bus()
-        return bus
+    return _buses.get(str(url).partition("?")[0].rstrip("/"))
 
 
 class _Item:
@@ -159,6 +175,10 @@ class Bus:
     """
 
     def __init__(self) -> None:
+        self._start_clean()
+        call_in_child(self._forget)
+
+    def _start_clean(self) -> None:
         self.delay = 0.0
         self._lock = threading.Lock()
         self._queues: dict[Address, _Queue] = {}
@@ -169,7 +189,6 @@ class Bus:
         self._waiting: deque[tuple[Callable[[], None], Future[Sent]]] = deque()
         self._timer = Timer("msgbus-fake")
         self._drivers: weakref.WeakSet[FakeDriver] = weakref.WeakSet()
-        call_in_child(self._forget)
 
     # The knobs of tests
 
@@ -234,8 +253,11 @@ class Bus:
         """The driver is closed. With the last one goes all that is stored, whenever Python collects it."""
         with self._lock:
             self._drivers.discard(driver)
-            if not self._drivers:
-                self._queues.clear()
+            if self._drivers:
+                return
+            self._queues.clear()
+            timer, self._timer = self._timer, Timer("msgbus-fake")
+        timer.close()
 
     def send(self, address: Address, message: Message, mandatory: bool, sent: Future[Sent]) -> None:
         if self._errors:
@@ -376,8 +398,9 @@ class Bus:
 
     def _forget(self) -> None:
         """In a forked child: its parent's connections are not there any more."""
-        waiting = list(self._waiting)
-        self.__dict__.update(Bus().__dict__)
+        waiting, drivers = list(self._waiting), list(self._drivers)
+        self._start_clean()
+        self._drivers.update(drivers)
         for _, sent in waiting:
             fail(sent, CallCancelled("the process forked: the message was left to the parent"))
 
@@ -455,6 +478,11 @@ class FakeDriver(Driver):
         self._sends: weakref.WeakSet[Future[Sent]] = weakref.WeakSet()
         self._closed = False
         self._bus.join(self)
+        call_in_child(self._forget)
+
+    def _forget(self) -> None:
+        """In a forked child: the subscriptions and inboxes are the parent's."""
+        self._opened = []
 
     @property
     def state(self) -> str:

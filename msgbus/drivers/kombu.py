@@ -52,8 +52,6 @@ if TYPE_CHECKING:
 
 LOG = get_logger(__name__)
 
-CLOSE_TIMEOUT = 5.0
-"""Seconds that `close` waits for what is unfinished."""
 CLOSE_TIMEOUT_MIN = 0.5
 """Seconds of it at least for deleting the queues of inboxes and fanouts."""
 INSPECT_CONNECT = 0.9
@@ -466,8 +464,8 @@ class KombuDriver(Driver):
                 return
             self._closed = True
         self._never_ready((*self._inboxes, *self._subscriptions))
-        deadline = time.monotonic() + CLOSE_TIMEOUT
-        wait(self._publisher.unfinished(), CLOSE_TIMEOUT)
+        deadline = time.monotonic() + self.close_timeout
+        wait(self._publisher.unfinished(), self.close_timeout)
         gone = [self._begin_close(consumer) for consumer in (*self._inboxes, *self._subscriptions)]
         wait(gone, max(deadline - time.monotonic(), CLOSE_TIMEOUT_MIN))
         self._publisher.close(CallCancelled(f"the connection to {self._name()} was closed"))
@@ -483,7 +481,7 @@ class KombuDriver(Driver):
         except MessagingException as exc:
             LOG.debug("there is nothing to be closed: %s", exc)
         else:
-            wait([ended], CLOSE_TIMEOUT)
+            wait([ended], self.close_timeout)
         self._timer.close()
         self._loop.close()
         from msgbus.drivers.kombu_questions import fail
@@ -518,7 +516,9 @@ class KombuDriver(Driver):
 
     def _abandon(self) -> None:
         """In a forked child: the connections are the parent's."""
-        unfinished = self._publisher.inherited()
+        consumers = (*self._inboxes, *self._subscriptions)
+        unfinished: list[Future[Any]] = [*self._publisher.inherited(), *self._inspections.unfinished]
+        unfinished += [consumer.ready for consumer in consumers]
         for link in (self._publish_link, self._consume_link):
             link.abandon()
         self._loop.abandon()
@@ -566,7 +566,7 @@ class _KombuInbox(Inbox):
         return self._driver._begin_close(self._consumer)
 
 
-def _fail_after_fork(sent: Future[Sent]) -> None:
+def _fail_after_fork(sent: Future[Any]) -> None:
     """Fail a future that the child inherited. A thread of the parent's may hold its lock, and does not exist here."""
     sent._condition = threading.Condition()
     if not sent.done():

@@ -137,7 +137,8 @@ class Loop:
             thread.join(5)
 
     def abandon(self) -> None:
-        """In a forked child, which has none of the threads."""
+        """In a forked child, which has none of the threads. One of them may hold the lock."""
+        self._starting = threading.Lock()
         self._closed = True
         self._let_go()
 

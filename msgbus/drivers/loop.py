@@ -202,7 +202,8 @@ class Loop:
                 thread.join(5)
 
     def abandon(self) -> None:
-        """In a forked child, which has not got the thread."""
+        """In a forked child, which has not got the thread. One of the parent's threads may hold the lock."""
+        self._starting = threading.Lock()
         if not self.closed:
             self._drop()
 
@@ -228,8 +229,7 @@ class Loop:
         rest = self._guard(self.before_sleep, False)
         last = self._last
         while last:
-            func, args = last.popleft()
-            self._guard(func, *args)
+            self._guard(*_flat(last.popleft()))  # No name of this function holds it while the thread sleeps.
         dozing = rest is Rest.DOZE
         self._state = _DOZING if dozing else _ASLEEP
         # Looked at after the state was set: what is appended from now on wakes the thread.
@@ -267,6 +267,10 @@ class Loop:
         except Exception:
             LOG.exception("the I/O thread goes on after an error that is a fault of msgbus")
             return None
+
+
+def _flat(call: tuple[Callable[..., Any], tuple[Any, ...]]) -> tuple[Any, ...]:
+    return (call[0], *call[1])
 
 
 def _nothing() -> None:

@@ -56,8 +56,6 @@ if TYPE_CHECKING:
 
 LOG = get_logger(__name__)
 
-CLOSE_TIMEOUT = 5.0
-"""Seconds that `close` waits for what is unfinished."""
 CLOSE_TIMEOUT_MIN = 0.5
 """Seconds of it at least for taking leave of subscriptions."""
 INSPECT_CONNECT = 0.9
@@ -460,7 +458,7 @@ class QpidDriver(Driver):
         if not self._loop.started:
             self._loop.close()
             return
-        deadline = time.monotonic() + CLOSE_TIMEOUT
+        deadline = time.monotonic() + self.close_timeout
         ended: Future[None] = Future()
         if self._loop.is_here:
             self._end(ended)
@@ -468,16 +466,16 @@ class QpidDriver(Driver):
             return
         unfinished: Future[list[Future[Any]]] = Future()
         self._loop.call_for(unfinished, self._begin_end, unfinished)
-        wait([unfinished], CLOSE_TIMEOUT)
+        wait([unfinished], self.close_timeout)
         if unfinished.done() and unfinished.exception() is None:
-            wait(unfinished.result(), CLOSE_TIMEOUT)
+            wait(unfinished.result(), self.close_timeout)
         gone: Future[list[Future[Any]]] = Future()
         self._loop.call_for(gone, self._close_all, gone)
-        wait([gone], CLOSE_TIMEOUT)
+        wait([gone], self.close_timeout)
         if gone.done() and gone.exception() is None:
             wait(gone.result(), max(deadline - time.monotonic(), CLOSE_TIMEOUT_MIN))
         self._loop.call_for(ended, self._end, ended)
-        wait([ended], CLOSE_TIMEOUT)
+        wait([ended], self.close_timeout)
         self._loop.close()
 
     def _begin_end(self, unfinished: Future[list[Future[Any]]]) -> None:

@@ -48,8 +48,6 @@ if TYPE_CHECKING:
     from msgbus.drivers.zmq_security import Security
     from msgbus.url import TransportURL
 
-CLOSE_TIMEOUT = 5.0
-"""Seconds that `close` waits for what is unfinished."""
 
 _ANY_HOST = ("*", "0.0.0.0", "[::]", "::")  # noqa: S104  # to be refused
 
@@ -307,11 +305,11 @@ class ZmqDriver(Driver):
             return
         unfinished: Future[list[Future[Any]]] = Future()
         self._loop.call_for(unfinished, self._node.unfinished, unfinished)
-        wait([unfinished], CLOSE_TIMEOUT)
+        wait([unfinished], self.close_timeout)
         if unfinished.done() and unfinished.exception() is None:
-            wait(unfinished.result(), CLOSE_TIMEOUT)
+            wait(unfinished.result(), self.close_timeout)
         self._loop.call_for(done, self._node.leave, error, done)
-        wait([done], CLOSE_TIMEOUT)
+        wait([done], self.close_timeout)
         self._loop.close()
         self._cancel(error)
 

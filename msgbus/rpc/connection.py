@@ -64,9 +64,14 @@ class Connection:
         binding.remember(self)
 
     @property
+    def is_here(self) -> bool:
+        """Whether it was made in this process, and not in the parent of a forked child."""
+        return self._pid == os.getpid()
+
+    @property
     def consumes(self) -> bool:
         """Whether it has consumers in this process that were started and not closed."""
-        return bool(self._consumers) and self._pid == os.getpid()
+        return bool(self._consumers) and self.is_here
 
     def create_consumer(self, topic: str, proxy: object, fanout: bool = False) -> None:
         """Have `proxy` run the messages that come to a topic.
@@ -154,7 +159,7 @@ class Connection:
         self._start([consumer])
 
     def _check(self) -> None:
-        if self._closed or self._transport.closed or self._pid != os.getpid():
+        if self._closed or self._transport.closed or not self.is_here:
             raise InvalidRPCConnectionReuse("the connection is closed, or another process's: create another one")
 
     def consume_in_thread(self) -> None:
@@ -225,7 +230,7 @@ class Connection:
             timeout: seconds for what runs; None means the option ``rpc_response_timeout``. What runs longer is
                 abandoned, with a warning in the log.
         """
-        if self._pid != os.getpid():  # Its threads are the parent's, and one of them may hold the lock.
+        if not self.is_here:  # Its threads are the parent's, and one of them may hold the lock.
             return
         with self._lock:
             self._closed = True

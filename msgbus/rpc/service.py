@@ -35,7 +35,7 @@ class Service:
             As `Connection.create_consumer` and `Connection.consume_in_thread`, and what the manager's hook raises: then
             nothing is served, and it may be started again.
         """
-        if self.conn is not None:
+        if self.conn is not None and self.conn.is_here:
             return
         self.conn = conn = Connection(binding.transport())
         try:

@@ -1,0 +1,38 @@
+"""Interpreters whose threads or sockets were replaced by those of gevent or eventlet."""
+
+from __future__ import annotations
+
+import sys
+
+from msgbus.exceptions import ConfigurationError
+
+_LIBRARIES = {"gevent": "gevent.monkey", "eventlet": "eventlet.patcher"}
+"""By name, the module that patches. It is not imported here: who patches has done so."""
+_NEEDED = ("_thread", "thread", "threading", "select", "socket", "ssl")
+"""What the I/O threads, and those who wait for them, need as it is."""
+
+
+def check_unpatched() -> None:
+    """See that threads and sockets are Python's own.
+
+    An I/O thread has to be a real one. A greenlet that waited for it would stop all others; and `select` has no epoll
+    any more.
+
+    Raises:
+        ConfigurationError: gevent or eventlet has replaced them.
+    """
+    for library, module in _LIBRARIES.items():
+        if module in sys.modules and (found := _patched_by(library)):
+            raise ConfigurationError(
+                f"{library} has replaced {', '.join(found)} in this process, and msgbus needs Python's own: its I/O "
+                "has a thread, for which a greenlet cannot wait. Use threads in place of greenlets; or use msgbus in a "
+                f"process of its own, in which {library} does not patch anything (a process that is started afresh, "
+                "not forked)"
+            )
+
+
+def _patched_by(library: str) -> list[str]:
+    patcher = sys.modules[_LIBRARIES[library]]
+    if library == "gevent":
+        return [name for name in _NEEDED if patcher.is_module_patched(name)]
+    return [name for name in _NEEDED if patcher.is_monkey_patched(name)]
