@@ -453,9 +453,10 @@ class Transport:
         if LOG.isEnabledFor(logging.DEBUG):
             LOG.debug("received %s: %s for %s", message.id, frame.kind, frame.call_id)
         if isinstance(frame, Reply):
-            self.router.route(frame, time.monotonic())
             if frame.confirm is not None:  # also where nobody waits any more: it would be sent again
+                # First of all: once the caller has its answer, the program may end.
                 self.send_control(frame.confirm, Control(frame.call_id, "confirm"), message.content_type)
+            self.router.route(frame, time.monotonic())
         elif (handler := self.running.get(frame.call_id)) is not None:
             handler.on_control(frame)
         else:

@@ -414,8 +414,16 @@ def fail(future: Future[Any], error: Exception) -> None:
 
 
 class _FakeSubscription(Subscription):
-    def __init__(self, bus: Bus, addresses: Sequence[Address], on_delivery: OnDelivery, prefetch: int) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        addresses: Sequence[Address],
+        on_delivery: OnDelivery,
+        prefetch: int,
+        on_close: Callable[[_FakeSubscription], None],
+    ) -> None:
         self._bus = bus
+        self._on_close = on_close
         self.ready = _done()
         reader = _Reader(on_delivery)
         self._consumers = [bus.attach(address, reader, prefetch) for address in addresses]
@@ -428,6 +436,7 @@ class _FakeSubscription(Subscription):
     def close(self) -> Future[None]:
         for consumer in self._consumers:
             self._bus.detach(consumer, give_back=True)
+        self._on_close(self)
         return _done()
 
 
@@ -482,7 +491,7 @@ class FakeDriver(Driver):
 
     def _forget(self) -> None:
         """In a forked child: the subscriptions and inboxes are the parent's."""
-        self._opened = []
+        self._opened.clear()
 
     @property
     def state(self) -> str:
@@ -505,9 +514,14 @@ class FakeDriver(Driver):
         return sent
 
     def subscribe(self, addresses: Sequence[Address], on_delivery: OnDelivery, *, prefetch: int) -> Subscription:
-        subscription = _FakeSubscription(self._bus, addresses, on_delivery, prefetch)
+        subscription = _FakeSubscription(self._bus, addresses, on_delivery, prefetch, self._let_go)
         self._opened.append(subscription)
         return subscription
+
+    def _let_go(self, closed: Subscription) -> None:
+        """Let go of what it would call: that would keep its server, and the transport, from being collected."""
+        if closed in self._opened:
+            self._opened.remove(closed)
 
     def open_inbox(self, on_delivery: OnDelivery) -> Inbox:
         inbox = _FakeInbox(self._bus, on_delivery)
@@ -525,7 +539,7 @@ class FakeDriver(Driver):
 
     def close(self) -> None:
         self._closed = True
-        for opened in self._opened:
+        for opened in list(self._opened):
             opened.close()
         self._opened.clear()
         self._bus.fail_waiting(self._sends.__contains__, CallCancelled(f"{self.state} was closed"))
