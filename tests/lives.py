@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import multiprocessing
 import os
 import re
 import signal
@@ -312,6 +311,8 @@ def methods_fork(url: str) -> None:
 
 def children_of_multiprocessing_call(url: str) -> None:
     """A child of `multiprocessing` calls over a transport that it inherited, and ends without clean-up."""
+    import multiprocessing  # Not above: it brings an end of its own to each program.
+
     endpoint = Endpoint()
     serving, calling = new(url, rpc_reply_grace=3 * PATIENCE), new(url)
     server = serve(serving, endpoint)

@@ -8,7 +8,7 @@ import os
 import pytest
 from oslo_config import cfg
 
-from msgbus import forking, get_rpc_transport
+from msgbus import deadline, forking, get_rpc_transport
 
 
 class Item:
@@ -34,6 +34,19 @@ def test_each_living_object_is_told_of_a_fork_once_in_order() -> None:
         os._exit(0 if calls == ["first", "broken", "last"] else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert not calls
+
+
+def test_a_child_does_not_inherit_a_deadline() -> None:
+    """A child that a handler forks may outlive the request, and calls with a time of its own."""
+    token = deadline.current.set(0.0)
+    try:
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if deadline.bounded(1.0) == 1.0 else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert deadline.bounded(1.0) == 0.0
+    finally:
+        deadline.current.reset(token)
 
 
 @pytest.mark.parametrize("url", ["fake://", "zmq://", "rabbit://guest:guest@127.0.0.1:1/", "qpid://127.0.0.1:1/"])
