@@ -21,7 +21,7 @@ from msgbus.forking import call_in_child
 
 LOG = get_logger(__name__)
 
-EXIT_TIMEOUT = 1.0
+EXIT_TIMEOUT = 2.0
 """Seconds that the end of the program may be put off for all drivers together."""
 EXIT_TIMEOUT_MIN = 0.1
 """Seconds that each of them has in any case."""

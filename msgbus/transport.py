@@ -147,7 +147,7 @@ class Transport:
     """The way to one message system. Shared by all clients and servers of a process; thread-safe.
 
     One that nobody refers to any more is closed in the background; a server refers to its transport, and goes on if it
-    was started and not stopped. What is open when the program ends is closed then, within about two seconds. A forked
+    was started and not stopped. What is open when the program ends is closed then, within a few seconds. A forked
     child that inherits it connects anew when it uses it; calls and streams of its parent raise `CallCancelled` there.
 
     Attributes:
