@@ -690,3 +690,19 @@ def _as_subscribed(
     consumer = old(bus, fold(address), *args, **kwargs)
     consumer.address = address
     return consumer
+
+
+@caught_by("slow_a_pause_repeats_nothing")
+def retries_by_itself() -> None:
+    """What has had no answer for five seconds is sent again, as libraries do that retry."""
+
+    def wait(old: Any, bus: Bus, address: Address, message: Message, mandatory: bool, sent: Future[Sent]) -> None:
+        def again() -> None:
+            if bus._paused:
+                old(bus, address, message, mandatory, Future())
+
+        if bus._paused:
+            bus._timer.call_later(5.0, again)
+        old(bus, address, message, mandatory, sent)
+
+    spoil(Bus, "_wait_for_start", wait)
