@@ -235,18 +235,20 @@ class ReconnectingChecks:
         assert arrived == sorted(arrived), f"what waited came out of order: {arrived}"
 
     @check("driver", since="0.1", harness=("stop", "start"))
-    @pytest.mark.parametrize("limit", ["ttl", "wait"])
-    def test_a_wait_that_is_too_long_ends(self, bus: Bus, limit: str) -> None:
-        """A message whose ttl, or wait, ends during an outage fails then, as surely not delivered."""
+    @pytest.mark.parametrize(
+        ("ttl", "wait"), [(1.0, None), (None, 1.0), (60.0, 1.0)], ids=["ttl", "wait", "wait within the ttl"]
+    )
+    def test_a_wait_that_is_too_long_ends(self, bus: Bus, ttl: float | None, wait: float | None) -> None:
+        """A message whose ttl, or wait, ends during an outage fails then, as surely not delivered, and never comes."""
         driver = another_driver(bus)
-        Receiver().subscribe(driver, bus.address())
+        receiver = Receiver()
+        receiver.subscribe(driver, bus.address())
         send(driver, bus.address(), "before")
         bus.harness.stop()
         try:
             driver.send(bus.address(), message("probe", ttl=1.0), mandatory=True).exception(15)
             start = time.monotonic()
-            late = message("x", ttl=1.0) if limit == "ttl" else message("x", ttl=None, wait=1.0)
-            error = driver.send(bus.address(), late, mandatory=True).exception(15)
+            error = driver.send(bus.address(), message("x", ttl=ttl, wait=wait), mandatory=True).exception(15)
             assert isinstance(error, TransportUnavailable), f"it ended with {error!r}"
             assert not error.maybe_delivered, "it waited all the time, so maybe_delivered is to be False"
             assert 0.9 < time.monotonic() - start < 4, (
@@ -254,6 +256,47 @@ class ReconnectingChecks:
             )
         finally:
             bus.harness.start()
+        for number in range(2):  # Were the connection's first sends what a library had kept, they are there now.
+            self._send_until_it_comes(bus, bus.address(), f"after {number}", receiver)
+        assert "x" not in receiver.bodies, (
+            "a message whose send had failed as not delivered came when the message system was back: switch off the "
+            "buffer in which the library keeps what is sent while it has no connection"
+        )
+
+    @check(
+        "driver",
+        since="0.1",
+        harness=("stop", "start"),
+        builds_on=("test_sends_wait_while_it_is_away", "test_a_wait_that_is_too_long_ends"),
+    )
+    def test_close_ends_what_waits(self, bus: Bus) -> None:
+        """When a driver is closed while the message system is away, what waits for it fails with `CallCancelled`."""
+        driver = another_driver(bus)
+        Receiver().subscribe(driver, bus.address())
+        send(driver, bus.address(), "before")
+        bus.harness.stop()
+        try:
+            wait_until_disconnected(driver, bus.address())
+            waiting = driver.send(bus.address(), message("x", wait=90.0), mandatory=True)
+            Task(driver.close).join(20)
+            assert waiting.done(), "the driver is closed, and a message that waited to be sent is still not done"
+            error = waiting.exception(0)
+            assert isinstance(error, CallCancelled), f"it ended with {error!r}"
+        finally:
+            bus.harness.start()
+
+    @check("driver", since="0.1", harness=("cut",), builds_on=("test_subscriptions_and_inboxes_come_back",))
+    def test_up_since_begins_anew_with_each_connection(self, bus: Bus) -> None:
+        """Where a driver that sends and receives says since when it is up, it is since the end of the last cut."""
+        driver, receiver = bus.driver, Receiver()
+        receiver.subscribe(driver, bus.address())
+        self._send_until_it_comes(bus, bus.address(), "before", receiver)
+        if driver.up_since == 0.0:
+            pytest.skip("the driver does not say since when it is up")
+        cut = time.monotonic()
+        bus.harness.cut()
+        until(lambda: (driver.up_since or 0.0) > cut, "up_since is later than the cut of the connection", 30)
+        self._send_until_it_comes(bus, bus.address(), "after", receiver)
 
     @check("driver", since="0.1", needs=(Capability.INSPECT,), harness=("stop", "start"))
     def test_inspect_does_not_wait_for_an_outage(self, bus: Bus) -> None:
