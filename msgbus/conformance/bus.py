@@ -137,6 +137,12 @@ class Bus:
         process.ready()
         return process
 
+    def run_holder(self) -> tuple[ProcessServer, Address]:
+        """Start a process that has an inbox; return it, and the address of the inbox."""
+        process = ProcessServer(self.spec("holder"), "holder")
+        self._servers.append(process)
+        return process, Address("inbox", name=process.ready())
+
     def kill(self, server: ProcessServer) -> None:
         """Kill a server's process."""
         self.killed = True

@@ -69,11 +69,13 @@ class Findings:
     Attributes:
         left: check -> what it has left behind.
         tasks: name of a check -> it, where it was begun before its turn.
+        leftovers: what the harness told of before these were begun.
     """
 
     def __init__(self) -> None:
         self.left: dict[Check, str] = {}
         self.tasks: dict[str, Task] = {}
+        self.leftovers: set[str] = set()
         self._not_kept: dict[str, Check] = {}
 
     def shaken(self, about: Check) -> str | None:

@@ -7,10 +7,11 @@ import os
 import signal
 
 from msgbus.conformance.endpoint import ServerSpec
+from msgbus.conformance.holder import hold_an_inbox
 from msgbus.conformance.server import serve
 from msgbus.conformance.streamer import read_stream
 
-PROGRAMS = {"server": serve, "streamer": read_stream}
+PROGRAMS = {"server": serve, "streamer": read_stream, "holder": hold_an_inbox}
 """What such a process can run: with what it is to be, and a connection over which it is told what to do."""
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["msgbus.conformance.processes", "stevedore"])
@@ -46,9 +47,9 @@ class ProcessServer:
         """Whether the process runs."""
         return not self._ended and self._process.is_alive()
 
-    def ready(self) -> None:
-        """Return when it serves."""
-        self._read(40)
+    def ready(self) -> str:
+        """Return when it does what it is to do, with its first word; that of a holder is the name of its inbox."""
+        return self._read(40)
 
     def stop(self) -> None:
         """As `RPCServer.stop`."""

@@ -281,7 +281,7 @@ def goes_on_after_stop() -> None:
     spoil(fake._FakeSubscription, "stop", lambda stop, self: fake._done())
 
 
-@caught_by("a_wait_that_is_too_long_ends")
+@caught_by("a_wait_that_is_too_long_ends", "sends_wait_while_it_is_away")
 def says_maybe_of_what_was_never_sent() -> None:
     """A message that waited until its end is reported as perhaps delivered."""
 
@@ -314,7 +314,7 @@ def shares_state_with_its_child() -> None:
     spoil(Bus, "_forget", lambda _old, _bus: None)
 
 
-@caught_by("sends_wait_while_it_is_away")
+@caught_by("sends_wait_while_it_is_away", "a_wait_that_is_too_long_ends")
 def repeats_after_an_outage() -> None:
     """What waited goes out twice."""
 
@@ -690,3 +690,19 @@ def _as_subscribed(
     consumer = old(bus, fold(address), *args, **kwargs)
     consumer.address = address
     return consumer
+
+
+@caught_by("slow_a_pause_repeats_nothing")
+def retries_by_itself() -> None:
+    """What has had no answer for five seconds is sent again, as libraries do that retry."""
+
+    def wait(old: Any, bus: Bus, address: Address, message: Message, mandatory: bool, sent: Future[Sent]) -> None:
+        def again() -> None:
+            if bus._paused:
+                old(bus, address, message, mandatory, Future())
+
+        if bus._paused:
+            bus._timer.call_later(5.0, again)
+        old(bus, address, message, mandatory, sent)
+
+    spoil(Bus, "_wait_for_start", wait)

@@ -8,6 +8,7 @@ from msgbus.conformance.checks.faults import BusFaultChecks
 from msgbus.conformance.checks.inboxes import DriverChecks, InboxChecks
 from msgbus.conformance.checks.lasting import LastingChecks
 from msgbus.conformance.checks.patterns import PatternChecks
+from msgbus.conformance.checks.pausing import PausingChecks
 from msgbus.conformance.checks.policies import PolicyChecks
 from msgbus.conformance.checks.reconnecting import ReconnectingChecks
 from msgbus.conformance.checks.sending import SendingChecks
@@ -25,6 +26,7 @@ DRIVER: tuple[type, ...] = (
     InboxChecks,
     DriverChecks,
     ReconnectingChecks,
+    PausingChecks,
 )
 """Of the bare driver."""
 BUS: tuple[type, ...] = (

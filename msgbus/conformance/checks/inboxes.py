@@ -186,7 +186,7 @@ class DriverChecks:
             "up_since lies in the future: it is in seconds of time.monotonic()"
         )
 
-    @check("driver", since="0.1")
+    @check("driver", since="0.1", builds_on=("test_what_is_not_mandatory_may_reach_nobody",))
     def test_a_forked_child_starts_clean(self, bus: Bus) -> None:
         """It can use what it inherited, gets nothing of what its parent gets, and the parent goes on undisturbed."""
         look_at_a_fork(another_driver(bus), bus.address("server", server="parent"))

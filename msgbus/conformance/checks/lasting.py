@@ -12,15 +12,20 @@ from typing import Any
 
 import pytest
 
-from msgbus import ServerLost
+from msgbus import MessageUndeliverable, ServerLost
 from msgbus.conformance.bus import Bus
 from msgbus.conformance.check import about, check
+from msgbus.conformance.checks.receiver import message, send
 from msgbus.conformance.checks.streams import SOON
 from msgbus.conformance.waiting import Task, until
 from msgbus.drivers.base import Capability
 
 LONG = 20.0
 """Seconds: longer than the silence after which the other side is missed."""
+KEPT = 60.0
+"""Seconds that an inbox is kept for an owner that is away, where the driver declares ``inbox_keeps``."""
+ALLOWED = 15.0
+"""Seconds in which a message system notices on a busy machine that a process is gone, and removes what it had."""
 LONGEST = 90.0
 """Seconds after which all that was begun together is done."""
 
@@ -35,19 +40,26 @@ def _together(func: Callable[[Any, Bus], None]) -> Callable[[Any, Bus], None]:
 
     @functools.wraps(func)
     def wait(self: LastingChecks, bus: Bus) -> None:
-        tasks = bus.findings.tasks
-        if not tasks:
-            for name in (name for name in vars(LastingChecks) if name.startswith("test")):
-                method = getattr(LastingChecks, name)
-                if about(method).why_not(bus) is None:
-                    tasks[name] = Task(_run, method.__wrapped__.__wrapped__, self, bus, name)
-        bus.killed = True  # by one of them
-        # All of them: none of their threads and processes is to be taken for something that this check has left.
-        for task in tasks.values():
-            task.join(LONGEST)
-        tasks[func.__name__].result()
+        _run_all(self, bus)
+        bus.findings.tasks[func.__name__].result()
 
+    wait.begins_early = True  # type: ignore[attr-defined]
     return wait
+
+
+def _run_all(self: LastingChecks, bus: Bus) -> None:
+    """Begin all such checks, unless that is done, and return when all have ended."""
+    tasks = bus.findings.tasks
+    if not tasks:
+        bus.findings.leftovers = bus.harness.leftovers()
+        for name in (name for name in vars(LastingChecks) if name.startswith("test")):
+            func = getattr(LastingChecks, name).__wrapped__
+            if hasattr(func, "begins_early") and about(getattr(LastingChecks, name)).why_not(bus) is None:
+                tasks[name] = Task(_run, func.__wrapped__, self, bus, name)
+    bus.killed = True  # by one of them
+    # All of them: none of their threads and processes is to be taken for something that this check has left.
+    for task in tasks.values():
+        task.join(LONGEST)
 
 
 def _run(func: Callable[[Any, Bus], None], self: Any, bus: Bus, name: str) -> None:
@@ -154,3 +166,41 @@ class LastingChecks:
         bus.journal.open_gate(gate)
         assert call.result() == "s1"
         assert list(stream) == [1]
+
+    @check(
+        "bus",
+        since="0.1",
+        processes=True,
+        builds_on=("test_mandatory_to_nobody_fails_at_once", "test_a_closed_inbox_is_gone"),
+    )
+    @_together
+    def test_slow_the_inbox_of_a_killed_process_is_removed(self, bus: Bus) -> None:
+        """What is sent to it becomes undeliverable: after 60 s where the driver declares inbox_keeps, else at once."""
+        holder, inbox = bus.run_holder()
+        send(bus.driver, inbox, "x")
+        bus.kill(holder)
+        kept = KEPT if Capability.INBOX_KEEPS in bus.capabilities else 0.0
+        end = time.monotonic() + kept + ALLOWED
+        error = None
+        while not isinstance(error, MessageUndeliverable):
+            assert time.monotonic() < end, (
+                f"{kept + ALLOWED:g} s after its owner was killed the inbox still takes messages (the last send ended "
+                f"with {error!r}): let the message system remove an inbox whose owner does not come back"
+            )
+            _wait(0.5)
+            error = bus.driver.send(inbox, message("y", ttl=5.0), mandatory=True).exception(20)
+
+    @check("bus", since="0.1", processes=True, builds_on=("test_slow_the_inbox_of_a_killed_process_is_removed",))
+    def test_slow_nothing_of_killed_processes_is_left(self, bus: Bus) -> None:
+        """Inboxes, queues of fanouts and connections of processes that were killed are removed, within 60 s."""
+        _run_all(self, bus)
+
+        def left() -> set[str]:
+            return bus.harness.leftovers() - bus.findings.leftovers
+
+        end = time.monotonic() + KEPT + ALLOWED
+        while found := left():
+            assert time.monotonic() < end, (
+                f"left of processes that were killed more than {KEPT:g} s ago: {', '.join(sorted(found))}"
+            )
+            _wait(0.2)

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from msgbus import TransportUnavailable
 from msgbus.conformance.bus import Bus
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Delivery, Driver, Message, Subscription
@@ -123,3 +124,28 @@ def leave_behind(bus: Bus, address: Address) -> None:
     """Have an address exist to which nobody listens now. It takes `Capability.STORE`."""
     driver = another_driver(bus)
     Receiver().subscribe(driver, address).close().result(15)
+
+
+def wait_until_disconnected(driver: Driver, address: Address) -> None:
+    """Return when a driver knows that its connection is gone: what is sent from now on has to wait for the next one.
+
+    Before that, a driver may give a message to a connection that has ended already, and then cannot know what became of
+    it. A driver says what it knows in `Driver.up_since`. Of one that has none, a message is asked: one that fails as
+    surely not delivered has waited.
+
+    Raises:
+        AssertionError: it did not notice within 30 s.
+    """
+    if driver.up_since != 0.0:
+        until(
+            lambda: driver.up_since is None,
+            "up_since is None while the message system is away: notice that an idle connection has ended",
+            30,
+        )
+        return
+
+    def a_message_waits() -> bool:
+        error = driver.send(address, message("probe", ttl=0.3), mandatory=False).exception(30)
+        return isinstance(error, TransportUnavailable) and not error.maybe_delivered
+
+    until(a_message_waits, "a message waits while the message system is away, and then fails as not delivered", 30)

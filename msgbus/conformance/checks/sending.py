@@ -27,6 +27,7 @@ class SendingChecks:
         bus.driver.send(bus.address(), sent, mandatory=True).result(15)
         got = receiver.wait(1)[0]
         assert got.message.body == body
+        assert type(got.message.body) is bytes, f"the body is of the type {type(got.message.body).__name__}"
         assert (got.message.content_type, got.message.id) == ("application/x-check", "id-1234")
         assert got.message.wait is None, "wait is the sender's affair: it is None in a message that was received"
         assert got.address == bus.address()
@@ -75,6 +76,42 @@ class SendingChecks:
         assert (address.topic if kind != "inbox" else "nobody") in str(caught.value), (
             f"the error does not name the address: {caught.value}"
         )
+
+    @check("driver", since="0.1")
+    @pytest.mark.parametrize("kind", ["topic", "server", "inbox"])
+    def test_what_is_not_mandatory_may_reach_nobody(self, bus: Bus, kind: str) -> None:
+        """Where nobody listens, a message that is not mandatory is no error."""
+        address = bus.address(kind, server="s1" if kind == "server" else "", name="nobody" if kind == "inbox" else "")
+        sent = bus.driver.send(address, message("x", ttl=60), mandatory=False).result(15)
+        assert sent.reached in (None, 0), f"it is said to have reached {sent.reached}"
+
+    @check("driver", since="0.1", builds_on=("test_mandatory_to_nobody_fails_at_once",))
+    def test_a_topic_and_its_servers_are_apart(self, bus: Bus) -> None:
+        """A topic of which only a server's own address has a subscriber has none, and the other way round."""
+        server, topic = Receiver(), Receiver()
+        server.subscribe(another_driver(bus), bus.address("server", server="s1"), bus.address("fanout", server="s1"))
+        topic.subscribe(another_driver(bus), bus.address(topic=f"{bus.topic}-2"))
+        for address in (bus.address(), bus.address("server", topic=f"{bus.topic}-2", server="s1")):
+            error = bus.driver.send(address, message("x"), mandatory=True).exception(15)
+            assert isinstance(error, MessageUndeliverable), (
+                f"a message to {address}, which has no subscriber: {error!r}"
+            )
+        send(bus.driver, bus.address("server", server="s1"), "end")
+        send(bus.driver, bus.address(topic=f"{bus.topic}-2"), "end")
+        for receiver in (server, topic):
+            receiver.wait_for("end")
+            assert receiver.bodies == ["end"]
+
+    @check("driver", since="0.1", builds_on=("test_a_message_arrives_as_it_was_sent",))
+    def test_a_message_may_be_sent_twice(self, bus: Bus) -> None:
+        """What is sent twice with the same id comes twice: it is the core that repeats, and that filters."""
+        receiver = Receiver()
+        receiver.subscribe(another_driver(bus), bus.address())
+        twice = message("x")
+        for _ in range(2):
+            bus.driver.send(bus.address(), twice, mandatory=True).result(15)
+        receiver.wait(2)
+        assert [delivery.message.id for delivery in receiver.deliveries] == [twice.id] * 2
 
     @check("driver", since="0.1", builds_on=("test_mandatory_to_nobody_fails_at_once",))
     def test_the_undeliverable_one_alone_fails(self, bus: Bus) -> None:
@@ -137,6 +174,26 @@ class SendingChecks:
         Task(send, bus.driver, bus.address(), "x").result(20)
         echoed.wait(2)
         assert sorted(echoed.bodies) == ["1", "2"]
+
+    @check("driver", since="0.1")
+    def test_a_callback_keeps_nobody_waiting(self, bus: Bus) -> None:
+        """While `on_delivery`, or what is called back from a future, runs, other threads can send: no lock is held."""
+        returned: dict[str, bool] = {}
+
+        def look(name: str) -> None:
+            sending = Task(bus.driver.send, bus.address("fanout"), message("x"), mandatory=False)
+            try:
+                sending.join(5)
+            except AssertionError:
+                pass
+            returned[name] = sending.done
+
+        Receiver(then=lambda _: look("on_delivery")).subscribe(bus.driver, bus.address())
+        sent = bus.driver.send(bus.address(), message("x"), mandatory=True)
+        sent.add_done_callback(lambda _: look("a future's callback"))
+        until(lambda: len(returned) == 2, "both callbacks have run", 30)
+        stuck = [name for name, back in returned.items() if not back]
+        assert not stuck, f"send() of another thread did not return within 5 s while {' and '.join(stuck)} ran"
 
     @check("driver", since="0.1")
     def test_too_large_is_refused_before_it_is_sent(self, bus: Bus) -> None:
@@ -208,6 +265,23 @@ class SendingChecks:
         receiver.subscribe(bus.driver, bus.address())
         receiver.wait_for("fresh")
         return receiver.bodies
+
+    @check(
+        "driver",
+        since="0.1",
+        needs=(Capability.STORE,),
+        builds_on=("test_messages_wait_for_one_who_is_away",),
+    )
+    def test_a_wait_is_no_ttl(self, bus: Bus) -> None:
+        """A message may wait for the connection for a moment only, and be kept for its listener all the same."""
+        leave_behind(bus, bus.address())
+        send(bus.driver, bus.address(), "no ttl", ttl=None, wait=0.5)
+        send(bus.driver, bus.address(), "long ttl", ttl=60.0, wait=0.5)
+        end = time.monotonic() + 0.7
+        until(lambda: time.monotonic() > end, "the end of the wait")
+        receiver = Receiver()
+        receiver.subscribe(bus.driver, bus.address())
+        receiver.wait_for_all(["no ttl", "long ttl"])
 
     @check("driver", since="0.1", needs=(Capability.STORE,))
     def test_what_is_stored_waits_for_its_first_subscriber(self, bus: Bus) -> None:

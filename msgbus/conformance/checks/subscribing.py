@@ -112,6 +112,20 @@ class SubscribingChecks:
             receiver.wait(20)
             assert sorted(map(int, receiver.bodies)) == list(range(20))
 
+    @check("driver", since="0.1", builds_on=("test_each_pool_gets_a_copy", "test_a_fanout_goes_to_all"))
+    def test_pools_get_what_is_for_the_topic_alone(self, bus: Bus) -> None:
+        """What is sent to one server of the topic, or to all, is not copied to its pools."""
+        pool, server = Receiver(), Receiver()
+        pool.subscribe(another_driver(bus), bus.address("pool", name="p1"))
+        for address in (bus.address("server", server="s1"), bus.address("fanout", server="s1")):
+            server.subscribe(another_driver(bus), address)
+        send(bus.driver, bus.address("server", server="s1"), "server")
+        send(bus.driver, bus.address("fanout"), "fanout", mandatory=False)
+        server.wait_for_all(["server", "fanout"])
+        send(bus.driver, bus.address(), "topic")
+        pool.wait_for("topic")
+        assert pool.bodies == ["topic"]
+
     @check("driver", since="0.1")
     @pytest.mark.parametrize("kind", ["topic", "server", "fanout", "pool", "dead"])
     def test_exchanges_and_topics_are_apart(self, bus: Bus, kind: str) -> None:
@@ -241,6 +255,19 @@ class SubscribingChecks:
         send(bus.driver, bus.address("server", server="a"), "server")
         receiver.wait_for("server")
 
+    @check("driver", since="0.1", builds_on=("test_prefetch_bounds_what_is_handed_over",))
+    def test_prefetch_holds_for_each_subscription(self, bus: Bus) -> None:
+        """A subscription whose prefetch is used up does not keep another one of the same driver waiting."""
+        busy, idle = Receiver(accept=False), Receiver(accept=False)
+        busy.subscribe(bus.driver, bus.address(), prefetch=1)
+        idle.subscribe(bus.driver, bus.address(topic=f"{bus.topic}-2"), prefetch=1)
+        for n in range(3):
+            send(bus.driver, bus.address(), str(n))
+        busy.wait(1)
+        send(bus.driver, bus.address(topic=f"{bus.topic}-2"), "x")
+        idle.wait_for("x")
+        assert len(busy.deliveries) == 1
+
     @check("driver", since="0.1", needs=(Capability.ORDERED,))
     def test_one_senders_messages_keep_their_order(self, bus: Bus) -> None:
         """A thousand messages, sent without waiting, reach a consumer in the order of sending."""
@@ -357,6 +384,26 @@ class SubscribingChecks:
             "what was handed over before stop() and is still open was given to another: stop() gives nothing back, "
             "close() does"
         )
+
+    @check(
+        "driver",
+        since="0.1",
+        builds_on=("test_a_fanout_goes_to_all", "test_closing_one_subscription_leaves_the_others"),
+    )
+    @KINDS
+    def test_after_close_nothing_is_handed_over(self, bus: Bus, kind: str) -> None:
+        """Once `close` is done, all that comes goes to others."""
+        closed, other = Receiver(), Receiver()
+        address = address_of(bus, kind)
+        subscription = closed.subscribe(bus.driver, address)
+        send_all(bus.driver, sent_to(address), ["before"])
+        closed.wait_for("before")
+        other.subscribe(another_driver(bus), address)
+        subscription.close().result(15)
+        bodies = [str(n) for n in range(10)]
+        send_all(bus.driver, sent_to(address), bodies)
+        other.wait_for_all(bodies)
+        assert closed.bodies == ["before"]
 
     @check("driver", since="0.1")
     def test_one_may_subscribe_from_a_callback(self, bus: Bus) -> None:

@@ -64,6 +64,11 @@ class NewdriverDriver(Driver):
         self._start_clean()
         call_in_child(self.forked)
 
+    # Connect your library in `_System`, on its thread, and with its own help switched off: no retries, no reconnect, no
+    # buffer for what is sent without a connection. A library that repeats what had no answer delivers it twice, and
+    # nobody can tell. When the connection breaks, fail what was given to the library (maybe_delivered=True), keep what
+    # was not, set `up_since` to None, and connect anew yourself. "Write a driver" in the documentation says more.
+
     def _start_clean(self) -> None:
         self._lock = threading.Lock()
         self._closed = False
@@ -279,6 +284,7 @@ class _System:
     """A message system in memory. What it does it does on its thread, so that nothing needs a lock."""
 
     def __init__(self) -> None:
+        # Here a library would be connected: with no retries, no reconnect and no offline buffer of its own.
         self.users = 0  # drivers
         self._queues: dict[Address, _Queue] = {}
         self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
