@@ -63,6 +63,10 @@ class Bench:
         self.hook()
         return value
 
+    def items(self, ctxt: object) -> Iterator[int]:
+        self.hook()
+        yield 1
+
     def request(self, policy: str, *, call: bool = True, unique_id: str = "id", **args: Any) -> Request:
         request = Request("note", args, unique_id, hints=Hints(ttl=60.0, policy=policy))
         if call:
@@ -244,3 +248,15 @@ def test_a_dead_letter_that_cannot_be_sent_is_settled(bench: Bench, monkeypatch:
     delivery = Handed(bench.request("at_most_once", call=False), redelivered=True)
     bench.processor.process(delivery)
     assert delivery.outcome == "accepted"
+
+
+def test_a_stream_is_accepted_when_it_begins(bench: Bench) -> None:
+    """Under at_least_once too, and before its first item: nobody else is to begin a stream that has begun."""
+    request = bench.request("at_least_once")
+    request.method, request.hints = "items", Hints(ttl=60.0, policy="at_least_once", window=10)
+    delivery = Handed(request)
+    seen: list[str | None] = []
+    bench.hook = lambda: seen.append(delivery.outcome)
+    bench.processor.process(delivery)
+    assert seen == ["accepted"]
+    assert bench.kinds() == ["started", "items", "reply"]

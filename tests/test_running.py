@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from msgbus import MessageTooLarge, MessageUndeliverable, SerializationError
+from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Delivery, Message, Sent
 from msgbus.drivers.fake import FakeDriver, get_bus
 from msgbus.failures import rebuild_failure
@@ -269,3 +270,12 @@ def test_address_of_the_client(peer: Peer) -> None:
     assert peer.frames == []
     assert len(other.frames) == 1
     assert other.inbox.address == Address("inbox", name=other.inbox.address.name)
+
+
+def test_an_answer_for_a_client_that_comes_back(peer: Peer) -> None:
+    """That nobody is at the client's inbox is tried again: it may be reconnecting, and waits for its answer."""
+    get_bus(peer.transport.url).fail_next(MessageUndeliverable("nobody"))
+    peer.running(Hints()).result(5)
+    until(lambda: peer.ends, "the answer is delivered", PATIENCE)
+    assert peer.ends == [None]
+    assert [frame.result for frame in peer.frames] == [5]

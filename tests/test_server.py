@@ -584,6 +584,19 @@ def test_how_often_is_an_option(endpoint: Endpoint, retries: int, monkeypatch: p
     transport.cleanup()
 
 
+@pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
+def test_an_exception_is_an_answer(
+    server: RPCServer, client: RPCClient, endpoint: Endpoint, transport: Transport, delivery: Any
+) -> None:
+    """A call whose method raises is not tried again, under either policy: the caller has the exception at once."""
+    server.start()
+    with pytest.raises(RuntimeError, match="failure 1"):
+        client.prepare(delivery=delivery, timeout=5.0).call({}, "fail")
+    until(lambda: depth(transport) == 0, "the request is done with")
+    server.wait(PATIENCE)
+    assert endpoint.failures == 1
+
+
 def test_at_most_once_casts_are_never_run_again(
     server: RPCServer, client: RPCClient, endpoint: Endpoint, letters: list[DeadLetter], transport: Transport
 ) -> None:
