@@ -597,17 +597,22 @@ def test_an_exception_is_an_answer(
     assert endpoint.failures == 1
 
 
+@pytest.mark.parametrize("retries", [0, 3])
 def test_at_most_once_casts_are_never_run_again(
-    server: RPCServer, client: RPCClient, endpoint: Endpoint, letters: list[DeadLetter], transport: Transport
+    endpoint: Endpoint, letters: list[DeadLetter], retries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Under at_most_once a cast that raises is logged, and that is all."""
+    """Under at_most_once a cast that raises is logged, and that is all: it is neither run again nor a dead letter."""
+    monkeypatch.setattr(msgbus.processing, "RETRY_DELAYS", (0.0,))
+    transport = new_transport(rpc_cast_retries=retries)
+    server = new_server(transport, endpoint, on_dead_letter=letters.append)
     server.start()
-    client.cast({}, "fail")
+    get_rpc_client(transport, Target(topic="foo")).cast({}, "fail")
     endpoint.wait()
     server.wait(PATIENCE)
     assert len(endpoint.ran) == 1
     assert not letters
     assert transport.inspect(DEAD, 1.0) is None or not depth(transport, DEAD)
+    transport.cleanup()
 
 
 def test_an_expected_exception_of_a_cast(
