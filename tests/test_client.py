@@ -373,6 +373,37 @@ def test_the_message_system_has_the_first_word(
     assert sent[0].patience <= 0.99 * (sent[0].ttl or 0.0)
 
 
+@pytest.mark.parametrize(
+    ("verb", "delivery", "durable"),
+    [
+        ("call", "at_most_once", False),
+        ("call", "at_least_once", True),
+        ("cast", "at_most_once", True),
+        ("cast", "at_least_once", True),
+        ("fanout_cast", "at_most_once", False),
+        ("fanout_cast", "at_least_once", False),
+    ],
+)
+def test_what_is_kept_on_disk(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch, verb: str, delivery: Any, durable: bool
+) -> None:
+    """Casts are, and calls under at_least_once; nobody misses the rest more than what else a restart costs."""
+    found = requests_of(transport)
+    kept: list[bool] = []
+    send = FakeDriver.send
+
+    def note(driver: FakeDriver, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
+        kept.append(message.durable)
+        return send(driver, address, message, mandatory=mandatory)
+
+    monkeypatch.setattr(FakeDriver, "send", note)
+    client = get_rpc_client(transport, TARGET, timeout=0.01, delivery=delivery)
+    with contextlib.suppress(MessagingTimeout):
+        getattr(client, verb)({}, "take")
+    assert kept == [durable]
+    assert len(found) <= 1
+
+
 def test_a_full_window() -> None:
     """With as many unfinished requests as are allowed a further one waits, and times out without being sent."""
     transport = new_transport(rpc_send_window=1)
