@@ -248,6 +248,25 @@ def test_an_answered_request_is_not_sent_again(play: Play, monkeypatch: pytest.M
     assert len(play.requests) == 1
 
 
+def test_nobody_there_is_final_on_the_first_connection(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Just after it has been made, too: nobody was connected before, and may come back."""
+    connection.up_since = time.monotonic()
+    tries: list[int] = []
+
+    def outcome_of(number: int) -> Exception:
+        tries.append(number)
+        return MessageUndeliverable("nobody")
+
+    fail_requests(monkeypatch, outcome_of)
+    made = new_transport()
+    caller = get_rpc_client(made, Target(topic="foo"), timeout=1.0, delivery="at_least_once")
+    for verb in (caller.call, caller.cast):
+        with pytest.raises(MessageUndeliverable):
+            verb({}, "work")
+    assert tries == [0, 1]
+    made.cleanup()
+
+
 def test_nobody_there_is_not_final_just_after_a_reconnect(connection: Connection) -> None:
     """The servers may come back a moment later than the client; on its first connection nobody there is final."""
     made = new_transport()

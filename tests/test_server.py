@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -26,8 +27,8 @@ from msgbus import (
     get_rpc_server,
 )
 from msgbus.conformance.waiting import until
-from msgbus.drivers.base import Address, Delivery, Message
-from msgbus.drivers.fake import Bus, get_bus
+from msgbus.drivers.base import Address, Delivery, Message, Sent
+from msgbus.drivers.fake import Bus, FakeDriver, get_bus
 from msgbus.message import JSON, Hints, Request, decode_dead_letter, encode_request
 from tests.support import PATIENCE, new_transport
 
@@ -305,6 +306,37 @@ def test_stop_hands_back_what_has_not_begun(delivery: Any, endpoint: Endpoint) -
     assert endpoint.ran == [0]
     assert sorted(other_endpoint.ran) == [1, 2, 3]
     transport.cleanup()
+
+
+def test_wait_waits_for_what_is_handed_back(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has not begun is let go of when the message system has its copy, which has no more time than was left."""
+    transport = new_transport(executor_thread_pool_size=1)
+    server = new_server(transport, endpoint)
+    server.start()
+    client = get_rpc_client(transport, Target(topic="foo"), timeout=1000.0)
+    for value in range(2):
+        client.cast({}, "hold", value=value)
+    endpoint.wait()
+    until(lambda: server._executor and server._executor._backlog, "the second cast is here", PATIENCE)
+    passed, copies, taken = 100.0, list[tuple[Message, bool]](), Future[Sent]()
+    clock = types.SimpleNamespace(monotonic=lambda: time.monotonic() + passed, time=time.time)
+    monkeypatch.setattr(msgbus.processing, "time", clock)
+
+    def take(_driver: FakeDriver, _address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
+        copies.append((message, mandatory))
+        return taken
+
+    monkeypatch.setattr(FakeDriver, "send", take)
+    server.stop()
+    monkeypatch.undo()
+    endpoint.go_on.set()
+    assert server.wait(0.1) == 1
+    ((copy, mandatory),) = copies
+    assert (copy.durable, mandatory) == (True, True)
+    assert copy.ttl == pytest.approx(900.0, abs=50.0)
+    taken.set_result(Sent())
+    transport.cleanup()
+    assert endpoint.ran == [0]
 
 
 def test_wait_reports_what_it_abandons(
