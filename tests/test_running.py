@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+import types
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -154,6 +155,30 @@ def test_a_server_shows_life_when_its_connection_is_back(peer: Peer, monkeypatch
     running.show_life(up_since + 1)
     running.show_life(up_since + 2)
     assert peer.take() == [("keepalive", False)]
+
+
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_an_answer_is_sent_until_it_is_confirmed(peer: Peer, monkeypatch: pytest.MonkeyPatch, confirmed: bool) -> None:
+    """Again after 1, 2 and 4 seconds and then every 5, where a client asks for that; at the deadline it is over."""
+    clock = types.SimpleNamespace(now=1000.0)
+    monkeypatch.setattr("msgbus.running.time", types.SimpleNamespace(monotonic=lambda: clock.now))
+    running = peer.running(Hints(confirms=True), deadline=1025.0)
+    running.result(5)
+    sent_at = []
+    while clock.now < 1024.0:
+        if peer.take():
+            sent_at.append(clock.now - 1000.0)
+        clock.now += 0.5
+        running.show_life(clock.now)
+    assert sent_at == [0.0, 1.0, 3.0, 7.0, 12.0, 17.0, 22.0]
+    assert not peer.ends
+    if confirmed:
+        running.on_control(Control("c", "confirm"))
+        assert peer.ends == [None]
+    clock.now = 1050.0
+    running.show_life(clock.now)
+    assert peer.take() == []
+    assert peer.ends == [None]
 
 
 @pytest.mark.parametrize(("deadline", "waits"), [(1000.0, 1000.0), (5.0, 60.0), (None, 60.0)])

@@ -160,7 +160,7 @@ TEN = (
         "running.py",
         "now - self._handed_over >= self._again_after",
         "now - self._handed_over >= 3600.0",
-        "test_confirmed_answers.py::test_an_exception_that_got_lost_is_sent_again",
+        "test_running.py::test_an_answer_is_sent_until_it_is_confirmed",
     ),
     Mutant(
         "ignores_credit",
