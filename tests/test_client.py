@@ -466,6 +466,17 @@ def test_calls_of_a_handler_end_with_it(transport: Transport) -> None:
     assert all(left <= 0.3 for left in lefts)
 
 
+def test_casts_of_a_handler_have_their_own_time(transport: Transport) -> None:
+    """Nobody waits for what a cast does: it is sent however little time is left to the handler, and does not expire."""
+    found = requests_of(transport)
+    token = current.set(time.monotonic() - 1.0)
+    try:
+        get_rpc_client(transport, TARGET).cast({}, "take")
+    finally:
+        current.reset(token)
+    assert [request.hints and request.hints.ttl for request in found] == [None]
+
+
 def test_a_stream_inherits_the_deadline_of_its_whole(transport: Transport) -> None:
     """A multicall that a handler makes may last no longer than the handler itself, whatever it says of its own."""
     found = requests_of(transport)

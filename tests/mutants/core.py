@@ -793,6 +793,23 @@ OTHERS = (
         "pass",
         "test_message.py::test_a_request_that_is_sent_again_has_less_time",
     ),
+    Mutant(
+        "trusts_a_message_system_that_is_not_durable",
+        "Where the message system may lose an answer (no inbox_keeps, or not durable), a request is accepted when its "
+        "client has confirmed that (delivery, what the server does).",
+        "client.py",
+        "keeps = {Capability.INBOX_KEEPS, Capability.DURABLE} <=",
+        "keeps = {Capability.INBOX_KEEPS} <=",
+        "test_confirmed_answers.py::test_inboxes_that_keep_need_no_confirmation",
+    ),
+    Mutant(
+        "a_cast_gets_no_more_time_than_its_caller_has",
+        "A cast has a limit only where its caller gave a timeout (guarantees, when all goes well).",
+        "client.py",
+        "deadline = now + self._seconds  # Not",
+        "deadline = bounded(now + self._seconds)  # Not",
+        "test_client.py::test_casts_of_a_handler_have_their_own_time",
+    ),
     # Bounds and ends
     Mutant(
         "the_window_has_one_place_too_many",
