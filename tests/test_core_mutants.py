@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.mutants.core import OTHERS, ROOT, TEN, Mutant, copy_of_the_project, survives
+from tests.mutants.core import OTHERS, ROOT, TEN, Mutant, copy_of_the_project, why_unnoticed
 
 MUTANTS = (*TEN, *OTHERS)
 
@@ -28,7 +28,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 )
 def test_mutant_is_noticed(mutant: Mutant, project: pathlib.Path) -> None:
     """The test that holds its promise fails where the promise is broken."""
-    assert (reason := survives(mutant, project)) is None, reason
+    assert (reason := why_unnoticed(mutant, project)) is None, reason
 
 
 def test_each_mutant_says_what_it_breaks() -> None:
@@ -60,6 +60,6 @@ def test_each_mutant_says_what_it_breaks() -> None:
 def test_a_mutant_that_shows_nothing_is_an_error(old: str, new: str, says: str, project: pathlib.Path) -> None:
     """One whose text is gone, that changes nothing, or that is no code: none of them counts as noticed."""
     mutant = Mutant("it", "A promise.", "replies.py", old, new, "test_replies.py::test_the_deadline")
-    reason = survives(mutant, project)
+    reason = why_unnoticed(mutant, project)
     assert reason is not None
     assert re.search(says, reason)

@@ -56,10 +56,11 @@ def copy_of_the_project(to: pathlib.Path) -> pathlib.Path:
     return to
 
 
-def survives(mutant: Mutant, project: pathlib.Path) -> str | None:
-    """Break a copy of the project, run the mutant's test there, and mend it. None where the test fails as it should.
+def why_unnoticed(mutant: Mutant, project: pathlib.Path) -> str | None:
+    """Break a copy of the project, run the mutant's test there, and mend it.
 
-    Otherwise: what is wrong, and what to do.
+    Returns:
+        None where the test fails, as it should; else what is wrong, and what to do.
     """
     source = project / "msgbus" / mutant.file
     whole = source.read_text()
