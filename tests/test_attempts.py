@@ -10,7 +10,8 @@ import pytest
 
 import msgbus.processing
 from msgbus import DeadLetter, RPCServer, Target, Transport, current_request, get_rpc_client, get_rpc_server
-from msgbus.drivers.base import Address
+from msgbus.conformance.waiting import until
+from msgbus.drivers.base import Address, Message
 from msgbus.drivers.fake import get_bus
 from msgbus.exceptions import SerializationError
 from msgbus.message import JSON, MSGPACK, Hints, Request, decode_request, encode_request, with_attempts
@@ -223,6 +224,21 @@ def test_a_cast_whose_deadline_passes_before_its_next_try(transport: Transport) 
     assert "RuntimeError: always" in endpoint.letters[0].reason
     assert endpoint.attempts == [1]
     end(server)
+
+
+@pytest.mark.parametrize("timeout", [None, 5000.0])
+def test_what_is_passed_on_has_the_limits_of_what_came(transport: Transport, timeout: float | None) -> None:
+    """A cast that goes to another server is as safe as before, and expires when it would have expired."""
+    endpoint = Failing()
+    server = serve(transport, endpoint, "h1")
+    get_rpc_client(transport, Target(topic="foo"), timeout=timeout).cast({}, "fail")
+    endpoint.wait()
+    end(server)
+    found: list[Message] = []
+    transport.driver.subscribe([TOPIC], lambda delivery: found.append(delivery.message), prefetch=1)
+    until(lambda: found, "the copy", PATIENCE)
+    assert found[0].durable
+    assert found[0].ttl == (None if timeout is None else pytest.approx(timeout, abs=100))
 
 
 @pytest.mark.parametrize("content_type", [JSON, MSGPACK])

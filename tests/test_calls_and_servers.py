@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
-from msgbus import MessageUndeliverable, Target, Transport, get_rpc_client, replies, transport
+from msgbus import MessageUndeliverable, Target, Transport, TransportUnavailable, get_rpc_client, replies, transport
 from msgbus.conformance.waiting import Task, until
-from msgbus.drivers.base import Address, Capability, Delivery, Message
+from msgbus.drivers.base import Address, Capability, Delivery, Message, Sent
 from msgbus.drivers.fake import FakeDriver
 from msgbus.message import JSON, Control, Reply, Request, decode_inbox_frame, decode_request, encode_reply
 from tests.support import PATIENCE, new_transport
@@ -202,6 +205,66 @@ def test_a_request_whose_server_has_fallen_silent_is_sent_again(play: Play, monk
     play.second.begin(again)
     play.first.answer(play.requests[0])
     assert task.result() == "h1"
+
+
+def fail_requests(monkeypatch: pytest.MonkeyPatch, outcome_of: Callable[[int], Exception | None]) -> None:
+    """Have the sending of the first request, the second and so on end as the test says; 0 is the first."""
+    send, count = FakeDriver.send, itertools.count()
+
+    def fail(driver: FakeDriver, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
+        error = outcome_of(next(count)) if address.kind == "topic" else None
+        if error is None:
+            return send(driver, address, message, mandatory=mandatory)
+        if not isinstance(error, MessageUndeliverable):  # It has arrived all the same.
+            send(driver, address, message, mandatory=mandatory)
+        failed: Future[Sent] = Future()
+        failed.set_exception(error)
+        return failed
+
+    monkeypatch.setattr(FakeDriver, "send", fail)
+
+
+def test_a_request_that_is_sent_again_is_tried_until_its_deadline(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody may be there at that moment: the server that has fallen silent was the only one, until another comes."""
+    monkeypatch.setattr(replies, "LOST_AFTER", 0.2)
+    fail_requests(monkeypatch, lambda number: MessageUndeliverable("nobody") if number in (1, 2) else None)
+    task = play.call("at_least_once", timeout=5.0)
+    play.first.begin(play.requests[0])
+    play.second.answer(play.wait(2))
+    assert task.result() == "h2"
+
+
+def test_an_answered_request_is_not_sent_again(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request whose sending had an unknown outcome has arrived and been answered: there is no further copy of it."""
+    lost = TransportUnavailable("cut", maybe_delivered=True)
+    fail_requests(monkeypatch, lambda _number: lost)
+    monkeypatch.setattr(transport, "RETRY_DELAY", 1.0)
+    task = play.call("at_least_once")
+    play.first.answer(play.requests[0])
+    assert task.result() == "h1"
+    later = threading.Event()
+    play.transport.timer.call_later(1.0, later.set)  # It is due after the next try would be.
+    assert later.wait(PATIENCE)
+    assert len(play.requests) == 1
+
+
+def test_nobody_there_is_final_on_the_first_connection(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Just after it has been made, too: nobody was connected before, and may come back."""
+    connection.up_since = time.monotonic()
+    tries: list[int] = []
+
+    def outcome_of(number: int) -> Exception:
+        tries.append(number)
+        return MessageUndeliverable("nobody")
+
+    fail_requests(monkeypatch, outcome_of)
+    made = new_transport()
+    caller = get_rpc_client(made, Target(topic="foo"), timeout=1.0, delivery="at_least_once")
+    for verb in (caller.call, caller.cast):
+        with pytest.raises(MessageUndeliverable):
+            verb({}, "work")
+    assert tries == [0, 1]
+    made.cleanup()
 
 
 def test_nobody_there_is_not_final_just_after_a_reconnect(connection: Connection) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 import types
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -33,8 +34,8 @@ from msgbus import (
 )
 from msgbus.conformance.waiting import Task, until
 from msgbus.deadline import current
-from msgbus.drivers.base import Address, Capability, Delivery, Depth, Message
-from msgbus.drivers.fake import Bus, get_bus
+from msgbus.drivers.base import Address, Capability, Delivery, Depth, Message, Sent
+from msgbus.drivers.fake import Bus, FakeDriver, get_bus
 from msgbus.message import JSON, MSGPACK, Reply, Request, decode_request, encode_reply
 from tests.support import PATIENCE, new_transport
 
@@ -198,7 +199,7 @@ def test_call_of_a_generator(client: RPCClient) -> None:
 
 def test_nobody_there(transport: Transport) -> None:
     """A call or cast to a target that nobody ever listened at fails at once."""
-    client = get_rpc_client(transport, TARGET)
+    client = get_rpc_client(transport, TARGET, timeout=5.0)
     for verb in (client.call, client.cast):
         with pytest.raises(MessageUndeliverable, match="foo"):
             verb({}, "echo")
@@ -353,6 +354,56 @@ def test_timeout_while_the_message_system_is_away(quiet: Transport, bus: Bus) ->
         client.cast({}, "echo")
 
 
+@pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
+def test_the_message_system_has_the_first_word(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch, delivery: Any
+) -> None:
+    """A request is given up by the driver, which knows why it could not be sent, before its caller gives up."""
+    sent: list[Message] = []
+
+    def take(_driver: FakeDriver, _address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
+        sent.append(message)
+        return Future()
+
+    transport.inbox(time.monotonic() + PATIENCE)
+    monkeypatch.setattr(FakeDriver, "send", take)
+    get_rpc_client(transport, TARGET, timeout=10.0, delivery=delivery).multicall({}, "count").close()
+    assert sent[0].ttl == pytest.approx(10.0, abs=5.0)
+    assert sent[0].patience is not None
+    assert sent[0].patience <= 0.99 * (sent[0].ttl or 0.0)
+
+
+@pytest.mark.parametrize(
+    ("verb", "delivery", "durable"),
+    [
+        ("call", "at_most_once", False),
+        ("call", "at_least_once", True),
+        ("cast", "at_most_once", True),
+        ("cast", "at_least_once", True),
+        ("fanout_cast", "at_most_once", False),
+        ("fanout_cast", "at_least_once", False),
+    ],
+)
+def test_what_is_kept_on_disk(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch, verb: str, delivery: Any, durable: bool
+) -> None:
+    """Casts are, and calls under at_least_once; nobody misses the rest more than what else a restart costs."""
+    found = requests_of(transport)
+    kept: list[bool] = []
+    send = FakeDriver.send
+
+    def note(driver: FakeDriver, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
+        kept.append(message.durable)
+        return send(driver, address, message, mandatory=mandatory)
+
+    monkeypatch.setattr(FakeDriver, "send", note)
+    client = get_rpc_client(transport, TARGET, timeout=0.01, delivery=delivery)
+    with contextlib.suppress(MessagingTimeout):
+        getattr(client, verb)({}, "take")
+    assert kept == [durable]
+    assert len(found) <= 1
+
+
 def test_a_full_window() -> None:
     """With as many unfinished requests as are allowed a further one waits, and times out without being sent."""
     transport = new_transport(rpc_send_window=1)
@@ -397,6 +448,33 @@ def test_a_handler_inherits_the_deadline(client: RPCClient) -> None:
     """The time that is left to a call is what is left to its handler, and to the calls that this makes."""
     left = client.prepare(timeout=30).call({}, "left")
     assert 20 < left <= 30
+
+
+def test_calls_of_a_handler_end_with_it(transport: Transport) -> None:
+    """A call and a stream that a handler makes get no more time than is left to the handler, and say so."""
+    found = requests_of(transport)
+    client = get_rpc_client(transport, TARGET, timeout=5.0)
+    token = current.set(time.monotonic() + 0.3)
+    try:
+        client.multicall({}, "count", to=1).close()
+        with pytest.raises(MessagingTimeout):
+            client.call({}, "echo")
+    finally:
+        current.reset(token)
+    lefts = [request.hints.ttl or 99.0 for request in found if request.hints is not None]
+    assert len(lefts) == 2
+    assert all(left <= 0.3 for left in lefts)
+
+
+def test_casts_of_a_handler_have_their_own_time(transport: Transport) -> None:
+    """Nobody waits for what a cast does: it is sent however little time is left to the handler, and does not expire."""
+    found = requests_of(transport)
+    token = current.set(time.monotonic() - 1.0)
+    try:
+        get_rpc_client(transport, TARGET).cast({}, "take")
+    finally:
+        current.reset(token)
+    assert [request.hints and request.hints.ttl for request in found] == [None]
 
 
 def test_a_stream_inherits_the_deadline_of_its_whole(transport: Transport) -> None:

@@ -203,10 +203,23 @@ def test_a_lost_connection_is_named_in_the_timeout(
         client_of(transport, 1.0, "at_most_once").call({}, "work", value=5)
 
 
-def test_inboxes_that_keep_need_no_confirmation(transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing gets lost with a connection or with the message system, no answer is confirmed."""
+@pytest.mark.parametrize(
+    ("keeps", "confirmed"),
+    [
+        ({Capability.INBOX_KEEPS, Capability.DURABLE}, 0),
+        ({Capability.INBOX_KEEPS}, 1),
+        ({Capability.DURABLE}, 1),
+        (set(), 1),
+    ],
+    ids=["both", "inbox_keeps", "durable", "neither"],
+)
+def test_inboxes_that_keep_need_no_confirmation(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch, keeps: set[Capability], confirmed: int
+) -> None:
+    """Where nothing gets lost with a connection or with the message system, no answer is confirmed; else each is."""
     losses, send = Losses(), FakeDriver.send
-    monkeypatch.setattr(FakeDriver, "capabilities", FakeDriver.capabilities | {Capability.DURABLE})
+    others = FakeDriver.capabilities - {Capability.INBOX_KEEPS, Capability.DURABLE}
+    monkeypatch.setattr(FakeDriver, "capabilities", others | keeps)
 
     def count(self: FakeDriver, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
         losses.send(self, address, message, mandatory)
@@ -215,4 +228,4 @@ def test_inboxes_that_keep_need_no_confirmation(transport: Transport, monkeypatc
     monkeypatch.setattr(FakeDriver, "send", count)
     assert client_of(transport, PATIENCE).call({}, "work", value=5) == 5
     until(lambda: is_settled(transport), "the request is done with")
-    assert losses.confirmed == 0
+    assert losses.confirmed == confirmed

@@ -190,7 +190,7 @@ def test_a_thread_with_a_copy_of_the_context(endpoint: Endpoint, client: RPCClie
 def test_a_method_sees_that_its_client_gave_up(endpoint: Endpoint, client: RPCClient) -> None:
     """`cancelled` becomes true while the method runs, once the client has given up."""
     with pytest.raises(msgbus.MessagingTimeout):
-        client.prepare(timeout=0.5).call({}, "hold")
+        client.prepare(timeout=3.0).call({}, "hold")
     endpoint.go_on.set()
     endpoint.wait(2)
     assert endpoint.states[1:] == [True]

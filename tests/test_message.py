@@ -26,6 +26,7 @@ from msgbus.message import (
     encode_control,
     encode_dead_letter,
     encode_item,
+    encode_repeat,
     encode_reply,
     encode_request,
     new_id,
@@ -466,3 +467,15 @@ def test_what_is_no_dead_letter_is_an_error_of_ours() -> None:
     for body in (b"", b"{}", b"\xff", b"[1]"):
         with pytest.raises(SerializationError, match="cannot be read as a dead letter"):
             decode_dead_letter(body)
+
+
+@pytest.mark.parametrize("content_type", [JSON, MSGPACK])
+@pytest.mark.parametrize("end", [None, 70.0])
+def test_a_request_that_is_sent_again_has_less_time(content_type: str, end: float | None) -> None:
+    """Both to its first item and to its end, by what has passed since; and it says that it comes again."""
+    request = Request("m", {"a": 1}, "id", hints=Hints(ttl=50.0, at=1.0, policy="at_least_once", window=5, end=end))
+    again = decode_request(encode_repeat(encode_request(request, content_type), content_type, 20.0), content_type)
+    assert (again.method, again.args, again.unique_id) == ("m", {"a": 1}, "id")
+    assert again.hints is not None
+    assert (again.hints.ttl, again.hints.end, again.hints.again) == (20.0, end and 40.0, True)
+    assert again.hints.at != 1.0

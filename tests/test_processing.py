@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from msgbus import MessageTooLarge, RPCDispatcher, Transport, TransportUnavailable
+from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Delivery, Message
 from msgbus.drivers.fake import get_bus
-from msgbus.message import JSON, Hints, Reply, Request, decode_inbox_frame, encode_request
+from msgbus.message import JSON, MSGPACK, Hints, Reply, Request, decode_inbox_frame, encode_request
 from msgbus.processing import Processor, Work, time_left
-from tests.support import new_transport
+from tests.support import PATIENCE, new_transport
 
 TOPIC = Address("topic", "msgbus", "foo")
 
@@ -22,8 +23,16 @@ class Handed(Delivery):
 
     __slots__ = ("alive", "outcome")
 
-    def __init__(self, request: Request, *, redelivered: bool = False, alive: bool = True, ttl: float | None = None):
-        message = Message(encode_request(request, JSON), JSON, request.unique_id, ttl)
+    def __init__(
+        self,
+        request: Request,
+        *,
+        redelivered: bool = False,
+        alive: bool = True,
+        ttl: float | None = None,
+        content_type: str = JSON,
+    ):
+        message = Message(encode_request(request, content_type), content_type, request.unique_id, ttl)
         super().__init__(TOPIC, message, redelivered, None)
         self.alive = alive
         self.outcome: str | None = None
@@ -39,9 +48,10 @@ class Handed(Delivery):
 class Bench:
     """A processor, a client's inbox, and an endpoint."""
 
-    def __init__(self) -> None:
-        self.transport: Transport = new_transport(rpc_reply_grace=0.001)
+    def __init__(self, **options: Any) -> None:
+        self.transport: Transport = new_transport(rpc_reply_grace=0.001, **options)
         self.frames: list[Reply] = []
+        self.content_types: list[str] = []
         self.inbox = self.transport.driver.open_inbox(self._on_frame)
         self.ran: list[Any] = []
         self.hook: Callable[[], object] = lambda: None
@@ -53,6 +63,7 @@ class Bench:
         frame = decode_inbox_frame(delivery.message.body, delivery.message.content_type)
         assert isinstance(frame, Reply)
         self.frames.append(frame)
+        self.content_types.append(delivery.message.content_type)
 
     def _run_again(self, work: Work) -> bool:
         self.again.append(work)
@@ -62,6 +73,10 @@ class Bench:
         self.ran.append(value)
         self.hook()
         return value
+
+    def items(self, ctxt: object) -> Iterator[int]:
+        self.hook()
+        yield 1
 
     def request(self, policy: str, *, call: bool = True, unique_id: str = "id", **args: Any) -> Request:
         request = Request("note", args, unique_id, hints=Hints(ttl=60.0, policy=policy))
@@ -244,3 +259,93 @@ def test_a_dead_letter_that_cannot_be_sent_is_settled(bench: Bench, monkeypatch:
     delivery = Handed(bench.request("at_most_once", call=False), redelivered=True)
     bench.processor.process(delivery)
     assert delivery.outcome == "accepted"
+
+
+def test_a_stream_is_accepted_when_it_begins(bench: Bench) -> None:
+    """Under at_least_once too, and before its first item: nobody else is to begin a stream that has begun."""
+    request = bench.request("at_least_once")
+    request.method, request.hints = "items", Hints(ttl=60.0, policy="at_least_once", window=10)
+    delivery = Handed(request)
+    seen: list[str | None] = []
+    bench.hook = lambda: seen.append(delivery.outcome)
+    bench.processor.process(delivery)
+    assert seen == ["accepted"]
+    assert bench.kinds() == ["started", "items", "reply"]
+
+
+def test_an_answer_for_a_client_that_has_died(bench: Bench) -> None:
+    """Under at_least_once too the request is done when it has run: nobody waits, so that nobody is to run it again."""
+    request = bench.request("at_least_once")
+    request.reply_to = "nobody is there"
+    delivery = Handed(request)
+    bench.processor.process(delivery)
+    until(lambda: delivery.outcome, "the delivery is settled", PATIENCE)
+    assert delivery.outcome == "accepted"
+    bench.processor.process(Handed(request, redelivered=True))
+    assert len(bench.ran) == 1
+
+
+@pytest.mark.parametrize(("policy", "while_it_runs"), [("at_most_once", "accepted"), ("at_least_once", None)])
+def test_the_servers_policy_holds_where_the_client_says_nothing(policy: str, while_it_runs: str | None) -> None:
+    """A stock client's request, or one with a policy that nobody knows, is run as the option rpc_delivery says."""
+    bench = Bench(rpc_delivery=policy)
+    for number, hints in enumerate((None, Hints(), Hints(policy="exactly_once"))):
+        request = bench.request(policy, unique_id=f"id {number}")
+        request.hints = hints
+        delivery = Handed(request)
+        seen: list[str | None] = []
+        bench.hook = lambda seen=seen, delivery=delivery: seen.append(delivery.outcome)  # type: ignore[misc]
+        bench.processor.process(delivery)
+        assert seen == [while_it_runs]
+    bench.transport.cleanup()
+
+
+def test_what_waits_for_a_request_that_was_not_run(bench: Bench) -> None:
+    """Where an at_most_once request could not be accepted, a further delivery of it is given back, and not dropped."""
+    second = Handed(bench.request("at_most_once"))
+
+    class Dying(Handed):
+        """The connection breaks, and the message comes again while the first delivery is being accepted."""
+
+        __slots__ = ()
+
+        def accept(self) -> bool:
+            bench.processor.process(second)
+            return False
+
+    bench.processor.process(Dying(bench.request("at_most_once")))
+    assert second.outcome == "requeued"
+    assert not bench.ran
+
+
+@pytest.mark.parametrize("policy", ["at_most_once", "at_least_once"])
+def test_what_is_kept_on_disk(bench: Bench, monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
+    """A dead letter in any case, and the answer to an at_least_once call, which is as safe as its request."""
+    sent: list[tuple[Address, Message]] = []
+    send = bench.transport.send
+
+    def note(address: Address, message: Message, *, mandatory: bool) -> Any:
+        sent.append((address, message))
+        return send(address, message, mandatory=mandatory)
+
+    monkeypatch.setattr(bench.transport, "send", note)
+    bench.processor.process(Handed(bench.request(policy)))
+    lost = bench.request("at_most_once", call=False, unique_id="another")
+    bench.processor.process(Handed(lost, redelivered=True))
+    assert [(address.kind, message.durable) for address, message in sent] == [
+        ("inbox", policy == "at_least_once"),
+        ("dead", True),
+    ]
+
+
+@pytest.mark.parametrize("content_type", [JSON, MSGPACK])
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+def test_an_answer_comes_in_the_codec_of_the_request(content_type: str, codec: str) -> None:
+    """Whatever the server's own option says: a client need not know another codec than its own."""
+    bench = Bench(rpc_codec=codec)
+    bench.processor.process(Handed(bench.request("at_most_once"), content_type=content_type))
+    request = bench.request("at_most_once", unique_id="another", no="such argument")
+    bench.processor.process(Handed(request, content_type=content_type))
+    assert bench.content_types == [content_type, content_type]
+    assert [frame.failure is None for frame in bench.frames] == [True, False]
+    bench.transport.cleanup()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+import types
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from msgbus import MessageTooLarge, MessageUndeliverable, SerializationError
+from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Delivery, Message, Sent
 from msgbus.drivers.fake import FakeDriver, get_bus
 from msgbus.failures import rebuild_failure
@@ -155,6 +157,30 @@ def test_a_server_shows_life_when_its_connection_is_back(peer: Peer, monkeypatch
     assert peer.take() == [("keepalive", False)]
 
 
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_an_answer_is_sent_until_it_is_confirmed(peer: Peer, monkeypatch: pytest.MonkeyPatch, confirmed: bool) -> None:
+    """Again after 1, 2 and 4 seconds and then every 5, where a client asks for that; at the deadline it is over."""
+    clock = types.SimpleNamespace(now=1000.0)
+    monkeypatch.setattr("msgbus.running.time", types.SimpleNamespace(monotonic=lambda: clock.now))
+    running = peer.running(Hints(confirms=True), deadline=1025.0)
+    running.result(5)
+    sent_at = []
+    while clock.now < 1024.0:
+        if peer.take():
+            sent_at.append(clock.now - 1000.0)
+        clock.now += 0.5
+        running.show_life(clock.now)
+    assert sent_at == [0.0, 1.0, 3.0, 7.0, 12.0, 17.0, 22.0]
+    assert not peer.ends
+    if confirmed:
+        running.on_control(Control("c", "confirm"))
+        assert peer.ends == [None]
+    clock.now = 1050.0
+    running.show_life(clock.now)
+    assert peer.take() == []
+    assert peer.ends == [None]
+
+
 @pytest.mark.parametrize(("deadline", "waits"), [(1000.0, 1000.0), (5.0, 60.0), (None, 60.0)])
 def test_an_answer_waits_as_long_as_its_client(
     peer: Peer, monkeypatch: pytest.MonkeyPatch, deadline: float | None, waits: float
@@ -269,3 +295,12 @@ def test_address_of_the_client(peer: Peer) -> None:
     assert peer.frames == []
     assert len(other.frames) == 1
     assert other.inbox.address == Address("inbox", name=other.inbox.address.name)
+
+
+def test_an_answer_for_a_client_that_comes_back(peer: Peer) -> None:
+    """That nobody is at the client's inbox is tried again: it may be reconnecting, and waits for its answer."""
+    get_bus(peer.transport.url).fail_next(MessageUndeliverable("nobody"))
+    peer.running(Hints()).result(5)
+    until(lambda: peer.ends, "the answer is delivered", PATIENCE)
+    assert peer.ends == [None]
+    assert [frame.result for frame in peer.frames] == [5]

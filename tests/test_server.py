@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -26,8 +27,8 @@ from msgbus import (
     get_rpc_server,
 )
 from msgbus.conformance.waiting import until
-from msgbus.drivers.base import Address, Delivery, Message
-from msgbus.drivers.fake import Bus, get_bus
+from msgbus.drivers.base import Address, Delivery, Message, Sent
+from msgbus.drivers.fake import Bus, FakeDriver, get_bus
 from msgbus.message import JSON, Hints, Request, decode_dead_letter, encode_request
 from tests.support import PATIENCE, new_transport
 
@@ -307,6 +308,37 @@ def test_stop_hands_back_what_has_not_begun(delivery: Any, endpoint: Endpoint) -
     transport.cleanup()
 
 
+def test_wait_waits_for_what_is_handed_back(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has not begun is let go of when the message system has its copy, which has no more time than was left."""
+    transport = new_transport(executor_thread_pool_size=1)
+    server = new_server(transport, endpoint)
+    server.start()
+    client = get_rpc_client(transport, Target(topic="foo"), timeout=1000.0)
+    for value in range(2):
+        client.cast({}, "hold", value=value)
+    endpoint.wait()
+    until(lambda: server._executor and server._executor._backlog, "the second cast is here", PATIENCE)
+    passed, copies, taken = 100.0, list[tuple[Message, bool]](), Future[Sent]()
+    clock = types.SimpleNamespace(monotonic=lambda: time.monotonic() + passed, time=time.time)
+    monkeypatch.setattr(msgbus.processing, "time", clock)
+
+    def take(_driver: FakeDriver, _address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
+        copies.append((message, mandatory))
+        return taken
+
+    monkeypatch.setattr(FakeDriver, "send", take)
+    server.stop()
+    monkeypatch.undo()
+    endpoint.go_on.set()
+    assert server.wait(0.1) == 1
+    ((copy, mandatory),) = copies
+    assert (copy.durable, mandatory) == (True, True)
+    assert copy.ttl == pytest.approx(900.0, abs=50.0)
+    taken.set_result(Sent())
+    transport.cleanup()
+    assert endpoint.ran == [0]
+
+
 def test_wait_reports_what_it_abandons(
     transport: Transport, client: RPCClient, endpoint: Endpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -584,17 +616,35 @@ def test_how_often_is_an_option(endpoint: Endpoint, retries: int, monkeypatch: p
     transport.cleanup()
 
 
-def test_at_most_once_casts_are_never_run_again(
-    server: RPCServer, client: RPCClient, endpoint: Endpoint, letters: list[DeadLetter], transport: Transport
+@pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
+def test_an_exception_is_an_answer(
+    server: RPCServer, client: RPCClient, endpoint: Endpoint, transport: Transport, delivery: Any
 ) -> None:
-    """Under at_most_once a cast that raises is logged, and that is all."""
+    """A call whose method raises is not tried again, under either policy: the caller has the exception at once."""
     server.start()
-    client.cast({}, "fail")
+    with pytest.raises(RuntimeError, match="failure 1"):
+        client.prepare(delivery=delivery, timeout=5.0).call({}, "fail")
+    until(lambda: depth(transport) == 0, "the request is done with")
+    server.wait(PATIENCE)
+    assert endpoint.failures == 1
+
+
+@pytest.mark.parametrize("retries", [0, 3])
+def test_at_most_once_casts_are_never_run_again(
+    endpoint: Endpoint, letters: list[DeadLetter], retries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under at_most_once a cast that raises is logged, and that is all: it is neither run again nor a dead letter."""
+    monkeypatch.setattr(msgbus.processing, "RETRY_DELAYS", (0.0,))
+    transport = new_transport(rpc_cast_retries=retries)
+    server = new_server(transport, endpoint, on_dead_letter=letters.append)
+    server.start()
+    get_rpc_client(transport, Target(topic="foo")).cast({}, "fail")
     endpoint.wait()
     server.wait(PATIENCE)
     assert len(endpoint.ran) == 1
     assert not letters
     assert transport.inspect(DEAD, 1.0) is None or not depth(transport, DEAD)
+    transport.cleanup()
 
 
 def test_an_expected_exception_of_a_cast(

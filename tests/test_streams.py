@@ -17,6 +17,7 @@ from msgbus import (
     get_rpc_client,
     streams,
 )
+from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Delivery, Message
 from msgbus.failures import rebuild_failure
 from msgbus.message import (
@@ -162,6 +163,18 @@ def test_the_generator_waits_for_its_client() -> None:
     assert client.ends == [None]
 
 
+def test_no_client_has_a_generator_run_far_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for a client that reads slowly is bounded, however many items it asks for, and however large."""
+    for bound, items in (("MAX_WINDOW", 3), ("BUFFERED_BYTES", 2)):
+        with monkeypatch.context() as patch:
+            patch.setattr(streams, bound, 3)
+            patch.setattr(streams, "LOST_AFTER", 0.2)  # Then the client counts as dead, and the stream ends.
+            client, values = Client(at_once=False), Items(range(10, 99))
+            client.sender(window=10**9).run(values())
+            assert values.closed
+            assert values.yielded == items + (bound == "BUFFERED_BYTES")
+
+
 @pytest.mark.parametrize("window", [1, 5])
 def test_cancel(window: int) -> None:
     """A client that wants no more has the generator closed, and is sent no end."""
@@ -248,8 +261,9 @@ def test_silence_while_this_side_is_cut_off_is_not_the_clients(monkeypatch: pyte
     assert client.items == [0, 1, 2]
 
 
-def test_a_client_that_cannot_be_reached() -> None:
-    """Where a frame cannot be delivered the generator is closed, and the end says why."""
+def test_a_client_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a frame cannot be delivered the generator is closed at once, and the end says why."""
+    monkeypatch.setattr(streams, "LOST_AFTER", 1000.0)
     client, items = Client(at_once=False), Items(iter(int, 1))
     sender = client.sender(window=10)
     thread = in_thread(lambda: sender.run(items()))
@@ -447,3 +461,12 @@ def test_a_stream_is_an_iterator(played: PlayedServer, client: RPCClient) -> Non
     stream.close()
     with pytest.raises(StopIteration):
         next(stream)
+
+
+def test_a_closed_stream_of_nobody_is_forgotten(
+    played: PlayedServer, client: RPCClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no server ever says that it runs it, a closed stream is waited for no longer than such a word may take."""
+    monkeypatch.setattr(streams, "LOST_AFTER", 0.01)
+    client.prepare(timeout=0.05).multicall({}, "count").close()
+    until(lambda: len(played.transport.router) == 0, "it is forgotten", PATIENCE)

@@ -1,0 +1,889 @@
+"""The core of msgbus, broken in one way each: what its unit tests have to notice.
+
+A mutant is a piece of text in one file of `msgbus/`, and what stands there instead. Each breaks one promise of
+`docs/explanation/guarantees.md` or `docs/explanation/delivery.md`, and names a test that fails with it.
+
+Where the code of a mutant has changed, its test says so: write the mutant anew, so that the same promise is broken.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SECONDS = 100.0
+"""For one run of a test: on a busy machine it takes a while to be imported."""
+
+_FOREIGN = 9
+_RUN = f"""
+import os, sys, msgbus, pytest
+if not os.path.samefile(os.path.dirname(msgbus.__file__), "msgbus"):
+    sys.exit({_FOREIGN})
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+class Mutant(NamedTuple):
+    """One fault.
+
+    Attributes:
+        name: says what the broken code does.
+        promise: what it breaks, and where that is promised.
+        file: under ``msgbus/``.
+        old: a text that is in the file exactly once.
+        new: what stands there instead.
+        test: the node id, under ``tests/``, of a test that fails then.
+    """
+
+    name: str
+    promise: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+def copy_of_the_project(to: pathlib.Path) -> pathlib.Path:
+    """A folder with what the unit tests need, to be broken."""
+    for package in ("msgbus", "tests"):
+        shutil.copytree(ROOT / package, to / package, ignore=shutil.ignore_patterns("functional"))
+    shutil.copy(ROOT / "pyproject.toml", to)
+    return to
+
+
+def why_unnoticed(mutant: Mutant, project: pathlib.Path) -> str | None:
+    """Break a copy of the project, run the mutant's test there, and mend it.
+
+    Returns:
+        None where the test fails, as it should; else what is wrong, and what to do.
+    """
+    source = project / "msgbus" / mutant.file
+    whole = source.read_text()
+    found = whole.count(mutant.old)
+    if found != 1:
+        return (
+            f"the text of mutant {mutant.name!r} is {found} times in msgbus/{mutant.file}, and has to be there once. "
+            "The code has changed: in tests/mutants/core.py, write the mutant anew, so that it breaks the same promise"
+        )
+    for cached in source.parent.glob(f"__pycache__/{source.stem}.*"):
+        cached.unlink()
+    source.write_text(whole.replace(mutant.old, mutant.new))
+    command = [sys.executable, "-B", "-c", _RUN, "-q", "-p", "no:cacheprovider", f"tests/{mutant.test}"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV"))}
+    try:
+        ended = subprocess.run(
+            command, cwd=project, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+    finally:
+        source.write_text(whole)
+    last = (ended.stdout.strip().splitlines() or [""])[-1]
+    if ended.returncode == 1 and " failed" in last:
+        return None
+    if ended.returncode == 0:
+        return (
+            f"mutant {mutant.name!r} survives {mutant.test}: that test does not hold the promise any more: "
+            f"{mutant.promise}"
+        )
+    what = "another msgbus was imported" if ended.returncode == _FOREIGN else "pytest could not run it"
+    return (
+        f"the test of mutant {mutant.name!r} did not fail, but {what} (exit code {ended.returncode}): see that "
+        f"{mutant.test} exists, and that the mutant is valid code\n{ended.stdout}{ended.stderr}"
+    )
+
+
+# Without any of these ten the rest is worth little: they are tried each time.
+TEN = (
+    Mutant(
+        "never_gives_up_a_call",
+        "A verb ends in time (guarantees, when all goes well).",
+        "replies.py",
+        "if now >= self.deadline:",
+        "if now >= self.deadline + 1.0:",
+        "test_replies.py::test_the_deadline",
+    ),
+    Mutant(
+        "runs_what_has_expired",
+        "What comes too late is not run (guarantees, when all goes well).",
+        "processing.py",
+        "if left is not None and left <= 0:\n            LOG",
+        "if left is not None and left <= -3600.0:\n            LOG",
+        "test_server.py::test_what_has_expired_does_not_run",
+    ),
+    Mutant(
+        "waits_where_nobody_is_there",
+        "Nobody there is known at once (guarantees, when all goes well).",
+        "client.py",
+        'mandatory = address.kind != "fanout"',
+        "mandatory = False",
+        "test_client.py::test_nobody_there",
+    ),
+    Mutant(
+        "runs_what_may_have_run",
+        "Under at_most_once a request that may have run before is not run (delivery, what the server does).",
+        "processing.py",
+        "if delivery.redelivered:\n                self._decline",
+        "if False:\n                self._decline",
+        "test_processing.py::test_a_call_that_was_handed_over_before",
+    ),
+    Mutant(
+        "accepts_before_it_runs_what_has_to_run",
+        "Under at_least_once a request is accepted after it has run (delivery, what the server does).",
+        "processing.py",
+        "self.begin(work)\n        running = None",
+        "self.begin(work)\n        delivery.accept()\n        running = None",
+        "test_processing.py::test_when_it_is_accepted",
+    ),
+    Mutant(
+        "sends_no_unanswered_request_again",
+        "Where a message system has lost a request, an at_least_once call is sent again 2 s after the connection is "
+        "back (guarantees, when something fails).",
+        "replies.py",
+        "back = self._taken_at < up_since and",
+        "back = False and",
+        "test_replies.py::test_a_call_is_sent_again_when_the_connection_has_come_back_and_nothing_is_heard",
+    ),
+    Mutant(
+        "runs_duplicates",
+        "The same request again, at the same server, is dropped (delivery, duplicates).",
+        "processing.py",
+        "if not again:\n                    return False",
+        "if False:\n                    return False",
+        "test_server.py::test_the_same_request_runs_once",
+    ),
+    Mutant(
+        "sends_an_answer_once",
+        "Under at_least_once the answer is sent until the client has confirmed it (guarantees, when something fails).",
+        "running.py",
+        "now - self._handed_over >= self._again_after",
+        "now - self._handed_over >= 3600.0",
+        "test_running.py::test_an_answer_is_sent_until_it_is_confirmed",
+    ),
+    Mutant(
+        "ignores_credit",
+        "A stream's generator waits where its client stops reading (guarantees, multicall).",
+        "streams.py",
+        "elif self._put_in - self._taken < self._window and",
+        "elif self._put_in - self._taken < 10 * self._window and",
+        "test_streams.py::test_the_generator_waits_for_its_client",
+    ),
+    Mutant(
+        "imports_what_a_message_names",
+        "An exception is an answer, and is made again only where its module is allowed: nothing else is imported.",
+        "failures.py",
+        "and module not in allowed_modules:",
+        "and False:",
+        "test_failures.py::test_a_module_that_is_not_listed_is_never_imported",
+    ),
+)
+
+OTHERS = (
+    # Deadlines
+    Mutant(
+        "a_call_gets_more_time_than_its_caller_has",
+        "Calls that a method makes in turn get no more time than it has itself (guarantees, when all goes well).",
+        "client.py",
+        "deadline=bounded(now + self._seconds)",
+        "deadline=now + self._seconds",
+        "test_client.py::test_calls_of_a_handler_end_with_it",
+    ),
+    Mutant(
+        "a_whole_stream_gets_more_time_than_its_caller_has",
+        "Streams that a method makes in turn get no more time than it has itself (guarantees, when all goes well).",
+        "client.py",
+        'end = bounded(float("inf") if self.deadline is None else now + self.deadline)',
+        'end = float("inf") if self.deadline is None else now + self.deadline',
+        "test_client.py::test_a_stream_inherits_the_deadline_of_its_whole",
+    ),
+    Mutant(
+        "each_item_has_its_own_time_alone",
+        "prepare(deadline=...) bounds the whole of a multicall (guarantees, when all goes well).",
+        "replies.py",
+        "min(now + self._idle_timeout, self._end)",
+        "now + self._idle_timeout",
+        "test_replies.py::test_timeout_of_each_item",
+    ),
+    Mutant(
+        "time_spent_waiting_is_given_again",
+        "The time that is left travels with the request (guarantees, when all goes well).",
+        "client.py",
+        "ttl = pending.deadline - now",
+        "ttl = pending.deadline - pending.began",
+        "test_client.py::test_time_that_was_spent_waiting_for_the_window",
+    ),
+    Mutant(
+        "a_cast_expires_unasked",
+        "A cast has a limit only where its caller gave a timeout (guarantees, when all goes well).",
+        "client.py",
+        "ttl = None if self.timeout is None else left",
+        "ttl = left",
+        "test_client.py::test_prepare_changes_what_is_sent",
+    ),
+    Mutant(
+        "gives_up_before_the_driver_does",
+        "RabbitMQ is away: TransportUnavailable at the deadline (guarantees, when something fails).",
+        "client.py",
+        "self._repeatable, ttl * PATIENCE)",
+        "self._repeatable, ttl + 10.0)",
+        "test_client.py::test_the_message_system_has_the_first_word",
+    ),
+    Mutant(
+        "a_stream_has_no_deadline_of_its_whole",
+        "The deadline of a whole stream holds for its server too (guarantees, when all goes well).",
+        "processing.py",
+        "return work.deadline + hints.end - hints.ttl",
+        "return None",
+        "test_current.py::test_a_generator",
+    ),
+    Mutant(
+        "a_casts_deadline_is_forgotten_between_tries",
+        "A cast whose deadline passes before it could be run again goes to the dead letters (delivery, how "
+        "attempts are counted).",
+        "processing.py",
+        "if work.deadline is not None and time.monotonic() + delay >= work.deadline:",
+        "if False:",
+        "test_attempts.py::test_a_cast_whose_deadline_passes_before_its_next_try",
+    ),
+    # Nobody there
+    Mutant(
+        "fanout_to_nobody_fails",
+        "Only fanout_cast takes nobody's being there for success (guarantees, when all goes well).",
+        "client.py",
+        'mandatory = address.kind != "fanout"',
+        "mandatory = True",
+        "test_client.py::test_fanout_to_nobody",
+    ),
+    Mutant(
+        "calls_undeliverable_what_may_have_run",
+        "What may have run is never called undeliverable (guarantees, when all goes well).",
+        "transport.py",
+        "may_pass = isinstance(error, MessageUndeliverable | ",
+        "may_pass = isinstance(error, ",
+        "test_transport.py::test_after_an_unknown_outcome_a_refusal_is_not_final",
+    ),
+    Mutant(
+        "forgets_the_unknown_outcome",
+        "The error at the deadline says what became of the first try and of the last (guarantees, when all goes well).",
+        "transport.py",
+        "if first is None or first is last or",
+        "if True or",
+        "test_transport.py::test_at_the_deadline_the_unknown_outcome_is_told",
+    ),
+    Mutant(
+        "nobody_there_is_final_just_after_a_reconnect",
+        "After a restart of the message system the servers may come back later (guarantees, when something fails).",
+        "transport.py",
+        'return up_since + float(self.option("rpc_reply_grace"))',
+        "return 0.0",
+        "test_calls_and_servers.py::test_nobody_there_is_not_final_just_after_a_reconnect",
+    ),
+    Mutant(
+        "sends_again_what_nobody_waits_for",
+        "A request whose call is over is not run by who comes later (guarantees, what comes too late is not run).",
+        "transport.py",
+        "if self._wanted is not None and not self._wanted():",
+        "if False:",
+        "test_transport.py::test_nothing_is_sent_again_for_a_call_that_is_over",
+    ),
+    Mutant(
+        "drops_the_answer_of_a_client_that_is_away",
+        "The client's connection breaks: the answer waits for it (guarantees, when something fails).",
+        "running.py",
+        "retry_undeliverable=now + self._grace",
+        "retry_undeliverable=now",
+        "test_running.py::test_an_answer_for_a_client_that_comes_back",
+    ),
+    Mutant(
+        "an_answer_waits_for_the_grace_only",
+        "RabbitMQ restarts while a request runs: the answer is sent when it is back, as long as the client waits "
+        "(guarantees, when something fails).",
+        "running.py",
+        "return end if self._deadline is None else max(end, self._deadline)",
+        "return end",
+        "test_running.py::test_an_answer_waits_as_long_as_its_client",
+    ),
+    # At most once
+    Mutant(
+        "at_most_once_runs_without_being_accepted",
+        "Under at_most_once a request is accepted before it runs (delivery, what the server does).",
+        "processing.py",
+        "if not delivery.accept():",
+        "if False:",
+        "test_processing.py::test_when_it_is_accepted",
+    ),
+    Mutant(
+        "runs_what_could_not_be_accepted",
+        "Under at_most_once a request is never run twice (delivery).",
+        "processing.py",
+        "if not delivery.accept():",
+        "if not delivery.accept() and False:",
+        "test_processing.py::test_a_delivery_whose_connection_is_gone",
+    ),
+    Mutant(
+        "a_cast_that_may_have_run_vanishes",
+        "Under at_most_once a cast that may have run before goes to the dead letters (delivery, what the server does).",
+        "processing.py",
+        'self._bury(work, "it may have run before, since a server or connection was lost; at_most_once", 1, [])',
+        "work.accepted = False\n            self._settle(work, done=True)",
+        "test_server.py::test_a_cast_that_may_have_run",
+    ),
+    Mutant(
+        "waits_after_the_grace",
+        "A call that was declined raises OutcomeUnknown after rpc_reply_grace (delivery, what the server does).",
+        "replies.py",
+        "if self._uncertain_since is not None and now >= self._uncertain_since + self._grace:",
+        "if self._uncertain_since is not None and now >= self._uncertain_since + 2 * self._grace:",
+        "test_replies.py::test_outcome_unknown_after_the_grace",
+    ),
+    Mutant(
+        "at_most_once_is_sent_again_after_an_unknown_outcome",
+        "The connection breaks while a cast is sent: OutcomeUnknown at once under at_most_once (guarantees, when "
+        "something fails).",
+        "client.py",
+        "if self._repeatable:\n            wanted =",
+        "if True:\n            wanted =",
+        "test_client.py::test_casts_that_cannot_be_sent",
+    ),
+    Mutant(
+        "at_most_once_is_sent_again_after_a_reconnect",
+        "Under at_most_once a request is never run a second time (delivery).",
+        "replies.py",
+        "if not self._repeatable or self._taken_at is None",
+        "if self._taken_at is None",
+        "test_replies.py::test_what_is_not_sent_again",
+    ),
+    Mutant(
+        "a_second_server_is_heard",
+        "Under at_most_once a method runs once, on one server (guarantees, when all goes well).",
+        "replies.py",
+        "if self.servers and not self._repeatable:",
+        "if False:",
+        "test_calls_and_servers.py::test_a_second_server_is_cancelled_under_at_most_once",
+    ),
+    Mutant(
+        "a_second_server_is_never_cancelled",
+        "Under at_most_once a method runs once, on one server (guarantees, when all goes well).",
+        "client.py",
+        "self._send_cancel(pending, pending.orphans.pop())",
+        "pending.orphans.pop()",
+        "test_calls_and_servers.py::test_a_second_server_is_cancelled_under_at_most_once",
+    ),
+    Mutant(
+        "the_loss_of_the_server_goes_unsaid",
+        "The server dies while it runs an at_most_once call: ServerLost after 15 s of silence (guarantees, when "
+        "something fails).",
+        "replies.py",
+        "if not self._repeatable:\n                return self._server_lost",
+        "if False:\n                return self._server_lost",
+        "test_replies.py::test_server_lost",
+    ),
+    Mutant(
+        "at_most_once_casts_are_run_again",
+        "An at_most_once cast that raises is logged, that is all (delivery, what the server does).",
+        "processing.py",
+        "if work.at_least_once:\n                self._run_again_or_bury",
+        "if True:\n                self._run_again_or_bury",
+        "test_server.py::test_at_most_once_casts_are_never_run_again",
+    ),
+    # At least once
+    Mutant(
+        "an_answer_counts_as_confirmed_when_it_was_taken",
+        "Where the message system may lose an answer, a request is accepted when its client has confirmed that "
+        "(delivery, what the server does).",
+        "running.py",
+        "if error is None:\n                self._handed_over = time.monotonic()\n                return",
+        "pass",
+        "test_confirmed_answers.py::test_an_answer_that_got_lost_is_sent_again",
+    ),
+    Mutant(
+        "a_repeat_has_another_id",
+        "A request keeps its id when it is repeated (delivery, duplicates).",
+        "message.py",
+        "hints.update(ttl=left, at=time.time(), again=True)",
+        'hints.update(ttl=left, at=time.time(), again=True)\n    payload["_unique_id"] = new_id()',
+        "test_calls_and_servers.py::test_an_unanswered_request_is_sent_again_when_the_connection_is_back",
+    ),
+    Mutant(
+        "a_repeat_does_not_say_so",
+        "Where the client of a call says that it has no answer, the server runs the method again (delivery, "
+        "duplicates).",
+        "message.py",
+        "hints.update(ttl=left, at=time.time(), again=True)",
+        "hints.update(ttl=left, at=time.time())",
+        "test_calls_and_servers.py::test_an_unanswered_request_is_sent_again_when_the_connection_is_back",
+    ),
+    Mutant(
+        "a_request_that_is_asked_for_again_is_dropped",
+        "Where the client of a call says that it has no answer, the server runs the method again (delivery, "
+        "duplicates).",
+        "processing.py",
+        "again = at_least_once and request.hints is not None and request.hints.again",
+        "again = False",
+        "test_server.py::test_a_request_that_is_asked_for_again_runs_again",
+    ),
+    Mutant(
+        "a_call_whose_server_is_lost_is_not_sent_again",
+        "The server hangs: a call is sent again after 15 s of silence (guarantees, when something fails).",
+        "replies.py",
+        "self.last_sign = self._repeat_at = now",
+        "self.last_sign = now",
+        "test_calls_and_servers.py::test_a_request_whose_server_has_fallen_silent_is_sent_again",
+    ),
+    Mutant(
+        "what_shows_life_is_sent_again",
+        "A message system that keeps nothing restarts: a call is sent again unless a server shows life (guarantees, "
+        "when something fails).",
+        "replies.py",
+        "self._taken_at < up_since and self.last_sign < up_since and",
+        "self._taken_at < up_since and",
+        "test_replies.py::test_a_sign_of_life_after_the_reconnect_needs_no_repeat",
+    ),
+    Mutant(
+        "the_loss_of_one_server_counts_as_that_of_all",
+        "Whichever server runs an at_least_once call is heard (guarantees, when something fails).",
+        "replies.py",
+        "if not self.servers:\n                self.last_sign",
+        "if True:\n                self.last_sign",
+        "test_replies.py::test_the_loss_of_one_server_takes_nothing_from_another",
+    ),
+    Mutant(
+        "the_loser_runs_on",
+        "Two servers run an at_least_once call: the first answer counts, and the others are cancelled (guarantees, "
+        "when something fails).",
+        "client.py",
+        "if len(pending.servers) > 1 or (",
+        "if (",
+        "test_calls_and_servers.py::test_the_loser_is_cancelled_under_at_least_once",
+    ),
+    Mutant(
+        "who_waits_for_the_first_is_settled_at_once",
+        "Under at_least_once the same request again waits for the outcome of the first (delivery, what the "
+        "server does).",
+        "processing.py",
+        "if not self._known.wait(request.unique_id, work):",
+        "if True:",
+        "test_processing.py::test_the_same_request_while_the_first_runs",
+    ),
+    Mutant(
+        "remembers_without_limit",
+        "Each server remembers the ids of the last 10,000 requests (delivery, duplicates).",
+        "processing.py",
+        "if len(self._done) > KNOWN_REQUESTS:",
+        "if False:",
+        "test_server.py::test_memory_of_requests_is_bounded",
+    ),
+    Mutant(
+        "casts_wait_twice_as_long",
+        "A cast that raises is run again after 1, 2 and 4 seconds (delivery, what the server does).",
+        "processing.py",
+        "RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0)",
+        "RETRY_DELAYS = (2.0, 4.0, 8.0, 8.0)",
+        "test_server.py::test_a_cast_is_run_again_after_one_two_and_four_seconds",
+    ),
+    Mutant(
+        "gives_casts_up_a_try_too_early",
+        "A cast is run again rpc_cast_retries times, then it is a dead letter (guarantees, when something fails).",
+        "processing.py",
+        "if work.attempts > self._cast_retries or",
+        "if work.attempts >= self._cast_retries or",
+        "test_server.py::test_how_often_is_an_option",
+    ),
+    Mutant(
+        "an_exception_of_a_call_is_tried_again",
+        "An exception is an answer: a call that raised is not tried again, under either policy (guarantees, when all "
+        "goes well).",
+        "processing.py",
+        ' raised", request.method, call_id)\n            self._answer_with(exc, work, running)',
+        ' raised", request.method, call_id)\n            self._end_call(work, running, exc)',
+        "test_server.py::test_an_exception_is_an_answer",
+    ),
+    Mutant(
+        "attempts_elsewhere_do_not_count",
+        "Another server that gets a cast which raised counts on (delivery, how attempts are counted).",
+        "processing.py",
+        "passed_on = 0 if request.hints is None else request.hints.attempts",
+        "passed_on = 0",
+        "test_attempts.py::test_the_count_goes_along_where_a_server_stops",
+    ),
+    Mutant(
+        "the_next_server_counts_from_nothing",
+        "Of a server that was killed, the next one knows of one attempt (delivery, how attempts are counted).",
+        "processing.py",
+        "return passed_on + max(delivery.attempts or 0, int(delivery.redelivered))",
+        "return passed_on",
+        "test_attempts.py::test_the_count_does_not_start_anew_where_a_server_is_lost",
+    ),
+    Mutant(
+        "dead_letters_are_not_stored",
+        "What is given up goes to the queue of dead letters (delivery, dead letters).",
+        "processing.py",
+        "if Capability.STORE not in self._transport.driver.capabilities:",
+        "if True:",
+        "test_server.py::test_a_cast_that_always_raises_is_given_up",
+    ),
+    Mutant(
+        "dead_letters_have_no_traceback",
+        "A dead letter holds the reason, the attempts, and the traceback (delivery, dead letters).",
+        "processing.py",
+        "self._bury(work, work.failure[0], work.attempts, work.failure[1])",
+        "self._bury(work, work.failure[0], work.attempts, [])",
+        "test_server.py::test_a_cast_that_always_raises_is_given_up",
+    ),
+    Mutant(
+        "a_dead_letter_is_lost_with_a_hook_that_raises",
+        "What is given up goes to the log, the queue and the hook (delivery, dead letters).",
+        "processing.py",
+        'except BaseException:  # sys.exit() too: it has to be settled\n                LOG.exception("the hook',
+        'except KeyError:\n                LOG.exception("the hook',
+        "test_server.py::test_a_hook_that_raises",
+    ),
+    # Streams
+    Mutant(
+        "mixes_the_items_of_two_servers",
+        "A stream is run once, on one server (guarantees, multicall).",
+        "replies.py",
+        "if bound and bound[0].name != reply.server:",
+        "if False:",
+        "test_replies.py::test_stream_is_never_mixed_from_two_servers",
+    ),
+    Mutant(
+        "a_stream_is_started_again_elsewhere",
+        "A stream that has begun is never begun again elsewhere (guarantees, multicall).",
+        "replies.py",
+        "self._repeatable = False  # It has begun",
+        "pass  # It has begun",
+        "test_replies.py::test_a_stream_that_has_begun_is_never_started_again",
+    ),
+    Mutant(
+        "the_server_holds_a_stream_that_has_begun",
+        "A stream that has begun is never begun again elsewhere (guarantees, multicall).",
+        "processing.py",
+        "work.accepted = work.delivery.accept()  # A stream",
+        "pass  # A stream",
+        "test_processing.py::test_a_stream_is_accepted_when_it_begins",
+    ),
+    Mutant(
+        "a_frame_that_comes_twice_doubles_its_items",
+        "Each item comes once, as it is yielded (guarantees, when all goes well).",
+        "replies.py",
+        "self.items.extend(reply.items[known:])",
+        "self.items.extend(reply.items)",
+        "test_replies.py::test_stream_frames_that_come_twice",
+    ),
+    Mutant(
+        "a_gap_goes_unnoticed",
+        "RabbitMQ restarts: a stream goes on, unless frames were lost: then an error (guarantees, multicall).",
+        "replies.py",
+        "if known >= 0:",
+        "if True:",
+        "test_replies.py::test_stream_with_a_gap",
+    ),
+    Mutant(
+        "a_closed_stream_runs_on",
+        "The client closes the iterator: the generator is closed (guarantees, multicall).",
+        "streams.py",
+        'self.tell("cancel")',
+        'self.tell("keepalive")',
+        "test_streams.py::test_a_stream_that_is_closed_before_the_server_is_known",
+    ),
+    Mutant(
+        "a_dead_clients_stream_runs_on",
+        "The client dies: the generator is closed after 15 s (guarantees, multicall).",
+        "streams.py",
+        "if silent >= LOST_AFTER:",
+        "if silent >= 2 * LOST_AFTER:",
+        "test_streams.py::test_a_client_that_has_fallen_silent",
+    ),
+    Mutant(
+        "the_reader_shows_no_life",
+        "Only the stream of a client that died is closed (guarantees, multicall).",
+        "streams.py",
+        "if now - self._last_keepalive >= KEEPALIVE and",
+        "if False and",
+        "test_streams.py::test_the_reader_shows_life",
+    ),
+    Mutant(
+        "silence_counts_while_the_server_is_cut_off",
+        "RabbitMQ restarts: a stream goes on where it was (guarantees, multicall).",
+        "streams.py",
+        "self._heard = now if up_since is None else max(self._heard, up_since)",
+        "pass",
+        "test_streams.py::test_silence_while_this_side_is_cut_off_is_not_the_clients",
+    ),
+    # Signs of life
+    Mutant(
+        "says_late_that_it_runs",
+        "The server dies after it has run for 0.2 s: ServerLost, since it had said so (guarantees, when something "
+        "fails).",
+        "running.py",
+        "if silent >= STARTED_AFTER:",
+        "if silent >= KEEPALIVE:",
+        "test_running.py::test_signs_of_life_for_a_msgbus_client",
+    ),
+    Mutant(
+        "shows_no_life_when_it_is_back",
+        "A call is sent again 2 s after the connection is back, unless a server shows life (guarantees, when something "
+        "fails).",
+        "running.py",
+        "elif silent >= KEEPALIVE or self._was_cut_off():",
+        "elif silent >= KEEPALIVE:",
+        "test_running.py::test_a_server_shows_life_when_its_connection_is_back",
+    ),
+    Mutant(
+        "silence_counts_while_the_client_is_cut_off",
+        "RabbitMQ restarts, request running: the answer is sent when it is back (guarantees, when something fails).",
+        "replies.py",
+        "heard_since = now if up_since is None else up_since",
+        "heard_since = 0.0",
+        "test_replies.py::test_silence_counts_only_while_one_can_hear",
+    ),
+    Mutant(
+        "stock_clients_get_extensions",
+        "Only peers of msgbus are sent what stock peers do not know (architecture, of the wire format).",
+        "message.py",
+        "if reply.extended:",
+        "if True:",
+        "test_message.py::test_reply_for_a_stock_client_has_its_keys_and_no_others",
+    ),
+    Mutant(
+        "answers_in_json_whatever_was_asked",
+        "The call returns what the method returns, in the codec of its client (guarantees, when all goes well).",
+        "processing.py",
+        "delivery.message.content_type,\n                durable=work.at_least_once",
+        '"application/json",\n                durable=work.at_least_once',
+        "test_processing.py::test_an_answer_comes_in_the_codec_of_the_request",
+    ),
+    Mutant(
+        "a_repeat_is_given_up_where_nobody_is_there",
+        "A call whose server hangs is sent again until a server shows life (guarantees, when something fails).",
+        "client.py",
+        "            retry_undeliverable=pending.deadline,\n",
+        "",
+        "test_calls_and_servers.py::test_a_request_that_is_sent_again_is_tried_until_its_deadline",
+    ),
+    Mutant(
+        "an_answered_request_is_sent_again",
+        "A method is run once, on one server, when all goes well (guarantees).",
+        "client.py",
+        "None if pending is None else (lambda: pending in self.transport.router)",
+        "None",
+        "test_calls_and_servers.py::test_an_answered_request_is_not_sent_again",
+    ),
+    Mutant(
+        "calls_are_not_kept_on_disk",
+        "RabbitMQ restarts: an at_least_once call that is queued is kept (guarantees, when something fails).",
+        "client.py",
+        "ttl, self._repeatable, ttl * PATIENCE",
+        "ttl, False, ttl * PATIENCE",
+        "test_client.py::test_what_is_kept_on_disk",
+    ),
+    Mutant(
+        "casts_are_not_kept_on_disk",
+        "RabbitMQ restarts: a cast that is queued is kept (guarantees, when something fails).",
+        "client.py",
+        'durable = address.kind != "fanout"',
+        "durable = False",
+        "test_client.py::test_what_is_kept_on_disk",
+    ),
+    Mutant(
+        "dead_letters_are_not_kept_on_disk",
+        "A dead letter stays until somebody takes it out (delivery, dead letters).",
+        "processing.py",
+        "message.id, None, durable=True)",
+        "message.id, None, durable=False)",
+        "test_processing.py::test_what_is_kept_on_disk",
+    ),
+    Mutant(
+        "what_a_dead_client_asked_for_is_run_for_ever",
+        "The client dies: the request runs, and nobody takes the answer (guarantees, when something fails).",
+        "processing.py",
+        "InvalidTarget | MessageTooLarge | MessageUndeliverable)",
+        "InvalidTarget | MessageTooLarge)",
+        "test_processing.py::test_an_answer_for_a_client_that_has_died",
+    ),
+    Mutant(
+        "the_servers_policy_does_not_count",
+        "The option rpc_delivery holds where a client says nothing of it.",
+        "processing.py",
+        "in POLICIES else self._policy",
+        "in POLICIES else 'at_most_once'",
+        "test_processing.py::test_the_servers_policy_holds_where_the_client_says_nothing",
+    ),
+    Mutant(
+        "what_is_passed_on_never_expires",
+        "What comes too late is not run (guarantees, when all goes well).",
+        "processing.py",
+        "left, message.durable, max(",
+        "None, message.durable, max(",
+        "test_attempts.py::test_what_is_passed_on_has_the_limits_of_what_came",
+    ),
+    Mutant(
+        "what_waited_for_what_never_ran_is_dropped",
+        "A request that could not be accepted comes again, and is declined or given up (delivery).",
+        "processing.py",
+        "for other in self._known.end(request.unique_id, done=False):\n                    other.reject(requeue=True)",
+        "for other in self._known.end(request.unique_id, done=False):\n                    other.accept()",
+        "test_processing.py::test_what_waits_for_a_request_that_was_not_run",
+    ),
+    Mutant(
+        "nobody_there_is_not_final_on_the_first_connection",
+        "Nobody there is known at once (guarantees, when all goes well).",
+        "transport.py",
+        "if up_since is None or up_since == first:",
+        "if up_since is None:",
+        "test_calls_and_servers.py::test_nobody_there_is_final_on_the_first_connection",
+    ),
+    Mutant(
+        "does_not_wait_for_what_is_handed_back",
+        "A server that is stopped hands back what it has not begun in a way that lets others run it (delivery, what "
+        "the server does).",
+        "server.py",
+        "processor.begin(delivery)",
+        "pass",
+        "test_server.py::test_wait_waits_for_what_is_handed_back",
+    ),
+    Mutant(
+        "what_is_handed_back_may_vanish",
+        "A cast is kept until a server comes (guarantees, when something fails).",
+        "server.py",
+        "copy, mandatory=True",
+        "copy, mandatory=False",
+        "test_server.py::test_wait_waits_for_what_is_handed_back",
+    ),
+    Mutant(
+        "what_is_handed_back_gets_new_time",
+        "What comes too late is not run (guarantees, when all goes well).",
+        "server.py",
+        "message.content_type, message.id, left, message.durable",
+        "message.content_type, message.id, message.ttl, message.durable",
+        "test_server.py::test_wait_waits_for_what_is_handed_back",
+    ),
+    Mutant(
+        "a_client_may_ask_for_any_number_of_items_ahead",
+        "The client stops reading: the server's generator waits (guarantees, multicall).",
+        "streams.py",
+        "self._window = min(window, MAX_WINDOW)",
+        "self._window = window",
+        "test_streams.py::test_no_client_has_a_generator_run_far_ahead",
+    ),
+    Mutant(
+        "large_items_are_not_counted",
+        "The client stops reading: the server's generator waits (guarantees, multicall).",
+        "streams.py",
+        " and self._buffered < BUFFERED_BYTES",
+        "",
+        "test_streams.py::test_no_client_has_a_generator_run_far_ahead",
+    ),
+    Mutant(
+        "a_stream_to_nobody_runs_on",
+        "The client dies: the generator is closed (guarantees, multicall).",
+        "streams.py",
+        'self._stopped = f"the client at {self._client} could not be reached: {error}"',
+        "pass",
+        "test_streams.py::test_a_client_that_cannot_be_reached",
+    ),
+    Mutant(
+        "a_repeated_stream_gets_new_time",
+        "prepare(deadline=...) bounds the whole of a multicall (guarantees, when all goes well).",
+        "message.py",
+        'hints["end"] -= hints["ttl"] - left',
+        "pass",
+        "test_message.py::test_a_request_that_is_sent_again_has_less_time",
+    ),
+    Mutant(
+        "trusts_a_message_system_that_is_not_durable",
+        "Where the message system may lose an answer (no inbox_keeps, or not durable), a request is accepted when its "
+        "client has confirmed that (delivery, what the server does).",
+        "client.py",
+        "keeps = {Capability.INBOX_KEEPS, Capability.DURABLE} <=",
+        "keeps = {Capability.INBOX_KEEPS} <=",
+        "test_confirmed_answers.py::test_inboxes_that_keep_need_no_confirmation",
+    ),
+    Mutant(
+        "a_cast_gets_no_more_time_than_its_caller_has",
+        "A cast has a limit only where its caller gave a timeout (guarantees, when all goes well).",
+        "client.py",
+        "deadline = now + self._seconds  # Not",
+        "deadline = bounded(now + self._seconds)  # Not",
+        "test_client.py::test_casts_of_a_handler_have_their_own_time",
+    ),
+    # Bounds and ends
+    Mutant(
+        "the_window_has_one_place_too_many",
+        "No more than rpc_send_window requests of a process are unfinished.",
+        "window.py",
+        "[None] * size",
+        "[None] * (size + 1)",
+        "test_window.py::test_has_as_many_places_as_its_size",
+    ),
+    Mutant(
+        "what_has_not_begun_is_given_back_as_begun",
+        "A server that is stopped hands back what it has not begun in a way that lets others run it (delivery, "
+        "what the server does).",
+        "server.py",
+        "elif request.call_id is not None and processor.policy_of(request) == AT_LEAST_ONCE:",
+        "elif True:",
+        "test_server.py::test_stop_hands_back_what_has_not_begun",
+    ),
+    Mutant(
+        "wait_does_not_say_what_it_abandons",
+        "wait() returns how many requests were abandoned.",
+        "server.py",
+        "return abandoned",
+        "return 0",
+        "test_server.py::test_wait_reports_what_it_abandons",
+    ),
+    Mutant(
+        "requests_share_a_context",
+        "Requests leave nothing to each other (guarantees, when all goes well).",
+        "current.py",
+        "context = self._context.copy()",
+        "context = self._context",
+        "test_request_context.py::test_what_a_request_sets_no_other_sees",
+    ),
+    Mutant(
+        "async_methods_are_served",
+        "What is async is refused when the server is made (guarantees, the method returns a coroutine).",
+        "dispatcher.py",
+        "if self._allows(endpoint, name):\n                raise TypeError(",
+        "if False:\n                raise TypeError(",
+        "test_awaitables.py::test_async_methods_are_refused_when_the_server_is_made",
+    ),
+    # Others' text, and secrets
+    Mutant(
+        "a_hostile_exception_costs_the_answer",
+        "An exception is an answer, whatever its own methods raise (guarantees, when all goes well).",
+        "foreign.py",
+        "except BaseException as exc:  # SystemExit too: whoever",
+        "except KeyError as exc:  # whoever",
+        "test_failures.py::test_unprintable_exceptions",
+    ),
+    Mutant(
+        "foreign_text_is_logged_as_it_comes",
+        "No text of a peer's forges a line of the log.",
+        "foreign.py",
+        "map(_shown, args)",
+        "args",
+        "test_hostile.py::test_no_reply_forges_a_line_of_the_log",
+    ),
+    Mutant(
+        "names_may_be_of_any_length",
+        "What a server remembers is bounded: names and ids have a length (delivery, duplicates).",
+        "message.py",
+        "if problem := _too_long(request):\n        if max",
+        "if problem := None:\n        if max",
+        "test_hostile.py::test_a_request_with_a_long_name_is_refused",
+    ),
+    Mutant(
+        "passwords_are_shown",
+        "No secret is in a log, a text or an error.",
+        "url.py",
+        'return self._format(lambda _: "***", shown)',
+        "return self.unmasked",
+        "test_secrets.py::test_url_and_transport_texts",
+    ),
+)
