@@ -459,6 +459,10 @@ def test_calls_of_a_handler_end_with_it(transport: Transport) -> None:
         client.multicall({}, "count", to=1).close()
         with pytest.raises(MessagingTimeout):
             client.call({}, "echo")
+        current.set(time.monotonic() - 0.001)
+        for verb in (client.call, client.multicall):
+            with pytest.raises(MessagingTimeout, match="nothing was sent"):
+                verb({}, "echo")
     finally:
         current.reset(token)
     lefts = [request.hints.ttl or 99.0 for request in found if request.hints is not None]

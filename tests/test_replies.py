@@ -490,6 +490,18 @@ def test_stream_is_never_mixed_from_two_servers() -> None:
     assert pending.orphans == ["inbox-h2"]
 
 
+def test_items_are_a_sign_of_life() -> None:
+    """A server that sends items has no need of keepalives: it is lost only once nothing comes any more."""
+    pending = stream()
+    pending.on_reply(started("h1"), NOW)
+    for number in range(3):
+        assert pending.check(NOW + number * (LOST_AFTER - 1)) is None
+        pending.on_reply(items("a", seq=number), NOW + number * (LOST_AFTER - 1))
+    last = NOW + 2 * (LOST_AFTER - 1)
+    assert pending.check(last + LOST_AFTER - 0.1) is None
+    assert type(pending.check(last + LOST_AFTER)) is ServerLost
+
+
 def test_the_server_is_told_in_halves_of_the_window() -> None:
     """The server is told whenever half of the window has been taken: not every item costs a frame."""
     pending = stream(window=4)

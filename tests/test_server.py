@@ -21,6 +21,7 @@ from msgbus import (
     RPCServer,
     Target,
     Transport,
+    TransportBlocked,
     TransportUnavailable,
     expected_exceptions,
     get_rpc_client,
@@ -28,7 +29,7 @@ from msgbus import (
 )
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Delivery, Message, Sent
-from msgbus.drivers.fake import Bus, FakeDriver, get_bus
+from msgbus.drivers.fake import Bus, FakeDriver, _FakeDelivery, get_bus
 from msgbus.message import JSON, Hints, Request, decode_dead_letter, encode_request
 from tests.support import PATIENCE, new_transport
 
@@ -308,8 +309,14 @@ def test_stop_hands_back_what_has_not_begun(delivery: Any, endpoint: Endpoint) -
     transport.cleanup()
 
 
-def test_wait_waits_for_what_is_handed_back(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What has not begun is let go of when the message system has its copy, which has no more time than was left."""
+@pytest.mark.parametrize("error", [None, TransportBlocked("full")], ids=["taken", "not taken"])
+def test_wait_waits_for_what_is_handed_back(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    """What has not begun is let go of when the message system has its copy, which has no more time than was left.
+
+    Where it does not take the copy, it gets the message itself back.
+    """
     transport = new_transport(executor_thread_pool_size=1)
     server = new_server(transport, endpoint)
     server.start()
@@ -334,7 +341,15 @@ def test_wait_waits_for_what_is_handed_back(endpoint: Endpoint, monkeypatch: pyt
     ((copy, mandatory),) = copies
     assert (copy.durable, mandatory) == (True, True)
     assert copy.ttl == pytest.approx(900.0, abs=50.0)
-    taken.set_result(Sent())
+    outcomes: list[str] = []
+    for name in ("accept", "reject"):
+        monkeypatch.setattr(_FakeDelivery, name, lambda _self, *_args, name=name, **_kwargs: outcomes.append(name))
+    if error is None:
+        taken.set_result(Sent())
+    else:
+        taken.set_exception(error)
+    assert outcomes == ["accept" if error is None else "reject"]
+    monkeypatch.undo()
     transport.cleanup()
     assert endpoint.ran == [0]
 

@@ -811,6 +811,30 @@ OTHERS = (
         "deadline = bounded(now + self._seconds)  # Not",
         "test_client.py::test_casts_of_a_handler_have_their_own_time",
     ),
+    Mutant(
+        "items_are_no_sign_of_life",
+        "A stream's server is lost after 15 s of silence, and not before (guarantees, multicall).",
+        "replies.py",
+        "if server.name == reply.server:",
+        "if False:",
+        "test_replies.py::test_items_are_a_sign_of_life",
+    ),
+    Mutant(
+        "sends_what_has_no_time_left",
+        "Calls that a method makes in turn get no more time than it has itself (guarantees, when all goes well).",
+        "client.py",
+        "if deadline <= time.monotonic():",
+        "if False:",
+        "test_client.py::test_calls_of_a_handler_end_with_it",
+    ),
+    Mutant(
+        "what_cannot_be_handed_back_is_dropped",
+        "A server that is stopped hands back what it has not begun (delivery, what the server does).",
+        "server.py",
+        "else:\n                    delivery.reject(requeue=True)",
+        "else:\n                    delivery.accept()",
+        "test_server.py::test_wait_waits_for_what_is_handed_back",
+    ),
     # Bounds and ends
     Mutant(
         "the_window_has_one_place_too_many",
