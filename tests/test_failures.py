@@ -250,7 +250,7 @@ UNDONE: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("argument", UNDONE, ids=repr)
+@pytest.mark.parametrize("argument", UNDONE, ids=lambda argument: type(argument).__name__)
 def test_arguments_that_json_lacks_arrive_as_they_were(argument: Any) -> None:
     """An argument of a usual type that JSON does not have arrives as what it was, also within others."""
     for error in (ValueError(argument, "and"), KeyError(argument), RuntimeError([{"a": argument}])):
