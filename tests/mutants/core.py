@@ -151,8 +151,8 @@ TEN = (
         "runs_duplicates",
         "The same request again, at the same server, is dropped (delivery, duplicates).",
         "processing.py",
-        "if not again:\n                    return False",
-        "if False:\n                    return False",
+        "if self._done[unique_id] or not again:",
+        "if False:",
         "test_server.py::test_the_same_request_runs_once",
     ),
     Mutant(
