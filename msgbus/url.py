@@ -209,10 +209,10 @@ def _parse_hosts(text: str, url: str) -> tuple[TransportHost, ...]:
 
 
 def host_named_twice(hosts: Sequence[TransportHost]) -> TransportHost | None:
-    """The first of `hosts` that has the name and port of one before it, or None."""
+    """The first of `hosts` that has the name, port and user of one before it, or None."""
     seen = set()
     for host in hosts:
-        place = ((host.hostname or "").lower(), host.port)
+        place = ((host.hostname or "").lower(), host.port, host.username)
         if place in seen:
             return host
         seen.add(place)
