@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from importlib.util import find_spec
 from typing import Any
 
+import pytest
 from oslo_config import cfg
 
 from msgbus import options
@@ -12,6 +14,9 @@ from msgbus.transport import Transport, get_rpc_transport
 
 PATIENCE = 20.0
 """Seconds that a test waits for an event which comes at once, unless there is a bug."""
+
+PROTON = pytest.mark.skipif(find_spec("proton") is None, reason="the extra qpid is not installed")
+"""Of a test that uses the qpid driver: its library needs a compiler, and the unit tests go without it."""
 
 _buses = itertools.count()
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+from types import FunctionType
 
 import pytest
 from oslo_config import cfg
 
 from msgbus import deadline, forking, get_rpc_transport
+from tests.support import PROTON
 
 
 class Item:
@@ -49,11 +51,11 @@ def test_a_child_does_not_inherit_a_deadline() -> None:
         deadline.current.reset(token)
 
 
-@pytest.mark.parametrize("url", ["fake://", "zmq://", "rabbit://guest:guest@127.0.0.1:1/", "qpid://127.0.0.1:1/"])
+@pytest.mark.parametrize(
+    "url", ["fake://", "zmq://", "rabbit://guest:guest@127.0.0.1:1/", pytest.param("qpid://127.0.0.1:1/", marks=PROTON)]
+)
 def test_closed_transports_leave_nothing_behind(url: str) -> None:
     """Of transports that were made and closed no object is left, neither their own nor one for forks."""
-    if url.startswith("qpid"):
-        pytest.importorskip("proton")
     conf = cfg.ConfigOpts()
     conf([], default_config_files=[], default_config_dirs=[])
 
@@ -61,7 +63,9 @@ def test_closed_transports_leave_nothing_behind(url: str) -> None:
         for _ in range(count):
             get_rpc_transport(conf, url).cleanup()
         gc.collect()
-        return len(gc.get_objects())
+        # Of msgbus alone, and functions: what measures the coverage keeps objects of its own for each thread.
+        found = gc.get_objects()
+        return sum(isinstance(item, FunctionType) or str(type(item).__module__).startswith("msgbus") for item in found)
 
     objects_after(20)  # what is imported and remembered once
     registered = len(forking._methods)

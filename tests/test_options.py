@@ -21,7 +21,7 @@ from msgbus import (
 from msgbus.drivers.fake import FakeDriver
 from msgbus.drivers.kombu import KombuDriver
 from msgbus.options import CORE_OPTS, RPC_OPTS, list_opts, read_driver_options
-from tests.support import new_conf
+from tests.support import PROTON, new_conf
 
 OPTS = [
     cfg.IntOpt("retry_delay", default=5, min=1),
@@ -435,7 +435,7 @@ TLS_OPTIONS = ["ssl_ca_file=/etc/hostname", "ssl_cert_file=/etc/hostname", "ssl_
 
 @pytest.mark.parametrize("tls", ["", "ssl = false\n"])
 @pytest.mark.parametrize("option", TLS_OPTIONS)
-@pytest.mark.parametrize("driver", ["kombu", "qpid"])
+@pytest.mark.parametrize("driver", ["kombu", pytest.param("qpid", marks=PROTON)])
 def test_tls_option_without_tls_in_a_file(driver: str, option: str, tls: str, tmp_path: pathlib.Path) -> None:
     """Whoever sets an option of TLS believes that it is on: where it is off, that is an error which says what to do."""
     text = f"[DEFAULT]\nrpc_backend = {driver}\n[msgbus_{driver}]\n{tls}{option}\n"
@@ -449,7 +449,7 @@ def test_tls_option_without_tls_in_a_file(driver: str, option: str, tls: str, tm
 
 
 @pytest.mark.parametrize("option", [*TLS_OPTIONS, "ssl=false&ssl_verify=true"])
-@pytest.mark.parametrize("scheme", ["kombu", "rabbit", "amqp", "qpid"])
+@pytest.mark.parametrize("scheme", ["kombu", "rabbit", "amqp", pytest.param("qpid", marks=PROTON)])
 def test_tls_option_without_tls_in_a_url(scheme: str, option: str) -> None:
     """The same in a URL; there also the scheme can turn TLS on."""
     with pytest.raises(ConfigurationError, match="TLS is off"):

@@ -15,10 +15,10 @@ from msgbus import Target, TransportUnavailable, get_rpc_client, get_rpc_transpo
 from msgbus.drivers.base import Address
 from msgbus.drivers.loop import Loop
 from msgbus.timer import Timer
-from tests.support import PATIENCE, new_conf
+from tests.support import PATIENCE, PROTON, new_conf
 
 TOPIC = Address("topic", "msgbus", "foo")
-REMOTE = ["rabbit://guest:guest@127.0.0.1:1/", "qpid://guest:guest@127.0.0.1:1/"]
+REMOTE = ["rabbit://guest:guest@127.0.0.1:1/", pytest.param("qpid://guest:guest@127.0.0.1:1/", marks=PROTON)]
 DRIVERS = pytest.mark.parametrize("url", ["fake://system/", *REMOTE, "zmq://"])
 
 # What a program does whose descriptors run out, or are closed by somebody else.

@@ -188,7 +188,7 @@ class Bus:
         self._paused = False
         self._waiting: deque[tuple[Callable[[], None], Future[Sent]]] = deque()
         self._timer = Timer("msgbus-fake")
-        self._drivers: weakref.WeakSet[FakeDriver] = weakref.WeakSet()
+        self._users: weakref.WeakSet[object] = weakref.WeakSet()
 
     # The knobs of tests
 
@@ -245,15 +245,16 @@ class Bus:
 
     # What the driver does
 
-    def join(self, driver: FakeDriver) -> None:
+    def join(self, user: object) -> None:
+        """Keep what is stored until `leave`, or until `user` is collected."""
         with self._lock:
-            self._drivers.add(driver)
+            self._users.add(user)
 
-    def leave(self, driver: FakeDriver) -> None:
-        """The driver is closed. With the last one goes all that is stored, whenever Python collects it."""
+    def leave(self, user: object) -> None:
+        """A driver is closed. With the last user goes all that is stored, whenever Python collects it."""
         with self._lock:
-            self._drivers.discard(driver)
-            if self._drivers:
+            self._users.discard(user)
+            if self._users:
                 return
             self._queues.clear()
             timer, self._timer = self._timer, Timer("msgbus-fake")
@@ -398,9 +399,9 @@ class Bus:
 
     def _forget(self) -> None:
         """In a forked child: its parent's connections are not there any more."""
-        waiting, drivers = list(self._waiting), list(self._drivers)
+        waiting, users = list(self._waiting), list(self._users)
         self._start_clean()
-        self._drivers.update(drivers)
+        self._users.update(users)
         for _, sent in waiting:
             fail(sent, CallCancelled("the process forked: the message was left to the parent"))
 

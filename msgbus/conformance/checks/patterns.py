@@ -104,7 +104,11 @@ class PatternChecks:
         client.fanout_cast({}, "note", key="all")
         assert bus.ran("all") == [name]
 
-    @check("bus", since="0.1", builds_on=("test_mandatory_to_nobody_fails_at_once",))
+    @check(
+        "bus",
+        since="0.1",
+        builds_on=("test_mandatory_to_nobody_fails_at_once", "test_an_inbox_keeps_the_order"),
+    )
     def test_a_topic_may_name_a_server(self, bus: Bus) -> None:
         """Where nobody has the topic ``foo.host1``, it is the server ``host1`` of the topic ``foo``, and no other.
 
