@@ -17,8 +17,12 @@ from msgbus.message import JSON
 from tests.functional.brokers.cluster import NODES, Cluster
 from tests.functional.cluster_load import Load
 
-GOES_ON = 15.0
-"""Seconds after the loss of a node in which calls have to be answered again."""
+# Nodes are killed and started several times, on a machine that may be busy.
+pytestmark = pytest.mark.timeout(600)
+
+GOES_ON = 60.0
+"""Seconds in which calls have to be answered again after the loss of a node. That it takes 15 is held by `tox -e faults`,
+where nothing else runs."""
 AWAY = 60.0
 """Seconds for which a node is away in the long tests."""
 GIVEN_BACK = 180.0

@@ -31,7 +31,7 @@ _SBIN: Final = {
     "3.10": "usr/lib/rabbitmq/lib/rabbitmq_server-3.10.*/sbin",
     "4.3": "usr/lib/rabbitmq/lib/rabbitmq_server-4.*/sbin",
 }
-_START_SECONDS: Final = 60.0
+_START_SECONDS: Final = 120.0  # a cluster's node waits for others
 _STOP_SECONDS: Final = 30.0
 
 
@@ -154,7 +154,7 @@ class RabbitMQ(Console):
         return self._tree is not None and self._tree.alive()
 
     def start(self) -> None:
-        """Start the node, and return when it serves AMQP; raise ``BrokerFailed`` if it does not within 60 s."""
+        """Start the node, and return when it serves AMQP; raise ``BrokerFailed`` if it does not within 120 s."""
         if self.alive():
             raise RuntimeError("already started")
         data = self.base if self._root else None
