@@ -21,8 +21,8 @@ from tests.functional.cluster_load import Load
 pytestmark = pytest.mark.timeout(600)
 
 GOES_ON = 60.0
-"""Seconds in which calls have to be answered again after the loss of a node. That it takes 15 is held by `tox -e faults`,
-where nothing else runs."""
+"""Seconds in which calls have to be answered again after the loss of a node. `tox -e faults`, where nothing else runs,
+asks for 15."""
 AWAY = 60.0
 """Seconds for which a node is away in the long tests."""
 GIVEN_BACK = 180.0
