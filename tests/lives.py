@@ -108,7 +108,9 @@ class Warnings(logging.Handler):
         logging.getLogger().addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not re.search("another server has this name|is served by another already", record.getMessage()):
+        # A child may end while its parent's node is just being connected to: then the one says that the other hung up.
+        expected = "another server has this name|is served by another already|or the other side hung up"
+        if not re.search(expected, record.getMessage()):
             self.texts.append(record.getMessage())
 
 
