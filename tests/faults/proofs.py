@@ -12,7 +12,7 @@ from tests.faults.workload import AT_LEAST_ONCE, AT_MOST_ONCE
 ALLOWANCE = 1.0
 """Seconds after its deadline in which a verb may still end: half a second is for finding out what to say."""
 LAST_MOMENT = 1.0
-"""Seconds before a broker is killed of which it may forget what it was told."""
+"""Seconds before a broker is killed, and after it, in which it may not know what it was told."""
 CASTS = ("cast", "fanout_cast")
 
 
@@ -111,10 +111,13 @@ class Record:
         return message.outcome is not None and message.outcome.at < self._wiped
 
     def forgotten(self, message: Message) -> bool:
-        """Whether a broker that was killed had been told only a moment before that a server has begun this."""
+        """Whether a broker was killed at the moment at which a server began this, and may not know that it did.
+
+        A moment later, too: a server may accept over a connection of which it does not know yet that it has broken.
+        """
         kills = [event.at for event in self.faults if event.subject == SYSTEM and event.text == "is killed"]
         times = [event.at for event in message.begun]
-        return len(times) == 2 and any(times[0] < at < times[1] and at - times[0] < LAST_MOMENT for at in kills)
+        return len(times) == 2 and any(at < times[1] and abs(at - times[0]) < LAST_MOMENT for at in kills)
 
     def stall(self, message: Message) -> float:
         """Seconds for which the client of a message did not get to run, from the message's sending on."""

@@ -132,10 +132,12 @@ def test_two_servers_of_one_name(meeting: Meeting, caplog: pytest.LogCaptureFixt
         first.wait(1)
         return
     assert "is served by another already" in caplog.text
-    for _ in range(40):
+
+    def both_serve() -> bool:
         send(client, one("s1"), "x")
-    first.wait(10)
-    second.wait(10)
+        return min(len(first.deliveries), len(second.deliveries)) >= 10
+
+    until(both_serve, "both get their share", 60)
 
 
 def test_an_answer_finds_a_client_that_was_cut_off(meeting: Meeting) -> None:
