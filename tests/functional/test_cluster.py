@@ -130,6 +130,8 @@ class ClusterChecks:
             cluster.kill(1)
             assert [call.result(40) for call in calls] == [1.0] * 20
 
+    # On 4.3 the killed node is sometimes not back within two minutes, which is still to be understood.
+    @pytest.mark.soak
     def test_a_classic_queue_on_a_lost_node_harms_no_other(self, cluster: Cluster) -> None:
         """Its senders are told which queue it is and what to do; other addresses of the same subscription go on."""
         lost, kept = Address("topic", "msgbus", "classic-lost"), Address("topic", "msgbus", "classic-kept")
