@@ -612,6 +612,7 @@ class _Repeat:
         return error
 
     def _send_again(self) -> None:
+        # None while it still waits. Taking it out is a single step: the timer and `give_up` never both act.
         if self._transport._repeats.pop(self, self) is not None:
             return  # It was given up.
         if self._wanted is not None and not self._wanted():
