@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from msgbus.conformance.report import Recorder
@@ -10,3 +12,8 @@ from msgbus.conformance.report import Recorder
 def pytest_configure(config: pytest.Config) -> None:
     """Keep what comes of the checks of the conformance suite: see `tests.documented`."""
     config.pluginmanager.register(Recorder(), "msgbus-conformance")
+    # Whoever starts the tests by nohup, or in the background of a script, has these ignored; and a program that the
+    # tests start would take that over.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
