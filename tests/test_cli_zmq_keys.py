@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from msgbus.cli.app import cli
-from msgbus.drivers.zmq_security import KeyRing, read_key_file
+from msgbus.drivers.zmq.security import KeyRing, read_key_file
 
 
 def run(*args: object) -> Result:

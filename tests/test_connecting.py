@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from msgbus import MessagingException, Target, TransportUnavailable, get_rpc_client, get_rpc_server
-from msgbus.drivers import kombu_loop, loop
+from msgbus.drivers.kombu import loop as kombu_loop
+from msgbus.drivers.toolkit import loop
 from tests.support import PATIENCE, new_transport
 
 pytest.importorskip("proton", reason="the qpid driver needs it")

@@ -16,7 +16,7 @@ from amqp import method_framing, spec  # noqa: E402 - only where it is installed
 from amqp.basic_message import Message  # noqa: E402
 from amqp.serialization import dumps, loads  # noqa: E402
 
-from msgbus.drivers import kombu_frames as frames  # noqa: E402
+from msgbus.drivers.kombu import frames  # noqa: E402
 
 CHANNEL = 0x0102
 FRAME_MAX = 4096

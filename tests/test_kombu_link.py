@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from msgbus.conformance.waiting import until
-from msgbus.drivers.kombu_link import Link
-from msgbus.drivers.kombu_loop import Loop
+from msgbus.drivers.kombu.link import Link
+from msgbus.drivers.kombu.loop import Loop
 from msgbus.timer import Timer
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from msgbus import InvalidTarget
 from msgbus.drivers.base import Address
-from msgbus.drivers.kombu_topology import (
+from msgbus.drivers.kombu.topology import (
     DEFAULT_EXCHANGE,
     MAX_NAME,
     Exchange,

@@ -1,4 +1,4 @@
-"""msgbus.drivers.loop: one thread that does what others hand it."""
+"""msgbus.drivers.toolkit.loop: one thread that does what others hand it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from msgbus.drivers.loop import Loop, Rest
+from msgbus.drivers.toolkit.loop import Loop, Rest
 from tests.support import PATIENCE
 
 

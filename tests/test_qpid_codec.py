@@ -1,4 +1,4 @@
-"""msgbus.drivers.qpid_codec: messages of AMQP 1.0, written and read."""
+"""msgbus.drivers.qpid.codec: messages of AMQP 1.0, written and read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from msgbus.drivers.qpid_codec import (
+from msgbus.drivers.qpid.codec import (
     Received,
     decode_list,
     decode_message,

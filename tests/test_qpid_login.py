@@ -1,4 +1,4 @@
-"""msgbus.drivers.qpid_login: the log-in of AMQP 1.0, against a scripted broker."""
+"""msgbus.drivers.qpid.login: the log-in of AMQP 1.0, against a scripted broker."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from scramp import ScramMechanism
 
-from msgbus.drivers.qpid_codec import decode_list, encode_binary, encode_list, encode_symbol
-from msgbus.drivers.qpid_login import Credentials, LoginRefused, NoMechanism, NotAmqp, Scram, choose, open_socket
+from msgbus.drivers.qpid.codec import decode_list, encode_binary, encode_list, encode_symbol
+from msgbus.drivers.qpid.login import Credentials, LoginRefused, NoMechanism, NotAmqp, Scram, choose, open_socket
 from tests.support import PATIENCE
 
 HEADER = b"AMQP\x03\x01\x00\x00"

@@ -1,4 +1,4 @@
-"""msgbus.drivers.qpid_topology: what addresses are called on Qpid."""
+"""msgbus.drivers.qpid.topology: what addresses are called on Qpid."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from msgbus.drivers.base import Address
-from msgbus.drivers.qpid_topology import MAX_NAME, Route, Source, route, source
+from msgbus.drivers.qpid.topology import MAX_NAME, Route, Source, route, source
 from msgbus.exceptions import InvalidTarget
 
 TOPIC = Address("topic", "msgbus", "foo")

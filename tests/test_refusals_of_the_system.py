@@ -13,7 +13,7 @@ import pytest
 
 from msgbus import Target, TransportUnavailable, get_rpc_client, get_rpc_transport
 from msgbus.drivers.base import Address
-from msgbus.drivers.loop import Loop
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.timer import Timer
 from tests.support import PATIENCE, PROTON, new_conf
 
@@ -128,7 +128,7 @@ def test_a_loop_whose_descriptors_were_closed_says_so() -> None:
     code = (
         "import os, threading\n"
         "from msgbus import TransportUnavailable\n"
-        "from msgbus.drivers.loop import Loop\n"
+        "from msgbus.drivers.toolkit.loop import Loop\n"
         "loop, ran = Loop('test'), threading.Event()\n"
         "loop.call(ran.set)\n"
         "assert ran.wait(20)\n"

@@ -80,7 +80,7 @@ def test_what_a_matchmaker_needs(query: str, why: str) -> None:
 )
 def test_what_others_are_told(endpoint: str, advertise: str, told: str) -> None:
     """By which address they reach this one; a port is as it was bound unless another is named."""
-    from msgbus.drivers.zmq_node import as_told
+    from msgbus.drivers.zmq.node import as_told
 
     assert as_told(endpoint, advertise) == told
 
@@ -124,6 +124,6 @@ def test_the_module_does_not_hide_pyzmq() -> None:
     """Importing the driver imports nothing of ZeroMQ; using it finds the library, not the module of the same name."""
     code = (
         "import sys, msgbus.drivers.zmq; assert 'zmq' not in sys.modules; "
-        "from msgbus.drivers import zmq_links; assert zmq_links.zmq.zmq_version()"
+        "from msgbus.drivers.zmq import links; assert links.zmq.zmq_version()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ})

@@ -1,4 +1,4 @@
-"""msgbus.drivers.zmq_file: what the file of servers may say, and what becomes of one that changes."""
+"""msgbus.drivers.zmq.matchmakers.file: what the file of servers may say, and what becomes of one that changes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from msgbus.drivers import zmq_file
 from msgbus.drivers.base import Address
-from msgbus.drivers.loop import Loop
-from msgbus.drivers.zmq_file import FileMatchmaker, Place, node_at, read_topics
-from msgbus.drivers.zmq_matchmaker import Directory, Entry, Service
+from msgbus.drivers.toolkit.loop import Loop
+from msgbus.drivers.zmq.matchmakers import file
+from msgbus.drivers.zmq.matchmakers.base import Directory, Entry, Service
+from msgbus.drivers.zmq.matchmakers.file import FileMatchmaker, Place, node_at, read_topics
 from msgbus.exceptions import ConfigurationError
 
 ONE, TWO = "10.0.0.5:9501", "[fd00::6]:9501"
@@ -119,7 +119,7 @@ def test_a_change_is_seen_at_once(
     loop: Loop, write: Callable[[Any], str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The next look finds it; what makes no sense, or is gone, changes nothing, and the log says so once."""
-    monkeypatch.setattr(zmq_file, "AGAIN", 3600.0)
+    monkeypatch.setattr(file, "AGAIN", 3600.0)
     path = write({"foo": {"s1": ONE}})
     matchmaker = open_at(loop, path)
     assert set(known(matchmaker)) == {f"tcp://{ONE}"}
@@ -144,7 +144,7 @@ def test_a_change_is_seen_at_once(
 
 def test_who_is_left_out_comes_again(loop: Loop, write: Callable[[Any], str], monkeypatch: pytest.MonkeyPatch) -> None:
     """One at whose address nobody listens is left out for a moment; then all are new, and may be tried again."""
-    monkeypatch.setattr(zmq_file, "AGAIN", 3600.0)
+    monkeypatch.setattr(file, "AGAIN", 3600.0)
     matchmaker = open_at(loop, write({"foo": {"s1": ONE, "s2": TWO}}))
     before = matchmaker.entries()
     matchmaker.forget(node_at(ONE))
@@ -152,7 +152,7 @@ def test_who_is_left_out_comes_again(loop: Loop, write: Callable[[Any], str], mo
     assert matchmaker.changed()
     assert set(known(matchmaker)) == {f"tcp://{TWO}"}
     assert not matchmaker.changed()
-    monkeypatch.setattr(zmq_file, "AGAIN", 0.0)
+    monkeypatch.setattr(file, "AGAIN", 0.0)
     matchmaker.forget(node_at(TWO))
     after = matchmaker.entries()
     assert set(after) == {node_at(ONE), node_at(TWO)}

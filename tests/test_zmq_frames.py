@@ -1,4 +1,4 @@
-"""msgbus.drivers.zmq_frames: what is written can be read, and what is not ours is refused."""
+"""msgbus.drivers.zmq.frames: what is written can be read, and what is not ours is refused."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import struct
 
 import pytest
 
-from msgbus.drivers import zmq_frames as frames
 from msgbus.drivers.base import Address, Message
+from msgbus.drivers.zmq import frames
 
 TOPIC = Address("topic", "msgbus", "foo")
 

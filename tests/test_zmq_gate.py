@@ -1,4 +1,4 @@
-"""msgbus.drivers.zmq_gate: what is logged of those who are not let in."""
+"""msgbus.drivers.zmq.gate: what is logged of those who are not let in."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pathlib
 import pytest
 import zmq
 
-from msgbus.drivers import zmq_gate
-from msgbus.drivers.loop import Loop
-from msgbus.drivers.zmq_gate import Gate
-from msgbus.drivers.zmq_security import Security
+from msgbus.drivers.toolkit.loop import Loop
+from msgbus.drivers.zmq import gate as zmq_gate
+from msgbus.drivers.zmq.gate import Gate
+from msgbus.drivers.zmq.security import Security
 
 
 @pytest.fixture

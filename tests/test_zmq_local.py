@@ -1,4 +1,4 @@
-"""msgbus.drivers.zmq_local: how the processes of one host find each other, and whom they let in."""
+"""msgbus.drivers.zmq.matchmakers.local: how the processes of one host find each other, and whom they let in."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from msgbus.drivers.base import Address
-from msgbus.drivers.zmq_local import LocalMatchmaker, check_length, default_run_dir, prepare
-from msgbus.drivers.zmq_matchmaker import Directory, Entry, Service
+from msgbus.drivers.zmq.matchmakers.base import Directory, Entry, Service
+from msgbus.drivers.zmq.matchmakers.local import LocalMatchmaker, check_length, default_run_dir, prepare
 from msgbus.exceptions import ConfigurationError, TransportUnavailable
 
 TOPIC = Address("topic", "msgbus", "foo")
@@ -51,8 +51,8 @@ def tell(matchmaker: LocalMatchmaker, *addresses: Address) -> None:
 def die(run_dir: str) -> str:
     """Have a process join and end without a word; returns its node's id."""
     code = (
-        "import os, sys; from msgbus.drivers.zmq_local import LocalMatchmaker as L\n"
-        "from msgbus.drivers.zmq_matchmaker import Entry\n"
+        "import os, sys; from msgbus.drivers.zmq.matchmakers.local import LocalMatchmaker as L\n"
+        "from msgbus.drivers.zmq.matchmakers.base import Entry\n"
         "m = L(sys.argv[1]); m.open(); m.register(Entry(m.node, 1, 'x', [], []))\n"
         "open(os.path.join(sys.argv[1], m.node + '.sock'), 'w').close()\n"
         "print(m.node, flush=True); os._exit(9)"

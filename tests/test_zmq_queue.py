@@ -1,13 +1,13 @@
-"""msgbus.drivers.zmq_queue: who gets the next message, and what is taken back from whom."""
+"""msgbus.drivers.zmq.queue: who gets the next message, and what is taken back from whom."""
 
 from __future__ import annotations
 
 from concurrent.futures import Future
 
 from msgbus.drivers.base import Address, Message
-from msgbus.drivers.zmq_link import Link
-from msgbus.drivers.zmq_matchmaker import Entry, Service
-from msgbus.drivers.zmq_queue import Copy, Parcel, Queue
+from msgbus.drivers.zmq.link import Link
+from msgbus.drivers.zmq.matchmakers.base import Entry, Service
+from msgbus.drivers.zmq.queue import Copy, Parcel, Queue
 
 TOPIC = Address("topic", "msgbus", "foo")
 

@@ -1,4 +1,4 @@
-"""msgbus.drivers.zmq_redis: what needs no Redis. The rest is in tests/functional."""
+"""msgbus.drivers.zmq.matchmakers.redis: what needs no Redis. The rest is in tests/functional."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from msgbus import ConfigurationError, DriverLoadFailure
-from msgbus.drivers import zmq_redis
-from msgbus.drivers.zmq_matchmaker import Entry
-from msgbus.drivers.zmq_redis import Server, folder_for
+from msgbus.drivers.zmq.matchmakers import redis as zmq_redis
+from msgbus.drivers.zmq.matchmakers.base import Entry
+from msgbus.drivers.zmq.matchmakers.redis import Server, folder_for
 
 NODE = "0123456789abcdef"
 

@@ -1,4 +1,4 @@
-"""msgbus.drivers.zmq_security: which keys are taken, and where CURVE is on."""
+"""msgbus.drivers.zmq.security: which keys are taken, and where CURVE is on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import zmq
 
 from msgbus import ConfigurationError
 from msgbus.cli.zmq_keys import make_keys
-from msgbus.drivers.zmq_security import KeyRing, Security, is_loopback, read_key_file
+from msgbus.drivers.zmq.security import KeyRing, Security, is_loopback, read_key_file
 from msgbus.transport import get_rpc_transport
 from tests.support import new_conf
 

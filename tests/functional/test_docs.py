@@ -18,7 +18,7 @@ from oslo_config import cfg
 import msgbus
 from msgbus.cli.serve import serve
 from msgbus.conformance.waiting import until
-from msgbus.drivers.zmq_file import read_topics
+from msgbus.drivers.zmq.matchmakers.file import read_topics
 from tests.functional.brokers.rabbitmq import RabbitMQ
 from tests.functional.pages import ROOT, URL, Block, blocks, check_configuration, check_rules, run
 

@@ -42,10 +42,9 @@ from msgbus.conformance.checks.receiver import Receiver, message, send
 from msgbus.conformance.endpoint import Journal, ServerSpec, make_conf
 from msgbus.conformance.processes import ProcessServer
 from msgbus.conformance.waiting import Task, gather, until
-from msgbus.drivers import zmq_frames as frames
-from msgbus.drivers import zmq_node
 from msgbus.drivers.base import Address, Driver, Message
-from msgbus.drivers.zmq_matchmaker import Entry, Service
+from msgbus.drivers.zmq import frames, node
+from msgbus.drivers.zmq.matchmakers.base import Entry, Service
 from tests.functional.zmq_faults import cut_connections
 
 TOPIC = Address("topic", "msgbus", "foo")
@@ -320,7 +319,7 @@ def test_a_cast_to_a_frozen_server_fails_at_its_own_deadline(
     place: Place, delivery: Any, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one that may have been delivered, however short it is; no look every now and then has to come first."""
-    monkeypatch.setattr(zmq_node, "SLOW_TICK", 3600.0)
+    monkeypatch.setattr(node, "SLOW_TICK", 3600.0)
     (frozen,) = place.serve("s1")
     client = get_rpc_client(place.transport(), Target(topic="foo"), delivery=delivery)
     client.prepare(timeout=30).call({}, "echo", value=1)
@@ -735,7 +734,7 @@ def test_a_full_disk(place: Place, small_disk: pathlib.Path) -> None:
 def test_a_run_directory_that_cannot_be_read() -> None:
     """The text says which, and why, for a user who is not root."""
     code = (
-        "import os, sys; from msgbus.drivers.zmq_local import LocalMatchmaker\n"
+        "import os, sys; from msgbus.drivers.zmq.matchmakers.local import LocalMatchmaker\n"
         "os.geteuid() or os.setuid(65534)\n"
         "try: LocalMatchmaker(sys.argv[1]).open()\n"
         "except Exception as exc: print(type(exc).__name__, exc)"

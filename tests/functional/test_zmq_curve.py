@@ -18,9 +18,9 @@ import zmq
 from msgbus import ConfigurationError, TransportUnavailable
 from msgbus.conformance.checks.receiver import Receiver, message, send
 from msgbus.conformance.waiting import until
-from msgbus.drivers import zmq_frames as frames
 from msgbus.drivers.base import Driver
-from msgbus.drivers.zmq_matchmaker import Entry, Service
+from msgbus.drivers.zmq import frames
+from msgbus.drivers.zmq.matchmakers.base import Entry, Service
 from tests.functional.test_zmq import TOPIC, Place, pretend
 from tests.functional.zmq_faults import cut_tcp, hide_sockets
 from tests.functional.zmq_keys import Keys

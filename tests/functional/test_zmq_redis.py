@@ -19,7 +19,7 @@ from msgbus import MessageUndeliverable, Target, TransportUnavailable, get_rpc_s
 from msgbus.conformance.checks.receiver import Receiver, message, send
 from msgbus.conformance.waiting import Task, until
 from msgbus.drivers.base import Address, Driver
-from msgbus.drivers.zmq_matchmaker import Entry, Service
+from msgbus.drivers.zmq.matchmakers.base import Entry, Service
 from tests.functional.brokers.redis import Redis
 from tests.functional.zmq_keys import Keys
 from tests.functional.zmq_meetings import RedisMeeting

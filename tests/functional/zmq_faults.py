@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from msgbus.drivers.zmq_matchmaker import Entry
+from msgbus.drivers.zmq.matchmakers.base import Entry
 
 
 def _sockets() -> Iterator[socket.socket]:

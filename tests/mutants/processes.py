@@ -9,7 +9,7 @@ import os
 from typing import Any
 
 from msgbus.drivers.base import Address
-from msgbus.drivers.kombu_topology import NativeTopology
+from msgbus.drivers.kombu.topology import NativeTopology
 from tests.mutants.tools import Mutants, collector, spoil
 
 PROCESSES: Mutants = {}

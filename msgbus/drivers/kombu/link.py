@@ -1,6 +1,6 @@
 """One connection of the kombu driver: opened by kombu and py-amqp, then written and read here.
 
-The I/O thread (`msgbus.drivers.kombu_loop`) reads, and never blocks on a connection. Any thread may write: a thread
+The I/O thread (`msgbus.drivers.kombu.loop`) reads, and never blocks on a connection. Any thread may write: a thread
 that wants to write appends to a list, and whoever holds the write lock sends all that has gathered, so that a busy
 connection makes few system calls.
 
@@ -22,8 +22,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from msgbus.drivers import kombu_frames as frames
-from msgbus.drivers.kombu_loop import Loop
+from msgbus.drivers.kombu import frames
+from msgbus.drivers.kombu.loop import Loop
 from msgbus.exceptions import TransportUnavailable
 from msgbus.foreign import get_logger
 from msgbus.timer import Timer

@@ -11,14 +11,13 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from msgbus.drivers import kombu_frames as frames
-from msgbus.drivers import kombu_questions as questions
 from msgbus.drivers.base import Address, Message, Sent
-from msgbus.drivers.kombu_link import STALLED, Channel, Link
-from msgbus.drivers.kombu_outgoing import FOREVER, HOLD_MAX, Outgoing
-from msgbus.drivers.kombu_questions import Answer, Question, explain, fail, finish
-from msgbus.drivers.kombu_refusals import RENEW_AFTER, Refusals
-from msgbus.drivers.kombu_topology import Route
+from msgbus.drivers.kombu import frames, questions
+from msgbus.drivers.kombu.link import STALLED, Channel, Link
+from msgbus.drivers.kombu.outgoing import FOREVER, HOLD_MAX, Outgoing
+from msgbus.drivers.kombu.questions import Answer, Question, explain, fail, finish
+from msgbus.drivers.kombu.refusals import RENEW_AFTER, Refusals
+from msgbus.drivers.kombu.topology import Route
 from msgbus.exceptions import (
     MessageDeliveryFailure,
     MessagingException,

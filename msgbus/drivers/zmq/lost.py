@@ -9,11 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from msgbus.drivers import zmq_frames as frames
-from msgbus.drivers.zmq_link import Link
-from msgbus.drivers.zmq_links import Links
-from msgbus.drivers.zmq_matchmaker import Directory
-from msgbus.drivers.zmq_queue import Copy
+from msgbus.drivers.zmq import frames
+from msgbus.drivers.zmq.link import Link
+from msgbus.drivers.zmq.links import Links
+from msgbus.drivers.zmq.matchmakers.base import Directory
+from msgbus.drivers.zmq.queue import Copy
 
 ASK_TIMEOUT = 2.0
 """Seconds that a node whose connection broke has to say what of it no subscriber had."""

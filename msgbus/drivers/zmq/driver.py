@@ -2,7 +2,7 @@
 
 Each process is a node. Nodes find each other through a matchmaker: by default, those of one user on one host in a
 directory; those of many hosts by a file, or in a Redis. For the messages that it sends itself a node plays the part of
-the broker: see `msgbus.drivers.zmq_sender`.
+the broker: see `msgbus.drivers.zmq.sender`.
 What that means for guarantees: a message that was taken outlives the death of the server that has it, and not the
 deaths of both that server and its sender; nothing is stored for servers that are not there.
 """
@@ -43,9 +43,9 @@ from msgbus.options import read_driver_options, read_option
 from msgbus.url import mask
 
 if TYPE_CHECKING:
-    from msgbus.drivers.zmq_matchmaker import Matchmaker
-    from msgbus.drivers.zmq_receiver import LocalConsumer
-    from msgbus.drivers.zmq_security import Security
+    from msgbus.drivers.zmq.matchmakers.base import Matchmaker
+    from msgbus.drivers.zmq.receiver import LocalConsumer
+    from msgbus.drivers.zmq.security import Security
     from msgbus.url import TransportURL
 
 
@@ -146,7 +146,7 @@ class ZmqDriver(Driver):
 
     def __init__(self, conf: cfg.ConfigOpts, url: TransportURL) -> None:
         import_library("zmq", "zmq")
-        from msgbus.drivers import zmq_local
+        from msgbus.drivers.zmq.matchmakers import local as zmq_local
 
         self._options = options = read_driver_options(conf, *self.options(), url)
         if url.hosts:
@@ -164,7 +164,10 @@ class ZmqDriver(Driver):
         call_in_child(self._abandon)
 
     def _start_clean(self) -> None:
-        from msgbus.drivers import loop, zmq_link, zmq_node, zmq_security
+        from msgbus.drivers.toolkit import loop
+        from msgbus.drivers.zmq import link as zmq_link
+        from msgbus.drivers.zmq import node as zmq_node
+        from msgbus.drivers.zmq import security as zmq_security
 
         options = self._options
         self._inbox_numbers = 0
@@ -191,7 +194,10 @@ class ZmqDriver(Driver):
             ConfigurationError: an option is missing that it needs, or does not fit.
             DriverLoadFailure: a library is missing.
         """
-        from msgbus.drivers import zmq_file, zmq_local, zmq_node, zmq_redis
+        from msgbus.drivers.zmq import node as zmq_node
+        from msgbus.drivers.zmq.matchmakers import file as zmq_file
+        from msgbus.drivers.zmq.matchmakers import local as zmq_local
+        from msgbus.drivers.zmq.matchmakers import redis as zmq_redis
 
         options = self._options
         if options.matchmaker == "local":
@@ -235,7 +241,7 @@ class ZmqDriver(Driver):
     # The contract
 
     def send(self, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
-        from msgbus.drivers.zmq_queue import Parcel
+        from msgbus.drivers.zmq.queue import Parcel
 
         sent: Future[Sent] = Future()
         error = self._refusal(address, message)
@@ -314,14 +320,14 @@ class ZmqDriver(Driver):
         self._cancel(error)
 
     def _cancel(self, error: Exception) -> None:
-        from msgbus.drivers.zmq_queue import fail
+        from msgbus.drivers.zmq.queue import fail
 
         for future in list(self._futures):
             fail(future, error)
 
     def _abandon(self) -> None:
         """In a forked child: the sockets are the parent's."""
-        from msgbus.drivers.zmq_node import after_fork
+        from msgbus.drivers.zmq.node import after_fork
 
         futures, inherited = self._node.abandon()
         futures += [*self._futures, *self._loop.inherited()]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from msgbus.drivers.qpid_engine import Engine
-from msgbus.drivers.qpid_management import (
+from msgbus.drivers.qpid.engine import Engine
+from msgbus.drivers.qpid.management import (
     AWAY,
     CONFLICT,
     CREATED,
@@ -16,7 +16,7 @@ from msgbus.drivers.qpid_management import (
     Management,
     OnAnswer,
 )
-from msgbus.drivers.qpid_topology import Source
+from msgbus.drivers.qpid.topology import Source
 
 EXCHANGE = "org.apache.qpid.DirectExchange"
 QUEUE = "org.apache.qpid.Queue"

@@ -15,8 +15,8 @@ import threading
 import time
 from typing import Protocol
 
-from msgbus.drivers.loop import Loop
-from msgbus.drivers.qpid_engine import Engine, EngineError
+from msgbus.drivers.qpid.engine import Engine, EngineError
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import TransportUnavailable
 from msgbus.foreign import get_logger
 

@@ -1,6 +1,6 @@
 """The driver ``qpid``: Apache Qpid Broker-J, over AMQP 1.0.
 
-Proton's protocol engine makes frames of messages and messages of frames, see `msgbus.drivers.qpid_engine`; one thread
+Proton's protocol engine makes frames of messages and messages of frames, see `msgbus.drivers.qpid.engine`; one thread
 reads and writes the one connection, and is handed all that other threads want of it. What is sent goes over one link
 that takes messages to any address; each subscribed address has a link with as much credit as its prefetch.
 """
@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from oslo_config import cfg
 
-from msgbus.drivers import descriptors
 from msgbus.drivers.base import (
     Address,
     Capability,
@@ -34,7 +33,8 @@ from msgbus.drivers.base import (
     Subscription,
     import_library,
 )
-from msgbus.drivers.loop import Loop
+from msgbus.drivers.toolkit import descriptors
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import (
     CallCancelled,
     MessageTooLarge,
@@ -46,12 +46,12 @@ from msgbus.forking import call_in_child
 from msgbus.options import check_tls_files, connection_opts, hosts_of, read_driver_options
 
 if TYPE_CHECKING:
-    from msgbus.drivers.qpid_consumer import Consumer
-    from msgbus.drivers.qpid_engine import Engine
-    from msgbus.drivers.qpid_management import Answer
-    from msgbus.drivers.qpid_nodes import Nodes
-    from msgbus.drivers.qpid_sender import Outgoing
-    from msgbus.drivers.qpid_topology import Source
+    from msgbus.drivers.qpid.consumer import Consumer
+    from msgbus.drivers.qpid.engine import Engine
+    from msgbus.drivers.qpid.management import Answer
+    from msgbus.drivers.qpid.nodes import Nodes
+    from msgbus.drivers.qpid.sender import Outgoing
+    from msgbus.drivers.qpid.topology import Source
     from msgbus.url import TransportHost, TransportURL
 
 LOG = get_logger(__name__)
@@ -159,7 +159,7 @@ class QpidDriver(Driver):
         call_in_child(self._abandon)
 
     def _check_options(self) -> None:
-        from msgbus.drivers.qpid_login import KNOWN
+        from msgbus.drivers.qpid.login import KNOWN
         from msgbus.exceptions import ConfigurationError
 
         check_tls_files(self._options, self._url)
@@ -173,9 +173,9 @@ class QpidDriver(Driver):
         # All that is needed later is read from the disk now: then there may be no descriptor for it.
         import encodings.idna  # noqa: F401
 
-        from msgbus.drivers import qpid_consumer, qpid_nodes  # noqa: F401
-        from msgbus.drivers.qpid_sender import Sender
-        from msgbus.drivers.qpid_wire import Wire
+        from msgbus.drivers.qpid import consumer, nodes  # noqa: F401
+        from msgbus.drivers.qpid.sender import Sender
+        from msgbus.drivers.qpid.wire import Wire
 
         options = self._options
         self._closing = threading.Lock()
@@ -204,7 +204,7 @@ class QpidDriver(Driver):
 
     def connect(self, attempt: int) -> socket.socket:
         """For `Wire`."""
-        from msgbus.drivers.qpid_login import Credentials, open_socket
+        from msgbus.drivers.qpid.login import Credentials, open_socket
 
         options = self._options
         host = self._host_of(attempt)
@@ -256,8 +256,8 @@ class QpidDriver(Driver):
         Returns:
             what happened and what to check, and whether the same would happen again at a second try.
         """
-        from msgbus.drivers.qpid_engine import EngineError
-        from msgbus.drivers.qpid_login import LoginRefused, NoMechanism, NotAmqp
+        from msgbus.drivers.qpid.engine import EngineError
+        from msgbus.drivers.qpid.login import LoginRefused, NoMechanism, NotAmqp
 
         text = " ".join(str(error).split()) or type(error).__name__
         hint, hopeless = "check that it runs and that host and port are right", False
@@ -292,7 +292,7 @@ class QpidDriver(Driver):
 
     def on_open(self, engine: Engine) -> None:
         """For `Wire`."""
-        from msgbus.drivers.qpid_nodes import Nodes
+        from msgbus.drivers.qpid.nodes import Nodes
 
         self._nodes = Nodes(engine, self._options.queue_limit)
         self._sender.connected(engine)
@@ -344,7 +344,7 @@ class QpidDriver(Driver):
     # The contract
 
     def send(self, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
-        from msgbus.drivers.qpid_sender import Outgoing
+        from msgbus.drivers.qpid.sender import Outgoing
 
         sent: Future[Sent] = Future()
         try:
@@ -381,8 +381,8 @@ class QpidDriver(Driver):
         return _QpidInbox(self, self._consume([address], on_delivery, 0))
 
     def _consume(self, addresses: Sequence[Address], on_delivery: OnDelivery, prefetch: int) -> Consumer:
-        from msgbus.drivers import qpid_topology as topology
-        from msgbus.drivers.qpid_consumer import Consumer
+        from msgbus.drivers.qpid import topology
+        from msgbus.drivers.qpid.consumer import Consumer
 
         options = self._options
         consumer = Consumer(
@@ -415,7 +415,7 @@ class QpidDriver(Driver):
             self._wire.open()
 
     def inspect(self, address: Address) -> Future[Depth]:
-        from msgbus.drivers import qpid_topology as topology
+        from msgbus.drivers.qpid import topology
 
         found: Future[Depth] = Future()
         if self._closed:
@@ -427,7 +427,7 @@ class QpidDriver(Driver):
         return found
 
     def _inspect(self, queue: str, found: Future[Depth], end: float) -> None:
-        from msgbus.drivers.qpid_sender import fail
+        from msgbus.drivers.qpid.sender import fail
 
         wire = self._wire
         wire.open()
@@ -439,9 +439,9 @@ class QpidDriver(Driver):
             self._loop.call_later(0.02, lambda: self._inspect(queue, found, end))  # The first connection is under way.
 
     def _on_statistics(self, queue: str, found: Future[Depth], answer: Answer) -> None:
-        from msgbus.drivers.qpid_management import NOT_FOUND, OK
-        from msgbus.drivers.qpid_nodes import explain
-        from msgbus.drivers.qpid_sender import fail, finish
+        from msgbus.drivers.qpid.management import NOT_FOUND, OK
+        from msgbus.drivers.qpid.nodes import explain
+        from msgbus.drivers.qpid.sender import fail, finish
 
         if answer.status == OK and isinstance(answer.body, dict):
             finish(found, Depth(int(answer.body["consumerCount"]), int(answer.body["availableMessages"])))
@@ -491,7 +491,7 @@ class QpidDriver(Driver):
         gone.set_result([consumer.gone for consumer in (*consumers, *self._leaving)])
 
     def _end(self, ended: Future[None]) -> None:
-        from msgbus.drivers.qpid_sender import fail
+        from msgbus.drivers.qpid.sender import fail
 
         error = self._was_closed()
         self._sender.close(error)

@@ -8,10 +8,10 @@ from concurrent.futures import Future, InvalidStateError
 from functools import partial
 from typing import Any, NamedTuple
 
-from msgbus.drivers import kombu_frames as frames
 from msgbus.drivers.base import Depth
-from msgbus.drivers.kombu_link import Channel, Link
-from msgbus.drivers.kombu_topology import Exchange, Queue, Route
+from msgbus.drivers.kombu import frames
+from msgbus.drivers.kombu.link import Channel, Link
+from msgbus.drivers.kombu.topology import Exchange, Queue, Route
 from msgbus.exceptions import MessageUndeliverable, TransportUnavailable
 from msgbus.timer import Timer
 

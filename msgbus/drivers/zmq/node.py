@@ -16,16 +16,16 @@ from typing import Any
 
 import zmq
 
-from msgbus.drivers import descriptors
-from msgbus.drivers import zmq_frames as frames
 from msgbus.drivers.base import Address, Depth, OnDelivery
-from msgbus.drivers.loop import Loop, Rest
-from msgbus.drivers.zmq_link import Link, LinkSettings
-from msgbus.drivers.zmq_links import TO_OPEN, Links
-from msgbus.drivers.zmq_matchmaker import Directory, Entry, Matchmaker
-from msgbus.drivers.zmq_queue import FOREVER, Parcel, fail, finish
-from msgbus.drivers.zmq_receiver import LocalConsumer, Receiver
-from msgbus.drivers.zmq_sender import Sender
+from msgbus.drivers.toolkit import descriptors
+from msgbus.drivers.toolkit.loop import Loop, Rest
+from msgbus.drivers.zmq import frames
+from msgbus.drivers.zmq.link import Link, LinkSettings
+from msgbus.drivers.zmq.links import TO_OPEN, Links
+from msgbus.drivers.zmq.matchmakers.base import Directory, Entry, Matchmaker
+from msgbus.drivers.zmq.queue import FOREVER, Parcel, fail, finish
+from msgbus.drivers.zmq.receiver import LocalConsumer, Receiver
+from msgbus.drivers.zmq.sender import Sender
 from msgbus.exceptions import CallCancelled, MessageUndeliverable, MessagingException, TransportUnavailable
 from msgbus.foreign import get_logger
 
@@ -375,14 +375,14 @@ class Node:
     # What links say
 
     def on_link_up(self, link: Link) -> None:
-        """See `zmq_link.LinkListener`."""
+        """See `LinkListener`."""
         self._sender.on_link_up(link)
         for number, inspection in self._inspections.items():
             if link.node in inspection.missing:
                 self._ask(number, inspection, link.node)
 
     def on_link_down(self, link: Link, why: str) -> None:
-        """See `zmq_link.LinkListener`."""
+        """See `LinkListener`."""
         if self._closed is None and not link.left:
             self._forget_if_dead(link.node, refused=False)
             if self._matchmaker.is_alive(link.node) is None and self._links.has_dialled(link):
@@ -392,7 +392,7 @@ class Node:
         self._sender.on_link_down(link, why)
 
     def on_dial_failed(self, node: str, refused: bool) -> None:
-        """See `zmq_link.LinkListener`."""
+        """See `LinkListener`."""
         self._forget_if_dead(node, refused)
 
     def _forget_if_dead(self, node: str, refused: bool) -> None:
@@ -418,7 +418,7 @@ class Node:
             self._loop.call_later(TICK, self._redial)
 
     def on_record(self, link: Link, kind: int, frame: bytes, at: int, end: int) -> None:
-        """See `zmq_link.LinkListener`."""
+        """See `LinkListener`."""
         if kind == frames.DATA:
             self._receiver.on_data(link, frames.read_data(frame, at, end))
         elif kind == frames.SETTLED:
@@ -452,7 +452,7 @@ class Node:
             raise frames.Malformed(f"a record of the kind {kind}")
 
     def on_frame_end(self) -> None:
-        """See `zmq_link.LinkListener`."""
+        """See `LinkListener`."""
         self._sender.work_off()
 
     # Time

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from msgbus.drivers.base import import_library
-from msgbus.drivers.qpid_codec import decode_list, encode_binary, encode_list, encode_string, encode_symbol
+from msgbus.drivers.qpid.codec import decode_list, encode_binary, encode_list, encode_string, encode_symbol
 
 _HEADER = b"AMQP\x03\x01\x00\x00"
 _MECHANISMS, _INIT, _CHALLENGE, _RESPONSE, _OUTCOME = 0x40, 0x41, 0x42, 0x43, 0x44

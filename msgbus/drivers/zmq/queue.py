@@ -9,9 +9,9 @@ from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 from msgbus.drivers.base import Address, Message, Sent
-from msgbus.drivers.zmq_frames import write_address
-from msgbus.drivers.zmq_link import Link
-from msgbus.drivers.zmq_matchmaker import Entry, Service
+from msgbus.drivers.zmq.frames import write_address
+from msgbus.drivers.zmq.link import Link
+from msgbus.drivers.zmq.matchmakers.base import Entry, Service
 
 FOREVER = float("inf")
 

@@ -8,9 +8,8 @@ from concurrent.futures import Future
 from typing import Any
 
 from msgbus.drivers.base import Address, Delivery, Message, OnDelivery
-from msgbus.drivers.loop import Loop
-from msgbus.drivers.qpid_codec import decode_message
-from msgbus.drivers.qpid_engine import (
+from msgbus.drivers.qpid.codec import decode_message
+from msgbus.drivers.qpid.engine import (
     ACCEPTED,
     MODIFIED,
     RELEASED,
@@ -20,8 +19,9 @@ from msgbus.drivers.qpid_engine import (
     settle,
     was_aborted,
 )
-from msgbus.drivers.qpid_sender import NOT_FOUND, OnDeclared, fail, finish
-from msgbus.drivers.qpid_topology import Source
+from msgbus.drivers.qpid.sender import NOT_FOUND, OnDeclared, fail, finish
+from msgbus.drivers.qpid.topology import Source
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import MessagingException, TransportUnavailable
 from msgbus.foreign import get_logger
 

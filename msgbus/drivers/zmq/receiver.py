@@ -9,13 +9,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from msgbus.drivers import zmq_frames as frames
 from msgbus.drivers.base import Address, Delivery, Message, OnDelivery
-from msgbus.drivers.loop import Loop
-from msgbus.drivers.zmq_frames import Data, write_address
-from msgbus.drivers.zmq_link import Link
-from msgbus.drivers.zmq_links import Links
-from msgbus.drivers.zmq_matchmaker import Service
+from msgbus.drivers.toolkit.loop import Loop
+from msgbus.drivers.zmq import frames
+from msgbus.drivers.zmq.frames import Data, write_address
+from msgbus.drivers.zmq.link import Link
+from msgbus.drivers.zmq.links import Links
+from msgbus.drivers.zmq.matchmakers.base import Service
 from msgbus.foreign import get_logger
 
 LOG = get_logger(__name__)
@@ -23,7 +23,7 @@ LOG = get_logger(__name__)
 LIMBO = 0.2
 """Seconds after which it is known whether the process at the other end of a lost connection lives."""
 LONG_LIMBO = 10.0
-"""Seconds after which it is taken for dead if nobody can know. Its own patience is shorter: see `zmq_sender`."""
+"""Seconds after which it is taken for dead if nobody can know. Its own patience is shorter: see `sender.py`."""
 
 UNBEGUN_KEPT = 60.0
 """Seconds for which a sender can ask what became of the messages of a lost connection."""

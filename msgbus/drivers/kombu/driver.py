@@ -1,7 +1,7 @@
 """The driver ``kombu`` (also ``rabbit``, ``amqp``): RabbitMQ 3.10 and later.
 
 kombu and py-amqp open the connections: hosts, log-in, TLS. From then on their sockets are read and written here, see
-`msgbus.drivers.kombu_link`. One connection publishes, and one serves subscriptions, since RabbitMQ in a memory alarm
+`msgbus.drivers.kombu.link`. One connection publishes, and one serves subscriptions, since RabbitMQ in a memory alarm
 stops reading from connections that publish, and servers have to go on draining. The inbox is on the first: its messages
 are not held back by a prefetch, so that it needs no reading; and a client needs only one connection.
 """
@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from oslo_config import cfg
 
-from msgbus.drivers import descriptors
 from msgbus.drivers.base import (
     Address,
     Capability,
@@ -34,6 +33,7 @@ from msgbus.drivers.base import (
     Subscription,
     import_library,
 )
+from msgbus.drivers.toolkit import descriptors
 from msgbus.exceptions import (
     CallCancelled,
     MessageTooLarge,
@@ -46,8 +46,8 @@ from msgbus.options import check_tls_files, connection_opts, hosts_of, read_driv
 from msgbus.timer import Timer
 
 if TYPE_CHECKING:
-    from msgbus.drivers.kombu_channels import Consumer
-    from msgbus.drivers.kombu_link import Connection, Link
+    from msgbus.drivers.kombu.channels import Consumer
+    from msgbus.drivers.kombu.link import Connection, Link
     from msgbus.url import TransportHost, TransportURL
 
 LOG = get_logger(__name__)
@@ -145,7 +145,7 @@ class KombuDriver(Driver):
 
     def __init__(self, conf: cfg.ConfigOpts, url: TransportURL) -> None:
         import_library("kombu", "kombu")
-        from msgbus.drivers import kombu_topology as topology
+        from msgbus.drivers.kombu import topology
 
         self._options = options = read_driver_options(conf, *self.options(), url)
         self._url = url
@@ -166,17 +166,17 @@ class KombuDriver(Driver):
 
     def _start_clean(self) -> None:
         # All of them now: reading a module takes a file descriptor, and later there may be none.
-        from msgbus.drivers import kombu_channels, kombu_link, kombu_loop, kombu_publisher, kombu_questions
+        from msgbus.drivers.kombu import channels, link, loop, publisher, questions
 
         self._timer = Timer("msgbus-kombu-timer")
-        self._loop = loop = kombu_loop.Loop("msgbus-kombu")
+        self._loop = io = loop.Loop("msgbus-kombu")
         self._opening = threading.Lock()
-        self._new_consumer = kombu_channels.Consumer
+        self._new_consumer = channels.Consumer
         self._inboxes: list[Consumer] = []
         self._subscriptions: list[Consumer] = []
         self._leaving: list[Consumer] = []
-        self._publish_link = kombu_link.Link(
-            loop,
+        self._publish_link = link.Link(
+            io,
             self._timer,
             len(self._hosts),
             "publishing",
@@ -187,13 +187,13 @@ class KombuDriver(Driver):
             on_blocked=lambda reason: self._publisher.hold() if reason else self._publisher.release(),
             on_tick=self._on_publish_tick,
         )
-        self._inspections = kombu_questions.Inspections(self._publish_link, self._timer, self._name)
+        self._inspections = questions.Inspections(self._publish_link, self._timer, self._name)
         routes = lru_cache(10_000)(self._topology.route)
-        self._publisher = kombu_publisher.Publisher(
+        self._publisher = publisher.Publisher(
             self._publish_link, self._timer, routes, self._name, self._trouble, self._publishing
         )
-        self._consume_link = kombu_link.Link(
-            loop,
+        self._consume_link = link.Link(
+            io,
             self._timer,
             len(self._hosts),
             "consuming",
@@ -355,7 +355,7 @@ class KombuDriver(Driver):
 
     def _look_at(self, consumers: Sequence[Consumer], link: Link, now: float) -> None:
         """Leave a node that does not answer to declarations: it may be cut off from the others of its cluster."""
-        from msgbus.drivers.kombu_link import STALLED
+        from msgbus.drivers.kombu.link import STALLED
 
         for consumer in consumers:
             consumer.on_tick(now)
@@ -484,7 +484,7 @@ class KombuDriver(Driver):
             wait([ended], self.close_timeout)
         self._timer.close()
         self._loop.close()
-        from msgbus.drivers.kombu_questions import fail
+        from msgbus.drivers.kombu.questions import fail
 
         error = CallCancelled(f"the connection to {self._name()} was closed")
         for found in list(self._inspections.unfinished):

@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from msgbus.drivers import kombu_frames as frames
-from msgbus.drivers import kombu_questions as questions
 from msgbus.drivers.base import Address
-from msgbus.drivers.kombu_link import Link
-from msgbus.drivers.kombu_outgoing import Outgoing
-from msgbus.drivers.kombu_questions import Answer, Question, explain, fail
-from msgbus.drivers.kombu_topology import Queue, Route
+from msgbus.drivers.kombu import frames, questions
+from msgbus.drivers.kombu.link import Link
+from msgbus.drivers.kombu.outgoing import Outgoing
+from msgbus.drivers.kombu.questions import Answer, Question, explain, fail
+from msgbus.drivers.kombu.topology import Queue, Route
 from msgbus.exceptions import MessageUndeliverable, MessagingException, TransportBlocked, TransportUnavailable
 from msgbus.timer import Timer
 

@@ -1,4 +1,4 @@
-"""The kombu driver's one I/O thread. What it calls are the connections, `msgbus.drivers.kombu_link`."""
+"""The kombu driver's one I/O thread. What it calls are the connections, `msgbus.drivers.kombu.link`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from msgbus.drivers import descriptors
+from msgbus.drivers.toolkit import descriptors
 from msgbus.exceptions import TransportUnavailable
 from msgbus.foreign import get_logger
 
 if TYPE_CHECKING:
-    from msgbus.drivers.kombu_link import Link
+    from msgbus.drivers.kombu.link import Link
 
 LOG = get_logger(__name__)
 

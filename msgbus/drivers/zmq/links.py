@@ -22,11 +22,11 @@ from typing import Any
 
 import zmq
 
-from msgbus.drivers import descriptors
-from msgbus.drivers import zmq_frames as frames
-from msgbus.drivers.loop import DOZE, Loop, Rest
-from msgbus.drivers.zmq_gate import Gate, why
-from msgbus.drivers.zmq_link import RECEIPTS, Link, LinkListener, LinkSettings, Peer, leave_out_what_is_known
+from msgbus.drivers.toolkit import descriptors
+from msgbus.drivers.toolkit.loop import DOZE, Loop, Rest
+from msgbus.drivers.zmq import frames
+from msgbus.drivers.zmq.gate import Gate, why
+from msgbus.drivers.zmq.link import RECEIPTS, Link, LinkListener, LinkSettings, Peer, leave_out_what_is_known
 from msgbus.exceptions import TransportUnavailable
 from msgbus.foreign import get_logger
 
@@ -35,7 +35,7 @@ LOG = get_logger(__name__)
 BATCH = 256 * 1024
 """Bytes of records that are joined to one frame."""
 HIGH_WATER = 10_000
-"""Frames in one direction of a connection. The windows of the sender are reached long before; see `zmq_sender`."""
+"""Frames in one direction of a connection. The windows of the sender are reached long before; see `zmq/sender.py`."""
 FULL_RETRY = 0.01
 """Seconds until a frame that libzmq did not take is tried again."""
 BACKOFF_MIN, BACKOFF_MAX = 0.05, 2.0

@@ -9,12 +9,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 
-from msgbus.drivers import kombu_frames as frames
-from msgbus.drivers import kombu_questions as questions
 from msgbus.drivers.base import Address, Delivery, Message, OnDelivery
-from msgbus.drivers.kombu_link import Channel, Link
-from msgbus.drivers.kombu_questions import Answer, Question, explain, fail, finish, may_heal
-from msgbus.drivers.kombu_topology import Queue, Topology
+from msgbus.drivers.kombu import frames, questions
+from msgbus.drivers.kombu.link import Channel, Link
+from msgbus.drivers.kombu.questions import Answer, Question, explain, fail, finish, may_heal
+from msgbus.drivers.kombu.topology import Queue, Topology
 from msgbus.exceptions import MessagingException, TransportUnavailable
 from msgbus.foreign import get_logger
 from msgbus.timer import Timer

@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
-from msgbus.drivers import descriptors
-from msgbus.drivers.zmq_matchmaker import Entry, Matchmaker
+from msgbus.drivers.toolkit import descriptors
+from msgbus.drivers.zmq.matchmakers.base import Entry, Matchmaker
 from msgbus.exceptions import ConfigurationError, TransportUnavailable
 from msgbus.foreign import get_logger
 

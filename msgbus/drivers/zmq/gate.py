@@ -13,8 +13,8 @@ from typing import Any
 import zmq
 from zmq.auth import Authenticator
 
-from msgbus.drivers.loop import Loop
-from msgbus.drivers.zmq_security import ZAP_DOMAIN, Security
+from msgbus.drivers.toolkit.loop import Loop
+from msgbus.drivers.zmq.security import ZAP_DOMAIN, Security
 from msgbus.foreign import get_logger
 
 LOG = get_logger(__name__)

@@ -1,12 +1,12 @@
-"""What a connection between two nodes is, for those who use one; `msgbus.drivers.zmq_links` makes them."""
+"""What a connection between two nodes is, for those who use one; `msgbus.drivers.zmq.links` makes them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from msgbus.drivers import zmq_frames as frames
-from msgbus.drivers.zmq_security import Security
+from msgbus.drivers.zmq import frames
+from msgbus.drivers.zmq.security import Security
 
 RECEIPTS = (
     frames.TAKEN,

@@ -15,7 +15,7 @@ from concurrent.futures import Future, InvalidStateError
 from enum import Enum
 from typing import Any
 
-from msgbus.drivers import descriptors
+from msgbus.drivers.toolkit import descriptors
 from msgbus.exceptions import MessagingException, TransportUnavailable
 from msgbus.foreign import get_logger
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from proton import Message, ProtonException
 
-from msgbus.drivers.qpid_engine import (
+from msgbus.drivers.qpid.engine import (
     ACCEPTED,
     REJECTED,
     Condition,

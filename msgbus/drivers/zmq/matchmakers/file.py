@@ -28,10 +28,10 @@ from typing import Any
 
 import msgspec
 
-from msgbus.drivers import descriptors
 from msgbus.drivers.base import Address
-from msgbus.drivers.loop import Loop
-from msgbus.drivers.zmq_matchmaker import Entry, Matchmaker, Service
+from msgbus.drivers.toolkit import descriptors
+from msgbus.drivers.toolkit.loop import Loop
+from msgbus.drivers.zmq.matchmakers.base import Entry, Matchmaker, Service
 from msgbus.exceptions import ConfigurationError, InvalidTarget
 from msgbus.foreign import get_logger
 from msgbus.target import Target

@@ -10,11 +10,10 @@ from concurrent.futures import Future, InvalidStateError
 from functools import lru_cache
 from typing import Any
 
-from msgbus.drivers import qpid_topology as topology
 from msgbus.drivers.base import Address, Message, Sent
-from msgbus.drivers.loop import Loop
-from msgbus.drivers.qpid_codec import MAX_TTL, encode_message, encode_string, encode_symbol
-from msgbus.drivers.qpid_engine import (
+from msgbus.drivers.qpid import topology
+from msgbus.drivers.qpid.codec import MAX_TTL, encode_message, encode_string, encode_symbol
+from msgbus.drivers.qpid.engine import (
     ACCEPTED,
     REJECTED,
     Condition,
@@ -26,6 +25,7 @@ from msgbus.drivers.qpid_engine import (
     settle,
     was_settled,
 )
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import (
     MessageDeliveryFailure,
     MessageTooLarge,

@@ -32,9 +32,9 @@ from typing import Any
 import msgspec
 
 from msgbus.drivers.base import import_library
-from msgbus.drivers.loop import Loop
-from msgbus.drivers.zmq_local import ENTRY_MAX, LocalMatchmaker, prepare
-from msgbus.drivers.zmq_matchmaker import Entry, Matchmaker
+from msgbus.drivers.toolkit.loop import Loop
+from msgbus.drivers.zmq.matchmakers.base import Entry, Matchmaker
+from msgbus.drivers.zmq.matchmakers.local import ENTRY_MAX, LocalMatchmaker, prepare
 from msgbus.exceptions import ConfigurationError
 from msgbus.foreign import get_logger
 

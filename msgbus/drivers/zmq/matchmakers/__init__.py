@@ -1,0 +1,1 @@
+"""How ZeroMQ nodes find each other: by files of this host, by a file that somebody wrote, or by Redis."""
