@@ -478,7 +478,7 @@ class Processor:
             if self._ticking:
                 return
             self._ticking = True
-        self._transport.timer.call_later(TICK, self._tick)
+        self._transport.loop.call_later(TICK, self._tick)
 
     # Casts
 
@@ -519,7 +519,7 @@ class Processor:
         if self._stopping:  # Looked at last: what was held before, `stop` has found.
             self._end_hold(work)
         else:
-            self._transport.timer.call_later(delay, lambda: self._end_hold(work))
+            self._transport.loop.call_later(delay, lambda: self._end_hold(work))
 
     def _end_hold(self, work: Work) -> None:
         try:

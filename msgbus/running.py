@@ -30,7 +30,7 @@ CONFIRMED_AFTER = 1.0
 
 
 class Running:
-    """Answers one request. Thread-safe: the endpoint's thread, the timer and the inbox use it.
+    """Answers one request. Thread-safe: the endpoint's thread, the loop and the inbox use it.
 
     Attributes:
         request: what is run.

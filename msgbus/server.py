@@ -176,7 +176,7 @@ class RPCServer:
                     transport.option("executor_thread_pool_size"),
                     self._processor.process,
                     f"msgbus-{self.target.topic}",
-                    transport.timer.call_later,
+                    transport.loop.call_later,
                 )
                 # The deliveries hold a thread each; the executor may queue those for which there is none.
                 self._subscription = transport.driver.subscribe(

@@ -125,7 +125,7 @@ class _StreamEnd:
         self._content_type = content_type
         self._closed = False
         self._last_keepalive = time.monotonic()
-        transport.timer.call_later(DROP_CHECK, self._tick)
+        transport.loop.call_later(DROP_CHECK, self._tick)
 
     def tell(self, kind: ControlKind) -> None:
         """Send a control frame, if it is known where to."""
@@ -144,7 +144,7 @@ class _StreamEnd:
         if now - self._last_keepalive >= KEEPALIVE and not self._pending.ended:
             self._last_keepalive = now
             self.tell("keepalive")
-        self._transport.timer.call_later(DROP_CHECK, self._tick)
+        self._transport.loop.call_later(DROP_CHECK, self._tick)
 
     def close(self) -> None:
         """Tell the server to stop. Idempotent."""
@@ -161,7 +161,7 @@ class _StreamEnd:
         self._cancel()
         if pending.server_inbox is None:
             left = pending.deadline - time.monotonic()
-            transport.timer.call_later(max(left, 0.0) + LOST_AFTER, lambda: transport.router.discard(pending))
+            transport.loop.call_later(max(left, 0.0) + LOST_AFTER, lambda: transport.router.discard(pending))
 
     def _cancel(self) -> None:
         if self._pending.server_inbox is not None:

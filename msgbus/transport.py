@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from msgbus.closing import open_drivers
 from msgbus.drivers.base import CONTRACT, Address, Capability, Delivery, Depth, Driver, Inbox, Message, Sent
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import (
     CallCancelled,
     ConfigurationError,
@@ -31,7 +32,6 @@ from msgbus.message import Control, Reply, call_ids_in, decode_inbox_frame, enco
 from msgbus.patched import check_unpatched
 from msgbus.replies import LOST_AFTER, REPEAT_AFTER, ReplyRouter
 from msgbus.target import Target
-from msgbus.timer import Timer
 from msgbus.url import TransportURL
 from msgbus.window import SendWindow
 
@@ -137,10 +137,11 @@ def get_rpc_transport(
     parsed = url if isinstance(url, TransportURL) else TransportURL.parse(conf, url)
     options.check_core_options(conf)
     cls = load_driver_class(parsed.transport)
-    driver = cls(conf, parsed)
+    loop = Loop(f"msgbus-{parsed.transport}")
+    driver = cls(conf, parsed, loop)
     warn_of_misspelt(conf, cls.options()[0])
     warn_of_unread(conf, *cls.options(), by_default=url is None and not options.says_where(conf))
-    return Transport(conf, parsed, driver, allowed_remote_exmods)
+    return Transport(conf, parsed, driver, loop, allowed_remote_exmods)
 
 
 class Transport:
@@ -156,7 +157,7 @@ class Transport:
         driver: what moves the bytes.
         router: the calls that wait for replies.
         running: the requests that this process runs, by call id.
-        timer: runs what is due later.
+        loop: runs what is due later, and what the driver reads and writes.
         window: bounds the unfinished requests.
         lossy: the option ``rpc_json_lossy``.
         closed: `cleanup` has been called.
@@ -167,11 +168,13 @@ class Transport:
         conf: cfg.ConfigOpts,
         url: TransportURL,
         driver: Driver,
+        loop: Loop,
         allowed_remote_exmods: Sequence[str] | None = None,
     ) -> None:
         self.conf = conf
         self.url = url
         self.driver = driver
+        self.loop = loop
         self.allowed_remote_exmods = frozenset(allowed_remote_exmods or ())
         self.closed = False
         self._options: dict[str, tuple[Any, Any]] = {}  # by name: the value as it stands, and as it was read
@@ -190,7 +193,6 @@ class Transport:
         """Have nothing but the driver. Also in a forked child, where the parent's threads and their locks are not."""
         self.router = ReplyRouter()
         self.running: dict[str, ControlHandler] = {}
-        self.timer = Timer("msgbus-timer")
         self.window = SendWindow(self.option("rpc_send_window"))
         self._repeats: dict[_Repeat, None] = {}  # those that wait for their next try
         self._inbox_name: str | None = None
@@ -201,7 +203,7 @@ class Transport:
         self._watch_lock = threading.Lock()
         self._used = False
         if not self.closed:
-            self._finalizer = open_drivers.add(self, self.driver, self.timer.close)
+            self._finalizer = open_drivers.add(self, self.driver, self.loop.close)
 
     def option(self, name: str) -> Any:
         """The value of one of the core's options, as it is now.
@@ -280,12 +282,12 @@ class Transport:
         """Look every now and then; `known` is since when the connection was up at the last look."""
         up_since = self.driver.up_since
         if up_since is not None and up_since != known:
-            self.timer.call_later(self.repeat_after, self.router.wake_all)
+            self.loop.call_later(self.repeat_after, self.router.wake_all)
         with self._watch_lock:
             # Looked at under the lock: a call that is added from now on finds that nobody watches.
             self._watching = len(self.router) > 0
         if self._watching:
-            self.timer.call_later(CONNECTION_CHECK, lambda: self._check_connection(up_since))
+            self.loop.call_later(CONNECTION_CHECK, lambda: self._check_connection(up_since))
 
     def _note_first_connection(self) -> float | None:
         if self._first_up is None:
@@ -439,8 +441,8 @@ class Transport:
             self.driver.close()
         finally:
             open_drivers.discard(self.driver)
-        self.timer.close()
-        for repeat in list(self._repeats):  # They would have been tried again by the timer.
+        self.loop.close()
+        for repeat in list(self._repeats):  # The loop would have tried them again.
             repeat.give_up(error)
 
     def _on_delivery(self, delivery: Delivery) -> None:
@@ -579,7 +581,7 @@ class _Repeat:
     def _wait(self, delay: float, error: BaseException) -> None:
         self._transport._repeats[self] = None
         try:
-            self._transport.timer.call_later(delay, self._send_again)
+            self._transport.loop.call_later(delay, self._send_again)
         except TransportUnavailable:  # There can be no thread any more: the interpreter is ending.
             self.give_up(self._explain(error))
         if self._transport.closed:  # Looked at last: what closes it from now on finds this try.
@@ -612,7 +614,7 @@ class _Repeat:
         return error
 
     def _send_again(self) -> None:
-        # None while it still waits. Taking it out is a single step: the timer and `give_up` never both act.
+        # None while it still waits. Taking it out is a single step: the loop and `give_up` never both act.
         if self._transport._repeats.pop(self, self) is not None:
             return  # It was given up.
         if self._wanted is not None and not self._wanted():

@@ -65,7 +65,7 @@ def test_default_state_is_the_class() -> None:
         state = Driver.state
 
     transport = new_transport()
-    assert Silent(transport.conf, TransportURL("fake")).state == "Silent"
+    assert Silent(transport.conf, TransportURL("fake"), transport.loop).state == "Silent"
     transport.cleanup()
 
 
@@ -77,6 +77,6 @@ def test_a_driver_has_to_do_all_of_it() -> None:
             pass
 
     with pytest.raises(TypeError):
-        Half(None, None)  # type: ignore[abstract, arg-type]  # this is what must not work
+        Half(None, None, None)  # type: ignore[abstract, arg-type]  # this is what must not work
     with pytest.raises(NotImplementedError):
         Driver.options()

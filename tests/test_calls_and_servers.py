@@ -243,7 +243,7 @@ def test_an_answered_request_is_not_sent_again(play: Play, monkeypatch: pytest.M
     play.first.answer(play.requests[0])
     assert task.result() == "h1"
     later = threading.Event()
-    play.transport.timer.call_later(1.0, later.set)  # It is due after the next try would be.
+    play.transport.loop.call_later(1.0, later.set)  # It is due after the next try would be.
     assert later.wait(PATIENCE)
     assert len(play.requests) == 1
 

@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.executor import EAGER, Executor
-from msgbus.timer import Timer
 from tests.support import PATIENCE
 
 
 @pytest.fixture
-def timer() -> Iterator[Timer]:
-    """A timer, closed in the end."""
-    timer = Timer("test")
-    yield timer
-    timer.close()
+def loop() -> Iterator[Loop]:
+    """A loop, closed in the end."""
+    loop = Loop("test")
+    yield loop
+    loop.close()
 
 
 class Later:
@@ -66,10 +66,10 @@ def test_starts_no_thread_before_there_is_work(request: pytest.FixtureRequest) -
     assert executor.close(None) == 0
 
 
-def test_runs_every_item_once(timer: Timer) -> None:
+def test_runs_every_item_once(loop: Loop) -> None:
     """What is submitted runs, each item once, and has run when `close` returns."""
     ran: list[int] = []
-    executor = Executor[int](4, ran.append, "run", timer.call_later)
+    executor = Executor[int](4, ran.append, "run", loop.call_later)
     for item in range(1000):
         executor.submit(item)
     assert executor.close(PATIENCE) == 0
@@ -145,11 +145,11 @@ def test_items_that_wait_for_stuck_ones_get_threads_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_never_more_threads_than_its_size(size: int, request: pytest.FixtureRequest, timer: Timer) -> None:
+def test_never_more_threads_than_its_size(size: int, request: pytest.FixtureRequest, loop: Loop) -> None:
     """However much is submitted, no more items run at the same time than the size says."""
     name = f"{request.node.originalname}{size}"
     held = Held()
-    executor = Executor[int](size, held, name, timer.call_later)
+    executor = Executor[int](size, held, name, loop.call_later)
     for item in range(100):
         executor.submit(item)
     held.wait_for(size)
@@ -273,11 +273,11 @@ def test_lets_go_of_an_item_when_it_is_done() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 16])
-def test_nothing_is_left_lying_under_stress(size: int, timer: Timer) -> None:
+def test_nothing_is_left_lying_under_stress(size: int, loop: Loop) -> None:
     """Thousands of items from several threads, in bursts with pauses between them, all run: no wake-up is lost."""
     submitters, bursts, burst = 4, 40, 15
     ran = threading.Semaphore(0)
-    executor = Executor[int](size, lambda _item: ran.release(), "stress", timer.call_later)
+    executor = Executor[int](size, lambda _item: ran.release(), "stress", loop.call_later)
     together = threading.Barrier(submitters, timeout=PATIENCE)
 
     def submit() -> None:
@@ -310,18 +310,18 @@ def test_nothing_is_left_lying_under_stress(size: int, timer: Timer) -> None:
     assert not ran.acquire(timeout=0)
 
 
-def test_close_under_stress_runs_all_that_was_submitted(timer: Timer) -> None:
+def test_close_under_stress_runs_all_that_was_submitted(loop: Loop) -> None:
     """However the end coincides with threads that become idle, what was submitted before `close` has run after it."""
     for _ in range(200):
         ran: list[int] = []
-        executor = Executor[int](3, ran.append, "end", timer.call_later)
+        executor = Executor[int](3, ran.append, "end", loop.call_later)
         for item in range(10):
             executor.submit(item)
         assert executor.close(PATIENCE) == 0
         assert sorted(ran) == list(range(10))
 
 
-def test_no_thread_for_a_moment_costs_no_item(timer: Timer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_thread_for_a_moment_costs_no_item(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the operating system gives no thread, what was submitted is run once it does."""
     start = threading.Thread.start
     refused: list[threading.Thread] = []
@@ -335,7 +335,7 @@ def test_no_thread_for_a_moment_costs_no_item(timer: Timer, monkeypatch: pytest.
     monkeypatch.setattr("msgbus.executor.START_AGAIN", 0.01)
     monkeypatch.setattr(threading.Thread, "start", refuse)
     ran = threading.Semaphore(0)
-    executor: Executor[int] = Executor(2, lambda _item: ran.release(), "scarce", timer.call_later)
+    executor: Executor[int] = Executor(2, lambda _item: ran.release(), "scarce", loop.call_later)
     for item in range(5):
         executor.submit(item)
     for _ in range(5):
@@ -345,8 +345,8 @@ def test_no_thread_for_a_moment_costs_no_item(timer: Timer, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("error", [SystemExit(), KeyboardInterrupt(), GeneratorExit()])
-def test_no_item_costs_a_thread(timer: Timer, error: BaseException) -> None:
-    """Whatever an item raises, its thread goes on, and so does the timer's."""
+def test_no_item_costs_a_thread(loop: Loop, error: BaseException) -> None:
+    """Whatever an item raises, its thread goes on, and so does the loop's."""
 
     class Hostile(BaseException):
         def __str__(self) -> str:
@@ -357,10 +357,10 @@ def test_no_item_costs_a_thread(timer: Timer, error: BaseException) -> None:
     def fail(_item: object) -> None:
         raise Hostile
 
-    executor: Executor[int] = Executor(1, fail, "hardy", timer.call_later)
+    executor: Executor[int] = Executor(1, fail, "hardy", loop.call_later)
     for item in range(3):
         executor.submit(item)
     assert executor.close(PATIENCE) == 0
-    timer.call_later(0, lambda: fail(None))
-    timer.call_later(0, done.set)
+    loop.call_later(0, lambda: fail(None))
+    loop.call_later(0, done.set)
     assert done.wait(PATIENCE)

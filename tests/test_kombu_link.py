@@ -12,8 +12,7 @@ import pytest
 
 from msgbus.conformance.waiting import until
 from msgbus.drivers.kombu.link import Link
-from msgbus.drivers.kombu.loop import Loop
-from msgbus.timer import Timer
+from msgbus.drivers.toolkit.loop import Loop
 
 
 class Peer:
@@ -63,7 +62,7 @@ def peer() -> Iterator[Peer]:
 
 def test_connection_that_breaks_while_it_comes_back_comes_back(peer: Peer) -> None:
     """One that is broken again before anybody has looked at it is opened anew, too."""
-    loop, timer = Loop("loop"), Timer("timer")
+    loop = Loop("loop")
 
     def nothing(*_: object) -> None:
         pass
@@ -71,7 +70,7 @@ def test_connection_that_breaks_while_it_comes_back_comes_back(peer: Peer) -> No
     def describe(error: BaseException, _attempt: int) -> tuple[str, bool]:
         return str(error), False
 
-    link = Link(loop, timer, 1, "test", peer.connect, describe, nothing, nothing, nothing, nothing)
+    link = Link(loop, 1, "test", peer.connect, describe, nothing, nothing, nothing, nothing)
     try:
         link.open()
         until(lambda: link.up, "the first connection")
@@ -83,4 +82,3 @@ def test_connection_that_breaks_while_it_comes_back_comes_back(peer: Peer) -> No
         assert closing
         until(lambda: not link.up, "the end of the connection")
         loop.close()
-        timer.close()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from msgbus.drivers.toolkit.loop import Loop, Rest
+from msgbus.drivers.toolkit.loop import FOREVER, LINGER, Loop
 from tests.support import PATIENCE
 
 
@@ -51,10 +53,10 @@ def test_what_is_last_comes_after_all_else(loop: Loop) -> None:
     order: list[str] = []
     done = threading.Event()
 
-    def before_sleep(_over: bool) -> Rest:
+    def before_sleep(_over: bool) -> float:
         if order and order[-1] != "last":
             order.append("sent")
-        return Rest.SLEEP
+        return FOREVER
 
     def both() -> None:
         loop.before_sleep = before_sleep
@@ -108,14 +110,14 @@ def test_it_watches_descriptors(loop: Loop) -> None:
     os.close(read)
 
 
-def test_a_doze_ends_with_sending_what_was_held_back(loop: Loop) -> None:
+def test_lingering_ends_with_sending_what_was_held_back(loop: Loop) -> None:
     """Where something waits for more to travel with, the thread looks again a moment later by itself."""
     over = threading.Event()
 
-    def before_sleep(is_over: bool) -> Rest:
+    def before_sleep(is_over: bool) -> float:
         if is_over:
             over.set()
-        return Rest.SLEEP if over.is_set() else Rest.DOZE
+        return FOREVER if over.is_set() else LINGER
 
     loop.before_sleep = before_sleep
     loop.call(lambda: None)
@@ -163,3 +165,99 @@ def test_many_threads_may_hand_it_things(loop: Loop) -> None:
     loop.call(done.set)
     assert done.wait(PATIENCE)
     assert len(ran) == len(set(ran)) == 4000
+
+
+def running() -> int:
+    """How many threads the tests' loops have."""
+    return sum(thread.name == "test-loop" for thread in threading.enumerate())
+
+
+def test_it_has_no_thread_before_it_is_asked_for_something(loop: Loop) -> None:
+    """A loop that nothing is asked of costs no thread; however much is asked of it, it has one."""
+    assert running() == 0
+    for _ in range(5):
+        loop.call_later(3600, lambda: None)
+    assert running() == 1
+
+
+def test_what_is_due_runs_in_the_order_of_their_times(loop: Loop) -> None:
+    """What is due first runs first, whatever was asked for first; of equal times, what was asked for first."""
+    ran: list[str] = []
+    done, all_there = threading.Event(), threading.Event()
+    loop.call_later(0, lambda: all_there.wait(PATIENCE))  # so that all of them are due when the first one runs
+    loop.call_later(0.003, done.set)
+    loop.call_later(0.002, lambda: ran.append("last"))
+    loop.call_later(0.001, lambda: ran.append("second"))
+    for name in "abc":
+        loop.call_later(-1, lambda name=name: ran.append(name))
+    all_there.set()
+    assert done.wait(PATIENCE)
+    assert ran == ["a", "b", "c", "second", "last"]
+
+
+def test_what_is_due_earlier_overtakes(loop: Loop) -> None:
+    """A thread that waits for something far away is woken for what is due before."""
+    done = threading.Event()
+    loop.call_later(3600, lambda: None)
+    loop.call_later(0, done.set)
+    assert done.wait(PATIENCE)
+
+
+def test_a_due_function_that_fails_does_not_stop_it(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
+    """An exception of one function is logged, and the next one runs."""
+    done = threading.Event()
+    loop.call_later(0, lambda: 1 / 0)
+    loop.call_later(0, done.set)
+    assert done.wait(PATIENCE)
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_function_may_ask_for_the_next_one(loop: Loop) -> None:
+    """A function that it runs may have another one run later."""
+    done = threading.Event()
+    loop.call_later(0, lambda: loop.call_later(0, done.set))
+    assert done.wait(PATIENCE)
+
+
+def test_lets_go_of_what_it_has_run(loop: Loop) -> None:
+    """What a function refers to does not live on until the next one is due."""
+
+    class Thing:
+        def method(self) -> None:
+            pass
+
+    gone = threading.Event()
+    thing = Thing()
+    weakref.finalize(thing, gone.set)
+    loop.call_later(0, thing.method)
+    del thing
+    gc.collect()
+    assert gone.wait(PATIENCE)
+
+
+def test_close_forgets_what_is_due_and_ends_the_thread() -> None:
+    """After `close` nothing runs any more, the thread is gone, and what is asked for is forgotten."""
+    loop = Loop("test-loop")
+    ran: list[int] = []
+    loop.call_later(3600, lambda: ran.append(1))
+    loop.close()
+    assert running() == 0
+    loop.call_later(0, lambda: ran.append(2))
+    assert running() == 0
+    loop.close()
+    assert not ran
+
+
+def test_close_from_its_own_thread() -> None:
+    """One of its functions may close it."""
+    loop = Loop("test-loop")
+    closed = threading.Event()
+
+    def close() -> None:
+        loop.close()
+        closed.set()
+
+    loop.call_later(0, close)
+    assert closed.wait(PATIENCE)
+    loop.close()
+    assert running() == 0

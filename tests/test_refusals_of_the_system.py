@@ -14,7 +14,6 @@ import pytest
 from msgbus import Target, TransportUnavailable, get_rpc_client, get_rpc_transport
 from msgbus.drivers.base import Address
 from msgbus.drivers.toolkit.loop import Loop
-from msgbus.timer import Timer
 from tests.support import PATIENCE, PROTON, new_conf
 
 TOPIC = Address("topic", "msgbus", "foo")
@@ -157,13 +156,13 @@ def test_a_loop_starts_when_there_is_a_thread_again(monkeypatch: pytest.MonkeyPa
     loop.close()
 
 
-def test_a_timer_starts_when_there_is_a_thread_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loop_starts_for_what_is_due_later_when_there_is_a_thread_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was refused is not run later; what comes later is."""
-    timer, ran = Timer("test"), threading.Event()
+    loop, ran = Loop("test"), threading.Event()
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", lambda _thread: (_ for _ in ()).throw(RuntimeError("no thread")))
         with pytest.raises(TransportUnavailable, match="no thread"):
-            timer.call_later(0, lambda: pytest.fail("it was refused"))
-    timer.call_later(0, ran.set)
+            loop.call_later(0, lambda: pytest.fail("it was refused"))
+    loop.call_later(0, ran.set)
     assert ran.wait(PATIENCE)
-    timer.close()
+    loop.close()

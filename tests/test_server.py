@@ -535,7 +535,7 @@ def test_a_cast_is_run_again_after_one_two_and_four_seconds(
     """These are the pauses between the tries of a cast that raises; from the fourth on, eight seconds."""
     monkeypatch.setattr(msgbus.processing, "RETRY_DELAYS", PAUSES)
     pauses: list[float] = []
-    call_later = transport.timer.call_later
+    call_later = transport.loop.call_later
 
     def at_once(delay: float, func: Callable[[], object]) -> None:
         if delay >= 1.0:
@@ -543,7 +543,7 @@ def test_a_cast_is_run_again_after_one_two_and_four_seconds(
             delay = 0.0
         call_later(delay, func)
 
-    monkeypatch.setattr(transport.timer, "call_later", at_once)
+    monkeypatch.setattr(transport.loop, "call_later", at_once)
     transport.conf.set_override("rpc_cast_retries", 5)
     server = new_server(transport, endpoint)
     server.start()

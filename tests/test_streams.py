@@ -421,7 +421,7 @@ def test_the_reader_shows_life(played: PlayedServer, client: RPCClient, monkeypa
     """As long as a stream is open its server is sent keepalives; after that no more."""
     monkeypatch.setattr(streams, "KEEPALIVE", 0.0)
     due: list[Callable[[], object]] = []
-    monkeypatch.setattr(played.transport.timer, "call_later", lambda _delay, func: due.append(func))
+    monkeypatch.setattr(played.transport.loop, "call_later", lambda _delay, func: due.append(func))
     stream = client.multicall({}, "count")
     due.pop()()
     assert played.kinds() == []
@@ -435,12 +435,12 @@ def test_the_reader_shows_life(played: PlayedServer, client: RPCClient, monkeypa
     assert not due
 
 
-def test_a_dropped_stream_is_not_kept_alive_by_its_timer(
+def test_a_dropped_stream_is_not_kept_alive_by_what_is_due(
     played: PlayedServer, client: RPCClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The timer does not keep a stream that nobody holds any more, and cancels it soon after it was dropped."""
+    """The loop does not keep a stream that nobody holds any more, and cancels it soon after it was dropped."""
     due: list[Callable[[], object]] = []
-    monkeypatch.setattr(played.transport.timer, "call_later", lambda _delay, func: due.append(func))
+    monkeypatch.setattr(played.transport.loop, "call_later", lambda _delay, func: due.append(func))
     stream = client.multicall({}, "count")
     played.started()
     del stream

@@ -34,6 +34,7 @@ from msgbus import (
 )
 from msgbus.drivers.base import CONTRACT, Address, Depth, Driver, Inbox, Message, OnDelivery, Sent, Subscription
 from msgbus.drivers.fake import FakeDriver, get_bus
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.message import JSON, Control, Reply, encode_control, encode_reply
 from msgbus.replies import PendingCall
 from msgbus.transport import Transport, installed_drivers, load_driver_class, wait_for
@@ -225,7 +226,7 @@ class ScriptedInbox(Inbox):
 class ScriptedDriver(Driver):
     """A driver that keeps what is sent, and whose outcomes a test decides on."""
 
-    def __init__(self, conf: cfg.ConfigOpts, url: TransportURL) -> None:
+    def __init__(self) -> None:
         self.sent: list[tuple[Address, Message, bool, Future[Sent]]] = []
         self.outcomes: list[Exception | None] = []
         self.come = threading.Semaphore(0)
@@ -258,8 +259,8 @@ class ScriptedDriver(Driver):
 def scripted() -> tuple[Transport, ScriptedDriver]:
     """A transport over a driver that does what the test says."""
     conf = new_conf()
-    driver = ScriptedDriver(conf, TransportURL("scripted"))
-    return Transport(conf, TransportURL("scripted"), driver), driver
+    driver = ScriptedDriver()
+    return Transport(conf, TransportURL("scripted"), driver, Loop("test")), driver
 
 
 def test_inbox_is_opened_once(scripted: tuple[Transport, ScriptedDriver]) -> None:

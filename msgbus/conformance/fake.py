@@ -15,7 +15,7 @@ class FakeHarness(Harness):
     def __init__(self) -> None:
         self._bus = get_bus(self.url)
         self._bus.join(self)  # As a transport would: what a check leaves on the bus does not go with its last driver.
-        self._bus._timer.call_later(0, lambda: None)  # Its thread lives as long as the bus, which is this harness's.
+        self._bus._loop.call_later(0, lambda: None)  # Its thread lives as long as the bus, which is this harness's.
 
     def stop(self) -> None:
         """Be away."""

@@ -1,4 +1,4 @@
-"""The driver contract, version 1.0: what a driver of msgbus is and what it promises.
+"""The driver contract, version 2.0: what a driver of msgbus is and what it promises.
 
 A driver moves bytes between addresses, and nothing else. Requests and replies, deadlines, repeats, remote errors,
 streams and dead letters live in the core: a reply is an ordinary `Driver.send` to an ordinary address. To write a
@@ -47,9 +47,10 @@ from msgbus.exceptions import CapabilityMissing, DriverLoadFailure
 if TYPE_CHECKING:
     from oslo_config import cfg
 
+    from msgbus.drivers.toolkit.loop import Loop
     from msgbus.url import TransportURL
 
-CONTRACT = (1, 0)
+CONTRACT = (2, 0)
 
 PUBLIC: dict[str, tuple[str, ...]] = {
     "msgbus.drivers.base": (
@@ -86,6 +87,8 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     "msgbus.forking": ("call_in_child",),
     "msgbus.options": ("connection_opts", "hosts_of", "read_driver_options"),
     "msgbus.url": ("TransportHost", "TransportURL"),
+    "msgbus.drivers.toolkit.futures": ("done", "fail", "fail_inherited", "failed", "finish"),
+    "msgbus.drivers.toolkit.loop": ("FOREVER", "LINGER", "Loop"),
     # for its tests
     "msgbus.conformance": ("Harness",),
     "msgbus.conformance.suite": ("Conformance",),
@@ -309,8 +312,11 @@ class Driver(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def __init__(self, conf: cfg.ConfigOpts, url: TransportURL) -> None:
+    def __init__(self, conf: cfg.ConfigOpts, url: TransportURL, loop: Loop) -> None:
         """Keep what is needed to connect. No I/O, no thread.
+
+        `loop` is the transport's own: what the driver reads, writes, waits for and is to do later goes through it. The
+        core closes it after the driver. In a forked child it starts clean before anything of the driver's is called.
 
         Raises:
             InvalidTransportURL: the URL lacks or has what this driver cannot do with.

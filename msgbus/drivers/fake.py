@@ -22,8 +22,8 @@ import uuid
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
 
 from oslo_config import cfg
 
@@ -39,10 +39,11 @@ from msgbus.drivers.base import (
     Sent,
     Subscription,
 )
+from msgbus.drivers.toolkit.futures import done, fail, fail_inherited
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import CallCancelled, MessageTooLarge, MessageUndeliverable, TransportUnavailable
 from msgbus.forking import call_in_child
 from msgbus.options import read_driver_options
-from msgbus.timer import Timer
 
 if TYPE_CHECKING:
     from msgbus.url import TransportURL
@@ -175,6 +176,7 @@ class Bus:
     """
 
     def __init__(self) -> None:
+        self._loop = Loop("msgbus-fake")  # The message system's own.
         self._start_clean()
         call_in_child(self._forget)
 
@@ -187,7 +189,6 @@ class Bus:
         self._up = True
         self._paused = False
         self._waiting: deque[tuple[Callable[[], None], Future[Sent]]] = deque()
-        self._timer = Timer("msgbus-fake")
         self._users: weakref.WeakSet[object] = weakref.WeakSet()
 
     # The knobs of tests
@@ -257,8 +258,8 @@ class Bus:
             if self._users:
                 return
             self._queues.clear()
-            timer, self._timer = self._timer, Timer("msgbus-fake")
-        timer.close()
+            loop, self._loop = self._loop, Loop("msgbus-fake")
+        loop.close()
 
     def send(self, address: Address, message: Message, mandatory: bool, sent: Future[Sent]) -> None:
         if self._errors:
@@ -276,7 +277,7 @@ class Bus:
         else:
             items = [_Item(message) for _ in queues]
             if self.delay:
-                self._timer.call_later(self.delay, lambda: self._put(queues, items))
+                self._loop.call_later(self.delay, lambda: self._put(queues, items))
             else:
                 self._put(queues, items)
         sent.set_result(Sent(len(queues)))
@@ -301,7 +302,7 @@ class Bus:
             what = "said nothing" if hangs else "was away"
             text = f"the fake message system {what} for {patience:g} s: {address}"
             error = TransportUnavailable(text, maybe_delivered=hangs)
-            self._timer.call_later(patience, lambda: fail(sent, error))
+            self._loop.call_later(patience, lambda: fail(sent, error))
 
     def _route(self, address: Address) -> list[_Queue]:
         with self._lock:
@@ -403,15 +404,7 @@ class Bus:
         self._start_clean()
         self._users.update(users)
         for _, sent in waiting:
-            fail(sent, CallCancelled("the process forked: the message was left to the parent"))
-
-
-def fail(future: Future[Any], error: Exception) -> None:
-    """Fail a future that may be done already."""
-    try:
-        future.set_exception(error)
-    except InvalidStateError:
-        pass
+            fail_inherited(sent)
 
 
 class _FakeSubscription(Subscription):
@@ -425,20 +418,20 @@ class _FakeSubscription(Subscription):
     ) -> None:
         self._bus = bus
         self._on_close = on_close
-        self.ready = _done()
+        self.ready = done()
         reader = _Reader(on_delivery)
         self._consumers = [bus.attach(address, reader, prefetch) for address in addresses]
 
     def stop(self) -> Future[None]:
         for consumer in self._consumers:
             self._bus.detach(consumer, give_back=False)
-        return _done()
+        return done()
 
     def close(self) -> Future[None]:
         for consumer in self._consumers:
             self._bus.detach(consumer, give_back=True)
         self._on_close(self)
-        return _done()
+        return done()
 
 
 class _FakeInbox(Inbox):
@@ -446,17 +439,11 @@ class _FakeInbox(Inbox):
         self._bus = bus
         self.address = Address("inbox", name=uuid.uuid4().hex)
         self._consumer = bus.attach(self.address, _Reader(on_delivery), _forever, auto_accept=True)
-        self.ready = _done()
+        self.ready = done()
 
     def close(self) -> Future[None]:
         self._bus.detach(self._consumer, give_back=True)
-        return _done()
-
-
-def _done() -> Future[None]:
-    future: Future[None] = Future()
-    future.set_result(None)
-    return future
+        return done()
 
 
 class FakeDriver(Driver):
@@ -480,7 +467,7 @@ class FakeDriver(Driver):
             cfg.IntOpt("max_message_size", default=16 * 1024 * 1024, min=1, help="The largest message, in bytes."),
         ]
 
-    def __init__(self, conf: cfg.ConfigOpts, url: TransportURL) -> None:
+    def __init__(self, conf: cfg.ConfigOpts, url: TransportURL, _loop: Loop) -> None:
         self._options = read_driver_options(conf, *self.options(), url)
         self._bus = get_bus(url)
         self._url = url

@@ -50,7 +50,7 @@ class PoolConsumer:
             transport.option("executor_thread_pool_size"),
             self._run,
             f"msgbus-{address.topic}",
-            transport.timer.call_later,
+            transport.loop.call_later,
         )
 
     def start(self, timeout: float | None = None) -> None:
@@ -108,7 +108,7 @@ class PoolConsumer:
         except BaseException:  # sys.exit() too: the message has to be settled
             if not self._ack_on_error:
                 LOG.exception("message %s to %s raised, and comes again", message.id, delivery.address)
-                self._transport.timer.call_later(AGAIN_AFTER, lambda: self._again(delivery))
+                self._transport.loop.call_later(AGAIN_AFTER, lambda: self._again(delivery))
                 return
             LOG.exception("message %s to %s raised, and is dropped", message.id, delivery.address)
         delivery.accept()

@@ -14,6 +14,7 @@ import msgspec
 from msgbus.drivers import fake
 from msgbus.drivers.base import Address, Capability, Depth, Message, Sent
 from msgbus.drivers.fake import Bus, FakeDriver
+from msgbus.drivers.toolkit.futures import done
 from msgbus.exceptions import TransportUnavailable
 from tests.mutants.tools import Mutants, collector, spoil
 
@@ -137,9 +138,9 @@ def is_ready_too_early() -> None:
     """A subscription is ready a moment before it works."""
 
     def init(_: Any, self: Any, bus: Any, addresses: Any, on_delivery: Any, prefetch: int) -> None:
-        self._bus, self._consumers, self.ready = bus, [], fake._done()
+        self._bus, self._consumers, self.ready = bus, [], done()
         reader = fake._Reader(on_delivery)
-        bus._timer.call_later(
+        bus._loop.call_later(
             0.1, lambda: self._consumers.extend(bus.attach(address, reader, prefetch) for address in addresses)
         )
 
@@ -278,7 +279,7 @@ def shares_prefetch_between_addresses() -> None:
 @caught_by("after_stop_nothing_is_handed_over")
 def goes_on_after_stop() -> None:
     """`stop` changes nothing."""
-    spoil(fake._FakeSubscription, "stop", lambda stop, self: fake._done())
+    spoil(fake._FakeSubscription, "stop", lambda stop, self: done())
 
 
 @caught_by("a_wait_that_is_too_long_ends", "sends_wait_while_it_is_away")
@@ -702,7 +703,7 @@ def retries_by_itself() -> None:
                 old(bus, address, message, mandatory, Future())
 
         if bus._paused:
-            bus._timer.call_later(5.0, again)
+            bus._loop.call_later(5.0, again)
         old(bus, address, message, mandatory, sent)
 
     spoil(Bus, "_wait_for_start", wait)

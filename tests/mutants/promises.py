@@ -12,6 +12,7 @@ import msgspec
 from msgbus.drivers import fake
 from msgbus.drivers.base import Address, Message, Sent
 from msgbus.drivers.fake import Bus, FakeDriver
+from msgbus.drivers.toolkit.futures import fail
 from msgbus.exceptions import TransportUnavailable
 from tests.mutants.tools import Mutants, collector, spoil
 
@@ -32,7 +33,7 @@ def sends_late_what_has_failed() -> None:
         old(bus, address, msgspec.structs.replace(message, ttl=None, wait=None), mandatory, hidden)
         if message.patience is not None:
             error = TransportUnavailable("a buffer has it", maybe_delivered=False)
-            bus._timer.call_later(message.patience, lambda: fake.fail(sent, error))
+            bus._loop.call_later(message.patience, lambda: fail(sent, error))
 
     spoil(Bus, "_wait_for_start", wait)
 

@@ -11,6 +11,7 @@ from typing import Any
 from msgbus.drivers import fake
 from msgbus.drivers.base import Address, Message
 from msgbus.drivers.fake import Bus
+from msgbus.drivers.toolkit.futures import done
 from tests.mutants.tools import Mutants, collector, replace
 
 TEN: Mutants = {}
@@ -66,7 +67,7 @@ def loses_order() -> None:
                     if first is None:
                         held[queue] = item
                 if first is None:
-                    bus._timer.call_later(0.002, functools.partial(let_go, bus, queue, item))
+                    bus._loop.call_later(0.002, functools.partial(let_go, bus, queue, item))
                 else:
                     put(bus, [queue], [item])
                     put(bus, [queue], [first])
@@ -105,7 +106,7 @@ def forgets_fanout_for_the_second_subscriber() -> None:
 @caught_by("a_closed_inbox_is_gone", "a_driver_leaves_nothing_behind")
 def leaks_inboxes() -> None:
     """An inbox that is closed stays on the message system."""
-    fake._FakeInbox.close = lambda self: fake._done()  # type: ignore[method-assign]
+    fake._FakeInbox.close = lambda self: done()  # type: ignore[method-assign]
 
 
 @caught_by("what_has_expired_is_not_delivered", "a_ttl_counts_seconds")

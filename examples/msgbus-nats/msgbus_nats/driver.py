@@ -28,6 +28,7 @@ from msgbus.drivers.base import (
     Sent,
     Subscription,
 )
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import (
     CallCancelled,
     MessageTooLarge,
@@ -77,7 +78,7 @@ class _Send:
 class NatsDriver(Driver):
     """See the contract, `msgbus.drivers.base`."""
 
-    contract = (1, 0)
+    contract = (2, 0)
     capabilities = frozenset(
         {
             Capability.STORE,
@@ -104,7 +105,7 @@ class NatsDriver(Driver):
             *where,
         ]
 
-    def __init__(self, conf: cfg.ConfigOpts, url: TransportURL) -> None:
+    def __init__(self, conf: cfg.ConfigOpts, url: TransportURL, _loop: Loop) -> None:
         options = read_driver_options(conf, *self.options(), url)
         self._hosts = hosts_of(options, url)
         self.ack_wait: float = options.ack_wait

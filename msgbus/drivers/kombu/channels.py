@@ -12,11 +12,11 @@ from functools import partial
 from msgbus.drivers.base import Address, Delivery, Message, OnDelivery
 from msgbus.drivers.kombu import frames, questions
 from msgbus.drivers.kombu.link import Channel, Link
-from msgbus.drivers.kombu.questions import Answer, Question, explain, fail, finish, may_heal
+from msgbus.drivers.kombu.questions import Answer, Question, explain, may_heal
 from msgbus.drivers.kombu.topology import Queue, Topology
+from msgbus.drivers.toolkit.futures import fail, finish
 from msgbus.exceptions import MessagingException, TransportUnavailable
 from msgbus.foreign import get_logger
-from msgbus.timer import Timer
 
 LOG = get_logger(__name__)
 
@@ -134,7 +134,7 @@ class _Source:
         gone: done when it is closed.
     """
 
-    def __init__(self, consumer: Consumer, link: Link, timer: Timer, address: Address, queue: Queue) -> None:
+    def __init__(self, consumer: Consumer, link: Link, address: Address, queue: Queue) -> None:
         self.address = address
         self.queue = queue
         self.counts = queue.is_quorum
@@ -145,7 +145,6 @@ class _Source:
         self.gone: Future[None] = Future()
         self._consumer = consumer
         self._link = link
-        self._timer = timer
         self._epoch: _Epoch | None = None
         self._delay = RETRY_FIRST
         self._refusal: str | None = None
@@ -214,7 +213,7 @@ class _Source:
         LOG.log(level, "%s: %s; next try in %g s", self.address, reason, self._delay)
         self.closed(epoch)
         self._refusal = reason
-        self._timer.call_later(self._delay, self._link.on_loop(self.start))
+        self._link.loop.call_later(self._delay, self.start)
         self._delay = min(2 * self._delay, RETRY_MAX)
 
     def bind_again(self) -> None:
@@ -223,7 +222,7 @@ class _Source:
         if self.consuming and queue.key is not None:
             ask = partial(questions.look_and_bind, queue=queue)
             on_answer = partial(self._on_bound, self._epoch)
-            Question(self._link, self._timer, ask, frames.QUEUE_BIND_OK, on_answer, BIND_TIMEOUT).start()
+            Question(self._link, ask, frames.QUEUE_BIND_OK, on_answer, BIND_TIMEOUT).start()
 
     def _on_bound(self, epoch: _Epoch | None, answer: Answer) -> None:
         if answer.code == questions.SILENT and self._epoch is epoch and self.queue.is_quorum:
@@ -282,7 +281,6 @@ class Consumer:
     def __init__(
         self,
         link: Link,
-        timer: Timer,
         topology: Topology,
         name: Callable[[], str],
         addresses: Sequence[Address],
@@ -308,7 +306,7 @@ class Consumer:
         self._on_ready = on_ready
         self._uncancelled: set[_Source] | None = None
         self._bound_at = time.monotonic()
-        self._sources = [_Source(self, link, timer, at, topology.queue(at, unique)) for at in self.addresses]
+        self._sources = [_Source(self, link, at, topology.queue(at, unique)) for at in self.addresses]
 
     # On the loop's thread
 

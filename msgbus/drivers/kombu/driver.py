@@ -34,6 +34,8 @@ from msgbus.drivers.base import (
     import_library,
 )
 from msgbus.drivers.toolkit import descriptors
+from msgbus.drivers.toolkit.futures import fail, fail_inherited, finish
+from msgbus.drivers.toolkit.loop import FOREVER, Loop
 from msgbus.exceptions import (
     CallCancelled,
     MessageTooLarge,
@@ -43,7 +45,6 @@ from msgbus.exceptions import (
 from msgbus.foreign import get_logger
 from msgbus.forking import call_in_child
 from msgbus.options import check_tls_files, connection_opts, hosts_of, read_driver_options
-from msgbus.timer import Timer
 
 if TYPE_CHECKING:
     from msgbus.drivers.kombu.channels import Consumer
@@ -143,7 +144,7 @@ class KombuDriver(Driver):
     def options(cls) -> tuple[str, Sequence[cfg.Opt]]:
         return "msgbus_kombu", OPTIONS
 
-    def __init__(self, conf: cfg.ConfigOpts, url: TransportURL) -> None:
+    def __init__(self, conf: cfg.ConfigOpts, url: TransportURL, loop: Loop) -> None:
         import_library("kombu", "kombu")
         from msgbus.drivers.kombu import topology
 
@@ -160,24 +161,22 @@ class KombuDriver(Driver):
         oslo = options.topology == "oslo"
         self._topology: topology.Topology = topology.OsloTopology(native) if oslo else native
         self.capabilities = _capabilities(oslo=oslo, quorum=options.quorum_queues, hosts=len(self._hosts))
+        self._loop = loop
         self._closed = False
         self._start_clean()
         call_in_child(self._abandon)
 
     def _start_clean(self) -> None:
         # All of them now: reading a module takes a file descriptor, and later there may be none.
-        from msgbus.drivers.kombu import channels, link, loop, publisher, questions
+        from msgbus.drivers.kombu import channels, link, publisher, questions
 
-        self._timer = Timer("msgbus-kombu-timer")
-        self._loop = io = loop.Loop("msgbus-kombu")
         self._opening = threading.Lock()
         self._new_consumer = channels.Consumer
         self._inboxes: list[Consumer] = []
         self._subscriptions: list[Consumer] = []
         self._leaving: list[Consumer] = []
         self._publish_link = link.Link(
-            io,
-            self._timer,
+            self._loop,
             len(self._hosts),
             "publishing",
             self._connect,
@@ -187,14 +186,11 @@ class KombuDriver(Driver):
             on_blocked=lambda reason: self._publisher.hold() if reason else self._publisher.release(),
             on_tick=self._on_publish_tick,
         )
-        self._inspections = questions.Inspections(self._publish_link, self._timer, self._name)
+        self._inspections = questions.Inspections(self._publish_link, self._name)
         routes = lru_cache(10_000)(self._topology.route)
-        self._publisher = publisher.Publisher(
-            self._publish_link, self._timer, routes, self._name, self._trouble, self._publishing
-        )
+        self._publisher = publisher.Publisher(self._publish_link, routes, self._name, self._trouble, self._publishing)
         self._consume_link = link.Link(
-            io,
-            self._timer,
+            self._loop,
             len(self._hosts),
             "consuming",
             self._connect,
@@ -204,6 +200,13 @@ class KombuDriver(Driver):
             on_blocked=lambda _reason: None,
             on_tick=self._on_consume_tick,
         )
+        self._loop.before_sleep = self._before_sleep
+        self._loop.has_more = lambda: self._publish_link.has_more or self._consume_link.has_more
+
+    def _before_sleep(self, _over: bool) -> float:
+        self._publish_link.send_all()
+        self._consume_link.send_all()
+        return FOREVER
 
     # Connecting
 
@@ -407,7 +410,6 @@ class KombuDriver(Driver):
         link, siblings = (self._consume_link, self._subscriptions) if prefetch else (self._publish_link, self._inboxes)
         consumer = self._new_consumer(
             link,
-            self._timer,
             self._topology,
             self._name,
             addresses,
@@ -450,7 +452,7 @@ class KombuDriver(Driver):
             if link.up or link.error is not None or time.monotonic() > end:
                 self._inspections.start(queue, found)
             else:
-                self._timer.call_later(0.02, link.on_loop(start))  # The first connection is being opened.
+                self._loop.call_later(0.02, start)  # The first connection is being opened.
 
         try:
             self._loop.call(start)
@@ -465,32 +467,29 @@ class KombuDriver(Driver):
             self._closed = True
         self._never_ready((*self._inboxes, *self._subscriptions))
         deadline = time.monotonic() + self.close_timeout
-        wait(self._publisher.unfinished(), self.close_timeout)
+        self._wait(self._publisher.unfinished(), self.close_timeout)
         gone = [self._begin_close(consumer) for consumer in (*self._inboxes, *self._subscriptions)]
-        wait(gone, max(deadline - time.monotonic(), CLOSE_TIMEOUT_MIN))
-        self._publisher.close(CallCancelled(f"the connection to {self._name()} was closed"))
-        ended: Future[None] = Future()
-
-        def end() -> None:
-            self._publish_link.close()
-            self._consume_link.close()
-            ended.set_result(None)
-
-        try:
-            self._loop.call(end)
-        except MessagingException as exc:
-            LOG.debug("there is nothing to be closed: %s", exc)
-        else:
-            wait([ended], self.close_timeout)
-        self._timer.close()
-        self._loop.close()
-        from msgbus.drivers.kombu.questions import fail
-
+        self._wait(gone, max(deadline - time.monotonic(), CLOSE_TIMEOUT_MIN))
         error = CallCancelled(f"the connection to {self._name()} was closed")
+        self._publisher.close(error)
+        if self._loop.started:
+            ended: Future[None] = Future()
+            self._loop.call_for(ended, self._end, ended)
+            self._wait([ended], self.close_timeout)
         for found in list(self._inspections.unfinished):
             fail(found, error)
         for consumer in self._leaving:
             consumer.refuse(error)
+
+    def _wait(self, futures: Sequence[Future[Any]], seconds: float) -> None:
+        """Wait, except on the loop's own thread, which has to go on for any of them to be done."""
+        if not self._loop.is_here:
+            wait(futures, seconds)
+
+    def _end(self, ended: Future[None]) -> None:
+        self._publish_link.close()
+        self._consume_link.close()
+        finish(ended)
 
     def _never_ready(self, consumers: Sequence[Consumer]) -> None:
         """Tell those who wait for these that it is over. Any thread."""
@@ -521,10 +520,9 @@ class KombuDriver(Driver):
         unfinished += [consumer.ready for consumer in consumers]
         for link in (self._publish_link, self._consume_link):
             link.abandon()
-        self._loop.abandon()
         self._start_clean()
         for sent in unfinished:
-            _fail_after_fork(sent)
+            fail_inherited(sent)
 
 
 def _capabilities(*, oslo: bool, quorum: bool, hosts: int) -> frozenset[Capability]:
@@ -564,10 +562,3 @@ class _KombuInbox(Inbox):
 
     def close(self) -> Future[None]:
         return self._driver._begin_close(self._consumer)
-
-
-def _fail_after_fork(sent: Future[Any]) -> None:
-    """Fail a future that the child inherited. A thread of the parent's may hold its lock, and does not exist here."""
-    sent._condition = threading.Condition()
-    if not sent.done():
-        sent.set_exception(CallCancelled("the process forked: the message was left to the parent"))

@@ -1,8 +1,8 @@
 """One connection of the kombu driver: opened by kombu and py-amqp, then written and read here.
 
-The I/O thread (`msgbus.drivers.kombu.loop`) reads, and never blocks on a connection. Any thread may write: a thread
-that wants to write appends to a list, and whoever holds the write lock sends all that has gathered, so that a busy
-connection makes few system calls.
+The transport's loop reads, and never blocks on a connection. Any thread may write: a thread that wants to write appends
+to a list, and whoever holds the write lock sends all that has gathered, so that a busy connection makes few system
+calls.
 
 Opening a connection does block (names are looked up, TLS and the log-in go back and forth), so it has a short-lived
 thread of its own.
@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import os
 import random
-import select
 import socket
 import ssl
 import struct
@@ -23,10 +22,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from msgbus.drivers.kombu import frames
-from msgbus.drivers.kombu.loop import Loop
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import TransportUnavailable
 from msgbus.foreign import get_logger
-from msgbus.timer import Timer
 
 LOG = get_logger(__name__)
 
@@ -36,6 +34,8 @@ STALLED = 5.0
 """Seconds for which RabbitMQ may confirm nothing, or not declare a queue, before the next host is tried."""
 MAX_CHANNELS = 2000
 """Channels of one connection at the most; RabbitMQ's own limit is 2047 by default."""
+TICK = 1.0
+"""Seconds between two looks at heartbeats and at messages that were never confirmed."""
 BACKOFF_MAX = 5.0
 """Seconds between two tries to connect, at the most."""
 
@@ -109,7 +109,6 @@ class Link:
     def __init__(
         self,
         loop: Loop,
-        timer: Timer,
         hosts: int,
         purpose: str,
         connect: Callable[[int, str], Connection],
@@ -122,8 +121,7 @@ class Link:
         """Make a link that is not opened yet.
 
         Args:
-            loop: the thread that reads and writes.
-            timer: what comes later.
+            loop: whose thread reads, and writes what no other thread does.
             hosts: how many there are: so many tries have to fail for good before hope is given up.
             purpose: what it is for, in a word.
             connect: opens a connection for that, at the n-th try; it may block.
@@ -139,8 +137,7 @@ class Link:
         self.blocked: str | None = None
         self.error: TransportUnavailable | None = None
         self.frame_max = 131072
-        self._loop = loop
-        self._timer = timer
+        self.loop = loop
         self._hosts = hosts
         self._hopeless = 0
         self._causes: dict[int, str] = {}  # by host: why it could not be reached since the last one that was
@@ -181,13 +178,12 @@ class Link:
         Raises:
             TransportUnavailable: the I/O thread cannot be started.
         """
-        self._loop.start()
         with self._writing:
             if self._opening or self.up or self._closed:
                 return
             self._opening = True
         try:
-            self._timer.call_later(0, self._start_connecting)
+            self.loop.call(self._start_connecting)
         except TransportUnavailable:
             self._opening = False
             raise
@@ -207,7 +203,7 @@ class Link:
         except Exception as exc:
             self._failed(exc, attempt)
             return
-        if self._closed or not self._loop.call(lambda: self._opened(connection)):
+        if self._closed or not self.loop.call(self._opened, connection):
             connection.transport.close()  # It came too late.
 
     def _failed(self, exc: Exception, attempt: int) -> None:
@@ -220,8 +216,8 @@ class Link:
         level = logging.WARNING if attempt < self._hosts else logging.DEBUG
         LOG.log(level, "the %s connection cannot be made: %s; next try in %.1f s", self._purpose, text, delay)
         if self._hopeless >= self._hosts and not self.generation:
-            self._loop.call(self._give_up)
-        self._timer.call_later(delay, self._start_connecting)
+            self.loop.call(self._give_up)
+        self.loop.call_later(delay, self._start_connecting)
 
     def _why(self, error: BaseException) -> str:
         """In words, what happened to the connection that is or was up."""
@@ -258,7 +254,8 @@ class Link:
         self.generation += 1
         self.up_since = time.monotonic()
         self.up = True
-        self._loop.watch(self._fd, self)
+        self.loop.watch(self._fd, self._on_event)
+        self.loop.call_later(TICK, self._tick, self.generation)
         self._on_up()
 
     def _fall(self, reason: str, next_try: int = 0) -> None:
@@ -279,7 +276,7 @@ class Link:
             channel.on_down(error)
         self._on_down(error)
         # All clients of a broker lose it at the same moment; they need not all come back at the same one.
-        self._timer.call_later(random.uniform(0.0, 0.5), self._start_connecting)
+        self.loop.call_later(random.uniform(0.0, 0.5), self._start_connecting)
 
     def move(self, reason: str) -> None:
         """Give up a connection that lives but does not do what it should, for that to the next host.
@@ -292,7 +289,7 @@ class Link:
 
     def _let_go(self) -> None:
         self.up = False
-        self._loop.unwatch(self._fd)
+        self.loop.unwatch(self._fd)
         with self._writing:
             if self._socket is not None:
                 self._socket.close()
@@ -327,7 +324,7 @@ class Link:
 
     def flush(self) -> None:
         """Have what has gathered written: by the loop if it is awake, else by this thread."""
-        if not self._loop.busy:
+        if not self.loop.awake:
             self.send_all()
 
     def send_all(self) -> None:
@@ -354,15 +351,27 @@ class Link:
         except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
             sent = 0
         except OSError as exc:
-            reason = exc
-            self._loop.call(lambda: self._fall(self._why(reason)))
+            self.loop.call(self._on_send_failed, exc, self.generation)
             self._rest = data
             return
         if sent < len(data):
             self._rest = data[sent:]
-            fd = self._fd
-            self._loop.call(lambda: self._loop.watch(fd, self, write=True) if self._fd == fd and self.up else None)
+            self.loop.call(self._watch, self.generation)
         self._last_write = time.monotonic()
+
+    def _on_send_failed(self, exc: OSError, generation: int) -> None:
+        if generation == self.generation:
+            self._fall(self._why(exc))
+
+    def _watch(self, generation: int) -> None:
+        """Go on writing when the socket takes more."""
+        if generation == self.generation and self.up:
+            self.loop.watch(self._fd, self._on_event, write=True)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something was appended that nobody writes, and that the socket would take."""
+        return bool(self._out) and not self._rest and self.up
 
     def _go_on_writing(self) -> None:
         with self._writing:
@@ -371,20 +380,19 @@ class Link:
                 self._send(data)
             if self._rest:
                 return
-        self._loop.watch(self._fd, self)
+        self.loop.watch(self._fd, self._on_event)
         self.send_all()
 
     # Reading
 
-    def on_event(self, event: int) -> None:
+    def _on_event(self) -> None:
         """The socket can be read or written."""
-        if event & select.EPOLLOUT:
+        if self._rest:
             self._go_on_writing()
-        if event & ~select.EPOLLOUT:
-            try:
-                self._read()
-            except Broken as exc:
-                self._fall(str(exc))
+        try:
+            self._read()
+        except Broken as exc:
+            self._fall(str(exc))
 
     def _read(self) -> None:
         sock = self._socket
@@ -489,8 +497,11 @@ class Link:
             LOG.warning("RabbitMQ takes messages again")
             self._on_blocked(None)
 
-    def on_tick(self) -> None:
+    def _tick(self, generation: int) -> None:
         """Send and check heartbeats."""
+        if generation != self.generation or not self.up:
+            return
+        self.loop.call_later(TICK, self._tick, generation)
         now = time.monotonic()
         if self._heartbeat:
             if now - self._last_write >= self._heartbeat / 2:
@@ -502,10 +513,6 @@ class Link:
         self._on_tick(now)
 
     # Channels
-
-    def on_loop(self, func: Callable[[], None]) -> Callable[[], object]:
-        """A function that has `func` run on the loop's thread."""
-        return lambda: self._loop.call(func)
 
     def add(self, channel: Channel) -> None:
         """Give a channel its number. It opens the channel itself. On the loop's thread.

@@ -15,9 +15,10 @@ from msgbus.drivers.base import Address, Message, Sent
 from msgbus.drivers.kombu import frames, questions
 from msgbus.drivers.kombu.link import STALLED, Channel, Link
 from msgbus.drivers.kombu.outgoing import FOREVER, HOLD_MAX, Outgoing
-from msgbus.drivers.kombu.questions import Answer, Question, explain, fail, finish
+from msgbus.drivers.kombu.questions import Answer, Question, explain
 from msgbus.drivers.kombu.refusals import RENEW_AFTER, Refusals
 from msgbus.drivers.kombu.topology import Route
+from msgbus.drivers.toolkit.futures import fail, finish
 from msgbus.exceptions import (
     MessageDeliveryFailure,
     MessagingException,
@@ -25,7 +26,6 @@ from msgbus.exceptions import (
     TransportUnavailable,
 )
 from msgbus.foreign import get_logger
-from msgbus.timer import Timer
 
 LOG = get_logger(__name__)
 
@@ -49,7 +49,6 @@ class Publisher(Channel):
     def __init__(
         self,
         link: Link,
-        timer: Timer,
         routes: Callable[[Address], Route],
         name: Callable[[], str],
         trouble: Callable[[], str | None],
@@ -61,7 +60,6 @@ class Publisher(Channel):
         """
         self._on_open = on_open
         self._link = link
-        self._timer = timer
         self._routes = routes
         self._name = name
         self._trouble = trouble
@@ -73,7 +71,7 @@ class Publisher(Channel):
         self._declaring: dict[str, list[Outgoing]] = {}
         self._held: set[Outgoing] = set()  # RabbitMQ did not take them: to be published again in a moment
         # Why it did not take others is being found out.
-        self._refusals = Refusals(link, timer, routes, name, self._hold, self._renew)
+        self._refusals = Refusals(link, routes, name, self._hold, self._renew)
         self._next_look = FOREVER
         self._opened_at = self._progress = time.monotonic()
         self._start_clean()
@@ -185,14 +183,13 @@ class Publisher(Channel):
         self._declaring[name] = [outgoing]
         question = Question(
             self._link,
-            self._timer,
             partial(questions.declare, route=route),
             questions.last_of_declare(route),
             partial(self._on_declared, name, route),
             timeout=None,
         )
         self._watch(outgoing)
-        self._link.on_loop(question.start)()
+        self._link.loop.call(question.start)
 
     def _on_declared(self, name: str, route: Route, answer: Answer) -> None:
         """It is there, or RabbitMQ refuses it: then so are the messages that need it."""
@@ -227,7 +224,7 @@ class Publisher(Channel):
         """Have `_look_at_deadlines` called when the message's patience ends, at the latest. The lock is held."""
         if outgoing.gives_up < self._next_look:
             self._next_look = outgoing.gives_up
-            self._timer.call_later(max(0.0, outgoing.gives_up - time.monotonic()), self._look_at_deadlines)
+            self._link.loop.call_later(max(0.0, outgoing.gives_up - time.monotonic()), self._look_at_deadlines)
 
     def _look_at_deadlines(self) -> None:
         """Give up what RabbitMQ has not taken by the end of its patience: it may be frozen, or away."""
@@ -246,9 +243,9 @@ class Publisher(Channel):
             left = (*self._in_flight.values(), *self._waiting, *self._delayed())
             self._next_look = min((out.gives_up for out in left if out.gives_up > now), default=FOREVER)
             if self._next_look < FOREVER:
-                self._timer.call_later(max(0.0, self._next_look - time.monotonic()), self._look_at_deadlines)
+                self._link.loop.call_later(max(0.0, self._next_look - time.monotonic()), self._look_at_deadlines)
         if self._renewing:
-            self._link.on_loop(self._close_drained)()
+            self._link.loop.call(self._close_drained)
         for _, outgoing in in_flight:
             self._fail_unconfirmed(outgoing)
         for outgoing in waiting:
@@ -277,7 +274,7 @@ class Publisher(Channel):
                 return
             self._held.add(outgoing)
             self._watch(outgoing)
-        self._timer.call_later(outgoing.delay, self._link.on_loop(partial(self._publish_again, outgoing)))
+        self._link.loop.call_later(outgoing.delay, self._publish_again, outgoing)
         outgoing.delay = min(2 * outgoing.delay, HOLD_MAX)
 
     def _publish_again(self, outgoing: Outgoing) -> None:

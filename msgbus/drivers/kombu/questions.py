@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from msgbus.drivers.base import Depth
 from msgbus.drivers.kombu import frames
 from msgbus.drivers.kombu.link import Channel, Link
 from msgbus.drivers.kombu.topology import Exchange, Queue, Route
+from msgbus.drivers.toolkit.futures import fail, finish
 from msgbus.exceptions import MessageUndeliverable, TransportUnavailable
-from msgbus.timer import Timer
 
 NOT_FOUND = 404
 """RabbitMQ's code for a queue or exchange that does not exist, or that its node does not let anybody see."""
@@ -56,7 +56,6 @@ class Question(Channel):
     def __init__(
         self,
         link: Link,
-        timer: Timer,
         ask: Callable[[int], bytes],
         last: bytes,
         on_answer: Callable[[Answer], None],
@@ -66,14 +65,12 @@ class Question(Channel):
 
         Args:
             link: the connection.
-            timer: what comes later.
             ask: makes the frames for a channel of the number that it is given.
             last: the method that answers the last of them.
             on_answer: takes the answer.
             timeout: seconds to wait for it, or None: for as long as the connection lives.
         """
         self._link = link
-        self._timer = timer
         self._ask = ask
         self._last = last
         self._on_answer: Callable[[Answer], None] | None = on_answer
@@ -94,7 +91,7 @@ class Question(Channel):
         if self._timeout is not None:
             # The channel stays until RabbitMQ answers after all: its number cannot be used again before.
             silent = partial(self._answer, Answer(SILENT, f"no answer within {self._timeout:g} s"))
-            self._timer.call_later(self._timeout, self._link.on_loop(silent))
+            self._link.loop.call_later(self._timeout, silent)
 
     def on_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
         if ids == frames.QUEUE_DECLARE_OK:
@@ -171,9 +168,8 @@ def look_at_exchange(channel: int, exchange: Exchange) -> bytes:
 class Inspections:
     """Looks at queues for the driver's `inspect`. All who ask for one queue at the same time share the answer."""
 
-    def __init__(self, link: Link, timer: Timer, name: Callable[[], str]) -> None:
+    def __init__(self, link: Link, name: Callable[[], str]) -> None:
         self._link = link
-        self._timer = timer
         self._name = name
         self._asked: dict[str, list[Future[Depth]]] = {}
         self.unfinished: weakref.WeakSet[Future[Depth]] = weakref.WeakSet()
@@ -185,7 +181,7 @@ class Inspections:
         if len(waiting) == 1:
             ask = partial(look, queue=queue)
             done = partial(self._on_answer, queue)
-            Question(self._link, self._timer, ask, frames.QUEUE_DECLARE_OK, done).start()
+            Question(self._link, ask, frames.QUEUE_DECLARE_OK, done).start()
 
     def _on_answer(self, queue: str, answer: Answer) -> None:
         for found in self._asked.pop(queue, []):
@@ -224,19 +220,3 @@ def explain(code: int, text: str) -> str:
     if is_node_down(text):
         hint = f" - {NODE_HINT}"
     return f"{code} {text}{hint}" if code > 0 else text
-
-
-def fail(future: Future[Any], error: Exception) -> None:
-    """Fail a future that may be done already."""
-    try:
-        future.set_exception(error)
-    except InvalidStateError:
-        pass
-
-
-def finish(future: Future[Any], value: Any) -> None:
-    """Finish a future that may be done already."""
-    try:
-        future.set_result(value)
-    except InvalidStateError:
-        pass

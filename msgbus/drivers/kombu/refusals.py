@@ -11,10 +11,10 @@ from msgbus.drivers.base import Address
 from msgbus.drivers.kombu import frames, questions
 from msgbus.drivers.kombu.link import Link
 from msgbus.drivers.kombu.outgoing import Outgoing
-from msgbus.drivers.kombu.questions import Answer, Question, explain, fail
+from msgbus.drivers.kombu.questions import Answer, Question, explain
 from msgbus.drivers.kombu.topology import Queue, Route
+from msgbus.drivers.toolkit.futures import fail
 from msgbus.exceptions import MessageUndeliverable, MessagingException, TransportBlocked, TransportUnavailable
-from msgbus.timer import Timer
 
 RENEW_AFTER = 0.5
 """Seconds for which a quorum queue has to refuse a message before the channel is opened anew, and between two times."""
@@ -28,7 +28,6 @@ class Refusals:
     def __init__(
         self,
         link: Link,
-        timer: Timer,
         routes: Callable[[Address], Route],
         name: Callable[[], str],
         hold: Callable[[Outgoing, MessagingException], None],
@@ -39,7 +38,6 @@ class Refusals:
         `renew` has the publishing channel opened anew.
         """
         self._link = link
-        self._timer = timer
         self._routes = routes
         self._name = name
         self._hold = hold
@@ -71,7 +69,7 @@ class Refusals:
             waiting.append(outgoing)
             if len(waiting) > 1:
                 return
-        Question(self._link, self._timer, ask, last, partial(self._on_answer, key, on_answer)).start()
+        Question(self._link, ask, last, partial(self._on_answer, key, on_answer)).start()
 
     def _on_answer(
         self, key: tuple[str, Address], on_answer: Callable[[Outgoing, Answer], None], answer: Answer

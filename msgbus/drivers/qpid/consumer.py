@@ -19,8 +19,9 @@ from msgbus.drivers.qpid.engine import (
     settle,
     was_aborted,
 )
-from msgbus.drivers.qpid.sender import NOT_FOUND, OnDeclared, fail, finish
+from msgbus.drivers.qpid.sender import NOT_FOUND, OnDeclared
 from msgbus.drivers.qpid.topology import Source
+from msgbus.drivers.toolkit.futures import fail, finish
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import MessagingException, TransportUnavailable
 from msgbus.foreign import get_logger

@@ -34,6 +34,7 @@ from msgbus.drivers.base import (
     import_library,
 )
 from msgbus.drivers.toolkit import descriptors
+from msgbus.drivers.toolkit.futures import fail, fail_inherited, finish
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import (
     CallCancelled,
@@ -143,7 +144,7 @@ class QpidDriver(Driver):
     def options(cls) -> tuple[str, Sequence[cfg.Opt]]:
         return "msgbus_qpid", OPTIONS
 
-    def __init__(self, conf: cfg.ConfigOpts, url: TransportURL) -> None:
+    def __init__(self, conf: cfg.ConfigOpts, url: TransportURL, loop: Loop) -> None:
         import_library("proton", "qpid")
 
         self._options = options = read_driver_options(conf, *self.options(), url)
@@ -153,6 +154,7 @@ class QpidDriver(Driver):
         self._check_options()
         if not options.durable:
             self.capabilities = self.capabilities - {Capability.DURABLE}
+        self._loop = loop
         self._warned = False
         self._closed = False
         self._start_clean()
@@ -179,7 +181,6 @@ class QpidDriver(Driver):
 
         options = self._options
         self._closing = threading.Lock()
-        self._loop = loop = Loop("msgbus-qpid")
         self._inboxes: list[Consumer] = []
         self._subscriptions: list[Consumer] = []
         self._leaving: list[Consumer] = []
@@ -189,9 +190,9 @@ class QpidDriver(Driver):
         # unnoticed at the other end. So the names stay over reconnects, and are no other process's.
         container = f"{os.path.basename(sys.argv[0])}:{os.getpid()}:{uuid.uuid4().hex[:16]}"
         identity = (container, self._virtual_host or self._hosts[0].hostname or "localhost", 2.0 * options.heartbeat)
-        self._wire = Wire(loop, self, len(self._hosts), identity, options.connect_timeout)
+        self._wire = Wire(self._loop, self, len(self._hosts), identity, options.connect_timeout)
         self._sender = Sender(
-            loop,
+            self._loop,
             self._name,
             lambda: self._wire.error,
             self._declare if options.declare else None,
@@ -427,8 +428,6 @@ class QpidDriver(Driver):
         return found
 
     def _inspect(self, queue: str, found: Future[Depth], end: float) -> None:
-        from msgbus.drivers.qpid.sender import fail
-
         wire = self._wire
         wire.open()
         if wire.up and self._nodes is not None:
@@ -441,7 +440,6 @@ class QpidDriver(Driver):
     def _on_statistics(self, queue: str, found: Future[Depth], answer: Answer) -> None:
         from msgbus.drivers.qpid.management import NOT_FOUND, OK
         from msgbus.drivers.qpid.nodes import explain
-        from msgbus.drivers.qpid.sender import fail, finish
 
         if answer.status == OK and isinstance(answer.body, dict):
             finish(found, Depth(int(answer.body["consumerCount"]), int(answer.body["availableMessages"])))
@@ -456,13 +454,11 @@ class QpidDriver(Driver):
                 return
             self._closed = True
         if not self._loop.started:
-            self._loop.close()
             return
         deadline = time.monotonic() + self.close_timeout
         ended: Future[None] = Future()
         if self._loop.is_here:
             self._end(ended)
-            ended.add_done_callback(lambda _: self._loop.close())
             return
         unfinished: Future[list[Future[Any]]] = Future()
         self._loop.call_for(unfinished, self._begin_end, unfinished)
@@ -476,7 +472,6 @@ class QpidDriver(Driver):
             wait(gone.result(), max(deadline - time.monotonic(), CLOSE_TIMEOUT_MIN))
         self._loop.call_for(ended, self._end, ended)
         wait([ended], self.close_timeout)
-        self._loop.close()
 
     def _begin_end(self, unfinished: Future[list[Future[Any]]]) -> None:
         error = self._was_closed()
@@ -491,8 +486,6 @@ class QpidDriver(Driver):
         gone.set_result([consumer.gone for consumer in (*consumers, *self._leaving)])
 
     def _end(self, ended: Future[None]) -> None:
-        from msgbus.drivers.qpid.sender import fail
-
         error = self._was_closed()
         self._sender.close(error)
         self._wire.close()
@@ -524,12 +517,11 @@ class QpidDriver(Driver):
 
     def _abandon(self) -> None:
         """In a forked child: the connection is the parent's."""
-        futures = [*self._futures, *self._loop.inherited(), *self._sender.unfinished()]
+        futures = [*self._futures, *self._sender.unfinished()]
         self._wire.abandon()
-        self._loop.abandon()
         self._start_clean()
         for future in futures:
-            _fail_after_fork(future)
+            fail_inherited(future)
 
 
 class _QpidSubscription(Subscription):
@@ -572,10 +564,3 @@ def _explain(condition: str) -> tuple[str, bool]:
     if condition == "amqp:resource-limit-exceeded":
         return "the broker was silent for too long, or a limit of it is reached: see its log", False
     return "see the broker's log", False
-
-
-def _fail_after_fork(future: Future[Any]) -> None:
-    """Fail a future that the child inherited. A thread of the parent's may hold its lock, and does not exist here."""
-    future._condition = threading.Condition()
-    if not future.done():
-        future.set_exception(CallCancelled("the process forked: the message was left to the parent"))

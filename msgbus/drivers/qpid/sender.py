@@ -6,7 +6,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from functools import lru_cache
 from typing import Any
 
@@ -25,6 +25,7 @@ from msgbus.drivers.qpid.engine import (
     settle,
     was_settled,
 )
+from msgbus.drivers.toolkit.futures import fail, finish
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import (
     MessageDeliveryFailure,
@@ -54,22 +55,6 @@ LOOKS_APART = 0.01
 _FOREVER = float("inf")
 _SENT = Sent()
 _NOBODY = Sent(reached=0)
-
-
-def fail(future: Future[Any], error: Exception) -> None:
-    """Fail a future that may be done already."""
-    try:
-        future.set_exception(error)
-    except InvalidStateError:
-        pass
-
-
-def finish(future: Future[Any], value: Any) -> None:
-    """Finish a future that may be done already."""
-    try:
-        future.set_result(value)
-    except InvalidStateError:
-        pass
 
 
 class Outgoing:

@@ -16,7 +16,7 @@ import time
 from typing import Protocol
 
 from msgbus.drivers.qpid.engine import Engine, EngineError
-from msgbus.drivers.toolkit.loop import Loop
+from msgbus.drivers.toolkit.loop import FOREVER, Loop
 from msgbus.exceptions import TransportUnavailable
 from msgbus.foreign import get_logger
 
@@ -99,7 +99,7 @@ class Wire:
         self._socket: socket.socket | None = None
         self._fd = -1
         self._full = False
-        loop.before_sleep = self._before_sleep  # type: ignore[assignment]  # it needs no rest but sleep
+        loop.before_sleep = self._before_sleep
 
     # Opening
 
@@ -124,8 +124,7 @@ class Wire:
         except Exception as exc:
             self._loop.call(self._failed, exc, attempt)
             return
-        self._loop.call(self._connected, sock, attempt)
-        if self._loop.closed:
+        if not self._loop.call(self._connected, sock, attempt):
             sock.close()  # It came too late.
 
     def _failed(self, exc: Exception, attempt: int) -> None:
@@ -261,16 +260,17 @@ class Wire:
             if self.engine is not engine or not (isinstance(sock, ssl.SSLSocket) and sock.pending()):
                 return
 
-    def _before_sleep(self, _over: bool) -> None:
+    def _before_sleep(self, _over: bool) -> float:
         engine = self.engine
         if engine is None:
-            return
+            return FOREVER
         self._owner.before_write()
         try:
             engine.dispatch()
             self._write()
         except (OSError, EngineError) as exc:
             self.fall(exc)
+        return FOREVER
 
     def _write(self) -> None:
         engine, sock = self.engine, self._socket

@@ -1,8 +1,7 @@
-"""The I/O thread of a driver: it calls what has something to read, what is due, and what others hand it."""
+"""The loop of a transport: it calls what has something to read, what is due, and what other threads hand it."""
 
 from __future__ import annotations
 
-import errno
 import heapq
 import itertools
 import os
@@ -11,64 +10,90 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
-from enum import Enum
+from concurrent.futures import Future
 from typing import Any
 
 from msgbus.drivers.toolkit import descriptors
-from msgbus.exceptions import MessagingException, TransportUnavailable
+from msgbus.drivers.toolkit.futures import fail, fail_inherited
+from msgbus.exceptions import CallCancelled, MessagingException, TransportUnavailable
 from msgbus.foreign import get_logger
+from msgbus.forking import call_in_child
 
 LOG = get_logger(__name__)
 
-DOZE = 0.001
-"""Seconds for which the thread, once it has handed out work, waits for more before it goes to sleep."""
+LINGER = 0.001
+"""Seconds for which the thread, once it has handed out work, may wait for more before it goes to sleep."""
+CLOSE_TIMEOUT = 2.0
+"""Seconds for which a loop that is closed goes on while somebody still watches a descriptor: a driver is closing."""
+FOREVER = float("inf")
 
-
-class Rest(Enum):
-    """What a loop may do when all there was is done."""
-
-    NONE = 0
-    """Go on: there is more."""
-    DOZE = 1
-    """Wait for a millisecond for more: something is held back so that it can travel with that."""
-    SLEEP = 2
-
-
-_AWAKE, _DOZING, _ASLEEP = range(3)
+_AWAKE, _LINGERING, _ASLEEP = range(3)
+_Call = tuple[Callable[..., Any], tuple[Any, ...]]
+_inherited: list[Any] = []
+"""What is kept and never used: for a forked child, to let go of a library's socket may be to close the parent's."""
 
 
 class Loop:
-    """One thread, which is started by the first `call`. Nothing is opened before.
+    """One thread, which is started by the first `call` or `call_later`. Nothing is opened before.
 
     Whoever hands it something wakes it only if it sleeps, so that a busy thread is handed much at once. For what is not
-    urgent (``lazily``) it is not even woken from a doze, which lasts for a millisecond.
+    urgent (`call_lazily`) it is not even woken while it lingers, which it does for a millisecond.
+
+    In a forked child it starts clean: what was handed over is the parent's, and so are its descriptors. Futures among
+    that fail with `CallCancelled`.
 
     Attributes:
-        before_sleep: called when all there was is done, to send what has gathered; with True when a doze is over. It
-            says how the thread may rest.
+        before_sleep: called when all there was is done, to write what has gathered; with True when lingering has
+            brought nothing. It returns for how many seconds the thread may wait for more: 0, `LINGER` or `FOREVER`.
+        has_more: called right before the thread sleeps, when others know that it does: whether something was left for
+            it that nobody else will do.
         closed: the thread has ended.
         batch: grows with each batch of what was handed over: all in it was handed over before the batch began.
     """
 
+    now = staticmethod(time.monotonic)
+    """Seconds. The clock of all that is due here, and of all deadlines of messages."""
+
     def __init__(self, name: str) -> None:
         """Make a loop that does not run yet; `name` is its thread's."""
         self._name = name
-        self.before_sleep: Callable[[bool], Rest] = lambda _over: Rest.SLEEP
+        self.before_sleep: Callable[[bool], float] = lambda _over: FOREVER
+        self.has_more: Callable[[], bool] = lambda: False
+        self._start_clean()
+        call_in_child(self._forked)
+
+    def _start_clean(self) -> None:
         self._poll: Any = None
         self._wake = -1
         self._readers: dict[int, Callable[[], None]] = {}
-        self._calls: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
-        self._last: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
-        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._calls: deque[_Call] = deque()
+        self._last: deque[_Call] = deque()
+        self._due: list[tuple[float, int, Callable[..., Any], tuple[Any, ...]]] = []
         self._order = itertools.count()
         self._state = _AWAKE
-        self._starting = threading.Lock()
+        self._changing = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._closing = False
-        self._robbed = False
+        self._close_until: float | None = None
+        # Others have closed its descriptors: nothing can be read or written, and what is due goes on to be run.
+        self._lost: OSError | None = None
+        self._woken = threading.Event()
         self.closed = False
         self.batch = 0
+
+    def _forked(self) -> None:
+        """In a forked child: all of it is the parent's, whose threads may hold its lock."""
+        if self._thread is None:
+            self._changing = threading.Lock()
+            return
+        _inherited.append((self._readers, self._calls, self._last, self._due))
+        futures = [future for _, args in self._calls for future in map(_future_of, args) if future is not None]
+        if not self.closed:
+            self._let_go()
+        was_closing = self._close_until is not None
+        self._start_clean()
+        self.closed = was_closing
+        for future in futures:
+            fail_inherited(future)
 
     @property
     def is_here(self) -> bool:
@@ -80,39 +105,40 @@ class Loop:
         """Whether anything was ever asked of it."""
         return self._thread is not None
 
-    def inherited(self) -> list[Future[Any]]:
-        """In a forked child: the futures among what was handed over and not run."""
-        found = []
-        for _, args in self._calls:
-            for arg in args:
-                future = getattr(arg, "sent", arg)
-                if isinstance(future, Future):
-                    found.append(future)
-        return found
+    @property
+    def awake(self) -> bool:
+        """Whether `before_sleep` will be called before the thread sleeps."""
+        return self._state == _AWAKE
 
-    def call(self, func: Callable[..., Any], *args: Any) -> None:
-        """Run a function on the loop's thread, soon. Any thread.
+    # Any thread
+
+    def call(self, func: Callable[..., Any], *args: Any) -> bool:
+        """Run a function on the loop's thread, soon.
+
+        Returns:
+            False where the loop was closed: nothing is run.
 
         Raises:
             TransportUnavailable: the operating system gives no thread or descriptor, or has taken one away.
         """
+        if self._lost is not None:
+            raise self._explain(self._lost)
+        if self.closed:
+            return False
         if self._thread is None:
             self._start()
-        if self._robbed:
-            raise self._was_robbed(OSError(errno.EBADF, os.strerror(errno.EBADF)))
         self._calls.append((func, args))
         if self._state != _AWAKE:
             self._rouse()
+        return True
 
     def call_for(self, future: Future[Any], func: Callable[..., Any], *args: Any) -> None:
-        """As `call`, but what it raises is the outcome of `future`."""
+        """As `call`, but where the function cannot be run, `future` fails."""
         try:
-            self.call(func, *args)
+            if not self.call(func, *args):
+                fail(future, CallCancelled(f"{self._name} was closed"))
         except MessagingException as exc:
-            try:
-                future.set_exception(exc)
-            except InvalidStateError:
-                pass
+            fail(future, exc)
 
     def call_lazily(self, func: Callable[..., Any], *args: Any) -> None:
         """As `call`, a millisecond later if that saves waking the thread."""
@@ -120,8 +146,25 @@ class Loop:
         if self._state == _ASLEEP:
             self._rouse()
 
+    def call_later(self, delay: float, func: Callable[..., Any], *args: Any) -> None:
+        """Run a function on the loop's thread in so many seconds, unless the loop is closed before.
+
+        Raises:
+            TransportUnavailable: the operating system gives no thread or descriptor.
+        """
+        if self.closed:
+            return
+        if self._thread is None:
+            self._start()
+        entry = (self.now() + delay, next(self._order), func, args)
+        with self._changing:
+            heapq.heappush(self._due, entry)
+            is_next = self._due[0] is entry
+        if is_next and self._state != _AWAKE:
+            self._rouse()
+
     def _start(self) -> None:
-        with self._starting:
+        with self._changing:
             if self._thread is not None or self.closed:
                 return
             try:
@@ -139,39 +182,75 @@ class Loop:
         self._poll.register(self._wake, select.EPOLLIN)
 
     def _let_go(self) -> None:
-        if self._poll is not None:
-            self._poll.close()
-        if self._wake >= 0:
-            os.close(self._wake)
+        poll, wake = self._poll, self._wake
         self._poll, self._wake = None, -1
+        if self._lost is not None:
+            _inherited.append(poll)  # Their numbers may be somebody else's by now.
+            return
+        if poll is not None:
+            poll.close()
+        if wake >= 0:
+            os.close(wake)
 
     def _rouse(self) -> None:
-        with self._starting:
+        with self._changing:
             if self.closed:
                 return
             self._state = _AWAKE
+            if self._lost is not None:
+                self._woken.set()
+                return
             try:
                 os.eventfd_write(self._wake, 1)
             except OSError as exc:
-                self._robbed = True
-                raise self._was_robbed(exc) from exc
+                # The thread waits where nobody can wake it. Another one ends in time what can only fail now.
+                self._lost = exc
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                try:
+                    thread.start()
+                    self._thread = thread
+                except RuntimeError as no_thread:
+                    LOG.error("%s", descriptors.not_started(self._name, no_thread))
+                raise self._explain(exc) from exc
 
-    def _was_robbed(self, exc: OSError) -> TransportUnavailable:
+    def _explain(self, exc: OSError) -> TransportUnavailable:
         return TransportUnavailable(descriptors.was_robbed(self._name, exc))
 
+    def close(self) -> None:
+        """End the thread, once it has run all that it was handed, and give the descriptors back.
+
+        What is due later is not run. On the loop's own thread this returns at once, and the thread goes on for a moment
+        for a driver that is still closing.
+        """
+        with self._changing:
+            if self._close_until is None:
+                self._close_until = self.now() + CLOSE_TIMEOUT
+            thread = self._thread
+            if thread is None or self.closed:
+                self.closed = True
+                return
+        self._calls.append((_nothing, ()))
+        try:
+            self._rouse()
+        except TransportUnavailable as exc:
+            LOG.warning("%s", exc)
+            return
+        if thread is not threading.current_thread():
+            thread.join(2 * CLOSE_TIMEOUT)
+
+    # On the loop's thread
+
     def call_last(self, func: Callable[..., Any], *args: Any) -> None:
-        """Run a function when all else is done, right before the thread sleeps. On the loop's thread.
+        """Run a function when all else is done, right before the thread sleeps.
 
         That is the moment for waking other threads: they need the interpreter, which is free then.
         """
         self._last.append((func, args))
 
-    def call_later(self, delay: float, func: Callable[[], None]) -> None:
-        """Run a function in so many seconds. On the loop's thread."""
-        heapq.heappush(self._due, (time.monotonic() + delay, next(self._order), func))
-
     def watch(self, fd: int, func: Callable[[], None], *, write: bool = False) -> None:
-        """Call a function whenever `fd` can be read (or written). On the loop's thread."""
+        """Call a function whenever `fd` can be read (or written)."""
+        if self._lost is not None:
+            return
         events = select.EPOLLIN | (select.EPOLLOUT if write else 0)
         if fd in self._readers:
             self._poll.modify(fd, events)
@@ -181,60 +260,38 @@ class Loop:
 
     def unwatch(self, fd: int) -> None:
         """Undo `watch`."""
-        if self._readers.pop(fd, None) is not None:
+        if self._readers.pop(fd, None) is not None and self._lost is None:
             self._poll.unregister(fd)
 
-    def close(self) -> None:
-        """End the thread, once it has run all that it was handed, and give the descriptors back."""
-        with self._starting:
-            thread = self._thread
-            self._closing = True
-            if thread is None and not self.closed:
-                self._drop()
-        if thread is not None:
-            self._calls.append((_nothing, ()))
-            try:
-                self._rouse()
-            except TransportUnavailable as exc:
-                LOG.warning("%s", exc)
-                return
-            if thread is not threading.current_thread():
-                thread.join(5)
-
-    def abandon(self) -> None:
-        """In a forked child, which has not got the thread. One of the parent's threads may hold the lock."""
-        self._starting = threading.Lock()
-        if not self.closed:
-            self._drop()
-
-    def _drop(self) -> None:
-        self.closed = True
-        try:
-            self._let_go()
-        except OSError as exc:
-            LOG.debug("the descriptors of the I/O thread %s were closed by others: %s", self._name, exc)
-
     def _run(self) -> None:
-        try:
-            while not (self._closing and not self._calls and not self._last):
-                self._turn()
-        except OSError as exc:
-            LOG.error("%s", self._was_robbed(exc))
-            self._robbed = True
-        with self._starting:
-            self._drop()
+        with self._changing:
+            pass  # Whoever started this thread has said by now which one it is.
+        while self.is_here and not self._is_done():
+            self._turn()
+        with self._changing:
+            if self.is_here:
+                self.closed = True
+                self._due.clear()
+                self._let_go()
+
+    def _is_done(self) -> bool:
+        if self._close_until is None or self._calls or self._last:
+            return False
+        return not self._readers or self.now() >= self._close_until
 
     def _turn(self) -> None:
-        """Sleep until there is something to do, and do it."""
+        """Wait until there is something to do, and do it."""
         rest = self._guard(self.before_sleep, False)
         last = self._last
         while last:
             self._guard(*_flat(last.popleft()))  # No name of this function holds it while the thread sleeps.
-        dozing = rest is Rest.DOZE
-        self._state = _DOZING if dozing else _ASLEEP
+        lingers = rest == LINGER
+        self._state = _LINGERING if lingers else _ASLEEP
         # Looked at after the state was set: what is appended from now on wakes the thread.
-        timeout = 0.0 if self._calls or rest is Rest.NONE else self._timeout(DOZE if dozing else 3600.0)
-        events = self._poll.poll(timeout)
+        timeout = 0.0 if self._calls or not rest or self._guard(self.has_more) else self._timeout(rest)
+        events = self._wait(timeout)
+        if not self.is_here:
+            return
         self._state = _AWAKE
         for fd, _ in events:
             if fd == self._wake:
@@ -247,30 +304,57 @@ class Loop:
             for _ in range(len(calls)):
                 func, args = calls.popleft()
                 self._guard(func, *args)
-        if self._due and self._due[0][0] <= time.monotonic():
+        if self._due and self._due[0][0] <= self.now():
             self._run_due()
-        if dozing and timeout and not events:
+        if lingers and timeout and not events:
             self._guard(self.before_sleep, True)
 
-    def _timeout(self, longest: float) -> float:
-        return min(longest, max(0.0, self._due[0][0] - time.monotonic())) if self._due else longest
+    def _wait(self, timeout: float) -> list[tuple[int, int]]:
+        """Wait until something can be read or written, somebody rouses the thread, or the time is over."""
+        if self._lost is None:
+            try:
+                found: list[tuple[int, int]] = self._poll.poll(timeout)
+            except OSError as exc:
+                LOG.error("%s", self._explain(exc))
+                self._lost = exc
+            else:
+                return found
+        self._woken.wait(None if timeout < 0 else timeout)
+        self._woken.clear()
+        return []
+
+    def _timeout(self, longest: float | None) -> float:
+        """Seconds until something is due; -1 for no bound."""
+        until = [self._due[0][0]] if self._due else []
+        if self._close_until is not None:
+            until.append(self._close_until)
+        left = max(0.0, min(until) - self.now()) if until else FOREVER
+        timeout = min(FOREVER if longest is None else longest, left)
+        return timeout if timeout < threading.TIMEOUT_MAX else -1
 
     def _run_due(self) -> None:
-        now = time.monotonic()
+        now = self.now()
         while self._due and self._due[0][0] <= now:
-            self._guard(heapq.heappop(self._due)[2])
+            with self._changing:
+                _, _, func, args = heapq.heappop(self._due)
+            self._guard(func, *args)
 
     @staticmethod
     def _guard(func: Callable[..., Any], *args: Any) -> Any:
         try:
             return func(*args)
-        except Exception:
+        except BaseException:  # Without its thread nothing would be read, written or ended in time any more.
             LOG.exception("the I/O thread goes on after an error that is a fault of msgbus")
             return None
 
 
-def _flat(call: tuple[Callable[..., Any], tuple[Any, ...]]) -> tuple[Any, ...]:
+def _flat(call: _Call) -> tuple[Any, ...]:
     return (call[0], *call[1])
+
+
+def _future_of(arg: Any) -> Future[Any] | None:
+    future = getattr(arg, "sent", arg)
+    return future if isinstance(future, Future) else None
 
 
 def _nothing() -> None:

@@ -30,6 +30,7 @@ from msgbus.drivers.base import (
     Subscription,
     import_library,
 )
+from msgbus.drivers.toolkit.futures import fail, fail_inherited
 from msgbus.exceptions import (
     CallCancelled,
     CapabilityMissing,
@@ -43,6 +44,7 @@ from msgbus.options import read_driver_options, read_option
 from msgbus.url import mask
 
 if TYPE_CHECKING:
+    from msgbus.drivers.toolkit.loop import Loop
     from msgbus.drivers.zmq.matchmakers.base import Matchmaker
     from msgbus.drivers.zmq.receiver import LocalConsumer
     from msgbus.drivers.zmq.security import Security
@@ -144,7 +146,7 @@ class ZmqDriver(Driver):
     def options(cls) -> tuple[str, Sequence[cfg.Opt]]:
         return "msgbus_zmq", OPTIONS
 
-    def __init__(self, conf: cfg.ConfigOpts, url: TransportURL) -> None:
+    def __init__(self, conf: cfg.ConfigOpts, url: TransportURL, loop: Loop) -> None:
         import_library("zmq", "zmq")
         from msgbus.drivers.zmq.matchmakers import local as zmq_local
 
@@ -158,13 +160,13 @@ class ZmqDriver(Driver):
             raise InvalidTransportURL(str(url), "it names a run directory twice, as path and as run_dir")
         self._run_dir = os.path.abspath(path or options.run_dir or zmq_local.default_run_dir())
         self._exchange: str = read_option(conf, "control_exchange")
+        self._loop = loop
         self._closing = threading.Lock()
         self._closed = False
         self._start_clean()
         call_in_child(self._abandon)
 
     def _start_clean(self) -> None:
-        from msgbus.drivers.toolkit import loop
         from msgbus.drivers.zmq import link as zmq_link
         from msgbus.drivers.zmq import node as zmq_node
         from msgbus.drivers.zmq import security as zmq_security
@@ -175,7 +177,6 @@ class ZmqDriver(Driver):
         security = zmq_security.Security(
             options.key_file, options.keys_dir, options.insecure_let_anybody_send_and_read, options.listen
         )
-        self._loop = loop.Loop("msgbus-zmq")
         self._where, matchmaker = self._choose_matchmaker(security)
         self._node = zmq_node.Node(
             self._loop,
@@ -301,13 +302,11 @@ class ZmqDriver(Driver):
                 return
             self._closed = True
         if not self._loop.started:
-            self._loop.close()
             return
         done: Future[None] = Future()
         error = self._was_closed()
         if self._loop.is_here:
             self._node.leave(error, done)
-            done.add_done_callback(lambda _: self._loop.close())
             return
         unfinished: Future[list[Future[Any]]] = Future()
         self._loop.call_for(unfinished, self._node.unfinished, unfinished)
@@ -316,30 +315,21 @@ class ZmqDriver(Driver):
             wait(unfinished.result(), self.close_timeout)
         self._loop.call_for(done, self._node.leave, error, done)
         wait([done], self.close_timeout)
-        self._loop.close()
         self._cancel(error)
 
     def _cancel(self, error: Exception) -> None:
-        from msgbus.drivers.zmq.queue import fail
-
         for future in list(self._futures):
             fail(future, error)
 
     def _abandon(self) -> None:
         """In a forked child: the sockets are the parent's."""
-        from msgbus.drivers.zmq.node import after_fork
-
         futures, inherited = self._node.abandon()
-        futures += [*self._futures, *self._loop.inherited()]
-        _inherited.append((inherited, self._loop))
-        self._loop.abandon()
+        futures += self._futures
+        _inherited.append(inherited)
         self._closing = threading.Lock()
         self._start_clean()
         for future in futures:
-            # A thread of the parent's may hold its lock, and does not exist here.
-            future._condition = threading.Condition()
-            if not future.done():
-                future.set_exception(after_fork())
+            fail_inherited(future)
 
 
 _inherited: list[Any] = []

@@ -23,7 +23,7 @@ from typing import Any
 import zmq
 
 from msgbus.drivers.toolkit import descriptors
-from msgbus.drivers.toolkit.loop import DOZE, Loop, Rest
+from msgbus.drivers.toolkit.loop import FOREVER, LINGER, Loop
 from msgbus.drivers.zmq import frames
 from msgbus.drivers.zmq.gate import Gate, why
 from msgbus.drivers.zmq.link import RECEIPTS, Link, LinkListener, LinkSettings, Peer, leave_out_what_is_known
@@ -560,14 +560,14 @@ class Links:
         if not self._lazy_since:
             self._lazy_since = time.monotonic()
 
-    def flush(self, over: bool) -> Rest:
-        """Send what has gathered. What is not urgent may wait for more, unless a doze is `over`."""
+    def flush(self, over: bool) -> float:
+        """Send what has gathered. What is not urgent may wait for more, until the thread has lingered (`over`)."""
         for _ in range(ROUNDS):
             for socket in list(self._unread):
                 self._read(socket)
             while self._lost:
                 self.drop(*self._lost.pop(0))
-            over = over or (self._lazy_since > 0 and time.monotonic() - self._lazy_since >= DOZE)
+            over = over or (self._lazy_since > 0 and time.monotonic() - self._lazy_since >= LINGER)
             ready = [link for link in self._dirty if link.urgent or (over and not link.stuck)]
             for link in ready:
                 self._flush_link(link)
@@ -575,10 +575,10 @@ class Links:
             if not ready and not self._unread and not self._lost:
                 break
         else:
-            return Rest.NONE  # Others have a right to the thread too.
+            return 0.0  # Others have a right to the thread too.
         if not self._dirty:
             self._lazy_since = 0.0
-        return Rest.DOZE if self._lazy_since else Rest.SLEEP
+        return LINGER if self._lazy_since else FOREVER
 
     def _flush_link(self, link: Link) -> None:
         self._dirty.pop(link, None)

@@ -18,12 +18,13 @@ import zmq
 
 from msgbus.drivers.base import Address, Depth, OnDelivery
 from msgbus.drivers.toolkit import descriptors
-from msgbus.drivers.toolkit.loop import Loop, Rest
+from msgbus.drivers.toolkit.futures import fail, finish
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.zmq import frames
 from msgbus.drivers.zmq.link import Link, LinkSettings
 from msgbus.drivers.zmq.links import TO_OPEN, Links
 from msgbus.drivers.zmq.matchmakers.base import Directory, Entry, Matchmaker
-from msgbus.drivers.zmq.queue import FOREVER, Parcel, fail, finish
+from msgbus.drivers.zmq.queue import FOREVER, Parcel
 from msgbus.drivers.zmq.receiver import LocalConsumer, Receiver
 from msgbus.drivers.zmq.sender import Sender
 from msgbus.exceptions import CallCancelled, MessageUndeliverable, MessagingException, TransportUnavailable
@@ -457,7 +458,7 @@ class Node:
 
     # Time
 
-    def before_sleep(self, over: bool) -> Rest:
+    def before_sleep(self, over: bool) -> float:
         """What the loop does when all is done."""
         rest = self._links.flush(over)
         if not self._ticking and self._sender.waits():

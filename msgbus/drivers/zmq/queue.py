@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError
-from typing import Any
+from concurrent.futures import Future
 
 from msgbus.drivers.base import Address, Message, Sent
+from msgbus.drivers.toolkit.futures import finish
 from msgbus.drivers.zmq.frames import write_address
 from msgbus.drivers.zmq.link import Link
 from msgbus.drivers.zmq.matchmakers.base import Entry, Service
@@ -264,19 +264,3 @@ class Queue:
 
 def _number(copy: Copy) -> int:
     return copy.number
-
-
-def fail(future: Future[Any], error: Exception) -> None:
-    """Fail a future that may be done already."""
-    try:
-        future.set_exception(error)
-    except InvalidStateError:
-        pass
-
-
-def finish(future: Future[Any], value: Any) -> None:
-    """Finish a future that may be done already."""
-    try:
-        future.set_result(value)
-    except InvalidStateError:
-        pass

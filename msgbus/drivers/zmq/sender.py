@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 
 from msgbus.drivers.base import Address, Message, Sent
+from msgbus.drivers.toolkit.futures import fail
 from msgbus.drivers.zmq import frames
 from msgbus.drivers.zmq.link import Link
 from msgbus.drivers.zmq.links import Links
 from msgbus.drivers.zmq.lost import LostLinks
 from msgbus.drivers.zmq.matchmakers.base import Directory, Matchmaker
-from msgbus.drivers.zmq.queue import FOREVER, Consumer, Copy, Parcel, Queue, fail
+from msgbus.drivers.zmq.queue import FOREVER, Consumer, Copy, Parcel, Queue
 from msgbus.exceptions import (
     MessageDeliveryFailure,
     MessageTooLarge,

@@ -39,6 +39,7 @@ from msgbus.drivers.base import (
     Subscription,
     raise_missing,
 )
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import CallCancelled, MessageTooLarge, MessageUndeliverable
 from msgbus.forking import call_in_child
 from msgbus.options import read_driver_options
@@ -48,7 +49,7 @@ from msgbus.url import TransportURL
 class NewdriverDriver(Driver):
     """Every method returns at once: the work is done on the one thread of `_System`."""
 
-    contract = (1, 0)  # The version of the contract that this was written for.
+    contract = (2, 0)  # The version of the contract that this was written for.
     capabilities = frozenset({Capability.ORDERED, Capability.REQUEUE})
 
     @classmethod
@@ -57,7 +58,7 @@ class NewdriverDriver(Driver):
             cfg.IntOpt("max_message_size", default=16 * 1024 * 1024, min=1, help="The largest message, in bytes."),
         ]
 
-    def __init__(self, conf: cfg.ConfigOpts, url: TransportURL) -> None:
+    def __init__(self, conf: cfg.ConfigOpts, url: TransportURL, _loop: Loop) -> None:
         # No I/O and no thread here: the connection is opened when something first needs it.
         self._options = read_driver_options(conf, *self.options(), url)
         self._url = url
