@@ -14,7 +14,7 @@ from oslo_config import cfg
 
 import msgbus
 from msgbus.conformance.waiting import Task, until
-from msgbus.drivers.qpid import wire
+from msgbus.drivers.qpid import session
 from tests.functional.brokers.qpid import Qpid
 
 OUTAGE = 5.0
@@ -147,7 +147,7 @@ def test_a_cast_to_a_frozen_broker_fails_at_its_own_deadline(
     qpid_durable: Qpid, delivery: Any, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one that may have been delivered, however short it is; no look every now and then has to come first."""
-    monkeypatch.setattr(wire, "TICK", 3600.0)
+    monkeypatch.setattr(session, "TICK", 3600.0)
     broker, worker = qpid_durable, Worker()
     worker.gate.set()
     with contextlib.ExitStack() as stack:
@@ -160,7 +160,7 @@ def test_a_cast_to_a_frozen_broker_fails_at_its_own_deadline(
         broker.pause()
         patient = Task(client.prepare(timeout=60).cast, {}, "wait", key="patient")
         for timeout in (0.05, 0.1, 0.3, 0.7):
-            with pytest.raises(kind, match=r"did not take a message .* in time"):
+            with pytest.raises(kind, match=r"did not confirm a message .* in time"):
                 client.prepare(timeout=timeout).cast({}, "wait", key="k")
         assert not patient.done
         broker.resume()

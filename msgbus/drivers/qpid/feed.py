@@ -1,0 +1,175 @@
+"""One address of a subscription or inbox over one connection to Qpid: a link, with as much credit as its prefetch."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+from msgbus.drivers.base import Message
+from msgbus.drivers.qpid import topology
+from msgbus.drivers.qpid.codec import decode_message
+from msgbus.drivers.qpid.engine import ACCEPTED, MODIFIED, RELEASED, Condition, ReceivingLink, settle, was_aborted
+from msgbus.drivers.qpid.relay import NOT_FOUND
+from msgbus.drivers.toolkit.consuming import Feed, Outcome, Source
+from msgbus.foreign import get_logger
+
+if TYPE_CHECKING:
+    from msgbus.drivers.qpid.session import QpidSession
+
+LOG = get_logger(__name__)
+
+INBOX_CREDIT = 1000
+"""How many messages may be on their way to an inbox; each that comes makes room for another."""
+# What is dropped is accepted: Qpid would move what is rejected to a queue for dead letters, if it has one.
+_OUTCOMES = {Outcome.ACCEPT: ACCEPTED, Outcome.DROP: ACCEPTED, Outcome.REQUEUE: MODIFIED}
+
+
+class QpidFeed(ReceivingLink, Feed):
+    """See the module's text, and `Feed`."""
+
+    def __init__(self, session: QpidSession, source: Source, where: topology.Source) -> None:
+        """Make it; `start` begins."""
+        self._session = session
+        self._source = source
+        self._where = where
+        self._is_inbox = not source.prefetch
+        self._numbers = itertools.count()
+        self._open: dict[int, Any] = {}
+        self._to_grant = 0
+        self._declared = False
+        self._draining = False
+        self._closing = False
+        self._alive = True
+
+    def start(self) -> None:
+        """Declare what is needed, and attach the link."""
+        # A queue that the broker makes for the link needs an exchange, which is nearly always there.
+        if self._session.driver.declares and self._where.queue is not None:
+            self._declare()
+        else:
+            self._attach()
+
+    def _declare(self) -> None:
+        self._declared = True
+        self._session.declare_node(self._where, self._on_declared)
+
+    def _on_declared(self, refusal: str | None) -> None:
+        if not self._alive:
+            return
+        if refusal is None:
+            self._attach()
+        else:
+            self._refused(refusal)
+
+    def _attach(self) -> None:
+        if self._alive and self._session.is_open:
+            credit = self._source.prefetch or INBOX_CREDIT
+            # A name of its own over all connections: see `QpidDriver.identity`.
+            name = f"{self._source.unique}.{self._source.address}"
+            self.attach(self._session.engine, name, self._where.address, credit, settled=self._is_inbox)
+
+    def _refused(self, reason: object) -> None:
+        self._source.refused(self, f"{self._session.driver.name()} refuses {self._source.address}: {reason}")
+
+    # Any thread
+
+    def settle(self, tag: int, outcome: Outcome) -> bool:
+        if not self._alive:
+            return False
+        self._session.driver.loop.call(self._settle, tag, outcome)
+        return True
+
+    # On the loop's thread
+
+    def _settle(self, tag: int, outcome: Outcome) -> None:
+        if not self._alive or (delivery := self._open.pop(tag, None)) is None:
+            return
+        settle(delivery, _OUTCOMES[outcome], failed=outcome is Outcome.REQUEUE)
+        if not self._draining:
+            self.flow(1)
+
+    def on_attached(self) -> None:
+        self._source.active(self)
+
+    def on_delivery(self, delivery: Any) -> None:
+        if was_aborted(delivery):
+            settle(delivery)
+            self.flow(1)
+            return
+        data = self.read(delivery)
+        if data is None:
+            return
+        if self._draining:
+            settle(delivery, RELEASED)  # As if it had never come: it is not counted either.
+            return
+        number = next(self._numbers)
+        if self._is_inbox:
+            settle(delivery)
+            self._to_grant += 1
+            if self._to_grant >= INBOX_CREDIT // 2:
+                self.flow(self._to_grant)
+                self._to_grant = 0
+        else:
+            self._open[number] = delivery
+        try:
+            got = decode_message(data)
+        except ValueError as exc:
+            LOG.error("%s: a message that cannot be decoded is dropped: %s", self._source.address, exc)
+            self._settle(number, Outcome.DROP)
+            return
+        # Of a message that has come in many frames, or waits here, its time is running.
+        ttl = None if got.ttl is None else got.ttl / 1000
+        message = Message(got.body, got.content_type, got.id, ttl, got.durable)
+        self._source.deliver(self, number, message, got.delivery_count > 0, got.delivery_count)
+
+    def cancel(self) -> None:
+        """Messages that are on their way are given back."""
+        self._draining = True
+        if self.attached and self.credit > 0:
+            self.drain()
+        else:
+            self._source.cancelled(self)
+
+    def on_flow(self) -> None:
+        if self._draining and self.credit == 0:
+            self._source.cancelled(self)
+            if self._closing:
+                self._leave()
+
+    def close(self) -> None:
+        self._closing = True
+        # Nothing may be on its way over the link when it is detached: that would count as handed over.
+        if self._is_inbox or not self.attached or self.credit == 0:
+            self._leave()
+
+    def _leave(self) -> None:
+        if not self._alive:
+            return
+        was_begun = self._link is not None
+        self.end()
+        if was_begun:
+            self.detach()
+        else:
+            self._source.closed(self)
+
+    def on_detached(self, condition: Condition | None) -> None:
+        if self._closing:
+            self.end()
+            self._source.closed(self)
+            return
+        self._open.clear()
+        missing = condition is not None and condition.name == NOT_FOUND
+        if missing and self._session.driver.declares and not self._declared:
+            self._declare()
+            return
+        self.end()
+        hint = ""
+        if missing:
+            hint = "; it is to be made beforehand (option declare)"
+        elif condition is not None and condition.is_forbidden:
+            hint = "; check the user's rights to consume, and to create the queue that the broker makes for it"
+        self._refused(f"{condition or 'the link was closed'}{hint}")
+
+    def end(self) -> None:
+        self._alive = False
+        self._open.clear()

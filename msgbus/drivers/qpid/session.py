@@ -1,0 +1,198 @@
+"""One connection to Qpid: its bytes, and what the driver wants of the broker over it. On the loop's thread."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from msgbus.drivers.base import Address, Depth
+from msgbus.drivers.qpid import topology
+from msgbus.drivers.qpid.engine import Engine, EngineError
+from msgbus.drivers.qpid.feed import QpidFeed
+from msgbus.drivers.qpid.management import NOT_FOUND, OK, Answer
+from msgbus.drivers.qpid.nodes import Nodes, explain
+from msgbus.drivers.qpid.relay import Relay
+from msgbus.drivers.toolkit.broker import Line, Session
+from msgbus.drivers.toolkit.connecting import peer_of
+from msgbus.drivers.toolkit.consuming import Source
+from msgbus.drivers.toolkit.futures import fail, finish
+from msgbus.drivers.toolkit.loop import FOREVER
+from msgbus.drivers.toolkit.sending import Offer, OnDeclared, Outgoing
+from msgbus.exceptions import MessageUndeliverable, TransportUnavailable
+
+if TYPE_CHECKING:
+    from msgbus.drivers.qpid.driver import QpidDriver
+
+READ_SIZE = 1 << 16
+"""Bytes; above 128 KiB the C library would map and unmap memory for every read."""
+TICK = 1.0
+"""Seconds between two looks at heartbeats."""
+
+
+class QpidSession(Session):
+    """See the module's text.
+
+    Attributes:
+        engine: makes bytes of what is wanted, and calls the links for what has come.
+        driver: whose connection it is.
+        nodes: declares and inspects.
+    """
+
+    def __init__(self, driver: QpidDriver, line: Line, sock: socket.socket) -> None:
+        self.driver = driver
+        self.engine: Engine = Engine(*driver.identity)
+        self.nodes = Nodes(self.engine, driver.queue_limit)
+        self._line = line
+        self._loop = driver.loop
+        sock.setblocking(False)
+        self._socket: socket.socket | None = sock
+        self._fd = sock.fileno()
+        self._full = False
+        self._loop.before_sleep = self._before_sleep
+        self._loop.watch(self._fd, self._on_io)
+        self._loop.call_later(TICK, self._tick)
+        self._loop.call_later(driver.connect_timeout, self._give_up)
+        self._relay = Relay(self, self._on_relay, self.lose)
+
+    def _give_up(self) -> None:
+        if self._socket is not None and not self._line.up:
+            self.lose(TimeoutError("timed out"))
+
+    def _on_relay(self, attached: bool) -> None:
+        """Messages can be sent, for the first time on this connection or again; or they cannot any more."""
+        if attached:
+            if not self._line.up:
+                self._line.serve(peer_of(self._socket))
+            self.driver.sender.connected(self)
+        self._line.sendable(attached)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection is there."""
+        return self._socket is not None
+
+    def lose(self, reason: BaseException) -> None:
+        """The connection is of no use any more."""
+        if self._socket is not None:
+            self._line.lose(reason)
+
+    # What the driver wants
+
+    def publish(self, outgoing: Outgoing) -> Offer:
+        return self._relay.publish(outgoing)
+
+    def declare(self, address: Address, declared: OnDeclared) -> None:
+        self._relay.declare(address, declared)
+
+    def declare_node(self, source: topology.Source, declared: Callable[[str | None], None]) -> None:
+        """Make a node, and then say why it could not be made, or None."""
+        if self._socket is None:
+            declared("the connection is away")
+        else:
+            self.nodes.declare(source, declared)
+
+    def consume(self, source: Source) -> QpidFeed:
+        feed = QpidFeed(self, source, self.driver.source(source.address))
+        self._loop.call(feed.start)
+        return feed
+
+    def inspect(self, address: Address, found: Future[Depth]) -> None:
+        queue = self.driver.source(address).queue or ""
+
+        def answered(answer: Answer) -> None:
+            name = self.driver.name()
+            if answer.status == OK and isinstance(answer.body, dict):
+                finish(found, Depth(int(answer.body["consumerCount"]), int(answer.body["availableMessages"])))
+            elif answer.status == NOT_FOUND:
+                fail(found, MessageUndeliverable(f"{name} has no queue {queue}"))
+            else:
+                fail(found, TransportUnavailable(f"{name} tells nothing of {queue}: {explain(answer)}"))
+
+        self.nodes.look_at(queue, answered)
+
+    def why_blocked(self) -> str | None:
+        """Why messages wait although the relay is there, or None."""
+        return "it gives no credit" if self._relay.attached and self._relay.credit <= 0 else None
+
+    # The end
+
+    def close(self) -> None:
+        self.engine.close()
+        self._write()
+
+    def let_go(self) -> None:
+        sock, self._socket = self._socket, None
+        if sock is None:
+            return
+        self._loop.unwatch(self._fd)
+        sock.close()
+        self.engine.leave()
+        self.nodes.down(str(self._line.connector.error or "the connection is away"))
+        # Not at once: this may be one of its own callbacks.
+        self._loop.call(self.engine.free)
+
+    def abandon(self) -> None:
+        sock, self._socket = self._socket, None
+        if sock is not None:
+            os.close(sock.detach())
+
+    # Bytes
+
+    def _on_io(self) -> None:
+        if self._full:
+            self._full = False
+            self._loop.watch(self._fd, self._on_io)
+        if self._socket is None:
+            return
+        try:
+            self._read(self._socket)
+        except (OSError, EngineError) as exc:
+            self.lose(exc)
+
+    def _read(self, sock: socket.socket) -> None:
+        while True:
+            try:
+                data = sock.recv(READ_SIZE)
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return
+            if not data:
+                raise ConnectionResetError("the broker closed the connection")
+            self.engine.push(data)
+            self.engine.dispatch()
+            # TLS may hold back what it has read already, of which the loop would not hear.
+            if self._socket is None or not (isinstance(sock, ssl.SSLSocket) and sock.pending()):
+                return
+
+    def _before_sleep(self, _over: bool) -> float:
+        if self._socket is not None:
+            try:
+                self.engine.dispatch()
+                self._write()
+            except (OSError, EngineError) as exc:
+                self.lose(exc)
+        return FOREVER
+
+    def _write(self) -> None:
+        while (sock := self._socket) is not None and not self._full and (data := self.engine.pending()):
+            try:
+                sent = sock.send(data)
+            except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                sent = 0
+            self.engine.sent(sent)
+            if sent < len(data):
+                self._full = True
+                self._loop.watch(self._fd, self._on_io, write=True)
+
+    def _tick(self) -> None:
+        if self._socket is None:
+            return
+        self._loop.call_later(TICK, self._tick)
+        self.engine.tick(self._loop.now())
+        try:
+            self.engine.dispatch()
+        except EngineError as exc:
+            self.lose(exc)

@@ -1,0 +1,202 @@
+"""Opening a connection to one of several hosts, and opening it again whenever it is lost."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from typing import Any, Protocol
+
+from msgbus.drivers.toolkit.loop import Loop
+from msgbus.exceptions import TransportUnavailable
+from msgbus.foreign import get_logger
+
+LOG = get_logger(__name__)
+
+BACKOFF_FIRST, BACKOFF_MAX = 0.25, 5.0
+"""Seconds between two tries to connect: at first, and at the most. Each is shortened by chance, by up to a half."""
+COME_BACK = 0.5
+"""Seconds, at the most, before the first try after a loss. All clients of a broker lose it at the same moment; they
+need not all come back at the same one."""
+
+
+class Dialler(Protocol):
+    """What a `Connector` needs of a driver. All but `dial` is called on the loop's thread."""
+
+    def dial(self, attempt: int) -> Any:
+        """Open a connection to the host whose turn it is, log in, and return it. May block: it has a thread of its own.
+
+        Args:
+            attempt: the number of the try, from 0 on; modulo the number of hosts it says which host.
+        """
+
+    def discard(self, connection: Any) -> None:
+        """Close a connection that came too late. Any thread."""
+
+    def explain(self, error: BaseException, attempt: int) -> tuple[str, bool]:
+        """In words, what happened at that try and what to check; and whether the next try would end in the same way."""
+
+    def on_connected(self, connection: Any) -> None:
+        """There is a connection. `Connector.serve` is to be called when messages can travel over it."""
+
+    def on_up(self) -> None:
+        """Messages can travel."""
+
+    def on_lost(self, error: TransportUnavailable) -> None:
+        """The connection over which messages could travel is gone, and was let go of. It comes back by itself."""
+
+    def let_go(self) -> None:
+        """Close what is left of the connection, without a word to anybody."""
+
+    def on_permanent(self, error: TransportUnavailable) -> None:
+        """No host can be reached, for reasons that time does not mend, and none ever was: nobody need wait for it."""
+
+
+class Connector:
+    """Keeps one connection open, to whichever host can be reached.
+
+    Attributes:
+        up: messages can travel.
+        up_since: when that began, in seconds of `Loop.now`.
+        generation: how often it has been so.
+        attempt: the number of the try that opened the connection, which tells the host.
+        error: why it is not up, with the reason of each host that was tried; None before the first try has failed.
+        closed: `close` was called.
+    """
+
+    def __init__(self, loop: Loop, dialler: Dialler, hosts: int, purpose: str = "") -> None:
+        """Make one that opens nothing yet.
+
+        Args:
+            loop: the transport's.
+            dialler: opens, and is told what becomes of it.
+            hosts: how many there are.
+            purpose: what the connection is for, in a word, where there are several.
+        """
+        self.up = False
+        self.up_since = 0.0
+        self.generation = 0
+        self.attempt = 0
+        self.error: TransportUnavailable | None = None
+        self.closed = False
+        self._loop = loop
+        self._dialler = dialler
+        self._hosts = hosts
+        self._what = f"the {purpose} connection" if purpose else "the connection"
+        self._tries = 0
+        self._permanent = 0  # so many tries in a row have failed for good
+        self._causes: dict[int, str] = {}  # by host: why it could not be reached since the last one that was
+        self._opening = False
+        self._connected_now = False
+
+    def open(self) -> None:
+        """Begin to connect, unless that has been begun. Any thread.
+
+        Raises:
+            TransportUnavailable: the loop cannot be started.
+        """
+        if not (self._opening or self.up or self.closed):
+            self._loop.call(self._begin)
+
+    # On the loop's thread
+
+    def _begin(self) -> None:
+        if not (self._opening or self.up or self.closed):
+            self._opening = True
+            self._connect()
+
+    def _connect(self) -> None:
+        if self.closed:
+            return
+        attempt, self._tries = self._tries, self._tries + 1
+        try:
+            threading.Thread(target=self._dial, args=(attempt,), name="msgbus-connect", daemon=True).start()
+        except RuntimeError as exc:  # There are too many, or the interpreter is ending.
+            self._failed(exc, attempt)
+
+    def _dial(self, attempt: int) -> None:
+        """On a thread of its own."""
+        connection = None
+        try:
+            connection = self._dialler.dial(attempt)
+            taken = self._loop.call(self._connected, connection, attempt)
+        except Exception as exc:
+            taken = connection is None and self._loop.call(self._failed, exc, attempt)
+        if connection is not None and not taken:
+            self._dialler.discard(connection)
+
+    def _failed(self, exc: BaseException, attempt: int) -> None:
+        text, permanent = self._dialler.explain(exc, attempt)
+        self._permanent = self._permanent + 1 if permanent else 0
+        self._causes[attempt % self._hosts] = text
+        self.error = TransportUnavailable("; also ".join(self._causes.values()))
+        if self.closed:
+            return
+        delay = min(BACKOFF_MAX, BACKOFF_FIRST * 2 ** min(attempt, 8)) * random.uniform(0.5, 1.0)
+        # Once for each host is enough for a log that somebody reads while the system is down.
+        level = logging.WARNING if attempt < self._hosts else logging.DEBUG
+        LOG.log(level, "%s cannot be made: %s; next try in %.1f s", self._what, text, delay)
+        if self._permanent >= self._hosts and not self.generation:
+            self._dialler.on_permanent(self.error)
+        self._loop.call_later(delay, self._connect)
+
+    def _connected(self, connection: Any, attempt: int) -> None:
+        if self.closed:
+            self._dialler.discard(connection)
+            return
+        self.attempt = attempt
+        self._connected_now = True
+        self._dialler.on_connected(connection)
+
+    def serve(self, peer: str) -> None:
+        """Messages can travel from now on; `peer` says to whom, for the log."""
+        if self._tries > 1 or self.generation:
+            LOG.warning("%s is back: %s, try %d", self._what, peer, self._tries)
+        self._tries = self._permanent = 0
+        self._causes = {}
+        self._opening = False
+        self.error = None
+        self.generation += 1
+        self.up_since = self._loop.now()
+        self.up = True
+        self._dialler.on_up()
+
+    def lose(self, reason: BaseException | str, *, move: bool = False) -> None:
+        """The connection is of no use any more: let go of it, tell so, and come back.
+
+        Args:
+            reason: why, as an error that the dialler explains, or in words.
+            move: come back to the next host first, and not to the first one.
+        """
+        if not self._connected_now:
+            return
+        self._connected_now = False
+        was_up, self.up = self.up, False
+        self._dialler.let_go()
+        if not was_up:
+            # It has broken before messages could travel: one more try that has failed.
+            self._failed(reason if isinstance(reason, BaseException) else ConnectionError(reason), self.attempt)
+            return
+        text = reason if isinstance(reason, str) else self._dialler.explain(reason, self.attempt)[0]
+        self.error = error = TransportUnavailable(text, maybe_delivered=True)
+        self._tries = self.attempt + 1 if move else 0
+        # Before anybody hears of it: who finds it down begins to connect, unless that has been begun.
+        self._opening = not self.closed
+        if not self.closed:
+            LOG.warning("%s is lost: %s", self._what, text)
+        self._dialler.on_lost(error)
+        if not self.closed:
+            self._loop.call_later(random.uniform(0.0, COME_BACK), self._connect)
+
+    def close(self) -> None:
+        """Open nothing any more. A connection that is up is the dialler's to end, by `lose`."""
+        self.closed = True
+
+
+def peer_of(sock: Any) -> str:
+    """To whom a socket is connected. It may be broken again already: then that is noticed when it is read."""
+    try:
+        host, port = sock.getpeername()[:2]
+    except OSError:
+        return "a host that has broken it again"
+    return f"{host}:{port}"

@@ -1,0 +1,367 @@
+"""What a driver consumes from: subscriptions and inboxes, over all their connections."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import Future
+from enum import Enum, auto
+from typing import Any, Protocol
+
+from msgbus.drivers.base import Address, Delivery, Message, OnDelivery
+from msgbus.drivers.toolkit.futures import fail, finish
+from msgbus.drivers.toolkit.loop import Loop
+from msgbus.exceptions import MessagingException, TransportUnavailable
+from msgbus.foreign import get_logger
+
+LOG = get_logger(__name__)
+
+RETRY_FIRST, RETRY_MAX = 0.1, 5.0
+"""Seconds before an address is consumed from again that was refused or taken away: at first, and at the most."""
+
+
+class Outcome(Enum):
+    """What becomes of a delivery."""
+
+    ACCEPT = auto()
+    REQUEUE = auto()
+    DROP = auto()
+
+
+class Incoming(Delivery):
+    """A delivery, which knows the feed that it came by: after a reconnect there is another."""
+
+    __slots__ = ("_feed", "_tag")
+
+    def __init__(
+        self, feed: Feed, tag: Any, message: Message, redelivered: bool, attempts: int | None, address: Address
+    ) -> None:
+        super().__init__(address, message, redelivered, attempts)
+        self._feed = feed
+        self._tag = tag
+
+    def accept(self) -> bool:
+        return self._feed.settle(self._tag, Outcome.ACCEPT)
+
+    def reject(self, requeue: bool) -> None:
+        self._feed.settle(self._tag, Outcome.REQUEUE if requeue else Outcome.DROP)
+
+
+class Feed(ABC):
+    """One address of a consumer over one connection. On the loop's thread, but for `settle`.
+
+    It calls its source: `Source.active` when it consumes, `Source.deliver` for each message, `Source.lost` or
+    `Source.refused` when it cannot go on, `Source.cancelled` when no more will come, `Source.closed` at its end.
+    """
+
+    @abstractmethod
+    def settle(self, tag: Any, outcome: Outcome) -> bool:
+        """Say what became of a delivery, unless that was said before. Any thread.
+
+        Returns:
+            False where its connection is gone.
+        """
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Ask for no more deliveries."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what is not settled, remove what is this process's own, and end."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """The connection is gone: no delivery of it can be settled any more."""
+
+    def trouble(self) -> str | None:
+        """Why it does not consume yet, where that has taken too long, or None. Any thread."""
+        return None
+
+
+class FeedMaker(Protocol):
+    """A connection from which can be consumed."""
+
+    def consume(self, source: Source) -> Feed:
+        """Begin to declare and to consume."""
+
+    def remove(self, source: Source) -> None:
+        """Remove what a source that was closed has left on the broker."""
+
+
+class Source:
+    """One address of a consumer: how it is consumed from, and how that comes back. On the loop's thread.
+
+    Attributes:
+        address: the address.
+        on_delivery: takes its deliveries.
+        prefetch: how many may be open at a time; 0 for an inbox, whose deliveries count as accepted.
+        unique: tells apart what belongs to this subscription alone.
+        consuming: it is consumed from at present.
+        feed: of the present connection, or None.
+        waits_since: since when its declaration has no answer; None where none is missing.
+        notes: for the driver's own use; it is kept over connections.
+    """
+
+    def __init__(self, consumer: Consumer, loop: Loop, address: Address) -> None:
+        self.address = address
+        self.on_delivery = consumer.on_delivery
+        self.prefetch = consumer.prefetch
+        self.unique = consumer.unique
+        self.consuming = False
+        self.waits_since: float | None = None
+        self._trouble: str | None = None
+        self.notes: Any = None
+        self.feed: Feed | None = None
+        self.ended = False
+        self._consumer = consumer
+        self._loop = loop
+        self._maker: FeedMaker | None = None
+        self._delay = RETRY_FIRST
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it is not consumed from although the connection lives, or None. Any thread."""
+        feed = self.feed
+        return self._trouble if self._trouble is not None or feed is None else feed.trouble()
+
+    # What the driver calls
+
+    def deliver(
+        self, feed: Feed, tag: Any, message: Message, redelivered: bool = False, attempts: int | None = None
+    ) -> None:
+        """Hand a message over."""
+        try:
+            self.on_delivery(Incoming(feed, tag, message, redelivered, attempts, self.address))
+        except Exception:
+            # What one message does to its reader may not cost the connection, and all else that is on it.
+            LOG.exception("a message to %s could not be handed over", self.address)
+
+    def active(self, feed: Feed) -> None:
+        """Messages to the address arrive from now on."""
+        if feed is not self.feed:
+            return
+        if self._trouble is not None:
+            LOG.warning("%s is consumed from again", self.address)
+        self.consuming = True
+        self.waits_since = self._trouble = None
+        self._delay = RETRY_FIRST
+        self._consumer.on_active(self)
+
+    def refused(self, feed: Feed, why: str, *, permanent: bool = True) -> None:
+        """The message system refuses the address. `permanent`: for good, as long as nobody changes something there."""
+        if feed is not self.feed:
+            return
+        if permanent and not self._consumer.was_ready:
+            self._consumer.fail_ready(TransportUnavailable(why))
+            self._drop()
+        else:
+            self.lost(feed, why)
+
+    def lost(self, feed: Feed, why: str) -> None:
+        """It is not consumed from any more, though the connection lives: it is tried again in a moment."""
+        if feed is not self.feed:
+            return
+        self._drop()
+        if self._consumer.is_ending:
+            return
+        level = logging.DEBUG if self._trouble == why else logging.ERROR
+        LOG.log(level, "%s: %s; next try in %g s", self.address, why, self._delay)
+        self._trouble = why
+        self._loop.call_later(self._delay, self._try_again)
+        self._delay = min(2 * self._delay, RETRY_MAX)
+
+    def cancelled(self, feed: Feed) -> None:
+        """No more deliveries will come by this feed."""
+        if feed is self.feed:
+            self._consumer.on_cancelled(self)
+
+    def closed(self, feed: Feed) -> None:
+        """The feed has ended."""
+        if feed is self.feed:
+            self._drop()
+
+    # What the consumer calls
+
+    def connected(self, maker: FeedMaker) -> None:
+        """There is a connection."""
+        self._maker = maker
+        self._try_again()
+
+    def disconnected(self) -> None:
+        """It is gone."""
+        self._maker = None
+        feed = self.feed
+        if feed is not None:
+            feed.end()
+        self._drop()
+
+    def _try_again(self) -> None:
+        if self._maker is not None and self.feed is None and not self._consumer.is_ending:
+            self.consuming = False
+            self.waits_since = Loop.now()
+            self.feed = self._maker.consume(self)
+
+    def cancel(self) -> bool:
+        """Ask for no more deliveries. False: none will come anyway."""
+        if self.feed is None:
+            return False
+        self.feed.cancel()
+        return True
+
+    def close(self) -> None:
+        """End. Where there is nothing to end, the consumer hears of it at once."""
+        if self.feed is not None:
+            self.feed.close()
+            return
+        if self._maker is not None:
+            self._maker.remove(self)
+        self._drop()
+
+    def _drop(self) -> None:
+        self.feed = None
+        self.consuming = False
+        self.waits_since = None
+        self._consumer.on_dropped(self)
+
+
+class Consumer:
+    """A subscription or an inbox over all its connections.
+
+    Attributes:
+        addresses: what it consumes from.
+        on_delivery: takes the deliveries.
+        prefetch: of each address; 0 for an inbox.
+        unique: tells apart what belongs to this consumer alone.
+        ready: see the contract.
+        stopped: done when no further delivery will come, after `stop` or `close`.
+        gone: done when it is closed.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        owner: ConsumerOwner,
+        addresses: Sequence[Address],
+        on_delivery: OnDelivery,
+        prefetch: int,
+        unique: str,
+    ) -> None:
+        self.addresses = tuple(addresses)
+        self.on_delivery = on_delivery
+        self.prefetch = prefetch
+        self.unique = unique
+        self.ready: Future[None] = Future()
+        self.stopped: Future[None] = Future()
+        self.gone: Future[None] = Future()
+        self.sources = [Source(self, loop, address) for address in self.addresses]
+        self._owner = owner
+        self._stopping = False
+        self._closing = False
+        self._uncancelled: set[Source] = set()
+
+    @property
+    def is_consuming(self) -> bool:
+        """Whether all addresses are consumed from at present."""
+        return all(source.consuming for source in self.sources)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it was stopped or closed."""
+        return self._stopping or self.gone.done()
+
+    @property
+    def was_ready(self) -> bool:
+        """Whether all addresses have been consumed from."""
+        return self.ready.done() and self.ready.exception() is None
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the message system has refused it for good."""
+        return self.ready.done() and self.ready.exception() is not None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why one of its addresses is not consumed from, or None."""
+        return next((source.trouble for source in self.sources if source.trouble is not None), None)
+
+    # Any thread
+
+    def fail_ready(self, error: MessagingException) -> None:
+        """It will never be ready: nobody need wait for that."""
+        fail(self.ready, error)
+        self._owner.on_consumer_changed()
+
+    def refuse(self, error: MessagingException) -> None:
+        """The driver is closed: nothing will ever come."""
+        fail(self.ready, error)
+        finish(self.stopped)
+        finish(self.gone)
+
+    # On the loop's thread
+
+    def connected(self, maker: FeedMaker) -> None:
+        """There is a connection: consume from all addresses."""
+        for source in self.sources:
+            source.connected(maker)
+
+    def disconnected(self) -> None:
+        """It is gone."""
+        for source in self.sources:
+            source.disconnected()
+
+    def stop(self) -> None:
+        """Take no more deliveries; `stopped` is done at the end."""
+        if self._stopping:
+            return
+        self._stopping = True
+        self._uncancelled = set(self.sources)
+        for source in self.sources:
+            if not source.cancel():
+                self._uncancelled.discard(source)
+        self._check_ended()
+
+    def close(self) -> None:
+        """Stop, give back what is open, and remove what is this process's own; `gone` is done at the end."""
+        self.stop()
+        if self._closing:
+            return
+        self._closing = True
+        for source in self.sources:
+            source.close()
+        self._check_ended()
+
+    def on_active(self, source: Source) -> None:
+        """One of the addresses is consumed from."""
+        if self._stopping:
+            if not source.cancel():
+                self.on_cancelled(source)
+        elif self.is_consuming:
+            finish(self.ready)
+            self._owner.on_consumer_changed()
+
+    def on_cancelled(self, source: Source) -> None:
+        """One of the addresses delivers no more."""
+        self._uncancelled.discard(source)
+        self._check_ended()
+
+    def on_dropped(self, source: Source) -> None:
+        """One of the addresses is not consumed from any more."""
+        self._uncancelled.discard(source)
+        source.ended = self._closing
+        self._check_ended()
+
+    def _check_ended(self) -> None:
+        if self._stopping and not self._uncancelled:
+            finish(self.stopped)
+        if self._closing and all(source.feed is None for source in self.sources):
+            finish(self.stopped)
+            finish(self.gone)
+
+
+class ConsumerOwner(Protocol):
+    """Who is told that a consumer has begun to consume, or never will."""
+
+    def on_consumer_changed(self) -> None:
+        """On the loop's thread, or any where the driver is being closed."""

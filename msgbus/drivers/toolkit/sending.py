@@ -1,0 +1,414 @@
+"""What a driver was given to send, from `Driver.send` until the message system's word on it."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from concurrent.futures import Future
+from enum import Enum, auto
+from functools import partial
+from typing import Protocol
+
+from msgbus.drivers.base import Address, Message, Sent
+from msgbus.drivers.toolkit.futures import fail, finish
+from msgbus.drivers.toolkit.loop import FOREVER, Loop
+from msgbus.exceptions import (
+    MessageDeliveryFailure,
+    MessageUndeliverable,
+    MessagingException,
+    TransportBlocked,
+    TransportUnavailable,
+)
+from msgbus.foreign import get_logger
+
+LOG = get_logger(__name__)
+
+HOLD_FIRST, HOLD_MAX = 0.1, 1.0
+"""Seconds before a message is offered again that the message system did not take: at first, and at the most."""
+LOOKS_APART = 0.01
+"""Seconds at least between two looks at what has run out of time."""
+EARLY = 0.001
+"""Seconds by which a look may be early."""
+_SENT = Sent()
+
+
+class Offer(Enum):
+    """What became of a message that was offered to a connection."""
+
+    SENT = auto()
+    """Its bytes were given to the connection."""
+    FULL = auto()
+    """The connection takes no message at present: `Sender.go_on` says when it does."""
+    UNDECLARED = auto()
+    """Something has to be declared first, by `Outlet.declare`."""
+
+
+class OnDeclared(Protocol):
+    """Is told how a declaration has ended. Where the connection was lost meanwhile nobody needs to be told."""
+
+    def __call__(self, refusal: MessagingException | None = None, *, hold: bool = False) -> None:
+        """`refusal` says why it could not be declared; `hold`: that may pass, so it is tried again in a moment."""
+
+
+class Outlet(Protocol):
+    """A connection over which messages go."""
+
+    def publish(self, outgoing: Outgoing) -> Offer:
+        """Send a message, if that is possible now. `Sender`'s lock is held.
+
+        Raises:
+            MessagingException: the message cannot be sent; no byte of it was.
+        """
+
+    def declare(self, address: Address, declared: OnDeclared) -> None:
+        """Declare what has to be there before a message is sent to an address. On the loop's thread."""
+
+    def flush(self) -> None:
+        """Have written what was published, soon. Any thread."""
+
+
+class Names(Protocol):
+    """How a driver speaks of its message system in errors."""
+
+    def name(self) -> str:
+        """The message system: host, port and user."""
+
+    def why_away(self) -> str:
+        """Why messages cannot go at present, where nothing is known to block them."""
+
+    def why_blocked(self) -> str | None:
+        """Why the message system takes no messages although the connection lives, or None."""
+
+
+class _State(Enum):
+    WAITING = auto()
+    DECLARING = auto()
+    SENT = auto()
+    HELD = auto()
+
+
+class Outgoing:
+    """A message on its way, and the future of its sender. Its methods may be called from any thread, and only once.
+
+    Attributes:
+        address, message, mandatory: as for `Driver.send`.
+        sent: the future.
+        expires: when it is worthless, in seconds of `Loop.now`.
+        send_until: until when it may wait for the message system's word.
+        refusal: what is said to its sender at that time, where the message system is known not to have taken it.
+        notes: for the driver's own use.
+    """
+
+    __slots__ = (
+        "_delay",
+        "_sender",
+        "_state",
+        "address",
+        "expires",
+        "mandatory",
+        "message",
+        "notes",
+        "refusal",
+        "send_until",
+        "sent",
+    )
+
+    def __init__(self, sender: Sender, address: Address, message: Message, mandatory: bool) -> None:
+        self.address = address
+        self.message = message
+        self.mandatory = mandatory
+        self.sent: Future[Sent] = Future()
+        now = Loop.now()
+        self.expires = FOREVER if message.ttl is None else now + message.ttl
+        self.send_until = self.expires if message.wait is None else now + message.wait
+        self.refusal: MessagingException | None = None
+        self.notes: object = None
+        self._sender = sender
+        self._state = _State.WAITING
+        self._delay = HOLD_FIRST
+
+    def confirmed(self, outcome: Sent = _SENT) -> None:
+        """The message system has taken responsibility for it."""
+        self._sender.remove(self)
+        finish(self.sent, outcome)
+
+    def undeliverable(self, why: str) -> None:
+        """Nobody subscribes to its address, nor is anything stored for it."""
+        self.failed(MessageUndeliverable(why))
+
+    def blocked(self, why: str) -> None:
+        """The message system is known not to take it, since it is full."""
+        self.failed(TransportBlocked(why))
+
+    def failed(self, error: BaseException) -> None:
+        """It was not sent, or the message system refuses it, or what became of it is unknown: the error says so."""
+        self._sender.remove(self)
+        fail(self.sent, error)
+
+    def set_aside(self, refusal: MessagingException) -> None:
+        """The message system did not take it, and why is being found out: `hold` or `failed` is to follow.
+
+        A connection that is lost meanwhile had nothing of it. `refusal` is said to its sender if its time ends first.
+        """
+        self._sender.set_aside(self, refusal)
+
+    def hold(self, refusal: MessagingException) -> None:
+        """The message system is known not to have taken it: offer it again in a moment, until its time is over."""
+        self._sender.hold(self, refusal)
+
+
+class Sender:
+    """All that is to be sent over one connection, and comes back after it. Thread-safe, but for what says otherwise.
+
+    Messages go in the order in which they came; one that is held, or for which something is declared, is overtaken.
+    """
+
+    def __init__(self, loop: Loop, names: Names) -> None:
+        """Make one without a connection."""
+        self._loop = loop
+        self._names = names
+        self._lock = threading.Lock()
+        self._outlet: Outlet | None = None
+        self._released = False
+        self._closed: MessagingException | None = None
+        self._unfinished: dict[Outgoing, None] = {}
+        self._waiting: deque[Outgoing] = deque()
+        self._declaring: dict[Address, list[Outgoing]] = {}
+        self._next_look = FOREVER
+
+    # Any thread
+
+    def send(self, outgoing: Outgoing) -> None:
+        """Send a message now if that is possible, or keep it until it is."""
+        outlet = None
+        try:
+            with self._lock:
+                if self._closed is not None:
+                    raise self._closed
+                self._unfinished[outgoing] = None
+                if outgoing.send_until < self._next_look:
+                    self._look_at(outgoing.send_until)
+                if self._released and not self._waiting:
+                    outlet = self._outlet
+                    self._offer(outgoing)
+                else:
+                    self._waiting.append(outgoing)
+        except Exception as exc:
+            outgoing.failed(ours(exc, outgoing))
+            return
+        if outlet is not None:
+            outlet.flush()
+
+    def remove(self, outgoing: Outgoing) -> None:
+        """It is done."""
+        self._unfinished.pop(outgoing, None)
+
+    def set_aside(self, outgoing: Outgoing, refusal: MessagingException) -> None:
+        """See `Outgoing.set_aside`."""
+        with self._lock:
+            outgoing.refusal = refusal
+            outgoing._state = _State.HELD
+
+    def hold(self, outgoing: Outgoing, refusal: MessagingException) -> None:
+        """See `Outgoing.hold`."""
+        if outgoing.sent.done() or self._closed is not None:
+            return
+        self.set_aside(outgoing, refusal)
+        self._loop.call_later(outgoing._delay, self._offer_again, outgoing)
+        outgoing._delay = min(2 * outgoing._delay, HOLD_MAX)
+
+    def _offer_again(self, outgoing: Outgoing) -> None:
+        with self._lock:
+            if outgoing._state is not _State.HELD or outgoing.sent.done():
+                return
+            outgoing._state = _State.WAITING
+        self._offer_all([outgoing])
+
+    def _offer(self, outgoing: Outgoing) -> bool:
+        """Give a message to the connection. The lock is held. False: the connection takes no more at present."""
+        outlet = self._outlet
+        assert outlet is not None
+        outgoing._state = _State.SENT
+        offer = outlet.publish(outgoing)
+        if offer is Offer.SENT:
+            return True
+        if offer is Offer.FULL:
+            outgoing._state = _State.WAITING
+            self._waiting.appendleft(outgoing)
+            return False
+        outgoing._state = _State.DECLARING
+        waiting = self._declaring.setdefault(outgoing.address, [])
+        waiting.append(outgoing)
+        if len(waiting) == 1:
+            self._loop.call(self._declare, outlet, outgoing.address)
+        return True
+
+    def unfinished(self) -> list[Future[Sent]]:
+        """The futures of all that is not done."""
+        return [outgoing.sent for outgoing in list(self._unfinished)]
+
+    # On the loop's thread: what the connection says
+
+    def connected(self, outlet: Outlet) -> None:
+        """There is a connection; messages go when `release` is called."""
+        with self._lock:
+            self._outlet = outlet
+
+    def release(self) -> None:
+        """Messages may go: the connection takes them, and replies to them will arrive."""
+        with self._lock:
+            if self._outlet is None or self._closed is not None:
+                return
+            self._released = True
+        self.go_on()
+
+    def withhold(self) -> None:
+        """Messages may not go at present: keep what comes."""
+        with self._lock:
+            self._released = False
+
+    def go_on(self) -> None:
+        """Send what waits, as far as the connection takes it."""
+        self._offer_all([])
+
+    def _offer_all(self, outgoings: list[Outgoing]) -> None:
+        """Offer these, and what waits, as far as the connection takes it."""
+        with self._lock:
+            self._waiting.extendleft(reversed(outgoings))
+            failed = self._offer_waiting() if self._released else []
+            outlet = self._outlet
+        if outlet is not None:
+            outlet.flush()
+        for outgoing, error in failed:
+            outgoing.failed(error)
+
+    def _offer_waiting(self) -> list[tuple[Outgoing, BaseException]]:
+        """The lock is held, so that nothing that is sent meanwhile overtakes. Returns what cannot be sent, and why."""
+        now = Loop.now()
+        failed: list[tuple[Outgoing, BaseException]] = []
+        while self._waiting:
+            outgoing = self._waiting.popleft()
+            if outgoing.sent.done():
+                continue
+            if outgoing.send_until <= now:
+                failed.append((outgoing, self._explain(outgoing)))
+                continue
+            try:
+                if not self._offer(outgoing):
+                    break
+            except Exception as exc:
+                failed.append((outgoing, ours(exc, outgoing)))
+        return failed
+
+    def _declare(self, outlet: Outlet, address: Address) -> None:
+        if outlet is self._outlet:
+            outlet.declare(address, partial(self._on_declared, outlet, address))
+
+    def _on_declared(
+        self, outlet: Outlet, address: Address, refusal: MessagingException | None = None, *, hold: bool = False
+    ) -> None:
+        if outlet is not self._outlet:
+            return  # All of them wait for the next connection.
+        with self._lock:
+            outgoings = self._declaring.pop(address, [])
+        for outgoing in outgoings:
+            outgoing._state = _State.WAITING
+        if refusal is None:
+            self._offer_all(outgoings)
+            return
+        for outgoing in outgoings:
+            if hold:
+                outgoing.hold(refusal)
+            else:
+                outgoing.failed(refusal)
+
+    def lost(self, error: TransportUnavailable) -> None:
+        """The connection has broken: what became of that which was on its way over it is unknown; the rest waits."""
+        for outgoing in self.disconnected():
+            text = f"the connection broke while a message to {outgoing.address} was being sent: {error}"
+            outgoing.failed(TransportUnavailable(text, maybe_delivered=True))
+
+    def disconnected(self) -> list[Outgoing]:
+        """There is no connection any more; return what was on its way over it. The rest waits."""
+        with self._lock:
+            self._outlet = None
+            self._released = False
+            self._declaring.clear()
+            lost, waiting = [], deque[Outgoing]()
+            for outgoing in list(self._unfinished):
+                if outgoing._state is _State.SENT:
+                    lost.append(outgoing)
+                elif outgoing._state is not _State.HELD:
+                    outgoing._state = _State.WAITING
+                    waiting.append(outgoing)
+            self._waiting = waiting
+        return lost
+
+    def fail_waiting(self, error: MessagingException) -> None:
+        """Fail what waits: there will be no connection."""
+        with self._lock:
+            left = [outgoing for outgoing in list(self._unfinished) if outgoing._state is not _State.SENT]
+        for outgoing in left:
+            outgoing.failed(error)
+
+    def close(self, error: MessagingException) -> None:
+        """Fail all that is not done, and what comes from now on."""
+        with self._lock:
+            self._closed = error
+            self._released = False
+            left = list(self._unfinished)
+            self._waiting.clear()
+            self._declaring.clear()
+        for outgoing in left:
+            outgoing.failed(error)
+
+    # Deadlines
+
+    def _look_at(self, when: float) -> None:
+        """Have `_look` called at that time. The lock is held."""
+        self._next_look = when
+        self._loop.call_later(max(0.0, when - Loop.now()), self._look)
+
+    def _look(self) -> None:
+        """End what has had no word of the message system in time: it may be frozen, or away."""
+        now = Loop.now() + EARLY
+        with self._lock:
+            if now < self._next_look:
+                return  # There will be a later look, or there was an earlier one.
+            unfinished = list(self._unfinished)
+            over = [outgoing for outgoing in unfinished if outgoing.send_until <= now]
+            later = min((out.send_until for out in unfinished if out.send_until > now), default=FOREVER)
+            self._next_look = FOREVER
+            if later < FOREVER:
+                self._look_at(max(later, now + LOOKS_APART))
+            errors = [(outgoing, self._explain(outgoing)) for outgoing in over]
+            for outgoing in over:
+                self._unfinished.pop(outgoing, None)
+            if any(outgoing._state is _State.WAITING for outgoing in over):
+                gone = set(over)
+                self._waiting = deque(outgoing for outgoing in self._waiting if outgoing not in gone)
+        for outgoing, error in errors:
+            outgoing.failed(error)
+
+    def _explain(self, outgoing: Outgoing) -> MessagingException:
+        """Why a message has had no word of the message system in time."""
+        name, where, reason = self._names.name(), outgoing.address, self._names.why_blocked()
+        seconds = outgoing.message.patience or 0.0
+        if outgoing._state is _State.SENT:
+            if reason is not None:
+                return TransportBlocked(f"{name} takes no messages ({reason}): to {where}", maybe_delivered=True)
+            return TransportUnavailable(f"{name} did not confirm a message to {where} in time", maybe_delivered=True)
+        if outgoing.refusal is not None:
+            return outgoing.refusal
+        if outgoing._state is _State.DECLARING:
+            return TransportUnavailable(f"{name} did not declare {where} in time")
+        if reason is not None:
+            return TransportBlocked(f"{name} takes no messages ({reason}), and did not for {seconds:.3g} s: to {where}")
+        return TransportUnavailable(f"gave up after {seconds:.3g} s: {self._names.why_away()}")
+
+
+def ours(error: BaseException, outgoing: Outgoing) -> MessagingException:
+    """An error of ours for what went wrong while a message was written."""
+    if isinstance(error, MessagingException):
+        return error
+    return MessageDeliveryFailure(f"a message to {outgoing.address} cannot be written: {error!r}")
