@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgbus.drivers.base import Depth
 from msgbus.drivers.kombu import frames
-from msgbus.drivers.kombu.link import Channel, Link
+from msgbus.drivers.kombu.channel import Channel
 from msgbus.drivers.kombu.topology import Exchange, Queue, Route
 from msgbus.drivers.toolkit.futures import fail, finish
 from msgbus.exceptions import MessageUndeliverable, TransportUnavailable
+
+if TYPE_CHECKING:
+    from msgbus.drivers.kombu.session import KombuSession
 
 NOT_FOUND = 404
 """RabbitMQ's code for a queue or exchange that does not exist, or that its node does not let anybody see."""
@@ -55,7 +57,7 @@ class Question(Channel):
 
     def __init__(
         self,
-        link: Link,
+        session: KombuSession,
         ask: Callable[[int], bytes],
         last: bytes,
         on_answer: Callable[[Answer], None],
@@ -64,13 +66,13 @@ class Question(Channel):
         """Keep what to ask.
 
         Args:
-            link: the connection.
+            session: the connection.
             ask: makes the frames for a channel of the number that it is given.
             last: the method that answers the last of them.
             on_answer: takes the answer.
             timeout: seconds to wait for it, or None: for as long as the connection lives.
         """
-        self._link = link
+        self._session = session
         self._ask = ask
         self._last = last
         self._on_answer: Callable[[Answer], None] | None = on_answer
@@ -79,34 +81,34 @@ class Question(Channel):
 
     def start(self) -> None:
         """Ask. On the loop's thread."""
-        if not self._link.up:
-            self._answer(Answer(GONE, str(self._link.error or "not connected")))
+        if not self._session.is_open:
+            self._answer(Answer(GONE, f"{self._session.name()} is not connected"))
             return
         try:
-            self._link.add(self)
+            self._session.add(self)
         except TransportUnavailable as exc:
             self._answer(Answer(SILENT, str(exc)))
             return
-        self._link.write(frames.channel_open(self.number) + self._ask(self.number))
+        self._session.write(frames.channel_open(self.number) + self._ask(self.number))
         if self._timeout is not None:
             # The channel stays until RabbitMQ answers after all: its number cannot be used again before.
             silent = partial(self._answer, Answer(SILENT, f"no answer within {self._timeout:g} s"))
-            self._link.loop.call_later(self._timeout, silent)
+            self._session.loop.call_later(self._timeout, silent)
 
     def on_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
         if ids == frames.QUEUE_DECLARE_OK:
             messages, consumers = frames.read_declare_ok(buffer, at)
             self._depth = Depth(consumers, messages)
         if ids == self._last:
-            self._link.write(frames.channel_close(self.number))
+            self._session.write(frames.channel_close(self.number))
             self._answer(Answer(0, depth=self._depth))
         elif ids == frames.CHANNEL_CLOSE:
             code, text = frames.read_close(buffer, at, end)
-            self._link.write(frames.method(self.number, frames.CHANNEL_CLOSE_OK))
-            self._link.remove(self)
+            self._session.write(frames.method(self.number, frames.CHANNEL_CLOSE_OK))
+            self._session.remove_channel(self)
             self._answer(Answer(code, text, self._depth))
         elif ids == frames.CHANNEL_CLOSE_OK:
-            self._link.remove(self)
+            self._session.remove_channel(self)
 
     def on_down(self, error: TransportUnavailable) -> None:
         self._answer(Answer(GONE, str(error)))
@@ -168,11 +170,9 @@ def look_at_exchange(channel: int, exchange: Exchange) -> bytes:
 class Inspections:
     """Looks at queues for the driver's `inspect`. All who ask for one queue at the same time share the answer."""
 
-    def __init__(self, link: Link, name: Callable[[], str]) -> None:
-        self._link = link
-        self._name = name
+    def __init__(self, session: KombuSession) -> None:
+        self._session = session
         self._asked: dict[str, list[Future[Depth]]] = {}
-        self.unfinished: weakref.WeakSet[Future[Depth]] = weakref.WeakSet()
 
     def start(self, queue: str, found: Future[Depth]) -> None:
         """Look at a queue. On the loop's thread."""
@@ -181,19 +181,19 @@ class Inspections:
         if len(waiting) == 1:
             ask = partial(look, queue=queue)
             done = partial(self._on_answer, queue)
-            Question(self._link, ask, frames.QUEUE_DECLARE_OK, done).start()
+            Question(self._session, ask, frames.QUEUE_DECLARE_OK, done).start()
 
     def _on_answer(self, queue: str, answer: Answer) -> None:
         for found in self._asked.pop(queue, []):
             if answer.depth is not None:
                 finish(found, answer.depth)
             elif answer.code == NOT_FOUND and not answer.node_is_down:
-                fail(found, MessageUndeliverable(f"{self._name()}: {explain(answer.code, answer.text)}"))
+                fail(found, MessageUndeliverable(f"{self._session.name()}: {explain(answer.code, answer.text)}"))
             elif answer.code == GONE:
-                fail(found, self._link.error or TransportUnavailable(f"{self._name()} is not connected"))
+                fail(found, TransportUnavailable(answer.text))
             else:
                 why = answer.text if answer.code == SILENT else explain(answer.code, answer.text)
-                fail(found, TransportUnavailable(f"{self._name()}: queue {queue!r} cannot be looked at: {why}"))
+                fail(found, TransportUnavailable(f"{self._session.name()}: queue {queue!r} cannot be looked at: {why}"))
 
 
 # Words

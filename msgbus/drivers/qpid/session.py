@@ -52,11 +52,13 @@ class QpidSession(Session):
         self._socket: socket.socket | None = sock
         self._fd = sock.fileno()
         self._full = False
+        self._relay = Relay(self, self._on_relay, self.lose)
+
+    def start(self) -> None:
         self._loop.before_sleep = self._before_sleep
         self._loop.watch(self._fd, self._on_io)
         self._loop.call_later(TICK, self._tick)
-        self._loop.call_later(driver.connect_timeout, self._give_up)
-        self._relay = Relay(self, self._on_relay, self.lose)
+        self._loop.call_later(self.driver.connect_timeout, self._give_up)
 
     def _give_up(self) -> None:
         if self._socket is not None and not self._line.up:

@@ -6,8 +6,9 @@ import threading
 import uuid
 import weakref
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from msgbus.drivers.base import Address, Depth, Driver, Inbox, Message, OnDelivery, Sent, Subscription
@@ -40,6 +41,10 @@ class Session:
     takes no messages or takes them again, and `Line.lose` when the connection is of no use any more.
     """
 
+    def start(self) -> None:
+        """Begin to read and write. Called once, first of all."""
+        raise NotImplementedError
+
     def publish(self, outgoing: Outgoing) -> Offer:
         """Send a message, if that is possible now: see `Offer`.
 
@@ -66,8 +71,12 @@ class Session:
         """Begin to declare an address, and to consume from it."""
         raise NotImplementedError
 
-    def remove(self, source: Source) -> None:
-        """Remove what a source has left on the broker, that was closed while there was no connection."""
+    def remove(self, source: Source, removed: Callable[[], None]) -> None:
+        """Remove what a source has left on the broker that was closed while it was not consumed from; see `leaves`.
+
+        `removed` is to be called when that is done, or cannot be done.
+        """
+        removed()
 
     def inspect(self, address: Address, found: Future[Depth]) -> None:
         """Look at an address; see `Driver.inspect`."""
@@ -97,6 +106,7 @@ class Line:
         connector: opens the connection.
         session: the present one, or None.
         consumers: what consumes over it; inboxes first.
+        leaving: what was closed while there was no connection, and has left something on the broker.
         is_sendable: messages can go, as far as the connection is concerned.
         blocked: why the broker takes no messages, in its own words, or None.
     """
@@ -108,8 +118,8 @@ class Line:
         self.consumers: list[Consumer] = []
         self.is_sendable = False
         self.blocked: str | None = None
+        self.leaving: list[Consumer] = []
         self._driver = driver
-        self._to_remove: list[Source] = []
 
     @property
     def up(self) -> bool:
@@ -154,16 +164,28 @@ class Line:
 
     def on_connected(self, connection: Any) -> None:
         self.session = self._driver.open_session(self, connection)
+        self.session.start()
 
     def on_up(self) -> None:
         session = self.session
         assert session is not None
-        for source in self._to_remove:
-            session.remove(source)
-        self._to_remove.clear()
+        for consumer in list(self.leaving):
+            self._remove(consumer, session)
         self._driver.on_up(self)
         for consumer in list(self.consumers):
             consumer.connected(session)
+
+    def _remove(self, consumer: Consumer, session: Session) -> None:
+        missing = set(consumer.sources)
+
+        def removed(source: Source) -> None:
+            missing.discard(source)
+            if not missing and consumer in self.leaving and session is self.session:
+                self.leaving.remove(consumer)
+                consumer.close()
+
+        for source in consumer.sources:
+            session.remove(source, partial(removed, source))
 
     def let_go(self) -> None:
         session, self.session = self.session, None
@@ -192,14 +214,17 @@ class Line:
         else:
             self.connector.open()
 
-    def end(self, consumer: Consumer) -> None:
-        """Close a consumer."""
+    def end(self, consumer: Consumer) -> bool:
+        """Close a consumer. False: it is none of this connection's."""
         if consumer not in self.consumers:
-            return
+            return False
         self.consumers.remove(consumer)
-        if not self.up and self.connector.generation:
-            self._to_remove += consumer.sources
-        consumer.close()
+        if not self.up and self.connector.generation and any(map(self._driver.leaves, consumer.addresses)):
+            consumer.stop()
+            self.leaving.append(consumer)
+        else:
+            consumer.close()
+        return True
 
     def close(self) -> None:
         """Say good-bye, and open nothing more."""
@@ -284,6 +309,13 @@ class BrokerDriver(Driver):
             InvalidTarget: it cannot have one.
             CapabilityMissing: the driver cannot send to its kind.
         """
+
+    def leaves(self, address: Address) -> bool:
+        """Whether a consumer of this address that is closed while the connection is away leaves something behind.
+
+        Then `Session.remove` is called when the connection is back.
+        """
+        return False
 
     def inbox_name(self) -> str:
         """The name of a new inbox."""
@@ -436,9 +468,8 @@ class BrokerDriver(Driver):
     def _end_consumer(self, consumer: Consumer) -> None:
         if consumer in self._inboxes:
             self._inboxes.remove(consumer)
-        for line in self.lines:
-            line.end(consumer)
-        consumer.close()
+        if not any(line.end(consumer) for line in self.lines):
+            consumer.close()
         self.check_release()
 
     def stop(self, consumer: Consumer) -> Future[None]:
@@ -488,7 +519,7 @@ class BrokerDriver(Driver):
             self.loop.call_for(ended, self._end, ended)
             self._wait([ended], self.loop.now() + self.close_timeout)
         self.sender.close(error)
-        for consumer in (*self._inboxes, *(each for line in self.lines for each in line.consumers)):
+        for consumer in [each for line in self.lines for each in (*line.consumers, *line.leaving)]:
             consumer.refuse(error)
         for future in list(self._futures):
             fail(future, error)
@@ -499,8 +530,8 @@ class BrokerDriver(Driver):
             wait(futures, max(0.0, until - self.loop.now()))
 
     def _end_all(self, gone: Future[list[Future[Any]]]) -> None:
-        consumers = [consumer for line in self.lines for consumer in list(line.consumers)]
-        for consumer in consumers:
+        consumers = [consumer for line in self.lines for consumer in (*line.consumers, *line.leaving)]
+        for consumer in [consumer for line in self.lines for consumer in list(line.consumers)]:
             self._end_consumer(consumer)
         finish(gone, [consumer.gone for consumer in consumers])
 
@@ -512,7 +543,7 @@ class BrokerDriver(Driver):
 
     def _forked(self) -> None:
         """In a forked child: the connections are the parent's."""
-        consumers = [consumer for line in self.lines for consumer in line.consumers]
+        consumers = [consumer for line in self.lines for consumer in (*line.consumers, *line.leaving)]
         futures: list[Future[Any]] = [*self.sender.unfinished(), *self._futures]
         futures += [future for each in consumers for future in (each.ready, each.stopped, each.gone)]
         for line in self.lines:

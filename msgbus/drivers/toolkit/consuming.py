@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from enum import Enum, auto
 from typing import Any, Protocol
@@ -86,8 +86,8 @@ class FeedMaker(Protocol):
     def consume(self, source: Source) -> Feed:
         """Begin to declare and to consume."""
 
-    def remove(self, source: Source) -> None:
-        """Remove what a source that was closed has left on the broker."""
+    def remove(self, source: Source, removed: Callable[[], None]) -> None:
+        """Remove what a source that was closed has left on the broker; then call `removed`."""
 
 
 class Source:
@@ -216,8 +216,9 @@ class Source:
             self.feed.close()
             return
         if self._maker is not None:
-            self._maker.remove(self)
-        self._drop()
+            self._maker.remove(self, self._drop)
+        else:
+            self._drop()
 
     def _drop(self) -> None:
         self.feed = None

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from msgbus.conformance.waiting import until
-from msgbus.drivers.kombu.link import Link
-from msgbus.drivers.toolkit.loop import Loop
+from tests.support import new_transport
 
 
 class Peer:
@@ -23,7 +22,7 @@ class Peer:
         self.accepted: list[socket.socket] = []
         self.break_next = False
 
-    def connect(self, _attempt: int, _purpose: str) -> Any:
+    def connect(self, _host: object, _purpose: str) -> Any:
         """What py-amqp would return."""
         client = socket.create_connection(self._listener.getsockname())
         self.accepted.append(self._listener.accept()[0])
@@ -60,25 +59,18 @@ def peer() -> Iterator[Peer]:
     peer.close()
 
 
-def test_connection_that_breaks_while_it_comes_back_comes_back(peer: Peer) -> None:
+def test_connection_that_breaks_while_it_comes_back_comes_back(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is broken again before anybody has looked at it is opened anew, too."""
-    loop = Loop("loop")
-
-    def nothing(*_: object) -> None:
-        pass
-
-    def describe(error: BaseException, _attempt: int) -> tuple[str, bool]:
-        return str(error), False
-
-    link = Link(loop, 1, "test", peer.connect, describe, nothing, nothing, nothing, nothing)
+    transport = new_transport("rabbit://h")
+    driver: Any = transport.driver
+    monkeypatch.setattr(driver, "dial", peer.connect)
+    line = driver.consuming
     try:
-        link.open()
-        until(lambda: link.up, "the first connection")
+        line.connector.open()
+        until(lambda: line.up, "the first connection")
         peer.break_next = True
         peer.reset()
-        until(lambda: len(peer.accepted) >= 3 and link.up, "a connection after the broken one")
+        until(lambda: len(peer.accepted) >= 3 and line.up, "a connection after the broken one")
     finally:
-        closing = loop.call(link.close)
-        assert closing
-        until(lambda: not link.up, "the end of the connection")
-        loop.close()
+        transport.cleanup()
+    assert not line.up

@@ -1,0 +1,174 @@
+"""One address of a subscription or inbox over one connection to RabbitMQ, on a channel of its own.
+
+So what RabbitMQ refuses for this address takes no other along.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+from msgbus.drivers.base import Message
+from msgbus.drivers.kombu import frames, questions
+from msgbus.drivers.kombu.channel import Channel
+from msgbus.drivers.kombu.questions import Answer, Question, explain, may_heal
+from msgbus.drivers.toolkit.consuming import Feed, Outcome, Source
+from msgbus.drivers.toolkit.loop import Loop
+from msgbus.foreign import get_logger
+
+if TYPE_CHECKING:
+    from msgbus.drivers.kombu.session import KombuSession
+
+LOG = get_logger(__name__)
+
+BIND_TIMEOUT = 5.0
+"""Seconds that binding a queue again may take: a node of a cluster that is cut off from the others cannot do it."""
+
+
+class KombuFeed(Feed, Channel):
+    """See the module's text, and `Feed`.
+
+    Attributes:
+        source: of which this is the present connection's part.
+    """
+
+    def __init__(self, session: KombuSession, source: Source) -> None:
+        """Make it; `start` begins."""
+        self.source = source
+        self._session = session
+        self._queue = session.driver.topology.queue(source.address, source.unique)
+        self._is_inbox = not source.prefetch
+        self._lock = threading.Lock()
+        self._alive = True
+        self._unsettled: set[int] = set()
+        self._last_tag = 0
+
+    def start(self) -> None:
+        """Declare and consume."""
+        if self._alive and self._session.is_open:
+            self._session.add(self)
+            self._session.write(self._declarations(self.number))
+
+    def _declarations(self, channel: int) -> bytes:
+        parts = [frames.channel_open(channel)]
+        if self.source.prefetch:
+            parts.append(frames.basic_qos(channel, self.source.prefetch))
+        queue = self._queue
+        if queue.exchange.name:
+            parts.append(questions.exchange_declare(channel, queue.exchange))
+        parts += [questions.queue_declare(channel, queue), questions.bind(channel, queue)]
+        if queue.pools is not None:
+            parts.append(questions.exchange_declare(channel, queue.pools))
+        # A connection that broke unnoticed at the other end goes on consuming there, and would take from this one
+        # what is meant for it alone. RabbitMQ serves the higher priority first: the younger connection's.
+        priority = int(time.time()) - 1_700_000_000 if queue.own or self.source.address.kind == "server" else 0
+        parts.append(frames.basic_consume(channel, queue.name, "0", priority))
+        return b"".join(parts)
+
+    # Any thread
+
+    def settle(self, tag: int, outcome: Outcome) -> bool:
+        with self._lock:
+            if not self._alive:
+                return False
+            if tag not in self._unsettled:
+                return True
+            self._unsettled.discard(tag)
+            frame = (
+                frames.basic_ack(self.number, tag)
+                if outcome is Outcome.ACCEPT
+                else frames.basic_reject(self.number, tag, outcome is Outcome.REQUEUE)
+            )
+            # Under the lock: on the next connection this tag would mean another message.
+            self._session.append(frame)
+        self._session.flush()
+        return True
+
+    def trouble(self) -> str | None:
+        since = self.source.waits_since
+        if since is None or (waits := Loop.now() - since) <= questions.LOOK_TIMEOUT:
+            return None
+        name, queue = self._session.name(), self._queue
+        text = f"{name} has not declared queue {queue.name!r} of {self.source.address} in {waits:.0f} s"
+        return text if queue.is_quorum else f"{text}; perhaps {questions.NODE_HINT}"
+
+    # What RabbitMQ says: the loop's thread
+
+    def on_content(self, ids: bytes, method: frames.Deliver, header: frames.ContentHeader, body: bytes) -> None:
+        message = Message(body, header.content_type, header.message_id)
+        if self._is_inbox:
+            self._last_tag = method.tag
+        else:
+            self._unsettled.add(method.tag)
+        # RabbitMQ leaves the count out at the first delivery.
+        attempts = (header.delivery_count or 0) if self._queue.is_quorum else None
+        self.source.deliver(self, method.tag, message, method.redelivered, attempts)
+
+    def on_batch_end(self) -> None:
+        if self._last_tag and self._alive:
+            self._session.write(frames.basic_ack(self.number, self._last_tag, multiple=True))
+            self._last_tag = 0
+
+    def on_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
+        if ids == frames.BASIC_CONSUME_OK:
+            self.source.active(self)
+        elif ids == frames.BASIC_CANCEL_OK:
+            self.source.cancelled(self)
+        elif ids == frames.BASIC_CANCEL and self._alive:
+            # RabbitMQ takes the queue away: it was deleted, or its node went down.
+            self._end(frames.channel_close(self.number))
+            why = "RabbitMQ has ended it: the queue was deleted, or its consumer_timeout has passed"
+            self.source.lost(self, why)
+        elif ids == frames.CHANNEL_CLOSE:
+            code, text = frames.read_close(buffer, at, end)
+            self._end(frames.method(self.number, frames.CHANNEL_CLOSE_OK))
+            self._session.remove_channel(self)
+            name, where = self._session.name(), f"{self.source.address}, queue {self._queue.name!r}"
+            why = f"{name} refuses {where}: {explain(code, text)}"
+            self.source.refused(self, why, permanent=not may_heal(code, text))
+        elif ids == frames.CHANNEL_CLOSE_OK:
+            self._session.remove_channel(self)
+            self.end()
+            self.source.closed(self)
+
+    def bind_again(self) -> None:
+        """Mend what somebody may have deleted while we consume: the exchange or the binding."""
+        queue = self._queue
+        if self.source.consuming and self._alive and queue.key is not None:
+            ask = partial(questions.look_and_bind, queue=queue)
+            Question(self._session, ask, frames.QUEUE_BIND_OK, self._on_bound, BIND_TIMEOUT).start()
+
+    def _on_bound(self, answer: Answer) -> None:
+        if answer.code == questions.SILENT and self._alive and self._queue.is_quorum:
+            self._session.move(f"{self._session.name()} has not answered for {BIND_TIMEOUT:g} s")
+        elif answer.code > 0 and answer.code != questions.NOT_FOUND:
+            why = explain(answer.code, answer.text)
+            LOG.warning("%s: whether its queue is bound cannot be known: %s", self.source.address, why)
+
+    def waits(self, now: float) -> float:
+        """Seconds for which the declaration of a queue of several nodes has had no answer."""
+        since = self.source.waits_since
+        return now - since if since is not None and self._alive and self._queue.is_quorum else 0.0
+
+    # The end
+
+    def cancel(self) -> None:
+        self._session.write(frames.basic_cancel(self.number, "0"))
+
+    def close(self) -> None:
+        """Delete what is this process's own, and close the channel: RabbitMQ takes back what was not settled."""
+        deletion = frames.queue_delete(self.number, self._queue.name) if self._queue.own else b""
+        self._end(deletion + frames.channel_close(self.number))
+
+    def end(self) -> None:
+        self._end()
+
+    def _end(self, last_words: bytes = b"") -> None:
+        """No delivery can be settled any more: RabbitMQ does not forgive a frame on a closed channel."""
+        with self._lock:
+            self._alive = False
+            if last_words:
+                self._session.append(last_words)
+        self._session.flush()

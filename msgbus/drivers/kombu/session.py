@@ -1,0 +1,414 @@
+"""One connection to RabbitMQ: opened by kombu and py-amqp, then written and read here.
+
+The transport's loop reads, and never blocks on a connection. Any thread may write: a thread that wants to write appends
+to a list, and whoever holds the write lock sends all that has gathered, so that a busy connection makes few system
+calls.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import struct
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from msgbus.drivers.base import Address, Depth
+from msgbus.drivers.kombu import frames
+from msgbus.drivers.kombu.channel import Channel
+from msgbus.drivers.kombu.feed import KombuFeed
+from msgbus.drivers.kombu.publisher import Publisher
+from msgbus.drivers.kombu.questions import Inspections, Question
+from msgbus.drivers.toolkit.broker import Line, Session
+from msgbus.drivers.toolkit.connecting import peer_of
+from msgbus.drivers.toolkit.consuming import Source
+from msgbus.drivers.toolkit.sending import Offer, OnDeclared, Outgoing
+from msgbus.exceptions import TransportUnavailable
+from msgbus.foreign import get_logger
+
+if TYPE_CHECKING:
+    from msgbus.drivers.kombu.driver import KombuDriver
+
+LOG = get_logger(__name__)
+
+READ_SIZE = 1 << 16
+"""Bytes; above 128 KiB the C library would map and unmap memory for every read."""
+STALLED = 5.0
+"""Seconds for which RabbitMQ may confirm nothing, or not declare a queue, before the next host is tried."""
+MAX_CHANNELS = 2000
+"""Channels of one connection at the most; RabbitMQ's own limit is 2047 by default."""
+TICK = 1.0
+"""Seconds between two looks at heartbeats, and at what RabbitMQ has not answered."""
+BIND_INTERVAL = 10.0
+"""Seconds after which queues are bound again: somebody may have deleted a binding or an exchange."""
+
+
+class Connection(Protocol):
+    """What is used of py-amqp's connection once it is open."""
+
+    transport: Any
+    frame_max: int
+    heartbeat: float
+
+
+class _Content:
+    """A message whose frames are still coming in."""
+
+    __slots__ = ("channel", "header", "ids", "method", "missing", "parts")
+
+    def __init__(self, channel: Channel, ids: bytes, method: Any) -> None:
+        self.channel = channel
+        self.ids = ids
+        self.method = method
+        self.header: frames.ContentHeader | None = None
+        self.missing = 0
+        self.parts: list[bytes] = []
+
+
+class KombuSession(Session):
+    """See the module's text.
+
+    Attributes:
+        driver: whose connection it is.
+        loop: the transport's.
+        line: the connections that this is one of.
+        frame_max: the largest frame, in bytes.
+    """
+
+    def __init__(self, driver: KombuDriver, line: Line, connection: Connection) -> None:
+        """Begin to use what py-amqp has opened."""
+        self.driver = driver
+        self.loop = driver.loop
+        self.line = line
+        self.frame_max = connection.frame_max or 131072
+        self._connection: Connection | None = connection  # It owns the socket, and has to live as long.
+        sock: socket.socket = connection.transport.sock
+        sock.setblocking(False)
+        self._socket: socket.socket | None = sock
+        self._tls = isinstance(sock, ssl.SSLSocket)
+        self._fd = sock.fileno()
+        self._heartbeat = float(connection.heartbeat or 0)
+        self._out: list[bytes] = []
+        self._unsent = b""
+        self._writing = threading.Lock()
+        self._buffer = b""
+        self._channels: dict[int, Channel] = {}
+        self._contents: dict[int, _Content] = {}
+        self._touched: dict[Channel, None] = {}
+        self._next_channel = 1
+        self._last_read = self._last_write = self._bound_at = self.loop.now()
+        self._inspections = Inspections(self)
+        self._publisher = Publisher(self) if line is driver.sending else None
+
+    def start(self) -> None:
+        self.loop.watch(self._fd, self._on_event)
+        self.loop.call_later(TICK, self._tick)
+        self.line.serve(peer_of(self._socket))
+        if self._publisher is not None:
+            self._publisher.open()
+
+    def name(self) -> str:
+        """The RabbitMQ that it is a connection to."""
+        return self.driver.name(self.line.connector.attempt)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection is there."""
+        return self._socket is not None
+
+    def lose(self, reason: BaseException | str) -> None:
+        """The connection is of no use any more."""
+        if self._socket is not None:
+            self.line.lose(reason)
+
+    def move(self, reason: str) -> None:
+        """Give up a connection that lives but does not do what it should, for one to the next host.
+
+        A node of a cluster that is cut off from the others keeps its connections, and can do nothing for them. Where
+        there is only one host, nothing changes.
+        """
+        if self.driver.has_more_hosts and self._socket is not None:
+            self.driver.on_move(self.line)
+            self.line.lose(f"{reason}; the next host is tried", move=True)
+
+    # What the driver wants
+
+    def publish(self, outgoing: Outgoing) -> Offer:
+        assert self._publisher is not None
+        return self._publisher.publish(outgoing)
+
+    def declare(self, address: Address, declared: OnDeclared) -> None:
+        assert self._publisher is not None
+        self._publisher.declare(address, declared)
+
+    def consume(self, source: Source) -> KombuFeed:
+        feed = KombuFeed(self, source)
+        self.loop.call(feed.start)
+        return feed
+
+    def remove(self, source: Source, removed: Callable[[], None]) -> None:
+        queue = self.driver.topology.queue(source.address, source.unique)
+        if not queue.own:
+            removed()
+            return
+        delete = partial(frames.queue_delete, queue=queue.name)
+        Question(self, delete, frames.QUEUE_DELETE_OK, lambda _answer: removed()).start()
+
+    def inspect(self, address: Address, found: Future[Depth]) -> None:
+        self._inspections.start(self.driver.topology.queue(address, "").name, found)
+
+    # The end
+
+    def close(self) -> None:
+        self.append(frames.connection_close())
+        self.send_all()
+
+    def let_go(self) -> None:
+        self.loop.unwatch(self._fd)
+        with self._writing:
+            sock, self._socket = self._socket, None
+            self._connection = None
+            if sock is not None:
+                sock.close()
+        channels, self._channels = list(self._channels.values()), {}
+        for channel in channels:
+            channel.on_down(TransportUnavailable(f"{self.name()} is not connected"))
+
+    def abandon(self) -> None:
+        sock, self._socket = self._socket, None
+        if sock is not None:
+            os.close(sock.detach())
+
+    # Writing
+
+    def write(self, data: bytes) -> None:
+        """Write, now or together with what others write. Any thread."""
+        self._out.append(data)
+        self.flush()
+
+    def append(self, data: bytes) -> None:
+        """Have `data` written by the next `flush`. The caller may hold a lock that orders it."""
+        self._out.append(data)
+
+    def flush(self) -> None:
+        """Have what has gathered written: by the loop if it is awake, else by this thread."""
+        if not self.loop.awake:
+            self.send_all()
+
+    def send_all(self) -> None:
+        """Write what has gathered: the first thread in writes for all that come meanwhile."""
+        out = self._out
+        while out:
+            if not self._writing.acquire(blocking=False):
+                return
+            try:
+                if self._unsent or self._socket is None:
+                    return  # The socket takes no more at present; the loop goes on when it does.
+                count = len(out)
+                data = out[0] if count == 1 else b"".join(out[:count])
+                del out[:count]
+                self._send(data)
+            finally:
+                self._writing.release()
+
+    def _send(self, data: bytes) -> None:
+        """The write lock is held."""
+        assert self._socket is not None
+        try:
+            sent = self._socket.send(data)
+        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            sent = 0
+        except OSError as exc:
+            self.loop.call(self.lose, exc)
+            self._unsent = data
+            return
+        if sent < len(data):
+            self._unsent = data[sent:]
+            self.loop.call(self._watch)
+        self._last_write = self.loop.now()
+
+    def _watch(self) -> None:
+        """Go on writing when the socket takes more."""
+        if self._socket is not None:
+            self.loop.watch(self._fd, self._on_event, write=True)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something was appended that nobody writes, and that the socket would take."""
+        return bool(self._out) and not self._unsent and self._socket is not None
+
+    def _go_on_writing(self) -> None:
+        with self._writing:
+            data, self._unsent = self._unsent, b""
+            if data and self._socket is not None:
+                self._send(data)
+            if self._unsent:
+                return
+        self.loop.watch(self._fd, self._on_event)
+        self.send_all()
+
+    # Reading
+
+    def _on_event(self) -> None:
+        """The socket can be read or written."""
+        if self._unsent:
+            self._go_on_writing()
+        try:
+            self._read()
+        except OSError as exc:
+            self.lose(exc)
+
+    def _read(self) -> None:
+        sock = self._socket
+        if sock is None:
+            return
+        try:
+            if self._tls:
+                # OpenSSL's state is not for two threads at once. Both calls return at once: nobody waits here.
+                with self._writing:
+                    data = sock.recv(READ_SIZE)
+                    while (more := sock.pending()) > 0:  # type: ignore[attr-defined]
+                        data += sock.recv(more)
+            else:
+                data = sock.recv(READ_SIZE)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return
+        if not data:
+            raise ConnectionResetError("RabbitMQ closed the connection")
+        self._last_read = self.loop.now()
+        if self._tls:
+            self.send_all()  # Who found the lock taken meanwhile has left it to us.
+        try:
+            self._feed(data)
+        except (struct.error, IndexError, ValueError, TypeError) as exc:
+            raise ConnectionError(f"a malformed frame: {exc!r}") from exc
+        for channel in self._touched:
+            channel.on_batch_end()
+        self._touched.clear()
+
+    def _feed(self, data: bytes) -> None:
+        buffer = self._buffer + data if self._buffer else data
+        at, available = 0, len(buffer)
+        while available - at >= frames.OVERHEAD:
+            kind, number, size = frames.frame_head(buffer, at)
+            end = at + 7 + size
+            if end >= available:
+                if size > self.frame_max:
+                    raise ValueError(f"a frame of {size} bytes")
+                break
+            if buffer[end] != frames.END:
+                raise ValueError("no frame end")
+            self._on_frame(kind, number, buffer, at + 7, end)
+            if self._socket is None:
+                return
+            at = end + 1
+        self._buffer = buffer[at:]
+
+    def _on_frame(self, kind: int, number: int, buffer: bytes, at: int, end: int) -> None:
+        if kind == frames.METHOD:
+            ids = buffer[at : at + 4]
+            if number == 0:
+                self._on_connection_method(ids, buffer, at + 4, end)
+                return
+            channel = self._channels.get(number)
+            if channel is None:
+                return  # A frame that was under way when the channel was closed.
+            if ids == frames.BASIC_DELIVER:
+                self._contents[number] = _Content(channel, ids, frames.read_deliver(buffer, at + 4))
+            elif ids == frames.BASIC_RETURN:
+                self._contents[number] = _Content(channel, ids, frames.read_close(buffer, at + 4, end))
+            else:
+                channel.on_method(ids, buffer, at + 4, end)
+        elif kind in (frames.HEADER, frames.BODY):
+            content = self._contents.get(number)
+            if content is not None:
+                self._on_content_frame(content, number, kind, buffer, at, end)
+        elif kind != frames.HEARTBEAT:
+            raise ValueError(f"a frame of type {kind}")
+
+    def _on_content_frame(self, content: _Content, number: int, kind: int, buffer: bytes, at: int, end: int) -> None:
+        if kind == frames.HEADER:
+            content.header = frames.read_content_header(buffer, at, end)
+            content.missing = content.header.size
+        else:
+            content.parts.append(buffer[at:end])
+            content.missing -= end - at
+        if content.missing <= 0 and content.header is not None:
+            del self._contents[number]
+            parts = content.parts
+            self._touched[content.channel] = None
+            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            try:
+                content.channel.on_content(content.ids, content.method, content.header, body)
+            except Exception:
+                # What one message does to its reader may not cost the connection, and all else that is on it.
+                LOG.exception("a message could not be handed over")
+
+    def _on_connection_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
+        if ids == frames.CONNECTION_CLOSE:
+            code, text = frames.read_close(buffer, at, end)
+            self.append(frames.method(0, frames.CONNECTION_CLOSE_OK))
+            self.send_all()
+            raise ConnectionResetError(f"RabbitMQ closed the connection: {code} {text}")
+        if ids == frames.CONNECTION_BLOCKED:
+            self.line.block(frames.read_short_string(buffer, at) or "unknown reason")
+        elif ids == frames.CONNECTION_UNBLOCKED:
+            self.line.block(None)
+
+    def _tick(self) -> None:
+        """Send and check heartbeats, and look after what RabbitMQ does not answer."""
+        if self._socket is None:
+            return
+        self.loop.call_later(TICK, self._tick)
+        now = self.loop.now()
+        if self._heartbeat:
+            if now - self._last_write >= self._heartbeat / 2:
+                self.write(frames.heartbeat)
+            silent = now - self._last_read
+            if silent >= 2 * self._heartbeat:
+                self.lose(TimeoutError(f"no heartbeat of RabbitMQ for {silent:.0f} s"))
+                return
+        if self._publisher is not None:
+            self._publisher.on_tick(now)
+        self._look_at_feeds(now)
+
+    def _look_at_feeds(self, now: float) -> None:
+        """Bind queues again now and then; and leave a node that does not answer to declarations.
+
+        It may be cut off from the others of its cluster.
+        """
+        feeds = [channel for channel in self._channels.values() if isinstance(channel, KombuFeed)]
+        if now - self._bound_at >= BIND_INTERVAL:
+            self._bound_at = now
+            for feed in feeds:
+                feed.bind_again()
+        for feed in feeds:
+            if (waits := feed.waits(now)) >= STALLED:
+                self.move(f"{self.name()} has not declared {feed.source.address} in {waits:.0f} s")
+                return
+
+    # Channels
+
+    def add(self, channel: Channel) -> None:
+        """Give a channel its number. It opens the channel itself. On the loop's thread.
+
+        Raises:
+            TransportUnavailable: there are too many channels already.
+        """
+        if len(self._channels) >= MAX_CHANNELS:
+            raise TransportUnavailable(f"{MAX_CHANNELS} channels are open on one connection")
+        while self._next_channel in self._channels:
+            self._next_channel = self._next_channel % MAX_CHANNELS + 1
+        channel.number = self._next_channel
+        self._next_channel = self._next_channel % MAX_CHANNELS + 1
+        self._channels[channel.number] = channel
+
+    def remove_channel(self, channel: Channel) -> None:
+        """The channel is closed. On the loop's thread."""
+        if self._channels.get(channel.number) is channel:
+            del self._channels[channel.number]
+            self._contents.pop(channel.number, None)
