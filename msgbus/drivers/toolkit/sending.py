@@ -366,8 +366,8 @@ class Sender:
 
     def _look_at(self, when: float) -> None:
         """Have `_look` called at that time. The lock is held."""
-        self._next_look = when
         self._loop.call_later(max(0.0, when - Loop.now()), self._look)
+        self._next_look = when
 
     def _look(self) -> None:
         """End what has had no word of the message system in time: it may be frozen, or away."""
