@@ -509,7 +509,12 @@ class BrokerDriver(Driver):
             for line in self.lines:
                 for consumer in list(line.consumers):
                     consumer.fail_ready(error)
-            self._wait(self.sender.unfinished(), deadline)
+            # Asked of the loop, which has been handed all that was sent before.
+            sends: Future[list[Future[Any]]] = Future()
+            self.loop.call_for(sends, lambda: finish(sends, self.sender.unfinished()))
+            self._wait([sends], deadline)
+            if sends.done() and sends.exception() is None:
+                self._wait(sends.result(), deadline)
             gone: Future[list[Future[Any]]] = Future()
             self.loop.call_for(gone, self._end_all, gone)
             self._wait([gone], deadline)
