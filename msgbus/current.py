@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from msgbus.exceptions import NoCurrentRequest
 from msgbus.foreign import printable
@@ -16,14 +16,34 @@ from msgbus.message import AT_LEAST_ONCE, AT_MOST_ONCE
 from msgbus.target import Target
 
 if TYPE_CHECKING:
-    from msgbus.drivers.base import Address
+    from msgbus.drivers.base import Address, Delivery
     from msgbus.message import Request
-    from msgbus.processing import Work
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-work: ContextVar[Work | None] = ContextVar("msgbus_work", default=None)
+
+class _Cancellable(Protocol):
+    @property
+    def cancelled(self) -> bool: ...
+
+
+class _Work(Protocol):
+    """What this module reads of a request that is being run: `msgbus.processing.Work` has it."""
+
+    server: str
+    delivery: Delivery
+    request: Request
+    deadline: float | None
+    at_least_once: bool
+    attempts: int
+    cancelled: bool
+
+    @property
+    def running(self) -> _Cancellable | None: ...
+
+
+work: ContextVar[_Work | None] = ContextVar("msgbus_work", default=None)
 """What is being run here, or None outside a request."""
 
 _LONGEST = 100
@@ -89,7 +109,7 @@ class CurrentRequest:
     delivery: str
     redelivered: bool
     attempts: int
-    _work: Work = field(repr=False)
+    _work: _Work = field(repr=False)
 
     @property
     def topic(self) -> str:

@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from msgbus import options
+from msgbus import configuration
+from msgbus.drivers.registry import installed_drivers
 from msgbus.foreign import get_logger
 
 if TYPE_CHECKING:
@@ -29,9 +30,9 @@ def warn_of_misspelt(conf: cfg.ConfigOpts, group: str) -> None:
         conf: its files are looked at. What the service has registered on it is known.
         group: of the driver that is used.
     """
-    ours = {name for opt in (*options.CORE_OPTS, *options.RPC_OPTS) for name in (opt.dest, opt.name)}
-    old = {name.name for opt in options.CORE_OPTS for name in opt.deprecated_opts}
-    for path, groups in options.read_files(conf):
+    ours = {name for opt in (*configuration.CORE_OPTS, *configuration.RPC_OPTS) for name in (opt.dest, opt.name)}
+    old = {name.name for opt in configuration.CORE_OPTS for name in opt.deprecated_opts}
+    for path, groups in configuration.read_files(conf):
         for name in groups:
             if name not in (group, "DEFAULT") and name.lower() not in conf and (meant := _meant_group(name)):
                 LOG.warning("%s: there is no group [%s]; did you mean %s?", path, name, meant)
@@ -47,8 +48,6 @@ def _meant_group(name: str) -> str:
     is_ours = name.lower().startswith(PREFIX)
     if not is_ours and not _nearest(name.lower(), [f"{PREFIX}{name[len(PREFIX) :].lower()}"]):
         return ""
-    from msgbus.transport import installed_drivers  # which takes its time
-
     by_driver = {driver: found.options()[0] for driver, found in installed_drivers().items()}
     known = sorted(set(by_driver.values()))
     if name.lower() in known:

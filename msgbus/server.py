@@ -112,7 +112,7 @@ class RPCServer:
         self.transport = transport
         self.target = target
         self.dispatcher = dispatcher
-        from msgbus.options import SERVER_OPTIONS
+        from msgbus.configuration import SERVER_OPTIONS
 
         for name in SERVER_OPTIONS:  # Now, and not when it starts, which may be much later.
             transport.option(name)

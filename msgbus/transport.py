@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import threading
 import time
@@ -12,12 +11,12 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
 
 from msgbus.closing import open_drivers
-from msgbus.drivers.base import CONTRACT, Address, Capability, Delivery, Depth, Driver, Inbox, Message, Sent
+from msgbus.drivers.base import Address, Capability, Delivery, Depth, Driver, Inbox, Message, Sent
+from msgbus.drivers.registry import load_driver_class
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import (
     CallCancelled,
     ConfigurationError,
-    DriverLoadFailure,
     MessageDeliveryFailure,
     MessageUndeliverable,
     MessagingException,
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
 
 LOG = get_logger(__name__)
 
-DRIVERS = "msgbus.drivers"
-"""The entry point group that names the drivers."""
 RETRY_DELAY = 0.25
 """Seconds between two tries to deliver a message; less where its deadline is near."""
 RETRY_DELAY_MIN = 0.01
@@ -57,46 +54,6 @@ class ControlHandler(Protocol):
 
     def on_control(self, control: Control) -> None:
         """Take in a frame. Must not block."""
-
-
-def installed_drivers() -> dict[str, type[Driver]]:
-    """The driver classes by entry point name. One that cannot be imported is left out, with a warning in the log."""
-    from stevedore import ExtensionManager
-
-    def warn(_manager: object, entry_point: object, error: BaseException) -> None:
-        LOG.warning("the driver of entry point %s cannot be loaded: %s", entry_point, error)
-
-    manager: Any = ExtensionManager(DRIVERS, on_load_failure_callback=warn)
-    return {extension.name: extension.plugin for extension in manager}
-
-
-def load_driver_class(name: str) -> type[Driver]:
-    """The class of the driver of that name.
-
-    Raises:
-        DriverLoadFailure: there is none (the text names the nearest, and those there are), it cannot be imported, or it
-            was written for another major version of the contract.
-    """
-    from importlib.metadata import entry_points  # slow to import, like those below
-
-    from stevedore import DriverManager
-
-    # Their names alone: none of them is imported for that. (stevedore would log a warning besides raising.)
-    known = sorted(entry_points(group=DRIVERS).names)
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise DriverLoadFailure(name, f"no such driver is installed; {hint}there are {', '.join(known)}")
-    try:
-        cls: Any = DriverManager(DRIVERS, name).driver
-    except Exception as exc:
-        raise DriverLoadFailure(name, exc) from exc
-    if not (isinstance(cls, type) and issubclass(cls, Driver)):
-        raise DriverLoadFailure(name, f"{cls!r} is no subclass of msgbus.drivers.base.Driver")
-    if cls.contract[0] != CONTRACT[0]:
-        theirs, ours = (".".join(map(str, version)) for version in (cls.contract, CONTRACT))
-        raise DriverLoadFailure(name, f"it was written for version {theirs} of the contract, and this is {ours}")
-    return cls
 
 
 def get_rpc_transport(
@@ -121,26 +78,26 @@ def get_rpc_transport(
             threads or sockets.
         TypeError: `conf` is no configuration, or `allowed_remote_exmods` no list.
     """
-    from msgbus import options
+    from msgbus import configuration
     from msgbus.misspelt import warn_of_misspelt
     from msgbus.unread import warn_of_unread
 
     check_unpatched()
     if isinstance(allowed_remote_exmods, str):
         raise TypeError(f"allowed_remote_exmods is a list of the names of modules: [{allowed_remote_exmods!r}]")
-    options.register(conf)
-    if url is None and options.is_unread(conf):
+    configuration.register(conf)
+    if url is None and configuration.is_unread(conf):
         raise ConfigurationError(
             "no transport URL was given, and the configuration was never read: call conf(...) first, for example "
             "conf([], default_config_files=['service.conf'])"
         )
     parsed = url if isinstance(url, TransportURL) else TransportURL.parse(conf, url)
-    options.check_core_options(conf)
+    configuration.check_core_options(conf)
     cls = load_driver_class(parsed.transport)
     loop = Loop(f"msgbus-{parsed.transport}")
     driver = cls(conf, parsed, loop)
     warn_of_misspelt(conf, cls.options()[0])
-    warn_of_unread(conf, *cls.options(), by_default=url is None and not options.says_where(conf))
+    warn_of_unread(conf, *cls.options(), by_default=url is None and not configuration.says_where(conf))
     return Transport(conf, parsed, driver, loop, allowed_remote_exmods)
 
 
@@ -209,7 +166,7 @@ class Transport:
         """The value of one of the core's options, as it is now.
 
         Raises:
-            ConfigurationError: it does not fit; see `msgbus.options.read_option`.
+            ConfigurationError: it does not fit; see `msgbus.configuration.read_option`.
         """
         try:
             value = self.conf[name]
@@ -217,7 +174,7 @@ class Transport:
             value = None
         known = self._options.get(name)
         if known is None or value is None or known[0] is not value:
-            from msgbus.options import read_option  # With oslo.config, which takes its time.
+            from msgbus.configuration import read_option  # With oslo.config, which takes its time.
 
             known = self._options[name] = (value, read_option(self.conf, name))
         return known[1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from msgbus import options
+from msgbus import configuration
 from msgbus.foreign import get_logger
 
 if TYPE_CHECKING:
@@ -78,9 +78,11 @@ def warn_of_unread(conf: cfg.ConfigOpts, group: str, opts: Sequence[cfg.Opt], *,
         by_default: nobody has said which driver to use.
     """
     tls = {opt.dest for opt in opts if opt.dest == "ssl" or opt.dest.startswith("ssl_")}
-    core = {name for opt in options.CORE_OPTS for name in (opt.dest, *(old.name or "" for old in opt.deprecated_opts))}
+    core = {
+        name for opt in configuration.CORE_OPTS for name in (opt.dest, *(old.name or "" for old in opt.deprecated_opts))
+    }
     old = {old.name or "" for opt in opts for old in opt.deprecated_opts if old.group == "DEFAULT"}
-    for path, groups in options.read_files(conf):
+    for path, groups in configuration.read_files(conf):
         if by_default:
             _warn_of_default_driver(path, groups)
         for name, values in groups.items():

@@ -182,12 +182,12 @@ def backend_name(rpc_backend: str) -> str:
 
 
 def _configured(conf: cfg.ConfigOpts) -> str:
-    from msgbus import options
+    from msgbus import configuration
 
-    options.register(conf)
-    if url := options.read_option(conf, "transport_url"):
+    configuration.register(conf)
+    if url := configuration.read_option(conf, "transport_url"):
         return str(url)
-    if not (backend := backend_name(options.read_option(conf, "rpc_backend"))):
+    if not (backend := backend_name(configuration.read_option(conf, "rpc_backend"))):
         raise ConfigurationError("the option rpc_backend is empty: it names the driver, for example kombu")
     return f"{backend}://"
 

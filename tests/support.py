@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import pathlib
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
 from oslo_config import cfg
 
-from msgbus import options
+from msgbus import configuration
 from msgbus.transport import Transport, get_rpc_transport
 
 PATIENCE = 20.0
@@ -25,9 +26,18 @@ def new_conf(*arguments: str, **overrides: Any) -> cfg.ConfigOpts:
     """A configuration with the core's options, some of them overridden, that reads no file of this machine."""
     conf = cfg.ConfigOpts()
     conf(list(arguments), project="msgbus-test", default_config_files=[], default_config_dirs=[])
-    options.register(conf)
+    configuration.register(conf)
     for name, value in overrides.items():
         conf.set_override(name, value)
+    return conf
+
+
+def conf_from_file(folder: pathlib.Path, text: str) -> cfg.ConfigOpts:
+    """The configuration of a service that has read one file, which is made in `folder`; msgbus has not seen it yet."""
+    path = folder / "service.conf"
+    path.write_text(text)
+    conf = cfg.ConfigOpts()
+    conf([], project="msgbus-test", default_config_files=[str(path)], default_config_dirs=[])
     return conf
 
 

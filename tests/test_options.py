@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pathlib
-import traceback
 from typing import Any
 
 import pytest
@@ -10,18 +9,15 @@ from oslo_config import cfg
 from msgbus import (
     ConfigurationError,
     InvalidTransportURL,
-    MessagingTimeout,
-    Target,
     TransportURL,
-    get_rpc_client,
-    get_rpc_server,
+    configuration,
     get_rpc_transport,
     options,
 )
 from msgbus.drivers.fake import FakeDriver
 from msgbus.drivers.kombu import KombuDriver
-from msgbus.options import CORE_OPTS, RPC_OPTS, list_opts, read_driver_options
-from tests.support import PROTON, new_conf
+from msgbus.options import list_opts, read_driver_options
+from tests.support import PROTON, conf_from_file, new_conf
 
 OPTS = [
     cfg.IntOpt("retry_delay", default=5, min=1),
@@ -37,74 +33,11 @@ def read(url: str = "fake://", conf: cfg.ConfigOpts | None = None) -> Any:
     return read_driver_options(conf, "msgbus_test", OPTS, TransportURL.parse(conf, url))
 
 
-def config_file(folder: pathlib.Path, text: str) -> cfg.ConfigOpts:
-    """A configuration that was read from a file."""
-    path = folder / "service.conf"
-    path.write_text(text)
-    return new_conf("--config-file", str(path))
-
-
 def read_from(where: str, name: str, value: str, folder: pathlib.Path) -> Any:
     """Read the options with one of them set in the URL, or in a file."""
     if where == "url":
         return read(f"fake://?{name}={value}")
-    return read(conf=config_file(folder, f"[msgbus_test]\n{name} = {value}\n"))
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("rpc_backend", "zmq"),
-        ("transport_url", None),
-        ("rpc_response_timeout", 60.0),
-        ("control_exchange", "msgbus"),
-        ("executor_thread_pool_size", 64),
-        ("rpc_delivery", "at_most_once"),
-        ("rpc_codec", "json"),
-        ("rpc_send_window", 1000),
-        ("rpc_reply_grace", 10.0),
-        ("rpc_cast_retries", 3),
-        ("rpc_ping_enabled", True),
-    ],
-)
-def test_core_defaults(name: str, value: object) -> None:
-    """The core's options have the defaults that the documentation promises."""
-    assert new_conf()[name] == value
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("rpc_response_timeout", 0),
-        ("executor_thread_pool_size", 0),
-        ("rpc_prefetch", 0),
-        ("rpc_delivery", "exactly_once"),
-        ("rpc_codec", "pickle"),
-        ("rpc_send_window", 0),
-        ("rpc_reply_grace", -1),
-        ("rpc_cast_retries", -1),
-    ],
-)
-def test_core_options_refuse_nonsense(name: str, value: object, tmp_path: pathlib.Path) -> None:
-    """A value that makes no sense is refused when a transport or a server is made, with the option and the file."""
-    conf = config_file(tmp_path, f"[DEFAULT]\n{name} = {value}\n")
-    with pytest.raises(ConfigurationError, match=rf"^option {name} of \[DEFAULT\] in {tmp_path}/service.conf: "):
-        options.read_option(conf, name)
-    with pytest.raises(ConfigurationError, match=rf"^option {name} of "):  # not only when it is needed
-        get_rpc_server(get_rpc_transport(conf, "fake://"), Target(topic="t", server="s"), [])
-
-
-def test_register_again() -> None:
-    """The options can be registered on a configuration any number of times."""
-    conf = new_conf(control_exchange="mine")
-    options.register(conf)
-    assert conf.control_exchange == "mine"
-
-
-def test_old_name_of_the_pool_size(tmp_path: pathlib.Path) -> None:
-    """The pool's size is read under its old name too."""
-    conf = config_file(tmp_path, "[DEFAULT]\nrpc_thread_pool_size = 7\n")
-    assert conf.executor_thread_pool_size == 7
+    return read(conf=conf_from_file(folder, f"[msgbus_test]\n{name} = {value}\n"))
 
 
 def test_every_option_has_help() -> None:
@@ -116,7 +49,7 @@ def test_every_option_has_help() -> None:
 def test_list_opts_has_the_core_and_every_driver() -> None:
     """oslo-config-generator is given the core's options and those of each installed driver, in its group."""
     found = dict(list_opts())
-    assert found[None] == [*CORE_OPTS, *RPC_OPTS]
+    assert found[None] == [*configuration.CORE_OPTS, *configuration.RPC_OPTS]
     group, opts = FakeDriver.options()
     assert [opt.name for opt in found[group]] == [opt.name for opt in opts]
 
@@ -140,7 +73,7 @@ def test_options_in_the_url(url: str, name: str, value: object) -> None:
 
 def test_url_wins_over_the_file_and_the_file_over_the_default(tmp_path: pathlib.Path) -> None:
     """The URL's value counts first, then the configuration's."""
-    conf = config_file(tmp_path, "[msgbus_test]\nretry_delay = 9\ntopology = oslo\n")
+    conf = conf_from_file(tmp_path, "[msgbus_test]\nretry_delay = 9\ntopology = oslo\n")
     values = read("fake://?retry_delay=7", conf)
     assert (values.retry_delay, values.topology, values.use_tls) == (7, "oslo", False)
 
@@ -168,7 +101,7 @@ def test_unknown_options_are_refused(name: str, hint: str, where: str, tmp_path:
 
 def test_other_groups_of_a_file_are_others_business(tmp_path: pathlib.Path) -> None:
     """A file is shared with the rest of a service: options of other groups are not looked at."""
-    conf = config_file(tmp_path, "[DEFAULT]\nretry_dealy = 1\n[other]\nx = 1\n[msgbus_test]\nretry_delay = 2\n")
+    conf = conf_from_file(tmp_path, "[DEFAULT]\nretry_dealy = 1\n[other]\nx = 1\n[msgbus_test]\nretry_delay = 2\n")
     assert read(conf=conf).retry_delay == 2
 
 
@@ -184,7 +117,7 @@ def test_wrong_values_are_refused(name: str, value: str, where: str, tmp_path: p
 
 def test_deprecated_names_in_a_file(tmp_path: pathlib.Path) -> None:
     """A driver's option is found in a file under the name that it used to have."""
-    conf = config_file(tmp_path, "[msgbus_test]\nold_name = 9\n")
+    conf = conf_from_file(tmp_path, "[msgbus_test]\nold_name = 9\n")
     opts = [cfg.IntOpt("new_name", default=5, deprecated_name="old_name")]
     assert read_driver_options(conf, "msgbus_test", opts, TransportURL("fake")).new_name == 9
 
@@ -192,7 +125,7 @@ def test_deprecated_names_in_a_file(tmp_path: pathlib.Path) -> None:
 def test_without_any_file() -> None:
     """A configuration object that was never given a command line has its defaults."""
     conf = cfg.ConfigOpts()
-    options.register(conf)
+    configuration.register(conf)
     assert read(conf=conf).retry_delay == 5
 
 
@@ -236,7 +169,7 @@ def test_hosts_of_a_url_or_of_the_options(text: str, url: str, expected: list[st
     """A URL that names hosts wins; else the options, also by their old names; a user is filled in where none is."""
     old = {"hosts": ("old_hosts", "old_host"), "port": ("old_port",), "username": ("old_user",)}
     opts = options.connection_opts(old, DEFAULTS)
-    conf = config_file(tmp_path, text)
+    conf = conf_from_file(tmp_path, text)
     parsed = TransportURL.parse(conf, url)
     values = read_driver_options(conf, "msgbus_test", opts, parsed)
     assert [f"{host.username}:{host.password}@{host}" for host in options.hosts_of(values, parsed)] == expected
@@ -248,7 +181,7 @@ def test_hosts_of_a_url_or_of_the_options(text: str, url: str, expected: list[st
 )
 def test_hosts_of_the_options_that_are_none(hosts: str, text: str, tmp_path: pathlib.Path) -> None:
     """It is an error that says what is wrong, and shows no password."""
-    conf = config_file(tmp_path, f"[msgbus_test]\nhosts = {hosts}\n")
+    conf = conf_from_file(tmp_path, f"[msgbus_test]\nhosts = {hosts}\n")
     parsed = TransportURL.parse(conf, "fake://")
     values = read_driver_options(conf, "msgbus_test", options.connection_opts({}, DEFAULTS), parsed)
     with pytest.raises(ConfigurationError, match=text) as caught:
@@ -267,7 +200,7 @@ def test_hosts_of_the_options_that_are_none(hosts: str, text: str, tmp_path: pat
 def test_dollar_sign_in_a_value(line: str, name: str, tmp_path: pathlib.Path) -> None:
     """It is an error that names the option and says how to write it, without a part of a password."""
     opts = options.connection_opts({"hosts": ("old_hosts", "old_host"), "port": ("old_port",)}, DEFAULTS)
-    conf = config_file(tmp_path, f"{line}\n")
+    conf = conf_from_file(tmp_path, f"{line}\n")
     with pytest.raises(ConfigurationError, match=rf"^option {name} .*twice") as caught:
         read_driver_options(conf, "msgbus_test", opts, TransportURL("fake"))
     assert "WORDPW" not in str(caught.value)
@@ -276,18 +209,10 @@ def test_dollar_sign_in_a_value(line: str, name: str, tmp_path: pathlib.Path) ->
 
 def test_files_that_are_gone_since_they_were_read(tmp_path: pathlib.Path) -> None:
     """A daemon changes its folder and its user after it has read its configuration: what it has read counts."""
-    conf = config_file(tmp_path, "[msgbus_test]\nretry_delay = 9\n")
+    conf = conf_from_file(tmp_path, "[msgbus_test]\nretry_delay = 9\n")
     for path in tmp_path.iterdir():
         path.unlink()
     assert read(conf=conf).retry_delay == 9
-
-
-def test_option_that_somebody_else_has_registered() -> None:
-    """Theirs counts, with its default: oslo.messaging's transport_url, or a service's own control_exchange."""
-    conf = cfg.ConfigOpts()
-    conf.register_opt(cfg.StrOpt("control_exchange", default="nova", help="nova's own"))
-    options.register(conf)
-    assert (conf.control_exchange, conf.rpc_response_timeout) == ("nova", 60)
 
 
 def test_empty_backend() -> None:
@@ -299,89 +224,9 @@ def test_empty_backend() -> None:
 def test_old_name_of_another_group_is_refused_in_the_drivers(tmp_path: pathlib.Path) -> None:
     """It would have no effect there."""
     opts = options.connection_opts({"hosts": ("old_host",)}, DEFAULTS)
-    conf = config_file(tmp_path, "[msgbus_test]\nold_host = a\n")
+    conf = conf_from_file(tmp_path, "[msgbus_test]\nold_host = a\n")
     with pytest.raises(ConfigurationError, match="old_host"):
         read_driver_options(conf, "msgbus_test", opts, TransportURL("fake"))
-
-
-def conf_of(tmp_path: pathlib.Path, text: str) -> cfg.ConfigOpts:
-    """The configuration of a service that reads one file, before msgbus has seen it."""
-    path = tmp_path / "service.conf"
-    path.write_text(text)
-    conf = cfg.ConfigOpts()
-    conf([], project="service", default_config_files=[str(path)], default_config_dirs=[])
-    return conf
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "transport_url = rabbit://app:pa$swordPW@h/",
-        "transport_url = rabbit://app:pa${swordPW}@h/",
-        "transport_url = $transport_url",
-        "rpc_backend = $swordPW",
-        "rpc_send_window = $swordPW",
-        "control_exchange = half$swordPW",
-        "rpc_response_timeout = $rpc_response_timeout",
-    ],
-)
-def test_dollar_sign_in_a_core_option(line: str, tmp_path: pathlib.Path) -> None:
-    """It is our error, which names the option and the file, says how to write it, and shows no part of a password."""
-    name = line.partition(" ")[0]
-    with pytest.raises(ConfigurationError, match=rf"^option {name} of \[DEFAULT\] in .*service.conf.*\$\$") as caught:
-        get_rpc_transport(conf_of(tmp_path, f"[DEFAULT]\n{line}\n"))
-    assert "swordPW" not in "".join(traceback.format_exception(caught.value))
-
-
-@pytest.mark.parametrize("password", ["pa$$sword", "pa%24sword"])
-def test_dollar_sign_that_is_written_as_the_error_says(password: str, tmp_path: pathlib.Path) -> None:
-    """Doubled or percent-encoded it is an ordinary character of a password in a transport URL."""
-    conf = conf_of(tmp_path, f"[DEFAULT]\ntransport_url = fake://app:{password}@h/\n")
-    transport = get_rpc_transport(conf)
-    assert transport.url.hosts[0].password == "pa$sword"
-    transport.cleanup()
-
-
-def test_configuration_that_nobody_has_read() -> None:
-    """To forget the call of `conf` would silently leave out every file; the error says what to do."""
-    with pytest.raises(ConfigurationError, match=r"never read: call conf\(...\) first"):
-        get_rpc_transport(cfg.ConfigOpts())
-
-
-def test_configuration_that_a_program_fills_in_itself() -> None:
-    """A program that sets the transport URL needs no file, and one that passes it needs no configuration at all."""
-    conf = cfg.ConfigOpts()
-    options.register(conf)
-    conf.set_override("transport_url", "fake://own/")
-    for transport in (get_rpc_transport(conf), get_rpc_transport(cfg.ConfigOpts(), "fake://own/")):
-        assert str(transport.url) == "fake://own/"
-        transport.cleanup()
-
-
-def test_option_that_somebody_else_has_registered_with_another_type() -> None:
-    """Its value is read as ours: a text that is a number is one, and one that is none is our error."""
-    conf = cfg.ConfigOpts()
-    conf.register_opt(cfg.StrOpt("rpc_response_timeout", default="2.5", help="somebody's"))
-    conf.register_opt(cfg.IntOpt("rpc_prefetch", default=0, help="somebody's"))
-    conf.register_opt(cfg.StrOpt("control_exchange", help="somebody's, without a default"))
-    options.register(conf)
-    assert options.read_option(conf, "rpc_response_timeout") == 2.5
-    assert options.read_option(conf, "control_exchange") == "msgbus"
-    with pytest.raises(ConfigurationError, match=r"option rpc_prefetch of \[DEFAULT\]"):
-        options.read_option(conf, "rpc_prefetch")
-
-
-def test_option_that_changes_while_a_transport_lives() -> None:
-    """What is made from then on goes by the new value."""
-    conf = new_conf(rpc_response_timeout=3)
-    transport = get_rpc_transport(conf, "fake://")
-    assert transport.option("rpc_response_timeout") == 3
-    conf.set_override("rpc_response_timeout", 0.01)
-    client = get_rpc_client(transport, Target(topic="t"))
-    transport.driver.subscribe([transport.address(client.target)], lambda _delivery: None, prefetch=1)
-    with pytest.raises(MessagingTimeout, match=r"within 0\.01 s"):
-        client.call({}, "m")
-    transport.cleanup()
 
 
 def test_option_of_a_driver_that_somebody_else_has_registered() -> None:
@@ -401,14 +246,14 @@ def test_option_that_stands_twice_in_a_url() -> None:
 
 def test_group_in_capital_letters(tmp_path: pathlib.Path) -> None:
     """oslo.config reads the names of groups in small letters: a wrong option is found in such a one too."""
-    assert read(conf=config_file(tmp_path, "[MSGBUS_Test]\nretry_delay = 9\n")).retry_delay == 9
+    assert read(conf=conf_from_file(tmp_path, "[MSGBUS_Test]\nretry_delay = 9\n")).retry_delay == 9
     with pytest.raises(ConfigurationError, match="did you mean retry_delay"):
-        read(conf=config_file(tmp_path, "[MSGBUS_Test]\nretry_dealy = 9\n"))
+        read(conf=conf_from_file(tmp_path, "[MSGBUS_Test]\nretry_dealy = 9\n"))
 
 
 def test_file_that_has_become_malformed_since_it_was_read(tmp_path: pathlib.Path) -> None:
     """Somebody is writing it: what was read counts."""
-    conf = config_file(tmp_path, "[msgbus_test]\nretry_delay = 9\n")
+    conf = conf_from_file(tmp_path, "[msgbus_test]\nretry_delay = 9\n")
     for content in (b"retry", b"\xff = \xff"):
         (tmp_path / "service.conf").write_bytes(content)
         assert read(conf=conf).retry_delay == 9
@@ -420,7 +265,7 @@ def test_file_that_has_become_malformed_since_it_was_read(tmp_path: pathlib.Path
 )
 def test_hosts_of_the_options_follow_the_rules_of_a_url(hosts: str, text: str, tmp_path: pathlib.Path) -> None:
     """What is an error in a URL is one here, also where two hosts are equal only with the option port."""
-    conf = config_file(tmp_path, f"[msgbus_test]\nport = 7\nhosts = {hosts}\n")
+    conf = conf_from_file(tmp_path, f"[msgbus_test]\nport = 7\nhosts = {hosts}\n")
     with pytest.raises(ConfigurationError, match=text):
         options.hosts_of(
             read_driver_options(conf, "msgbus_test", options.connection_opts({}, DEFAULTS), TransportURL("fake")),
@@ -443,8 +288,8 @@ def test_tls_option_without_tls_in_a_file(driver: str, option: str, tls: str, tm
     with pytest.raises(
         ConfigurationError, match=rf"^{name} is set, and TLS is off.* ssl = true in \[msgbus_{driver}\]"
     ):
-        get_rpc_transport(conf_of(tmp_path, text))
-    conf = conf_of(tmp_path, text.replace("ssl = false\n", "") + "ssl = true\n")
+        get_rpc_transport(conf_from_file(tmp_path, text))
+    conf = conf_from_file(tmp_path, text.replace("ssl = false\n", "") + "ssl = true\n")
     get_rpc_transport(conf).cleanup()
 
 
@@ -464,7 +309,7 @@ def test_tls_option_without_tls_in_a_url(scheme: str, option: str) -> None:
 def test_tls_option_by_an_old_name_or_by_the_program(tmp_path: pathlib.Path) -> None:
     """Wherever it was set. What a program only makes the default is not what an operator has asked for."""
     with pytest.raises(ConfigurationError, match="ssl_ca_file is set, and TLS is off"):
-        get_rpc_transport(conf_of(tmp_path, "[DEFAULT]\nkombu_ssl_ca_certs = /etc/hostname\n"), "rabbit://h")
+        get_rpc_transport(conf_from_file(tmp_path, "[DEFAULT]\nkombu_ssl_ca_certs = /etc/hostname\n"), "rabbit://h")
     conf = new_conf()
     conf.register_opts(KombuDriver.options()[1], group="msgbus_kombu")
     conf.set_default("ssl_ca_file", "/etc/hostname", group="msgbus_kombu")
@@ -479,7 +324,7 @@ def test_tls_option_by_an_old_name_or_by_the_program(tmp_path: pathlib.Path) -> 
 def test_old_option_that_turns_tls_on(tmp_path: pathlib.Path) -> None:
     """rabbit_use_ssl of older systems is read, and counts as ours does."""
     text = "[DEFAULT]\nrabbit_use_ssl = true\nkombu_ssl_ca_certs = /etc/hostname\n"
-    transport = get_rpc_transport(conf_of(tmp_path, text), "rabbit://h")
+    transport = get_rpc_transport(conf_from_file(tmp_path, text), "rabbit://h")
     assert ":5671" in transport.driver.state
     transport.cleanup()
 
@@ -505,6 +350,6 @@ def test_scheme_of_tls_that_the_url_contradicts() -> None:
 
 def test_scheme_of_tls_wins_over_a_file(tmp_path: pathlib.Path) -> None:
     """As any option in the URL does."""
-    transport = get_rpc_transport(conf_of(tmp_path, "[msgbus_kombu]\nssl = false\n"), "rabbits://h")
+    transport = get_rpc_transport(conf_from_file(tmp_path, "[msgbus_kombu]\nssl = false\n"), "rabbits://h")
     assert ":5671" in transport.driver.state
     transport.cleanup()

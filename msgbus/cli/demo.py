@@ -83,7 +83,7 @@ def demo(
 
 
 def _expiring_options(url: TransportURL) -> dict[str, str]:
-    from msgbus.transport import load_driver_class
+    from msgbus.drivers.registry import load_driver_class
 
     _group, options = load_driver_class(url.transport).options()
     known = {option.dest for option in options}

@@ -53,14 +53,14 @@ def _names() -> dict[str, list[str]]:
 
 
 def _installed() -> list[EntryPoint]:
-    from msgbus.transport import DRIVERS
+    from msgbus.drivers.registry import DRIVERS
 
     return list(entry_points(group=DRIVERS))
 
 
 def _describe(name: str, aliases: list[str]) -> dict[str, Any]:
+    from msgbus.drivers.registry import load_driver_class
     from msgbus.exceptions import DriverLoadFailure
-    from msgbus.transport import load_driver_class
 
     state, capabilities = "ready", []
     library, command = OURS.get(name, (None, ""))

@@ -188,12 +188,12 @@ def configured_url(url: str | None, config_files: tuple[str, ...]) -> TransportU
     """
     from oslo_config import cfg
 
-    from msgbus import options
+    from msgbus import configuration
     from msgbus.exceptions import ConfigurationError
     from msgbus.url import TransportURL
 
     conf = load_configuration(config_files)
-    options.register(conf)
+    configuration.register(conf)
     try:
         return TransportURL.parse(conf, url)
     except cfg.Error as exc:

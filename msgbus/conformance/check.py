@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
+from collections.abc import Callable, Collection
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, cast
 
 import pytest
 
+from msgbus.conformance.harness import Harness
 from msgbus.conformance.waiting import Task
 from msgbus.drivers.base import Capability
-
-if TYPE_CHECKING:
-    from msgbus.conformance.bus import Bus
 
 Level = Literal["driver", "bus"]
 Fault = Literal["stop", "start", "kill", "cut", "pause", "resume", "partition", "heal"]
@@ -50,15 +48,15 @@ class Check(NamedTuple):
     builds_on: tuple[str, ...]
     guarantee: str
 
-    def why_not(self, bus: Bus) -> str | None:
-        """Why it has no place on this message system, or None."""
-        if missing := [capability.value for capability in self.needs if capability not in bus.capabilities]:
+    def why_not(self, capabilities: Collection[Capability], harness: Harness) -> str | None:
+        """Why it cannot run with a driver of these capabilities and on this harness's message system, or None."""
+        if missing := [capability.value for capability in self.needs if capability not in capabilities]:
             return f"the driver does not declare {', '.join(missing)}"
-        if declared := [capability.value for capability in self.lacks if capability in bus.capabilities]:
+        if declared := [capability.value for capability in self.lacks if capability in capabilities]:
             return f"the driver declares {', '.join(declared)}"
-        if unable := [name for name in self.harness if not bus.harness.can(name)]:
+        if unable := [name for name in self.harness if not harness.can(name)]:
             return f"the harness cannot {', '.join(unable)}"
-        if self.processes and not bus.harness.processes:
+        if self.processes and not harness.processes:
             return "the message system lives in one process"
         return None
 
@@ -91,6 +89,14 @@ class Findings:
         self._not_kept[about.name] = about
 
 
+class CheckedBus(Protocol):
+    """What `check` needs of a `Bus`, which is made of what stands here."""
+
+    harness: Harness
+    findings: Findings
+    capabilities: frozenset[Capability]
+
+
 def check(
     level: Level,
     *,
@@ -110,9 +116,9 @@ def check(
         about = Check(func.__name__, level, since, needs, lacks, harness, processes, ground_of, builds_on, guarantee)
 
         @functools.wraps(func)
-        def judge(self: Any, bus: Bus, **arguments: Any) -> None:
+        def judge(self: Any, bus: CheckedBus, **arguments: Any) -> None:
             __tracebackhide__ = True
-            if reason := about.why_not(bus):
+            if reason := about.why_not(bus.capabilities, bus.harness):
                 pytest.skip(reason)
             if cause := bus.findings.shaken(about):
                 bus.findings.note_failure(about)

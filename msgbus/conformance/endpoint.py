@@ -20,12 +20,12 @@ from msgbus import (
     SerializationError,
     Target,
     Transport,
+    configuration,
     expected_exceptions,
     expose,
     get_rpc_client,
     get_rpc_server,
     get_rpc_transport,
-    options,
 )
 from msgbus.message import decode_request
 
@@ -291,7 +291,7 @@ def make_conf(values: dict[str, Any]) -> cfg.ConfigOpts:
     """A configuration with these values of the core's options."""
     conf = cfg.ConfigOpts()
     conf([], default_config_files=[], default_config_dirs=[])
-    options.register(conf)
+    configuration.register(conf)
     for name, value in values.items():
         conf.set_override(name, value)
     return conf

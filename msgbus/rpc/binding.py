@@ -6,9 +6,9 @@ import threading
 import weakref
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from msgbus import options
+from msgbus import configuration
 from msgbus.exceptions import ConfigurationError
 from msgbus.foreign import get_logger
 from msgbus.forking import call_in_child
@@ -19,11 +19,16 @@ from msgbus.url import TransportHost, TransportURL
 if TYPE_CHECKING:
     from oslo_config import cfg
 
-    from msgbus.rpc.connection import Connection
-
 LOG = get_logger(__name__)
 
 _SERVER_PARAMS = ("hostname", "port", "username", "password", "virtual_host")
+
+
+class _Consuming(Protocol):
+    """A `Connection`, as far as `cleanup` has to know it."""
+
+    @property
+    def consumes(self) -> bool: ...
 
 
 class _Bound:
@@ -34,7 +39,7 @@ class _Bound:
         self.conf: cfg.ConfigOpts | None = None
         self.exchange: str | None = None
         self.transports: dict[str | None, Transport] = {}  # by URL; None is the configured one
-        self.connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self.connections: weakref.WeakSet[_Consuming] = weakref.WeakSet()
 
     def renew_lock(self) -> None:
         """In a forked child: a thread of the parent's may hold it."""
@@ -45,7 +50,7 @@ _bound = _Bound()
 call_in_child(_bound.renew_lock)
 
 
-def remember(connection: Connection) -> None:
+def remember(connection: _Consuming) -> None:
     """Know a connection, in order to say so if it is cut off."""
     with _bound.lock:
         _bound.connections.add(connection)
@@ -60,8 +65,8 @@ def init(conf: cfg.ConfigOpts) -> None:
         TypeError: `conf` is no configuration.
     """
     with _bound.lock:
-        options.register(conf)
-        options.register(conf, options.RPC_OPTS)
+        configuration.register(conf)
+        configuration.register(conf, configuration.RPC_OPTS)
         if _bound.exchange is not None:
             conf.set_default("control_exchange", _bound.exchange)
         before, _bound.conf = _bound.conf, conf
@@ -146,7 +151,7 @@ def _transport(url: TransportURL | None) -> Transport:
                 conf = _conf()
                 if not _bound.transports:
                     warn_of_gone_options(conf)
-                found = get_rpc_transport(conf, url, options.read_option(conf, "allowed_rpc_exception_modules"))
+                found = get_rpc_transport(conf, url, configuration.read_option(conf, "allowed_rpc_exception_modules"))
                 _bound.transports[key] = found
     return found
 

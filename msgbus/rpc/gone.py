@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgbus.configuration import names_in_files
 from msgbus.foreign import get_logger
-from msgbus.options import names_in_files
 
 if TYPE_CHECKING:
     from oslo_config import cfg

@@ -54,7 +54,8 @@ def _run_all(self: LastingChecks, bus: Bus) -> None:
         bus.findings.leftovers = bus.harness.leftovers()
         for name in (name for name in vars(LastingChecks) if name.startswith("test")):
             func = getattr(LastingChecks, name).__wrapped__
-            if hasattr(func, "begins_early") and about(getattr(LastingChecks, name)).why_not(bus) is None:
+            unfit = about(getattr(LastingChecks, name)).why_not(bus.capabilities, bus.harness)
+            if hasattr(func, "begins_early") and unfit is None:
                 tasks[name] = Task(_run, func.__wrapped__, self, bus, name)
     bus.killed = True  # by one of them
     # All of them: none of their threads and processes is to be taken for something that this check has left.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from oslo_config import cfg
 
+from msgbus.configuration import read_option
 from msgbus.drivers.base import (
     Address,
     Capability,
@@ -40,7 +41,7 @@ from msgbus.exceptions import (
     MessageTooLarge,
 )
 from msgbus.forking import call_in_child
-from msgbus.options import read_driver_options, read_option
+from msgbus.options import read_driver_options
 from msgbus.url import mask
 
 if TYPE_CHECKING:
