@@ -374,7 +374,7 @@ class Own(Exception):
 @pytest.fixture
 def server() -> Iterator[None]:
     """A server of the topic cli on the fake message system."""
-    from msgbus.cli.options import load_configuration
+    from msgbus.cli.connecting import load_configuration
 
     transport = msgbus.get_rpc_transport(load_configuration(()), FAKE)
     server = msgbus.get_rpc_server(transport, msgbus.Target(topic="cli", server="one"), [Endpoint()])
@@ -627,7 +627,7 @@ def own_process(tmp_path: pathlib.Path) -> list[str]:
         "import sys, time\n"
         "import msgbus\n"
         "from msgbus.cli import main\n"
-        "from msgbus.cli.options import load_configuration\n"
+        "from msgbus.cli.connecting import load_configuration\n"
         "class Endpoint:\n"
         "    def echo(self, _ctxt, **arguments):\n"
         "        return arguments\n"

@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 import click
 from click.shell_completion import CompletionItem
 
+from msgbus.cli.context import note_json
 from msgbus.cli.errors import EXIT_CODES, Code, code_of, is_end_of_output
-from msgbus.cli.options import log_options, note_json
+from msgbus.cli.options import log_options
 from msgbus.cli.telling import complain, tell
 
 COMMANDS = {

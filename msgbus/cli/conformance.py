@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from msgbus.cli.connecting import open_transport
 from msgbus.cli.errors import Code
 from msgbus.cli.instances import make_instance
-from msgbus.cli.options import beginnings_of_urls, example, json_option, log_options, open_transport
+from msgbus.cli.options import beginnings_of_urls, example, json_option, log_options
 from msgbus.cli.progress import progress
 from msgbus.cli.tables import print_json, print_table
 from msgbus.foreign import printable, printable_lines

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from msgbus.cli.connecting import open_transport
+from msgbus.cli.context import wants_json
 from msgbus.cli.errors import code_of, line_of
-from msgbus.cli.options import Seconds, bus_options, example, json_option, log_options, open_transport, wants_json
+from msgbus.cli.options import Seconds, bus_options, example, json_option, log_options
 from msgbus.cli.progress import progress
 from msgbus.cli.tables import print_json, print_table
 from msgbus.foreign import printable, printable_lines

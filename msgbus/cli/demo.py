@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from msgbus.cli.connecting import configured_url, open_transport
+from msgbus.cli.context import level_of
 from msgbus.cli.errors import Code, details_of, line_of
-from msgbus.cli.options import bus_options, configured_url, example, json_option, level_of, open_transport
+from msgbus.cli.options import bus_options, example, json_option
 from msgbus.cli.progress import Waiting, progress
 from msgbus.cli.tables import print_json, print_rich
 from msgbus.foreign import printable

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
+from msgbus.cli.connecting import load_configuration
 from msgbus.cli.demo_service import SERVER_NAME, Process, Service
-from msgbus.cli.options import load_configuration
 
 DRAIN = 10.0
 """Seconds that a server may take to stop."""

@@ -1,23 +1,16 @@
-"""Options that several commands have, and what they are turned into: a log, a configuration, a transport."""
+"""Options that several commands have."""
 
 from __future__ import annotations
 
 import logging
-import re
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from collections.abc import Callable
+from typing import Any, TextIO, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
-if TYPE_CHECKING:
-    from oslo_config import cfg
-
-    from msgbus.transport import Transport
-    from msgbus.url import TransportURL
+from msgbus.cli.context import level_of, note_level
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,10 +22,6 @@ class Seconds(click.FloatRange):
 
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
-HELD = 0.5
-"""Seconds for which a driver's warning is held back: if the command fails by then, its error says the same."""
-_LEVEL = "msgbus.cli.level"
-_JSON = "msgbus.cli.json"
 
 
 def example(*lines: str) -> str:
@@ -54,20 +43,9 @@ class _Stderr(logging.StreamHandler[TextIO]):
 
 def _set_level(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
     if value is not None:
-        ctx.meta[_LEVEL] = value
+        note_level(ctx, value)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=[_Stderr()])
-    logging.getLogger().setLevel(ctx.meta.get(_LEVEL, "warning").upper())
-
-
-def wants_traceback(ctx: click.Context) -> bool:
-    """Whether errors are to be shown with their tracebacks."""
-    return bool(ctx.meta.get(_LEVEL) == "debug")
-
-
-def level_of(ctx: click.Context) -> str | None:
-    """The log level that the user has chosen."""
-    level: str | None = ctx.meta.get(_LEVEL)
-    return level
+    logging.getLogger().setLevel((level_of(ctx) or "warning").upper())
 
 
 def json_option(text: str = "", *, quiet: bool = False) -> Callable[[F], F]:
@@ -84,16 +62,6 @@ def json_option(text: str = "", *, quiet: bool = False) -> Callable[[F], F]:
         expose_value=bool(text),
         help=f"{text} {errors}{warnings}".lstrip(),
     )
-
-
-def note_json(ctx: click.Context, args: list[str]) -> None:
-    """Remember whether the user wants JSON. It is read from the words of the command line, as they may be wrong."""
-    ctx.meta[_JSON] = "--json" in args
-
-
-def wants_json(ctx: click.Context) -> bool:
-    """Whether the user wants JSON."""
-    return bool(ctx.meta.get(_JSON))
 
 
 def log_options(func: F) -> F:
@@ -156,150 +124,3 @@ def serializer_option(func: F) -> F:
         help="A subclass of msgbus.Serializer, which turns arguments and results into plain data and back; clients and "
         "servers need the same.",
     )(func)
-
-
-def load_configuration(files: tuple[str, ...]) -> cfg.ConfigOpts:
-    """Read configuration files. Those that oslo.config would look for by itself are left out.
-
-    Raises:
-        ConfigurationError: a file cannot be read.
-    """
-    from oslo_config import cfg
-
-    from msgbus.exceptions import ConfigurationError
-
-    conf = cfg.ConfigOpts()
-    try:
-        conf([], project="msgbus", prog="msgbus", default_config_files=list(files), default_config_dirs=[])
-    except cfg.ConfigFileParseError as exc:  # Its text ends with the line, in which a password may be.
-        raise ConfigurationError(re.sub(r": '.*", "", str(exc), flags=re.DOTALL)) from None
-    except UnicodeDecodeError:
-        raise ConfigurationError(f"{', '.join(files)} cannot be read: it is not UTF-8") from None
-    except cfg.Error as exc:
-        raise ConfigurationError(str(exc)) from exc
-    return conf
-
-
-def configured_url(url: str | None, config_files: tuple[str, ...]) -> TransportURL:
-    """The URL that `open_transport` would use.
-
-    Raises:
-        ConfigurationError, InvalidTransportURL: the configuration is of no use.
-    """
-    from oslo_config import cfg
-
-    from msgbus import configuration
-    from msgbus.exceptions import ConfigurationError
-    from msgbus.url import TransportURL
-
-    conf = load_configuration(config_files)
-    configuration.register(conf)
-    try:
-        return TransportURL.parse(conf, url)
-    except cfg.Error as exc:
-        raise ConfigurationError(str(exc)) from exc
-
-
-class _Held(logging.Handler):
-    """Keeps back what is logged in the first moment. What comes later goes to the root logger as ever."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._kept: list[logging.LogRecord] | None = []
-        self._timer = threading.Timer(HELD, self.let_go)
-        self._timer.daemon = True
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep it, or pass it on. The caller holds the lock."""
-        if self._kept is None:
-            logging.getLogger().handle(record)
-            return
-        if not self._kept:
-            self._timer.start()
-        self._kept.append(record)
-
-    def let_go(self, *, dropping: bool = False) -> None:
-        """Pass on what was kept, or forget it; keep nothing any more."""
-        self.acquire()
-        try:
-            kept, self._kept = self._kept, None
-        finally:
-            self.release()
-        for record in () if dropping else kept or ():
-            logging.getLogger().handle(record)
-        self._timer.cancel()
-
-
-@contextmanager
-def _warnings_of_drivers(*, held: bool, shown: bool) -> Iterator[None]:
-    """Where they are `held`: an error that ends the block within a moment takes the place of a driver's warnings.
-
-    Those that come earlier or later are shown, or not.
-    """
-    if not held:
-        yield
-        return
-    drivers = logging.getLogger("msgbus.drivers")
-    level, propagate = drivers.level, drivers.propagate
-    handler = _Held()
-    if shown:
-        drivers.addHandler(handler)
-        drivers.propagate = False
-    else:
-        drivers.setLevel(logging.ERROR)
-    failed = True
-    try:
-        yield
-        failed = False
-    finally:
-        handler.let_go(dropping=failed)
-        drivers.removeHandler(handler)
-        drivers.propagate = propagate
-        drivers.setLevel(level)
-
-
-@contextmanager
-def open_transport(
-    url: str | None, config_files: tuple[str, ...], *, quiet: bool = False, allowed: tuple[str, ...] = ()
-) -> Iterator[Transport]:
-    """A transport for the options of `bus_options`; it is closed at the end.
-
-    Args:
-        url: a transport URL.
-        config_files: paths.
-        allowed: modules whose exceptions may be made again here.
-        quiet: the command ends with the first error, which says what a driver's warnings say. Unless the user has
-            chosen a log level, leave out those that come right before it, or all where errors are JSON.
-
-    Raises:
-        ConfigurationError, InvalidTransportURL, DriverLoadFailure: the configuration is of no use.
-    """
-    from oslo_config import cfg
-
-    from msgbus.cli.errors import is_end_of_output
-    from msgbus.cli.progress import progress
-    from msgbus.cli.telling import tell
-    from msgbus.exceptions import ConfigurationError
-    from msgbus.transport import get_rpc_transport
-
-    ctx = click.get_current_context()
-    conf = load_configuration(config_files)
-    if wants_json(ctx):
-        for name in ("msgbus.misspelt", "msgbus.unread"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        transport = get_rpc_transport(conf, url or None, allowed)
-        try:
-            with _warnings_of_drivers(held=quiet and _LEVEL not in ctx.meta, shown=not wants_json(ctx)):
-                yield transport
-        except (click.ClickException, click.exceptions.Exit, cfg.Error):  # others make words of them
-            raise
-        except Exception as exc:
-            if not is_end_of_output(exc):
-                tell(exc)  # Now: closing the connection may take a few seconds.
-            raise
-        finally:
-            with progress() as waiting, waiting("closing the connection"):
-                transport.cleanup()
-    except cfg.Error as exc:
-        raise ConfigurationError(str(exc)) from exc

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from msgbus.cli.options import Seconds, bus_options, example, json_option, open_transport
+from msgbus.cli.connecting import open_transport
+from msgbus.cli.options import Seconds, bus_options, example, json_option
 from msgbus.cli.progress import progress
 from msgbus.cli.tables import print_json, print_table
 

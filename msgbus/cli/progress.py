@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from msgbus.cli.options import wants_json
+from msgbus.cli.context import wants_json
 from msgbus.foreign import printable
 
 if TYPE_CHECKING:

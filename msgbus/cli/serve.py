@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from msgbus.cli.connecting import open_transport
 from msgbus.cli.instances import make_instance, make_serializer
-from msgbus.cli.options import Seconds, bus_options, example, json_option, open_transport, serializer_option
+from msgbus.cli.options import Seconds, bus_options, example, json_option, serializer_option
 from msgbus.cli.progress import progress
 from msgbus.cli.signals import stopped_by_signal
 from msgbus.cli.tables import print_json

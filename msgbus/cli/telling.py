@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
+from msgbus.cli.context import wants_json, wants_traceback
 from msgbus.cli.errors import details_of, is_named, json_line
-from msgbus.cli.options import wants_json, wants_traceback
 from msgbus.foreign import printable, printable_json, printable_lines, traceback_of
 
 LONGEST = 10_000

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import msgspec
 
+from msgbus.cli.connecting import open_transport
 from msgbus.cli.instances import check_module, make_serializer
-from msgbus.cli.options import Seconds, bus_options, example, json_option, open_transport, serializer_option
+from msgbus.cli.options import Seconds, bus_options, example, json_option, serializer_option
 from msgbus.cli.progress import progress
 from msgbus.cli.tables import print_value
 

@@ -14,7 +14,7 @@ import pytest
 
 import msgbus
 from msgbus import dead_letters
-from msgbus.cli.options import load_configuration
+from msgbus.cli.connecting import load_configuration
 from msgbus.drivers.base import Delivery, Message
 from msgbus.message import JSON, encode_dead_letter
 from tests.functional.brokers.processes import poll
