@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import files as installed_files
 from importlib.metadata import version as installed_version
 from typing import Any
 
@@ -15,12 +16,17 @@ release = version = installed_version("msgbus")
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx.ext.graphviz",
     "sphinx.ext.napoleon",
     "sphinx_click",
     # the options, from the entry point that oslo-config-generator reads too
     "oslo_config.sphinxext",
 ]
 exclude_patterns = ["_build", "qpid_broker.md"]  # a part of qpid.md
+
+# Pictures are drawn by the command of a Python package, which need not be on the PATH. No page waits for a network.
+graphviz_dot = next(str(f.locate()) for f in installed_files("graphviz-pure") or () if f.name == "graphviz-pure")
+graphviz_output_format = "svg"
 
 # Links to a heading of a page: #what-it-says
 myst_heading_anchors = 3

@@ -22,7 +22,8 @@ from msgbus.drivers.base import Address, Capability, import_library
 from msgbus.drivers.toolkit import descriptors
 from msgbus.drivers.toolkit.broker import BrokerDriver, Line
 from msgbus.drivers.toolkit.loop import FOREVER, Loop
-from msgbus.options import check_tls_files, connection_opts, hosts_of, read_driver_options
+from msgbus.drivers.toolkit.tls import check_tls_files
+from msgbus.options import connection_opts, hosts_of, read_driver_options
 
 if TYPE_CHECKING:
     from msgbus.drivers.kombu.session import Connection, KombuSession

@@ -22,8 +22,9 @@ from msgbus.drivers.base import Address, Capability, import_library
 from msgbus.drivers.toolkit import descriptors
 from msgbus.drivers.toolkit.broker import BrokerDriver, Line
 from msgbus.drivers.toolkit.loop import Loop
+from msgbus.drivers.toolkit.tls import check_tls_files
 from msgbus.foreign import get_logger
-from msgbus.options import check_tls_files, connection_opts, hosts_of, read_driver_options
+from msgbus.options import connection_opts, hosts_of, read_driver_options
 
 if TYPE_CHECKING:
     from msgbus.drivers.qpid.session import QpidSession
