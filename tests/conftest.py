@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+import msgbus.processing
 from msgbus.conformance.report import Recorder
 
 
@@ -17,3 +18,9 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def retries_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Casts that raised are run again without much delay."""
+    monkeypatch.setattr(msgbus.processing, "RETRY_DELAYS", (0.001,))

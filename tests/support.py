@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pathlib
+import threading
 from importlib.util import find_spec
 from typing import Any
 
@@ -20,6 +21,17 @@ PROTON = pytest.mark.skipif(find_spec("proton") is None, reason="the extra qpid 
 """Of a test that uses the qpid driver: its library needs a compiler, and the unit tests go without it."""
 
 _buses = itertools.count()
+
+
+class Awaited:
+    """An endpoint that releases `came` for each call, so that a test can wait for them."""
+
+    def __init__(self) -> None:
+        self.came = threading.Semaphore(0)
+
+    def wait(self, count: int = 1) -> None:
+        for _ in range(count):
+            assert self.came.acquire(timeout=PATIENCE)
 
 
 def new_conf(*arguments: str, **overrides: Any) -> cfg.ConfigOpts:

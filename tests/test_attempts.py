@@ -15,18 +15,18 @@ from msgbus.drivers.base import Address, Message
 from msgbus.drivers.fake import get_bus
 from msgbus.exceptions import SerializationError
 from msgbus.message import JSON, MSGPACK, Hints, Request, decode_request, encode_request, with_attempts
-from tests.support import PATIENCE, new_transport
+from tests.support import PATIENCE, Awaited, new_transport
 
 TOPIC = Address("topic", "msgbus", "foo")
 DEAD = Address("dead", "msgbus", "foo")
 
 
-class Failing:
+class Failing(Awaited):
     """Raises each time, and notes which attempt that was."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.attempts: list[int] = []
-        self.came = threading.Semaphore(0)
         self.letters: list[DeadLetter] = []
         self.given_up = threading.Event()
 
@@ -42,10 +42,6 @@ class Failing:
         """What is given up."""
         self.letters.append(letter)
         self.given_up.set()
-
-    def wait(self, count: int = 1) -> None:
-        for _ in range(count):
-            assert self.came.acquire(timeout=PATIENCE)
 
 
 @pytest.fixture

@@ -23,20 +23,20 @@ from msgbus.drivers.base import Address
 from msgbus.message import JSON, Hints, Request, encode_request
 from msgbus.processing import Work
 from msgbus.running import Running
-from tests.support import PATIENCE, new_transport
+from tests.support import PATIENCE, Awaited, new_transport
 from tests.test_server import raw, redeliver
 
 LOG = logging.getLogger("a.service")
 
 
-class Endpoint:
+class Endpoint(Awaited):
     """Keeps what it knows of each request."""
 
     target = Target(namespace="admin", version="1.2")
 
     def __init__(self) -> None:
+        super().__init__()
         self.found: list[CurrentRequest] = []
-        self.came = threading.Semaphore(0)
         self.go_on = threading.Event()
         self.states: list[Any] = []
 
@@ -80,15 +80,10 @@ class Endpoint:
         self.states.append(request.cancelled)
         self.came.release()
 
-    def wait(self, count: int = 1) -> None:
-        for _ in range(count):
-            assert self.came.acquire(timeout=PATIENCE)
-
 
 @pytest.fixture
-def transport(monkeypatch: pytest.MonkeyPatch) -> Iterator[Transport]:
+def transport(retries_at_once: None) -> Iterator[Transport]:
     """A transport in memory, on which casts are run again without much delay."""
-    monkeypatch.setattr(msgbus.processing, "RETRY_DELAYS", (0.001,))
     transport = new_transport(rpc_reply_grace=0.01)
     yield transport
     transport.cleanup()

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-import msgbus.processing
 from msgbus import (
     DeadLetter,
     ExplicitRPCAccessPolicy,
@@ -29,17 +28,17 @@ from msgbus import (
     rpc,
 )
 from msgbus.deadline import current
-from tests.support import PATIENCE, new_conf, new_transport, new_url
+from tests.support import PATIENCE, Awaited, new_conf, new_transport, new_url
 
 WHO: contextvars.ContextVar[str] = contextvars.ContextVar("who", default="nobody")
 
 
-class Endpoint:
+class Endpoint(Awaited):
     """Sets who is served, and says who is, one method for each way in which a request may run."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.seen: list[Any] = []
-        self.came = threading.Semaphore(0)
 
     def login(self, ctxt: object, name: str = "alice") -> None:
         WHO.set(name)
@@ -99,15 +98,10 @@ class Endpoint:
 
         return asyncio.run(ask())
 
-    def wait(self, count: int = 1) -> None:
-        for _ in range(count):
-            assert self.came.acquire(timeout=PATIENCE)
-
 
 @pytest.fixture
-def transport(monkeypatch: pytest.MonkeyPatch) -> Iterator[Transport]:
+def transport(retries_at_once: None) -> Iterator[Transport]:
     """A transport in memory whose servers run everything on one thread, so that all that is left there is found."""
-    monkeypatch.setattr(msgbus.processing, "RETRY_DELAYS", (0.001,))
     transport = new_transport(executor_thread_pool_size=1)
     yield transport
     transport.cleanup()

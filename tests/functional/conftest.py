@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import pytest
 
+import msgbus
 from tests.faults import figures
 from tests.functional.brokers.cluster import Cluster
 from tests.functional.brokers.nats import Nats
@@ -16,6 +18,8 @@ from tests.functional.brokers.processes import BrokerMissing
 from tests.functional.brokers.qpid import Qpid
 from tests.functional.brokers.rabbitmq import RabbitMQ
 from tests.functional.brokers.redis import Redis
+from tests.functional.services import Connect
+from tests.support import new_transport
 
 Broker = TypeVar("Broker", RabbitMQ, Cluster, Qpid, Redis, Nats)
 
@@ -60,6 +64,19 @@ def _running(make: Callable[[], Broker]) -> Iterator[Broker]:
 def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A directory with a short name: a Unix socket has a path of at most 107 bytes, and the names of tests are long."""
     return tmp_path_factory.mktemp("t")
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    """Makes transports, and closes them at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def make(url: str, **overrides: Any) -> msgbus.Transport:
+            transport = new_transport(url, **overrides)
+            stack.callback(transport.cleanup)
+            return transport
+
+        yield make
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ from typing import Any
 import click
 import pytest
 import trustme
-from oslo_config import cfg
 
 import msgbus
 from msgbus.cli.serve import serve
@@ -21,6 +20,7 @@ from msgbus.conformance.waiting import until
 from msgbus.drivers.zmq.matchmakers.file import read_topics
 from tests.functional.brokers.rabbitmq import RabbitMQ
 from tests.functional.pages import ROOT, URL, Block, blocks, check_configuration, check_rules, run
+from tests.support import new_transport
 
 DOCS = ROOT / "docs"
 PAGES = {str(page.relative_to(DOCS)): page for page in sorted(DOCS.rglob("*.md"))}
@@ -114,11 +114,7 @@ class Endpoint:
 @contextlib.contextmanager
 def transport_to(url: str, **overrides: Any) -> Iterator[msgbus.Transport]:
     """A transport, closed at the end."""
-    conf = cfg.ConfigOpts()
-    conf([], default_config_files=[])
-    transport = msgbus.get_rpc_transport(conf, url)
-    for name, value in overrides.items():
-        conf.set_override(name, value)
+    transport = new_transport(url, **overrides)
     try:
         yield transport
     finally:
@@ -138,6 +134,19 @@ def serving(transport: msgbus.Transport, endpoint: object) -> Iterator[None]:
         server.wait(20)
 
 
+def use_all_verbs(client: msgbus.RPCClient, endpoint: Endpoint) -> None:
+    """Call, cast, fanout, stream and ping, of a topic with one server."""
+    assert client.call({}, "echo", value=1) == 1
+    assert client.prepare(server="one", delivery="at_least_once").call({}, "echo", value=2) == 2
+    client.cast({}, "note", text="one of you")
+    client.fanout_cast({}, "note", text="all of you")
+    until(lambda: sorted(endpoint.notes) == ["all of you", "one of you"], "both notes")
+    assert list(client.multicall({}, "count", to=1000)) == list(range(1000))
+    with client.multicall({}, "count", to=1000) as items:
+        assert next(items) == 0
+    assert [answer["server"] for answer in client.ping(5)] == ["one"]
+
+
 def test_rights_suffice_and_are_no_more_than_needed(rabbitmq: RabbitMQ) -> None:
     """With the rights of the page all verbs, streams, pings and dead letters work; a client cannot serve."""
     text = only_block("howto/secure.md", "set_permissions").text.replace("\\\n", " ")
@@ -154,15 +163,7 @@ def test_rights_suffice_and_are_no_more_than_needed(rabbitmq: RabbitMQ) -> None:
             serving(ours, endpoint),
         ):
             client = msgbus.get_rpc_client(theirs, msgbus.Target(topic="inventory"), timeout=20)
-            assert client.call({}, "echo", value=1) == 1
-            assert client.prepare(server="one", delivery="at_least_once").call({}, "echo", value=2) == 2
-            client.cast({}, "note", text="one of you")
-            client.fanout_cast({}, "note", text="all of you")
-            until(lambda: sorted(endpoint.notes) == ["all of you", "one of you"], "both notes")
-            assert list(client.multicall({}, "count", to=1000)) == list(range(1000))
-            with client.multicall({}, "count", to=1000) as items:
-                assert next(items) == 0
-            assert [answer["server"] for answer in client.ping(5)] == ["one"]
+            use_all_verbs(client, endpoint)
             client.prepare(delivery="at_least_once").cast({}, "fail")
             until(lambda: rabbitmq.queues().get("msgbus/inventory/!dead", {}).get("messages"), "the dead letter")
             with pytest.raises(msgbus.MessagingTimeout, match="consumers there: 1"):

@@ -16,7 +16,7 @@ import msgbus
 from msgbus.conformance.waiting import until
 from tests.functional.brokers.processes import BrokerMissing
 from tests.functional.brokers.qpid import Qpid
-from tests.functional.test_docs import Endpoint, serving, transport_to
+from tests.functional.test_docs import Endpoint, serving, transport_to, use_all_verbs
 
 proton = pytest.importorskip("proton", reason="the extra qpid is not installed")
 utils = pytest.importorskip("proton.utils")
@@ -78,15 +78,7 @@ def test_rights_suffice_and_are_no_more_than_needed(broker: Qpid) -> None:
     ):
         client = msgbus.get_rpc_client(theirs, msgbus.Target(topic="inventory"), timeout=20)
         with serving(ours, endpoint):
-            assert client.call({}, "echo", value=1) == 1
-            assert client.prepare(server="one", delivery="at_least_once").call({}, "echo", value=2) == 2
-            client.cast({}, "note", text="one of you")
-            client.fanout_cast({}, "note", text="all of you")
-            until(lambda: sorted(endpoint.notes) == ["all of you", "one of you"], "both notes")
-            assert list(client.multicall({}, "count", to=1000)) == list(range(1000))
-            with client.multicall({}, "count", to=1000) as items:
-                assert next(items) == 0
-            assert [answer["server"] for answer in client.ping(5)] == ["one"]
+            use_all_verbs(client, endpoint)
             client.prepare(delivery="at_least_once").cast({}, "fail")
             service = connect(broker, "inventory")
             try:

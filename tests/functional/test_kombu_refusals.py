@@ -11,7 +11,6 @@ from typing import Any
 
 import amqp
 import pytest
-from oslo_config import cfg
 
 import msgbus
 from msgbus.conformance.waiting import Task, until
@@ -19,55 +18,7 @@ from msgbus.drivers.base import Address, Delivery, Message
 from msgbus.message import JSON
 from tests.functional.brokers.proxy import Proxy
 from tests.functional.brokers.rabbitmq import RabbitMQ
-
-Connect = Callable[..., msgbus.Transport]
-
-
-@pytest.fixture
-def connect() -> Iterator[Connect]:
-    """Makes transports, and closes them at the end."""
-    with contextlib.ExitStack() as stack:
-
-        def make(url: str, **overrides: Any) -> msgbus.Transport:
-            conf = cfg.ConfigOpts()
-            conf([], default_config_files=[])
-            transport = msgbus.get_rpc_transport(conf, url)
-            for name, value in overrides.items():
-                conf.set_override(name, value)
-            stack.callback(transport.cleanup)
-            return transport
-
-        yield make
-
-
-class Endpoint:
-    """Counts what it runs."""
-
-    def __init__(self) -> None:
-        self.runs: list[Any] = []
-
-    def echo(self, _ctxt: object, value: Any) -> Any:
-        """Note the value, and return it."""
-        self.runs.append(value)
-        return value
-
-
-@contextlib.contextmanager
-def serving(transport: msgbus.Transport, topic: str, name: str = "s1") -> Iterator[Endpoint]:
-    """A server while the block runs."""
-    endpoint = Endpoint()
-    server = msgbus.get_rpc_server(transport, msgbus.Target(topic=topic, server=name), [endpoint])
-    server.start(20)
-    try:
-        yield endpoint
-    finally:
-        server.stop()
-        assert server.wait(20) == 0
-
-
-def client_of(transport: msgbus.Transport, topic: str, timeout: float = 20.0) -> msgbus.RPCClient:
-    """A client of a topic."""
-    return msgbus.get_rpc_client(transport, msgbus.Target(topic=topic), timeout=timeout)
+from tests.functional.services import Connect, client_of, serving
 
 
 @contextlib.contextmanager

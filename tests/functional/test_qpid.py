@@ -7,7 +7,7 @@ import logging
 import os
 import pathlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,27 +23,10 @@ from msgbus.message import JSON, DeadLetter
 from tests.functional.brokers.processes import free_ports
 from tests.functional.brokers.proxy import Proxy
 from tests.functional.brokers.qpid import Qpid
+from tests.functional.services import Connect, Endpoint, client_of, serving
 
-Connect = Callable[..., msgbus.Transport]
 MEMORY = "?durable=false"
 """The broker of most of these tests keeps all in memory, and refuses what is marked durable."""
-
-
-@pytest.fixture
-def connect() -> Iterator[Connect]:
-    """Makes transports, and closes them at the end."""
-    with contextlib.ExitStack() as stack:
-
-        def make(url: str, **overrides: Any) -> msgbus.Transport:
-            conf = cfg.ConfigOpts()
-            conf([], default_config_files=[])
-            transport = msgbus.get_rpc_transport(conf, url)
-            for name, value in overrides.items():
-                conf.set_override(name, value)
-            stack.callback(transport.cleanup)
-            return transport
-
-        yield make
 
 
 @pytest.fixture
@@ -60,32 +43,6 @@ def proxy(broker: Qpid) -> Iterator[Proxy]:
     proxy = Proxy(broker.port)
     yield proxy
     proxy.close()
-
-
-class Endpoint:
-    def echo(self, _ctxt: object, value: Any) -> Any:
-        return value
-
-    def fail(self, _ctxt: object) -> None:
-        raise ValueError("never works")
-
-
-@contextlib.contextmanager
-def serving(transport: msgbus.Transport, topic: str, endpoint: object | None = None, **options: Any) -> Iterator[None]:
-    """A server named s1 while the block runs."""
-    target = msgbus.Target(topic=topic, server="s1")
-    server = msgbus.get_rpc_server(transport, target, [endpoint or Endpoint()], **options)
-    server.start(20)
-    try:
-        yield
-    finally:
-        server.stop()
-        assert server.wait(20) == 0
-
-
-def client_of(transport: msgbus.Transport, topic: str, timeout: float = 20.0) -> msgbus.RPCClient:
-    """A client with a short timeout, so that nothing here lasts long."""
-    return msgbus.get_rpc_client(transport, msgbus.Target(topic=topic), timeout=timeout)
 
 
 def through(broker: Qpid, proxy: Proxy, query: str = "") -> str:
