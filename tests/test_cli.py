@@ -146,8 +146,8 @@ def test_help_of_a_command_is_quick(name: str) -> None:
         (["nonsense"], "nonsense"),
         (["call"], "TOPIC"),
         (["call", "topic"], "METHOD"),
-        (["call", "topic", "method", "word"], "key=value"),
-        (["call", "topic", "method", "=word"], "key=value"),
+        (["call", "topic", "method", "word"], "KEY=VALUE"),
+        (["call", "topic", "method", "=word"], "KEY=VALUE"),
         (["call", "topic", "method", "a=1", "a=2"], "a is given twice"),
         (["call", "topic", "method", "--timeout", "0"], "--timeout"),
         (["call", "topic", "method", "--timeout", "soon"], "'soon' is not a valid number of seconds"),
@@ -311,7 +311,7 @@ def test_environment_names_the_message_system(monkeypatch: pytest.MonkeyPatch) -
         ("", "cli_other:Hello", "there is no module 'cli_other'"),
         ("", "cli_mod.py:Hello", "did you mean cli_mod:Hello?"),
         ("", "cli_mod:Hello", "has no 'Hello'"),
-        ("def Hello(): pass", "cli_mod:Hello", "is no class"),
+        ("def Hello(): pass", "cli_mod:Hello", "is not a class"),
         ("import cli_not_there", "cli_mod:Hello", "No module named 'cli_not_there'"),
         ("1 / 0", "cli_mod:Hello", "ZeroDivisionError"),
         ("class", "cli_mod:Hello", "SyntaxError"),
@@ -747,7 +747,7 @@ def test_ctrl_c_in_a_call_says_what_may_go_on(own_process: list[str]) -> None:
     with Terminal(call, os.environ) as terminal:
         terminal.wait_for("waiting for the answer of sleep")
         assert terminal.finish(signal.SIGINT) == 128 + signal.SIGINT
-    assert terminal.screen == ["msgbus call: interrupted; if a server has begun to run sleep, it goes on"]
+    assert terminal.screen == ["msgbus call: interrupted; if a server is running sleep, it continues"]
     with Terminal([*call, "--json"], os.environ) as terminal:
         terminal.wait_for("sleeping")
         assert terminal.finish(signal.SIGINT) == 128 + signal.SIGINT

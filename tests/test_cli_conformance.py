@@ -47,13 +47,13 @@ def run(*args: str) -> Result:
 
 def test_table_tells_guarantee_result_and_time() -> None:
     """Each check has a line; the last lines count them, and the reasons of those that were skipped."""
-    result = run(*HARNESS, "--level", "driver", "-k", "inspect or pool_alone")
+    result = run(*HARNESS, "--level", "driver", "-k", "inspect or only_a_pool")
     assert result.exit_code == Code.OK, result.output
     head, *lines = result.stdout.splitlines()
     assert head.split() == ["check", "result", "time", "level", "guarantee"]
-    (line,) = [line for line in lines if line.startswith("test_a_pool_alone_is_somebody ")]
+    (line,) = [line for line in lines if line.startswith("test_a_topic_with_only_a_pool_takes_messages ")]
     assert line.split()[1:5:3] == ["passed", "driver"]
-    assert line.endswith("A topic of which only pools are subscribers takes mandatory messages.")
+    assert line.endswith("A topic whose only subscribers are pools takes mandatory messages.")
     assert any("skipped: the driver declares inspect" in line for line in lines)
     assert " passed, 0 failed, 1 skipped in " in result.stdout
     assert "  skipped 1: the driver declares inspect" in lines
@@ -61,15 +61,15 @@ def test_table_tells_guarantee_result_and_time() -> None:
 
 def test_json_has_a_line_for_each_check() -> None:
     """For programs, all that is known of it."""
-    result = run(*HARNESS, "--json", "-k", "test_reached_tells_the_truth")
+    result = run(*HARNESS, "--json", "-k", "test_reached_counts_the_listeners")
     assert result.exit_code == Code.OK
     (found,) = map(json.loads, result.stdout.splitlines())
     assert found.pop("seconds") > 0
     assert found == {
-        "check": "test_reached_tells_the_truth",
+        "check": "test_reached_counts_the_listeners",
         "level": "driver",
         "since": "0.1",
-        "guarantee": "Where the driver says how many a fanout reached, it is how many listen.",
+        "guarantee": "If the driver sets `Sent.reached` for a fanout, it is the number of listeners.",
         "outcome": "passed",
         "reason": "",
         "details": "",
@@ -88,7 +88,7 @@ def test_failure_is_told_and_ends_with_1(tmp_path: pathlib.Path) -> None:
     """The table says failed, the details follow, and the report for others has it too."""
     report = tmp_path / "report.xml"
     harness = ("--harness", "tests.test_cli_conformance:Fails")
-    result = run(*harness, "--level", "driver", "-k", "the_largest or pool_alone", "--junit", str(report))
+    result = run(*harness, "--level", "driver", "-k", "the_largest or only_a_pool", "--junit", str(report))
     assert result.exit_code == Code.UNEXPECTED
     assert "1 passed, 1 failed, 0 skipped" in result.stdout
     assert "test_the_largest_message_arrives (since 0.1) failed: " in result.stdout
@@ -115,11 +115,11 @@ def test_a_message_system_in_one_process_needs_no_harness() -> None:
 @pytest.mark.parametrize(
     ("args", "text"),
     [
-        ((), "where is the message system? Say --url or --harness"),
+        ((), "give --url or --harness: where is the message system?"),
         (("--url", "nonsense://x"), "nonsense"),
         (("--url", "fake://x/?max_message_sizes=1"), "max_message_size"),
         (("--harness", "msgbus"), "MODULE:CLASS"),
-        (("--harness", "msgbus.target:Target"), "is no subclass of msgbus.conformance.Harness"),
+        (("--harness", "msgbus.target:Target"), "is not a subclass of msgbus.conformance.Harness"),
         (("--harness", "tests.test_cli_conformance:CannotBeMade"), "no such broker"),
         ((*HARNESS, "-k", "no_such_check"), "no check is selected"),
         ((*HARNESS, "-k", "a and"), "pytest could not run the checks"),
@@ -176,7 +176,7 @@ def test_check_that_fails_says_with_which_values(tmp_path: pathlib.Path) -> None
     assert failed, found
     for line in failed:
         assert line["reason"] not in ("", "AssertionError")
-    (line,) = [line for line in failed if "without ttl has got one" in line["reason"]]
+    (line,) = [line for line in failed if "without a ttl has one" in line["reason"]]
     assert "assert 6.9" in line["details"] or "assert 7.0" in line["details"]
 
 

@@ -55,7 +55,7 @@ def test_nothing_is_overwritten_without_force(tmp_path: pathlib.Path, there: str
     (tmp_path / there).write_text("mine")
     result = run(tmp_path, "--name", "one")
     assert result.exit_code == 2
-    assert f"{there} is there already; --force overwrites it" in result.stderr
+    assert f"{there} exists already; --force overwrites it" in result.stderr
     assert result.stderr.count("\n") == 1
     assert os.listdir(tmp_path) == [there]
     assert (tmp_path / there).read_text() == "mine"
@@ -70,10 +70,10 @@ def test_what_is_refused(tmp_path: pathlib.Path) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     for args, text in {
-        (tmp_path / "k", "--name", "../one"): "is no name for a key",
-        (tmp_path / "k", "--name", ""): "is no name for a key",
+        (tmp_path / "k", "--name", "../one"): "cannot be a key's name",
+        (tmp_path / "k", "--name", ""): "cannot be a key's name",
         (tmp_path / "file",): "is a file",
-        (tmp_path / "file" / "k",): "is no directory",
+        (tmp_path / "file" / "k",): "is not a directory",
         (tmp_path / "open",): "others may write to",
     }.items():
         result = run(*args)

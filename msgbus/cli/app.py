@@ -1,4 +1,4 @@
-"""The group of all commands: finds a command's file, and turns errors into a line on stderr and an exit code."""
+"""The group of all commands: imports the command that is asked for, and reports errors with an exit code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from click.shell_completion import CompletionItem
 from msgbus.cli.context import note_json
 from msgbus.cli.errors import EXIT_CODES, Code, code_of, is_end_of_output
 from msgbus.cli.options import log_options
-from msgbus.cli.telling import complain, tell
+from msgbus.cli.reporting import print_error, report
 
 COMMANDS = {
     "serve": ("msgbus.cli.serve", "Run a server: the methods of a class, for a topic."),
@@ -33,7 +33,7 @@ COMMANDS = {
     "config": ("msgbus.cli.config", "Print a sample of the configuration file."),
     "completion": ("msgbus.cli.completion", "Print what makes a shell complete commands and options."),
 }
-"""Name -> the module that has it (as a function of that name with underscores), and one line of help."""
+"""Command -> the module in which it is a function (its name with underscores), and one line of help."""
 
 HELP = f"""Call services by name over a message system, and serve them.
 
@@ -52,11 +52,11 @@ class App(click.Group):
     """The commands of `COMMANDS`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Name them all."""
+        """List the names of all commands."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """Import one."""
+        """Import a command."""
         if name not in COMMANDS:
             return None
         command: click.Command = getattr(importlib.import_module(COMMANDS[name][0]), name.replace("-", "_"))
@@ -65,7 +65,7 @@ class App(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, or say which may be meant."""
+        """Find the command, or suggest the one that is probably meant."""
         name = args[0]
         if not ctx.resilient_parsing and name not in COMMANDS and not name.startswith("-"):
             near = difflib.get_close_matches(name, COMMANDS, n=1)
@@ -84,12 +84,12 @@ class App(click.Group):
         return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the words of the command line."""
+        """Parse the command line."""
         note_json(ctx, args)
         return super().parse_args(ctx, args)
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Run, and exit. In place of click's, whose usage errors take three lines."""
+        """Run, and exit. Replaces click's own, which prints three lines for a usage error."""
         kwargs.setdefault("prog_name", "msgbus")
         kwargs["standalone_mode"] = False
         try:
@@ -101,25 +101,25 @@ class App(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command. What it raises is handled here: click takes an EOFError of a server's for the user's."""
+        """Run a command and handle what it raises: click would take an EOFError that a server raised for the user's."""
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as exc:
             if is_end_of_output(exc):
-                # Whoever read our output wants no more. Nothing may be written to it again, not even at exit.
+                # The reader of our output has closed it. Nothing may be written to it again, not even at exit.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 ctx.exit(128 + 13)
-            tell(exc)
+            report(exc)
             ctx.exit(code_of(exc))
 
 
 def _refuse(exc: click.ClickException) -> Code:
-    """Tell of wrong usage."""
+    """Report wrong usage."""
     ctx = getattr(exc, "ctx", None) or click.Context(cli, info_name="msgbus")
     details = {"error": type(exc).__name__, "message": exc.format_message(), "exit_code": Code.USAGE.value}
-    complain(ctx, ctx.command_path, details, exc.__cause__, f" (see: {ctx.command_path} --help)")
+    print_error(ctx, ctx.command_path, details, exc.__cause__, f" (see: {ctx.command_path} --help)")
     return Code.USAGE
 
 
@@ -130,7 +130,7 @@ def _refuse(exc: click.ClickException) -> Code:
 @log_options
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Show the help where no command is named."""
+    """Show the help if no command is given."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
         ctx.exit(Code.USAGE)

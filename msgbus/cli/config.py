@@ -24,7 +24,7 @@ WIDTH = 110
 def config(output_file: str | None, force: bool, as_json: bool) -> None:
     """Print a sample of the configuration file: each option of msgbus and of its drivers, as a comment.
 
-    What stands there is each option's default. Remove the # in front of what is to be different.
+    Each option is shown with its default. To change one, remove the # in front of it.
     """
     text = _options_as_json() if as_json else _generate("ini")
     if output_file is None:
@@ -34,13 +34,13 @@ def config(output_file: str | None, force: bool, as_json: bool) -> None:
         with open(output_file, "w" if force else "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise click.UsageError(f"{output_file} is there already; --force overwrites it") from None
+        raise click.UsageError(f"{output_file} exists already; --force overwrites it") from None
     except OSError as exc:
         raise click.UsageError(f"{output_file} cannot be written: {exc.strerror}") from exc
 
 
 def _generate(form: str) -> str:
-    """What oslo-config-generator would write."""
+    """What oslo-config-generator writes."""
     from oslo_config import cfg, generator
 
     conf = cfg.ConfigOpts()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from msgbus.conformance.harness import Harness
     from msgbus.conformance.report import Result
 
-NO_ARGUMENTS = "; it is made without arguments"
+NO_ARGUMENTS = "; it is instantiated without arguments"
 
 
 @click.command(
@@ -36,21 +36,21 @@ NO_ARGUMENTS = "; it is made without arguments"
     show_envvar=True,
     metavar="URL",
     shell_complete=beginnings_of_urls,
-    help="The message system. The suite sends there what it likes: no service may use it.",
+    help="The message system. No service may use it: the suite sends arbitrary messages there.",
 )
 @click.option(
     "--harness",
     "harness_name",
     metavar="MODULE:CLASS",
-    help="A subclass of msgbus.conformance.Harness, which can stop, start or cut the message system: more is checked "
-    "then. It has a URL, too, which --url replaces.",
+    help="A subclass of msgbus.conformance.Harness, which can stop, start or cut the message system, so that more can "
+    "be checked. It has a URL of its own, which --url replaces.",
 )
 @click.option(
     "--level", type=click.Choice(["driver", "bus"]), help="Only the bare driver, or the whole bus.  [default: both]"
 )
 @click.option("-k", "keyword", metavar="EXPRESSION", default="", help="Only the checks that pytest's -k would select.")
 @click.option("--largest", type=click.IntRange(min=1024), metavar="BYTES", help="The largest message that is allowed.")
-@click.option("--one-process", is_flag=True, help="The message system lives in one process.")
+@click.option("--one-process", is_flag=True, help="The message system exists within one process.")
 @click.option("--junit", metavar="FILE", type=click.Path(dir_okay=False, writable=True), help="Write a JUnit report.")
 @json_option("One line of JSON for each check.")
 @log_options
@@ -66,11 +66,11 @@ def conformance(
     junit: str | None,
     as_json: bool,
 ) -> None:
-    """Check a driver, and the message system that it is for: what msgbus guarantees, and whether it holds there.
+    """Check whether a driver, with its message system, keeps what msgbus guarantees.
 
-    Prints each guarantee, whether it holds, and how long that took to find out. A check is skipped, with the reason,
-    where the driver does not declare the capability, where the harness cannot do what it takes, or where it builds on
-    another that has failed. Ends with 1 if any check fails. Takes some minutes; without the slow ones, -k "not slow",
+    Prints each guarantee, whether it holds, and how long the check took. A check is skipped, with the reason, if the
+    driver does not declare the capability, if the harness cannot do what is needed, or if the check builds on another
+    one that has failed. Ends with 1 if any check fails. Takes some minutes; without the slow checks, -k "not slow",
     about two.
     """
     for module in ("pytest", "pytest_timeout"):
@@ -89,7 +89,7 @@ def conformance(
         except RunFailed as exc:
             raise click.UsageError(f"pytest could not run the checks: {exc}") from exc
         finally:
-            with waiting("putting the message system away"):
+            with waiting("closing the harness"):
                 harness.close()
     if not results:
         raise click.UsageError("no check is selected")
@@ -107,12 +107,12 @@ def _make_harness(name: str | None, url: str | None, largest: int | None, one_pr
 
     if name is None:
         if not url:
-            raise click.UsageError("where is the message system? Say --url or --harness")
+            raise click.UsageError("give --url or --harness: where is the message system?")
         harness = Harness()
     else:
         made = make_instance(name, NO_ARGUMENTS)
         if not isinstance(made, Harness):
-            raise click.UsageError(f"{name} is no subclass of msgbus.conformance.Harness")
+            raise click.UsageError(f"{name} is not a subclass of msgbus.conformance.Harness")
         harness = made
     if url:
         harness.url = url
@@ -120,7 +120,7 @@ def _make_harness(name: str | None, url: str | None, largest: int | None, one_pr
         harness.largest = largest
     if one_process:
         harness.processes = False
-    # What is wrong with the URL or the driver is told here, and not by each check.
+    # An error in the URL or of the driver is reported here, and not by each check.
     with open_transport(harness.url, (), quiet=True):
         return harness
 
@@ -139,7 +139,7 @@ def _print_results(results: Sequence[Result]) -> None:
 
 
 def _summary(counts: Counter[str], results: Sequence[Result]) -> str:
-    """One line: how many passed, failed and were skipped, and why."""
+    """How many passed, failed and were skipped, and a line for each reason."""
     seconds = sum(result.seconds for result in results)
     line = f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped in {seconds:.0f} s"
     reasons = Counter(result.reason for result in results if result.outcome == "skipped")

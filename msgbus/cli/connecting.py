@@ -14,7 +14,7 @@ import click
 from msgbus.cli.context import level_of, wants_json
 from msgbus.cli.errors import is_end_of_output
 from msgbus.cli.progress import progress
-from msgbus.cli.telling import tell
+from msgbus.cli.reporting import report
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from msgbus.url import TransportURL
 
 HELD = 0.5
-"""Seconds for which a driver's warning is held back: if the command fails by then, its error says the same."""
+"""Seconds for which a driver's warnings are held back: if the command fails by then, its error says the same."""
 
 
 def load_configuration(files: tuple[str, ...]) -> cfg.ConfigOpts:
-    """Read configuration files. Those that oslo.config would look for by itself are left out.
+    """Read these configuration files, and none of those that oslo.config would look for by itself.
 
     Raises:
         ConfigurationError: a file cannot be read.
@@ -39,7 +39,7 @@ def load_configuration(files: tuple[str, ...]) -> cfg.ConfigOpts:
     conf = cfg.ConfigOpts()
     try:
         conf([], project="msgbus", prog="msgbus", default_config_files=list(files), default_config_dirs=[])
-    except cfg.ConfigFileParseError as exc:  # Its text ends with the line, in which a password may be.
+    except cfg.ConfigFileParseError as exc:  # Its text ends with the line, which may hold a password.
         raise ConfigurationError(re.sub(r": '.*", "", str(exc), flags=re.DOTALL)) from None
     except UnicodeDecodeError:
         raise ConfigurationError(f"{', '.join(files)} cannot be read: it is not UTF-8") from None
@@ -52,7 +52,7 @@ def configured_url(url: str | None, config_files: tuple[str, ...]) -> TransportU
     """The URL that `open_transport` would use.
 
     Raises:
-        ConfigurationError, InvalidTransportURL: the configuration is of no use.
+        ConfigurationError, InvalidTransportURL: the configuration cannot be used.
     """
     from oslo_config import cfg
 
@@ -69,16 +69,16 @@ def configured_url(url: str | None, config_files: tuple[str, ...]) -> TransportU
 
 
 class _Held(logging.Handler):
-    """Keeps back what is logged in the first moment. What comes later goes to the root logger as ever."""
+    """Holds back what is logged in the first moment. Later records go to the root logger as usual."""
 
     def __init__(self) -> None:
         super().__init__()
         self._kept: list[logging.LogRecord] | None = []
-        self._timer = threading.Timer(HELD, self.let_go)
+        self._timer = threading.Timer(HELD, self.release_all)
         self._timer.daemon = True
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep it, or pass it on. The caller holds the lock."""
+        """Hold the record back, or pass it on. The caller holds the lock."""
         if self._kept is None:
             logging.getLogger().handle(record)
             return
@@ -86,8 +86,8 @@ class _Held(logging.Handler):
             self._timer.start()
         self._kept.append(record)
 
-    def let_go(self, *, dropping: bool = False) -> None:
-        """Pass on what was kept, or forget it; keep nothing any more."""
+    def release_all(self, *, dropping: bool = False) -> None:
+        """Pass on what was held back, or drop it; from now on hold nothing back."""
         self.acquire()
         try:
             kept, self._kept = self._kept, None
@@ -100,9 +100,9 @@ class _Held(logging.Handler):
 
 @contextmanager
 def _warnings_of_drivers(*, held: bool, shown: bool) -> Iterator[None]:
-    """Where they are `held`: an error that ends the block within a moment takes the place of a driver's warnings.
+    """If `held`, drop a driver's warnings that are logged right before an error ends the block.
 
-    Those that come earlier or later are shown, or not.
+    The error says the same. Other warnings are shown if `shown`.
     """
     if not held:
         yield
@@ -120,7 +120,7 @@ def _warnings_of_drivers(*, held: bool, shown: bool) -> Iterator[None]:
         yield
         failed = False
     finally:
-        handler.let_go(dropping=failed)
+        handler.release_all(dropping=failed)
         drivers.removeHandler(handler)
         drivers.propagate = propagate
         drivers.setLevel(level)
@@ -130,17 +130,17 @@ def _warnings_of_drivers(*, held: bool, shown: bool) -> Iterator[None]:
 def open_transport(
     url: str | None, config_files: tuple[str, ...], *, quiet: bool = False, allowed: tuple[str, ...] = ()
 ) -> Iterator[Transport]:
-    """A transport for the options of `bus_options`; it is closed at the end.
+    """Open a transport for the options of `bus_options`, and close it at the end.
 
     Args:
         url: a transport URL.
         config_files: paths.
-        allowed: modules whose exceptions may be made again here.
-        quiet: the command ends with the first error, which says what a driver's warnings say. Unless the user has
-            chosen a log level, leave out those that come right before it, or all where errors are JSON.
+        allowed: modules whose exceptions may be rebuilt here.
+        quiet: the command ends with the first error, which says what the driver's warnings say. Unless the user has
+            chosen a log level, warnings right before the error are not shown; with errors as JSON, none are.
 
     Raises:
-        ConfigurationError, InvalidTransportURL, DriverLoadFailure: the configuration is of no use.
+        ConfigurationError, InvalidTransportURL, DriverLoadFailure: the configuration cannot be used.
     """
     from oslo_config import cfg
 
@@ -157,11 +157,11 @@ def open_transport(
         try:
             with _warnings_of_drivers(held=quiet and level_of(ctx) is None, shown=not wants_json(ctx)):
                 yield transport
-        except (click.ClickException, click.exceptions.Exit, cfg.Error):  # others make words of them
+        except (click.ClickException, click.exceptions.Exit, cfg.Error):  # reported elsewhere
             raise
         except Exception as exc:
             if not is_end_of_output(exc):
-                tell(exc)  # Now: closing the connection may take a few seconds.
+                report(exc)  # Now, and not at the end: closing the connection may take a few seconds.
             raise
         finally:
             with progress() as waiting, waiting("closing the connection"):

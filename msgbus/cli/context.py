@@ -1,4 +1,4 @@
-"""What a command keeps of the words of its command line that say how to log and how to print: in click's context."""
+"""How a command is to log and print, kept in click's context for as long as the command runs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def level_of(ctx: click.Context) -> str | None:
 
 
 def wants_traceback(ctx: click.Context) -> bool:
-    """Whether errors are to be shown with their tracebacks."""
+    """Whether the user wants errors shown with their tracebacks."""
     return bool(ctx.meta.get(_LEVEL) == "debug")
 
 
 def note_json(ctx: click.Context, args: list[str]) -> None:
-    """Remember whether the user wants JSON. It is read from the words of the command line, as they may be wrong."""
+    """Remember whether the user wants JSON. Looked for in the raw arguments: click may find them to be wrong."""
     ctx.meta[_JSON] = "--json" in args
 
 

@@ -27,13 +27,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 READING = "reading the dead letters"
 HELP = """Look at the dead letters of a topic, send them again, or remove them.
 
-A dead letter is a cast that servers have given up: it raised too often, no method serves it, or it may have run before.
-They are kept where the message system stores messages (see msgbus drivers).
+A dead letter is a cast that servers have given up: it raised too often, there is no such method, or it may have run
+before. Message systems that store messages keep them (see msgbus drivers).
 
 \b
 Exit codes, besides those of msgbus:
   2  no letter has that ID; the message system stores nothing
-  3  a letter was not sent again, as nobody listens where it is to go
+  3  a letter was not sent again, because no server listens there
 """
 _AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
@@ -54,7 +54,7 @@ def dead() -> None:
 
 
 def _dead_options(func: F) -> F:
-    """Add what all of them have."""
+    """Add the options that all of these commands have."""
     timeout = click.option(
         "--timeout",
         type=Seconds(min=0, min_open=True),
@@ -99,7 +99,7 @@ def list_(topic: str, timeout: float, as_json: bool, **where: Any) -> None:
 @click.argument("letter_ids", metavar="[ID]...", nargs=-1)
 @json_option("A line of JSON.", quiet=True)
 def show(topic: str, letter_ids: tuple[str, ...], timeout: float, as_json: bool, **where: Any) -> None:
-    """Show all that dead letters of TOPIC say: the request, why it was given up, and the traceback.
+    """Show dead letters of TOPIC in full: the request, why it was given up, and the traceback.
 
     Those with these IDs, or all.
     """
@@ -130,9 +130,9 @@ def requeue(
 ) -> None:
     """Send the requests of dead letters of TOPIC again: of those with these IDs, or of all.
 
-    A letter is removed once the message system has taken its request. A request goes where it had gone before; that of
-    a fanout only to the server that has given it up. It has no deadline any more. Where a letter says that its request
-    may have run before, it may now run a second time.
+    A letter is removed once the message system has taken its request. A request is sent to its old address; that of a
+    fanout only to the server that gave it up. It has no deadline any more. If a letter says that its request may have
+    run before, it may now run a second time.
     """
     from msgbus import dead_letters
 
@@ -171,11 +171,11 @@ def purge(
     as_json: bool,
     **where: Any,
 ) -> None:
-    """Remove dead letters of TOPIC for good: those with these IDs, or all. Asks before it does."""
+    """Remove dead letters of TOPIC for good: those with these IDs, or all. Asks first."""
     from msgbus import dead_letters
 
     if as_json and not yes:
-        raise click.UsageError("with --json nobody is asked: add --yes")
+        raise click.UsageError("with --json there is no question: add --yes")
     with _opened(topic, **where) as (transport, target), progress() as waiting:
         wanted: Collection[str] | None = letter_ids or None
         if not yes:
@@ -183,7 +183,7 @@ def purge(
                 found = dead_letters.look(transport, target, timeout)
             chosen = [stored for stored in found if not letter_ids or stored.id in letter_ids]
             _check_ids(letter_ids, chosen, topic)
-            wanted = {stored.id for stored in chosen}  # What comes while the user thinks is not removed.
+            wanted = {stored.id for stored in chosen}  # Not those that arrive while the user thinks.
             if chosen and not _is_sure(f"Remove {len(chosen)} dead letters of topic {topic} for good?"):
                 click.echo("nothing was removed")
                 return
@@ -203,7 +203,7 @@ def _is_sure(question: str) -> bool:
     except click.Abort:
         if sys.stdin.isatty():
             raise
-        raise click.UsageError("nobody is there to be asked, and nothing was removed: add --yes") from None
+        raise click.UsageError("there is no terminal to ask on, and nothing was removed: add --yes") from None
 
 
 def _check_ids(wanted: Collection[str], found: Collection[Stored], topic: str) -> None:
@@ -214,7 +214,7 @@ def _check_ids(wanted: Collection[str], found: Collection[Stored], topic: str) -
 
 
 def _say_what_is_missing(found: Letters, topic: str) -> None:
-    """Say that there are more letters than were found."""
+    """Say that there are more letters than were read."""
     if wants_json(click.get_current_context()):
         return
     expected = found.expected
@@ -227,7 +227,7 @@ def _say_what_is_missing(found: Letters, topic: str) -> None:
 
 
 def _as_dict(stored: Stored) -> dict[str, Any]:
-    """A letter for a program."""
+    """A letter as plain data."""
     found: dict[str, Any] = {"id": stored.id}
     if stored.error is not None:
         found["error"] = line_of(stored.error)
@@ -250,7 +250,7 @@ def _as_dict(stored: Stored) -> dict[str, Any]:
 
 
 def _request_of(letter: Any) -> tuple[str | None, dict[str, Any] | None]:
-    """The method and arguments of a letter's request, or None where they cannot be read."""
+    """The method and arguments of a letter's request; None if they cannot be read."""
     from msgbus.exceptions import SerializationError
     from msgbus.message import decode_request
 
@@ -271,7 +271,7 @@ def _row(stored: Stored) -> list[str]:
 
 
 def _story(stored: Stored) -> str:
-    """A letter for people."""
+    """A letter in full, as text."""
     import msgspec
 
     letter = stored.letter

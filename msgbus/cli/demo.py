@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 IN_ONE_PROCESS = ("fake",)
 """The drivers whose messages do not leave the process."""
 EXPIRES = {"queue_expires": "60", "server_expires": "60"}
-"""Options that have a message system remove queues that nobody uses any more: seconds. A driver with such queues has
-options of these names."""
+"""Options, in seconds, after which a message system removes unused queues. Drivers with such queues have them."""
 TIMEOUT = 10.0
 """Seconds for each call."""
 CODE = "cyan"
@@ -44,12 +43,12 @@ CODE = "cyan"
 def demo(
     ctx: click.Context, as_json: bool, url: str | None, config_files: tuple[str, ...], exchange: str | None
 ) -> None:
-    """Show what msgbus does: several servers and a client, step by step, each with what came of it and why.
+    """Show what msgbus does: several servers and a client, step by step, each with its result and the reason.
 
-    The servers are processes of their own, on a topic of their own: on the message system that is configured, or on
-    none at all (ZeroMQ) where nothing is. With --url fake:// all of it happens in memory, in this process.
+    The servers are processes of their own, on a topic of their own: on the configured message system, or without any
+    (ZeroMQ) if none is configured. With --url fake:// all of it happens in memory, in this process.
 
-    Ends with 1 if something did not turn out as it should.
+    Ends with 1 if a step has an unexpected result.
     """
     from msgbus.cli.demo_servers import Plan, start_here, start_processes
     from msgbus.cli.demo_steps import NAMES, STEPS, Stage
@@ -60,8 +59,8 @@ def demo(
     options = _expiring_options(found)
     full_url = replace(found, query={**found.query, **options}).unmasked()
     topic = f"msgbus-demo-{uuid.uuid4().hex[:12]}"
-    in_here = found.transport in IN_ONE_PROCESS
-    start = start_here if in_here else start_processes
+    in_this_process = found.transport in IN_ONE_PROCESS
+    start = start_here if in_this_process else start_processes
     plan = Plan(full_url, config_files, exchange, topic, level_of(ctx))
     servers: dict[str, Running] = {}
     failed = []
@@ -71,7 +70,7 @@ def demo(
         progress() as waiting,
     ):
         if not as_json:
-            _print_beginning(topic, transport.driver.state, in_here=in_here)
+            _print_beginning(topic, transport.driver.state, in_this_process=in_this_process)
         client = get_rpc_client(transport, Target(exchange=exchange, topic=topic), timeout=TIMEOUT)
         stage = Stage(topic, client, lambda: servers.update(start(plan, NAMES, cleanup)), servers)
         for number, step in enumerate(STEPS, 1):
@@ -79,7 +78,7 @@ def demo(
                 failed.append(step.name)
         capabilities = transport.driver.capabilities
     if not as_json:
-        _print_end(len(STEPS), failed, "" if in_here else _what_is_left(topic, options, capabilities))
+        _print_end(len(STEPS), failed, "" if in_this_process else _what_is_left(topic, options, capabilities))
     if failed:
         ctx.exit(Code.UNEXPECTED)
 
@@ -94,7 +93,7 @@ def _expiring_options(url: TransportURL) -> dict[str, str]:
 
 @contextmanager
 def _stopping_servers() -> Iterator[ExitStack]:
-    """What stops the servers in any case."""
+    """Stop the servers at the end, whatever happens."""
     with ExitStack() as cleanup:
         try:
             yield cleanup
@@ -104,7 +103,7 @@ def _stopping_servers() -> Iterator[ExitStack]:
 
 
 def _run(number: int, step: Step, stage: Stage, waiting: Waiting, *, as_json: bool) -> bool:
-    """Run a step and print it. Returns whether what came of it is what should have."""
+    """Run a step and print it. Returns whether its result is the expected one."""
     from msgbus.cli.demo_steps import Outcome
 
     began = time.monotonic()
@@ -116,9 +115,9 @@ def _run(number: int, step: Step, stage: Stage, waiting: Waiting, *, as_json: bo
         error, outcome = exc, Outcome(False, details_of(exc), line_of(exc))
     seconds = time.monotonic() - began
     if as_json:
-        told = {"name": step.name, "title": step.title, "code": step.code, "why": step.why, "topic": stage.topic}
-        came = {"ok": outcome.ok, "outcome": outcome.data, "text": outcome.text, "seconds": round(seconds, 6)}
-        print_json([{"step": number, **told, **came}])
+        about = {"name": step.name, "title": step.title, "code": step.code, "why": step.why, "topic": stage.topic}
+        result = {"ok": outcome.ok, "outcome": outcome.data, "text": outcome.text, "seconds": round(seconds, 6)}
+        print_json([{"step": number, **about, **result}])
     else:
         _print_step(number, step, outcome, seconds)
     if error is not None:
@@ -126,9 +125,9 @@ def _run(number: int, step: Step, stage: Stage, waiting: Waiting, *, as_json: bo
     return outcome.ok
 
 
-def _print_beginning(topic: str, where: str, *, in_here: bool) -> None:
+def _print_beginning(topic: str, where: str, *, in_this_process: bool) -> None:
     text = f"A client and several servers of the topic {topic}, on {printable(where)}. "
-    if in_here:
+    if in_this_process:
         text += "All of it happens in this process."
     else:
         text += "The servers are processes: msgbus serve."
@@ -136,10 +135,10 @@ def _print_beginning(topic: str, where: str, *, in_here: bool) -> None:
 
 
 def _print_step(number: int, step: Step, outcome: Outcome, seconds: float) -> None:
-    took = f"{seconds * 1000:.1f}\u00a0ms" if seconds < 1 else f"{seconds:.1f}\u00a0s"  # not to be broken between
+    took = f"{seconds * 1000:.1f}\u00a0ms" if seconds < 1 else f"{seconds:.1f}\u00a0s"  # no line break between
     result = f"{printable(' '.join(outcome.text.split()))} [{took}]"
     if not outcome.ok:
-        result = f"NOT AS IT SHOULD BE: {result}"
+        result = f"UNEXPECTED: {result}"
     _print(
         (f"{number}. {step.title}", "bold", 0),
         (step.code, CODE, 3),
@@ -153,24 +152,24 @@ def _what_is_left(topic: str, options: dict[str, str], capabilities: Collection[
         return ""
     if options:
         return (
-            "The message system removes what was made there for the topic when nobody has used it for "
+            "The message system removes the topic's queues when nobody has used them for "
             f"{EXPIRES['queue_expires']} seconds."
         )
-    return f"The message system may keep what was made there for the topic {topic}: remove it by hand."
+    return f"The message system may keep the queues of the topic {topic}: remove them by hand."
 
 
 def _print_end(count: int, failed: list[str], what_is_left: str) -> None:
     if failed:
-        end = (f"{len(failed)} of {count} steps did not turn out as they should: {', '.join(failed)}.", "bold red", 0)
+        end = (f"{len(failed)} of {count} steps had an unexpected result: {', '.join(failed)}.", "bold red", 0)
     else:
-        end = (f"All {count} steps turned out as they should.", "bold", 0)
+        end = (f"All {count} steps had the expected result.", "bold", 0)
     _print(end, (what_is_left, "", 0))
 
 
 def _print(*paragraphs: tuple[str, str, int]) -> None:
     """Print each text in its style, indented by so many columns, and an empty line.
 
-    No line is broken at a no-break space, which is printed as a plain one; the second line of code is indented more.
+    No line is broken at a no-break space, which is printed as a plain one; continued lines of code are indented more.
     """
     from rich.text import Text
 

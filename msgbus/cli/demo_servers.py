@@ -1,4 +1,4 @@
-"""Where the servers of ``msgbus demo`` run: in processes, or in this one if no other could reach the message system."""
+"""Starts the servers of ``msgbus demo``: as processes, or in this one if the message system is in its memory."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ DRAIN = 10.0
 
 
 class Plan(NamedTuple):
-    """What the servers are started with.
+    """How the servers are to be started.
 
     Attributes:
         url: the transport URL, with its password.
         config_files: paths.
         exchange: None for the default one.
-        topic: which they serve.
+        topic: that they serve.
         log_level: what they log to stderr; None for the default.
     """
 
@@ -40,7 +40,7 @@ class Running(NamedTuple):
 
     Attributes:
         pid: of its process.
-        stop: has it finish what it runs, and returns when it has ended: whether that went well. Idempotent.
+        stop: lets it finish what it runs, returns when it has ended, and says whether that went well. Idempotent.
     """
 
     pid: int
@@ -48,11 +48,11 @@ class Running(NamedTuple):
 
 
 Start = Callable[[Plan, Sequence[str], ExitStack], dict[str, Running]]
-"""Starts servers of these names, and returns when all are ready. The exit stack stops them."""
+"""Starts servers with these names, and returns when all are ready. The exit stack stops them."""
 
 
 def start_here(plan: Plan, names: Sequence[str], cleanup: ExitStack) -> dict[str, Running]:
-    """A `Start` in this process: each server has a transport of its own, as it would have elsewhere.
+    """A `Start` in this process. Each server has a transport of its own, as it would have in its own process.
 
     Raises:
         MessagingException: a server cannot be started.
@@ -83,7 +83,7 @@ def start_processes(plan: Plan, names: Sequence[str], cleanup: ExitStack) -> dic
     """A `Start` of processes: ``msgbus serve``.
 
     Raises:
-        RuntimeError: a server has ended before it was ready; it has said why on stderr.
+        RuntimeError: a server ended before it was ready; it has printed the reason on stderr.
     """
     started = {name: _start_process(plan, name, cleanup) for name in names}
     return {name: Running(_wait_until_ready(process, name), stop) for name, (process, stop) in started.items()}
@@ -99,14 +99,14 @@ def _start_process(plan: Plan, name: str, cleanup: ExitStack) -> tuple[subproces
         command += ["--exchange", plan.exchange]
     if plan.log_level is not None:
         command += ["--log-level", plan.log_level]
-    process = subprocess.Popen(  # noqa: S603  # it is this command itself
+    process = subprocess.Popen(  # noqa: S603  # it is msgbus itself
         command,
-        # The URL may hold a password, and all users can see the words of a command.
+        # Not as an argument: the URL may hold a password, and all users can see the arguments of a process.
         env={**os.environ, "MSGBUS_URL": plan.url, SERVER_NAME: name},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        process_group=0,  # Ctrl-C is for the demo, which then stops them in order.
+        process_group=0,  # Ctrl-C goes to the demo alone, which then stops the servers.
     )
     stop = _stopper(process)
     cleanup.callback(stop)
@@ -124,20 +124,23 @@ def _wait_until_ready(process: subprocess.Popen[str], name: str) -> int:
 
 
 def _stopper(process: subprocess.Popen[str]) -> Callable[[], bool]:
-    """What stops a process, as `Running` has it."""
-    told = False
+    """Make what stops a process: `Running.stop`."""
+    signalled = False
 
     def stop() -> bool:
-        nonlocal told
-        if not told:  # A second signal would have it end at once: this is called again after a Ctrl-C.
+        nonlocal signalled
+        if not signalled:  # This is called again after a Ctrl-C, and a second signal would end the server at once.
             process.terminate()
-            told = True
+            signalled = True
         try:
             process.wait(DRAIN + 5)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        for pipe in (process.stdin, process.stdout):  # Not before: the end of its stdin is a second signal, too.
+        for pipe in (
+            process.stdin,
+            process.stdout,
+        ):  # Not earlier: the end of its stdin is a second signal.
             assert pipe is not None
             pipe.close()
         return process.returncode == 0

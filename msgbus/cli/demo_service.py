@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from msgbus.dispatcher import expected_exceptions
 
 SERVER_NAME = "MSGBUS_DEMO_SERVER"
-"""The environment variable that tells a `Process` what its server is called."""
+"""The environment variable that holds the name of a `Process`'s server."""
 
 PART = 0.2
 """Seconds that a part of `Service.work` takes."""
@@ -31,7 +31,7 @@ class Service:
         return {"text": f"Hello, {name}", "server": self._server}
 
     def note(self, _ctxt: object, text: str) -> None:
-        """Keep a text; nobody waits for this."""
+        """Keep a text. The caller does not wait."""
         self._notes.append(text)
 
     def notes(self, _ctxt: object) -> list[str]:
@@ -48,7 +48,7 @@ class Service:
             self._last_count = {"to": to, "got_to": number}
 
     def last_count(self, _ctxt: object) -> dict[str, int]:
-        """How far the last `count` came that has ended here."""
+        """How far the last `count` on this server got before it ended."""
         return self._last_count
 
     @expected_exceptions(ZeroDivisionError)
@@ -64,7 +64,7 @@ class Service:
 
 
 class Process(Service):
-    """The same for a server that is a process of its own: it ends when the demo does, however that ends."""
+    """The same for a server in a process of its own, which ends when the demo ends, even if that is killed."""
 
     def __init__(self) -> None:
         super().__init__(os.environ[SERVER_NAME])

@@ -1,4 +1,4 @@
-"""The steps of ``msgbus demo``: what each does, and whether what came of it is what should have."""
+"""The steps of ``msgbus demo``: what each does, and whether its result is the expected one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ NAMES = ("one", "two", "three")
 CALLS = 30
 """How many calls show that the servers share the work."""
 SOON = 5.0
-"""Seconds within which a server has done what it was told with a cast, or when a stream was closed."""
-GONE = 0.5
-"""Seconds that the demo waits for a server that is not there."""
+"""Seconds within which a server has run a cast, or has closed a generator whose stream was closed."""
+STOPPED_TIMEOUT = 0.5
+"""Seconds that the demo waits for a server that was stopped."""
 
 
 class Stage(NamedTuple):
@@ -42,10 +42,10 @@ class Stage(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of a step.
+    """The result of a step.
 
     Attributes:
-        ok: it is what should have come.
+        ok: whether it is the expected one.
         data: plain data.
         text: the same in words.
     """
@@ -61,7 +61,7 @@ class Step(NamedTuple):
     Attributes:
         name: for programs.
         title: for people.
-        code: what a program of one's own would say.
+        code: how a program would do it.
         why: what it shows.
         run: does it. Raises what msgbus raises.
     """
@@ -78,7 +78,7 @@ def _call_nobody(stage: Stage) -> Outcome:
         answer = stage.client.call({}, "greet", name="Ada")
     except MessageUndeliverable as exc:
         return Outcome(True, _error(exc), f"{type(exc).__name__}: {exc}")
-    return Outcome(False, {"answer": answer}, f"somebody answered: {answer}")
+    return Outcome(False, {"answer": answer}, f"a server answered: {answer}")
 
 
 def _start(stage: Stage) -> Outcome:
@@ -120,7 +120,7 @@ def _noted(stage: Stage, text: str, count: int) -> Outcome:
 
 
 def _who_noted(stage: Stage, text: str) -> list[str]:
-    """The name of each server that has noted it, as often as it has."""
+    """The name of each server that has noted it, once for each time."""
     return [name for name in NAMES for note in stage.at(name).call({}, "notes") if note == text]
 
 
@@ -137,13 +137,13 @@ def _close_early(stage: Stage) -> Outcome:
     count = stage.at("two").call({}, "last_count")
     ok = taken == [1, 2, 3] and count.get("to") == million and count["got_to"] < million
     reached = count["got_to"] if ok else "?"
-    text = f"took {_list(taken)} of {million}; the generator was closed when it had come to {reached}"
+    text = f"took {_list(taken)} of {million}; the generator was closed at {reached}"
     return Outcome(ok, {"taken": taken, "generator": count}, text)
 
 
 def _share(stage: Stage) -> Outcome:
     shares = _shares(stage)
-    return Outcome(set(shares) == set(NAMES), {"calls": shares}, f"of {CALLS} calls {_tell(shares)}")
+    return Outcome(set(shares) == set(NAMES), {"calls": shares}, f"of {CALLS} calls {_in_words(shares)}")
 
 
 def _shares(stage: Stage) -> dict[str, int]:
@@ -164,27 +164,27 @@ def _stop(stage: Stage) -> Outcome:
         done = [next(parts)]
         in_order = stage.servers["three"].stop()
         done += parts
-    text = f"{_list(done)}; server three was told to stop after the first, and ended in order"
+    text = f"{_list(done)}; server three was asked to stop after the first, and ended cleanly"
     if not in_order:
-        text = f"{_list(done)}; server three was told to stop after the first, and did NOT end in order"
+        text = f"{_list(done)}; server three was asked to stop after the first, and did NOT end cleanly"
     return Outcome(done == [1, 2, 3, 4, 5] and in_order, {"items": done, "ended_in_order": in_order}, text)
 
 
 def _go_on(stage: Stage) -> Outcome:
     shares = _shares(stage)
-    return Outcome(set(shares) == {"one", "two"}, {"calls": shares}, f"of {CALLS} calls {_tell(shares)}")
+    return Outcome(set(shares) == {"one", "two"}, {"calls": shares}, f"of {CALLS} calls {_in_words(shares)}")
 
 
 def _call_gone(stage: Stage) -> Outcome:
     try:
-        answer = stage.client.prepare(server="three", timeout=GONE).call({}, "greet", name="Ada")
+        answer = stage.client.prepare(server="three", timeout=STOPPED_TIMEOUT).call({}, "greet", name="Ada")
     except (MessagingTimeout, MessageUndeliverable) as exc:
         return Outcome(True, _error(exc), f"{type(exc).__name__}: {exc}")
-    return Outcome(False, {"answer": answer}, f"somebody answered: {answer}")
+    return Outcome(False, {"answer": answer}, f"a server answered: {answer}")
 
 
 def _wait_until(condition: Callable[[], object]) -> None:
-    """Return when it has become true, or has not soon."""
+    """Return when the condition has become true, or after `SOON`."""
     end = time.monotonic() + SOON
     while not condition() and time.monotonic() < end:
         time.sleep(0.02)
@@ -194,7 +194,7 @@ def _error(exc: Exception) -> dict[str, str]:
     return {"error": type(exc).__name__, "message": str(exc)}
 
 
-def _tell(shares: dict[str, int]) -> str:
+def _in_words(shares: dict[str, int]) -> str:
     return _list([f"server {name} ran {count}" for name, count in shares.items()])
 
 
@@ -207,14 +207,14 @@ STEPS = (
         "nobody",
         "A call to nobody",
         'client.call(ctxt, "greet", name="Ada")',
-        "Nobody serves this topic yet. The caller is told at once, not when its time is up.",
+        "No server listens to this topic yet. The call fails at once, and not at its timeout.",
         _call_nobody,
     ),
     Step(
         "start",
         f"{len(NAMES)} servers of one topic",
         'msgbus.get_rpc_server(transport, msgbus.Target(topic=topic, server="one"), [Service()]).start()',
-        "Each has a name of its own. The client has to know the topic only, and need not be restarted.",
+        "Each has a name of its own. The client only needs to know the topic, and is not restarted.",
         _start,
     ),
     Step(
@@ -228,14 +228,14 @@ STEPS = (
         "call_that_one",
         "call: that one",
         'client.prepare(server="two").call(ctxt, "greet", name="Ada")',
-        "A server that is named runs it, and no other.",
+        "The named server runs it, and no other.",
         _call_that_one,
     ),
     Step(
         "cast",
         "cast: any of them, without an answer",
         'client.cast(ctxt, "note", text="for one of you")',
-        "The caller went on as soon as the message system had the request. One server ran it.",
+        "The caller continued as soon as the message system had the request. One server ran it.",
         _cast,
     ),
     Step(
@@ -256,42 +256,42 @@ STEPS = (
         "close_early",
         "A stream that is closed early",
         'with client.multicall(ctxt, "count", to=1_000_000) as numbers: ...',
-        "The server is only a little ahead of what is taken. When the client stops, so does the generator.",
+        "The server is never far ahead of the client. When the client stops, the generator is closed.",
         _close_early,
     ),
     Step(
         "share",
         "The servers share the work",
         f'for _ in range({CALLS}): client.call(ctxt, "greet", name="Ada")',
-        "Whoever is free takes the next call. More servers do more work, and the client changes nothing.",
+        "A free server takes the next call. More servers do more work, and the client stays as it is.",
         _share,
     ),
     Step(
         "error",
         "A method that raises",
         'client.call(ctxt, "divide", a=1, b=0)',
-        "What the method raised on the server is raised again at the caller.",
+        "What the method raised on the server is raised again in the client.",
         _raise,
     ),
     Step(
         "stop",
         "A server that is stopped while it works",
         'for part in client.prepare(server="three").multicall(ctxt, "work", parts=5): ...',
-        "A server that is told to stop takes nothing new, finishes what it runs, and ends then.",
+        "A server that is asked to stop takes no new requests, finishes the running ones, and ends.",
         _stop,
     ),
     Step(
         "go_on",
         "The others go on",
         f'for _ in range({CALLS}): client.call(ctxt, "greet", name="Ada")',
-        "No call gets lost because a server has gone: the others run them.",
+        "No call is lost because a server has stopped: the others run them.",
         _go_on,
     ),
     Step(
         "gone",
-        "A call to the server that has gone",
-        f'client.prepare(server="three", timeout={GONE}).call(ctxt, "greet", name="Ada")',
-        "It could have been restarting: a message system that can store requests keeps them until then, but no caller "
+        "A call to the stopped server",
+        f'client.prepare(server="three", timeout={STOPPED_TIMEOUT}).call(ctxt, "greet", name="Ada")',
+        "It could be restarting: a message system that stores messages keeps the request until then, but no caller "
         "waits longer than its timeout. The error says what is known.",
         _call_gone,
     ),

@@ -18,7 +18,7 @@ OURS = {
     "zmq": ("zmq", "pip install pyzmq"),
     "fake": (None, ""),
 }
-"""Our drivers: the library of each, and how to get it."""
+"""Our drivers: the library of each, and how to install it."""
 
 
 @click.command(epilog=example("msgbus drivers"))
@@ -27,7 +27,7 @@ OURS = {
 def drivers(as_json: bool) -> None:
     """List the drivers, each for a message system: the state of each, and what it can do (its capabilities).
 
-    A driver's name begins a transport URL: rabbit://localhost/ is one for the driver kombu, by another of its names.
+    A transport URL begins with a driver's name, or one of its other names: rabbit://localhost/ is for the driver kombu.
     """
     found = [_describe(name, also) for name, also in _names().items()]
     if as_json:
@@ -41,7 +41,7 @@ def drivers(as_json: bool) -> None:
 
 
 def _names() -> dict[str, list[str]]:
-    """The name of each driver, ours first, and its further names."""
+    """The name of each driver, ours first, and its other names."""
     by_class: dict[str, list[str]] = {}
     for entry_point in _installed():
         by_class.setdefault(entry_point.value, []).append(entry_point.name)
@@ -64,7 +64,7 @@ def _describe(name: str, aliases: list[str]) -> dict[str, Any]:
 
     state, capabilities = "ready", []
     library, command = OURS.get(name, (None, ""))
-    # (What has been imported may have no spec any more: kombu puts another object in its module's place.)
+    # (An imported module may have no spec any more: kombu replaces its module by another object.)
     if library is not None and library not in sys.modules and find_spec(library) is None:
         state = f"library missing: {command}"
     try:

@@ -1,4 +1,4 @@
-"""What an error means for whoever runs a command: one line, and an exit code."""
+"""The exit code of each error, and its text in one line."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _CODES: dict[type[BaseException], Code] = {
 }
 
 _CARRIED = ("exc_type", "value", "maybe_delivered", "driver", "method", "version", "version_cap")
-"""Attributes of our errors that a program may want to know."""
+"""Attributes of our errors that are shown as JSON."""
 
 
 def code_of(exc: BaseException) -> Code:
@@ -84,30 +84,30 @@ def line_of(exc: BaseException) -> str:
 
 
 def is_named(exc: BaseException) -> bool:
-    """Whether it is an error of msgbus's own, and not what a method raised."""
+    """Whether it is an error of msgbus itself, and not what a method raised."""
     if isinstance(exc, ex.RPCDispatcherError):
         return True
     return isinstance(exc, ex.MessagingException) and not isinstance(exc, ex.RemoteError) and not _is_remote(exc)
 
 
 def is_end_of_output(exc: BaseException) -> bool:
-    """Whether it says that nobody reads this command's output any more."""
+    """Whether it means that nobody reads this command's output any more."""
     return isinstance(exc, OSError) and exc.errno == errno.EPIPE and not _is_remote(exc)
 
 
 def _plain(text: str) -> str:
-    """What oslo.config and Python say of a wrong value, in words: the file's name, and what was expected."""
+    """Put in plain words what oslo.config and Python say about a wrong value."""
     text = re.sub(r"LocationInfo\(location=<[^>]*>, detail=(['\"])(.*?)\1\)", r"\2", text)
     text = re.sub(r"could not convert string to float: ('.*?')", r"\1 is not a number", text)
     return re.sub(r"invalid literal for int\(\) with base 10: ('.*?')", r"\1 is not a whole number", text)
 
 
 def details_of(exc: BaseException) -> dict[str, Any]:
-    """The same for a program.
+    """An error as plain data.
 
     Returns:
-        error (the name of its class), message (one line), exit_code, remote (whether the server raised it), and what
-        the error carries: for example exc_type and value of a `RemoteError`.
+        error (the name of its class), message (one line), exit_code, remote (whether the server raised it), and the
+        error's own attributes: for example exc_type and value of a `RemoteError`.
     """
     found = {
         "error": type(exc).__name__,
@@ -121,10 +121,10 @@ def details_of(exc: BaseException) -> dict[str, Any]:
 
 
 def json_line(details: dict[str, Any]) -> str:
-    """Write what `details_of` returns, whatever it carries, as one line."""
+    """Write what `details_of` returns as one line of JSON. What JSON lacks is written as text."""
     return json.dumps(details, default=text_of)
 
 
 def _is_remote(exc: BaseException) -> bool:
-    """Whether it was raised on the server and made again here: its class alone does not tell."""
+    """Whether it was raised on the server and rebuilt here, which cannot be seen from its class."""
     return any(note.startswith("Remote traceback:") for note in getattr(exc, "__notes__", ()))

@@ -1,4 +1,4 @@
-"""Objects that are named on the command line, as MODULE:CLASS."""
+"""Makes the objects that are named on the command line as MODULE:CLASS."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from msgbus.serializer import Serializer
 
 _PLAIN = (str, bytes, int, float, list, tuple, dict, set)
-"""Types of what is data, and no object whose methods could be wanted."""
+"""Types of plain data: their methods cannot be what the user wants to serve."""
 _SERIALIZER_HINT = "; a serializer is a subclass of msgbus.Serializer, has all its methods, and takes no arguments"
 
 
 def make_serializer(text: str | None) -> Serializer | None:
-    """The serializer that MODULE:CLASS stands for, or None where the user names none.
+    """Make the serializer that MODULE:CLASS names; None if the user names none.
 
     Raises:
-        click.ClickException: it cannot be had, or is of another class.
+        click.ClickException: it cannot be made, or is not a `Serializer`.
     """
     from msgbus.serializer import Serializer
 
@@ -32,27 +32,27 @@ def make_serializer(text: str | None) -> Serializer | None:
         return None
     made = make_instance(text, _SERIALIZER_HINT)
     if not isinstance(made, Serializer):
-        raise click.UsageError(f"{text} is no serializer: make its class a subclass of msgbus.Serializer")
+        raise click.UsageError(f"{text} is not a serializer: make its class a subclass of msgbus.Serializer")
     return made
 
 
 def check_module(name: str) -> None:
-    """Import a module whose exceptions may be made again here, with the current directory on the search path.
+    """Import a module whose exceptions may be rebuilt here, with the current directory on the search path.
 
     Raises:
-        click.ClickException: it cannot be imported, so that no exception of it could be made again.
+        click.ClickException: it cannot be imported.
     """
     _import(name, "")
 
 
 def make_instance(text: str, hint: str) -> object:
-    """What MODULE:CLASS stands for: an instance of the class, made without arguments, or an object that is there.
+    """Make an instance of the class that MODULE:CLASS names, without arguments; an object is returned as it is.
 
-    The module is imported with the current directory in front of the search path. `hint` is added to what is said where
-    the class cannot be made.
+    The module is imported with the current directory in front of the search path. `hint` ends the error's text if the
+    class cannot be called.
 
     Raises:
-        click.ClickException: it cannot be had; the text says why.
+        click.ClickException: the text says what failed.
     """
     name, colon, attribute = text.partition(":")
     if not (colon and name and attribute):
@@ -66,7 +66,7 @@ def make_instance(text: str, hint: str) -> object:
         found = getattr(found, part)
     if isroutine(found) or ismodule(found) or found is None or isinstance(found, _PLAIN):
         what = "a function" if isroutine(found) else f"a {type(found).__name__}"
-        raise click.UsageError(f"{text} is no class but {what}{_classes_in(module, attribute)}")
+        raise click.UsageError(f"{text} is not a class but {what}{_classes_in(module, attribute)}")
     if not isinstance(found, type):
         return found
     try:
@@ -76,7 +76,7 @@ def make_instance(text: str, hint: str) -> object:
 
 
 def _import(name: str, attribute: str) -> ModuleType:
-    """Import a module with the current directory in front of the search path. `attribute` is what is wanted of it."""
+    """Import a module with the current directory in front of the search path. `attribute` is for the error."""
     cwd = os.getcwd()
     if cwd not in sys.path:
         sys.path.insert(0, cwd)
@@ -94,7 +94,7 @@ def _import(name: str, attribute: str) -> ModuleType:
 
 
 def _classes_in(module: ModuleType, wanted: str) -> str:
-    """A hint: the classes of the module's own, the one that may have been meant first."""
+    """A hint for an error: the class that is probably meant, else all that the module defines."""
     own = [
         name
         for name, value in vars(module).items()
@@ -103,7 +103,7 @@ def _classes_in(module: ModuleType, wanted: str) -> str:
     near = difflib.get_close_matches(wanted, own, n=1, cutoff=0.5)
     if near:
         return f"; did you mean {module.__name__}:{near[0]}?"
-    return f"; its classes are {', '.join(own)}" if own else "; it has no class at all"
+    return f"; its classes are {', '.join(own)}" if own else "; it defines no class"
 
 
 def _fail(what: str, exc: BaseException, hint: str = "") -> NoReturn:

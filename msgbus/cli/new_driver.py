@@ -13,7 +13,7 @@ from msgbus.cli.options import example, json_option, log_options
 from msgbus.cli.tables import print_json
 
 TEMPLATE = pathlib.Path(__file__).parent / "template"
-"""A driver named ``newdriver``, which works: what it is called is all that is replaced."""
+"""A driver that works, named ``newdriver``. Only its name is replaced."""
 NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 LONGEST = 40
 
@@ -38,14 +38,14 @@ Then change it step by step, with the steps that its first lines name:
 def new_driver(name: str, folder: str | None, as_json: bool) -> None:
     """Write a driver for the URL NAME://, with its tests, as a distribution of its own, into DIR.
 
-    NAME has small letters, digits and underscores. DIR is msgbus-NAME if none is given; it is made, and may only be
-    there already if it is empty.
+    NAME has small letters, digits and underscores. DIR is msgbus-NAME by default; it is created, and if
+    it exists it has to be empty.
     """
     _check_name(name)
     where = pathlib.Path(os.path.abspath(folder or f"msgbus-{name.replace('_', '-')}"))
     try:
         if where.is_dir() and any(where.iterdir()):
-            raise click.UsageError(f"{where} is there already, and is not empty; nothing was written")
+            raise click.UsageError(f"{where} exists and is not empty; nothing was written")
         files = write(name, where)
     except OSError as exc:
         raise click.UsageError(f"the driver cannot be written to {where}: {exc.strerror}") from exc
@@ -60,21 +60,21 @@ def new_driver(name: str, folder: str | None, as_json: bool) -> None:
 def _check_name(name: str) -> None:
     if not NAME.fullmatch(name) or len(name) > LONGEST:
         raise click.UsageError(
-            f"{name!r} is no name for a driver; it has small letters and digits, with single underscores between, a "
-            f"letter first, {LONGEST} in all at most"
+            f"{name!r} cannot be a driver's name: use small letters and digits, with single underscores between, "
+            f"a letter first, and at most {LONGEST} characters"
         )
     if name in entry_points(group="msgbus.drivers").names:
-        raise click.UsageError(f"there is a driver {name!r} already; see: msgbus drivers")
+        raise click.UsageError(f"there is already a driver {name!r}; see: msgbus drivers")
 
 
 def write(name: str, folder: pathlib.Path) -> list[str]:
-    """Write the template's files with another name in the place of its own.
+    """Write the template's files, with the new driver's name in place of the template's.
 
     Returns:
         their paths within the folder.
 
     Raises:
-        OSError: they cannot be written, for example since one of them is there.
+        OSError: they cannot be written, for example because one of them exists.
     """
     title = "".join(part.capitalize() for part in name.split("_"))
     written = []

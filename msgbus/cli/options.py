@@ -16,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Seconds(click.FloatRange):
-    """A time, in seconds, as the value of an option."""
+    """An option's value in seconds."""
 
     name = "number of seconds"
 
@@ -25,12 +25,12 @@ LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 def example(*lines: str) -> str:
-    """The end of a command's help. Click keeps the lines of a paragraph that begins with a backspace."""
+    """The end of a command's help. Click does not rewrap a paragraph that begins with a backspace."""
     return "\n".join(["\b", "Example:", *(f"  {line}" if line else "\n\b" for line in lines)])
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """Logs to what is stderr at the time: while progress is shown there, that is not what it was at the beginning."""
+    """Logs to the current `sys.stderr`, which is replaced while progress is shown."""
 
     @property
     def stream(self) -> TextIO:
@@ -38,7 +38,7 @@ class _Stderr(logging.StreamHandler[TextIO]):
 
     @stream.setter
     def stream(self, stream: TextIO) -> None:
-        """The base class sets it."""
+        """Ignore what the base class sets."""
 
 
 def _set_level(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
@@ -49,9 +49,11 @@ def _set_level(ctx: click.Context, _param: click.Parameter, value: str | None) -
 
 
 def json_option(text: str = "", *, quiet: bool = False) -> Callable[[F], F]:
-    """Add --json; `text` says what is JSON then, besides errors. Without it nothing is, and the command is not told.
+    """Add --json.
 
-    `quiet` is what `open_transport` is told.
+    Args:
+        text: says what is printed as JSON besides errors. Without it only errors are, and the command gets no argument.
+        quiet: as for `open_transport`.
     """
     errors = "Errors are JSON, too" if text else "Errors are a line of JSON"
     warnings = "; what the driver warns of is left out." if quiet else "."
@@ -86,7 +88,7 @@ def log_options(func: F) -> F:
 
 
 def beginnings_of_urls(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-    """What a URL may begin with: for the shell's completion."""
+    """The schemes that a URL can begin with, for the shell's completion."""
     from importlib.metadata import entry_points
 
     names = sorted(entry_points(group="msgbus.drivers").names)
@@ -94,7 +96,7 @@ def beginnings_of_urls(_ctx: click.Context, _param: click.Parameter, incomplete:
 
 
 def bus_options(func: F) -> F:
-    """Add what says where the message system is."""
+    """Add the options that say where the message system is."""
     url = click.option(
         "--url",
         envvar="MSGBUS_URL",

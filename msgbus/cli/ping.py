@@ -41,9 +41,9 @@ def ping(
     config_files: tuple[str, ...],
     exchange: str | None,
 ) -> None:
-    """List the servers of TOPIC that answer, and how fast; and say how many that is, of how many there are.
+    """List the servers of TOPIC that answer, how fast each is, and how many there should be.
 
-    A server that is frozen, or all of whose threads are busy, does not answer. That none answers is an error (3).
+    A server does not answer if it is frozen or all its threads are busy. If none answers, that is an error (3).
     """
     from msgbus.client import get_rpc_client
     from msgbus.exceptions import MessageUndeliverable
@@ -60,7 +60,7 @@ def ping(
             known = f" ({_how_many(found)})" if found.expected else ""
             raise MessageUndeliverable(
                 f"{who} of topic {topic}{negation} within {timeout:g} s{known} over {transport.driver.state}: "
-                "it is not there, or all its threads are busy (then a longer --timeout helps)"
+                "it is not running, or all its threads are busy (then a longer --timeout helps)"
             )
         found.sort(key=lambda answer: str(answer.get("server")))
         if as_json:
@@ -71,7 +71,7 @@ def ping(
         if strict and (found.expected is None or len(found) < found.expected):
             raise MessageUndeliverable(
                 f"{_how_many(found)} within {timeout:g} s over {transport.driver.state}: the others are frozen, have "
-                "just gone, or all their threads are busy (then a longer --timeout helps)"
+                "just stopped, or all their threads are busy (then a longer --timeout helps)"
             )
 
 

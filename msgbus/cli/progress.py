@@ -1,4 +1,4 @@
-"""What a command waits for: shown on stderr, if that is a terminal, once it has taken two seconds."""
+"""Shows on stderr, if that is a terminal, what a command waits for, once the wait has taken two seconds."""
 
 from __future__ import annotations
 
@@ -18,21 +18,20 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 AFTER = 2.0
-"""Seconds for which nothing is shown."""
+"""Seconds before anything is shown."""
 TICK = 0.2
-"""Seconds between two looks at whether it is time to show something."""
+"""Seconds between two checks whether to show something."""
 
 Text = str | Callable[[], str]
-"""What is shown; a function is asked for it again and again."""
+"""What is shown; a function is called each time it is drawn."""
 Waiting = Callable[[Text], AbstractContextManager[None]]
 
 
 @contextmanager
 def progress() -> Iterator[Waiting]:
-    """Give what shows the progress of a command.
+    """Yield a context manager that shows what the command waits for, while its block runs.
 
-    It is called with a text, and its block is what takes the time; it may be called again and again. What it shows
-    vanishes at the end of each block::
+    It can be used any number of times. What it shows vanishes at the end of each block::
 
         with progress() as waiting:
             with waiting("waiting for the answer"):
@@ -52,7 +51,7 @@ def progress() -> Iterator[Waiting]:
 
 
 class _Display:
-    """What is waited for by one thread, and shown by another: the first one is blocked."""
+    """One thread waits, and is blocked; another shows for what."""
 
     def __init__(self) -> None:
         self.ended = threading.Event()
@@ -89,7 +88,7 @@ def _show(text: Text, began: float) -> Live:
 
     class Stderr(Console):
         def show_cursor(self, show: bool = True) -> bool:
-            """Leave the cursor alone: a process that a signal ends could not show it again."""
+            """Do not hide the cursor: a process that is ended by a signal could not show it again."""
             return False
 
     spinner = Spinner("line")
@@ -99,7 +98,7 @@ def _show(text: Text, began: float) -> Live:
         spinner.update(text=RichText(f"{now} ({int(time.monotonic() - began)} s)", no_wrap=True, overflow="ellipsis"))
         return spinner
 
-    # Results go to stdout as ever. What is logged goes to stderr by way of rich, which puts it above the progress.
+    # Results go to stdout as usual. Log lines go to stderr through rich, which prints them above the progress.
     live = Live(get_renderable=render, console=Stderr(stderr=True), transient=True, redirect_stdout=False)
     live.start()
     return live

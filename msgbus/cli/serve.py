@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LOG = get_logger(__name__)
 
 NO_ARGUMENTS = "; give its arguments defaults, or write a program with get_rpc_server"
-"""What to do about a class that cannot be made without arguments."""
+"""Ends the error about a class that cannot be made without arguments."""
 
 
 @click.command(
@@ -51,7 +51,7 @@ NO_ARGUMENTS = "; give its arguments defaults, or write a program with get_rpc_s
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long to wait, when told to stop, for what is running.",
+    help="How long to wait for running methods when the server is stopped.",
 )
 @json_option("A line of JSON when the server is ready.")
 @serializer_option
@@ -69,12 +69,12 @@ def serve(
 ) -> None:
     """Serve the methods of a class, which is imported with the current directory in front of the search path.
 
-    A method gets the caller's context first, then its arguments by name. The class is made without arguments. Of
-    several classes, each is an endpoint of the same server; an attribute "target" may give each a namespace and a
-    version of its own. Where two have a method of the same name, the class that is named first has it.
+    A method gets the caller's context first, then its arguments by name. The class is instantiated without arguments.
+    Several classes are endpoints of the same server; with an attribute "target" each can have a namespace and a version
+    of its own. If two have a method of the same name, that of the class named first is called.
 
-    Says when it is ready, and how to call it. Ctrl-C, SIGTERM or SIGHUP (the terminal was closed) stops it: it takes no
-    new requests, lets those that run finish and answer, and ends with 0. A second signal ends it at once.
+    Prints when it is ready, and how to call it. Ctrl-C, SIGTERM or SIGHUP (a closed terminal) stops it: it takes no new
+    requests, lets the running ones finish and answer, and ends with 0. A second signal ends it at once.
     """
     from msgbus.server import get_rpc_server
     from msgbus.target import Target
@@ -98,30 +98,31 @@ def serve(
                 else:
                     _say_ready(running, dict(zip(endpoints, instances, strict=True)))
                 while True:
-                    # Not signal.pause(): one that comes right before it would be handled only when it returns.
+                    # Not signal.pause(): a signal right before it would be handled only when pause returns.
                     time.sleep(0.5)
             finally:
-                LOG.info("stopping: what runs has %g s to finish", drain)
+                LOG.info("stopping: running methods have %g s to finish", drain)
                 if ready and not as_json:
                     click.echo(
-                        f"stopping: what runs has {drain:g} s to finish; a second signal ends it at once", err=True
+                        f"stopping: running methods have {drain:g} s to finish; a second signal ends it at once",
+                        err=True,
                     )
-                with progress() as waiting, waiting(f"stopping: what runs has {drain:g} s to finish"):
+                with progress() as waiting, waiting(f"stopping: running methods have {drain:g} s to finish"):
                     running.stop()
                     running.wait(drain)
 
 
 def _print_ready(server: RPCServer) -> None:
-    """Say for a program that the server is ready."""
+    """Print as JSON that the server is ready."""
     target, where = server.target, server.transport.driver.state
     ready = {"state": "ready", "server": target.server, "topic": target.topic}
     print_json([{**ready, "host": socket.gethostname(), "pid": os.getpid(), "message_system": where}])
 
 
 def _say_ready(server: RPCServer, endpoints: dict[str, object]) -> None:
-    """Say what is served, where, and what to type to call it."""
+    """Print what is served, where, and what to type to call it."""
     target = server.target
-    # Where it is. What a driver says after a colon are details of its connection.
+    # Without the details of its connection, which follow a colon.
     where = server.transport.driver.state.partition(": ")[0]
     lines = [f"server {target.server} of topic {target.topic} is ready on {printable(where)}"]
     lines += [f"  it serves {name}: {_describe(endpoint)}" for name, endpoint in endpoints.items()]
@@ -150,7 +151,7 @@ def _methods(endpoint: object) -> list[str]:
 
 
 def _command_to_call(transport: Transport, topic: str, endpoints: Sequence[object]) -> str | None:
-    """What to type to call the first method, or None where there is none."""
+    """What to type to call the first method; None if there is no method."""
     endpoint, name = next(((endpoint, name) for endpoint in endpoints for name in _methods(endpoint)), (None, ""))
     if not name:
         return None
@@ -166,7 +167,7 @@ def _command_to_call(transport: Transport, topic: str, endpoints: Sequence[objec
 
 
 def _arguments_of(method: Any) -> list[str]:
-    """The names of the arguments that a caller has to give."""
+    """The names of the required arguments."""
     try:
         given = list(inspect.signature(method).parameters.values())[1:]  # The first one is the context.
     except (TypeError, ValueError):
@@ -176,7 +177,7 @@ def _arguments_of(method: Any) -> list[str]:
 
 
 def _options_of_this_command(transport: Transport) -> list[str]:
-    """What this command was told and the other terminal's has to be told too. A password in a URL is not shown."""
+    """The options of this command that the one in the other terminal needs too. A password in a URL is not shown."""
     ctx = click.get_current_context()
     words = []
     for name in ("config_files", "exchange", "serializer"):

@@ -13,7 +13,7 @@ STDOUT, STDERR = 1, 2
 
 
 class _Stop(BaseException):
-    """A signal said to stop. Raised wherever the main thread is: that may be in the start, which may take long."""
+    """A signal asked to stop. Raised wherever the main thread is: it may still be starting, which can take long."""
 
 
 @contextlib.contextmanager
@@ -21,8 +21,8 @@ def stopped_by_signal() -> Iterator[None]:
     """End the block at the first SIGTERM, SIGINT or SIGHUP, and the process at the second.
 
     A SIGHUP that is ignored already, as under nohup, stays ignored. When a terminal is closed, a process may get SIGHUP
-    more than once: from the shell, and from the kernel when the shell has ended. So where the terminal has gone, a
-    further SIGHUP changes nothing.
+    more than once: from the shell, and from the kernel when the shell has ended. So once the terminal is closed, a
+    further SIGHUP is ignored.
     """
     came = False
     had_terminal = _has_terminal()
@@ -57,7 +57,7 @@ def stopped_by_signal() -> Iterator[None]:
 
 
 def _has_terminal() -> bool:
-    """Whether this process has a controlling terminal. One that is closed is taken away from its processes."""
+    """Whether this process has a controlling terminal. When that is closed, its processes lose it."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
     except OSError:
@@ -66,7 +66,7 @@ def _has_terminal() -> bool:
 
 
 def _is_terminal(fd: int) -> bool:
-    """Whether a descriptor is of a terminal that still exists."""
+    """Whether a descriptor refers to a terminal that still exists."""
     try:
         return os.isatty(fd)
     except OSError:
@@ -74,7 +74,7 @@ def _is_terminal(fd: int) -> bool:
 
 
 def _discard_output(fds: list[int]) -> None:
-    """Send to nowhere what is written to these descriptors: to a closed terminal, each print() would raise OSError."""
+    """Redirect these descriptors to /dev/null: print() to a closed terminal raises OSError."""
     if not fds:
         return
     nowhere = os.open(os.devnull, os.O_WRONLY)

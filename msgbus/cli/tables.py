@@ -1,4 +1,4 @@
-"""Output for people, and for programs. What servers answer is printed without the control characters that are in it."""
+"""Output for people and for programs. Control characters in what servers answer are escaped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def print_json(rows: Iterable[Any]) -> None:
 
 
 def _json(value: Any) -> str:
-    """Write a value as a line of JSON. What JSON lacks shows as what it is: NaN is not null."""
+    """Write a value as a line of JSON. What JSON lacks is written as text or by its name: NaN, not null."""
     try:
         if is_plain((value,), JSON_VALUES):
             return printable_json(msgspec.json.encode(value).decode())
@@ -45,7 +45,7 @@ def _text_of(value: Any) -> Any:
 
 
 def print_value(value: Any, *, as_json: bool, one_line: bool = False) -> None:
-    """Print a value at once: as a line of JSON, or for people (as JSON too, but coloured).
+    """Print a value: as a line of JSON, or for people (JSON too, but in colours).
 
     For people, a value that is wider than the terminal is laid out on several lines, unless `one_line`.
     """
@@ -59,7 +59,7 @@ def print_value(value: Any, *, as_json: bool, one_line: bool = False) -> None:
 
 
 def _laid_out(line: str, indent: int | None) -> Text:
-    """Lay JSON out, in colours; rich's own class would undo the escapes."""
+    """Lay JSON out, in colours. Not with rich's own JSON class, which would undo the escapes."""
     from rich.highlighter import JSONHighlighter
     from rich.text import Text
 
@@ -70,7 +70,7 @@ def _laid_out(line: str, indent: int | None) -> Text:
 
 
 def print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table, as wide as it takes. On a terminal that is too narrow: each row as a paragraph."""
+    """Print a table; on a terminal that is too narrow for it, each row as a paragraph."""
     from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
@@ -89,7 +89,7 @@ def print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def _print_paragraphs(names: Sequence[str], rows: Iterable[Sequence[str]], columns: int) -> None:
-    """Print for each row a line with its first cell, and below it, indented, lines with the name and text of others."""
+    """Print for each row a line with its first cell, and below it, indented, the other cells with their names."""
     from rich.text import Text
 
     for row in rows:
@@ -115,5 +115,5 @@ def print_rich(*things: RenderableType, width: int | None = None, soft_wrap: boo
     with console.capture() as captured:
         for thing in things:
             console.print(thing, soft_wrap=soft_wrap)
-    # rich itself would end the process where nobody reads the output, with an exit code of its own.
+    # Not by rich: if nobody reads the output, it would end the process with an exit code of its own.
     click.echo("\n".join(text.rstrip(" ") for text in captured.get().split("\n")), nl=False, color=True)

@@ -24,12 +24,12 @@ _END = object()
 
 
 def _parse(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
-    """Read ``key=value``, where the value is JSON if it can be read as that, else a string."""
+    """Read ``KEY=VALUE``; a value that is not valid JSON is a string."""
     arguments: dict[str, Any] = {}
     for text in texts:
         key, sign, value = text.partition("=")
         if not sign or not key:
-            raise click.UsageError(f"an argument is key=value, and {text!r} is not")
+            raise click.UsageError(f"an argument is KEY=VALUE, and {text!r} is not")
         if key in arguments:
             raise click.UsageError(f"the argument {key} is given twice")
         try:
@@ -40,17 +40,17 @@ def _parse(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...])
 
 
 def _verb(func: F) -> F:
-    """Add what all four verbs have."""
+    """Add the options and arguments that all four verbs have."""
     for add in (
         bus_options,
         serializer_option,
         click.option(
             "--delivery",
             type=click.Choice(["at_most_once", "at_least_once"]),
-            help="What happens when it is unknown whether a request has run.  [default: the option rpc_delivery]",
+            help="What to do if it is unknown whether a request has run.  [default: the option rpc_delivery]",
         ),
         click.option("--namespace", metavar="NAME", help="The interface that the method belongs to."),
-        click.option("--version", metavar="X.Y", help="The version of the interface that is needed at least."),
+        click.option("--version", metavar="X.Y", help="The lowest version of the interface that will do."),
         click.argument("arguments", nargs=-1, callback=_parse, metavar="[KEY=VALUE]..."),
         click.argument("method"),
         click.argument("topic"),
@@ -80,7 +80,7 @@ _allow_exceptions = click.option(
     multiple=True,
     metavar="MODULE",
     callback=_check_modules,
-    help="Exceptions of this module that the server raises are made again here, as they were; others are shown as a "
+    help="Exceptions of this module that the server raises are rebuilt here with their own class; others are shown as "
     "RemoteError. May be given more than once.",
 )
 _server = click.option("--server", metavar="NAME", help="That server of the topic only.")
@@ -129,9 +129,9 @@ def _check_version(version: str) -> None:
 def call(topic: str, method: str, arguments: dict[str, Any], as_json: bool, **options: Any) -> None:
     """Call METHOD on one server of TOPIC, and print what it returns: as JSON, laid out if stdout is a terminal.
 
-    Of a generator that is its last item: see msgbus multicall.
+    A generator returns its last item: see msgbus multicall.
 
-    A value is JSON where it can be read as that, else a string: n=1 is a number, n='"1"' and n=one are strings.
+    A VALUE is read as JSON if it is valid JSON, else as a string: n=1 is a number, n='"1"' and n=one are strings.
     """
     with _client(topic, **options) as client:
         try:
@@ -139,7 +139,7 @@ def call(topic: str, method: str, arguments: dict[str, Any], as_json: bool, **op
                 result = client.call({}, method, **arguments)
         except KeyboardInterrupt:
             if not as_json:
-                click.echo(f"msgbus call: interrupted; if a server has begun to run {method}, it goes on", err=True)
+                click.echo(f"msgbus call: interrupted; if a server is running {method}, it continues", err=True)
             raise
         print_value(result, as_json=as_json)
 
@@ -164,7 +164,7 @@ def cast(topic: str, method: str, arguments: dict[str, Any], **options: Any) -> 
 @json_option(quiet=True)
 @_verb
 def fanout_cast(topic: str, method: str, arguments: dict[str, Any], **options: Any) -> None:
-    """Have METHOD run on every server of TOPIC. Prints nothing; that there is no server is no error."""
+    """Have METHOD run on every server of TOPIC. Prints nothing; it is not an error if there is no server."""
     with (
         _client(topic, **options) as client,
         progress() as waiting,
@@ -185,7 +185,7 @@ def multicall(
 ) -> None:
     """Call the generator METHOD on one server of TOPIC, and print each item as it arrives: as JSON, as call does.
 
-    When this command ends early (Ctrl-C, or nobody reads its output), the generator is closed on the server.
+    If this command ends early (Ctrl-C, or nobody reads its output), the server closes the generator.
     """
     with _client(topic, **options) as client, progress() as waiting:
         with waiting(f"waiting to call {method}"):

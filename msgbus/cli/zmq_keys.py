@@ -19,7 +19,7 @@ TEXT = """\
 secret key: {secret_key_file}
   It stays here, and only its owner may read it: the user that the services run as.
 public key: {public_key_file}
-  Copy it, over a way that you trust, into the keys_dir of each host that is to talk with this one:
+  Copy it, by a channel that you trust, into the keys_dir of each host that is to talk with this one:
   scp {public_key_file} HOST:{keys_dir}/
 
 In the configuration of this host (with an address of its own in place of 10.0.0.5):
@@ -42,18 +42,18 @@ keys_dir = {keys_dir}
 def zmq_keys(folder: str, name: str | None, force: bool, as_json: bool) -> None:
     """Make a pair of keys (CURVE) in DIR, so that the ZeroMQ driver of this host can talk with other hosts.
 
-    NAME.key_secret is for the option key_file, NAME.key for everybody else. DIR is made if it is not there, and can be
-    the keys_dir of this host as well.
+    NAME.key_secret is for the option key_file, NAME.key for everybody else. DIR is created if it does not exist; it
+    can be the keys_dir of this host as well.
     """
     name = socket.gethostname() if name is None else name
     if not NAME.fullmatch(name):
-        raise click.UsageError(f"{name!r} is no name for a key; use letters, digits, dot, dash and underscore")
+        raise click.UsageError(f"{name!r} cannot be a key's name: use letters, digits, dots, dashes and underscores")
     folder = os.path.abspath(folder)
     try:
         _prepare(folder)
         public, secret, key = make_keys(folder, name, force=force)
     except FileExistsError as exc:
-        raise click.UsageError(f"{exc.filename2 or exc.filename} is there already; --force overwrites it") from None
+        raise click.UsageError(f"{exc.filename2 or exc.filename} exists already; --force overwrites it") from None
     except OSError as exc:
         raise click.UsageError(f"keys cannot be made in {folder}: {exc.strerror}") from exc
     found = {"name": name, "secret_key_file": secret, "public_key_file": public, "keys_dir": folder, "public_key": key}
@@ -64,26 +64,26 @@ def zmq_keys(folder: str, name: str | None, force: bool, as_json: bool) -> None:
 
 
 def _prepare(folder: str) -> None:
-    """Make the directory, or see that nobody else could put keys into the one that is there."""
+    """Make the directory; if it exists, check that nobody else can write to it."""
     if not os.path.isdir(folder):
         try:
             os.makedirs(os.path.dirname(folder), exist_ok=True)
             os.mkdir(folder, 0o700)
         except FileExistsError as exc:
-            raise click.UsageError(f"{exc.filename} is there, and is no directory") from None
+            raise click.UsageError(f"{exc.filename} exists and is not a directory") from None
     mode = stat.S_IMODE(os.stat(folder).st_mode)
     if mode & 0o022:
         raise click.UsageError(f"others may write to {folder} (mode {mode:o}); make it private: chmod 700")
 
 
 def make_keys(folder: str, name: str, *, force: bool) -> tuple[str, str, str]:
-    """Make NAME.key and NAME.key_secret, both or none.
+    """Make NAME.key and NAME.key_secret: both, or neither.
 
     Returns:
         their paths, and the public key.
 
     Raises:
-        FileExistsError: one of them is there, and `force` is False.
+        FileExistsError: one of them exists, and `force` is False.
         OSError: they cannot be written.
         DriverLoadFailure: pyzmq is missing.
     """
@@ -91,7 +91,7 @@ def make_keys(folder: str, name: str, *, force: bool) -> tuple[str, str, str]:
 
     auth = import_library("zmq.auth", "zmq")
     public, secret = os.path.join(folder, f"{name}.key"), os.path.join(folder, f"{name}.key_secret")
-    # pyzmq overwrites, and leaves it to the umask who can read: so let it write where nobody else can look.
+    # pyzmq overwrites files, and the umask decides who can read them: so it writes into a private directory.
     with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as aside:
         made_public, made_secret = auth.create_certificates(aside, name)
         os.chmod(made_public, 0o644)
@@ -101,7 +101,7 @@ def make_keys(folder: str, name: str, *, force: bool) -> tuple[str, str, str]:
             os.replace(made_secret, secret)
             os.replace(made_public, public)
             return public, secret, key
-        os.link(made_secret, secret)  # which fails where there is one, and rename does not
+        os.link(made_secret, secret)  # which fails if the file exists; rename would overwrite it
         try:
             os.link(made_public, public)
         except OSError:

@@ -1,4 +1,4 @@
-"""The conformance suite: what every driver of msgbus, ours or yours, has to do. It needs pytest.
+"""The conformance suite: checks what every driver of msgbus has to do. It needs pytest.
 
 A driver joins with a test file like this one::
 
@@ -18,10 +18,10 @@ A driver joins with a test file like this one::
         def harness(cls) -> Harness:
             return MyHarness()
 
-The checks arrive with the class, new ones by upgrading msgbus; `DriverConformance` and `BusConformance` have those of
-the bare driver and of the whole bus alone. Each check asks for the capabilities that it needs, and is skipped where the
-driver does not declare them; and for what it needs of the `Harness`, for example that it can break connections. The
-more a harness can do, the more is checked. A check that builds on another is not judged where that one has failed.
+The class brings all checks; upgrading msgbus brings new ones. `DriverConformance` and `BusConformance` have only those
+of the bare driver or of the whole bus. A check names the capabilities that it needs, and is skipped if the driver does
+not declare them; and what the `Harness` has to be able to do, for example to break connections. The more a harness can
+do, the more is checked. A check that builds on another one is skipped if that has failed.
 
 Without a test file: ``msgbus conformance --url mine://localhost/``.
 
@@ -31,12 +31,12 @@ Checks whose names begin with ``test_slow`` take 15 seconds and more: ``-k "not 
 import sys
 
 REWRITTEN = tuple(f"{__name__}.{part}" for part in ("bus", "checks", "endpoint", "processes", "suite", "waiting"))
-"""Modules whose asserts pytest is to rewrite, so that a check that fails says with which values."""
+"""Modules whose asserts pytest rewrites, so that a failing check shows the values."""
 
-if "pytest" in sys.modules:  # Not in the servers' processes.
+if "pytest" in sys.modules:  # It is not in the processes of the servers.
     import pytest
 
-    # Before anything of it is imported.
+    # Before any of these modules is imported.
     pytest.register_assert_rewrite(*REWRITTEN)
 
 from msgbus.conformance.harness import Harness  # noqa: E402

@@ -1,4 +1,4 @@
-"""Bus: what a check has at hand: the message system, servers, clients, and the servers' journal."""
+"""Bus: what a check works with: the message system, servers, clients, and the servers' journal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Served(Protocol):
         """As `RPCServer.wait`."""
 
     def close(self) -> None:
-        """Stop, wait, and let go of everything. Idempotent."""
+        """Stop, wait, and close everything. Idempotent."""
 
 
 class LocalServer:
@@ -40,7 +40,7 @@ class LocalServer:
         self._server: RPCServer = make_server(spec)
 
     def ready(self) -> None:
-        """Return when it serves."""
+        """Return when it takes requests."""
         self._server.start(30)
 
     def stop(self) -> None:
@@ -52,7 +52,7 @@ class LocalServer:
         return self._server.wait(seconds)
 
     def close(self) -> None:
-        """Stop, wait, and let go of everything. Idempotent."""
+        """Stop, wait, and close everything. Idempotent."""
         self._server.wait(10)
         self._server.transport.cleanup()
 
@@ -66,7 +66,7 @@ class Bus:
         topic: one that no other check uses.
         journal: what the servers of this check write.
         capabilities: what the driver declares.
-        killed: a process was killed, so that what it left on the message system is no fault.
+        killed: whether a process was killed, so that what it left on the message system does not count.
     """
 
     def __init__(self, harness: Harness, folder: pathlib.Path, findings: Findings) -> None:
@@ -122,7 +122,7 @@ class Bus:
         return ServerSpec(self.harness.url, topic or self.topic, server, folder, exchange, options, access)
 
     def serve(self, *servers: str, **more: Any) -> list[Any]:
-        """Start servers of these names (default: one), and return them when all serve; `more` is as for `spec`."""
+        """Start servers with these names (default: one), and return them when all take requests; `more`: see `spec`."""
         cls: Any = ProcessServer if self.harness.processes else LocalServer
         started = [cls(self.spec(server, **more)) for server in servers or ("s1",)]
         self._servers += started
@@ -131,14 +131,14 @@ class Bus:
         return started
 
     def run_streamer(self, key: str) -> ProcessServer:
-        """Start the process that reads a stream, and return it when it does."""
+        """Start a process that reads a stream, and return it when it does."""
         process = ProcessServer(self.spec(key), "streamer")
         self._servers.append(process)
         process.ready()
         return process
 
     def run_holder(self) -> tuple[ProcessServer, Address]:
-        """Start a process that has an inbox; return it, and the address of the inbox."""
+        """Start a process that has an inbox. Returns it, and the address of the inbox."""
         process = ProcessServer(self.spec("holder"), "holder")
         self._servers.append(process)
         return process, Address("inbox", name=process.ready())
@@ -149,19 +149,19 @@ class Bus:
         server.kill()
 
     def gate(self) -> str:
-        """The name of a new gate. It opens at the end of the check at the latest."""
+        """The name of a new gate, which is opened at the end of the check at the latest."""
         self._gates.append(uuid.uuid4().hex[:8])
         return self._gates[-1]
 
     def ran(self, key: str, times: int = 1, seconds: float = 15.0) -> list[str]:
-        """Wait until a handler began with this key so many times; return the names of the servers."""
+        """Wait until handlers have begun with this key so many times; return the names of the servers."""
         what = f"{times} runs of {key!r}"
         entries = until(lambda: len(found := self.journal.entries("run", key)) >= times and found, what, seconds)
         assert isinstance(entries, list)
         return [entry.server for entry in entries]
 
     def knows_that_it_runs(self, server: str, seconds: float = 30.0) -> None:
-        """Wait until a call of the test's own transport has heard that `server` runs it."""
+        """Wait until a call of the test's own transport knows that `server` runs it."""
 
         def heard() -> bool:
             waiting = self.transport.router.waiting()
@@ -174,7 +174,7 @@ class Bus:
         until(lambda: self.journal.entries(event, key), f"event {event!r} of {key!r}", seconds)
 
     def close(self) -> None:
-        """Close all. Of several errors, the first is raised."""
+        """Close everything. The first of several errors is raised."""
         for gate in self._gates:
             self.journal.open_gate(gate)
         errors: list[Exception] = []

@@ -1,4 +1,4 @@
-"""Census: what a check has left behind: threads, file descriptors, and things on the message system."""
+"""Census: what a check has left behind: threads, file descriptors, and connections or queues of the message system."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 from msgbus.conformance.harness import Harness
 from msgbus.conformance.waiting import until
 
-PATIENCE = 15.0
-"""Seconds in which all that was closed has to be gone."""
-IMPATIENCE = 0.2
-"""The same, where it is known already that something stays: one such wait is enough."""
+TIMEOUT = 15.0
+"""Seconds within which everything that was closed has to disappear."""
+SHORT_TIMEOUT = 0.2
+"""The same, if it is already known that something stays: one long wait is enough."""
 
 
 class Census:
@@ -27,29 +27,27 @@ class Census:
         self._descriptors = _descriptors()
 
     def compare(self, *, broker: bool, patient: bool) -> list[str]:
-        """What there is now and was not there before; of the message system only where `broker` says so."""
+        """What exists now and did not before; what is on the message system counts only if `broker`."""
         questions = [self._new_threads, self._new_descriptors]
         if broker:
             questions.append(self._new_leftovers)
         left: list[str] = []
         for question in questions:
-            left += _outlasting(question, IMPATIENCE if left or not patient else PATIENCE)
+            left += _outlasting(question, SHORT_TIMEOUT if left or not patient else TIMEOUT)
         return left
 
     def _new_threads(self) -> list[str]:
         return [f"thread {thread.name}" for thread in threading.enumerate() if thread not in self._threads]
 
     def _new_descriptors(self) -> list[str]:
-        # One that was open before may have been closed, and its number be in use again: so it is the count that tells.
+        # The number of a closed descriptor is used again: so their count is compared.
         now = _descriptors()
         more = len(now) - len(self._descriptors)
         before = set(self._descriptors.values())
         new = sorted(_describe(number, what) for number, what in now.items() if what not in before)
         if more <= 0:
             return []
-        return [
-            f"{more} more file descriptors than before the check, among them {', '.join(new[:9]) or 'none that is new'}"
-        ]
+        return [f"{more} more file descriptors than before the check, among them {', '.join(new[:9]) or 'no new one'}"]
 
     def _new_leftovers(self) -> list[str]:
         return sorted(self._harness.leftovers() - self._leftovers)
@@ -65,7 +63,7 @@ def _outlasting(question: Callable[[], list[str]], seconds: float) -> list[str]:
 
 
 def _describe(number: str, what: str) -> str:
-    """What a descriptor is of: a connection's other end, a listening socket's address, a pipe, or a file's path."""
+    """What a descriptor refers to: a connection's other end, a listening socket's address, a pipe, or a file's path."""
     if not what.startswith("socket:"):
         return what if what.startswith("/") else f"a {what.partition(':')[0]} ({what})"
     try:
@@ -87,11 +85,11 @@ def _address(name: Any) -> str:
 
 
 def _descriptors() -> dict[str, str]:
-    """The open file descriptors: number -> what it is of."""
+    """The open file descriptors: number -> what it refers to."""
     found = {}
     for number in os.listdir("/proc/self/fd"):
         try:
             found[number] = os.readlink(f"/proc/self/fd/{number}")
-        except FileNotFoundError:  # that of the listing itself
+        except FileNotFoundError:  # the descriptor of the listing itself
             continue
     return found

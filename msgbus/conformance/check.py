@@ -1,4 +1,4 @@
-"""What the suite knows of each check, and what came of it."""
+"""Checks: what the suite knows about each, and what the checks of a run have found."""
 
 from __future__ import annotations
 
@@ -20,20 +20,19 @@ F = TypeVar("F", bound=Callable[..., None])
 
 
 class Check(NamedTuple):
-    """About a check.
+    """A check of the suite.
 
     Attributes:
-        name: of its test function. Its docstring is the guarantee.
-        level: what it looks at: the bare driver, through its contract alone, or the whole bus, through clients and
-            servers.
-        since: the version of msgbus that brought it.
-        needs: capabilities that the driver has to declare, else there is nothing to check.
-        lacks: capabilities without which it has to be. For what a driver owes that does not declare them.
+        name: the name of its test function. The docstring of that is the guarantee.
+        level: what it tests: the bare driver, through its contract, or the whole bus, through clients and servers.
+        since: the version of msgbus in which it first appeared.
+        needs: capabilities that the driver has to declare for this check to apply.
+        lacks: capabilities that the driver must not declare for this check to apply.
         harness: what the harness has to be able to do.
-        processes: it takes several processes.
-        ground_of: levels all of whose checks build on it, but for those that are the ground of as many levels.
-        builds_on: names of further checks whose guarantees it takes for granted. Where one of them has failed, it is
-            not judged: one fault is told once, by the checks that name it.
+        processes: whether it needs several processes.
+        ground_of: levels whose checks all build on it, except those that are the ground of as many levels.
+        builds_on: names of further checks whose guarantees it relies on. It is skipped if one of them has failed, so
+            that a fault is reported once, by the check that is about it.
         guarantee: what it promises, in one line.
     """
 
@@ -66,8 +65,8 @@ class Findings:
 
     Attributes:
         left: check -> what it has left behind.
-        tasks: name of a check -> it, where it was begun before its turn.
-        leftovers: what the harness told of before these were begun.
+        tasks: name of a check that was begun before its turn -> its task.
+        leftovers: what the harness reported before these were begun.
     """
 
     def __init__(self) -> None:
@@ -76,7 +75,7 @@ class Findings:
         self.leftovers: set[str] = set()
         self._not_kept: dict[str, Check] = {}
 
-    def shaken(self, about: Check) -> str | None:
+    def failed_ground_of(self, about: Check) -> str | None:
         """The name of a check that it builds on and that has not passed, or None."""
         for name, failed in self._not_kept.items():
             beneath = about.level in failed.ground_of and not set(failed.ground_of) <= set(about.ground_of)
@@ -85,12 +84,12 @@ class Findings:
         return None
 
     def note_failure(self, about: Check) -> None:
-        """Remember that a guarantee does not hold, or cannot be judged."""
+        """Remember that a guarantee does not hold, or could not be checked."""
         self._not_kept[about.name] = about
 
 
 class CheckedBus(Protocol):
-    """What `check` needs of a `Bus`, which is made of what stands here."""
+    """What `check` needs of a `Bus`, whose module imports this one."""
 
     harness: Harness
     findings: Findings
@@ -108,7 +107,7 @@ def check(
     ground_of: tuple[Level, ...] = (),
     builds_on: tuple[str, ...] = (),
 ) -> Callable[[F], F]:
-    """Make a method a check; the arguments are those of `Check`. Where it does not fit it is skipped, and says why."""
+    """Make a method a check; the arguments are those of `Check`. It is skipped, with a reason, if it does not apply."""
 
     def make(func: F) -> F:
         assert func.__doc__, f"{func.__name__}: a check states its guarantee"
@@ -120,14 +119,14 @@ def check(
             __tracebackhide__ = True
             if reason := about.why_not(bus.capabilities, bus.harness):
                 pytest.skip(reason)
-            if cause := bus.findings.shaken(about):
+            if cause := bus.findings.failed_ground_of(about):
                 bus.findings.note_failure(about)
-                pytest.skip(f"not judged: it builds on {cause}, which does not hold")
+                pytest.skip(f"skipped: it builds on {cause}, which has failed")
             try:
                 func(self, bus, **arguments)
             except pytest.skip.Exception:
                 raise
-            except BaseException:  # what pytest itself raises is no Exception
+            except BaseException:  # pytest's own are not subclasses of Exception
                 bus.findings.note_failure(about)
                 raise
 
@@ -138,5 +137,5 @@ def check(
 
 
 def about(func: Any) -> Check:
-    """What is known of a check, given its function or method."""
+    """The `Check` of a function or method."""
     return cast(Check, func.check)

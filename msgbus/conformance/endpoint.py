@@ -30,12 +30,12 @@ from msgbus import (
 from msgbus.message import decode_request
 
 POLICIES = {"": None, "explicit": ExplicitRPCAccessPolicy, "legacy": LegacyRPCAccessPolicy}
-PATIENCE = 60.0
-"""Seconds that a handler waits to be let go on, at the most."""
+GATE_TIMEOUT = 60.0
+"""The most seconds that a handler waits for its gate to open."""
 
 
 class Entry(NamedTuple):
-    """A line of the journal: what happened, to what, at which server."""
+    """A line of the journal: an event, its key, and the server."""
 
     event: str
     key: str
@@ -43,9 +43,9 @@ class Entry(NamedTuple):
 
 
 class Journal:
-    """A file to which servers add a line for each thing that happens, and that tests read. Also the gates of handlers.
+    """A file to which servers add a line for each event, and which tests read. Also the gates that handlers wait at.
 
-    All in one folder, so that it works the same between threads and between processes.
+    All of it are files of one folder, and work the same between threads and between processes.
     """
 
     def __init__(self, folder: str) -> None:
@@ -72,22 +72,22 @@ class Journal:
         return [entry for entry in found if event in (None, entry.event) and key in (None, entry.key)]
 
     def open_gate(self, name: str) -> None:
-        """Let the handlers that wait at a gate go on."""
+        """Let the handlers that wait at a gate continue."""
         (self.folder / f"gate-{name}").touch()
 
     def await_gate(self, name: str) -> None:
         """Wait until a gate is open."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + GATE_TIMEOUT
         while not (self.folder / f"gate-{name}").exists() and time.monotonic() < end:
             time.sleep(0.005)
 
 
 class Trouble(Exception):
-    """An exception of a service's own."""
+    """An exception that a service defines."""
 
 
 class Unprintable(Exception):
-    """One that cannot be shown, nor written on a wire."""
+    """An exception that can neither be shown nor encoded."""
 
     def __init__(self) -> None:
         super().__init__(object())
@@ -97,7 +97,7 @@ class Unprintable(Exception):
 
 
 class ServerSpec(msgspec.Struct):
-    """What a server of the suite is to be.
+    """Describes a server of the suite.
 
     Attributes:
         url: of the message system.
@@ -168,7 +168,7 @@ class Endpoint:
             raise
 
     def nested_late(self, _ctxt: Any, topic: str, n: int, pause: float) -> Generator[Any, None, None]:
-        """Yield n items with pauses, then what another service says."""
+        """Yield n items with pauses, then the answer of another service."""
         for item in range(n):
             yield item
             time.sleep(pause)
@@ -185,19 +185,19 @@ class Endpoint:
 
     @expected_exceptions(Trouble)
     def fail_as_expected(self, _ctxt: Any, key: str = "") -> None:
-        """Raise what is part of the interface."""
+        """Raise an exception that is part of the interface."""
         self._note("run", key)
         raise Trouble("as expected")
 
     def flaky(self, _ctxt: Any, key: str, failures: int) -> str:
-        """Raise the first times, then succeed."""
+        """Raise the first few times, then succeed."""
         self._note("run", key)
         if len(self._journal.entries("run", key)) <= failures:
             raise Trouble("not yet")
         return self._server
 
     def unserialisable(self, _ctxt: Any) -> object:
-        """Return what no codec can write."""
+        """Return a value that no codec can encode."""
         return object()
 
     def big(self, _ctxt: Any, size: int) -> str:
@@ -214,11 +214,11 @@ class Endpoint:
 
     @expose
     def exposed(self, _ctxt: Any) -> str:
-        """Return its name; the access policies tell it from the others."""
+        """Return its name. It is marked as exposed, for the access policies."""
         return "exposed"
 
     def inbox(self, _ctxt: Any) -> str:
-        """Where this server takes control frames."""
+        """The name of the inbox in which this server takes control frames."""
         return self._transport.inbox(time.monotonic() + 10)
 
     def count(self, _ctxt: Any, n: int, key: str = "") -> Generator[int, None, None]:
@@ -238,12 +238,12 @@ class Endpoint:
         self.fail(_ctxt, kind)
 
     def count_and_yield_object(self, _ctxt: Any, n: int) -> Generator[object, None, None]:
-        """Yield 0 to n - 1, then what no codec can write."""
+        """Yield 0 to n - 1, then a value that no codec can encode."""
         yield from range(n)
         yield object()
 
     def endless(self, _ctxt: Any, key: str) -> Generator[int, None, None]:
-        """Yield for ever; the journal says when it is closed, and the first 300 times how far it has come."""
+        """Yield for ever. The journal has the first 300 items, and when it was closed."""
         n = 0
         try:
             while True:
@@ -278,7 +278,7 @@ class Versioned:
 
 
 class Older:
-    """Another version of the same."""
+    """Another version of the same interface."""
 
     target = Target(namespace="books", version="1.7")
 
@@ -298,7 +298,7 @@ def make_conf(values: dict[str, Any]) -> cfg.ConfigOpts:
 
 
 def make_server(spec: ServerSpec) -> RPCServer:
-    """Make the server that a spec asks for, with a transport of its own. It is not started."""
+    """Make the server that a spec describes, with a transport of its own. It is not started."""
     transport = get_rpc_transport(make_conf(spec.options), spec.url)
     journal = Journal(spec.folder)
     endpoints = [Endpoint(journal, spec.server, transport), Versioned(spec.server), Older()]

@@ -14,15 +14,15 @@ class FakeHarness(Harness):
 
     def __init__(self) -> None:
         self._bus = get_bus(self.url)
-        self._bus.join(self)  # As a transport would: what a check leaves on the bus does not go with its last driver.
-        self._bus._loop.call_later(0, lambda: None)  # Its thread lives as long as the bus, which is this harness's.
+        self._bus.join(self)  # Or the bus would be gone with a check's last driver, and its leftovers too.
+        self._bus._loop.call_later(0, lambda: None)  # The bus's thread lives as long as this harness.
 
     def stop(self) -> None:
-        """Be away."""
+        """Be unreachable."""
         self._bus.stop()
 
     def start(self) -> None:
-        """Come back."""
+        """Be reachable again."""
         self._bus.start()
 
     def cut(self) -> None:

@@ -1,16 +1,16 @@
-"""Harness: what the suite has to know of a message system, and can have done to it."""
+"""Harness: how the suite reaches a message system, and disturbs it."""
 
 from __future__ import annotations
 
 
 class Harness:
-    """Subclass it, set `url`, and override what your message system can do. One that is not overridden is not used.
+    """Subclass it, set `url`, and override the methods that your message system allows. Others are not used.
 
     Attributes:
-        url: the transport URL. The suite may send what it likes there: no service of yours should use it.
-        processes: several processes can share the message system. Without it the suite's servers run as threads of
-            the test's process, and nothing is checked that has to do with killing one.
-        largest: bytes of the largest message that it takes with this URL.
+        url: the transport URL. The suite sends arbitrary messages there: no service should use it.
+        processes: whether several processes can share the message system. If not, the suite's servers run as threads
+            of the test's process, and checks that kill a server are skipped.
+        largest: the size in bytes of the largest message that it takes with this URL.
     """
 
     url: str
@@ -18,23 +18,23 @@ class Harness:
     largest: int = 16 * 1024 * 1024
 
     def stop(self) -> None:
-        """Stop the message system, and return when it is gone. It keeps its address and what it stores durably."""
+        """Stop the message system, and return when it has stopped. It keeps its address and its durable messages."""
         raise NotImplementedError
 
     def start(self) -> None:
-        """Start it again, and return when it serves."""
+        """Start it again, and return when it accepts connections."""
         raise NotImplementedError
 
     def kill(self) -> None:
-        """End it as a failing machine would, and return when it is gone."""
+        """End it abruptly, as if its machine failed, and return when it has ended."""
         raise NotImplementedError
 
     def cut(self) -> None:
-        """Break every connection to it at once. New ones are accepted as before."""
+        """Break all connections to it at once. New ones are accepted as before."""
         raise NotImplementedError
 
     def pause(self) -> None:
-        """Have it answer nothing any more, while its connections stay open: as a machine that hangs."""
+        """Make it stop answering, while its connections stay open, like a machine that hangs."""
         raise NotImplementedError
 
     def resume(self) -> None:
@@ -42,7 +42,7 @@ class Harness:
         raise NotImplementedError
 
     def partition(self) -> None:
-        """Break every connection to it, and let no new one through, while it runs on."""
+        """Break all connections to it and let no new one through, while it keeps running."""
         raise NotImplementedError
 
     def heal(self) -> None:
@@ -50,14 +50,14 @@ class Harness:
         raise NotImplementedError
 
     def leftovers(self) -> set[str]:
-        """What exists at present and should not outlive its owner: connections, inboxes, queues of fanouts.
+        """What exists now and should be removed with its owner: connections, inboxes, queues of fanouts.
 
-        The suite compares it before and after each check.
+        The suite compares this before and after each check.
         """
         return set()
 
     def close(self) -> None:
-        """Let go of what the harness itself has started. For ``msgbus conformance``, which calls it at the end."""
+        """Stop what the harness itself has started. ``msgbus conformance`` calls it at the end."""
 
     def can(self, *names: str) -> bool:
         """Whether the methods of these names are overridden."""

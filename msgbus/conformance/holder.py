@@ -10,7 +10,7 @@ from msgbus.drivers.base import Delivery
 
 
 def hold_an_inbox(spec: ServerSpec, commands: Connection) -> None:
-    """Open an inbox, say its name, and wait for the end of `commands`."""
+    """Open an inbox, send its name, and wait until `commands` is closed."""
     transport = get_rpc_transport(make_conf(spec.options), spec.url)
     try:
         inbox = transport.driver.open_inbox(_take)

@@ -1,4 +1,4 @@
-"""Processes of the suite's own. Each is forked from one that has imported what they need: that takes milliseconds."""
+"""Processes of the suite. Each is forked from one that has imported everything already, in milliseconds."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from msgbus.conformance.server import serve
 from msgbus.conformance.streamer import read_stream
 
 PROGRAMS = {"server": serve, "streamer": read_stream, "holder": hold_an_inbox}
-"""What such a process can run: with what it is to be, and a connection over which it is told what to do."""
+"""What such a process can run. It is called with its spec, and with a connection for commands."""
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["msgbus.conformance.processes", "stevedore"])
 
 
 def prepare() -> None:
-    """Start what the processes are forked from, unless it runs. It ends with this process."""
+    """Start the process that the others are forked from, unless it runs. It ends with this one."""
     process = _CONTEXT.Process(target=int)
     process.start()
     process.join()
@@ -48,7 +48,7 @@ class ProcessServer:
         return not self._ended and self._process.is_alive()
 
     def ready(self) -> str:
-        """Return when it does what it is to do, with its first word; that of a holder is the name of its inbox."""
+        """Return when it does its work, with the first text that it sends: for a holder, the name of its inbox."""
         return self._read(40)
 
     def stop(self) -> None:
@@ -67,15 +67,15 @@ class ProcessServer:
         self._end(10)
 
     def freeze(self) -> None:
-        """Stop it with SIGSTOP, until `thaw`: it lives, and does nothing."""
+        """Freeze it with SIGSTOP, until `thaw`."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Let it continue."""
         os.kill(self.pid, signal.SIGCONT)
 
     def close(self) -> None:
-        """End it in good order. Idempotent.
+        """End it cleanly. Idempotent.
 
         Raises:
             AssertionError: it failed, or did not end, and was killed.
@@ -92,14 +92,14 @@ class ProcessServer:
 
     def _end(self, seconds: float) -> int | None:
         self._process.join(seconds)
-        assert not self._process.is_alive(), f"the process of {self.name} goes on after {seconds:g} s"
+        assert not self._process.is_alive(), f"the process of {self.name} still runs after {seconds:g} s"
         code = self._process.exitcode
         self._process.close()
         self._ended = True
         return code
 
     def _read(self, seconds: float) -> str:
-        assert self._pipe.poll(seconds), f"the process of {self.name} said nothing for {seconds:g} s"
+        assert self._pipe.poll(seconds), f"the process of {self.name} sent nothing for {seconds:g} s"
         try:
             return str(self._pipe.recv())
         except EOFError as exc:

@@ -1,4 +1,4 @@
-"""Report: what came of each check. A pytest plugin gathers it."""
+"""The results of the checks, gathered by a pytest plugin."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import pytest
 from msgbus.conformance.check import Check, Level
 
 LONGEST_REASON = 500
-"""Characters of why a check has failed; the details have all of it."""
+"""The most characters of the reason of a failure; the details have all of them."""
 Outcome = Literal["passed", "failed", "skipped"]
 
 
 class Result(msgspec.Struct):
-    """What came of a check, of all its parameters together.
+    """The result of a check, with all its parameters.
 
     Attributes:
         check: its name.
         level, since, guarantee: see `Check`.
-        outcome: failed where any failed, skipped where all were.
-        reason: why it failed or was skipped; of several parameters that of the first.
+        outcome: failed if it failed with any parameter, skipped if it was skipped with all.
+        reason: why it failed or was skipped, with the first such parameter.
         seconds: how long it took.
-        details: of a failure: what pytest has to say of it.
+        details: what pytest reports about its failures.
     """
 
     check: str
@@ -38,7 +38,7 @@ class Result(msgspec.Struct):
     details: str = ""
 
     def add(self, report: pytest.TestReport) -> None:
-        """Add what came of one parameter, or of a step of it."""
+        """Add the report of one parameter, or of its setup or teardown."""
         self.seconds += report.duration
         if report.failed:
             if self.outcome != "failed":
@@ -52,7 +52,7 @@ class Result(msgspec.Struct):
 
 
 def _first_line(report: pytest.TestReport) -> str:
-    """What went wrong, in a line."""
+    """The failure in one line."""
     crash = getattr(report.longrepr, "reprcrash", None)
     text = str(crash.message if crash is not None else report.longreprtext)
     first, _, more = text.partition("\n")
@@ -66,9 +66,9 @@ class Recorder:
 
     Attributes:
         results: class -> name of the check -> result.
-        running: the check that runs, for whoever shows the progress.
-        done: how many have run; those with parameters count once for each.
-        total: how many will run.
+        running: the check that is running.
+        done: how many have run; a check counts once for each of its parameters.
+        total: how many there are to run.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class Recorder:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        """Know what runs."""
+        """Note which check is running."""
         self.running = item.name
         try:
             return (yield)
@@ -92,7 +92,7 @@ class Recorder:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Iterator[None]:
-        """Keep what came of a step of a check."""
+        """Keep the report of a check."""
         report: pytest.TestReport = yield  # type: ignore[assignment]
         about: Check | None = getattr(getattr(item, "function", None), "check", None)
         if about is not None and isinstance(item, pytest.Function) and item.cls is not None:

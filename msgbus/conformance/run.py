@@ -1,4 +1,4 @@
-"""Runs the suite with pytest, outside of any project of pytest's."""
+"""Runs the suite with pytest, independent of the pytest configuration of any project."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ TIMEOUT = 120.0
 
 
 class RunFailed(Exception):
-    """pytest could not run the checks. The text is what it said."""
+    """pytest could not run the checks. The text is what it printed."""
 
 
 class _Selection:
-    """A plugin of pytest's that leaves out what is not asked for, and has the harness."""
+    """A pytest plugin that selects the checks of a level, and provides the harness."""
 
     def __init__(self, harness: Harness, level: Level | None) -> None:
         self._harness = harness
         self._level = level
 
     def pytest_configure(self) -> None:
-        """Have the suite's asserts rewritten. Before, there was no hook of pytest's that could do it."""
+        """Have the suite's asserts rewritten. Earlier than this, pytest has no hook for it."""
         pytest.register_assert_rewrite(*(name for name in REWRITTEN if name not in sys.modules))
 
     @pytest.fixture(scope="session")
@@ -48,7 +48,7 @@ class _Selection:
 
 
 def _forget_plain_modules() -> None:
-    """Have what was imported without rewritten asserts imported again: a harness may lie in a file of tests."""
+    """Have modules imported again that were imported without rewritten asserts, for example by a harness."""
     for name, module in list(sys.modules.items()):
         if name.startswith(REWRITTEN) and not type(module.__loader__).__module__.startswith("_pytest."):
             del sys.modules[name]
@@ -57,22 +57,22 @@ def _forget_plain_modules() -> None:
 def run(
     harness: Harness, recorder: Recorder, *, level: Level | None = None, keyword: str = "", junit: str | None = None
 ) -> list[Result]:
-    """Run the checks, and return what came of each.
+    """Run the checks, and return their results.
 
     Args:
         harness: of the message system.
-        recorder: gathers the results, and tells of the progress meanwhile.
+        recorder: gathers the results, and shows the progress meanwhile.
         level: None means both.
-        keyword: an expression as of pytest's ``-k``.
-        junit: a file for a report in the XML of JUnit.
+        keyword: an expression as for pytest's ``-k``.
+        junit: the file for a JUnit XML report.
 
     Raises:
-        RunFailed: pytest could not run them, for example as `keyword` is no expression.
+        RunFailed: pytest could not run them, for example because `keyword` is invalid.
     """
     _forget_plain_modules()
     with tempfile.TemporaryDirectory(prefix="msgbus-conformance-") as folder:
-        # A file of our own, and no plugin but that of the timeout: what else is installed here, and what lies in this
-        # directory, has nothing to do with the suite.
+        # A configuration of our own, and no plugin but the timeout: nothing that is installed here or lies in this
+        # directory is to affect the suite.
         configuration = pathlib.Path(folder, "pytest.ini")
         configuration.write_text("[pytest]\njunit_suite_name = msgbus.conformance\n")
         arguments = ["-c", str(configuration), f"--rootdir={STANDALONE.parent}", f"--basetemp={folder}/run"]

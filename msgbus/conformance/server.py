@@ -10,7 +10,7 @@ from msgbus.conformance.endpoint import ServerSpec, make_server
 def serve(spec: ServerSpec, commands: Connection) -> None:
     """Serve until the other end of `commands` is closed.
 
-    A command is a pair: ``("stop", 0.0)`` or ``("wait", seconds)``; each is answered by what came of it.
+    A command is a pair: ``("stop", 0.0)`` or ``("wait", seconds)``; each is answered with its result.
     """
     server = make_server(spec)
     try:

@@ -1,4 +1,4 @@
-"""The suite as a test file that needs no other: what `msgbus.conformance.run` has pytest run."""
+"""The suite as a test file of its own, for `msgbus.conformance.run`."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from msgbus.conformance.endpoint import ServerSpec, make_conf
 
 
 def read_stream(spec: ServerSpec, commands: Connection) -> None:
-    """Read three items of a stream, whose key is the server's name in the spec, and wait for the end of `commands`."""
+    """Read three items of a stream, whose key is the server's name in the spec, and wait until `commands` is closed."""
     transport = get_rpc_transport(make_conf(spec.options), spec.url)
     try:
         stream = get_rpc_client(transport, Target(topic=spec.topic)).multicall({}, "endless", key=spec.server)

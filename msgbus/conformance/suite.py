@@ -29,14 +29,14 @@ class _Suite:
     def findings(cls, harness: Harness) -> Findings:
         """What the checks have found on this harness."""
         if harness.processes:
-            prepare()  # before the first census: it stays until the end
+            prepare()  # before the first census: that process stays until the end
         return Findings()
 
     @pytest.fixture
     def bus(
         self, harness: Harness, findings: Findings, tmp_path: pathlib.Path, request: pytest.FixtureRequest
     ) -> Iterator[Bus]:
-        """The message system, and all that a check opens on it. What of it is left afterwards is a finding."""
+        """The message system, and everything that a check opens on it. What is left of it afterwards is noted."""
         before = Census(harness)
         bus = Bus(harness, tmp_path, findings)
         try:

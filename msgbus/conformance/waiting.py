@@ -1,4 +1,4 @@
-"""Waiting for conditions: the suite never sleeps and hopes."""
+"""Waiting for conditions, with a deadline: the suite never relies on a sleep."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def until(condition: Callable[[], T], what: str, seconds: float = 15.0) -> T:
     """Return the first true value of `condition`.
 
     Raises:
-        AssertionError: there was none within `seconds`; the text names `what`, and the last value.
+        AssertionError: there was none within `seconds`. The text has `what`, and the last value.
     """
     end = time.monotonic() + seconds
     while not (value := condition()):
@@ -42,7 +42,7 @@ class Task:
         start = time.monotonic()
         try:
             self._value = func(*args, **kwargs)
-        except BaseException as exc:  # for the test's thread to look at
+        except BaseException as exc:  # for the thread of the test
             self._error = exc
         self.seconds = time.monotonic() - start
 
@@ -55,10 +55,10 @@ class Task:
         """Wait for the end.
 
         Raises:
-            AssertionError: it goes on after `seconds`.
+            AssertionError: it still runs after `seconds`.
         """
         self._thread.join(seconds)
-        assert not self._thread.is_alive(), f"it goes on after {seconds:g} s"
+        assert not self._thread.is_alive(), f"it still runs after {seconds:g} s"
 
     def result(self, seconds: float = 30.0) -> Any:
         """What it returned; raises what it raised."""

@@ -1,13 +1,13 @@
-"""The classic functional rpc API: ``from msgbus import rpc``, for services in the manner of the early nova.
+"""The classic functional rpc API: ``from msgbus import rpc``, for services written like the early nova.
 
-A message is a dict ``{"method": name, "args": {...}}``; "args" may be missing, "version" and "namespace" may be there.
-A topic is ``foo`` (any one of its servers) or ``foo.host`` (that one). It is the same core as `msgbus.RPCClient` and
-`msgbus.RPCServer`, over the same message systems, with the same guarantees: services of both kinds call each other.
+A message is a dict ``{"method": name, "args": {...}}``; "args", "version" and "namespace" are optional.
+A topic is ``foo`` (any one of its servers) or ``foo.host`` (that one). It uses the same core as `msgbus.RPCClient`
+and `msgbus.RPCServer`, with the same message systems and guarantees: services of both kinds can call each other.
 
-`init` says which configuration is used; without it that is ``oslo_config.cfg.CONF``. A connection to the message system
-is opened when it is first needed and shared by all threads; `cleanup` closes it.
+`init` sets the configuration; without it, ``oslo_config.cfg.CONF`` is used. A connection to the message system is
+opened when it is first needed and shared by all threads; `cleanup` closes it.
 
-What has become of each function and option of the old API stands in ``docs/migrating.md``.
+``docs/migrating.md`` lists each function and option of the old API, and what replaces it.
 """
 
 from __future__ import annotations
@@ -75,13 +75,13 @@ __all__ = [
 
 
 def create_connection(new: bool = True) -> Connection:
-    """What a service creates its consumers on.
+    """Make a `Connection`, on which a service creates its consumers.
 
     Args:
-        new: of no meaning any more, since connections to the message system are shared in any case.
+        new: ignored: connections to the message system are always shared.
 
     Raises:
-        InvalidTransportURL, DriverLoadFailure, ConfigurationError: the configuration is of no use.
+        InvalidTransportURL, DriverLoadFailure, ConfigurationError: the configuration cannot be used.
     """
     return Connection(binding.transport())
 
@@ -98,10 +98,10 @@ def call(context: Any, topic: str, msg: dict[str, Any], timeout: float | None = 
     Raises:
         Timeout: no answer by then.
         MessageUndeliverable: nobody listens to the topic.
-        RemoteError: what the method raised, or that exception itself where it is allowed to be made again here.
-        SerializationError: the message is none, or holds what cannot travel.
-        InvalidTarget: the topic is none.
-        ValueError: `timeout` is none.
+        RemoteError: the method raised an exception. If that may be rebuilt here, it is raised itself.
+        SerializationError: the message is invalid, or holds a value that cannot be sent.
+        InvalidTarget: the topic is invalid.
+        ValueError: `timeout` is invalid.
         MessagingException: as for `msgbus.RPCClient.call`.
     """
     client, method, args = client_for(topic, msg, timeout)
@@ -111,13 +111,13 @@ def call(context: Any, topic: str, msg: dict[str, Any], timeout: float | None = 
 def multicall(context: Any, topic: str, msg: dict[str, Any], timeout: float | None = None) -> Iterator[Any]:
     """Run a generator method on one server and iterate over its values as it yields them.
 
-    The message is sent at once. A method that returns plainly yields one value. To leave the iterator before its end
-    closes the generator on the server.
+    The message is sent at once. A method that is not a generator yields one value. If the iterator is closed or dropped
+    before its end, the generator on the server is closed.
 
     The arguments are those of `call`; `timeout` is for each value.
 
     Raises:
-        As `call`; what ends the generator is raised from the iteration, after the values before it.
+        As `call`; an exception of the generator is raised by the iteration, after the values before it.
     """
     client, method, args = client_for(topic, msg, timeout)
     return client.multicall(context, method, **args)
@@ -127,17 +127,19 @@ def cast(context: Any, topic: str, msg: dict[str, Any]) -> None:
     """Have a method run on one server. Returns when the message system has taken the message.
 
     Raises:
-        As `call`, but for what has to do with the answer.
+        As `call`, except for the errors about the answer.
     """
     client, method, args = client_for(topic, msg)
     client.cast(context, method, **args)
 
 
 def fanout_cast(context: Any, topic: str, msg: dict[str, Any]) -> None:
-    """Have a method run on every server that consumes the topic with ``fanout=True``. That there is none is no error.
+    """Have a method run on every server that consumes the topic with ``fanout=True``.
+
+    It is not an error if there is none.
 
     Raises:
-        As `cast`, but for `MessageUndeliverable`.
+        As `cast`, except for `MessageUndeliverable`.
     """
     client, method, args = client_for(topic, msg, fanout=True)
     client.cast(context, method, **args)
@@ -146,8 +148,9 @@ def fanout_cast(context: Any, topic: str, msg: dict[str, Any]) -> None:
 def cast_to_server(context: Any, server_params: dict[str, Any], topic: str, msg: dict[str, Any]) -> None:
     """`cast` over another message system of the same kind.
 
-    `server_params` has ``hostname``, and perhaps ``port``, ``username``, ``password``, ``virtual_host``; what it lacks
-    is as configured. The connection is kept for the next time. The other arguments are those of `cast`.
+    `server_params` has ``hostname``, and optionally ``port``, ``username``, ``password``, ``virtual_host``; the
+    configuration supplies what is missing. The connection is kept for later casts. The other arguments are those of
+    `cast`.
 
     Raises:
         ConfigurationError: the hostname is missing, a key is unknown, or a value has the wrong type.

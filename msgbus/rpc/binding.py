@@ -1,4 +1,4 @@
-"""The configuration that `msgbus.rpc` works on, and the transports that it has opened for it."""
+"""The configuration that `msgbus.rpc` uses, and the transports that it has opened."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from msgbus import configuration
 from msgbus.exceptions import ConfigurationError
 from msgbus.foreign import get_logger
 from msgbus.forking import call_in_child
-from msgbus.rpc.gone import warn_of_gone_options
+from msgbus.rpc.removed import warn_of_removed_options
 from msgbus.transport import Transport, get_rpc_transport
 from msgbus.url import TransportHost, TransportURL
 
@@ -25,14 +25,14 @@ _SERVER_PARAMS = ("hostname", "port", "username", "password", "virtual_host")
 
 
 class _Consuming(Protocol):
-    """A `Connection`, as far as `cleanup` has to know it."""
+    """A `Connection`: what `cleanup` needs of it."""
 
     @property
     def consumes(self) -> bool: ...
 
 
 class _Bound:
-    """What the functions of a module have to remember. Thread-safe."""
+    """The state that the functions of `msgbus.rpc` share. Thread-safe."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -42,7 +42,7 @@ class _Bound:
         self.connections: weakref.WeakSet[_Consuming] = weakref.WeakSet()
 
     def renew_lock(self) -> None:
-        """In a forked child: a thread of the parent's may hold it."""
+        """In a forked child: a thread of the parent may have held it."""
         self.lock = threading.RLock()
 
 
@@ -51,18 +51,18 @@ call_in_child(_bound.renew_lock)
 
 
 def remember(connection: _Consuming) -> None:
-    """Know a connection, in order to say so if it is cut off."""
+    """Register a connection, so that `cleanup` can warn if it closes the transport under it."""
     with _bound.lock:
         _bound.connections.add(connection)
 
 
 def init(conf: cfg.ConfigOpts) -> None:
-    """Have `msgbus.rpc` use a configuration, and register the options on it.
+    """Set the configuration of `msgbus.rpc`, and register the options on it.
 
     May be called before the configuration is parsed, and again. What was open for another configuration is closed.
 
     Raises:
-        TypeError: `conf` is no configuration.
+        TypeError: `conf` is not a configuration.
     """
     with _bound.lock:
         configuration.register(conf)
@@ -75,9 +75,9 @@ def init(conf: cfg.ConfigOpts) -> None:
 
 
 def set_defaults(control_exchange: str) -> None:
-    """Set the default of the option ``control_exchange``, for a project that is used to another one.
+    """Set the default of the option ``control_exchange``.
 
-    To be called before anything is sent, and before or after `init`.
+    To be called before anything is sent, before or after `init`.
     """
     with _bound.lock:
         _bound.exchange = control_exchange
@@ -86,10 +86,10 @@ def set_defaults(control_exchange: str) -> None:
 
 
 def cleanup() -> None:
-    """Close what was opened to message systems. Calls that wait end with `CallCancelled`. Idempotent.
+    """Close all connections to message systems. Waiting calls raise `CallCancelled`. Idempotent.
 
-    What is called afterwards opens anew. A `Connection` is to be closed before: one that still consumes is cut off, and
-    what it runs cannot be answered.
+    Later calls connect again. Close each `Connection` before: one that still consumes loses its connection, and cannot
+    answer what it runs.
     """
     with _bound.lock:
         opened = _take_transports()
@@ -97,20 +97,20 @@ def cleanup() -> None:
 
 
 def _take_transports() -> list[Transport]:
-    """The transports, which from now on are nobody's; the lock is held."""
+    """Remove and return all transports. The caller holds the lock."""
     transports = list(_bound.transports.values())
     _bound.transports.clear()
     if any(connection.consumes for connection in _bound.connections):
-        LOG.warning("rpc.cleanup() cuts off consumers that were not closed: close their connections before")
+        LOG.warning("rpc.cleanup() disconnects consumers that were not closed: call Connection.close() before")
     return transports
 
 
 def _close(transports: list[Transport]) -> None:
-    """Close them; the lock is not held, as that may take seconds, and methods that run may need it."""
+    """Close them, without the lock: that may take seconds, and running methods may need it."""
     for transport in transports:
         try:
             transport.cleanup()
-        except Exception:  # the others have to be closed all the same
+        except Exception:  # the others have to be closed too
             LOG.exception("%s was not closed cleanly", transport)
 
 
@@ -127,7 +127,7 @@ def transport() -> Transport:
     """The transport to the configured message system. Made when first asked for.
 
     Raises:
-        InvalidTransportURL, DriverLoadFailure, ConfigurationError: the configuration is of no use.
+        InvalidTransportURL, DriverLoadFailure, ConfigurationError: the configuration cannot be used.
     """
     return _transport(None)
 
@@ -136,7 +136,8 @@ def transport_to(server_params: Mapping[str, Any]) -> Transport:
     """The transport to another message system; see `msgbus.rpc.cast_to_server`. Made when first asked for.
 
     Raises:
-        InvalidTransportURL, DriverLoadFailure, ConfigurationError: the configuration or `server_params` is of no use.
+        InvalidTransportURL, DriverLoadFailure, ConfigurationError: the configuration or `server_params` cannot be
+            used.
     """
     return _transport(_url(server_params))
 
@@ -150,14 +151,14 @@ def _transport(url: TransportURL | None) -> Transport:
             if found is None:
                 conf = _conf()
                 if not _bound.transports:
-                    warn_of_gone_options(conf)
+                    warn_of_removed_options(conf)
                 found = get_rpc_transport(conf, url, configuration.read_option(conf, "allowed_rpc_exception_modules"))
                 _bound.transports[key] = found
     return found
 
 
 def forget(transport: Transport) -> None:
-    """Close a transport to another message system than the configured one, if nothing else goes over it."""
+    """Close a transport to another message system than the configured one, if nothing else uses it."""
     with _bound.lock:
         keys = [key for key, known in _bound.transports.items() if known is transport and key is not None]
         if not keys or not transport.window.idle:
@@ -169,7 +170,7 @@ def forget(transport: Transport) -> None:
 def _url(server_params: Mapping[str, Any]) -> TransportURL:
     params = _checked(server_params)
     configured = TransportURL.parse(_conf())
-    # What is not given is as configured: in the URL, or (what is None here) in the driver's options.
+    # What is not given is taken from the configured URL, or (None here) from the driver's options.
     usual = configured.hosts[0] if configured.hosts else TransportHost()
     host = TransportHost(
         hostname=params["hostname"],
@@ -181,20 +182,20 @@ def _url(server_params: Mapping[str, Any]) -> TransportURL:
 
 
 def _checked(server_params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters, in the types that they should have."""
+    """The parameters, checked, with the port as a number."""
     names = ", ".join(_SERVER_PARAMS)
     if not isinstance(server_params, Mapping):
         raise ConfigurationError(f"server_params is a dict with some of {names}, not {type(server_params).__name__}")
     if unknown := sorted(map(str, set(server_params) - set(_SERVER_PARAMS))):
-        raise ConfigurationError(f"server_params: unknown are {', '.join(unknown)}; there are {names}")
+        raise ConfigurationError(f"server_params: unknown: {', '.join(unknown)}; there are {names}")
     params = {name: value for name, value in server_params.items() if value is not None}
     if not params.get("hostname"):
         raise ConfigurationError(f"server_params: the hostname is missing; there are {names}")
     if any(c in "@/" or c.isspace() for c in str(params["hostname"])):  # It is not shown: it may hold a password.
-        raise ConfigurationError(f"server_params: the hostname is no host name alone; there are {names}")
+        raise ConfigurationError(f"server_params: the hostname is not a plain host name; there are {names}")
     port = str(params.get("port", "1"))
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise ConfigurationError("server_params: the port is none")
+        raise ConfigurationError("server_params: the port is invalid")
     for name, value in params.items():
         if name != "port" and not isinstance(value, str):
             raise ConfigurationError(f"server_params: the {name} is a string, not {type(value).__name__}")

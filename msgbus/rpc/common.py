@@ -47,7 +47,7 @@ client_exceptions = expected_exceptions
 
 
 class DuplicateMessageError(MessagingException):
-    """Is never raised, since a server drops repeats by itself. The name is there for code that catches it."""
+    """Never raised: servers drop duplicates by themselves. It exists for code that catches it."""
 
 
 def catch_client_exception(
@@ -56,7 +56,7 @@ def catch_client_exception(
     *args: Any,
     **kwargs: Any,
 ) -> R:
-    """Run ``func(*args, **kwargs)``; an exception of the type or types given is an answer rather than a fault.
+    """Run ``func(*args, **kwargs)``; an exception of these types is an answer, and not a fault of the service.
 
     Raises:
         ClientException: in place of an exception of these types or their subclasses.

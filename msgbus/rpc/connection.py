@@ -1,4 +1,4 @@
-"""Connection: the consumers of a service, which share the process's connection to the message system."""
+"""Connection: the consumers of a service. They share the process's connection to the message system."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class InvalidRPCConnectionReuse(MessagingException):
 
 
 class _Consumer(Protocol):
-    """What consumes: an `RPCServer`, or a `PoolConsumer`."""
+    """An `RPCServer` or a `PoolConsumer`."""
 
     def start(self, timeout: float | None = None) -> None: ...
 
@@ -35,7 +35,7 @@ class _Consumer(Protocol):
 
 
 class _Served(NamedTuple):
-    """An address whose requests a proxy runs."""
+    """An address, and the proxy that runs its requests."""
 
     proxy: object
     dispatcher: ProxyDispatcher
@@ -43,7 +43,7 @@ class _Served(NamedTuple):
 
 
 class _Pooled(NamedTuple):
-    """An address whose messages a callback gets."""
+    """An address, and the callback that gets its messages."""
 
     address: Address
     callback: Callback
@@ -56,7 +56,7 @@ class Connection:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._pid = os.getpid()
-        self._lock = threading.RLock()  # A signal's handler may close what its own thread is starting.
+        self._lock = threading.RLock()  # A signal handler may close what its own thread is starting.
         self._waiting: list[_Served | _Pooled] = []  # for `consume_in_thread`
         self._consumers: list[_Consumer] = []
         self._consuming = False
@@ -65,7 +65,7 @@ class Connection:
 
     @property
     def is_here(self) -> bool:
-        """Whether it was made in this process, and not in the parent of a forked child."""
+        """Whether it was made in this process, and not inherited from the parent by a fork."""
         return self._pid == os.getpid()
 
     @property
@@ -74,11 +74,11 @@ class Connection:
         return bool(self._consumers) and self.is_here
 
     def create_consumer(self, topic: str, proxy: object, fanout: bool = False) -> None:
-        """Have `proxy` run the messages that come to a topic.
+        """Have `proxy` run the messages of a topic.
 
         If it has a method ``dispatch``, that is called as ``dispatch(context, version, method, namespace, **args)``
-        (or without the namespace, if it takes none), else its public methods as ``method(context, **args)``. They run
-        on threads, several at the same time.
+        (without the namespace, if it does not take one); else its public methods are, as ``method(context, **args)``.
+        They run on threads, several at the same time.
 
         Args:
             topic: ``foo``: one of all its consumers gets each message. ``foo.host``: it gets those for this host.
@@ -86,26 +86,26 @@ class Connection:
             fanout: every consumer gets each message that is cast to all.
 
         Raises:
-            InvalidTarget: the topic is none.
-            TypeError: the proxy has a ``dispatch`` that cannot be called so, a version that is none, or a method
-                that may be called and is ``async``.
-            InvalidRPCConnectionReuse: the connection is closed, or was made by the parent of this process.
-            MessagingException: where `consume_in_thread` was called already, as for that.
+            InvalidTarget: the topic is invalid.
+            TypeError: the proxy has a ``dispatch`` with another signature, an invalid version, or a public method that
+                is ``async``.
+            InvalidRPCConnectionReuse: the connection is closed, or was inherited by a fork.
+            MessagingException: if `consume_in_thread` was called before, as for that.
         """
         base, host = (topic, None) if fanout else split_topic(topic)
         address = self._transport.address(Target(topic=base, server=host, fanout=fanout or None))
         self._add(_Served(proxy, ProxyDispatcher(proxy), address))
 
     def create_worker(self, topic: str, proxy: object, pool_name: str) -> None:
-        """Have `proxy` run messages to a topic that are shared by a pool: one of its members gets each message.
+        """Have `proxy` run the messages of a topic as a member of a pool: one of the members gets each message.
 
-        Every pool of a topic gets a copy of its own, besides the consumers of the topic; a call is run by one of each,
-        and the first answer counts. A pool that is called as its topic is the topic's own consumers.
+        Each pool of a topic gets a copy of every message, and so do the topic's own consumers; a call is run once in
+        each of them, and the first answer counts. A pool with the topic's name is the topic's own consumers.
 
         Args:
-            topic: taken as it is; no part of it names a host.
+            topic: no part of it is taken for a host.
             proxy: as for `create_consumer`.
-            pool_name: of the pool.
+            pool_name: the name of the pool.
 
         Raises:
             As `create_consumer`.
@@ -124,29 +124,29 @@ class Connection:
 
         The keys of a notification are those that it was sent with, ``_unique_id``, and ``_context_...`` for each key
         of the sender's context. A message is acknowledged after the callback has returned: if this process dies
-        meanwhile it comes again, perhaps to another member of the pool.
+        before, it is delivered again, perhaps to another member of the pool.
 
         Args:
             callback: runs on threads, several at the same time.
-            pool_name: of the pool.
-            topic: taken as it is.
+            pool_name: the name of the pool.
+            topic: no part of it is taken for a host.
             exchange_name: None means the option ``control_exchange``.
-            ack_on_error: if the callback raises, True drops the message (the error is logged), and False has it come
+            ack_on_error: if the callback raises, True drops the message (the error is logged), and False calls it
                 again after a second.
 
         Raises:
             As `create_consumer`.
         """
         if not callable(callback):
-            raise TypeError(f"a callback can be called, and {callback!r} cannot")
+            raise TypeError(f"the callback {callback!r} is not callable")
         refuse_async(f"the callback {getattr(callback, '__qualname__', callback)}", callback)
         self._add(_Pooled(self._pool(topic, pool_name, exchange_name), callback, ack_on_error))
 
     def _pool(self, topic: str, name: str, exchange: str | None) -> Address:
         if not isinstance(name, str):
             raise InvalidTarget(f"the name of a pool must be a string, not {type(name).__name__}", name)
-        address = self._transport.address(Target(topic=topic, exchange=exchange, server=name))  # checks the names
-        if name == topic:  # It shares the messages with the topic's own consumers.
+        address = self._transport.address(Target(topic=topic, exchange=exchange, server=name))  # which checks the names
+        if name == topic:  # It is the topic's own consumers.
             return address._replace(kind="topic", server="")
         return address._replace(kind="pool", server="", name=name)
 
@@ -160,17 +160,17 @@ class Connection:
 
     def _check(self) -> None:
         if self._closed or self._transport.closed or not self.is_here:
-            raise InvalidRPCConnectionReuse("the connection is closed, or another process's: create another one")
+            raise InvalidRPCConnectionReuse("the connection is closed, or was inherited by a fork: create another one")
 
     def consume_in_thread(self) -> None:
         """Begin to consume, on threads of its own; returns when messages will arrive.
 
-        If it raises nothing is consumed, and it may be called again.
+        If it raises, nothing is consumed, and it may be called again.
 
         Raises:
             TransportUnavailable: the message system could not be reached within ``rpc_response_timeout``.
-            MessagingException: it refuses, for example for want of rights.
-            InvalidRPCConnectionReuse: the connection is closed, also while this waits.
+            MessagingException: the message system refuses, for example because of missing rights.
+            InvalidRPCConnectionReuse: the connection is closed, or is closed while this waits.
         """
         while True:
             with self._lock:
@@ -192,12 +192,12 @@ class Connection:
         consumers += [PoolConsumer(self._transport, *one) for one in wanted if isinstance(one, _Pooled)]
         with self._lock:
             self._check()
-            self._consumers += consumers  # `close` ends them from now on.
+            self._consumers += consumers  # From now on `close` ends them.
         try:
             for consumer in consumers:
                 consumer.start(max(0.0, end - time.monotonic()))
                 self._check()
-        except BaseException as exc:  # All or none of them.
+        except BaseException as exc:  # Either all of them are started, or none.
             with self._lock:
                 self._consumers = [consumer for consumer in self._consumers if consumer not in consumers]
             _end(consumers, time.monotonic())
@@ -206,7 +206,7 @@ class Connection:
             raise
 
     def _servers(self, wanted: Sequence[_Served]) -> list[_Consumer]:
-        """One server for each proxy and topic: its addresses share its threads, and it knows what it has run."""
+        """One server for each proxy and topic: its addresses share its threads and its record of what was run."""
         groups: dict[tuple[int, str, str], list[_Served]] = {}
         for one in wanted:
             groups.setdefault((id(one.proxy), one.address.exchange, one.address.topic), []).append(one)
@@ -221,16 +221,16 @@ class Connection:
         return RPCServer(self._transport, target, group[0].dispatcher, addresses=list(dict.fromkeys(addresses)))
 
     def close(self, timeout: float | None = None) -> None:
-        """Take no more messages, let what runs finish and answer, and give back what has not been begun. Idempotent.
+        """Take no more messages, let running ones finish and answer, and give back those not begun. Idempotent.
 
-        The process's connection to the message system stays open; see `msgbus.rpc.cleanup`. A method that is run by
-        the connection itself may call it: its own end is not waited for. In a forked child it does nothing.
+        The process's connection to the message system stays open; see `msgbus.rpc.cleanup`. A method that this
+        connection runs may call it: then it does not wait for that method. In a forked child it does nothing.
 
         Args:
-            timeout: seconds for what runs; None means the option ``rpc_response_timeout``. What runs longer is
-                abandoned, with a warning in the log.
+            timeout: seconds for running messages; None means the option ``rpc_response_timeout``. Those that run longer
+                are abandoned, with a warning in the log.
         """
-        if not self.is_here:  # Its threads are the parent's, and one of them may hold the lock.
+        if not self.is_here:  # Its threads are in the parent, and one of them may hold the lock.
             return
         with self._lock:
             self._closed = True

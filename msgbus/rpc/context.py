@@ -7,7 +7,7 @@ from typing import Any, Self
 
 
 class CommonRpcContext:
-    """A context: values by name, which can be read as attributes too. They have to be plain data in order to travel.
+    """A context: values by name, which can be read as attributes too. To be sent, they have to be plain data.
 
     Attributes:
         values: the dict.
@@ -17,7 +17,7 @@ class CommonRpcContext:
         self.values = kwargs
 
     def __getattr__(self, name: str) -> Any:
-        # Not through `self.values`: while a copy is being made, it is not there yet.
+        # Not through `self.values`, which does not exist yet while a copy is being made.
         try:
             return self.__dict__["values"][name]
         except KeyError:
@@ -41,7 +41,7 @@ class CommonRpcContext:
 
         Args:
             read_deleted: if it is not None, the copy's ``read_deleted``.
-            overwrite: of no meaning; it was never used.
+            overwrite: ignored, as it always was.
         """
         elevated = self.deepcopy()
         elevated.values["is_admin"] = True
@@ -57,4 +57,4 @@ class CommonRpcContext:
 
 
 RpcContext = CommonRpcContext
-"""What a method gets as its context: the caller's, made again. (The old one held the connection for the reply too.)"""
+"""What a method gets as its context: a copy of the caller's. (The old one also held the connection for the reply.)"""

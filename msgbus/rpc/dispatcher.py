@@ -1,4 +1,4 @@
-"""RpcDispatcher, the old name for what finds a method; and what lets any object of a service be one."""
+"""RpcDispatcher of the old API, and the dispatcher for a consumer's proxy, which can be any object."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RpcDispatcher:
         serializer: has ``serialize_entity(context, entity)`` for results and ``deserialize_entity`` for arguments.
 
     Raises:
-        TypeError: a callback's version is none, or one of its public methods, or the serializer, is ``async``.
+        TypeError: a callback's version is invalid, or one of its public methods or the serializer is ``async``.
     """
 
     def __init__(self, callbacks: Sequence[object], serializer: Any = None) -> None:
@@ -49,8 +49,8 @@ class RpcDispatcher:
             kwargs: its arguments.
 
         Raises:
-            UnsupportedRpcVersion: no callback has the namespace in a fitting version.
-            NoSuchMethod (AttributeError): such a callback exists and lacks the method.
+            UnsupportedRpcVersion: no callback has the namespace in a compatible version.
+            NoSuchMethod (AttributeError): a callback has, and does not have the method.
             AccessDenied: the method is not public.
             InvalidArguments: the arguments do not fit the method.
             Exception: what the method raises.
@@ -59,10 +59,10 @@ class RpcDispatcher:
 
 
 class ProxyDispatcher(RPCDispatcher):
-    """Gives requests to the ``proxy`` of a consumer: through its ``dispatch``, or to its public methods.
+    """Passes requests to the ``proxy`` of a consumer: through its ``dispatch``, or to its public methods.
 
     Raises:
-        TypeError: its ``dispatch`` is another method, a version is none, or what would be called is ``async``.
+        TypeError: its ``dispatch`` has another signature, a version is invalid, or what would be called is ``async``.
     """
 
     def __init__(self, proxy: object) -> None:
@@ -72,7 +72,7 @@ class ProxyDispatcher(RPCDispatcher):
         refuse_async(f"dispatch of {type(proxy).__name__}", getattr(proxy, "dispatch", None))
         if not callable(getattr(proxy, "dispatch", None)):
             proxy = RpcDispatcher([proxy])
-        self._run: Any = proxy.dispatch  # type: ignore[attr-defined]  # it has one, as was just seen
+        self._run: Any = proxy.dispatch  # type: ignore[attr-defined]  # it was just made sure that it has one
         self._namespaces = _takes(self._run, None, "1.0", "method", None)
         if not self._namespaces and not _takes(self._run, None, "1.0", "method"):
             raise TypeError(
@@ -81,7 +81,7 @@ class ProxyDispatcher(RPCDispatcher):
             )
 
     def dispatch(self, request: Request) -> Any:
-        """Run a request, with the caller's context made again."""
+        """Run a request, with the caller's context as an `RpcContext`."""
         if request.namespace == PING_NAMESPACE:
             return super().dispatch(request)
         context = RpcContext.from_dict(request.context)
@@ -98,6 +98,6 @@ def _takes(function: Any, *arguments: Any) -> bool:
         inspect.signature(function).bind(*arguments)
     except TypeError:
         return False
-    except ValueError:  # It is not written in Python, and does not say.
+    except ValueError:  # It is not written in Python, and has no signature to read.
         return True
     return True

@@ -18,7 +18,7 @@ KEYS = ("method", "args", "version", "namespace")
 
 
 class EntitySerializer(NoOpSerializer):
-    """Makes a serializer of what the old API takes as one: it knows entities, and no context."""
+    """Adapts a serializer of the old API, which has no methods for the context."""
 
     def __init__(self, entities: Any) -> None:
         for name in ("serialize_entity", "deserialize_entity"):
@@ -35,10 +35,10 @@ class EntitySerializer(NoOpSerializer):
 
 
 def split_topic(topic: str) -> tuple[str, str | None]:
-    """Topic and server of ``foo`` or ``foo.host``. A host may hold dots, a topic that is named with one may not.
+    """Topic and server of ``foo`` or ``foo.host``. The first dot ends the topic; a host may contain dots.
 
     Raises:
-        InvalidTarget: it is no string.
+        InvalidTarget: it is not a string.
     """
     if not isinstance(topic, str):
         raise InvalidTarget(f"the topic must be a string, not {type(topic).__name__}", topic)
@@ -55,12 +55,12 @@ def client_for(
     serializer: Serializer | None = None,
     transport: Transport | None = None,
 ) -> tuple[RPCClient, str, dict[str, Any]]:
-    """A client for a message; and the method and the arguments that are in that.
+    """A client for a message, and the message's method and arguments.
 
     Raises:
-        SerializationError: the message is none.
-        InvalidTarget: the topic is none.
-        ValueError: the timeout is none.
+        SerializationError: the message is invalid.
+        InvalidTarget: the topic is invalid.
+        ValueError: the timeout is invalid.
         MessagingException: as for `binding.transport`.
     """
     check(msg)
@@ -92,12 +92,12 @@ def cast_elsewhere(
     try:
         client.cast(context, method, **args)
     except TransportUnavailable:
-        binding.forget(transport)  # It may be away for good: nobody should go on trying to reach it.
+        binding.forget(transport)  # It may never come back, and the driver would go on trying to reach it.
         raise
 
 
 def check(msg: object) -> None:
-    """Refuse what is no message.
+    """Refuse an invalid message.
 
     Raises:
         SerializationError: the text says what is wrong with it.
@@ -121,4 +121,6 @@ def check(msg: object) -> None:
                 f"{msg['method']!r}: the message's {key!r} is a string, not {type(value).__name__}"
             )
     if msg.get("version") is not None and not is_version(msg["version"]):
-        raise SerializationError(f"{msg['method']!r}: the message's 'version' {msg['version']!r} is none like '1.2'")
+        raise SerializationError(
+            f"{msg['method']!r}: the message's 'version' {msg['version']!r} is invalid: write it like '1.2'"
+        )

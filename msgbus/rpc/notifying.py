@@ -1,4 +1,4 @@
-"""notify: a notification is kept for whoever will read it."""
+"""notify: sends a notification, which is stored until somebody reads it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from msgbus.transport import Transport
 def notify(context: Any, topic: str, msg: dict[str, Any]) -> None:
     """Send a notification, and return when the message system has taken it. It is repeated until then.
 
-    Where nobody has ever listened to the topic, the message system is told to keep what is sent there, for the first
-    who reads from the topic itself: a consumer, or a pool that is called as the topic. Other pools get what is sent
-    after they were joined. What nobody ever reads is kept too: see the option ``queue_expires``.
+    If nobody has ever listened to the topic, a queue is made that keeps the notifications for the first reader of the
+    topic itself: a consumer, or a pool with the topic's name. Other pools get what is sent after they were joined.
+    Notifications that nobody ever reads are kept too: see the option ``queue_expires``.
 
     Args:
         context: as for `call`.
-        topic: usually ``BASE.PRIORITY``, such as ``notifications.info``. It is taken as it is: no part names a server.
+        topic: usually ``BASE.PRIORITY``, such as ``notifications.info``. No part of it is taken for a server's name.
         msg: any dict.
 
     Raises:
-        MessageUndeliverable: nobody listens, and the message system cannot keep it (no `Capability.STORE`).
-        InvalidTarget: the topic is none.
-        SerializationError: the message is no dict, or holds what cannot travel.
+        MessageUndeliverable: nobody listens, and the message system cannot store it (no `Capability.STORE`).
+        InvalidTarget: the topic is invalid.
+        SerializationError: the message is not a dict, or holds a value that cannot be sent.
         MessagingException: as for `cast`.
     """
     if not isinstance(msg, dict):
@@ -61,7 +61,7 @@ def notify(context: Any, topic: str, msg: dict[str, Any]) -> None:
 
 def _send(transport: Transport, address: Address, message: Message, deadline: float) -> None:
     stores = Capability.STORE in transport.driver.capabilities
-    # Where it can be stored nobody is waited for, even after a try of which it is not known whether it arrived.
+    # If it can be stored, there is no need to wait for a listener, even after a try with an unknown outcome.
     sent = transport.send_repeatedly(
         deadline, address, message, mandatory=True, retry_undeliverable=0.0 if stores else None
     )

@@ -1,4 +1,4 @@
-"""PoolConsumer: gives the messages of a pool to a callback, as they are."""
+"""PoolConsumer: passes the messages of a pool to a callback unchanged."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from msgbus.transport import Transport, wait_for
 
 LOG = get_logger(__name__)
 
-AGAIN_AFTER = 1.0
-"""Seconds until the callback gets a message again for which it raised: at once, it would spin."""
+RETRY_DELAY = 1.0
+"""Seconds until the callback is called again for a message for which it raised. Without a delay it would spin."""
 
 Callback = Callable[[dict[str, Any]], object]
 
 
 def process_name() -> str:
-    """What a consumer is called that was given no name."""
+    """The name of a consumer that was given none."""
     return f"{socket.gethostname()[:60]}-{os.getpid()}"
 
 
@@ -73,14 +73,14 @@ class PoolConsumer:
         try:
             self._subscription.stop().result(STOP_TIMEOUT)
         except (MessagingException, TimeoutError) as exc:
-            LOG.warning("%s: the message system did not say that it delivers no more: %r", self._address, exc)
+            LOG.warning("%s: the message system did not confirm that it stops delivering: %r", self._address, exc)
         for delivery in self._executor.take_backlog():
             delivery.reject(requeue=True)
 
     def wait(self, timeout: float | None = None) -> int:
-        """Let what runs finish, then let go of the message system. Returns how much still ran after `timeout` seconds.
+        """Let running callbacks finish, then unsubscribe. Returns how many still ran after `timeout` seconds.
 
-        What is being held back since it raised goes back too.
+        Messages that wait to be tried again are given back.
         """
         if self._subscription is None:
             return 0
@@ -90,7 +90,7 @@ class PoolConsumer:
         try:
             self._subscription.close().result(STOP_TIMEOUT)
         except (MessagingException, TimeoutError) as exc:
-            LOG.warning("%s: the message system did not take its leave: %r", self._address, exc)
+            LOG.warning("%s: the subscription could not be closed cleanly: %r", self._address, exc)
         self._subscription = None
         return running
 
@@ -105,16 +105,16 @@ class PoolConsumer:
         LOG.debug("received %s by %s", message.id, delivery.address)
         try:
             self._context.run(self._call, delivery, payload)
-        except BaseException:  # sys.exit() too: the message has to be settled
+        except BaseException:  # sys.exit() too: the message has to be acknowledged
             if not self._ack_on_error:
-                LOG.exception("message %s to %s raised, and comes again", message.id, delivery.address)
-                self._transport.loop.call_later(AGAIN_AFTER, lambda: self._again(delivery))
+                LOG.exception("message %s to %s raised, and is tried again", message.id, delivery.address)
+                self._transport.loop.call_later(RETRY_DELAY, lambda: self._try_again(delivery))
                 return
             LOG.exception("message %s to %s raised, and is dropped", message.id, delivery.address)
         delivery.accept()
 
     def _call(self, delivery: Delivery, payload: Payload) -> None:
-        """Call the callback. In a context of the message's own, as a request's method."""
+        """Call the callback, in a context of its own as for a request's method."""
         unique_id = payload.get("_unique_id")
         request_id = unique_id if isinstance(unique_id, str) else delivery.message.id
         request = Request("", unique_id=request_id, context=context_of(payload))
@@ -122,8 +122,8 @@ class PoolConsumer:
         inherited.current.set(None)
         refuse_awaitable("the callback returned", self._callback(payload))
 
-    def _again(self, delivery: Delivery) -> None:
-        # It is not given back in between: RabbitMQ 4 drops what was given back twenty times.
+    def _try_again(self, delivery: Delivery) -> None:
+        # It is not given back meanwhile: RabbitMQ 4 drops a message that was given back twenty times.
         if self._stopping:
             delivery.reject(requeue=True)
         else:

@@ -12,16 +12,16 @@ from msgbus.serializer import Serializer
 
 
 class RpcProxy:
-    """Sends messages to a topic, in a version. Subclass it and write a method for each remote one. Thread-safe.
+    """Sends messages to a topic, with a version. Subclass it, with a method for each remote one. Thread-safe.
 
     Args:
-        topic: of all messages that name no other.
-        default_version: of all messages that name no other.
-        version_cap: the highest version that the servers are known to have; None means any.
+        topic: of messages for which no other is given.
+        default_version: of messages for which no other is given.
+        version_cap: the highest version that the servers support; None means any.
         serializer: has ``serialize_entity(context, entity)`` for arguments and ``deserialize_entity`` for results.
 
     Raises:
-        ValueError: a version is none.
+        ValueError: a version is invalid.
     """
 
     RPC_API_NAMESPACE: str | None = None
@@ -47,10 +47,10 @@ class RpcProxy:
         return {"method": method, "namespace": namespace, "args": kwargs}
 
     def can_send_version(self, version: str) -> bool:
-        """Whether the version cap lets a message of `version` go.
+        """Whether the version cap allows messages of `version`.
 
         Raises:
-            ValueError: it is no version.
+            ValueError: `version` is invalid.
         """
         return self.version_cap is None or version_is_compatible(self.version_cap, version)
 
@@ -100,7 +100,7 @@ class RpcProxy:
         """As `msgbus.rpc.cast`.
 
         Raises:
-            As `call`, but for what has to do with the answer.
+            As `call`, except for the errors about the answer.
         """
         self._cast(context, msg, topic, version)
 

@@ -1,4 +1,4 @@
-"""Service: a manager that serves a topic in all three ways."""
+"""Service: serves a topic in all three ways."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from msgbus.rpc.dispatcher import RpcDispatcher
 
 
 class Service:
-    """Serves a manager's methods: as any one of the topic's servers, as the one on `host`, and as one of all.
+    """Serves a manager's methods: as one of the topic's servers, as the one on `host`, and for casts to all.
 
     Args:
         host: the name of this server.
         topic: what it serves.
-        manager: whose methods are run; None means the service's own. If it has an ``initialize_service_hook``, that is
-            called with the service before requests arrive.
+        manager: the object whose methods are run; None means the service itself. If it has an
+            ``initialize_service_hook``, that is called with the service before requests arrive.
         serializer: as for `RpcDispatcher`.
     """
 
@@ -29,10 +29,10 @@ class Service:
         self.conn: Connection | None = None
 
     def start(self) -> None:
-        """Begin to serve; returns when requests will arrive. Where it serves already: nothing.
+        """Begin to serve; returns when requests will arrive. Does nothing if it serves already.
 
         Raises:
-            As `Connection.create_consumer` and `Connection.consume_in_thread`, and what the manager's hook raises: then
+            As `Connection.create_consumer` and `Connection.consume_in_thread`, and what the manager's hook raises. Then
             nothing is served, and it may be started again.
         """
         if self.conn is not None and self.conn.is_here:
@@ -54,7 +54,7 @@ class Service:
             raise
 
     def stop(self) -> None:
-        """Take no more requests, and let those that run finish, as `Connection.close` does. It may be started again."""
+        """Take no more requests, and let the running ones finish, as `Connection.close`. It may be started again."""
         if self.conn is not None:
             self.conn.close()
             self.conn = None

@@ -158,7 +158,7 @@ def test_serve_says_when_it_is_ready_and_where(bench: Bench) -> None:
     process.terminate()
     stdout, stderr = process.communicate(timeout=SECONDS)
     assert (process.returncode, stdout) == (0, "")
-    assert stderr == "stopping: what runs has 60 s to finish; a second signal ends it at once\n"
+    assert stderr == "stopping: running methods have 60 s to finish; a second signal ends it at once\n"
 
 
 def test_call_prints_the_result_as_json(bench: Bench) -> None:
@@ -445,7 +445,7 @@ def test_progress_of_a_server_that_connects_and_drains(bench: Bench) -> None:
         call = bench.start("call", bench.topic, "wait_for", f"path={path}")
         terminal.wait_for("waiting")
         terminal.process.terminate()
-        terminal.wait_for("stopping: what runs has 60 s to finish (")
+        terminal.wait_for("stopping: running methods have 60 s to finish (")
         go_on()
         assert terminal.finish() == 0
         assert call.communicate(timeout=SECONDS) == ('"waited"\n', "")
@@ -479,7 +479,7 @@ def test_demo_on_a_terminal_says_that_nothing_stays(bench: Bench) -> None:
         assert terminal.finish() == 0
     words = " ".join(terminal.screen)
     assert "The servers are processes: msgbus serve." in words
-    assert "steps turned out as they should. The message system removes what was made there" in words
+    assert "steps had the expected result. The message system removes the topic's queues" in words
 
 
 def wait_for_no_fanouts(rabbitmq: RabbitMQ, topic: str) -> None:

@@ -51,7 +51,7 @@ def running(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Results
 @pytest.mark.timeout(SECONDS * 2)
 @pytest.mark.parametrize("name", [*TEN, *(pytest.param(name, marks=pytest.mark.soak) for name in OTHERS | PROMISES)])
 def test_mutant_is_caught(name: str, running: dict[str, Future[Results]]) -> None:
-    """By the checks that name its fault, and by no others; what is not judged builds on one of them."""
+    """By the checks that name its fault, and by no others; those that are skipped build on one of them."""
     _judge(name, running[name].result())
 
 

@@ -384,7 +384,7 @@ def test_cleanup_ends_what_waits_for_the_broker(how: str) -> None:
 
 def test_what_raised_comes_again_as_often_as_it_takes(rabbitmq_43: RabbitMQ, monkeypatch: pytest.MonkeyPatch) -> None:
     """A quorum queue of RabbitMQ 4 drops what was given back twenty times: so it is not given back in between."""
-    monkeypatch.setattr("msgbus.rpc.pool.AGAIN_AFTER", 0.01)
+    monkeypatch.setattr("msgbus.rpc.pool.RETRY_DELAY", 0.01)
     bind(f"{rabbitmq_43.url}?queue_expires=60&quorum_queues=true")
     tries: queue.Queue[int] = queue.Queue()
 

@@ -2,5 +2,5 @@
 
 Most modules break the driver `fake`, which the conformance suite has to notice. A mutant there is a function that
 changes `msgbus.drivers.fake` in a process of its own; its docstring is the fault. Said of each are the checks that fail
-with it. All others pass, or are not judged, as they build on these. `core` is about the core, and its unit tests.
+with it. All others pass, or are skipped because they build on these. `core` is about the core, and its unit tests.
 """

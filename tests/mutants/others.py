@@ -74,19 +74,19 @@ def _change_delivery(change: Callable[[Any, Any], None]) -> None:
     spoil(fake._FakeDelivery, "__init__", init)
 
 
-@caught_by("what_is_given_back_is_marked", "reject_with_requeue_hands_it_to_another")
+@caught_by("what_is_given_back_is_marked_as_redelivered", "reject_with_requeue_delivers_it_again")
 def loses_redelivered() -> None:
     """What comes again is not marked."""
     _change_delivery(lambda delivery, item: setattr(delivery, "redelivered", False))
 
 
-@caught_by("a_first_delivery_is_none_again")
+@caught_by("a_first_delivery_is_not_marked_as_redelivered")
 def marks_all_as_redelivered() -> None:
     """What comes for the first time is marked as if it came again."""
     _change_delivery(lambda delivery, item: setattr(delivery, "redelivered", True))
 
 
-@caught_by("what_is_given_back_is_marked", "reject_with_requeue_hands_it_to_another")
+@caught_by("what_is_given_back_is_marked_as_redelivered", "reject_with_requeue_delivers_it_again")
 def counts_no_attempts() -> None:
     """Every attempt is the first."""
     _change_delivery(lambda delivery, item: setattr(delivery, "attempts", 0))
@@ -98,7 +98,7 @@ def inspect_lies() -> None:
     spoil(Bus, "depth", lambda depth, *args: depth(*args) and Depth(1, 0))
 
 
-@caught_by("reject_with_requeue_hands_it_to_another")
+@caught_by("reject_with_requeue_delivers_it_again")
 def requeue_drops() -> None:
     """What is given back is dropped."""
     spoil(fake._FakeDelivery, "reject", lambda reject, delivery, requeue: reject(delivery, False))
@@ -110,7 +110,7 @@ def reject_always_requeues() -> None:
     spoil(fake._FakeDelivery, "reject", lambda reject, delivery, requeue: reject(delivery, True))
 
 
-@caught_by("close_gives_back_what_is_open")
+@caught_by("close_gives_back_open_deliveries")
 def close_loses_what_is_open() -> None:
     """What a closed subscription held is gone."""
 
@@ -217,7 +217,7 @@ def drops_empty_messages() -> None:
     )
 
 
-@caught_by("close_gives_back_what_is_open")
+@caught_by("close_gives_back_open_deliveries")
 def changes_the_id_of_what_comes_again() -> None:
     """A message that is given back comes under another id."""
 
@@ -276,13 +276,13 @@ def shares_prefetch_between_addresses() -> None:
     spoil(Bus, "attach", attach)
 
 
-@caught_by("after_stop_nothing_is_handed_over")
+@caught_by("after_stop_nothing_is_delivered")
 def goes_on_after_stop() -> None:
     """`stop` changes nothing."""
     spoil(fake._FakeSubscription, "stop", lambda stop, self: done())
 
 
-@caught_by("a_wait_that_is_too_long_ends", "sends_wait_while_it_is_away")
+@caught_by("a_message_fails_when_its_wait_ends", "sends_wait_while_it_is_away")
 def says_maybe_of_what_was_never_sent() -> None:
     """A message that waited until its end is reported as perhaps delivered."""
 
@@ -315,7 +315,7 @@ def shares_state_with_its_child() -> None:
     spoil(Bus, "_forget", lambda _old, _bus: None)
 
 
-@caught_by("sends_wait_while_it_is_away", "a_wait_that_is_too_long_ends")
+@caught_by("sends_wait_while_it_is_away", "a_message_fails_when_its_wait_ends")
 def repeats_after_an_outage() -> None:
     """What waited goes out twice."""
 
@@ -378,7 +378,7 @@ def loses_dead_letters() -> None:
     spoil(Bus, "_route", route)
 
 
-@caught_by("accept_tells_whether_it_counts", "what_was_not_accepted_comes_again")
+@caught_by("accept_returns_whether_the_connection_lives", "unaccepted_deliveries_are_redelivered_after_a_cut")
 def accept_always_says_true() -> None:
     """`accept` does not tell that it came too late."""
     spoil(fake._FakeDelivery, "accept", lambda accept, delivery: accept(delivery) or True)
@@ -388,7 +388,7 @@ def accept_always_says_true() -> None:
     "store_is_declared_or_refused",
     "requeue_is_declared_or_refused",
     "inspect_is_declared_or_refused",
-    "a_first_delivery_is_none_again",
+    "a_first_delivery_is_not_marked_as_redelivered",
 )
 def declares_nothing() -> None:
     """It keeps what it does not declare."""
@@ -401,7 +401,7 @@ def does_not_declare_that_messages_expire() -> None:
     FakeDriver.capabilities -= {Capability.EXPIRES}
 
 
-@caught_by("a_first_delivery_is_none_again", "what_is_given_back_is_marked")
+@caught_by("a_first_delivery_is_not_marked_as_redelivered", "what_is_given_back_is_marked_as_redelivered")
 def declares_counts_and_does_not_count() -> None:
     """Attempts are declared, and not told."""
     _change_delivery(lambda delivery, item: setattr(delivery, "attempts", None))
@@ -421,7 +421,9 @@ def keeps_fanout_queues() -> None:
 
 
 @caught_by(
-    "closing_a_driver_gives_back_what_is_open", "accept_tells_whether_it_counts", "a_driver_leaves_nothing_behind"
+    "closing_a_driver_gives_back_open_deliveries",
+    "accept_returns_whether_the_connection_lives",
+    "a_driver_leaves_nothing_behind",
 )
 def leaves_subscriptions_open() -> None:
     """A closed driver goes on consuming."""
@@ -450,7 +452,7 @@ def prefers_one_subscriber() -> None:
     spoil(fake._Queue, "next_consumer", from_the_first)
 
 
-@caught_by("reached_tells_the_truth", "fanout_to_nobody_is_no_error")
+@caught_by("reached_counts_the_listeners", "fanout_to_nobody_is_no_error")
 def lies_about_whom_it_reached() -> None:
     """A fanout is said to have reached one more than it has."""
 
@@ -519,7 +521,7 @@ def forgets_subscriptions_after_a_cut() -> None:
     spoil(Bus, "cut", cut)
 
 
-@caught_by("what_was_not_accepted_comes_again")
+@caught_by("unaccepted_deliveries_are_redelivered_after_a_cut")
 def loses_what_was_open_at_a_cut() -> None:
     """What was handed over and not accepted when the connection broke never comes again."""
     spoil(Bus, "cut", lambda cut, bus: [c.unsettled.clear() for q in bus._queues.values() for c in q.consumers])
@@ -586,7 +588,7 @@ def keeps_a_hundred_messages() -> None:
     spoil(Bus, "_put", put)
 
 
-@caught_by("after_stop_nothing_is_handed_over")
+@caught_by("after_stop_nothing_is_delivered")
 def never_stops() -> None:
     """`stop` works, and does not say so."""
 

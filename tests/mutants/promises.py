@@ -20,7 +20,7 @@ PROMISES: Mutants = {}
 caught_by = collector(PROMISES)
 
 
-@caught_by("a_wait_that_is_too_long_ends")
+@caught_by("a_message_fails_when_its_wait_ends")
 def sends_late_what_has_failed() -> None:
     """What failed as not delivered, while the message system was away, is sent when it comes back."""
 
@@ -38,7 +38,7 @@ def sends_late_what_has_failed() -> None:
     spoil(Bus, "_wait_for_start", wait)
 
 
-@caught_by("after_close_nothing_is_handed_over", "reject_without_requeue_drops_it")
+@caught_by("after_close_nothing_is_delivered", "reject_without_requeue_drops_it")
 def delivers_once_after_close() -> None:
     """A subscription that was closed gets one message more."""
 
@@ -82,7 +82,7 @@ def holds_a_lock_while_it_calls() -> None:
     spoil(FakeDriver, "send", send)
 
 
-@caught_by("a_wait_that_is_too_long_ends")
+@caught_by("a_message_fails_when_its_wait_ends")
 def prefers_the_ttl_to_the_wait() -> None:
     """A message that has a ttl waits as long as that, whatever its wait says."""
 
@@ -94,7 +94,7 @@ def prefers_the_ttl_to_the_wait() -> None:
     spoil(FakeDriver, "send", send)
 
 
-@caught_by("a_wait_is_no_ttl")
+@caught_by("a_short_wait_does_not_expire_a_stored_message")
 def takes_the_wait_for_a_ttl() -> None:
     """A message is dropped when the time ends that it might have waited for the connection."""
 
@@ -206,7 +206,7 @@ def is_always_up() -> None:
     FakeDriver.up_since = property(lambda _: since)  # type: ignore[assignment, method-assign]
 
 
-@caught_by("a_message_arrives_as_it_was_sent", "close_gives_back_what_is_open")
+@caught_by("a_message_arrives_as_it_was_sent", "close_gives_back_open_deliveries")
 def hands_out_its_buffer() -> None:
     """The body of a delivery is no bytes, but a view of the driver's buffer."""
 
@@ -218,13 +218,13 @@ def hands_out_its_buffer() -> None:
     spoil(fake._FakeDelivery, "__init__", init)
 
 
-@caught_by("close_ends_what_waits")
+@caught_by("close_fails_waiting_messages")
 def forgets_what_waits_when_it_is_closed() -> None:
     """What waits for the message system is never done when the driver is closed."""
     spoil(Bus, "fail_waiting", lambda old, bus, mine, error: None)
 
 
-@caught_by("inspect_of_nothing")
+@caught_by("inspect_of_a_missing_address")
 def makes_what_is_looked_at() -> None:
     """To look at an address makes it."""
 

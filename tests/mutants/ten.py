@@ -77,7 +77,7 @@ def loses_order() -> None:
     replace(Bus, "_put", make)
 
 
-@caught_by("prefetch_bounds_what_is_handed_over")
+@caught_by("prefetch_bounds_open_deliveries")
 def hands_over_more_than_prefetch() -> None:
     """Hands over one more than may be open."""
 
@@ -103,7 +103,7 @@ def forgets_fanout_for_the_second_subscriber() -> None:
     replace(Bus, "_route", make)
 
 
-@caught_by("a_closed_inbox_is_gone", "a_driver_leaves_nothing_behind")
+@caught_by("a_closed_inbox_is_removed", "a_driver_leaves_nothing_behind")
 def leaks_inboxes() -> None:
     """An inbox that is closed stays on the message system."""
     fake._FakeInbox.close = lambda self: done()  # type: ignore[method-assign]
@@ -123,7 +123,7 @@ def ignores_ttl() -> None:
     replace(fake._Item, "__init__", make)
 
 
-@caught_by("close_gives_back_what_is_open", "accept_tells_whether_it_counts")
+@caught_by("close_gives_back_open_deliveries", "accept_returns_whether_the_connection_lives")
 def acknowledges_too_early() -> None:
     """A message is done with as soon as it is handed over."""
     replace(

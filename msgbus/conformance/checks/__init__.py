@@ -1,4 +1,4 @@
-"""The checks, one file for each subject, and the list of all of them in the order in which they are run."""
+"""The checks, a file for each subject, and the list of all of them in the order in which they run."""
 
 from msgbus.conformance.checks.bad_input import BadInputChecks
 from msgbus.conformance.checks.basics import BasicChecks
@@ -28,7 +28,7 @@ DRIVER: tuple[type, ...] = (
     ReconnectingChecks,
     PausingChecks,
 )
-"""Of the bare driver."""
+"""The checks of the bare driver."""
 BUS: tuple[type, ...] = (
     PatternChecks,
     VerbChecks,
@@ -41,4 +41,4 @@ BUS: tuple[type, ...] = (
     BusFaultChecks,
     LastingChecks,
 )
-"""Of the whole bus."""
+"""The checks of the whole bus."""

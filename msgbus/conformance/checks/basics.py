@@ -1,4 +1,4 @@
-"""Contract, the ground on which all other checks stand: what is sent arrives, once, where it was sent to."""
+"""Contract: what is sent arrives, once, at its address. All other checks build on these."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from msgbus.drivers.base import Address, Capability, Sent
 
 ALL: tuple[Level, ...] = ("driver", "bus")
 MANY = 250
-"""Messages to one address. What goes wrong only now and then shows."""
+"""Messages to one address: enough to see what goes wrong only now and then."""
 
 
 class BasicChecks:
-    """Where one of these fails, no other check is judged."""
+    """If one of these fails, all other checks are skipped."""
 
     @check("driver", since="0.1", ground_of=ALL)
     def test_send_does_not_block(self, bus: Bus) -> None:
@@ -43,7 +43,7 @@ class BasicChecks:
 
     @check("driver", since="0.1", ground_of=ALL, builds_on=("test_send_does_not_block",))
     def test_ready_means_that_messages_arrive(self, bus: Bus) -> None:
-        """A subscription and an inbox become ready, and what is sent from then on reaches them."""
+        """Once a subscription or an inbox is ready, messages that are sent to it arrive."""
         for n in range(10):
             receiver, replies = Receiver(), Receiver(accept=False)
             address = bus.address("server", server="s")._replace(topic=f"{bus.topic}-{n}")
@@ -58,7 +58,7 @@ class BasicChecks:
             replies.wait_for("y", 5)
 
     def _listen_everywhere(self, bus: Bus) -> list[tuple[Address, Receiver]]:
-        """Subscribe to an address of each kind, each with a topic of its own; and where to send to for each."""
+        """Subscribe to an address of each kind, on a topic of its own. Returns where to send to for each."""
         found = []
         for kind in ("topic", "server", "fanout", "pool", "dead"):
             if kind != "dead" or Capability.STORE in bus.capabilities:
@@ -73,7 +73,7 @@ class BasicChecks:
 
     @check("driver", since="0.1", ground_of=ALL, builds_on=("test_ready_means_that_messages_arrive",))
     def test_no_message_is_lost(self, bus: Bus) -> None:
-        """Of 250 messages to an address of each kind, each arrives that the message system has taken."""
+        """Of 250 messages to an address of each kind, each that the message system has taken arrives."""
         listening = self._listen_everywhere(bus)
         for address, _ in listening:
             send_all(bus.driver, address, map(str, range(MANY)))
@@ -83,7 +83,7 @@ class BasicChecks:
                 receiver.wait_for_all(map(str, range(MANY)))
             except AssertionError as exc:
                 lost.append(f"{address}: {exc}")
-        assert not lost, "not all that was taken has arrived: " + "; ".join(lost)
+        assert not lost, "messages that were taken have not arrived: " + "; ".join(lost)
 
     @check("driver", since="0.1", ground_of=ALL, builds_on=("test_no_message_is_lost",))
     def test_no_message_comes_twice(self, bus: Bus) -> None:
@@ -98,7 +98,7 @@ class BasicChecks:
 
     @check("driver", since="0.1", ground_of=ALL, builds_on=("test_no_message_comes_twice",))
     def test_an_inbox_gets_what_is_sent_to_it(self, bus: Bus) -> None:
-        """Each of several inboxes, of one driver or two, has an address of its own, and gets what is for it alone."""
+        """Several inboxes, of one driver or two, have different addresses, and each gets only its own messages."""
         drivers = [bus.driver, bus.driver, another_driver(bus)]
         receivers = [Receiver(accept=False) for _ in drivers]
         inboxes = [driver.open_inbox(receiver.take) for driver, receiver in zip(drivers, receivers, strict=True)]

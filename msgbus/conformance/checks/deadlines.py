@@ -1,4 +1,4 @@
-"""Deadlines: a verb ends in time and says what is known, what has expired is not run, what is nested inherits."""
+"""Deadlines: verbs end in time and say what is known; expired requests are not run; nested calls inherit."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from msgbus.conformance.waiting import Task, until
 from msgbus.drivers.base import Capability
 
 SLACK = 2.0
-"""Seconds after its deadline at which a verb is late at the latest, on a slow machine too."""
+"""The most seconds after its deadline that a verb may take, on a slow machine too."""
 
 
 class DeadlineChecks:
-    """Of time limits, and of targets where nobody is."""
+    """Of time limits, and of targets without servers."""
 
     @check("bus", since="0.1")
     def test_a_call_ends_at_its_deadline(self, bus: Bus) -> None:
-        """It raises `MessagingTimeout` then, whose text names method, topic and the server that still runs it."""
+        """It raises `MessagingTimeout`; the text names the method, the topic and the server that still runs it."""
         bus.serve()
         error: BaseException | None = None
-        for timeout in (1.0, 8.0):  # A slow machine may not have heard of the server after a second.
+        for timeout in (1.0, 8.0):  # On a slow machine the client may not know the server after a second.
             call = Task(bus.client(timeout=timeout).call, {}, "hold", key="k", gate=bus.gate())
             error = call.error()
             assert isinstance(error, MessagingTimeout), f"it ended with {error!r}"
@@ -42,8 +42,8 @@ class DeadlineChecks:
         pytest.fail(f"it does not name the server: {error}")
 
     @check("bus", since="0.1", needs=(Capability.STORE, Capability.INSPECT))
-    def test_a_timeout_tells_how_many_listen(self, bus: Bus) -> None:
-        """Where no server has taken the call, the text tells whether one is there at all."""
+    def test_a_timeout_says_how_many_servers_listen(self, bus: Bus) -> None:
+        """If no server has taken the call, the text says how many listen."""
         leave_behind(bus, bus.address())
         call = Task(bus.client(timeout=1.0).call, {}, "echo")
         error = call.error()
@@ -55,7 +55,7 @@ class DeadlineChecks:
     @pytest.mark.parametrize("prefetch", [1, 64])
     @pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
     def test_expired_work_is_not_run(self, bus: Bus, prefetch: int, delivery: Any) -> None:
-        """What its caller has given up is not run, whether it waited at the message system or at the server."""
+        """A call that its caller has given up is not run, whether it waited in the message system or at the server."""
         bus.serve(executor_thread_pool_size=1, rpc_prefetch=prefetch)
         gate = bus.gate()
         client = bus.client(delivery=delivery)
@@ -65,7 +65,7 @@ class DeadlineChecks:
         for call in late:
             assert isinstance(call.error(), MessagingTimeout)
         end = time.monotonic() + 0.5
-        until(lambda: time.monotonic() > end, "the end of what a clock may be off")
+        until(lambda: time.monotonic() > end, "the end of the allowance for differing clocks")
         bus.journal.open_gate(gate)
         assert held.result() == "s1"
         assert client.call({}, "note", key="last") == "s1"
@@ -83,7 +83,7 @@ class DeadlineChecks:
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_a_streams_nested_calls_have_time(self, bus: Bus) -> None:
-        """A generator that runs for longer than the wait for an item may still call others."""
+        """A generator that runs for longer than the timeout for an item may still make calls."""
         bus.serve()
         stream = bus.client(timeout=1.0).multicall({}, "nested_late", topic=bus.topic, n=6, pause=0.3)
         assert list(stream) == [0, 1, 2, 3, 4, 5, "nested"]
@@ -98,8 +98,8 @@ class DeadlineChecks:
 
     @check("bus", since="0.1", builds_on=("test_mandatory_to_nobody_fails_at_once", "test_an_inbox_keeps_the_order"))
     @pytest.mark.parametrize("verb", ["call", "cast", "multicall"])
-    def test_nobody_there_is_told_at_once(self, bus: Bus, verb: str) -> None:
-        """A target at which nobody listens raises `MessageUndeliverable`, long before the deadline."""
+    def test_a_target_without_servers_fails_at_once(self, bus: Bus, verb: str) -> None:
+        """If no server listens at the target, verbs raise `MessageUndeliverable`, long before the deadline."""
         bus.serve()
         for target in ({"topic": f"{bus.topic}-nobody"}, {"server": "nobody"}, {"exchange": "conformance-nobody"}):
             client = bus.client(timeout=60).prepare(**target)  # type: ignore[arg-type]
@@ -116,7 +116,7 @@ class DeadlineChecks:
 
     @check("bus", since="0.1", needs=(Capability.STORE,))
     def test_calls_wait_for_a_server_that_is_away(self, bus: Bus) -> None:
-        """A topic whose servers are all away for the moment keeps its calls, and they are answered by the next."""
+        """While all servers of a topic are away, its calls are stored, and the next server answers them."""
         (first,) = bus.serve("s1")
         first.close()
         calls = [Task(bus.client().call, {}, "note", key=f"k{n}") for n in range(10)]
@@ -131,7 +131,7 @@ class DeadlineChecks:
 
     @check("bus", since="0.1", needs=(Capability.STORE,))
     def test_a_named_server_finds_its_work_when_it_is_back(self, bus: Bus) -> None:
-        """What was sent to one server while it was away is run by the one of that name that comes."""
+        """Requests to a named server that is away are run by the next server with that name."""
         (first,) = bus.serve("s1")
         first.close()
         call = Task(bus.client().prepare(server="s1").call, {}, "note", key="k")
@@ -141,7 +141,7 @@ class DeadlineChecks:
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_the_send_window_bounds_what_is_unfinished(self, bus: Bus) -> None:
-        """Past it a verb waits, within its deadline; nothing of it is sent, and it works again afterwards."""
+        """Above it a verb waits, within its deadline, and sends nothing; afterwards it works again."""
         bus.serve()
         gate = bus.gate()
         client = bus.client(transport=bus.new_transport(rpc_send_window=2))
@@ -167,7 +167,7 @@ class DeadlineChecks:
 
     @check("bus", since="0.1")
     def test_closing_the_transport_ends_its_calls(self, bus: Bus) -> None:
-        """Whoever waits on it gets `CallCancelled`, and so does who calls afterwards."""
+        """Calls that wait on it raise `CallCancelled`, and so do later ones."""
         bus.serve(rpc_reply_grace=0.5)
         transport = bus.new_transport()
         client = bus.client(transport=transport)

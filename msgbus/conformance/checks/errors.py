@@ -1,4 +1,4 @@
-"""What a caller gets to see of an endpoint's errors; versions, namespaces and access."""
+"""How errors of an endpoint reach the caller; versions, namespaces and access."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from msgbus.conformance.endpoint import Trouble
 
 
 class ErrorChecks:
-    """What is raised at the caller."""
+    """What callers see raised."""
 
     @check("bus", since="0.1")
     def test_builtin_exceptions_are_raised_as_themselves(self, bus: Bus) -> None:
@@ -36,7 +36,7 @@ class ErrorChecks:
 
     @check("bus", since="0.1")
     def test_other_exceptions_become_remote_errors(self, bus: Bus) -> None:
-        """Type, text and traceback of the remote exception are told."""
+        """They have the type, the text and the traceback of the remote exception."""
         bus.serve()
         for method in ("fail", "fail_as_expected"):
             arguments = {"kind": "trouble"} if method == "fail" else {}
@@ -48,7 +48,7 @@ class ErrorChecks:
 
     @check("bus", since="0.1")
     def test_allowed_exceptions_are_raised_as_themselves(self, bus: Bus) -> None:
-        """What a module on the allow-list defines is made again with its arguments."""
+        """An exception of a module on the allow-list is rebuilt with its arguments."""
         bus.serve()
         client = bus.client(transport=bus.new_transport(["msgbus.conformance.endpoint"]))
         with pytest.raises(Trouble) as caught:
@@ -58,16 +58,16 @@ class ErrorChecks:
             client.call({}, "fail_as_expected")
 
     @check("bus", since="0.1")
-    def test_an_exception_that_cannot_travel_is_told_of(self, bus: Bus) -> None:
-        """One whose arguments and text cannot be written arrives as a remote error all the same."""
+    def test_an_exception_that_cannot_be_encoded_is_a_remote_error(self, bus: Bus) -> None:
+        """Even if neither its arguments nor its text can be encoded."""
         bus.serve()
         with pytest.raises(RemoteError) as caught:
             bus.client().call({}, "fail", kind="unprintable")
         assert caught.value.exc_type == "Unprintable"
 
     @check("bus", since="0.1")
-    def test_a_result_that_cannot_travel_is_an_error(self, bus: Bus) -> None:
-        """The caller is told at once, and the server goes on."""
+    def test_a_result_that_cannot_be_encoded_is_an_error(self, bus: Bus) -> None:
+        """The call fails at once, and the server continues."""
         bus.serve()
         with pytest.raises(SerializationError, match="unserialisable"):
             bus.client().call({}, "unserialisable")
@@ -75,8 +75,8 @@ class ErrorChecks:
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     @pytest.mark.parametrize("method", ["nowhere", "attribute", "nötig", "__class__.x"])
-    def test_a_method_that_does_not_exist(self, bus: Bus, method: str) -> None:
-        """The caller is told its name."""
+    def test_a_missing_method_is_reported_by_name(self, bus: Bus, method: str) -> None:
+        """The error has the method's name."""
         bus.serve()
         with pytest.raises(NoSuchMethod) as caught:
             bus.client().call({}, method)
@@ -85,8 +85,8 @@ class ErrorChecks:
             list(bus.client().multicall({}, method))
 
     @check("bus", since="0.1")
-    def test_arguments_that_do_not_fit(self, bus: Bus) -> None:
-        """Missing, unknown and doubled ones raise `InvalidArguments`, before the method runs."""
+    def test_arguments_that_do_not_fit_are_refused(self, bus: Bus) -> None:
+        """Missing, unknown and duplicate ones raise `InvalidArguments`, before the method runs."""
         bus.serve()
         for arguments in ({}, {"key": "k", "other": 1}, {"self": 1, "key": "k"}):
             with pytest.raises(InvalidArguments):
@@ -95,15 +95,15 @@ class ErrorChecks:
 
     @check("bus", since="0.1")
     @pytest.mark.parametrize("method", ["_private", "__init__", "__class__", "_note"])
-    def test_private_methods_are_not_for_others(self, bus: Bus, method: str) -> None:
-        """What begins with an underscore may not be called, and cannot be told from what is not there."""
+    def test_private_methods_cannot_be_called(self, bus: Bus, method: str) -> None:
+        """A name with a leading underscore cannot be called, and gives the same error as a missing method."""
         bus.serve()
         with pytest.raises((AccessDenied, NoSuchMethod)):
             bus.client().call({}, method)
 
     @check("bus", since="0.1")
     def test_access_policies(self, bus: Bus) -> None:
-        """A server may let only marked methods be called, or all."""
+        """A server can allow only marked methods, or all."""
         bus.serve("explicit", access="explicit")
         bus.serve("legacy", access="legacy")
         explicit, legacy = (bus.client().prepare(server=name) for name in ("explicit", "legacy"))
@@ -114,7 +114,7 @@ class ErrorChecks:
 
     @check("bus", since="0.1")
     def test_namespaces_and_versions(self, bus: Bus) -> None:
-        """The endpoint of the namespace whose major is the same and whose minor is no lower serves a request."""
+        """A request is served by an endpoint with the same namespace and major version, and no lower minor version."""
         bus.serve()
         books = bus.client().prepare(namespace="books")
         for asked, served in (("2.0", "2.3"), ("2.3", "2.3"), ("1.0", "1.7"), ("1.7", "1.7"), (None, "1.7")):
@@ -129,7 +129,7 @@ class ErrorChecks:
             books.prepare(version="2.0").call({}, "echo")
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
-    def test_the_version_cap_holds_requests_back(self, bus: Bus) -> None:
+    def test_the_version_cap_refuses_requests(self, bus: Bus) -> None:
         """A request above the cap is refused before it is sent, by each verb."""
         bus.serve()
         books = bus.client(version_cap="2.1").prepare(namespace="books")
@@ -141,7 +141,7 @@ class ErrorChecks:
                 verb({}, "edition")
 
     @check("bus", since="0.1")
-    def test_targets_that_are_of_no_use(self, bus: Bus) -> None:
+    def test_invalid_targets_are_refused(self, bus: Bus) -> None:
         """A call needs one server to answer it; a client needs a topic."""
         bus.serve()
         with pytest.raises(InvalidTarget):

@@ -1,4 +1,4 @@
-"""Faults of the message system as callers and servers see them: it is away for a while, or loses its connections."""
+"""How callers and servers see faults of the message system: an outage, or broken connections."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ BOTH = pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
 
 
 def _why_not(tasks: list[Task]) -> list[str]:
-    """What those that failed raised: a few of them."""
+    """A few of the errors of those that failed."""
     return [repr(error) for task in tasks if task.done and (error := task.error()) is not None][:3]
 
 
 class BusFaultChecks:
-    """What callers and servers see of it."""
+    """Of calls, casts and servers during faults."""
 
     @check("bus", since="0.1", harness=("stop", "start"))
     @BOTH
     def test_calls_over_an_outage(self, bus: Bus, delivery: Any) -> None:
-        """Of 200 concurrent calls each ends in time, with its own value or one of our errors.
+        """Each of 200 concurrent calls ends in time, with its own value or one of our errors.
 
         Under at_least_once all return their value; under at_most_once no handler runs twice.
         """
         bus.serve("s1", "s2", "s3", executor_thread_pool_size=8, rpc_reply_grace=20.0)
         timeout = 60.0
-        # A slow machine may be long in coming back. What nobody answers under at_most_once is given up after the grace.
+        # Reconnecting may take long on a slow machine. An unanswered at_most_once call is given up after the grace.
         grace = 5.0 if delivery == "at_least_once" else 2.0
         client = bus.client(timeout=timeout, delivery=delivery, transport=bus.new_transport(rpc_reply_grace=grace))
         calls = [Task(client.call, {}, "work", key=f"k{n}", seconds=0.2) for n in range(200)]
@@ -67,7 +67,7 @@ class BusFaultChecks:
     @check("bus", since="0.1", harness=("cut",))
     @BOTH
     def test_calls_over_cut_connections(self, bus: Bus, delivery: Any) -> None:
-        """As over an outage, but all that happens is that every connection breaks, three times."""
+        """As over an outage, while all connections are broken three times."""
         bus.serve("s1", "s2", "s3", executor_thread_pool_size=8, rpc_prefetch=4, rpc_reply_grace=20.0)
         grace = 5.0 if delivery == "at_least_once" else 2.0
         client = bus.client(timeout=30, delivery=delivery, transport=bus.new_transport(rpc_reply_grace=grace))
@@ -94,7 +94,7 @@ class BusFaultChecks:
 
     @check("bus", since="0.1", needs=(Capability.DURABLE,), harness=("stop", "start"))
     def test_casts_over_an_outage(self, bus: Bus) -> None:
-        """Every at_least_once cast that returned is run, though the message system was restarted under it."""
+        """Every at_least_once cast that returned is run, although the message system was restarted meanwhile."""
         bus.serve("s1", "s2", executor_thread_pool_size=2)
         client = bus.client(timeout=60, delivery="at_least_once")
         casts = [Task(client.cast, {}, "work", key=f"k{n}", seconds=0.05) for n in range(200)]
@@ -107,7 +107,7 @@ class BusFaultChecks:
 
     @check("bus", since="0.1", harness=("stop", "start"))
     def test_a_call_during_an_outage_ends_in_time(self, bus: Bus) -> None:
-        """While the message system is away, each verb raises one of our errors at its deadline, which says so."""
+        """While the message system is away, each verb raises one of our errors at its deadline, with the reason."""
         bus.serve()
         client = bus.client(timeout=1.5)
         assert client.call({}, "echo", value=1) == 1
@@ -148,7 +148,7 @@ class BusFaultChecks:
                     assert isinstance(error, OutcomeUnknown), error
                 else:
                     assert isinstance(error, TransportUnavailable), error
-                    assert error.maybe_delivered, "it was sent and has no answer, so maybe_delivered is to be True"
+                    assert error.maybe_delivered, "it was sent and got no answer, so maybe_delivered has to be True"
                 assert cast.seconds < timeout + SLACK, (
                     f"a cast with a deadline of {timeout:g} s ended after {cast.seconds:.1f} s"
                 )
@@ -157,7 +157,7 @@ class BusFaultChecks:
 
     @check("bus", since="0.1", harness=("stop", "start"))
     def test_a_server_may_start_before_the_message_system(self, bus: Bus) -> None:
-        """It waits for it, and serves when it comes; one that was given less time raises."""
+        """It waits for the message system, and serves when that is there; with too short a timeout it raises."""
         bus.harness.stop()
         try:
             starting = Task(bus.serve, "s1")
@@ -183,7 +183,7 @@ class BusFaultChecks:
         ),
     )
     def test_an_idle_bus_comes_back(self, bus: Bus) -> None:
-        """After a restart of the message system under idle clients and servers, all patterns and verbs work again."""
+        """After a restart of the message system while clients and servers are idle, all patterns and verbs work."""
         bus.serve("s1", "s2")
         client = bus.client(timeout=60, delivery="at_least_once")
         assert client.call({}, "echo", value=1) == 1

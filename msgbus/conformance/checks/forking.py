@@ -14,7 +14,7 @@ from msgbus.drivers.base import Address, Driver
 
 
 def look_at_a_fork(driver: Driver, address: Address) -> None:
-    """Fork, and see that both sides go on, each with what is its own.
+    """Fork, and check that both sides continue, each with its own messages.
 
     Args:
         driver: of the parent. The child inherits it, and uses it.
@@ -34,11 +34,11 @@ def look_at_a_fork(driver: Driver, address: Address) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork with threads, which is what is looked at
+        warnings.simplefilter("ignore", DeprecationWarning)  # about a fork with threads, which is what is tested
         child = os.fork()
     if child == 0:
         _be_the_child(driver, address, mine)
-    assert _end_of(child) == 0, "it went wrong in the child"
+    assert _end_of(child) == 0, "the child failed"
     bodies = [str(n) for n in range(20)]
     send_all(driver, address, bodies)
     send_all(driver, inbox.address, bodies)
@@ -59,13 +59,13 @@ def _be_the_child(driver: Driver, parents: Address, of_the_parent: Receiver) -> 
         send(driver, parents, "from the child", mandatory=False)
         send_all(driver, address, ["1", "2", "3"])
         own.wait_for_all(["1", "2", "3"])
-        assert len(of_the_parent.deliveries) == count, "the child got what is the parent's"
+        assert len(of_the_parent.deliveries) == count, "the child got messages of the parent"
         driver.close()
         code = 0
     except BaseException:
         traceback.print_exc()
     finally:
-        os._exit(code)  # nothing of what the parent does at its end
+        os._exit(code)  # without what the parent does at exit
 
 
 def _end_of(child: int) -> int:

@@ -34,7 +34,7 @@ class InboxChecks:
         """A thousand messages reach an inbox whose owner accepts none; calls of one inbox never overlap."""
         receiver = Receiver(
             accept=False, then=lambda _: time.sleep(0.0002)
-        )  # long enough for another thread to come in
+        )  # long enough for another thread to interfere
         inbox = bus.driver.open_inbox(receiver.take)
         inbox.ready.result(30)
         senders = [another_driver(bus) for _ in range(2)]
@@ -57,8 +57,8 @@ class InboxChecks:
         assert receiver.bodies == [str(n) for n in range(500)]
 
     @check("driver", since="0.1", builds_on=("test_mandatory_to_nobody_fails_at_once",))
-    def test_a_closed_inbox_is_gone(self, bus: Bus) -> None:
-        """What is sent to it is undeliverable, and closing it again is no error."""
+    def test_a_closed_inbox_is_removed(self, bus: Bus) -> None:
+        """Messages to it are undeliverable, and closing it again is no error."""
         inbox = bus.driver.open_inbox(Receiver(accept=False).take)
         inbox.ready.result(30)
         send(bus.driver, inbox.address, "x")
@@ -75,7 +75,7 @@ class InboxChecks:
     )
     @pytest.mark.parametrize("kind", ["topic", "server", "pool"])
     def test_inspect_counts_consumers(self, bus: Bus, kind: str) -> None:
-        """How many subscribe to an address is told as it is."""
+        """It returns the number of subscribers of an address."""
         address = address_of(bus, kind)
         subscriptions = []
         for count in (1, 2) if kind != "server" else (1,):
@@ -88,9 +88,9 @@ class InboxChecks:
     @check("driver", since="0.1", needs=(Capability.INSPECT, Capability.STORE))
     @pytest.mark.parametrize("kind", ["topic", "server", "pool", "dead"])
     def test_inspect_counts_what_waits(self, bus: Bus, kind: str) -> None:
-        """Where nobody subscribes, messages wait, and how many is told as it is."""
+        """Without a subscriber messages wait, and it returns how many."""
         address = address_of(bus, kind)
-        if kind == "pool":  # What is sent to its topic may not be undeliverable there.
+        if kind == "pool":  # Its topic needs a subscriber, or the messages would be undeliverable.
             Receiver().subscribe(bus.driver, bus.address())
         if kind != "dead":
             leave_behind(bus, address)
@@ -98,8 +98,8 @@ class InboxChecks:
         until(lambda: bus.driver.inspect(address).result(15) == Depth(0, 3), "three messages and no consumer")
 
     @check("driver", since="0.1", needs=(Capability.INSPECT,))
-    def test_inspect_of_nothing(self, bus: Bus) -> None:
-        """An address that does not exist is undeliverable; asking does not create it, nor disturb others."""
+    def test_inspect_of_a_missing_address(self, bus: Bus) -> None:
+        """It fails with `MessageUndeliverable`, does not create the address, and does not disturb others."""
         receiver = Receiver()
         receiver.subscribe(bus.driver, bus.address())
         for _ in range(2):
@@ -111,16 +111,16 @@ class InboxChecks:
 
     @check("driver", since="0.1", lacks=(Capability.INSPECT,))
     def test_inspect_is_declared_or_refused(self, bus: Bus) -> None:
-        """A driver that does not declare inspect refuses to be asked for it."""
+        """A driver that does not declare inspect raises `CapabilityMissing`."""
         with pytest.raises(CapabilityMissing):
             bus.driver.inspect(bus.address())
 
 
 class DriverChecks:
-    """Of what a driver declares, and of how it is made."""
+    """Of what a driver declares, and of its constructor."""
 
     @check("driver", since="0.1")
-    def test_it_declares_what_the_contract_knows(self, bus: Bus) -> None:
+    def test_it_declares_only_known_capabilities(self, bus: Bus) -> None:
         """Capabilities are a frozen set of the contract's names, and the contract's major version is ours."""
         assert type(bus.driver.capabilities) is frozenset, (
             f"capabilities is a frozenset, and here a {type(bus.driver.capabilities).__name__}"
@@ -140,7 +140,7 @@ class DriverChecks:
 
     @check("driver", since="0.1")
     def test_a_wrong_option_in_the_url_is_an_error(self, bus: Bus) -> None:
-        """A misspelt option is refused, and the text names the one that was meant."""
+        """A misspelt option is refused, and the text names the nearest valid one."""
         _, opts = type(bus.driver).options()
         if not opts:
             pytest.skip("the driver has no options")
@@ -150,8 +150,8 @@ class DriverChecks:
             get_rpc_transport(make_conf({}), url)
 
     @check("driver", since="0.1")
-    def test_making_it_does_nothing_yet(self, bus: Bus) -> None:
-        """The constructor starts no thread; closing what was never used is no error."""
+    def test_the_constructor_starts_nothing(self, bus: Bus) -> None:
+        """It starts no thread; closing a driver that was never used is no error."""
         threads = threading.active_count()
         driver = another_driver(bus)
         assert threading.active_count() == threads, (
@@ -162,7 +162,7 @@ class DriverChecks:
 
     @check("driver", since="0.1")
     def test_state_is_one_line(self, bus: Bus) -> None:
-        """The state is a line for an operator, before the first connection, with it, and after it."""
+        """It is a line for an operator: before the first connection, with it, and after it."""
         driver = another_driver(bus)
         states = [driver.state]
         leave = driver.open_inbox(Receiver(accept=False).take)
@@ -171,22 +171,22 @@ class DriverChecks:
         driver.close()
         states.append(driver.state)
         for state in states:
-            assert state, "state is empty: say where the driver is connected to, or why it is not"
-            assert "\n" not in state, f"state is to be one line: {state!r}"
+            assert state, "state is empty: it has to say where the driver is connected to, or why it is not"
+            assert "\n" not in state, f"state has to be one line: {state!r}"
 
     @check("driver", since="0.1")
-    def test_it_says_since_when_it_is_up(self, bus: Bus) -> None:
-        """With a connection, `up_since` is a time that has passed."""
+    def test_up_since_is_set_while_connected(self, bus: Bus) -> None:
+        """With a connection, `up_since` is a time in the past."""
         receiver = Receiver()
         receiver.subscribe(bus.driver, bus.address())
         send(bus.driver, bus.address(), "x")
         receiver.wait(1)
-        assert bus.driver.up_since is not None, "up_since is None while messages come and go"
+        assert bus.driver.up_since is not None, "up_since is None although messages are sent and received"
         assert bus.driver.up_since <= time.monotonic(), (
             "up_since lies in the future: it is in seconds of time.monotonic()"
         )
 
     @check("driver", since="0.1", builds_on=("test_what_is_not_mandatory_may_reach_nobody",))
     def test_a_forked_child_starts_clean(self, bus: Bus) -> None:
-        """It can use what it inherited, gets nothing of what its parent gets, and the parent goes on undisturbed."""
+        """It can use the inherited driver, gets none of its parent's messages, and does not disturb the parent."""
         look_at_a_fork(another_driver(bus), bus.address("server", server="parent"))

@@ -1,4 +1,4 @@
-"""What takes long: who is missed after some silence, and who is not. All of it is done at the same time."""
+"""Keepalives: which silent peers count as lost, and which do not. All of these checks run at the same time."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from msgbus.conformance.waiting import Task, until
 from msgbus.drivers.base import Capability
 
 LONG = 20.0
-"""Seconds: longer than the silence after which the other side is missed."""
+"""Seconds: longer than the silence after which the other side counts as lost."""
 KEPT = 60.0
 """Seconds that an inbox is kept for an owner that is away, where the driver declares ``inbox_keeps``."""
 ALLOWED = 15.0
-"""Seconds in which a message system notices on a busy machine that a process is gone, and removes what it had."""
+"""Seconds within which a message system on a busy machine notices that a process has died, and cleans up."""
 LONGEST = 90.0
-"""Seconds after which all that was begun together is done."""
+"""Seconds after which everything that was begun together is done."""
 
 
 def _wait(seconds: float) -> None:
@@ -36,7 +36,7 @@ def _wait(seconds: float) -> None:
 
 
 def _together(func: Callable[[Any, Bus], None]) -> Callable[[Any, Bus], None]:
-    """Have a check begin when the first such check is run, on a bus of its own; here its result is waited for."""
+    """Begin this check when the first such check runs, on a bus of its own, and only wait for its result here."""
 
     @functools.wraps(func)
     def wait(self: LastingChecks, bus: Bus) -> None:
@@ -58,7 +58,7 @@ def _run_all(self: LastingChecks, bus: Bus) -> None:
             if hasattr(func, "begins_early") and unfit is None:
                 tasks[name] = Task(_run, func.__wrapped__, self, bus, name)
     bus.killed = True  # by one of them
-    # All of them: none of their threads and processes is to be taken for something that this check has left.
+    # All of them, so that none of their threads and processes counts as left behind by this check.
     for task in tasks.values():
         task.join(LONGEST)
 
@@ -71,7 +71,7 @@ def _run(func: Callable[[Any, Bus], None], self: Any, bus: Bus, name: str) -> No
 
 
 class LastingChecks:
-    """Of signs of life."""
+    """Of keepalives."""
 
     @check("bus", since="0.1", processes=True, builds_on=("test_items_come_in_order",))
     @_together
@@ -93,13 +93,13 @@ class LastingChecks:
     @check("bus", since="0.1", processes=True)
     @_together
     def test_slow_a_killed_servers_call_is_lost(self, bus: Bus) -> None:
-        """Under at_most_once nobody else runs it, and the caller gets `ServerLost` within 20 s."""
+        """Under at_most_once no other server runs it, and the caller gets `ServerLost` within 20 s."""
         (first,) = bus.serve("s1")
         client = bus.client(timeout=60)
         gate = bus.gate()
         call = Task(client.call, {}, "hold", key="k", gate=gate)
         bus.ran("k")
-        _wait(1)  # The caller knows of the server once that has said that it began: after a fifth of a second.
+        _wait(1)  # The caller knows the server once that has said that it began: after a fifth of a second.
         bus.serve("s2")
         bus.kill(first)
         start = time.monotonic()
@@ -142,7 +142,7 @@ class LastingChecks:
     @check("bus", since="0.1", builds_on=("test_items_come_in_order",))
     @_together
     def test_slow_a_stream_that_waits_for_its_reader_lives(self, bus: Bus) -> None:
-        """A reader that takes nothing for 20 s, and a generator that waits as long, are not taken for dead."""
+        """A reader that takes no item for 20 s, and a generator that waits as long, do not count as lost."""
         bus.serve()
         stream = bus.client().multicall({}, "endless", key="k")
         next(stream)
@@ -155,7 +155,7 @@ class LastingChecks:
     @check("bus", since="0.1", builds_on=("test_items_come_in_order",))
     @_together
     def test_slow_a_call_that_runs_for_long_lives(self, bus: Bus) -> None:
-        """A handler that takes 20 s and then answers is not taken for dead, by a call nor by a stream."""
+        """A handler that takes 20 s before it answers does not count as lost, for a call or a stream."""
         bus.serve()
         client = bus.client(timeout=60)
         gate = bus.gate()
@@ -172,11 +172,11 @@ class LastingChecks:
         "bus",
         since="0.1",
         processes=True,
-        builds_on=("test_mandatory_to_nobody_fails_at_once", "test_a_closed_inbox_is_gone"),
+        builds_on=("test_mandatory_to_nobody_fails_at_once", "test_a_closed_inbox_is_removed"),
     )
     @_together
     def test_slow_the_inbox_of_a_killed_process_is_removed(self, bus: Bus) -> None:
-        """What is sent to it becomes undeliverable: after 60 s where the driver declares inbox_keeps, else at once."""
+        """Messages to it become undeliverable: after 60 s if the driver declares inbox_keeps, else at once."""
         holder, inbox = bus.run_holder()
         send(bus.driver, inbox, "x")
         bus.kill(holder)

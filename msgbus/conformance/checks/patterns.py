@@ -1,4 +1,4 @@
-"""The three patterns: any of a service's servers, that one, all of them; and that others get nothing of it."""
+"""The three patterns: any server of a topic, a named one, or all; and that no other gets the request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from msgbus.conformance.waiting import Task, gather, until
 
 
 class PatternChecks:
-    """Who runs a request."""
+    """Of which servers run a request."""
 
     @check("bus", since="0.1", builds_on=("test_idle_subscribers_share_a_topic",))
     def test_idle_servers_share_the_calls(self, bus: Bus) -> None:
@@ -22,16 +22,16 @@ class PatternChecks:
         client = bus.client()
         shares = Counter(client.call({}, "note", key=f"k{n}") for n in range(300))
         assert set(shares) == {"s1", "s2", "s3"}
-        # They are processes: where other things run too, one of them is not always as idle as the others.
+        # On a busy machine, one of these processes may be less idle than the others.
         assert min(shares.values()) >= 30, (
-            f"idle servers share the work about equally, and of 300 casts they ran {dict(shares)}"
+            f"idle servers have to share the work about equally; of 300 casts they ran {dict(shares)}"
         )
         runs = Counter(entry.key for entry in bus.journal.entries("run"))
         assert runs == {f"k{n}": 1 for n in range(300)}
 
     @check("bus", since="0.1")
     def test_a_call_to_one_server_reaches_that_one(self, bus: Bus) -> None:
-        """With a server in the target no other runs the call."""
+        """With a server in the target, no other runs the call."""
         bus.serve("s1", "s2", "s3")
         client = bus.client()
         for name in ("s2", "s3", "s1"):
@@ -62,7 +62,7 @@ class PatternChecks:
         ),
     )
     def test_exchanges_are_apart(self, bus: Bus) -> None:
-        """The same topic of another exchange is another service, in each of the patterns."""
+        """The same topic in another exchange is another service, for each of the patterns."""
         bus.serve("here")
         bus.serve("there", exchange="conformance-2")
         client = bus.client()
@@ -78,7 +78,7 @@ class PatternChecks:
 
     @check("bus", since="0.1", builds_on=("test_exchanges_and_topics_are_apart",))
     def test_topics_are_apart(self, bus: Bus) -> None:
-        """A topic whose name begins with another's, and one that looks like another's server, are other services."""
+        """A topic whose name begins with another's, or looks like another's server, is another service."""
         topics = [bus.topic, f"{bus.topic}.s1", f"{bus.topic}/s1", f"{bus.topic}_fanout", f"{bus.topic}!"]
         for n, topic in enumerate(topics):
             bus.serve("s1", topic=topic)
@@ -95,7 +95,7 @@ class PatternChecks:
         "name", ["with/slash", "a#b", "a*b.c", "two words", "Größe 漢字 🐇", "%2F", "!fanout", "'\"`$;&|<>", "x" * 75]
     )
     def test_names_may_hold_anything(self, bus: Bus, name: str) -> None:
-        """Whatever is in the names of topic and server, the patterns work."""
+        """The patterns work whatever characters the names of topic and server have."""
         topic = bus.topic[-12:] + name if len(name) < 60 else name
         bus.serve(name, topic=topic)
         client = bus.client(topic)
@@ -110,7 +110,7 @@ class PatternChecks:
         builds_on=("test_mandatory_to_nobody_fails_at_once", "test_an_inbox_keeps_the_order"),
     )
     def test_a_topic_may_name_a_server(self, bus: Bus) -> None:
-        """Where nobody has the topic ``foo.host1``, it is the server ``host1`` of the topic ``foo``, and no other.
+        """If nobody serves the topic ``foo.host1``, it stands for the server ``host1`` of the topic ``foo``.
 
         Without such a server it is `MessageUndeliverable` at once.
         """
@@ -130,15 +130,15 @@ class PatternChecks:
             assert "server 'nobody'" in str(error)
         assert len(bus.journal.entries("run")) == 12
 
-    @check("bus", since="0.1", builds_on=("test_prefetch_bounds_what_is_handed_over",))
+    @check("bus", since="0.1", builds_on=("test_prefetch_bounds_open_deliveries",))
     def test_a_busy_server_holds_nothing_that_an_idle_one_could_run(self, bus: Bus) -> None:
-        """With one server stuck, and no room for more there, all further work is done by the idle one."""
+        """While one server is busy and its prefetch used up, the idle one runs all other requests."""
         bus.serve("s1", "s2", executor_thread_pool_size=1, rpc_prefetch=1, rpc_delivery="at_least_once")
         gate = bus.gate()
         client = bus.client(delivery="at_least_once")
         stuck = Task(client.prepare(server="s1").call, {}, "hold", key="stuck", gate=gate)
         bus.ran("stuck")
-        # A prefetch is for each address: the idle address "topic" of the stuck server may hold one.
+        # The prefetch is for each address: the busy server may hold one request of the address "topic".
         calls = [Task(client.call, {}, "note", key=f"k{n}") for n in range(20)]
         until(lambda: sum(call.done for call in calls) >= 19, "19 of 20 calls are answered by the idle server")
         assert not stuck.done, "the call that holds server s1 has ended already"
@@ -149,7 +149,7 @@ class PatternChecks:
 
     @check("bus", since="0.1", builds_on=("test_mandatory_to_nobody_fails_at_once",))
     def test_a_second_server_of_the_process_serves_too(self, bus: Bus) -> None:
-        """One client's process may call several services over one transport, also one that is started later."""
+        """A client can call several services over one transport, including one that is started later."""
         bus.serve("s1")
         client = bus.client()
         assert client.call({}, "note", key="k") == "s1"

@@ -1,4 +1,4 @@
-"""Contract: what a driver does while the message system hangs for longer than libraries are used to wait."""
+"""Contract: what a driver does while the message system hangs for longer than most libraries wait."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ from msgbus.conformance.checks.receiver import Receiver, another_driver, message
 from msgbus.conformance.waiting import until
 
 PAUSE = 8.0
-"""Seconds: longer than the time-out of most libraries, after which they connect anew and repeat what had no answer."""
+"""Seconds: longer than the time-out after which most libraries reconnect and repeat what got no answer."""
 QUIET = 3.0
-"""Seconds without a delivery, after which what a library repeats late has come."""
+"""Seconds without a delivery, after which no late repeat of a library is expected any more."""
 
 
 class PausingChecks:
-    """Of drivers while the message system hangs. Nothing else uses it meanwhile, as a pause hangs everybody."""
+    """Of drivers while the message system hangs. Nothing else may use it meanwhile."""
 
     @check(
         "driver",
         since="0.1",
         harness=("pause", "resume"),
-        builds_on=("test_a_message_without_an_answer_may_be_delivered", "test_a_first_delivery_is_none_again"),
+        builds_on=(
+            "test_a_message_without_an_answer_may_be_delivered",
+            "test_a_first_delivery_is_not_marked_as_redelivered",
+        ),
     )
     def test_slow_a_pause_repeats_nothing(self, bus: Bus) -> None:
-        """A driver repeats nothing by itself that has no answer for 8 s: no message comes twice without a mark.
+        """A driver does not repeat a message that gets no answer for 8 s: none arrives twice unmarked.
 
         What failed as not delivered does not come; what failed with ``maybe_delivered`` may come once.
         """
@@ -38,7 +41,7 @@ class PausingChecks:
         bus.harness.pause()
         try:
             end = time.monotonic() + PAUSE
-            # Some of them are given up during the pause, and most are not.
+            # Some of them fail during the pause, and most do not.
             sent = {
                 str(n): sender.send(bus.address(), message(str(n), wait=1.5 if n % 4 == 3 else 60.0), mandatory=True)
                 for n in range(20)
@@ -72,7 +75,7 @@ class PausingChecks:
 
 
 def _send_until_one_comes(bus: Bus, receiver: Receiver) -> None:
-    """The connections work again; those that the pause has ended have been replaced."""
+    """Return when connections work again, including those that replace the ones ended by the pause."""
     end = time.monotonic() + 40
     number = 0
     while not any(body.startswith("after") for body in receiver.bodies):
@@ -87,7 +90,7 @@ def _send_until_one_comes(bus: Bus, receiver: Receiver) -> None:
 
 
 def _wait_for_quiet(receiver: Receiver) -> None:
-    """Return when nothing has come for some seconds."""
+    """Return when nothing has arrived for some seconds."""
     last = [len(receiver.deliveries), time.monotonic()]
 
     def quiet() -> bool:

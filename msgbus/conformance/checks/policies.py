@@ -1,4 +1,4 @@
-"""Delivery policies: what is run again, what is not, and what goes to the dead letters."""
+"""Delivery policies: which requests are run again, and which become dead letters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PolicyChecks:
     """Of ``delivery="at_most_once"`` and ``"at_least_once"``."""
 
     def _take_and_give_back(self, bus: Bus, send: Any) -> None:
-        """Have a subscriber take the request that `send` sends, and die with it in its hands."""
+        """Have a subscriber take the request that `send` sends, and close without accepting it."""
         holder = another_driver(bus)
         held = Receiver(accept=False)
         subscription = held.subscribe(holder, bus.address(), bus.address("server", server="s1"))
@@ -45,12 +45,12 @@ class PolicyChecks:
         since="0.1",
         needs=(Capability.REQUEUE, Capability.STORE),
         builds_on=(
-            "test_close_gives_back_what_is_open",
-            "test_what_is_given_back_is_marked",
+            "test_close_gives_back_open_deliveries",
+            "test_what_is_given_back_is_marked_as_redelivered",
         ),
     )
     def test_at_least_once_runs_what_was_redelivered(self, bus: Bus) -> None:
-        """A call and a cast that somebody had taken and not finished are run by the next server."""
+        """A call and a cast that a server had taken and not finished are run by the next server."""
         client = bus.client(delivery="at_least_once")
         calls: list[Task] = []
         self._take_and_give_back(bus, lambda: calls.append(Task(client.call, {}, "note", key="call")))
@@ -65,12 +65,12 @@ class PolicyChecks:
         since="0.1",
         needs=(Capability.REQUEUE, Capability.STORE),
         builds_on=(
-            "test_close_gives_back_what_is_open",
-            "test_what_is_given_back_is_marked",
+            "test_close_gives_back_open_deliveries",
+            "test_what_is_given_back_is_marked_as_redelivered",
         ),
     )
     def test_at_most_once_does_not_run_what_was_redelivered(self, bus: Bus) -> None:
-        """What may have run is not run: the call raises `OutcomeUnknown` after the grace, long before its deadline."""
+        """A call that may have run is not run; it raises `OutcomeUnknown` after the grace, long before its deadline."""
         client = bus.client(transport=bus.new_transport(rpc_reply_grace=0.7))
         calls: list[Task] = []
         self._take_and_give_back(bus, lambda: calls.append(Task(client.call, {}, "note", key="call")))
@@ -87,12 +87,12 @@ class PolicyChecks:
         since="0.1",
         needs=(Capability.REQUEUE, Capability.STORE),
         builds_on=(
-            "test_close_gives_back_what_is_open",
-            "test_what_is_given_back_is_marked",
+            "test_close_gives_back_open_deliveries",
+            "test_what_is_given_back_is_marked_as_redelivered",
         ),
     )
-    def test_at_most_once_buries_a_cast_that_was_redelivered(self, bus: Bus) -> None:
-        """A cast that may have run goes to the dead letters, as it came."""
+    def test_at_most_once_dead_letters_a_redelivered_cast(self, bus: Bus) -> None:
+        """A cast that may have run goes to the dead letters, unchanged."""
         client = bus.client()
         self._take_and_give_back(bus, lambda: Task(client.cast, {}, "note", key="cast"))
         bus.serve("s1")
@@ -106,7 +106,7 @@ class PolicyChecks:
     @check("bus", since="0.1")
     @BOTH
     def test_a_repeated_request_is_run_once(self, bus: Bus, delivery: str) -> None:
-        """Further copies of a request, while it runs and afterwards, are not run by the server that has it."""
+        """Copies of a request that arrive while it runs, or afterwards, are not run by the same server."""
         bus.serve()
         gate = bus.gate()
         server = bus.address("server", server="s1")
@@ -125,16 +125,16 @@ class PolicyChecks:
         assert len(bus.journal.entries("run", "k")) == 1
 
     @check("bus", since="0.1")
-    def test_a_cast_that_raises_is_retried_and_then_buried(self, bus: Bus) -> None:
-        """It is tried again as often as the server's option says, and then given up, which the server is told."""
+    def test_a_cast_that_raises_is_retried_and_then_dead_lettered(self, bus: Bus) -> None:
+        """It is retried as often as the server's option says, and then given up, which calls the server's hook."""
         bus.serve(rpc_cast_retries=1)
         bus.client(delivery="at_least_once").cast({}, "fail", kind="trouble", key="k")
         bus.saw("dead", "k")
         assert len(bus.journal.entries("run", "k")) == 2
 
     @check("bus", since="0.1", needs=(Capability.STORE,), builds_on=("test_dead_letters_are_stored",))
-    def test_a_dead_letter_tells_all(self, bus: Bus) -> None:
-        """It says why, after how many attempts, at which server, with the traceback and the request."""
+    def test_a_dead_letter_has_reason_traceback_and_request(self, bus: Bus) -> None:
+        """It has the reason, the number of attempts, the server, the traceback and the request."""
         bus.serve(rpc_cast_retries=0)
         bus.client(delivery="at_least_once").cast({}, "fail", kind="trouble", key="k")
         bus.saw("dead", "k")
@@ -149,7 +149,7 @@ class PolicyChecks:
 
     @check("bus", since="0.1")
     def test_retries_end_with_success(self, bus: Bus) -> None:
-        """A cast that raises once and then succeeds has run twice; a cast that is not to be retried, once."""
+        """A cast that raises once and then succeeds has run twice. An expected exception is not retried."""
         bus.serve(rpc_cast_retries=2)
         client = bus.client()
         client.cast({}, "fail", kind="trouble", key="at most once")
@@ -157,7 +157,7 @@ class PolicyChecks:
         patient.cast({}, "fail_as_expected", key="expected")
         patient.cast({}, "flaky", key="flaky", failures=1)
         bus.ran("flaky", 2)
-        # Had the others been retried, it would have been before this one was.
+        # If the others were retried, they would have been before this one.
         assert len(bus.journal.entries("run", "at most once")) == 1
         assert len(bus.journal.entries("run", "expected")) == 1
         assert patient.call({}, "echo", value=1) == 1
@@ -178,8 +178,8 @@ class PolicyChecks:
         assert len(bus.journal.entries("run", "at_most_once")) == 1
 
     @check("bus", since="0.1")
-    def test_a_cast_that_no_method_serves_is_buried_at_once(self, bus: Bus) -> None:
-        """To try again what cannot be run is of no use."""
+    def test_a_cast_without_a_method_is_dead_lettered_at_once(self, bus: Bus) -> None:
+        """It is not retried: that could not succeed."""
         bus.serve()
         client = bus.client(delivery="at_least_once")
         client.cast({}, "nowhere", key="a")
@@ -191,7 +191,7 @@ class PolicyChecks:
 
     @check("bus", since="0.1")
     def test_a_cast_waits_for_its_retry_without_a_thread(self, bus: Bus) -> None:
-        """Casts that are to be retried keep no thread from other work."""
+        """Casts that wait for their retry do not occupy threads."""
         bus.serve(executor_thread_pool_size=1)
         client = bus.client(delivery="at_least_once")
         for n in range(5):
@@ -227,7 +227,7 @@ class PolicyChecks:
     )
     @BOTH
     def test_a_cut_connection_does_not_end_a_stream(self, bus: Bus, delivery: Any) -> None:
-        """A stream goes on over a reconnect, without a gap and without doubles, where inboxes keep what comes."""
+        """A stream continues over a reconnect, without gaps and duplicates, if inboxes keep messages meanwhile."""
         bus.serve()
         client = bus.client(delivery=delivery)
         stream = client.multicall({}, "count", n=2000)
@@ -244,12 +244,12 @@ class PolicyChecks:
         needs=(Capability.REQUEUE,),
         processes=True,
         builds_on=(
-            "test_close_gives_back_what_is_open",
-            "test_what_is_given_back_is_marked",
+            "test_close_gives_back_open_deliveries",
+            "test_what_is_given_back_is_marked_as_redelivered",
         ),
     )
     def test_a_killed_servers_call_is_run_by_another(self, bus: Bus) -> None:
-        """Under at_least_once, when the server that runs it is killed, another one runs it, and answers.
+        """Under at_least_once, if the server that runs it is killed, another one runs it and answers.
 
         Both run for long enough to say so: the call must not go on waiting for the first, nor cancel the second.
         """
@@ -274,12 +274,12 @@ class PolicyChecks:
         needs=(Capability.REQUEUE,),
         processes=True,
         builds_on=(
-            "test_close_gives_back_what_is_open",
-            "test_what_is_given_back_is_marked",
+            "test_close_gives_back_open_deliveries",
+            "test_what_is_given_back_is_marked_as_redelivered",
         ),
     )
     def test_no_cast_is_lost_with_a_killed_server(self, bus: Bus) -> None:
-        """Of 300 at_least_once casts, all are done although one of three servers is killed in the middle."""
+        """All of 300 at_least_once casts are done, although one of three servers is killed meanwhile."""
         servers = bus.serve("s1", "s2", "s3", executor_thread_pool_size=4)
         client = bus.client(delivery="at_least_once")
         for n in range(300):

@@ -1,4 +1,4 @@
-"""Receiver: a subscriber that keeps what it gets. And what else the checks of drivers share."""
+"""Receiver, a subscriber that keeps its deliveries, and other helpers of the checks of drivers."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Delivery, Driver, Message, Subscription
 
 TEXT = "text/plain"
-STILL = 5.0
-"""Seconds in which something comes, as long as anything is to come."""
+QUIET = 5.0
+"""Seconds without a delivery after which no further one is expected."""
 
 
 def message(
     body: bytes | str = b"", ttl: float | None = None, durable: bool = False, wait: float | None = None
 ) -> Message:
-    """A message with an id of its own. What is not about ttl has none, so that it does not depend on that."""
+    """A message with an id of its own. Checks that are not about ttl set none, so that they do not depend on it."""
     data = body.encode() if isinstance(body, str) else body
     return Message(data, TEXT, uuid.uuid4().hex, ttl, durable, wait)
 
 
 def send(driver: Driver, address: Address, body: bytes | str, *, mandatory: bool = True, **more: Any) -> None:
-    """Send, and return when the message system is responsible for it."""
+    """Send, and return when the message system has taken the message."""
     driver.send(address, message(body, **more), mandatory=mandatory).result(15)
 
 
 def send_all(driver: Driver, address: Address, bodies: Iterable[str]) -> None:
-    """Send without waiting in between, and return when the message system is responsible for all."""
+    """Send without waiting in between, and return when the message system has taken all messages."""
     mandatory = address.kind != "fanout"
     for sent in [driver.send(address, message(body), mandatory=mandatory) for body in bodies]:
         sent.result(30)
 
 
 class Receiver:
-    """Subscribes, and keeps what comes in the order in which it comes. Accepts it, unless told otherwise.
+    """Subscribes, and keeps the deliveries in their order. Accepts each of them, unless `accept` is False.
 
     Attributes:
-        deliveries: what came.
-        overlaps: how often the driver called while a call was going on.
+        deliveries: what has arrived.
+        overlaps: how often the driver called while another call had not returned.
     """
 
     def __init__(self, accept: bool = True, then: Callable[[Delivery], None] | None = None) -> None:
@@ -54,7 +54,7 @@ class Receiver:
         self._calling = threading.Lock()
 
     def take(self, delivery: Delivery) -> None:
-        """Take a delivery: for `Driver.subscribe`."""
+        """Take a delivery. This is the callback for `Driver.subscribe`."""
         alone = self._calling.acquire(blocking=False)
         self.overlaps += not alone
         try:
@@ -68,14 +68,14 @@ class Receiver:
                 self._calling.release()
 
     def subscribe(self, driver: Driver, *addresses: Address, prefetch: int = 100) -> Subscription:
-        """Subscribe, and return when that is ready."""
+        """Subscribe, and return when the subscription is ready."""
         subscription = driver.subscribe(addresses, self.take, prefetch=prefetch)
         subscription.ready.result(30)
         return subscription
 
     @property
     def bodies(self) -> list[str]:
-        """What came, as texts."""
+        """The bodies of the deliveries, as texts."""
         return [delivery.message.body.decode() for delivery in self.deliveries]
 
     def wait(self, count: int, seconds: float = 15.0) -> list[Delivery]:
@@ -88,17 +88,17 @@ class Receiver:
         until(lambda: body in self.bodies, f"the message {body!r}", seconds)
 
     def wait_for_all(self, bodies: Iterable[str]) -> None:
-        """Wait for these messages, as long as anything comes at all.
+        """Wait for these messages, as long as any messages arrive.
 
         Raises:
-            AssertionError: nothing has come for some seconds; the text names those that are missing.
+            AssertionError: nothing has arrived for some seconds; the text names the missing messages.
         """
         wanted = set(bodies)
         count, since = -1, 0.0
         while missing := wanted - set(self.bodies):
             if len(self.deliveries) != count:
                 count, since = len(self.deliveries), time.monotonic()
-            assert time.monotonic() - since < STILL, f"{len(missing)} are missing: {sorted(missing)[:10]}"
+            assert time.monotonic() - since < QUIET, f"{len(missing)} are missing: {sorted(missing)[:10]}"
             time.sleep(0.005)
 
 
@@ -114,24 +114,24 @@ def address_of(bus: Bus, kind: str) -> Address:
 
 
 def sent_to(address: Address) -> Address:
-    """Where one sends what is to come by an address to which somebody has subscribed."""
+    """The address to send to, so that a subscriber of `address` gets the message."""
     if address.kind == "pool":
         return Address("topic", address.exchange, address.topic)
     return address._replace(server="") if address.kind == "fanout" else address
 
 
 def leave_behind(bus: Bus, address: Address) -> None:
-    """Have an address exist to which nobody listens now. It takes `Capability.STORE`."""
+    """Make an address exist to which nobody listens any more. Needs `Capability.STORE`."""
     driver = another_driver(bus)
     Receiver().subscribe(driver, address).close().result(15)
 
 
 def wait_until_disconnected(driver: Driver, address: Address) -> None:
-    """Return when a driver knows that its connection is gone: what is sent from now on has to wait for the next one.
+    """Return when a driver knows that it is disconnected: messages sent from now on have to wait for a connection.
 
-    Before that, a driver may give a message to a connection that has ended already, and then cannot know what became of
-    it. A driver says what it knows in `Driver.up_since`. Of one that has none, a message is asked: one that fails as
-    surely not delivered has waited.
+    Before that, a driver may write a message to a connection that has already ended, and cannot know whether it
+    arrived. `Driver.up_since` says what the driver knows. Without that, a message is sent as a probe: if it fails as
+    surely not delivered, it has waited.
 
     Raises:
         AssertionError: it did not notice within 30 s.
@@ -139,7 +139,7 @@ def wait_until_disconnected(driver: Driver, address: Address) -> None:
     if driver.up_since != 0.0:
         until(
             lambda: driver.up_since is None,
-            "up_since is None while the message system is away: notice that an idle connection has ended",
+            "up_since is None while the message system is away: an idle connection that has ended has to be noticed",
             30,
         )
         return

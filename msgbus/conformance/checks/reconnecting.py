@@ -1,4 +1,4 @@
-"""Contract: what a driver does when its connection breaks, and when the message system is away, hangs, or dies."""
+"""Contract: what a driver does when its connection breaks, or the message system is away, hangs or is killed."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from msgbus.conformance.waiting import Task, until
 from msgbus.drivers.base import Address, Capability, Sent
 
 SLACK = 2.0
-"""Seconds after the end of its patience at which a message fails at the latest, on a slow machine too."""
+"""The most seconds after its ttl or wait that a message may take to fail, on a slow machine too."""
 
 
 def _repeated(counts: Counter[str]) -> list[str]:
-    """The ids that were counted more than once: a few of them, and how many there are."""
+    """The messages that were counted more than once: how many there are, and a few of them."""
     found = [name for name, count in counts.items() if count > 1]
     return [f"{len(found)} messages", *found[:3]]
 
 
 class ReconnectingChecks:
-    """Of drivers under faults."""
+    """Of drivers during faults."""
 
     @check("driver", since="0.1", harness=("cut",), builds_on=("test_kinds_of_addresses_are_apart",))
     def test_subscriptions_and_inboxes_come_back(self, bus: Bus) -> None:
-        """After a cut they work again under the same addresses, without a word from their owners."""
+        """After a cut they work again at the same addresses, without any action of their owners."""
         receiver, replies = Receiver(), Receiver(accept=False)
         driver = another_driver(bus)
         addresses = [bus.address(), bus.address("server", server="s1"), bus.address("fanout", server="s1")]
@@ -50,14 +50,14 @@ class ReconnectingChecks:
         for n in range(3):
             bus.harness.cut()
             assert inbox.address == before, (
-                "the inbox has another address after it came back: keep the name, so that answers on their way find it"
+                "the inbox has another address after the reconnect: keep the name, so that answers under way find it"
             )
             for address in addresses:
                 self._send_until_it_comes(bus, sent_to(address), f"{n} {address.kind}", receiver)
             self._send_until_it_comes(bus, before, f"{n}", replies)
 
     def _send_until_it_comes(self, bus: Bus, address: Address, body: str, receiver: Receiver) -> None:
-        """What is sent in the moment of a cut may be lost, or have nobody there yet: the core would repeat it."""
+        """A message that is sent during a cut may be lost or undeliverable: here it is repeated, as the core would."""
         end = time.monotonic() + 20
         while body not in receiver.bodies:
             assert time.monotonic() < end, f"nothing comes to {address} after a cut"
@@ -70,7 +70,7 @@ class ReconnectingChecks:
 
     @check("driver", since="0.1", harness=("cut",), builds_on=("test_subscriptions_and_inboxes_come_back",))
     def test_cut_connections_repeat_nothing(self, bus: Bus) -> None:
-        """A driver sends no message again by itself: over a cut each comes once, but for those marked as redelivered.
+        """A driver never repeats a message: over a cut each arrives once, except those marked as redelivered.
 
         And what it says of each is true: one whose send is done has come; one whose send failed is undelivered, unless
         the error says that it may be delivered.
@@ -89,7 +89,7 @@ class ReconnectingChecks:
         self._send_until_it_comes(bus, bus.address(), "last", receiver)
         once = Counter(delivery.message.id for delivery in receiver.deliveries if not delivery.redelivered)
         assert not [count for count in once.values() if count > 1], (
-            f"{_repeated(once)} came more than once without the mark redelivered: switch off what the library "
+            f"{_repeated(once)} arrived more than once without the mark redelivered: switch off what the library "
             "repeats by itself (offline buffer, retries, reconnect)"
         )
         surely_not = {
@@ -98,8 +98,8 @@ class ReconnectingChecks:
             if error is not None and not (isinstance(error, TransportUnavailable) and error.maybe_delivered)
         }
         assert not surely_not & set(receiver.bodies), (
-            f"{sorted(surely_not & set(receiver.bodies))} came, though their sends failed as surely not delivered: "
-            "set maybe_delivered as soon as a byte may have left"
+            f"{sorted(surely_not & set(receiver.bodies))} arrived, but their sends failed as surely not delivered: "
+            "set maybe_delivered as soon as a byte may have been sent"
         )
 
     @check(
@@ -108,13 +108,13 @@ class ReconnectingChecks:
         needs=(Capability.REQUEUE,),
         harness=("cut",),
         builds_on=(
-            "test_a_first_delivery_is_none_again",
-            "test_close_gives_back_what_is_open",
-            "test_what_is_given_back_is_marked",
+            "test_a_first_delivery_is_not_marked_as_redelivered",
+            "test_close_gives_back_open_deliveries",
+            "test_what_is_given_back_is_marked_as_redelivered",
         ),
     )
-    def test_what_was_not_accepted_comes_again(self, bus: Bus) -> None:
-        """After a cut, open deliveries are redelivered, and can no more be accepted as what they were."""
+    def test_unaccepted_deliveries_are_redelivered_after_a_cut(self, bus: Bus) -> None:
+        """After a cut, open deliveries are delivered again, and the old ones can no longer be accepted."""
         receiver = Receiver(accept=False)
         receiver.subscribe(another_driver(bus), bus.address())
         send(bus.driver, bus.address(), "x")
@@ -122,17 +122,17 @@ class ReconnectingChecks:
         bus.harness.cut()
         second = receiver.wait(2)[1]
         assert (first.redelivered, second.redelivered) == (False, True), (
-            "after the cut the message came again, and only the second delivery is to have redelivered set"
+            "after the cut the message was delivered again, and only the second delivery may have redelivered set"
         )
         assert second.message.id == first.message.id, "the id of a message has changed when it was delivered again"
         assert first.accept() is False, (
-            "accept() of a delivery whose connection is gone is to return False: it does not count any more"
+            "accept() of a delivery whose connection has ended has to return False: it has no effect any more"
         )
         assert second.accept() is True, "accept() is to return True over a connection that lives"
 
     @check("driver", since="0.1", needs=(Capability.INBOX_KEEPS,), harness=("cut",))
     def test_an_inbox_keeps_what_comes_during_a_cut(self, bus: Bus) -> None:
-        """What was sent to an inbox while its owner reconnects is there afterwards: nothing that was taken is lost."""
+        """Messages to an inbox that were taken while its owner reconnects are delivered afterwards."""
         replies = Receiver(accept=False)
         inbox = another_driver(bus).open_inbox(replies.take)
         inbox.ready.result(30)
@@ -144,14 +144,14 @@ class ReconnectingChecks:
                 if sent.exception(30) is None:
                     taken.append(f"{n} {m}")
         assert taken, (
-            "none of 60 messages to the inbox was taken while its owner reconnected: send() is to wait for the "
+            "none of 60 messages to the inbox was taken while its owner reconnected: send() has to wait for the "
             "connection"
         )
-        until(lambda: set(replies.bodies) >= set(taken), "all that was taken", 30)
+        until(lambda: set(replies.bodies) >= set(taken), "all messages that were taken", 30)
 
     @check("driver", since="0.1", harness=("stop", "start"))
-    def test_what_is_closed_before_it_is_ready_says_so(self, bus: Bus) -> None:
-        """Whoever waits for a subscription or inbox while the message system is away hears of it when it is closed."""
+    def test_closing_what_is_not_ready_ends_the_wait(self, bus: Bus) -> None:
+        """If a subscription or inbox is closed while the message system is away, waiting for it ends with an error."""
         driver = another_driver(bus)
         bus.harness.stop()
         try:
@@ -165,7 +165,7 @@ class ReconnectingChecks:
 
     @check("driver", since="0.1", harness=("stop", "start"), builds_on=("test_subscriptions_and_inboxes_come_back",))
     def test_sends_wait_while_it_is_away(self, bus: Bus) -> None:
-        """What is sent once the driver has noticed an outage arrives after it, once; `send` does not block meanwhile.
+        """Messages that are sent once the driver has noticed an outage arrive once after it; `send` does not block.
 
         What is sent before it has noticed may be given to a connection that has ended already: so it arrives, or fails
         as maybe delivered.
@@ -188,7 +188,7 @@ class ReconnectingChecks:
             late = send_50("late")
             sent |= late
             assert sending.seconds < 2, (
-                f"50 calls of send() took {sending.seconds:.1f} s while the message system was away: send() may not "
+                f"50 calls of send() took {sending.seconds:.1f} s while the message system was away: send() must not "
                 "wait for it"
             )
         finally:
@@ -196,8 +196,8 @@ class ReconnectingChecks:
         errors = {body: future.exception(60) for body, future in sent.items()}
         for body, error in errors.items():
             assert error is None or (isinstance(error, TransportUnavailable) and error.maybe_delivered), (
-                f"the message {body!r} was sent while the message system was away, and ended with {error!r}: it is to "
-                "wait, or to fail with maybe_delivered=True where the library may have a byte of it"
+                f"the message {body!r} was sent while the message system was away, and ended with {error!r}: it has to "
+                "wait, or to fail with maybe_delivered=True if the library may have sent a byte of it"
             )
         failed = [error for body, error in errors.items() if error is not None and body in late]
         assert not failed, (
@@ -209,7 +209,7 @@ class ReconnectingChecks:
             receiver.wait_for_all(body for body, error in errors.items() if error is None)
         once = Counter(delivery.message.id for delivery in receiver.deliveries if not delivery.redelivered)
         assert not [count for count in once.values() if count > 1], (
-            f"{_repeated(once)} came more than once without the mark redelivered: switch off what the library "
+            f"{_repeated(once)} arrived more than once without the mark redelivered: switch off what the library "
             "repeats by itself (offline buffer, retries, reconnect)"
         )
 
@@ -221,7 +221,7 @@ class ReconnectingChecks:
         builds_on=("test_sends_wait_while_it_is_away", "test_one_senders_messages_keep_their_order"),
     )
     def test_sends_that_waited_keep_their_order(self, bus: Bus) -> None:
-        """They go out in the order in which they came."""
+        """They are sent in the order of the calls of `send`."""
         driver = another_driver(bus)
         receiver = Receiver()
         receiver.subscribe(bus.driver, bus.address())
@@ -238,8 +238,8 @@ class ReconnectingChecks:
     @pytest.mark.parametrize(
         ("ttl", "wait"), [(1.0, None), (None, 1.0), (60.0, 1.0)], ids=["ttl", "wait", "wait within the ttl"]
     )
-    def test_a_wait_that_is_too_long_ends(self, bus: Bus, ttl: float | None, wait: float | None) -> None:
-        """A message whose ttl, or wait, ends during an outage fails then, as surely not delivered, and never comes."""
+    def test_a_message_fails_when_its_wait_ends(self, bus: Bus, ttl: float | None, wait: float | None) -> None:
+        """A message whose ttl or wait ends during an outage fails then, as surely not delivered, and never arrives."""
         driver = another_driver(bus)
         receiver = Receiver()
         receiver.subscribe(driver, bus.address())
@@ -252,14 +252,16 @@ class ReconnectingChecks:
             assert isinstance(error, TransportUnavailable), f"it ended with {error!r}"
             assert not error.maybe_delivered, "it waited all the time, so maybe_delivered is to be False"
             assert 0.9 < time.monotonic() - start < 4, (
-                f"it failed after {time.monotonic() - start:.1f} s in place of 1.0"
+                f"it failed after {time.monotonic() - start:.1f} s instead of 1.0"
             )
         finally:
             bus.harness.start()
-        for number in range(2):  # Were the connection's first sends what a library had kept, they are there now.
+        for number in range(
+            2
+        ):  # If the library had kept a message and sent it first on the new connection, it has arrived by now.
             self._send_until_it_comes(bus, bus.address(), f"after {number}", receiver)
         assert "x" not in receiver.bodies, (
-            "a message whose send had failed as not delivered came when the message system was back: switch off the "
+            "a message whose send had failed as not delivered arrived after the outage: switch off the "
             "buffer in which the library keeps what is sent while it has no connection"
         )
 
@@ -267,10 +269,10 @@ class ReconnectingChecks:
         "driver",
         since="0.1",
         harness=("stop", "start"),
-        builds_on=("test_sends_wait_while_it_is_away", "test_a_wait_that_is_too_long_ends"),
+        builds_on=("test_sends_wait_while_it_is_away", "test_a_message_fails_when_its_wait_ends"),
     )
-    def test_close_ends_what_waits(self, bus: Bus) -> None:
-        """When a driver is closed while the message system is away, what waits for it fails with `CallCancelled`."""
+    def test_close_fails_waiting_messages(self, bus: Bus) -> None:
+        """If a driver is closed while the message system is away, waiting messages fail with `CallCancelled`."""
         driver = another_driver(bus)
         Receiver().subscribe(driver, bus.address())
         send(driver, bus.address(), "before")
@@ -287,7 +289,7 @@ class ReconnectingChecks:
 
     @check("driver", since="0.1", harness=("cut",), builds_on=("test_subscriptions_and_inboxes_come_back",))
     def test_up_since_begins_anew_with_each_connection(self, bus: Bus) -> None:
-        """Where a driver that sends and receives says since when it is up, it is since the end of the last cut."""
+        """If a driver sets `up_since`, it is later than the last cut."""
         driver, receiver = bus.driver, Receiver()
         receiver.subscribe(driver, bus.address())
         self._send_until_it_comes(bus, bus.address(), "before", receiver)
@@ -300,7 +302,7 @@ class ReconnectingChecks:
 
     @check("driver", since="0.1", needs=(Capability.INSPECT,), harness=("stop", "start"))
     def test_inspect_does_not_wait_for_an_outage(self, bus: Bus) -> None:
-        """While the message system is away, `inspect` is done soon, one way or the other."""
+        """While the message system is away, `inspect` soon returns or fails."""
         driver = another_driver(bus)
         Receiver().subscribe(driver, bus.address())
         send(driver, bus.address(), "before")
@@ -319,7 +321,7 @@ class ReconnectingChecks:
 
     @check("driver", since="0.1", harness=("pause", "resume"))
     def test_a_message_without_an_answer_may_be_delivered(self, bus: Bus) -> None:
-        """What was sent to a message system that hangs fails when its patience ends, and says that it may be there."""
+        """A message that was sent to a hanging message system fails at the end of its time, as maybe delivered."""
         driver = another_driver(bus)
         Receiver().subscribe(bus.driver, bus.address())
         send(driver, bus.address(), "before")
@@ -331,7 +333,7 @@ class ReconnectingChecks:
             assert isinstance(error, TransportUnavailable), f"it ended with {error!r}"
             assert error.maybe_delivered, "it was sent and has no answer, so maybe_delivered is to be True"
             assert 1.4 < time.monotonic() - start < 6, (
-                f"it failed after {time.monotonic() - start:.1f} s in place of 1.5"
+                f"it failed after {time.monotonic() - start:.1f} s instead of 1.5"
             )
         finally:
             bus.harness.resume()
@@ -341,7 +343,7 @@ class ReconnectingChecks:
 
     @check("driver", since="0.1", harness=("pause", "resume"))
     def test_a_short_wait_ends_in_time_while_it_hangs(self, bus: Bus) -> None:
-        """However short the time that a message may wait, it fails when that ends, as maybe delivered."""
+        """However short the wait of a message, it fails at its end, as maybe delivered."""
         driver = another_driver(bus)
         Receiver().subscribe(bus.driver, bus.address())
         send(driver, bus.address(), "before")
@@ -349,7 +351,7 @@ class ReconnectingChecks:
         try:
             for wait in (0.05, 0.2, 0.35, 0.7):
                 late = driver.send(bus.address(), message("x", ttl=None, wait=wait), mandatory=True)
-                patient = driver.send(bus.address(), message("y", ttl=None, wait=60.0), mandatory=True)
+                long_wait = driver.send(bus.address(), message("y", ttl=None, wait=60.0), mandatory=True)
                 start = time.monotonic()
                 error = late.exception(20)
                 assert isinstance(error, TransportUnavailable), error
@@ -357,13 +359,13 @@ class ReconnectingChecks:
                 assert time.monotonic() - start < wait + SLACK, (
                     f"a message that may wait for {wait:g} s failed after {time.monotonic() - start:.1f} s"
                 )
-                assert not patient.done(), "that one message is given up says nothing of the next"
+                assert not long_wait.done(), "that one message is given up says nothing of the next"
         finally:
             bus.harness.resume()
 
     @check("driver", since="0.1", harness=("partition", "heal"))
     def test_all_comes_back_after_a_partition(self, bus: Bus) -> None:
-        """While nothing gets through, sends wait; afterwards subscriptions and inboxes work as before."""
+        """During a partition messages wait; afterwards subscriptions and inboxes work as before."""
         receiver, replies = Receiver(), Receiver(accept=False)
         driver = another_driver(bus)
         receiver.subscribe(driver, bus.address())
@@ -382,7 +384,7 @@ class ReconnectingChecks:
 
     @check("driver", since="0.1", needs=(Capability.DURABLE, Capability.STORE), harness=("stop", "start"))
     def test_durable_messages_outlive_a_restart(self, bus: Bus) -> None:
-        """Messages that are marked so, in the queue of a topic, a server or the dead letters, are there afterwards."""
+        """Durable messages in the queue of a topic, a server or the dead letters are there after a restart."""
         addresses = [bus.address(), bus.address("server", server="s1"), bus.address("dead")]
         for address in addresses[:2]:
             leave_behind(bus, address)
@@ -397,7 +399,7 @@ class ReconnectingChecks:
 
     @check("driver", since="0.1", needs=(Capability.DURABLE, Capability.STORE), harness=("kill", "start"))
     def test_durable_messages_outlive_a_kill(self, bus: Bus) -> None:
-        """What was confirmed as durable is there after the message system's process has been killed."""
+        """Durable messages that were taken are there after the message system's process was killed."""
         leave_behind(bus, bus.address())
         bodies = [str(n) for n in range(100)]
         for future in [
@@ -419,7 +421,7 @@ class ReconnectingChecks:
         harness=("kill", "start"),
     )
     def test_durable_is_declared_where_it_works(self, bus: Bus) -> None:
-        """Where the driver does not declare durable, what is marked so is gone after a kill."""
+        """If the driver does not declare durable, durable messages are lost in a kill."""
         leave_behind(bus, bus.address())
         send(bus.driver, bus.address(), "kept", ttl=None, durable=True)
         bus.harness.kill()

@@ -1,4 +1,4 @@
-"""Contract, `Driver.send`: what arrives, what is refused, and when the sender knows."""
+"""Contract, `Driver.send`: what arrives, what is refused, and what the sender is notified of."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SendingChecks:
     @check("driver", since="0.1")
     @pytest.mark.parametrize("body", [b"", bytes(range(256)), b"\xce" * 300_000], ids=["empty", "all bytes", "long"])
     def test_a_message_arrives_as_it_was_sent(self, bus: Bus, body: bytes) -> None:
-        """Body, content type and id are those of the sender, and it says by which address it came."""
+        """It has the sender's body, content type and id, and the address by which it arrived."""
         receiver = Receiver()
         receiver.subscribe(another_driver(bus), bus.address())
         sent = Message(body, "application/x-check", "id-1234", durable=True, wait=30.0)
@@ -29,7 +29,7 @@ class SendingChecks:
         assert got.message.body == body
         assert type(got.message.body) is bytes, f"the body is of the type {type(got.message.body).__name__}"
         assert (got.message.content_type, got.message.id) == ("application/x-check", "id-1234")
-        assert got.message.wait is None, "wait is the sender's affair: it is None in a message that was received"
+        assert got.message.wait is None, "wait is only for the sender: it has to be None in a received message"
         assert got.address == bus.address()
 
     @check("driver", since="0.1")
@@ -38,21 +38,21 @@ class SendingChecks:
         receiver = Receiver()
         receiver.subscribe(bus.driver, bus.address())
         send(bus.driver, bus.address(), "for ever", ttl=None)
-        assert receiver.wait(1)[0].message.ttl is None, "a message that was sent without ttl has got one"
+        assert receiver.wait(1)[0].message.ttl is None, "a message that was sent without a ttl has one"
 
     @check("driver", since="0.1")
     @pytest.mark.parametrize("ttl", [1e5, 1e7, 1e10, 1e300], ids=str)
     def test_a_message_may_live_for_very_long(self, bus: Bus, ttl: float) -> None:
-        """However large the ttl, it is no error, and what is under way with the message does not suffer."""
+        """However large the ttl, the message is delivered, and so are others that are sent with it."""
         receiver = Receiver()
         receiver.subscribe(bus.driver, bus.address())
         for seconds in (30.0, ttl, 30.0):
             send(bus.driver, bus.address(), "x", ttl=seconds)
         receiver.wait(3)
 
-    @check("driver", since="0.1", builds_on=("test_prefetch_bounds_what_is_handed_over",))
+    @check("driver", since="0.1", builds_on=("test_prefetch_bounds_open_deliveries",))
     def test_a_ttl_counts_seconds(self, bus: Bus) -> None:
-        """A message that has waited is delivered within its ttl, and tells what is left of that, or nothing."""
+        """A message that has waited has what is left of its ttl, or None."""
         receiver = Receiver(accept=False)
         receiver.subscribe(another_driver(bus), bus.address(), prefetch=1)
         send(bus.driver, bus.address(), "first", ttl=60)
@@ -63,13 +63,13 @@ class SendingChecks:
         receiver.deliveries[0].accept()
         left = receiver.wait(2)[1].message.ttl
         assert left is None or 10 < left < 59.5, (
-            f"of a ttl of 60 s {left} s are left: a received message's ttl is what is left, or None"
+            f"of a ttl of 60 s, {left} s are left: the ttl of a received message has to be what is left, or None"
         )
 
     @check("driver", since="0.1")
     @pytest.mark.parametrize("kind", ["topic", "server", "inbox"])
     def test_mandatory_to_nobody_fails_at_once(self, bus: Bus, kind: str) -> None:
-        """Where nobody listens and nothing is stored, a mandatory message fails long before its ttl ends."""
+        """If nobody listens and nothing is stored, a mandatory message fails long before its ttl ends."""
         address = bus.address(kind, server="s1" if kind == "server" else "", name="nobody" if kind == "inbox" else "")
         with pytest.raises(MessageUndeliverable) as caught:
             bus.driver.send(address, message("x", ttl=60), mandatory=True).result(10)
@@ -80,14 +80,14 @@ class SendingChecks:
     @check("driver", since="0.1")
     @pytest.mark.parametrize("kind", ["topic", "server", "inbox"])
     def test_what_is_not_mandatory_may_reach_nobody(self, bus: Bus, kind: str) -> None:
-        """Where nobody listens, a message that is not mandatory is no error."""
+        """A message that is not mandatory does not fail if nobody listens."""
         address = bus.address(kind, server="s1" if kind == "server" else "", name="nobody" if kind == "inbox" else "")
         sent = bus.driver.send(address, message("x", ttl=60), mandatory=False).result(15)
         assert sent.reached in (None, 0), f"it is said to have reached {sent.reached}"
 
     @check("driver", since="0.1", builds_on=("test_mandatory_to_nobody_fails_at_once",))
     def test_a_topic_and_its_servers_are_apart(self, bus: Bus) -> None:
-        """A topic of which only a server's own address has a subscriber has none, and the other way round."""
+        """A subscriber of a server's address is none of the topic, and the other way round."""
         server, topic = Receiver(), Receiver()
         server.subscribe(another_driver(bus), bus.address("server", server="s1"), bus.address("fanout", server="s1"))
         topic.subscribe(another_driver(bus), bus.address(topic=f"{bus.topic}-2"))
@@ -104,7 +104,7 @@ class SendingChecks:
 
     @check("driver", since="0.1", builds_on=("test_a_message_arrives_as_it_was_sent",))
     def test_a_message_may_be_sent_twice(self, bus: Bus) -> None:
-        """What is sent twice with the same id comes twice: it is the core that repeats, and that filters."""
+        """A message that is sent twice with the same id arrives twice: the core repeats, and filters."""
         receiver = Receiver()
         receiver.subscribe(another_driver(bus), bus.address())
         twice = message("x")
@@ -115,7 +115,7 @@ class SendingChecks:
 
     @check("driver", since="0.1", builds_on=("test_mandatory_to_nobody_fails_at_once",))
     def test_the_undeliverable_one_alone_fails(self, bus: Bus) -> None:
-        """Of many messages that are under way together, only those that nobody gets fail."""
+        """Of many messages that are sent together, only the undeliverable ones fail."""
         receiver = Receiver()
         receiver.subscribe(another_driver(bus), bus.address())
         nobody = bus.address("server", server="nobody")
@@ -130,13 +130,13 @@ class SendingChecks:
 
     @check("driver", since="0.1")
     def test_fanout_to_nobody_is_no_error(self, bus: Bus) -> None:
-        """A fanout that is not mandatory is done although nobody is there."""
+        """A fanout that is not mandatory does not fail without a listener."""
         sent = bus.driver.send(bus.address("fanout"), message("x"), mandatory=False).result(15)
         assert sent.reached in (None, 0), f"nobody got it, and Sent.reached is {sent.reached}"
 
     @check("driver", since="0.1", builds_on=("test_a_fanout_goes_to_all",))
-    def test_reached_tells_the_truth(self, bus: Bus) -> None:
-        """Where the driver says how many a fanout reached, it is how many listen."""
+    def test_reached_counts_the_listeners(self, bus: Bus) -> None:
+        """If the driver sets `Sent.reached` for a fanout, it is the number of listeners."""
         receivers = [Receiver() for _ in range(3)]
         for n, receiver in enumerate(receivers):
             receiver.subscribe(bus.driver, bus.address("fanout", server=f"s{n}"))
@@ -147,7 +147,7 @@ class SendingChecks:
 
     @check("driver", since="0.1")
     def test_threads_may_send_at_the_same_time(self, bus: Bus) -> None:
-        """What eight threads send over one driver arrives, each message once."""
+        """Messages that eight threads send over one driver arrive, each once."""
         receiver = Receiver()
         receiver.subscribe(another_driver(bus), bus.address())
 
@@ -160,7 +160,7 @@ class SendingChecks:
 
     @check("driver", since="0.1")
     def test_one_may_send_from_a_callback(self, bus: Bus) -> None:
-        """`on_delivery`, and what is called back from a future, may send."""
+        """`on_delivery`, and callbacks of a future, may send."""
         echoed = Receiver()
         echoed.subscribe(bus.driver, bus.address("server", server="echo"))
 
@@ -177,7 +177,7 @@ class SendingChecks:
 
     @check("driver", since="0.1")
     def test_a_callback_keeps_nobody_waiting(self, bus: Bus) -> None:
-        """While `on_delivery`, or what is called back from a future, runs, other threads can send: no lock is held."""
+        """While `on_delivery`, or a callback of a future, runs, other threads can send: no lock is held."""
         returned: dict[str, bool] = {}
 
         def look(name: str) -> None:
@@ -197,7 +197,7 @@ class SendingChecks:
 
     @check("driver", since="0.1")
     def test_too_large_is_refused_before_it_is_sent(self, bus: Bus) -> None:
-        """A message over the limit fails with `MessageTooLarge`, and those under way with it do not notice."""
+        """A message over the limit fails with `MessageTooLarge`, and others that are sent with it are delivered."""
         receiver = Receiver()
         receiver.subscribe(another_driver(bus), bus.address())
         before = [bus.driver.send(bus.address(), message(str(n)), mandatory=True) for n in range(50)]
@@ -211,7 +211,7 @@ class SendingChecks:
 
     @check("driver", since="0.1")
     def test_the_largest_message_arrives(self, bus: Bus) -> None:
-        """One that is just as large as is allowed is delivered, and its connection goes on."""
+        """A message of exactly the allowed size is delivered, and the connection stays open."""
         receiver = Receiver()
         receiver.subscribe(another_driver(bus), bus.address())
         body = b"0123456789abcdef" * (bus.harness.largest // 16)
@@ -222,7 +222,7 @@ class SendingChecks:
 
     @check("driver", since="0.1", builds_on=("test_mandatory_to_nobody_fails_at_once",))
     def test_a_name_that_is_too_long_is_refused(self, bus: Bus) -> None:
-        """An address that cannot be named fails with `InvalidTarget`, if at all, and nothing else suffers from it."""
+        """Long names work or fail with `InvalidTarget`, and do not disturb other messages."""
         receiver = Receiver()
         receiver.subscribe(bus.driver, bus.address())
         before = bus.driver.send(bus.address(), message("before"), mandatory=True)
@@ -255,7 +255,7 @@ class SendingChecks:
         assert self._after_its_ttl(bus) == ["stale", "fresh"]
 
     def _after_its_ttl(self, bus: Bus) -> list[str]:
-        """What is delivered of a message whose ttl has run out, and of one that came after it."""
+        """The messages that are delivered, of one whose ttl has run out and a later one."""
         leave_behind(bus, bus.address())
         send(bus.driver, bus.address(), "stale", ttl=0.2)
         end = time.monotonic() + 0.3
@@ -272,8 +272,8 @@ class SendingChecks:
         needs=(Capability.STORE,),
         builds_on=("test_messages_wait_for_one_who_is_away",),
     )
-    def test_a_wait_is_no_ttl(self, bus: Bus) -> None:
-        """A message may wait for the connection for a moment only, and be kept for its listener all the same."""
+    def test_a_short_wait_does_not_expire_a_stored_message(self, bus: Bus) -> None:
+        """A message with a short wait for the connection is still stored for its listener."""
         leave_behind(bus, bus.address())
         send(bus.driver, bus.address(), "no ttl", ttl=None, wait=0.5)
         send(bus.driver, bus.address(), "long ttl", ttl=60.0, wait=0.5)
@@ -285,7 +285,7 @@ class SendingChecks:
 
     @check("driver", since="0.1", needs=(Capability.STORE,))
     def test_what_is_stored_waits_for_its_first_subscriber(self, bus: Bus) -> None:
-        """A message to a stored topic at which nobody has ever listened is kept, and so is the next, in one place."""
+        """Messages to a stored topic at which nobody has ever listened are kept, in one queue."""
         for body in ("first", "second"):
             send(bus.driver, bus.address("stored"), body, ttl=None)
         send(bus.driver, bus.address(), "third")
@@ -296,7 +296,7 @@ class SendingChecks:
 
     @check("driver", since="0.1", lacks=(Capability.STORE,))
     def test_store_is_declared_or_refused(self, bus: Bus) -> None:
-        """A driver that keeps nothing for listeners that are away says so where it is asked to, and keeps nothing."""
+        """A driver that does not declare store refuses stored addresses, and keeps nothing for absent listeners."""
         with pytest.raises(CapabilityMissing):
             bus.driver.send(bus.address("stored"), message("x"), mandatory=True).result(15)
         leave_behind(bus, bus.address())
@@ -308,8 +308,8 @@ class SendingChecks:
         assert receiver.bodies == ["end"], f"what came before the end should have expired: {receiver.bodies}"
 
     @check("driver", since="0.1")
-    def test_a_pool_alone_is_somebody(self, bus: Bus) -> None:
-        """A topic of which only pools are subscribers takes mandatory messages."""
+    def test_a_topic_with_only_a_pool_takes_messages(self, bus: Bus) -> None:
+        """A topic whose only subscribers are pools takes mandatory messages."""
         receiver = Receiver()
         receiver.subscribe(another_driver(bus), bus.address("pool", name="p1"))
         send(bus.driver, bus.address(), "x")
@@ -327,7 +327,7 @@ class SendingChecks:
 
     @check("driver", since="0.1")
     def test_close_lets_what_was_sent_arrive(self, bus: Bus) -> None:
-        """Messages that were handed over right before `close` are confirmed and delivered."""
+        """Messages that are sent right before `close` are confirmed and delivered."""
         receiver = Receiver()
         receiver.subscribe(bus.driver, bus.address())
         driver = another_driver(bus)

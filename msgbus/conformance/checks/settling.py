@@ -1,4 +1,4 @@
-"""Contract, `Delivery`: what becomes of a message that is accepted, rejected, or neither."""
+"""Contract, `Delivery`: what happens to a message that is accepted, rejected, or neither."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from msgbus.drivers.base import Capability, Delivery
 
 
 class SettlingChecks:
-    """Of `Delivery.accept` and `reject`, and of those on which neither was called."""
+    """Of `Delivery.accept` and `reject`, and of deliveries on which neither was called."""
 
     @check("driver", since="0.1")
-    def test_a_first_delivery_is_none_again(self, bus: Bus) -> None:
-        """What comes for the first time is not marked as redelivered; its attempts are 0 where they are counted."""
+    def test_a_first_delivery_is_not_marked_as_redelivered(self, bus: Bus) -> None:
+        """A first delivery is not marked as redelivered, and its attempts are 0 if they are counted."""
         receiver = Receiver()
         receiver.subscribe(another_driver(bus), bus.address())
         send_all(bus.driver, bus.address(), map(str, range(10)))
@@ -25,8 +25,8 @@ class SettlingChecks:
         assert {(got.redelivered, got.attempts) for got in receiver.wait(10)} == {(False, attempts)}
 
     @check("driver", since="0.1", needs=(Capability.REQUEUE,))
-    def test_close_gives_back_what_is_open(self, bus: Bus) -> None:
-        """What was handed over and neither accepted nor rejected goes to another subscriber, as it was."""
+    def test_close_gives_back_open_deliveries(self, bus: Bus) -> None:
+        """Deliveries that were neither accepted nor rejected go to another subscriber, unchanged."""
         first = Receiver(accept=False)
         subscription = first.subscribe(another_driver(bus), bus.address())
         send_all(bus.driver, bus.address(), map(str, range(5)))
@@ -40,9 +40,9 @@ class SettlingChecks:
         before = {delivery.message.body: delivery.message.id for delivery in first.deliveries[1:]}
         assert {delivery.message.body: delivery.message.id for delivery in second.deliveries} == before
 
-    @check("driver", since="0.1", needs=(Capability.REQUEUE,), builds_on=("test_close_gives_back_what_is_open",))
-    def test_what_is_given_back_is_marked(self, bus: Bus) -> None:
-        """It comes again as redelivered, and its attempts are counted on where that is declared."""
+    @check("driver", since="0.1", needs=(Capability.REQUEUE,), builds_on=("test_close_gives_back_open_deliveries",))
+    def test_what_is_given_back_is_marked_as_redelivered(self, bus: Bus) -> None:
+        """It is delivered again as redelivered, and its attempts are counted if counts is declared."""
         bodies = list(map(str, range(3)))
         again: list[Delivery] = []
         subscription = (first := Receiver(accept=False)).subscribe(another_driver(bus), bus.address())
@@ -54,7 +54,7 @@ class SettlingChecks:
             subscription.close().result(15)
             again = receiver.wait(3)
             assert all(delivery.redelivered for delivery in again), (
-                "what was given back came without the mark redelivered: at_most_once rests on it"
+                "a message that was given back came without the mark redelivered, on which at_most_once relies"
             )
             subscription = following
         counted = 2 if Capability.COUNTS in bus.capabilities else None
@@ -64,10 +64,10 @@ class SettlingChecks:
         "driver",
         since="0.1",
         needs=(Capability.REQUEUE, Capability.STORE),
-        builds_on=("test_close_gives_back_what_is_open",),
+        builds_on=("test_close_gives_back_open_deliveries",),
     )
-    def test_closing_a_driver_gives_back_what_is_open(self, bus: Bus) -> None:
-        """What a driver's subscriptions held goes to others when it is closed, as if it had died."""
+    def test_closing_a_driver_gives_back_open_deliveries(self, bus: Bus) -> None:
+        """If a driver is closed, the open deliveries of its subscriptions go to others, as if it had died."""
         leave_behind(bus, bus.address())
         holder = another_driver(bus)
         held = Receiver(accept=False)
@@ -80,24 +80,24 @@ class SettlingChecks:
         receiver.wait_for("x")
 
     @check("driver", since="0.1", ground_of=("bus",))
-    def test_accept_tells_whether_it_counts(self, bus: Bus) -> None:
-        """Over a connection that lives it returns True; once all is closed and given back, False."""
+    def test_accept_returns_whether_the_connection_lives(self, bus: Bus) -> None:
+        """It returns True over a live connection, and False once the driver is closed."""
         receiver = Receiver(accept=False)
         holder = another_driver(bus)
         receiver.subscribe(holder, bus.address())
         send_all(bus.driver, bus.address(), ["x", "y"])
         receiver.wait(2)
         assert Task(receiver.deliveries[0].accept).result() is True, (
-            "accept() is to return True over a connection that lives, on any thread"
+            "accept() has to return True over a live connection, on any thread"
         )
         holder.close()
         assert receiver.deliveries[1].accept() is False, (
-            "accept() is to return False once the driver is closed: the message has been given back"
+            "accept() has to return False once the driver is closed: the message was given back"
         )
 
     @check("driver", since="0.1")
     def test_accept_is_for_good(self, bus: Bus) -> None:
-        """What was accepted, from whatever thread, does not come again, not even where it is rejected afterwards."""
+        """A message that was accepted, on any thread, is not delivered again, even if it is rejected afterwards."""
         receiver = Receiver(accept=False)
         subscription = receiver.subscribe(another_driver(bus), bus.address())
         send(bus.driver, bus.address(), "x")
@@ -114,17 +114,17 @@ class SettlingChecks:
         send(bus.driver, bus.address(), "z")
         again.wait_for("z")
         assert "x" not in again.bodies + receiver.bodies[1:], (
-            "a message that was accepted came again: after accept(), reject() changes nothing"
+            "a message that was accepted was delivered again: after accept(), reject() has to have no effect"
         )
 
     @check(
         "driver",
         since="0.1",
         needs=(Capability.REQUEUE,),
-        builds_on=("test_close_gives_back_what_is_open", "test_a_first_delivery_is_none_again"),
+        builds_on=("test_close_gives_back_open_deliveries", "test_a_first_delivery_is_not_marked_as_redelivered"),
     )
-    def test_reject_with_requeue_hands_it_to_another(self, bus: Bus) -> None:
-        """A message that is given back comes again, as redelivered, however often."""
+    def test_reject_with_requeue_delivers_it_again(self, bus: Bus) -> None:
+        """A message that is given back is delivered again, as redelivered, any number of times."""
 
         def settle(delivery: Delivery) -> None:
             number = sum(len(receiver.deliveries) for receiver in receivers)
@@ -152,7 +152,7 @@ class SettlingChecks:
 
     @check("driver", since="0.1")
     def test_reject_without_requeue_drops_it(self, bus: Bus) -> None:
-        """A message that is dropped does not come again."""
+        """A message that is dropped is not delivered again."""
         receiver = Receiver(accept=False, then=lambda delivery: delivery.reject(requeue=False))
         subscription = receiver.subscribe(another_driver(bus), bus.address(), prefetch=10)
         for body in ("x", "y"):
@@ -168,7 +168,7 @@ class SettlingChecks:
 
     @check("driver", since="0.1", lacks=(Capability.REQUEUE,))
     def test_requeue_is_declared_or_refused(self, bus: Bus) -> None:
-        """A driver that does not declare requeue refuses to be asked for it."""
+        """A driver that does not declare requeue raises `CapabilityMissing`."""
         receiver = Receiver(accept=False)
         receiver.subscribe(bus.driver, bus.address())
         send(bus.driver, bus.address(), "x")

@@ -1,4 +1,4 @@
-"""Stopping a server: what runs is finished, what has not begun goes to others, nothing is lost or run twice."""
+"""Stopping a server: running requests finish, others go to other servers, none is lost or run twice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class StoppingChecks:
     @check("bus", since="0.1")
     @BOTH
     def test_what_runs_is_finished_and_answered(self, bus: Bus, delivery: Any) -> None:
-        """After `stop` a running handler goes on, and its caller gets the answer before `wait` returns 0."""
+        """After `stop` a running handler continues, and its caller gets the answer before `wait` returns 0."""
         (server,) = bus.serve("s1")
         gate = bus.gate()
         client = bus.client(delivery=delivery)
@@ -42,7 +42,7 @@ class StoppingChecks:
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_a_running_stream_is_finished(self, bus: Bus) -> None:
-        """A stream goes on after `stop`, to its end."""
+        """After `stop` a running stream continues to its end."""
         (server,) = bus.serve("s1")
         gate = bus.gate()
         stream = bus.client().multicall({}, "gated", key="k", n=3, gate=gate)
@@ -57,13 +57,13 @@ class StoppingChecks:
         since="0.1",
         needs=(Capability.REQUEUE,),
         builds_on=(
-            "test_close_gives_back_what_is_open",
-            "test_reject_with_requeue_hands_it_to_another",
+            "test_close_gives_back_open_deliveries",
+            "test_reject_with_requeue_delivers_it_again",
         ),
     )
     @BOTH
     def test_what_has_not_begun_goes_to_another(self, bus: Bus, delivery: Any) -> None:
-        """A stopping server gives back what no thread of it has begun; another server runs it, once."""
+        """A stopping server gives back the requests that it has not begun; another server runs them, once."""
         (first,) = bus.serve("s1", executor_thread_pool_size=1)
         gate = bus.gate()
         client = bus.client(delivery=delivery)
@@ -73,7 +73,10 @@ class StoppingChecks:
         for n in range(10):
             client.cast({}, "note", key=f"cast {n}")
         if Capability.INSPECT in bus.capabilities:
-            until(lambda: bus.driver.inspect(bus.address()).result(15).depth in (0, None), "all is at the first server")
+            until(
+                lambda: bus.driver.inspect(bus.address()).result(15).depth in (0, None),
+                "all requests are at the first server",
+            )
         bus.serve("s2")
         first.stop()
         assert gather(calls) == ["s2"] * 10
@@ -91,13 +94,13 @@ class StoppingChecks:
         since="0.1",
         needs=(Capability.REQUEUE, Capability.STORE),
         builds_on=(
-            "test_close_gives_back_what_is_open",
-            "test_reject_with_requeue_hands_it_to_another",
+            "test_close_gives_back_open_deliveries",
+            "test_reject_with_requeue_delivers_it_again",
         ),
     )
     @BOTH
     def test_what_has_not_begun_waits_for_a_server(self, bus: Bus, delivery: Any) -> None:
-        """Where there is no other server, what is given back is stored for the next one."""
+        """If there is no other server, requests that are given back are stored for the next one."""
         (first,) = bus.serve("s1", executor_thread_pool_size=1)
         gate = bus.gate()
         client = bus.client(delivery=delivery)
@@ -105,7 +108,10 @@ class StoppingChecks:
         bus.ran("held")
         calls = [Task(client.call, {}, "note", key=f"call {n}") for n in range(10)]
         if Capability.INSPECT in bus.capabilities:
-            until(lambda: bus.driver.inspect(bus.address()).result(15).depth in (0, None), "all is at the first server")
+            until(
+                lambda: bus.driver.inspect(bus.address()).result(15).depth in (0, None),
+                "all requests are at the first server",
+            )
         first.stop()
         bus.journal.open_gate(gate)
         assert held.result() == "s1"
@@ -120,13 +126,13 @@ class StoppingChecks:
         since="0.1",
         needs=(Capability.REQUEUE,),
         builds_on=(
-            "test_close_gives_back_what_is_open",
-            "test_reject_with_requeue_hands_it_to_another",
+            "test_close_gives_back_open_deliveries",
+            "test_reject_with_requeue_delivers_it_again",
         ),
     )
     @BOTH
     def test_servers_may_come_and_go_under_load(self, bus: Bus, delivery: Any) -> None:
-        """While eight callers go on, servers are stopped and started: every call is answered, and run once."""
+        """While eight callers make calls, servers are stopped and started: every call is run once and answered."""
         (first,) = bus.serve("s1", executor_thread_pool_size=2)
         client = bus.client(delivery=delivery)
 
@@ -169,11 +175,11 @@ class StoppingChecks:
         since="0.1",
         builds_on=(
             "test_a_fanout_goes_to_all",
-            "test_after_stop_nothing_is_handed_over",
+            "test_after_stop_nothing_is_delivered",
         ),
     )
     def test_a_stopped_server_takes_nothing_new(self, bus: Bus) -> None:
-        """Once `stop` has returned, no further request begins there, in any pattern."""
+        """Once `stop` has returned, no further request begins on that server, in any pattern."""
         first, _ = bus.serve("s1", "s2")
         first.stop()
         client = bus.client()
@@ -185,7 +191,7 @@ class StoppingChecks:
 
     @check("bus", since="0.1")
     def test_an_idle_server_stops_at_once(self, bus: Bus) -> None:
-        """There is nothing to wait for."""
+        """Without running requests there is nothing to wait for."""
         (server,) = bus.serve("s1")
         assert bus.client().call({}, "echo", value=1) == 1
         closing = Task(server.close)

@@ -1,4 +1,4 @@
-"""Streams: order, ends, errors, credit, and who notices that the other side is gone."""
+"""Streams: order, ends, errors, credit, and how each side notices the end of the other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from msgbus.conformance.check import check
 from msgbus.conformance.waiting import until
 
 SOON = 8.0
-"""Seconds in which a generator is closed that was told to: long before its server would miss the client."""
+"""Seconds within which a cancelled generator is closed: long before its server would miss the client."""
 
 
 class StreamChecks:
@@ -24,7 +24,7 @@ class StreamChecks:
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     @pytest.mark.parametrize("n", [0, 1, 99, 100, 101, 2000])
     def test_items_come_in_order(self, bus: Bus, n: int) -> None:
-        """Every item once, in the order of the generator, also beyond the credit window."""
+        """Every item arrives once, in the order of the generator, also beyond the credit window."""
         bus.serve()
         assert list(bus.client().multicall({}, "count", n=n)) == list(range(n))
 
@@ -36,7 +36,7 @@ class StreamChecks:
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_items_come_as_they_are_yielded(self, bus: Bus) -> None:
-        """The first items are there while the generator still runs."""
+        """The first items arrive while the generator still runs."""
         bus.serve()
         gate = bus.gate()
         stream = bus.client().multicall({}, "gated", key="k", n=3, gate=gate)
@@ -47,7 +47,7 @@ class StreamChecks:
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_an_exception_comes_after_the_values_before_it(self, bus: Bus) -> None:
-        """None of the values is lost, and the stream is over then."""
+        """No value is lost, and the exception ends the stream."""
         bus.serve()
         for n in (0, 1, 250):
             stream = bus.client().multicall({}, "count_and_fail", n=n)
@@ -61,8 +61,8 @@ class StreamChecks:
         assert caught.value.exc_type == "Trouble"
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
-    def test_an_item_that_cannot_travel_ends_the_stream(self, bus: Bus) -> None:
-        """The client gets the values before it and an error that says so; the generator is closed."""
+    def test_an_item_that_cannot_be_encoded_ends_the_stream(self, bus: Bus) -> None:
+        """The client gets the values before it, and then an error; the generator is closed."""
         bus.serve()
         stream = bus.client().multicall({}, "count_and_yield_object", n=5)
         assert list(itertools.islice(stream, 5)) == list(range(5))
@@ -71,7 +71,7 @@ class StreamChecks:
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_closing_the_iterator_closes_the_generator(self, bus: Bus) -> None:
-        """Its ``finally`` runs; the iterator is at its end; closing it again is no error."""
+        """Its ``finally`` runs; the iterator has ended; closing it again is no error."""
         bus.serve()
         stream = bus.client().multicall({}, "endless", key="k")
         assert list(itertools.islice(stream, 5)) == list(range(5))
@@ -82,13 +82,13 @@ class StreamChecks:
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_closing_at_once_closes_the_generator(self, bus: Bus) -> None:
-        """Also where the server has not said yet that it began."""
+        """Also before the server has said that it began."""
         bus.serve()
         for n in range(10):
             with bus.client().multicall({}, "endless", key=f"k{n}"):
                 pass
         for n in range(10):
-            # One that was cancelled before it had begun may never run.
+            # A stream that was cancelled before it began may never run.
             if bus.journal.entries("yield", f"k{n}"):
                 bus.saw("closed", f"k{n}", seconds=SOON)
         assert bus.client().call({}, "echo", value=1) == 1
@@ -107,13 +107,13 @@ class StreamChecks:
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_a_generator_waits_for_its_reader(self, bus: Bus) -> None:
-        """It runs ahead by the credit window and then stands still, until items are taken."""
+        """It is ahead by the credit window at most, and then waits until items are taken."""
         bus.serve()
         client = bus.client()
         with client.multicall({}, "endless", key="k") as stream:
             next(stream)
             until(lambda: len(bus.journal.entries("yield", "k")) >= STREAM_WINDOW, "a full window")
-            for n in range(200):  # A generator that did not wait would be far ahead after these.
+            for n in range(200):  # A generator that does not wait would be far ahead after these.
                 assert client.call({}, "echo", value=n) == n
             assert len(bus.journal.entries("yield", "k")) <= STREAM_WINDOW + 1
             assert list(itertools.islice(stream, 250)) == list(range(1, 251))
@@ -121,14 +121,14 @@ class StreamChecks:
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_large_items_travel(self, bus: Bus) -> None:
-        """Items of which one message could hold a few arrive all the same, however many the generator is ahead."""
+        """Items arrive even if only a few of them fit into a message, however far the generator is ahead."""
         bus.serve()
         size = bus.harness.largest // 8
         assert [len(item) for item in bus.client().multicall({}, "big_items", n=30, size=size)] == [size] * 30
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_two_streams_do_not_mix(self, bus: Bus) -> None:
-        """Streams of one client that are read in turn keep their own items."""
+        """Two streams of one client that are read in turn each yield their own items."""
         bus.serve("s1", "s2")
         streams = [bus.client().multicall({}, "count", n=300) for _ in range(4)]
         for n in range(300):
@@ -137,7 +137,7 @@ class StreamChecks:
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_the_timeout_is_for_each_item(self, bus: Bus) -> None:
-        """An item that does not come in time ends the stream, and the generator with it."""
+        """If an item does not arrive in time, the stream ends, and the generator is closed."""
         bus.serve()
         gate = bus.gate()
         stream = bus.client(timeout=1.0).multicall({}, "gated", key="k", n=3, gate=gate)
@@ -146,7 +146,7 @@ class StreamChecks:
         with pytest.raises(MessagingTimeout):
             next(stream)
         assert 0.8 < time.monotonic() - start < 3, (
-            f"the wait for the next item was to end after 1 s, and took {time.monotonic() - start:.1f}"
+            f"the wait for the next item had to end after 1 s, and took {time.monotonic() - start:.1f}"
         )
         bus.journal.open_gate(gate)
         bus.saw("closed", "k", seconds=SOON)
@@ -154,7 +154,7 @@ class StreamChecks:
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_the_deadline_is_for_the_whole(self, bus: Bus) -> None:
-        """However fast the items come, at the deadline it is over."""
+        """At the deadline the stream ends, however fast the items arrive."""
         bus.serve()
         start = time.monotonic()
         stream = bus.client().prepare(deadline=1.5).multicall({}, "endless", key="k")
@@ -162,13 +162,13 @@ class StreamChecks:
             for _ in stream:
                 pass
         assert 1.3 < time.monotonic() - start < 4, (
-            f"the stream was to end after 1.5 s, and took {time.monotonic() - start:.1f}"
+            f"the stream had to end after 1.5 s, and took {time.monotonic() - start:.1f}"
         )
         bus.saw("closed", "k", seconds=SOON)
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_a_stream_outlives_its_timeout(self, bus: Bus) -> None:
-        """The timeout bounds the wait for an item, not the whole: a long stream goes on for longer."""
+        """The timeout bounds the wait for each item, not the whole stream, which can last longer."""
         bus.serve()
         start = time.monotonic()
         with bus.client(timeout=0.5).multicall({}, "endless", key="k") as stream:

@@ -1,4 +1,4 @@
-"""Contract, `Driver.subscribe`: who gets a message, in which order, and how many at a time."""
+"""Contract, `Driver.subscribe`: which subscriber gets a message, in which order, and how many at a time."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ALIKE = (
         "-" + "x" * 40 + "2",
     ),
 )
-"""Ends of names that a sloppy mapping takes for each other."""
+"""Ends of names that a careless mapping to names of the message system would confuse."""
 
 
 class SubscribingChecks:
@@ -66,13 +66,13 @@ class SubscribingChecks:
             send(bus.driver, bus.address(), str(n))
         until(lambda: sum(len(receiver.deliveries) for receiver in receivers) >= 300, "300 deliveries")
         assert min(len(receiver.deliveries) for receiver in receivers) >= 60, (
-            "idle servers share the work about equally, and these got "
+            "idle servers have to share the work about equally; these got "
             f"{[len(receiver.deliveries) for receiver in receivers]} messages"
         )
 
     @check("driver", since="0.1")
     def test_a_server_address_goes_to_that_one(self, bus: Bus) -> None:
-        """What is sent to one server's name reaches that one only."""
+        """A message to a server's address reaches that server only."""
         first, second = Receiver(), Receiver()
         first.subscribe(another_driver(bus), bus.address("server", server="a"))
         second.subscribe(another_driver(bus), bus.address("server", server="b"))
@@ -82,13 +82,13 @@ class SubscribingChecks:
         second.wait(20)
         first.wait_for("end")
         assert (len(first.deliveries), len(second.deliveries)) == (1, 20), (
-            "one holds its only message (prefetch 1) and the other gets all 20 others; they got "
+            "one holds its only message (prefetch 1), and the other has to get all 20 others; they got "
             f"{len(first.deliveries)} and {len(second.deliveries)}"
         )
 
     @check("driver", since="0.1")
     def test_a_fanout_goes_to_all(self, bus: Bus) -> None:
-        """Each of three subscribers gets each message once, also two of the same name."""
+        """Each of three subscribers gets each message once, even if two have the same name."""
         receivers = [Receiver() for _ in range(3)]
         for name, receiver in zip(("a", "b", "b"), receivers, strict=True):
             receiver.subscribe(another_driver(bus), bus.address("fanout", server=name))
@@ -100,7 +100,7 @@ class SubscribingChecks:
 
     @check("driver", since="0.1")
     def test_each_pool_gets_a_copy(self, bus: Bus) -> None:
-        """What is sent to a topic goes to one of its subscribers and to one of each pool."""
+        """A message to a topic goes to one of its subscribers and to one member of each pool."""
         plain, first, second = Receiver(), Receiver(), Receiver()
         plain.subscribe(bus.driver, bus.address())
         first.subscribe(another_driver(bus), bus.address("pool", name="p1"))
@@ -114,7 +114,7 @@ class SubscribingChecks:
 
     @check("driver", since="0.1", builds_on=("test_each_pool_gets_a_copy", "test_a_fanout_goes_to_all"))
     def test_pools_get_what_is_for_the_topic_alone(self, bus: Bus) -> None:
-        """What is sent to one server of the topic, or to all, is not copied to its pools."""
+        """Messages to one server of the topic, or to all, are not copied to its pools."""
         pool, server = Receiver(), Receiver()
         pool.subscribe(another_driver(bus), bus.address("pool", name="p1"))
         for address in (bus.address("server", server="s1"), bus.address("fanout", server="s1")):
@@ -129,7 +129,7 @@ class SubscribingChecks:
     @check("driver", since="0.1")
     @pytest.mark.parametrize("kind", ["topic", "server", "fanout", "pool", "dead"])
     def test_exchanges_and_topics_are_apart(self, bus: Bus, kind: str) -> None:
-        """The same address of another exchange, and of another topic of the same, get nothing."""
+        """The same address in another exchange, or with another topic, gets nothing."""
         if kind == "dead" and Capability.STORE not in bus.capabilities:
             pytest.skip("the driver does not declare store")
         here = address_of(bus, kind)
@@ -145,7 +145,7 @@ class SubscribingChecks:
 
     @check("driver", since="0.1")
     def test_kinds_of_addresses_are_apart(self, bus: Bus) -> None:
-        """One subscription to several kinds of addresses of a topic gets each message by the one it was sent to."""
+        """A subscription to several kinds of addresses gets each message with the address that it was sent to."""
         receiver = Receiver()
         addresses = [address_of(bus, kind) for kind in ("topic", "server", "fanout")]
         receiver.subscribe(another_driver(bus), *addresses)
@@ -159,14 +159,14 @@ class SubscribingChecks:
 
     @check("driver", since="0.1", builds_on=("test_kinds_of_addresses_are_apart",))
     def test_names_that_differ_are_different_addresses(self, bus: Bus) -> None:
-        """Whatever is in the names of topics, servers and exchanges, each address gets what was sent to it alone.
+        """Whatever characters the names of topics, servers and exchanges have, each address gets only its own messages.
 
         Names differ that have different characters: capitals, other separators, another normal form of Unicode.
         """
         names = [f"{bus.topic}{end}" for end in ALIKE]
         addresses = [bus.address(topic=name) for name in names]
         addresses += [bus.address("server", server=end) for end in ALIKE]
-        # What one name ends with, and the next begins with.
+        # Names of which one ends as the next begins.
         for mark in (".", "/", ":", "!", "%2F"):
             addresses.append(bus.address("server", topic=f"{bus.topic}{mark}x", server="y"))
             addresses.append(bus.address("server", server=f"x{mark}y"))
@@ -176,7 +176,7 @@ class SubscribingChecks:
         for subscription in [driver.subscribe([at], got.take, prefetch=5) for at, got in receivers.items()]:
             subscription.ready.result(60)
         numbered = list(enumerate(receivers))
-        # Once in the order in which they subscribed, and once not: those who share by turns are to be found out.
+        # Once in the order of subscribing and once in another: otherwise two that share by turns would go unnoticed.
         for round_number, those in enumerate((numbered, numbered[::-1])):
             for number, address in those:
                 send(bus.driver, address, f"{round_number} {number}")
@@ -186,7 +186,7 @@ class SubscribingChecks:
 
     @check("driver", since="0.1", needs=(Capability.STORE,))
     def test_dead_letters_are_stored(self, bus: Bus) -> None:
-        """What is sent to a dead address that nobody ever listened to is there for one who comes later."""
+        """Messages to a dead address at which nobody has ever listened are kept for a later subscriber."""
         send(bus.driver, bus.address("dead"), "letter", ttl=None, durable=True, mandatory=False)
         receiver = Receiver()
         receiver.subscribe(another_driver(bus), bus.address("dead"))
@@ -195,9 +195,9 @@ class SubscribingChecks:
     @check("driver", since="0.1", needs=(Capability.STORE,))
     @pytest.mark.parametrize("kind", ["topic", "server", "pool"])
     def test_messages_wait_for_one_who_is_away(self, bus: Bus, kind: str) -> None:
-        """What is sent while the listener is away is there when it comes back."""
+        """Messages that are sent while the listener is away are delivered when it is back."""
         address = address_of(bus, kind)
-        if kind == "pool":  # Its copy is of what goes to the topic.
+        if kind == "pool":  # It gets copies of the messages to the topic.
             Receiver().subscribe(bus.driver, bus.address())
         leave_behind(bus, address)
         send(bus.driver, sent_to(address), "waiting")
@@ -208,7 +208,7 @@ class SubscribingChecks:
 
     @check("driver", since="0.1", builds_on=("test_a_fanout_goes_to_all",))
     def test_a_fanout_queue_goes_with_its_owner(self, bus: Bus) -> None:
-        """After a clean close nothing is gathered for a subscriber of the fanout that comes back under its name."""
+        """After a clean close, nothing is stored for a subscriber of the fanout that returns with the same name."""
         address = bus.address("fanout", server="a")
         Receiver().subscribe(bus.driver, address).close().result(15)
         send(bus.driver, bus.address("fanout"), "missed", mandatory=False)
@@ -218,10 +218,10 @@ class SubscribingChecks:
         receiver.wait_for("seen")
         assert receiver.bodies == ["seen"]
 
-    @check("driver", since="0.1", builds_on=("test_close_gives_back_what_is_open",))
+    @check("driver", since="0.1", builds_on=("test_close_gives_back_open_deliveries",))
     @KINDS
-    def test_prefetch_bounds_what_is_handed_over(self, bus: Bus, kind: str) -> None:
-        """Never more than `prefetch` deliveries are open, and each that is accepted makes room for another."""
+    def test_prefetch_bounds_open_deliveries(self, bus: Bus, kind: str) -> None:
+        """Never more than `prefetch` deliveries are open, and accepting one makes room for another."""
         receiver = Receiver(accept=False)
         address = address_of(bus, kind)
         receiver.subscribe(another_driver(bus), address, prefetch=3)
@@ -229,14 +229,14 @@ class SubscribingChecks:
         for settled in range(30):
             receiver.wait(min(30, settled + 3))
             assert len(receiver.deliveries) <= settled + 3, (
-                f"prefetch is 3 and {settled} were settled, and {len(receiver.deliveries)} were handed over"
+                f"prefetch is 3, {settled} were accepted or rejected, and {len(receiver.deliveries)} were delivered"
             )
             receiver.deliveries[settled].accept()
         assert sorted(map(int, receiver.bodies)) == list(range(30))
 
-    @check("driver", since="0.1", builds_on=("test_close_gives_back_what_is_open",))
+    @check("driver", since="0.1", builds_on=("test_close_gives_back_open_deliveries",))
     def test_a_rejected_delivery_makes_room(self, bus: Bus) -> None:
-        """What is rejected counts no more for the prefetch."""
+        """A rejected delivery does not count for the prefetch any more."""
         receiver = Receiver(accept=False)
         receiver.subscribe(another_driver(bus), bus.address(), prefetch=2)
         send_all(bus.driver, bus.address(), map(str, range(10)))
@@ -246,7 +246,7 @@ class SubscribingChecks:
 
     @check("driver", since="0.1", builds_on=("test_kinds_of_addresses_are_apart",))
     def test_prefetch_holds_for_each_address(self, bus: Bus) -> None:
-        """An address whose prefetch is used up does not keep another one of the subscription waiting."""
+        """An address whose prefetch is used up does not delay another address of the subscription."""
         receiver = Receiver(accept=False)
         receiver.subscribe(bus.driver, bus.address(), bus.address("server", server="a"), prefetch=1)
         for n in range(3):
@@ -255,9 +255,9 @@ class SubscribingChecks:
         send(bus.driver, bus.address("server", server="a"), "server")
         receiver.wait_for("server")
 
-    @check("driver", since="0.1", builds_on=("test_prefetch_bounds_what_is_handed_over",))
+    @check("driver", since="0.1", builds_on=("test_prefetch_bounds_open_deliveries",))
     def test_prefetch_holds_for_each_subscription(self, bus: Bus) -> None:
-        """A subscription whose prefetch is used up does not keep another one of the same driver waiting."""
+        """A subscription whose prefetch is used up does not delay another one of the same driver."""
         busy, idle = Receiver(accept=False), Receiver(accept=False)
         busy.subscribe(bus.driver, bus.address(), prefetch=1)
         idle.subscribe(bus.driver, bus.address(topic=f"{bus.topic}-2"), prefetch=1)
@@ -280,7 +280,7 @@ class SubscribingChecks:
     @check("driver", since="0.1", needs=(Capability.ORDERED,))
     @KINDS
     def test_messages_that_wait_keep_their_order(self, bus: Bus, kind: str) -> None:
-        """Those for which a consumer has no room yet come in the order of sending, too."""
+        """Messages that wait because of the prefetch arrive in the order of sending, too."""
         receiver = Receiver(accept=False)
         address = address_of(bus, kind)
         receiver.subscribe(another_driver(bus), address, prefetch=2)
@@ -296,7 +296,7 @@ class SubscribingChecks:
         builds_on=("test_messages_wait_for_one_who_is_away",),
     )
     def test_stored_messages_keep_their_order(self, bus: Bus) -> None:
-        """Those that waited for a subscriber come in the order of sending."""
+        """Messages that were stored for a subscriber arrive in the order of sending."""
         leave_behind(bus, bus.address())
         send_all(bus.driver, bus.address(), map(str, range(50)))
         receiver = Receiver()
@@ -306,8 +306,8 @@ class SubscribingChecks:
 
     @check("driver", since="0.1", builds_on=("test_kinds_of_addresses_are_apart",))
     def test_calls_of_a_subscription_never_overlap(self, bus: Bus) -> None:
-        """`on_delivery` is not called again before it has returned, whichever of the addresses a message comes by."""
-        receiver = Receiver(then=lambda _: time.sleep(0.0005))  # long enough for another thread to come in
+        """`on_delivery` is not called again before it has returned, whatever the address of the message."""
+        receiver = Receiver(then=lambda _: time.sleep(0.0005))  # long enough for another thread to interfere
         addresses = [bus.address(), bus.address("server", server="a"), bus.address("fanout", server="a")]
         receiver.subscribe(bus.driver, *addresses)
 
@@ -319,18 +319,18 @@ class SubscribingChecks:
         gather([Task(send_many, number) for number in range(6)])
         receiver.wait(600)
         assert receiver.overlaps == 0, (
-            "on_delivery was called while another call of it ran: calls for one subscription may not overlap"
+            "on_delivery was called while another call of it ran: calls for one subscription must not overlap"
         )
 
-    @check("driver", since="0.1", builds_on=("test_close_gives_back_what_is_open",))
+    @check("driver", since="0.1", builds_on=("test_close_gives_back_open_deliveries",))
     def test_many_messages_wait_for_their_turn(self, bus: Bus) -> None:
-        """Of 2,000 messages for a subscriber that is busy, each comes that was not refused with `TransportBlocked`."""
+        """Of 2,000 messages for a busy subscriber, all are delivered except those refused with `TransportBlocked`."""
         receiver = Receiver(accept=False)
         receiver.subscribe(another_driver(bus), bus.address(), prefetch=20)
         sent = {str(n): bus.driver.send(bus.address(), message(str(n), wait=10.0), mandatory=True) for n in range(2000)}
         errors = {body: future.exception(60) for body, future in sent.items()}
         assert all(error is None or type(error) is TransportBlocked for error in errors.values()), (
-            f"a full queue is TransportBlocked: {[error for error in errors.values() if error is not None][:3]}"
+            f"a full queue has to be TransportBlocked: {[e for e in errors.values() if e is not None][:3]}"
         )
         taken = [body for body, error in errors.items() if error is None]
         accepted = 0
@@ -343,7 +343,7 @@ class SubscribingChecks:
     @check("driver", since="0.1", builds_on=("test_a_fanout_goes_to_all",))
     @KINDS
     def test_closing_one_subscription_leaves_the_others(self, bus: Bus, kind: str) -> None:
-        """Another one to the same address goes on, be it of the same driver or of another."""
+        """Another subscription to the same address continues, of the same driver or of another."""
         closed, same, other = Receiver(), Receiver(), Receiver()
         address = address_of(bus, kind)
         subscription = closed.subscribe(bus.driver, address)
@@ -354,9 +354,9 @@ class SubscribingChecks:
         subscription = closed.subscribe(bus.driver, address)
         other.subscribe(another_driver(bus), address)
         subscription.close().result(15)
-        for n in range(10):  # Two share them, unless it is a fanout.
+        for n in range(10):  # The two share them, unless it is a fanout.
             send(bus.driver, sent_to(address), str(n))
-        until(lambda: {*same.bodies, *other.bodies} >= set(map(str, range(10))), "all have come to the two")
+        until(lambda: {*same.bodies, *other.bodies} >= set(map(str, range(10))), "all messages have reached the two")
 
     @check(
         "driver",
@@ -364,8 +364,8 @@ class SubscribingChecks:
         builds_on=("test_a_fanout_goes_to_all", "test_closing_one_subscription_leaves_the_others"),
     )
     @KINDS
-    def test_after_stop_nothing_is_handed_over(self, bus: Bus, kind: str) -> None:
-        """Once `stop` is done, what comes goes to others; what was handed over before can still be accepted."""
+    def test_after_stop_nothing_is_delivered(self, bus: Bus, kind: str) -> None:
+        """Once `stop` is done, new messages go to others; earlier deliveries can still be accepted."""
         stopped, other = Receiver(accept=False), Receiver()
         address = address_of(bus, kind)
         subscription = stopped.subscribe(another_driver(bus), address)
@@ -381,8 +381,8 @@ class SubscribingChecks:
         send_all(bus.driver, sent_to(address), ["end"])
         other.wait_for("end")
         assert "before" not in other.bodies, (
-            "what was handed over before stop() and is still open was given to another: stop() gives nothing back, "
-            "close() does"
+            "a delivery that was open before stop() was given to another: stop() must not give it back, "
+            "only close() does"
         )
 
     @check(
@@ -391,8 +391,8 @@ class SubscribingChecks:
         builds_on=("test_a_fanout_goes_to_all", "test_closing_one_subscription_leaves_the_others"),
     )
     @KINDS
-    def test_after_close_nothing_is_handed_over(self, bus: Bus, kind: str) -> None:
-        """Once `close` is done, all that comes goes to others."""
+    def test_after_close_nothing_is_delivered(self, bus: Bus, kind: str) -> None:
+        """Once `close` is done, all messages go to others."""
         closed, other = Receiver(), Receiver()
         address = address_of(bus, kind)
         subscription = closed.subscribe(bus.driver, address)
@@ -407,7 +407,7 @@ class SubscribingChecks:
 
     @check("driver", since="0.1")
     def test_one_may_subscribe_from_a_callback(self, bus: Bus) -> None:
-        """`on_delivery` may subscribe to further addresses, without waiting for it."""
+        """`on_delivery` may subscribe to further addresses, without waiting until that is ready."""
         late = Receiver()
         began = threading.Event()
 

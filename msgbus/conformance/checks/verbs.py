@@ -1,4 +1,4 @@
-"""What each verb returns and raises, and that contexts, nested calls and pings work."""
+"""What each verb returns and raises; contexts, nested calls and pings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class VerbChecks:
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     @pytest.mark.parametrize("codec", ["json", "msgpack"])
     def test_values_come_back_as_they_were_sent(self, bus: Bus, codec: str) -> None:
-        """Plain data of every kind travels both ways, as a call's value and as an item of a stream."""
+        """Plain data of every kind is unchanged, as an argument, a result and an item of a stream."""
         bus.serve()
         client = bus.client(transport=bus.new_transport(rpc_codec=codec))
         for value in VALUES:
@@ -61,7 +61,7 @@ class VerbChecks:
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_too_large_is_an_error_of_the_caller(self, bus: Bus) -> None:
-        """A request over the message system's limit raises `MessageTooLarge` from each verb, and that is all."""
+        """Each verb raises `MessageTooLarge` for a request over the message system's limit, and works afterwards."""
         bus.serve()
         client = bus.client()
         huge = "x" * (bus.harness.largest + 1)
@@ -76,7 +76,7 @@ class VerbChecks:
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     @pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
     def test_an_answer_that_is_too_large_is_an_error(self, bus: Bus, delivery: Any) -> None:
-        """The caller is told at once, and the method is not run again for it."""
+        """The call fails at once, and the method is not run again."""
         bus.serve()
         client = bus.client(delivery=delivery)
         with pytest.raises(MessageTooLarge):
@@ -87,7 +87,7 @@ class VerbChecks:
 
     @check("bus", since="0.1")
     def test_cast_returns_before_it_has_run(self, bus: Bus) -> None:
-        """A cast is handed over and returns None; it runs once, and its value is dropped."""
+        """A cast returns None once it is sent; it runs once, and its result is dropped."""
         bus.serve()
         client = bus.client()
         gate = bus.gate()
@@ -101,7 +101,7 @@ class VerbChecks:
 
     @check("bus", since="0.1")
     def test_a_cast_to_a_generator_runs_it_to_its_end(self, bus: Bus) -> None:
-        """What it yields is dropped."""
+        """Its items are dropped."""
         bus.serve()
         bus.client().cast({}, "count", n=500, key="k")
         bus.saw("done", "k")
@@ -109,13 +109,13 @@ class VerbChecks:
     @check("bus", since="0.1")
     @pytest.mark.parametrize("n", [0, 1, 2, 500])
     def test_call_on_a_generator_gives_its_last_value(self, bus: Bus, n: int) -> None:
-        """Of an empty one that is None."""
+        """For an empty generator that is None."""
         bus.serve()
         assert bus.client().call({}, "count", n=n) == (n - 1 if n else None)
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_multicall_on_a_plain_method_gives_one_item(self, bus: Bus) -> None:
-        """Also where its value is None, or a list."""
+        """Also if its result is None or a list."""
         bus.serve()
         client = bus.client()
         for value in ("x", None, [1, 2], []):
@@ -123,7 +123,7 @@ class VerbChecks:
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_contexts_travel(self, bus: Bus) -> None:
-        """The handler gets the context as the caller gave it, with both verbs that return it."""
+        """The handler gets the caller's context unchanged, from `call` and `multicall`."""
         bus.serve()
         context = {"user": "jürgen", "roles": ["a", "b"], "deep": {"x": None}, "": 1}
         assert bus.client().call(context, "context") == context
@@ -132,7 +132,7 @@ class VerbChecks:
 
     @check("bus", since="0.1")
     def test_nested_calls(self, bus: Bus) -> None:
-        """A handler may call another service, its own, and a chain of them."""
+        """A handler may call another service, its own, or a chain of services."""
         bus.serve("s1", "s2")
         other = f"{bus.topic}-other"
         bus.serve("o1", topic=other)
@@ -146,7 +146,7 @@ class VerbChecks:
 
     @check("bus", since="0.1")
     def test_many_nested_calls_at_once(self, bus: Bus) -> None:
-        """Handlers that wait for other handlers do not block one another, as long as there are threads for them."""
+        """Handlers that wait for other handlers do not block one another while there are enough threads."""
         bus.serve("s1", "s2", executor_thread_pool_size=64)
         client = bus.client()
 
@@ -157,7 +157,7 @@ class VerbChecks:
 
     @check("bus", since="0.1", builds_on=("test_a_fanout_goes_to_all",))
     def test_ping_gathers_all_servers(self, bus: Bus) -> None:
-        """Each server answers with what it is; a named one answers alone."""
+        """Each server answers with its name and process; with a server in the target, only that one answers."""
         bus.serve("s1", "s2", "s3")
         answers = bus.client().ping(timeout=3)
         assert sorted(answer["server"] for answer in answers) == ["s1", "s2", "s3"]
@@ -167,7 +167,7 @@ class VerbChecks:
     @check("bus", since="0.1")
     @pytest.mark.parametrize(("threads", "calls"), [(32, 100)])
     def test_each_of_many_callers_gets_its_own_answer(self, bus: Bus, threads: int, calls: int) -> None:
-        """32 threads that share a client make 100 calls each, and none gets another's answer."""
+        """32 threads that share a client make 100 calls each, and each gets its own answers."""
         bus.serve("s1", "s2", "s3")
         client = bus.client()
 
@@ -195,8 +195,8 @@ class VerbChecks:
         until(lambda: len([e for e in bus.journal.entries("run") if e.key.startswith("cast")]) == 80, "80 casts")
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
-    def test_arguments_that_cannot_travel(self, bus: Bus) -> None:
-        """The error names the argument or context key, nothing is sent, and the client can be used on."""
+    def test_arguments_that_cannot_be_encoded_are_refused(self, bus: Bus) -> None:
+        """The error names the argument or context key, nothing is sent, and the client still works."""
         bus.serve()
         client = bus.client()
         recursive: list[Any] = []

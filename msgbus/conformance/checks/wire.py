@@ -1,4 +1,4 @@
-"""Requests made by hand, as a peer that is not ours might send them."""
+"""Requests made by hand, as a foreign peer might send them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def payload(method: Any, key: str, **more: Any) -> dict[str, Any]:
 
 
 def envelope(content: Any) -> bytes:
-    """It as it travels."""
+    """The envelope of a payload, as bytes."""
     return json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps(content)}).encode()
 
 
@@ -26,5 +26,5 @@ def raw(body: bytes, content_type: str = JSON, ttl: float | None = 30.0) -> Mess
 
 
 def policy(name: str) -> dict[str, Any]:
-    """What a request says of its delivery policy."""
+    """The part of a request that has its delivery policy."""
     return {"_msgbus": {"policy": name}}

@@ -1,4 +1,4 @@
-"""Options of the old systems that mean nothing any more: whoever still has one in a file is told so."""
+"""Options of older systems that have no effect any more: a warning says so for each that is in a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 LOG = get_logger(__name__)
 
-GONE = {
+REMOVED = {
     "rpc_conn_pool_size": "all threads share one connection",
     "rpc_cast_timeout": "rpc_response_timeout bounds casts too",
     "fake_rabbit": "use rpc_backend = fake",
@@ -25,7 +25,7 @@ GONE = {
     "rabbit_durable_queues": "queues are durable, and each message says whether it has to be",
     "amqp_durable_queues": "queues are durable, and each message says whether it has to be",
     "amqp_auto_delete": "see queue_expires and server_expires of [msgbus_kombu]",
-    "rabbit_ha_queues": "mirrored queues are gone from RabbitMQ; see quorum_queues of [msgbus_kombu]",
+    "rabbit_ha_queues": "RabbitMQ has no mirrored queues any more; see quorum_queues of [msgbus_kombu]",
     "rpc_zmq_ipc_dir": "see run_dir of [msgbus_zmq]",
     "rpc_zmq_bind_address": "see listen of [msgbus_zmq]",
     "rpc_zmq_port": "see listen of [msgbus_zmq]",
@@ -40,7 +40,7 @@ GONE = {
 """Name in group DEFAULT -> what holds instead."""
 
 
-def warn_of_gone_options(conf: cfg.ConfigOpts) -> None:
-    """Log a warning for each of `GONE` that the configuration files have in group DEFAULT."""
-    for name in sorted(names_in_files(conf, "DEFAULT").keys() & set(GONE)):
-        LOG.warning("the option %s of the configuration means nothing any more: %s", name, GONE[name])
+def warn_of_removed_options(conf: cfg.ConfigOpts) -> None:
+    """Log a warning for each of `REMOVED` that is in group DEFAULT of the configuration files."""
+    for name in sorted(names_in_files(conf, "DEFAULT").keys() & set(REMOVED)):
+        LOG.warning("the option %s of the configuration has no effect any more: %s", name, REMOVED[name])

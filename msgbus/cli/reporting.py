@@ -1,4 +1,4 @@
-"""Tells the user of an error: one line on stderr, of text or of JSON."""
+"""Reports errors to the user: one line on stderr, as text or as JSON."""
 
 from __future__ import annotations
 
@@ -14,30 +14,32 @@ from msgbus.cli.errors import details_of, is_named, json_line
 from msgbus.foreign import printable, printable_json, printable_lines, traceback_of
 
 LONGEST = 10_000
-"""Characters of a complaint that are shown at the most."""
-_TOLD = "msgbus.cli.told"
+"""The most characters of a message that are shown."""
+_REPORTED = "msgbus.cli.reported"
 
 
-def tell(exc: Exception) -> None:
-    """Tell of what a command raised, unless that has been done."""
+def report(exc: Exception) -> None:
+    """Report what a command raised, unless that has been done."""
     ctx = click.get_current_context()
-    if ctx.meta.get(_TOLD) is exc:
+    if ctx.meta.get(_REPORTED) is exc:
         return
-    ctx.meta[_TOLD] = exc
+    ctx.meta[_REPORTED] = exc
     details = details_of(exc)
     who = f"msgbus {ctx.find_root().invoked_subcommand}"
-    # The tables of errors in the documentation go by the name.
-    complain(ctx, f"{who}: {details['error']}" if is_named(exc) else who, details, exc)
+    # With its name, the error can be found in the tables of the documentation.
+    print_error(ctx, f"{who}: {details['error']}" if is_named(exc) else who, details, exc)
 
 
-def complain(ctx: click.Context, who: str, details: dict[str, Any], exc: BaseException | None, hint: str = "") -> None:
-    """Write a complaint.
+def print_error(
+    ctx: click.Context, who: str, details: dict[str, Any], exc: BaseException | None, hint: str = ""
+) -> None:
+    """Print an error.
 
     Args:
-        ctx: of the command.
+        ctx: the command's.
         who: begins the line.
-        details: as of `details_of`.
-        exc: whose traceback is written besides, where the user wants that; or None.
+        details: what `details_of` returns.
+        exc: its traceback is printed too, if the user wants tracebacks; or None.
         hint: ends the line.
     """
     trace = ""
