@@ -129,7 +129,7 @@ class RpcChecks:
         topic = rpc.queue_get_for(CONTEXT, "test", "host1")
         assert rpc.call(CONTEXT, topic, {"method": "echo", "args": {"value": 42}}) == 42
 
-    def test_call_of_a_host_that_is_not_there(self, receiver: Receiver) -> None:
+    def test_call_of_a_missing_host_fails(self, receiver: Receiver) -> None:
         """An error says so at once; the other servers of the topic do not stand in."""
         with pytest.raises(rpc.RPCException, match="host2"):
             rpc.call(CONTEXT, "test.host2", {"method": "echo", "args": {"value": 42}})
@@ -146,12 +146,12 @@ class RpcChecks:
         """A plain return gives exactly one value."""
         assert list(rpc.multicall(CONTEXT, "test", {"method": "echo", "args": {"value": 42}})) == [42]
 
-    def test_multicall_three_nones(self, receiver: Receiver) -> None:
+    def test_multicall_yields_three_nones(self, receiver: Receiver) -> None:
         """None is a value like others."""
         values = rpc.multicall(CONTEXT, "test", {"method": "multicall_three_nones", "args": {"value": 42}})
         assert list(values) == [None, None, None]
 
-    def test_multicall_three_values(self, receiver: Receiver) -> None:
+    def test_multicall_yields_three_values(self, receiver: Receiver) -> None:
         """The values arrive in their order, and the iterator is empty afterwards."""
         values = rpc.multicall(CONTEXT, "test", {"method": "echo_three_times_yield", "args": {"value": 42}})
         assert list(values) == [42, 43, 44]
@@ -236,7 +236,7 @@ class RpcChecks:
             threads[callid].join(PATIENCE)
             assert answers[callid] == f"value {callid}"
 
-    def test_exception_of_a_method(self, receiver: Receiver) -> None:
+    def test_exception_of_a_method_is_raised_at_the_caller(self, receiver: Receiver) -> None:
         """A built-in exception arrives as itself; one that may not be made again as RemoteError, with its traceback."""
         with pytest.raises(NotImplementedError, match="42"):
             rpc.call(CONTEXT, "test", {"method": "fail", "args": {"value": "42"}})

@@ -90,14 +90,14 @@ def test_help_of_each_command_has_an_example(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_of_each_command_tells_of_json(name: str) -> None:
+def test_help_of_each_command_mentions_json(name: str) -> None:
     """Each command can talk to programs; a shell's script is for none."""
     assert ("--json" in run(name, "--help").stdout) == (name != "completion")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("args", [("--log-level", "info"), ("--log-level", "INFO")])
-def test_log_level_stands_before_or_after_the_command(name: str, args: tuple[str, ...]) -> None:
+def test_log_level_is_taken_before_and_after_the_command(name: str, args: tuple[str, ...]) -> None:
     """Every command takes it in both places, and what stands last counts."""
     # Most commands end then, as something is missing: the level is set before that.
     root = logging.getLogger()
@@ -218,7 +218,7 @@ def test_wrong_configuration_file_is_wrong_usage(tmp_path: pathlib.Path) -> None
         ("[msgbus_fake]\nmax_message_size = 6x\n", ["max_message_size", "'6x' is not a whole number"]),
     ],
 )
-def test_wrong_value_in_a_file_is_told_in_words(lines: str, words: list[str], tmp_path: pathlib.Path) -> None:
+def test_wrong_value_in_a_file_is_reported_in_words(lines: str, words: list[str], tmp_path: pathlib.Path) -> None:
     """The file, the option, the value and what is valid; no inner object of oslo.config's."""
     conf = tmp_path / "it's.conf"
     conf.write_text(lines)
@@ -243,7 +243,7 @@ def misspelt(lines: str, tmp_path: pathlib.Path, *args: str) -> list[str]:
     return [line.partition(f"{conf}: ")[2] for line in logged]
 
 
-def test_name_that_is_nearly_ours_is_warned_of(tmp_path: pathlib.Path) -> None:
+def test_misspelt_option_names_are_warned_of(tmp_path: pathlib.Path) -> None:
     """A group, or an option of group DEFAULT, that nobody knows and that looks like one of ours; not with --json."""
     lines = "[DEFAULT]\nrpc_reponse_timeout = 3\n[msgbus_komby]\nheartbeat = 3\n[mgsbus_zmq]\nlisten = x\n"
     assert misspelt(lines, tmp_path) == [
@@ -254,7 +254,7 @@ def test_name_that_is_nearly_ours_is_warned_of(tmp_path: pathlib.Path) -> None:
     assert misspelt(lines, tmp_path, "--json") == []
 
 
-def test_names_of_others_are_not_warned_of(tmp_path: pathlib.Path) -> None:
+def test_options_of_others_are_not_warned_of(tmp_path: pathlib.Path) -> None:
     """A file is shared: what belongs to somebody else, or has been ours in older systems, is no mistake."""
     lines = (
         "[DEFAULT]\nrpc_response_timeout = 3\nrpc_thread_pool_size = 3\nrabbit_host = a\nrpc_conn_pool_size = 3\n"
@@ -274,7 +274,7 @@ def test_names_of_others_are_not_warned_of(tmp_path: pathlib.Path) -> None:
         (b"[DEFAULT]\ntransport_url = fake://u:s3cr3t@h\nrpc_response_timeout = soon\n", "'soon' is not a number"),
     ],
 )
-def test_configuration_file_that_cannot_be_read(content: bytes, text: str, tmp_path: pathlib.Path) -> None:
+def test_unreadable_configuration_file_is_wrong_usage(content: bytes, text: str, tmp_path: pathlib.Path) -> None:
     """One line names the file and what is wrong with it, without the line in which a password may be."""
     conf = tmp_path / "x.conf"
     conf.write_bytes(content)
@@ -285,7 +285,7 @@ def test_configuration_file_that_cannot_be_read(content: bytes, text: str, tmp_p
     assert "s3cr3t" not in line
 
 
-def test_configuration_file_names_the_message_system(tmp_path: pathlib.Path) -> None:
+def test_configuration_file_selects_the_message_system(tmp_path: pathlib.Path) -> None:
     """transport_url in a file is used, and --url wins over it."""
     conf = tmp_path / "x.conf"
     conf.write_text("[DEFAULT]\ntransport_url = fake://from-the-file\n")
@@ -294,7 +294,7 @@ def test_configuration_file_names_the_message_system(tmp_path: pathlib.Path) -> 
     assert "nonsense" in line
 
 
-def test_environment_names_the_message_system(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_selects_the_message_system(monkeypatch: pytest.MonkeyPatch) -> None:
     """MSGBUS_URL does what --url does."""
     monkeypatch.setenv("MSGBUS_URL", FAKE)
     fails(run("call", "topic", "method"), Code.NO_SERVER)
@@ -320,7 +320,7 @@ def test_environment_names_the_message_system(monkeypatch: pytest.MonkeyPatch) -
         ("class Hello:\n async def hi(self, ctxt): pass", "cli_mod:Hello", "cannot be served: Hello.hi is async"),
     ],
 )
-def test_class_that_cannot_be_had_is_said_clearly(
+def test_error_says_why_a_class_cannot_be_used(
     source: str, endpoint: str, text: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line says what is wrong with the module or class, and --debug shows the traceback."""
@@ -332,7 +332,9 @@ def test_class_that_cannot_be_had_is_said_clearly(
         assert "Traceback" in run("serve", endpoint, "--topic", "topic", "--url", FAKE, "--debug").stderr
 
 
-def test_class_that_needs_arguments_is_told_what_to_do(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_says_what_to_do_if_a_class_needs_arguments(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The line names no file of msgbus's own, where nothing is wrong."""
     (tmp_path / "cli_mod.py").write_text("class Hello:\n def __init__(self, stock): pass")
     monkeypatch.chdir(tmp_path)
@@ -430,7 +432,7 @@ def test_error_begins_with_the_name_of_its_class(args: list[str], name: str) -> 
     assert result.stderr.startswith(f"msgbus {args[0]}: {name}: ")
 
 
-def test_what_json_lacks_is_printed_as_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_values_that_json_lacks_are_printed_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     """NaN is not printed as null, and half a character ends nothing; bytes are base64."""
     value = [float("nan"), float("-inf"), "\ud800", b"\xff", {"a": None}]
     expected = '[NaN,-Infinity,"\\ud800","/w==",{"a":null}]\n'
@@ -463,7 +465,7 @@ class Ending(FakeDriver):
         (["cli", "sleep", "--timeout", "0.1"], "MessagingTimeout"),
     ],
 )
-def test_error_is_told_before_the_connection_is_closed(
+def test_error_is_reported_before_the_connection_is_closed(
     args: list[str], error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To close it may take seconds, where the message system has been lost; and it is told once."""
@@ -482,7 +484,7 @@ def test_debug_shows_the_traceback() -> None:
 
 
 @pytest.mark.usefixtures("server")
-def test_multicall_prints_what_came_before_an_error() -> None:
+def test_multicall_prints_the_items_before_an_error() -> None:
     """The items are there, and the error after them."""
     result = run("multicall", "cli", "count", "--url", FAKE)
     assert result.stdout == "1\n2\n"
@@ -519,7 +521,7 @@ def test_ping_of_an_unknown_number_is_not_strictly_all(monkeypatch: pytest.Monke
     assert "MessageUndeliverable: 1 of an unknown number answered" in result.stderr
 
 
-def test_ping_of_nobody_is_exit_code_3() -> None:
+def test_ping_without_any_server_is_exit_code_3() -> None:
     """As for a call. The line says over which message system it was looked for: another may have been meant."""
     line = fails(run("ping", "cli-nobody", "--timeout", "0.1", "--url", FAKE), Code.NO_SERVER)
     assert "topic cli-nobody" in line
@@ -701,7 +703,7 @@ def test_progress_is_shown_after_two_seconds_and_vanishes() -> None:
     assert "\x1b[?25l" not in terminal.raw, "a process that is killed would leave the cursor hidden"
 
 
-def test_no_progress_for_what_is_quick_or_with_json_or_without_a_terminal() -> None:
+def test_no_progress_if_it_is_quick_or_with_json_or_without_a_terminal() -> None:
     """Less than two seconds are nothing to talk about, and programs want none of it."""
     ping = [MSGBUS, "ping", "cli-nobody", "--url", FAKE, "--timeout"]
     for words in ([*ping, "1"], [*ping, "2.8", "--json"]):
@@ -733,7 +735,7 @@ def test_log_lines_stay_above_the_progress() -> None:
     assert error[0].startswith("msgbus ping: ")
 
 
-def test_ctrl_c_takes_the_progress_away() -> None:
+def test_ctrl_c_removes_the_progress() -> None:
     """The line is empty, for the shell's prompt."""
     with Terminal([MSGBUS, "ping", "cli-nobody", "--url", FAKE, "--timeout", "30"], os.environ) as terminal:
         terminal.wait_for("gathering")
@@ -741,7 +743,7 @@ def test_ctrl_c_takes_the_progress_away() -> None:
     assert terminal.screen == []
 
 
-def test_ctrl_c_in_a_call_says_what_may_go_on(own_process: list[str]) -> None:
+def test_ctrl_c_in_a_call_says_that_the_server_continues(own_process: list[str]) -> None:
     """The server is not told: what it has begun it finishes. A program that wants JSON gets the exit code alone."""
     call = [*own_process, "call", "cli", "sleep", "--url", FAKE]
     with Terminal(call, os.environ) as terminal:
@@ -770,7 +772,7 @@ def test_long_error_is_wrapped_on_a_terminal_only() -> None:
     assert found.stderr.split() == " ".join(terminal.screen).split()
 
 
-def test_reader_who_goes_away_ends_tables_and_stories_too() -> None:
+def test_closed_output_ends_every_command_that_prints() -> None:
     """As it ends what is printed as JSON: with the exit code of SIGPIPE, and no word on stderr."""
     for name in ("drivers", "demo", "config"):
         read, write = os.pipe()
@@ -822,7 +824,7 @@ def test_config_can_be_loaded_as_it_is_and_uncommented(tmp_path: pathlib.Path) -
             assert values[1] == (values[0] if opt.sample_default is None else opt.sample_default), opt.dest
 
 
-def test_config_overwrites_only_when_told(tmp_path: pathlib.Path) -> None:
+def test_config_overwrites_only_with_force(tmp_path: pathlib.Path) -> None:
     """An operator's file is not lost to a slip."""
     path = tmp_path / "msgbus.conf"
     path.write_text("mine")
@@ -887,7 +889,7 @@ def complete(*words: str) -> list[str]:
         (["nonsense", ""], list(COMMANDS)),
     ],
 )
-def test_completion_offers(words: list[str], expected: list[str]) -> None:
+def test_completion_offers_commands_options_and_schemes(words: list[str], expected: list[str]) -> None:
     """Commands, options, log levels, policies, beginnings of URLs; nothing where nothing is known."""
     assert complete(*words) == expected
 
@@ -965,7 +967,7 @@ def test_drivers_imports_no_library_of_a_driver() -> None:
     assert not {"kombu", "amqp", "zmq", "proton"} & imported("drivers")
 
 
-def test_drivers_tells_of_a_missing_library_and_of_plug_ins(tmp_path: pathlib.Path) -> None:
+def test_drivers_lists_missing_libraries_and_plug_ins(tmp_path: pathlib.Path) -> None:
     """A missing library comes with the command that installs it; a plug-in is listed, and so is a broken one."""
     info = tmp_path / "plug-1.0.dist-info"
     info.mkdir()

@@ -45,7 +45,7 @@ def run(*args: str) -> Result:
     return CliRunner().invoke(cli, ["conformance", *args])
 
 
-def test_table_tells_guarantee_result_and_time() -> None:
+def test_table_has_guarantee_result_and_time() -> None:
     """Each check has a line; the last lines count them, and the reasons of those that were skipped."""
     result = run(*HARNESS, "--level", "driver", "-k", "inspect or only_a_pool")
     assert result.exit_code == Code.OK, result.output
@@ -76,7 +76,7 @@ def test_json_has_a_line_for_each_check() -> None:
     }
 
 
-def test_level_selects() -> None:
+def test_level_selects_its_checks() -> None:
     """The checks of the other level are not run."""
     for level in ("driver", "bus"):
         result = run(*HARNESS, "--json", "--level", level, "-k", "topic_goes_to_exactly_one or contexts_travel")
@@ -84,7 +84,7 @@ def test_level_selects() -> None:
         assert found["level"] == level
 
 
-def test_failure_is_told_and_ends_with_1(tmp_path: pathlib.Path) -> None:
+def test_failure_is_shown_and_ends_with_1(tmp_path: pathlib.Path) -> None:
     """The table says failed, the details follow, and the report for others has it too."""
     report = tmp_path / "report.xml"
     harness = ("--harness", "tests.test_cli_conformance:Fails")
@@ -125,7 +125,7 @@ def test_a_message_system_in_one_process_needs_no_harness() -> None:
         ((*HARNESS, "-k", "a and"), "pytest could not run the checks"),
     ],
 )
-def test_wrong_usage(args: tuple[str, ...], text: str) -> None:
+def test_wrong_usage_is_exit_code_2(args: tuple[str, ...], text: str) -> None:
     """What cannot be run is told in a line, before anything is run."""
     result = run(*args)
     assert result.exit_code == Code.USAGE
@@ -133,7 +133,7 @@ def test_wrong_usage(args: tuple[str, ...], text: str) -> None:
     assert result.stdout == ""
 
 
-def test_pytest_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pytest_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without pytest it says how to get it."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     result = run(*HARNESS)
@@ -159,7 +159,7 @@ class Broken(FakeHarness):
 """
 
 
-def test_check_that_fails_says_with_which_values(tmp_path: pathlib.Path) -> None:
+def test_failing_check_shows_its_values(tmp_path: pathlib.Path) -> None:
     """As pytest does, in the command too, and where the harness lies in a file of tests; and what is wrong."""
     command = [
         str(pathlib.Path(sys.executable).parent / "msgbus"),

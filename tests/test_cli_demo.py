@@ -36,7 +36,7 @@ def steps_of(stdout: str) -> dict[str, dict[str, Any]]:
     return {step["name"]: step for step in map(json.loads, stdout.splitlines())}
 
 
-def test_demo_needs_no_message_system_and_tells_a_program_each_step() -> None:
+def test_demo_needs_no_message_system_and_prints_each_step_as_json() -> None:
     """Without anything configured all steps go as they should; each is a line of JSON with what really came."""
     result = run("demo", "--json", "--url", FAKE)
     assert (result.exit_code, result.stderr) == (0, "")
@@ -58,7 +58,7 @@ def test_demo_needs_no_message_system_and_tells_a_program_each_step() -> None:
     assert steps["gone"]["outcome"]["error"] == "MessagingTimeout"
 
 
-def test_demo_tells_people_what_happens_and_why() -> None:
+def test_demo_explains_each_step() -> None:
     """Each step has a title, code, what came of it, and a reason; the end says that all went well."""
     result = run("demo", "--url", "fake://test-demo-people/")
     assert (result.exit_code, result.stderr) == (0, "")
@@ -98,7 +98,7 @@ class Rogue(Service):
         yield parts
 
 
-def test_demo_says_what_is_not_as_it_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_marks_unexpected_results(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step whose result is wrong is told as such, with that result; the command ends with 1."""
     monkeypatch.setattr(demo_servers, "Service", Rogue)
     monkeypatch.setattr(demo_steps, "SOON", 0.1)
@@ -129,9 +129,7 @@ class Rude(Service):
     ("service", "expected"),
     [(Impostor, ["call_that_one", "share", "go_on"]), (Rude, ["call", "call_that_one"])],
 )
-def test_demo_looks_at_each_result(
-    service: type[Service], expected: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_demo_checks_each_result(service: type[Service], expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """One thing that is wrong is told of each step that shows it, and of no other."""
     monkeypatch.setattr(demo_servers, "Service", service)
     result = run("demo", "--json", "--url", FAKE)
@@ -183,7 +181,7 @@ def test_demo_server_that_cannot_start_is_an_error(tmp_path: pathlib.Path, capfd
         os.waitpid(-1, os.WNOHANG)
 
 
-def test_demo_uses_what_is_configured(tmp_path: pathlib.Path) -> None:
+def test_demo_uses_the_configured_message_system(tmp_path: pathlib.Path) -> None:
     """Only where nothing is, it takes a message system of its own: a configuration that is wrong is an error."""
     conf = tmp_path / "x.conf"
     conf.write_text("[DEFAULT]\ntransport_url = rabit://somewhere/\n")

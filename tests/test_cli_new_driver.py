@@ -59,7 +59,7 @@ def test_a_new_driver_passes_checks(tmp_path: pathlib.Path) -> None:
     assert int(re.findall(r"(\d+) passed", output)[0]) > 20
 
 
-def test_nothing_is_left_of_the_templates_name(tmp_path: pathlib.Path) -> None:
+def test_the_name_of_the_template_is_replaced_everywhere(tmp_path: pathlib.Path) -> None:
     """Files, their names and --json speak of the new driver alone; no file is forgotten, and none is added."""
     result = run("carrier_pigeon2", tmp_path / "x", "--json")
     assert result.exit_code == 0, result.stderr
@@ -93,7 +93,7 @@ def test_the_directory_is_named_after_the_driver(tmp_path: pathlib.Path, monkeyp
 @pytest.mark.parametrize(
     "name", ["", "Pigeon", "9lives", "a-b", "a b", "a.b", "_a", "a_", "a__b", "täubchen", "a" * 41, "../x", "a\n"]
 )
-def test_names_that_are_none(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_invalid_names_are_refused(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """What cannot begin a URL and name a package is refused with a line that says what can, and nothing is written."""
     monkeypatch.chdir(tmp_path)
     result = run("--", name)
@@ -103,7 +103,7 @@ def test_names_that_are_none(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyP
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_name_that_is_taken(tmp_path: pathlib.Path) -> None:
+def test_the_name_of_an_installed_driver_is_refused(tmp_path: pathlib.Path) -> None:
     """A driver of that name is installed."""
     result = run("zmq", tmp_path / "x")
     assert result.exit_code == 2
@@ -111,7 +111,7 @@ def test_a_name_that_is_taken(tmp_path: pathlib.Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
-def test_a_directory_that_is_there(tmp_path: pathlib.Path) -> None:
+def test_an_existing_directory_has_to_be_empty(tmp_path: pathlib.Path) -> None:
     """It is not written into; a file in its place, or one that may not be made, is told of as well."""
     (tmp_path / "mine").write_text("")
     result = run("pigeon", tmp_path)
@@ -123,7 +123,7 @@ def test_a_directory_that_is_there(tmp_path: pathlib.Path) -> None:
         assert result.stderr.count("\n") == 1
 
 
-def test_the_guides_change_is_what_the_checks_ask_for(tmp_path: pathlib.Path) -> None:
+def test_the_change_in_the_guide_makes_the_checks_pass(tmp_path: pathlib.Path) -> None:
     """Declaring what is not there fails the checks that the guide shows; with its code they pass."""
     run("carrier_pigeon", tmp_path / "x")
     install(tmp_path / "x")

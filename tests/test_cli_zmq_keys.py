@@ -25,7 +25,7 @@ def mode(path: pathlib.Path) -> int:
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-def test_keys_are_made(tmp_path: pathlib.Path, umask: int) -> None:
+def test_keys_are_made_for_their_owner_only(tmp_path: pathlib.Path, umask: int) -> None:
     """Nobody else may read the secret one, whatever the umask; nothing else is left; the driver takes them."""
     folder, before = tmp_path / "a" / "keys", os.umask(umask)
     try:
@@ -64,7 +64,7 @@ def test_nothing_is_overwritten_without_force(tmp_path: pathlib.Path, there: str
     assert mode(tmp_path / "one.key_secret") == 0o600
 
 
-def test_what_is_refused(tmp_path: pathlib.Path) -> None:
+def test_wrong_names_and_unsafe_folders_are_refused(tmp_path: pathlib.Path) -> None:
     """A name that leads elsewhere, a directory that is a file, one that others may write to: one line each."""
     (tmp_path / "file").write_text("")
     (tmp_path / "open").mkdir()

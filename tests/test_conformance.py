@@ -32,7 +32,7 @@ def test_every_check_is_run() -> None:
     assert set(names) == {name for name in dir(Conformance) if name.startswith("test")}
 
 
-def test_levels_are_apart() -> None:
+def test_each_check_is_of_one_level() -> None:
     """The class of a level has the checks of that level, and no others."""
     for cls, level in ((DriverConformance, "driver"), (BusConformance, "bus")):
         found = [about(getattr(cls, name)) for name in dir(cls) if name.startswith("test")]
@@ -40,7 +40,7 @@ def test_levels_are_apart() -> None:
         assert {check.name for check in found} == {check.name for check in ALL if check.level == level}
 
 
-def test_every_check_says_when_it_came() -> None:
+def test_every_check_names_its_first_version() -> None:
     """The version is one of msgbus's."""
     for check in ALL:
         assert re.fullmatch(r"\d+\.\d+", check.since), check.name

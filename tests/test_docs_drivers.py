@@ -31,7 +31,7 @@ def test_the_page_is_made_from_the_results() -> None:
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
-def test_the_results_know_all_checks(path: pathlib.Path) -> None:
+def test_there_is_a_result_for_each_check(path: pathlib.Path) -> None:
     """What was recorded is of the suite as it is; none of it has failed, or could not be judged."""
     found = json.loads(path.read_text())
     assert set(found) == {name for name in dir(Conformance) if name.startswith("test")}

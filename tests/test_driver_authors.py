@@ -47,7 +47,7 @@ def test_the_errors_of_the_contract_are_public() -> None:
 
 
 @pytest.mark.parametrize("path", [*EXAMPLE, *TEMPLATE], ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_else_is_used(path: pathlib.Path) -> None:
+def test_the_example_and_the_template_use_public_names_only(path: pathlib.Path) -> None:
     """The example of a third party's driver and the template import what is public for drivers, or for services."""
     public = base.PUBLIC | {"msgbus": tuple(msgbus.__all__)}
     tree = ast.parse(path.read_text())

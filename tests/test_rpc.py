@@ -127,7 +127,7 @@ def test_another_configuration_closes_what_was_open(conf: cfg.ConfigOpts) -> Non
     assert binding.transport() is not first
 
 
-def test_what_is_no_configuration_is_refused(conf: cfg.ConfigOpts) -> None:
+def test_invalid_configuration_objects_are_refused(conf: cfg.ConfigOpts) -> None:
     """The error says what is wanted, and what was open stays so."""
     transport, nothing = binding.transport(), None
     with pytest.raises(TypeError, match="ConfigOpts, not NoneType"):
@@ -208,7 +208,7 @@ def test_method_may_use_rpc_while_another_configuration_is_taken(
     taking.join(PATIENCE)
 
 
-def test_exception_of_an_allowed_module_is_made_again(connection: rpc.Connection, conf: cfg.ConfigOpts) -> None:
+def test_exception_of_an_allowed_module_is_rebuilt(connection: rpc.Connection, conf: cfg.ConfigOpts) -> None:
     """The option allowed_rpc_exception_modules says which."""
     conf.set_override("allowed_rpc_exception_modules", ["tests.rpc_checks"])
     rpc.cleanup()
@@ -242,7 +242,7 @@ def test_exception_of_an_allowed_module_is_made_again(connection: rpc.Connection
         ({"method": "greet", "version": "one"}, "'one' is invalid"),
     ],
 )
-def test_bad_message_is_refused_where_it_is_sent(manager: Manager, msg: Any, text: str) -> None:
+def test_invalid_message_is_refused_by_the_sender(manager: Manager, msg: Any, text: str) -> None:
     """The error says what is wrong with it, from every function."""
     for verb in (rpc.call, rpc.cast, rpc.fanout_cast, rpc.multicall):
         with pytest.raises(msgbus.SerializationError, match=text):
@@ -254,7 +254,7 @@ def test_bad_message_is_refused_where_it_is_sent(manager: Manager, msg: Any, tex
 
 
 @pytest.mark.parametrize("timeout", ["5", float("nan")])
-def test_bad_timeout_is_refused(manager: Manager, timeout: Any) -> None:
+def test_invalid_timeout_is_refused(manager: Manager, timeout: Any) -> None:
     """It is an error at the caller, from both functions that take one."""
     for verb in (rpc.call, rpc.multicall):
         with pytest.raises(ValueError, match="number of seconds"):
@@ -271,7 +271,7 @@ def test_no_time_is_a_timeout_and_nothing_is_sent(manager: Manager) -> None:
 
 
 @pytest.mark.parametrize("context", [7, "text", [1], {"a": object()}])
-def test_bad_context_is_refused_where_it_is_sent(manager: Manager, context: Any) -> None:
+def test_invalid_context_is_refused_by_the_sender(manager: Manager, context: Any) -> None:
     """A context has to be a dict or to have a to_dict(), and to hold plain data."""
     with pytest.raises(msgbus.SerializationError):
         rpc.call(context, "svc", {"method": "greet"})
@@ -286,7 +286,7 @@ def test_context_may_be_of_any_kind(manager: Manager, context: Any) -> None:
 
 
 @pytest.mark.parametrize("topic", ["", "svc.", ".h1", None, 7])
-def test_bad_topic_is_refused(manager: Manager, topic: Any) -> None:
+def test_invalid_topic_is_refused(manager: Manager, topic: Any) -> None:
     """By every function that takes one."""
     with pytest.raises(msgbus.InvalidTarget):
         rpc.call({}, topic, {"method": "greet"})
@@ -354,7 +354,7 @@ class Vice:
         return order
 
 
-def test_proxy_that_is_none_is_refused_at_once(connection: rpc.Connection) -> None:
+def test_invalid_proxy_is_refused_at_once(connection: rpc.Connection) -> None:
     """What could not run a single message is no consumer, and those that were created before are not harmed."""
     connection.create_consumer("svc", Manager())
     for proxy, text in ((None, "not None"), (Vice(), "RpcDispatcher")):
@@ -369,7 +369,7 @@ def test_proxy_that_is_none_is_refused_at_once(connection: rpc.Connection) -> No
     assert rpc.call({}, "vice", {"method": "dispatch", "args": {"order": "66"}}) == "66"
 
 
-def test_one_proxy_for_two_topics(connection: rpc.Connection, manager: Manager, conf: cfg.ConfigOpts) -> None:
+def test_one_proxy_can_serve_two_topics(connection: rpc.Connection, manager: Manager, conf: cfg.ConfigOpts) -> None:
     """Each topic's server has its own name."""
     connection.create_consumer("other", manager)
     connection.create_consumer("other.h2", manager)
@@ -380,7 +380,7 @@ def test_one_proxy_for_two_topics(connection: rpc.Connection, manager: Manager, 
         rpc.call({}, "svc.h2", {"method": "greet"})
 
 
-def test_close_from_what_the_connection_runs(conf: cfg.ConfigOpts) -> None:
+def test_a_method_can_close_its_own_connection(conf: cfg.ConfigOpts) -> None:
     """A method may close the connection that runs it: it is answered, and its own end is not waited for."""
     own = rpc.create_connection()
 
@@ -394,7 +394,7 @@ def test_close_from_what_the_connection_runs(conf: cfg.ConfigOpts) -> None:
     assert rpc.call({}, "svc", {"method": "close"}) == "closed"
 
 
-def test_cleanup_names_consumers_that_it_cuts_off(manager: Manager, caplog: pytest.LogCaptureFixture) -> None:
+def test_cleanup_warns_of_consumers_that_it_disconnects(manager: Manager, caplog: pytest.LogCaptureFixture) -> None:
     """A service that goes dead since somebody called `cleanup` has it in its log; its connection says so too."""
     connection = rpc.create_connection()
     rpc.cleanup()
@@ -403,7 +403,7 @@ def test_cleanup_names_consumers_that_it_cuts_off(manager: Manager, caplog: pyte
         connection.create_consumer("svc", manager)
 
 
-def test_connection_in_a_forked_child(connection: rpc.Connection, manager: Manager) -> None:
+def test_connection_cannot_be_used_in_a_forked_child(connection: rpc.Connection, manager: Manager) -> None:
     """A child can neither use nor harm what its parent has made; what it makes itself works."""
     pid = os.fork()
     if pid == 0:
@@ -421,7 +421,7 @@ def test_connection_in_a_forked_child(connection: rpc.Connection, manager: Manag
     assert rpc.call({}, "svc", {"method": "greet"}) == "Hello, you"
 
 
-def test_cast_of_a_method_whose_caller_has_given_up(manager: Manager, connection: rpc.Connection) -> None:
+def test_cast_of_a_method_whose_caller_has_given_up_is_sent(manager: Manager, connection: rpc.Connection) -> None:
     """Nobody waits for what a cast or a notification does: it goes out although its sender's caller is gone."""
     release, outcome = threading.Event(), queue.Queue[Any]()
 
@@ -449,7 +449,7 @@ def test_cast_of_a_method_whose_caller_has_given_up(manager: Manager, connection
     assert manager.notes.get(timeout=PATIENCE) == "done"
 
 
-def test_arguments_that_do_not_fit(manager: Manager) -> None:
+def test_arguments_that_do_not_fit_are_refused(manager: Manager) -> None:
     """The caller is told so."""
     with pytest.raises(msgbus.InvalidArguments, match="nmae"):
         rpc.call({}, "svc", {"method": "greet", "args": {"nmae": "Ada"}})
@@ -502,7 +502,7 @@ def test_the_same_consumer_twice_runs_each_message_once(connection: rpc.Connecti
     assert manager.notes.empty()
 
 
-def test_closed_connection_is_of_no_use(connection: rpc.Connection) -> None:
+def test_closed_connection_raises(connection: rpc.Connection) -> None:
     """It says so, and may be closed again."""
     connection.close()
     connection.close()
@@ -516,7 +516,7 @@ def test_closed_connection_is_of_no_use(connection: rpc.Connection) -> None:
             use()
 
 
-def test_close_lets_what_runs_finish(conf: cfg.ConfigOpts) -> None:
+def test_close_lets_running_methods_finish(conf: cfg.ConfigOpts) -> None:
     """A call that is being run when its connection is closed is answered."""
     began, release = threading.Event(), threading.Event()
 
@@ -585,7 +585,7 @@ class Upper:
         return f"<{entity}>"
 
 
-def test_serializer_of_the_old_kind(connection: rpc.Connection) -> None:
+def test_serializer_without_context_methods_is_used(connection: rpc.Connection) -> None:
     """It is applied to arguments and results, to each value of a generator too, on both sides."""
 
     class Echo:
@@ -658,7 +658,7 @@ def test_proxy_makes_messages() -> None:
         rpc.RpcProxy("svc", "one")
 
 
-def test_server_that_is_too_old_says_so(manager: Manager) -> None:
+def test_server_with_a_lower_version_refuses(manager: Manager) -> None:
     """A version that the server does not have is an error at the caller."""
     with pytest.raises(rpc.UnsupportedRpcVersion, match=r"1\.9"):
         rpc.call({}, "svc", {"method": "greet", "version": "1.9"})
@@ -789,7 +789,7 @@ def test_cast_to_another_message_system(manager: Manager, conf: cfg.ConfigOpts) 
         ({"hostname": "h", "port": "pa55"}, "port is invalid"),
     ],
 )
-def test_server_params_that_are_none(
+def test_invalid_server_params_are_refused(
     conf: cfg.ConfigOpts, params: Any, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The error says what is wrong, without what may be a password in a wrong place."""
@@ -837,7 +837,7 @@ def test_each_pool_gets_a_notification_once(connection: rpc.Connection) -> None:
     assert got.empty()
 
 
-def test_pool_gives_back_what_raised(connection: rpc.Connection) -> None:
+def test_pool_calls_again_after_an_exception(connection: rpc.Connection) -> None:
     """With ack_on_error=False, a message whose callback raised comes again."""
     seen: queue.Queue[str] = queue.Queue()
     refuse = [ValueError("not yet")]
@@ -853,7 +853,7 @@ def test_pool_gives_back_what_raised(connection: rpc.Connection) -> None:
     assert seen.get(timeout=PATIENCE) == seen.get(timeout=PATIENCE)
 
 
-def test_pool_has_what_was_not_done_again(connection: rpc.Connection, conf: cfg.ConfigOpts) -> None:
+def test_pool_gives_back_what_it_has_not_begun(connection: rpc.Connection, conf: cfg.ConfigOpts) -> None:
     """At the end, what runs is finished, and what has not begun goes to another member; nothing runs twice."""
     conf.set_override("executor_thread_pool_size", 1)
     began, release = threading.Event(), threading.Event()
@@ -882,7 +882,7 @@ def test_pool_has_what_was_not_done_again(connection: rpc.Connection, conf: cfg.
     assert done.empty()
 
 
-def test_pool_drops_what_is_no_message(connection: rpc.Connection, caplog: pytest.LogCaptureFixture) -> None:
+def test_pool_drops_unreadable_messages(connection: rpc.Connection, caplog: pytest.LogCaptureFixture) -> None:
     """It is logged, and the next message is read."""
     got: queue.Queue[Any] = queue.Queue()
     connection.join_consumer_pool(got.put, "pool", "notifications.info")
@@ -909,7 +909,7 @@ def test_workers_of_a_pool_share_its_messages(manager: Manager, connection: rpc.
     assert sorted(note for worker in workers for note in worker.notes.queue) == [0, 1, 2, 3]
 
 
-def test_notification_that_is_none(conf: cfg.ConfigOpts) -> None:
+def test_invalid_notification_is_refused(conf: cfg.ConfigOpts) -> None:
     """A notification is a dict of plain data; the error names what is not."""
     bad: Any = "text"
     with pytest.raises(msgbus.SerializationError, match="is a dict"):
@@ -975,7 +975,7 @@ def test_expected_exceptions_are_not_logged(connection: rpc.Connection, caplog: 
         assert "ValueError" in caplog.text
 
 
-def test_names_of_the_old_modules() -> None:
+def test_old_modules_have_their_old_names() -> None:
     """What a service imports, or catches, under an old name is there, and the exceptions are msgbus's own."""
     from msgbus.rpc import common, dispatcher, proxy, service
 
@@ -1007,7 +1007,7 @@ def test_public_names() -> None:
     assert set(rpc.__all__) <= public
 
 
-def test_options_that_mean_nothing_any_more_are_named(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_removed_options_are_warned_of(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
     """An option of the old systems that has no effect is in the log, with what holds instead."""
     path = tmp_path / "service.conf"
     path.write_text("[DEFAULT]\nrpc_backend = fake\nrpc_conn_pool_size = 9\nrabbit_ha_queues = true\n")

@@ -1,8 +1,8 @@
-"""A service in the manner of the early nova: a manager, one connection, three consumers.
+"""A service written like the early nova: a manager, one connection, three consumers.
 
     python service.py --config-file service.conf --host host1
 
-Which message system it uses is a matter of the configuration file alone.
+The configuration file alone chooses the message system.
 """
 
 import signal

@@ -18,7 +18,7 @@ ctxt = {"user": "ada"}  # goes along with each request, as the first argument of
 # call: any one of the servers runs it, and this waits for what it returns.
 print("call:", client.call(ctxt, "greet", name="Ada"))
 
-# The same at a certain server.
+# The same on a certain server.
 print("call, server two:", client.prepare(server="two").call(ctxt, "greet", name="Ada"))
 
 # cast: any one of the servers runs it, and this does not wait for that. fanout_cast: all of them run it.
@@ -30,13 +30,13 @@ with client.multicall(ctxt, "count", to=3) as numbers:
     for number in numbers:
         print("multicall:", number)
 
-# An exception of the method's is raised here.
+# An exception that the method raises is raised here.
 try:
     client.call(ctxt, "greet", name="")
 except ValueError as exc:
     print("the server raised ValueError:", exc)
 
-# Nobody there: known at once, not after a timeout.
+# A topic without servers fails at once, not after the timeout.
 try:
     client.prepare(topic="no-such-service").call(ctxt, "greet", name="Ada")
 except msgbus.MessageUndeliverable:

@@ -17,7 +17,7 @@ class Hello:
 
     @msgbus.expected_exceptions(ValueError)  # an answer like others: the server does not log it as an error
     def greet(self, ctxt: dict[str, Any], name: str) -> str:
-        """What it returns, the caller gets. What it raises, too."""
+        """The caller gets what it returns or raises."""
         if not name:
             raise ValueError("nobody to greet")
         return f"Hello, {name}! This is process {os.getpid()}."
@@ -27,11 +27,11 @@ class Hello:
         LOG.info("noted: %s", text)
 
     def count(self, ctxt: dict[str, Any], to: int) -> Iterator[int]:
-        """A generator: `multicall` gets each item as soon as it is there."""
+        """A generator: `multicall` gets each item as soon as it is yielded."""
         yield from range(1, to + 1)
 
     def brew(self, ctxt: dict[str, Any], seconds: float) -> str:
-        """Takes a while. A server that is told to stop in the middle lets it finish."""
+        """Takes a while. A server that is stopped meanwhile lets it finish."""
         LOG.info("brewing")
         time.sleep(seconds)
         return "tea"

@@ -342,7 +342,7 @@ def test_message_system_that_is_away_is_exit_code_5(tmp_path: pathlib.Path) -> N
         assert "Connection refused" in result.stderr
 
 
-def test_program_is_told_of_a_message_system_that_is_away_once(tmp_path: pathlib.Path) -> None:
+def test_unreachable_message_system_is_reported_once_as_json(tmp_path: pathlib.Path) -> None:
     """With --json, stderr has the error alone, as JSON."""
     (tmp_path / "away.conf").write_text("[DEFAULT]\nrpc_response_timeout = 2\n")
     command = [MSGBUS, "call", "away", "greet", "--json", "--url", "rabbit://guest:guest@127.0.0.1:9/"]
@@ -357,7 +357,7 @@ def test_program_is_told_of_a_message_system_that_is_away_once(tmp_path: pathlib
     assert json.loads(result.stderr)["error"] == "TransportUnavailable"
 
 
-def test_wrong_password_is_told_at_once(rabbitmq: RabbitMQ) -> None:
+def test_wrong_password_fails_at_once(rabbitmq: RabbitMQ) -> None:
     """Not after the timeout, and without the password."""
     url = rabbitmq.url.replace(":guest@", ":swordfish@")
     command = [MSGBUS, "call", "topic", "method", "--url", url]
@@ -514,7 +514,7 @@ def test_demo_that_is_ended_stops_its_servers(bench: Bench, rabbitmq: RabbitMQ, 
     wait_for_no_fanouts(rabbitmq, topic)
 
 
-def test_demo_that_is_interrupted_while_it_stops_a_server_stops_it_in_order(bench: Bench, rabbitmq: RabbitMQ) -> None:
+def test_demo_that_is_interrupted_while_it_stops_a_server_stops_it_cleanly(bench: Bench, rabbitmq: RabbitMQ) -> None:
     """The server is not told twice, which would have it drop what it runs and leave its queue."""
     process = bench.start("demo", "--json")
     topic = json.loads(Server(process).wait_for('"name":"error"'))["topic"]  # The next step is that one.

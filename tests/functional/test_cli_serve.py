@@ -163,7 +163,7 @@ def test_serializer_turns_arguments_and_results_into_plain_data_and_back(bench: 
     assert bench.run("cast", "mirror", *plain, "--serializer", "shapes:Points").returncode == 0
 
 
-def test_exceptions_of_an_allowed_module_are_made_again(bench: Bench) -> None:
+def test_exceptions_of_an_allowed_module_are_rebuilt(bench: Bench) -> None:
     """Else they are a RemoteError. A module that is not here cannot be allowed."""
     Server(bench.start("serve", "shapes:Raising", "--topic", bench.topic)).wait_for("is ready")
     for verb in ("call", "multicall"):

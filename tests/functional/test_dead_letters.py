@@ -197,7 +197,7 @@ def test_letters_of_one_server_go_back_to_that_server(system: str, make: Make) -
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_letter_that_nobody_can_take_stays(system: str, make: Make) -> None:
+def test_letter_without_a_server_stays(system: str, make: Make) -> None:
     """The error says why, and the letter is not lost."""
     bench = make(system)
     letter = msgbus.DeadLetter(
@@ -214,7 +214,7 @@ def test_letter_that_nobody_can_take_stays(system: str, make: Make) -> None:
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_letters_that_another_reader_has_are_left_to_it(system: str, make: Make) -> None:
+def test_letters_that_another_reader_has_are_not_touched(system: str, make: Make) -> None:
     """The listing ends without them, and they are there when that reader has given them back."""
     bench = make(system)
     bench.serve()

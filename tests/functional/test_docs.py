@@ -180,7 +180,7 @@ def test_rights_suffice_and_are_no_more_than_needed(rabbitmq: RabbitMQ) -> None:
         rabbitmq.delete_queue("msgbus/inventory/!dead")
 
 
-def test_client_certificates(tmp_path: pathlib.Path) -> None:
+def test_client_certificates_log_in(tmp_path: pathlib.Path) -> None:
     """With the settings of the page, a client logs in as the common name of its certificate, and no other way."""
     authority = trustme.CA()
     certificate = authority.issue_cert("localhost")
@@ -254,7 +254,7 @@ def test_unit_stops_after_the_drain(tmp_path: pathlib.Path) -> None:
     assert service["KillSignal"] == "SIGTERM"
 
 
-def test_wrong_option_on_a_page_would_be_found() -> None:
+def test_wrong_option_on_a_page_is_found() -> None:
     """An ini block with a name that does not exist, or a value that does not fit, fails."""
     with pytest.raises(AssertionError):
         check_configuration("[msgbus_kombu]\nheart_beat = 1\n")

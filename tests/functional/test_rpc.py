@@ -382,7 +382,9 @@ def test_cleanup_ends_what_waits_for_the_broker(how: str) -> None:
         waiting.result(SECONDS)
 
 
-def test_what_raised_comes_again_as_often_as_it_takes(rabbitmq_43: RabbitMQ, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_callback_that_raises_is_called_again_until_it_succeeds(
+    rabbitmq_43: RabbitMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A quorum queue of RabbitMQ 4 drops what was given back twenty times: so it is not given back in between."""
     monkeypatch.setattr("msgbus.rpc.pool.RETRY_DELAY", 0.01)
     bind(f"{rabbitmq_43.url}?queue_expires=60&quorum_queues=true")
