@@ -1,4 +1,4 @@
-"""What came of the conformance suite is what the documentation says: docs/drivers."""
+"""The results of the conformance suite are those in the documentation: docs/drivers."""
 
 from __future__ import annotations
 

@@ -237,7 +237,7 @@ class RpcChecks:
             assert answers[callid] == f"value {callid}"
 
     def test_exception_of_a_method_is_raised_at_the_caller(self, receiver: Receiver) -> None:
-        """A built-in exception arrives as itself; one that may not be made again as RemoteError, with its traceback."""
+        """A built-in exception is raised as itself, one that may not be rebuilt as RemoteError, with its traceback."""
         with pytest.raises(NotImplementedError, match="42"):
             rpc.call(CONTEXT, "test", {"method": "fail", "args": {"value": "42"}})
         with pytest.raises(rpc.RemoteError) as caught:

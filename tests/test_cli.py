@@ -433,7 +433,7 @@ def test_error_begins_with_the_name_of_its_class(args: list[str], name: str) -> 
 
 
 def test_values_that_json_lacks_are_printed_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    """NaN is not printed as null, and half a character ends nothing; bytes are base64."""
+    """NaN is not printed as null, half a character is no error, and bytes are base64."""
     value = [float("nan"), float("-inf"), "\ud800", b"\xff", {"a": None}]
     expected = '[NaN,-Infinity,"\\ud800","/w==",{"a":null}]\n'
     print_value(value, as_json=True)
@@ -468,7 +468,7 @@ class Ending(FakeDriver):
 def test_error_is_reported_before_the_connection_is_closed(
     args: list[str], error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To close it may take seconds, where the message system has been lost; and it is told once."""
+    """Closing may take seconds if the message system is lost. The error is reported once."""
     monkeypatch.setattr("msgbus.transport.load_driver_class", lambda _name: Ending)
     told, closed = run("call", *args, "--url", FAKE).stderr.splitlines()
     assert told.startswith(f"msgbus call: {error}: ")
@@ -744,7 +744,7 @@ def test_ctrl_c_removes_the_progress() -> None:
 
 
 def test_ctrl_c_in_a_call_says_that_the_server_continues(own_process: list[str]) -> None:
-    """The server is not told: what it has begun it finishes. A program that wants JSON gets the exit code alone."""
+    """The server finishes the method. With --json there is only the exit code."""
     call = [*own_process, "call", "cli", "sleep", "--url", FAKE]
     with Terminal(call, os.environ) as terminal:
         terminal.wait_for("waiting for the answer of sleep")
@@ -773,7 +773,7 @@ def test_long_error_is_wrapped_on_a_terminal_only() -> None:
 
 
 def test_closed_output_ends_every_command_that_prints() -> None:
-    """As it ends what is printed as JSON: with the exit code of SIGPIPE, and no word on stderr."""
+    """As with JSON output: with the exit code of SIGPIPE, and nothing on stderr."""
     for name in ("drivers", "demo", "config"):
         read, write = os.pipe()
         os.close(read)
@@ -857,7 +857,7 @@ def test_config_as_json_has_what_a_program_needs() -> None:
 
 
 def completing(words: Sequence[str]) -> dict[str, str]:
-    """What bash tells the command when Tab is pressed behind these words, the last of which has been begun."""
+    """The environment in which bash calls the command when Tab is pressed after these words."""
     return {
         **os.environ,
         "_MSGBUS_COMPLETE": "bash_complete",
@@ -890,7 +890,7 @@ def complete(*words: str) -> list[str]:
     ],
 )
 def test_completion_offers_commands_options_and_schemes(words: list[str], expected: list[str]) -> None:
-    """Commands, options, log levels, policies, beginnings of URLs; nothing where nothing is known."""
+    """Commands, options, log levels, policies and the schemes of URLs; nothing for free text."""
     assert complete(*words) == expected
 
 
@@ -948,7 +948,7 @@ def test_drivers_lists_ours_with_their_state() -> None:
 
 
 def test_drivers_are_paragraphs_on_a_narrow_terminal() -> None:
-    """Where the table does not fit: each driver has lines of its own, and no word is broken. No line ends in blanks."""
+    """If the table does not fit, each driver has lines of its own, no word is broken, and no line ends in blanks."""
     code = "import os\nos.environ['COLUMNS'] = '60'\nfrom msgbus.cli import main\nmain()"
     with Terminal([sys.executable, "-c", code, "drivers"], os.environ) as terminal:
         assert terminal.finish() == 0

@@ -126,7 +126,7 @@ def test_a_message_system_in_one_process_needs_no_harness() -> None:
     ],
 )
 def test_wrong_usage_is_exit_code_2(args: tuple[str, ...], text: str) -> None:
-    """What cannot be run is told in a line, before anything is run."""
+    """Wrong options are reported in a line before any check runs."""
     result = run(*args)
     assert result.exit_code == Code.USAGE
     assert text in result.stderr

@@ -59,7 +59,7 @@ def test_demo_needs_no_message_system_and_prints_each_step_as_json() -> None:
 
 
 def test_demo_explains_each_step() -> None:
-    """Each step has a title, code, what came of it, and a reason; the end says that all went well."""
+    """Each step has a title, code, its result, and a reason; the end says that all results were expected."""
     result = run("demo", "--url", "fake://test-demo-people/")
     assert (result.exit_code, result.stderr) == (0, "")
     words = " ".join(result.stdout.split())
@@ -99,7 +99,7 @@ class Rogue(Service):
 
 
 def test_demo_marks_unexpected_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each step whose result is wrong is told as such, with that result; the command ends with 1."""
+    """Each step with a wrong result is marked, with that result; the command ends with 1."""
     monkeypatch.setattr(demo_servers, "Service", Rogue)
     monkeypatch.setattr(demo_steps, "SOON", 0.1)
     result = run("demo", "--json", "--url", FAKE)
@@ -130,7 +130,7 @@ class Rude(Service):
     [(Impostor, ["call_that_one", "share", "go_on"]), (Rude, ["call", "call_that_one"])],
 )
 def test_demo_checks_each_result(service: type[Service], expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """One thing that is wrong is told of each step that shows it, and of no other."""
+    """One fault is shown at each step that it affects, and at no other."""
     monkeypatch.setattr(demo_servers, "Service", service)
     result = run("demo", "--json", "--url", FAKE)
     assert [name for name, step in steps_of(result.stdout).items() if not step["ok"]] == expected

@@ -112,7 +112,7 @@ def test_the_name_of_an_installed_driver_is_refused(tmp_path: pathlib.Path) -> N
 
 
 def test_an_existing_directory_has_to_be_empty(tmp_path: pathlib.Path) -> None:
-    """It is not written into; a file in its place, or one that may not be made, is told of as well."""
+    """Otherwise nothing is written; a file in its place, or a missing right, is an error too."""
     (tmp_path / "mine").write_text("")
     result = run("pigeon", tmp_path)
     assert (result.exit_code, os.listdir(tmp_path)) == (2, ["mine"])

@@ -186,7 +186,7 @@ def test_threads_share_one_transport(conf: cfg.ConfigOpts) -> None:
 def test_method_may_use_rpc_while_another_configuration_is_taken(
     conf: cfg.ConfigOpts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Closing what was open takes its time; nobody waits for that in order to use the new one."""
+    """Closing the old one takes time; the new one can be used meanwhile."""
     closing, go_on = threading.Event(), threading.Event()
     cleanup = msgbus.Transport.cleanup
 
@@ -381,7 +381,7 @@ def test_one_proxy_can_serve_two_topics(connection: rpc.Connection, manager: Man
 
 
 def test_a_method_can_close_its_own_connection(conf: cfg.ConfigOpts) -> None:
-    """A method may close the connection that runs it: it is answered, and its own end is not waited for."""
+    """The call is answered, and `close` does not wait for that method."""
     own = rpc.create_connection()
 
     class Closing:
@@ -404,7 +404,7 @@ def test_cleanup_warns_of_consumers_that_it_disconnects(manager: Manager, caplog
 
 
 def test_connection_cannot_be_used_in_a_forked_child(connection: rpc.Connection, manager: Manager) -> None:
-    """A child can neither use nor harm what its parent has made; what it makes itself works."""
+    """A child can neither use nor disturb its parent's connection; one of its own works."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -422,7 +422,7 @@ def test_connection_cannot_be_used_in_a_forked_child(connection: rpc.Connection,
 
 
 def test_cast_of_a_method_whose_caller_has_given_up_is_sent(manager: Manager, connection: rpc.Connection) -> None:
-    """Nobody waits for what a cast or a notification does: it goes out although its sender's caller is gone."""
+    """A cast or notification that a method sends is sent even if the method's caller has given up."""
     release, outcome = threading.Event(), queue.Queue[Any]()
 
     class Slow:
@@ -450,7 +450,7 @@ def test_cast_of_a_method_whose_caller_has_given_up_is_sent(manager: Manager, co
 
 
 def test_arguments_that_do_not_fit_are_refused(manager: Manager) -> None:
-    """The caller is told so."""
+    """The caller gets an error that says so."""
     with pytest.raises(msgbus.InvalidArguments, match="nmae"):
         rpc.call({}, "svc", {"method": "greet", "args": {"nmae": "Ada"}})
 
@@ -694,7 +694,7 @@ def test_service_serves_in_all_three_ways(conf: cfg.ConfigOpts) -> None:
 
 @pytest.mark.parametrize("topic", ["svc", ""])
 def test_service_that_could_not_be_started_can_be_started_again(conf: cfg.ConfigOpts, topic: str) -> None:
-    """Its hook raises, or its topic is none: nothing is served half, and `start` does not take it for started."""
+    """If its hook raises, or its topic is invalid, nothing is served, and `start` can be called again."""
 
     class Hooked(Manager):
         def initialize_service_hook(self, service: rpc.Service) -> None:
@@ -854,7 +854,7 @@ def test_pool_calls_again_after_an_exception(connection: rpc.Connection) -> None
 
 
 def test_pool_gives_back_what_it_has_not_begun(connection: rpc.Connection, conf: cfg.ConfigOpts) -> None:
-    """At the end, what runs is finished, and what has not begun goes to another member; nothing runs twice."""
+    """At the end, running callbacks finish, and other messages go to another member; nothing runs twice."""
     conf.set_override("executor_thread_pool_size", 1)
     began, release = threading.Event(), threading.Event()
     done: queue.Queue[int] = queue.Queue()
@@ -976,7 +976,7 @@ def test_expected_exceptions_are_not_logged(connection: rpc.Connection, caplog: 
 
 
 def test_old_modules_have_their_old_names() -> None:
-    """What a service imports, or catches, under an old name is there, and the exceptions are msgbus's own."""
+    """Each name that services import or catch exists, and the exceptions are subclasses of msgbus's."""
     from msgbus.rpc import common, dispatcher, proxy, service
 
     for name in common.__all__:

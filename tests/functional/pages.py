@@ -1,4 +1,4 @@
-"""Pages whose blocks tell the truth: pasted one after the other into an empty directory, they do what the page says.
+"""Pages whose blocks are true: pasted one after the other into an empty directory, they do what the page says.
 
 The rules:
 
@@ -70,7 +70,7 @@ class Block(NamedTuple):
 
 
 def blocks(page: pathlib.Path) -> list[Block]:
-    """All blocks of a page, in order; those that are Sphinx's directives, which its build checks, are no blocks."""
+    """All blocks of a page, in order, except Sphinx's directives, which its build checks."""
     found = [Block(found["kind"], found["text"], found["rule"]) for found in BLOCK.finditer(page.read_text())]
     return [block for block in found if not block.kind.startswith("{")]
 

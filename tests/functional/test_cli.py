@@ -182,7 +182,7 @@ def test_fanout_cast_reaches_every_server_and_cast_one(bench: Bench) -> None:
 
 
 def test_multicall_prints_each_item_as_it_arrives(bench: Bench) -> None:
-    """The first item is there while the generator has not gone on."""
+    """The first item is printed before the generator continues."""
     bench.serve()
     path, go_on = bench.gate()
     process = bench.start("multicall", bench.topic, "count", "to=2", f"path={path}")
@@ -253,7 +253,7 @@ def test_signal_lets_a_running_handler_finish_and_answer(bench: Bench, number: s
     ],
 )
 def test_second_signal_ends_the_server_at_once(bench: Bench, first: signal.Signals, second: signal.Signals) -> None:
-    """For whoever does not want to wait for a handler."""
+    """It does not wait for the running handler."""
     server = bench.serve("--log-level", "info")
     path, _ = bench.gate()
     bench.start("call", bench.topic, "wait_for", f"path={path}")
@@ -409,7 +409,7 @@ def test_json_result_and_error(bench: Bench) -> None:
 
 
 def test_progress_while_an_answer_or_an_item_is_awaited(bench: Bench) -> None:
-    """It is shown on the terminal, and gone when the answer is there; stdout gets the answer alone."""
+    """It is shown on the terminal until the answer arrives; stdout gets only the answer."""
     bench.serve()
     path, go_on = bench.gate()
     with Terminal([MSGBUS, "call", bench.topic, "wait_for", f"path={path}"], bench.env) as terminal:
@@ -483,7 +483,7 @@ def test_demo_on_a_terminal_says_that_nothing_stays(bench: Bench) -> None:
 
 
 def wait_for_no_fanouts(rabbitmq: RabbitMQ, topic: str) -> None:
-    """RabbitMQ deletes the queue of a server's fanouts a moment after its last consumer has gone."""
+    """RabbitMQ deletes the queue of a server's fanouts a moment after its last consumer has ended."""
     poll(
         lambda: not any("fanout" in name for name in queues_of(rabbitmq, topic)),
         SECONDS,
@@ -515,7 +515,7 @@ def test_demo_that_is_ended_stops_its_servers(bench: Bench, rabbitmq: RabbitMQ, 
 
 
 def test_demo_that_is_interrupted_while_it_stops_a_server_stops_it_cleanly(bench: Bench, rabbitmq: RabbitMQ) -> None:
-    """The server is not told twice, which would have it drop what it runs and leave its queue."""
+    """The server gets one signal. A second one would make it drop what it runs and leave its queue."""
     process = bench.start("demo", "--json")
     topic = json.loads(Server(process).wait_for('"name":"error"'))["topic"]  # The next step is that one.
     queue = f"msgbus/{topic}"

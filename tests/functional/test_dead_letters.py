@@ -25,7 +25,7 @@ STORING = [system for system in SYSTEMS if system != "fake"]
 
 
 class Failing:
-    """Raises until it is told not to."""
+    """Raises while `failing` is set."""
 
     def __init__(self) -> None:
         self.failing = True
@@ -130,7 +130,7 @@ def test_looking_leaves_letters_as_they_were(system: str, make: Make) -> None:
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_requeued_letter_is_run_by_the_server_that_gave_it_up(system: str, make: Make) -> None:
-    """That server drops ids it has seen; what is sent again has another. Its letter is gone, the others stay."""
+    """That server drops ids it has seen, so the request gets a new one. Its letter is removed, the others stay."""
     bench = make(system)
     endpoint = bench.serve()
     bench.cast("a", "b", "c")
@@ -182,7 +182,7 @@ def test_purge_removes_one_or_all(system: str, make: Make) -> None:
 
 @pytest.mark.parametrize("system", ["fake", "rabbitmq_43", "qpid"])
 def test_letters_of_one_server_go_back_to_that_server(system: str, make: Make) -> None:
-    """Of a fanout, the servers that have done it are left alone; where that server is gone, its letter stays."""
+    """A fanout goes to no server that has done it; if the server that gave it up has ended, its letter stays."""
     bench = make(system)
     one, two = bench.serve("one"), bench.serve("two")
     two.failing = False

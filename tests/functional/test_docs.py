@@ -1,4 +1,4 @@
-"""The pages of the documentation tell the truth. `tests.functional.pages` has the rules for their blocks."""
+"""The pages of the documentation are true. `tests.functional.pages` has the rules for their blocks."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_rights_suffice_and_are_no_more_than_needed(broker: Qpid) -> None:
 
 
 def test_a_client_may_not_touch_a_queue(broker: Qpid) -> None:
-    """A client can neither read from the queues of a service nor send to them, nor to a topic of which it is none."""
+    """A client can neither read from the queues of a service nor send to them, nor to another topic."""
     with transport_to(url_of(broker, "inventory")) as ours, serving(ours, Endpoint()):
         client = connect(broker, "shop")
         try:

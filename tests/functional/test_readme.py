@@ -1,4 +1,4 @@
-"""The README and the example tell the truth. `tests.functional.pages` has the rules for blocks."""
+"""The README and the example are true. `tests.functional.pages` has the rules for blocks."""
 
 from __future__ import annotations
 
