@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 from typing import ClassVar
 
 import pytest
 
 from msgbus.conformance.report import Recorder
 from msgbus.conformance.suite import Conformance
+from tests.support import ROOT
 
-RESULTS = pathlib.Path(__file__).parents[1] / "docs" / "drivers" / "results"
+RESULTS = ROOT / "docs" / "drivers" / "results"
 
 
 class Documented:

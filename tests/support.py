@@ -14,6 +14,9 @@ from oslo_config import cfg
 from msgbus import configuration
 from msgbus.transport import Transport, get_rpc_transport
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+"""The folder of the project."""
+
 PATIENCE = 20.0
 """Seconds that a test waits for an event which comes at once, unless there is a bug."""
 

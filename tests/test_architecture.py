@@ -14,8 +14,8 @@ import pytest
 
 import msgbus
 from msgbus.drivers.base import PUBLIC
+from tests.support import ROOT
 
-ROOT = pathlib.Path(msgbus.__file__).parents[1]
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 
 CIRCLES = [

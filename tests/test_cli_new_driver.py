@@ -13,10 +13,9 @@ import sys
 import pytest
 from click.testing import CliRunner, Result
 
-import msgbus
 from msgbus.cli.app import cli
+from tests.support import ROOT
 
-ROOT = pathlib.Path(msgbus.__file__).parents[1]
 GUIDE = ROOT / "docs" / "howto" / "write-a-driver.md"
 SOME = (
     "message_arrives or mandatory or goes_to or inbox or prefetch or overlap or requeue or idle or values_come or close"

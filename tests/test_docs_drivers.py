@@ -10,8 +10,9 @@ from types import ModuleType
 import pytest
 
 from msgbus.conformance.suite import Conformance
+from tests.support import ROOT
 
-FOLDER = pathlib.Path(__file__).parents[1] / "docs" / "drivers"
+FOLDER = ROOT / "docs" / "drivers"
 RECORDED = sorted((FOLDER / "results").glob("*.json"))
 
 

@@ -12,8 +12,8 @@ import pytest
 import msgbus
 from msgbus import exceptions
 from msgbus.drivers import base
+from tests.support import ROOT
 
-ROOT = pathlib.Path(__file__).parents[1]
 EXAMPLE = sorted((ROOT / "examples" / "msgbus-nats").rglob("*.py"))
 TEMPLATE = sorted((ROOT / "msgbus" / "cli" / "template").rglob("*.py"))
 

@@ -15,6 +15,7 @@ from tests.faults.journal import SYSTEM, Event, Reader, Writer
 from tests.faults.proofs import PROOFS, Record
 from tests.faults.scenarios import SCENARIOS
 from tests.faults.workload import AT_LEAST_ONCE, AT_MOST_ONCE
+from tests.support import ROOT
 
 CLIENT, ONE, TWO = 100, 1, 2
 """Process ids."""
@@ -297,7 +298,7 @@ def test_the_journal_is_read_while_it_grows(tmp_path: pathlib.Path) -> None:
 
 # The page of the documentation
 
-FOLDER = pathlib.Path(__file__).parents[1] / "docs" / "reliability"
+FOLDER = ROOT / "docs" / "reliability"
 
 
 def generator() -> ModuleType:

@@ -12,6 +12,7 @@ import pytest
 
 import msgbus
 from msgbus import exceptions
+from tests.support import ROOT
 
 
 def test_all_is_complete() -> None:
@@ -70,9 +71,9 @@ def test_a_transport_imports_no_other_drivers_library() -> None:
 def test_extra_docs_has_what_the_pages_are_made_from() -> None:
     """Autodoc imports the conformance suite, so that the documentation cannot be built without pytest."""
     parser = configparser.ConfigParser()
-    parser.read(pathlib.Path(__file__).parent.parent / "setup.cfg")
+    parser.read(ROOT / "setup.cfg")
     extras = parser["options.extras_require"]
-    pages = (pathlib.Path(__file__).parent.parent / "docs" / "reference").glob("*.md")
+    pages = (ROOT / "docs" / "reference").glob("*.md")
     assert any("msgbus.conformance" in page.read_text() for page in pages)
     wanted = [line for line in extras["conformance"].splitlines() if line.startswith("pytest>")]
     assert wanted

@@ -24,7 +24,7 @@ from msgbus.rpc import binding
 from msgbus.rpc.messages import split_topic
 from msgbus.rpc.removed import REMOVED
 from tests.rpc_checks import RpcChecks
-from tests.support import PATIENCE, new_conf, new_transport, new_url
+from tests.support import PATIENCE, ROOT, new_conf, new_transport, new_url
 
 
 @pytest.fixture
@@ -1023,7 +1023,7 @@ def test_removed_options_are_warned_of(tmp_path: pathlib.Path, caplog: pytest.Lo
 
 def test_guide_for_migrating_names_every_removed_option() -> None:
     """The options that are warned of are those in the table."""
-    guide = (pathlib.Path(__file__).parents[1] / "docs" / "migrating.md").read_text()
+    guide = (ROOT / "docs" / "migrating.md").read_text()
     rows = [line for line in guide.splitlines() if line.startswith("|") and "| removed" in line]
     named = {name for row in rows for name in re.findall(r"`([a-z_]+)`", row.split("|")[1]) if "_" in name}
     assert set(REMOVED) <= named

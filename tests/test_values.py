@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 import re
 import types
 from collections.abc import Callable, Iterator
@@ -11,9 +10,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from msgbus import RPCClient, SerializationError, Target, get_rpc_client, get_rpc_server, rpc
-from tests.support import PATIENCE, new_conf, new_transport, new_url
+from tests.support import PATIENCE, ROOT, new_conf, new_transport, new_url
 
-PAGE = (pathlib.Path(__file__).parents[1] / "docs" / "reference" / "values.md").read_text()
+PAGE = (ROOT / "docs" / "reference" / "values.md").read_text()
 MODULES = (
     "array collections dataclasses datetime decimal fractions ipaddress math msgspec pathlib re types uuid zoneinfo"
 )
