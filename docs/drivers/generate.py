@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes index.md, the table of drivers and guarantees, from results/*.json.
+"""Writes index.md, the table of drivers and guarantees, from results/*.json.
 
 The results are what tests with `tests.documented.Documented` found, run with ``MSGBUS_RECORD=1`` in the environment.
 """
@@ -32,7 +32,7 @@ Nothing here is written by hand.
 
 
 def results() -> dict[str, dict[str, str]]:
-    """Driver -> check -> what came of it."""
+    """Driver -> check -> its result."""
     return {path.stem: json.loads(path.read_text()) for path in sorted((HERE / "results").glob("*.json"))}
 
 

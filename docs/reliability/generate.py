@@ -16,22 +16,22 @@ PAGE = HERE.parent / "reliability.md"
 HEAD = """\
 # What happens when things fail
 
-[Guarantees](explanation/guarantees.md) says what msgbus promises. This page says what came of it when something was
+[Guarantees](explanation/guarantees.md) says what msgbus promises. This page says what happened when something was
 broken on purpose, on real message systems. Nothing here is written by hand: `tox -e faults` measures, and
-`docs/reliability/generate.py` writes.
+`docs/reliability/generate.py` writes the page.
 
 ## How it is measured
 
 Clients and servers are processes of their own, and each has its own connection to the message system. Every process
-writes down what happens to each message: that it was sent, that a server began it, that the server finished it, and
-what its caller got. Each line is written before the process goes on, so that it is there even if the process is killed
-a moment later. In the midst of the traffic something is broken. When all is over, what was written down is held
-against the promises, message by message. The columns count:
+records what happens to each message: that it was sent, that a server began it, that the server finished it, and what
+its caller got. Each line is written before the process continues, so that it is there even if the process is killed
+right afterwards. During the traffic something is broken. At the end the records are compared with the promises,
+message by message. The columns count:
 
 - *sent*: calls, casts, fanout casts and streams (`multicall`).
-- *hit*: how many messages the faults met before, during and after their runs: sent and not begun; begun by the server
-  that was hit, or by any where it was not a server; finished there, while the caller did not know it yet.
-- *errors*: those that ended with an error of msgbus in place of a value or a confirmation. Most are under
+- *hit*: how many messages were affected before, during and after their runs: sent and not begun; begun by the server
+  that was hit, or by any if it was not a server; finished there, while the caller did not know it yet.
+- *errors*: those that ended with an error of msgbus instead of a value or a confirmation. Most are under
   `at_most_once`, where *it may have run* is an answer. Under `at_least_once` only those are allowed that the scenario
   makes unavoidable: others count as *other*.
 - *lost*: casts under `at_least_once` that were confirmed and that no server has finished; calls with another value than
@@ -40,15 +40,15 @@ against the promises, message by message. The columns count:
   has run twice.
 - *late*: verbs that ended more than 1 s after their deadline, or never. Time in which the caller's process did not get
   to run is not counted.
-- *other*: every other broken promise: an error that is not one of msgbus's, or says what is not so; a call under
-  `at_least_once` that failed; a fanout cast that did not reach a server which was there all the time.
-- *ran twice*: messages under `at_least_once` that were begun more than once, on several servers or since the caller
+- *other*: every other broken promise: an error that is not one of msgbus's, or is wrong; a call under
+  `at_least_once` that failed; a fanout cast that did not reach a server which was connected all the time.
+- *ran twice*: messages under `at_least_once` that were begun more than once, on several servers or because the caller
   asked again, which is allowed.
 - *not kept*: confirmed casts that were lost with a message system that keeps nothing when it ends.
-- *forgotten*: messages under `at_most_once` that ran twice since a broker that was killed had forgotten what it was
-  told in its last second, which [cannot be helped](explanation/guarantees.md#what-cannot-be-promised).
+- *forgotten*: messages under `at_most_once` that ran twice because a broker that was killed had forgotten what
+  happened in its last second, which [cannot be avoided](explanation/guarantees.md#what-cannot-be-promised).
 - *calls go on after*: seconds from the fault, or from its end where it has one, until every client had the answer to a
-  call that it made afterwards. Servers that are busy with what came before make that longer.
+  call that it made afterwards. Servers that are busy with earlier requests make that longer.
 """
 COUNTED = {
     "lost": ("lost", "wrong", "made up"),
