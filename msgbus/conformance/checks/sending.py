@@ -87,7 +87,7 @@ class SendingChecks:
 
     @check("driver", since="0.1", builds_on=("test_mandatory_to_nobody_fails_at_once",))
     def test_a_topic_and_its_servers_are_apart(self, bus: Bus) -> None:
-        """A subscriber of a server's address is none of the topic, and the other way round."""
+        """A subscriber of a server's address does not get the topic's messages, nor the other way round."""
         server, topic = Receiver(), Receiver()
         server.subscribe(another_driver(bus), bus.address("server", server="s1"), bus.address("fanout", server="s1"))
         topic.subscribe(another_driver(bus), bus.address(topic=f"{bus.topic}-2"))
