@@ -11,7 +11,7 @@ from msgbus.conformance.report import Recorder
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep what comes of the checks of the conformance suite: see `tests.documented`."""
+    """Keep what comes of the checks of the conformance suite: see `tests.conformance.documented`."""
     config.pluginmanager.register(Recorder(), "msgbus-conformance")
     # Whoever starts the tests by nohup, or in the background of a script, has these ignored; and a program that the
     # tests start would take that over.

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Writes index.md, the table of drivers and guarantees, from results/*.json.
 
-The results are what tests with `tests.documented.Documented` found, run with ``MSGBUS_RECORD=1`` in the environment.
+The results are what tests with `tests.conformance.documented.Documented` found, run with ``MSGBUS_RECORD=1`` in the
+environment.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import pytest
 from msgbus.conformance import Harness
 from msgbus.conformance.fake import FakeHarness
 from msgbus.conformance.suite import Conformance
-from tests.documented import Documented
+from tests.conformance.documented import Documented
 
 
 class TestFake(Documented, Conformance):

@@ -9,7 +9,7 @@ import pytest
 
 from msgbus.conformance import Harness
 from msgbus.conformance.suite import Conformance
-from tests.documented import Documented
+from tests.conformance.documented import Documented
 from tests.functional.brokers.proxy import Proxy
 from tests.functional.brokers.qpid import Qpid
 

@@ -6,7 +6,7 @@ import pytest
 
 from msgbus.conformance import Harness
 from msgbus.conformance.suite import Conformance
-from tests.documented import Documented
+from tests.conformance.documented import Documented
 from tests.functional.brokers.rabbitmq import RabbitMQ
 
 

@@ -12,7 +12,7 @@ import pytest
 from msgbus.conformance import Harness
 from msgbus.conformance.check import Findings
 from msgbus.conformance.suite import Conformance
-from tests.documented import Documented
+from tests.conformance.documented import Documented
 from tests.functional.brokers.redis import Redis
 from tests.functional.zmq_conformance import CHECKS, FileBus, FileHarness
 from tests.functional.zmq_faults import cut_connections, cut_tcp

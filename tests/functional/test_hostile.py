@@ -1,4 +1,4 @@
-"""What tests/test_hostile.py does in memory, on real message systems: nothing that a method raises costs a delivery."""
+"""As tests/core/test_hostile.py, on real message systems: nothing that a method raises costs a delivery."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from msgbus import DeadLetter, MessagingTimeout, Target, get_rpc_client, get_rpc_server, get_rpc_transport
+from tests.core.test_hostile import EXCEPTIONS, PREFETCH, Endpoint
 from tests.functional.brokers.qpid import Qpid
 from tests.functional.brokers.rabbitmq import RabbitMQ
 from tests.support import PATIENCE, new_conf
-from tests.test_hostile import EXCEPTIONS, PREFETCH, Endpoint
 
 
 def test_on_rabbitmq(rabbitmq: RabbitMQ) -> None:

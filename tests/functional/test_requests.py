@@ -12,11 +12,11 @@ from msgbus import NoCurrentRequest, Target, current_request, get_rpc_client, ge
 from msgbus.conformance import Harness
 from msgbus.conformance.bus import Bus
 from msgbus.conformance.check import Findings
+from tests.core.test_current import Endpoint as Knowing
+from tests.core.test_request_context import Endpoint as Setting
 from tests.functional.brokers.qpid import Qpid
 from tests.functional.brokers.rabbitmq import RabbitMQ
 from tests.support import PATIENCE, new_conf
-from tests.test_current import Endpoint as Knowing
-from tests.test_request_context import Endpoint as Setting
 
 
 def rabbitmq(request: pytest.FixtureRequest, version: str, more: str = "") -> str:

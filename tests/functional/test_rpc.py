@@ -25,7 +25,7 @@ from tests.functional.brokers.processes import free_ports, poll
 from tests.functional.brokers.proxy import Proxy
 from tests.functional.brokers.qpid import Qpid
 from tests.functional.brokers.rabbitmq import RabbitMQ
-from tests.rpc_checks import RpcChecks
+from tests.rpc.checks import RpcChecks
 from tests.support import PATIENCE, new_conf
 
 EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "classic"

@@ -104,7 +104,7 @@ TEN = (
         "replies.py",
         "if now >= self.deadline:",
         "if now >= self.deadline + 1.0:",
-        "test_replies.py::test_the_deadline",
+        "core/test_replies.py::test_the_deadline",
     ),
     Mutant(
         "runs_what_has_expired",
@@ -112,7 +112,7 @@ TEN = (
         "processing.py",
         "if left is not None and left <= 0:\n            LOG",
         "if left is not None and left <= -3600.0:\n            LOG",
-        "test_server.py::test_what_has_expired_does_not_run",
+        "core/test_server.py::test_what_has_expired_does_not_run",
     ),
     Mutant(
         "waits_where_nobody_is_there",
@@ -120,7 +120,7 @@ TEN = (
         "client.py",
         'mandatory = address.kind != "fanout"',
         "mandatory = False",
-        "test_client.py::test_nobody_there",
+        "core/test_client.py::test_nobody_there",
     ),
     Mutant(
         "runs_what_may_have_run",
@@ -128,7 +128,7 @@ TEN = (
         "processing.py",
         "if delivery.redelivered:\n                self._decline",
         "if False:\n                self._decline",
-        "test_processing.py::test_a_call_that_was_handed_over_before",
+        "core/test_processing.py::test_a_call_that_was_handed_over_before",
     ),
     Mutant(
         "accepts_before_it_runs_what_has_to_run",
@@ -136,7 +136,7 @@ TEN = (
         "processing.py",
         "self.begin(work)\n        running = None",
         "self.begin(work)\n        delivery.accept()\n        running = None",
-        "test_processing.py::test_when_it_is_accepted",
+        "core/test_processing.py::test_when_it_is_accepted",
     ),
     Mutant(
         "sends_no_unanswered_request_again",
@@ -145,7 +145,7 @@ TEN = (
         "replies.py",
         "back = self._taken_at < up_since and",
         "back = False and",
-        "test_replies.py::test_a_call_is_sent_again_when_the_connection_has_come_back_and_nothing_is_heard",
+        "core/test_replies.py::test_a_call_is_sent_again_when_the_connection_has_come_back_and_nothing_is_heard",
     ),
     Mutant(
         "runs_duplicates",
@@ -153,7 +153,7 @@ TEN = (
         "processing.py",
         "if self._done[unique_id] or not again:",
         "if False:",
-        "test_server.py::test_the_same_request_runs_once",
+        "core/test_server.py::test_the_same_request_runs_once",
     ),
     Mutant(
         "sends_an_answer_once",
@@ -161,7 +161,7 @@ TEN = (
         "running.py",
         "now - self._handed_over >= self._again_after",
         "now - self._handed_over >= 3600.0",
-        "test_running.py::test_an_answer_is_sent_until_it_is_confirmed",
+        "core/test_running.py::test_an_answer_is_sent_until_it_is_confirmed",
     ),
     Mutant(
         "ignores_credit",
@@ -169,7 +169,7 @@ TEN = (
         "streams.py",
         "elif self._put_in - self._taken < self._window and",
         "elif self._put_in - self._taken < 10 * self._window and",
-        "test_streams.py::test_the_generator_waits_for_its_client",
+        "core/test_streams.py::test_the_generator_waits_for_its_client",
     ),
     Mutant(
         "imports_what_a_message_names",
@@ -177,7 +177,7 @@ TEN = (
         "failures.py",
         "and module not in allowed_modules:",
         "and False:",
-        "test_failures.py::test_a_module_that_is_not_listed_is_never_imported",
+        "core/test_failures.py::test_a_module_that_is_not_listed_is_never_imported",
     ),
 )
 
@@ -189,7 +189,7 @@ OTHERS = (
         "client.py",
         "deadline=bounded(now + self._seconds)",
         "deadline=now + self._seconds",
-        "test_client.py::test_calls_of_a_handler_end_with_it",
+        "core/test_client.py::test_calls_of_a_handler_end_with_it",
     ),
     Mutant(
         "a_whole_stream_gets_more_time_than_its_caller_has",
@@ -197,7 +197,7 @@ OTHERS = (
         "client.py",
         'end = bounded(float("inf") if self.deadline is None else now + self.deadline)',
         'end = float("inf") if self.deadline is None else now + self.deadline',
-        "test_client.py::test_a_stream_inherits_the_deadline_of_its_whole",
+        "core/test_client.py::test_a_stream_inherits_the_deadline_of_its_whole",
     ),
     Mutant(
         "each_item_has_its_own_time_alone",
@@ -205,7 +205,7 @@ OTHERS = (
         "replies.py",
         "min(now + self._idle_timeout, self._end)",
         "now + self._idle_timeout",
-        "test_replies.py::test_timeout_of_each_item",
+        "core/test_replies.py::test_timeout_of_each_item",
     ),
     Mutant(
         "time_spent_waiting_is_given_again",
@@ -213,7 +213,7 @@ OTHERS = (
         "client.py",
         "ttl = pending.deadline - now",
         "ttl = pending.deadline - pending.began",
-        "test_client.py::test_time_that_was_spent_waiting_for_the_window",
+        "core/test_client.py::test_time_that_was_spent_waiting_for_the_window",
     ),
     Mutant(
         "a_cast_expires_unasked",
@@ -221,7 +221,7 @@ OTHERS = (
         "client.py",
         "ttl = None if self.timeout is None else left",
         "ttl = left",
-        "test_client.py::test_prepare_changes_what_is_sent",
+        "core/test_client.py::test_prepare_changes_what_is_sent",
     ),
     Mutant(
         "gives_up_before_the_driver_does",
@@ -229,7 +229,7 @@ OTHERS = (
         "client.py",
         "self._repeatable, ttl * PATIENCE)",
         "self._repeatable, ttl + 10.0)",
-        "test_client.py::test_the_message_system_has_the_first_word",
+        "core/test_client.py::test_the_message_system_has_the_first_word",
     ),
     Mutant(
         "a_stream_has_no_deadline_of_its_whole",
@@ -237,7 +237,7 @@ OTHERS = (
         "processing.py",
         "return work.deadline + hints.end - hints.ttl",
         "return None",
-        "test_current.py::test_a_generator",
+        "core/test_current.py::test_a_generator",
     ),
     Mutant(
         "a_casts_deadline_is_forgotten_between_tries",
@@ -246,7 +246,7 @@ OTHERS = (
         "processing.py",
         "if work.deadline is not None and time.monotonic() + delay >= work.deadline:",
         "if False:",
-        "test_attempts.py::test_a_cast_whose_deadline_passes_before_its_next_try",
+        "core/test_attempts.py::test_a_cast_whose_deadline_passes_before_its_next_try",
     ),
     # Nobody there
     Mutant(
@@ -255,7 +255,7 @@ OTHERS = (
         "client.py",
         'mandatory = address.kind != "fanout"',
         "mandatory = True",
-        "test_client.py::test_fanout_to_nobody",
+        "core/test_client.py::test_fanout_to_nobody",
     ),
     Mutant(
         "calls_undeliverable_what_may_have_run",
@@ -263,7 +263,7 @@ OTHERS = (
         "transport.py",
         "may_pass = isinstance(error, MessageUndeliverable | ",
         "may_pass = isinstance(error, ",
-        "test_transport.py::test_after_an_unknown_outcome_a_refusal_is_not_final",
+        "core/test_transport.py::test_after_an_unknown_outcome_a_refusal_is_not_final",
     ),
     Mutant(
         "forgets_the_unknown_outcome",
@@ -271,7 +271,7 @@ OTHERS = (
         "transport.py",
         "if first is None or first is last or",
         "if True or",
-        "test_transport.py::test_at_the_deadline_the_unknown_outcome_is_told",
+        "core/test_transport.py::test_at_the_deadline_the_unknown_outcome_is_told",
     ),
     Mutant(
         "nobody_there_is_final_just_after_a_reconnect",
@@ -279,7 +279,7 @@ OTHERS = (
         "transport.py",
         'return up_since + float(self.option("rpc_reply_grace"))',
         "return 0.0",
-        "test_calls_and_servers.py::test_nobody_there_is_not_final_just_after_a_reconnect",
+        "core/test_calls_and_servers.py::test_nobody_there_is_not_final_just_after_a_reconnect",
     ),
     Mutant(
         "sends_again_what_nobody_waits_for",
@@ -287,7 +287,7 @@ OTHERS = (
         "transport.py",
         "if self._wanted is not None and not self._wanted():",
         "if False:",
-        "test_transport.py::test_nothing_is_sent_again_for_a_call_that_is_over",
+        "core/test_transport.py::test_nothing_is_sent_again_for_a_call_that_is_over",
     ),
     Mutant(
         "drops_the_answer_of_a_client_that_is_away",
@@ -295,7 +295,7 @@ OTHERS = (
         "running.py",
         "retry_undeliverable=now + self._grace",
         "retry_undeliverable=now",
-        "test_running.py::test_an_answer_for_a_client_that_comes_back",
+        "core/test_running.py::test_an_answer_for_a_client_that_comes_back",
     ),
     Mutant(
         "an_answer_waits_for_the_grace_only",
@@ -304,7 +304,7 @@ OTHERS = (
         "running.py",
         "return end if self._deadline is None else max(end, self._deadline)",
         "return end",
-        "test_running.py::test_an_answer_waits_as_long_as_its_client",
+        "core/test_running.py::test_an_answer_waits_as_long_as_its_client",
     ),
     # At most once
     Mutant(
@@ -313,7 +313,7 @@ OTHERS = (
         "processing.py",
         "if not delivery.accept():",
         "if False:",
-        "test_processing.py::test_when_it_is_accepted",
+        "core/test_processing.py::test_when_it_is_accepted",
     ),
     Mutant(
         "runs_what_could_not_be_accepted",
@@ -321,7 +321,7 @@ OTHERS = (
         "processing.py",
         "if not delivery.accept():",
         "if not delivery.accept() and False:",
-        "test_processing.py::test_a_delivery_whose_connection_is_gone",
+        "core/test_processing.py::test_a_delivery_whose_connection_is_gone",
     ),
     Mutant(
         "a_cast_that_may_have_run_vanishes",
@@ -329,7 +329,7 @@ OTHERS = (
         "processing.py",
         'self._bury(work, "it may have run before, since a server or connection was lost; at_most_once", 1, [])',
         "work.accepted = False\n            self._settle(work, done=True)",
-        "test_server.py::test_a_cast_that_may_have_run",
+        "core/test_server.py::test_a_cast_that_may_have_run",
     ),
     Mutant(
         "waits_after_the_grace",
@@ -337,7 +337,7 @@ OTHERS = (
         "replies.py",
         "if self._uncertain_since is not None and now >= self._uncertain_since + self._grace:",
         "if self._uncertain_since is not None and now >= self._uncertain_since + 2 * self._grace:",
-        "test_replies.py::test_outcome_unknown_after_the_grace",
+        "core/test_replies.py::test_outcome_unknown_after_the_grace",
     ),
     Mutant(
         "at_most_once_is_sent_again_after_an_unknown_outcome",
@@ -346,7 +346,7 @@ OTHERS = (
         "client.py",
         "if self._repeatable:\n            wanted =",
         "if True:\n            wanted =",
-        "test_client.py::test_casts_that_cannot_be_sent",
+        "core/test_client.py::test_casts_that_cannot_be_sent",
     ),
     Mutant(
         "at_most_once_is_sent_again_after_a_reconnect",
@@ -354,7 +354,7 @@ OTHERS = (
         "replies.py",
         "if not self._repeatable or self._taken_at is None",
         "if self._taken_at is None",
-        "test_replies.py::test_what_is_not_sent_again",
+        "core/test_replies.py::test_what_is_not_sent_again",
     ),
     Mutant(
         "a_second_server_is_heard",
@@ -362,7 +362,7 @@ OTHERS = (
         "replies.py",
         "if self.servers and not self._repeatable:",
         "if False:",
-        "test_calls_and_servers.py::test_a_second_server_is_cancelled_under_at_most_once",
+        "core/test_calls_and_servers.py::test_a_second_server_is_cancelled_under_at_most_once",
     ),
     Mutant(
         "a_second_server_is_never_cancelled",
@@ -370,7 +370,7 @@ OTHERS = (
         "client.py",
         "self._send_cancel(pending, pending.orphans.pop())",
         "pending.orphans.pop()",
-        "test_calls_and_servers.py::test_a_second_server_is_cancelled_under_at_most_once",
+        "core/test_calls_and_servers.py::test_a_second_server_is_cancelled_under_at_most_once",
     ),
     Mutant(
         "the_loss_of_the_server_goes_unsaid",
@@ -379,7 +379,7 @@ OTHERS = (
         "replies.py",
         "if not self._repeatable:\n                return self._server_lost",
         "if False:\n                return self._server_lost",
-        "test_replies.py::test_server_lost",
+        "core/test_replies.py::test_server_lost",
     ),
     Mutant(
         "at_most_once_casts_are_run_again",
@@ -387,7 +387,7 @@ OTHERS = (
         "processing.py",
         "if work.at_least_once:\n                self._run_again_or_bury",
         "if True:\n                self._run_again_or_bury",
-        "test_server.py::test_at_most_once_casts_are_never_run_again",
+        "core/test_server.py::test_at_most_once_casts_are_never_run_again",
     ),
     # At least once
     Mutant(
@@ -397,7 +397,7 @@ OTHERS = (
         "running.py",
         "if error is None:\n                self._handed_over = time.monotonic()\n                return",
         "pass",
-        "test_confirmed_answers.py::test_an_answer_that_got_lost_is_sent_again",
+        "core/test_confirmed_answers.py::test_an_answer_that_got_lost_is_sent_again",
     ),
     Mutant(
         "a_repeat_has_another_id",
@@ -405,7 +405,7 @@ OTHERS = (
         "message.py",
         "hints.update(ttl=left, at=time.time(), again=True)",
         'hints.update(ttl=left, at=time.time(), again=True)\n    payload["_unique_id"] = new_id()',
-        "test_calls_and_servers.py::test_an_unanswered_request_is_sent_again_when_the_connection_is_back",
+        "core/test_calls_and_servers.py::test_an_unanswered_request_is_sent_again_when_the_connection_is_back",
     ),
     Mutant(
         "a_repeat_does_not_say_so",
@@ -414,7 +414,7 @@ OTHERS = (
         "message.py",
         "hints.update(ttl=left, at=time.time(), again=True)",
         "hints.update(ttl=left, at=time.time())",
-        "test_calls_and_servers.py::test_an_unanswered_request_is_sent_again_when_the_connection_is_back",
+        "core/test_calls_and_servers.py::test_an_unanswered_request_is_sent_again_when_the_connection_is_back",
     ),
     Mutant(
         "a_request_that_is_asked_for_again_is_dropped",
@@ -423,7 +423,7 @@ OTHERS = (
         "processing.py",
         "again = at_least_once and request.hints is not None and request.hints.again",
         "again = False",
-        "test_server.py::test_a_request_that_is_asked_for_again_runs_again",
+        "core/test_server.py::test_a_request_that_is_asked_for_again_runs_again",
     ),
     Mutant(
         "a_call_whose_server_is_lost_is_not_sent_again",
@@ -431,7 +431,7 @@ OTHERS = (
         "replies.py",
         "self.last_sign = self._repeat_at = now",
         "self.last_sign = now",
-        "test_calls_and_servers.py::test_a_request_whose_server_has_fallen_silent_is_sent_again",
+        "core/test_calls_and_servers.py::test_a_request_whose_server_has_fallen_silent_is_sent_again",
     ),
     Mutant(
         "what_shows_life_is_sent_again",
@@ -440,7 +440,7 @@ OTHERS = (
         "replies.py",
         "self._taken_at < up_since and self.last_sign < up_since and",
         "self._taken_at < up_since and",
-        "test_replies.py::test_a_sign_of_life_after_the_reconnect_needs_no_repeat",
+        "core/test_replies.py::test_a_sign_of_life_after_the_reconnect_needs_no_repeat",
     ),
     Mutant(
         "the_loss_of_one_server_counts_as_that_of_all",
@@ -448,7 +448,7 @@ OTHERS = (
         "replies.py",
         "if not self.servers:\n                self.last_sign",
         "if True:\n                self.last_sign",
-        "test_replies.py::test_the_loss_of_one_server_takes_nothing_from_another",
+        "core/test_replies.py::test_the_loss_of_one_server_takes_nothing_from_another",
     ),
     Mutant(
         "the_loser_runs_on",
@@ -457,7 +457,7 @@ OTHERS = (
         "client.py",
         "if len(pending.servers) > 1 or (",
         "if (",
-        "test_calls_and_servers.py::test_the_loser_is_cancelled_under_at_least_once",
+        "core/test_calls_and_servers.py::test_the_loser_is_cancelled_under_at_least_once",
     ),
     Mutant(
         "who_waits_for_the_first_is_settled_at_once",
@@ -466,7 +466,7 @@ OTHERS = (
         "processing.py",
         "if not self._known.wait(request.unique_id, work):",
         "if True:",
-        "test_processing.py::test_the_same_request_while_the_first_runs",
+        "core/test_processing.py::test_the_same_request_while_the_first_runs",
     ),
     Mutant(
         "remembers_without_limit",
@@ -474,7 +474,7 @@ OTHERS = (
         "processing.py",
         "if len(self._done) > KNOWN_REQUESTS:",
         "if False:",
-        "test_server.py::test_memory_of_requests_is_bounded",
+        "core/test_server.py::test_memory_of_requests_is_bounded",
     ),
     Mutant(
         "casts_wait_twice_as_long",
@@ -482,7 +482,7 @@ OTHERS = (
         "processing.py",
         "RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0)",
         "RETRY_DELAYS = (2.0, 4.0, 8.0, 8.0)",
-        "test_server.py::test_a_cast_is_run_again_after_one_two_and_four_seconds",
+        "core/test_server.py::test_a_cast_is_run_again_after_one_two_and_four_seconds",
     ),
     Mutant(
         "gives_casts_up_a_try_too_early",
@@ -490,7 +490,7 @@ OTHERS = (
         "processing.py",
         "if work.attempts > self._cast_retries or",
         "if work.attempts >= self._cast_retries or",
-        "test_server.py::test_how_often_is_an_option",
+        "core/test_server.py::test_how_often_is_an_option",
     ),
     Mutant(
         "an_exception_of_a_call_is_tried_again",
@@ -499,7 +499,7 @@ OTHERS = (
         "processing.py",
         ' raised", request.method, call_id)\n            self._answer_with(exc, work, running)',
         ' raised", request.method, call_id)\n            self._end_call(work, running, exc)',
-        "test_server.py::test_an_exception_is_an_answer",
+        "core/test_server.py::test_an_exception_is_an_answer",
     ),
     Mutant(
         "attempts_elsewhere_do_not_count",
@@ -507,7 +507,7 @@ OTHERS = (
         "processing.py",
         "passed_on = 0 if request.hints is None else request.hints.attempts",
         "passed_on = 0",
-        "test_attempts.py::test_the_count_goes_along_where_a_server_stops",
+        "core/test_attempts.py::test_the_count_goes_along_where_a_server_stops",
     ),
     Mutant(
         "the_next_server_counts_from_nothing",
@@ -515,7 +515,7 @@ OTHERS = (
         "processing.py",
         "return passed_on + max(delivery.attempts or 0, int(delivery.redelivered))",
         "return passed_on",
-        "test_attempts.py::test_the_count_does_not_start_anew_where_a_server_is_lost",
+        "core/test_attempts.py::test_the_count_does_not_start_anew_where_a_server_is_lost",
     ),
     Mutant(
         "dead_letters_are_not_stored",
@@ -523,7 +523,7 @@ OTHERS = (
         "processing.py",
         "if Capability.STORE not in self._transport.driver.capabilities:",
         "if True:",
-        "test_server.py::test_a_cast_that_always_raises_is_given_up",
+        "core/test_server.py::test_a_cast_that_always_raises_is_given_up",
     ),
     Mutant(
         "dead_letters_have_no_traceback",
@@ -531,7 +531,7 @@ OTHERS = (
         "processing.py",
         "self._bury(work, work.failure[0], work.attempts, work.failure[1])",
         "self._bury(work, work.failure[0], work.attempts, [])",
-        "test_server.py::test_a_cast_that_always_raises_is_given_up",
+        "core/test_server.py::test_a_cast_that_always_raises_is_given_up",
     ),
     Mutant(
         "a_dead_letter_is_lost_with_a_hook_that_raises",
@@ -539,7 +539,7 @@ OTHERS = (
         "processing.py",
         'except BaseException:  # sys.exit() too: it has to be settled\n                LOG.exception("the hook',
         'except KeyError:\n                LOG.exception("the hook',
-        "test_server.py::test_a_hook_that_raises",
+        "core/test_server.py::test_a_hook_that_raises",
     ),
     # Streams
     Mutant(
@@ -548,7 +548,7 @@ OTHERS = (
         "replies.py",
         "if bound and bound[0].name != reply.server:",
         "if False:",
-        "test_replies.py::test_stream_is_never_mixed_from_two_servers",
+        "core/test_replies.py::test_stream_is_never_mixed_from_two_servers",
     ),
     Mutant(
         "a_stream_is_started_again_elsewhere",
@@ -556,7 +556,7 @@ OTHERS = (
         "replies.py",
         "self._repeatable = False  # It has begun",
         "pass  # It has begun",
-        "test_replies.py::test_a_stream_that_has_begun_is_never_started_again",
+        "core/test_replies.py::test_a_stream_that_has_begun_is_never_started_again",
     ),
     Mutant(
         "the_server_holds_a_stream_that_has_begun",
@@ -564,7 +564,7 @@ OTHERS = (
         "processing.py",
         "work.accepted = work.delivery.accept()  # A stream",
         "pass  # A stream",
-        "test_processing.py::test_a_stream_is_accepted_when_it_begins",
+        "core/test_processing.py::test_a_stream_is_accepted_when_it_begins",
     ),
     Mutant(
         "a_frame_that_comes_twice_doubles_its_items",
@@ -572,7 +572,7 @@ OTHERS = (
         "replies.py",
         "self.items.extend(reply.items[known:])",
         "self.items.extend(reply.items)",
-        "test_replies.py::test_stream_frames_that_come_twice",
+        "core/test_replies.py::test_stream_frames_that_come_twice",
     ),
     Mutant(
         "a_gap_goes_unnoticed",
@@ -580,7 +580,7 @@ OTHERS = (
         "replies.py",
         "if known >= 0:",
         "if True:",
-        "test_replies.py::test_stream_with_a_gap",
+        "core/test_replies.py::test_stream_with_a_gap",
     ),
     Mutant(
         "a_closed_stream_runs_on",
@@ -588,7 +588,7 @@ OTHERS = (
         "streams.py",
         'self.tell("cancel")',
         'self.tell("keepalive")',
-        "test_streams.py::test_a_stream_that_is_closed_before_the_server_is_known",
+        "core/test_streams.py::test_a_stream_that_is_closed_before_the_server_is_known",
     ),
     Mutant(
         "a_dead_clients_stream_runs_on",
@@ -596,7 +596,7 @@ OTHERS = (
         "streams.py",
         "if silent >= LOST_AFTER:",
         "if silent >= 2 * LOST_AFTER:",
-        "test_streams.py::test_a_client_that_has_fallen_silent",
+        "core/test_streams.py::test_a_client_that_has_fallen_silent",
     ),
     Mutant(
         "the_reader_shows_no_life",
@@ -604,7 +604,7 @@ OTHERS = (
         "streams.py",
         "if now - self._last_keepalive >= KEEPALIVE and",
         "if False and",
-        "test_streams.py::test_the_reader_shows_life",
+        "core/test_streams.py::test_the_reader_shows_life",
     ),
     Mutant(
         "silence_counts_while_the_server_is_cut_off",
@@ -612,7 +612,7 @@ OTHERS = (
         "streams.py",
         "self._heard = now if up_since is None else max(self._heard, up_since)",
         "pass",
-        "test_streams.py::test_silence_while_this_side_is_cut_off_is_not_the_clients",
+        "core/test_streams.py::test_silence_while_this_side_is_cut_off_is_not_the_clients",
     ),
     # Signs of life
     Mutant(
@@ -622,7 +622,7 @@ OTHERS = (
         "running.py",
         "if silent >= STARTED_AFTER:",
         "if silent >= KEEPALIVE:",
-        "test_running.py::test_signs_of_life_for_a_msgbus_client",
+        "core/test_running.py::test_signs_of_life_for_a_msgbus_client",
     ),
     Mutant(
         "shows_no_life_when_it_is_back",
@@ -631,7 +631,7 @@ OTHERS = (
         "running.py",
         "elif silent >= KEEPALIVE or self._was_cut_off():",
         "elif silent >= KEEPALIVE:",
-        "test_running.py::test_a_server_shows_life_when_its_connection_is_back",
+        "core/test_running.py::test_a_server_shows_life_when_its_connection_is_back",
     ),
     Mutant(
         "silence_counts_while_the_client_is_cut_off",
@@ -639,7 +639,7 @@ OTHERS = (
         "replies.py",
         "heard_since = now if up_since is None else up_since",
         "heard_since = 0.0",
-        "test_replies.py::test_silence_counts_only_while_one_can_hear",
+        "core/test_replies.py::test_silence_counts_only_while_one_can_hear",
     ),
     Mutant(
         "stock_clients_get_extensions",
@@ -647,7 +647,7 @@ OTHERS = (
         "message.py",
         "if reply.extended:",
         "if True:",
-        "test_message.py::test_reply_for_a_stock_client_has_its_keys_and_no_others",
+        "core/test_message.py::test_reply_for_a_stock_client_has_its_keys_and_no_others",
     ),
     Mutant(
         "answers_in_json_whatever_was_asked",
@@ -655,7 +655,7 @@ OTHERS = (
         "processing.py",
         "delivery.message.content_type,\n                durable=work.at_least_once",
         '"application/json",\n                durable=work.at_least_once',
-        "test_processing.py::test_an_answer_comes_in_the_codec_of_the_request",
+        "core/test_processing.py::test_an_answer_comes_in_the_codec_of_the_request",
     ),
     Mutant(
         "a_repeat_is_given_up_where_nobody_is_there",
@@ -663,7 +663,7 @@ OTHERS = (
         "client.py",
         "            retry_undeliverable=pending.deadline,\n",
         "",
-        "test_calls_and_servers.py::test_a_request_that_is_sent_again_is_tried_until_its_deadline",
+        "core/test_calls_and_servers.py::test_a_request_that_is_sent_again_is_tried_until_its_deadline",
     ),
     Mutant(
         "an_answered_request_is_sent_again",
@@ -671,7 +671,7 @@ OTHERS = (
         "client.py",
         "None if pending is None else (lambda: pending in self.transport.router)",
         "None",
-        "test_calls_and_servers.py::test_an_answered_request_is_not_sent_again",
+        "core/test_calls_and_servers.py::test_an_answered_request_is_not_sent_again",
     ),
     Mutant(
         "calls_are_not_kept_on_disk",
@@ -679,7 +679,7 @@ OTHERS = (
         "client.py",
         "ttl, self._repeatable, ttl * PATIENCE",
         "ttl, False, ttl * PATIENCE",
-        "test_client.py::test_what_is_kept_on_disk",
+        "core/test_client.py::test_what_is_kept_on_disk",
     ),
     Mutant(
         "casts_are_not_kept_on_disk",
@@ -687,7 +687,7 @@ OTHERS = (
         "client.py",
         'durable = address.kind != "fanout"',
         "durable = False",
-        "test_client.py::test_what_is_kept_on_disk",
+        "core/test_client.py::test_what_is_kept_on_disk",
     ),
     Mutant(
         "dead_letters_are_not_kept_on_disk",
@@ -695,7 +695,7 @@ OTHERS = (
         "processing.py",
         "message.id, None, durable=True)",
         "message.id, None, durable=False)",
-        "test_processing.py::test_what_is_kept_on_disk",
+        "core/test_processing.py::test_what_is_kept_on_disk",
     ),
     Mutant(
         "what_a_dead_client_asked_for_is_run_for_ever",
@@ -703,7 +703,7 @@ OTHERS = (
         "processing.py",
         "InvalidTarget | MessageTooLarge | MessageUndeliverable)",
         "InvalidTarget | MessageTooLarge)",
-        "test_processing.py::test_an_answer_for_a_client_that_has_died",
+        "core/test_processing.py::test_an_answer_for_a_client_that_has_died",
     ),
     Mutant(
         "the_servers_policy_does_not_count",
@@ -711,7 +711,7 @@ OTHERS = (
         "processing.py",
         "in POLICIES else self._policy",
         "in POLICIES else 'at_most_once'",
-        "test_processing.py::test_the_servers_policy_holds_where_the_client_says_nothing",
+        "core/test_processing.py::test_the_servers_policy_holds_where_the_client_says_nothing",
     ),
     Mutant(
         "what_is_passed_on_never_expires",
@@ -719,7 +719,7 @@ OTHERS = (
         "processing.py",
         "left, message.durable, max(",
         "None, message.durable, max(",
-        "test_attempts.py::test_what_is_passed_on_has_the_limits_of_what_came",
+        "core/test_attempts.py::test_what_is_passed_on_has_the_limits_of_what_came",
     ),
     Mutant(
         "what_waited_for_what_never_ran_is_dropped",
@@ -727,7 +727,7 @@ OTHERS = (
         "processing.py",
         "for other in self._known.end(request.unique_id, done=False):\n                    other.reject(requeue=True)",
         "for other in self._known.end(request.unique_id, done=False):\n                    other.accept()",
-        "test_processing.py::test_what_waits_for_a_request_that_was_not_run",
+        "core/test_processing.py::test_what_waits_for_a_request_that_was_not_run",
     ),
     Mutant(
         "nobody_there_is_not_final_on_the_first_connection",
@@ -735,7 +735,7 @@ OTHERS = (
         "transport.py",
         "if up_since is None or up_since == first:",
         "if up_since is None:",
-        "test_calls_and_servers.py::test_nobody_there_is_final_on_the_first_connection",
+        "core/test_calls_and_servers.py::test_nobody_there_is_final_on_the_first_connection",
     ),
     Mutant(
         "does_not_wait_for_what_is_handed_back",
@@ -744,7 +744,7 @@ OTHERS = (
         "server.py",
         "processor.begin(delivery)",
         "pass",
-        "test_server.py::test_wait_waits_for_what_is_handed_back",
+        "core/test_server.py::test_wait_waits_for_what_is_handed_back",
     ),
     Mutant(
         "what_is_handed_back_may_vanish",
@@ -752,7 +752,7 @@ OTHERS = (
         "server.py",
         "copy, mandatory=True",
         "copy, mandatory=False",
-        "test_server.py::test_wait_waits_for_what_is_handed_back",
+        "core/test_server.py::test_wait_waits_for_what_is_handed_back",
     ),
     Mutant(
         "what_is_handed_back_gets_new_time",
@@ -760,7 +760,7 @@ OTHERS = (
         "server.py",
         "message.content_type, message.id, left, message.durable",
         "message.content_type, message.id, message.ttl, message.durable",
-        "test_server.py::test_wait_waits_for_what_is_handed_back",
+        "core/test_server.py::test_wait_waits_for_what_is_handed_back",
     ),
     Mutant(
         "a_client_may_ask_for_any_number_of_items_ahead",
@@ -768,7 +768,7 @@ OTHERS = (
         "streams.py",
         "self._window = min(window, MAX_WINDOW)",
         "self._window = window",
-        "test_streams.py::test_no_client_has_a_generator_run_far_ahead",
+        "core/test_streams.py::test_no_client_has_a_generator_run_far_ahead",
     ),
     Mutant(
         "large_items_are_not_counted",
@@ -776,7 +776,7 @@ OTHERS = (
         "streams.py",
         " and self._buffered < BUFFERED_BYTES",
         "",
-        "test_streams.py::test_no_client_has_a_generator_run_far_ahead",
+        "core/test_streams.py::test_no_client_has_a_generator_run_far_ahead",
     ),
     Mutant(
         "a_stream_to_nobody_runs_on",
@@ -784,7 +784,7 @@ OTHERS = (
         "streams.py",
         'self._stopped = f"the client at {self._client} could not be reached: {error}"',
         "pass",
-        "test_streams.py::test_a_client_that_cannot_be_reached",
+        "core/test_streams.py::test_a_client_that_cannot_be_reached",
     ),
     Mutant(
         "a_repeated_stream_gets_new_time",
@@ -792,7 +792,7 @@ OTHERS = (
         "message.py",
         'hints["end"] -= hints["ttl"] - left',
         "pass",
-        "test_message.py::test_a_request_that_is_sent_again_has_less_time",
+        "core/test_message.py::test_a_request_that_is_sent_again_has_less_time",
     ),
     Mutant(
         "trusts_a_message_system_that_is_not_durable",
@@ -801,7 +801,7 @@ OTHERS = (
         "client.py",
         "keeps = {Capability.INBOX_KEEPS, Capability.DURABLE} <=",
         "keeps = {Capability.INBOX_KEEPS} <=",
-        "test_confirmed_answers.py::test_inboxes_that_keep_need_no_confirmation",
+        "core/test_confirmed_answers.py::test_inboxes_that_keep_need_no_confirmation",
     ),
     Mutant(
         "a_cast_gets_no_more_time_than_its_caller_has",
@@ -809,7 +809,7 @@ OTHERS = (
         "client.py",
         "deadline = now + self._seconds  # Not",
         "deadline = bounded(now + self._seconds)  # Not",
-        "test_client.py::test_casts_of_a_handler_have_their_own_time",
+        "core/test_client.py::test_casts_of_a_handler_have_their_own_time",
     ),
     Mutant(
         "items_are_no_sign_of_life",
@@ -817,7 +817,7 @@ OTHERS = (
         "replies.py",
         "if server.name == reply.server:",
         "if False:",
-        "test_replies.py::test_items_are_a_sign_of_life",
+        "core/test_replies.py::test_items_are_a_sign_of_life",
     ),
     Mutant(
         "sends_what_has_no_time_left",
@@ -825,7 +825,7 @@ OTHERS = (
         "client.py",
         "if deadline <= time.monotonic():",
         "if False:",
-        "test_client.py::test_calls_of_a_handler_end_with_it",
+        "core/test_client.py::test_calls_of_a_handler_end_with_it",
     ),
     Mutant(
         "what_cannot_be_handed_back_is_dropped",
@@ -833,7 +833,7 @@ OTHERS = (
         "server.py",
         "else:\n                    delivery.reject(requeue=True)",
         "else:\n                    delivery.accept()",
-        "test_server.py::test_wait_waits_for_what_is_handed_back",
+        "core/test_server.py::test_wait_waits_for_what_is_handed_back",
     ),
     # Bounds and ends
     Mutant(
@@ -842,7 +842,7 @@ OTHERS = (
         "window.py",
         "[None] * size",
         "[None] * (size + 1)",
-        "test_window.py::test_has_as_many_places_as_its_size",
+        "core/test_window.py::test_has_as_many_places_as_its_size",
     ),
     Mutant(
         "what_has_not_begun_is_given_back_as_begun",
@@ -851,7 +851,7 @@ OTHERS = (
         "server.py",
         "elif request.call_id is not None and processor.policy_of(request) == AT_LEAST_ONCE:",
         "elif True:",
-        "test_server.py::test_stop_hands_back_what_has_not_begun",
+        "core/test_server.py::test_stop_hands_back_what_has_not_begun",
     ),
     Mutant(
         "wait_does_not_say_what_it_abandons",
@@ -859,7 +859,7 @@ OTHERS = (
         "server.py",
         "return abandoned",
         "return 0",
-        "test_server.py::test_wait_reports_what_it_abandons",
+        "core/test_server.py::test_wait_reports_what_it_abandons",
     ),
     Mutant(
         "requests_share_a_context",
@@ -867,7 +867,7 @@ OTHERS = (
         "current.py",
         "context = self._context.copy()",
         "context = self._context",
-        "test_request_context.py::test_what_a_request_sets_no_other_sees",
+        "core/test_request_context.py::test_what_a_request_sets_no_other_sees",
     ),
     Mutant(
         "async_methods_are_served",
@@ -875,7 +875,7 @@ OTHERS = (
         "dispatcher.py",
         "if self._allows(endpoint, name):\n                raise TypeError(",
         "if False:\n                raise TypeError(",
-        "test_awaitables.py::test_async_methods_are_refused_when_the_server_is_made",
+        "core/test_awaitables.py::test_async_methods_are_refused_when_the_server_is_made",
     ),
     # Others' text, and secrets
     Mutant(
@@ -884,7 +884,7 @@ OTHERS = (
         "foreign.py",
         "except BaseException as exc:  # SystemExit too: whoever",
         "except KeyError as exc:  # whoever",
-        "test_failures.py::test_unprintable_exceptions",
+        "core/test_failures.py::test_unprintable_exceptions",
     ),
     Mutant(
         "foreign_text_is_logged_as_it_comes",
@@ -892,7 +892,7 @@ OTHERS = (
         "foreign.py",
         "map(_shown, args)",
         "args",
-        "test_hostile.py::test_no_reply_forges_a_line_of_the_log",
+        "core/test_hostile.py::test_no_reply_forges_a_line_of_the_log",
     ),
     Mutant(
         "names_may_be_of_any_length",
@@ -900,7 +900,7 @@ OTHERS = (
         "message.py",
         "if problem := _too_long(request):\n        if max",
         "if problem := None:\n        if max",
-        "test_hostile.py::test_a_request_with_a_long_name_is_refused",
+        "core/test_hostile.py::test_a_request_with_a_long_name_is_refused",
     ),
     Mutant(
         "passwords_are_shown",
@@ -908,6 +908,6 @@ OTHERS = (
         "url.py",
         'return self._format(lambda _: "***", shown)',
         "return self.unmasked",
-        "test_secrets.py::test_url_and_transport_texts",
+        "core/test_secrets.py::test_url_and_transport_texts",
     ),
 )

@@ -87,7 +87,7 @@ def test_level_selects_its_checks() -> None:
 def test_failure_is_shown_and_ends_with_1(tmp_path: pathlib.Path) -> None:
     """The table says failed, the details follow, and the report for others has it too."""
     report = tmp_path / "report.xml"
-    harness = ("--harness", "tests.test_cli_conformance:Fails")
+    harness = ("--harness", "tests.cli.test_conformance:Fails")
     result = run(*harness, "--level", "driver", "-k", "the_largest or only_a_pool", "--junit", str(report))
     assert result.exit_code == Code.UNEXPECTED
     assert "1 passed, 1 failed, 0 skipped" in result.stdout
@@ -120,7 +120,7 @@ def test_a_message_system_in_one_process_needs_no_harness() -> None:
         (("--url", "fake://x/?max_message_sizes=1"), "max_message_size"),
         (("--harness", "msgbus"), "MODULE:CLASS"),
         (("--harness", "msgbus.target:Target"), "is not a subclass of msgbus.conformance.Harness"),
-        (("--harness", "tests.test_cli_conformance:CannotBeMade"), "no such broker"),
+        (("--harness", "tests.cli.test_conformance:CannotBeMade"), "no such broker"),
         ((*HARNESS, "-k", "no_such_check"), "no check is selected"),
         ((*HARNESS, "-k", "a and"), "pytest could not run the checks"),
     ],

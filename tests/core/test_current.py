@@ -23,8 +23,8 @@ from msgbus.drivers.base import Address
 from msgbus.message import JSON, Hints, Request, encode_request
 from msgbus.processing import Work
 from msgbus.running import Running
+from tests.core.test_server import raw, redeliver
 from tests.support import PATIENCE, Awaited, new_transport
-from tests.test_server import raw, redeliver
 
 LOG = logging.getLogger("a.service")
 

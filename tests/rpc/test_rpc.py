@@ -23,7 +23,7 @@ from msgbus.deadline import current
 from msgbus.rpc import binding
 from msgbus.rpc.messages import split_topic
 from msgbus.rpc.removed import REMOVED
-from tests.rpc_checks import RpcChecks
+from tests.rpc.checks import RpcChecks
 from tests.support import PATIENCE, ROOT, new_conf, new_transport, new_url
 
 
@@ -210,10 +210,10 @@ def test_method_may_use_rpc_while_another_configuration_is_taken(
 
 def test_exception_of_an_allowed_module_is_rebuilt(connection: rpc.Connection, conf: cfg.ConfigOpts) -> None:
     """The option allowed_rpc_exception_modules says which."""
-    conf.set_override("allowed_rpc_exception_modules", ["tests.rpc_checks"])
+    conf.set_override("allowed_rpc_exception_modules", ["tests.rpc.checks"])
     rpc.cleanup()
     connection = rpc.create_connection()
-    from tests.rpc_checks import ApiError, Receiver
+    from tests.rpc.checks import ApiError, Receiver
 
     connection.create_consumer("test", Receiver())
     connection.consume_in_thread()

@@ -20,7 +20,7 @@ from msgbus.cli.demo_steps import STEPS
 from msgbus.cli.errors import Code
 from msgbus.drivers.fake import get_bus
 from msgbus.exceptions import TransportBlocked
-from tests.test_cli import run
+from tests.cli.test_cli import run
 
 FAKE = "fake://msgbus-demo/"
 """In memory: the tests break what the servers run, which they could not in other processes."""

@@ -1,6 +1,6 @@
 """What users of the classic rpc API rely on: the same checks for each driver.
 
-In memory by tests/test_rpc.py, and with every driver by tests/functional/test_rpc.py, where a driver joins.
+In memory by tests/rpc/test_rpc.py, and with every driver by tests/functional/test_rpc.py, where a driver joins.
 """
 
 from __future__ import annotations
