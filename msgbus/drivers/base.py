@@ -87,8 +87,12 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     "msgbus.forking": ("call_in_child",),
     "msgbus.options": ("connection_opts", "hosts_of", "read_driver_options"),
     "msgbus.url": ("TransportHost", "TransportURL"),
+    "msgbus.drivers.toolkit.aio": ("AsyncioLoop",),
+    "msgbus.drivers.toolkit.broker": ("BrokerDriver", "Line", "Session"),
+    "msgbus.drivers.toolkit.consuming": ("Feed", "Outcome", "Source"),
     "msgbus.drivers.toolkit.futures": ("done", "fail", "fail_inherited", "failed", "finish"),
     "msgbus.drivers.toolkit.loop": ("FOREVER", "LINGER", "Loop"),
+    "msgbus.drivers.toolkit.sending": ("Offer", "OnDeclared", "Outgoing"),
     # for its tests
     "msgbus.conformance": ("Harness",),
     "msgbus.conformance.suite": ("Conformance",),

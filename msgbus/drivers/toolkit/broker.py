@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import uuid
 import weakref
@@ -246,13 +247,14 @@ class BrokerDriver(Driver):
     Attributes:
         purposes: of its connections: one, or one for sending and inboxes and one for subscriptions.
         publishes_on_any_thread: `Session.publish` may be called on any thread; else it is called on the loop's.
-        max_message_size: of a body, in bytes.
+        max_message_size: of a body, in bytes, where the driver has an option of that name. Where only the broker knows
+            it, `Session.publish` raises `MessageTooLarge`.
         loop: the transport's.
     """
 
     purposes: ClassVar[Sequence[str]] = ("",)
     publishes_on_any_thread: ClassVar[bool] = False
-    max_message_size: int = 16 * 1024 * 1024
+    max_message_size: int = sys.maxsize
 
     def __init__(self, loop: Loop, hosts: Sequence[TransportHost]) -> None:
         """To be called by the driver's own constructor, when what `name` needs is there."""

@@ -145,6 +145,10 @@ class Outgoing:
         self._sender.remove(self)
         fail(self.sent, error)
 
+    def expect_word_within(self, seconds: float) -> None:
+        """Wait no longer, even if its sender would: who has it says so at once or never. In `Outlet.publish` only."""
+        self._sender.expect_word_by(self, Loop.now() + seconds)
+
     def set_aside(self, refusal: MessagingException) -> None:
         """The message system did not take it, and why is being found out: `hold` or `failed` is to follow.
 
@@ -202,6 +206,12 @@ class Sender:
     def remove(self, outgoing: Outgoing) -> None:
         """It is done."""
         self._unfinished.pop(outgoing, None)
+
+    def expect_word_by(self, outgoing: Outgoing, when: float) -> None:
+        """See `Outgoing.expect_word_within`. The lock is held."""
+        outgoing.send_until = min(outgoing.send_until, when)
+        if outgoing.send_until < self._next_look:
+            self._look_at(outgoing.send_until)
 
     def set_aside(self, outgoing: Outgoing, refusal: MessagingException) -> None:
         """See `Outgoing.set_aside`."""
