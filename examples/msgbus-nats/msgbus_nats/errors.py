@@ -6,12 +6,7 @@ from typing import Any
 
 import nats.errors
 
-from msgbus.exceptions import (
-    InvalidTarget,
-    MessagingException,
-    TransportBlocked,
-    TransportUnavailable,
-)
+from msgbus.exceptions import MessagingException, TransportBlocked, TransportUnavailable
 
 # Of JetStream's own codes: https://github.com/nats-io/nats-server/blob/main/server/errors.json
 STREAM_EXISTS = 10058
@@ -41,21 +36,18 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "it did not answer in time"
     text = str(error).removeprefix("nats: ").strip("' ") or type(error).__name__
-    if any(word in text.lower() for word in _RIGHTS):
-        return f"{text}: check user, password and the user's permissions"
-    return text
+    return f"{text}: check user, password and the user's permissions" if is_forbidden(error) else text
+
+
+def is_forbidden(error: BaseException) -> bool:
+    """Whether the user may not log in, or may not do that."""
+    return any(word in str(error).lower() for word in _RIGHTS)
 
 
 def mapped(error: BaseException, what: str) -> MessagingException:
     """The error of ours for one of NATS. `what` says what was tried, and where; it holds no password."""
-    if isinstance(error, MessagingException):
-        return error
-    text = f"{what}: {reason_of(error)}"
-    if isinstance(error, nats.errors.BadSubjectError):
-        return InvalidTarget(text, what)
-    if isinstance(error, JetStreamError) and error.code in _NO_ROOM:
-        return TransportBlocked(text)
-    return TransportUnavailable(text)
+    is_full = isinstance(error, JetStreamError) and error.code in _NO_ROOM
+    return (TransportBlocked if is_full else TransportUnavailable)(f"{what}: {reason_of(error)}")
 
 
 def is_refusal(error: BaseException) -> bool:

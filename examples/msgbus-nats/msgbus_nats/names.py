@@ -66,10 +66,13 @@ def roll_call_of(address: Address) -> str:
     return f"msgbus.roll-call.{stream_of(address)}.{consumer_of(address)}"
 
 
-def headers_of(message: Message) -> dict[str, str]:
-    """The headers of a message. A header can hold neither line ends nor, at its ends, spaces."""
+def headers_of(message: Message, ttl: float | None) -> dict[str, str]:
+    """The headers of a message that is worthless in so many seconds.
+
+    A header can hold neither line ends nor, at its ends, spaces.
+    """
     headers = {_ID: quote(message.id, safe=""), _TYPE: quote(message.content_type, safe="/+;=")}
-    return headers if message.ttl is None else {**headers, _TTL: repr(message.ttl)}
+    return headers if ttl is None else {**headers, _TTL: repr(ttl)}
 
 
 def message_of(body: bytes, headers: dict[str, str] | None, age: float | None) -> Message:

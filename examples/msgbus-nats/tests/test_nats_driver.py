@@ -71,7 +71,7 @@ def test_names_stay_apart_and_fit() -> None:
 @pytest.mark.parametrize("text", ["", " ", "a\r\nStatus: 503", "ü", "%41", "application/json; charset=utf-8"])
 def test_headers_bring_back_what_they_were_given(text: str) -> None:
     """Ids and content types may hold anything; nothing of them is taken for another header."""
-    headers = headers_of(Message(b"x", text, text, 2.5))
+    headers = headers_of(Message(b"x", text, text), 2.5)
     assert all(value.isascii() and value == value.strip() and "\n" not in value for value in headers.values())
     got = message_of(b"x", headers, 0.5)
     assert (got.content_type, got.id, got.ttl) == (text, text, 2.0)
@@ -141,7 +141,8 @@ def test_what_a_dead_subscriber_held_comes_again_soon(transports: Callable[..., 
     child = os.fork()
     if child == 0:
         held: list[Delivery] = []
-        driver = get_rpc_transport(cfg.ConfigOpts(), server.url + "?ack_wait=2").driver
+        transport = get_rpc_transport(cfg.ConfigOpts(), server.url + "?ack_wait=2")
+        driver = transport.driver
         driver.subscribe([address], held.append, prefetch=5).ready.result(15)
         driver.send(address, Message(b"x", "t", "i", 60.0), mandatory=True).result(15)
         wait_for(lambda: held)
