@@ -148,7 +148,10 @@ class Line:
         self._driver.check_release()
 
     def lose(self, reason: BaseException | str, *, move: bool = False) -> None:
-        """The connection is of no use any more; see `Connector.lose`."""
+        """The connection is of no use any more: let go of it, and come back, with `move` to the next host.
+
+        `reason` is an error that `BrokerDriver.explain` makes words of, or words.
+        """
         self.connector.lose(reason, move=move)
 
     # For `Connector`
@@ -250,6 +253,7 @@ class BrokerDriver(Driver):
         max_message_size: of a body, in bytes, where the driver has an option of that name. Where only the broker knows
             it, `Session.publish` raises `MessageTooLarge`.
         loop: the transport's.
+        sender: what is to be sent; its ``go_on`` says that the connection takes messages again.
     """
 
     purposes: ClassVar[Sequence[str]] = ("",)

@@ -44,7 +44,7 @@ class Loop:
 
     Attributes:
         before_sleep: called when all there was is done, to write what has gathered; with True when lingering has
-            brought nothing. It returns for how many seconds the thread may wait for more: 0, `LINGER` or `FOREVER`.
+            brought nothing. It returns for how many seconds the thread may wait for more: 0, ``LINGER`` or ``FOREVER``.
         has_more: called right before the thread sleeps, when others know that it does: whether something was left for
             it that nobody else will do.
         closed: the thread has ended.
@@ -116,7 +116,7 @@ class Loop:
         """Run a function on the loop's thread, soon.
 
         Returns:
-            False where the loop was closed: nothing is run.
+            False where the loop was closed, and nothing is run.
 
         Raises:
             TransportUnavailable: the operating system gives no thread or descriptor, or has taken one away.

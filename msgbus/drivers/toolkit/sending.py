@@ -38,9 +38,9 @@ class Offer(Enum):
     SENT = auto()
     """Its bytes were given to the connection."""
     FULL = auto()
-    """The connection takes no message at present: `Sender.go_on` says when it does."""
+    """The connection takes no message at present. To be followed by ``BrokerDriver.sender.go_on`` when it does."""
     UNDECLARED = auto()
-    """Something has to be declared first, by `Outlet.declare`."""
+    """Something has to be declared first, by ``Session.declare``."""
 
 
 class OnDeclared(Protocol):
@@ -146,7 +146,7 @@ class Outgoing:
         fail(self.sent, error)
 
     def expect_word_within(self, seconds: float) -> None:
-        """Wait no longer, even if its sender would: who has it says so at once or never. In `Outlet.publish` only."""
+        """Wait no longer, even if its sender would: who has it says so at once or never. In ``publish`` only."""
         self._sender.expect_word_by(self, Loop.now() + seconds)
 
     def set_aside(self, refusal: MessagingException) -> None:
