@@ -11,6 +11,8 @@ from msgbus.exceptions import MessagingException, TransportBlocked, TransportUna
 # Of JetStream's own codes: https://github.com/nats-io/nats-server/blob/main/server/errors.json
 STREAM_EXISTS = 10058
 """A stream of that name exists, with another configuration."""
+SUBJECTS_OVERLAP = 10065
+"""A stream has such subjects: another one, or the same one where somebody else is making it at this moment."""
 CONSUMER_MISSING, STREAM_MISSING = 10014, 10059
 _NO_ROOM = frozenset((10002, 10023, 10026, 10027, 10028, 10047, 10077))
 """The account or the server has no more room or resources, or the stream is full."""

@@ -13,7 +13,7 @@ from msgbus.drivers.base import Address
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus_nats.clock import Clock
 from msgbus_nats.connection import NOBODY, Connection, status_of
-from msgbus_nats.errors import STREAM_EXISTS, JetStreamError
+from msgbus_nats.errors import STREAM_EXISTS, SUBJECTS_OVERLAP, JetStreamError
 from msgbus_nats.names import consumer_of, roll_call_of, stream_of, subject_of
 
 FANOUT_KEPT: Final = 60.0
@@ -63,9 +63,12 @@ class JetStream:
         try:
             found = await self._connection.ask(f"STREAM.CREATE.{stream}", config)
         except JetStreamError as exc:
-            if exc.code != STREAM_EXISTS:
+            if exc.code not in (STREAM_EXISTS, SUBJECTS_OVERLAP):
                 raise
-            found = await self._connection.ask(f"STREAM.INFO.{stream}")
+            try:
+                found = await self._connection.ask(f"STREAM.INFO.{stream}")
+            except JetStreamError:
+                raise exc from None
         if address.kind != "fanout":
             await self._add_consumer(address, consumer_of(address), {"durable_name": consumer_of(address)})
         if late and found["config"]["subjects"] != [subject]:
