@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
-import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from msgbus.drivers.base import Address, Depth, Driver, Inbox, Message, OnDelivery, Sent, Subscription
+from msgbus.drivers.base import Address, Depth, Inbox, Message, OnDelivery, Sent, Subscription
 from msgbus.drivers.toolkit.connecting import Connector
 from msgbus.drivers.toolkit.consuming import Consumer, Feed, Source
-from msgbus.drivers.toolkit.futures import fail, fail_inherited, failed, finish
+from msgbus.drivers.toolkit.futures import fail, failed, finish
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.toolkit.sending import Offer, OnDeclared, Outgoing, Sender
+from msgbus.drivers.toolkit.shell import DriverShell
 from msgbus.exceptions import CallCancelled, MessageTooLarge, MessagingException, TransportUnavailable
 from msgbus.foreign import get_logger
-from msgbus.forking import call_in_child
 
 if TYPE_CHECKING:
     from msgbus.url import TransportHost
@@ -240,14 +238,13 @@ class Line:
             self.session.abandon()
 
 
-class BrokerDriver(Driver):
+class BrokerDriver(DriverShell):
     """A driver that has only to say how to connect, and what a `Session` does.
 
     Attributes:
         purposes: of its connections: one, or one for sending and inboxes and one for subscriptions.
         publishes_on_any_thread: `Session.publish` may be called on any thread; else it is called on the loop's.
         max_message_size: of a body, in bytes.
-        loop: the transport's.
     """
 
     purposes: ClassVar[Sequence[str]] = ("",)
@@ -256,20 +253,16 @@ class BrokerDriver(Driver):
 
     def __init__(self, loop: Loop, hosts: Sequence[TransportHost]) -> None:
         """To be called by the driver's own constructor, when what `name` needs is there."""
-        self.loop = loop
         self._hosts = list(hosts)
-        self._closed = False
-        self._start_clean()
-        call_in_child(self._forked)
+        super().__init__(loop)
 
     def _start_clean(self) -> None:
-        self._closing = threading.Lock()
+        super()._start_clean()
         lines = [Line(self, len(self._hosts), purpose) for purpose in self.purposes]
         self.lines = lines
         self.sending, self.consuming = lines[0], lines[-1]
         self.sender = Sender(self.loop, self)
         self._inboxes: list[Consumer] = []
-        self._futures: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
 
     # What a driver adds
 
@@ -367,7 +360,6 @@ class BrokerDriver(Driver):
         return self.name() if blocked is None else f"{self.name()}, which takes no messages at present ({blocked})"
 
     def was_closed(self) -> CallCancelled:
-        """What is said to those who come too late."""
         return CallCancelled(f"the connection to {self.name()} was closed")
 
     # What the lines say: the loop's thread
@@ -483,12 +475,9 @@ class BrokerDriver(Driver):
         if self._closed:
             return failed(self.was_closed())
         self.check(address)
-        found: Future[Depth] = Future()
-        self._futures.add(found)
-        self.loop.call_for(found, self._inspect, address, found, self.loop.now() + INSPECT_CONNECT)
-        return found
+        return self.ask(self._inspect, address, self.loop.now() + INSPECT_CONNECT)
 
-    def _inspect(self, address: Address, found: Future[Depth], end: float) -> None:
+    def _inspect(self, address: Address, end: float, found: Future[Depth]) -> None:
         line = self.sending
         line.connector.open()
         if line.up and line.session is not None:
@@ -496,46 +485,32 @@ class BrokerDriver(Driver):
         elif line.connector.error is not None or self.loop.now() > end:
             fail(found, line.connector.error or TransportUnavailable(f"{self.name()} is not connected yet"))
         else:  # The first connection is being opened.
-            self.loop.call_later(LOOK_AGAIN, self._inspect, address, found, end)
+            self.loop.call_later(LOOK_AGAIN, self._inspect, address, end, found)
 
-    def close(self) -> None:
-        with self._closing:
-            if self._closed:
-                return
-            self._closed = True
-        error = self.was_closed()
-        deadline = self.loop.now() + self.close_timeout
-        if self.loop.started:
-            for line in self.lines:
-                for consumer in list(line.consumers):
-                    consumer.fail_ready(error)
-            # Asked of the loop, which has been handed all that was sent before.
-            sends: Future[list[Future[Any]]] = Future()
-            self.loop.call_for(sends, lambda: finish(sends, self.sender.unfinished()))
-            self._wait([sends], deadline)
-            if sends.done() and sends.exception() is None:
-                self._wait(sends.result(), deadline)
-            gone: Future[list[Future[Any]]] = Future()
-            self.loop.call_for(gone, self._end_all, gone)
-            self._wait([gone], deadline)
-            if gone.done() and gone.exception() is None:
-                self._wait(gone.result(), max(deadline, self.loop.now() + CLOSE_TIMEOUT_MIN))
-            ended: Future[None] = Future()
-            self.loop.call_for(ended, self._end, ended)
-            self._wait([ended], self.loop.now() + self.close_timeout)
+    def _disconnect(self, error: CallCancelled, deadline: float) -> None:
+        for line in self.lines:
+            for consumer in list(line.consumers):
+                consumer.fail_ready(error)
+        # Asked of the loop, which has been handed all that was sent before.
+        self._wait(self._wait_for(deadline, self._find_unfinished) or (), deadline)
+        ending = self._wait_for(deadline, self._end_all)
+        if ending is not None:
+            self._wait(ending, max(deadline, self.loop.now() + CLOSE_TIMEOUT_MIN))
+        self._wait_for(self.loop.now() + self.close_timeout, self._end)
+
+    def _find_unfinished(self, found: Future[list[Future[Sent]]]) -> None:
+        finish(found, self.sender.unfinished())
+
+    def _fail_unfinished(self, error: CallCancelled) -> None:
         self.sender.close(error)
-        for consumer in [each for line in self.lines for each in (*line.consumers, *line.leaving)]:
+        for consumer in self._all_consumers():
             consumer.refuse(error)
-        for future in list(self._futures):
-            fail(future, error)
 
-    def _wait(self, futures: Sequence[Future[Any]], until: float) -> None:
-        """Wait, except on the loop's own thread, which has to go on for any of them to be done."""
-        if not self.loop.is_here:
-            wait(futures, max(0.0, until - self.loop.now()))
+    def _all_consumers(self) -> list[Consumer]:
+        return [consumer for line in self.lines for consumer in (*line.consumers, *line.leaving)]
 
     def _end_all(self, gone: Future[list[Future[Any]]]) -> None:
-        consumers = [consumer for line in self.lines for consumer in (*line.consumers, *line.leaving)]
+        consumers = self._all_consumers()
         for consumer in [consumer for line in self.lines for consumer in list(line.consumers)]:
             self._end_consumer(consumer)
         finish(gone, [consumer.gone for consumer in consumers])
@@ -546,16 +521,12 @@ class BrokerDriver(Driver):
             line.close()
         finish(ended)
 
-    def _forked(self) -> None:
-        """In a forked child: the connections are the parent's."""
-        consumers = [consumer for line in self.lines for consumer in (*line.consumers, *line.leaving)]
-        futures: list[Future[Any]] = [*self.sender.unfinished(), *self._futures]
-        futures += [future for each in consumers for future in (each.ready, each.stopped, each.gone)]
+    def _abandon(self) -> Iterable[Future[Any]]:
+        futures: list[Future[Any]] = [*self.sender.unfinished()]
+        futures += [future for each in self._all_consumers() for future in (each.ready, each.stopped, each.gone)]
         for line in self.lines:
             line.abandon()
-        self._start_clean()
-        for future in futures:
-            fail_inherited(future)
+        return futures
 
 
 class _BrokerSubscription(Subscription):
