@@ -20,6 +20,11 @@ COME_BACK = 0.5
 need not all come back at the same one."""
 
 
+def backoff(failures: int, first: float, longest: float) -> float:
+    """Seconds until the next try, after so many that failed before: doubled each time, and shortened by chance."""
+    return min(longest, first * 2.0 ** min(failures, 30)) * random.uniform(0.5, 1.0)
+
+
 class Dialler(Protocol):
     """What a `Connector` needs of a driver. All but `dial` is called on the loop's thread."""
 
@@ -132,7 +137,7 @@ class Connector:
         self.error = TransportUnavailable("; also ".join(self._causes.values()))
         if self.closed:
             return
-        delay = min(BACKOFF_MAX, BACKOFF_FIRST * 2 ** min(attempt, 8)) * random.uniform(0.5, 1.0)
+        delay = backoff(attempt, BACKOFF_FIRST, BACKOFF_MAX)
         # Once for each host is enough for a log that somebody reads while the system is down.
         level = logging.WARNING if attempt < self._hosts else logging.DEBUG
         LOG.log(level, "%s cannot be made: %s; next try in %.1f s", self._what, text, delay)
