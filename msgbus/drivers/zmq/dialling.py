@@ -151,15 +151,14 @@ class Dialler:
         if name is not None:
             self.failed(name, _explain(event))
 
-    def connected(self, link: PeerLink) -> Peer:
-        """There is a connection with a node, whoever has dialled. Returns what is known of the node."""
+    def connected(self, link: PeerLink) -> None:
+        """There is a connection with a node, which this node or the other has dialled."""
         peer = self.peer(link.node)
         if link.socket is self.socket:
             self._end_attempt(peer)
         peer.failures = 0
         peer.why = ""
         peer.links.append(link)
-        return peer
 
     def disconnected(self, link: PeerLink, why: str) -> None:
         """A connection is lost, or closed."""

@@ -1,8 +1,7 @@
 """The endpoints at which a node listens: they are bound, put back when removed, and hidden while descriptors are short.
 
-libzmq ends the process where it has no descriptor for somebody who connects. So before that the Unix socket is renamed,
-and nobody finds it. Connections that exist go on (they would not if the endpoint were unbound), and who is not let in
-tries again.
+libzmq ends the process if it has no descriptor for a new connection. So before that the Unix socket is renamed, and
+nobody finds it. Existing connections go on (they would not if the endpoint were unbound), and new peers try again.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ class Endpoints:
     def restore(self) -> None:
         """Create Unix sockets again whose files somebody has removed. Called every now and then.
 
-        Existing connections go on. The old listener stays, with nobody who could reach it.
+        Existing connections go on. libzmq keeps the old listener, which nobody can reach.
         """
         for path in self._paths:
             if self._hidden or os.path.lexists(path):
@@ -86,7 +85,7 @@ class Endpoints:
                 )
 
     def check_descriptors(self) -> None:
-        """Hide the Unix socket if descriptors are short. Called when somebody has connected."""
+        """Hide the Unix socket if descriptors are short. Called after each new connection."""
         shortage = descriptors.shortage(_reserve())
         if not shortage or self._hidden:
             return

@@ -59,7 +59,6 @@ OVERHEAD = 1024 * 1024
 _HEAD = struct.Struct("<BI")
 _DATA = struct.Struct("<BIQdBHHH")
 _DATA_REST = struct.Struct("<QdBHHH")
-_ONE = struct.Struct("<BIQ")
 _NUMBERED = struct.Struct("<BIQ")
 _NUMBER = struct.Struct("<Q")
 _DEPTH = struct.Struct("<BIQQQ")
@@ -73,7 +72,7 @@ class Malformed(ValueError):
 
 
 class Hello(msgspec.Struct):
-    """Who is at one end of a connection.
+    """The node at one end of a connection.
 
     Attributes:
         protocol: `PROTOCOL`.
@@ -158,7 +157,7 @@ def record(kind: int, rest: bytes = b"") -> bytes:
 def numbers(kind: int, values: list[int]) -> bytes:
     """A record whose rest is numbers."""
     if len(values) == 1:
-        return _ONE.pack(kind, 8, values[0])
+        return _NUMBERED.pack(kind, 8, values[0])
     return struct.pack(f"<BI{len(values)}Q", kind, 8 * len(values), *values)
 
 

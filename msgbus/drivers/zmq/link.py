@@ -31,7 +31,7 @@ class LinkSettings:
         largest: bytes of the largest message body.
         connect_timeout: seconds for one attempt to connect.
         heartbeat: seconds between two heartbeats; a connection is lost after twice that without an answer. 0: none.
-        security: keys, and who may connect.
+        security: keys, and which nodes may connect.
         linger: seconds that close waits for the peers to read what was sent.
     """
 

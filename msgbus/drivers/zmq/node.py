@@ -26,6 +26,7 @@ from msgbus.drivers.zmq.links import Links
 from msgbus.drivers.zmq.matchmakers.base import Directory, Entry, Matchmaker, advertised
 from msgbus.drivers.zmq.queue import Parcel
 from msgbus.drivers.zmq.receiver import Receiver
+from msgbus.drivers.zmq.routing import Router
 from msgbus.drivers.zmq.sender import Sender
 from msgbus.drivers.zmq.serving import LocalConsumer
 from msgbus.exceptions import MessagingException, TransportUnavailable
@@ -85,7 +86,8 @@ class Node:
         self._security = settings.security
         self._directory = Directory()
         self._links = links = Links(loop, settings, self)
-        self._sender = Sender(links, self._directory, self._refresh, matchmaker, server_expires)
+        self._router = router = Router(links, self._directory)
+        self._sender = Sender(links, self._directory, router, self._refresh, matchmaker, server_expires)
         self._receiver = Receiver(loop, links, matchmaker.is_alive, self._sender.reroute, backlog)
         self._inspector = Inspector(loop, links, self._directory, matchmaker.is_alive)
         self._endpoints: list[str] = []
@@ -416,8 +418,8 @@ class Node:
             self._refresh()
         if not self._matchmaker.is_reachable:
             self._refresh()
-            self._sender.connect_all()
-        self._sender.forget_unused()
+            self._router.connect_all()
+        self._router.forget_unused()
         self._links.forget_unused(self._directory.entries)
 
 

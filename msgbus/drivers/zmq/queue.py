@@ -1,4 +1,4 @@
-"""What a node has to send, by address: who could take it, who has how much of it, and who is to get the next."""
+"""What a node has to send to an address: which nodes serve it, what each of them has, and which gets the next."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ class Queue:
         self.used = Loop.now()
 
     def update(self, services: Mapping[str, Service | None], entries: Mapping[str, Entry]) -> None:
-        """Note who serves the address now."""
+        """Note which nodes serve the address now."""
         for node, service in services.items():
             consumer = self.by_node.get(node)
             if consumer is None:
@@ -193,7 +193,7 @@ class Queue:
             self.consumers = [consumer for consumer in self.consumers if not consumer.unsubscribed]
 
     def pick(self) -> RemoteConsumer | None:
-        """Who gets the next message: the one with the fewest of ours, an idle one first, in turns."""
+        """The node that gets the next message: the one with the fewest of ours, an idle one first, in turns."""
         consumers = self.consumers
         count = len(consumers)
         if count == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from msgbus.drivers.base import Address
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.zmq.link import PeerLink
 from msgbus.drivers.zmq.links import Links
 from msgbus.drivers.zmq.matchmakers.base import Directory
@@ -85,8 +86,9 @@ class Router:
                 found.append((queue, consumer))
         return found
 
-    def forget_unused(self, now: float) -> None:
+    def forget_unused(self) -> None:
         """Forget queues that nobody uses. Called every now and then."""
+        now = Loop.now()
         for key, queue in list(self.queues.items()):
             if queue.is_unused(now, UNUSED):
                 del self.queues[key]

@@ -50,6 +50,7 @@ class Sender:
         self,
         links: Links,
         directory: Directory,
+        router: Router,
         refresh: Callable[[], None],
         matchmaker: Matchmaker,
         server_expires: float,
@@ -59,6 +60,7 @@ class Sender:
         Args:
             links: the connections.
             directory: the nodes that are known.
+            router: the queues of each address.
             refresh: brings the directory up to date.
             matchmaker: says whether a node's process lives, and whether there may be nodes that are not known.
             server_expires: seconds for which a message without ttl is kept after its server has died.
@@ -68,9 +70,9 @@ class Sender:
         self._refresh = refresh
         self._matchmaker = matchmaker
         self._server_expires = server_expires
-        self._router = Router(links, directory)
-        self._route = self._router.route
-        self._queues = self._router.queues
+        self._router = router
+        self._route = router.route
+        self._queues = router.queues
         self._unrouted = Unrouted(matchmaker)
         self._lost = LostLinks(links, directory, matchmaker.is_alive, self._give_back)
         self._waiting: dict[Queue, None] = {}  # queues in which something waits
@@ -353,17 +355,17 @@ class Sender:
         self._refresh()
         while self._returned:
             queue, copies = self._returned.popitem()
-            if queue.version != self._directory.version:
-                self._router.update(queue)
             if copies:
                 queue.put_back(copies)
                 self._waiting[queue] = None
-            queue.drop_unsubscribed()
-            self._send_waiting(queue)
-            self._recall(queue)
+            self._redistribute(queue)
 
-    def _recall(self, queue: Queue) -> None:
-        """Ask busy nodes for what idle ones could run."""
+    def _redistribute(self, queue: Queue) -> None:
+        """Send what waits in a queue, and ask busy nodes for what idle ones could run."""
+        if queue.version != self._directory.version:
+            self._router.update(queue)
+        queue.drop_unsubscribed()
+        self._send_waiting(queue)
         for consumer, count in queue.to_recall():
             assert consumer.link is not None
             consumer.recalling = True
@@ -410,10 +412,6 @@ class Sender:
                 fail(copy.parcel.sent, TransportUnavailable(text, maybe_delivered=True))
         self.on_frame_end()
 
-    def connect_all(self) -> None:
-        """Connect with all servers of what is in use."""
-        self._router.connect_all()
-
     # Time
 
     def has_waiting(self) -> bool:
@@ -434,13 +432,9 @@ class Sender:
             now = Loop.now()
             self._refresh()
             for queue in list(self._waiting):
-                if queue.version != self._directory.version:
-                    self._router.update(queue)
                 for copy in queue.take_expired(now):
                     self._expire(copy)
-                queue.drop_unsubscribed()
-                self._send_waiting(queue)
-                self._recall(queue)
+                self._redistribute(queue)
 
     def _expire(self, copy: Copy) -> None:
         parcel, queue = copy.parcel, copy.queue
@@ -473,10 +467,6 @@ class Sender:
                     continue
                 text = f"node {link.node} did not confirm a message to {copy.parcel.address} in time"
                 fail(copy.parcel.sent, TransportUnavailable(text, maybe_delivered=True))
-
-    def forget_unused(self) -> None:
-        """Forget queues that nobody uses. Called every now and then."""
-        self._router.forget_unused(Loop.now())
 
     # Inspecting and closing
 

@@ -33,7 +33,7 @@ class Sockets:
 
     Attributes:
         listener, dialler: the sockets.
-        gate: answers libzmq's question whom to let in.
+        gate: decides which connections are accepted.
     """
 
     gate: Gate

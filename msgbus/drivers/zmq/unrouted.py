@@ -40,7 +40,7 @@ class Unrouted:
             if parcel.send_until > now:
                 kept.append(parcel)
                 continue
-            why = self._matchmaker.why_incomplete() or "it is not known yet who is there"
+            why = self._matchmaker.why_incomplete() or "the known nodes are being read"
             text = f"gave up after {parcel.message.patience or 0:.3g} s: no server is known for {parcel.address}: {why}"
             fail(parcel.sent, TransportUnavailable(text))
         self.parcels = kept

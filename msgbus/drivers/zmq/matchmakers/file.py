@@ -12,8 +12,7 @@ that, so every process that reads the file knows it. A process that does not lis
 has a random id.
 
 Nothing says whether a process lives. So a node at whose address nobody listens is left out for `RETRY_AFTER` seconds,
-and then tried again by whoever has something to send. Therefore a server is ready only that long after it has begun to
-listen.
+and then tried again for the next message. Therefore a server is ready only that long after it has begun to listen.
 """
 
 from __future__ import annotations
