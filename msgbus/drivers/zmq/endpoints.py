@@ -112,7 +112,7 @@ class Endpoints:
 
 
 def _reserve() -> int:
-    """How many descriptors others may not take by connecting: as many as may come before this node can check."""
+    """Descriptors that new connections must leave free: as many as may connect before this node checks again."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return TO_OPEN if limit == resource.RLIM_INFINITY else min(256, max(TO_OPEN, limit // 8))
 

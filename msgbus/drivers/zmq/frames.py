@@ -236,7 +236,7 @@ def read_data(frame: bytes, at: int, end: int) -> Data:
 
 
 def records(frame: bytes) -> Iterator[tuple[int, int, int]]:
-    """The records of a frame: kind, start and end of the rest. Raises `Malformed` when it comes to what is wrong."""
+    """The records of a frame: kind, start and end of the rest. Raises `Malformed` at the first that is wrong."""
     at, available = 0, len(frame)
     while at < available:
         if available - at < _HEAD.size:

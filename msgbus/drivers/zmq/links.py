@@ -30,7 +30,7 @@ BATCH = 256 * 1024
 FULL_RETRY = 0.01
 """Seconds until a frame that libzmq did not accept is tried again."""
 ROUNDS = 100
-"""How often in a row a node reads and writes, what it sends to itself among that, before the loop polls again."""
+"""How often in a row a node reads and writes, before the loop polls again. It may be sending to itself."""
 READ_AT_ONCE = 1000
 """Frames that are read from one socket before the other has its turn."""
 REASON_MAX = 200
@@ -95,7 +95,7 @@ class Links:
         self._dialler.connected(here)
 
     def close(self) -> None:
-        """Close the sockets, with what is in them."""
+        """Close the sockets, and discard the messages in them."""
         if self._endpoints is not None:
             self._endpoints.close()
         if self._sockets is not None:
@@ -153,7 +153,7 @@ class Links:
         dialler = self._dialler
         if not endpoints or not dialler.may_dial(node):
             return
-        self._on_events(dialler.socket)  # What has not been read yet is about former attempts.
+        self._on_events(dialler.socket)  # Unread events are about former attempts.
         try:
             dialler.dial(node, endpoints, key)
         except zmq.ZMQError as exc:
@@ -167,7 +167,7 @@ class Links:
     # Losing
 
     def _on_events(self, socket: Any) -> None:
-        """Read what a monitor says. A lost connection is dropped after what came over it has been read."""
+        """Read the events of a monitor. A lost connection is dropped after all frames from it have been read."""
         sockets, endpoints = self._sockets, self._endpoints
         assert sockets is not None
         assert endpoints is not None
@@ -252,7 +252,7 @@ class Links:
         self.drop(link, f"node {link.node} refuses: {why}" if why else f"node {link.node} has left")
 
     def _reject(self, link: PeerLink, why: str) -> None:
-        """Close a connection on which a malformed frame came: the peer is not what it should be."""
+        """Close a connection on which a malformed frame came."""
         self._log_malformed(f"node {link.node}", why)
         self._say_bye(link.socket, link.name, why)
         self.drop(link, f"malformed frame: {why}")

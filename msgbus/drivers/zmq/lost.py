@@ -1,7 +1,7 @@
 """Messages that were taken over connections that broke since.
 
 The node that took them may live. Then it is asked which of them had not reached a subscriber; those are sent to others
-as they were. The others may have been begun: they are sent on as redelivered, and so are all if there is no answer.
+as they were. The others may have been run: they are sent on as redelivered, and so are all if there is no answer.
 """
 
 from __future__ import annotations

@@ -35,9 +35,9 @@ from msgbus.foreign import get_logger
 LOG = get_logger(__name__)
 
 TICK = 0.05
-"""Seconds between two checks of what waits for a server."""
+"""Seconds between two checks of messages that wait for a server."""
 SLOW_TICK = 1.0
-"""Seconds between two checks of what is not urgent."""
+"""Seconds between two rounds of maintenance."""
 CHECK_INTERVAL = 0.01
 """Seconds at least between two checks of messages without a receipt."""
 MAINTAIN_TICKS = 2
@@ -142,7 +142,7 @@ class Node:
         self._matchmaker.register(entry, published)
 
     def _refresh_once(self) -> None:
-        """Know what was true when the present batch of calls began. One check is enough for all calls in it."""
+        """Update the directory once for each batch of calls: that is new enough for all calls in it."""
         if self._batch != self._loop.batch:
             self._batch = self._loop.batch
             self._refresh()
@@ -161,7 +161,7 @@ class Node:
             self._finish_inboxes()
 
     def leave(self, error: MessagingException, done: Future[None]) -> None:
-        """Close: give back what is not settled, say BYE to all peers, and fail what is unfinished."""
+        """Close: give back unsettled messages, say BYE to all peers, and fail the messages without a receipt."""
         self._closed = error
         if not self.id:
             self._end(error, done)
@@ -199,7 +199,7 @@ class Node:
         known = f"node {self.id}, {len(self._directory.entries)} nodes known, {connected} connected"
         return f"{known}; {incomplete}" if incomplete else known
 
-    # What the driver asks for
+    # Called by the driver
 
     def send(self, parcel: Parcel) -> None:
         """See `Driver.send`."""
@@ -305,7 +305,7 @@ class Node:
             return
         self._inspector.inspect(address, self._sender.waiting_for(address), found)
 
-    # What links say
+    # Called by the links
 
     def on_link_up(self, link: PeerLink) -> None:
         """See `LinkListener`."""

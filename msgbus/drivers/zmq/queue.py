@@ -99,7 +99,7 @@ class RemoteConsumer:
         busy: when it last reported, its subscribers had no room.
         full: it has refused messages, and will report when it accepts them again.
         must_resume: it has reported that, and is to be sent RESUME before the next message.
-        recalling: it was asked to give back what is queued.
+        recalling: RECALL was sent, and RECALLED has not come.
         unsubscribed: it said that it has no subscriber, whatever the directory says.
     """
 
@@ -152,7 +152,7 @@ class Queue:
         wire: the address as it travels.
         settles: a message is kept until the node that has it reports that it is settled.
         waiting: messages that no node has, in the order of sending.
-        consumers: the nodes that can be sent something. `by_node` has, besides, those that have something left.
+        consumers: the nodes that can be sent messages. `by_node` also has those that still have messages.
         version: of the directory that was looked at.
     """
 
@@ -221,7 +221,7 @@ class Queue:
         return any(consumer.queued for consumer in self.consumers)
 
     def to_recall(self) -> list[tuple[RemoteConsumer, int]]:
-        """From whom to take back how many messages, since others have room for them."""
+        """From which nodes to recall how many messages, since others have room for them."""
         if len(self.consumers) < 2 or self.waiting:
             return []
         room = sum(consumer.room for consumer in self.consumers)
@@ -237,7 +237,7 @@ class Queue:
         return found
 
     def put_back(self, copies: Sequence[Copy]) -> None:
-        """Put what was given back where it was: before what was sent later."""
+        """Put returned messages where they were: before those that were sent later."""
         copies = sorted(copies, key=_number)
         if self.waiting and copies[-1].number > self.waiting[0].number:
             self.waiting = deque(sorted((*copies, *self.waiting), key=_number))
@@ -245,7 +245,7 @@ class Queue:
             self.waiting.extendleft(reversed(copies))
 
     def take_expired(self, now: float) -> list[Copy]:
-        """Remove and return what has waited for too long. What has failed meanwhile is removed too."""
+        """Remove and return the messages that have waited for too long. Those that have failed are removed too."""
         expired = [copy for copy in self.waiting if copy.send_until <= now]
         if expired or any(not copy.taken and copy.parcel.sent.done() for copy in self.waiting):
             self.waiting = deque(

@@ -1,4 +1,4 @@
-"""The receiving half of a node: takes in what comes for its subscriptions and inboxes, and reports what became of it.
+"""The receiving half of a node: delivers messages to its subscriptions and inboxes, and sends receipts for them.
 
 Everything here belongs to the loop's thread, but for what says otherwise.
 """
@@ -77,15 +77,15 @@ class Receiver:
         return consumers
 
     def open_inbox(self, address: Address, on_delivery: OnDelivery) -> None:
-        """Accept what comes to an inbox."""
+        """Accept messages to an inbox."""
         self._inboxes[address] = on_delivery
 
     def close_inbox(self, address: Address) -> None:
-        """Accept nothing more."""
+        """Accept no more messages to an inbox."""
         self._inboxes.pop(address, None)
 
     def services(self) -> list[Service]:
-        """What others have to know of this node."""
+        """The services of this node's entry."""
         return [
             Service((*served.address,), len(served.consumers), sum(consumer.prefetch for consumer in served.consumers))
             for served in self._served.values()
@@ -93,7 +93,7 @@ class Receiver:
         ]
 
     def stop(self, consumers: Iterable[LocalConsumer]) -> None:
-        """Deliver nothing more to these, and give back what waits where they were the last subscribers."""
+        """Deliver nothing more to these. Give back the waiting messages of addresses that lose their last one."""
         for consumer in consumers:
             served = consumer.served
             if consumer not in served.consumers:
@@ -108,7 +108,7 @@ class Receiver:
                     del self._served[served.address]
 
     def take_back(self, consumers: Iterable[LocalConsumer]) -> None:
-        """Give back what these have and have not settled."""
+        """Give back the unsettled messages of these."""
         for consumer in consumers:
             for delivery in list(consumer.unsettled):
                 if consumer.unsettled.pop(delivery, self) is None and consumer.address.kind != "fanout":
@@ -123,13 +123,13 @@ class Receiver:
             self._reroute(address, received.message(), received.redelivered or kind == frames.REQUEUED)
 
     def settling_counts(self, link: PeerLink) -> bool:
-        """Whether a message of this connection is settled by saying so: its sender will not send it again.
+        """Whether accepting a message of this connection counts: its sender will not send it to another node.
 
-        It hears of it, or it is dead. Any thread.
+        It gets the receipt, or has left, or is dead. Any thread.
         """
         return link.up or link.peer_left or self._is_alive(link.node) is False
 
-    # What comes
+    # Messages
 
     def on_data(self, link: PeerLink, data: Data) -> None:
         """DATA."""
@@ -190,7 +190,7 @@ class Receiver:
             served.refusing.pop(link, None)
 
     def on_recall(self, link: PeerLink, count: int, address: Address) -> None:
-        """RECALL: give back what waits, the youngest first."""
+        """RECALL: give back waiting messages, the youngest first."""
         served = self._served.get(address)
         if served is not None:
             kept: deque[Received] = deque()
@@ -240,7 +240,7 @@ class Receiver:
             self._deliver_waiting(served)
 
     def _deliver_waiting(self, served: ServedAddress) -> None:
-        """Deliver what waits, as far as there is room, and report room to senders that wait for it."""
+        """Deliver waiting messages, as far as there is room, and send READY to senders that wait for room."""
         if served.address.kind == "fanout":
             for consumer in list(served.consumers):
                 while consumer.backlog and len(consumer.unsettled) < consumer.prefetch:
@@ -272,7 +272,7 @@ class Receiver:
     # Lost connections
 
     def on_link_down(self, link: PeerLink) -> None:
-        """Keep apart what waits of this connection, until it is known whether the sender lives."""
+        """Set the waiting messages of this connection aside, until it is known whether their sender lives."""
         undecided: list[tuple[ServedAddress, Received]] = []
         for served in self._served.values():
             served.ready_for.pop(link, None)
@@ -292,7 +292,7 @@ class Receiver:
             self._decide(link.session, alive)
 
     def _decide(self, session: int, alive: bool) -> None:
-        """A live sender sends its messages to others, so drop ours. For a dead sender ours are the only copies."""
+        """A live sender reroutes its own messages, so drop ours. For a dead sender ours are the only copies."""
         link, waiting = self._undecided.pop(session, (None, []))
         if link is None:
             return
@@ -308,7 +308,7 @@ class Receiver:
                 self._reroute(served.address, received.message(), received.redelivered)
 
     def _drop(self, link: PeerLink, waiting: list[tuple[ServedAddress, Received]]) -> None:
-        """Drop what came over a connection that its sender has lost too, and note what no subscriber had."""
+        """Drop the messages of a lost connection whose sender lives, and note which of them no subscriber had."""
         if waiting:
             self._unbegun[link.session] = (link.node, [received.data.seq for _, received in waiting])
             self.loop.call_later(UNBEGUN_KEPT, self._unbegun.pop, link.session, None)

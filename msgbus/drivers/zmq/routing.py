@@ -72,7 +72,7 @@ class Router:
                 self._links.dial(consumer.node, entry.endpoints, entry.key)
 
     def connect_all(self) -> None:
-        """Connect with all servers of what is in use. One of them may have to answer what another passed on to it."""
+        """Connect with all servers of the queues in use: one may have to answer a request that another rerouted."""
         for queue in list(self.queues.values()):
             self.update(queue)
 

@@ -187,7 +187,7 @@ class Security:
         """
         self._folder = os.path.realpath(os.path.dirname(ipc.removeprefix("ipc://"))) if ipc else ""
         if self._insecure:
-            LOG.warning("%s is set: whoever reaches %s sends and reads", INSECURE, self._listen or "what is dialled")
+            LOG.warning("%s is set: whoever reaches %s sends and reads", INSECURE, self._listen or "its connections")
         if self._key_file and self._keys_dir:
             self._ring = KeyRing(self._keys_dir)
             self._ring.check()
@@ -209,7 +209,7 @@ class Security:
         return next((key for key, known in names.items() if known == name), f"no {name}.key")
 
     def listen(self, socket: Any, endpoint: str) -> None:
-        """Set a socket's options for what it binds next."""
+        """Set a socket's options for the endpoint that it binds next."""
         if self._keys is None or self._is_private(endpoint):
             socket.setsockopt(zmq.CURVE_SERVER, 0)
             return
@@ -219,7 +219,7 @@ class Security:
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # Without a gate nobody is accepted, rather than everybody.
 
     def dial(self, socket: Any, endpoint: str, key: str) -> str:
-        """Set a socket's options for what it connects to next.
+        """Set a socket's options for the endpoint that it dials next.
 
         Args:
             socket: the one that dials.

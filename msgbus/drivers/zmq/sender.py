@@ -1,7 +1,7 @@
 """The sending half of a node: for the messages that it sends itself, it does what elsewhere a broker does.
 
 It keeps each message until the node that got it reports that it is settled, sends it to another node if that one dies
-or gives it back, and takes back from a busy node what an idle one could run.
+or gives it back, and recalls messages from a busy node that an idle one could run.
 
 Everything here belongs to the loop's thread.
 """
@@ -76,7 +76,7 @@ class Sender:
         self._unrouted = Unrouted(matchmaker)
         self._lost = LostLinks(links, directory, matchmaker.is_alive, self._give_back)
         self._waiting: dict[Queue, None] = {}  # queues in which something waits
-        self._returned: dict[Queue, list[Copy]] = {}  # queues to look at when a frame has been read, and what came back
+        self._returned: dict[Queue, list[Copy]] = {}  # by queue that is to be looked at, what came back
         self._held_up: dict[PeerLink, dict[Queue, None]] = {}  # queues that wait for a congested connection
         self._number = 0
         self.next_check = FOREVER
@@ -107,13 +107,13 @@ class Sender:
         return address.kind == "inbox" and self._links.link(address.name.partition(".")[0]) is not None
 
     def send_unrouted(self) -> None:
-        """Try again what had no known server: there may be more nodes in the directory now."""
+        """Send the messages again that had no known server: there may be more nodes in the directory now."""
         if self._unrouted.parcels:
             for parcel in self._unrouted.take_all():
                 self.send(parcel)
 
     def reroute(self, address: Address, message: Message, redelivered: bool) -> None:
-        """Find another server for what a subscriber of this node gives back, and whose own sender is dead."""
+        """Find another server for a message that a subscriber of this node gives back, and whose own sender is dead."""
         parcel = Parcel(address, message, False, Future())
         parcel.sent.set_result(Sent())
         queue = self._router.queue(address, "")
@@ -177,7 +177,7 @@ class Sender:
         self._links.send(link, data)
 
     def _send_waiting(self, queue: Queue) -> None:
-        """Send what waits, as far as nodes can take it."""
+        """Send waiting messages, as far as nodes can take them."""
         while queue.waiting:
             consumer = queue.pick()
             if consumer is None:
@@ -186,7 +186,7 @@ class Sender:
             if copy.taken or not copy.parcel.sent.done():
                 self._send_to(consumer, copy)
         if queue.waiting and not queue.consumers:
-            # Nobody subscribes any more: what had a receipt waits for another server, the rest fails.
+            # Nobody subscribes any more: messages that had a receipt wait for another server, the others fail.
             for copy in [copy for copy in queue.waiting if not copy.taken]:
                 queue.waiting.remove(copy)
                 self._drop_copy(copy)
@@ -237,7 +237,7 @@ class Sender:
         else:
             LOG.error("message %s to %s is lost: %s", copy.parcel.message.id, copy.parcel.address, error)
 
-    # What the other side says
+    # Receipts and other records
 
     def _confirm(self, link: PeerLink, copy: Copy) -> None:
         """There is a receipt: the message does not count for the connection's window any more."""
@@ -349,7 +349,7 @@ class Sender:
         self._lost.on_unbegun(link, session, unbegun)
 
     def on_frame_end(self) -> None:
-        """Send on what was given back, and what waited for a node that has room now."""
+        """Send the messages that were given back, and those that waited for a node that has room now."""
         if not self._returned:
             return
         self._refresh()
@@ -361,7 +361,7 @@ class Sender:
             self._redistribute(queue)
 
     def _redistribute(self, queue: Queue) -> None:
-        """Send what waits in a queue, and ask busy nodes for what idle ones could run."""
+        """Send the waiting messages of a queue, and recall messages from busy nodes that idle ones could run."""
         if queue.version != self._directory.version:
             self._router.update(queue)
         queue.drop_unsubscribed()
@@ -374,7 +374,7 @@ class Sender:
     # Connections
 
     def on_link_up(self, link: PeerLink) -> None:
-        """Send what waited for the connection."""
+        """Send the messages that waited for the connection."""
         for queue in list(self._queues.values()):
             if queue.node == link.node and queue.address.kind == "inbox":
                 self._router.update(queue)  # The directory may not know its node; the connection is enough.
@@ -387,7 +387,7 @@ class Sender:
         self.on_frame_end()
 
     def on_link_down(self, link: PeerLink, why: str) -> None:
-        """Send to others what was taken and not settled. What has no receipt fails: it may have been delivered."""
+        """Send unsettled messages to other nodes. Those without a receipt fail: they may have been delivered."""
         in_flight, link.in_flight = link.in_flight, {}
         link.unconfirmed = 0
         self._held_up.pop(link, None)
@@ -419,7 +419,7 @@ class Sender:
         return bool(self._waiting or self._lost or self._unrouted.parcels)
 
     def tick(self) -> None:
-        """Try again what waits, and end what has waited for too long."""
+        """Try to send waiting messages, and fail those that have waited for too long."""
         if self._lost:
             self._lost.reconnect()
             self.on_frame_end()
@@ -455,7 +455,7 @@ class Sender:
             fail(parcel.sent, TransportUnavailable(f"{text}its servers cannot be reached: {whys or 'there are none'}"))
 
     def fail_unconfirmed(self) -> None:
-        """Fail what has no receipt in time: the node that it was sent to may be frozen."""
+        """Fail messages that have no receipt in time: the node that they were sent to may be frozen."""
         now = Loop.now()
         self.next_check = FOREVER
         for link in self._links.all():

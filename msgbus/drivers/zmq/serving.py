@@ -1,4 +1,4 @@
-"""What a node serves: an address, its subscribers here, what waits for them, and what they have.
+"""An address that a node serves: its subscribers, the messages that wait for them, and their deliveries.
 
 `ZmqDelivery` may be used by any thread; everything else here belongs to the loop's thread.
 """
@@ -47,7 +47,7 @@ class ZmqDelivery(Delivery):
     """See the contract.
 
     Attributes:
-        counted: what `accept` returned: see `Receiver.settling_counts`.
+        counted: the result of `accept`, see `Receiver.settling_counts`.
         delivered: the subscriber was called with it.
     """
 
@@ -74,7 +74,7 @@ class LocalConsumer:
         served: the address, with all its subscribers.
         address: as it was subscribed to.
         unsettled: the deliveries that were neither accepted nor rejected.
-        backlog: what waits for room. Of a fanout only, whose copies are for this subscriber alone.
+        backlog: messages that wait for room; only of a fanout, whose copies are for this subscriber alone.
     """
 
     __slots__ = ("_receiver", "address", "backlog", "on_delivery", "prefetch", "served", "unsettled")
@@ -149,7 +149,7 @@ class ServedAddress:
 
 
 class InboxDelivery(Delivery):
-    """What came to an inbox counts as accepted."""
+    """A message to an inbox. It counts as accepted."""
 
     __slots__ = ()
 

@@ -97,7 +97,7 @@ class Sockets:
             yield {"event": event, "value": value, "endpoint": parts[1]}
 
     def close(self) -> None:
-        """Close all, with what is in them."""
+        """Close all, and discard the messages in them."""
         if self._context is None:
             return
         for opened in (*self._sockets, *self._monitors.values()):

@@ -34,7 +34,7 @@ class Unrouted:
         return parcels
 
     def fail_expired(self, now: float) -> None:
-        """Fail what has waited for too long."""
+        """Fail the messages that have waited for too long."""
         kept = []
         for parcel in self.parcels:
             if parcel.send_until > now:

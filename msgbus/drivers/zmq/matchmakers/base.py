@@ -32,7 +32,7 @@ class Entry(msgspec.Struct, frozen=True):
         node: its id.
         pid, host: its process, for log lines.
         endpoints: where it listens, in the order in which they are to be tried.
-        services: what it serves.
+        services: the addresses that it serves.
         key: its public key, empty where it has none.
     """
 
@@ -105,7 +105,7 @@ class Matchmaker(ABC):
 
     @property
     def is_reachable(self) -> bool:
-        """Whether nodes without a connection to this one can connect with it, to answer what others passed on."""
+        """Whether nodes without a connection to this one can connect with it, to answer a rerouted request."""
         return True
 
     def why_incomplete(self) -> str:
@@ -132,7 +132,7 @@ class Matchmaker(ABC):
 
     @abstractmethod
     def maintain(self) -> None:
-        """Called every few seconds: restore what others have removed."""
+        """Called every few seconds: restore files that others have removed."""
 
     @abstractmethod
     def close(self) -> None:
@@ -140,7 +140,7 @@ class Matchmaker(ABC):
 
     @abstractmethod
     def abandon(self) -> None:
-        """In a forked child: let go of what is the parent's, without removing its node."""
+        """In a forked child: close the parent's files, without removing its node."""
 
 
 class Directory:

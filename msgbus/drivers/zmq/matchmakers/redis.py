@@ -42,7 +42,7 @@ LOG = get_logger(__name__)
 LEASE = 10
 """Seconds after which a node that does not renew it is taken for dead."""
 RENEW = 3.0
-"""Seconds between two renewals of a lease; at every other one, the leases of others are looked at."""
+"""Seconds between two renewals of a lease; then the leases of other nodes are checked too."""
 PROPAGATION = 0.2
 """Seconds after which all others have learnt of a change that was published."""
 LEFT_OUT = 1.0
@@ -271,7 +271,7 @@ class RedisMatchmaker(Matchmaker):
                 self._condition.wait_for(lambda: self._closing, backoff(failures, BACKOFF_FIRST, BACKOFF_MAX))
 
     def _read_messages(self, pubsub: Any) -> None:
-        """Read what is pushed, until the matchmaker is closed. Raises an error of Redis."""
+        """Read pushed changes, until the matchmaker is closed. Raises an error of Redis."""
         last = Loop.now()
         while not self._closing:
             message = pubsub.get_message(timeout=1.0)
