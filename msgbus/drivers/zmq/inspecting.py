@@ -13,6 +13,7 @@ from msgbus.drivers.zmq import frames
 from msgbus.drivers.zmq.link import PeerLink
 from msgbus.drivers.zmq.links import Links
 from msgbus.drivers.zmq.matchmakers.base import Directory
+from msgbus.drivers.zmq.routing import Router
 from msgbus.exceptions import MessageUndeliverable, TransportUnavailable
 
 INSPECT_TIMEOUT = 0.8
@@ -35,11 +36,19 @@ class _Inspection:
 class Inspector:
     """See the module's text. Everything here belongs to the loop's thread."""
 
-    def __init__(self, loop: Loop, links: Links, directory: Directory, is_alive: Callable[[str], bool | None]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        links: Links,
+        directory: Directory,
+        router: Router,
+        is_alive: Callable[[str], bool | None],
+    ) -> None:
         """Make one; `is_alive` is that of the matchmaker."""
         self._loop = loop
         self._links = links
         self._directory = directory
+        self._router = router
         self._is_alive = is_alive
         self._inspections: dict[int, _Inspection] = {}
         self._numbers = itertools.count(1)
@@ -58,12 +67,8 @@ class Inspector:
         self._loop.call_later(INSPECT_TIMEOUT, self._end, number)
 
     def _ask(self, number: int, inspection: _Inspection, node: str) -> None:
-        link = self._links.link(node)
-        if link is None:
-            entry = self._directory.entries.get(node)
-            if entry is not None:
-                self._links.dial(node, entry.endpoints, entry.key)
-        elif node not in inspection.asked:
+        link = self._router.reach(node)
+        if link is not None and node not in inspection.asked:
             inspection.asked.add(node)
             self._links.send(link, frames.numbered(frames.INSPECT, number, frames.write_address(inspection.address)))
 

@@ -14,6 +14,7 @@ from msgbus.drivers.zmq.link import PeerLink
 from msgbus.drivers.zmq.links import Links
 from msgbus.drivers.zmq.matchmakers.base import Directory
 from msgbus.drivers.zmq.queue import Copy
+from msgbus.drivers.zmq.routing import Router
 
 ANSWER_TIMEOUT = 2.0
 """Seconds for which an answer is waited for."""
@@ -37,12 +38,14 @@ class LostLinks:
         self,
         links: Links,
         directory: Directory,
+        router: Router,
         is_alive: Callable[[str], bool | None],
         give_back: Callable[[Copy], None],
     ) -> None:
         """`is_alive` is that of the matchmaker; `give_back` is called with each message that another node is to get."""
         self._links = links
         self._directory = directory
+        self._router = router
         self._is_alive = is_alive
         self._give_back = give_back
         self._lost: dict[int, _Lost] = {}  # by session, the number by which both ends know a connection
@@ -66,13 +69,11 @@ class LostLinks:
         """Connect with the nodes that are to answer, and wait no more for those that cannot, or are late."""
         now = Loop.now()
         for session, lost in list(self._lost.items()):
-            entry = self._directory.entries.get(lost.node)
-            link = self._links.link(lost.node)
-            is_unreachable = entry is None and link is None
-            if is_unreachable or lost.deadline <= now or self._is_alive(lost.node) is False:
+            may_answer = lost.node in self._directory.entries or self._links.link(lost.node) is not None
+            if not may_answer or lost.deadline <= now or self._is_alive(lost.node) is False:
                 self._send_to_others(session, [])
-            elif entry is not None and link is None:
-                self._links.dial(lost.node, entry.endpoints, entry.key)
+            else:
+                self._router.reach(lost.node)
 
     def on_link_up(self, link: PeerLink) -> None:
         """Ask the node over its new connection."""

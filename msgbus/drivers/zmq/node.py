@@ -25,9 +25,9 @@ from msgbus.drivers.zmq.link import LinkSettings, PeerLink
 from msgbus.drivers.zmq.links import Links
 from msgbus.drivers.zmq.matchmakers.base import Directory, Entry, Matchmaker, advertised
 from msgbus.drivers.zmq.queue import Parcel
-from msgbus.drivers.zmq.receiver import Receiver
+from msgbus.drivers.zmq.receiver import ZmqReceiver
 from msgbus.drivers.zmq.routing import Router
-from msgbus.drivers.zmq.sender import Sender
+from msgbus.drivers.zmq.sender import ZmqSender
 from msgbus.drivers.zmq.serving import LocalConsumer
 from msgbus.exceptions import MessagingException, TransportUnavailable
 from msgbus.foreign import get_logger
@@ -73,8 +73,8 @@ class Node:
             settings: of its connections.
             listen: an endpoint besides the Unix socket, or empty.
             advertise: see `advertised`.
-            backlog: see `Receiver`.
-            server_expires: see `Sender`.
+            backlog: see `ZmqReceiver`.
+            server_expires: see `ZmqSender`.
         """
         self.id = ""
         self.error: MessagingException | None = None
@@ -87,9 +87,9 @@ class Node:
         self._directory = Directory()
         self._links = links = Links(loop, settings, self)
         self._router = router = Router(links, self._directory)
-        self._sender = Sender(links, self._directory, router, self._refresh, matchmaker, server_expires)
-        self._receiver = Receiver(loop, links, matchmaker.is_alive, self._sender.reroute, backlog)
-        self._inspector = Inspector(loop, links, self._directory, matchmaker.is_alive)
+        self._sender = ZmqSender(links, self._directory, router, self._refresh, matchmaker, server_expires)
+        self._receiver = ZmqReceiver(loop, links, matchmaker.is_alive, self._sender.reroute, backlog)
+        self._inspector = Inspector(loop, links, self._directory, router, matchmaker.is_alive)
         self._endpoints: list[str] = []
         self._unready_inboxes: list[Future[None]] = []
         self._inbox_numbers = itertools.count(1)
@@ -166,15 +166,8 @@ class Node:
         if not self.id:
             self._end(error, done)
             return
-        for consumers in self._subscriptions:
-            self._receiver.stop(consumers)
-            self._receiver.take_back(consumers)
+        self._stop(self._subscriptions, close=True)
         self._subscriptions.clear()
-        try:
-            self._register()
-        except MessagingException as exc:
-            LOG.warning("node %s could not announce that it leaves: %s", self.id, exc)
-        self._links.flush(True)
         self._links.leave(lambda: self._end(error, done))
 
     def _end(self, error: MessagingException, done: Future[None]) -> None:
@@ -256,16 +249,21 @@ class Node:
     def stop(self, consumers: list[LocalConsumer], close: bool, done: Future[None]) -> None:
         """See `Subscription.stop`, and `Subscription.close`."""
         if self._closed is None and self.id:
+            self._stop([consumers], close)
+            if close:
+                self._subscriptions = [held for held in self._subscriptions if held is not consumers]
+        self._loop.call_last(finish, done)  # after the deliveries that are still to be made
+
+    def _stop(self, subscriptions: Sequence[list[LocalConsumer]], close: bool) -> None:
+        for consumers in subscriptions:
             self._receiver.stop(consumers)
             if close:
                 self._receiver.take_back(consumers)
-                self._subscriptions = [held for held in self._subscriptions if held is not consumers]
-            try:
-                self._register()
-            except MessagingException as exc:
-                LOG.warning("node %s could not announce that it serves fewer addresses: %s", self.id, exc)
-            self._links.flush(True)
-        self._loop.call_last(finish, done)  # after the deliveries that are still to be made
+        try:
+            self._register()
+        except MessagingException as exc:
+            LOG.warning("node %s could not announce that it serves fewer addresses: %s", self.id, exc)
+        self._links.flush(True)
 
     def open_inbox(self, inbox: Inbox, on_delivery: OnDelivery, ready: Future[None]) -> None:
         """See `Driver.open_inbox`; sets the inbox's address, which has the id of the open node in it."""
@@ -340,11 +338,8 @@ class Node:
         """Connect again with nodes that cannot connect with this one, and may have something for it."""
         now = Loop.now()
         for node, until in list(self._redials.items()):
-            entry = self._directory.entries.get(node)
-            if self._links.link(node) is not None or now > until or not self.id:
+            if now > until or not self.id or self._router.reach(node) is not None:
                 del self._redials[node]
-            elif entry is not None:
-                self._links.dial(node, entry.endpoints, entry.key)
         if self._redials:
             self._loop.call_later(TICK, self._redial)
 

@@ -28,7 +28,7 @@ UNBEGUN_KEPT = 60.0
 Reroute = Callable[[Address, Message, bool], None]
 
 
-class Receiver:
+class ZmqReceiver:
     """See the module's text."""
 
     def __init__(

@@ -61,15 +61,15 @@ class Router:
             nodes = directory.nodes(queue.address)
             queue.update({node: nodes[node] for node in nodes if queue.node in ("", node)}, directory.entries)
         for consumer in queue.consumers:
-            self.connect(consumer)
+            if consumer.link is None:
+                consumer.link = self.reach(consumer.node)
 
-    def connect(self, consumer: RemoteConsumer) -> None:
-        """Connect with a node, or use the connection that there is."""
-        if consumer.link is None:
-            consumer.link = self._links.link(consumer.node)
-            entry = self._directory.entries.get(consumer.node)
-            if consumer.link is None and entry is not None:
-                self._links.dial(consumer.node, entry.endpoints, entry.key)
+    def reach(self, node: str) -> PeerLink | None:
+        """The connection to a node. If there is none, it is dialled, and this returns None."""
+        link = self._links.link(node)
+        if link is None and (entry := self._directory.entries.get(node)) is not None:
+            self._links.dial(node, entry.endpoints, entry.key)
+        return link
 
     def connect_all(self) -> None:
         """Connect with all servers of the queues in use: one may have to answer a request that another rerouted."""

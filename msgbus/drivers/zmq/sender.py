@@ -39,7 +39,7 @@ WINDOW_MESSAGES = 4000
 """Messages, likewise. So the memory that a peer can use up by not reading is bounded."""
 
 
-class Sender:
+class ZmqSender:
     """See the module's text.
 
     Attributes:
@@ -74,7 +74,7 @@ class Sender:
         self._route = router.route
         self._queues = router.queues
         self._unrouted = Unrouted(matchmaker)
-        self._lost = LostLinks(links, directory, matchmaker.is_alive, self._give_back)
+        self._lost = LostLinks(links, directory, router, matchmaker.is_alive, self._give_back)
         self._waiting: dict[Queue, None] = {}  # queues in which something waits
         self._returned: dict[Queue, list[Copy]] = {}  # by queue that is to be looked at, what came back
         self._held_up: dict[PeerLink, dict[Queue, None]] = {}  # queues that wait for a congested connection
@@ -195,7 +195,7 @@ class Sender:
             return
         for consumer in queue.consumers:
             if consumer.link is None:
-                self._router.connect(consumer)
+                consumer.link = self._router.reach(consumer.node)
             elif consumer.link.congested:
                 self._held_up.setdefault(consumer.link, {})[queue] = None
 

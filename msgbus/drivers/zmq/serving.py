@@ -15,7 +15,7 @@ from msgbus.drivers.zmq.frames import Data, write_address
 from msgbus.drivers.zmq.link import PeerLink
 
 if TYPE_CHECKING:
-    from msgbus.drivers.zmq.receiver import Receiver
+    from msgbus.drivers.zmq.receiver import ZmqReceiver
 
 
 class Received:
@@ -47,7 +47,7 @@ class ZmqDelivery(Delivery):
     """See the contract.
 
     Attributes:
-        counted: the result of `accept`, see `Receiver.settling_counts`.
+        counted: the result of `accept`, see `ZmqReceiver.settling_counts`.
         delivered: the subscriber was called with it.
     """
 
@@ -80,7 +80,7 @@ class LocalConsumer:
     __slots__ = ("_receiver", "address", "backlog", "on_delivery", "prefetch", "served", "unsettled")
 
     def __init__(
-        self, receiver: Receiver, served: ServedAddress, address: Address, on_delivery: OnDelivery, prefetch: int
+        self, receiver: ZmqReceiver, served: ServedAddress, address: Address, on_delivery: OnDelivery, prefetch: int
     ) -> None:
         self._receiver = receiver
         self.served = served
