@@ -48,7 +48,7 @@ class ZmqReceiver:
             reroute: finds another server for a message whose sender is dead.
             backlog: how many messages wait for room at each address, besides those that subscribers have.
         """
-        self.loop = loop
+        self._loop = loop
         self._links = links
         self._is_alive = is_alive
         self._reroute = reroute
@@ -70,7 +70,7 @@ class ZmqReceiver:
             served = self._served.get(key)
             if served is None:
                 served = self._served[key] = ServedAddress(key)
-            consumer = LocalConsumer(self, served, address, on_delivery, prefetch)
+            consumer = LocalConsumer(self._loop, self, served, address, on_delivery, prefetch)
             served.consumers.append(consumer)
             consumers.append(consumer)
             self._deliver_waiting(served)
@@ -169,7 +169,7 @@ class ZmqReceiver:
             return
         self._links.receipt(link, frames.TAKEN, data.seq, lazily=lazily)
         delivery = InboxDelivery(data.address, Received(link, data).message(), False, None)
-        self.loop.call_last(on_delivery, delivery)
+        self._loop.call_last(on_delivery, delivery)
 
     def _on_fanout(self, link: PeerLink, served: ServedAddress, data: Data) -> None:
         if any(len(consumer.backlog) >= self._backlog for consumer in served.consumers):
@@ -217,9 +217,9 @@ class ZmqReceiver:
         self._settled.append((consumer, delivery, kind))
         served = consumer.served
         if kind == frames.REQUEUED or served.backlog or served.ready_for or consumer.backlog:
-            self.loop.call(self._settle)
+            self._loop.call(self._settle)
         else:
-            self.loop.call_lazily(self._settle)
+            self._loop.call_lazily(self._settle)
 
     def _settle(self) -> None:
         settled = self._settled
@@ -282,12 +282,12 @@ class ZmqReceiver:
                 served.backlog = deque(received for received in served.backlog if received.link is not link)
         if not link.peer_left and link.loopback is None:
             self._undecided[link.session] = (link, undecided)
-            self.loop.call_later(SENDER_CHECK_DELAY, self._check_sender, link)
+            self._loop.call_later(SENDER_CHECK_DELAY, self._check_sender, link)
 
     def _check_sender(self, link: PeerLink) -> None:
         alive = self._is_alive(link.node)
         if alive is None:
-            self.loop.call_later(SENDER_DEAD_AFTER, self._decide, link.session, False)
+            self._loop.call_later(SENDER_DEAD_AFTER, self._decide, link.session, False)
         else:
             self._decide(link.session, alive)
 
@@ -311,7 +311,7 @@ class ZmqReceiver:
         """Drop the messages of a lost connection whose sender lives, and note which of them no subscriber had."""
         if waiting:
             self._unbegun[link.session] = (link.node, [received.data.seq for _, received in waiting])
-            self.loop.call_later(UNBEGUN_KEPT, self._unbegun.pop, link.session, None)
+            self._loop.call_later(UNBEGUN_KEPT, self._unbegun.pop, link.session, None)
         for served in list(self._served.values()):
             if served.address.kind == "fanout":
                 continue  # Its copy is for this node alone, and stays.

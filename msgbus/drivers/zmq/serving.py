@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from msgbus.drivers.base import Address, Delivery, Message, OnDelivery
 from msgbus.drivers.toolkit.loop import Loop
@@ -14,8 +14,15 @@ from msgbus.drivers.zmq import frames
 from msgbus.drivers.zmq.frames import Data, write_address
 from msgbus.drivers.zmq.link import PeerLink
 
-if TYPE_CHECKING:
-    from msgbus.drivers.zmq.receiver import ZmqReceiver
+
+class Settling(Protocol):
+    """What a delivery needs of the receiver when it is accepted or rejected. Any thread."""
+
+    def settling_counts(self, link: PeerLink) -> bool:
+        """Whether a message of this connection can be settled here."""
+
+    def settle_later(self, consumer: LocalConsumer, delivery: ZmqDelivery, kind: int) -> None:
+        """Send a receipt, and deliver what waits for room."""
 
 
 class Received:
@@ -47,7 +54,7 @@ class ZmqDelivery(Delivery):
     """See the contract.
 
     Attributes:
-        counted: the result of `accept`, see `ZmqReceiver.settling_counts`.
+        counted: the result of `accept`, see `Settling.settling_counts`.
         delivered: the subscriber was called with it.
     """
 
@@ -77,12 +84,19 @@ class LocalConsumer:
         backlog: messages that wait for room; only of a fanout, whose copies are for this subscriber alone.
     """
 
-    __slots__ = ("_receiver", "address", "backlog", "on_delivery", "prefetch", "served", "unsettled")
+    __slots__ = ("_loop", "_settling", "address", "backlog", "on_delivery", "prefetch", "served", "unsettled")
 
     def __init__(
-        self, receiver: ZmqReceiver, served: ServedAddress, address: Address, on_delivery: OnDelivery, prefetch: int
+        self,
+        loop: Loop,
+        settling: Settling,
+        served: ServedAddress,
+        address: Address,
+        on_delivery: OnDelivery,
+        prefetch: int,
     ) -> None:
-        self._receiver = receiver
+        self._loop = loop
+        self._settling = settling
         self.served = served
         self.address = address
         self.on_delivery = on_delivery
@@ -96,15 +110,15 @@ class LocalConsumer:
             del self.unsettled[delivery]
         except KeyError:
             return delivery.counted
-        delivery.counted = self._receiver.settling_counts(delivery.received.link)
-        self._receiver.settle_later(self, delivery, kind)
+        delivery.counted = self._settling.settling_counts(delivery.received.link)
+        self._settling.settle_later(self, delivery, kind)
         return delivery.counted
 
     def deliver(self, received: Received) -> None:
         """Give a message to the subscriber, when all else is done."""
         delivery = ZmqDelivery(self, received)
         self.unsettled[delivery] = None
-        self._receiver.loop.call_last(self._call, delivery)
+        self._loop.call_last(self._call, delivery)
 
     def _call(self, delivery: ZmqDelivery) -> None:
         if delivery in self.unsettled:  # It may have been given back meanwhile.
