@@ -77,7 +77,7 @@ def test_the_name_of_the_template_is_replaced_everywhere(tmp_path: pathlib.Path)
     for path in written:
         assert "newdriver" not in f"{path.name} {path.read_text()}".lower()
     assert (found["name"], found["folder"]) == ("carrier_pigeon2", str(tmp_path / "x"))
-    assert "class CarrierPigeon2Driver(Driver):" in (tmp_path / "x/msgbus_carrier_pigeon2/driver.py").read_text()
+    assert "class CarrierPigeon2Driver(BrokerDriver):" in (tmp_path / "x/msgbus_carrier_pigeon2/driver.py").read_text()
     assert "name = msgbus-carrier-pigeon2\n" in (tmp_path / "x/setup.cfg").read_text()
 
 
