@@ -579,7 +579,7 @@ class BrokerDriver(Driver):
 
     def end(self, consumer: Consumer) -> Future[None]:
         """Close a consumer. Any thread."""
-        consumer.fail_ready(CallCancelled(f"what was to be opened on {self.name()} was closed"))
+        fail(consumer.ready, CallCancelled(f"what was to be opened on {self.name()} was closed"))
         if not self.loop.started:
             consumer.refuse(self.was_closed())
         elif not self._closed:
@@ -632,7 +632,7 @@ class BrokerDriver(Driver):
         if self.loop.started:
             for line in self.lines:
                 for consumer in list(line.consumers):
-                    consumer.fail_ready(error)
+                    fail(consumer.ready, error)
             # Asked of the loop, which has been handed all that was sent before.
             sends: Future[list[Future[Any]]] = Future()
             self.loop.call_for(sends, lambda: finish(sends, self.sender.unfinished()))

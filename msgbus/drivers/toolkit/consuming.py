@@ -369,11 +369,6 @@ class Consumer:
 
     # Any thread
 
-    def fail_ready(self, error: MessagingException) -> None:
-        """It will never be ready: nobody need wait for that."""
-        fail(self.ready, error)
-        self._owner.on_consumer_changed()
-
     def refuse(self, error: MessagingException) -> None:
         """The driver is closed: nothing will ever come."""
         fail(self.ready, error)
@@ -381,6 +376,11 @@ class Consumer:
         finish(self.gone)
 
     # On the loop's thread
+
+    def fail_ready(self, error: MessagingException) -> None:
+        """It will never be ready: nobody need wait for that."""
+        fail(self.ready, error)
+        self._owner.on_consumer_changed()
 
     def connected(self, maker: FeedMaker) -> None:
         """There is a connection: consume from all addresses."""
@@ -445,4 +445,4 @@ class ConsumerOwner(Protocol):
     """Who is told that a consumer has begun to consume, or never will."""
 
     def on_consumer_changed(self) -> None:
-        """On the loop's thread, or any where the driver is being closed."""
+        """On the loop's thread: what waits to be sent may go now."""
