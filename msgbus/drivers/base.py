@@ -103,6 +103,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     # for its tests
     "msgbus.conformance": ("Harness",),
     "msgbus.conformance.suite": ("Conformance",),
+    "msgbus.conformance.waiting": ("until",),
 }
 """Module -> the names in it that a driver may use."""
 

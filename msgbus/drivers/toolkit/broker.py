@@ -239,20 +239,25 @@ class Line:
     # For `Connector`
 
     def dial(self, attempt: int) -> Any:
+        """See `Dialler`; so of those that follow."""
         return self._driver.dial(self._driver.host(attempt), self.purpose)
 
     def discard(self, connection: Any) -> None:
+        """Any thread."""
         self._driver.discard(connection)
 
     def explain(self, error: BaseException, attempt: int) -> tuple[str, bool]:
+        """With the broker's name in front."""
         text, permanent = self._driver.explain(error, self._driver.host(attempt))
         return f"{self._driver.name(attempt)}: {text}", permanent
 
     def on_connected(self, connection: Any) -> None:
+        """Make the session, and start it."""
         self.session = self._driver.open_session(self, connection)
         self.session.start()
 
     def on_up(self) -> None:
+        """Bring back what consumes, and let go what waits to be sent."""
         session = self.session
         assert session is not None
         for consumer in list(self.leaving):
@@ -274,6 +279,7 @@ class Line:
             session.remove(source, partial(removed, source))
 
     def let_go(self) -> None:
+        """Drop the session."""
         session, self.session = self.session, None
         self.is_sendable = False
         self.blocked = None
@@ -281,11 +287,13 @@ class Line:
             session.let_go()
 
     def on_lost(self, error: TransportUnavailable) -> None:
+        """Fail what had no answer, and end the feeds."""
         self._driver.on_lost(self, error)
         for consumer in list(self.consumers):
             consumer.disconnected()
 
     def on_permanent(self, error: TransportUnavailable) -> None:
+        """Fail what waits."""
         self._driver.on_permanent(self, error)
         for consumer in list(self.consumers):
             consumer.fail_ready(error)
