@@ -507,7 +507,7 @@ class BrokerDriver(Driver):
             self.sender.withhold()
 
     def on_consumer_changed(self) -> None:
-        """For `Consumer`."""
+        """A consumer consumes now, or was refused: called by it."""
         if not self._closed:
             self.check_release()
 

@@ -98,7 +98,8 @@ class Feed(ABC):
             outcome: what becomes of it.
 
         Returns:
-            False where the connection is known to be gone, or the feed has ended: the broker delivers it again.
+            whether it counts. False where the connection is known to be gone, or the feed has ended, so that the broker
+            delivers it again.
 
         Raises:
             CapabilityMissing: ``Outcome.REQUEUE``, of a driver that does not declare `Capability.REQUEUE`.
