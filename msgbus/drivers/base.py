@@ -90,7 +90,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     ),
     "msgbus.foreign": ("get_logger",),
     "msgbus.forking": ("call_in_child",),
-    "msgbus.options": ("check_tls_files", "connection_opts", "hosts_of", "read_driver_options"),
+    "msgbus.options": ("connection_opts", "hosts_of", "read_driver_options"),
     "msgbus.url": ("TransportHost", "TransportURL"),
     # What `msgbus.drivers.toolkit` says of when to use which.
     "msgbus.drivers.toolkit.broker": ("BrokerDriver", "Line", "Session"),
@@ -100,6 +100,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     "msgbus.drivers.toolkit.futures": ("done", "fail", "fail_inherited", "failed", "finish"),
     "msgbus.drivers.toolkit.loop": ("FOREVER", "LINGER", "Loop"),
     "msgbus.drivers.toolkit.sending": ("Offer", "OnDeclared", "Outgoing", "Sender"),
+    "msgbus.drivers.toolkit.tls": ("check_tls_files",),
     # for its tests
     "msgbus.conformance": ("Harness",),
     "msgbus.conformance.suite": ("Conformance",),

@@ -5,6 +5,7 @@
   `sending` (`Outgoing`, `Offer`) and `connecting` (`peer_of`).
 * `loop`: the transport's one thread for I/O, timers, and what other threads want done.
 * `futures`: futures that more than one side may finish.
+* `tls`: the options of a driver that has TLS.
 * `descriptors`: what to say when there are no file descriptors left.
 
 Use `broker` for a system with servers that one connects to, that take messages and hand them to consumers. A system

@@ -145,7 +145,7 @@ class Source:
         address: the address, as it was subscribed to.
         on_delivery: takes its deliveries; a feed calls `deliver`.
         prefetch: how many deliveries may be open at a time, 1 or more; 0 for an inbox, whose deliveries count as
-            accepted when they were handed over: a feed tells the broker so by itself, and nobody calls `Feed.settle`.
+            accepted at once: its feed acknowledges them to the broker, and `Feed.settle` is not needed.
         unique: 16 hexadecimal digits that no other subscription has, the same over all connections. For the name of a
             fanout's queue, which belongs to this subscription alone.
         consuming: it is consumed from at present.
@@ -181,14 +181,14 @@ class Source:
     def deliver(
         self, feed: Feed, tag: Any, message: Message, redelivered: bool = False, attempts: int | None = None
     ) -> None:
-        """Hand a message over.
+        """Deliver a message to the subscriber.
 
         Args:
             feed: by which it comes.
             tag: what `Feed.settle` will get for it: anything by which the feed knows it again.
             message: as it was sent: body, content type and id. `ttl` is what is left, or None where that is not known.
-            redelivered: it may have been handed over before, to anybody.
-            attempts: how often it was handed over before; None without `Capability.COUNTS`.
+            redelivered: it may have been delivered before, to any subscriber.
+            attempts: how often it was delivered before; None without `Capability.COUNTS`.
         """
         try:
             self.on_delivery(Incoming(feed, tag, message, redelivered, attempts, self.address))

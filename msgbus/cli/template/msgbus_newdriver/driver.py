@@ -153,7 +153,7 @@ class _Feed(Feed):
         self._source.active(self)
 
     def on_message(self, tag: int, item: _Item) -> None:
-        """The broker hands a message over."""
+        """The broker delivers a message."""
         if not self.alive:
             return  # It has been given back meanwhile.
         sent, ttl = item.message, None if item.expires == FOREVER else item.expires - Loop.now()
@@ -180,7 +180,7 @@ class _Feed(Feed):
 
 @dataclass(slots=True)
 class _Item:
-    """A message that waits, or was handed over."""
+    """A message that waits, or was delivered and is not settled."""
 
     message: Message
     expires: float
@@ -220,7 +220,7 @@ class _System:
             found = [queue for queue in self._queues.values() if queue.key == key]
             for queue in found:
                 queue.waiting.append(_Item(message, expires))
-                self._hand_over(queue)
+                self._deliver(queue)
             return len(found)
 
     def consume(self, feed: _Feed, key: str) -> None:
@@ -228,7 +228,7 @@ class _System:
         with self._lock:
             queue = self.declare(feed.queue, key)
             queue.feeds.append(feed)
-            self._hand_over(queue)
+            self._deliver(queue)
 
     def settle(self, feed: _Feed, tag: int, outcome: Outcome) -> bool:
         """Take it that a message is done with, or is for another. False: the feed has ended."""
@@ -266,9 +266,9 @@ class _System:
             for item in reversed(items):
                 item.redelivered = True
                 queue.waiting.appendleft(item)
-            self._hand_over(queue)
+            self._deliver(queue)
 
-    def _hand_over(self, queue: _Queue) -> None:
+    def _deliver(self, queue: _Queue) -> None:
         """Give what waits to those who have room, in turn."""
         while queue.waiting:
             roomy = [feed for feed in queue.feeds if not feed.prefetch or len(feed.open) < feed.prefetch]
