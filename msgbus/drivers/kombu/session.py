@@ -146,9 +146,7 @@ class KombuSession(Session):
         self._publisher.declare(address, declared)
 
     def consume(self, source: Source) -> KombuFeed:
-        feed = KombuFeed(self, source)
-        self.loop.call(feed.start)
-        return feed
+        return KombuFeed(self, source)
 
     def remove(self, source: Source, removed: Callable[[], None]) -> None:
         queue = self.driver.topology.queue(source.address, source.unique)

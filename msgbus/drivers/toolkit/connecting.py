@@ -1,4 +1,8 @@
-"""Opening a connection to one of several hosts, and opening it again whenever it is lost."""
+"""Opening a connection to one of several hosts, and opening it again whenever it is lost.
+
+`msgbus.drivers.toolkit.broker` uses it for every driver of a broker. A driver without one may use it alone: it
+implements `Dialler`, and makes a `Connector`.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +62,11 @@ class Dialler(Protocol):
 
 
 class Connector:
-    """Keeps one connection open, to whichever host can be reached.
+    """Keeps one connection open, to whichever host can be reached. On the loop's thread, but for `open`.
+
+    Hosts are tried in turn. Between two tries it waits for 0.25 s at first, then twice as long each time, up to 5 s;
+    each pause is shortened by chance, by up to a half. A try that fails is logged once for each host, a connection that
+    is lost or comes back each time.
 
     Attributes:
         up: messages can travel.
@@ -154,7 +162,11 @@ class Connector:
         self._dialler.on_connected(connection)
 
     def serve(self, peer: str) -> None:
-        """Messages can travel from now on; `peer` says to whom, for the log."""
+        """Messages can travel from now on: `Dialler.on_up` is called.
+
+        Args:
+            peer: to whom the connection is, for the log.
+        """
         if self._tries > 1 or self.generation:
             LOG.warning("%s is back: %s, try %d", self._what, peer, self._tries)
         self._tries = self._permanent = 0
@@ -199,7 +211,10 @@ class Connector:
 
 
 def peer_of(sock: Any) -> str:
-    """To whom a socket is connected. It may be broken again already: then that is noticed when it is read."""
+    """To whom a socket is connected, as host and port, for `Line.serve`.
+
+    It may be broken again already: that is no error here, and is noticed when it is read.
+    """
     try:
         host, port = sock.getpeername()[:2]
     except OSError:

@@ -44,7 +44,7 @@ class Loop:
 
     Attributes:
         before_sleep: called when all there was is done, to write what has gathered; with True when lingering has
-            brought nothing. It returns for how many seconds the thread may wait for more: 0, `LINGER` or `FOREVER`.
+            brought nothing. It returns for how many seconds the thread may wait for more: 0, ``LINGER`` or ``FOREVER``.
         has_more: called right before the thread sleeps, when others know that it does: whether something was left for
             it that nobody else will do.
         closed: the thread has ended.
@@ -113,10 +113,12 @@ class Loop:
     # Any thread
 
     def call(self, func: Callable[..., Any], *args: Any) -> bool:
-        """Run a function on the loop's thread, soon.
+        """Run a function on the loop's thread, soon. Any thread; functions are run in the order of the calls.
+
+        What it raises is logged, and the loop goes on; so of all that the loop calls.
 
         Returns:
-            False where the loop was closed: nothing is run.
+            False where the loop was closed, and nothing is run.
 
         Raises:
             TransportUnavailable: the operating system gives no thread or descriptor, or has taken one away.
@@ -133,7 +135,10 @@ class Loop:
         return True
 
     def call_for(self, future: Future[Any], func: Callable[..., Any], *args: Any) -> None:
-        """As `call`, but where the function cannot be run, `future` fails."""
+        """As `call`, but where the function cannot be run, `future` fails.
+
+        With `CallCancelled` where the loop was closed, else with what `call` raises.
+        """
         try:
             if not self.call(func, *args):
                 fail(future, CallCancelled(f"{self._name} was closed"))
@@ -141,13 +146,15 @@ class Loop:
             fail(future, exc)
 
     def call_lazily(self, func: Callable[..., Any], *args: Any) -> None:
-        """As `call`, a millisecond later if that saves waking the thread."""
+        """As `call`, a millisecond later if that saves waking the thread. It starts no thread where none runs yet."""
         self._calls.append((func, args))
         if self._state == _ASLEEP:
             self._rouse()
 
     def call_later(self, delay: float, func: Callable[..., Any], *args: Any) -> None:
-        """Run a function on the loop's thread in so many seconds, unless the loop is closed before.
+        """Run a function on the loop's thread in so many seconds, unless the loop is closed before. Any thread.
+
+        It cannot be taken back: what it is about may be gone by then, so the function has to look.
 
         Raises:
             TransportUnavailable: the operating system gives no thread or descriptor.
@@ -217,7 +224,7 @@ class Loop:
         return TransportUnavailable(descriptors.was_robbed(self._name, exc))
 
     def close(self) -> None:
-        """End the thread, once it has run all that it was handed, and give the descriptors back.
+        """End the thread, once it has run all that it was handed, and give the descriptors back. The core calls it.
 
         What is due later is not run. On the loop's own thread this returns at once, and the thread goes on for a moment
         for a driver that is still closing.
@@ -241,14 +248,23 @@ class Loop:
     # On the loop's thread
 
     def call_last(self, func: Callable[..., Any], *args: Any) -> None:
-        """Run a function when all else is done, right before the thread sleeps.
+        """Run a function when all else is done, right before the thread sleeps. On the loop's thread.
 
         That is the moment for waking other threads: they need the interpreter, which is free then.
         """
         self._last.append((func, args))
 
     def watch(self, fd: int, func: Callable[[], None], *, write: bool = False) -> None:
-        """Call a function whenever `fd` can be read (or written)."""
+        """Call a function whenever `fd` can be read, or, with `write`, can be read or written. On the loop's thread.
+
+        It is called again and again while that is so: read until there is nothing more, and leave `write` out when
+        there is nothing to write. Another `watch` of the same `fd` takes the place of the former.
+
+        Args:
+            fd: a file descriptor, of a socket that does not block.
+            func: what to call; it has to find out which of both it is.
+            write: whether also writing is waited for.
+        """
         if self._lost is not None:
             return
         events = select.EPOLLIN | (select.EPOLLOUT if write else 0)
@@ -259,7 +275,7 @@ class Loop:
         self._readers[fd] = func
 
     def unwatch(self, fd: int) -> None:
-        """Undo `watch`."""
+        """Undo `watch`, before the descriptor is closed. On the loop's thread; idempotent."""
         if self._readers.pop(fd, None) is not None and self._lost is None:
             self._poll.unregister(fd)
 
