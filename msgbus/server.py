@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from msgbus.dead_lettering import OnDeadLetter
 from msgbus.dispatcher import RPCAccessPolicyBase, RPCDispatcher
 from msgbus.drivers.base import Address, Capability, Delivery, Depth, Message, Sent, Subscription
 from msgbus.exceptions import InvalidTarget, MessagingException, SerializationError
@@ -17,8 +18,9 @@ from msgbus.executor import Executor
 from msgbus.foreign import get_logger
 from msgbus.forking import call_in_child, fork_count
 from msgbus.message import AT_LEAST_ONCE, PING_NAMESPACE, decode_request
-from msgbus.processing import OnDeadLetter, Processor, Work, time_left
+from msgbus.processing import Processor
 from msgbus.serializer import Serializer
+from msgbus.server_call import ServerCall, time_left
 from msgbus.target import Target, topic_hint
 from msgbus.transport import Transport, check_transport, wait_for
 
@@ -134,11 +136,9 @@ class RPCServer:
         """Serve nothing. Also in a forked child, where threads and requests are the parent's."""
         self._state = threading.Condition()
         self._subscription: Subscription | None = None
-        self._executor: Executor[Delivery | Work] | None = None
+        self._executor: Executor[Delivery | ServerCall] | None = None
         self._stopping = False
-        self._processor = Processor(
-            self.transport, self.target.server or "", self.dispatcher, self._on_dead_letter, self._run_again
-        )
+        self._processor = Processor(self.transport, self.target.server or "", self.dispatcher, self._on_dead_letter)
 
     def __repr__(self) -> str:
         if self._subscription is None:
@@ -171,13 +171,13 @@ class RPCServer:
         with self._state:
             if self._subscription is None or self._executor is None:
                 self._stopping = False
-                self._processor.start()
                 self._executor = Executor(
                     transport.option("executor_thread_pool_size"),
                     self._processor.process,
                     f"msgbus-{self.target.topic}",
                     transport.loop.call_later,
                 )
+                self._processor.start(self._executor)
                 # The deliveries hold a thread each; the executor may queue those for which there is none.
                 self._subscription = transport.driver.subscribe(
                     self._addresses, self._executor.submit, prefetch=transport.option("rpc_prefetch")
@@ -221,11 +221,11 @@ class RPCServer:
             except (MessagingException, TimeoutError) as exc:
                 LOG.warning("%s: the message system did not say that it delivers no more: %r", self.target, exc)
             self._processor.stop()
-            for work in self._executor.take_backlog():
-                if isinstance(work, Work):
-                    self._processor.again(work)
+            for item in self._executor.take_backlog():
+                if isinstance(item, ServerCall):
+                    self._processor.run_again(item)
                 else:
-                    self._hand_back(work)
+                    self._hand_back(item)
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait until what runs has finished and is answered, then let go of the message system.
@@ -258,12 +258,6 @@ class RPCServer:
     def reset(self) -> None:
         """Nothing: it is here for callers of oslo.messaging's interface."""
 
-    def _run_again(self, work: Work) -> bool:
-        if self._stopping or self._executor is None:
-            return False
-        self._executor.submit(work)
-        return True
-
     def _hand_back(self, delivery: Delivery) -> None:
         """Let another server have what has not begun here."""
         processor, message = self._processor, delivery.message
@@ -283,17 +277,16 @@ class RPCServer:
             # at_most_once, and counts as an attempt of a cast. So a fresh copy goes.
             left = time_left(request, delivery)
             copy = Message(message.body, message.content_type, message.id, left, message.durable)
-            processor.begin(delivery)
-
-            forks = fork_count()
+            call = ServerCall(processor, delivery, request, None, at_least_once=False)
+            processor.calls.add(call)
 
             def done(sent: Future[Sent]) -> None:
-                if forks != fork_count():
-                    return  # It is the parent's to settle.
+                if processor.forks != fork_count():
+                    return  # The parent settles it.
                 if sent.exception() is None:
                     delivery.accept()
                 else:
                     delivery.reject(requeue=True)
-                processor.end(delivery)
+                processor.calls.remove(call)
 
             self.transport.send(delivery.address, copy, mandatory=True).add_done_callback(done)

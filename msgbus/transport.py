@@ -113,8 +113,8 @@ class Transport:
         url: where it leads.
         driver: what moves the bytes.
         router: the calls that wait for replies.
-        running: the requests that this process runs, by call id.
         loop: runs what is due later, and what the driver reads and writes.
+        server_calls: the calls that this process's servers run, by call id.
         window: bounds the unfinished requests.
         lossy: the option ``rpc_json_lossy``.
         closed: `cleanup` has been called.
@@ -149,7 +149,7 @@ class Transport:
     def _start_clean(self) -> None:
         """Have nothing but the driver. Also in a forked child, where the parent's threads and their locks are not."""
         self.router = ReplyRouter()
-        self.running: dict[str, ControlHandler] = {}
+        self.server_calls: dict[str, ControlHandler] = {}
         self.window = SendWindow(self.option("rpc_send_window"))
         self._repeats: dict[_Repeat, None] = {}  # those that wait for their next try
         self._inbox_name: str | None = None
@@ -416,7 +416,7 @@ class Transport:
                 # First of all: once the caller has its answer, the program may end.
                 self.send_control(frame.confirm, Control(frame.call_id, "confirm"), message.content_type)
             self.router.route(frame, time.monotonic())
-        elif (handler := self.running.get(frame.call_id)) is not None:
+        elif (handler := self.server_calls.get(frame.call_id)) is not None:
             handler.on_control(frame)
         else:
             LOG.debug("a control frame (%s) for call %s, which is not running here", frame.kind, frame.call_id)

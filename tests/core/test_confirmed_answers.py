@@ -99,7 +99,7 @@ def client_of(transport: Transport, timeout: float, delivery: Any = "at_least_on
 def is_settled(transport: Transport) -> bool:
     """Whether the message system has nothing more of the topic."""
     depth = transport.inspect(Address("topic", "msgbus", "foo"), PATIENCE)
-    return depth is not None and depth.depth == 0 and not transport.running
+    return depth is not None and depth.depth == 0 and not transport.server_calls
 
 
 def test_an_answer_that_got_lost_is_sent_again(losses: Losses, endpoint: Endpoint, transport: Transport) -> None:

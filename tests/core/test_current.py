@@ -21,8 +21,7 @@ from msgbus import CurrentRequest, NoCurrentRequest, RPCClient, Target, Transpor
 from msgbus.deadline import current
 from msgbus.drivers.base import Address
 from msgbus.message import JSON, Hints, Request, encode_request
-from msgbus.processing import Work
-from msgbus.running import Running
+from msgbus.server_call import ServerCall
 from tests.core.test_server import raw, redeliver
 from tests.support import PATIENCE, Awaited, new_transport
 
@@ -305,7 +304,7 @@ def test_a_request_leaves_no_garbage(endpoint: Endpoint, client: RPCClient) -> N
     """What calls and casts have used is freed when they are over, not when the garbage is collected."""
 
     def alive() -> int:
-        return sum(isinstance(found, Work | Running) for found in gc.get_objects())
+        return sum(isinstance(found, ServerCall) for found in gc.get_objects())
 
     gc.collect()
     gc.disable()

@@ -12,7 +12,8 @@ from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Delivery, Message
 from msgbus.drivers.fake import get_bus
 from msgbus.message import JSON, MSGPACK, Hints, Reply, Request, decode_inbox_frame, encode_request
-from msgbus.processing import Processor, Work, time_left
+from msgbus.processing import Processor
+from msgbus.server_call import time_left
 from tests.support import PATIENCE, new_transport
 
 TOPIC = Address("topic", "msgbus", "foo")
@@ -55,19 +56,14 @@ class Bench:
         self.inbox = self.transport.driver.open_inbox(self._on_frame)
         self.ran: list[Any] = []
         self.hook: Callable[[], object] = lambda: None
-        self.again: list[Work] = []
         dispatcher = RPCDispatcher([self])
-        self.processor = Processor(self.transport, "h1", dispatcher, None, self._run_again)
+        self.processor = Processor(self.transport, "h1", dispatcher, None)
 
     def _on_frame(self, delivery: Delivery) -> None:
         frame = decode_inbox_frame(delivery.message.body, delivery.message.content_type)
         assert isinstance(frame, Reply)
         self.frames.append(frame)
         self.content_types.append(delivery.message.content_type)
-
-    def _run_again(self, work: Work) -> bool:
-        self.again.append(work)
-        return False
 
     def note(self, ctxt: object, value: Any = None) -> Any:
         self.ran.append(value)

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 import msgbus.processing
+import msgbus.server_call
+import msgbus.server_calls
 from msgbus import (
     DeadLetter,
     InvalidTarget,
@@ -327,7 +329,7 @@ def test_wait_waits_for_what_is_handed_back(
     until(lambda: server._executor and server._executor._backlog, "the second cast is here", PATIENCE)
     passed, copies, taken = 100.0, list[tuple[Message, bool]](), Future[Sent]()
     clock = types.SimpleNamespace(monotonic=lambda: time.monotonic() + passed, time=time.time)
-    monkeypatch.setattr(msgbus.processing, "time", clock)
+    monkeypatch.setattr(msgbus.server_call, "time", clock)
 
     def take(_driver: FakeDriver, _address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
         copies.append((message, mandatory))
@@ -565,7 +567,7 @@ def test_memory_of_requests_is_bounded(
     server: RPCServer, transport: Transport, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server remembers a bounded number of requests: the oldest are forgotten first."""
-    monkeypatch.setattr(msgbus.processing, "KNOWN_REQUESTS", 2)
+    monkeypatch.setattr(msgbus.server_calls, "REMEMBERED_IDS", 2)
     server.start()
     for unique_id in ("a", "b", "c", "a"):
         raw(transport, encode_request(Request("note", {"value": unique_id}, unique_id), JSON))
@@ -700,7 +702,7 @@ def test_a_dead_letter_that_cannot_be_stored(
         letters.append(letter)
         bus.fail_next(LOST)
 
-    server._processor._on_dead_letter = hook
+    server._processor._dead_letters._hook = hook
     server.start()
     client.prepare(delivery="at_least_once").cast({}, "nothing")
     server.wait(PATIENCE)

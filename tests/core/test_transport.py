@@ -416,7 +416,7 @@ def test_what_comes_to_the_inbox(caplog: pytest.LogCaptureFixture) -> None:
     )
     transport.router.add(pending)
     handler = Handler()
-    transport.running["r"] = handler
+    transport.server_calls["r"] = handler
     bodies = [
         encode_reply(Reply("c", result=5, ending=True), JSON),
         encode_reply(Reply("unknown", ending=True), JSON),
@@ -457,12 +457,12 @@ def test_a_forked_child_starts_clean() -> None:
     transport = new_transport(rpc_send_window=1)
     name = transport.inbox(time.monotonic() + PATIENCE)
     assert transport.window.acquire(0)
-    transport.running["r"] = Handler()
+    transport.server_calls["r"] = Handler()
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            clean = not transport.running and not len(transport.router) and transport.window.acquire(0)
+            clean = not transport.server_calls and not len(transport.router) and transport.window.acquire(0)
             code = 0 if clean and transport.inbox(time.monotonic() + PATIENCE) != name else 1
         finally:
             os._exit(code)
