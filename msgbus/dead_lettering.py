@@ -69,6 +69,6 @@ class DeadLetterSender:
         address = Address("dead", delivery.address.exchange, delivery.address.topic)
         try:
             stored = Message(encode_dead_letter(letter), JSON, message.id, None, durable=True)
-            self._transport.send_until(end, address, stored, mandatory=False, on_outcome=on_outcome)
+            self._transport.send(address, stored, mandatory=False, until=end, on_outcome=on_outcome)
         except Exception as exc:
             on_outcome(exc)

@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from msgbus.deadline import wait_for
 from msgbus.drivers.base import Address, Capability, Delivery, Depth, Message, Sent
 from msgbus.exceptions import (
     CapabilityMissing,
@@ -30,7 +31,7 @@ from msgbus.exceptions import (
 )
 from msgbus.message import DeadLetter, decode_dead_letter, encode_again
 from msgbus.target import Target
-from msgbus.transport import Transport, wait_for
+from msgbus.transport import Transport
 
 TIMEOUT = 10.0
 """Seconds that reading may take, if the caller does not say."""

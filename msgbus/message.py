@@ -58,6 +58,11 @@ ids of msgbus and oslo.messaging 32 characters. A server remembers ids, so they 
 MAX_VERSION = 64
 """Characters of a version at the most."""
 
+KEEPALIVE = 5.0
+"""Seconds of silence after which each side of a running call or stream sends a sign of life."""
+LOST_AFTER = 3 * KEEPALIVE
+"""Seconds without a sign of life after which the other side is taken for dead."""
+
 EXTENSION = "_msgbus"
 PING_NAMESPACE = "msgbus"
 """The namespace of the method ``ping`` that every server answers."""

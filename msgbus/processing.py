@@ -388,7 +388,8 @@ class Processor:
 
         seconds = max(self.grace, 1.0)
         copy = Message(body, message.content_type, message.id, left, message.durable, seconds)
-        self.transport.send_until(time.monotonic() + seconds, address, copy, mandatory=True, on_outcome=on_outcome)
+        end = time.monotonic() + seconds
+        self.transport.send(address, copy, mandatory=True, until=end, on_outcome=on_outcome)
 
     def _dead_letter(self, call: ServerCall, reason: str, attempts: int, traceback: list[str]) -> None:
         """Give a request up: to the dead letters' address where the message system stores, and to the log and hook."""

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from msgbus.dead_lettering import OnDeadLetter
+from msgbus.deadline import wait_for
 from msgbus.dispatcher import RPCAccessPolicyBase, RPCDispatcher
 from msgbus.drivers.base import Address, Capability, Delivery, Depth, Message, Sent, Subscription
 from msgbus.exceptions import InvalidTarget, MessagingException, SerializationError
@@ -22,7 +23,7 @@ from msgbus.processing import Processor
 from msgbus.serializer import Serializer
 from msgbus.server_call import ServerCall, time_left
 from msgbus.target import Target, topic_hint
-from msgbus.transport import Transport, check_transport, wait_for
+from msgbus.transport import Transport, check_transport
 
 LOG = get_logger(__name__)
 

@@ -13,8 +13,7 @@ from msgbus.exceptions import MessageTooLarge, SerializationError
 from msgbus.failures import serialize_failure
 from msgbus.foreign import get_logger
 from msgbus.forking import fork_count
-from msgbus.message import Control, Reply, Request, encode_reply
-from msgbus.replies import KEEPALIVE
+from msgbus.message import KEEPALIVE, Control, Reply, Request, encode_reply
 from msgbus.stream_sender import StreamSender
 
 if TYPE_CHECKING:
@@ -150,11 +149,11 @@ class ServerCall(RunningRequest):
         # may have any length, and message systems limit it.)
         self._frames += 1
         message_id = f"{reply.call_id[:ID_LENGTH]}.{self._frames}.{reply.kind}"
-        owner.transport.send_until(
-            end,
+        owner.transport.send(
             self._address,
             Message(body, content_type, message_id, end - now, self.at_least_once),
             mandatory=True,
+            until=end,
             retry_undeliverable=now + owner.grace,
             on_outcome=on_outcome or self._on_signal_sent,
         )

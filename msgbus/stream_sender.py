@@ -12,8 +12,7 @@ import msgspec
 from msgbus.exceptions import MessageTooLarge
 from msgbus.failures import serialize_failure
 from msgbus.foreign import get_logger
-from msgbus.message import Control, Reply, encode_item
-from msgbus.replies import LOST_AFTER
+from msgbus.message import LOST_AFTER, Control, Reply, encode_item
 
 if TYPE_CHECKING:
     from msgbus.server_call import ServerCall

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
-from msgbus.foreign import get_logger
-from msgbus.message import Control, ControlKind
-from msgbus.replies import KEEPALIVE, LOST_AFTER, Pending, PendingStream
+from msgbus.client_call import ClientCall
+from msgbus.message import KEEPALIVE, LOST_AFTER, Control, ControlKind
+from msgbus.replies import PendingStream
 from msgbus.serializer import NoOpSerializer, Serializer
-from msgbus.transport import Transport
-
-LOG = get_logger(__name__)
 
 DROP_CHECK = 0.5
 """Seconds between two looks at whether a stream was dropped."""
@@ -26,23 +24,15 @@ class Stream(Iterator[Any]):
     this process dies.
     """
 
-    def __init__(
-        self,
-        transport: Transport,
-        pending: PendingStream,
-        wait: Callable[[Pending], None],
-        look_at: Callable[[Pending], None],
-        content_type: str,
-        serializer: Serializer,
-        ctxt: Any,
-    ) -> None:
-        self._pending = pending
-        self._wait = wait
-        self._look_at = look_at
+    def __init__(self, call: ClientCall, slot: ExitStack, serializer: Serializer, ctxt: Any) -> None:
+        """Read what `call` has asked for; `slot`, its place in the send window, is given back at the end."""
+        assert isinstance(call.pending, PendingStream)
+        self._call = call
+        self._pending = call.pending
         self._serializer = serializer
         self._ctxt = ctxt
         self._closed = False
-        self._end = _StreamEnd(transport, pending, content_type)
+        self._end = _StreamEnd(call, call.pending, slot)
 
     def __iter__(self) -> Stream:
         return self
@@ -64,7 +54,8 @@ class Stream(Iterator[Any]):
             if self._closed:
                 raise StopIteration
             try:
-                self._await_item()
+                pending.expect_item(time.monotonic())
+                self._call.wait()
             except BaseException:
                 self.close()
                 raise
@@ -72,23 +63,15 @@ class Stream(Iterator[Any]):
                 self.close()
                 error = pending.error
                 raise StopIteration if error is None else error
-        item, tell = pending.take()
-        if tell:
-            self._end.tell("credit")
+        item, credit_due = pending.take()
+        if credit_due:
+            self._end.send_control("credit")
         if type(self._serializer) is NoOpSerializer:
             return item
         return self._serializer.deserialize_entity(self._ctxt, item)
 
-    def _await_item(self) -> None:
-        pending = self._pending
-        pending.expect_item(time.monotonic())
-        while not pending.items and not pending.ended:
-            self._wait(pending)
-            if not pending.items and not pending.ended:
-                self._look_at(pending)
-
     def close(self) -> None:
-        """Tell the server to stop, and forget what has not been taken. Idempotent."""
+        """Cancel the stream on the server, and drop the items that have not been taken. Idempotent."""
         if not self._closed:
             self._closed = True
             self._pending.items.clear()
@@ -103,37 +86,37 @@ class Stream(Iterator[Any]):
         self.close()
 
     def __del__(self) -> None:
-        # The garbage collector may come at any moment, on a thread that holds a driver's lock: so nothing is done here
-        # but to leave word.
+        # The garbage collector may come at any moment, on a thread that holds a driver's lock. So this only leaves a
+        # note; the loop does the rest.
         if hasattr(self, "_end"):
             self._end.dropped = True
 
 
 class _StreamEnd:
-    """The end of a stream that the server knows. It outlives a `Stream` that is dropped, to tell the server so.
+    """This end of a stream, as the server knows it. It outlives a `Stream` that is dropped, in order to cancel it.
 
     Attributes:
         dropped: nobody will read the stream any more.
     """
 
-    def __init__(self, transport: Transport, pending: PendingStream, content_type: str) -> None:
+    def __init__(self, call: ClientCall, pending: PendingStream, slot: ExitStack) -> None:
         self.dropped = False
-        self._transport = transport
+        self._call = call
         self._pending = pending
-        self._content_type = content_type
+        self._slot = slot
+        self._timer = call.transport.loop
         self._closed = False
         self._last_keepalive = time.monotonic()
-        transport.loop.call_later(DROP_CHECK, self._tick)
+        self._timer.call_later(DROP_CHECK, self._tick)
 
-    def tell(self, kind: ControlKind) -> None:
+    def send_control(self, kind: ControlKind) -> None:
         """Send a control frame, if it is known where to."""
         inbox = self._pending.server_inbox
         if inbox is not None:
-            control = Control(self._pending.id, kind, self._pending.taken)
-            self._transport.send_control(inbox, control, self._content_type)
+            self._call.send_control(inbox, Control(self._pending.id, kind, self._pending.taken))
 
     def _tick(self) -> None:
-        """Tell the server every few seconds that the reader lives, for as long as it does."""
+        """Send the server a keepalive every few seconds, for as long as the stream is open."""
         if self.dropped:
             self.close()
         if self._closed:
@@ -141,28 +124,27 @@ class _StreamEnd:
         now = time.monotonic()
         if now - self._last_keepalive >= KEEPALIVE and not self._pending.ended:
             self._last_keepalive = now
-            self.tell("keepalive")
-        self._transport.loop.call_later(DROP_CHECK, self._tick)
+            self.send_control("keepalive")
+        self._timer.call_later(DROP_CHECK, self._tick)
 
     def close(self) -> None:
-        """Tell the server to stop. Idempotent."""
+        """Cancel the stream on the server, unless it has ended. Idempotent."""
         if self._closed:
             return
         self._closed = True
-        pending, transport = self._pending, self._transport
-        transport.window.release()
+        pending = self._pending
+        self._slot.close()
         if pending.ended or pending.send_error is not None:
-            transport.router.discard(pending)
+            self._call.forget()
             return
-        # The server may not have said yet where it can be told: then it is told as soon as it says so.
+        # The server may not have sent its inbox yet: then it is cancelled as soon as it does.
         pending.wake = self._cancel
         self._cancel()
         if pending.server_inbox is None:
             left = pending.deadline - time.monotonic()
-            transport.loop.call_later(max(left, 0.0) + LOST_AFTER, lambda: transport.router.discard(pending))
+            self._timer.call_later(max(left, 0.0) + LOST_AFTER, self._call.forget)
 
     def _cancel(self) -> None:
         if self._pending.server_inbox is not None:
-            self._pending.wake = lambda: None  # It is told once.
-            self._transport.router.discard(self._pending)
-            self.tell("cancel")
+            self._call.forget()
+            self.send_control("cancel")

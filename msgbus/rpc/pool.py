@@ -12,13 +12,14 @@ from msgbus import current
 from msgbus import deadline as inherited
 from msgbus.awaitables import refuse_awaitable
 from msgbus.current import RunningRequest, ServerContext
+from msgbus.deadline import wait_for
 from msgbus.drivers.base import Address, Delivery, Subscription
 from msgbus.exceptions import MessagingException, SerializationError
 from msgbus.executor import Executor
 from msgbus.foreign import get_logger
 from msgbus.message import Payload, Request, context_of, decode
 from msgbus.server import STOP_TIMEOUT
-from msgbus.transport import Transport, wait_for
+from msgbus.transport import Transport
 
 LOG = get_logger(__name__)
 

@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 
-from msgbus import MessageUndeliverable, Target, Transport, TransportUnavailable, get_rpc_client, replies, transport
+from msgbus import (
+    MessageUndeliverable,
+    Target,
+    Transport,
+    TransportUnavailable,
+    get_rpc_client,
+    replies,
+    sending,
+    transport,
+)
 from msgbus.conformance.waiting import Task, until
 from msgbus.drivers.base import Address, Capability, Delivery, Message, Sent
 from msgbus.drivers.fake import FakeDriver
@@ -238,7 +247,7 @@ def test_an_answered_request_is_not_sent_again(play: Play, monkeypatch: pytest.M
     """A request whose sending had an unknown outcome has arrived and been answered: there is no further copy of it."""
     lost = TransportUnavailable("cut", maybe_delivered=True)
     fail_requests(monkeypatch, lambda _number: lost)
-    monkeypatch.setattr(transport, "RETRY_DELAY", 1.0)
+    monkeypatch.setattr(sending, "RETRY_DELAY", 1.0)
     task = play.call("at_least_once")
     play.first.answer(play.requests[0])
     assert task.result() == "h1"

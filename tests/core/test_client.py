@@ -823,7 +823,7 @@ def test_nobody_there_after_an_unknown_outcome_is_told_at_the_deadline(
     verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under at_least_once the error is not that nobody listens: the first try may have run, and the text says so."""
-    monkeypatch.setattr(msgbus.client, "PATIENCE", 0.4)  # A busy machine needs more than the usual share to say so.
+    monkeypatch.setattr(msgbus.client, "SEND_SHARE", 0.4)  # A busy machine needs more than the usual share to say so.
     transport = new_transport()
     client = get_rpc_client(transport, Target(topic="foo"), timeout=2.0, delivery="at_least_once")
     get_bus(transport.url).fail_next(TransportUnavailable("the server was lost", maybe_delivered=True))

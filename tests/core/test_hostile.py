@@ -231,7 +231,7 @@ def test_a_log_handler_may_raise_anything(bench: Bench, error: BaseException, ca
         bench.check()
     finally:
         logger.removeHandler(handler)
-    assert "a line of the logger msgbus.processing was lost" in capfd.readouterr().err
+    assert "a line of the logger msgbus.dead_lettering was lost" in capfd.readouterr().err
 
 
 REQUESTS: dict[str, dict[str, Any]] = {

@@ -236,10 +236,10 @@ def test_a_call_whose_answer_cannot_be_sent_is_settled(
 ) -> None:
     """Where neither the result nor an error can be sent, since sending raises, the delivery is settled all the same."""
 
-    def send_until(*_args: object, **_kwargs: object) -> None:
+    def send(*_args: object, **_kwargs: object) -> None:
         raise TransportUnavailable("broken")
 
-    monkeypatch.setattr(bench.transport, "send_until", send_until)
+    monkeypatch.setattr(bench.transport, "send", send)
     delivery = Handed(bench.request(policy))
     bench.processor.process(delivery)
     assert delivery.outcome == ("accepted" if policy == "at_most_once" else "requeued")
@@ -248,10 +248,10 @@ def test_a_call_whose_answer_cannot_be_sent_is_settled(
 def test_a_dead_letter_that_cannot_be_sent_is_settled(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a dead letter cannot even be handed to the driver, the delivery is settled: the log has it."""
 
-    def send_until(*_args: object, **_kwargs: object) -> None:
+    def send(*_args: object, **_kwargs: object) -> None:
         raise ValueError("broken")
 
-    monkeypatch.setattr(bench.transport, "send_until", send_until)
+    monkeypatch.setattr(bench.transport, "send", send)
     delivery = Handed(bench.request("at_most_once", call=False), redelivered=True)
     bench.processor.process(delivery)
     assert delivery.outcome == "accepted"
@@ -318,13 +318,13 @@ def test_what_waits_for_a_request_that_was_not_run(bench: Bench) -> None:
 def test_what_is_kept_on_disk(bench: Bench, monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
     """A dead letter in any case, and the answer to an at_least_once call, which is as safe as its request."""
     sent: list[tuple[Address, Message]] = []
-    send = bench.transport.send
+    send = bench.transport.driver.send
 
     def note(address: Address, message: Message, *, mandatory: bool) -> Any:
         sent.append((address, message))
         return send(address, message, mandatory=mandatory)
 
-    monkeypatch.setattr(bench.transport, "send", note)
+    monkeypatch.setattr(bench.transport.driver, "send", note)
     bench.processor.process(Handed(bench.request(policy)))
     lost = bench.request("at_most_once", call=False, unique_id="another")
     bench.processor.process(Handed(lost, redelivered=True))

@@ -11,8 +11,7 @@ import pytest
 from msgbus import MessageTooLarge, MessageUndeliverable, SerializationError, stream_sender
 from msgbus.drivers.base import Message
 from msgbus.failures import rebuild_failure
-from msgbus.message import JSON, Control, Hints, Reply, Request
-from msgbus.replies import LOST_AFTER
+from msgbus.message import JSON, LOST_AFTER, Control, Hints, Reply, Request
 from msgbus.server_call import OnOutcome
 from msgbus.stream_sender import StreamSender
 from tests.support import PATIENCE

@@ -33,7 +33,7 @@ from msgbus.drivers.fake import FakeDriver, get_bus
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.message import JSON, Control, Reply, encode_control, encode_reply
 from msgbus.replies import PendingCall
-from msgbus.transport import Transport, wait_for
+from msgbus.transport import Transport
 from tests.support import PATIENCE, new_conf, new_transport, new_url
 
 TOPIC = Address("topic", "x", "foo")
@@ -205,18 +205,18 @@ def outcome_of(
         outcomes.append(error)
         done.set_result(None)
 
-    transport.send_until(
-        time.monotonic() + seconds,
+    transport.send(
         TOPIC,
         MESSAGE,
         mandatory=True,
+        until=time.monotonic() + seconds,
         on_outcome=on_outcome,
         retry_undeliverable=retry_undeliverable,
     )
     return done, outcomes
 
 
-def test_send_until_repeats_after_an_unknown_outcome(scripted: tuple[Transport, ScriptedDriver]) -> None:
+def test_a_message_is_sent_again_after_an_unknown_outcome(scripted: tuple[Transport, ScriptedDriver]) -> None:
     """What may or may not have arrived is sent again, with the same id and less time, until it has arrived."""
     transport, driver = scripted
     driver.outcomes = [LOST, LOST, None]
@@ -241,7 +241,9 @@ def test_send_until_repeats_after_an_unknown_outcome(scripted: tuple[Transport, 
         CallCancelled("closed"),
     ],
 )
-def test_send_until_repeats_nothing_else(error: Exception, scripted: tuple[Transport, ScriptedDriver]) -> None:
+def test_what_was_certainly_not_sent_is_not_sent_again(
+    error: Exception, scripted: tuple[Transport, ScriptedDriver]
+) -> None:
     """What was certainly not sent, or cannot be, is not tried again."""
     transport, driver = scripted
     driver.outcomes = [error]
@@ -250,7 +252,7 @@ def test_send_until_repeats_nothing_else(error: Exception, scripted: tuple[Trans
     assert len(driver.sent) == 1
 
 
-def test_send_until_the_deadline(scripted: tuple[Transport, ScriptedDriver]) -> None:
+def test_nothing_is_sent_again_after_the_deadline(scripted: tuple[Transport, ScriptedDriver]) -> None:
     """When there is no time for another try, the last outcome stands."""
     transport, driver = scripted
     driver.outcomes = [LOST]
@@ -259,7 +261,7 @@ def test_send_until_the_deadline(scripted: tuple[Transport, ScriptedDriver]) -> 
     assert len(driver.sent) == 1
 
 
-def test_send_until_somebody_is_there(scripted: tuple[Transport, ScriptedDriver]) -> None:
+def test_a_reply_is_sent_again_until_its_client_is_back(scripted: tuple[Transport, ScriptedDriver]) -> None:
     """A reply whose client is away is tried again, for it may be reconnecting; for as long as that is asked for."""
     transport, driver = scripted
     nobody = MessageUndeliverable("nobody")
@@ -334,9 +336,8 @@ def test_tries_end_with_the_time_that_the_message_may_wait(scripted: tuple[Trans
     outcome: Future[None] = Future()
     message = Message(b"body", "text/plain", "the id", 600.0, wait=0.1)
     driver.outcomes = [LOST] + [MessageUndeliverable("nobody")] * 100
-    transport.send_until(
-        time.monotonic() + 600, TOPIC, message, mandatory=True, on_outcome=lambda _error: outcome.set_result(None)
-    )
+    end = time.monotonic() + 600
+    transport.send(TOPIC, message, mandatory=True, until=end, on_outcome=lambda _error: outcome.set_result(None))
     outcome.result(PATIENCE)
     assert all((again.wait or 0.0) <= 0.1 < (again.ttl or 0.0) for _, again, _, _ in driver.sent)
     transport.cleanup()
@@ -357,13 +358,18 @@ def test_nothing_is_sent_again_for_a_call_that_is_over(scripted: tuple[Transport
     """A request that nobody waits for any more, perhaps since it was answered, is not run by who comes later."""
     transport, driver = scripted
     driver.outcomes = [LOST]
-    sent = transport.send_repeatedly(time.monotonic() + PATIENCE, TOPIC, MESSAGE, mandatory=True, wanted=lambda: False)
-    assert sent.exception(PATIENCE) is LOST
+    pending = PendingCall(
+        "c", "m", TOPIC, now=0.0, deadline=0.0, grace=0.0, repeatable=True, monitor=None, allowed_modules=()
+    )
+    outcome: Future[BaseException | None] = Future()
+    end = time.monotonic() + PATIENCE
+    transport.send(TOPIC, MESSAGE, mandatory=True, until=end, pending=pending, on_outcome=outcome.set_result)
+    assert outcome.result(PATIENCE) is LOST
     assert len(driver.sent) == 1
     transport.cleanup()
 
 
-def test_send_until_cleanup(scripted: tuple[Transport, ScriptedDriver]) -> None:
+def test_nothing_is_sent_again_after_cleanup(scripted: tuple[Transport, ScriptedDriver]) -> None:
     """After a transport was closed nothing is tried again."""
     transport, driver = scripted
     _, outcomes = outcome_of(transport)
@@ -415,7 +421,7 @@ def test_what_comes_to_the_inbox(caplog: pytest.LogCaptureFixture) -> None:
         "c", "m", TOPIC, now=0.0, deadline=0.0, grace=0.0, repeatable=False, monitor=None, allowed_modules=()
     )
     transport.router.add(pending)
-    handler = Handler()
+    handler: Any = Handler()
     transport.server_calls["r"] = handler
     bodies = [
         encode_reply(Reply("c", result=5, ending=True), JSON),
@@ -457,7 +463,8 @@ def test_a_forked_child_starts_clean() -> None:
     transport = new_transport(rpc_send_window=1)
     name = transport.inbox(time.monotonic() + PATIENCE)
     assert transport.window.acquire(0)
-    transport.server_calls["r"] = Handler()
+    handler: Any = Handler()
+    transport.server_calls["r"] = handler
     child = os.fork()
     if child == 0:
         code = 1
@@ -469,17 +476,6 @@ def test_a_forked_child_starts_clean() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert transport.inbox(0.0) == name
     transport.cleanup()
-
-
-def test_wait_for() -> None:
-    """A driver's future is waited for until the deadline, which is told from a timeout that the future failed with."""
-    driver = new_transport().driver
-    future: Future[None] = Future()
-    with pytest.raises(TransportUnavailable, match=r"^cannot do it the in-memory .*: gave up"):
-        wait_for(future, time.monotonic(), "cannot do it", driver)
-    future.set_exception(MessagingTimeout("theirs"))
-    with pytest.raises(MessagingTimeout, match="theirs"):
-        wait_for(future, time.monotonic(), "cannot do it", driver)
 
 
 def test_one_id_finds_all_that_is_logged_of_a_call(caplog: pytest.LogCaptureFixture) -> None:

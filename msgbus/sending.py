@@ -1,0 +1,190 @@
+"""Sending: a message that is sent until its outcome is known, or once to one of two addresses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from msgbus.drivers.base import Address, Message, Sent
+from msgbus.exceptions import (
+    MessageDeliveryFailure,
+    MessageUndeliverable,
+    TransportBlocked,
+    TransportUnavailable,
+)
+from msgbus.foreign import get_logger
+
+if TYPE_CHECKING:
+    from msgbus.replies import Pending
+    from msgbus.transport import Transport
+
+LOG = get_logger(__name__)
+
+RETRY_DELAY = 0.25
+"""Seconds between two tries to deliver a message; less where its deadline is near."""
+RETRY_DELAY_MIN = 0.01
+"""Seconds: with less than twice that left, there is no further try."""
+
+OnOutcome = Callable[[BaseException | None], None]
+
+
+class Sending:
+    """A message that is sent until its outcome is known; see `Transport.send`.
+
+    (Closures would do, but leave reference cycles to the garbage collector.)
+    """
+
+    __slots__ = (
+        "_address",
+        "_deadline",
+        "_fallback",
+        "_first_at",
+        "_first_unknown",
+        "_last",
+        "_mandatory",
+        "_message",
+        "_on_outcome",
+        "_pending",
+        "_retry_undeliverable",
+        "_transport",
+        "_tries_until",
+    )
+
+    def __init__(
+        self,
+        transport: Transport,
+        address: Address,
+        message: Message,
+        mandatory: bool,
+        deadline: float,
+        retry_undeliverable: float | None,
+        pending: Pending | None,
+        fallback: Address | None,
+        on_outcome: OnOutcome,
+    ) -> None:
+        self._transport = transport
+        self._address = address
+        self._message = message
+        self._mandatory = mandatory
+        self._deadline = deadline
+        self._retry_undeliverable = retry_undeliverable
+        self._pending = pending
+        self._fallback = fallback
+        self._on_outcome = on_outcome
+        send_timeout = message.patience
+        self._tries_until = deadline if send_timeout is None else min(deadline, time.monotonic() + send_timeout)
+        self._first_unknown: BaseException | None = None
+        self._first_at = 0.0
+        self._last: BaseException | None = None
+
+    def on_sent(self, sent: Future[Sent]) -> None:
+        """A try has ended."""
+        self._last = error = sent.exception()
+        if error is None:
+            self._on_outcome(None)
+            return
+        now = time.monotonic()
+        if self._first_unknown is None and getattr(error, "maybe_delivered", False):
+            self._first_unknown, self._first_at = error, now
+        left = self._worth_until(error) - now
+        if left < 2 * RETRY_DELAY_MIN or self._transport.closed:
+            self._on_outcome(self._explain(error))
+            return
+        LOG.debug("sending %s again: %s", self._message.id, error)
+        self._retry_in(min(RETRY_DELAY, left / 2), error)
+
+    def _retry_in(self, delay: float, error: BaseException) -> None:
+        self._transport.retries[self] = None
+        try:
+            self._transport.loop.call_later(delay, self._send_again)
+        except TransportUnavailable:  # There can be no thread any more: the interpreter is ending.
+            self.give_up(self._explain(error))
+        if self._transport.closed:  # Looked at last: if it is closed from now on, `cleanup` finds this retry.
+            self.give_up(self._explain(error))
+
+    def _worth_until(self, error: BaseException) -> float:
+        """Until when there may be another try after this error."""
+        if isinstance(error, MessageUndeliverable) and self._retry_undeliverable is not None:
+            return self._retry_undeliverable
+        may_pass = isinstance(error, MessageUndeliverable | TransportUnavailable | TransportBlocked)
+        # A full queue has room again some time. (If all sending is blocked, the driver has waited for that already.)
+        if isinstance(error, TransportBlocked) or (may_pass and self._first_unknown is not None):
+            return self._tries_until
+        if isinstance(error, MessageUndeliverable):
+            return min(self._tries_until, self._transport.listeners_return_until())
+        return 0.0
+
+    def _explain(self, last: BaseException) -> BaseException:
+        """What is known at the end: the last error alone, or what the first unknown outcome was and what came since."""
+        first = self._first_unknown
+        if first is None or first is last or not isinstance(last, MessageDeliveryFailure):
+            return last
+        seconds = time.monotonic() - self._first_at
+        error = TransportUnavailable(
+            f"it may have been delivered, and may have run, {seconds:.1f} s ago: {first}. It has been sent again "
+            f"since, and has not been taken: {last}",
+            maybe_delivered=True,
+        )
+        error.__cause__ = last
+        return error
+
+    def _send_again(self) -> None:
+        # Taking it out of the table is a single step, so the loop and `give_up` never both act.
+        if self._transport.retries.pop(self, self) is not None:
+            return  # It was given up.
+        if self._pending is not None and self._pending not in self._transport.router:
+            assert self._last is not None
+            self._on_outcome(self._explain(self._last))
+            return
+        message = self._message
+        now = time.monotonic()
+        ttl = None if message.ttl is None else max(self._deadline - now, 0.001)
+        send_timeout = max(self._tries_until - now, 0.001)
+        again = Message(message.body, message.content_type, message.id, ttl, message.durable, send_timeout)
+        sent = self._transport.send(self._address, again, mandatory=self._mandatory, fallback=self._fallback)
+        sent.add_done_callback(self.on_sent)
+
+    def give_up(self, error: BaseException) -> None:
+        """There will be no further try."""
+        if self._transport.retries.pop(self, self) is None:
+            self._on_outcome(error)
+
+
+def server_named_by(address: Address) -> Address | None:
+    """The server that a topic with a dot may stand for: ``host1`` of ``conductor`` for ``conductor.host1``.
+
+    Services of OpenStack write it so. Such a topic is tried as it is first, for topics may hold dots. The first dot
+    ends the topic, as a host may hold dots.
+    """
+    if address.kind != "topic":
+        return None
+    topic, _, server = address.topic.partition(".")
+    return Address("server", address.exchange, topic, server) if topic and server else None
+
+
+def or_else(sent: Future[Sent], send_to_fallback: Callable[[], Future[Sent]]) -> Future[Sent]:
+    """The outcome of a sending, or of another one if the first was undeliverable."""
+    outcome: Future[Sent] = Future()
+
+    def on_sent(first: Future[Sent]) -> None:
+        error = first.exception()
+        if isinstance(error, MessageUndeliverable):
+            send_to_fallback().add_done_callback(lambda second: _copy_outcome(second, outcome, error))
+        else:
+            _copy_outcome(first, outcome)
+
+    sent.add_done_callback(on_sent)
+    return outcome
+
+
+def _copy_outcome(sent: Future[Sent], outcome: Future[Sent], first: MessageUndeliverable | None = None) -> None:
+    """Give one future the outcome of another; `first` is why an earlier try came to nothing."""
+    error = sent.exception()
+    if error is None:
+        outcome.set_result(sent.result())
+    elif first is not None and isinstance(error, MessageUndeliverable):
+        outcome.set_exception(MessageUndeliverable(f"{first}; nor does a server have that name: {error}"))
+    else:
+        outcome.set_exception(error)
