@@ -12,6 +12,7 @@ from typing import Any, Literal
 from msgbus.client_call import ClientCall
 from msgbus.deadline import bounded
 from msgbus.drivers.base import Address, Capability, Depth, Message
+from msgbus.encoding import encode_request
 from msgbus.exceptions import (
     InvalidTarget,
     MessageUndeliverable,
@@ -23,16 +24,7 @@ from msgbus.exceptions import (
     TransportUnavailable,
 )
 from msgbus.foreign import get_logger
-from msgbus.message import (
-    AT_LEAST_ONCE,
-    CONTENT_TYPES,
-    PING_NAMESPACE,
-    POLICIES,
-    Hints,
-    Request,
-    encode_request,
-    new_id,
-)
+from msgbus.message import AT_LEAST_ONCE, CONTENT_TYPES, PING_NAMESPACE, POLICIES, Hints, Request, new_id
 from msgbus.replies import Pending, PendingAnswers, PendingCall, PendingStream
 from msgbus.sending import server_named_by
 from msgbus.serializer import NoOpSerializer, Serializer, check_serializer

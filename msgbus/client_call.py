@@ -7,9 +7,10 @@ import time
 from concurrent.futures import Future
 
 from msgbus.drivers.base import Address, Capability, Message, Sent
+from msgbus.encoding import encode_repeat
 from msgbus.exceptions import MessagingException, MessagingTimeout
 from msgbus.foreign import get_logger
-from msgbus.message import Control, encode_repeat
+from msgbus.message import Control
 from msgbus.replies import Pending, PendingCall, nobody
 from msgbus.transport import INSPECT_TIMEOUT, Transport
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from msgbus.awaitables import refuse_async, refuse_awaitable
 from msgbus.drivers.base import Address, Capability, Message
+from msgbus.encoding import encode_dead_letter
 from msgbus.foreign import get_logger, printable, printable_lines
-from msgbus.message import JSON, DeadLetter, encode_dead_letter
+from msgbus.message import JSON, DeadLetter
 from msgbus.server_call import ServerCall
 from msgbus.transport import Transport
 

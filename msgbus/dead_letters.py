@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from msgbus.deadline import wait_for
 from msgbus.drivers.base import Address, Capability, Delivery, Depth, Message, Sent
+from msgbus.encoding import decode_dead_letter, encode_again
 from msgbus.exceptions import (
     CapabilityMissing,
     InvalidTarget,
@@ -29,7 +30,7 @@ from msgbus.exceptions import (
     SerializationError,
     TransportUnavailable,
 )
-from msgbus.message import DeadLetter, decode_dead_letter, encode_again
+from msgbus.message import DeadLetter
 from msgbus.target import Target
 from msgbus.transport import Transport
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from msgbus.deadline import wait_for
 from msgbus.drivers.base import Delivery, Inbox, Message
+from msgbus.encoding import call_ids_in, decode_inbox_frame
 from msgbus.exceptions import CallCancelled, MessagingException, SerializationError
 from msgbus.foreign import get_logger
-from msgbus.message import Control, Reply, call_ids_in, decode_inbox_frame
+from msgbus.message import Control, Reply
 from msgbus.patched import check_unpatched
 
 if TYPE_CHECKING:

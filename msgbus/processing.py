@@ -29,6 +29,7 @@ from msgbus.current import ServerContext
 from msgbus.dead_lettering import DeadLetterSender, OnDeadLetter
 from msgbus.dispatcher import ExpectedException, RPCDispatcher, each_plain
 from msgbus.drivers.base import Delivery, Message
+from msgbus.encoding import decode_request, with_attempts
 from msgbus.exceptions import (
     InvalidTarget,
     MessageDeliveryFailure,
@@ -40,7 +41,7 @@ from msgbus.exceptions import (
 )
 from msgbus.foreign import get_logger, name_of, text_of, traceback_of
 from msgbus.forking import fork_count
-from msgbus.message import AT_LEAST_ONCE, POLICIES, Request, UnacceptableRequest, decode_request, with_attempts
+from msgbus.message import AT_LEAST_ONCE, POLICIES, Request, UnacceptableRequest
 from msgbus.server_call import ServerCall, time_left
 from msgbus.server_calls import Seen, ServerCalls
 from msgbus.transport import Transport

@@ -14,11 +14,12 @@ from msgbus.dead_lettering import OnDeadLetter
 from msgbus.deadline import wait_for
 from msgbus.dispatcher import RPCAccessPolicyBase, RPCDispatcher
 from msgbus.drivers.base import Address, Capability, Delivery, Depth, Message, Sent, Subscription
+from msgbus.encoding import decode_request
 from msgbus.exceptions import InvalidTarget, MessagingException, SerializationError
 from msgbus.executor import Executor
 from msgbus.foreign import get_logger
 from msgbus.forking import call_in_child, fork_count
-from msgbus.message import AT_LEAST_ONCE, PING_NAMESPACE, decode_request
+from msgbus.message import AT_LEAST_ONCE, PING_NAMESPACE
 from msgbus.processing import Processor
 from msgbus.serializer import Serializer
 from msgbus.server_call import ServerCall, time_left

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from msgbus.closing import end_child
 from msgbus.current import RunningRequest
 from msgbus.drivers.base import Address, Delivery, Message
+from msgbus.encoding import encode_reply
 from msgbus.exceptions import MessageTooLarge, SerializationError
 from msgbus.failures import serialize_failure
 from msgbus.foreign import get_logger
 from msgbus.forking import fork_count
-from msgbus.message import KEEPALIVE, Control, Reply, Request, encode_reply
+from msgbus.message import KEEPALIVE, Control, Reply, Request
 from msgbus.stream_sender import StreamSender
 
 if TYPE_CHECKING:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from msgbus.encoding import encode_item
 from msgbus.exceptions import MessageTooLarge
 from msgbus.failures import serialize_failure
 from msgbus.foreign import get_logger
-from msgbus.message import LOST_AFTER, Control, Reply, encode_item
+from msgbus.message import LOST_AFTER, Control, Reply
 
 if TYPE_CHECKING:
     from msgbus.server_call import ServerCall

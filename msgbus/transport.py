@@ -14,6 +14,7 @@ from msgbus.closing import open_drivers
 from msgbus.drivers.base import Address, Capability, Depth, Driver, Message, Sent
 from msgbus.drivers.registry import load_driver_class
 from msgbus.drivers.toolkit.loop import Loop
+from msgbus.encoding import encode_control
 from msgbus.exceptions import (
     CallCancelled,
     ConfigurationError,
@@ -25,7 +26,7 @@ from msgbus.exceptions import (
 from msgbus.foreign import get_logger
 from msgbus.forking import call_in_child
 from msgbus.inbox import ProcessInbox
-from msgbus.message import LOST_AFTER, Control, encode_control, new_id
+from msgbus.message import LOST_AFTER, Control, new_id
 from msgbus.patched import check_unpatched
 from msgbus.replies import REPEAT_AFTER, Pending, ReplyRouter
 from msgbus.sending import OnOutcome, Sending, or_else, server_named_by

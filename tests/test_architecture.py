@@ -56,7 +56,7 @@ CLI = {
     "msgbus.foreign.printable_lines": "likewise",
     "msgbus.foreign.text_of": "likewise",
     "msgbus.foreign.traceback_of": "likewise",
-    "msgbus.message.decode_request": "shows the request of a dead letter",
+    "msgbus.encoding.decode_request": "shows the request of a dead letter",
     "msgbus.values.JSON_VALUES": "prints values as JSON",
     "msgbus.values.is_plain": "likewise",
 }
@@ -67,7 +67,7 @@ CONFORMANCE = {
     "msgbus.configuration": "registers the core's options, to set some of them",
     "msgbus.drivers.fake.get_bus": "the harness of the driver in memory cuts its connections",
     "msgbus.message.JSON": "checks send messages that no client would write",
-    "msgbus.message.decode_request": "looks at what was sent",
+    "msgbus.encoding.decode_request": "looks at what was sent",
 }
 """What the conformance suite uses besides the public names, and what for."""
 

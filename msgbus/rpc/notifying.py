@@ -6,8 +6,9 @@ import time
 from typing import Any
 
 from msgbus.drivers.base import Address, Capability, Message
+from msgbus.encoding import encode_notification
 from msgbus.exceptions import InvalidTarget, MessageDeliveryFailure, MessageUndeliverable, SerializationError
-from msgbus.message import CONTENT_TYPES, encode_notification, new_id
+from msgbus.message import CONTENT_TYPES, new_id
 from msgbus.rpc import binding
 from msgbus.serializer import NoOpSerializer
 from msgbus.target import Target

@@ -14,10 +14,12 @@ from msgbus.awaitables import refuse_awaitable
 from msgbus.current import RunningRequest, ServerContext
 from msgbus.deadline import wait_for
 from msgbus.drivers.base import Address, Delivery, Subscription
+from msgbus.encoding import context_of
 from msgbus.exceptions import MessagingException, SerializationError
 from msgbus.executor import Executor
 from msgbus.foreign import get_logger
-from msgbus.message import Payload, Request, context_of, decode
+from msgbus.message import Request
+from msgbus.payload import Payload, decode
 from msgbus.server import STOP_TIMEOUT
 from msgbus.transport import Transport
 

@@ -13,8 +13,9 @@ from msgbus import DeadLetter, RPCServer, Target, Transport, current_request, ge
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Message
 from msgbus.drivers.fake import get_bus
+from msgbus.encoding import decode_request, encode_request, with_attempts
 from msgbus.exceptions import SerializationError
-from msgbus.message import JSON, MSGPACK, Hints, Request, decode_request, encode_request, with_attempts
+from msgbus.message import JSON, MSGPACK, Hints, Request
 from tests.support import PATIENCE, Awaited, new_transport
 
 TOPIC = Address("topic", "msgbus", "foo")

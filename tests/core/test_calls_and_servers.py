@@ -24,7 +24,8 @@ from msgbus import (
 from msgbus.conformance.waiting import Task, until
 from msgbus.drivers.base import Address, Capability, Delivery, Message, Sent
 from msgbus.drivers.fake import FakeDriver
-from msgbus.message import JSON, Control, Reply, Request, decode_inbox_frame, decode_request, encode_reply
+from msgbus.encoding import decode_inbox_frame, decode_request, encode_reply
+from msgbus.message import JSON, Control, Reply, Request
 from tests.support import PATIENCE, new_transport
 
 

@@ -36,7 +36,8 @@ from msgbus.conformance.waiting import Task, until
 from msgbus.deadline import current
 from msgbus.drivers.base import Address, Capability, Delivery, Depth, Message, Sent
 from msgbus.drivers.fake import Bus, FakeDriver, get_bus
-from msgbus.message import JSON, MSGPACK, Reply, Request, decode_request, encode_reply
+from msgbus.encoding import decode_request, encode_reply
+from msgbus.message import JSON, MSGPACK, Reply, Request
 from tests.support import PATIENCE, new_transport
 
 TARGET = Target(topic="foo")

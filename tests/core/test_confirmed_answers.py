@@ -15,7 +15,7 @@ from msgbus.conformance.checks.wire import envelope, raw
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Capability, Message, Sent
 from msgbus.drivers.fake import FakeDriver
-from msgbus.message import encode_repeat
+from msgbus.encoding import encode_repeat
 from tests.support import PATIENCE, new_transport
 
 

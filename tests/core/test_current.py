@@ -20,7 +20,8 @@ import msgbus.processing
 from msgbus import CurrentRequest, NoCurrentRequest, RPCClient, Target, Transport, current_request
 from msgbus.deadline import current
 from msgbus.drivers.base import Address
-from msgbus.message import JSON, Hints, Request, encode_request
+from msgbus.encoding import encode_request
+from msgbus.message import JSON, Hints, Request
 from msgbus.server_call import ServerCall
 from tests.core.test_server import raw, redeliver
 from tests.support import PATIENCE, Awaited, new_transport

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from msgbus import InvalidArguments, MessagingException, NoSuchMethod, RemoteError, exceptions
+from msgbus.encoding import decode_inbox_frame, encode_reply
 from msgbus.failures import rebuild_failure, serialize_failure
-from msgbus.message import JSON, MSGPACK, Reply, decode_inbox_frame, encode_reply
+from msgbus.message import JSON, MSGPACK, Reply
 
 LOOP: list[Any] = []
 LOOP.append(LOOP)

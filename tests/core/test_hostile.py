@@ -30,7 +30,8 @@ from msgbus.cli.app import cli
 from msgbus.cli.tables import print_table, print_value
 from msgbus.drivers.base import Address, Depth, Message
 from msgbus.foreign import printable
-from msgbus.message import JSON, MSGPACK, Reply, encode
+from msgbus.message import JSON, MSGPACK, Reply
+from msgbus.payload import encode
 from msgbus.transport import Transport
 from tests.support import PATIENCE, new_transport
 

@@ -11,7 +11,8 @@ from msgbus import MessageTooLarge, RPCDispatcher, Transport, TransportUnavailab
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Delivery, Message
 from msgbus.drivers.fake import get_bus
-from msgbus.message import JSON, MSGPACK, Hints, Reply, Request, decode_inbox_frame, encode_request
+from msgbus.encoding import decode_inbox_frame, encode_request
+from msgbus.message import JSON, MSGPACK, Hints, Reply, Request
 from msgbus.processing import Processor
 from msgbus.server_call import time_left
 from tests.support import PATIENCE, new_transport

@@ -32,7 +32,8 @@ from msgbus import (
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Delivery, Message, Sent
 from msgbus.drivers.fake import Bus, FakeDriver, _FakeDelivery, get_bus
-from msgbus.message import JSON, Hints, Request, decode_dead_letter, encode_request
+from msgbus.encoding import decode_dead_letter, encode_request
+from msgbus.message import JSON, Hints, Request
 from tests.support import PATIENCE, new_transport
 
 TOPIC = Address("topic", "msgbus", "foo")

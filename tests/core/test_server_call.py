@@ -12,9 +12,10 @@ from msgbus import MessageTooLarge, MessageUndeliverable, SerializationError
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Delivery, Message, Sent
 from msgbus.drivers.fake import FakeDriver, get_bus
+from msgbus.encoding import decode_inbox_frame
 from msgbus.failures import rebuild_failure
 from msgbus.forking import fork_count
-from msgbus.message import JSON, KEEPALIVE, Control, Hints, Reply, Request, decode_inbox_frame
+from msgbus.message import JSON, KEEPALIVE, Control, Hints, Reply, Request
 from msgbus.server_call import STARTED_AFTER, ServerCall
 from msgbus.transport import Transport
 from tests.support import PATIENCE, new_transport

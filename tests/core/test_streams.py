@@ -8,7 +8,8 @@ import pytest
 from msgbus import RPCClient, Target, Transport, get_rpc_client, streams
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Delivery, Message
-from msgbus.message import JSON, MSGPACK, Control, Reply, decode_inbox_frame, decode_request, encode_reply
+from msgbus.encoding import decode_inbox_frame, decode_request, encode_reply
+from msgbus.message import JSON, MSGPACK, Control, Reply
 from tests.support import PATIENCE, new_transport
 
 

@@ -31,7 +31,8 @@ from msgbus import (
 from msgbus.drivers.base import Address, Depth, Driver, Inbox, Message, OnDelivery, Sent, Subscription
 from msgbus.drivers.fake import FakeDriver, get_bus
 from msgbus.drivers.toolkit.loop import Loop
-from msgbus.message import JSON, Control, Reply, encode_control, encode_reply
+from msgbus.encoding import encode_control, encode_reply
+from msgbus.message import JSON, Control, Reply
 from msgbus.replies import PendingCall
 from msgbus.transport import Transport
 from tests.support import PATIENCE, new_conf, new_transport, new_url

@@ -402,7 +402,7 @@ OTHERS = (
     Mutant(
         "a_repeat_has_another_id",
         "A request keeps its id when it is repeated (delivery, duplicates).",
-        "message.py",
+        "encoding.py",
         "hints.update(ttl=left, at=time.time(), again=True)",
         'hints.update(ttl=left, at=time.time(), again=True)\n    payload["_unique_id"] = new_id()',
         "core/test_calls_and_servers.py::test_an_unanswered_request_is_sent_again_when_the_connection_is_back",
@@ -411,7 +411,7 @@ OTHERS = (
         "a_repeat_does_not_say_so",
         "Where the client of a call says that it has no answer, the server runs the method again (delivery, "
         "duplicates).",
-        "message.py",
+        "encoding.py",
         "hints.update(ttl=left, at=time.time(), again=True)",
         "hints.update(ttl=left, at=time.time())",
         "core/test_calls_and_servers.py::test_an_unanswered_request_is_sent_again_when_the_connection_is_back",
@@ -644,10 +644,10 @@ OTHERS = (
     Mutant(
         "stock_clients_get_extensions",
         "Only peers of msgbus are sent what stock peers do not know (architecture, of the wire format).",
-        "message.py",
+        "encoding.py",
         "if reply.extended:",
         "if True:",
-        "core/test_message.py::test_reply_for_a_stock_client_has_its_keys_and_no_others",
+        "core/test_encoding.py::test_reply_for_a_stock_client_has_its_keys_and_no_others",
     ),
     Mutant(
         "answers_in_json_whatever_was_asked",
@@ -789,10 +789,10 @@ OTHERS = (
     Mutant(
         "a_repeated_stream_gets_new_time",
         "prepare(deadline=...) bounds the whole of a multicall (guarantees, when all goes well).",
-        "message.py",
+        "encoding.py",
         'hints["end"] -= hints["ttl"] - left',
         "pass",
-        "core/test_message.py::test_a_request_that_is_sent_again_has_less_time",
+        "core/test_encoding.py::test_a_request_that_is_sent_again_has_less_time",
     ),
     Mutant(
         "trusts_a_message_system_that_is_not_durable",
@@ -897,7 +897,7 @@ OTHERS = (
     Mutant(
         "names_may_be_of_any_length",
         "What a server remembers is bounded: names and ids have a length (delivery, duplicates).",
-        "message.py",
+        "encoding.py",
         "if problem := _too_long(request):\n        if max",
         "if problem := None:\n        if max",
         "core/test_hostile.py::test_a_request_with_a_long_name_is_refused",

@@ -9,19 +9,10 @@ import msgspec
 import pytest
 
 from msgbus import DeadLetter, SerializationError
-from msgbus.message import (
-    CONTENT_TYPES,
-    JSON,
-    MSGPACK,
-    Control,
-    Hints,
-    Reply,
-    Request,
-    decode,
+from msgbus.encoding import (
     decode_dead_letter,
     decode_inbox_frame,
     decode_request,
-    encode,
     encode_again,
     encode_control,
     encode_dead_letter,
@@ -29,8 +20,9 @@ from msgbus.message import (
     encode_repeat,
     encode_reply,
     encode_request,
-    new_id,
 )
+from msgbus.message import CONTENT_TYPES, JSON, MSGPACK, Control, Hints, Reply, Request, new_id
+from msgbus.payload import decode, encode
 
 HEX = "0123456789abcdef0123456789abcdef"
 
