@@ -48,8 +48,8 @@ class Answers(list[dict[str, Any]]):
     """What `RPCClient.ping` has gathered: a list with one dict for each server that has answered.
 
     Attributes:
-        expected: how many servers the message system knows, or None where it does not say. Those that have not answered
-            are frozen, busy with all their threads, or have just gone.
+        expected: how many servers the message system knows, or None if it does not say. Those that have not answered
+            are frozen, have all their threads busy, or have just ended.
     """
 
     expected: int | None = None
@@ -77,13 +77,13 @@ class RPCClient:
         version_cap: the highest version that the servers are known to have; requests above it are refused.
         serializer: turns arguments, results and the context into plain data and back.
         call_monitor_timeout: seconds of silence of a stock oslo.messaging server after which a call is given up; None
-            means none. (Servers of msgbus show life by themselves.)
+            means no limit. (Servers of msgbus send keepalives of their own accord.)
         delivery: ``"at_most_once"`` or ``"at_least_once"``; None means the option ``rpc_delivery``.
 
     Raises:
         InvalidTarget: there is no topic.
-        ValueError: a version, a timeout or a delivery policy that is none.
-        TypeError: the transport or the target is something else.
+        ValueError: an invalid version, timeout or delivery policy.
+        TypeError: the transport or the target has another type.
     """
 
     def __init__(
@@ -105,13 +105,13 @@ class RPCClient:
         self.call_monitor_timeout = call_monitor_timeout
         self.delivery = delivery
         self.deadline: float | None = None
-        self._settle()
+        self._derive()
 
-    def _settle(self) -> None:
-        """Work out once what every request of this client needs."""
+    def _derive(self) -> None:
+        """Check the settings, and derive from them once what every request needs."""
         option = self.transport.option
         if not isinstance(self.target, Target):
-            raise TypeError(f"whom a client calls is a Target: Target(topic={self.target!r})")
+            raise TypeError(f"a client's target has to be a Target: Target(topic={self.target!r})")
         if not self.target.topic:
             raise InvalidTarget(f"a client's target needs a topic{topic_hint(self.target)}", self.target)
         for version in (self.target.version, self.version_cap):
@@ -122,7 +122,7 @@ class RPCClient:
             raise ValueError(f"delivery is 'at_most_once' or 'at_least_once', not {policy!r}")
         self._policy: str = policy
         self._repeatable = policy == AT_LEAST_ONCE
-        # Where the message system may lose an answer that it took, the server sends it until this side confirms it.
+        # If the message system may lose an answer, the server sends it until this side confirms it.
         keeps = {Capability.INBOX_KEEPS, Capability.DURABLE} <= self.transport.driver.capabilities
         self._confirms = self._repeatable and not keeps
         self._address = self.transport.address(self.target)
@@ -150,7 +150,7 @@ class RPCClient:
         delivery: Delivery | None = _UNSET,
         deadline: float | None = _UNSET,
     ) -> RPCClient:
-        """Return a client that differs in what is given; None is a value like others, and takes a setting back.
+        """Return a client with other settings; None is a value like others, and restores the default.
 
         `deadline` is in seconds, and bounds a whole `multicall`, from its beginning to its last item.
 
@@ -179,7 +179,7 @@ class RPCClient:
             prepared.delivery = delivery
         if deadline is not _UNSET:
             prepared.deadline = deadline
-        prepared._settle()
+        prepared._derive()
         return prepared
 
     def can_send_version(self, version: str | None = _UNSET) -> bool:
@@ -199,7 +199,7 @@ class RPCClient:
 
         Raises:
             MessageUndeliverable: nobody listens at the target.
-            TransportUnavailable, TransportBlocked, MessageTooLarge: it could not be handed over.
+            TransportUnavailable, TransportBlocked, MessageTooLarge: it could not be sent.
             MessagingTimeout: no answer by the deadline; `ServerLost`: the server that ran it fell silent.
             OutcomeUnknown: under at_most_once, it may or may not have run.
             RemoteError: what the method raised, or that exception itself where it is allowed to be made again.
@@ -208,9 +208,9 @@ class RPCClient:
             TypeError: the context or the method's name is missing.
         """
         pending: PendingCall = self._new_pending(PendingCall, method, time.monotonic())
-        call = ClientCall(self.transport, pending, self._content_type, self._fallback)
         with self.transport.slot(pending.deadline):
             message = self._message(ctxt, method, kwargs, pending, time.monotonic())  # There may have been a wait.
+            call = ClientCall(self.transport, pending, self._content_type, self._fallback)
             try:
                 call.send(message)
                 call.wait()
@@ -228,15 +228,15 @@ class RPCClient:
     def cast(self, ctxt: Any, method: str = "", /, **kwargs: Any) -> None:
         """Have `method` run on one server (with ``fanout=True`` in the target: on all), and do not wait for it.
 
-        Returns once the message system has taken responsibility for the request. Then that waits for a server for as
-        long as it takes; only where a `timeout` was given is it dropped if no server has begun it by then.
+        Returns once the message system has taken responsibility for the request. Then the request waits for a server
+        for as long as it takes; only if a `timeout` was given is it dropped when no server has begun it by then.
 
-        It raises what `call` raises, but for what has to do with the answer.
+        It raises what `call` raises, except for the errors that concern the answer.
         """
         self._cast(self._address, ctxt, method, kwargs)
 
     def fanout_cast(self, ctxt: Any, method: str = "", /, **kwargs: Any) -> None:
-        """Have `method` run on every server of the topic. That there is none is no error.
+        """Have `method` run on every server of the topic. It is not an error if there is none.
 
         It raises what `cast` raises.
         """
@@ -254,11 +254,16 @@ class RPCClient:
             is_fanout = address.kind == "fanout"
             body = encode_request(request, self._content_type, lossy=transport.lossy)
             message = Message(body, self._content_type, request.unique_id, ttl, not is_fanout, left)
-            until = deadline if self._repeatable else None
-            fallback = None if is_fanout else self._fallback
             try:
-                sent = transport.send(address, message, mandatory=not is_fanout, until=until, fallback=fallback)
-                transport.wait_until_sent(sent, deadline, f"{method!r} on {address}")
+                transport.send_and_wait(
+                    address,
+                    message,
+                    deadline,
+                    what=f"{method!r} on",
+                    mandatory=not is_fanout,
+                    repeat=self._repeatable,
+                    fallback=None if is_fanout else self._fallback,
+                )
             except TransportUnavailable as exc:
                 if not exc.maybe_delivered or self._repeatable:
                     raise
@@ -364,13 +369,7 @@ class RPCClient:
         if type(serializer) is not NoOpSerializer:
             kwargs = {name: serializer.serialize_entity(ctxt, value) for name, value in kwargs.items()}
         return Request(
-            method,
-            kwargs,
-            unique_id,
-            self.target.namespace,
-            self.target.version,
-            context=context,
-            hints=hints,
+            method, kwargs, unique_id, self.target.namespace, self.target.version, context=context, hints=hints
         )
 
     def _new_pending(self, cls: Any, method: str, now: float, **more: Any) -> Any:
@@ -380,7 +379,7 @@ class RPCClient:
             new_id(),
             method,
             self._address,
-            now=now,
+            began=now,
             deadline=bounded(now + self._seconds),
             grace=self._grace,
             repeatable=self._repeatable,
@@ -407,7 +406,7 @@ class RPCClient:
         request.reply_to = self.transport.inbox(pending.deadline)
         request.monitor = self.call_monitor_timeout
         body = encode_request(request, self._content_type, lossy=self.transport.lossy)
-        # The driver knows best why a request was not handed over: it says so a moment before the caller gives up.
+        # The driver knows best why a request could not be sent. So its time for that ends a moment before the caller's.
         return Message(body, self._content_type, request.unique_id, ttl, self._repeatable, ttl * SEND_SHARE)
 
 
@@ -423,7 +422,7 @@ def _no_method(ctxt: Any, method: Any, kwargs: dict[str, Any]) -> Exception:
 
 
 def _consumers_of(counted: Future[Depth] | None, timeout: float, answered: int) -> int | None:
-    """How many consumers were counted, or as many as have answered if those are more; None where nobody knows."""
+    """How many consumers were counted, or as many as have answered if those are more; None if that is unknown."""
     if counted is None:
         return None
     try:

@@ -110,11 +110,11 @@ class ClientCall:
             self._send_again(now)
 
     def _send_again(self, now: float) -> None:
-        """Send a request once more whose first copy, or whose answer, seems to be lost."""
+        """Send a request once more whose first copy or whose answer seems to be lost."""
         pending, message = self.pending, self.pending.request
         if message is None:
             return
-        LOG.info("%s is sent again: no server shows life", pending.describe)
+        LOG.info("%s is sent again: no server was heard of", pending.describe)
         left = pending.deadline - now
         body = encode_repeat(message.body, message.content_type, left)
         self.transport.send(

@@ -39,7 +39,7 @@ class RunningRequest:
         cancelled: the client does not want the answer any more.
     """
 
-    __slots__ = ("at_least_once", "attempts", "cancelled", "deadline", "delivery", "request", "server")
+    cancelled = False
 
     def __init__(
         self, server: str, delivery: Delivery, request: Request, deadline: float | None, at_least_once: bool
@@ -53,7 +53,6 @@ class RunningRequest:
         # message system knows.
         passed_on = 0 if request.hints is None else request.hints.attempts
         self.attempts = passed_on + max(delivery.attempts or 0, int(delivery.redelivered))
-        self.cancelled = False
 
 
 running: ContextVar[RunningRequest | None] = ContextVar("msgbus_running", default=None)
@@ -71,7 +70,7 @@ class ServerContext:
         """Take the context of whoever calls this."""
         self._context = copy_context()
         # A copy of a context holds the same objects. That of the module decimal is meant to be changed in place
-        # (getcontext().prec = 50), so each request needs one of its own. Where there is none yet, decimal makes one.
+        # (getcontext().prec = 50), so each request needs one of its own. If there is none yet, decimal makes one.
         module = sys.modules.get("decimal")
         found = [value for value in self._context.values() if module is not None and isinstance(value, module.Context)]
         self._decimal: Any = found[0].copy() if found else None
@@ -105,7 +104,7 @@ class CurrentRequest:
         context: the caller's, plain data as it came: what a serializer makes of it only the method gets. It is the
             request's own dict: do not change it.
         delivery: the policy that holds for it, ``"at_most_once"`` or ``"at_least_once"``.
-        redelivered: the message system has handed it over before, to this or another server: it may have run.
+        redelivered: the message system has delivered it before, to this or another server: it may have run.
         attempts: how often it has been begun, as far as that is known; 1 the first time. See
             ``docs/explanation/delivery.md``.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from msgbus.awaitables import refuse_async, refuse_awaitable
 from msgbus.drivers.base import Address, Capability, Message
@@ -19,7 +19,7 @@ OnDeadLetter = Callable[[DeadLetter], None]
 
 
 class DeadLetterSender:
-    """Sends dead letters to the log, to the server's hook, and to the topic's address for them. Thread-safe."""
+    """Sends dead letters to the server's hook, and to the topic's address for them. Thread-safe."""
 
     def __init__(self, transport: Transport, hook: OnDeadLetter | None, grace: float) -> None:
         """`grace` is the seconds for sending one, but there is one second in any case.
@@ -33,7 +33,7 @@ class DeadLetterSender:
         self._seconds = max(grace, 1.0)
 
     def send(
-        self, call: ServerCall, reason: str, attempts: int, traceback: list[str], on_end: Callable[[], None]
+        self, call: ServerCall, reason: str, attempts: int, traceback: Sequence[str], on_end: Callable[[], None]
     ) -> None:
         """Send a dead letter, then call `on_end`: the request must not be run again, whether or not it was stored."""
         delivery, message = call.delivery, call.delivery.message
@@ -48,10 +48,6 @@ class DeadLetterSender:
             message.body,
             delivery.address.kind,
         )
-        method, unique_id = call.request.method, call.request.unique_id
-        LOG.error(
-            "%r (%s) to %s is given up after %d attempts: %s", method, unique_id, delivery.address, attempts, reason
-        )
         if self._hook is not None:
             try:
                 refuse_awaitable("the hook returned", self._hook(letter))
@@ -63,7 +59,7 @@ class DeadLetterSender:
 
         def on_outcome(error: BaseException | None) -> None:
             if error is not None:
-                LOG.error("the dead letter of %s could not be stored, this line is all of it: %s", message.id, error)
+                LOG.error("the dead letter of %s could not be stored, and is only in this log: %s", message.id, error)
             on_end()
 
         end = time.monotonic() + self._seconds

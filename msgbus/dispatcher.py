@@ -23,8 +23,8 @@ R = TypeVar("R")
 
 Method = Callable[..., Any]
 _CACHED_METHODS = 1000
-_NO_ENDPOINTS = (type(None), str, bytes, int, float, list, tuple, dict, set, frozenset, Target)
-"""Types of what has methods of its own, none of which is meant."""
+_NOT_ENDPOINTS = (type(None), str, bytes, int, float, list, tuple, dict, set, frozenset, Target)
+"""Types whose objects have methods, but are passed as an endpoint by mistake only."""
 
 
 class ExpectedException(Exception):
@@ -134,8 +134,8 @@ class RPCDispatcher:
         """Check and keep the endpoints.
 
         Raises:
-            TypeError: an endpoint's ``target`` is not a `Target`, its version is none, the policy is not a subclass of
-                `RPCAccessPolicyBase`, or something that would be called is ``async``.
+            TypeError: an endpoint's ``target`` is not a `Target`, its version is invalid, the policy is not a subclass
+                of `RPCAccessPolicyBase`, or something that would be called is ``async``.
         """
         policy = access_policy or DefaultRPCAccessPolicy
         given: object = policy
@@ -161,9 +161,9 @@ class RPCDispatcher:
 
         Raises:
             TypeError: it is a class whose methods need an object, its ``target`` is not a `Target`, the version in that
-                is none, or a method that may be called is ``async``.
+                is invalid, or a method that may be called is ``async``.
         """
-        if isinstance(endpoint, _NO_ENDPOINTS) or inspect.isroutine(endpoint):
+        if isinstance(endpoint, _NOT_ENDPOINTS) or inspect.isroutine(endpoint):
             raise TypeError(f"an endpoint is an object whose methods are called, not {endpoint!r}")
         if isinstance(endpoint, type) and any(
             inspect.isfunction(inspect.getattr_static(endpoint, name, None)) for name in dir(endpoint) if name[0] != "_"

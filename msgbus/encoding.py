@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from msgbus import payload as payloads
 from msgbus.exceptions import SerializationError
 from msgbus.message import (
     MAX_NAME,
@@ -20,23 +21,6 @@ from msgbus.message import (
     Request,
     UnacceptableRequest,
     new_id,
-)
-from msgbus.payload import (
-    DECODING_ERRORS,
-    ENCODING_ERRORS,
-    Payload,
-    codec_of,
-    decode,
-    each_simplified,
-    encode,
-    json_encoder,
-    msgpack_encoder,
-    payload_of,
-    read,
-    rewrite,
-    simplify,
-    unreadable,
-    unwritable,
 )
 from msgbus.values import is_plain, read_extension
 
@@ -89,22 +73,22 @@ def encode_request(request: Request, content_type: str, *, lossy: bool = False) 
     """
     if problem := _too_long(request):
         raise SerializationError(problem)
-    codec = codec_of(content_type, lossy)
+    codec = payloads.codec_of(content_type, lossy)
     try:
         if is_plain((request.args, request.context), codec):
-            return encode(_request_payload(request, request.args, request.context), content_type)
+            return payloads.encode(_request_payload(request, request.args, request.context), content_type)
     except (SerializationError, RuntimeError):
-        pass  # What follows finds out where in the request the trouble is, or that there is a way around it.
-    args = each_simplified(request.args, "argument", codec)
-    context = each_simplified(request.context, "context key", codec)
+        pass  # What follows finds the value at fault, or another form of it that can be written.
+    args = payloads.each_simplified(request.args, "argument", codec)
+    context = payloads.each_simplified(request.context, "context key", codec)
     try:
-        return encode(_request_payload(request, args, context), content_type)
+        return payloads.encode(_request_payload(request, args, context), content_type)
     except SerializationError as exc:
         raise _error_with_name({"argument": args, "context key": context}, content_type, exc) from exc
 
 
-def _request_payload(request: Request, args: dict[str, Any], context: dict[str, Any]) -> Payload:
-    payload: Payload = {"method": request.method, "args": args, "_unique_id": request.unique_id}
+def _request_payload(request: Request, args: dict[str, Any], context: dict[str, Any]) -> payloads.Payload:
+    payload: payloads.Payload = {"method": request.method, "args": args, "_unique_id": request.unique_id}
     if request.namespace is not None:
         payload["namespace"] = request.namespace
     if request.version is not None:
@@ -128,12 +112,12 @@ def encode_repeat(body: bytes, content_type: str, left: float) -> bytes:
         content_type: of `body`.
         left: seconds that are left to it now.
     """
-    payload = decode(body, content_type)
+    payload = payloads.decode(body, content_type)
     hints = payload[EXTENSION]
     if hints.get("end") is not None:
         hints["end"] -= hints["ttl"] - left
     hints.update(ttl=left, at=time.time(), again=True)
-    return rewrite(payload, content_type)
+    return payloads.rewrite(payload, content_type)
 
 
 def encode_notification(
@@ -146,12 +130,12 @@ def encode_notification(
     Raises:
         SerializationError: the text names the key that cannot travel.
     """
-    codec = codec_of(content_type, lossy)
-    notification = each_simplified(notification, "key", codec)
-    context = each_simplified(context, "context key", codec)
+    codec = payloads.codec_of(content_type, lossy)
+    notification = payloads.each_simplified(notification, "key", codec)
+    context = payloads.each_simplified(context, "context key", codec)
     payload = {**notification, **{f"{_CONTEXT}{key}": value for key, value in context.items()}}
     try:
-        return encode({"_unique_id": unique_id, **payload}, content_type)
+        return payloads.encode({"_unique_id": unique_id, **payload}, content_type)
     except SerializationError as exc:
         raise _error_with_name({"key": notification, "context key": context}, content_type, exc) from exc
 
@@ -160,7 +144,7 @@ def _error_with_name(named: dict[str, dict[str, Any]], content_type: str, error:
     for what, values in named.items():
         for key, value in values.items():
             try:
-                encode({key: value}, content_type)
+                payloads.encode({key: value}, content_type)
             except SerializationError as exc:
                 return SerializationError(f"{what} {key!r} {exc}")
     return error
@@ -170,20 +154,19 @@ def decode_request(body: bytes, content_type: str) -> Request:
     """Read a request.
 
     Raises:
-        UnacceptableRequest: it is not one, and names a client that can be told; or a name or an id in it is too long.
+        UnacceptableRequest: it is not one, but names a client to answer to; or a name or an id in it is too long.
         SerializationError: it is not one. The text says what is wrong with it.
     """
+    context: dict[str, Any] = {}
     try:
-        request, text = read(body, content_type, _json_request, _msgpack_request)
-        context = {}
+        request, text = payloads.read(body, content_type, _json_request, _msgpack_request)
         if (b"_context_" if isinstance(text, bytes) else "_context_") in text:  # type: ignore[operator]  # bytes in bytes
-            context = context_of(payload_of(text, content_type))
-    except DECODING_ERRORS as exc:
-        error = unreadable(content_type, exc)
+            context = context_of(payloads.payload_of(text, content_type))
+    except SerializationError as error:
         call_id, reply_to = _client_in(body, content_type)
         if call_id is None:
-            raise error from exc
-        raise UnacceptableRequest(f"the request {error}", Request("", call_id=call_id, reply_to=reply_to)) from exc
+            raise
+        raise UnacceptableRequest(f"the request {error}", Request("", call_id=call_id, reply_to=reply_to)) from error
     request.context = context
     request.monitor = _seconds(request.monitor)
     hints = request.hints
@@ -199,14 +182,14 @@ def decode_request(body: bytes, content_type: str) -> Request:
 def _client_in(body: bytes, content_type: str) -> tuple[str, str] | tuple[None, None]:
     """The call and the inbox that are named in what is not a request, if they are."""
     try:
-        payload = decode(body, content_type)
+        payload = payloads.decode(body, content_type)
         call_id, reply_to = payload.get("_msg_id"), payload.get("_reply_q")
         if isinstance(call_id, str) and isinstance(reply_to, str):
             call_id.encode()
             reply_to.encode()
             if max(len(call_id), len(reply_to)) <= MAX_NAME:
                 return call_id, reply_to
-    except DECODING_ERRORS:
+    except ValueError:
         pass
     return None, None
 
@@ -239,7 +222,7 @@ def _length(what: str, value: str, limit: int) -> str:
     return f"{what} has {len(value)} characters, and may have {limit}: {value[:40]}…"
 
 
-def context_of(payload: Payload) -> dict[str, Any]:
+def context_of(payload: payloads.Payload) -> dict[str, Any]:
     """The sender's context in a payload, of a request or a notification."""
     return {key[len(_CONTEXT) :]: payload[key] for key in payload if key.startswith(_CONTEXT)}
 
@@ -250,10 +233,10 @@ def with_attempts(body: bytes, content_type: str, attempts: int) -> bytes:
     Raises:
         SerializationError: it cannot be read, or not be written again.
     """
-    payload = decode(body, content_type)
+    payload = payloads.decode(body, content_type)
     hints = payload.get(EXTENSION)
     payload[EXTENSION] = {**(hints if isinstance(hints, dict) else {}), "attempts": attempts}
-    return rewrite(payload, content_type)
+    return payloads.rewrite(payload, content_type)
 
 
 def encode_again(body: bytes, content_type: str, unique_id: str) -> bytes:
@@ -262,11 +245,11 @@ def encode_again(body: bytes, content_type: str, unique_id: str) -> bytes:
     Raises:
         SerializationError: it cannot be read.
     """
-    payload = decode(body, content_type)
+    payload = payloads.decode(body, content_type)
     payload["_unique_id"] = unique_id
     if isinstance(hints := payload.get(EXTENSION), dict):
         payload[EXTENSION] = {key: value for key, value in hints.items() if key not in ("ttl", "at", "attempts")}
-    return rewrite(payload, content_type)
+    return payloads.rewrite(payload, content_type)
 
 
 def _seconds(value: Any) -> float | None:
@@ -282,7 +265,7 @@ def encode_reply(reply: Reply, content_type: str, *, lossy: bool = False) -> byt
     Raises:
         SerializationError: the result cannot travel.
     """
-    payload: Payload = {
+    payload: payloads.Payload = {
         "result": reply.result,
         "failure": reply.failure,
         "ending": reply.ending,
@@ -299,14 +282,14 @@ def encode_reply(reply: Reply, content_type: str, *, lossy: bool = False) -> byt
         if reply.confirm is not None:
             extension["confirm"] = reply.confirm
         payload[EXTENSION] = extension
-    codec = codec_of(content_type, lossy)
+    codec = payloads.codec_of(content_type, lossy)
     try:
         if is_plain((reply.result,), codec):
-            return encode(payload, content_type)
+            return payloads.encode(payload, content_type)
     except (SerializationError, RuntimeError):
         pass  # as for a request
-    payload["result"] = simplify(reply.result, codec)
-    return encode(payload, content_type)
+    payload["result"] = payloads.simplify(reply.result, codec)
+    return payloads.encode(payload, content_type)
 
 
 def encode_control(control: Control, content_type: str) -> bytes:
@@ -314,7 +297,7 @@ def encode_control(control: Control, content_type: str) -> bytes:
     extension: dict[str, Any] = {"kind": control.kind}
     if control.taken:
         extension["taken"] = control.taken
-    return encode({"_msg_id": control.call_id, EXTENSION: extension}, content_type)
+    return payloads.encode({"_msg_id": control.call_id, EXTENSION: extension}, content_type)
 
 
 def call_ids_in(body: bytes) -> set[str]:
@@ -328,10 +311,7 @@ def decode_inbox_frame(body: bytes, content_type: str) -> Reply | Control:
     Raises:
         SerializationError: it is neither.
     """
-    try:
-        frame, _ = read(body, content_type, _json_frame, _msgpack_frame)
-    except DECODING_ERRORS as exc:
-        raise unreadable(content_type, exc) from exc
+    frame, _ = payloads.read(body, content_type, _json_frame, _msgpack_frame)
     extension = frame.extension
     if len(frame.call_id) > MAX_NAME:
         raise SerializationError(_length("the call's id", frame.call_id, MAX_NAME))
@@ -375,20 +355,20 @@ def encode_item(item: Any, content_type: str, *, lossy: bool = False) -> msgspec
     Raises:
         SerializationError: it cannot travel.
     """
-    codec = codec_of(content_type, lossy)
-    encoder = msgpack_encoder if content_type == MSGPACK else json_encoder
+    codec = payloads.codec_of(content_type, lossy)
+    encoder = payloads.msgpack_encoder if content_type == MSGPACK else payloads.json_encoder
     try:
         if is_plain((item,), codec):
             return msgspec.Raw(encoder.encode(item))
-    except ENCODING_ERRORS:
+    except payloads.ENCODING_ERRORS:
         pass  # as for a request
     try:
-        return msgspec.Raw(encoder.encode(simplify(item, codec)))
-    except ENCODING_ERRORS as exc:
-        raise SerializationError(f"an item {unwritable(content_type, exc)}") from exc
+        return msgspec.Raw(encoder.encode(payloads.simplify(item, codec)))
+    except payloads.ENCODING_ERRORS as exc:
+        raise SerializationError(f"an item {payloads.unwritable(content_type, exc)}") from exc
 
 
-encode_dead_letter: Callable[[DeadLetter], bytes] = json_encoder.encode
+encode_dead_letter: Callable[[DeadLetter], bytes] = payloads.json_encoder.encode
 _decode_dead_letter = msgspec.json.Decoder(DeadLetter).decode
 
 
@@ -400,5 +380,5 @@ def decode_dead_letter(body: bytes) -> DeadLetter:
     """
     try:
         return _decode_dead_letter(body)
-    except DECODING_ERRORS as exc:
+    except payloads.DECODING_ERRORS as exc:
         raise SerializationError(f"cannot be read as a dead letter: {exc}") from exc

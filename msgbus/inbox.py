@@ -86,7 +86,7 @@ def _end_call_of(message: Message, error: SerializationError, transport: Transpo
     ids = call_ids_in(message.body)
     calls = [pending for pending in transport.router.waiting() if pending.id in ids]
     if len(calls) != 1:  # Of several ids, all but one are mentioned in the answer of a server to somebody else.
-        LOG.warning("a message to the inbox that is not ours was dropped: %s", error)
+        LOG.warning("an unreadable message to the inbox was dropped: %s", error)
         return
     pending = calls[0]
     text = f"{pending.describe}: the server has begun it, and what it sent {error}"

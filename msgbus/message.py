@@ -14,7 +14,7 @@ reply      the client's inbox            after a stream: its last items, seq; co
 started    the client's inbox            inbox (of the server), server (its name)
 items      the client's inbox            items, seq (number of the first of them)
 keepalive  the other side's inbox        of a server: inbox, server; of a stream's client: taken
-declined   the client's inbox            server: it will not run what may have run before
+declined   the client's inbox            server: it does not run what may have run before
 credit     the server's inbox            taken: how many of the stream's items the client has consumed so far
 cancel     the server's inbox
 confirm    the server's inbox            the answer has come
@@ -63,10 +63,10 @@ class Hints(msgspec.Struct, omit_defaults=True):
     Attributes:
         ttl: seconds that were left when it was sent, or None.
         at: the sender's wall clock then, seconds since the epoch, or None.
-        policy: the sender's delivery policy, or None where it does not say.
+        policy: the sender's delivery policy, or None if it does not say.
         window: for a stream, how many items the server may send ahead of what the client has consumed.
         end: for a stream, whose ttl is for its first item: seconds that were left for all of it, or None.
-        confirms: it says when it has the answer, which its inbox may lose; the server sends the answer until then.
+        confirms: it confirms the answer, which its inbox may lose; the server sends the answer until then.
         again: the client sends the request once more, since it has no answer: a server that has already given one is
             to run it again.
         attempts: how often other servers have begun it, of a cast that raised there; they say so, not the client.
@@ -119,7 +119,7 @@ class UnacceptableRequest(SerializationError):
     """A request that cannot be run: it is not one, or has a name or id that is too long.
 
     Attributes:
-        request: where its `call_id` and `reply_to` are of use, its client can be told; else both are None.
+        request: if its `call_id` and `reply_to` are valid, its client can be answered; else both are None.
     """
 
     def __init__(self, msg: str, request: Request) -> None:
@@ -128,7 +128,7 @@ class UnacceptableRequest(SerializationError):
 
 
 class Reply(msgspec.Struct):
-    """What a server tells a client of one call. Only the one with `ending` is the answer.
+    """A frame from a server to the client of a call. Only the one with `ending` is the answer.
 
     Attributes:
         call_id: of the call.
@@ -141,7 +141,7 @@ class Reply(msgspec.Struct):
         server: its name.
         items: of a stream.
         seq: the number of the first of them.
-        confirm: the server's inbox, which is to be told that this has come; None where nobody asks.
+        confirm: the server's inbox, for the confirmation that this has come; None if it wants none.
     """
 
     call_id: str
@@ -158,7 +158,7 @@ class Reply(msgspec.Struct):
 
 
 class Control(msgspec.Struct):
-    """What a client tells the server that runs its call.
+    """A frame from a client to the server that runs its call.
 
     Attributes:
         call_id: the call.

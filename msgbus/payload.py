@@ -17,10 +17,10 @@ Payload = dict[str, Any]
 _ENVELOPE_VERSION = "2.0"
 _READABLE = re.compile(r"2\.0+")  # A higher minor version may hold what this side does not know, says oslo.messaging.
 _PLAIN = " (plain data can: dict, list, str, number, bool, None; a serializer makes it of other objects)"
-ENCODING_ERRORS = (TypeError, ValueError, OverflowError, RuntimeError)
-"""What the codecs raise. A RuntimeError: it is nested too deep, or another thread changes it meanwhile."""
 DECODING_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
 """What reading raises."""
+ENCODING_ERRORS = (TypeError, ValueError, OverflowError, RuntimeError)
+"""What the codecs raise. A RuntimeError: it is nested too deep, or another thread changes it meanwhile."""
 
 
 class _Envelope(msgspec.Struct):
@@ -128,30 +128,37 @@ def _read_json(text: bytes | str, decoder: msgspec.json.Decoder[T]) -> T:
 def read(
     body: bytes, content_type: str, from_json: msgspec.json.Decoder[T], from_msgpack: msgspec.msgpack.Decoder[T]
 ) -> tuple[T, bytes | str]:
-    """Read a payload as what the decoders make of it. Returns its own text too."""
-    text = _open(body, content_type)
-    if content_type == MSGPACK:
-        return from_msgpack.decode(text), text  # type: ignore[arg-type]  # only JSON is text
-    return _read_json(text, from_json), text
-
-
-def decode(body: bytes, content_type: str) -> Payload:
-    """Read a payload, whatever it is.
+    """Read a payload as what the decoders make of it. Returns its own text too.
 
     Raises:
-        SerializationError: it cannot be read as one.
+        SerializationError: it cannot be read.
     """
     try:
-        return payload_of(_open(body, content_type), content_type)
+        text = _open(body, content_type)
+        if content_type == MSGPACK:
+            return from_msgpack.decode(text), text  # type: ignore[arg-type]  # only JSON is text
+        return _read_json(text, from_json), text
     except DECODING_ERRORS as exc:
-        raise unreadable(content_type, exc) from exc
+        raise _unreadable(content_type, exc) from exc
 
 
 def payload_of(text: bytes | str, content_type: str) -> Payload:
-    """All that is in a payload, whose own text `read` has returned; raises any of `DECODING_ERRORS`."""
-    if content_type == MSGPACK:
-        return _msgpack_payload.decode(text)  # type: ignore[arg-type]  # only JSON is text
-    return _read_json(text, _json_payload)
+    """All that is in a payload whose own text `read` has returned. Raises what that raises."""
+    try:
+        if content_type == MSGPACK:
+            return _msgpack_payload.decode(text)  # type: ignore[arg-type]  # only JSON is text
+        return _read_json(text, _json_payload)
+    except DECODING_ERRORS as exc:
+        raise _unreadable(content_type, exc) from exc
+
+
+def _unreadable(content_type: str, exc: Exception) -> SerializationError:
+    return SerializationError(f"cannot be read as {content_type}: {exc}")
+
+
+def decode(body: bytes, content_type: str) -> Payload:
+    """Read a payload, whatever it is; see `read`."""
+    return read(body, content_type, _json_payload, _msgpack_payload)[0]
 
 
 def _refuse_lone_surrogates(frame: object) -> None:
@@ -166,11 +173,6 @@ def _refuse_lone_surrogates(frame: object) -> None:
             if isinstance(value, str) and field not in ("result", "failure"):
                 value.encode()
             _refuse_lone_surrogates(value)
-
-
-def unreadable(content_type: str, exc: Exception) -> SerializationError:
-    """The error for what a codec cannot read."""
-    return SerializationError(f"cannot be read as {content_type}: {exc}")
 
 
 def rewrite(payload: Payload, content_type: str) -> bytes:

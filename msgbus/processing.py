@@ -18,8 +18,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
 
 from msgbus import current
 from msgbus import deadline as inherited
@@ -39,6 +39,7 @@ from msgbus.exceptions import (
     RPCDispatcherError,
     SerializationError,
 )
+from msgbus.executor import Executor
 from msgbus.foreign import get_logger, name_of, text_of, traceback_of
 from msgbus.forking import fork_count
 from msgbus.message import AT_LEAST_ONCE, POLICIES, Request, UnacceptableRequest
@@ -50,13 +51,6 @@ LOG = get_logger(__name__)
 
 RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0)
 """Seconds before a cast that raised is run again: the first, second, third time; then always the last."""
-
-
-class Workers(Protocol):
-    """The threads of a server."""
-
-    def submit(self, item: Delivery | ServerCall) -> None:
-        """Have an item processed."""
 
 
 class Processor:
@@ -81,10 +75,10 @@ class Processor:
         self._cast_retries: int = transport.option("rpc_cast_retries")
         self._context = ServerContext()
         self._thread = threading.local()  # what each thread runs
-        self._workers: Workers | None = None
+        self._workers: Executor[Delivery | ServerCall] | None = None
         self._delayed: set[ServerCall] = set()  # casts that raised, until they are run again
 
-    def start(self, workers: Workers) -> None:
+    def start(self, workers: Executor[Delivery | ServerCall]) -> None:
         """Run casts again on `workers`, and all requests in copies of the context of whoever calls this."""
         self._context = ServerContext()
         self._workers = workers
@@ -146,7 +140,7 @@ class Processor:
         inherited.current.set(call.deadline)
         try:
             func(call)
-        except BaseException:  # Whatever it is: a delivery that is not settled uses up prefetch for ever.
+        except BaseException:  # Whatever it is: a delivery that is never settled takes up prefetch for ever.
             LOG.exception("%r (%s) is dropped after an error", call.request.method, call.request.unique_id)
             self._finish(call, done=True)
 
@@ -250,7 +244,7 @@ class Processor:
 
     def _run_call(self, call: ServerCall) -> None:
         request = call.request
-        self.calls.start_running(call)
+        self.calls.activate(call)
         try:
             result = self._dispatch(call)
             if request.window is not None:
@@ -265,7 +259,7 @@ class Processor:
             else:
                 call.result(result)
         except ExpectedException as exc:
-            LOG.debug("%r raised what it is expected to", request.method, exc_info=True)
+            LOG.debug("%r raised an expected exception", request.method, exc_info=True)
             self._answer_error(call, exc.exc_info[1] or exc)
         except (RPCDispatcherError, SerializationError) as exc:
             LOG.error("%r (call %s): %s", request.method, request.call_id, exc)
@@ -275,7 +269,7 @@ class Processor:
             self._answer_error(call, exc)
         finally:
             if not call.is_unconfirmed:
-                self.calls.stop_running(call)
+                self.calls.deactivate(call)
 
     def _answer_error(self, call: ServerCall, exc: BaseException) -> None:
         """Answer a call with an exception; if not even that can be sent, finish it."""
@@ -287,7 +281,7 @@ class Processor:
 
     def on_answered(self, call: ServerCall, error: BaseException | None) -> None:
         """Finish a call whose client has its answer or does not want it, or cannot be sent it because of `error`."""
-        self.calls.stop_running(call)
+        self.calls.deactivate(call)
         self._finish(call, done=error is None or _is_permanent(error), confirmed=call.confirmed)
 
     def _dispatch(self, call: ServerCall) -> Any:
@@ -297,11 +291,11 @@ class Processor:
             self._end_if_forked(exc)
             raise
         self._end_if_forked(None)
-        refuse_awaitable(f"the method {call.request.method!r} returned", result)  # The dispatcher may be anybody's.
+        refuse_awaitable(f"the method {call.request.method!r} returned", result)  # It may be a user's dispatcher.
         return result
 
     def _end_if_forked(self, error: BaseException | None) -> None:
-        """A method forked, and the child has left it: the request is the parent's, to answer and to settle."""
+        """End a forked child that comes back from a method: the parent answers and settles the request."""
         if self.forks != fork_count():
             end_child(error)
 
@@ -314,8 +308,8 @@ class Processor:
             if isinstance(result, Generator):
                 _last_of(each_plain(request.method, result), call)
         except ExpectedException:
-            LOG.debug("the cast %r raised what it is expected to", request.method, exc_info=True)
-        except BaseException as exc:  # sys.exit() too: it has to be settled
+            LOG.debug("the cast %r raised an expected exception", request.method, exc_info=True)
+        except BaseException as exc:  # sys.exit() too: the delivery has to be settled
             if call.at_least_once:
                 self._retry_or_dead_letter(call, exc)
                 return
@@ -392,8 +386,16 @@ class Processor:
         end = time.monotonic() + seconds
         self.transport.send(address, copy, mandatory=True, until=end, on_outcome=on_outcome)
 
-    def _dead_letter(self, call: ServerCall, reason: str, attempts: int, traceback: list[str]) -> None:
+    def _dead_letter(self, call: ServerCall, reason: str, attempts: int, traceback: Sequence[str]) -> None:
         """Give a request up: to the dead letters' address where the message system stores, and to the log and hook."""
+        LOG.error(
+            "%r (%s) to %s is given up after %d attempts: %s",
+            call.request.method,
+            call.request.unique_id,
+            call.delivery.address,
+            attempts,
+            reason,
+        )
         self._dead_letters.send(call, reason, attempts, traceback, lambda: self._finish(call, done=True))
 
 

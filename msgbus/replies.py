@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -30,8 +31,8 @@ LOG = get_logger(__name__)
 REPEAT_AFTER = 2.0
 """Seconds of silence after this side's connection has come back, before an at_least_once request is sent again.
 
-A server that runs it shows life as soon as its own connection is back. Where the message system keeps requests on disk,
-it is `LOST_AFTER`: there a request that nobody has begun mostly still waits, and a copy would only be more work."""
+A server that runs it sends a keepalive as soon as its own connection is back. If the message system keeps requests on
+disk, it is `LOST_AFTER`: a request that no server has begun mostly still waits, and a copy would only be more work."""
 
 Wake = Callable[[], None]
 
@@ -54,8 +55,9 @@ class RunningServer(msgspec.Struct):
     silent_since: float
 
 
+@dataclass(eq=False, repr=False)
 class Pending:
-    """A call that waits: what came of it so far, and when it has to be checked again.
+    """A call that waits: what has come for it so far, and when it has to be checked again.
 
     Under at_most_once, and for a stream that has begun, the first server that says that it runs the call is the only
     one: others are cancelled. An at_least_once call may run on several servers: each of them counts, and the first
@@ -68,70 +70,42 @@ class Pending:
         method: the method's name.
         address: where the request goes.
         began: when.
+        deadline: when it ends.
+        grace: the option ``rpc_reply_grace``.
+        repeatable: the request may be sent again.
+        monitor: seconds of silence after which the call ends before a server is known, or None.
+        allowed_modules: those whose exceptions may be made again.
         wake: called, on any thread, when there is something new.
         servers: those that run the call, by the inbox where each takes control frames.
         orphans: inboxes of further servers that began the same call: they are to be cancelled.
-        repeatable: the request may be sent again.
         request: the message to send again if it gets lost; None where it must not be sent again.
         sent: whether the message system has taken responsibility for the request.
         send_error: why the request could not be sent.
         last_sign: when any server was last heard of; before that, when the call began.
     """
 
-    __slots__ = (
-        "_allowed_modules",
-        "_grace",
-        "_monitor",
-        "_repeat_at",
-        "_taken_at",
-        "_uncertain_since",
-        "address",
-        "began",
-        "deadline",
-        "id",
-        "last_sign",
-        "method",
-        "orphans",
-        "repeatable",
-        "request",
-        "send_error",
-        "sent",
-        "servers",
-        "wake",
-    )
+    id: str
+    method: str
+    address: Address
+    began: float
+    deadline: float
+    grace: float
+    repeatable: bool
+    monitor: float | None
+    allowed_modules: Collection[str]
+    wake: Wake = nobody
+    servers: dict[str, RunningServer] = field(default_factory=dict)
+    orphans: list[str] = field(default_factory=list)
+    request: Message | None = None
+    sent: bool = False
+    send_error: BaseException | None = None
+    last_sign: float = 0.0
+    _taken_at: float | None = None  # when the message system took the request last; None while it is sent
+    _repeat_at: float | None = None  # when it is due again, since the last server that ran it was lost
+    _uncertain_since: float | None = None
 
-    def __init__(
-        self,
-        call_id: str,
-        method: str,
-        address: Address,
-        *,
-        now: float,
-        deadline: float,
-        grace: float,
-        repeatable: bool,
-        monitor: float | None,
-        allowed_modules: Collection[str],
-    ) -> None:
-        self.id = call_id
-        self.method = method
-        self.address = address
-        self.wake: Wake = nobody
-        self.began = now
-        self.deadline = deadline
-        self.servers: dict[str, RunningServer] = {}
-        self.orphans: list[str] = []
-        self.request: Message | None = None
-        self.sent = False
-        self.send_error: BaseException | None = None
-        self.last_sign = now
-        self._grace = grace
-        self.repeatable = repeatable
-        self._monitor = monitor
-        self._taken_at: float | None = None  # when the message system took the request last; None while it is sent
-        self._repeat_at: float | None = None  # when it is due again, since the last server that ran it was lost
-        self._uncertain_since: float | None = None
-        self._allowed_modules = allowed_modules
+    def __post_init__(self) -> None:
+        self.last_sign = self.began
 
     @property
     def describe(self) -> str:
@@ -211,8 +185,8 @@ class Pending:
         raise NotImplementedError
 
     def failure_of(self, reply: Reply) -> Exception | None:
-        """The exception that a reply tells of."""
-        return None if reply.failure is None else rebuild_failure(reply.failure, self._allowed_modules)
+        """The exception in a reply, if there is one."""
+        return None if reply.failure is None else rebuild_failure(reply.failure, self.allowed_modules)
 
     def next_check(self) -> float:
         """The time at which `check` or `needs_repeat` may say something new though nothing has come."""
@@ -220,12 +194,12 @@ class Pending:
         servers = list(self.servers.values())
         if servers:
             times.append(min(server.silent_since for server in servers) + LOST_AFTER)
-        elif self._monitor is not None:
-            times.append(self.last_sign + self._monitor)
+        elif self.monitor is not None:
+            times.append(self.last_sign + self.monitor)
         if self._repeat_at is not None and self._taken_at is not None:
             times.append(self._repeat_at)
         if self._uncertain_since is not None:
-            times.append(self._uncertain_since + self._grace)
+            times.append(self._uncertain_since + self.grace)
         return min(times)
 
     @property
@@ -256,16 +230,16 @@ class Pending:
         for server in list(self.servers.values()):
             if not self.repeatable and now >= server.silent_since + LOST_AFTER:
                 return self._server_lost(server, now)
-        if self._uncertain_since is not None and now >= self._uncertain_since + self._grace:
+        if self._uncertain_since is not None and now >= self._uncertain_since + self.grace:
             return OutcomeUnknown(
                 f"{self.describe}: it may or may not have run. A server or connection was lost at a moment when the "
-                f"request could have begun, nothing was heard for {self._grace:g} s, and under at_most_once it is not "
+                f"request could have begun, nothing was heard for {self.grace:g} s, and under at_most_once it is not "
                 "sent again. Where it may run twice, use delivery='at_least_once'"
             )
         if now >= self.deadline:
             return MessagingTimeout(self.describe)
-        if not self.servers and self._monitor is not None and now >= self.last_sign + self._monitor:
-            return MessagingTimeout(f"{self.describe}: no sign of life of the server for {self._monitor:g} s")
+        if not self.servers and self.monitor is not None and now >= self.last_sign + self.monitor:
+            return MessagingTimeout(f"{self.describe}: no sign of life of the server for {self.monitor:g} s")
         return None
 
     def needs_repeat(self, now: float, up_since: float | None, repeat_after: float) -> bool:
@@ -296,6 +270,7 @@ class Pending:
         )
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class PendingCall(Pending):
     """Waits for one value.
 
@@ -303,11 +278,7 @@ class PendingCall(Pending):
         answer: the reply that ended the call, once it is there.
     """
 
-    __slots__ = ("answer",)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.answer: Reply | None = None
+    answer: Reply | None = None
 
     @property
     def ready(self) -> bool:
@@ -320,20 +291,17 @@ class PendingCall(Pending):
             self.wake()
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class PendingAnswers(Pending):
     """Waits for many answers to a ping: one from each server that it reaches.
 
     Attributes:
+        enough: with so many answers, all are there.
         answers: those that came, each with its time. Exceptions are left out.
-        enough: with so many, all are there.
     """
 
-    __slots__ = ("answers", "enough")
-
-    def __init__(self, *args: Any, enough: float, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.answers: list[tuple[dict[str, Any], float]] = []
-        self.enough = enough
+    enough: float
+    answers: list[tuple[dict[str, Any], float]] = field(default_factory=list)
 
     @property
     def ready(self) -> bool:
@@ -361,29 +329,29 @@ class PendingAnswers(Pending):
         return False
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class PendingStream(Pending):
     """Waits for one item after another.
 
     Attributes:
+        window: how many items the server may send ahead of `taken`.
+        idle_timeout: seconds to wait for each item.
+        end: the deadline of the whole stream.
         items: those that came and were not taken yet.
         taken: how many were taken.
         ended: the last frame has come; `error` says how it ended.
     """
 
-    __slots__ = ("_credited", "_end", "_gap", "_idle", "_last", "_next_seq", "_window", "ended", "items", "taken")
-
-    def __init__(self, *args: Any, window: int, idle_timeout: float, end: float, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.items: deque[Any] = deque()
-        self.ended = False
-        self._last: Reply | None = None
-        self._gap: Exception | None = None
-        self._idle = idle_timeout
-        self._end = end
-        self._window = window
-        self.taken = 0
-        self._credited = 0  # of those taken, how many the server knows of
-        self._next_seq = 0
+    window: int
+    idle_timeout: float
+    end: float
+    items: deque[Any] = field(default_factory=deque)
+    taken: int = 0
+    ended: bool = False
+    _last: Reply | None = None
+    _gap: Exception | None = None
+    _credited: int = 0  # of those taken, how many the server knows of
+    _next_seq: int = 0
 
     @property
     def ready(self) -> bool:
@@ -434,13 +402,13 @@ class PendingStream(Pending):
 
     def expect_item(self, now: float) -> None:
         """Begin to wait for the next item: its timeout counts from now, within the deadline of the whole."""
-        self.deadline = min(now + self._idle, self._end)
+        self.deadline = min(now + self.idle_timeout, self.end)
 
     def take(self) -> tuple[Any, bool]:
         """The next of `items`, and whether to send credit now: the server may be waiting for that."""
         item = self.items.popleft()
         self.taken += 1
-        if (self.taken - self._credited) * 2 < self._window or self.ended:
+        if (self.taken - self._credited) * 2 < self.window or self.ended:
             return item, False
         self._credited = self.taken
         return item, True

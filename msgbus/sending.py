@@ -5,15 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from msgbus.drivers.base import Address, Message, Sent
-from msgbus.exceptions import (
-    MessageDeliveryFailure,
-    MessageUndeliverable,
-    TransportBlocked,
-    TransportUnavailable,
-)
+from msgbus.exceptions import MessageDeliveryFailure, MessageUndeliverable, TransportBlocked, TransportUnavailable
 from msgbus.foreign import get_logger
 
 if TYPE_CHECKING:
@@ -30,90 +26,73 @@ RETRY_DELAY_MIN = 0.01
 OnOutcome = Callable[[BaseException | None], None]
 
 
+def ignore(_error: BaseException | None) -> None:
+    """An `OnOutcome` for what nobody waits for."""
+
+
+@dataclass(slots=True, eq=False, repr=False)
 class Sending:
-    """A message that is sent until its outcome is known; see `Transport.send`.
+    """A message that is sent until its outcome is known; see `Transport.send`, which sends it for the first time.
 
     (Closures would do, but leave reference cycles to the garbage collector.)
     """
 
-    __slots__ = (
-        "_address",
-        "_deadline",
-        "_fallback",
-        "_first_at",
-        "_first_unknown",
-        "_last",
-        "_mandatory",
-        "_message",
-        "_on_outcome",
-        "_pending",
-        "_retry_undeliverable",
-        "_transport",
-        "_tries_until",
-    )
+    transport: Transport
+    address: Address
+    message: Message
+    mandatory: bool
+    fallback: Address | None
+    until: float
+    retry_undeliverable: float | None
+    pending: Pending | None
+    on_outcome: OnOutcome
+    _first_unknown: BaseException | None = None
+    _first_at: float = 0.0
+    _last: BaseException | None = None
+    _tries_until: float = 0.0
 
-    def __init__(
-        self,
-        transport: Transport,
-        address: Address,
-        message: Message,
-        mandatory: bool,
-        deadline: float,
-        retry_undeliverable: float | None,
-        pending: Pending | None,
-        fallback: Address | None,
-        on_outcome: OnOutcome,
-    ) -> None:
-        self._transport = transport
-        self._address = address
-        self._message = message
-        self._mandatory = mandatory
-        self._deadline = deadline
-        self._retry_undeliverable = retry_undeliverable
-        self._pending = pending
-        self._fallback = fallback
-        self._on_outcome = on_outcome
-        send_timeout = message.patience
-        self._tries_until = deadline if send_timeout is None else min(deadline, time.monotonic() + send_timeout)
-        self._first_unknown: BaseException | None = None
-        self._first_at = 0.0
-        self._last: BaseException | None = None
+    def __post_init__(self) -> None:
+        send_timeout = self.message.patience
+        if send_timeout is None:
+            self._tries_until = self.until
+        else:
+            self._tries_until = min(self.until, time.monotonic() + send_timeout)
 
     def on_sent(self, sent: Future[Sent]) -> None:
         """A try has ended."""
         self._last = error = sent.exception()
         if error is None:
-            self._on_outcome(None)
+            self.on_outcome(None)
             return
         now = time.monotonic()
         if self._first_unknown is None and getattr(error, "maybe_delivered", False):
             self._first_unknown, self._first_at = error, now
         left = self._worth_until(error) - now
-        if left < 2 * RETRY_DELAY_MIN or self._transport.closed:
-            self._on_outcome(self._explain(error))
+        if left < 2 * RETRY_DELAY_MIN or self.transport.closed:
+            self.on_outcome(self._explain(error))
             return
-        LOG.debug("sending %s again: %s", self._message.id, error)
+        LOG.debug("sending %s again: %s", self.message.id, error)
         self._retry_in(min(RETRY_DELAY, left / 2), error)
 
     def _retry_in(self, delay: float, error: BaseException) -> None:
-        self._transport.retries[self] = None
+        self.transport.retries[self] = None
         try:
-            self._transport.loop.call_later(delay, self._send_again)
+            self.transport.loop.call_later(delay, self._send_again)
         except TransportUnavailable:  # There can be no thread any more: the interpreter is ending.
             self.give_up(self._explain(error))
-        if self._transport.closed:  # Looked at last: if it is closed from now on, `cleanup` finds this retry.
+        if self.transport.closed:  # Looked at last: if it is closed from now on, `cleanup` finds this retry.
             self.give_up(self._explain(error))
 
     def _worth_until(self, error: BaseException) -> float:
         """Until when there may be another try after this error."""
-        if isinstance(error, MessageUndeliverable) and self._retry_undeliverable is not None:
-            return self._retry_undeliverable
+        if isinstance(error, MessageUndeliverable) and self.retry_undeliverable is not None:
+            return self.retry_undeliverable
         may_pass = isinstance(error, MessageUndeliverable | TransportUnavailable | TransportBlocked)
         # A full queue has room again some time. (If all sending is blocked, the driver has waited for that already.)
         if isinstance(error, TransportBlocked) or (may_pass and self._first_unknown is not None):
             return self._tries_until
         if isinstance(error, MessageUndeliverable):
-            return min(self._tries_until, self._transport.listeners_return_until())
+            return min(self._tries_until, self.transport.listeners_return_until())
         return 0.0
 
     def _explain(self, last: BaseException) -> BaseException:
@@ -132,24 +111,24 @@ class Sending:
 
     def _send_again(self) -> None:
         # Taking it out of the table is a single step, so the loop and `give_up` never both act.
-        if self._transport.retries.pop(self, self) is not None:
+        if self.transport.retries.pop(self, self) is not None:
             return  # It was given up.
-        if self._pending is not None and self._pending not in self._transport.router:
+        if self.pending is not None and self.pending not in self.transport.router:
             assert self._last is not None
-            self._on_outcome(self._explain(self._last))
+            self.on_outcome(self._explain(self._last))
             return
-        message = self._message
+        message = self.message
         now = time.monotonic()
-        ttl = None if message.ttl is None else max(self._deadline - now, 0.001)
+        ttl = None if message.ttl is None else max(self.until - now, 0.001)
         send_timeout = max(self._tries_until - now, 0.001)
         again = Message(message.body, message.content_type, message.id, ttl, message.durable, send_timeout)
-        sent = self._transport.send(self._address, again, mandatory=self._mandatory, fallback=self._fallback)
+        sent = self.transport.send(self.address, again, mandatory=self.mandatory, fallback=self.fallback)
         sent.add_done_callback(self.on_sent)
 
     def give_up(self, error: BaseException) -> None:
         """There will be no further try."""
-        if self._transport.retries.pop(self, self) is None:
-            self._on_outcome(error)
+        if self.transport.retries.pop(self, self) is None:
+            self.on_outcome(error)
 
 
 def server_named_by(address: Address) -> Address | None:

@@ -29,7 +29,7 @@ from msgbus.transport import Transport, check_transport
 LOG = get_logger(__name__)
 
 STOP_TIMEOUT = 5.0
-"""Seconds for the message system to say that it delivers no more."""
+"""Seconds for the message system to confirm that it delivers no more."""
 
 
 def get_rpc_server(
@@ -91,10 +91,8 @@ class RPCServer:
     server that was not started: the parent's goes on, and the child may start its own.
 
     Args:
-        transport: where it listens.
-        target: its topic and its name.
+        transport, target, on_dead_letter: as for `get_rpc_server`.
         dispatcher: runs the requests.
-        on_dead_letter: called with each message that is given up.
         addresses: what it listens to, if that is something else than the three of its target.
     """
 
@@ -109,7 +107,7 @@ class RPCServer:
         check_transport(transport, "server")
         if not isinstance(target, Target):
             raise TypeError(
-                f"what a server serves is a Target: Target(topic={target!r}, server=NAME), with a name for it"
+                f"a server's target has to be a Target: Target(topic={target!r}, server=NAME), with a name for it"
             )
         if not target.topic or not target.server:
             raise InvalidTarget(f"a server's target needs a topic and a server{topic_hint(target)}", target)
@@ -180,7 +178,7 @@ class RPCServer:
                     transport.loop.call_later,
                 )
                 self._processor.start(self._executor)
-                # The deliveries hold a thread each; the executor may queue those for which there is none.
+                # Each delivery that runs holds a thread; the executor queues those for which there is none.
                 self._subscription = transport.driver.subscribe(
                     self._addresses, self._executor.submit, prefetch=transport.option("rpc_prefetch")
                 )
@@ -190,15 +188,16 @@ class RPCServer:
         except BaseException:
             subscription.close()
             executor.close(0)
+            self._processor.stop()
             with self._state:
                 if self._subscription is subscription:
                     self._subscription = self._executor = None
             raise
-        self._warn_of_namesake()
+        self._warn_of_same_name()
         LOG.info("server %s of topic %s serves on %s", self.target.server, self.target.topic, transport.driver.state)
 
-    def _warn_of_namesake(self) -> None:
-        """Say so in the log if another server has the same name. Nobody waits for that."""
+    def _warn_of_same_name(self) -> None:
+        """Log a warning if another server has the same name. Nobody waits for that."""
         named = [address for address in self._addresses if address.kind == "server"]
         if not named or Capability.INSPECT not in self.transport.driver.capabilities:
             return
@@ -221,16 +220,16 @@ class RPCServer:
             try:
                 self._subscription.stop().result(STOP_TIMEOUT)
             except (MessagingException, TimeoutError) as exc:
-                LOG.warning("%s: the message system did not say that it delivers no more: %r", self.target, exc)
+                LOG.warning("%s: the message system did not confirm that it delivers no more: %r", self.target, exc)
             self._processor.stop()
             for item in self._executor.take_backlog():
                 if isinstance(item, ServerCall):
                     self._processor.run_again(item)
                 else:
-                    self._hand_back(item)
+                    self._give_back(item)
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait until what runs has finished and is answered, then let go of the message system.
+        """Wait until what runs has finished and is answered, then close the subscription.
 
         A method that the server runs may call it: its own end is not waited for.
 
@@ -251,7 +250,7 @@ class RPCServer:
             try:
                 self._subscription.close().result(STOP_TIMEOUT)
             except (MessagingException, TimeoutError) as exc:
-                LOG.warning("%s: the message system did not take its leave: %r", self.target, exc)
+                LOG.warning("%s: the subscription could not be closed cleanly: %r", self.target, exc)
             self._subscription = self._executor = None
         if abandoned:
             LOG.warning("%s: %d requests were abandoned after %s s", self.target, abandoned, timeout)
@@ -260,13 +259,13 @@ class RPCServer:
     def reset(self) -> None:
         """Nothing: it is here for callers of oslo.messaging's interface."""
 
-    def _hand_back(self, delivery: Delivery) -> None:
-        """Let another server have what has not begun here."""
+    def _give_back(self, delivery: Delivery) -> None:
+        """Let another server run what has not begun here."""
         processor, message = self._processor, delivery.message
         try:
             request = decode_request(message.body, message.content_type)
         except SerializationError:
-            processor.process(delivery)  # It is of no use to others either; this says so in the log.
+            processor.process(delivery)  # Others cannot read it either; this drops it, and logs that.
             return
         if delivery.address.kind in ("fanout", "pool") or delivery.redelivered:
             # It is this server's alone (nobody can send to a pool alone), or must be treated as one that may have run.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from msgbus.closing import end_child
 from msgbus.current import RunningRequest
@@ -15,42 +15,22 @@ from msgbus.failures import serialize_failure
 from msgbus.foreign import get_logger
 from msgbus.forking import fork_count
 from msgbus.message import KEEPALIVE, Control, Reply, Request
+from msgbus.sending import OnOutcome
 from msgbus.stream_sender import StreamSender
 
 if TYPE_CHECKING:
-    from msgbus.transport import Transport
+    from msgbus.processing import Processor
 
 LOG = get_logger(__name__)
 
 ID_LENGTH = 32
 """Characters of the ids of msgbus and of oslo.messaging."""
 STARTED_AFTER = 0.2
-"""Seconds that a call runs before its client is told so: most calls are done by then."""
+"""Seconds until the client of a running call is notified of that: most calls are done by then."""
 CONFIRMED_AFTER = 1.0
 """Seconds to wait for the confirmation of an answer before it is sent again; doubled each time."""
 
 _NOBODY = Address("inbox")
-
-OnOutcome = Callable[[BaseException | None], None]
-
-
-class CallOwner(Protocol):
-    """The part of a server that runs a call.
-
-    Attributes:
-        transport: where the call came from and its answer goes to.
-        server: the server's name.
-        grace: the option ``rpc_reply_grace``.
-        forks: how often the process had forked when it was made: a child leaves the parent's calls alone.
-    """
-
-    transport: Transport
-    server: str
-    grace: float
-    forks: int
-
-    def on_answered(self, call: ServerCall, error: BaseException | None) -> None:
-        """The client has its answer or does not want it, or the answer could not be delivered because of `error`."""
 
 
 class ServerCall(RunningRequest):
@@ -59,64 +39,38 @@ class ServerCall(RunningRequest):
     A cast is one too; nothing is sent for it.
 
     Attributes:
+        owner: what runs it. Its `on_answered` is called once the client has the answer, or it could not be delivered.
+        address: of the client's inbox.
         accepted: its delivery has been accepted.
-        finished: its delivery, and what waited for its outcome, was accepted or given back.
+        finished: its delivery and the duplicates were accepted or given back.
         duplicates: further deliveries of the same request, which wait for its outcome.
         failure: of a cast that raised, the reason and the traceback.
-        running: of a call, whether its method is running.
-        answered: an answer has been begun. Its owner is told once the client has it, or it could not be delivered.
+        active: of a call: its method runs.
+        started: the client has been notified that the call runs.
+        answered: an answer has been begun.
         confirmed: the client has said that it has the answer, or that it wants none.
-        started: the client has been told that the call runs.
     """
 
-    __slots__ = (
-        "_address",
-        "_confirms",
-        "_extended",
-        "_frames",
-        "_last_frame",
-        "_owner",
-        "_resend_after",
-        "_resend_until",
-        "_sent_at",
-        "_stream",
-        "_too_large",
-        "_unconfirmed",
-        "accepted",
-        "answered",
-        "confirmed",
-        "duplicates",
-        "failure",
-        "finished",
-        "running",
-        "started",
-    )
+    accepted = finished = active = started = answered = confirmed = False
+    duplicates: Sequence[Delivery] = ()
+    failure: tuple[str, Sequence[str]] = ("", ())
+    _frames = 0
+    _stream: StreamSender | None = None
+    _too_large = False
+    _unconfirmed: Reply | None = None
+    _sent_at: float | None = None  # when the unconfirmed answer was taken by the message system
+    _resend_after = CONFIRMED_AFTER
+    _resend_until = 0.0
 
     def __init__(
-        self, owner: CallOwner, delivery: Delivery, request: Request, deadline: float | None, at_least_once: bool
+        self, owner: Processor, delivery: Delivery, request: Request, deadline: float | None, at_least_once: bool
     ) -> None:
         super().__init__(owner.server, delivery, request, deadline, at_least_once)
-        hints = request.hints
-        self.accepted = False
-        self.finished = False
-        self.duplicates: list[Delivery] = []
-        self.failure: tuple[str, list[str]] = ("", [])
-        self.running = False
-        self.answered = False
-        self.confirmed = False
-        self.started = False
-        self._owner = owner
-        self._address = _NOBODY if request.reply_to is None else Address("inbox", name=request.reply_to)
-        self._extended = hints is not None
-        self._confirms = hints is not None and hints.confirms
-        self._frames = 0
+        self.owner = owner
+        self.address = _NOBODY if request.reply_to is None else Address("inbox", name=request.reply_to)
+        self._extended = request.hints is not None
+        self._confirms = request.hints is not None and request.hints.confirms
         self._last_frame = time.monotonic()
-        self._stream: StreamSender | None = None
-        self._too_large = False
-        self._unconfirmed: Reply | None = None
-        self._sent_at: float | None = None  # when the unconfirmed answer was taken by the message system
-        self._resend_after = CONFIRMED_AFTER
-        self._resend_until = 0.0
 
     @property
     def is_call(self) -> bool:
@@ -137,7 +91,7 @@ class ServerCall(RunningRequest):
         Raises:
             SerializationError: the result cannot be written.
         """
-        owner = self._owner
+        owner = self.owner
         if owner.forks != fork_count():  # In a forked child: the parent sends the answer.
             end_child(None)
         reply.extended = self._extended
@@ -151,7 +105,7 @@ class ServerCall(RunningRequest):
         self._frames += 1
         message_id = f"{reply.call_id[:ID_LENGTH]}.{self._frames}.{reply.kind}"
         owner.transport.send(
-            self._address,
+            self.address,
             Message(body, content_type, message_id, end - now, self.at_least_once),
             mandatory=True,
             until=end,
@@ -161,7 +115,7 @@ class ServerCall(RunningRequest):
 
     def _send_until(self, now: float) -> float:
         """Until when a frame is worth sending."""
-        end = now + max(self._owner.grace, 1.0)  # An answer needs a moment in any case.
+        end = now + max(self.owner.grace, 1.0)  # An answer needs a moment in any case.
         return end if self.deadline is None else max(end, self.deadline)
 
     def _on_signal_sent(self, error: BaseException | None) -> None:
@@ -189,10 +143,10 @@ class ServerCall(RunningRequest):
         self.answered = True
         if self.cancelled:  # The client has stopped waiting, and may no longer exist.
             LOG.debug("the answer to call %s is not sent: its client has cancelled it", reply.call_id)
-            self._owner.on_answered(self, None)
+            self.owner.on_answered(self, None)
             return
         if self._confirms:
-            reply.confirm = self._owner.transport.inbox(0.0)
+            reply.confirm = self.owner.transport.inbox(0.0)
             self._resend_until = self._send_until(time.monotonic()) if self.deadline is None else self.deadline
             self._unconfirmed = reply
         try:
@@ -203,7 +157,7 @@ class ServerCall(RunningRequest):
 
     def on_answer_sent(self, error: BaseException | None) -> None:
         """The answer, or the last frame of the stream, was taken by the message system, or could not be sent."""
-        if self._owner.forks != fork_count():
+        if self.owner.forks != fork_count():
             return  # The parent deals with it.
         if self._confirms and self._stream is None:
             if self._unconfirmed is None:
@@ -217,25 +171,25 @@ class ServerCall(RunningRequest):
                 "the answer to %r (call %s) could not be delivered to %s: %s",
                 self.request.method,
                 self.request.call_id,
-                self._address,
+                self.address,
                 error,
             )
         if isinstance(error, MessageTooLarge) and not self._too_large and self._stream is None:
             self._too_large = True
             self.error(MessageTooLarge(f"the answer to {self.request.method!r}: {error}"))
             return
-        self._owner.on_answered(self, error)
+        self.owner.on_answered(self, error)
 
     def _on_confirmed(self) -> None:
         if self._unconfirmed is not None:
             self._unconfirmed = None
-            self._owner.on_answered(self, None)
+            self.owner.on_answered(self, None)
 
     def _resend(self, reply: Reply, now: float) -> None:
         """Send an unconfirmed answer again if it is time: the client's inbox may have been lost with its connection."""
         call = f"the answer to {self.request.method!r} (call {self.request.call_id})"
         if now >= self._resend_until:
-            LOG.warning("%s was never confirmed by %s", call, self._address)
+            LOG.warning("%s was never confirmed by %s", call, self.address)
             self._on_confirmed()
         elif self._sent_at is not None and now - self._sent_at >= self._resend_after:
             LOG.debug("%s was not confirmed and is sent again", call)
@@ -244,7 +198,7 @@ class ServerCall(RunningRequest):
             self.send(reply, self.on_answer_sent)
 
     def decline(self) -> None:
-        """Tell the client that the request is not run here, since it may have run before."""
+        """Notify the client that the request is not run here, since it may have run before."""
         if self._extended:
             self.send(Reply(self.request.call_id or "", "declined"))
 
@@ -262,17 +216,17 @@ class ServerCall(RunningRequest):
         self._stream.run(items)
 
     def send_started(self) -> None:
-        """Tell the client that the request runs, and to which inbox control frames for it go."""
+        """Notify the client that the request runs, and to which inbox control frames for it go."""
         if not self.started and self._extended:
             self.started = True
-            self.send(Reply(self.request.call_id or "", "started", inbox=self._owner.transport.inbox(0.0)))
+            self.send(Reply(self.request.call_id or "", "started", inbox=self.owner.transport.inbox(0.0)))
 
     def tick(self, now: float) -> None:
         """Send what is due: that the call runs, a keepalive, or an unconfirmed answer once more."""
         if (reply := self._unconfirmed) is not None:
             self._resend(reply, now)
             return
-        if not self.running or self.cancelled or (self.answered and self._stream is None):
+        if not self.active or self.cancelled or (self.answered and self._stream is None):
             return
         silent = now - self._last_frame
         if self._extended:
@@ -280,7 +234,7 @@ class ServerCall(RunningRequest):
                 if silent >= STARTED_AFTER:
                     self.send_started()
             elif silent >= KEEPALIVE or self._has_reconnected():
-                self.send(Reply(self.request.call_id or "", "keepalive", inbox=self._owner.transport.inbox(0.0)))
+                self.send(Reply(self.request.call_id or "", "keepalive", inbox=self.owner.transport.inbox(0.0)))
         elif self.request.monitor and silent >= max(1, int(self.request.monitor)) / 2:
             # A stock client asked for a reply without result twice in that time.
             self.send(Reply(self.request.call_id or ""))
@@ -290,23 +244,8 @@ class ServerCall(RunningRequest):
 
         The client may have lost its connection too, and sends the request again if it hears nothing.
         """
-        up_since = self._owner.transport.driver.up_since
+        up_since = self.owner.transport.driver.up_since
         return up_since is not None and up_since > self._last_frame
-
-    @property
-    def up_since(self) -> float | None:
-        """Since when this side can receive the client's frames; None while it cannot."""
-        return self._owner.transport.driver.up_since
-
-    @property
-    def lossy(self) -> bool:
-        """The option ``rpc_json_lossy``."""
-        return self._owner.transport.lossy
-
-    @property
-    def client(self) -> str:
-        """Where the client is, for the log."""
-        return str(self._address)
 
     def on_control(self, control: Control) -> None:
         """Handle a control frame of the client."""

@@ -6,7 +6,7 @@ import enum
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from msgbus.drivers.base import Delivery
@@ -86,7 +86,7 @@ class ServerCalls:
             with self._lock:
                 first = self._by_request_id.get(unique_id)
                 if first is not None:
-                    first.duplicates.append(call.delivery)
+                    first.duplicates = (*first.duplicates, call.delivery)
                     return Seen.UNFINISHED
                 if self.done.has(unique_id, again=again):
                     return Seen.DONE
@@ -100,7 +100,7 @@ class ServerCalls:
         """Take in a request that is not run here, but has to be finished before the server may end."""
         self._unfinished.add(call)
 
-    def end(self, call: ServerCall, *, done: bool, confirmed: bool = False) -> list[Delivery]:
+    def end(self, call: ServerCall, *, done: bool, confirmed: bool = False) -> Sequence[Delivery]:
         """A request's outcome is known; returns the duplicates that waited for it.
 
         Args:
@@ -111,7 +111,7 @@ class ServerCalls:
         unique_id = call.request.unique_id
         with self._lock:
             if self._by_request_id.get(unique_id) is not call:
-                return []
+                return ()
             del self._by_request_id[unique_id]
             if done:
                 self.done.add(unique_id, confirmed)
@@ -137,17 +137,17 @@ class ServerCalls:
                 self._changed.wait(left)
         return len(self._unfinished - {own})
 
-    def start_running(self, call: ServerCall) -> None:
+    def activate(self, call: ServerCall) -> None:
         """A call's method begins: from now on control frames reach the call, and it sends keepalives."""
-        call.running = True
+        call.active = True
         # If a peer uses one id for two calls at a time, its control frames reach the later one only.
         self._transport.server_calls[call.request.call_id or ""] = call
         if not self._ticking:
             self._start_ticking()
 
-    def stop_running(self, call: ServerCall) -> None:
+    def deactivate(self, call: ServerCall) -> None:
         """A call needs no control frames and sends no keepalives any more."""
-        call.running = False
+        call.active = False
         by_call_id, call_id = self._transport.server_calls, call.request.call_id or ""
         if by_call_id.get(call_id) is call:
             by_call_id.pop(call_id, None)
@@ -162,7 +162,7 @@ class ServerCalls:
                 LOG.exception("no keepalive could be sent to a client")
         self._ticking = False
         # Looked at last: whoever begins a call from now on sees that nothing ticks.
-        if any(call.running or call.is_unconfirmed for call in self):
+        if any(call.active or call.is_unconfirmed for call in self):
             self._start_ticking()
 
     def _start_ticking(self) -> None:

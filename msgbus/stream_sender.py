@@ -35,22 +35,20 @@ class StreamSender:
     `FRAME_BYTES`. So the frames keep their order, and a fast generator needs few of them.
     """
 
+    _yielded = 0  # items of the generator so far
+    _taken = 0  # how many of them the client has taken, as far as is known
+    _buffered = 0  # bytes
+    _seq = 0
+    _sending = _ended = _over = _too_large = False
+    _failure: str | None = None
+    _stopped: str | None = None  # why no more is sent
+
     def __init__(self, call: ServerCall) -> None:
         """Make one that has not begun. The call's `on_answer_sent` is called once, when the stream is over."""
         self._call = call
-        self._changed = threading.Condition()
         self._window = min(call.request.window or 1, MAX_WINDOW)
-        self._yielded = 0  # items of the generator so far
-        self._taken = 0  # how many of them the client has taken, as far as is known
+        self._changed = threading.Condition()
         self._buffer: list[msgspec.Raw] = []
-        self._buffered = 0  # bytes
-        self._seq = 0
-        self._sending = False
-        self._ended = False
-        self._over = False
-        self._failure: str | None = None
-        self._too_large = False
-        self._stopped: str | None = None
         self._heard = time.monotonic()
 
     def on_control(self, control: Control) -> None:
@@ -69,7 +67,7 @@ class StreamSender:
         Raises:
             Exception: what the generator raises, after its items are on their way; `end` sends it to the client.
         """
-        content_type, lossy = self._call.delivery.message.content_type, self._call.lossy
+        content_type, lossy = self._call.delivery.message.content_type, self._call.owner.transport.lossy
         try:
             while self._may_go_on():
                 try:
@@ -89,11 +87,11 @@ class StreamSender:
         with self._changed:
             while self._stopped is None:
                 now = time.monotonic()
-                up_since = self._call.up_since
+                up_since = self._call.owner.transport.driver.up_since
                 self._heard = now if up_since is None else max(self._heard, up_since)
                 silent = now - self._heard
                 if silent >= LOST_AFTER:
-                    self._stopped = f"the client at {self._call.client} has been silent for {silent:.0f} s"
+                    self._stopped = f"the client at {self._call.address} has been silent for {silent:.0f} s"
                 elif self._yielded - self._taken < self._window and self._buffered < BUFFERED_BYTES:
                     return True
                 else:
@@ -152,7 +150,7 @@ class StreamSender:
                 self._flush()
                 return
             if error is not None:
-                self._stopped = f"the client at {self._call.client} could not be reached: {error}"
+                self._stopped = f"the client at {self._call.address} could not be reached: {error}"
                 self._changed.notify()
             elif not ending and (self._buffer or self._ended):
                 self._flush()

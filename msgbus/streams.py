@@ -104,10 +104,9 @@ class _StreamEnd:
         self._call = call
         self._pending = pending
         self._slot = slot
-        self._timer = call.transport.loop
         self._closed = False
         self._last_keepalive = time.monotonic()
-        self._timer.call_later(DROP_CHECK, self._tick)
+        self._call.transport.loop.call_later(DROP_CHECK, self._tick)
 
     def send_control(self, kind: ControlKind) -> None:
         """Send a control frame, if it is known where to."""
@@ -125,7 +124,7 @@ class _StreamEnd:
         if now - self._last_keepalive >= KEEPALIVE and not self._pending.ended:
             self._last_keepalive = now
             self.send_control("keepalive")
-        self._timer.call_later(DROP_CHECK, self._tick)
+        self._call.transport.loop.call_later(DROP_CHECK, self._tick)
 
     def close(self) -> None:
         """Cancel the stream on the server, unless it has ended. Idempotent."""
@@ -142,7 +141,7 @@ class _StreamEnd:
         self._cancel()
         if pending.server_inbox is None:
             left = pending.deadline - time.monotonic()
-            self._timer.call_later(max(left, 0.0) + LOST_AFTER, self._call.forget)
+            self._call.transport.loop.call_later(max(left, 0.0) + LOST_AFTER, self._call.forget)
 
     def _cancel(self) -> None:
         if self._pending.server_inbox is not None:

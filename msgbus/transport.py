@@ -7,8 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from functools import partial
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from msgbus.closing import open_drivers
 from msgbus.drivers.base import Address, Capability, Depth, Driver, Message, Sent
@@ -29,7 +28,7 @@ from msgbus.inbox import ProcessInbox
 from msgbus.message import LOST_AFTER, Control, new_id
 from msgbus.patched import check_unpatched
 from msgbus.replies import REPEAT_AFTER, Pending, ReplyRouter
-from msgbus.sending import OnOutcome, Sending, or_else, server_named_by
+from msgbus.sending import OnOutcome, Sending, ignore, or_else, server_named_by
 from msgbus.target import Target
 from msgbus.url import TransportURL
 from msgbus.window import SendWindow
@@ -54,8 +53,8 @@ def get_rpc_transport(
 ) -> Transport:
     """Make a transport. Nothing is connected yet.
 
-    What stands in a configuration file, is nobody's and is nearly an option of msgbus's is warned of in the log, as is
-    what is an option of oslo.messaging's or stands in a wrong group.
+    A warning is logged for each name in a configuration file that nobody has registered and that nearly is an option of
+    msgbus, and for options of oslo.messaging and those in a wrong group.
 
     Args:
         conf: options are registered on it, and read from it.
@@ -69,7 +68,7 @@ def get_rpc_transport(
         ConfigurationError: an option of the driver has a wrong name, or an option of the driver or of the core a wrong
             value; or no URL is given and `conf` has not been called; or gevent or eventlet has replaced this process's
             threads or sockets.
-        TypeError: `conf` is no configuration, or `allowed_remote_exmods` no list.
+        TypeError: `conf` is not a configuration, or `allowed_remote_exmods` not a list.
     """
     from msgbus import configuration
     from msgbus.misspelt import warn_of_misspelt
@@ -95,7 +94,7 @@ def get_rpc_transport(
 
 
 class Transport:
-    """The way to one message system. Shared by all clients and servers of a process; thread-safe.
+    """The connection to one message system. Shared by all clients and servers of a process; thread-safe.
 
     One that nobody refers to any more is closed in the background; a server refers to its transport, and goes on if it
     was started and not stopped. What is open when the program ends is closed then, within a few seconds. A forked
@@ -135,11 +134,11 @@ class Transport:
         call_in_child(self._forked)
 
     def _forked(self) -> None:
-        """In a forked child: leave to the parent what is the parent's."""
+        """In a forked child: drop what belongs to the parent."""
         self._finalizer.detach()
         router = self.router
         self._start_clean()
-        router.abandon(CallCancelled(f"the process forked: the call over {self.url} was left to the parent"))
+        router.abandon(CallCancelled(f"the process forked: the call over {self.url} belongs to the parent"))
 
     def _start_clean(self) -> None:
         """Have nothing but the driver. Also in a forked child, where the parent's threads and their locks are not."""
@@ -193,9 +192,9 @@ class Transport:
         return self._inbox.open(self, deadline) if name is None else name
 
     def watch_connection(self) -> None:
-        """Have the calls that wait checked when the connection has come back, for as long as any waits.
+        """Have the waiting calls checked after each reconnect, for as long as there are any.
 
-        What they wait for may have been lost with it; see `Pending.needs_repeat`.
+        What they wait for may have been lost with the connection; see `Pending.needs_repeat`.
         """
         with self._watch_lock:
             if self._watching:
@@ -225,52 +224,28 @@ class Transport:
         return self._first_up
 
     def listeners_return_until(self) -> float:
-        """Until when nobody's being there may only mean that others have not come back yet, as this side has.
+        """Until when an undeliverable message may only mean that the others have not reconnected yet, as this side has.
 
-        After a restart of the message system everybody reconnects, and one is the first. On the first connection, and
-        while there is none, it is 0.
+        After a restart of the message system all reconnect, some later than others. It is 0 on the first connection,
+        and while there is none.
         """
         first, up_since = self._note_first_connection(), self.driver.up_since
         if up_since is None or up_since == first:
             return 0.0
         return up_since + float(self.option("rpc_reply_grace"))
 
-    @overload
     def send(
         self,
         address: Address,
         message: Message,
         *,
         mandatory: bool,
-        until: float,
-        retry_undeliverable: float | None = None,
-        pending: Pending | None = None,
         fallback: Address | None = None,
-        on_outcome: OnOutcome,
-    ) -> None: ...
-    @overload
-    def send(
-        self,
-        address: Address,
-        message: Message,
-        *,
-        mandatory: bool,
-        until: float | None = None,
-        retry_undeliverable: float | None = None,
-        fallback: Address | None = None,
-    ) -> Future[Sent]: ...
-    def send(
-        self,
-        address: Address,
-        message: Message,
-        *,
-        mandatory: bool,
         until: float | None = None,
         retry_undeliverable: float | None = None,
         pending: Pending | None = None,
-        fallback: Address | None = None,
-        on_outcome: OnOutcome | None = None,
-    ) -> Future[Sent] | None:
+        on_outcome: OnOutcome = ignore,
+    ) -> Future[Sent]:
         """Send a message, once, or (with `until`) again after an unknown outcome or a refusal that may pass.
 
         After an unknown outcome an error says nothing of the first try: that nobody is there may mean that the message
@@ -279,67 +254,82 @@ class Transport:
 
         Args:
             address: where to.
-            message: what. If its time for being sent is shorter, the tries end with that.
+            message: what. If its time for being sent is shorter than that to `until`, the tries end with that.
             mandatory: as for `Driver.send`.
-            until: seconds of `time.monotonic`; None for a single try.
+            fallback: another address, for each try that finds nobody at the first.
+            until: seconds of `time.monotonic`; None for a single try. What follows is of no use without it.
             retry_undeliverable: until that time nobody's being there is tried again even if the outcome of no try was
                 unknown (a client that reconnects comes back soon), and after it no more, even if one was. If it is
                 None, that is tried again for `rpc_reply_grace` after this side's connection has come back.
             pending: the call whose request it is: once that is over there is no further try.
-            fallback: another address, for each try that finds nobody at the first.
             on_outcome: called once, with None or why it could not be sent, on any thread; it must not block.
 
         Returns:
-            a future for the outcome, or None if there is an `on_outcome`.
+            a future for the first try.
 
         Raises:
             ConfigurationError: gevent or eventlet has replaced this process's threads or sockets meanwhile.
         """
-        if until is not None:
-            outcome: Future[Sent] | None = None
-            if on_outcome is None:
-                outcome = Future()
-                on_outcome = partial(_set_outcome, outcome)
-            self._note_first_connection()
-            sending = Sending(
-                self, address, message, mandatory, until, retry_undeliverable, pending, fallback, on_outcome
-            )
-            sent = self.send(address, message, mandatory=mandatory, fallback=fallback)
-            sent.add_done_callback(sending.on_sent)
-            return outcome
         if not self._used:
             check_unpatched()
             self._used = True
         if LOG.isEnabledFor(logging.DEBUG):
             LOG.debug("sending %s to %s (%d bytes)", message.id, address, len(message.body))
+        if until is not None:
+            self._note_first_connection()
         sent = self.driver.send(address, message, mandatory=mandatory)
-        if fallback is None:
-            return sent
-        return or_else(sent, lambda: self.send(fallback, message, mandatory=mandatory))
+        if fallback is not None:
+            sent = or_else(sent, lambda: self.send(fallback, message, mandatory=mandatory))
+        if until is not None:
+            sending = Sending(
+                self, address, message, mandatory, fallback, until, retry_undeliverable, pending, on_outcome
+            )
+            sent.add_done_callback(sending.on_sent)
+        return sent
 
-    def wait_until_sent(self, sent: Future[Sent], deadline: float, what: str) -> None:
-        """Wait until the message system has taken a message.
+    def send_and_wait(
+        self,
+        address: Address,
+        message: Message,
+        deadline: float,
+        *,
+        what: str,
+        mandatory: bool,
+        repeat: bool,
+        fallback: Address | None = None,
+        retry_undeliverable: float | None = None,
+    ) -> None:
+        """Send a message, and return when the message system has taken it. What is not said here is as for `send`.
 
-        Args:
-            sent: what `send` returned.
-            deadline: seconds of `time.monotonic`. The driver itself knows best why it has not sent it by then, and gets
-                a moment to say so.
-            what: begins the text of a timeout.
+        The driver itself knows best why a message was not sent by the deadline (seconds of `time.monotonic`), and gets
+        a moment to say so. With `repeat` it is sent again, until the deadline. The text of a timeout begins with `what`
+        and the address.
 
         Raises:
             TransportUnavailable: nobody said what has become of it: it may have been delivered.
             MessagingException: why it was not taken.
         """
+        repeated: Future[BaseException | None] | None = Future() if repeat else None
+        sent = self.send(
+            address,
+            message,
+            mandatory=mandatory,
+            fallback=fallback,
+            until=deadline if repeat else None,
+            retry_undeliverable=retry_undeliverable,
+            on_outcome=ignore if repeated is None else repeated.set_result,
+        )
         try:
-            sent.result(max(0.0, deadline - time.monotonic()) + INSPECT_TIMEOUT)
-        except MessagingException:
-            raise
+            left = max(0.0, deadline - time.monotonic()) + INSPECT_TIMEOUT
+            error = sent.exception(left) if repeated is None else repeated.result(left)
         except TimeoutError:
             raise TransportUnavailable(
-                f"{what}: {self.driver.state} did not confirm it by the deadline; it may or may not have been "
-                "delivered",
+                f"{what} {address}: {self.driver.state} did not confirm it by the deadline; it may or may not have "
+                "been delivered",
                 maybe_delivered=True,
             ) from None
+        if error is not None:
+            raise error
 
     def slot(self, deadline: float) -> SendWindow:
         """Take a place in the send window: ``with transport.slot(deadline):`` gives it back.
@@ -380,7 +370,7 @@ class Transport:
         message_id = f"{control.call_id}.{new_id()[:8]}.{control.kind}"
         message = Message(encode_control(control, content_type), content_type, message_id, CONTROL_TTL)
         end = time.monotonic() + CONTROL_TTL
-        self.send(Address("inbox", name=inbox), message, mandatory=False, until=end, on_outcome=_ignore)
+        self.send(Address("inbox", name=inbox), message, mandatory=False, until=end)
 
     def inspect(self, address: Address, timeout: float) -> Depth | None:
         """What is known of an address, or None where that cannot be learnt within `timeout` seconds."""
@@ -410,17 +400,6 @@ class Transport:
 
     def __repr__(self) -> str:
         return f"<Transport {self.url}>"
-
-
-def _set_outcome(outcome: Future[Sent], error: BaseException | None) -> None:
-    if error is None:
-        outcome.set_result(Sent())
-    else:
-        outcome.set_exception(error)
-
-
-def _ignore(_error: BaseException | None) -> None:
-    pass
 
 
 def check_transport(transport: object, whose: str) -> None:

@@ -37,7 +37,7 @@ class SendWindow:
             finally:
                 self._waiting -= 1
 
-    def release(self) -> None:
+    def release(self, *_exc_info: object) -> None:
         """Give the place back."""
         if len(self._places) < self.size:  # In a forked child it may be one that its parent had taken.
             self._places.append(None)
@@ -48,8 +48,7 @@ class SendWindow:
     def __enter__(self) -> SendWindow:
         return self
 
-    def __exit__(self, *_exc_info: object) -> None:
-        self.release()
+    __exit__ = release
 
     def _take(self) -> bool:
         try:

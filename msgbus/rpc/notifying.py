@@ -59,5 +59,12 @@ def notify(context: Any, topic: str, msg: dict[str, Any]) -> None:
 def _send(transport: Transport, address: Address, message: Message, deadline: float) -> None:
     stores = Capability.STORE in transport.driver.capabilities
     # If it can be stored, there is no need to wait for a listener, even after a try with an unknown outcome.
-    sent = transport.send(address, message, mandatory=True, until=deadline, retry_undeliverable=0.0 if stores else None)
-    transport.wait_until_sent(sent, deadline, f"a notification to {address}")
+    transport.send_and_wait(
+        address,
+        message,
+        deadline,
+        what="a notification to",
+        mandatory=True,
+        repeat=True,
+        retry_undeliverable=0.0 if stores else None,
+    )

@@ -114,7 +114,7 @@ def play() -> Iterator[Play]:
 
 
 def test_a_second_server_is_cancelled_under_at_most_once(play: Play) -> None:
-    """One server runs an at_most_once call. Another that says that it does is told to stop, the first is not."""
+    """One server runs an at_most_once call. Another that says that it does is cancelled, the first is not."""
     task = play.call("at_most_once")
     play.first.begin(play.requests[0])
     play.second.begin(play.requests[0])
@@ -126,7 +126,7 @@ def test_a_second_server_is_cancelled_under_at_most_once(play: Play) -> None:
 
 @pytest.mark.parametrize("winner", ["h1", "h2"])
 def test_the_loser_is_cancelled_under_at_least_once(play: Play, winner: str) -> None:
-    """Two servers run an at_least_once call: the first answer is its value, and only then the other is told to stop."""
+    """Two servers run an at_least_once call: the first answer is its value, and only then the other is cancelled."""
     task = play.call("at_least_once")
     request = play.requests[0]
     for server in (play.first, play.second):
@@ -197,7 +197,7 @@ def test_an_at_most_once_request_is_not_sent_again(play: Play, connection: Conne
     assert len(play.requests) == 1
 
 
-def test_a_request_whose_server_shows_life_is_not_sent_again(play: Play, connection: Connection) -> None:
+def test_a_request_whose_server_was_heard_of_is_not_sent_again(play: Play, connection: Connection) -> None:
     """Not after a reconnect either."""
     task = play.call("at_least_once", timeout=1.0)
     connection.up_since = time.monotonic()

@@ -212,7 +212,7 @@ def test_each_try_of_a_cast_is_counted(transport: Transport, client: RPCClient) 
     assert server.wait(PATIENCE) == 0
 
 
-def test_what_was_handed_over_before(transport: Transport, client: RPCClient) -> None:
+def test_a_redelivered_request_is_known_as_such(transport: Transport, client: RPCClient) -> None:
     """A request that another server had before is known to be redelivered, which counts as an attempt."""
     redeliver(transport, lambda: client.prepare(delivery="at_least_once").cast({}, "look"))
     endpoint = Endpoint()

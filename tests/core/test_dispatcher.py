@@ -184,14 +184,14 @@ def test_a_policy_of_ones_own() -> None:
 
 
 @pytest.mark.parametrize("policy", [DefaultRPCAccessPolicy(), object, int])
-def test_refuses_what_is_no_policy(policy: Any) -> None:
+def test_refuses_an_invalid_policy(policy: Any) -> None:
     """A policy has to be a class, and a subclass of RPCAccessPolicyBase."""
     with pytest.raises(TypeError, match="access_policy"):
         RPCDispatcher([], access_policy=policy)
 
 
 @pytest.mark.parametrize("target", ["topic", 5, Target(version="x"), Target(version="1.2.3.4")])
-def test_refuses_what_is_no_target_of_an_endpoint(target: Any) -> None:
+def test_refuses_an_invalid_target_of_an_endpoint(target: Any) -> None:
     """An endpoint's attribute `target` has to be a Target with a version, if any, that is one."""
     bad = type("Bad", (), {"target": target})()
     with pytest.raises(TypeError):
@@ -274,7 +274,7 @@ def test_a_decorated_generator_can_be_closed() -> None:
 
 
 def test_a_generator_is_returned_before_it_has_run() -> None:
-    """The generator of a method comes back unstarted; an iterator that is none is a value."""
+    """The generator of a method comes back unstarted; any other iterator is a value."""
     items = RPCDispatcher([Endpoint()]).dispatch(request("count", to=3))
     assert list(items) == [0, 1, 2]
 
@@ -382,7 +382,7 @@ def test_the_error_says_what_there_is() -> None:
 
 
 def test_a_method_without_context() -> None:
-    """Whoever forgot that the context comes first is told so; other arguments that do not fit are not explained so."""
+    """The error says so if the context was forgotten; for other arguments that do not fit it does not."""
     dispatcher = RPCDispatcher([Shop()])
     with pytest.raises(InvalidArguments, match="takes the caller's context first"):
         dispatcher.dispatch(Request("forgetful", {"item": "tea"}))

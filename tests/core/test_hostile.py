@@ -232,7 +232,7 @@ def test_a_log_handler_may_raise_anything(bench: Bench, error: BaseException, ca
         bench.check()
     finally:
         logger.removeHandler(handler)
-    assert "a line of the logger msgbus.dead_lettering was lost" in capfd.readouterr().err
+    assert "a line of the logger msgbus.processing was lost" in capfd.readouterr().err
 
 
 REQUESTS: dict[str, dict[str, Any]] = {
@@ -336,7 +336,7 @@ UNANSWERABLE = {
 def test_a_request_with_a_long_name_is_refused(
     bench: Bench, name: str, content_type: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing of it is kept, one short line of the log says what is too long, and its caller is told if it can be."""
+    """Nothing of it is kept, one short line of the log says what is too long, and its caller gets it if possible."""
     router, inbox = bench.transport.router, bench.transport.inbox(0.0)
     got: queue.SimpleQueue[Reply] = queue.SimpleQueue()
     monkeypatch.setattr(router, "route", lambda reply, _now: got.put(reply))
@@ -367,7 +367,9 @@ def test_a_reply_with_a_long_name_is_dropped(bench: Bench, name: str, caplog: py
     message = Message(encode(payload, JSON), JSON, "id", None)
     bench.transport.driver.send(inbox, message, mandatory=True).result(PATIENCE)
     bench.check()
-    (line,) = [record.getMessage() for record in caplog.records if "inbox that is not ours" in record.getMessage()]
+    (line,) = [
+        record.getMessage() for record in caplog.records if "unreadable message to the inbox" in record.getMessage()
+    ]
     assert "characters, and may have 255" in line
     assert len(line) < 300
 
@@ -506,7 +508,7 @@ def test_every_module_logs_through_the_safe_logger() -> None:
     assert own == []
 
 
-def test_a_line_tells_where_it_was_logged(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_line_names_where_it_was_logged(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     """A record has the file and function of who logs, and the arguments, as any other."""
     with pytest.raises(ZeroDivisionError):
         bench.client.call({}, "divide")

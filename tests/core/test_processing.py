@@ -96,7 +96,9 @@ def bench() -> Iterator[Bench]:
 
 @pytest.mark.parametrize("call", [True, False], ids=["call", "cast"])
 @pytest.mark.parametrize(("policy", "while_it_runs"), [("at_most_once", "accepted"), ("at_least_once", None)])
-def test_when_it_is_accepted(bench: Bench, policy: str, while_it_runs: str | None, call: bool) -> None:
+def test_a_delivery_is_accepted_when_its_policy_says(
+    bench: Bench, policy: str, while_it_runs: str | None, call: bool
+) -> None:
     """Under at_most_once a delivery is accepted before it runs, under at_least_once after."""
     delivery = Handed(bench.request(policy, call=call))
     seen: list[str | None] = []
@@ -110,7 +112,9 @@ def test_when_it_is_accepted(bench: Bench, policy: str, while_it_runs: str | Non
 @pytest.mark.parametrize(
     ("policy", "runs", "frames"), [("at_most_once", 0, ["declined"]), ("at_least_once", 1, ["reply"])]
 )
-def test_a_call_that_was_handed_over_before(bench: Bench, policy: str, runs: int, frames: list[str]) -> None:
+def test_a_redelivered_call_is_declined_or_run_as_its_policy_says(
+    bench: Bench, policy: str, runs: int, frames: list[str]
+) -> None:
     """What may have run before is declined under at_most_once, and run under at_least_once; it is accepted."""
     delivery = Handed(bench.request(policy), redelivered=True)
     bench.processor.process(delivery)
@@ -118,7 +122,7 @@ def test_a_call_that_was_handed_over_before(bench: Bench, policy: str, runs: int
 
 
 @pytest.mark.parametrize("call", [True, False], ids=["call", "cast"])
-def test_a_delivery_whose_connection_is_gone(bench: Bench, call: bool) -> None:
+def test_a_request_that_cannot_be_accepted_is_not_run(bench: Bench, call: bool) -> None:
     """Under at_most_once a request that can no more be accepted is not run: it will come again elsewhere."""
     bench.processor.process(Handed(bench.request("at_most_once", call=call), alive=False))
     assert not bench.ran
@@ -143,7 +147,7 @@ def test_the_same_request_while_the_first_runs(bench: Bench, policy: str) -> Non
 
 
 def test_an_answer_that_gets_lost(bench: Bench) -> None:
-    """Under at_least_once a call whose answer could not be handed over is given back, with what waited for it."""
+    """Under at_least_once a call whose answer could not be sent is given back, with its duplicates."""
     first, second = Handed(bench.request("at_least_once")), Handed(bench.request("at_least_once"))
 
     def hook() -> None:
@@ -198,7 +202,7 @@ def test_time_left(hints: Hints | None, ttl: float | None, left: float | None) -
     assert found == (None if left is None else pytest.approx(left, abs=0.2))
 
 
-def test_a_cast_whose_connection_was_gone_comes_again(bench: Bench) -> None:
+def test_a_cast_that_could_not_be_accepted_is_dead_lettered_when_redelivered(bench: Bench) -> None:
     """A cast that was not run since its connection was gone goes to the dead letters when it comes again here."""
     request = bench.request("at_most_once", call=False)
     bench.processor.process(Handed(request, alive=False))
@@ -247,7 +251,7 @@ def test_a_call_whose_answer_cannot_be_sent_is_settled(
 
 
 def test_a_dead_letter_that_cannot_be_sent_is_settled(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a dead letter cannot even be handed to the driver, the delivery is settled: the log has it."""
+    """If the driver does not even take a dead letter, the delivery is settled all the same: the log has it."""
 
     def send(*_args: object, **_kwargs: object) -> None:
         raise ValueError("broken")

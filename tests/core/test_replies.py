@@ -41,7 +41,7 @@ class Woken:
 def options(**changes: Any) -> dict[str, Any]:
     """Arguments of any kind of call."""
     given: dict[str, Any] = {
-        "now": NOW,
+        "began": NOW,
         "deadline": DEADLINE,
         "grace": GRACE,
         "repeatable": False,
@@ -82,7 +82,7 @@ def items(*values: Any, seq: int = 0, server: str = "h1", ending: bool = False, 
 
 
 def keepalive(server: str = "h1") -> Reply:
-    """A sign of life."""
+    """A keepalive of a server."""
     return Reply("c", "keepalive", extended=True, server=server, inbox=f"inbox-{server}")
 
 
@@ -103,13 +103,13 @@ LOST = TransportUnavailable("cut", maybe_delivered=True)
 
 
 def check(pending: Pending, now: float, up_since: float | None = 0.0) -> Exception | None:
-    """Why there is nothing more to wait for, as who waits finds out."""
+    """Why there is nothing more to wait for, as a `ClientCall` finds out."""
     pending.update(now, up_since)
     return pending.check(now)
 
 
 def repeats(pending: Pending, now: float, up_since: float | None) -> bool:
-    """Whether the request is sent again now, as who waits finds out."""
+    """Whether the request is sent again now, as a `ClientCall` finds out."""
     found = pending.needs_repeat(now, up_since, REPEAT_AFTER)
     pending.on_checked(now, found)
     return found
@@ -135,7 +135,7 @@ def test_a_reply_that_does_not_end_the_call_is_a_sign_of_life() -> None:
     assert pending.last_sign == NOW + 1
 
 
-def test_the_deadline() -> None:
+def test_a_call_ends_at_its_deadline() -> None:
     """Until its deadline a call waits; then it times out, with the method and the target in the text."""
     pending, _ = call()
     assert pending.next_check() == DEADLINE
@@ -171,7 +171,7 @@ def test_a_request_that_could_not_be_sent(error: Exception, repeatable: bool) ->
 
 
 def test_a_foreign_error_of_sending() -> None:
-    """An error that is none of ours becomes a MessageDeliveryFailure."""
+    """A foreign error becomes a MessageDeliveryFailure."""
     pending, _ = call()
     pending.on_sent(OSError("broken"), NOW)
     error = check(pending, NOW)
@@ -205,7 +205,7 @@ def test_a_sign_of_life_ends_the_uncertainty(sign: Reply) -> None:
     assert pending.next_check() > NOW + 1 + GRACE
 
 
-def test_the_grace_counts_from_the_first_doubt() -> None:
+def test_the_grace_counts_from_the_first_unknown_outcome() -> None:
     """A second server that declines does not prolong the grace."""
     pending, _ = call()
     pending.on_sent(LOST, NOW)
@@ -329,7 +329,7 @@ def test_a_call_is_sent_again_when_the_connection_has_come_back_and_nothing_is_h
 
 @pytest.mark.parametrize("sign", [started(), keepalive(), Reply("c")])
 def test_a_sign_of_life_after_the_reconnect_needs_no_repeat(sign: Reply) -> None:
-    """A server that shows life runs the call: to send it again would run it twice."""
+    """A server that sends a keepalive runs the call: to send it again would run it twice."""
     pending, _ = taken()
     back = NOW + 20
     pending.on_reply(sign, back + 0.5)
@@ -382,7 +382,7 @@ def test_monitor_of_a_stock_server() -> None:
 
 
 def test_monitor_of_a_msgbus_server() -> None:
-    """A server of msgbus shows life by itself: once it has begun, the monitor time is of no matter."""
+    """A server of msgbus sends keepalives by itself: once it has begun, the monitor time does not matter."""
     pending, _ = call(monitor=5.0)
     pending.on_reply(started(), NOW)
     assert check(pending, NOW + 6) is None
@@ -438,7 +438,7 @@ def test_a_ping_ends_at_its_deadline_and_with_its_request_alone() -> None:
     assert check(uncertain, NOW + GRACE) is error
 
 
-def test_to_ask_changes_nothing() -> None:
+def test_check_and_needs_repeat_change_nothing() -> None:
     """`check` and `needs_repeat` say the same however often they are asked; only what follows changes a call."""
     pending, _ = call(repeatable=True)
     pending.on_sent(None, NOW)
@@ -551,8 +551,8 @@ def test_items_are_a_sign_of_life() -> None:
     assert type(check(pending, last + LOST_AFTER)) is ServerLost
 
 
-def test_the_server_is_told_in_halves_of_the_window() -> None:
-    """The server is told whenever half of the window has been taken: not every item costs a frame."""
+def test_credit_is_due_for_each_half_of_the_window() -> None:
+    """Credit is sent whenever half of the window has been taken: not every item costs a frame."""
     pending = stream(window=4)
     pending.on_reply(started(), NOW)
     pending.on_reply(items(*range(4)), NOW)
@@ -560,7 +560,7 @@ def test_the_server_is_told_in_halves_of_the_window() -> None:
     assert pending.taken == 4
 
 
-def test_the_server_is_told_nothing_after_the_end() -> None:
+def test_no_credit_is_due_after_the_end() -> None:
     """A stream that has ended waits for nothing."""
     pending = stream(window=2)
     pending.on_reply(items(*range(4), ending=True), NOW)

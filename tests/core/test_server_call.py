@@ -64,8 +64,9 @@ class Peer:
         request = Request("m", call_id="c", reply_to=reply_to or self.inbox.address.name, monitor=monitor, hints=hints)
         self.grace = 0.0 if reply_to == "gone" else 60.0
         delivery = Handed(Address("topic", "msgbus", "foo"), Message(b"", JSON, "c"), False, None)
-        call = ServerCall(self, delivery, request, deadline, at_least_once=False)
-        call.running = True
+        owner: Any = self
+        call = ServerCall(owner, delivery, request, deadline, at_least_once=False)
+        call.active = True
         return call
 
     def take(self) -> list[tuple[str, bool]]:
@@ -85,7 +86,7 @@ def peer() -> Iterator[Peer]:
 
 @pytest.mark.parametrize("hints", [Hints(), None], ids=["msgbus", "stock"])
 def test_result(peer: Peer, hints: Hints | None) -> None:
-    """The answer is one frame, which ends the call; only a msgbus client is told who gave it."""
+    """The answer is one frame, which ends the call; only for a msgbus client does it name the server."""
     call = peer.call(hints)
     call.result({"a": 1})
     frame = peer.frames[0]
@@ -134,14 +135,14 @@ def test_result_that_is_too_large(peer: Peer, times: int) -> None:
 
 
 def test_an_answer_that_reaches_nobody(peer: Peer, caplog: pytest.LogCaptureFixture) -> None:
-    """Where the client is gone, the log and whoever waits for the end are told."""
+    """If the client's inbox does not exist, that is logged, and the call's owner gets the error."""
     peer.call(reply_to="gone").result(5)
     assert [type(end) for end in peer.ends] == [MessageUndeliverable]
     assert "could not be delivered to inbox 'gone'" in caplog.text
 
 
 def test_signs_of_life_for_a_msgbus_client(peer: Peer) -> None:
-    """A call that runs for a while says so once, with an inbox, and then shows life now and then."""
+    """The client of a call that runs for a while is notified once, with an inbox, and then sent keepalives."""
     call = peer.call(Hints())
     begin = call._last_frame
     call.tick(begin + STARTED_AFTER / 2)
@@ -158,7 +159,7 @@ def test_signs_of_life_for_a_msgbus_client(peer: Peer) -> None:
     assert peer.take() == []
 
 
-def test_a_server_shows_life_when_its_connection_is_back(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_sends_a_keepalive_when_its_connection_is_back(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, and once: the client may have been cut off too, and wonders whether its request got lost."""
     call = peer.call(Hints())
     call.send_started()
@@ -224,7 +225,7 @@ def test_signs_of_life_for_a_stock_client(peer: Peer, monitor: float | None, aft
 
 @pytest.mark.parametrize("how", ["answered", "cancelled"])
 def test_no_sign_of_life_that_nobody_needs(peer: Peer, how: str) -> None:
-    """After the answer, and for a client that does not want it any more, there is no sign of life."""
+    """After the answer, and for a client that has cancelled, there is no keepalive."""
     call = peer.call(Hints())
     if how == "answered":
         call.result(5)
@@ -250,13 +251,13 @@ def test_no_answer_that_nobody_wants(peer: Peer, how: str) -> None:
 
 @pytest.mark.parametrize(("hints", "kinds"), [(Hints(), [("declined", False)]), (None, [])])
 def test_declined(peer: Peer, hints: Hints | None, kinds: list[Any]) -> None:
-    """That a request is not run is told to a msgbus client; a stock one would not understand it."""
+    """A msgbus client is notified that its request is not run; a stock one would not understand it."""
     peer.call(hints).decline()
     assert peer.take() == kinds
 
 
 def test_stream(peer: Peer) -> None:
-    """A stream begins by saying where it can be told things; its items and its end follow."""
+    """A stream begins with the inbox for its control frames; its items and its end follow."""
     call = peer.call(Hints(window=10))
     call.stream(iter_of(range(3)))
     assert [frame.items for frame in peer.frames] == [None, [0], [1], [2], []]
@@ -296,7 +297,7 @@ def test_stream_that_fails(peer: Peer) -> None:
 
 
 def test_a_frame_that_gets_lost(peer: Peer) -> None:
-    """A sign of life that reaches nobody is no error."""
+    """A keepalive that reaches nobody is no error."""
     call = peer.call(Hints(), reply_to="gone")
     call.send_started()
     assert peer.ends == []

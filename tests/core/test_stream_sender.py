@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from msgbus import MessageTooLarge, MessageUndeliverable, SerializationError, stream_sender
-from msgbus.drivers.base import Message
+from msgbus.drivers.base import Address, Message
 from msgbus.failures import rebuild_failure
 from msgbus.message import JSON, LOST_AFTER, Control, Hints, Reply, Request
-from msgbus.server_call import OnOutcome
+from msgbus.sending import OnOutcome
 from msgbus.stream_sender import StreamSender
 from tests.support import PATIENCE
 
@@ -20,12 +20,12 @@ from tests.support import PATIENCE
 class Client:
     """Takes the place of a `ServerCall`: keeps the frames of a sender, and says when and how each has been sent."""
 
-    lossy = False
-    client = "inbox 'x'"
+    address = Address("inbox", name="x")
 
     def __init__(self, *, at_once: bool = True) -> None:
         self.delivery = SimpleNamespace(message=Message(b"", JSON, "c"))
-        self.up_since: float | None = 0.0
+        self.driver = SimpleNamespace(up_since=0.0)
+        self.owner = SimpleNamespace(transport=SimpleNamespace(driver=self.driver, lossy=False))
         self.frames: list[Reply] = []
         self.ends: list[BaseException | None] = []
         self._at_once = at_once
@@ -239,10 +239,10 @@ def test_silence_while_this_side_is_cut_off_is_not_the_clients(monkeypatch: pyte
     sender = client.sender()
 
     def generator() -> Generator[int, None, None]:
-        client.up_since = None
+        client.driver.up_since = None
         clock.now += 10 * LOST_AFTER
         yield 0
-        client.up_since = clock.now
+        client.driver.up_since = clock.now
         clock.now += LOST_AFTER - 1
         yield 1
         clock.now += 1
@@ -292,7 +292,7 @@ def test_an_item_that_cannot_travel() -> None:
 
 
 def test_an_item_that_is_too_large() -> None:
-    """Where a frame is larger than the message system takes, the client is told, with the number that it expects."""
+    """If a frame is too large for the message system, the client is sent an error, with the number that it expects."""
     client, items = Client(at_once=False), Items(iter(lambda: "x", "y"))
     sender = client.sender(window=5)
     thread = in_thread(lambda: sender.run(items()))

@@ -69,7 +69,7 @@ def test_the_request_goes_out_at_once(played: PlayedServer, client: RPCClient) -
 
 
 def test_credit_goes_to_the_server(played: PlayedServer, client: RPCClient) -> None:
-    """Whenever half of the window has been taken, the server is told how much in all."""
+    """Whenever half of the window has been taken, credit is sent, with the total."""
     stream = client.multicall({}, "count")
     played.started()
     played.say("items", items=list(range(100)), seq=0)
@@ -86,7 +86,7 @@ def test_credit_goes_to_the_server(played: PlayedServer, client: RPCClient) -> N
 
 
 def test_a_stream_that_is_closed_before_the_server_is_known(played: PlayedServer, client: RPCClient) -> None:
-    """Cancel waits until the server says where it can be told; then it is told at once."""
+    """Cancel waits until the server has sent its inbox; then it is sent at once."""
     stream = client.multicall({}, "count")
     stream.close()
     assert played.kinds() == []
@@ -107,7 +107,7 @@ def test_a_stream_that_has_ended_is_not_cancelled(played: PlayedServer, client: 
     assert len(played.transport.router) == 0
 
 
-def test_the_reader_shows_life(played: PlayedServer, client: RPCClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reader_sends_keepalives(played: PlayedServer, client: RPCClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as a stream is open its server is sent keepalives; after that no more."""
     monkeypatch.setattr(streams, "KEEPALIVE", 0.0)
     due: list[Callable[[], object]] = []

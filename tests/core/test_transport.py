@@ -298,7 +298,7 @@ def test_after_an_unknown_outcome_a_refusal_is_not_final(
 
 
 @pytest.mark.parametrize("refusal", [*REFUSALS, pytest.param(MessageTooLarge("too large"), id="too large")])
-def test_at_the_deadline_the_unknown_outcome_is_told(
+def test_at_the_deadline_the_error_names_the_unknown_outcome(
     refusal: Exception, scripted: tuple[Transport, ScriptedDriver]
 ) -> None:
     """Where no later try is taken, the error says that the first may have been, why, and what became of the last."""
@@ -317,7 +317,7 @@ def test_at_the_deadline_the_unknown_outcome_is_told(
     transport.cleanup()
 
 
-def test_a_frame_for_a_client_that_is_gone_is_tried_no_longer_than_asked(
+def test_a_frame_for_a_client_that_is_away_is_tried_no_longer_than_asked(
     scripted: tuple[Transport, ScriptedDriver],
 ) -> None:
     """After an unknown outcome, too, nobody's being there counts from the time that was given for it."""
@@ -345,7 +345,7 @@ def test_tries_end_with_the_time_that_the_message_may_wait(scripted: tuple[Trans
 
 
 def test_cleanup_ends_what_waits_for_its_next_try(scripted: tuple[Transport, ScriptedDriver]) -> None:
-    """Whoever waits for the outcome is told that the transport was closed, and nothing more is sent."""
+    """Whoever waits for the outcome gets `CallCancelled`, and nothing more is sent."""
     transport, driver = scripted
     driver.outcomes = [LOST]
     done, outcomes = outcome_of(transport)
@@ -360,7 +360,7 @@ def test_nothing_is_sent_again_for_a_call_that_is_over(scripted: tuple[Transport
     transport, driver = scripted
     driver.outcomes = [LOST]
     pending = PendingCall(
-        "c", "m", TOPIC, now=0.0, deadline=0.0, grace=0.0, repeatable=True, monitor=None, allowed_modules=()
+        "c", "m", TOPIC, began=0.0, deadline=0.0, grace=0.0, repeatable=True, monitor=None, allowed_modules=()
     )
     outcome: Future[BaseException | None] = Future()
     end = time.monotonic() + PATIENCE
@@ -419,7 +419,7 @@ def test_what_comes_to_the_inbox(caplog: pytest.LogCaptureFixture) -> None:
     transport = new_transport()
     inbox = Address("inbox", name=transport.inbox(time.monotonic() + PATIENCE))
     pending = PendingCall(
-        "c", "m", TOPIC, now=0.0, deadline=0.0, grace=0.0, repeatable=False, monitor=None, allowed_modules=()
+        "c", "m", TOPIC, began=0.0, deadline=0.0, grace=0.0, repeatable=False, monitor=None, allowed_modules=()
     )
     transport.router.add(pending)
     handler: Any = Handler()
@@ -438,7 +438,7 @@ def test_what_comes_to_the_inbox(caplog: pytest.LogCaptureFixture) -> None:
     assert pending.answer.result == 5
     assert handler.taken == [Control("r", "credit", 3)]
     assert "is not running here" in caplog.text
-    assert [record.levelno for record in caplog.records if "not ours" in record.message] == [logging.WARNING]
+    assert [record.levelno for record in caplog.records if "unreadable message" in record.message] == [logging.WARNING]
     transport.cleanup()
 
 
@@ -516,8 +516,8 @@ class Slow:
         self.release.wait(PATIENCE)
 
 
-def test_a_configuration_that_is_none() -> None:
-    """A URL in its place is told so."""
+def test_something_else_than_a_configuration_is_refused() -> None:
+    """A URL in its place is a TypeError that says so."""
     url: Any = "rabbit://localhost/"
     with pytest.raises(TypeError, match="ConfigOpts, not str"):
         get_rpc_transport(url)

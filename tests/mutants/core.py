@@ -104,7 +104,7 @@ TEN = (
         "replies.py",
         "if now >= self.deadline:",
         "if now >= self.deadline + 1.0:",
-        "core/test_replies.py::test_the_deadline",
+        "core/test_replies.py::test_a_call_ends_at_its_deadline",
     ),
     Mutant(
         "runs_what_has_expired",
@@ -120,7 +120,7 @@ TEN = (
         "client_call.py",
         'mandatory = pending.address.kind != "fanout"',
         "mandatory = False",
-        "core/test_client.py::test_nobody_there",
+        "core/test_client.py::test_a_request_to_nobody_is_undeliverable",
     ),
     Mutant(
         "runs_what_may_have_run",
@@ -128,7 +128,7 @@ TEN = (
         "processing.py",
         "if call.delivery.redelivered:\n                self._decline",
         "if False:\n                self._decline",
-        "core/test_processing.py::test_a_call_that_was_handed_over_before",
+        "core/test_processing.py::test_a_redelivered_call_is_declined_or_run_as_its_policy_says",
     ),
     Mutant(
         "accepts_before_it_runs_what_has_to_run",
@@ -136,7 +136,7 @@ TEN = (
         "processing.py",
         "if not call.at_least_once:\n            if call",
         "call.delivery.accept()\n        if not call.at_least_once:\n            if call",
-        "core/test_processing.py::test_when_it_is_accepted",
+        "core/test_processing.py::test_a_delivery_is_accepted_when_its_policy_says",
     ),
     Mutant(
         "sends_no_unanswered_request_again",
@@ -203,8 +203,8 @@ OTHERS = (
         "each_item_has_its_own_time_alone",
         "prepare(deadline=...) bounds the whole of a multicall (guarantees, when all goes well).",
         "replies.py",
-        "min(now + self._idle, self._end)",
-        "now + self._idle",
+        "min(now + self.idle_timeout, self.end)",
+        "now + self.idle_timeout",
         "core/test_replies.py::test_timeout_of_each_item",
     ),
     Mutant(
@@ -229,7 +229,7 @@ OTHERS = (
         "client.py",
         "self._repeatable, ttl * SEND_SHARE)",
         "self._repeatable, ttl + 10.0)",
-        "core/test_client.py::test_the_message_system_has_the_first_word",
+        "core/test_client.py::test_the_driver_gives_its_reason_before_the_call_times_out",
     ),
     Mutant(
         "a_stream_has_no_deadline_of_its_whole",
@@ -271,7 +271,7 @@ OTHERS = (
         "sending.py",
         "if first is None or first is last or",
         "if True or",
-        "core/test_transport.py::test_at_the_deadline_the_unknown_outcome_is_told",
+        "core/test_transport.py::test_at_the_deadline_the_error_names_the_unknown_outcome",
     ),
     Mutant(
         "nobody_there_is_final_just_after_a_reconnect",
@@ -285,7 +285,7 @@ OTHERS = (
         "sends_again_what_nobody_waits_for",
         "A request whose call is over is not run by who comes later (guarantees, what comes too late is not run).",
         "sending.py",
-        "if self._pending is not None and self._pending not in self._transport.router:",
+        "if self.pending is not None and self.pending not in self.transport.router:",
         "if False:",
         "core/test_transport.py::test_nothing_is_sent_again_for_a_call_that_is_over",
     ),
@@ -313,7 +313,7 @@ OTHERS = (
         "processing.py",
         "call.accepted = call.delivery.accept()\n            if",
         "call.accepted = True\n            if",
-        "core/test_processing.py::test_when_it_is_accepted",
+        "core/test_processing.py::test_a_delivery_is_accepted_when_its_policy_says",
     ),
     Mutant(
         "runs_what_could_not_be_accepted",
@@ -321,7 +321,7 @@ OTHERS = (
         "processing.py",
         "if not call.accepted:\n                self._leave",
         "if False:\n                self._leave",
-        "core/test_processing.py::test_a_delivery_whose_connection_is_gone",
+        "core/test_processing.py::test_a_request_that_cannot_be_accepted_is_not_run",
     ),
     Mutant(
         "a_cast_that_may_have_run_vanishes",
@@ -335,8 +335,8 @@ OTHERS = (
         "waits_after_the_grace",
         "A call that was declined raises OutcomeUnknown after rpc_reply_grace (delivery, what the server does).",
         "replies.py",
-        "if self._uncertain_since is not None and now >= self._uncertain_since + self._grace:",
-        "if self._uncertain_since is not None and now >= self._uncertain_since + 2 * self._grace:",
+        "if self._uncertain_since is not None and now >= self._uncertain_since + self.grace:",
+        "if self._uncertain_since is not None and now >= self._uncertain_since + 2 * self.grace:",
         "core/test_replies.py::test_outcome_unknown_after_the_grace",
     ),
     Mutant(
@@ -344,8 +344,8 @@ OTHERS = (
         "The connection breaks while a cast is sent: OutcomeUnknown at once under at_most_once (guarantees, when "
         "something fails).",
         "client.py",
-        "until = deadline if self._repeatable else None",
-        "until = deadline",
+        "repeat=self._repeatable",
+        "repeat=True",
         "core/test_client.py::test_casts_that_cannot_be_sent",
     ),
     Mutant(
@@ -604,7 +604,7 @@ OTHERS = (
         "streams.py",
         "if now - self._last_keepalive >= KEEPALIVE and",
         "if False and",
-        "core/test_streams.py::test_the_reader_shows_life",
+        "core/test_streams.py::test_the_reader_sends_keepalives",
     ),
     Mutant(
         "silence_counts_while_the_server_is_cut_off",
@@ -631,7 +631,7 @@ OTHERS = (
         "server_call.py",
         "elif silent >= KEEPALIVE or self._has_reconnected():",
         "elif silent >= KEEPALIVE:",
-        "core/test_server_call.py::test_a_server_shows_life_when_its_connection_is_back",
+        "core/test_server_call.py::test_a_server_sends_a_keepalive_when_its_connection_is_back",
     ),
     Mutant(
         "silence_counts_while_the_client_is_cut_off",
@@ -744,7 +744,7 @@ OTHERS = (
         "server.py",
         "processor.calls.add(call)",
         "pass",
-        "core/test_server.py::test_wait_waits_for_what_is_handed_back",
+        "core/test_server.py::test_wait_waits_for_what_is_given_back",
     ),
     Mutant(
         "what_is_handed_back_may_vanish",
@@ -752,7 +752,7 @@ OTHERS = (
         "server.py",
         "copy, mandatory=True",
         "copy, mandatory=False",
-        "core/test_server.py::test_wait_waits_for_what_is_handed_back",
+        "core/test_server.py::test_wait_waits_for_what_is_given_back",
     ),
     Mutant(
         "what_is_handed_back_gets_new_time",
@@ -760,7 +760,7 @@ OTHERS = (
         "server.py",
         "message.content_type, message.id, left, message.durable",
         "message.content_type, message.id, message.ttl, message.durable",
-        "core/test_server.py::test_wait_waits_for_what_is_handed_back",
+        "core/test_server.py::test_wait_waits_for_what_is_given_back",
     ),
     Mutant(
         "a_client_may_ask_for_any_number_of_items_ahead",
@@ -782,7 +782,7 @@ OTHERS = (
         "a_stream_to_nobody_runs_on",
         "The client dies: the generator is closed (guarantees, multicall).",
         "stream_sender.py",
-        'self._stopped = f"the client at {self._call.client} could not be reached: {error}"',
+        'self._stopped = f"the client at {self._call.address} could not be reached: {error}"',
         "pass",
         "core/test_stream_sender.py::test_a_client_that_cannot_be_reached",
     ),
@@ -833,7 +833,7 @@ OTHERS = (
         "server.py",
         "else:\n                    delivery.reject(requeue=True)",
         "else:\n                    delivery.accept()",
-        "core/test_server.py::test_wait_waits_for_what_is_handed_back",
+        "core/test_server.py::test_wait_waits_for_what_is_given_back",
     ),
     # Bounds and ends
     Mutant(
@@ -851,7 +851,7 @@ OTHERS = (
         "server.py",
         "elif request.call_id is not None and processor.policy_of(request) == AT_LEAST_ONCE:",
         "elif True:",
-        "core/test_server.py::test_stop_hands_back_what_has_not_begun",
+        "core/test_server.py::test_stop_gives_back_what_has_not_begun",
     ),
     Mutant(
         "wait_does_not_say_what_it_abandons",
