@@ -9,12 +9,13 @@ import pytest
 
 from msgbus import MessageTooLarge, RPCDispatcher, Transport, TransportUnavailable
 from msgbus.conformance.waiting import until
+from msgbus.current import running
 from msgbus.drivers.base import Address, Delivery, Message
 from msgbus.drivers.fake import get_bus
 from msgbus.encoding import decode_inbox_frame, encode_request
 from msgbus.message import JSON, MSGPACK, Hints, Reply, Request
 from msgbus.processing import Processor
-from msgbus.server_call import time_left
+from msgbus.server_call import ServerCall, time_left
 from tests.support import PATIENCE, new_transport
 
 TOPIC = Address("topic", "msgbus", "foo")
@@ -107,6 +108,28 @@ def test_a_delivery_is_accepted_when_its_policy_says(
     assert seen == [while_it_runs]
     assert delivery.outcome == "accepted"
     assert len(bench.frames) == call
+
+
+@pytest.mark.parametrize(("policy", "while_it_runs"), [("at_most_once", True), ("at_least_once", False)])
+def test_a_call_counts_as_accepted_once_it_is(bench: Bench, policy: str, while_it_runs: bool) -> None:
+    """Not before its delivery was accepted, under either policy."""
+    seen: list[bool] = []
+
+    def note() -> None:
+        call = running.get()
+        assert isinstance(call, ServerCall)
+        seen.append(call.accepted)
+
+    class Noting(Handed):
+        __slots__ = ()
+
+        def accept(self) -> bool:
+            note()
+            return super().accept()
+
+    bench.hook = note
+    bench.processor.process(Noting(bench.request(policy)))
+    assert seen == ([False, while_it_runs] if while_it_runs else [while_it_runs, False])
 
 
 @pytest.mark.parametrize(

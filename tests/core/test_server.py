@@ -312,6 +312,45 @@ def test_stop_gives_back_what_has_not_begun(delivery: Any, endpoint: Endpoint) -
     transport.cleanup()
 
 
+def test_a_cast_that_is_due_again_while_its_server_stops_is_not_lost(
+    transport: Transport, server: RPCServer, client: RPCClient, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While messages still come, it is run again here: a copy for others could come back, and be dropped."""
+    server.start()
+    subscription = server._subscription
+    assert subscription is not None
+    stop, stopping, stopped = subscription.stop, threading.Event(), Future[None]()
+
+    def stop_slowly() -> Future[None]:
+        stopping.set()
+        return stopped
+
+    def fail_once() -> None:
+        assert stopping.wait(PATIENCE)
+        if len(endpoint.ran) == 1:
+            raise RuntimeError("the first time")
+
+    def confirm_late(address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
+        send(address, message, mandatory=mandatory)
+        sent: Future[Sent] = Future()
+        transport.loop.call_later(0.2, lambda: sent.set_result(Sent()))
+        return sent
+
+    monkeypatch.setattr(subscription, "stop", stop_slowly)
+    endpoint.hook = fail_once
+    client.prepare(delivery="at_least_once").cast({}, "call_hook")
+    endpoint.wait()
+    send = transport.driver.send
+    monkeypatch.setattr(transport.driver, "send", confirm_late)
+    thread = threading.Thread(target=server.stop, daemon=True)
+    thread.start()
+    endpoint.wait()
+    stop().result(PATIENCE)
+    stopped.set_result(None)
+    thread.join(PATIENCE)
+    assert len(endpoint.ran) == 2
+
+
 @pytest.mark.parametrize("error", [None, TransportBlocked("full")], ids=["taken", "not taken"])
 def test_wait_waits_for_what_is_given_back(
     endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, error: Exception | None
