@@ -12,6 +12,7 @@ from msgbus.exceptions import MessagingException, MessagingTimeout
 from msgbus.foreign import get_logger
 from msgbus.message import Control
 from msgbus.replies import Pending, PendingCall, nobody
+from msgbus.sending import send_control
 from msgbus.transport import INSPECT_TIMEOUT, Transport
 
 LOG = get_logger(__name__)
@@ -155,7 +156,7 @@ class ClientCall:
 
     def send_control(self, inbox: str, control: Control) -> None:
         """Send a control frame to a server."""
-        self.transport.send_control(inbox, control, self._content_type)
+        send_control(self.transport, inbox, control, self._content_type)
 
     def _explain_timeout(self) -> str:
         """What is known of a call whose deadline has passed: it is all that an operator has to go by."""

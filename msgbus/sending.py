@@ -6,15 +6,17 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from msgbus.drivers.base import Address, Message, Sent
+from msgbus.encoding import encode_control
 from msgbus.exceptions import MessageDeliveryFailure, MessageUndeliverable, TransportBlocked, TransportUnavailable
 from msgbus.foreign import get_logger
+from msgbus.message import Control, new_id
 
 if TYPE_CHECKING:
-    from msgbus.replies import Pending
-    from msgbus.transport import Transport
+    from msgbus.drivers.toolkit.loop import Loop
+    from msgbus.replies import Pending, ReplyRouter
 
 LOG = get_logger(__name__)
 
@@ -22,12 +24,37 @@ RETRY_DELAY = 0.25
 """Seconds between two tries to deliver a message; less where its deadline is near."""
 RETRY_DELAY_MIN = 0.01
 """Seconds: with less than twice that left, there is no further try."""
+CONTROL_TTL = 30.0
+"""Seconds after which a control frame is worthless."""
 
 OnOutcome = Callable[[BaseException | None], None]
 
 
 def ignore(_error: BaseException | None) -> None:
     """An `OnOutcome` for what nobody waits for."""
+
+
+class Sender(Protocol):
+    """What is needed of a `Transport` here."""
+
+    closed: bool
+    loop: Loop
+    router: ReplyRouter
+    retries: dict[Sending, None]
+
+    def send(
+        self,
+        address: Address,
+        message: Message,
+        *,
+        mandatory: bool,
+        fallback: Address | None = None,
+        until: float | None = None,
+    ) -> Future[Sent]:
+        """See `Transport.send`."""
+
+    def listeners_return_until(self) -> float:
+        """See `Transport.listeners_return_until`."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -37,7 +64,7 @@ class Sending:
     (Closures would do, but leave reference cycles to the garbage collector.)
     """
 
-    transport: Transport
+    sender: Sender
     address: Address
     message: Message
     mandatory: bool
@@ -68,19 +95,19 @@ class Sending:
         if self._first_unknown is None and getattr(error, "maybe_delivered", False):
             self._first_unknown, self._first_at = error, now
         left = self._worth_until(error) - now
-        if left < 2 * RETRY_DELAY_MIN or self.transport.closed:
+        if left < 2 * RETRY_DELAY_MIN or self.sender.closed:
             self.on_outcome(self._explain(error))
             return
         LOG.debug("sending %s again: %s", self.message.id, error)
         self._retry_in(min(RETRY_DELAY, left / 2), error)
 
     def _retry_in(self, delay: float, error: BaseException) -> None:
-        self.transport.retries[self] = None
+        self.sender.retries[self] = None
         try:
-            self.transport.loop.call_later(delay, self._send_again)
+            self.sender.loop.call_later(delay, self._send_again)
         except TransportUnavailable:  # There can be no thread any more: the interpreter is ending.
             self.give_up(self._explain(error))
-        if self.transport.closed:  # Looked at last: if it is closed from now on, `cleanup` finds this retry.
+        if self.sender.closed:  # Looked at last: if it is closed from now on, `cleanup` finds this retry.
             self.give_up(self._explain(error))
 
     def _worth_until(self, error: BaseException) -> float:
@@ -92,7 +119,7 @@ class Sending:
         if isinstance(error, TransportBlocked) or (may_pass and self._first_unknown is not None):
             return self._tries_until
         if isinstance(error, MessageUndeliverable):
-            return min(self._tries_until, self.transport.listeners_return_until())
+            return min(self._tries_until, self.sender.listeners_return_until())
         return 0.0
 
     def _explain(self, last: BaseException) -> BaseException:
@@ -111,9 +138,9 @@ class Sending:
 
     def _send_again(self) -> None:
         # Taking it out of the table is a single step, so the loop and `give_up` never both act.
-        if self.transport.retries.pop(self, self) is not None:
+        if self.sender.retries.pop(self, self) is not None:
             return  # It was given up.
-        if self.pending is not None and self.pending not in self.transport.router:
+        if self.pending is not None and self.pending not in self.sender.router:
             assert self._last is not None
             self.on_outcome(self._explain(self._last))
             return
@@ -122,13 +149,23 @@ class Sending:
         ttl = None if message.ttl is None else max(self.until - now, 0.001)
         send_timeout = max(self._tries_until - now, 0.001)
         again = Message(message.body, message.content_type, message.id, ttl, message.durable, send_timeout)
-        sent = self.transport.send(self.address, again, mandatory=self.mandatory, fallback=self.fallback)
+        sent = self.sender.send(self.address, again, mandatory=self.mandatory, fallback=self.fallback)
         sent.add_done_callback(self.on_sent)
 
     def give_up(self, error: BaseException) -> None:
         """There will be no further try."""
-        if self.transport.retries.pop(self, self) is None:
+        if self.sender.retries.pop(self, self) is None:
             self.on_outcome(error)
+
+
+def send_control(sender: Sender, inbox: str, control: Control, content_type: str) -> None:
+    """Send a control frame to a server; nobody waits for it.
+
+    It is repeated after an unknown outcome: to come twice does no harm.
+    """
+    message_id = f"{control.call_id}.{new_id()[:8]}.{control.kind}"
+    message = Message(encode_control(control, content_type), content_type, message_id, CONTROL_TTL)
+    sender.send(Address("inbox", name=inbox), message, mandatory=False, until=time.monotonic() + CONTROL_TTL)
 
 
 def server_named_by(address: Address) -> Address | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from msgbus.closing import end_child
 from msgbus.current import RunningRequest
@@ -19,7 +19,7 @@ from msgbus.sending import OnOutcome
 from msgbus.stream_sender import StreamSender
 
 if TYPE_CHECKING:
-    from msgbus.processing import Processor
+    from msgbus.transport import Transport
 
 LOG = get_logger(__name__)
 
@@ -33,13 +33,33 @@ CONFIRMED_AFTER = 1.0
 _NOBODY = Address("inbox")
 
 
+class CallOwner(Protocol):
+    """What runs calls: a `Processor`, or a part of it.
+
+    Attributes:
+        transport: where they came from.
+        server: the server's name.
+        grace: the option ``rpc_reply_grace``.
+        forks: how often the process had forked when it was made.
+    """
+
+    transport: Transport
+    server: str
+    grace: float
+    forks: int
+
+    def on_answered(self, call: ServerCall, error: BaseException | None) -> None:
+        """The client has its answer or does not want it, or the answer could not be delivered because of `error`."""
+
+
 class ServerCall(RunningRequest):
     """A request that a server runs. Thread-safe: the method's thread, the loop and the inbox use it.
 
     A cast is one too; nothing is sent for it.
 
     Attributes:
-        owner: what runs it. Its `on_answered` is called once the client has the answer, or it could not be delivered.
+        owner: what runs it. Its `on_answered` is called once.
+        transport: where it came from.
         address: of the client's inbox.
         accepted: its delivery has been accepted.
         finished: its delivery and the duplicates were accepted or given back.
@@ -63,10 +83,11 @@ class ServerCall(RunningRequest):
     _resend_until = 0.0
 
     def __init__(
-        self, owner: Processor, delivery: Delivery, request: Request, deadline: float | None, at_least_once: bool
+        self, owner: CallOwner, delivery: Delivery, request: Request, deadline: float | None, at_least_once: bool
     ) -> None:
         super().__init__(owner.server, delivery, request, deadline, at_least_once)
         self.owner = owner
+        self.transport = owner.transport
         self.address = _NOBODY if request.reply_to is None else Address("inbox", name=request.reply_to)
         self._extended = request.hints is not None
         self._confirms = request.hints is not None and request.hints.confirms
@@ -97,14 +118,14 @@ class ServerCall(RunningRequest):
         reply.extended = self._extended
         reply.server = self.server
         content_type = self.delivery.message.content_type
-        body = encode_reply(reply, content_type, lossy=owner.transport.lossy)
+        body = encode_reply(reply, content_type, lossy=self.transport.lossy)
         now = self._last_frame = time.monotonic()
         end = self._send_until(now)
         # It begins with the call's id, so that a search of the log for that id finds the answers too. (Other peers' ids
         # may have any length, and message systems limit it.)
         self._frames += 1
         message_id = f"{reply.call_id[:ID_LENGTH]}.{self._frames}.{reply.kind}"
-        owner.transport.send(
+        self.transport.send(
             self.address,
             Message(body, content_type, message_id, end - now, self.at_least_once),
             mandatory=True,
@@ -146,7 +167,7 @@ class ServerCall(RunningRequest):
             self.owner.on_answered(self, None)
             return
         if self._confirms:
-            reply.confirm = self.owner.transport.inbox(0.0)
+            reply.confirm = self.transport.inbox(0.0)
             self._resend_until = self._send_until(time.monotonic()) if self.deadline is None else self.deadline
             self._unconfirmed = reply
         try:
@@ -219,7 +240,7 @@ class ServerCall(RunningRequest):
         """Notify the client that the request runs, and to which inbox control frames for it go."""
         if not self.started and self._extended:
             self.started = True
-            self.send(Reply(self.request.call_id or "", "started", inbox=self.owner.transport.inbox(0.0)))
+            self.send(Reply(self.request.call_id or "", "started", inbox=self.transport.inbox(0.0)))
 
     def tick(self, now: float) -> None:
         """Send what is due: that the call runs, a keepalive, or an unconfirmed answer once more."""
@@ -234,7 +255,7 @@ class ServerCall(RunningRequest):
                 if silent >= STARTED_AFTER:
                     self.send_started()
             elif silent >= KEEPALIVE or self._has_reconnected():
-                self.send(Reply(self.request.call_id or "", "keepalive", inbox=self.owner.transport.inbox(0.0)))
+                self.send(Reply(self.request.call_id or "", "keepalive", inbox=self.transport.inbox(0.0)))
         elif self.request.monitor and silent >= max(1, int(self.request.monitor)) / 2:
             # A stock client asked for a reply without result twice in that time.
             self.send(Reply(self.request.call_id or ""))
@@ -244,7 +265,7 @@ class ServerCall(RunningRequest):
 
         The client may have lost its connection too, and sends the request again if it hears nothing.
         """
-        up_since = self.owner.transport.driver.up_since
+        up_since = self.transport.driver.up_since
         return up_since is not None and up_since > self._last_frame
 
     def on_control(self, control: Control) -> None:

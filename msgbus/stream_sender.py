@@ -5,18 +5,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from msgbus.drivers.base import Address, Delivery
 from msgbus.encoding import encode_item
 from msgbus.exceptions import MessageTooLarge
 from msgbus.failures import serialize_failure
 from msgbus.foreign import get_logger
-from msgbus.message import LOST_AFTER, Control, Reply
+from msgbus.message import LOST_AFTER, Control, Reply, Request
+from msgbus.sending import OnOutcome
 
 if TYPE_CHECKING:
-    from msgbus.server_call import ServerCall
+    from msgbus.transport import Transport
 
 LOG = get_logger(__name__)
 
@@ -26,6 +28,21 @@ FRAME_BYTES = 1 << 20
 """The most bytes of items in one frame. (A single item may be larger.)"""
 BUFFERED_BYTES = 4 * FRAME_BYTES
 """The most bytes of items that wait until the frame before them has been sent; then the generator waits too."""
+
+
+class StreamCall(Protocol):
+    """The call of a stream: a `ServerCall`."""
+
+    request: Request
+    delivery: Delivery
+    address: Address
+    transport: Transport
+
+    def send(self, reply: Reply, on_outcome: OnOutcome) -> None:
+        """Send a frame to the client."""
+
+    def on_answer_sent(self, error: BaseException | None) -> None:
+        """The last frame was sent, or could not be."""
 
 
 class StreamSender:
@@ -43,7 +60,7 @@ class StreamSender:
     _failure: str | None = None
     _stopped: str | None = None  # why no more is sent
 
-    def __init__(self, call: ServerCall) -> None:
+    def __init__(self, call: StreamCall) -> None:
         """Make one that has not begun. The call's `on_answer_sent` is called once, when the stream is over."""
         self._call = call
         self._window = min(call.request.window or 1, MAX_WINDOW)
@@ -67,7 +84,7 @@ class StreamSender:
         Raises:
             Exception: what the generator raises, after its items are on their way; `end` sends it to the client.
         """
-        content_type, lossy = self._call.delivery.message.content_type, self._call.owner.transport.lossy
+        content_type, lossy = self._call.delivery.message.content_type, self._call.transport.lossy
         try:
             while self._may_go_on():
                 try:
@@ -87,7 +104,7 @@ class StreamSender:
         with self._changed:
             while self._stopped is None:
                 now = time.monotonic()
-                up_since = self._call.owner.transport.driver.up_since
+                up_since = self._call.transport.driver.up_since
                 self._heard = now if up_since is None else max(self._heard, up_since)
                 silent = now - self._heard
                 if silent >= LOST_AFTER:

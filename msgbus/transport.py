@@ -13,7 +13,6 @@ from msgbus.closing import open_drivers
 from msgbus.drivers.base import Address, Capability, Depth, Driver, Message, Sent
 from msgbus.drivers.registry import load_driver_class
 from msgbus.drivers.toolkit.loop import Loop
-from msgbus.encoding import encode_control
 from msgbus.exceptions import (
     CallCancelled,
     ConfigurationError,
@@ -24,8 +23,8 @@ from msgbus.exceptions import (
 )
 from msgbus.foreign import get_logger
 from msgbus.forking import call_in_child
-from msgbus.inbox import ProcessInbox
-from msgbus.message import LOST_AFTER, Control, new_id
+from msgbus.inbox import ControlHandler, ProcessInbox
+from msgbus.message import LOST_AFTER
 from msgbus.patched import check_unpatched
 from msgbus.replies import REPEAT_AFTER, Pending, ReplyRouter
 from msgbus.sending import OnOutcome, Sending, ignore, or_else, server_named_by
@@ -36,14 +35,10 @@ from msgbus.window import SendWindow
 if TYPE_CHECKING:
     from oslo_config import cfg
 
-    from msgbus.server_call import ServerCall
-
 LOG = get_logger(__name__)
 
 CONNECTION_CHECK = 0.5
 """Seconds between two looks at whether the connection has come back, while at_least_once requests are unanswered."""
-CONTROL_TTL = 30.0
-"""Seconds after which a control frame is worthless."""
 INSPECT_TIMEOUT = 0.5
 """Seconds that may be spent after a timeout on finding out more for its text."""
 
@@ -143,10 +138,10 @@ class Transport:
     def _start_clean(self) -> None:
         """Have nothing but the driver. Also in a forked child, where the parent's threads and their locks are not."""
         self.router = ReplyRouter()
-        self.server_calls: dict[str, ServerCall] = {}
+        self.server_calls: dict[str, ControlHandler] = {}
         self.window.start_clean()
         self.retries: dict[Sending, None] = {}
-        self._inbox = ProcessInbox(self)
+        self._inbox = ProcessInbox(self, self.driver, self.router, self.server_calls)
         self._first_up: float | None = None  # since when the first connection was up
         self._watching = False
         self._watch_lock = threading.Lock()
@@ -189,7 +184,11 @@ class Transport:
             ConfigurationError: as for `send`.
         """
         name = self._inbox.name
-        return self._inbox.open(self, deadline) if name is None else name
+        if name is not None:
+            return name
+        if self.closed:
+            raise CallCancelled(f"the transport to {self.url} is closed")
+        return self._inbox.open(deadline)
 
     def watch_connection(self) -> None:
         """Have the waiting calls checked after each reconnect, for as long as there are any.
@@ -361,16 +360,6 @@ class Transport:
         if self.closed:  # Looked at last: if it is closed from now on, `cleanup` finds the call there.
             self.router.discard(pending)
             raise CallCancelled(f"{pending.describe}: the transport to {self.url} was closed")
-
-    def send_control(self, inbox: str, control: Control, content_type: str) -> None:
-        """Send a control frame to a server; nobody waits for it.
-
-        It is repeated after an unknown outcome: to come twice does no harm.
-        """
-        message_id = f"{control.call_id}.{new_id()[:8]}.{control.kind}"
-        message = Message(encode_control(control, content_type), content_type, message_id, CONTROL_TTL)
-        end = time.monotonic() + CONTROL_TTL
-        self.send(Address("inbox", name=inbox), message, mandatory=False, until=end)
 
     def inspect(self, address: Address, timeout: float) -> Depth | None:
         """What is known of an address, or None where that cannot be learnt within `timeout` seconds."""

@@ -25,7 +25,7 @@ class Client:
     def __init__(self, *, at_once: bool = True) -> None:
         self.delivery = SimpleNamespace(message=Message(b"", JSON, "c"))
         self.driver = SimpleNamespace(up_since=0.0)
-        self.owner = SimpleNamespace(transport=SimpleNamespace(driver=self.driver, lossy=False))
+        self.transport = SimpleNamespace(driver=self.driver, lossy=False)
         self.frames: list[Reply] = []
         self.ends: list[BaseException | None] = []
         self._at_once = at_once

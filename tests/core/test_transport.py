@@ -34,6 +34,7 @@ from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import encode_control, encode_reply
 from msgbus.message import JSON, Control, Reply
 from msgbus.replies import PendingCall
+from msgbus.sending import send_control
 from msgbus.transport import Transport
 from tests.support import PATIENCE, new_conf, new_transport, new_url
 
@@ -445,9 +446,9 @@ def test_what_comes_to_the_inbox(caplog: pytest.LogCaptureFixture) -> None:
 def test_send_control_waits_for_nobody() -> None:
     """A control frame goes out whether or not anybody takes it."""
     transport = new_transport()
-    transport.send_control("nowhere", Control("c", "cancel"), JSON)
+    send_control(transport, "nowhere", Control("c", "cancel"), JSON)
     get_bus(transport.url).fail_next(LOST)
-    transport.send_control("nowhere", Control("c", "cancel"), JSON)
+    send_control(transport, "nowhere", Control("c", "cancel"), JSON)
     transport.cleanup()
 
 

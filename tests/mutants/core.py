@@ -285,7 +285,7 @@ OTHERS = (
         "sends_again_what_nobody_waits_for",
         "A request whose call is over is not run by who comes later (guarantees, what comes too late is not run).",
         "sending.py",
-        "if self.pending is not None and self.pending not in self.transport.router:",
+        "if self.pending is not None and self.pending not in self.sender.router:",
         "if False:",
         "core/test_transport.py::test_nothing_is_sent_again_for_a_call_that_is_over",
     ),
