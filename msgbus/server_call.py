@@ -92,6 +92,7 @@ class ServerCall(RunningRequest):
         self._extended = request.hints is not None
         self._confirms = request.hints is not None and request.hints.confirms
         self._last_frame = time.monotonic()
+        self._reply_deadline = deadline  # That of the first item, while `deadline` may become that of a whole stream.
 
     @property
     def is_call(self) -> bool:
@@ -137,7 +138,7 @@ class ServerCall(RunningRequest):
     def _send_until(self, now: float) -> float:
         """Until when a frame is worth sending."""
         end = now + max(self.owner.grace, 1.0)  # An answer needs a moment in any case.
-        return end if self.deadline is None else max(end, self.deadline)
+        return end if self._reply_deadline is None else max(end, self._reply_deadline)
 
     def _on_signal_sent(self, error: BaseException | None) -> None:
         """A keepalive or the like was sent. If it was lost, the next one makes up for it."""
@@ -168,7 +169,8 @@ class ServerCall(RunningRequest):
             return
         if self._confirms:
             reply.confirm = self.transport.inbox(0.0)
-            self._resend_until = self._send_until(time.monotonic()) if self.deadline is None else self.deadline
+            until = self._reply_deadline
+            self._resend_until = self._send_until(time.monotonic()) if until is None else until
             self._unconfirmed = reply
         try:
             self.send(reply, self.on_answer_sent)

@@ -362,6 +362,26 @@ def test_what_is_kept_on_disk(bench: Bench, monkeypatch: pytest.MonkeyPatch, pol
     ]
 
 
+@pytest.mark.parametrize("end", [None, 600.0])
+def test_the_items_of_a_stream_wait_as_long_as_its_client(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, end: float | None
+) -> None:
+    """While this side is cut off, they wait as long as the client had said that it waits for the first item."""
+    sent: list[Message] = []
+    send = bench.transport.driver.send
+
+    def note(address: Address, message: Message, *, mandatory: bool) -> Any:
+        sent.append(message)
+        return send(address, message, mandatory=mandatory)
+
+    monkeypatch.setattr(bench.transport.driver, "send", note)
+    request = bench.request("at_most_once")
+    request.method, request.hints = "items", Hints(ttl=60.0, policy="at_most_once", window=10, end=end)
+    bench.processor.process(Handed(request))
+    assert bench.kinds() == ["started", "items", "reply"]
+    assert [message.ttl for message in sent] == pytest.approx([60.0] * 3, abs=PATIENCE / 2)
+
+
 @pytest.mark.parametrize("content_type", [JSON, MSGPACK])
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
 def test_an_answer_comes_in_the_codec_of_the_request(content_type: str, codec: str) -> None:

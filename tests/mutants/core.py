@@ -302,7 +302,7 @@ OTHERS = (
         "RabbitMQ restarts while a request runs: the answer is sent when it is back, as long as the client waits "
         "(guarantees, when something fails).",
         "server_call.py",
-        "return end if self.deadline is None else max(end, self.deadline)",
+        "return end if self._reply_deadline is None else max(end, self._reply_deadline)",
         "return end",
         "core/test_server_call.py::test_an_answer_waits_as_long_as_its_client",
     ),
