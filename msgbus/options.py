@@ -150,7 +150,7 @@ def _refuse_settings_without_tls(conf: cfg.ConfigOpts, group: str, values: Simpl
 
 
 def _is_given(conf: cfg.ConfigOpts, group: str, name: str, values: SimpleNamespace, url: TransportURL) -> bool:
-    """Whether somebody has set an option, even to its default; to set it to nothing is to leave it out."""
+    """Whether an option was set, even to its default. An empty value counts as not set."""
     if getattr(values, name) in (None, ""):
         return False
     found = conf.get_location(name, group)
