@@ -524,7 +524,7 @@ class BrokerDriver(DriverShell):
         if len(message.body) > self.max_message_size:
             return failed(self._too_large(address, message))
         try:
-            if not self.sending.up:
+            if not self.sending.connector.up:
                 if self._closed:
                     raise self.was_closed()
                 self.sending.connector.open()
