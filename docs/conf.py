@@ -49,6 +49,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(collections|concurrent|threading|types|typing|cfg|oslo_config|msgspec|pytest|queue|os|time|sys)\..*"),
     ("py:.*", r"(Any|Callable|Future|Iterator|Generator|Sequence|TracebackType|OnDeadLetter|None|P|R|T|optional)"),
     ("py:.*", r"[A-Z][A-Za-z]*(Error|Exception|Iteration)"),
+    ("py:class", r"msgbus\.replies\.Pending"),  # It is the core's own.
     ("py:obj", r"[a-z_.]+"),
 ]
 

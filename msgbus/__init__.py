@@ -16,6 +16,7 @@ from msgbus.dispatcher import (
     expected_exceptions,
     expose,
 )
+from msgbus.encoding import decode_dead_letter
 from msgbus.exceptions import (
     AccessDenied,
     CallCancelled,
@@ -42,7 +43,7 @@ from msgbus.exceptions import (
     TransportUnavailable,
     UnsupportedVersion,
 )
-from msgbus.message import DeadLetter, decode_dead_letter
+from msgbus.message import DeadLetter
 from msgbus.serializer import JsonPayloadSerializer, NoOpSerializer, Serializer
 from msgbus.server import RPCServer, get_rpc_server
 from msgbus.streams import Stream

@@ -1,6 +1,6 @@
 """What becomes of drivers that nobody closes: their transport is dropped, or the program ends without `cleanup`.
 
-What a driver has taken over may still be on its way to its peers: receipts of answers, acknowledgements, a good-bye.
+What a driver was given may still be on its way to its peers: receipts of answers, acknowledgements, a good-bye.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class OpenDrivers:
         self._open.pop(driver, None)
 
     def _on_dropped(self, driver: Driver, *end: Callable[[], object]) -> None:
-        """Close a driver whose owner is gone.
+        """Close a driver whose owner was collected.
 
         The garbage collector calls this at any moment, on a thread that may hold a lock of the driver's or of the
         module `threading`. So nothing is done here but to start a thread, in a way that takes no lock of that module;

@@ -125,7 +125,7 @@ def register(conf: cfg.ConfigOpts, opts: Sequence[cfg.Opt] = CORE_OPTS) -> None:
         try:
             conf.register_opt(opt)
         except cfg.DuplicateOptError:
-            LOG.debug("somebody else has registered the option %s: theirs counts", opt.dest)
+            LOG.debug("the option %s was registered by other code, whose definition is used", opt.dest)
 
 
 def read_option(conf: cfg.ConfigOpts, name: str) -> Any:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from msgbus.exceptions import NoCurrentRequest
 from msgbus.foreign import printable
@@ -22,32 +22,41 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-
-class _Cancellable(Protocol):
-    @property
-    def cancelled(self) -> bool: ...
-
-
-class _Work(Protocol):
-    """What this module reads of a request that is being run: `msgbus.processing.Work` has it."""
-
-    server: str
-    delivery: Delivery
-    request: Request
-    deadline: float | None
-    at_least_once: bool
-    attempts: int
-    cancelled: bool
-
-    @property
-    def running(self) -> _Cancellable | None: ...
-
-
-work: ContextVar[_Work | None] = ContextVar("msgbus_work", default=None)
-"""What is being run here, or None outside a request."""
-
-_LONGEST = 100
+_MAX_LOGGED = 100
 """Characters of an id or a method's name that go into a line of the log."""
+
+
+class RunningRequest:
+    """A request, or a notification, that this process runs.
+
+    Attributes:
+        server: the name of the server that runs it.
+        delivery: how it came.
+        request: what is to be run.
+        deadline: seconds of `time.monotonic`, or None where it has none.
+        at_least_once: the delivery policy that holds for it.
+        attempts: how often it was begun before, here and by other servers, as far as that is known.
+        cancelled: the client does not want the answer any more.
+    """
+
+    cancelled = False
+
+    def __init__(
+        self, server: str, delivery: Delivery, request: Request, deadline: float | None, at_least_once: bool
+    ) -> None:
+        self.server = server
+        self.delivery = delivery
+        self.request = request
+        self.deadline = deadline
+        self.at_least_once = at_least_once
+        # A server that was stopped has written its attempts into the request. Of one that was lost, only the
+        # message system knows.
+        passed_on = 0 if request.hints is None else request.hints.attempts
+        self.attempts = passed_on + max(delivery.attempts or 0, int(delivery.redelivered))
+
+
+running: ContextVar[RunningRequest | None] = ContextVar("msgbus_running", default=None)
+"""The request that is being run here, or None outside of one."""
 
 
 class ServerContext:
@@ -61,7 +70,7 @@ class ServerContext:
         """Take the context of whoever calls this."""
         self._context = copy_context()
         # A copy of a context holds the same objects. That of the module decimal is meant to be changed in place
-        # (getcontext().prec = 50), so each request needs one of its own. Where there is none yet, decimal makes one.
+        # (getcontext().prec = 50), so each request needs one of its own. If there is none yet, decimal makes one.
         module = sys.modules.get("decimal")
         found = [value for value in self._context.values() if module is not None and isinstance(value, module.Context)]
         self._decimal: Any = found[0].copy() if found else None
@@ -95,7 +104,7 @@ class CurrentRequest:
         context: the caller's, plain data as it came: what a serializer makes of it only the method gets. It is the
             request's own dict: do not change it.
         delivery: the policy that holds for it, ``"at_most_once"`` or ``"at_least_once"``.
-        redelivered: the message system has handed it over before, to this or another server: it may have run.
+        redelivered: the message system has delivered it before, to this or another server: it may have run.
         attempts: how often it has been begun, as far as that is known; 1 the first time. See
             ``docs/explanation/delivery.md``.
     """
@@ -109,7 +118,7 @@ class CurrentRequest:
     delivery: str
     redelivered: bool
     attempts: int
-    _work: _Work = field(repr=False)
+    _running: RunningRequest = field(repr=False)
 
     @property
     def topic(self) -> str:
@@ -122,14 +131,13 @@ class CurrentRequest:
 
         Of a stream, once it has begun, it is the deadline of the whole stream, if its client gave one.
         """
-        deadline = self._work.deadline
+        deadline = self._running.deadline
         return None if deadline is None else max(0.0, deadline - time.monotonic())
 
     @property
     def cancelled(self) -> bool:
         """Whether the client has said that it does not want the answer any more. Always False for a cast."""
-        running = self._work.running
-        return self._work.cancelled if running is None else running.cancelled
+        return self._running.cancelled
 
 
 def current_request() -> CurrentRequest:
@@ -141,7 +149,7 @@ def current_request() -> CurrentRequest:
     Raises:
         NoCurrentRequest: no request is being run here.
     """
-    found = work.get()
+    found = running.get()
     if found is None:
         raise NoCurrentRequest(
             "no request is being run here; a thread that a method starts knows of the request only if it runs in a "
@@ -158,7 +166,7 @@ def current_request() -> CurrentRequest:
         delivery=AT_LEAST_ONCE if found.at_least_once else AT_MOST_ONCE,
         redelivered=found.delivery.redelivered,
         attempts=found.attempts + 1,
-        _work=found,
+        _running=found,
     )
 
 
@@ -192,14 +200,14 @@ class RequestLogFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Set the attributes; True."""
-        found = work.get()
+        found = running.get()
         call = topic = method = server = ""
         if found is not None:
             request = found.request
             call, topic = request.unique_id or request.call_id or "", found.delivery.address.topic
             method, server = request.method, found.server
-        record.msgbus_call = printable(call, _LONGEST) or "-"
-        record.msgbus_topic = printable(topic, _LONGEST) or "-"
-        record.msgbus_method = printable(method, _LONGEST) or "-"
-        record.msgbus_server = printable(server, _LONGEST) or "-"
+        record.msgbus_call = printable(call, _MAX_LOGGED) or "-"
+        record.msgbus_topic = printable(topic, _MAX_LOGGED) or "-"
+        record.msgbus_method = printable(method, _MAX_LOGGED) or "-"
+        record.msgbus_server = printable(server, _MAX_LOGGED) or "-"
         return True

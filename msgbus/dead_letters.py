@@ -18,7 +18,9 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from msgbus.deadline import wait_for
 from msgbus.drivers.base import Address, Capability, Delivery, Depth, Message, Sent
+from msgbus.encoding import decode_dead_letter, encode_again
 from msgbus.exceptions import (
     CapabilityMissing,
     InvalidTarget,
@@ -28,20 +30,20 @@ from msgbus.exceptions import (
     SerializationError,
     TransportUnavailable,
 )
-from msgbus.message import DeadLetter, decode_dead_letter, encode_again
+from msgbus.message import DeadLetter
 from msgbus.target import Target
-from msgbus.transport import Transport, wait_for
+from msgbus.transport import Transport
 
 TIMEOUT = 10.0
 """Seconds that reading may take, if the caller does not say."""
-MOST = 10_000
+MAX_LETTERS = 10_000
 """How many letters are read at a time: they are all in memory."""
-QUIET = 3.0
-"""Seconds without a further letter after which those that are missing are taken for another reader's."""
-CALM = 1.0
-"""The same, where the message system counts as many as were found."""
-GLANCE = 0.25
-"""Seconds between two looks at whether letters still wait, while none comes."""
+END_AFTER = 3.0
+"""Seconds without a further letter after which another reader is assumed to have those that are missing."""
+END_AFTER_ALL = 1.0
+"""The same, if the message system counts as many as were found."""
+POLL_INTERVAL = 0.25
+"""Seconds between two checks whether letters still wait, while none comes."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,8 @@ def requeue(
 ) -> Letters:
     """Send dead letters' requests again, and remove each letter once the message system has taken the request.
 
-    A request goes where it had gone before: to the topic, or to one server. That of a fanout goes only to the server
-    that has given it up. It is a new request: without a deadline, and with an id that is made from the letter, since
+    A request is sent to its old destination: the topic, or one server. That of a fanout goes only to the server that
+    has given it up. It is a new request: without a deadline, and with an id that is made from the letter, since
     servers drop the ids that they have seen. To send the same letter twice (if it was unknown whether the first time
     worked) gives the same id, so that the server which has run it drops the second.
 
@@ -129,14 +131,7 @@ def purge(
 ) -> Letters:
     """Remove dead letters for good, readable or not.
 
-    Args:
-        transport: as for `look`.
-        target: likewise.
-        ids: which letters; None means all.
-        timeout: as for `look`; sending may take as long again.
-
-    Returns:
-        those that were removed.
+    The arguments are those of `requeue`. Returns the letters that were removed.
 
     Raises:
         CapabilityMissing, InvalidTarget, TransportUnavailable: as for `look`; nothing was removed.
@@ -173,7 +168,7 @@ def _depth(transport: Transport, address: Address, end: float) -> Depth | None:
             if time.monotonic() >= end:
                 error = f"{address} cannot be looked at: {transport.driver.state}"
                 raise TransportUnavailable(error) from exc
-        time.sleep(GLANCE)
+        time.sleep(POLL_INTERVAL)
 
 
 class _Reader:
@@ -200,7 +195,7 @@ def _held(transport: Transport, target: Target, timeout: float) -> Iterator[tupl
         yield [], Depth(0, 0)
         return
     reader = _Reader()
-    subscription = transport.driver.subscribe([address], reader.on_delivery, prefetch=MOST)
+    subscription = transport.driver.subscribe([address], reader.on_delivery, prefetch=MAX_LETTERS)
     try:
         wait_for(subscription.ready, end, f"{address}: cannot reach", transport.driver)
         up_since = transport.driver.up_since
@@ -208,7 +203,7 @@ def _held(transport: Transport, target: Target, timeout: float) -> Iterator[tupl
         if transport.driver.up_since != up_since:  # Its letters are given back, and come a second time.
             raise TransportUnavailable(f"the connection was lost while {address} were read; nothing was changed")
         # Some message systems put last what another reader has given back.
-        yield sorted(reader.deliveries[:MOST], key=_written), depth
+        yield sorted(reader.deliveries[:MAX_LETTERS], key=_written), depth
     finally:
         with contextlib.suppress(MessagingException, TimeoutError):
             subscription.close().result(max(1.0, min(5.0, end - time.monotonic())))
@@ -217,23 +212,23 @@ def _held(transport: Transport, target: Target, timeout: float) -> Iterator[tupl
 def _gather(transport: Transport, address: Address, reader: _Reader, end: float) -> None:
     """Wait until no more letters come.
 
-    How many there were before does not tell: what somebody has just given back may not be counted yet. Some message
+    How many there were before is not enough to know: what was just given back may not be counted yet. Some message
     systems count what is held here, too.
     """
     last = time.monotonic()
-    while (now := time.monotonic()) < end and now - last < QUIET:
+    while (now := time.monotonic()) < end and now - last < END_AFTER:
         with reader.changed:
             before = len(reader.deliveries)
-            reader.changed.wait_for(lambda before=before: len(reader.deliveries) > before, GLANCE)  # type: ignore[misc]
+            reader.changed.wait_for(lambda before=before: len(reader.deliveries) > before, POLL_INTERVAL)  # type: ignore[misc]
             found = len(reader.deliveries)
-        if found >= MOST:
+        if found >= MAX_LETTERS:
             return
         if found > before:
             last = time.monotonic()
             continue
-        depth = transport.inspect(address, GLANCE)
+        depth = transport.inspect(address, POLL_INTERVAL)
         silent = time.monotonic() - last
-        if depth is not None and (depth.depth == 0 or (depth.depth == found and silent >= CALM)):
+        if depth is not None and (depth.depth == 0 or (depth.depth == found and silent >= END_AFTER_ALL)):
             return
 
 
@@ -283,11 +278,11 @@ def _finish(transport: Transport, delivery: Delivery, stored: Stored, sent: Futu
     """Wait until the request has been taken, and remove its letter."""
     assert sent is not None
     try:
-        sent.result(max(0.0, end - time.monotonic()) + GLANCE)
+        sent.result(max(0.0, end - time.monotonic()) + POLL_INTERVAL)
     except MessagingException as exc:
         return Stored(stored.id, stored.letter, exc)
     except TimeoutError:
-        error = MessagingTimeout(f"{transport.driver.state} did not say in time whether it has taken it")
+        error = MessagingTimeout(f"{transport.driver.state} did not confirm it in time")
         return Stored(stored.id, stored.letter, error)
     if not delivery.accept():
         error_text = "it was sent again, and its letter is still there, since the connection was lost; purge it"

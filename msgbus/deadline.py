@@ -1,9 +1,17 @@
-"""The deadline of the request that is being run, which calls made by its handler inherit."""
+"""Deadlines: the one that a handler's calls inherit from its request, and waiting for a driver until one."""
 
 from __future__ import annotations
 
 import os
+import time
+from concurrent.futures import Future
 from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+from msgbus.exceptions import MessagingTimeout, TransportUnavailable
+
+if TYPE_CHECKING:
+    from msgbus.drivers.base import Driver
 
 current: ContextVar[float | None] = ContextVar("msgbus_deadline", default=None)
 """Seconds of `time.monotonic`, or None outside a handler and in one whose client gave no deadline."""
@@ -13,6 +21,21 @@ def bounded(deadline: float) -> float:
     """`deadline`, or the inherited one where that is earlier."""
     inherited = current.get()
     return deadline if inherited is None or inherited > deadline else inherited
+
+
+def wait_for(future: Future[object] | Future[None], deadline: float, what: str, driver: Driver) -> None:
+    """Wait for a driver's future.
+
+    Raises:
+        TransportUnavailable: `deadline` (seconds of `time.monotonic`) came first; `what` begins the text.
+        MessagingException: what the future failed with.
+    """
+    try:
+        future.result(max(0.0, deadline - time.monotonic()))
+    except MessagingTimeout:
+        raise
+    except TimeoutError:
+        raise TransportUnavailable(f"{what} {driver.state}: gave up at the deadline") from None
 
 
 # A child that a handler forks is no part of the request, and may live for long.

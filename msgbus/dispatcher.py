@@ -13,49 +13,18 @@ from typing import Any, ParamSpec, TypeVar
 
 from msgbus.awaitables import async_methods, refuse_async, refuse_awaitable
 from msgbus.exceptions import AccessDenied, InvalidArguments, NoSuchMethod, UnsupportedVersion
-from msgbus.message import MAX_VERSION, PING_NAMESPACE, Request
+from msgbus.message import PING_NAMESPACE, Request
 from msgbus.serializer import NoOpSerializer, Serializer, check_serializer
 from msgbus.target import Target
+from msgbus.versions import parse_version, version_is_compatible
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 Method = Callable[..., Any]
 _CACHED_METHODS = 1000
-_NO_ENDPOINTS = (type(None), str, bytes, int, float, list, tuple, dict, set, frozenset, Target)
-"""Types of what has methods of its own, none of which is meant."""
-
-
-def version_is_compatible(implemented: str, asked: str) -> bool:
-    """Whether an interface of version `implemented` serves a request for `asked`: same major, and no lower minor.
-
-    A third component counts where the minor versions are equal.
-
-    Raises:
-        ValueError: one of them is not of the form ``1.2`` or ``1.2.3``.
-    """
-    have, want = _version(implemented), _version(asked)
-    return have[0] == want[0] and have[1:] >= want[1:]
-
-
-def is_version(value: object) -> bool:
-    """Whether it is a version: a string of the form ``1.2`` or ``1.2.3``."""
-    try:
-        return isinstance(value, str) and bool(_version(value))
-    except ValueError:
-        return False
-
-
-def _version(text: str) -> tuple[int, int, int]:
-    if not isinstance(text, str):
-        raise ValueError(f"a version is a string like '1.2', not {text!r}")
-    if len(text) > MAX_VERSION:
-        raise ValueError(f"a version has {MAX_VERSION} characters at the most, and {text[:40]!r}… has {len(text)}")
-    parts = [int(part) for part in text.split(".")]
-    if not 1 <= len(parts) <= 3 or min(parts) < 0:
-        raise ValueError(f"{text!r} is not a version like 1.2")
-    major, minor, revision = (*parts, 0, 0)[:3]
-    return major, minor, revision
+_NOT_ENDPOINTS = (type(None), str, bytes, int, float, list, tuple, dict, set, frozenset, Target)
+"""Types whose objects have methods, but are passed as an endpoint by mistake only."""
 
 
 class ExpectedException(Exception):
@@ -165,8 +134,8 @@ class RPCDispatcher:
         """Check and keep the endpoints.
 
         Raises:
-            TypeError: an endpoint's ``target`` is not a `Target`, its version is none, the policy is not a subclass of
-                `RPCAccessPolicyBase`, or something that would be called is ``async``.
+            TypeError: an endpoint's ``target`` is not a `Target`, its version is invalid, the policy is not a subclass
+                of `RPCAccessPolicyBase`, or something that would be called is ``async``.
         """
         policy = access_policy or DefaultRPCAccessPolicy
         given: object = policy
@@ -192,9 +161,9 @@ class RPCDispatcher:
 
         Raises:
             TypeError: it is a class whose methods need an object, its ``target`` is not a `Target`, the version in that
-                is none, or a method that may be called is ``async``.
+                is invalid, or a method that may be called is ``async``.
         """
-        if isinstance(endpoint, _NO_ENDPOINTS) or inspect.isroutine(endpoint):
+        if isinstance(endpoint, _NOT_ENDPOINTS) or inspect.isroutine(endpoint):
             raise TypeError(f"an endpoint is an object whose methods are called, not {endpoint!r}")
         if isinstance(endpoint, type) and any(
             inspect.isfunction(inspect.getattr_static(endpoint, name, None)) for name in dir(endpoint) if name[0] != "_"
@@ -205,7 +174,7 @@ class RPCDispatcher:
         if not isinstance(target, Target):
             raise TypeError(f"the attribute 'target' of endpoint {endpoint!r} has to be a Target, not {target!r}")
         try:
-            _version(target.version or "1.0")
+            parse_version(target.version or "1.0")
         except ValueError as exc:
             raise TypeError(f"endpoint {endpoint!r}: {exc}") from None
         for name in async_methods(endpoint):

@@ -8,7 +8,7 @@
     ├── ConfigurationError (ValueError) a wrong option name or value
     ├── DriverLoadFailure               the driver is unknown, broken, or its library is missing
     ├── CapabilityMissing               the driver does not declare what was asked of it
-    ├── MessageDeliveryFailure          it was not handed over
+    ├── MessageDeliveryFailure          it was not delivered to the message system
     │   ├── MessageUndeliverable        nobody listens at the target
     │   ├── TransportUnavailable        the message system could not be reached in time
     │   ├── TransportBlocked            the message system refuses messages
@@ -90,7 +90,7 @@ class CapabilityMissing(MessagingException):
 
 
 class MessageDeliveryFailure(MessagingException):
-    """The message was not handed over to the message system."""
+    """The message was not taken by the message system."""
 
 
 class MessageUndeliverable(MessageDeliveryFailure):

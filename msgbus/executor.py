@@ -25,11 +25,11 @@ class _Worker:
 
 
 EAGER = 4
-"""Threads that are woken at once when there is work for them."""
+"""So many threads are woken at once when there is work for them."""
 QUICK = 0.005
 """Seconds; items that take less on average are not worth more threads."""
-PATIENCE = 0.02
-"""Seconds that a quick item may wait before it gets a thread of its own all the same."""
+MAX_WAIT = 0.02
+"""Seconds that a quick item may wait before it gets another thread all the same."""
 
 START_AGAIN = 1.0
 """Seconds before a thread that the operating system refused is asked for again."""
@@ -44,11 +44,7 @@ class Executor(Generic[T]):
     """
 
     def __init__(
-        self,
-        size: int,
-        func: Callable[[T], None],
-        name: str,
-        call_later: Callable[[float, Callable[[], None]], None],
+        self, size: int, func: Callable[[T], None], name: str, call_later: Callable[[float, Callable[[], None]], None]
     ) -> None:
         """`call_later` runs a function in a number of seconds, on another thread."""
         self._size = size
@@ -68,23 +64,23 @@ class Executor(Generic[T]):
         """Have `item` run, as soon as there is a thread for it. Never blocks."""
         self._backlog.append((time.monotonic(), item))
         if len(self._workers) - len(self._idle) < EAGER or self._average > QUICK:
-            self._rouse()
+            self._wake_or_start()
         elif not self._watching:
             self._watching = True
-            self._call_later(PATIENCE, self._watch)
+            self._call_later(MAX_WAIT, self._watch)
 
     def _watch(self) -> None:
         """Give more threads to what has waited too long."""
         now = time.monotonic()
         for since, _ in list(self._backlog):
-            if now - since < PATIENCE:
+            if now - since < MAX_WAIT:
                 break
-            self._rouse()
+            self._wake_or_start()
         self._watching = False
         # Where all threads there may be are busy, the next that is done takes what waits.
         if self._backlog and not self._watching and (self._idle or len(self._workers) < self._size):
             self._watching = True
-            self._call_later(PATIENCE, self._watch)
+            self._call_later(MAX_WAIT, self._watch)
 
     def take_backlog(self) -> list[T]:
         """Take out what no thread has begun."""
@@ -114,7 +110,7 @@ class Executor(Generic[T]):
             worker.thread.join(None if end is None else max(0.0, end - time.monotonic()))
         return sum(worker.thread.is_alive() for worker in workers)
 
-    def _rouse(self) -> None:
+    def _wake_or_start(self) -> None:
         """Wake the thread that became idle last, or start one."""
         if not self._wake() and len(self._workers) < self._size and time.monotonic() >= self._next_start:
             self._start()
@@ -152,8 +148,8 @@ class Executor(Generic[T]):
                 if self._closed:
                     return
                 self._idle.append(worker)
-                # Between the two an item may have come, or the end: nobody would wake this thread for it. Where none is
-                # idle any more, somebody has just woken this one.
+                # Just before that, an item may have come, or the end, for which nobody wakes this thread. If no thread
+                # is idle any more, this one has just been woken.
                 if self._backlog or self._closed:
                     self._wake()
                 worker.wake.acquire()
@@ -162,6 +158,6 @@ class Executor(Generic[T]):
             try:
                 self._func(item)
             except BaseException:  # A handler's sys.exit() too: it must not cost the server a thread.
-                LOG.exception("a worker's item failed")
+                LOG.exception("an item of a worker thread raised")
             self._average += (time.monotonic() - began - self._average) / 16
             del item  # It must not live until the next one comes.

@@ -69,7 +69,7 @@ def serialize_failure(exc: BaseException) -> str:
     """Write an exception as the JSON text that travels in a reply's ``failure``.
 
     For a stock peer, arguments of the exception that JSON does not have travel as their `repr`. Whatever an exception
-    carries, and whatever its own methods raise, the caller is told of it.
+    carries, and whatever its own methods raise, the caller gets it.
     """
     # A file name that is no UTF-8, for one, holds code points that cannot be written: they become question marks here.
     return _clean(json.dumps(_failure(exc), ensure_ascii=False))
@@ -149,7 +149,7 @@ def _extension(exc: BaseException, args: tuple[Any, ...], kwargs: dict[Any, Any]
         if notes := _notes(exc):
             found["notes"] = notes
     except BaseException as error:  # likewise
-        LOG.debug("what an exception holds stays here: %s", name_of(type(error)))
+        LOG.debug("the attributes of an exception are not sent: %s", name_of(type(error)))
     return found
 
 
@@ -160,7 +160,7 @@ def _written(values: dict[str, Any], depth: int) -> dict[str, Any]:
         try:
             forms[name] = failure_values.write(value, _failure, depth)
         except BaseException as error:  # It has none; or it is of somebody else's class, and raises anything.
-            LOG.debug("%s of an exception stays here: %s", name, name_of(type(error)))
+            LOG.debug("%s of an exception is not sent: %s", name, name_of(type(error)))
     return forms
 
 
@@ -205,7 +205,7 @@ def _plain(value: object) -> object:
 
 
 def rebuild_failure(text: str, allowed_modules: Collection[str]) -> Exception:
-    """Make the exception that a reply's ``failure`` tells of.
+    """Make the exception that a reply's ``failure`` describes.
 
     Built-in exceptions, msgbus's own, and those of `allowed_modules` are made again as themselves, with the remote
     traceback as a note; a module is imported only if it is listed. All others, what cannot be made from its arguments,

@@ -54,7 +54,7 @@ def _in_child() -> None:
         if (alive := owner()) is not None:
             try:
                 func(alive)
-            except BaseException as exc:  # The other objects have to be told of the fork all the same.
+            except BaseException as exc:  # The other objects have to start anew all the same.
                 errors.append(exc)
     if errors:
         raise errors[0]  # Python writes it to stderr, and the child goes on.

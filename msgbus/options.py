@@ -24,7 +24,7 @@ def connection_opts(old_names: dict[str, tuple[str, ...]], defaults: dict[str, A
 
     Args:
         old_names: for each of `CONNECTION_NAMES`, the options of group DEFAULT that said so in older systems.
-        defaults: for each of them.
+        defaults: for those of them that have one; the host is localhost without another.
     """
     deprecated = {
         name: [cfg.DeprecatedOpt(old, group="DEFAULT") for old in old_names.get(name, ())] for name in CONNECTION_NAMES
@@ -33,29 +33,29 @@ def connection_opts(old_names: dict[str, tuple[str, ...]], defaults: dict[str, A
     return [
         cfg.ListOpt(
             "hosts",
-            default=defaults["hosts"],
+            default=defaults.get("hosts", ["localhost"]),
             deprecated_opts=deprecated["hosts"],
             help=f"Where the message system is: HOST or HOST:PORT, one or more. {wins}",
         ),
         cfg.PortOpt(
             "port",
-            default=defaults["port"],
+            default=defaults.get("port"),
             deprecated_opts=deprecated["port"],
             help="The port of those hosts that name none. Default: the message system's own.",
         ),
         cfg.StrOpt(
-            "username", default=defaults["username"], deprecated_opts=deprecated["username"], help="Who logs in."
+            "username", default=defaults.get("username"), deprecated_opts=deprecated["username"], help="Who logs in."
         ),
         cfg.StrOpt(
             "password",
-            default=defaults["password"],
+            default=defaults.get("password"),
             secret=True,
             deprecated_opts=deprecated["password"],
             help="That user's password.",
         ),
         cfg.StrOpt(
             "virtual_host",
-            default=defaults["virtual_host"],
+            default=defaults.get("virtual_host"),
             deprecated_opts=deprecated["virtual_host"],
             help="The virtual host, where the message system has such. The transport_url, if it names one, wins.",
         ),
@@ -150,7 +150,7 @@ def _refuse_settings_without_tls(conf: cfg.ConfigOpts, group: str, values: Simpl
 
 
 def _is_given(conf: cfg.ConfigOpts, group: str, name: str, values: SimpleNamespace, url: TransportURL) -> bool:
-    """Whether somebody has set an option, even to its default; to set it to nothing is to leave it out."""
+    """Whether an option was set, even to its default. An empty value counts as not set."""
     if getattr(values, name) in (None, ""):
         return False
     found = conf.get_location(name, group)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -23,26 +24,21 @@ from msgbus.exceptions import (
 )
 from msgbus.failures import rebuild_failure
 from msgbus.foreign import get_logger
-from msgbus.message import Reply
+from msgbus.message import LOST_AFTER, Reply
 
 LOG = get_logger(__name__)
-
-KEEPALIVE = 5.0
-"""Seconds of silence after which both ends of a running call or stream show that they live."""
-LOST_AFTER = 3 * KEEPALIVE
-"""Seconds without a sign of life after which the other side is taken for dead."""
 
 REPEAT_AFTER = 2.0
 """Seconds of silence after this side's connection has come back, before an at_least_once request is sent again.
 
-A server that runs it shows life as soon as its own connection is back. Where the message system keeps requests on disk,
-it is `LOST_AFTER`: there a request that nobody has begun mostly still waits, and a copy would only be more work."""
+A server that runs it sends a keepalive as soon as its own connection is back. If the message system keeps requests on
+disk, it is `LOST_AFTER`: a request that no server has begun mostly still waits, and a copy would only be more work."""
 
 Wake = Callable[[], None]
 
 
-def _nobody() -> None:
-    """Nobody waits yet."""
+def nobody() -> None:
+    """Takes the place of `Pending.wake` while nobody waits."""
 
 
 class RunningServer(msgspec.Struct):
@@ -59,8 +55,9 @@ class RunningServer(msgspec.Struct):
     silent_since: float
 
 
+@dataclass(eq=False, repr=False)
 class Pending:
-    """A call that waits: what came of it so far, and when it has to be checked again.
+    """A call that waits: what has come for it so far, and when it has to be checked again.
 
     Under at_most_once, and for a stream that has begun, the first server that says that it runs the call is the only
     one: others are cancelled. An at_least_once call may run on several servers: each of them counts, and the first
@@ -73,6 +70,11 @@ class Pending:
         method: the method's name.
         address: where the request goes.
         began: when.
+        deadline: when it ends.
+        grace: the option ``rpc_reply_grace``.
+        repeatable: the request may be sent again.
+        monitor: seconds of silence after which the call ends before a server is known, or None.
+        allowed_modules: those whose exceptions may be made again.
         wake: called, on any thread, when there is something new.
         servers: those that run the call, by the inbox where each takes control frames.
         orphans: inboxes of further servers that began the same call: they are to be cancelled.
@@ -82,60 +84,28 @@ class Pending:
         last_sign: when any server was last heard of; before that, when the call began.
     """
 
-    __slots__ = (
-        "_allowed_modules",
-        "_grace",
-        "_monitor",
-        "_repeat_at",
-        "_repeatable",
-        "_taken_at",
-        "_uncertain_since",
-        "address",
-        "began",
-        "deadline",
-        "id",
-        "last_sign",
-        "method",
-        "orphans",
-        "request",
-        "send_error",
-        "sent",
-        "servers",
-        "wake",
-    )
+    id: str
+    method: str
+    address: Address
+    began: float
+    deadline: float
+    grace: float
+    repeatable: bool
+    monitor: float | None
+    allowed_modules: Collection[str]
+    wake: Wake = nobody
+    servers: dict[str, RunningServer] = field(default_factory=dict)
+    orphans: list[str] = field(default_factory=list)
+    request: Message | None = None
+    sent: bool = False
+    send_error: BaseException | None = None
+    last_sign: float = 0.0
+    _taken_at: float | None = None  # when the message system took the request last; None while it is sent
+    _repeat_at: float | None = None  # when it is due again, since the last server that ran it was lost
+    _uncertain_since: float | None = None
 
-    def __init__(
-        self,
-        call_id: str,
-        method: str,
-        address: Address,
-        *,
-        now: float,
-        deadline: float,
-        grace: float,
-        repeatable: bool,
-        monitor: float | None,
-        allowed_modules: Collection[str],
-    ) -> None:
-        self.id = call_id
-        self.method = method
-        self.address = address
-        self.wake: Wake = _nobody
-        self.began = now
-        self.deadline = deadline
-        self.servers: dict[str, RunningServer] = {}
-        self.orphans: list[str] = []
-        self.request: Message | None = None
-        self.sent = False
-        self.send_error: BaseException | None = None
-        self.last_sign = now
-        self._grace = grace
-        self._repeatable = repeatable
-        self._monitor = monitor
-        self._taken_at: float | None = None  # when the message system took the request last; None while it is sent
-        self._repeat_at: float | None = None  # when it is due again, since the last server that ran it was lost
-        self._uncertain_since: float | None = None
-        self._allowed_modules = allowed_modules
+    def __post_init__(self) -> None:
+        self.last_sign = self.began
 
     @property
     def describe(self) -> str:
@@ -153,7 +123,7 @@ class Pending:
         if error is None:
             self.sent = True
             self._taken_at = now
-        elif isinstance(error, TransportUnavailable) and error.maybe_delivered and not self._repeatable:
+        elif isinstance(error, TransportUnavailable) and error.maybe_delivered and not self.repeatable:
             self._uncertain_since = now
             self.wake()
         elif not self.servers:  # A server that runs it proves that it was delivered.
@@ -185,7 +155,7 @@ class Pending:
         self._take(reply)
 
     def _note_server(self, reply: Reply, now: float) -> bool:
-        """Note a sign of life. False: it is of a server that is to be cancelled."""
+        """Note a sign of life. Returns False for a server that is to be cancelled."""
         inbox = reply.inbox
         if inbox is None:  # An answer, or a frame of a stream.
             for server in list(self.servers.values()):
@@ -195,7 +165,7 @@ class Pending:
         if inbox in self.servers:
             self.servers[inbox].last_sign = self.servers[inbox].silent_since = now
             return True
-        if self.servers and not self._repeatable:
+        if self.servers and not self.repeatable:
             self.orphans.append(inbox)
             self.wake()
             return False
@@ -205,7 +175,7 @@ class Pending:
         return True
 
     def abandon(self, error: BaseException) -> None:
-        """Fail with `error`, and forget the servers: they are not to be told of that."""
+        """Fail with `error`, and forget the servers, so that they are not cancelled."""
         self.servers.clear()
         self.orphans.clear()
         self.send_error = error
@@ -215,77 +185,82 @@ class Pending:
         raise NotImplementedError
 
     def failure_of(self, reply: Reply) -> Exception | None:
-        """The exception that a reply tells of."""
-        return None if reply.failure is None else rebuild_failure(reply.failure, self._allowed_modules)
+        """The exception in a reply, if there is one."""
+        return None if reply.failure is None else rebuild_failure(reply.failure, self.allowed_modules)
 
     def next_check(self) -> float:
-        """The time at which `check` or `needs_repeat` may say something new without anything having come."""
+        """The time at which `check` or `needs_repeat` may say something new though nothing has come."""
         times = [self.deadline]
         servers = list(self.servers.values())
         if servers:
             times.append(min(server.silent_since for server in servers) + LOST_AFTER)
-        elif self._monitor is not None:
-            times.append(self.last_sign + self._monitor)
+        elif self.monitor is not None:
+            times.append(self.last_sign + self.monitor)
         if self._repeat_at is not None and self._taken_at is not None:
             times.append(self._repeat_at)
         if self._uncertain_since is not None:
-            times.append(self._uncertain_since + self._grace)
+            times.append(self._uncertain_since + self.grace)
         return min(times)
 
-    def check(self, now: float, up_since: float | None = 0.0) -> Exception | None:
-        """Why there is nothing more to wait for, or None. Forgets servers that are lost where others may follow.
+    @property
+    def ready(self) -> bool:
+        """Whether there is what the caller waits for."""
+        raise NotImplementedError
+
+    def update(self, now: float, up_since: float | None) -> None:
+        """Note how long servers have been silent. Those that are lost are forgotten if others may answer.
 
         `up_since` is since when this side can hear anything; None while it cannot.
         """
+        heard_since = now if up_since is None else up_since
+        for inbox, server in list(self.servers.items()):
+            server.silent_since = max(server.silent_since, heard_since)
+            if self.repeatable and now >= server.silent_since + LOST_AFTER:
+                LOG.info("%s: server %r was lost", self.describe, server.name)
+                self.servers.pop(inbox, None)
+                if not self.servers:
+                    self.last_sign = self._repeat_at = now
+
+    def check(self, now: float) -> Exception | None:
+        """Why there is nothing more to wait for, or None, as of the last `update`."""
         if self.send_error is not None:
             if isinstance(self.send_error, MessagingException):
                 return self.send_error
             return MessageDeliveryFailure(f"{self.describe}: {self.send_error}")
-        if self.servers and (error := self._check_servers(now, up_since)) is not None:
-            return error
-        if self._uncertain_since is not None and now >= self._uncertain_since + self._grace:
+        for server in list(self.servers.values()):
+            if not self.repeatable and now >= server.silent_since + LOST_AFTER:
+                return self._server_lost(server, now)
+        if self._uncertain_since is not None and now >= self._uncertain_since + self.grace:
             return OutcomeUnknown(
                 f"{self.describe}: it may or may not have run. A server or connection was lost at a moment when the "
-                f"request could have begun, nothing was heard for {self._grace:g} s, and under at_most_once it is not "
+                f"request could have begun, nothing was heard for {self.grace:g} s, and under at_most_once it is not "
                 "sent again. Where it may run twice, use delivery='at_least_once'"
             )
         if now >= self.deadline:
             return MessagingTimeout(self.describe)
-        if not self.servers and self._monitor is not None and now >= self.last_sign + self._monitor:
-            return MessagingTimeout(f"{self.describe}: no sign of life of the server for {self._monitor:g} s")
-        return None
-
-    def _check_servers(self, now: float, up_since: float | None) -> ServerLost | None:
-        heard_since = now if up_since is None else up_since
-        for inbox, server in list(self.servers.items()):
-            server.silent_since = max(server.silent_since, heard_since)
-            if now < server.silent_since + LOST_AFTER:
-                continue
-            if not self._repeatable:
-                return self._server_lost(server, now)
-            LOG.info("%s: server %r was lost", self.describe, server.name)
-            self.servers.pop(inbox, None)
-            if not self.servers:
-                self.last_sign = self._repeat_at = now
+        if not self.servers and self.monitor is not None and now >= self.last_sign + self.monitor:
+            return MessagingTimeout(f"{self.describe}: no sign of life of the server for {self.monitor:g} s")
         return None
 
     def needs_repeat(self, now: float, up_since: float | None, repeat_after: float) -> bool:
         """Whether the request has to be sent again, by what is known now.
 
-        It has where the message system took it, and no server shows life since this side's connection has come back, or
-        since the last server that ran it was lost. The message system may have lost the request or its answer, and a
-        server that hangs keeps the request from the others. `repeat_after` is how long nobody has to be heard after a
+        It has if the message system took it, and no server has shown life since this side's connection has come back,
+        or since the last server that ran it was lost. The message system may have lost the request or its answer, and
+        a server that hangs keeps the request from the others. `repeat_after` is how long nobody has to be heard after a
         reconnect, in seconds.
         """
-        lost = self._repeat_at is not None and now >= self._repeat_at
-        if lost:
-            self._repeat_at = now + LOST_AFTER
-        if not self._repeatable or self._taken_at is None or up_since is None:
+        if not self.repeatable or self._taken_at is None or up_since is None:
             return False
         back = self._taken_at < up_since and self.last_sign < up_since and now >= up_since + repeat_after
-        if lost or back:
+        return back or (self._repeat_at is not None and now >= self._repeat_at)
+
+    def on_checked(self, now: float, repeats: bool) -> None:
+        """Note that `needs_repeat` was asked, and that the request is sent again if it said so."""
+        if self._repeat_at is not None and now >= self._repeat_at:
+            self._repeat_at = now + LOST_AFTER
+        if repeats:
             self._taken_at = None
-        return lost or back
 
     def _server_lost(self, server: RunningServer, now: float) -> ServerLost:
         silent = now - server.last_sign
@@ -295,6 +270,7 @@ class Pending:
         )
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class PendingCall(Pending):
     """Waits for one value.
 
@@ -302,11 +278,12 @@ class PendingCall(Pending):
         answer: the reply that ended the call, once it is there.
     """
 
-    __slots__ = ("answer",)
+    answer: Reply | None = None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.answer: Reply | None = None
+    @property
+    def ready(self) -> bool:
+        """Whether the answer is there."""
+        return self.answer is not None
 
     def _take(self, reply: Reply) -> None:
         if reply.ending and self.answer is None:
@@ -314,49 +291,72 @@ class PendingCall(Pending):
             self.wake()
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class PendingAnswers(Pending):
-    """Waits for many answers: one from each server that a fanout request reaches.
+    """Waits for many answers to a ping: one from each server that it reaches.
 
     Attributes:
-        answers: those that came.
+        enough: with so many answers, all are there.
+        answers: those that came, each with its time. Exceptions are left out.
     """
 
-    __slots__ = ("answers",)
+    enough: float
+    answers: list[tuple[dict[str, Any], float]] = field(default_factory=list)
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.answers: list[Reply] = []
+    @property
+    def ready(self) -> bool:
+        """Whether all answers are there."""
+        return len(self.answers) >= self.enough
 
     def on_reply(self, reply: Reply, now: float) -> None:
         """Take in an answer of one of the servers."""
-        if reply.ending:
-            self.answers.append(reply)
+        if reply.ending and isinstance(reply.result, dict):
+            self.answers.append((reply.result, now))
             self.wake()
 
+    def next_check(self) -> float:
+        """The deadline: no server's silence ends a ping."""
+        return self.deadline
 
+    def check(self, now: float) -> Exception | None:
+        """Why no further answer will come, or None."""
+        if self.send_error is not None:
+            return super().check(now)
+        return MessagingTimeout(self.describe) if now >= self.deadline else None
+
+    def needs_repeat(self, now: float, up_since: float | None, repeat_after: float) -> bool:
+        """False: who has answered would answer again."""
+        return False
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
 class PendingStream(Pending):
     """Waits for one item after another.
 
     Attributes:
+        window: how many items the server may send ahead of `taken`.
+        idle_timeout: seconds to wait for each item.
+        end: the deadline of the whole stream.
         items: those that came and were not taken yet.
         taken: how many were taken.
         ended: the last frame has come; `error` says how it ended.
     """
 
-    __slots__ = ("_end", "_gap", "_idle_timeout", "_last", "_next_seq", "_told", "_window", "ended", "items", "taken")
+    window: int
+    idle_timeout: float
+    end: float
+    items: deque[Any] = field(default_factory=deque)
+    taken: int = 0
+    ended: bool = False
+    _last: Reply | None = None
+    _gap: Exception | None = None
+    _credited: int = 0  # of those taken, how many the server knows of
+    _next_seq: int = 0
 
-    def __init__(self, *args: Any, window: int, idle_timeout: float, end: float, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.items: deque[Any] = deque()
-        self.ended = False
-        self._last: Reply | None = None
-        self._gap: Exception | None = None
-        self._idle_timeout = idle_timeout
-        self._end = end
-        self._window = window
-        self.taken = 0
-        self._told = 0  # of those taken, how many the server has been told of
-        self._next_seq = 0
+    @property
+    def ready(self) -> bool:
+        """Whether an item or the end is there."""
+        return bool(self.items) or self.ended
 
     def on_reply(self, reply: Reply, now: float) -> None:
         """Take in a frame of the server's."""
@@ -366,7 +366,7 @@ class PendingStream(Pending):
                 return  # A repeated request made another server begin too: the items of two are never mixed.
         super().on_reply(reply, now)
         if self.servers:
-            self._repeatable = False  # It has begun: a stream is never started again elsewhere.
+            self.repeatable = False  # It has begun: a stream is never started again elsewhere.
 
     def _take(self, reply: Reply) -> None:
         if self.ended:
@@ -397,20 +397,20 @@ class PendingStream(Pending):
 
     @property
     def error(self) -> Exception | None:
-        """The exception that ended the remote generator. For the reader's thread: making it may import modules."""
+        """The exception that ended the remote generator. Not for the I/O thread: making it may import modules."""
         return self._gap or (None if self._last is None else self.failure_of(self._last))
 
     def expect_item(self, now: float) -> None:
         """Begin to wait for the next item: its timeout counts from now, within the deadline of the whole."""
-        self.deadline = min(now + self._idle_timeout, self._end)
+        self.deadline = min(now + self.idle_timeout, self.end)
 
     def take(self) -> tuple[Any, bool]:
-        """The next of `items`, and whether to tell the server now how many were taken: it may be waiting for that."""
+        """The next of `items`, and whether to send credit now: the server may be waiting for that."""
         item = self.items.popleft()
         self.taken += 1
-        if (self.taken - self._told) * 2 < self._window or self.ended:
+        if (self.taken - self._credited) * 2 < self.window or self.ended:
             return item, False
-        self._told = self.taken
+        self._credited = self.taken
         return item, True
 
 

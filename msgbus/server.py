@@ -10,22 +10,26 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from msgbus.dead_lettering import OnDeadLetter
+from msgbus.deadline import wait_for
 from msgbus.dispatcher import RPCAccessPolicyBase, RPCDispatcher
 from msgbus.drivers.base import Address, Capability, Delivery, Depth, Message, Sent, Subscription
+from msgbus.encoding import decode_request
 from msgbus.exceptions import InvalidTarget, MessagingException, SerializationError
 from msgbus.executor import Executor
 from msgbus.foreign import get_logger
 from msgbus.forking import call_in_child, fork_count
-from msgbus.message import AT_LEAST_ONCE, PING_NAMESPACE, decode_request
-from msgbus.processing import OnDeadLetter, Processor, Work, time_left
+from msgbus.message import AT_LEAST_ONCE, PING_NAMESPACE
+from msgbus.processing import Processor
 from msgbus.serializer import Serializer
+from msgbus.server_call import ServerCall, time_left
 from msgbus.target import Target, topic_hint
-from msgbus.transport import Transport, check_transport, wait_for
+from msgbus.transport import Transport, check_transport
 
 LOG = get_logger(__name__)
 
 STOP_TIMEOUT = 5.0
-"""Seconds for the message system to say that it delivers no more."""
+"""Seconds for the message system to confirm that it delivers no more."""
 
 
 def get_rpc_server(
@@ -87,10 +91,8 @@ class RPCServer:
     server that was not started: the parent's goes on, and the child may start its own.
 
     Args:
-        transport: where it listens.
-        target: its topic and its name.
+        transport, target, on_dead_letter: as for `get_rpc_server`.
         dispatcher: runs the requests.
-        on_dead_letter: called with each message that is given up.
         addresses: what it listens to, if that is something else than the three of its target.
     """
 
@@ -105,7 +107,7 @@ class RPCServer:
         check_transport(transport, "server")
         if not isinstance(target, Target):
             raise TypeError(
-                f"what a server serves is a Target: Target(topic={target!r}, server=NAME), with a name for it"
+                f"a server's target has to be a Target: Target(topic={target!r}, server=NAME), with a name for it"
             )
         if not target.topic or not target.server:
             raise InvalidTarget(f"a server's target needs a topic and a server{topic_hint(target)}", target)
@@ -134,11 +136,9 @@ class RPCServer:
         """Serve nothing. Also in a forked child, where threads and requests are the parent's."""
         self._state = threading.Condition()
         self._subscription: Subscription | None = None
-        self._executor: Executor[Delivery | Work] | None = None
+        self._executor: Executor[Delivery | ServerCall] | None = None
         self._stopping = False
-        self._processor = Processor(
-            self.transport, self.target.server or "", self.dispatcher, self._on_dead_letter, self._run_again
-        )
+        self._processor = Processor(self.transport, self.target.server or "", self.dispatcher, self._on_dead_letter)
 
     def __repr__(self) -> str:
         if self._subscription is None:
@@ -171,14 +171,14 @@ class RPCServer:
         with self._state:
             if self._subscription is None or self._executor is None:
                 self._stopping = False
-                self._processor.start()
                 self._executor = Executor(
                     transport.option("executor_thread_pool_size"),
                     self._processor.process,
                     f"msgbus-{self.target.topic}",
                     transport.loop.call_later,
                 )
-                # The deliveries hold a thread each; the executor may queue those for which there is none.
+                self._processor.start(self._executor)
+                # Each delivery that runs holds a thread; the executor queues those for which there is none.
                 self._subscription = transport.driver.subscribe(
                     self._addresses, self._executor.submit, prefetch=transport.option("rpc_prefetch")
                 )
@@ -188,15 +188,16 @@ class RPCServer:
         except BaseException:
             subscription.close()
             executor.close(0)
+            self._processor.stop()
             with self._state:
                 if self._subscription is subscription:
                     self._subscription = self._executor = None
             raise
-        self._warn_of_namesake()
+        self._warn_of_same_name()
         LOG.info("server %s of topic %s serves on %s", self.target.server, self.target.topic, transport.driver.state)
 
-    def _warn_of_namesake(self) -> None:
-        """Say so in the log if another server has the same name. Nobody waits for that."""
+    def _warn_of_same_name(self) -> None:
+        """Log a warning if another server has the same name. Nobody waits for that."""
         named = [address for address in self._addresses if address.kind == "server"]
         if not named or Capability.INSPECT not in self.transport.driver.capabilities:
             return
@@ -219,16 +220,16 @@ class RPCServer:
             try:
                 self._subscription.stop().result(STOP_TIMEOUT)
             except (MessagingException, TimeoutError) as exc:
-                LOG.warning("%s: the message system did not say that it delivers no more: %r", self.target, exc)
+                LOG.warning("%s: the message system did not confirm that it delivers no more: %r", self.target, exc)
             self._processor.stop()
-            for work in self._executor.take_backlog():
-                if isinstance(work, Work):
-                    self._processor.again(work)
+            for item in self._executor.take_backlog():
+                if isinstance(item, ServerCall):
+                    self._processor.run_again(item)
                 else:
-                    self._hand_back(work)
+                    self._give_back(item)
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait until what runs has finished and is answered, then let go of the message system.
+        """Wait until what runs has finished and is answered, then close the subscription.
 
         A method that the server runs may call it: its own end is not waited for.
 
@@ -249,7 +250,7 @@ class RPCServer:
             try:
                 self._subscription.close().result(STOP_TIMEOUT)
             except (MessagingException, TimeoutError) as exc:
-                LOG.warning("%s: the message system did not take its leave: %r", self.target, exc)
+                LOG.warning("%s: the subscription could not be closed cleanly: %r", self.target, exc)
             self._subscription = self._executor = None
         if abandoned:
             LOG.warning("%s: %d requests were abandoned after %s s", self.target, abandoned, timeout)
@@ -258,19 +259,13 @@ class RPCServer:
     def reset(self) -> None:
         """Nothing: it is here for callers of oslo.messaging's interface."""
 
-    def _run_again(self, work: Work) -> bool:
-        if self._stopping or self._executor is None:
-            return False
-        self._executor.submit(work)
-        return True
-
-    def _hand_back(self, delivery: Delivery) -> None:
-        """Let another server have what has not begun here."""
+    def _give_back(self, delivery: Delivery) -> None:
+        """Let another server run what has not begun here."""
         processor, message = self._processor, delivery.message
         try:
             request = decode_request(message.body, message.content_type)
         except SerializationError:
-            processor.process(delivery)  # It is of no use to others either; this says so in the log.
+            processor.process(delivery)  # Others cannot read it either; this drops it, and logs that.
             return
         if delivery.address.kind in ("fanout", "pool") or delivery.redelivered:
             # It is this server's alone (nobody can send to a pool alone), or must be treated as one that may have run.
@@ -283,17 +278,16 @@ class RPCServer:
             # at_most_once, and counts as an attempt of a cast. So a fresh copy goes.
             left = time_left(request, delivery)
             copy = Message(message.body, message.content_type, message.id, left, message.durable)
-            processor.begin(delivery)
-
-            forks = fork_count()
+            call = ServerCall(processor, delivery, request, None, at_least_once=False)
+            processor.calls.add(call)
 
             def done(sent: Future[Sent]) -> None:
-                if forks != fork_count():
-                    return  # It is the parent's to settle.
+                if processor.forks != fork_count():
+                    return  # The parent settles it.
                 if sent.exception() is None:
                     delivery.accept()
                 else:
                     delivery.reject(requeue=True)
-                processor.end(delivery)
+                processor.calls.remove(call)
 
             self.transport.send(delivery.address, copy, mandatory=True).add_done_callback(done)

@@ -1,7 +1,7 @@
 """Warnings of settings in configuration files that are meant for a message system and that nothing here reads.
 
-A file that was written for oslo.messaging, or in which the name of a group has a slip, would silently have no effect:
-above all, TLS would be off.
+A file that was written for oslo.messaging, or in which the name of a group is misspelt, would silently have no effect:
+for one, TLS would be off.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ FOREIGN: dict[str, tuple[str, dict[str, str]]] = {
 }
 """Group -> the group that is ours, and option -> what it is called there."""
 
-_told: set[tuple[str, str, str]] = set()
+_warned: set[tuple[str, str, str]] = set()
 
 
 def warn_of_unread(conf: cfg.ConfigOpts, group: str, opts: Sequence[cfg.Opt], *, by_default: bool) -> None:
@@ -113,6 +113,6 @@ def _warn_of_default_driver(path: str, groups: dict[str, dict[str, list[str]]]) 
 
 
 def _warn_once(path: str, group: str, text: str) -> None:
-    if (path, group, text) not in _told:
-        _told.add((path, group, text))
+    if (path, group, text) not in _warned:
+        _warned.add((path, group, text))
         LOG.warning("%s: %s", path, text)

@@ -6,11 +6,18 @@ import threading
 
 
 class SendWindow:
-    """A semaphore that costs next to nothing while it is not exhausted: every request passes through it."""
+    """A semaphore that costs next to nothing while it is not exhausted: every request passes through it.
+
+    As a context manager it gives back, at the end, a place that was taken before.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._places: list[None] = [None] * size  # Taking from and adding to a list are atomic.
+        self.start_clean()
+
+    def start_clean(self) -> None:
+        """Have all places free. Also in a forked child, where the parent's threads and their locks do not exist."""
+        self._places: list[None] = [None] * self.size  # Taking from and adding to a list are atomic.
         self._waiting = 0
         self._freed = threading.Condition()
 
@@ -30,13 +37,18 @@ class SendWindow:
             finally:
                 self._waiting -= 1
 
-    def release(self) -> None:
+    def release(self, *_exc_info: object) -> None:
         """Give the place back."""
-        if len(self._places) < self.size:  # In a forked child it may be a place in its parent's window.
+        if len(self._places) < self.size:  # In a forked child it may be one that its parent had taken.
             self._places.append(None)
         if self._waiting:
             with self._freed:
                 self._freed.notify()
+
+    def __enter__(self) -> SendWindow:
+        return self
+
+    __exit__ = release
 
     def _take(self) -> bool:
         try:

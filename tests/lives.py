@@ -109,7 +109,7 @@ class Warnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         # A child may end while its parent's node is just being connected to: then the one says that the other hung up.
-        expected = "another server has this name|is served by another already|or the other side hung up"
+        expected = "another server has this name|is already served by node|or the other side hung up"
         if not re.search(expected, record.getMessage()):
             self.texts.append(record.getMessage())
 

@@ -47,7 +47,7 @@ CLI = {
     "msgbus.dead_letters": "the commands `msgbus dead`",
     "msgbus.dead_letters.Letters": "likewise",
     "msgbus.dead_letters.Stored": "likewise",
-    "msgbus.dispatcher.version_is_compatible": "checks --version before anything is sent",
+    "msgbus.versions.version_is_compatible": "checks --version before anything is sent",
     "msgbus.drivers.registry.DRIVERS": "lists drivers without importing them",
     "msgbus.drivers.registry.load_driver_class": "lists drivers",
     "msgbus.exceptions": "has an exit code for each",
@@ -56,7 +56,7 @@ CLI = {
     "msgbus.foreign.printable_lines": "likewise",
     "msgbus.foreign.text_of": "likewise",
     "msgbus.foreign.traceback_of": "likewise",
-    "msgbus.message.decode_request": "shows the request of a dead letter",
+    "msgbus.encoding.decode_request": "shows the request of a dead letter",
     "msgbus.values.JSON_VALUES": "prints values as JSON",
     "msgbus.values.is_plain": "likewise",
 }
@@ -67,7 +67,7 @@ CONFORMANCE = {
     "msgbus.configuration": "registers the core's options, to set some of them",
     "msgbus.drivers.fake.get_bus": "the harness of the driver in memory cuts its connections",
     "msgbus.message.JSON": "checks send messages that no client would write",
-    "msgbus.message.decode_request": "looks at what was sent",
+    "msgbus.encoding.decode_request": "looks at what was sent",
 }
 """What the conformance suite uses besides the public names, and what for."""
 

@@ -251,8 +251,8 @@ def _as_dict(stored: Stored) -> dict[str, Any]:
 
 def _request_of(letter: Any) -> tuple[str | None, dict[str, Any] | None]:
     """The method and arguments of a letter's request; None if they cannot be read."""
+    from msgbus.encoding import decode_request
     from msgbus.exceptions import SerializationError
-    from msgbus.message import decode_request
 
     try:
         request = decode_request(letter.body, letter.content_type)

@@ -112,7 +112,7 @@ def _client(
 
 
 def _check_version(version: str) -> None:
-    from msgbus.dispatcher import version_is_compatible
+    from msgbus.versions import version_is_compatible
 
     try:
         version_is_compatible(version, version)

@@ -27,7 +27,7 @@ from msgbus import (
     get_rpc_server,
     get_rpc_transport,
 )
-from msgbus.message import decode_request
+from msgbus.encoding import decode_request
 
 POLICIES = {"": None, "explicit": ExplicitRPCAccessPolicy, "legacy": LegacyRPCAccessPolicy}
 GATE_TIMEOUT = 60.0

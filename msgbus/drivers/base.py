@@ -2,7 +2,8 @@
 
 A driver moves bytes between addresses, and nothing else. Requests and replies, deadlines, repeats, remote errors,
 streams and dead letters live in the core: a reply is an ordinary `Driver.send` to an ordinary address. To write a
-driver, subclass `Driver`, `Subscription`, `Inbox` and `Delivery`, and name the class in the entry point group
+driver of a broker, subclass `msgbus.drivers.toolkit.broker.BrokerDriver`, which keeps most of what is promised here; of
+another message system, `Driver`, `Subscription`, `Inbox` and `Delivery`. Name the class in the entry point group
 ``msgbus.drivers``.
 
 What is public for drivers is what `PUBLIC` names. It changes with the version of this contract only, and a driver needs
@@ -25,8 +26,11 @@ Rules that hold for all of it:
   been sent in this sense: the driver keeps it like one that waits for a connection, and offers it again until its
   patience ends, whatever the policy. (Later messages may overtake it.) Where a part may have been taken, by one of
   several queues or by a node that failed, the send fails at once with ``maybe_delivered=True``.
-* **Fork.** A child process starts clean: it shares no connection with its parent, and futures that it inherited are
-  failed. (`msgbus.forking.call_in_child` is the way.)
+* **Closed.** Every verb of a closed driver fails with `CallCancelled`, all of them with the same text, which says what
+  was closed: `Driver.send` and `Driver.inspect` by their future, `Driver.subscribe` and `Driver.open_inbox` by
+  ``ready``. What the driver had open, or opens now, is closed: ``stop`` and ``close`` of it are done at once.
+* **Fork.** A child process starts clean: it shares no connection with its parent, and the futures that it inherited and
+  that are not done fail with `CallCancelled`, in the child alone. (`msgbus.forking.call_in_child` is the way.)
 """
 
 from __future__ import annotations
@@ -77,6 +81,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
         "DriverLoadFailure",
         "InvalidTarget",
         "InvalidTransportURL",
+        "MessageDeliveryFailure",
         "MessageTooLarge",
         "MessageUndeliverable",
         "MessagingException",
@@ -87,15 +92,20 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     "msgbus.forking": ("call_in_child",),
     "msgbus.options": ("connection_opts", "hosts_of", "read_driver_options"),
     "msgbus.url": ("TransportHost", "TransportURL"),
+    # What `msgbus.drivers.toolkit` says of when to use which.
     "msgbus.drivers.toolkit.aio": ("AsyncioLoop",),
     "msgbus.drivers.toolkit.broker": ("BrokerDriver", "Line", "Session"),
+    "msgbus.drivers.toolkit.connecting": ("Connector", "Dialler", "peer_of"),
     "msgbus.drivers.toolkit.consuming": ("Feed", "Outcome", "Source"),
+    "msgbus.drivers.toolkit.descriptors": ("HINT", "is_shortage", "shortage"),
     "msgbus.drivers.toolkit.futures": ("done", "fail", "fail_inherited", "failed", "finish"),
     "msgbus.drivers.toolkit.loop": ("FOREVER", "LINGER", "Loop"),
-    "msgbus.drivers.toolkit.sending": ("Offer", "OnDeclared", "Outgoing"),
+    "msgbus.drivers.toolkit.sending": ("Offer", "OnDeclared", "Outgoing", "Sender"),
+    "msgbus.drivers.toolkit.tls": ("check_tls_files",),
     # for its tests
     "msgbus.conformance": ("Harness",),
     "msgbus.conformance.suite": ("Conformance",),
+    "msgbus.conformance.waiting": ("until",),
 }
 """Module -> the names in it that a driver may use."""
 
@@ -207,7 +217,7 @@ class Depth(msgspec.Struct, frozen=True):
 class Delivery(ABC):
     """A message that was handed over to a subscriber, who calls `accept` or `reject`, from any thread.
 
-    Only the first of these calls counts.
+    Only the first of these calls counts: a later one, of either, changes nothing.
 
     Attributes:
         address: the subscribed address that it came by.
@@ -235,6 +245,8 @@ class Delivery(ABC):
             again.
             True means that the word is on its way over a connection that seems to live. Message systems do not confirm
             it; so the message may come again all the same, and then has `redelivered` set.
+            Called again, or after `reject`, it returns what the first of the calls found: whether the connection lived
+            at that time.
         """
 
     @abstractmethod
@@ -348,7 +360,7 @@ class Driver(ABC):
         * `MessageTooLarge`: before a byte is sent.
         * `InvalidTarget`: the address cannot be named on this message system.
         * `CapabilityMissing`: an address of the kind stored, without `Capability.STORE`.
-        * `CallCancelled`: the driver was closed.
+        * `CallCancelled`: the driver was closed, or the process is a forked child, and it was sent before the fork.
         """
 
     @abstractmethod
@@ -357,6 +369,11 @@ class Driver(ABC):
 
         `prefetch` (1 or more) bounds, for each address, the deliveries that are handed over and neither accepted nor
         rejected.
+
+        Raises:
+            InvalidTarget: an address cannot be named on this message system.
+            CapabilityMissing: an address of the kind dead, without `Capability.STORE`. (Both may as well be what
+                `Subscription.ready` fails with.)
         """
 
     @abstractmethod
@@ -367,7 +384,8 @@ class Driver(ABC):
         """Look at an address of the kinds topic, server, pool and dead.
 
         The future fails with `MessageUndeliverable` where the address does not exist, and with `TransportUnavailable`
-        where it cannot be looked at: within a second where the connection is away.
+        where it cannot be looked at: within a second where the connection is away. With `CallCancelled`, where the
+        driver was closed.
 
         Raises:
             CapabilityMissing: without `Capability.INSPECT`.

@@ -39,7 +39,7 @@ from msgbus.drivers.base import (
     Sent,
     Subscription,
 )
-from msgbus.drivers.toolkit.futures import done, fail, fail_inherited
+from msgbus.drivers.toolkit.futures import done, fail, fail_inherited, failed
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import CallCancelled, MessageTooLarge, MessageUndeliverable, TransportUnavailable
 from msgbus.forking import call_in_child
@@ -150,7 +150,7 @@ class _Reader:
 
 
 class _FakeDelivery(Delivery):
-    __slots__ = ("_bus", "_consumer")
+    __slots__ = ("_bus", "_consumer", "counts")
 
     def __init__(self, bus: Bus, consumer: _Consumer, item: _Item) -> None:
         message = item.message
@@ -160,9 +160,10 @@ class _FakeDelivery(Delivery):
         super().__init__(consumer.address, message, item.redelivered, item.attempts)
         self._bus = bus
         self._consumer = consumer
+        self.counts: bool | None = None  # what the first call has found
 
     def accept(self) -> bool:
-        return self._bus._settle(self._consumer, self) is not None
+        return self._bus._settle(self._consumer, self)
 
     def reject(self, requeue: bool) -> None:
         self._bus._settle(self._consumer, self, requeue=requeue)
@@ -347,14 +348,16 @@ class Bus:
         for reader in readers:
             reader.call()
 
-    def _settle(self, consumer: _Consumer, delivery: _FakeDelivery, *, requeue: bool = False) -> _Item | None:
+    def _settle(self, consumer: _Consumer, delivery: _FakeDelivery, *, requeue: bool = False) -> bool:
         with self._lock:
             item = consumer.unsettled.pop(delivery, None)
+            if delivery.counts is None:
+                delivery.counts = item is not None
             if item is not None and requeue:
                 item.redelivered = True
                 consumer.queue.items.appendleft(item)
         self._pump(consumer.queue)
-        return item
+        return delivery.counts
 
     def _take_back(self, consumer: _Consumer) -> None:
         for item in reversed(list(consumer.unsettled.values())):
@@ -489,7 +492,7 @@ class FakeDriver(Driver):
         sent: Future[Sent] = Future()
         size = len(message.body)
         if self._closed:
-            sent.set_exception(CallCancelled(f"{self.state} was closed"))
+            sent.set_exception(self._was_closed())
         elif size > self._options.max_message_size:
             limit = self._options.max_message_size
             sent.set_exception(
@@ -501,22 +504,34 @@ class FakeDriver(Driver):
                 self._sends.add(sent)
         return sent
 
+    def _was_closed(self) -> CallCancelled:
+        return CallCancelled(f"{self.state} was closed")
+
     def subscribe(self, addresses: Sequence[Address], on_delivery: OnDelivery, *, prefetch: int) -> Subscription:
         subscription = _FakeSubscription(self._bus, addresses, on_delivery, prefetch, self._let_go)
-        self._opened.append(subscription)
+        self._keep(subscription)
         return subscription
 
-    def _let_go(self, closed: Subscription) -> None:
+    def _keep(self, opened: Subscription | Inbox) -> None:
+        """Have it closed with the driver, which may have happened already."""
+        self._opened.append(opened)
+        if self._closed:
+            opened.close()
+            opened.ready = failed(self._was_closed())
+
+    def _let_go(self, closed: Subscription | Inbox) -> None:
         """Let go of what it would call: that would keep its server, and the transport, from being collected."""
         if closed in self._opened:
             self._opened.remove(closed)
 
     def open_inbox(self, on_delivery: OnDelivery) -> Inbox:
         inbox = _FakeInbox(self._bus, on_delivery)
-        self._opened.append(inbox)
+        self._keep(inbox)
         return inbox
 
     def inspect(self, address: Address) -> Future[Depth]:
+        if self._closed:
+            return failed(self._was_closed())
         found: Future[Depth] = Future()
         depth = self._bus.depth(address)
         if depth is None:
@@ -530,5 +545,5 @@ class FakeDriver(Driver):
         for opened in list(self._opened):
             opened.close()
         self._opened.clear()
-        self._bus.fail_waiting(self._sends.__contains__, CallCancelled(f"{self.state} was closed"))
+        self._bus.fail_waiting(self._sends.__contains__, self._was_closed())
         self._bus.leave(self)

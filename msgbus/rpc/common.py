@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from msgbus.dispatcher import ExpectedException, expected_exceptions, version_is_compatible
+from msgbus.dispatcher import ExpectedException, expected_exceptions
 from msgbus.exceptions import (
     MessagingException,
     MessagingTimeout,
@@ -16,6 +16,7 @@ from msgbus.exceptions import (
 )
 from msgbus.rpc.connection import Connection, InvalidRPCConnectionReuse
 from msgbus.rpc.context import CommonRpcContext, RpcContext
+from msgbus.versions import version_is_compatible
 
 R = TypeVar("R")
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from msgbus.awaitables import refuse_async
 from msgbus.client import RPCClient
-from msgbus.dispatcher import is_version
 from msgbus.exceptions import InvalidTarget, SerializationError, TransportUnavailable
 from msgbus.rpc import binding
 from msgbus.serializer import NoOpSerializer, Serializer
 from msgbus.target import Target
 from msgbus.transport import Transport
+from msgbus.versions import is_version
 
 KEYS = ("method", "args", "version", "namespace")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from msgbus.client import acquire, wait_until_sent
 from msgbus.drivers.base import Address, Capability, Message
+from msgbus.encoding import encode_notification
 from msgbus.exceptions import InvalidTarget, MessageDeliveryFailure, MessageUndeliverable, SerializationError
-from msgbus.message import CONTENT_TYPES, encode_notification, new_id
+from msgbus.message import CONTENT_TYPES, new_id
 from msgbus.rpc import binding
 from msgbus.serializer import NoOpSerializer
 from msgbus.target import Target
@@ -45,8 +45,7 @@ def notify(context: Any, topic: str, msg: dict[str, Any]) -> None:
         msg, NoOpSerializer().serialize_context(context), unique_id, content_type, lossy=transport.lossy
     )
     deadline = time.monotonic() + transport.option("rpc_response_timeout")
-    acquire(transport, deadline)
-    try:
+    with transport.slot(deadline):
         message = Message(body, content_type, unique_id, None, True, deadline - time.monotonic())
         try:
             _send(transport, address, message, deadline)
@@ -55,14 +54,17 @@ def notify(context: Any, topic: str, msg: dict[str, Any]) -> None:
             if not nobody or Capability.STORE not in transport.driver.capabilities:
                 raise
             _send(transport, address._replace(kind="stored"), message, deadline)
-    finally:
-        transport.window.release()
 
 
 def _send(transport: Transport, address: Address, message: Message, deadline: float) -> None:
     stores = Capability.STORE in transport.driver.capabilities
     # If it can be stored, there is no need to wait for a listener, even after a try with an unknown outcome.
-    sent = transport.send_repeatedly(
-        deadline, address, message, mandatory=True, retry_undeliverable=0.0 if stores else None
+    transport.send_and_wait(
+        address,
+        message,
+        deadline,
+        what="a notification to",
+        mandatory=True,
+        repeat=True,
+        retry_undeliverable=0.0 if stores else None,
     )
-    wait_until_sent(sent, deadline, f"a notification to {address}", transport)

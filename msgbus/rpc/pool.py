@@ -11,15 +11,17 @@ from typing import Any
 from msgbus import current
 from msgbus import deadline as inherited
 from msgbus.awaitables import refuse_awaitable
-from msgbus.current import ServerContext
+from msgbus.current import RunningRequest, ServerContext
+from msgbus.deadline import wait_for
 from msgbus.drivers.base import Address, Delivery, Subscription
+from msgbus.encoding import context_of
 from msgbus.exceptions import MessagingException, SerializationError
 from msgbus.executor import Executor
 from msgbus.foreign import get_logger
-from msgbus.message import Payload, Request, context_of, decode
-from msgbus.processing import Work
+from msgbus.message import Request
+from msgbus.payload import Payload, decode
 from msgbus.server import STOP_TIMEOUT
-from msgbus.transport import Transport, wait_for
+from msgbus.transport import Transport
 
 LOG = get_logger(__name__)
 
@@ -118,7 +120,7 @@ class PoolConsumer:
         unique_id = payload.get("_unique_id")
         request_id = unique_id if isinstance(unique_id, str) else delivery.message.id
         request = Request("", unique_id=request_id, context=context_of(payload))
-        current.work.set(Work(self._server, delivery, request, None, at_least_once=True))
+        current.running.set(RunningRequest(self._server, delivery, request, None, at_least_once=True))
         inherited.current.set(None)
         refuse_awaitable("the callback returned", self._callback(payload))
 

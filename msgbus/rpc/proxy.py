@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from msgbus.dispatcher import version_is_compatible
 from msgbus.rpc.common import RpcVersionCapError
 from msgbus.rpc.messages import EntitySerializer, cast_elsewhere, check, client_for
 from msgbus.serializer import Serializer
+from msgbus.versions import version_is_compatible
 
 
 class RpcProxy:

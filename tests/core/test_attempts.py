@@ -13,8 +13,9 @@ from msgbus import DeadLetter, RPCServer, Target, Transport, current_request, ge
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Message
 from msgbus.drivers.fake import get_bus
+from msgbus.encoding import decode_request, encode_request, with_attempts
 from msgbus.exceptions import SerializationError
-from msgbus.message import JSON, MSGPACK, Hints, Request, decode_request, encode_request, with_attempts
+from msgbus.message import JSON, MSGPACK, Hints, Request
 from tests.support import PATIENCE, Awaited, new_transport
 
 TOPIC = Address("topic", "msgbus", "foo")
@@ -196,7 +197,7 @@ def test_a_fanout_that_waits_is_a_dead_letter_where_its_server_stops(transport: 
 
 
 def test_a_cast_that_cannot_be_passed_on_is_given_back(transport: Transport, delays: list[float]) -> None:
-    """Where no copy can be sent the message itself goes back, and counts as one that was handed over before."""
+    """Where no copy can be sent the message itself goes back, and counts as redelivered."""
     first, second = Failing(), Failing()
     server = serve(transport, first, "h1")
     get_rpc_client(transport, Target(topic="foo")).cast({}, "fail")

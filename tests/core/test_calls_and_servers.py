@@ -11,11 +11,21 @@ from typing import Any
 
 import pytest
 
-from msgbus import MessageUndeliverable, Target, Transport, TransportUnavailable, get_rpc_client, replies, transport
+from msgbus import (
+    MessageUndeliverable,
+    Target,
+    Transport,
+    TransportUnavailable,
+    get_rpc_client,
+    replies,
+    sending,
+    transport,
+)
 from msgbus.conformance.waiting import Task, until
 from msgbus.drivers.base import Address, Capability, Delivery, Message, Sent
 from msgbus.drivers.fake import FakeDriver
-from msgbus.message import JSON, Control, Reply, Request, decode_inbox_frame, decode_request, encode_reply
+from msgbus.encoding import decode_inbox_frame, decode_request, encode_reply
+from msgbus.message import JSON, Control, Reply, Request
 from tests.support import PATIENCE, new_transport
 
 
@@ -104,7 +114,7 @@ def play() -> Iterator[Play]:
 
 
 def test_a_second_server_is_cancelled_under_at_most_once(play: Play) -> None:
-    """One server runs an at_most_once call. Another that says that it does is told to stop, the first is not."""
+    """One server runs an at_most_once call. Another that says that it does is cancelled, the first is not."""
     task = play.call("at_most_once")
     play.first.begin(play.requests[0])
     play.second.begin(play.requests[0])
@@ -116,7 +126,7 @@ def test_a_second_server_is_cancelled_under_at_most_once(play: Play) -> None:
 
 @pytest.mark.parametrize("winner", ["h1", "h2"])
 def test_the_loser_is_cancelled_under_at_least_once(play: Play, winner: str) -> None:
-    """Two servers run an at_least_once call: the first answer is its value, and only then the other is told to stop."""
+    """Two servers run an at_least_once call: the first answer is its value, and only then the other is cancelled."""
     task = play.call("at_least_once")
     request = play.requests[0]
     for server in (play.first, play.second):
@@ -187,7 +197,7 @@ def test_an_at_most_once_request_is_not_sent_again(play: Play, connection: Conne
     assert len(play.requests) == 1
 
 
-def test_a_request_whose_server_shows_life_is_not_sent_again(play: Play, connection: Connection) -> None:
+def test_a_request_whose_server_was_heard_of_is_not_sent_again(play: Play, connection: Connection) -> None:
     """Not after a reconnect either."""
     task = play.call("at_least_once", timeout=1.0)
     connection.up_since = time.monotonic()
@@ -238,7 +248,7 @@ def test_an_answered_request_is_not_sent_again(play: Play, monkeypatch: pytest.M
     """A request whose sending had an unknown outcome has arrived and been answered: there is no further copy of it."""
     lost = TransportUnavailable("cut", maybe_delivered=True)
     fail_requests(monkeypatch, lambda _number: lost)
-    monkeypatch.setattr(transport, "RETRY_DELAY", 1.0)
+    monkeypatch.setattr(sending, "RETRY_DELAY", 1.0)
     task = play.call("at_least_once")
     play.first.answer(play.requests[0])
     assert task.result() == "h1"

@@ -36,7 +36,8 @@ from msgbus.conformance.waiting import Task, until
 from msgbus.deadline import current
 from msgbus.drivers.base import Address, Capability, Delivery, Depth, Message, Sent
 from msgbus.drivers.fake import Bus, FakeDriver, get_bus
-from msgbus.message import JSON, MSGPACK, Reply, Request, decode_request, encode_reply
+from msgbus.encoding import decode_request, encode_reply
+from msgbus.message import JSON, MSGPACK, Reply, Request
 from tests.support import PATIENCE, new_transport
 
 TARGET = Target(topic="foo")
@@ -197,7 +198,7 @@ def test_call_of_a_generator(client: RPCClient) -> None:
     assert client.call({}, "count", to=0) is None
 
 
-def test_nobody_there(transport: Transport) -> None:
+def test_a_request_to_nobody_is_undeliverable(transport: Transport) -> None:
     """A call or cast to a target that nobody ever listened at fails at once."""
     client = get_rpc_client(transport, TARGET, timeout=5.0)
     for verb in (client.call, client.cast):
@@ -355,7 +356,7 @@ def test_timeout_while_the_message_system_is_away(quiet: Transport, bus: Bus) ->
 
 
 @pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
-def test_the_message_system_has_the_first_word(
+def test_the_driver_gives_its_reason_before_the_call_times_out(
     transport: Transport, monkeypatch: pytest.MonkeyPatch, delivery: Any
 ) -> None:
     """A request is given up by the driver, which knows why it could not be sent, before its caller gives up."""
@@ -583,7 +584,7 @@ def test_multicall_timeout_of_an_item(quiet: Transport) -> None:
 
 
 def test_multicall_to_nobody(transport: Transport) -> None:
-    """A stream of nobody's fails where it is iterated over."""
+    """A stream to nobody fails where it is iterated over."""
     with pytest.raises(MessageUndeliverable):
         list(get_rpc_client(transport, TARGET).multicall({}, "count"))
 
@@ -622,7 +623,7 @@ def test_version_cap(transport: Transport, cap: str | None, version: str | None,
 
 @pytest.mark.parametrize("options", [{"version_cap": "x"}, {"delivery": "exactly_once"}])
 def test_wrong_settings(transport: Transport, options: dict[str, Any]) -> None:
-    """A version or policy that is none is refused when the client is made or prepared."""
+    """An invalid version or policy is refused when the client is made or prepared."""
     with pytest.raises(ValueError, match=r"."):
         get_rpc_client(transport, TARGET, **options)
     with pytest.raises(ValueError, match=r"."):
@@ -748,7 +749,7 @@ def test_serializer(transport: Transport, endpoint: Endpoint) -> None:
 
 
 def test_ping(transport: Transport, endpoint: Endpoint) -> None:
-    """`ping` returns a sign of life of every server of the topic, or of the one that the target names."""
+    """`ping` returns an answer of every server of the topic, or of the one that the target names."""
     with serving(transport, endpoint, "h1"), serving(transport, endpoint, "h2"):
         client = get_rpc_client(transport, TARGET)
         found = client.ping(PATIENCE)
@@ -799,7 +800,7 @@ def test_ping_of_one_that_is_silent() -> None:
     transport.cleanup()
 
 
-def test_a_target_that_is_none() -> None:
+def test_a_target_of_another_type_is_refused() -> None:
     """A topic alone is no target: the error says how to write it."""
     topic: Any = "weather"
     with pytest.raises(TypeError, match=r"Target\(topic='weather'\)"):
@@ -819,11 +820,11 @@ def use(client: RPCClient, verb: str) -> Any:
 
 
 @VERBS
-def test_nobody_there_after_an_unknown_outcome_is_told_at_the_deadline(
+def test_nobody_there_after_an_unknown_outcome_is_an_error_at_the_deadline(
     verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under at_least_once the error is not that nobody listens: the first try may have run, and the text says so."""
-    monkeypatch.setattr(msgbus.client, "PATIENCE", 0.4)  # A busy machine needs more than the usual share to say so.
+    monkeypatch.setattr(msgbus.client, "SEND_SHARE", 0.4)  # A busy machine needs more than the usual share to say so.
     transport = new_transport()
     client = get_rpc_client(transport, Target(topic="foo"), timeout=2.0, delivery="at_least_once")
     get_bus(transport.url).fail_next(TransportUnavailable("the server was lost", maybe_delivered=True))
@@ -942,7 +943,7 @@ def test_a_topic_that_names_no_server_is_undeliverable(topic: str) -> None:
     transport.cleanup()
 
 
-def test_a_timeout_at_a_topic_that_names_a_server_tells_of_that_server() -> None:
+def test_a_timeout_at_a_topic_that_names_a_server_names_it() -> None:
     """The consumers that it counts are those of the server, not of a topic that nobody has."""
     transport = new_transport()
     with named(transport, "foo", "s1"):

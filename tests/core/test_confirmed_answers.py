@@ -15,7 +15,7 @@ from msgbus.conformance.checks.wire import envelope, raw
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Capability, Message, Sent
 from msgbus.drivers.fake import FakeDriver
-from msgbus.message import encode_repeat
+from msgbus.encoding import encode_repeat
 from tests.support import PATIENCE, new_transport
 
 
@@ -99,7 +99,7 @@ def client_of(transport: Transport, timeout: float, delivery: Any = "at_least_on
 def is_settled(transport: Transport) -> bool:
     """Whether the message system has nothing more of the topic."""
     depth = transport.inspect(Address("topic", "msgbus", "foo"), PATIENCE)
-    return depth is not None and depth.depth == 0 and not transport.running
+    return depth is not None and depth.depth == 0 and not transport.server_calls
 
 
 def test_an_answer_that_got_lost_is_sent_again(losses: Losses, endpoint: Endpoint, transport: Transport) -> None:
@@ -150,7 +150,7 @@ def test_a_confirmed_request_is_not_run_for_a_copy(
     assert endpoint.runs == 1
 
 
-def test_what_is_never_confirmed_ends_with_the_call(
+def test_an_answer_that_is_never_confirmed_ends_with_the_call(
     losses: Losses, transport: Transport, caplog: pytest.LogCaptureFixture
 ) -> None:
     """After the deadline nobody waits for the answer: the request is done with, and the log says so."""
@@ -196,7 +196,7 @@ def test_at_most_once_does_not_ask_for_confirmation(losses: Losses, transport: T
 def test_a_lost_connection_is_named_in_the_timeout(
     losses: Losses, transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An operator is told that the answer may have been lost with the connection, and what prevents that."""
+    """The error says that the answer may have been lost with the connection, and what prevents that."""
     losses.answers = 1
     monkeypatch.setattr(FakeDriver, "up_since", float("inf"))
     with pytest.raises(MessagingTimeout, match="lost with it, which does not happen under delivery='at_least_once'"):

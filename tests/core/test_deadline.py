@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import contextvars
 import threading
+import time
+from concurrent.futures import Future
 
 import pytest
 
-from msgbus.deadline import bounded, current
+from msgbus import MessagingTimeout, TransportUnavailable
+from msgbus.deadline import bounded, current, wait_for
+from tests.support import new_transport
 
 
 @pytest.mark.parametrize(
@@ -35,3 +39,14 @@ def test_another_thread_inherits_nothing() -> None:
     contextvars.copy_context().run(run)
     assert found == [None]
     assert current.get() is None
+
+
+def test_wait_for() -> None:
+    """A driver's future is waited for until the deadline, which is told from a timeout that the future failed with."""
+    driver = new_transport().driver
+    future: Future[None] = Future()
+    with pytest.raises(TransportUnavailable, match=r"^cannot do it the in-memory .*: gave up"):
+        wait_for(future, time.monotonic(), "cannot do it", driver)
+    future.set_exception(MessagingTimeout("theirs"))
+    with pytest.raises(MessagingTimeout, match="theirs"):
+        wait_for(future, time.monotonic(), "cannot do it", driver)

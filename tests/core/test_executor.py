@@ -251,7 +251,7 @@ def test_an_item_that_fails_costs_no_thread(error: BaseException, caplog: pytest
     assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.ERROR]
 
 
-def test_lets_go_of_an_item_when_it_is_done() -> None:
+def test_frees_an_item_when_it_is_done() -> None:
     """An item does not live on until its thread gets the next one."""
     import gc
     import weakref

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from msgbus import InvalidArguments, MessagingException, NoSuchMethod, RemoteError, exceptions
+from msgbus.encoding import decode_inbox_frame, encode_reply
 from msgbus.failures import rebuild_failure, serialize_failure
-from msgbus.message import JSON, MSGPACK, Reply, decode_inbox_frame, encode_reply
+from msgbus.message import JSON, MSGPACK, Reply
 
 LOOP: list[Any] = []
 LOOP.append(LOOP)
@@ -216,7 +217,7 @@ class BadAttributes(Exception):
     ids=["str", "kwargs", "argument"],
 )
 def test_unprintable_exceptions(error: Exception, message: str) -> None:
-    """An exception whose own methods fail is told of all the same."""
+    """An exception whose own methods fail reaches the caller all the same."""
     failure = json.loads(serialize_failure(raised(error)))
     assert failure["class"] == type(error).__name__
     assert failure["message"] == message
@@ -472,7 +473,7 @@ def test_a_group_of_what_ends_a_process() -> None:
 
 
 def test_groups_that_are_nested_very_deep() -> None:
-    """A group that is nested too deep is told of all the same."""
+    """A group that is nested too deep reaches the caller all the same."""
     group: Any = ValueError("x")
     for _ in range(100):
         group = ExceptionGroup("g", [group])
@@ -503,7 +504,7 @@ def test_notes_arrive() -> None:
 
 
 def test_the_cause_is_in_the_traceback() -> None:
-    """What an exception was raised from is told in the remote traceback."""
+    """What an exception was raised from is in the remote traceback."""
     try:
         try:
             raise KeyError("first")
@@ -590,7 +591,7 @@ def test_what_exceptions_of_the_standard_library_hold_stays() -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"class": 5}', '{"tb": "text"}', '{"args": {}}', "\0"])
 def test_a_failure_that_cannot_be_read(text: str) -> None:
-    """A failure that is none still ends the call, as a RemoteError."""
+    """A malformed failure still ends the call, as a RemoteError."""
     error = rebuild_failure(text, ())
     assert type(error) is RemoteError
     assert error.exc_type == "unreadable failure"

@@ -88,7 +88,7 @@ def test_target_whose_only_argument_is_the_exchange() -> None:
     assert "did you mean" not in str(caught.value)
 
 
-def test_what_is_no_target() -> None:
+def test_what_is_not_a_target_is_refused() -> None:
     """A topic alone is none."""
     transport = new_transport()
     with pytest.raises(TypeError, match=re.escape("Target(topic='t')")):
@@ -97,7 +97,7 @@ def test_what_is_no_target() -> None:
         get_rpc_server(transport, "t", [])  # type: ignore[arg-type]
 
 
-def test_what_is_no_transport() -> None:
+def test_what_is_not_a_transport_is_refused() -> None:
     """A URL is none, and is not shown."""
     wrong: Any = "rabbit://app:s3cr3t@h/"
     for make in (
@@ -113,14 +113,14 @@ def test_what_is_no_transport() -> None:
         get_rpc_transport(wrong)
 
 
-def test_modules_that_are_no_list() -> None:
+def test_modules_that_are_not_a_list_are_refused() -> None:
     """A text is a list of letters, none of which is a module."""
     with pytest.raises(TypeError, match=re.escape("['myservice.errors']")):
         get_rpc_transport(new_conf(), "fake://", "myservice.errors")
 
 
 @pytest.mark.parametrize("endpoints", [Hello(), Hello, "hello", {"hello": Hello()}, None, 1])
-def test_endpoints_that_are_no_list(endpoints: Any) -> None:
+def test_endpoints_that_are_not_a_list_are_refused(endpoints: Any) -> None:
     """One endpoint stands in a list, too."""
     with pytest.raises(TypeError, match=r"endpoints is a list of objects, \[endpoint\], not"):
         get_rpc_server(new_transport(), Target(topic="t", server="s"), endpoints)
@@ -129,7 +129,7 @@ def test_endpoints_that_are_no_list(endpoints: Any) -> None:
 @pytest.mark.parametrize(
     "endpoint", ["hello", None, 1, [Hello()], {"hello": Hello()}, len, lambda: 1, Target(topic="t")]
 )
-def test_what_is_no_endpoint(endpoint: Any) -> None:
+def test_what_is_not_an_endpoint_is_refused(endpoint: Any) -> None:
     """What has methods that nobody means, or none."""
     with pytest.raises(TypeError, match="an endpoint is an object whose methods are called, not"):
         get_rpc_server(new_transport(), Target(topic="t", server="s"), [endpoint])

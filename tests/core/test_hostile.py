@@ -30,7 +30,8 @@ from msgbus.cli.app import cli
 from msgbus.cli.tables import print_table, print_value
 from msgbus.drivers.base import Address, Depth, Message
 from msgbus.foreign import printable
-from msgbus.message import JSON, MSGPACK, Reply, encode
+from msgbus.message import JSON, MSGPACK, Reply
+from msgbus.payload import encode
 from msgbus.transport import Transport
 from tests.support import PATIENCE, new_transport
 
@@ -335,7 +336,7 @@ UNANSWERABLE = {
 def test_a_request_with_a_long_name_is_refused(
     bench: Bench, name: str, content_type: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing of it is kept, one short line of the log says what is too long, and its caller is told if it can be."""
+    """Nothing of it is kept, one short line of the log says what is too long, and its caller gets it if possible."""
     router, inbox = bench.transport.router, bench.transport.inbox(0.0)
     got: queue.SimpleQueue[Reply] = queue.SimpleQueue()
     monkeypatch.setattr(router, "route", lambda reply, _now: got.put(reply))
@@ -354,7 +355,7 @@ def test_a_request_with_a_long_name_is_refused(
     assert len(lines) == PREFETCH + 1
     assert all("characters, and may have" in line and len(line) < 300 for line in lines)
     assert not bench.endpoint.ran
-    assert all(len(known) <= 255 for known in bench.server._processor._known._done)
+    assert all(len(known) <= 255 for known in bench.server._processor.calls.done._done)
 
 
 @pytest.mark.parametrize("name", ["_msg_id", "inbox", "server", "confirm"])
@@ -366,7 +367,9 @@ def test_a_reply_with_a_long_name_is_dropped(bench: Bench, name: str, caplog: py
     message = Message(encode(payload, JSON), JSON, "id", None)
     bench.transport.driver.send(inbox, message, mandatory=True).result(PATIENCE)
     bench.check()
-    (line,) = [record.getMessage() for record in caplog.records if "inbox that is not ours" in record.getMessage()]
+    (line,) = [
+        record.getMessage() for record in caplog.records if "unreadable message to the inbox" in record.getMessage()
+    ]
     assert "characters, and may have 255" in line
     assert len(line) < 300
 
@@ -505,7 +508,7 @@ def test_every_module_logs_through_the_safe_logger() -> None:
     assert own == []
 
 
-def test_a_line_tells_where_it_was_logged(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_line_names_where_it_was_logged(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     """A record has the file and function of who logs, and the arguments, as any other."""
     with pytest.raises(ZeroDivisionError):
         bench.client.call({}, "divide")

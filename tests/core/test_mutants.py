@@ -52,14 +52,16 @@ def test_each_mutant_says_what_it_breaks() -> None:
         (
             "if now >= self.deadline:",
             "if now >= self.deadline:  # the same",
-            r"survives core/test_replies\.py::test_the_dea",
+            r"survives core/test_replies\.py::test_a_call_ends",
         ),
         ("if now >= self.deadline:", "if now >=:", r"pytest could not run it \(exit code [1245]\)"),
     ],
 )
 def test_a_mutant_that_shows_nothing_is_an_error(old: str, new: str, says: str, project: pathlib.Path) -> None:
     """One whose text is gone, that changes nothing, or that is no code: none of them counts as noticed."""
-    mutant = Mutant("it", "A promise.", "replies.py", old, new, "core/test_replies.py::test_the_deadline")
+    mutant = Mutant(
+        "it", "A promise.", "replies.py", old, new, "core/test_replies.py::test_a_call_ends_at_its_deadline"
+    )
     reason = why_unnoticed(mutant, project)
     assert reason is not None
     assert re.search(says, reason)

@@ -9,10 +9,13 @@ import pytest
 
 from msgbus import MessageTooLarge, RPCDispatcher, Transport, TransportUnavailable
 from msgbus.conformance.waiting import until
+from msgbus.current import running
 from msgbus.drivers.base import Address, Delivery, Message
 from msgbus.drivers.fake import get_bus
-from msgbus.message import JSON, MSGPACK, Hints, Reply, Request, decode_inbox_frame, encode_request
-from msgbus.processing import Processor, Work, time_left
+from msgbus.encoding import decode_inbox_frame, encode_request
+from msgbus.message import JSON, MSGPACK, Hints, Reply, Request
+from msgbus.processing import Processor
+from msgbus.server_call import ServerCall, time_left
 from tests.support import PATIENCE, new_transport
 
 TOPIC = Address("topic", "msgbus", "foo")
@@ -55,19 +58,14 @@ class Bench:
         self.inbox = self.transport.driver.open_inbox(self._on_frame)
         self.ran: list[Any] = []
         self.hook: Callable[[], object] = lambda: None
-        self.again: list[Work] = []
         dispatcher = RPCDispatcher([self])
-        self.processor = Processor(self.transport, "h1", dispatcher, None, self._run_again)
+        self.processor = Processor(self.transport, "h1", dispatcher, None)
 
     def _on_frame(self, delivery: Delivery) -> None:
         frame = decode_inbox_frame(delivery.message.body, delivery.message.content_type)
         assert isinstance(frame, Reply)
         self.frames.append(frame)
         self.content_types.append(delivery.message.content_type)
-
-    def _run_again(self, work: Work) -> bool:
-        self.again.append(work)
-        return False
 
     def note(self, ctxt: object, value: Any = None) -> Any:
         self.ran.append(value)
@@ -99,7 +97,9 @@ def bench() -> Iterator[Bench]:
 
 @pytest.mark.parametrize("call", [True, False], ids=["call", "cast"])
 @pytest.mark.parametrize(("policy", "while_it_runs"), [("at_most_once", "accepted"), ("at_least_once", None)])
-def test_when_it_is_accepted(bench: Bench, policy: str, while_it_runs: str | None, call: bool) -> None:
+def test_a_delivery_is_accepted_when_its_policy_says(
+    bench: Bench, policy: str, while_it_runs: str | None, call: bool
+) -> None:
     """Under at_most_once a delivery is accepted before it runs, under at_least_once after."""
     delivery = Handed(bench.request(policy, call=call))
     seen: list[str | None] = []
@@ -110,10 +110,34 @@ def test_when_it_is_accepted(bench: Bench, policy: str, while_it_runs: str | Non
     assert len(bench.frames) == call
 
 
+@pytest.mark.parametrize(("policy", "while_it_runs"), [("at_most_once", True), ("at_least_once", False)])
+def test_a_call_counts_as_accepted_once_it_is(bench: Bench, policy: str, while_it_runs: bool) -> None:
+    """Not before its delivery was accepted, under either policy."""
+    seen: list[bool] = []
+
+    def note() -> None:
+        call = running.get()
+        assert isinstance(call, ServerCall)
+        seen.append(call.accepted)
+
+    class Noting(Handed):
+        __slots__ = ()
+
+        def accept(self) -> bool:
+            note()
+            return super().accept()
+
+    bench.hook = note
+    bench.processor.process(Noting(bench.request(policy)))
+    assert seen == ([False, while_it_runs] if while_it_runs else [while_it_runs, False])
+
+
 @pytest.mark.parametrize(
     ("policy", "runs", "frames"), [("at_most_once", 0, ["declined"]), ("at_least_once", 1, ["reply"])]
 )
-def test_a_call_that_was_handed_over_before(bench: Bench, policy: str, runs: int, frames: list[str]) -> None:
+def test_a_redelivered_call_is_declined_or_run_as_its_policy_says(
+    bench: Bench, policy: str, runs: int, frames: list[str]
+) -> None:
     """What may have run before is declined under at_most_once, and run under at_least_once; it is accepted."""
     delivery = Handed(bench.request(policy), redelivered=True)
     bench.processor.process(delivery)
@@ -121,7 +145,7 @@ def test_a_call_that_was_handed_over_before(bench: Bench, policy: str, runs: int
 
 
 @pytest.mark.parametrize("call", [True, False], ids=["call", "cast"])
-def test_a_delivery_whose_connection_is_gone(bench: Bench, call: bool) -> None:
+def test_a_request_that_cannot_be_accepted_is_not_run(bench: Bench, call: bool) -> None:
     """Under at_most_once a request that can no more be accepted is not run: it will come again elsewhere."""
     bench.processor.process(Handed(bench.request("at_most_once", call=call), alive=False))
     assert not bench.ran
@@ -146,7 +170,7 @@ def test_the_same_request_while_the_first_runs(bench: Bench, policy: str) -> Non
 
 
 def test_an_answer_that_gets_lost(bench: Bench) -> None:
-    """Under at_least_once a call whose answer could not be handed over is given back, with what waited for it."""
+    """Under at_least_once a call whose answer could not be sent is given back, with its duplicates."""
     first, second = Handed(bench.request("at_least_once")), Handed(bench.request("at_least_once"))
 
     def hook() -> None:
@@ -201,7 +225,7 @@ def test_time_left(hints: Hints | None, ttl: float | None, left: float | None) -
     assert found == (None if left is None else pytest.approx(left, abs=0.2))
 
 
-def test_a_cast_whose_connection_was_gone_comes_again(bench: Bench) -> None:
+def test_a_cast_that_could_not_be_accepted_is_dead_lettered_when_redelivered(bench: Bench) -> None:
     """A cast that was not run since its connection was gone goes to the dead letters when it comes again here."""
     request = bench.request("at_most_once", call=False)
     bench.processor.process(Handed(request, alive=False))
@@ -240,22 +264,22 @@ def test_a_call_whose_answer_cannot_be_sent_is_settled(
 ) -> None:
     """Where neither the result nor an error can be sent, since sending raises, the delivery is settled all the same."""
 
-    def send_until(*_args: object, **_kwargs: object) -> None:
+    def send(*_args: object, **_kwargs: object) -> None:
         raise TransportUnavailable("broken")
 
-    monkeypatch.setattr(bench.transport, "send_until", send_until)
+    monkeypatch.setattr(bench.transport, "send", send)
     delivery = Handed(bench.request(policy))
     bench.processor.process(delivery)
     assert delivery.outcome == ("accepted" if policy == "at_most_once" else "requeued")
 
 
 def test_a_dead_letter_that_cannot_be_sent_is_settled(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a dead letter cannot even be handed to the driver, the delivery is settled: the log has it."""
+    """If the driver does not even take a dead letter, the delivery is settled all the same: the log has it."""
 
-    def send_until(*_args: object, **_kwargs: object) -> None:
+    def send(*_args: object, **_kwargs: object) -> None:
         raise ValueError("broken")
 
-    monkeypatch.setattr(bench.transport, "send_until", send_until)
+    monkeypatch.setattr(bench.transport, "send", send)
     delivery = Handed(bench.request("at_most_once", call=False), redelivered=True)
     bench.processor.process(delivery)
     assert delivery.outcome == "accepted"
@@ -322,13 +346,13 @@ def test_what_waits_for_a_request_that_was_not_run(bench: Bench) -> None:
 def test_what_is_kept_on_disk(bench: Bench, monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
     """A dead letter in any case, and the answer to an at_least_once call, which is as safe as its request."""
     sent: list[tuple[Address, Message]] = []
-    send = bench.transport.send
+    send = bench.transport.driver.send
 
     def note(address: Address, message: Message, *, mandatory: bool) -> Any:
         sent.append((address, message))
         return send(address, message, mandatory=mandatory)
 
-    monkeypatch.setattr(bench.transport, "send", note)
+    monkeypatch.setattr(bench.transport.driver, "send", note)
     bench.processor.process(Handed(bench.request(policy)))
     lost = bench.request("at_most_once", call=False, unique_id="another")
     bench.processor.process(Handed(lost, redelivered=True))
@@ -336,6 +360,26 @@ def test_what_is_kept_on_disk(bench: Bench, monkeypatch: pytest.MonkeyPatch, pol
         ("inbox", policy == "at_least_once"),
         ("dead", True),
     ]
+
+
+@pytest.mark.parametrize("end", [None, 600.0])
+def test_the_items_of_a_stream_wait_as_long_as_its_client(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, end: float | None
+) -> None:
+    """While this side is cut off, they wait as long as the client had said that it waits for the first item."""
+    sent: list[Message] = []
+    send = bench.transport.driver.send
+
+    def note(address: Address, message: Message, *, mandatory: bool) -> Any:
+        sent.append(message)
+        return send(address, message, mandatory=mandatory)
+
+    monkeypatch.setattr(bench.transport.driver, "send", note)
+    request = bench.request("at_most_once")
+    request.method, request.hints = "items", Hints(ttl=60.0, policy="at_most_once", window=10, end=end)
+    bench.processor.process(Handed(request))
+    assert bench.kinds() == ["started", "items", "reply"]
+    assert [message.ttl for message in sent] == pytest.approx([60.0] * 3, abs=PATIENCE / 2)
 
 
 @pytest.mark.parametrize("content_type", [JSON, MSGPACK])

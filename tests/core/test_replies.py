@@ -16,8 +16,8 @@ from msgbus import (
 )
 from msgbus.drivers.base import Address
 from msgbus.failures import serialize_failure
-from msgbus.message import Reply
-from msgbus.replies import LOST_AFTER, REPEAT_AFTER, Pending, PendingAnswers, PendingCall, PendingStream, ReplyRouter
+from msgbus.message import LOST_AFTER, Reply
+from msgbus.replies import REPEAT_AFTER, Pending, PendingAnswers, PendingCall, PendingStream, ReplyRouter
 
 DEADLINE, GRACE = 1060.0, 10.0
 NOW = 1000.0
@@ -41,7 +41,7 @@ class Woken:
 def options(**changes: Any) -> dict[str, Any]:
     """Arguments of any kind of call."""
     given: dict[str, Any] = {
-        "now": NOW,
+        "began": NOW,
         "deadline": DEADLINE,
         "grace": GRACE,
         "repeatable": False,
@@ -82,7 +82,7 @@ def items(*values: Any, seq: int = 0, server: str = "h1", ending: bool = False, 
 
 
 def keepalive(server: str = "h1") -> Reply:
-    """A sign of life."""
+    """A keepalive of a server."""
     return Reply("c", "keepalive", extended=True, server=server, inbox=f"inbox-{server}")
 
 
@@ -100,6 +100,19 @@ def taken(**changes: Any) -> tuple[PendingCall, Woken]:
 
 DECLINED = Reply("c", "declined", extended=True, server="h2")
 LOST = TransportUnavailable("cut", maybe_delivered=True)
+
+
+def check(pending: Pending, now: float, up_since: float | None = 0.0) -> Exception | None:
+    """Why there is nothing more to wait for, as a `ClientCall` finds out."""
+    pending.update(now, up_since)
+    return pending.check(now)
+
+
+def repeats(pending: Pending, now: float, up_since: float | None) -> bool:
+    """Whether the request is sent again now, as a `ClientCall` finds out."""
+    found = pending.needs_repeat(now, up_since, REPEAT_AFTER)
+    pending.on_checked(now, found)
+    return found
 
 
 def test_an_answer_ends_a_call() -> None:
@@ -122,12 +135,12 @@ def test_a_reply_that_does_not_end_the_call_is_a_sign_of_life() -> None:
     assert pending.last_sign == NOW + 1
 
 
-def test_the_deadline() -> None:
+def test_a_call_ends_at_its_deadline() -> None:
     """Until its deadline a call waits; then it times out, with the method and the target in the text."""
     pending, _ = call()
     assert pending.next_check() == DEADLINE
-    assert pending.check(DEADLINE - 0.001) is None
-    error = pending.check(DEADLINE)
+    assert check(pending, DEADLINE - 0.001) is None
+    error = check(pending, DEADLINE)
     assert type(error) is MessagingTimeout
     assert "'echo' on topic 'foo'" in str(error)
 
@@ -154,14 +167,14 @@ def test_a_request_that_could_not_be_sent(error: Exception, repeatable: bool) ->
     pending, woken = call(repeatable=repeatable)
     pending.on_sent(error, NOW)
     assert woken.take()
-    assert pending.check(NOW) is error
+    assert check(pending, NOW) is error
 
 
 def test_a_foreign_error_of_sending() -> None:
-    """An error that is none of ours becomes a MessageDeliveryFailure."""
+    """A foreign error becomes a MessageDeliveryFailure."""
     pending, _ = call()
     pending.on_sent(OSError("broken"), NOW)
-    error = pending.check(NOW)
+    error = check(pending, NOW)
     assert type(error) is MessageDeliveryFailure
     assert "broken" in str(error)
 
@@ -176,8 +189,8 @@ def test_outcome_unknown_after_the_grace(how: str) -> None:
         pending.on_reply(DECLINED, NOW + 1)
     assert woken.take()
     assert pending.next_check() == NOW + 1 + GRACE
-    assert pending.check(NOW + GRACE) is None
-    error = pending.check(NOW + 1 + GRACE)
+    assert check(pending, NOW + GRACE) is None
+    error = check(pending, NOW + 1 + GRACE)
     assert type(error) is OutcomeUnknown
     assert "at_most_once" in str(error)
 
@@ -188,11 +201,11 @@ def test_a_sign_of_life_ends_the_uncertainty(sign: Reply) -> None:
     pending, _ = call()
     pending.on_sent(LOST, NOW)
     pending.on_reply(sign, NOW + 1)
-    assert not isinstance(pending.check(NOW + 1 + GRACE), OutcomeUnknown)
+    assert not isinstance(check(pending, NOW + 1 + GRACE), OutcomeUnknown)
     assert pending.next_check() > NOW + 1 + GRACE
 
 
-def test_the_grace_counts_from_the_first_doubt() -> None:
+def test_the_grace_counts_from_the_first_unknown_outcome() -> None:
     """A second server that declines does not prolong the grace."""
     pending, _ = call()
     pending.on_sent(LOST, NOW)
@@ -215,7 +228,7 @@ def test_the_deadline_comes_before_the_grace_ends() -> None:
     pending, _ = call(deadline=NOW + 5)
     pending.on_sent(LOST, NOW)
     assert pending.next_check() == NOW + 5
-    assert type(pending.check(NOW + 5)) is MessagingTimeout
+    assert type(check(pending, NOW + 5)) is MessagingTimeout
 
 
 def test_an_at_most_once_call_has_one_server() -> None:
@@ -264,9 +277,9 @@ def test_the_loss_of_one_server_takes_nothing_from_another() -> None:
     pending, _ = taken()
     pending.on_reply(started("h1"), NOW)
     pending.on_reply(started("h2"), NOW + 10)
-    assert pending.check(NOW + LOST_AFTER) is None
+    assert check(pending, NOW + LOST_AFTER) is None
     assert list(pending.servers) == ["inbox-h2"]
-    assert not pending.needs_repeat(NOW + LOST_AFTER, 0.0, REPEAT_AFTER)
+    assert not repeats(pending, NOW + LOST_AFTER, 0.0)
     pending.on_reply(answer(5, "h2"), NOW + LOST_AFTER + 1)
     assert pending.answer is not None
 
@@ -277,8 +290,8 @@ def test_server_lost() -> None:
     pending.on_reply(started(), NOW + 2)
     pending.on_reply(keepalive(), NOW + 6)
     assert pending.next_check() == NOW + 6 + LOST_AFTER
-    assert pending.check(NOW + 5.9 + LOST_AFTER) is None
-    error = pending.check(NOW + 6 + LOST_AFTER)
+    assert check(pending, NOW + 5.9 + LOST_AFTER) is None
+    error = check(pending, NOW + 6 + LOST_AFTER)
     assert type(error) is ServerLost
     assert "'h1'" in str(error)
     assert "15 s" in str(error)
@@ -288,39 +301,39 @@ def test_a_call_whose_only_server_is_lost_is_sent_again() -> None:
     """Under at_least_once the request is sent again, and again after each time of silence, until a server begins."""
     pending, _ = taken()
     pending.on_reply(started("h1"), NOW)
-    assert pending.check(NOW + LOST_AFTER) is None
+    assert check(pending, NOW + LOST_AFTER) is None
     assert pending.server_inbox is None
-    assert pending.needs_repeat(NOW + LOST_AFTER, 0.0, REPEAT_AFTER)
-    assert not pending.needs_repeat(NOW + LOST_AFTER, 0.0, REPEAT_AFTER)
+    assert repeats(pending, NOW + LOST_AFTER, 0.0)
+    assert not repeats(pending, NOW + LOST_AFTER, 0.0)
     pending.on_repeated(None, NOW + LOST_AFTER)
     assert pending.next_check() == NOW + 2 * LOST_AFTER
-    assert pending.needs_repeat(NOW + 2 * LOST_AFTER, 0.0, REPEAT_AFTER)
+    assert repeats(pending, NOW + 2 * LOST_AFTER, 0.0)
     pending.on_repeated(None, NOW + 2 * LOST_AFTER)
     pending.on_reply(started("h2"), NOW + 2 * LOST_AFTER + 1)
-    assert not pending.needs_repeat(NOW + 3 * LOST_AFTER, 0.0, REPEAT_AFTER)
-    assert type(pending.check(DEADLINE)) is MessagingTimeout
+    assert not repeats(pending, NOW + 3 * LOST_AFTER, 0.0)
+    assert type(check(pending, DEADLINE)) is MessagingTimeout
 
 
 def test_a_call_is_sent_again_when_the_connection_has_come_back_and_nothing_is_heard() -> None:
     """The message system may have lost the request, or its answer: once each time that the connection comes back."""
     pending, woken = taken()
     back = NOW + 20
-    assert not pending.needs_repeat(back + REPEAT_AFTER - 0.1, back, REPEAT_AFTER)
-    assert pending.needs_repeat(back + REPEAT_AFTER, back, REPEAT_AFTER)
-    assert not pending.needs_repeat(back + REPEAT_AFTER + 1, back, REPEAT_AFTER)  # it is being sent
+    assert not repeats(pending, back + REPEAT_AFTER - 0.1, back)
+    assert repeats(pending, back + REPEAT_AFTER, back)
+    assert not repeats(pending, back + REPEAT_AFTER + 1, back)  # it is being sent
     pending.on_repeated(None, back + REPEAT_AFTER)
     assert woken.take()
-    assert not pending.needs_repeat(DEADLINE - 1, back, REPEAT_AFTER)
-    assert pending.needs_repeat(back + 30, back + 20, REPEAT_AFTER)
+    assert not repeats(pending, DEADLINE - 1, back)
+    assert repeats(pending, back + 30, back + 20)
 
 
 @pytest.mark.parametrize("sign", [started(), keepalive(), Reply("c")])
 def test_a_sign_of_life_after_the_reconnect_needs_no_repeat(sign: Reply) -> None:
-    """A server that shows life runs the call: to send it again would run it twice."""
+    """A server that sends a keepalive runs the call: to send it again would run it twice."""
     pending, _ = taken()
     back = NOW + 20
     pending.on_reply(sign, back + 0.5)
-    assert not pending.needs_repeat(back + REPEAT_AFTER, back, REPEAT_AFTER)
+    assert not repeats(pending, back + REPEAT_AFTER, back)
 
 
 def test_what_is_not_sent_again() -> None:
@@ -328,17 +341,17 @@ def test_what_is_not_sent_again() -> None:
     careful, _ = taken(repeatable=False)
     unsent, _ = call(repeatable=True)
     for pending in (careful, unsent):
-        assert not pending.needs_repeat(NOW + 30, NOW + 20, REPEAT_AFTER)
+        assert not repeats(pending, NOW + 30, NOW + 20)
     cut_off, _ = taken()
-    assert not cut_off.needs_repeat(NOW + 30, None, REPEAT_AFTER)
+    assert not repeats(cut_off, NOW + 30, None)
 
 
 def test_a_repeat_that_cannot_be_sent_changes_nothing() -> None:
     """The message system has taken the request before: a server may still have it."""
     pending, _ = taken()
-    assert pending.needs_repeat(NOW + 30, NOW + 20, REPEAT_AFTER)
+    assert repeats(pending, NOW + 30, NOW + 20)
     pending.on_repeated(MessageUndeliverable("nobody"), NOW + 31)
-    assert pending.check(NOW + 31) is None
+    assert check(pending, NOW + 31) is None
 
 
 def test_a_request_that_runs_was_delivered() -> None:
@@ -346,14 +359,14 @@ def test_a_request_that_runs_was_delivered() -> None:
     pending, _ = call(repeatable=True)
     pending.on_reply(started(), NOW)
     pending.on_sent(MessageUndeliverable("nobody"), NOW + 1)
-    assert pending.check(NOW + 1) is None
+    assert check(pending, NOW + 1) is None
 
 
 def test_the_silence_of_a_server_that_never_began_is_no_loss() -> None:
     """As long as no server said that it runs the call, nothing but the deadline ends it."""
     pending, _ = call()
     pending.on_sent(None, NOW)
-    assert pending.check(DEADLINE - 1) is None
+    assert check(pending, DEADLINE - 1) is None
 
 
 def test_monitor_of_a_stock_server() -> None:
@@ -362,17 +375,17 @@ def test_monitor_of_a_stock_server() -> None:
     assert pending.next_check() == NOW + 5
     pending.on_reply(Reply("c"), NOW + 4)
     assert pending.next_check() == NOW + 9
-    assert pending.check(NOW + 8.9) is None
-    error = pending.check(NOW + 9)
+    assert check(pending, NOW + 8.9) is None
+    error = check(pending, NOW + 9)
     assert type(error) is MessagingTimeout
     assert "no sign of life" in str(error)
 
 
 def test_monitor_of_a_msgbus_server() -> None:
-    """A server of msgbus shows life by itself: once it has begun, the monitor time is of no matter."""
+    """A server of msgbus sends keepalives by itself: once it has begun, the monitor time does not matter."""
     pending, _ = call(monitor=5.0)
     pending.on_reply(started(), NOW)
-    assert pending.check(NOW + 6) is None
+    assert check(pending, NOW + 6) is None
     assert pending.next_check() == NOW + LOST_AFTER
 
 
@@ -394,14 +407,50 @@ def test_failure_of_a_reply() -> None:
 
 def test_answers_of_many() -> None:
     """A request to all servers gathers every answer, and no other frame."""
-    pending = PendingAnswers("c", "ping", Address("fanout", "x", "foo"), **options())
+    pending = PendingAnswers("c", "ping", Address("fanout", "x", "foo"), enough=3, **options())
     woken = Woken(pending)
     pending.on_reply(started(), NOW)
+    pending.on_reply(Reply("c", failure="an exception", ending=True), NOW)
     assert not woken.take()
     for number in range(3):
-        pending.on_reply(Reply("c", result=number, ending=True), NOW)
+        assert not pending.ready
+        pending.on_reply(Reply("c", result={"n": number}, ending=True), NOW + number)
         assert woken.take()
-    assert [answer.result for answer in pending.answers] == [0, 1, 2]
+    assert pending.answers == [({"n": number}, NOW + number) for number in range(3)]
+    assert pending.ready
+
+
+def test_a_ping_ends_at_its_deadline_and_with_its_request_alone() -> None:
+    """Neither silence nor an unknown outcome of the request ends it, nor is it ever sent again."""
+    pending = PendingAnswers(
+        "c", "ping", Address("fanout", "x", "foo"), enough=3, **options(repeatable=True, monitor=1.0)
+    )
+    pending.on_sent(None, NOW)
+    assert pending.next_check() == DEADLINE
+    assert not pending.needs_repeat(NOW + 30, NOW + 20, REPEAT_AFTER)
+    assert check(pending, DEADLINE - 1) is None
+    assert type(check(pending, DEADLINE)) is MessagingTimeout
+    uncertain = PendingAnswers("c", "ping", Address("fanout", "x", "foo"), enough=3, **options())
+    uncertain.on_sent(LOST, NOW)
+    assert uncertain.next_check() == DEADLINE
+    assert check(uncertain, NOW + GRACE) is None
+    uncertain.send_error = error = TransportUnavailable("away")
+    assert check(uncertain, NOW + GRACE) is error
+
+
+def test_check_and_needs_repeat_change_nothing() -> None:
+    """`check` and `needs_repeat` say the same however often they are asked; only what follows changes a call."""
+    pending, _ = call(repeatable=True)
+    pending.on_sent(None, NOW)
+    pending.on_reply(started(), NOW)
+    lost = NOW + LOST_AFTER
+    assert [pending.check(lost) for _ in range(2)] == [None, None]
+    assert len(pending.servers) == 1
+    pending.update(lost, 0.0)
+    assert not pending.servers
+    assert [pending.needs_repeat(lost, 0.0, REPEAT_AFTER) for _ in range(2)] == [True, True]
+    pending.on_checked(lost, True)
+    assert not pending.needs_repeat(lost, 0.0, REPEAT_AFTER)
 
 
 def test_stream_items_in_order() -> None:
@@ -495,15 +544,15 @@ def test_items_are_a_sign_of_life() -> None:
     pending = stream()
     pending.on_reply(started("h1"), NOW)
     for number in range(3):
-        assert pending.check(NOW + number * (LOST_AFTER - 1)) is None
+        assert check(pending, NOW + number * (LOST_AFTER - 1)) is None
         pending.on_reply(items("a", seq=number), NOW + number * (LOST_AFTER - 1))
     last = NOW + 2 * (LOST_AFTER - 1)
-    assert pending.check(last + LOST_AFTER - 0.1) is None
-    assert type(pending.check(last + LOST_AFTER)) is ServerLost
+    assert check(pending, last + LOST_AFTER - 0.1) is None
+    assert type(check(pending, last + LOST_AFTER)) is ServerLost
 
 
-def test_the_server_is_told_in_halves_of_the_window() -> None:
-    """The server is told whenever half of the window has been taken: not every item costs a frame."""
+def test_credit_is_due_for_each_half_of_the_window() -> None:
+    """Credit is sent whenever half of the window has been taken: not every item costs a frame."""
     pending = stream(window=4)
     pending.on_reply(started(), NOW)
     pending.on_reply(items(*range(4)), NOW)
@@ -511,7 +560,7 @@ def test_the_server_is_told_in_halves_of_the_window() -> None:
     assert pending.taken == 4
 
 
-def test_the_server_is_told_nothing_after_the_end() -> None:
+def test_no_credit_is_due_after_the_end() -> None:
     """A stream that has ended waits for nothing."""
     pending = stream(window=2)
     pending.on_reply(items(*range(4), ending=True), NOW)
@@ -525,14 +574,14 @@ def test_timeout_of_each_item() -> None:
     assert pending.next_check() == NOW + 6
     pending.expect_item(NOW + 8)
     assert pending.next_check() == NOW + 12
-    assert type(pending.check(NOW + 12)) is MessagingTimeout
+    assert type(check(pending, NOW + 12)) is MessagingTimeout
 
 
 def test_a_stream_that_has_begun_is_never_started_again() -> None:
     """Even under at_least_once, the loss of a server that had begun a stream is ServerLost."""
     pending = stream(repeatable=True)
     pending.on_reply(started(), NOW)
-    assert type(pending.check(NOW + LOST_AFTER)) is ServerLost
+    assert type(check(pending, NOW + LOST_AFTER)) is ServerLost
 
 
 def test_router_hands_replies_to_their_calls() -> None:
@@ -562,7 +611,7 @@ def test_router_fails_all() -> None:
     error = CallCancelled("closed")
     router.fail_all(error)
     assert woken.take()
-    assert pending.check(NOW) is error
+    assert check(pending, NOW) is error
 
 
 def test_pending_is_abstract() -> None:
@@ -575,10 +624,10 @@ def test_silence_counts_only_while_one_can_hear() -> None:
     """A server is not taken for dead for what it could not say: silence is counted from this side's reconnect on."""
     pending, _ = call()
     pending.on_reply(Reply("c", "started", inbox="s", server="s1"), NOW)
-    assert pending.check(NOW + LOST_AFTER + 5, None) is None
+    assert check(pending, NOW + LOST_AFTER + 5, None) is None
     assert pending.next_check() > NOW + LOST_AFTER + 5
     back = NOW + LOST_AFTER + 10
-    assert pending.check(back, back - 1) is None
-    assert pending.check(back - 1 + LOST_AFTER - 0.1, back - 1) is None
-    assert isinstance(pending.check(back - 1 + LOST_AFTER, back - 1), ServerLost)
+    assert check(pending, back, back - 1) is None
+    assert check(pending, back - 1 + LOST_AFTER - 0.1, back - 1) is None
+    assert isinstance(check(pending, back - 1 + LOST_AFTER, back - 1), ServerLost)
     assert pending.last_sign == NOW

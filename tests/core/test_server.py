@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 import msgbus.processing
+import msgbus.server_call
+import msgbus.server_calls
 from msgbus import (
     DeadLetter,
     InvalidTarget,
@@ -30,7 +32,8 @@ from msgbus import (
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Delivery, Message, Sent
 from msgbus.drivers.fake import Bus, FakeDriver, _FakeDelivery, get_bus
-from msgbus.message import JSON, Hints, Request, decode_dead_letter, encode_request
+from msgbus.encoding import decode_dead_letter, encode_request
+from msgbus.message import JSON, Hints, Request
 from tests.support import PATIENCE, new_transport
 
 TOPIC = Address("topic", "msgbus", "foo")
@@ -151,7 +154,7 @@ def call_in_thread(client: RPCClient, method: str, **kwargs: Any) -> Future[Any]
     return future
 
 
-def buried(transport: Transport, count: int = 1) -> list[DeadLetter]:
+def dead_letters_of(transport: Transport, count: int = 1) -> list[DeadLetter]:
     """The dead letters of the topic."""
     found: list[DeadLetter] = []
     came = threading.Semaphore(0)
@@ -281,7 +284,7 @@ def test_stop_takes_no_new_requests(
 
 
 @pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
-def test_stop_hands_back_what_has_not_begun(delivery: Any, endpoint: Endpoint) -> None:
+def test_stop_gives_back_what_has_not_begun(delivery: Any, endpoint: Endpoint) -> None:
     """What a server holds and has not begun goes to another server when it stops, and is run there, once."""
     transport = new_transport(executor_thread_pool_size=1)
     server, other_endpoint = new_server(transport, endpoint), Endpoint()
@@ -309,8 +312,47 @@ def test_stop_hands_back_what_has_not_begun(delivery: Any, endpoint: Endpoint) -
     transport.cleanup()
 
 
+def test_a_cast_that_is_due_again_while_its_server_stops_is_not_lost(
+    transport: Transport, server: RPCServer, client: RPCClient, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While messages still come, it is run again here: a copy for others could come back, and be dropped."""
+    server.start()
+    subscription = server._subscription
+    assert subscription is not None
+    stop, stopping, stopped = subscription.stop, threading.Event(), Future[None]()
+
+    def stop_slowly() -> Future[None]:
+        stopping.set()
+        return stopped
+
+    def fail_once() -> None:
+        assert stopping.wait(PATIENCE)
+        if len(endpoint.ran) == 1:
+            raise RuntimeError("the first time")
+
+    def confirm_late(address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
+        send(address, message, mandatory=mandatory)
+        sent: Future[Sent] = Future()
+        transport.loop.call_later(0.2, lambda: sent.set_result(Sent()))
+        return sent
+
+    monkeypatch.setattr(subscription, "stop", stop_slowly)
+    endpoint.hook = fail_once
+    client.prepare(delivery="at_least_once").cast({}, "call_hook")
+    endpoint.wait()
+    send = transport.driver.send
+    monkeypatch.setattr(transport.driver, "send", confirm_late)
+    thread = threading.Thread(target=server.stop, daemon=True)
+    thread.start()
+    endpoint.wait()
+    stop().result(PATIENCE)
+    stopped.set_result(None)
+    thread.join(PATIENCE)
+    assert len(endpoint.ran) == 2
+
+
 @pytest.mark.parametrize("error", [None, TransportBlocked("full")], ids=["taken", "not taken"])
-def test_wait_waits_for_what_is_handed_back(
+def test_wait_waits_for_what_is_given_back(
     endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, error: Exception | None
 ) -> None:
     """What has not begun is let go of when the message system has its copy, which has no more time than was left.
@@ -327,7 +369,7 @@ def test_wait_waits_for_what_is_handed_back(
     until(lambda: server._executor and server._executor._backlog, "the second cast is here", PATIENCE)
     passed, copies, taken = 100.0, list[tuple[Message, bool]](), Future[Sent]()
     clock = types.SimpleNamespace(monotonic=lambda: time.monotonic() + passed, time=time.time)
-    monkeypatch.setattr(msgbus.processing, "time", clock)
+    monkeypatch.setattr(msgbus.server_call, "time", clock)
 
     def take(_driver: FakeDriver, _address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
         copies.append((message, mandatory))
@@ -447,7 +489,7 @@ def test_an_answer_that_cannot_travel(server: RPCServer, client: RPCClient) -> N
 
 @pytest.mark.parametrize("verb", ["call", "multicall", "cast"])
 def test_a_handler_that_exits(server: RPCServer, client: RPCClient, endpoint: Endpoint, verb: str) -> None:
-    """A method that raises SystemExit has failed: the caller is told, and the server goes on, and can be waited for."""
+    """SystemExit of a method is an error: the caller gets it, and the server goes on, and can be waited for."""
     server.start()
     if verb == "cast":
         client.cast({}, "exit")
@@ -472,7 +514,7 @@ def test_expected_exceptions_are_not_logged_as_errors(
 
 
 @pytest.mark.parametrize("body", [b"", b"garbage", b'{"oslo.version":"3.0","oslo.message":"{}"}', b"{}"])
-def test_what_is_no_request_is_dropped(
+def test_a_malformed_request_is_dropped(
     server: RPCServer, client: RPCClient, transport: Transport, body: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A message that is no request is dropped with an error in the log, and the server goes on."""
@@ -511,7 +553,7 @@ def test_the_same_request_runs_once(server: RPCServer, transport: Transport, end
     for _ in range(3):
         raw(transport, body)
     endpoint.wait()
-    until(lambda: depth(transport) == 0, "all of them are accepted", PATIENCE)  # A stop would hand back what waits.
+    until(lambda: depth(transport) == 0, "all of them are accepted", PATIENCE)  # A stop would give back what waits.
     server.wait(PATIENCE)
     assert endpoint.ran == [None]
 
@@ -565,7 +607,7 @@ def test_memory_of_requests_is_bounded(
     server: RPCServer, transport: Transport, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server remembers a bounded number of requests: the oldest are forgotten first."""
-    monkeypatch.setattr(msgbus.processing, "KNOWN_REQUESTS", 2)
+    monkeypatch.setattr(msgbus.server_calls, "REMEMBERED_IDS", 2)
     server.start()
     for unique_id in ("a", "b", "c", "a"):
         raw(transport, encode_request(Request("note", {"value": unique_id}, unique_id), JSON))
@@ -596,7 +638,7 @@ def test_a_cast_that_always_raises_is_given_up(
     server.start()
     client.prepare(delivery="at_least_once").cast({}, "fail")
     endpoint.wait(4)
-    (letter,) = buried(transport)
+    (letter,) = dead_letters_of(transport)
     assert letter == letters[0]
     assert letter.reason == "RuntimeError: failure 4"
     assert (letter.attempts, letter.server, letter.content_type) == (4, "h1", JSON)
@@ -613,7 +655,7 @@ def test_a_cast_that_no_try_could_help_is_given_up_at_once(
     """A cast that no endpoint can run is not tried again."""
     server.start()
     client.prepare(delivery="at_least_once").cast({}, method)
-    (letter,) = buried(transport)
+    (letter,) = dead_letters_of(transport)
     assert (letter.attempts, letters) == (1, [letter])
 
 
@@ -625,7 +667,7 @@ def test_how_often_is_an_option(endpoint: Endpoint, retries: int, monkeypatch: p
     server = new_server(transport, endpoint)
     server.start()
     get_rpc_client(transport, Target(topic="foo")).cast({}, "fail")
-    (letter,) = buried(transport)
+    (letter,) = dead_letters_of(transport)
     assert letter.attempts == len(endpoint.ran) == retries + 1
     assert server.wait(PATIENCE) == 0
     transport.cleanup()
@@ -685,7 +727,7 @@ def test_a_hook_that_raises(
     server = new_server(transport, endpoint, on_dead_letter=hook)
     server.start()
     client.prepare(delivery="at_least_once").cast({}, "nothing")
-    assert len(buried(transport)) == 1
+    assert len(dead_letters_of(transport)) == 1
     assert server.wait(PATIENCE) == 0
     assert depth(transport) == 0
     assert "of the hook" in caplog.text
@@ -700,7 +742,7 @@ def test_a_dead_letter_that_cannot_be_stored(
         letters.append(letter)
         bus.fail_next(LOST)
 
-    server._processor._on_dead_letter = hook
+    server._processor._dead_letters._hook = hook
     server.start()
     client.prepare(delivery="at_least_once").cast({}, "nothing")
     server.wait(PATIENCE)
@@ -739,10 +781,10 @@ def redeliver(transport: Transport, send: Callable[[], object]) -> None:
 def test_a_cast_that_may_have_run(
     server: RPCServer, client: RPCClient, endpoint: Endpoint, letters: list[DeadLetter], transport: Transport
 ) -> None:
-    """Under at_most_once a cast that was handed over before is not run, and goes to the dead letters."""
+    """Under at_most_once a redelivered cast is not run, and goes to the dead letters."""
     redeliver(transport, lambda: client.cast({}, "note"))
     server.start()
-    (letter,) = buried(transport)
+    (letter,) = dead_letters_of(transport)
     assert "may have run before" in letter.reason
     assert letters == [letter]
     assert not endpoint.ran
@@ -751,14 +793,14 @@ def test_a_cast_that_may_have_run(
 def test_an_at_least_once_cast_that_may_have_run(
     server: RPCServer, client: RPCClient, endpoint: Endpoint, transport: Transport
 ) -> None:
-    """Under at_least_once a cast that was handed over before is run."""
+    """Under at_least_once a redelivered cast is run."""
     redeliver(transport, lambda: client.prepare(delivery="at_least_once").cast({}, "note"))
     server.start()
     endpoint.wait()
 
 
 def test_a_call_that_may_have_run(endpoint: Endpoint) -> None:
-    """Under at_most_once a call that was handed over before is declined: its outcome is unknown, after the grace."""
+    """Under at_most_once a redelivered call is declined: its outcome is unknown, after the grace."""
     transport = new_transport(rpc_reply_grace=0.01)
     server = new_server(transport, endpoint)
     lost = transport.driver.subscribe([TOPIC], lambda _delivery: None, prefetch=1)
@@ -787,7 +829,7 @@ def test_ping_can_be_switched_off(endpoint: Endpoint) -> None:
     transport.cleanup()
 
 
-def test_servers_of_one_name_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_second_server_of_the_same_name_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """Where a name is taken, the second server's log says so: a request for it may go to either."""
     transport = new_transport()
     servers = [get_rpc_server(transport, Target(topic="t", server="twin"), [object()]) for _ in range(2)]

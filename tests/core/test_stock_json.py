@@ -13,8 +13,9 @@ import pytest
 
 from msgbus import RPCClient, SerializationError, Target, Transport, get_rpc_client, get_rpc_server, rpc
 from msgbus.drivers.base import Address, Delivery, Message
+from msgbus.encoding import decode_inbox_frame, decode_request, encode_request, with_attempts
 from msgbus.failures import rebuild_failure
-from msgbus.message import JSON, MSGPACK, Request, decode_inbox_frame, decode_request, encode_request, with_attempts
+from msgbus.message import JSON, MSGPACK, Request
 from tests.support import PATIENCE, new_conf, new_transport, new_url
 
 TOPIC = Address("topic", "msgbus", "foo")
@@ -321,7 +322,7 @@ def test_a_cast_that_is_passed_on_keeps_what_it_holds(text: str, value: Any) -> 
 
 def test_plain_values_are_written_without_being_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is plain data already takes the quick way."""
-    monkeypatch.setattr("msgbus.message.simplified", None)
+    monkeypatch.setattr("msgbus.payload.simplified", None)
     for content_type in (JSON, MSGPACK):
         args = {"a": [1, 2.5, None, {"b": (True, "x")}]}
         assert decode_request(encode_request(Request("m", args), content_type), content_type).method == "m"

@@ -22,7 +22,7 @@ def test_refuses_names_that_no_message_system_carries(name: str, value: str) -> 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("value", [1, b"bytes", ["list"], True])
-def test_refuses_names_that_are_no_strings(name: str, value: Any) -> None:
+def test_refuses_names_that_are_not_strings(name: str, value: Any) -> None:
     """A name that is not a string is refused, and the text says what it was."""
     with pytest.raises(InvalidTarget, match=f"the {name} must be a string, not {type(value).__name__}"):
         Target(**{name: value})

@@ -31,9 +31,11 @@ from msgbus import (
 from msgbus.drivers.base import Address, Depth, Driver, Inbox, Message, OnDelivery, Sent, Subscription
 from msgbus.drivers.fake import FakeDriver, get_bus
 from msgbus.drivers.toolkit.loop import Loop
-from msgbus.message import JSON, Control, Reply, encode_control, encode_reply
+from msgbus.encoding import encode_control, encode_reply
+from msgbus.message import JSON, Control, Reply
 from msgbus.replies import PendingCall
-from msgbus.transport import Transport, wait_for
+from msgbus.sending import send_control
+from msgbus.transport import Transport
 from tests.support import PATIENCE, new_conf, new_transport, new_url
 
 TOPIC = Address("topic", "x", "foo")
@@ -205,18 +207,18 @@ def outcome_of(
         outcomes.append(error)
         done.set_result(None)
 
-    transport.send_until(
-        time.monotonic() + seconds,
+    transport.send(
         TOPIC,
         MESSAGE,
         mandatory=True,
+        until=time.monotonic() + seconds,
         on_outcome=on_outcome,
         retry_undeliverable=retry_undeliverable,
     )
     return done, outcomes
 
 
-def test_send_until_repeats_after_an_unknown_outcome(scripted: tuple[Transport, ScriptedDriver]) -> None:
+def test_a_message_is_sent_again_after_an_unknown_outcome(scripted: tuple[Transport, ScriptedDriver]) -> None:
     """What may or may not have arrived is sent again, with the same id and less time, until it has arrived."""
     transport, driver = scripted
     driver.outcomes = [LOST, LOST, None]
@@ -241,7 +243,9 @@ def test_send_until_repeats_after_an_unknown_outcome(scripted: tuple[Transport, 
         CallCancelled("closed"),
     ],
 )
-def test_send_until_repeats_nothing_else(error: Exception, scripted: tuple[Transport, ScriptedDriver]) -> None:
+def test_what_was_certainly_not_sent_is_not_sent_again(
+    error: Exception, scripted: tuple[Transport, ScriptedDriver]
+) -> None:
     """What was certainly not sent, or cannot be, is not tried again."""
     transport, driver = scripted
     driver.outcomes = [error]
@@ -250,7 +254,7 @@ def test_send_until_repeats_nothing_else(error: Exception, scripted: tuple[Trans
     assert len(driver.sent) == 1
 
 
-def test_send_until_the_deadline(scripted: tuple[Transport, ScriptedDriver]) -> None:
+def test_nothing_is_sent_again_after_the_deadline(scripted: tuple[Transport, ScriptedDriver]) -> None:
     """When there is no time for another try, the last outcome stands."""
     transport, driver = scripted
     driver.outcomes = [LOST]
@@ -259,7 +263,7 @@ def test_send_until_the_deadline(scripted: tuple[Transport, ScriptedDriver]) -> 
     assert len(driver.sent) == 1
 
 
-def test_send_until_somebody_is_there(scripted: tuple[Transport, ScriptedDriver]) -> None:
+def test_a_reply_is_sent_again_until_its_client_is_back(scripted: tuple[Transport, ScriptedDriver]) -> None:
     """A reply whose client is away is tried again, for it may be reconnecting; for as long as that is asked for."""
     transport, driver = scripted
     nobody = MessageUndeliverable("nobody")
@@ -295,7 +299,7 @@ def test_after_an_unknown_outcome_a_refusal_is_not_final(
 
 
 @pytest.mark.parametrize("refusal", [*REFUSALS, pytest.param(MessageTooLarge("too large"), id="too large")])
-def test_at_the_deadline_the_unknown_outcome_is_told(
+def test_at_the_deadline_the_error_names_the_unknown_outcome(
     refusal: Exception, scripted: tuple[Transport, ScriptedDriver]
 ) -> None:
     """Where no later try is taken, the error says that the first may have been, why, and what became of the last."""
@@ -314,7 +318,7 @@ def test_at_the_deadline_the_unknown_outcome_is_told(
     transport.cleanup()
 
 
-def test_a_frame_for_a_client_that_is_gone_is_tried_no_longer_than_asked(
+def test_a_frame_for_a_client_that_is_away_is_tried_no_longer_than_asked(
     scripted: tuple[Transport, ScriptedDriver],
 ) -> None:
     """After an unknown outcome, too, nobody's being there counts from the time that was given for it."""
@@ -334,16 +338,15 @@ def test_tries_end_with_the_time_that_the_message_may_wait(scripted: tuple[Trans
     outcome: Future[None] = Future()
     message = Message(b"body", "text/plain", "the id", 600.0, wait=0.1)
     driver.outcomes = [LOST] + [MessageUndeliverable("nobody")] * 100
-    transport.send_until(
-        time.monotonic() + 600, TOPIC, message, mandatory=True, on_outcome=lambda _error: outcome.set_result(None)
-    )
+    end = time.monotonic() + 600
+    transport.send(TOPIC, message, mandatory=True, until=end, on_outcome=lambda _error: outcome.set_result(None))
     outcome.result(PATIENCE)
     assert all((again.wait or 0.0) <= 0.1 < (again.ttl or 0.0) for _, again, _, _ in driver.sent)
     transport.cleanup()
 
 
 def test_cleanup_ends_what_waits_for_its_next_try(scripted: tuple[Transport, ScriptedDriver]) -> None:
-    """Whoever waits for the outcome is told that the transport was closed, and nothing more is sent."""
+    """Whoever waits for the outcome gets `CallCancelled`, and nothing more is sent."""
     transport, driver = scripted
     driver.outcomes = [LOST]
     done, outcomes = outcome_of(transport)
@@ -357,13 +360,18 @@ def test_nothing_is_sent_again_for_a_call_that_is_over(scripted: tuple[Transport
     """A request that nobody waits for any more, perhaps since it was answered, is not run by who comes later."""
     transport, driver = scripted
     driver.outcomes = [LOST]
-    sent = transport.send_repeatedly(time.monotonic() + PATIENCE, TOPIC, MESSAGE, mandatory=True, wanted=lambda: False)
-    assert sent.exception(PATIENCE) is LOST
+    pending = PendingCall(
+        "c", "m", TOPIC, began=0.0, deadline=0.0, grace=0.0, repeatable=True, monitor=None, allowed_modules=()
+    )
+    outcome: Future[BaseException | None] = Future()
+    end = time.monotonic() + PATIENCE
+    transport.send(TOPIC, MESSAGE, mandatory=True, until=end, pending=pending, on_outcome=outcome.set_result)
+    assert outcome.result(PATIENCE) is LOST
     assert len(driver.sent) == 1
     transport.cleanup()
 
 
-def test_send_until_cleanup(scripted: tuple[Transport, ScriptedDriver]) -> None:
+def test_nothing_is_sent_again_after_cleanup(scripted: tuple[Transport, ScriptedDriver]) -> None:
     """After a transport was closed nothing is tried again."""
     transport, driver = scripted
     _, outcomes = outcome_of(transport)
@@ -412,11 +420,11 @@ def test_what_comes_to_the_inbox(caplog: pytest.LogCaptureFixture) -> None:
     transport = new_transport()
     inbox = Address("inbox", name=transport.inbox(time.monotonic() + PATIENCE))
     pending = PendingCall(
-        "c", "m", TOPIC, now=0.0, deadline=0.0, grace=0.0, repeatable=False, monitor=None, allowed_modules=()
+        "c", "m", TOPIC, began=0.0, deadline=0.0, grace=0.0, repeatable=False, monitor=None, allowed_modules=()
     )
     transport.router.add(pending)
-    handler = Handler()
-    transport.running["r"] = handler
+    handler: Any = Handler()
+    transport.server_calls["r"] = handler
     bodies = [
         encode_reply(Reply("c", result=5, ending=True), JSON),
         encode_reply(Reply("unknown", ending=True), JSON),
@@ -431,16 +439,16 @@ def test_what_comes_to_the_inbox(caplog: pytest.LogCaptureFixture) -> None:
     assert pending.answer.result == 5
     assert handler.taken == [Control("r", "credit", 3)]
     assert "is not running here" in caplog.text
-    assert [record.levelno for record in caplog.records if "not ours" in record.message] == [logging.WARNING]
+    assert [record.levelno for record in caplog.records if "unreadable message" in record.message] == [logging.WARNING]
     transport.cleanup()
 
 
 def test_send_control_waits_for_nobody() -> None:
     """A control frame goes out whether or not anybody takes it."""
     transport = new_transport()
-    transport.send_control("nowhere", Control("c", "cancel"), JSON)
+    send_control(transport, "nowhere", Control("c", "cancel"), JSON)
     get_bus(transport.url).fail_next(LOST)
-    transport.send_control("nowhere", Control("c", "cancel"), JSON)
+    send_control(transport, "nowhere", Control("c", "cancel"), JSON)
     transport.cleanup()
 
 
@@ -457,29 +465,19 @@ def test_a_forked_child_starts_clean() -> None:
     transport = new_transport(rpc_send_window=1)
     name = transport.inbox(time.monotonic() + PATIENCE)
     assert transport.window.acquire(0)
-    transport.running["r"] = Handler()
+    handler: Any = Handler()
+    transport.server_calls["r"] = handler
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            clean = not transport.running and not len(transport.router) and transport.window.acquire(0)
+            clean = not transport.server_calls and not len(transport.router) and transport.window.acquire(0)
             code = 0 if clean and transport.inbox(time.monotonic() + PATIENCE) != name else 1
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert transport.inbox(0.0) == name
     transport.cleanup()
-
-
-def test_wait_for() -> None:
-    """A driver's future is waited for until the deadline, which is told from a timeout that the future failed with."""
-    driver = new_transport().driver
-    future: Future[None] = Future()
-    with pytest.raises(TransportUnavailable, match=r"^cannot do it the in-memory .*: gave up"):
-        wait_for(future, time.monotonic(), "cannot do it", driver)
-    future.set_exception(MessagingTimeout("theirs"))
-    with pytest.raises(MessagingTimeout, match="theirs"):
-        wait_for(future, time.monotonic(), "cannot do it", driver)
 
 
 def test_one_id_finds_all_that_is_logged_of_a_call(caplog: pytest.LogCaptureFixture) -> None:
@@ -519,8 +517,8 @@ class Slow:
         self.release.wait(PATIENCE)
 
 
-def test_a_configuration_that_is_none() -> None:
-    """A URL in its place is told so."""
+def test_something_else_than_a_configuration_is_refused() -> None:
+    """A URL in its place is a TypeError that says so."""
     url: Any = "rabbit://localhost/"
     with pytest.raises(TypeError, match="ConfigOpts, not str"):
         get_rpc_transport(url)

@@ -181,7 +181,7 @@ def test_refuses_what_it_cannot_read(url: str, says: str) -> None:
 
 
 @pytest.mark.parametrize("url", [1, b"rabbit://", ["rabbit://"]])
-def test_refuses_what_is_no_string(url: Any) -> None:
+def test_refuses_what_is_not_a_string(url: Any) -> None:
     """A URL that is no string is refused, and the text says what it was."""
     with pytest.raises(InvalidTransportURL, match=f"not {type(url).__name__}"):
         TransportURL.parse(new_conf(), url)

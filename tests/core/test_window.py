@@ -65,3 +65,12 @@ def test_no_place_is_lost_under_stress(size: int) -> None:
     assert not failed
     assert max(most) <= size
     assert all(window.acquire(0) for _ in range(size))
+
+
+def test_a_place_is_given_back_where_an_exception_leaves() -> None:
+    """As a context manager the window gives back what was taken before, in any case."""
+    window = SendWindow(1)
+    assert window.acquire(0)
+    with pytest.raises(KeyError), window:
+        raise KeyError
+    assert window.idle

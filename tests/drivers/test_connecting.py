@@ -87,7 +87,7 @@ def test_first_use_without_descriptors_is_our_error(url: str, tmp_path: pathlib.
     transport.cleanup()
 
 
-def test_what_could_not_be_handed_over_is_not_run_later() -> None:
+def test_what_could_not_be_sent_is_not_run_later() -> None:
     """Its caller got an error: that it happens all the same would be a surprise."""
     made = Loop("test-loop")
     ran: list[str] = []

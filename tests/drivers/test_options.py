@@ -179,7 +179,7 @@ def test_hosts_of_a_url_or_of_the_options(text: str, url: str, expected: list[st
     ("hosts", "text"),
     [("a:b:c", "a:b:c"), ("::1", "brackets"), ("", "is empty"), ("u:secret@a", "username and password")],
 )
-def test_hosts_of_the_options_that_are_none(hosts: str, text: str, tmp_path: pathlib.Path) -> None:
+def test_invalid_hosts_of_the_options_are_refused(hosts: str, text: str, tmp_path: pathlib.Path) -> None:
     """It is an error that says what is wrong, and shows no password."""
     conf = conf_from_file(tmp_path, f"[msgbus_test]\nhosts = {hosts}\n")
     parsed = TransportURL.parse(conf, "fake://")
@@ -207,7 +207,7 @@ def test_dollar_sign_in_a_value(line: str, name: str, tmp_path: pathlib.Path) ->
     assert caught.value.__context__ is None or caught.value.__suppress_context__
 
 
-def test_files_that_are_gone_since_they_were_read(tmp_path: pathlib.Path) -> None:
+def test_files_that_were_removed_since_they_were_read(tmp_path: pathlib.Path) -> None:
     """A daemon changes its folder and its user after it has read its configuration: what it has read counts."""
     conf = conf_from_file(tmp_path, "[msgbus_test]\nretry_delay = 9\n")
     for path in tmp_path.iterdir():

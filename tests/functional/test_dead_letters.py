@@ -16,7 +16,8 @@ import msgbus
 from msgbus import dead_letters
 from msgbus.cli.connecting import load_configuration
 from msgbus.drivers.base import Delivery, Message
-from msgbus.message import JSON, encode_dead_letter
+from msgbus.encoding import encode_dead_letter
+from msgbus.message import JSON
 from tests.functional.brokers.processes import poll
 from tests.functional.test_cli import MSGBUS, SECONDS
 

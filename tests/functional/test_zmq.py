@@ -1,4 +1,4 @@
-"""The zmq driver among several processes: what is lost and what is not, and peers that do not behave."""
+"""The zmq driver among several processes: what is lost and what is not, and malformed input."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class Peer:
         return [(kind, frame[at:end]) for kind, at, end in frames.records(frame)]
 
     def close(self) -> None:
-        """Go without a word."""
+        """Close the connection without a BYE."""
         self._socket.close()
         self._context.term()
 
@@ -154,12 +154,12 @@ def peers() -> Iterator[Callable[[str], Peer]]:
 # What is written
 
 
-def test_the_receipt_of_a_call_travels_with_its_answer(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever calls waits for the answer, and no frame is spent on its receipt; a cast's sender is told at once."""
+def test_receipt_of_a_call_travels_with_its_answer(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call waits for its answer, so its receipt needs no frame of its own; a cast gets its receipt at once."""
     asked, write = [], frames.data
 
     def data(seq: int, wire: bytes, sent: Message, ttl: float | None, flags: int) -> bytes:
-        asked.append(bool(flags & frames.PATIENT))
+        asked.append(bool(flags & frames.LAZY_RECEIPT))
         return write(seq, wire, sent, ttl, flags)
 
     place.serve("s1")
@@ -175,7 +175,7 @@ def test_the_receipt_of_a_call_travels_with_its_answer(place: Place, monkeypatch
 
 @pytest.mark.parametrize("what", ["the socket", "all files", "the directory"])
 def test_new_clients_find_a_server_whose_files_were_removed(place: Place, what: str) -> None:
-    """It makes its socket anew with the rest, and whoever was connected goes on."""
+    """It creates its socket again with the rest, and existing connections go on."""
     place.serve("s1")
     client = get_rpc_client(place.transport(), Target(topic="foo"), timeout=30)
     assert client.call({}, "echo", value=1) == 1
@@ -212,21 +212,21 @@ def test_no_cast_is_lost_with_a_killed_server(place: Place) -> None:
     assert sum(runs[key] > 1 for key in wanted) <= 64 + 1, "only what the dead server had begun is run again"
 
 
-def test_a_killed_server_disappears(place: Place) -> None:
+def test_files_of_a_killed_server_are_removed_and_calls_to_it_are_undeliverable(place: Place) -> None:
     """Its files go when a node that was connected notices, and a call to it is undeliverable at once."""
     (server,) = place.serve("s1")
     client = get_rpc_client(place.transport(), Target(topic="foo"), timeout=30)
     assert client.call({}, "echo", value=1) == 1
     assert len(place.files(".node")) == 2
     server.kill()
-    until(lambda: all(len(place.files(ending)) == 1 for ending in (".node", ".lock", ".sock")), "its files are gone")
+    until(lambda: all(len(place.files(ending)) == 1 for ending in (".node", ".lock", ".sock")), "its files are removed")
     call = Task(client.call, {}, "echo", value=1)
     assert isinstance(call.error(), MessageUndeliverable)
     assert call.seconds < 10
 
 
-def test_what_was_being_sent_to_a_killed_server_is_uncertain(place: Place) -> None:
-    """A message without a receipt fails as maybe delivered as soon as its server is gone, not at its deadline."""
+def test_message_without_a_receipt_fails_as_maybe_delivered_when_its_server_is_killed(place: Place) -> None:
+    """A message without a receipt fails as maybe delivered as soon as its server has died, not at its deadline."""
     (server,) = place.serve("s1")
     driver = place.driver()
     send(driver, ONE, b"{}")
@@ -282,7 +282,7 @@ def use(client: RPCClient, verb: str) -> Any:
 
 
 @pytest.mark.parametrize("verb", ["call", "cast", "multicall"])
-def test_a_request_that_ends_its_only_server_may_have_run(place: Place, verb: str) -> None:
+def test_request_that_kills_its_only_server_fails_as_maybe_delivered(place: Place, verb: str) -> None:
     """Under at_least_once the error at the deadline says so, and who was lost: not merely that nobody is there."""
     client = get_rpc_client(place.transport(), Target(topic="foo"), timeout=3, delivery="at_least_once")
     with one_that("dies", place) as server:
@@ -301,7 +301,7 @@ def test_a_request_that_ends_its_only_server_may_have_run(place: Place, verb: st
 
 
 @pytest.mark.parametrize("verb", ["call", "cast", "multicall"])
-def test_a_server_that_comes_back_in_time_runs_the_request_that_ended_it(place: Place, verb: str) -> None:
+def test_server_that_is_started_again_in_time_runs_the_request_that_killed_it(place: Place, verb: str) -> None:
     """Under at_least_once the next server runs it, and a call has its answer."""
     client = get_rpc_client(place.transport(), Target(topic="foo"), timeout=60, delivery="at_least_once")
     with one_that("dies", place) as server:
@@ -315,7 +315,7 @@ def test_a_server_that_comes_back_in_time_runs_the_request_that_ended_it(place: 
 @pytest.mark.parametrize(
     ("delivery", "kind"), [("at_most_once", OutcomeUnknown), ("at_least_once", TransportUnavailable)]
 )
-def test_a_cast_to_a_frozen_server_fails_at_its_own_deadline(
+def test_cast_to_a_frozen_server_fails_at_its_own_deadline(
     place: Place, delivery: Any, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one that may have been delivered, however short it is; no look every now and then has to come first."""
@@ -325,18 +325,18 @@ def test_a_cast_to_a_frozen_server_fails_at_its_own_deadline(
     client.prepare(timeout=30).call({}, "echo", value=1)
     os.kill(frozen.pid, signal.SIGSTOP)
     try:
-        patient = Task(client.prepare(timeout=60).cast, {}, "note", key="patient")
+        longer = Task(client.prepare(timeout=60).cast, {}, "note", key="longer")
         for timeout in (0.05, 0.1, 0.3, 0.7):
             with pytest.raises(kind, match="did not confirm a message"):
                 client.prepare(timeout=timeout).cast({}, "note", key="k")
-        assert not patient.done
+        assert not longer.done
     finally:
         os.kill(frozen.pid, signal.SIGCONT)
-    patient.result()
+    longer.result()
 
 
-def test_a_frozen_server_is_missed(place: Place) -> None:
-    """One that says nothing any more is taken for lost, and what it had goes to another."""
+def test_messages_of_a_frozen_server_go_to_another(place: Place) -> None:
+    """A server that is silent for too long is taken for lost, and what it had goes to another."""
     (frozen,) = place.serve("s1", query="heartbeat=0.5")
     client = get_rpc_client(place.transport("heartbeat=0.5"), Target(topic="foo"), timeout=60, delivery="at_least_once")
     held = Task(client.call, {}, "hold", key="k", gate="never")
@@ -352,8 +352,8 @@ def test_a_frozen_server_is_missed(place: Place) -> None:
     assert held.result() == "s2"
 
 
-def test_what_a_dead_sender_had_sent_is_run(place: Place) -> None:
-    """Casts that were taken live with their server, whatever becomes of who sent them."""
+def test_casts_of_a_killed_sender_are_run(place: Place) -> None:
+    """Casts that were taken live with their server, even if their sender is killed."""
     place.serve("s1", executor_thread_pool_size=1, rpc_prefetch=1)
     client = get_rpc_client(place.transport(), Target(topic="foo"), timeout=30)
     client.prepare(server="s1").cast({}, "hold", key="held", gate="go")
@@ -371,21 +371,21 @@ def test_what_a_dead_sender_had_sent_is_run(place: Place) -> None:
     until(lambda: {entry.key for entry in place.journal.entries("run")} >= wanted, "all casts are run")
 
 
-def test_a_message_waits_for_a_server_in_place_of_one_that_died(place: Place) -> None:
+def test_message_of_a_killed_server_waits_for_the_next_server(place: Place) -> None:
     """What a server had, and no other is there to take, goes to the next that comes, as redelivered."""
     (server,) = place.serve("s1")
     client = get_rpc_client(place.transport(), Target(topic="foo"), timeout=30, delivery="at_least_once")
     client.cast({}, "hold", key="k", gate="go")
     until(lambda: place.journal.entries("run", "k"), "it runs")
     server.kill()
-    until(lambda: len(place.files(".node")) == 1, "it is known to be gone")
+    until(lambda: len(place.files(".node")) == 1, "it is known to be dead")
     place.journal.open_gate("go")
     place.serve("s2")
     until(lambda: [e.server for e in place.journal.entries("done", "k")] == ["s2"], "the next one has run it")
 
 
-def test_a_broken_connection_is_not_a_dead_peer(place: Place) -> None:
-    """Both sides live: what was not settled comes again as redelivered, and the word on the old one counts no more."""
+def test_unsettled_messages_are_redelivered_after_a_broken_connection(place: Place) -> None:
+    """Both sides live: unsettled messages come again as redelivered, and accepting the old deliveries returns False."""
     sender, receiver = place.driver(), Receiver(accept=False)
     receiver.subscribe(place.driver(), TOPIC, ONE, prefetch=2)
     for n in range(4):
@@ -405,8 +405,8 @@ def test_a_broken_connection_is_not_a_dead_peer(place: Place) -> None:
 # Busy servers
 
 
-def test_full_servers_block_their_senders(place: Place) -> None:
-    """Past prefetch and backlog a message waits at its sender, until its patience ends or there is room, in order."""
+def test_messages_to_a_full_server_wait_at_their_sender_or_fail_as_blocked(place: Place) -> None:
+    """Past prefetch and backlog a message waits at its sender, until its deadline, or until there is room, in order."""
     receiver = Receiver(accept=False)
     receiver.subscribe(place.driver("backlog=3"), TOPIC, prefetch=2)
     sender = place.driver()
@@ -426,7 +426,7 @@ def test_full_servers_block_their_senders(place: Place) -> None:
     assert receiver.bodies == [str(n) for n in range(40)]
 
 
-def test_a_full_fanout_blocks_its_senders(place: Place) -> None:
+def test_fanout_waits_for_a_full_subscriber(place: Place) -> None:
     """A subscriber of a fanout that takes nothing is waited for, and nothing is dropped."""
     slow, quick = Receiver(accept=False), Receiver()
     slow.subscribe(place.driver("backlog=2"), Address("fanout", "msgbus", "foo", "slow"), prefetch=1)
@@ -443,8 +443,8 @@ def test_a_full_fanout_blocks_its_senders(place: Place) -> None:
     assert slow.bodies == quick.bodies == [str(n) for n in range(20)]
 
 
-def test_a_new_server_gets_what_waits_at_a_busy_one(place: Place) -> None:
-    """All but what is handed over is taken back for one that comes later, and is not marked as redelivered."""
+def test_messages_that_wait_at_a_busy_server_go_to_a_new_one(place: Place) -> None:
+    """All but what was delivered is recalled for a server that comes later, and is not marked as redelivered."""
     busy, idle, sender = Receiver(accept=False), Receiver(), place.driver()
     busy.subscribe(place.driver(), TOPIC, prefetch=3)
     for n in range(200):
@@ -457,8 +457,8 @@ def test_a_new_server_gets_what_waits_at_a_busy_one(place: Place) -> None:
     assert sorted(busy.bodies + idle.bodies) == sorted([*map(str, range(200)), "one more"])
 
 
-def test_a_stopping_server_hands_back_what_waits(place: Place) -> None:
-    """What was not handed over goes to another, unmarked; what was is settled as usual."""
+def test_stopping_server_gives_back_what_waits(place: Place) -> None:
+    """What was not delivered goes to another, unmarked; what was is settled as usual."""
     first, second, sender = Receiver(accept=False), Receiver(), place.driver()
     stopping = first.subscribe(place.driver(), TOPIC, prefetch=2)
     for n in range(10):
@@ -471,8 +471,8 @@ def test_a_stopping_server_hands_back_what_waits(place: Place) -> None:
     assert [delivery.accept() for delivery in first.deliveries] == [True, True]
 
 
-def test_what_a_dead_sender_sent_is_handed_on_by_a_stopping_server(place: Place) -> None:
-    """Where its sender is gone, the server that stops finds another one for it."""
+def test_stopping_server_reroutes_the_messages_of_a_dead_sender(place: Place) -> None:
+    """The server that stops finds another one for them."""
     first, second = Receiver(accept=False), Receiver()
     subscription = first.subscribe(place.driver(), TOPIC, prefetch=2)
     sender = place.driver()
@@ -486,7 +486,7 @@ def test_what_a_dead_sender_sent_is_handed_on_by_a_stopping_server(place: Place)
     second.wait(5)
     assert sorted(second.bodies) == ["1", "2", "3", "4", "5"]
     marked = [delivery.message.body.decode() for delivery in second.deliveries if delivery.redelivered]
-    assert marked == first.bodies[1:], "what was handed over, and not accepted"
+    assert marked == first.bodies[1:], "what was delivered, and not accepted"
 
 
 # Many, and doubles
@@ -537,7 +537,7 @@ def test_two_hundred_servers_answer_a_ping(place: Place) -> None:
 
 
 def test_nodes_that_start_at_the_same_moment_find_each_other(place: Place) -> None:
-    """Whoever is ready is found by all who send afterwards, however many come at once."""
+    """A server that is ready is found by all that send afterwards, however many start at once."""
     receivers = {f"s{n}": Receiver() for n in range(8)}
     drivers = {name: place.driver() for name in receivers}
     addresses = {name: Address("server", "msgbus", "foo", name) for name in receivers}
@@ -549,13 +549,15 @@ def test_nodes_that_start_at_the_same_moment_find_each_other(place: Place) -> No
         receiver.wait(8)
 
 
-def test_two_servers_of_one_name_both_serve(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_two_servers_of_one_name_share_its_messages_and_are_logged(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
     """They share what is sent to that name, and the log warns of it."""
     first, second, sender = Receiver(), Receiver(), place.driver()
     first.subscribe(place.driver(), ONE)
     with caplog.at_level(logging.WARNING):
         second.subscribe(place.driver(), ONE)
-    assert "served by another already" in caplog.text
+    assert "already served by node" in caplog.text
 
     def both_have_some() -> bool:
         # One at a time: the sender may be connected with one of them before it is with the other.
@@ -565,11 +567,13 @@ def test_two_servers_of_one_name_both_serve(place: Place, caplog: pytest.LogCapt
     until(both_have_some, "a message for each of them", 60)
 
 
-# Peers that do not behave
+# Malformed input
 
 
-def test_garbage_is_ignored(place: Place, peers: Callable[[str], Peer], caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever somebody sends to a node's socket, before a hello or after one, others do not notice."""
+def test_malformed_frames_disturb_nobody_else(
+    place: Place, peers: Callable[[str], Peer], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever a peer sends to a node's socket, before a hello or after it, others do not notice."""
     receiver, sender, served = Receiver(), place.driver(), place.driver()
     receiver.subscribe(served, TOPIC)
     send(sender, TOPIC, "before")
@@ -590,13 +594,13 @@ def test_garbage_is_ignored(place: Place, peers: Callable[[str], Peer], caplog: 
             assert liar.hear()[0][0] == frames.HELLO
             liar.say(garbage)
             assert liar.hear()[0][0] == frames.BYE
-    assert "makes no sense" in caplog.text
+    assert "malformed frame from" in caplog.text
     assert len(caplog.records) < 10, "the log is not flooded"
     send(sender, TOPIC, "after")
     receiver.wait_for("after")
 
 
-def test_bytes_that_are_not_even_zmtp_are_ignored(place: Place) -> None:
+def test_bytes_that_are_not_zmtp_disturb_nobody_else(place: Place) -> None:
     """A raw connection that sends other things, or nothing at all, disturbs nobody."""
     receiver, sender, served = Receiver(), place.driver(), place.driver("connect_timeout=0.2")
     receiver.subscribe(served, TOPIC)
@@ -612,7 +616,7 @@ def test_bytes_that_are_not_even_zmtp_are_ignored(place: Place) -> None:
     assert receiver.bodies == ["between", "after"]
 
 
-def test_what_is_too_large_costs_only_its_sender(place: Place, peers: Callable[[str], Peer]) -> None:
+def test_too_large_message_harms_only_its_sender(place: Place, peers: Callable[[str], Peer]) -> None:
     """A node that takes less than the sender is not sent more; a peer that sends it loses its connection."""
     receiver, sender, served = Receiver(), place.driver(), place.driver("max_message_size=2000")
     receiver.subscribe(served, TOPIC)
@@ -637,8 +641,8 @@ def pretend(place: Place, node: str, endpoint: str) -> int:
     return lock
 
 
-def test_a_server_that_cannot_be_reached_is_waited_for(place: Place) -> None:
-    """One that is known, and never answers, is tried until the message's patience ends; the text says where."""
+def test_message_waits_for_an_unreachable_server_until_its_deadline(place: Place) -> None:
+    """One that is known, and never answers, is tried until the message's deadline; the text says where."""
     sender = place.driver("connect_timeout=0.2")
     send(sender, Address("fanout", "msgbus", "foo"), "x", mandatory=False)
     node = "0123456789abcdef"
@@ -659,8 +663,8 @@ def test_a_server_that_cannot_be_reached_is_waited_for(place: Place) -> None:
             os.close(lock)
 
 
-def test_a_server_that_answers_under_another_name_is_none(place: Place) -> None:
-    """Who listens where a dead node did is not taken for it."""
+def test_server_that_answers_with_another_id_gets_no_message(place: Place) -> None:
+    """A node that listens at the endpoint of another is not taken for it."""
     sender, other = place.driver(), place.driver()
     Receiver().subscribe(other, ONE)
     send(sender, ONE, "x")
@@ -676,8 +680,8 @@ def test_a_server_that_answers_under_another_name_is_none(place: Place) -> None:
 # Places
 
 
-def test_a_place_that_others_can_write_to_is_refused(place: Place) -> None:
-    """Whoever is asked first says why, each time, and it works once that has been put right."""
+def test_run_directory_that_others_can_write_to_is_refused_until_that_is_changed(place: Place) -> None:
+    """Every verb fails with the reason, and works once that has been put right."""
     place.run_dir.mkdir(mode=0o700)
     place.run_dir.chmod(0o777)
     driver = place.driver()
@@ -704,8 +708,8 @@ def small_disk(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk(place: Place, small_disk: pathlib.Path) -> None:
-    """Who would have to write says so, and what is known goes on; when there is room again, all does."""
+def test_full_disk_is_reported_and_existing_connections_go_on(place: Place, small_disk: pathlib.Path) -> None:
+    """What needs to write fails with the reason; when there is room again, it works."""
     place.run_dir = small_disk
     receiver, sender, served = Receiver(), place.driver(), place.driver()
     receiver.subscribe(served, TOPIC)
@@ -731,7 +735,7 @@ def test_a_full_disk(place: Place, small_disk: pathlib.Path) -> None:
     assert not [name for name in os.listdir(small_disk) if name.endswith(".tmp")]
 
 
-def test_a_run_directory_that_cannot_be_read() -> None:
+def test_unreadable_run_directory_is_named_in_the_error() -> None:
     """The text says which, and why, for a user who is not root."""
     code = (
         "import os, sys; from msgbus.drivers.zmq.matchmakers.local import LocalMatchmaker\n"
@@ -749,7 +753,7 @@ def test_a_run_directory_that_cannot_be_read() -> None:
     assert run.stdout.startswith(f"TransportUnavailable the run directory {made} cannot be used: {why}")
 
 
-def test_nodes_may_meet_over_tcp_too(place: Place) -> None:
+def test_node_with_the_option_listen_is_reached_over_tcp(place: Place) -> None:
     """With the option listen they can be reached there as well: here, where somebody removed a socket."""
     receiver, sender, served = Receiver(), place.driver(), place.driver("listen=tcp://127.0.0.1:*")
     receiver.subscribe(served, TOPIC)
@@ -758,7 +762,7 @@ def test_nodes_may_meet_over_tcp_too(place: Place) -> None:
     receiver.wait_for("x")
 
 
-def test_a_forked_child_starts_clean(place: Place) -> None:
+def test_forked_child_starts_clean_and_its_parent_goes_on(place: Place) -> None:
     """It has a node of its own, what it inherited fails there, and its parent goes on as if nothing had been."""
     receiver, driver = Receiver(accept=False), place.driver()
     receiver.subscribe(driver, TOPIC, prefetch=1)

@@ -91,7 +91,7 @@ def server(run_dir: str, tmp_path: pathlib.Path) -> Iterator[ProcessServer]:
 
 @pytest.mark.usefixtures("server")
 @pytest.mark.parametrize("left", [1, 2, 3, 5, 8, 12, 20, 30])
-def test_a_node_is_not_begun_without_descriptors(run_dir: str, left: int) -> None:
+def test_node_is_not_started_without_descriptors(run_dir: str, left: int) -> None:
     """However many are left: the error says what to do, connections go on, and later it works without a restart."""
     command = [sys.executable, "-c", CLIENT, f"zmq://{run_dir}", str(left)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -99,8 +99,8 @@ def test_a_node_is_not_begun_without_descriptors(run_dir: str, left: int) -> Non
     assert ended.stdout == "all is well\n"
 
 
-def test_too_many_who_connect_do_not_end_a_server(run_dir: str) -> None:
-    """It lets nobody more in, and says so; who is connected goes on; afterwards others are let in again."""
+def test_server_survives_too_many_connections(run_dir: str) -> None:
+    """It accepts no new connections, and says so; existing ones go on; afterwards new ones are accepted again."""
     command = [sys.executable, "-c", SERVER, f"zmq://{run_dir}"]
     transports = []
     with subprocess.Popen(
@@ -139,5 +139,5 @@ def test_too_many_who_connect_do_not_end_a_server(run_dir: str) -> None:
         assert process.wait(30) == 0, said
     for transport in transports:
         transport.cleanup()
-    assert "lets nobody more in" in said
+    assert "accepts no new connections" in said
     assert "ulimit -n" in said

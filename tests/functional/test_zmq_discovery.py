@@ -1,4 +1,4 @@
-"""The zmq driver with each matchmaker: servers that come, go and die, and who learns of it when."""
+"""The zmq driver with each matchmaker: servers that start, stop and die, and how soon others know."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def meeting(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Iterator[
     made.close()
 
 
-def test_servers_come_and_go(meeting: Meeting) -> None:
-    """Who is ready is found by the next message, and who has closed gets none: nobody is left to have it."""
+def test_servers_are_found_when_ready_and_get_nothing_once_closed(meeting: Meeting) -> None:
+    """A ready server gets the next message; after the last one has closed, messages are undeliverable."""
     client = meeting.node()
     error = client.send(TOPIC, message("x"), mandatory=True).exception(15)
     assert isinstance(error, MessageUndeliverable)
@@ -72,8 +72,8 @@ def test_servers_come_and_go(meeting: Meeting) -> None:
     assert client.send(ALL, message("x"), mandatory=False).result(15).reached == 0
 
 
-def test_a_killed_server(meeting: Meeting) -> None:
-    """What it had goes to another at once, and one that is called by its name is missed before any lease runs out."""
+def test_messages_of_a_killed_server_go_to_another(meeting: Meeting) -> None:
+    """What it had goes to another at once, and a call to its name is undeliverable before any lease runs out."""
     first, _ = meeting.serve("s1", "s2", executor_thread_pool_size=4)
     client = get_rpc_client(meeting.transport(), Target(topic="foo"), timeout=30, delivery="at_least_once")
     for name in ("s1", "s2"):
@@ -110,7 +110,7 @@ def test_no_cast_is_lost_with_one_of_three(meeting: Meeting) -> None:
     assert sum(runs[key] > 1 for key in wanted) <= 64 + 1, "only what the dead server had begun is run again"
 
 
-def test_a_server_that_starts_again(meeting: Meeting) -> None:
+def test_restarted_server_is_found_when_it_is_ready(meeting: Meeting) -> None:
     """It is found as soon as it is ready, by those who knew the one before."""
     client = get_rpc_client(meeting.transport(), Target(topic="foo"), timeout=10)
     for _ in range(3):
@@ -120,7 +120,7 @@ def test_a_server_that_starts_again(meeting: Meeting) -> None:
         server.kill()
 
 
-def test_two_servers_of_one_name(meeting: Meeting, caplog: pytest.LogCaptureFixture) -> None:
+def test_two_servers_of_one_name_are_logged(meeting: Meeting, caplog: pytest.LogCaptureFixture) -> None:
     """Both serve, and the log warns; a file does not know two, so that the second is not found, and says so."""
     first, second, client = Receiver(), Receiver(), meeting.node()
     with caplog.at_level(logging.WARNING):
@@ -131,7 +131,7 @@ def test_two_servers_of_one_name(meeting: Meeting, caplog: pytest.LogCaptureFixt
         assert "does not say that server 's1' of topic 'foo' is at" in caplog.text
         first.wait(1)
         return
-    assert "is served by another already" in caplog.text
+    assert "is already served by node" in caplog.text
 
     def both_serve() -> bool:
         send(client, one("s1"), "x")
@@ -140,8 +140,8 @@ def test_two_servers_of_one_name(meeting: Meeting, caplog: pytest.LogCaptureFixt
     until(both_serve, "both get their share", 60)
 
 
-def test_an_answer_finds_a_client_that_was_cut_off(meeting: Meeting) -> None:
-    """Whose connection breaks while its call runs: it connects again, since nobody may be able to connect with it."""
+def test_client_whose_connection_broke_gets_its_answer(meeting: Meeting) -> None:
+    """The connection breaks while its call runs: it connects again, since the server may be unable to."""
     meeting.serve("s1")
     client = get_rpc_client(meeting.transport(), Target(topic="foo"), timeout=30)
     call = Task(client.call, {}, "hold", key="k", gate="go")
@@ -153,7 +153,7 @@ def test_an_answer_finds_a_client_that_was_cut_off(meeting: Meeting) -> None:
     assert len(meeting.journal.entries("run", "k")) == 1
 
 
-def test_what_a_stopping_server_hands_on_is_answered(meeting: Meeting) -> None:
+def test_call_that_a_stopping_server_passes_on_is_answered(meeting: Meeting) -> None:
     """Also by a server with which the client had nothing to do, and which may be unable to connect with it."""
     (first,) = meeting.serve("s1", executor_thread_pool_size=1, rpc_prefetch=20)
     client = get_rpc_client(meeting.transport(), Target(topic="foo"), timeout=30)
@@ -171,7 +171,7 @@ def test_what_a_stopping_server_hands_on_is_answered(meeting: Meeting) -> None:
     stopping.result()
 
 
-def test_a_frozen_server_loses_its_connection_and_nothing_else(meeting: Meeting) -> None:
+def test_frozen_server_loses_no_message_and_is_used_again(meeting: Meeting) -> None:
     """What it had goes to another, and when it goes on it is used again."""
     quick = "&heartbeat=0.5"
     (frozen,) = meeting.serve("s1", more=quick)
@@ -189,8 +189,8 @@ def test_a_frozen_server_loses_its_connection_and_nothing_else(meeting: Meeting)
     until(lambda: client.prepare(server="s1", timeout=20).call({}, "note", key="again") == "s1", "it serves again")
 
 
-def test_a_client_that_was_cut_off_is_answered(meeting: Meeting) -> None:
-    """Also by a server that learnt of another one meanwhile, and where no other host can be told of the client."""
+def test_client_whose_connection_broke_is_answered_by_another_server(meeting: Meeting) -> None:
+    """Also by a server that learnt of another one meanwhile, and where other hosts cannot know the client."""
     meeting.serve("s1")
     client = get_rpc_client(meeting.transport(), Target(topic="foo", server="s1"), timeout=20)
     assert client.call({}, "note", key="before") == "s1"
@@ -200,8 +200,8 @@ def test_a_client_that_was_cut_off_is_answered(meeting: Meeting) -> None:
     assert client.prepare(delivery="at_least_once").call({}, "note", key="after") == "s1"
 
 
-def test_what_a_dead_client_had_sent_is_run(meeting: Meeting) -> None:
-    """Casts that were taken live with their server, whatever becomes of who sent them."""
+def test_casts_of_a_killed_client_are_run(meeting: Meeting) -> None:
+    """Casts that were taken live with their server, even if their sender is killed."""
     meeting.serve("s1", executor_thread_pool_size=1, rpc_prefetch=1)
     client = get_rpc_client(meeting.transport(), Target(topic="foo"), timeout=30)
     client.prepare(server="s1").cast({}, "hold", key="held", gate="go")

@@ -29,7 +29,9 @@ def meeting(tmp_path: pathlib.Path) -> Iterator[FileMeeting]:
     made.close()
 
 
-def test_the_file_changes(meeting: FileMeeting, caplog: pytest.LogCaptureFixture) -> None:
+def test_changes_of_the_file_count_from_the_next_message_on(
+    meeting: FileMeeting, caplog: pytest.LogCaptureFixture
+) -> None:
     """A server that it names from now on is found by the next message, one that it names no more is not used."""
     meeting.write({"foo": {"s1": meeting.addresses["s1"]}})
     first, second, client = Receiver(), Receiver(), meeting.node()
@@ -48,12 +50,12 @@ def test_the_file_changes(meeting: FileMeeting, caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.ERROR):
         meeting.path.write_text("{")
         send(client, TOPIC, "as before")
-        until(lambda: "what it said before holds" in caplog.text, "the log says so")
+        until(lambda: "its former content stays in use" in caplog.text, "the log says so")
     second.wait_for("as before")
 
 
-def test_a_file_that_cannot_be_used(meeting: FileMeeting) -> None:
-    """Whoever needs it is told what is wrong, each time, and it works once that has been put right."""
+def test_unusable_file_is_our_error(meeting: FileMeeting) -> None:
+    """Every use fails with the reason, and works once the file has been put right."""
     meeting.path.write_text('{"foo": {"s1": "nowhere"}}')
     client = meeting.node()
     for _ in range(2):
@@ -67,15 +69,15 @@ def test_a_file_that_cannot_be_used(meeting: FileMeeting) -> None:
     send(client, TOPIC, "x")
 
 
-def test_two_processes_at_one_address(meeting: FileMeeting) -> None:
-    """The second is told so when it starts."""
+def test_second_process_at_an_address_cannot_listen(meeting: FileMeeting) -> None:
+    """Its subscription fails with the reason."""
     Receiver().subscribe(meeting.node("s1"), TOPIC)
     error = meeting.node("s1").subscribe([TOPIC], Receiver().take, prefetch=1).ready.exception(15)
     assert isinstance(error, TransportUnavailable)
     assert f"cannot listen at tcp://{meeting.addresses['s1']}: Address already in use" in str(error)
 
 
-def test_somebody_else_at_the_address(meeting: FileMeeting) -> None:
+def test_another_node_at_the_address_gets_nothing(meeting: FileMeeting) -> None:
     """A node of another place, or one that never answers, is not taken for the server; the error says what is there."""
     Receiver().subscribe(
         meeting.open(f"zmq://{meeting.folder}/run?listen=tcp://{meeting.addresses['s1']}").driver, TOPIC
@@ -93,8 +95,8 @@ def test_somebody_else_at_the_address(meeting: FileMeeting) -> None:
     assert "no answer" in str(error)
 
 
-def test_a_pool_is_refused(meeting: FileMeeting) -> None:
-    """A file does not know of them, and a copy that nobody sends would be missed in silence."""
+def test_pool_is_refused(meeting: FileMeeting) -> None:
+    """The file says nothing about pools, so their copies would be left out in silence."""
     pool = Address("pool", "msgbus", "foo", name="audit")
     driver = meeting.node("s1")
     error = driver.subscribe([pool], Receiver().take, prefetch=1).ready.exception(15)
@@ -104,7 +106,7 @@ def test_a_pool_is_refused(meeting: FileMeeting) -> None:
     send(meeting.node(), TOPIC, "x")
 
 
-def test_keys_have_names(meeting: FileMeeting, tmp_path: pathlib.Path) -> None:
+def test_keys_in_the_file_are_names_in_keys_dir(meeting: FileMeeting, tmp_path: pathlib.Path) -> None:
     """The file names the key that a server has to have; another one, or none, gets nothing."""
     keys = Keys(tmp_path / "keys")
     keys.add("server", "other", "client")
@@ -134,7 +136,7 @@ def test_keys_have_names(meeting: FileMeeting, tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
-def test_ipv6(meeting: FileMeeting) -> None:
+def test_ipv6_addresses_work(meeting: FileMeeting) -> None:
     """An address in brackets."""
     (port,) = free_ports(1)
     meeting.addresses["s1"] = f"[::1]:{port}"

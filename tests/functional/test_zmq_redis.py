@@ -1,4 +1,4 @@
-"""The zmq driver's matchmaker redis: a Redis that is away, dies, forgets, or holds nonsense; leases; and keys."""
+"""The zmq driver's matchmaker redis: a Redis that is away, dies, loses data, or has invalid data; leases; and keys."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PASSWORD = "s3cret"
 
 @pytest.fixture
 def own_redis(redis: Redis, tmp_path: pathlib.Path) -> Iterator[Redis]:
-    """One of this test's own, which does not run yet; where there is none at all, the shared one says so."""
+    """One of this test's own, which does not run yet; if Redis is not installed, the shared one says so."""
     assert redis.alive()
     server = Redis(tmp_path / "redis", password=PASSWORD)
     yield server
@@ -54,7 +54,7 @@ def client_of(server: Redis) -> Any:
 
 
 def write_entry(server: Redis, node: str, value: bytes, seconds: int = 60) -> None:
-    """Put into Redis what a node would, and tell the others."""
+    """Write an entry into Redis, and publish that, as a node would."""
     with client_of(server) as client:
         client.set(f"msgbus:node:{node}", value, ex=seconds)
         client.sadd("msgbus:nodes", node)
@@ -79,13 +79,15 @@ def error_of(driver: Driver, address: Address = TOPIC, ttl: float = 1.0) -> Base
 # A Redis that is away
 
 
-def test_redis_is_away_at_the_start(meeting: RedisMeeting, caplog: pytest.LogCaptureFixture) -> None:
+def test_messages_and_servers_wait_for_a_redis_that_is_away(
+    meeting: RedisMeeting, caplog: pytest.LogCaptureFixture
+) -> None:
     """Messages wait for it within their deadline, a server is not ready; both go on by themselves when it is there."""
     receiver, client, served = Receiver(), meeting.node(), meeting.node("s1")
     with caplog.at_level(logging.WARNING):
         subscription = served.subscribe([TOPIC], receiver.take, prefetch=10)
         error = error_of(client)
-        patient = client.send(TOPIC, message("patient"), mandatory=True)
+        waiting = client.send(TOPIC, message("waiting"), mandatory=True)
         fanout = client.send(TOPIC._replace(kind="fanout"), message("all", ttl=0.5), mandatory=False).exception(15)
         with pytest.raises(TimeoutError):
             subscription.ready.result(0.2)
@@ -99,30 +101,32 @@ def test_redis_is_away_at_the_start(meeting: RedisMeeting, caplog: pytest.LogCap
     assert len(lines) == 2, "one for each node"
     meeting.redis.start()
     subscription.ready.result(15)
-    patient.result(15)
-    receiver.wait_for("patient")
+    waiting.result(15)
+    receiver.wait_for("waiting")
     until(lambda: "Connection refused" not in client.state, "both of its connections to Redis are back")
     assert isinstance(error_of(client, OTHER), TransportUnavailable), "others have time to find it again"
     assert isinstance(error_of(client, OTHER, ttl=15), MessageUndeliverable)
 
 
 def test_a_server_that_starts_without_redis_says_why(meeting: RedisMeeting) -> None:
-    """At the end of its patience, in the words of its message system."""
+    """When its time is over, with the reason that the driver gives."""
     target = Target(topic="foo", server="s1")
     server = get_rpc_server(meeting.transport("s1"), target, [])
     with pytest.raises(TransportUnavailable, match=r"cannot listen on .*Connection refused"):
         server.start(1)
 
 
-def test_redis_dies_and_comes_back_empty(meeting: RedisMeeting, caplog: pytest.LogCaptureFixture) -> None:
-    """Who knows each other goes on all the time; the log says that it is away, and back; then new ones are found."""
+def test_known_nodes_go_on_while_redis_is_away_and_new_ones_are_found_later(
+    meeting: RedisMeeting, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says that Redis is away, and when it is back."""
     meeting.redis.start()
     receiver, client, served = Receiver(), meeting.node(), meeting.node("s1")
     receiver.subscribe(served, TOPIC)
     send(client, TOPIC, "before")
     with caplog.at_level(logging.WARNING):
         meeting.redis.kill()
-        until(lambda: "Redis" in client.state.partition(";")[2], "it is missed")
+        until(lambda: "Redis" in client.state.partition(";")[2], "its loss is noticed")
         send(client, TOPIC, "meanwhile")
         assert isinstance(error_of(client, OTHER), TransportUnavailable), "nobody can know"
         late, newcomer = Receiver(), meeting.node("s2")
@@ -136,13 +140,13 @@ def test_redis_dies_and_comes_back_empty(meeting: RedisMeeting, caplog: pytest.L
     late.wait_for("to the new one")
     assert receiver.bodies == ["before", "meanwhile", "after"]
     assert "cannot be used" in caplog.text
-    assert "nodes that are known go on" in caplog.text
+    assert "known nodes keep working" in caplog.text
     until(lambda: caplog.text.count("is back") == 3, "all three say so")
     with client_of(meeting.redis) as plain:
         until(lambda: plain.scard("msgbus:nodes") == 2, "both servers are in it again")
 
 
-def test_a_frozen_redis_disturbs_nobody(meeting: RedisMeeting) -> None:
+def test_known_nodes_go_on_while_redis_is_frozen(meeting: RedisMeeting) -> None:
     """One that takes connections and answers nothing is as good as away: what is known holds, and close is quick."""
     meeting.redis.start()
     receiver, client, served = Receiver(), meeting.node(), meeting.node("s1")
@@ -150,7 +154,7 @@ def test_a_frozen_redis_disturbs_nobody(meeting: RedisMeeting) -> None:
     send(client, TOPIC, "before")
     meeting.redis.pause()
     try:
-        until(lambda: "cannot be used" in client.state, "it is missed", 30)
+        until(lambda: "cannot be used" in client.state, "its loss is noticed", 30)
         send(client, TOPIC, "meanwhile")
         begun = time.monotonic()
         client.close()
@@ -161,7 +165,7 @@ def test_a_frozen_redis_disturbs_nobody(meeting: RedisMeeting) -> None:
     receiver.wait(3)
 
 
-def test_a_wrong_password(meeting: RedisMeeting, caplog: pytest.LogCaptureFixture) -> None:
+def test_wrong_password_is_reported_and_not_shown(meeting: RedisMeeting, caplog: pytest.LogCaptureFixture) -> None:
     """The error says what Redis says, and neither it nor the log shows a password."""
     meeting.redis.start()
     wrong = meeting.client_url().replace(PASSWORD, "wr0ng")
@@ -177,8 +181,8 @@ def test_a_wrong_password(meeting: RedisMeeting, caplog: pytest.LogCaptureFixtur
 # Leases
 
 
-def test_a_lease_that_runs_out(meeting: RedisMeeting) -> None:
-    """A node that is not there any more, and has not said so, is missed when its lease ends."""
+def test_node_is_removed_when_its_lease_runs_out(meeting: RedisMeeting) -> None:
+    """So a node that has died is noticed at the latest then."""
     meeting.redis.start()
     client = meeting.node()
     assert isinstance(error_of(client), MessageUndeliverable)
@@ -194,7 +198,7 @@ def test_a_lease_that_runs_out(meeting: RedisMeeting) -> None:
         until(lambda: not plain.sismember("msgbus:nodes", node), "somebody has taken it out")
 
 
-def test_a_lease_is_renewed(meeting: RedisMeeting) -> None:
+def test_lease_is_renewed_also_after_it_was_removed(meeting: RedisMeeting) -> None:
     """A node that lives is there as long as it does, also when somebody has removed it from Redis."""
     meeting.redis.start()
     receiver, served = Receiver(), meeting.node("s1")
@@ -209,10 +213,10 @@ def test_a_lease_is_renewed(meeting: RedisMeeting) -> None:
     send(meeting.node(), TOPIC, "x")
     served.close()
     with client_of(meeting.redis) as plain:
-        assert not plain.exists(key), "who leaves in good order is gone at once"
+        assert not plain.exists(key), "a node that closes is removed at once"
 
 
-def test_a_node_that_refuses_connections_is_left_out(meeting: RedisMeeting) -> None:
+def test_node_that_refuses_connections_is_left_out(meeting: RedisMeeting) -> None:
     """Long before its lease ends, another gets the message, or nobody is there."""
     meeting.redis.start()
     client = meeting.node()
@@ -230,11 +234,11 @@ def test_a_node_that_refuses_connections_is_left_out(meeting: RedisMeeting) -> N
     receiver.wait(10)
 
 
-# Nonsense
+# Invalid data
 
 
-def test_nonsense_in_redis(meeting: RedisMeeting, caplog: pytest.LogCaptureFixture) -> None:
-    """What makes no sense there is left out, with a line in the log; others do not notice."""
+def test_invalid_data_in_redis_is_left_out_and_logged(meeting: RedisMeeting, caplog: pytest.LogCaptureFixture) -> None:
+    """Nodes with valid entries do not notice."""
     meeting.redis.start()
     receiver, client, served = Receiver(), meeting.node(), meeting.node("s1")
     receiver.subscribe(served, TOPIC)
@@ -260,7 +264,9 @@ def test_nonsense_in_redis(meeting: RedisMeeting, caplog: pytest.LogCaptureFixtu
     receiver.wait_for("after")
 
 
-def test_a_server_that_listens_for_its_host_alone(meeting: RedisMeeting, caplog: pytest.LogCaptureFixture) -> None:
+def test_server_without_the_option_listen_is_found_on_its_host_alone(
+    meeting: RedisMeeting, caplog: pytest.LogCaptureFixture
+) -> None:
     """Without the option listen others cannot find it, and the log says so; those of its host do."""
     meeting.redis.start()
     url = meeting.client_url()
@@ -273,14 +279,14 @@ def test_a_server_that_listens_for_its_host_alone(meeting: RedisMeeting, caplog:
     receiver.wait(1)
 
 
-def test_those_of_one_host_need_no_redis_once_they_run(meeting: RedisMeeting) -> None:
-    """They meet in the run directory too: a death is known there at once, and a newcomer while Redis is away."""
+def test_nodes_of_one_host_find_each_other_while_redis_is_away(meeting: RedisMeeting) -> None:
+    """They meet in the run directory too: a death is known there at once, and a new node while Redis is away."""
     meeting.redis.start()
     url = meeting.client_url() + "&listen=tcp://127.0.0.1:*"
     client = meeting.open(url).driver
     assert isinstance(error_of(client), MessageUndeliverable)
     meeting.redis.kill()
-    until(lambda: "cannot be used" in client.state, "it is missed")
+    until(lambda: "cannot be used" in client.state, "its loss is noticed")
     receiver, newcomer = Receiver(), meeting.open(url).driver
     subscription = newcomer.subscribe([TOPIC], receiver.take, prefetch=10)
     send(client, TOPIC, "found in the directory")
@@ -292,7 +298,7 @@ def test_those_of_one_host_need_no_redis_once_they_run(meeting: RedisMeeting) ->
 # Keys
 
 
-def test_a_key_in_redis_is_not_trusted(meeting: RedisMeeting, tmp_path: pathlib.Path) -> None:
+def test_key_in_redis_is_not_trusted(meeting: RedisMeeting, tmp_path: pathlib.Path) -> None:
     """What a server says there of its own key counts only if the key is in keys_dir; the error names the directory."""
     keys = Keys(tmp_path / "keys")
     keys.add("server", "client", "stranger")

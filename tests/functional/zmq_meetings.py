@@ -96,7 +96,7 @@ class FileMeeting(Meeting):
         self.write({"foo": dict(self.addresses)})
 
     def write(self, topics: dict[str, Any]) -> None:
-        """Write the file anew, as an editor does."""
+        """Replace the file, as an editor does."""
         aside = self.folder / "aside"
         aside.write_text(json.dumps(topics))
         aside.rename(self.path)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import threading
 import time
+import weakref
 from concurrent.futures import Future
 from typing import Any
 
@@ -13,7 +16,7 @@ from msgbus.drivers import fake
 from msgbus.drivers.base import Address, Message, Sent
 from msgbus.drivers.fake import Bus, FakeDriver
 from msgbus.drivers.toolkit.futures import fail
-from msgbus.exceptions import TransportUnavailable
+from msgbus.exceptions import CallCancelled, TransportUnavailable
 from tests.mutants.tools import Mutants, collector, spoil
 
 PROMISES: Mutants = {}
@@ -235,3 +238,79 @@ def makes_what_is_looked_at() -> None:
         return found
 
     spoil(Bus, "depth", depth)
+
+
+@caught_by("a_second_accept_returns_what_the_first_did")
+def second_accept_says_that_it_is_too_late() -> None:
+    """A second `accept` of a delivery returns False, although the first has counted."""
+    seen: set[Any] = set()
+
+    def settle(old: Any, bus: Bus, consumer: Any, delivery: Any, *, requeue: bool = False) -> Any:
+        again = delivery in seen
+        seen.add(delivery)
+        return old(bus, consumer, delivery, requeue=requeue) and not again
+
+    spoil(Bus, "_settle", settle)
+
+
+@caught_by("a_second_accept_returns_what_the_first_did")
+def accept_tells_of_the_present() -> None:
+    """A second `accept` tells whether the connection lives at present, not whether the first has counted."""
+    spoil(
+        Bus, "_settle", lambda old, bus, consumer, *args, **more: old(bus, consumer, *args, **more) and _open(consumer)
+    )
+
+
+def _open(consumer: Any) -> bool:
+    return consumer in consumer.queue.consumers
+
+
+@caught_by("every_verb_of_a_closed_driver_says_so")
+def subscribes_after_close() -> None:
+    """A closed driver lets one subscribe, and open an inbox, as if it were open."""
+    spoil(FakeDriver, "_keep", lambda old, driver, opened: driver._opened.append(opened))
+
+
+@caught_by("every_verb_of_a_closed_driver_says_so")
+def looks_after_close() -> None:
+    """A closed driver looks at addresses."""
+
+    def inspect(old: Any, driver: Any, address: Address) -> Any:
+        closed, driver._closed = driver._closed, False
+        try:
+            return old(driver, address)
+        finally:
+            driver._closed = closed
+
+    spoil(FakeDriver, "inspect", inspect)
+
+
+@caught_by("every_verb_of_a_closed_driver_says_so")
+def says_it_in_another_way() -> None:
+    """Of a closed driver each verb says something else."""
+    numbers = itertools.count()
+    spoil(FakeDriver, "_was_closed", lambda _old, _driver: CallCancelled(f"closed, error {next(numbers)}"))
+
+
+@caught_by("what_is_under_way_fails_in_a_forked_child")
+def leaves_futures_open_in_a_child() -> None:
+    """Of what waited when the process forked nobody in the child ever hears."""
+    spoil(fake, "fail_inherited", lambda _old, _future: None)
+
+
+@caught_by("what_is_under_way_fails_in_a_forked_child")
+def loses_the_parents_futures_at_a_fork() -> None:
+    """When the process forks, what waits in the parent fails too."""
+
+    def forked() -> None:
+        for bus in list(buses):
+            for _, sent in list(bus._waiting):
+                fail(sent, CallCancelled("the process forked"))
+
+    def init(old: Any, bus: Bus) -> None:
+        old(bus)
+        buses.add(bus)
+
+    buses: weakref.WeakSet[Bus] = weakref.WeakSet()
+    spoil(Bus, "__init__", init)
+    os.register_at_fork(after_in_parent=forked)

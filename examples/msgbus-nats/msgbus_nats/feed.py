@@ -40,13 +40,17 @@ class NatsFeed(Feed):
         starting: done when it consumes, or does not.
     """
 
+    starting: asyncio.Task[None]
+
     def __init__(self, session: NatsSession, source: Source) -> None:
         self._session = session
         self._source = source
         self._connection = session.connection
         self._alive = True
         self._subscriptions: list[nats.aio.subscription.Subscription] = []
-        self.starting = session.connection.aio.spawn(self._start())
+
+    def start(self) -> None:
+        self.starting = self._connection.aio.spawn(self._start())
 
     async def _start(self) -> None:
         try:

@@ -7,7 +7,11 @@ import signal
 import sys
 import traceback
 import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
 
+from msgbus import CallCancelled
 from msgbus.conformance.checks.receiver import Receiver, send, send_all
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Driver
@@ -31,14 +35,7 @@ def look_at_a_fork(driver: Driver, address: Address) -> None:
     send_all(driver, inbox.address, ["before"])
     mine.wait_for("before")
     replies.wait_for("before")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # about a fork with threads, which is what is tested
-        child = os.fork()
-    if child == 0:
-        _be_the_child(driver, address, mine)
-    assert _end_of(child) == 0, "the child failed"
+    _in_child(lambda: _be_the_child(driver, address, mine))
     bodies = [str(n) for n in range(20)]
     send_all(driver, address, bodies)
     send_all(driver, inbox.address, bodies)
@@ -49,23 +46,53 @@ def look_at_a_fork(driver: Driver, address: Address) -> None:
     assert len(mine.bodies) == len(set(mine.bodies))
 
 
-def _be_the_child(driver: Driver, parents: Address, of_the_parent: Receiver) -> None:
+def look_at_futures_after_a_fork(futures: Sequence[Future[Any]]) -> None:
+    """Fork, and see that those futures that are not done fail in the child.
+
+    Raises:
+        AssertionError: they do not. What went wrong in the child stands on stderr.
+    """
+    unfinished = [future for future in futures if not future.done()]
+    _in_child(lambda: _look_at_inherited(unfinished))
+
+
+def _in_child(func: Callable[[], None]) -> None:
+    """Run a function in a forked child, and return when that has ended."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # about a fork with threads, which is what is tested
+        child = os.fork()
+    if child:
+        assert _end_of(child) == 0, "the child failed"
+        return
     code = 1
     try:
-        count = len(of_the_parent.deliveries)
-        own = Receiver()
-        address = parents._replace(server="child")
-        own.subscribe(driver, address)
-        send(driver, parents, "from the child", mandatory=False)
-        send_all(driver, address, ["1", "2", "3"])
-        own.wait_for_all(["1", "2", "3"])
-        assert len(of_the_parent.deliveries) == count, "the child got messages of the parent"
-        driver.close()
+        func()
         code = 0
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(code)  # without what the parent does at exit
+
+
+def _be_the_child(driver: Driver, parents: Address, of_the_parent: Receiver) -> None:
+    count = len(of_the_parent.deliveries)
+    own = Receiver()
+    address = parents._replace(server="child")
+    own.subscribe(driver, address)
+    send(driver, parents, "from the child", mandatory=False)
+    send_all(driver, address, ["1", "2", "3"])
+    own.wait_for_all(["1", "2", "3"])
+    assert len(of_the_parent.deliveries) == count, "the child got messages of the parent"
+    driver.close()
+
+
+def _look_at_inherited(futures: Sequence[Future[Any]]) -> None:
+    for future in futures:
+        assert future.done(), "a future that was not done when the process forked is still not done in the child"
+        error = future.exception(0)
+        assert isinstance(error, CallCancelled), f"in the child it ended with {error!r}"
 
 
 def _end_of(child: int) -> int:

@@ -10,7 +10,7 @@ import pytest
 from msgbus import CapabilityMissing, ConfigurationError, MessageUndeliverable, get_rpc_transport
 from msgbus.conformance.bus import Bus
 from msgbus.conformance.check import check
-from msgbus.conformance.checks.forking import look_at_a_fork
+from msgbus.conformance.checks.forking import look_at_a_fork, look_at_futures_after_a_fork
 from msgbus.conformance.checks.receiver import (
     Receiver,
     address_of,
@@ -20,6 +20,7 @@ from msgbus.conformance.checks.receiver import (
     send,
     send_all,
     sent_to,
+    wait_until_disconnected,
 )
 from msgbus.conformance.endpoint import make_conf
 from msgbus.conformance.waiting import Task, gather, until
@@ -190,3 +191,23 @@ class DriverChecks:
     def test_a_forked_child_starts_clean(self, bus: Bus) -> None:
         """It can use the inherited driver, gets none of its parent's messages, and does not disturb the parent."""
         look_at_a_fork(another_driver(bus), bus.address("server", server="parent"))
+
+    @check("driver", since="0.1", harness=("stop", "start"), builds_on=("test_a_forked_child_starts_clean",))
+    def test_what_is_under_way_fails_in_a_forked_child(self, bus: Bus) -> None:
+        """What was not done when the process forked fails in the child with `CallCancelled`; the parent's goes on."""
+        driver = another_driver(bus)
+        receiver = Receiver()
+        receiver.subscribe(bus.driver, bus.address())
+        send(driver, bus.address(), "before")
+        bus.harness.stop()
+        try:
+            wait_until_disconnected(driver, bus.address())
+            sent = driver.send(bus.address(), message("x", wait=90.0), mandatory=False)
+            opened = [driver.open_inbox(Receiver(accept=False).take).ready]
+            opened.append(driver.subscribe([bus.address("server", server="s1")], Receiver().take, prefetch=1).ready)
+            look_at_futures_after_a_fork([sent, *opened])
+        finally:
+            bus.harness.start()
+        assert sent.exception(60) is None, f"what the parent had sent before it forked ended with {sent.exception()!r}"
+        for ready in opened:
+            ready.result(60)

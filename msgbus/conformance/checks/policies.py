@@ -16,7 +16,8 @@ from msgbus.conformance.checks.receiver import Receiver, another_driver
 from msgbus.conformance.checks.wire import envelope, payload, policy, raw
 from msgbus.conformance.waiting import Task, until
 from msgbus.drivers.base import Capability
-from msgbus.message import DeadLetter, decode_dead_letter
+from msgbus.encoding import decode_dead_letter
+from msgbus.message import DeadLetter
 
 BOTH = pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
 

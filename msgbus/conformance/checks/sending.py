@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import Future
+from typing import Any
 
 import pytest
 
@@ -324,6 +326,31 @@ class SendingChecks:
         driver.close()
         driver.close()
         assert isinstance(driver.send(bus.address(), message("y"), mandatory=True).exception(10), CallCancelled)
+
+    @check("driver", since="0.1", builds_on=("test_nothing_can_be_sent_after_close",))
+    @pytest.mark.parametrize("used", [True, False], ids=["used before", "never used"])
+    def test_every_verb_of_a_closed_driver_says_so(self, bus: Bus, used: bool) -> None:
+        """Each of them fails with `CallCancelled`, in the same words, and what is opened there is closed at once."""
+        driver = another_driver(bus)
+        if used:
+            Receiver().subscribe(driver, bus.address())
+            send(driver, bus.address(), "x")
+        driver.close()
+        subscription = driver.subscribe([bus.address()], Receiver().take, prefetch=1)
+        inbox = driver.open_inbox(Receiver(accept=False).take)
+        futures: dict[str, Future[Any]] = {
+            "send": driver.send(bus.address(), message("y"), mandatory=False),
+            "subscribe": subscription.ready,
+            "open_inbox": inbox.ready,
+        }
+        if Capability.INSPECT in bus.capabilities:
+            futures["inspect"] = driver.inspect(bus.address())
+        errors = {verb: future.exception(10) for verb, future in futures.items()}
+        others = {verb: error for verb, error in errors.items() if not isinstance(error, CallCancelled)}
+        assert not others, f"of a closed driver these did not fail with CallCancelled: {others}"
+        assert len({str(error) for error in errors.values()}) == 1, f"the same is said in several ways: {errors}"
+        for done in (subscription.stop(), subscription.close(), inbox.close()):
+            done.result(10)
 
     @check("driver", since="0.1")
     def test_close_lets_what_was_sent_arrive(self, bus: Bus) -> None:

@@ -95,6 +95,23 @@ class SettlingChecks:
             "accept() has to return False once the driver is closed: the message was given back"
         )
 
+    @check("driver", since="0.1", builds_on=("test_accept_returns_whether_the_connection_lives",))
+    def test_a_second_accept_returns_what_the_first_did(self, bus: Bus) -> None:
+        """Only the first call counts: `accept` after it returns whether the connection lived at that time."""
+        receiver = Receiver(accept=False)
+        holder = another_driver(bus)
+        receiver.subscribe(holder, bus.address())
+        send_all(bus.driver, bus.address(), ["x", "y", "z"])
+        accepted, dropped, late = receiver.wait(3)
+        said = [accepted.accept(), accepted.accept(), Task(accepted.accept).result()]
+        assert said == [True] * 3, f"three times accept() returned {said}: the second is to return what the first did"
+        dropped.reject(requeue=False)
+        assert dropped.accept() is True, "accept() after reject() is to return True: the connection lived at the first"
+        holder.close()
+        assert accepted.accept() is True, "accept() has returned True before: it is to return that again"
+        said = [late.accept(), late.accept()]
+        assert said == [False] * 2, f"after close() accept() returned {said}: it was called too late both times"
+
     @check("driver", since="0.1")
     def test_accept_is_for_good(self, bus: Bus) -> None:
         """A message that was accepted, on any thread, is not delivered again, even if it is rejected afterwards."""

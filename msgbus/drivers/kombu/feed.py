@@ -40,6 +40,7 @@ class KombuFeed(Feed, Channel):
         self._session = session
         self._queue = session.driver.topology.queue(source.address, source.unique)
         self._is_inbox = not source.prefetch
+        self._counts = self._queue.is_quorum
         self._lock = threading.Lock()
         self._alive = True
         self._unsettled: set[int] = set()
@@ -103,7 +104,7 @@ class KombuFeed(Feed, Channel):
         else:
             self._unsettled.add(method.tag)
         # RabbitMQ leaves the count out at the first delivery.
-        attempts = (header.delivery_count or 0) if self._queue.is_quorum else None
+        attempts = (header.delivery_count or 0) if self._counts else None
         self.source.deliver(self, method.tag, message, method.redelivered, attempts)
 
     def on_batch_end(self) -> None:

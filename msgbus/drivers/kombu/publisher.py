@@ -133,7 +133,6 @@ class Publisher(Channel):
             self._on_confirm(frames.read_u64(buffer, at)[0], buffer[at + 8] & 1, taken=False)
         elif ids == frames.CONFIRM_SELECT_OK:
             self._is_open = True
-            self._session.driver.sender.connected(self._session)
             self._session.line.sendable()
         elif ids == frames.CHANNEL_CLOSE:
             self._on_closed(*frames.read_close(buffer, at, end))

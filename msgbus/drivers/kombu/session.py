@@ -77,6 +77,7 @@ class KombuSession(Session):
         loop: the transport's.
         line: the connections that this is one of.
         frame_max: the largest frame, in bytes.
+        unwritten: what was appended and is to be written.
     """
 
     def __init__(self, driver: KombuDriver, line: Line, connection: Connection) -> None:
@@ -92,7 +93,7 @@ class KombuSession(Session):
         self._tls = isinstance(sock, ssl.SSLSocket)
         self._fd = sock.fileno()
         self._heartbeat = float(connection.heartbeat or 0)
-        self._out: list[bytes] = []
+        self.unwritten: list[bytes] = []
         self._unsent = b""
         self._writing = threading.Lock()
         self._buffer = b""
@@ -105,6 +106,7 @@ class KombuSession(Session):
         self._publisher = Publisher(self) if line is driver.sending else None
 
     def start(self) -> None:
+        self.driver.sessions += (self,)
         self.loop.watch(self._fd, self._on_event)
         self.loop.call_later(TICK, self._tick)
         self.line.serve(peer_of(self._socket))
@@ -146,9 +148,7 @@ class KombuSession(Session):
         self._publisher.declare(address, declared)
 
     def consume(self, source: Source) -> KombuFeed:
-        feed = KombuFeed(self, source)
-        self.loop.call(feed.start)
-        return feed
+        return KombuFeed(self, source)
 
     def remove(self, source: Source, removed: Callable[[], None]) -> None:
         queue = self.driver.topology.queue(source.address, source.unique)
@@ -168,6 +168,7 @@ class KombuSession(Session):
         self.send_all()
 
     def let_go(self) -> None:
+        self.driver.sessions = tuple(session for session in self.driver.sessions if session is not self)
         self.loop.unwatch(self._fd)
         with self._writing:
             sock, self._socket = self._socket, None
@@ -187,12 +188,12 @@ class KombuSession(Session):
 
     def write(self, data: bytes) -> None:
         """Write, now or together with what others write. Any thread."""
-        self._out.append(data)
+        self.unwritten.append(data)
         self.flush()
 
     def append(self, data: bytes) -> None:
         """Have `data` written by the next `flush`. The caller may hold a lock that orders it."""
-        self._out.append(data)
+        self.unwritten.append(data)
 
     def flush(self) -> None:
         """Have what has gathered written: by the loop if it is awake, else by this thread."""
@@ -201,7 +202,7 @@ class KombuSession(Session):
 
     def send_all(self) -> None:
         """Write what has gathered: the first thread in writes for all that come meanwhile."""
-        out = self._out
+        out = self.unwritten
         while out:
             if not self._writing.acquire(blocking=False):
                 return
@@ -237,9 +238,9 @@ class KombuSession(Session):
             self.loop.watch(self._fd, self._on_event, write=True)
 
     @property
-    def has_more(self) -> bool:
-        """Whether something was appended that nobody writes, and that the socket would take."""
-        return bool(self._out) and not self._unsent and self._socket is not None
+    def is_full(self) -> bool:
+        """Whether the socket takes no more at present, or never will; then nothing is to be written."""
+        return bool(self._unsent) or self._socket is None
 
     def _go_on_writing(self) -> None:
         with self._writing:

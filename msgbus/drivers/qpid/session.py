@@ -66,10 +66,8 @@ class QpidSession(Session):
 
     def _on_relay(self, attached: bool) -> None:
         """Messages can be sent, for the first time on this connection or again; or they cannot any more."""
-        if attached:
-            if not self._line.up:
-                self._line.serve(peer_of(self._socket))
-            self.driver.sender.connected(self)
+        if attached and not self._line.up:
+            self._line.serve(peer_of(self._socket))
         self._line.sendable(attached)
 
     @property
@@ -98,9 +96,7 @@ class QpidSession(Session):
             self.nodes.declare(source, declared)
 
     def consume(self, source: Source) -> QpidFeed:
-        feed = QpidFeed(self, source, self.driver.source(source.address))
-        self._loop.call(feed.start)
-        return feed
+        return QpidFeed(self, source, self.driver.source(source.address))
 
     def inspect(self, address: Address, found: Future[Depth]) -> None:
         queue = self.driver.source(address).queue or ""

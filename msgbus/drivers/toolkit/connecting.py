@@ -1,4 +1,8 @@
-"""Opening a connection to one of several hosts, and opening it again whenever it is lost."""
+"""Opening a connection to one of several hosts, and opening it again whenever it is lost.
+
+`msgbus.drivers.toolkit.broker` uses it for every driver of a broker. A driver without one may use it alone: it
+implements `Dialler`, and makes a `Connector`.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,11 @@ BACKOFF_FIRST, BACKOFF_MAX = 0.25, 5.0
 COME_BACK = 0.5
 """Seconds, at the most, before the first try after a loss. All clients of a broker lose it at the same moment; they
 need not all come back at the same one."""
+
+
+def backoff(failures: int, first: float, longest: float) -> float:
+    """Seconds until the next try, after so many that failed before: doubled each time, and shortened by chance."""
+    return min(longest, first * 2.0 ** min(failures, 30)) * random.uniform(0.5, 1.0)
 
 
 class Dialler(Protocol):
@@ -53,7 +62,11 @@ class Dialler(Protocol):
 
 
 class Connector:
-    """Keeps one connection open, to whichever host can be reached.
+    """Keeps one connection open, to whichever host can be reached. On the loop's thread, but for `open`.
+
+    Hosts are tried in turn. Between two tries it waits for 0.25 s at first, then twice as long each time, up to 5 s;
+    each pause is shortened by chance, by up to a half. A try that fails is logged once for each host, a connection that
+    is lost or comes back each time.
 
     Attributes:
         up: messages can travel.
@@ -132,7 +145,7 @@ class Connector:
         self.error = TransportUnavailable("; also ".join(self._causes.values()))
         if self.closed:
             return
-        delay = min(BACKOFF_MAX, BACKOFF_FIRST * 2 ** min(attempt, 8)) * random.uniform(0.5, 1.0)
+        delay = backoff(attempt, BACKOFF_FIRST, BACKOFF_MAX)
         # Once for each host is enough for a log that somebody reads while the system is down.
         level = logging.WARNING if attempt < self._hosts else logging.DEBUG
         LOG.log(level, "%s cannot be made: %s; next try in %.1f s", self._what, text, delay)
@@ -149,7 +162,11 @@ class Connector:
         self._dialler.on_connected(connection)
 
     def serve(self, peer: str) -> None:
-        """Messages can travel from now on; `peer` says to whom, for the log."""
+        """Messages can travel from now on: `Dialler.on_up` is called.
+
+        Args:
+            peer: to whom the connection is, for the log.
+        """
         if self._tries > 1 or self.generation:
             LOG.warning("%s is back: %s, try %d", self._what, peer, self._tries)
         self._tries = self._permanent = 0
@@ -194,7 +211,10 @@ class Connector:
 
 
 def peer_of(sock: Any) -> str:
-    """To whom a socket is connected. It may be broken again already: then that is noticed when it is read."""
+    """To whom a socket is connected, as host and port, for `Line.serve`.
+
+    It may be broken again already: that is no error here, and is noticed when it is read.
+    """
     try:
         host, port = sock.getpeername()[:2]
     except OSError:

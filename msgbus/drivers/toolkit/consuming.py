@@ -1,4 +1,7 @@
-"""What a driver consumes from: subscriptions and inboxes, over all their connections."""
+"""What a driver consumes from: subscriptions and inboxes, over all their connections.
+
+A driver writes a `Feed`, and speaks to its `Source`. The rest is for `msgbus.drivers.toolkit.broker`.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +28,17 @@ class Outcome(Enum):
     """What becomes of a delivery."""
 
     ACCEPT = auto()
+    """It is done with."""
     REQUEUE = auto()
+    """It goes to another consumer, at once, and is marked as redelivered there."""
     DROP = auto()
+    """It is thrown away."""
 
 
 class Incoming(Delivery):
     """A delivery, which knows the feed that it came by: after a reconnect there is another."""
 
-    __slots__ = ("_feed", "_tag")
+    __slots__ = ("_counts", "_feed", "_tag")
 
     def __init__(
         self, feed: Feed, tag: Any, message: Message, redelivered: bool, attempts: int | None, address: Address
@@ -40,43 +46,83 @@ class Incoming(Delivery):
         super().__init__(address, message, redelivered, attempts)
         self._feed = feed
         self._tag = tag
+        self._counts: bool | None = None  # What the first call has returned.
 
     def accept(self) -> bool:
-        return self._feed.settle(self._tag, Outcome.ACCEPT)
+        if self._counts is None:
+            self._counts = self._feed.settle(self._tag, Outcome.ACCEPT)
+        return self._counts
 
     def reject(self, requeue: bool) -> None:
-        self._feed.settle(self._tag, Outcome.REQUEUE if requeue else Outcome.DROP)
+        if self._counts is None:
+            self._counts = self._feed.settle(self._tag, Outcome.REQUEUE if requeue else Outcome.DROP)
 
 
 class Feed(ABC):
-    """One address of a consumer over one connection. On the loop's thread, but for `settle`.
+    """One address of a subscription or inbox, over one connection. A driver subclasses it.
 
-    It calls its source: `Source.active` when it consumes, `Source.deliver` for each message, `Source.lost` or
-    `Source.refused` when it cannot go on, `Source.cancelled` when no more will come, `Source.closed` at its end.
+    `Session.consume` makes one whenever there is a connection, and again when the address was lost or refused. Its
+    life:
+
+    1. `start`. It declares what the address needs, asks for deliveries, and calls `Source.active` when the broker has
+       confirmed that; or `Source.refused`, where the broker refuses.
+    2. For each message it calls `Source.deliver`; for each of these at the most, somebody calls `settle`.
+    3. `cancel`, in most cases, and it answers with `Source.cancelled`: no further message follows.
+    4. `close`, and it answers with `Source.closed`. Or `end`, without an answer: the connection is gone.
+
+    At any time it may call `Source.lost`: the broker delivers no more to this address, though the connection lives.
+    That is its end, as is `Source.refused`: nothing of it is called any more but `settle`, which has to return False
+    then.
+
+    All of it is called on the loop's thread, but for `settle` and `trouble`; and what it says to its source it has to
+    say there.
     """
 
     @abstractmethod
+    def start(self) -> None:
+        """Begin to declare and to consume. Called once, after `Source.feed` was set to this.
+
+        Raises:
+            MessagingException: it cannot; it is tried again in a moment, with a feed of its own.
+        """
+
+    @abstractmethod
     def settle(self, tag: Any, outcome: Outcome) -> bool:
-        """Say what became of a delivery, unless that was said before. Any thread.
+        """Say to the broker what becomes of a delivery. Any thread, and it may not block.
+
+        Two threads may be in it for the same delivery. The first one counts: decide it in one step, such as
+        ``dict.pop(tag, None)``.
+
+        Args:
+            tag: what `Source.deliver` was given.
+            outcome: what becomes of it.
 
         Returns:
-            False where its connection is gone.
+            whether it counts. False where the connection is known to be gone, or the feed has ended, so that the broker
+            delivers it again.
+
+        Raises:
+            CapabilityMissing: ``Outcome.REQUEUE``, of a driver that does not declare `Capability.REQUEUE`.
         """
 
     @abstractmethod
     def cancel(self) -> None:
-        """Ask for no more deliveries."""
+        """Ask for no more deliveries; what was delivered can still be settled. `Source.cancelled` is the answer."""
 
     @abstractmethod
     def close(self) -> None:
-        """Give back what is not settled, remove what is this process's own, and end."""
+        """Give back what is not settled, remove what is this process's own, and end. `Source.closed` is the answer.
+
+        Its own are the queue of an inbox and that of a fanout. Where the feed has not consumed yet, it still has to
+        answer.
+        """
 
     @abstractmethod
     def end(self) -> None:
-        """The connection is gone: no delivery of it can be settled any more."""
+        """The connection is gone, or is being closed: from now on `settle` returns False. No answer is expected."""
 
     def trouble(self) -> str | None:
-        """Why it does not consume yet, where that has taken too long, or None. Any thread."""
+        """Why it does not consume yet, where that has taken too long, or None: for `Driver.state`. Any thread."""
         return None
 
 
@@ -84,24 +130,28 @@ class FeedMaker(Protocol):
     """A connection from which can be consumed."""
 
     def consume(self, source: Source) -> Feed:
-        """Begin to declare and to consume."""
+        """Make what consumes from a source; it begins when `Feed.start` is called."""
 
     def remove(self, source: Source, removed: Callable[[], None]) -> None:
         """Remove what a source that was closed has left on the broker; then call `removed`."""
 
 
 class Source:
-    """One address of a consumer: how it is consumed from, and how that comes back. On the loop's thread.
+    """One address of a subscription or inbox, over all connections: what a `Feed` reads, and speaks to.
+
+    What a feed says after another one has taken its place is ignored. All of it on the loop's thread.
 
     Attributes:
-        address: the address.
-        on_delivery: takes its deliveries.
-        prefetch: how many may be open at a time; 0 for an inbox, whose deliveries count as accepted.
-        unique: tells apart what belongs to this subscription alone.
+        address: the address, as it was subscribed to.
+        on_delivery: takes its deliveries; a feed calls `deliver`.
+        prefetch: how many deliveries may be open at a time, 1 or more; 0 for an inbox, whose deliveries count as
+            accepted at once: its feed acknowledges them to the broker, and `Feed.settle` is not needed.
+        unique: 16 hexadecimal digits that no other subscription has, the same over all connections. For the name of a
+            fanout's queue, which belongs to this subscription alone.
         consuming: it is consumed from at present.
         feed: of the present connection, or None.
-        waits_since: since when its declaration has no answer; None where none is missing.
-        notes: for the driver's own use; it is kept over connections.
+        waits_since: since when `active` is missing, in seconds of `Loop.now`; None where it is not.
+        notes: for the driver's own use, for example how far it has read; it is kept over connections.
     """
 
     def __init__(self, consumer: Consumer, loop: Loop, address: Address) -> None:
@@ -131,7 +181,15 @@ class Source:
     def deliver(
         self, feed: Feed, tag: Any, message: Message, redelivered: bool = False, attempts: int | None = None
     ) -> None:
-        """Hand a message over."""
+        """Deliver a message to the subscriber.
+
+        Args:
+            feed: by which it comes.
+            tag: what `Feed.settle` will get for it: anything by which the feed knows it again.
+            message: as it was sent: body, content type and id. `ttl` is what is left, or None where that is not known.
+            redelivered: it may have been delivered before, to any subscriber.
+            attempts: how often it was delivered before; None without `Capability.COUNTS`.
+        """
         try:
             self.on_delivery(Incoming(feed, tag, message, redelivered, attempts, self.address))
         except Exception:
@@ -139,7 +197,7 @@ class Source:
             LOG.exception("a message to %s could not be handed over", self.address)
 
     def active(self, feed: Feed) -> None:
-        """Messages to the address arrive from now on."""
+        """Messages to the address arrive from now on: what is sent to it has a place. This makes `ready` done."""
         if feed is not self.feed:
             return
         if self._trouble is not None:
@@ -150,7 +208,15 @@ class Source:
         self._consumer.on_active(self)
 
     def refused(self, feed: Feed, why: str, *, permanent: bool = True) -> None:
-        """The message system refuses the address. `permanent`: for good, as long as nobody changes something there."""
+        """The broker refuses the address.
+
+        Args:
+            feed: of which this is the end.
+            why: what was refused, by which broker, and what to check: it becomes the text of an error.
+            permanent: for good, as long as nobody changes something there. Then `ready` fails with
+                `TransportUnavailable`, and nothing is tried again, unless the address was consumed from before. What is
+                not permanent is tried again with growing pauses.
+        """
         if feed is not self.feed:
             return
         if permanent and not self._consumer.was_ready:
@@ -160,9 +226,16 @@ class Source:
             self.lost(feed, why)
 
     def lost(self, feed: Feed, why: str) -> None:
-        """It is not consumed from any more, though the connection lives: it is tried again in a moment."""
-        if feed is not self.feed:
-            return
+        """It is not consumed from any more, though the connection lives: it is tried again in a moment.
+
+        Args:
+            feed: of which this is the end.
+            why: for the log and for `Driver.state`.
+        """
+        if feed is self.feed:
+            self._lose(why)
+
+    def _lose(self, why: str) -> None:
         self._drop()
         if self._consumer.is_ending:
             return
@@ -173,12 +246,12 @@ class Source:
         self._delay = min(2 * self._delay, RETRY_MAX)
 
     def cancelled(self, feed: Feed) -> None:
-        """No more deliveries will come by this feed."""
+        """No more deliveries will come by this feed: the answer to `Feed.cancel`."""
         if feed is self.feed:
             self._consumer.on_cancelled(self)
 
     def closed(self, feed: Feed) -> None:
-        """The feed has ended."""
+        """The feed has ended, and what was its own is removed: the answer to `Feed.close`."""
         if feed is self.feed:
             self._drop()
 
@@ -198,10 +271,18 @@ class Source:
         self._drop()
 
     def _try_again(self) -> None:
-        if self._maker is not None and self.feed is None and not self._consumer.is_ending:
-            self.consuming = False
-            self.waits_since = Loop.now()
-            self.feed = self._maker.consume(self)
+        if self._maker is None or self.feed is not None or self._consumer.is_ending:
+            return
+        self.consuming = False
+        self.waits_since = Loop.now()
+        try:
+            self.feed = feed = self._maker.consume(self)
+            feed.start()
+        except MessagingException as exc:
+            self._lose(str(exc))
+        except Exception as exc:  # What is wrong with one address may not keep the others from coming back.
+            LOG.exception("%s cannot be consumed from", self.address)
+            self._lose(f"it cannot be consumed from: {exc!r}")
 
     def cancel(self) -> bool:
         """Ask for no more deliveries. False: none will come anyway."""
@@ -289,11 +370,6 @@ class Consumer:
 
     # Any thread
 
-    def fail_ready(self, error: MessagingException) -> None:
-        """It will never be ready: nobody need wait for that."""
-        fail(self.ready, error)
-        self._owner.on_consumer_changed()
-
     def refuse(self, error: MessagingException) -> None:
         """The driver is closed: nothing will ever come."""
         fail(self.ready, error)
@@ -301,6 +377,11 @@ class Consumer:
         finish(self.gone)
 
     # On the loop's thread
+
+    def fail_ready(self, error: MessagingException) -> None:
+        """It will never be ready: nobody need wait for that."""
+        fail(self.ready, error)
+        self._owner.on_consumer_changed()
 
     def connected(self, maker: FeedMaker) -> None:
         """There is a connection: consume from all addresses."""
@@ -365,4 +446,4 @@ class ConsumerOwner(Protocol):
     """Who is told that a consumer has begun to consume, or never will."""
 
     def on_consumer_changed(self) -> None:
-        """On the loop's thread, or any where the driver is being closed."""
+        """On the loop's thread: what waits to be sent may go now."""

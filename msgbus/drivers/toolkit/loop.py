@@ -27,7 +27,6 @@ CLOSE_TIMEOUT = 2.0
 """Seconds for which a loop that is closed goes on while somebody still watches a descriptor: a driver is closing."""
 FOREVER = float("inf")
 
-_AWAKE, _LINGERING, _ASLEEP = range(3)
 _Call = tuple[Callable[..., Any], tuple[Any, ...]]
 _inherited: list[Any] = []
 """What is kept and never used: for a forked child, to let go of a library's socket may be to close the parent's."""
@@ -47,6 +46,7 @@ class Loop:
             brought nothing. It returns for how many seconds the thread may wait for more: 0, ``LINGER`` or ``FOREVER``.
         has_more: called right before the thread sleeps, when others know that it does: whether something was left for
             it that nobody else will do.
+        awake: `before_sleep` will be called before the thread sleeps.
         closed: the thread has ended.
         batch: grows with each batch of what was handed over: all in it was handed over before the batch began.
     """
@@ -70,7 +70,8 @@ class Loop:
         self._last: deque[_Call] = deque()
         self._due: list[tuple[float, int, Callable[..., Any], tuple[Any, ...]]] = []
         self._order = itertools.count()
-        self._state = _AWAKE
+        self.awake = True
+        self._lingers = False
         self._changing = threading.Lock()
         self._thread: threading.Thread | None = None
         self._close_until: float | None = None
@@ -105,15 +106,12 @@ class Loop:
         """Whether anything was ever asked of it."""
         return self._thread is not None
 
-    @property
-    def awake(self) -> bool:
-        """Whether `before_sleep` will be called before the thread sleeps."""
-        return self._state == _AWAKE
-
     # Any thread
 
     def call(self, func: Callable[..., Any], *args: Any) -> bool:
-        """Run a function on the loop's thread, soon.
+        """Run a function on the loop's thread, soon. Any thread; functions are run in the order of the calls.
+
+        What it raises is logged, and the loop goes on; so of all that the loop calls.
 
         Returns:
             False where the loop was closed, and nothing is run.
@@ -128,12 +126,15 @@ class Loop:
         if self._thread is None:
             self._start()
         self._calls.append((func, args))
-        if self._state != _AWAKE:
+        if not self.awake:
             self._rouse()
         return True
 
     def call_for(self, future: Future[Any], func: Callable[..., Any], *args: Any) -> None:
-        """As `call`, but where the function cannot be run, `future` fails."""
+        """As `call`, but where the function cannot be run, `future` fails.
+
+        With `CallCancelled` where the loop was closed, else with what `call` raises.
+        """
         try:
             if not self.call(func, *args):
                 fail(future, CallCancelled(f"{self._name} was closed"))
@@ -141,13 +142,15 @@ class Loop:
             fail(future, exc)
 
     def call_lazily(self, func: Callable[..., Any], *args: Any) -> None:
-        """As `call`, a millisecond later if that saves waking the thread."""
+        """As `call`, a millisecond later if that saves waking the thread. It starts no thread where none runs yet."""
         self._calls.append((func, args))
-        if self._state == _ASLEEP:
+        if not self.awake and not self._lingers:
             self._rouse()
 
     def call_later(self, delay: float, func: Callable[..., Any], *args: Any) -> None:
-        """Run a function on the loop's thread in so many seconds, unless the loop is closed before.
+        """Run a function on the loop's thread in so many seconds, unless the loop is closed before. Any thread.
+
+        It cannot be taken back: what it is about may be gone by then, so the function has to look.
 
         Raises:
             TransportUnavailable: the operating system gives no thread or descriptor.
@@ -160,7 +163,7 @@ class Loop:
         with self._changing:
             heapq.heappush(self._due, entry)
             is_next = self._due[0] is entry
-        if is_next and self._state != _AWAKE:
+        if is_next and not self.awake:
             self._rouse()
 
     def _start(self) -> None:
@@ -196,7 +199,7 @@ class Loop:
         with self._changing:
             if self.closed:
                 return
-            self._state = _AWAKE
+            self.awake = True
             if self._lost is not None:
                 self._woken.set()
                 return
@@ -217,7 +220,7 @@ class Loop:
         return TransportUnavailable(descriptors.was_robbed(self._name, exc))
 
     def close(self) -> None:
-        """End the thread, once it has run all that it was handed, and give the descriptors back.
+        """End the thread, once it has run all that it was handed, and give the descriptors back. The core calls it.
 
         What is due later is not run. On the loop's own thread this returns at once, and the thread goes on for a moment
         for a driver that is still closing.
@@ -241,14 +244,23 @@ class Loop:
     # On the loop's thread
 
     def call_last(self, func: Callable[..., Any], *args: Any) -> None:
-        """Run a function when all else is done, right before the thread sleeps.
+        """Run a function when all else is done, right before the thread sleeps. On the loop's thread.
 
         That is the moment for waking other threads: they need the interpreter, which is free then.
         """
         self._last.append((func, args))
 
     def watch(self, fd: int, func: Callable[[], None], *, write: bool = False) -> None:
-        """Call a function whenever `fd` can be read (or written)."""
+        """Call a function whenever `fd` can be read, or, with `write`, can be read or written. On the loop's thread.
+
+        It is called again and again while that is so: read until there is nothing more, and leave `write` out when
+        there is nothing to write. Another `watch` of the same `fd` takes the place of the former.
+
+        Args:
+            fd: a file descriptor, of a socket that does not block.
+            func: what to call; it has to find out which of both it is.
+            write: whether also writing is waited for.
+        """
         if self._lost is not None:
             return
         events = select.EPOLLIN | (select.EPOLLOUT if write else 0)
@@ -259,14 +271,16 @@ class Loop:
         self._readers[fd] = func
 
     def unwatch(self, fd: int) -> None:
-        """Undo `watch`."""
+        """Undo `watch`, before the descriptor is closed. On the loop's thread; idempotent."""
         if self._readers.pop(fd, None) is not None and self._lost is None:
             self._poll.unregister(fd)
 
     def _run(self) -> None:
         with self._changing:
             pass  # Whoever started this thread has said by now which one it is.
-        while self.is_here and not self._is_done():
+        while self._lost is None or self.is_here:
+            if self._close_until is not None and self._is_done():
+                break
             self._turn()
         with self._changing:
             if self.is_here:
@@ -275,7 +289,9 @@ class Loop:
                 self._let_go()
 
     def _is_done(self) -> bool:
-        if self._close_until is None or self._calls or self._last:
+        """Whether a loop that is to be closed has nothing left to do."""
+        assert self._close_until is not None
+        if self._calls or self._last:
             return False
         return not self._readers or self.now() >= self._close_until
 
@@ -286,13 +302,17 @@ class Loop:
         while last:
             self._guard(*_flat(last.popleft()))  # No name of this function holds it while the thread sleeps.
         lingers = rest == LINGER
-        self._state = _LINGERING if lingers else _ASLEEP
-        # Looked at after the state was set: what is appended from now on wakes the thread.
-        timeout = 0.0 if self._calls or not rest or self._guard(self.has_more) else self._timeout(rest)
-        events = self._wait(timeout)
-        if not self.is_here:
-            return
-        self._state = _AWAKE
+        self._lingers, self.awake = lingers, False
+        # Looked at after that was set: what is appended from now on wakes the thread.
+        timeout = 0.0 if self._calls or not rest or self.has_more() else self._timeout(rest)
+        try:
+            events = self._poll.poll(timeout) if self._lost is None else self._wait_without_descriptors(timeout)
+        except OSError as exc:
+            LOG.error("%s", self._explain(exc))
+            self._lost, events = exc, []
+        if self._lost is not None and not self.is_here:
+            return  # Another thread has taken over.
+        self.awake = True
         for fd, _ in events:
             if fd == self._wake:
                 os.eventfd_read(fd)
@@ -309,28 +329,20 @@ class Loop:
         if lingers and timeout and not events:
             self._guard(self.before_sleep, True)
 
-    def _wait(self, timeout: float) -> list[tuple[int, int]]:
-        """Wait until something can be read or written, somebody rouses the thread, or the time is over."""
-        if self._lost is None:
-            try:
-                found: list[tuple[int, int]] = self._poll.poll(timeout)
-            except OSError as exc:
-                LOG.error("%s", self._explain(exc))
-                self._lost = exc
-            else:
-                return found
+    def _wait_without_descriptors(self, timeout: float) -> list[tuple[int, int]]:
+        """Wait until somebody rouses the thread, or the time is over."""
         self._woken.wait(None if timeout < 0 else timeout)
         self._woken.clear()
         return []
 
     def _timeout(self, longest: float | None) -> float:
         """Seconds until something is due; -1 for no bound."""
-        until = [self._due[0][0]] if self._due else []
+        timeout = FOREVER if longest is None else longest
+        if self._due:
+            timeout = min(timeout, self._due[0][0] - self.now())
         if self._close_until is not None:
-            until.append(self._close_until)
-        left = max(0.0, min(until) - self.now()) if until else FOREVER
-        timeout = min(FOREVER if longest is None else longest, left)
-        return timeout if timeout < threading.TIMEOUT_MAX else -1
+            timeout = min(timeout, self._close_until - self.now())
+        return -1 if timeout > threading.TIMEOUT_MAX else max(0.0, timeout)
 
     def _run_due(self) -> None:
         now = self.now()

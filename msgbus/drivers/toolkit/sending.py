@@ -1,4 +1,8 @@
-"""What a driver was given to send, from `Driver.send` until the message system's word on it."""
+"""What a driver was given to send, from `Driver.send` until the message system's word on it.
+
+A driver gets each message as an `Outgoing` in `Session.publish`, returns an `Offer`, and later says to the `Outgoing`
+what became of it. The rest is for `msgbus.drivers.toolkit.broker`.
+"""
 
 from __future__ import annotations
 
@@ -33,21 +37,33 @@ _SENT = Sent()
 
 
 class Offer(Enum):
-    """What became of a message that was offered to a connection."""
+    """What `Session.publish` returns: what became of the message that it was given."""
 
     SENT = auto()
-    """Its bytes were given to the connection."""
+    """A byte of it may have been given to the connection. If that breaks now, the send fails, with
+    ``maybe_delivered=True``; if the broker says nothing in time, likewise."""
     FULL = auto()
-    """The connection takes no message at present. To be followed by ``BrokerDriver.sender.go_on`` when it does."""
+    """The connection takes no message at present, and has nothing of this one. It and all that come after it wait until
+    `Line.sendable` is called."""
     UNDECLARED = auto()
-    """Something has to be declared first, by ``Session.declare``."""
+    """Something has to be declared first, and the connection has nothing of the message. `Session.declare` is called,
+    once for all messages to the address; then they are given to `Session.publish` again."""
 
 
 class OnDeclared(Protocol):
-    """Is told how a declaration has ended. Where the connection was lost meanwhile nobody needs to be told."""
+    """Is called when a declaration has ended, on the loop's thread.
+
+    Where the connection was lost meanwhile nobody needs to call it; to call it then changes nothing.
+    """
 
     def __call__(self, refusal: MessagingException | None = None, *, hold: bool = False) -> None:
-        """`refusal` says why it could not be declared; `hold`: that may pass, so it is tried again in a moment."""
+        """Say how the declaration has ended.
+
+        Args:
+            refusal: why it could not be made: what waits for it fails with that. None: it was made, and
+                `Session.publish` gets the messages again, for which it must not be missing any more.
+            hold: the refusal may pass: the messages are offered again in a moment, until their time is over.
+        """
 
 
 class Outlet(Protocol):
@@ -88,15 +104,25 @@ class _State(Enum):
 
 
 class Outgoing:
-    """A message on its way, and the future of its sender. Its methods may be called from any thread, and only once.
+    """A message on its way, and the future of its sender.
+
+    When `Session.publish` has returned ``Offer.SENT`` and the broker has answered, call one of `confirmed`,
+    `undeliverable`, `blocked`, `failed` and `hold`, on any thread. Which was called first counts: a later call, or one
+    after the message's time was over, changes nothing. Call none of them within `Session.publish`, where a lock is
+    held: to refuse a message there, raise.
+
+    What the driver does not have to do: bound the wait by the message's deadline, and fail what was sent when the
+    connection is lost.
 
     Attributes:
         address, message, mandatory: as for `Driver.send`.
         sent: the future.
-        expires: when it is worthless, in seconds of `Loop.now`.
-        send_until: until when it may wait for the message system's word.
-        refusal: what is said to its sender at that time, where the message system is known not to have taken it.
-        notes: for the driver's own use.
+        expires: when it is worthless, in seconds of `Loop.now`; infinite where it has no ttl. The seconds that it has
+            left are ``outgoing.expires - Loop.now()``; ``message.ttl`` is what was left when it was given to the
+            driver.
+        send_until: until when it may wait for the broker's answer, likewise.
+        refusal: what is said to its sender at that time, where the broker is known not to have taken it.
+        notes: for the driver's own use, for example what it has tried already.
     """
 
     __slots__ = (
@@ -128,20 +154,32 @@ class Outgoing:
         self._delay = HOLD_FIRST
 
     def confirmed(self, outcome: Sent = _SENT) -> None:
-        """The message system has taken responsibility for it."""
+        """The broker has taken responsibility for it.
+
+        Args:
+            outcome: says how many subscribers it reached, where the broker tells.
+        """
         self._sender.remove(self)
         finish(self.sent, outcome)
 
     def undeliverable(self, why: str) -> None:
-        """Nobody subscribes to its address, nor is anything stored for it."""
+        """Nobody subscribes to its address, nor is anything stored for it: only for one that is `mandatory`.
+
+        The send fails with `MessageUndeliverable`. One that is not mandatory is `confirmed`, as ``Sent(0)``.
+        """
         self.failed(MessageUndeliverable(why))
 
     def blocked(self, why: str) -> None:
-        """The message system is known not to take it, since it is full."""
+        """The broker is known not to have taken it, since it is full. The send fails with `TransportBlocked`."""
         self.failed(TransportBlocked(why))
 
     def failed(self, error: BaseException) -> None:
-        """It was not sent, or the message system refuses it, or what became of it is unknown: the error says so."""
+        """It was not sent, or the broker refuses it, or what became of it is unknown: the error says so.
+
+        Args:
+            error: one of `Driver.send`; `MessageDeliveryFailure` for a refusal that fits none of them. Where the broker
+                may have taken the message it is a `TransportUnavailable` with ``maybe_delivered=True``.
+        """
         self._sender.remove(self)
         fail(self.sent, error)
 
@@ -150,21 +188,33 @@ class Outgoing:
         self._sender.expect_word_by(self, Loop.now() + seconds)
 
     def set_aside(self, refusal: MessagingException) -> None:
-        """The message system did not take it, and why is being found out: `hold` or `failed` is to follow.
+        """The broker did not take it, and why is being found out: `hold`, `failed` or another has to follow.
 
-        A connection that is lost meanwhile had nothing of it. `refusal` is said to its sender if its time ends first.
+        A connection that is lost meanwhile had nothing of it.
+
+        Args:
+            refusal: what the send fails with if the message's time ends first.
         """
         self._sender.set_aside(self, refusal)
 
     def hold(self, refusal: MessagingException) -> None:
-        """The message system is known not to have taken it: offer it again in a moment, until its time is over."""
+        """The broker is known not to have taken any part of it: it is given to `Session.publish` again in a moment.
+
+        After 0.1 s at first, then with growing pauses of up to 1 s, until its time is over. Later messages overtake it.
+
+        Args:
+            refusal: what the send fails with when its time is over.
+        """
         self._sender.hold(self, refusal)
 
 
 class Sender:
-    """All that is to be sent over one connection, and comes back after it. Thread-safe, but for what says otherwise.
+    """All that is to be sent, with a connection or without. Thread-safe, but for what says otherwise.
 
     Messages go in the order in which they came; one that is held, or for which something is declared, is overtaken.
+
+    `BrokerDriver.sender` is one, and is fed by the driver and its lines. A driver of its own may need `go_on` and
+    `disconnected`, where what messages are sent on can be lost without the connection, such as a channel of AMQP.
     """
 
     def __init__(self, loop: Loop, names: Names) -> None:
@@ -278,7 +328,7 @@ class Sender:
             self._released = False
 
     def go_on(self) -> None:
-        """Send what waits, as far as the connection takes it."""
+        """Send what waits, as far as the connection takes it: after ``Offer.FULL``."""
         self._offer_all([])
 
     def _offer_all(self, outgoings: list[Outgoing]) -> None:
@@ -339,7 +389,13 @@ class Sender:
             outgoing.failed(TransportUnavailable(text, maybe_delivered=True))
 
     def disconnected(self) -> list[Outgoing]:
-        """There is no connection any more; return what was on its way over it. The rest waits."""
+        """Messages cannot go any more; the driver has to finish what is returned. On the loop's thread.
+
+        `Line.sendable` begins anew. Where the whole connection is lost this is done by `Line.lose`.
+
+        Returns:
+            what was on its way, with ``Offer.SENT`` and no answer yet. What was not waits for `Line.sendable`.
+        """
         with self._lock:
             self._outlet = None
             self._released = False

@@ -8,24 +8,24 @@ kind      the rest                       meaning
 ========  =============================  ====================================================================
 HELLO     `Hello` as msgpack             the first record on a connection, from either side
 BYE       text                           this side leaves in good order (no text), or refuses the other (why)
-GONE                                     the answer to BYE: all that came before it has been read
+BYE_ACK                                  the answer to BYE: all that came before it has been read
 DATA      see `data`                     a message
-TAKEN     numbers                        receipt: handed to a subscriber
+TAKEN     numbers                        receipt: a subscriber gets it
 QUEUED    numbers                        receipt: it waits at the receiver until a subscriber has room
-FULL      numbers                        not taken: too many wait; READY follows
-NOBODY    numbers                        not taken: nobody subscribes to that here
+FULL      numbers                        not accepted: too many wait; READY follows
+NOBODY    numbers                        not accepted: nobody subscribes to that address here
 REACHED   pairs of numbers               receipt of a fanout: message, number of subscribers
-SETTLED   numbers                        accepted or dropped: it is done with
-REQUEUED  numbers                        given back by a subscriber who had it
+SETTLED   numbers                        a subscriber acknowledged or dropped it
+REQUEUED  numbers                        given back by a subscriber that had it
 RELEASED  numbers                        given back by the receiver, before a subscriber had it
-RECALL    how many, address              give back what waits for a subscriber
-RECALLED  how many, address              that has been done, and so many were not there to give back
-READY     0 or 1, address                there is room for what waits (0), a subscriber has room (1)
+RECALL    how many, address              give back messages that wait for a subscriber
+RECALLED  how many, address              that has been done; so many fewer than asked for were there
+READY     0 or 1, address                the backlog has room (0), or a subscriber has (1)
 RESUME    address                        what follows was sent after READY
-INSPECT   number, address                how many subscribe, how many wait?
+INSPECT   number, address                how many subscribers are there, how many messages wait?
 DEPTH     number, subscribers, waiting   the answer
-LOST      session of a connection        that connection broke; which messages of it had no subscriber yet?
-UNBEGUN   session, numbers               the answer: these are not here any more, and no subscriber had them
+LOST      session of a connection        that connection broke; which of its messages had not reached a subscriber?
+UNBEGUN   session, numbers               the answer: these had not, and have been dropped here
 ========  =============================  ====================================================================
 """
 
@@ -44,13 +44,13 @@ from msgbus.drivers.base import Address, Kind, Message
 PROTOCOL = 1
 """The version of all this. Nodes of another version are refused."""
 
-HELLO, BYE, GONE, DATA, TAKEN, QUEUED, FULL, NOBODY, REACHED, SETTLED, REQUEUED, RELEASED = range(1, 13)
+HELLO, BYE, BYE_ACK, DATA, TAKEN, QUEUED, FULL, NOBODY, REACHED, SETTLED, REQUEUED, RELEASED = range(1, 13)
 RECALL, RECALLED, READY, RESUME, INSPECT, DEPTH, LOST, UNBEGUN = range(13, 21)
 
 REDELIVERED = 1
 DURABLE = 2
-PATIENT = 4
-"""Flag of DATA: nobody sits waiting for the receipt, so that it may travel with what comes next."""
+LAZY_RECEIPT = 4
+"""Flag of DATA: the sender waits for an answer rather than for the receipt, which may travel with the answer."""
 
 NO_TTL = -1.0
 OVERHEAD = 1024 * 1024
@@ -59,7 +59,6 @@ OVERHEAD = 1024 * 1024
 _HEAD = struct.Struct("<BI")
 _DATA = struct.Struct("<BIQdBHHH")
 _DATA_REST = struct.Struct("<QdBHHH")
-_ONE = struct.Struct("<BIQ")
 _NUMBERED = struct.Struct("<BIQ")
 _NUMBER = struct.Struct("<Q")
 _DEPTH = struct.Struct("<BIQQQ")
@@ -69,18 +68,18 @@ _KINDS = frozenset(get_args(Kind))
 
 
 class Malformed(ValueError):
-    """A frame that no node of ours would send; the text says what is wrong with it."""
+    """A frame that no node would send; the text says what is wrong with it."""
 
 
 class Hello(msgspec.Struct):
-    """Who speaks.
+    """The node at one end of a connection.
 
     Attributes:
         protocol: `PROTOCOL`.
-        node: the speaker's id.
-        to: the id of the node that it wants to speak with, or empty where it answers.
-        largest: bytes of the largest message body that it takes.
-        session: of the connection: made up by who dials, and repeated in the answer.
+        node: its id.
+        to: the id of the node that it has dialled; empty in the answer.
+        largest: bytes of the largest message body that it accepts.
+        session: the number of the connection, chosen by the side that dials and repeated in the answer.
     """
 
     protocol: int
@@ -114,34 +113,40 @@ def write_address(address: Address) -> bytes:
 
 @lru_cache(10_000)
 def read_address(data: bytes) -> Address:
-    """Raises `Malformed` where it is none."""
+    """Read an address. Raises `Malformed`."""
     try:
         names = _decode_names(data)
     except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
-        raise Malformed(f"no address: {exc}") from None
+        raise Malformed(f"an invalid address: {exc}") from None
     if names[0] not in _KINDS:
-        raise Malformed(f"an address of the kind {names[0]!r}")
-    return Address(*names)  # type: ignore[arg-type]  # looked at above
+        raise Malformed(f"an address of the unknown kind {names[0]!r}")
+    return Address(*names)  # type: ignore[arg-type]  # checked above
 
 
-def hello(words: Hello) -> bytes:
+def hello(content: Hello) -> bytes:
     """A HELLO record."""
-    return record(HELLO, msgspec.msgpack.encode(words))
+    return record(HELLO, msgspec.msgpack.encode(content))
 
 
 def read_hello(frame: bytes) -> Hello:
-    """The HELLO that a frame begins with; raises `Malformed` where it does not."""
+    """Read the HELLO with which a frame has to begin. Raises `Malformed`."""
     for kind, at, end in records(frame):
         if kind != HELLO:
             break
         try:
-            words = _decode_hello(frame[at:end])
+            found = _decode_hello(frame[at:end])
         except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
-            raise Malformed(f"no hello: {exc}") from None
-        if not _NODE.fullmatch(words.node):
-            raise Malformed("a hello of a node whose id is none")
-        return words
+            raise Malformed(f"an invalid hello: {exc}") from None
+        if not _NODE.fullmatch(found.node):
+            raise Malformed("a hello with an invalid node id")
+        return found
     raise Malformed("it does not begin with a hello")
+
+
+def read_refusal(frame: bytes) -> str | None:
+    """Why the other side refuses the connection, if the frame is a BYE that says so; else None."""
+    is_refusal = frame[:1] == bytes([BYE]) and len(frame) > _HEAD.size
+    return frame[_HEAD.size :].decode(errors="replace") if is_refusal else None
 
 
 def record(kind: int, rest: bytes = b"") -> bytes:
@@ -152,7 +157,7 @@ def record(kind: int, rest: bytes = b"") -> bytes:
 def numbers(kind: int, values: list[int]) -> bytes:
     """A record whose rest is numbers."""
     if len(values) == 1:
-        return _ONE.pack(kind, 8, values[0])
+        return _NUMBERED.pack(kind, 8, values[0])
     return struct.pack(f"<BI{len(values)}Q", kind, 8 * len(values), *values)
 
 
@@ -161,7 +166,7 @@ def read_numbers(frame: bytes, at: int, end: int) -> tuple[int, ...]:
     if end - at == 8:
         return _NUMBER.unpack_from(frame, at)
     if (end - at) % 8:
-        raise Malformed("half a number")
+        raise Malformed("an incomplete number")
     return struct.unpack_from(f"<{(end - at) // 8}Q", frame, at)
 
 
@@ -185,7 +190,7 @@ def depth(number: int, consumers: int, waiting: int) -> bytes:
 def read_depth(frame: bytes, at: int, end: int) -> tuple[int, int, int]:
     """Its three numbers."""
     if end - at != 24:
-        raise Malformed("a depth of another size")
+        raise Malformed("a DEPTH record of the wrong size")
     return _DEPTH_REST.unpack_from(frame, at)
 
 
@@ -193,7 +198,7 @@ def data(seq: int, address: bytes, message: Message, ttl: float | None, flags: i
     """A DATA record: number, seconds left, flags, three lengths; address, content type, id, body.
 
     Raises:
-        ValueError: content type or id is longer than 65,535 bytes, or no text.
+        ValueError: content type or id is longer than 65,535 bytes, or not valid text.
     """
     content_type, message_id, body = message.content_type.encode(), message.id.encode(), message.body
     if len(content_type) > 0xFFFF or len(message_id) > 0xFFFF or len(address) > 0xFFFF:
@@ -215,10 +220,10 @@ def read_data(frame: bytes, at: int, end: int) -> Data:
         id_at = type_at + type_size
         body_at = id_at + id_size
         if body_at > end:
-            raise Malformed("names that are longer than their record")
+            raise Malformed("fields that are longer than their record")
         return Data(
             seq,
-            # What is not a number of seconds is no limit; the core has a deadline of its own in the body.
+            # An invalid number means no limit; the core has a deadline of its own in the body.
             ttl if ttl >= 0.0 else None,
             flags,
             read_address(frame[at:type_at]),
@@ -231,7 +236,7 @@ def read_data(frame: bytes, at: int, end: int) -> Data:
 
 
 def records(frame: bytes) -> Iterator[tuple[int, int, int]]:
-    """The records of a frame: kind, where the rest begins, where it ends. Raises `Malformed` on the way."""
+    """The records of a frame: kind, start and end of the rest. Raises `Malformed` at the first that is wrong."""
     at, available = 0, len(frame)
     while at < available:
         if available - at < _HEAD.size:

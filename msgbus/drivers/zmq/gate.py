@@ -1,13 +1,12 @@
-"""The gate of a node of the zmq driver: answers libzmq's question whom to let in, and logs who was not.
+"""Decides for libzmq which connections are accepted, and logs those that are not.
 
-The protocol of that question (ZAP) is pyzmq's. It is answered on the node's own I/O thread.
+libzmq asks by the protocol ZAP, which pyzmq speaks. The answers are given on the loop's thread.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import time
 from typing import Any
 
 import zmq
@@ -19,10 +18,12 @@ from msgbus.foreign import get_logger
 
 LOG = get_logger(__name__)
 
-AGAIN = 60.0
+LOG_INTERVAL = 60.0
 """Seconds between two log lines about one address."""
-ADDRESSES = 1000
-"""How many addresses are remembered for that; of further ones nothing is logged."""
+ADDRESSES_MAX = 1000
+"""How many addresses are remembered for that. Nothing is logged about further ones."""
+
+UNKNOWN_ADDRESS = "an unknown address"
 
 _MISMATCH = int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
 _CRYPTOGRAPHIC = int(zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC)
@@ -37,14 +38,14 @@ class Gate:
     """See the module's text. Everything belongs to the loop's thread."""
 
     def __init__(self, loop: Loop, context: Any, security: Security, node: str) -> None:
-        """Begin to answer, where there are keys."""
+        """Begin to answer, if there are keys."""
         self._loop = loop
         self._security = security
         self._node = node
-        self._address = ""  # whom the question is about
+        self._address = ""  # of the peer that libzmq asks about
         self._addresses: dict[int, str] = {}  # by descriptor
         self._failure = ""
-        self._quiet: dict[str, float] = {}  # by address, until when
+        self._quiet: dict[str, float] = {}  # by address, until when nothing is logged about it
         self._zap: Authenticator | None = None
         self._socket: Any = None
         if security.enabled:
@@ -55,7 +56,7 @@ class Gate:
             loop.watch(self._socket.getsockopt(zmq.FD), self._answer)
 
     def close(self) -> None:
-        """End, before the context does."""
+        """Stop to answer, before the context is closed."""
         if self._zap is not None:
             self._loop.unwatch(self._socket.getsockopt(zmq.FD))
             self._zap.stop()
@@ -72,56 +73,54 @@ class Gate:
                 pass
 
     def callback(self, _domain: str, key: bytes) -> bool:
-        """Say whether who has this public key is let in. pyzmq wants that name."""
+        """Whether a peer with this public key is accepted. pyzmq prescribes the method's name."""
         trusted = self._security.trusts(key.decode("ascii"))
         if not trusted:
-            self._refused(
-                self._address, "its key is not in keys_dir; if it should be let in, copy its public key there"
+            self._log_rejected(
+                self._address, "its key is not in keys_dir; if it should be accepted, copy its public key there"
             )
         return trusted
 
     def on_event(self, event: Any) -> None:
-        """Take in what the listening socket's monitor says.
+        """Note what the listening socket's monitor says.
 
-        Of the peer it tells the descriptor alone, and one that has no key is hung up on so soon that its address may
-        not be learnt. It tries again, and then it mostly is.
+        It names a peer by its descriptor only, and libzmq closes the connection of one without a key so soon that its
+        address may be unknown. The peer tries again, and then the address is mostly found.
         """
         kind, value = event["event"], event["value"]
         if kind == zmq.EVENT_ACCEPTED:
             tcp = event["endpoint"].startswith(b"tcp:")
-            self._addresses[value] = _peer_of(value) if tcp else "the Unix socket"
+            self._addresses[value] = _address_of(value) if tcp else "the Unix socket"
         elif kind in _FAILED:
-            self._failure = why(event)
-        elif kind == zmq.EVENT_DISCONNECTED:  # It comes right after why.
-            address = self._addresses.pop(value, "somewhere")
+            self._failure = explain_handshake(event)
+        elif kind == zmq.EVENT_DISCONNECTED:  # It comes right after the reason.
+            address = self._addresses.pop(value, UNKNOWN_ADDRESS)
             failure, self._failure = self._failure, ""
             if failure:
-                self._refused(address, failure)
+                self._log_rejected(address, failure)
 
-    def _refused(self, address: str, reason: str) -> None:
-        now = time.monotonic()
+    def _log_rejected(self, address: str, reason: str) -> None:
+        now = Loop.now()
         if now < self._quiet.get(address, 0.0):
             return
-        if len(self._quiet) >= ADDRESSES:
+        if len(self._quiet) >= ADDRESSES_MAX:
             self._quiet = {known: until for known, until in self._quiet.items() if now < until}
-        if len(self._quiet) < ADDRESSES:
-            self._quiet[address] = now + AGAIN
-            LOG.warning("node %s has not let in somebody from %s: %s", self._node, address, reason)
-
-    def inherited(self) -> list[Any]:
-        """What a forked child has to leave alone."""
-        return [] if self._zap is None else [self._zap, self._socket]
+        if len(self._quiet) < ADDRESSES_MAX:
+            self._quiet[address] = now + LOG_INTERVAL
+            LOG.warning("node %s rejected a connection from %s: %s", self._node, address, reason)
 
 
-def why(event: Any) -> str:
-    """What an event of a monitor says about a handshake, in words for either side; and what to check."""
+def explain_handshake(event: Any) -> str:
+    """Why a handshake failed, by a monitor's event, in words that are right on either side; and what to check."""
     kind, value = event["event"], event["value"]
     if kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-        return "handshake failed: the one that dials is not let in; check that keys_dir of the other has its public key"
+        return (
+            "handshake failed: the side that dials is not trusted; check that keys_dir of the other has its public key"
+        )
     if kind == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == _MISMATCH:
         return "handshake failed: one side has keys and the other has not; check key_file on both"
     if kind == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == _CRYPTOGRAPHIC:
-        return "handshake failed: the one that dials takes this one for another; check its public key in keys_dir there"
+        return "handshake failed: the dialled side has another key than expected; check keys_dir of the side that dials"
     if kind == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
         return "handshake failed: the other side does not speak ZMTP as we do"
     if event["endpoint"].startswith(b"tcp:"):
@@ -129,19 +128,19 @@ def why(event: Any) -> str:
     return "handshake failed: no answer, or the other side hung up"
 
 
-def _peer_of(fd: int) -> str:
-    """The address at the other end, unless that has been closed meanwhile."""
+def _address_of(fd: int) -> str:
+    """The address at the other end, unless the connection has been closed meanwhile."""
     try:
         copy = os.dup(fd)
     except OSError:
-        return "somewhere"
+        return UNKNOWN_ADDRESS
     try:
         connection = socket.socket(fileno=copy)
-    except OSError:  # Its number is that of something else by now, such as a directory that is being read.
+    except OSError:  # The descriptor is used for something else by now, such as a directory that is being read.
         os.close(copy)
-        return "somewhere"
+        return UNKNOWN_ADDRESS
     with connection:
         try:
             return str(connection.getpeername()[0])
         except (OSError, IndexError):
-            return "somewhere"
+            return UNKNOWN_ADDRESS

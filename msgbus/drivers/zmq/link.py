@@ -1,12 +1,14 @@
-"""What a connection between two nodes is, for those who use one; `msgbus.drivers.zmq.links` makes them."""
+"""What a connection between two nodes is. `msgbus.drivers.zmq.links` makes, reads and writes them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from msgbus.drivers.zmq import frames
-from msgbus.drivers.zmq.security import Security
+
+if TYPE_CHECKING:
+    from msgbus.drivers.zmq.security import Security
 
 RECEIPTS = (
     frames.TAKEN,
@@ -18,19 +20,19 @@ RECEIPTS = (
     frames.REQUEUED,
     frames.RELEASED,
 )
-"""Kinds of records that are numbers alone, in the order in which they are sent."""
+"""Kinds of records that consist of message numbers, in the order in which they are written."""
 
 
 @dataclass(frozen=True)
 class LinkSettings:
-    """What `Links` need to know.
+    """The options of connections.
 
     Attributes:
         largest: bytes of the largest message body.
-        connect_timeout: seconds for one attempt.
-        heartbeat: seconds between two heartbeats; a peer that is silent for three times that is given up. 0: none.
-        security: who may connect.
-        linger: seconds that close waits for what was sent to be read.
+        connect_timeout: seconds for one attempt to connect.
+        heartbeat: seconds between two heartbeats; a connection is lost after twice that without an answer. 0: none.
+        security: keys, and which nodes may connect.
+        linger: seconds that close waits for the peers to read what was sent.
     """
 
     largest: int
@@ -40,35 +42,40 @@ class LinkSettings:
     linger: float = 1.0
 
 
-class Link:
-    """A connection over which both sides have said HELLO, or this node's to itself.
+class PeerLink:
+    """A connection on which both sides have said HELLO, or the node's connection to itself.
 
     Attributes:
-        node: who is at the other end.
-        session: tells it from all others between the two.
-        largest: bytes of the largest message body that it takes.
+        node: the id of the node at the other end.
+        session: the number by which both ends know this connection.
+        largest: bytes of the largest message body that the peer accepts.
         up: it can be used.
-        left: the other side has left in good order.
-        in_flight: what was sent over it and is not settled, by number; the sender's.
-        unconfirmed, unconfirmed_bytes: messages that were sent and have no receipt; the sender's.
-        congested: so many that no further one may be sent for now; the sender's.
+        peer_left: the peer has closed it in good order, or is dead: it will not send its messages again.
+        loopback: the other end, on the connection of a node to itself; else None.
+        out: records that are not written yet.
+        receipts: likewise message numbers, by the kind of record.
+        urgent: they have to be written before the thread sleeps.
+        blocked: libzmq's buffer is full; writing is tried again in a moment.
+        in_flight: the sender's messages that were sent on it and are not settled, by number.
+        unconfirmed, unconfirmed_bytes: how many of them have no receipt yet.
+        congested: these are too many, and nothing more is sent for now.
     """
 
     __slots__ = (
         "_number",
+        "blocked",
         "congested",
         "fd",
         "in_flight",
         "largest",
-        "left",
+        "loopback",
         "name",
         "node",
         "out",
+        "peer_left",
         "receipts",
         "session",
         "socket",
-        "stuck",
-        "twin",
         "unconfirmed",
         "unconfirmed_bytes",
         "up",
@@ -83,12 +90,12 @@ class Link:
         self.largest = largest
         self.session = session
         self.up = True
-        self.left = False
-        self.twin: Link | None = None
+        self.peer_left = False
+        self.loopback: PeerLink | None = None
         self.out: list[bytes] = []
         self.receipts: dict[int, list[int]] = {}
         self.urgent = False
-        self.stuck = False
+        self.blocked = False
         self.in_flight: dict[int, Any] = {}
         self.unconfirmed = 0
         self.unconfirmed_bytes = 0
@@ -96,47 +103,13 @@ class Link:
         self._number = 0
 
     def next_number(self) -> int:
-        """A number for the next message."""
+        """The number of the next message."""
         self._number += 1
         return self._number
 
 
-class Peer:
-    """Another node: its connections, and the attempt to make one."""
-
-    __slots__ = ("attempt", "endpoint", "failures", "links", "not_before", "session", "why")
-
-    def __init__(self) -> None:
-        self.links: list[Link] = []
-        self.attempt = b""
-        self.endpoint = ""
-        self.session = 0
-        self.failures = 0
-        self.not_before = 0.0
-        self.why = ""
-
-
-class LinkListener(Protocol):
-    """Who is told of links."""
-
-    def on_link_up(self, link: Link) -> None:
-        """It can be used."""
-
-    def on_link_down(self, link: Link, why: str) -> None:
-        """It cannot any more."""
-
-    def on_dial_failed(self, node: str, refused: bool) -> None:
-        """It could not be connected to; `refused` says that nobody listens there."""
-
-    def on_record(self, link: Link, kind: int, frame: bytes, at: int, end: int) -> None:
-        """A record came. May raise `frames.Malformed`."""
-
-    def on_frame_end(self) -> None:
-        """All records of a frame were handed over."""
-
-
-def leave_out_what_is_known(receipts: dict[int, list[int]]) -> None:
-    """That a message is done with says that it was taken."""
+def drop_redundant(receipts: dict[int, list[int]]) -> None:
+    """Leave out TAKEN for messages that are SETTLED too, which implies it."""
     taken, settled = receipts.get(frames.TAKEN), receipts.get(frames.SETTLED)
     if taken and settled:
         known = set(settled)
@@ -145,3 +118,22 @@ def leave_out_what_is_known(receipts: dict[int, list[int]]) -> None:
             receipts[frames.TAKEN] = rest
         else:
             del receipts[frames.TAKEN]
+
+
+class LinkListener(Protocol):
+    """What `Links` calls."""
+
+    def on_link_up(self, link: PeerLink) -> None:
+        """A connection can be used."""
+
+    def on_link_down(self, link: PeerLink, why: str) -> None:
+        """A connection was lost or closed."""
+
+    def on_dial_failed(self, node: str, refused: bool) -> None:
+        """A node could not be connected to; `refused`: nobody listens there."""
+
+    def on_record(self, link: PeerLink, kind: int, frame: bytes, at: int, end: int) -> None:
+        """A record came. May raise `frames.Malformed`."""
+
+    def on_frame_end(self) -> None:
+        """All records of a frame were passed to `on_record`."""

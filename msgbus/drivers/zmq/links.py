@@ -1,80 +1,48 @@
-"""The connections of a node to others, over two ROUTER sockets: one listens, one dials.
+"""The connections of a node to others: the hello at the beginning, reading, writing, and loss.
 
 What libzmq does by itself would break promises: it keeps what is sent to a peer that is away, and sends it at some
-later time. So it is not let do it. A connection is used from the moment in which both sides have said HELLO until the
-moment in which a monitor says that it is gone; then its pipe is gone too, with all that is in it, and a new attempt to
-connect is a new pipe under a new routing id.
+later time. So it does not get the chance. A connection is used from the moment in which both sides have said HELLO
+until the moment in which a monitor reports its loss. Then its pipe is removed with everything in it, and a new attempt
+to connect is a new pipe under a new routing id.
 
 Everything here belongs to the loop's thread.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import random
-import resource
-import secrets
-import struct
-import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import zmq
 
-from msgbus.drivers.toolkit import descriptors
 from msgbus.drivers.toolkit.loop import FOREVER, LINGER, Loop
 from msgbus.drivers.zmq import frames
-from msgbus.drivers.zmq.gate import Gate, why
-from msgbus.drivers.zmq.link import RECEIPTS, Link, LinkListener, LinkSettings, Peer, leave_out_what_is_known
-from msgbus.exceptions import TransportUnavailable
+from msgbus.drivers.zmq.dialling import Dialler
+from msgbus.drivers.zmq.endpoints import Endpoints
+from msgbus.drivers.zmq.link import RECEIPTS, LinkListener, LinkSettings, PeerLink, drop_redundant
+from msgbus.drivers.zmq.sockets import Sockets
 from msgbus.foreign import get_logger
 
 LOG = get_logger(__name__)
 
 BATCH = 256 * 1024
 """Bytes of records that are joined to one frame."""
-HIGH_WATER = 10_000
-"""Frames in one direction of a connection. The windows of the sender are reached long before; see `zmq/sender.py`."""
 FULL_RETRY = 0.01
-"""Seconds until a frame that libzmq did not take is tried again."""
-BACKOFF_MIN, BACKOFF_MAX = 0.05, 2.0
-"""Seconds between two attempts to connect to a node."""
+"""Seconds until a frame that libzmq did not accept is tried again."""
 ROUNDS = 100
-"""How often in a row a node serves what comes in, itself among others, before it looks at its descriptors again."""
+"""How often in a row a node reads and writes, before the loop polls again. It may be sending to itself."""
 READ_AT_ONCE = 1000
 """Frames that are read from one socket before the other has its turn."""
 REASON_MAX = 200
 """Characters of what a peer says, or did, that get into the log."""
-COMPLAINTS = 5.0
-"""Seconds between two log lines about peers that send what makes no sense."""
-
-TO_OPEN = 48
-"""Descriptors that have to be left for a node to be opened. It takes some twenty; short of them libzmq aborts."""
-TO_DIAL = 16
-"""Descriptors that have to be left for another node to be dialled."""
-LISTEN_AGAIN = 0.5
-"""Seconds between two looks whether there are descriptors again, for those who want to connect."""
-HIDDEN = ".hidden"
-"""What the path of a Unix socket ends with while nobody is to find it."""
-MARGIN = 8
-"""Descriptors that have to be there, besides the reserve, before others are let in again."""
-
-NOBODY_LISTENS = "nobody listens there"
+MALFORMED_INTERVAL = 5.0
+"""Seconds between two log lines about malformed frames."""
+LEAVE_INTERVAL = 0.002
+"""Seconds between two checks whether all peers have answered BYE."""
 
 # As plain numbers: pyzmq's enums cost more than what they are passed to.
 _NOBLOCK, _SNDMORE, _POLLIN = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.POLLIN)
 _READABLE, _RCVMORE = int(zmq.EVENTS), int(zmq.RCVMORE)
-_EVENT = struct.Struct("=hi")
-_EVENTS = (
-    zmq.EVENT_ACCEPTED
-    | zmq.EVENT_ACCEPT_FAILED
-    | zmq.EVENT_CLOSED
-    | zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-)
 
 
 class Links:
@@ -85,312 +53,140 @@ class Links:
         self._settings = settings
         self._listener = listener
         self._node = ""
-        self._context: Any = None
-        self._sockets: list[Any] = []
-        self._monitors: list[Any] = []
-        self._dialer: Any = None
-        self._gate: Any = None
+        self._sockets: Sockets | None = None
+        self._endpoints: Endpoints | None = None
+        self._dialler = Dialler(loop, settings, listener)
+        self._peers = self._dialler.peers
         self._unread: dict[Any, None] = {}  # sockets that may have something to read although their descriptor is quiet
-        self._peers: dict[str, Peer] = {}
-        self._links: dict[tuple[Any, bytes], Link] = {}
-        self._by_fd: dict[tuple[Any, int], Link] = {}
-        self._attempts: dict[str, str] = {}  # by endpoint, the node
-        self._lost: list[tuple[Link, str]] = []
-        self._dirty: dict[Link, None] = {}
+        self._links: dict[tuple[Any, bytes], PeerLink] = {}
+        self._by_fd: dict[tuple[Any, int], PeerLink] = {}
+        self._lost: list[tuple[PeerLink, str]] = []
+        self._dirty: dict[PeerLink, None] = {}
         self._lazy_since = 0.0
-        self._next_complaint = 0.0
-        self._complaints = 0
-        self._gone: dict[Link, None] = {}
-        self._listener_socket: Any = None
-        self._endpoints: list[str] = []
-        self._deaf = False  # nobody finds its Unix socket, for want of descriptors
+        self._malformed = 0
+        self._next_malformed_line = 0.0
+        self._leaving: dict[PeerLink, None] = {}
 
     # Opening and closing
 
     def open(self, node: str, ipc: str, more: str) -> list[str]:
-        """Listen at the endpoint `ipc`, and at the endpoint `more` unless it is empty. Returns both as they are.
+        """Listen at the endpoint `ipc`, and at the endpoint `more`, where they are not empty. Returns both as bound.
 
         Raises:
             TransportUnavailable: an endpoint cannot be listened at.
             ConfigurationError: keys cannot be used.
         """
-        self._node = node
         security = self._settings.security
         security.open(ipc)
-        self._context = zmq.Context()
-        self._gate = Gate(self._loop, self._context, security, node)
-        listener, self._dialer = self._socket(), self._socket()
-        self._listener_socket = listener
-        self._endpoints = []
-        for endpoint in filter(None, (ipc, more)):
-            try:
-                self._bind(endpoint)
-            except zmq.ZMQError as exc:
-                self.close()
-                raise TransportUnavailable(f"cannot listen at {endpoint}: {exc}; check the option listen") from exc
-            self._endpoints.append(listener.getsockopt_string(zmq.LAST_ENDPOINT))
-        for socket in (listener, self._dialer):
-            self._loop.watch(socket.getsockopt(zmq.FD), lambda socket=socket: self._read(socket))  # type: ignore[misc]
-        self._add_loop_link()
-        return list(self._endpoints)
+        self._node = node
+        self._sockets = sockets = Sockets(self._loop, self._settings, self._on_events)
+        sockets.open(node)
+        self._endpoints = Endpoints(self._loop, security, node, sockets.listener)
+        self._dialler.open(node, sockets.dialler)
+        bound = [self._endpoints.listen(endpoint) for endpoint in (ipc, more) if endpoint]
+        sockets.watch(self._read)
+        self._add_loopback()
+        return bound
 
-    def _bind(self, endpoint: str) -> None:
-        self._settings.security.listen(self._listener_socket, endpoint)
-        self._listener_socket.setsockopt(zmq.IPV6, _is_ipv6(endpoint))
-        self._listener_socket.bind(endpoint)
-
-    def restore_sockets(self) -> None:
-        """Make the files of Unix sockets anew that somebody has removed. Called every now and then.
-
-        Connections that there are go on. The old listener stays, with nobody who could reach it.
-        """
-        for path in self._paths():
-            if self._deaf or os.path.lexists(path):
-                continue
-            try:
-                self._bind(f"ipc://{path}")
-                LOG.warning("node %s: the socket %s was removed, and has been made anew", self._node, path)
-            except zmq.ZMQError as exc:
-                LOG.error(
-                    "node %s: the socket %s was removed, and cannot be made anew: %s; nobody new can connect: check "
-                    "the run directory, or start this process again",
-                    self._node,
-                    path,
-                    exc,
-                )
-
-    def _check_room(self) -> None:
-        """Have nobody find the Unix socket while the process is short of descriptors.
-
-        libzmq ends the process where it cannot accept somebody there. Connections that there are go on (they would not
-        if the endpoint were unbound), and who is not let in tries again.
-        """
-        why = descriptors.shortage(_reserve())
-        if not why or self._deaf:
-            return
-        self._deaf = True
-        LOG.error("node %s lets nobody more in until there are some again: %s", self._node, why)
-        for path in self._paths():
-            _rename(path, path + HIDDEN)
-        self._loop.call_later(LISTEN_AGAIN, self._listen_again)
-
-    def _listen_again(self) -> None:
-        if self._context is None or not self._deaf:
-            return
-        if descriptors.shortage(_reserve() + MARGIN):
-            self._loop.call_later(LISTEN_AGAIN, self._listen_again)
-            return
-        self._deaf = False
-        for path in self._paths():
-            _rename(path + HIDDEN, path)
-        LOG.warning("node %s lets others in again", self._node)
-
-    def _paths(self) -> list[str]:
-        """Of the Unix sockets at which this node listens."""
-        return [endpoint.removeprefix("ipc://") for endpoint in self._endpoints if endpoint.startswith("ipc://")]
-
-    def _socket(self) -> Any:
-        settings = self._settings
-        socket = self._context.socket(zmq.ROUTER)
-        self._sockets.append(socket)
-        options = {
-            zmq.LINGER: 0,
-            zmq.ROUTER_MANDATORY: 1,
-            zmq.RECONNECT_IVL: -1,
-            zmq.SNDHWM: HIGH_WATER,
-            zmq.RCVHWM: HIGH_WATER,
-            zmq.MAXMSGSIZE: settings.largest + frames.OVERHEAD,
-            zmq.HANDSHAKE_IVL: int(settings.connect_timeout * 1000),
-            zmq.BACKLOG: 1000,
-        }
-        if settings.heartbeat:
-            milliseconds = int(settings.heartbeat * 1000)
-            options |= {zmq.HEARTBEAT_IVL: milliseconds, zmq.HEARTBEAT_TIMEOUT: 2 * milliseconds}
-            options[zmq.HEARTBEAT_TTL] = 3 * milliseconds
-        for option, value in options.items():
-            socket.setsockopt(option, value)
-        monitor = socket.get_monitor_socket(_EVENTS)
-        self._monitors.append(monitor)
-        self._loop.watch(monitor.getsockopt(zmq.FD), lambda: self._watch(socket, monitor))
-        monitor.getsockopt(zmq.EVENTS)  # Until it was asked once, libzmq signals nothing.
-        return socket
-
-    def _add_loop_link(self) -> None:
+    def _add_loopback(self) -> None:
         """What this node sends to itself takes the same way as all else, but for the sockets."""
-        here, there = (Link(self._node, None, b"", -1, self._settings.largest, 0) for _ in range(2))
-        here.twin, there.twin = there, here
-        self._peer(self._node).links.append(here)
+        here, there = (PeerLink(self._node, None, b"", -1, self._settings.largest, 0) for _ in range(2))
+        here.loopback, there.loopback = there, here
+        self._dialler.connected(here)
 
     def close(self) -> None:
-        """Close the sockets, with what is in them."""
-        for socket in (*self._sockets, *self._monitors):
-            self._loop.unwatch(socket.getsockopt(zmq.FD))
-        for socket in self._sockets:
-            socket.disable_monitor()
-            socket.close(0)
-        for monitor in self._monitors:
-            monitor.close(0)
-        if self._gate is not None:
-            self._gate.close()
-        if self._context is not None:
-            self._context.term()
-        self._sockets, self._monitors, self._context = [], [], None
-        self._deaf = False
+        """Close the sockets, and discard the messages in them."""
+        if self._endpoints is not None:
+            self._endpoints.close()
+        if self._sockets is not None:
+            self._sockets.close()
+            self._sockets = None
         for link in list(self._links.values()):
             link.up = False
         self._links.clear()
         self._unread.clear()
         self._peers.clear()
 
-    def all(self) -> list[Link]:
-        """All links, that of the node to itself among them."""
+    def all(self) -> list[PeerLink]:
+        """All connections, that of the node to itself among them."""
         return [link for peer in self._peers.values() for link in peer.links]
 
     def inherited(self) -> list[Any]:
         """What a forked child has to leave alone: sockets and context are the parent's."""
-        return [self._context, self._gate, *self._sockets, *self._monitors, *self._peers.values()]
+        return [self._sockets, *self._peers.values()]
 
     def leave(self, done: Callable[[], None]) -> None:
-        """Say good-bye to all, and call `done` when they have heard it, or after a while."""
+        """Say BYE to all peers, and call `done` when they have answered, or after `LinkSettings.linger`."""
         for link in self._links.values():
             self.send(link, frames.record(frames.BYE))
-            self._gone[link] = None
-        ended: list[bool] = []
+            self._leaving[link] = None
+        self._check_left(done, Loop.now() + self._settings.linger)
 
-        def look() -> None:
-            if not ended and (not any(link.up for link in self._gone) or time.monotonic() > end):
-                ended.append(True)
-                done()
-            elif not ended:
-                self._loop.call_later(0.002, look)
+    def _check_left(self, done: Callable[[], None], deadline: float) -> None:
+        if not any(link.up for link in self._leaving) or Loop.now() > deadline:
+            done()
+        else:
+            self._loop.call_later(LEAVE_INTERVAL, self._check_left, done, deadline)
 
-        end = time.monotonic() + self._settings.linger
-        look()
+    def forget_unused(self, known: Container[str]) -> None:
+        """Forget peers that are not known any more. Called every now and then."""
+        self._dialler.forget_unused(known)
 
-    # Dialling
+    def restore_sockets(self) -> None:
+        """Create Unix sockets again whose files somebody has removed. Called every now and then."""
+        if self._endpoints is not None:
+            self._endpoints.restore()
 
-    def _peer(self, node: str) -> Peer:
-        peer = self._peers.get(node)
-        if peer is None:
-            peer = self._peers[node] = Peer()
-        return peer
+    # Connecting
 
-    def link(self, node: str) -> Link | None:
+    def link(self, node: str) -> PeerLink | None:
         """The connection to a node, if there is one."""
         peer = self._peers.get(node)
         return peer.links[0] if peer is not None and peer.links else None
 
-    def has_dialled(self, link: Link) -> bool:
-        """Whether this node made the connection."""
-        return link.socket is not None and link.socket is self._dialer
+    def has_dialled(self, link: PeerLink) -> bool:
+        """Whether this node made the connection, and not its peer."""
+        return link.socket is not None and link.socket is self._dialler.socket
 
-    def dial(self, node: str, endpoints: list[str], key: str) -> None:
+    def dial(self, node: str, endpoints: Sequence[str], key: str) -> None:
         """Connect to a node, which has this public key, unless that was done, is being tried, or was a moment ago."""
-        peer = self._peer(node)
-        now = time.monotonic()
-        if peer.links or peer.attempt or now < peer.not_before or not endpoints:
+        dialler = self._dialler
+        if not endpoints or not dialler.may_dial(node):
             return
-        endpoint = endpoints[peer.failures % len(endpoints)]
-        # What is still to be said of former attempts is not said of this one.
-        self._read_monitor(self._dialer, self._monitors[self._sockets.index(self._dialer)])
-        peer.attempt = name = b"d" + secrets.token_bytes(8)
-        peer.endpoint = endpoint
-        self._attempts[endpoint] = node
-        self._unread[self._dialer] = None
-        self._disconnect(endpoint)
-        if why := descriptors.shortage(TO_DIAL):
-            self._failed(node, name, why)
-            return
+        self._on_events(dialler.socket)  # Unread events are about former attempts.
         try:
-            if unsafe := self._settings.security.dial(self._dialer, endpoint, key):
-                self._failed(node, name, unsafe)
-                return
-            self._dialer.setsockopt(zmq.CONNECT_ROUTING_ID, name)
-            self._dialer.setsockopt(zmq.IPV6, _is_ipv6(endpoint))
-            self._dialer.connect(endpoint)
-            peer.session = secrets.randbits(64)
-            words = frames.Hello(frames.PROTOCOL, self._node, node, self._settings.largest, peer.session)
-            self._dialer.send_multipart([name, frames.hello(words)], zmq.NOBLOCK)
+            dialler.dial(node, endpoints, key)
         except zmq.ZMQError as exc:
-            # Who is near, and does not let this node in, may have hung up by now: the monitor says why.
-            self._read_monitor(self._dialer, self._monitors[self._sockets.index(self._dialer)])
-            self._failed(node, name, str(exc))
-            return
-        self._loop.call_later(
-            self._settings.connect_timeout,
-            lambda: self._failed(node, name, f"no answer within {self._settings.connect_timeout:g} s"),
-        )
+            self._on_events(dialler.socket)
+            dialler.failed(dialler.peer(node).attempt, str(exc))
 
     def why_not(self, node: str) -> str:
         """Why a node is not connected, in words."""
-        peer = self._peers.get(node)
-        if peer is None or not (peer.why or peer.endpoint):
-            return "it has not been dialled"
-        return f"{peer.endpoint}: {peer.why or 'being dialled'}"
+        return self._dialler.why_not(node)
 
-    def _disconnect(self, endpoint: str) -> None:
-        try:
-            self._dialer.disconnect(endpoint)
-        except zmq.ZMQError:
-            pass  # libzmq has let go of it by itself.
+    # Losing
 
-    def _failed(self, node: str, name: bytes, why: str) -> None:
-        """An attempt has come to nothing."""
-        peer = self._peer(node)
-        if peer.attempt != name:
-            return
-        self._end_attempt(peer)
-        self._disconnect(peer.endpoint)
-        delay = min(BACKOFF_MAX, BACKOFF_MIN * 2.0 ** min(peer.failures, 10)) * random.uniform(1.0, 1.5)
-        LOG.log(
-            logging.INFO if peer.failures else logging.DEBUG,
-            "node %s cannot be reached at %s: %s",
-            node,
-            peer.endpoint,
-            why,
-        )
-        peer.failures += 1
-        peer.why = why
-        peer.not_before = time.monotonic() + delay
-        self._listener.on_dial_failed(node, why == NOBODY_LISTENS)
-
-    def _end_attempt(self, peer: Peer) -> None:
-        peer.attempt = b""
-        self._attempts.pop(peer.endpoint, None)
-
-    def drop_unused(self, known: Container[str]) -> None:
-        """Forget what there was with nodes that are not known any more. Called every now and then."""
-        for node in [node for node, peer in self._peers.items() if not peer.links and not peer.attempt]:
-            if node not in known:
-                del self._peers[node]
-
-    # What the monitors say
-
-    def _watch(self, socket: Any, monitor: Any) -> None:
-        """Read the events; what they say of a link is looked at after what came over it has been read."""
-        self._read_monitor(socket, monitor)
+    def _on_events(self, socket: Any) -> None:
+        """Read the events of a monitor. A lost connection is dropped after all frames from it have been read."""
+        sockets, endpoints = self._sockets, self._endpoints
+        assert sockets is not None
+        assert endpoints is not None
         self._unread[socket] = None
-
-    def _read_monitor(self, socket: Any, monitor: Any) -> None:
-        while monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-            event = _read_event(monitor.recv_multipart(zmq.NOBLOCK))
+        for event in sockets.events(socket):
             link = None
             if event["event"] == zmq.EVENT_DISCONNECTED:
                 link = self._by_fd.pop((socket, event["value"]), None)
             if link is not None:
                 self._lost.append((link, "the connection was lost"))
-            elif socket is self._dialer:
-                endpoint = event["endpoint"].decode(errors="replace")
-                node = self._attempts.get(endpoint)
-                if node is not None:
-                    self._failed(node, self._peer(node).attempt, _words(event))
+            elif socket is sockets.dialler:
+                self._dialler.on_event(event)
             else:
-                self._gate.on_event(event)
+                sockets.gate.on_event(event)
                 if event["event"] in (zmq.EVENT_ACCEPTED, zmq.EVENT_ACCEPT_FAILED):
-                    self._check_room()
+                    endpoints.check_descriptors()
 
-    def drop(self, link: Link, why: str) -> None:
-        """A link is of no use any more."""
+    def drop(self, link: PeerLink, why: str) -> None:
+        """Use a connection no more."""
         if not link.up:
             return
         link.up = False
@@ -398,16 +194,9 @@ class Links:
         if self._by_fd.get((link.socket, link.fd)) is link:
             del self._by_fd[link.socket, link.fd]
         self._dirty.pop(link, None)
-        peer = self._peer(link.node)
-        if link in peer.links:
-            peer.links.remove(link)
-        peer.why = why
-        if link.socket is self._dialer:
-            self._disconnect(peer.endpoint)
-            self._unread[self._dialer] = None
-            # libzmq lets go of the endpoint a moment after it has said that the connection is gone: with all that is
-            # at that endpoint by then, be it new, and without a further word.
-            peer.not_before = time.monotonic() + BACKOFF_MIN
+        self._dialler.disconnected(link, why)
+        if self.has_dialled(link):
+            self._unread[link.socket] = None
         LOG.debug("node %s: %s", link.node, why)
         self._listener.on_link_down(link, why)
 
@@ -429,107 +218,99 @@ class Links:
                     receive(_NOBLOCK)
             link = self._links.get((socket, name))
             if link is None:
-                self._read_stranger(socket, name, frame, more)
+                self._read_hello(socket, name, frame, more)
             elif more:
-                self._refuse(link, "a message of several frames")
+                self._reject(link, "a message of several frames")
             else:
-                self.take(link, frame.bytes)
+                self.read_frame(link, frame.bytes)
         self._unread[socket] = None
 
-    def take(self, link: Link, frame: bytes) -> None:
-        """Hand over the records of a frame."""
+    def read_frame(self, link: PeerLink, frame: bytes) -> None:
+        """Pass on the records of a frame."""
         on_record = self._listener.on_record
         try:
             for kind, at, end in frames.records(frame):
                 if kind == frames.BYE:
                     self._on_bye(link, frame[at:end])
-                elif kind == frames.GONE:
-                    if link in self._gone:
+                elif kind == frames.BYE_ACK:
+                    if link in self._leaving:
                         self.drop(link, "this node has left")
                 elif kind != frames.HELLO:
                     on_record(link, kind, frame, at, end)
         except frames.Malformed as exc:
-            self._refuse(link, str(exc))
+            self._reject(link, str(exc))
         self._listener.on_frame_end()
 
-    def _on_bye(self, link: Link, reason: bytes) -> None:
+    def _on_bye(self, link: PeerLink, reason: bytes) -> None:
         why = reason.decode(errors="replace")[:REASON_MAX]
-        link.left = not why
+        link.peer_left = not why
         if not why:
-            self.send(link, frames.record(frames.GONE))
+            self.send(link, frames.record(frames.BYE_ACK))
             self._flush_link(link)
-            if link in self._gone:
-                return  # Both leave at the same time: it waits for the other's answer.
-        self.drop(link, f"node {link.node} has left" if not why else f"node {link.node} refuses: {why}")
+            if link in self._leaving:
+                return  # Both leave at the same time: this side waits for the answer to its own BYE.
+        self.drop(link, f"node {link.node} refuses: {why}" if why else f"node {link.node} has left")
 
-    def _refuse(self, link: Link, why: str) -> None:
-        """The other side sends what makes no sense: whatever it is, it is none of ours."""
-        self._complain(f"node {link.node}", why)
+    def _reject(self, link: PeerLink, why: str) -> None:
+        """Close a connection on which a malformed frame came."""
+        self._log_malformed(f"node {link.node}", why)
         self._say_bye(link.socket, link.name, why)
-        self.drop(link, f"what came makes no sense: {why}")
+        self.drop(link, f"malformed frame: {why}")
 
-    def _read_stranger(self, socket: Any, name: bytes, frame: Any, more: bool) -> None:
-        """The first frame of a connection."""
-        # What the monitor says up to now is of connections whose descriptor this one may have got.
-        self._read_monitor(socket, self._monitors[self._sockets.index(socket)])
+    def _read_hello(self, socket: Any, name: bytes, frame: Any, more: bool) -> None:
+        """Read the first frame of a connection."""
+        # The new connection may have got the descriptor of one whose loss is still to be read.
+        self._on_events(socket)
         data = frame.bytes
         try:
-            if more:
-                raise frames.Malformed("a message of several frames")
-            words = frames.read_hello(data)
-            if words.protocol != frames.PROTOCOL:
-                raise frames.Malformed(f"it speaks version {words.protocol}, and this is {frames.PROTOCOL}")
-            if socket is self._dialer:
-                peer = self._peers.get(words.node)
-                if peer is None or peer.attempt != name or peer.session != words.session:
-                    raise frames.Malformed(f"another node answers: {words.node}")
-            elif words.to != self._node:
-                raise frames.Malformed(f"it looks for node {words.to!r}, and this is {self._node}")
+            hello = self._check_hello(socket, name, data, more)
         except frames.Malformed as exc:
-            if socket is self._dialer:
-                self._fail_by_name(
-                    name, str(exc) if not _is_bye(data) else data[5 : 5 + REASON_MAX].decode(errors="replace")
-                )
-            elif not _is_bye(data):
-                self._complain("somebody", str(exc))
+            refusal = frames.read_refusal(data)
+            if socket is self._dialler.socket:
+                self._dialler.failed(name, str(exc) if refusal is None else refusal[:REASON_MAX])
+            elif refusal is None:
+                self._log_malformed("an unknown peer", str(exc))
                 self._say_bye(socket, name, str(exc))
             return
-        link = Link(words.node, socket, name, frame.get(zmq.SRCFD), words.largest, words.session)
+        link = PeerLink(hello.node, socket, name, frame.get(zmq.SRCFD), hello.largest, hello.session)
         self._add(link)
-        if len(data) > 0:
-            self.take(link, data)
+        if data:
+            self.read_frame(link, data)
 
-    def _fail_by_name(self, name: bytes, why: str) -> None:
-        for node, peer in list(self._peers.items()):
-            if peer.attempt == name:
-                self._failed(node, name, why)
-                return
+    def _check_hello(self, socket: Any, name: bytes, data: bytes, more: bool) -> frames.Hello:
+        """Read a hello, and see that it comes from whom it should, and is for this node."""
+        if more:
+            raise frames.Malformed("a message of several frames")
+        hello = frames.read_hello(data)
+        if hello.protocol != frames.PROTOCOL:
+            raise frames.Malformed(f"it speaks version {hello.protocol}, and this is {frames.PROTOCOL}")
+        if socket is self._dialler.socket:
+            peer = self._peers.get(hello.node)
+            if peer is None or peer.attempt != name or peer.session != hello.session:
+                raise frames.Malformed(f"another node answers: {hello.node}")
+        elif hello.to != self._node:
+            raise frames.Malformed(f"it looks for node {hello.to!r}, and this is {self._node}")
+        return hello
 
-    def _add(self, link: Link) -> None:
-        peer = self._peer(link.node)
+    def _add(self, link: PeerLink) -> None:
         self._links[link.socket, link.name] = link
         self._by_fd[link.socket, link.fd] = link
-        if link.socket is self._dialer:
-            self._end_attempt(peer)
-        else:
-            words = frames.Hello(frames.PROTOCOL, self._node, "", self._settings.largest, link.session)
-            self.send(link, frames.hello(words))
-        peer.failures = 0
-        peer.why = ""
-        peer.links.append(link)
+        self._dialler.connected(link)
+        if not self.has_dialled(link):
+            hello = frames.Hello(frames.PROTOCOL, self._node, "", self._settings.largest, link.session)
+            self.send(link, frames.hello(hello))
         LOG.debug("connected with node %s", link.node)
         self._listener.on_link_up(link)
 
-    def _complain(self, who: str, why: str) -> None:
+    def _log_malformed(self, who: str, why: str) -> None:
         """Log, but not more, nor more often, than somebody can read."""
-        why = why[:REASON_MAX]
-        self._complaints += 1
-        now = time.monotonic()
-        if now >= self._next_complaint:
-            more = f" (and {self._complaints - 1} more like that)" if self._complaints > 1 else ""
-            LOG.warning("%s sends to node %s what makes no sense, and is ignored: %s%s", who, self._node, why, more)
-            self._next_complaint = now + COMPLAINTS
-            self._complaints = 0
+        self._malformed += 1
+        now = Loop.now()
+        if now >= self._next_malformed_line:
+            more = f" (and {self._malformed - 1} more like that)" if self._malformed > 1 else ""
+            LOG.warning("malformed frame from %s to node %s, ignored: %s%s", who, self._node, why[:REASON_MAX], more)
+            self._next_malformed_line = now + MALFORMED_INTERVAL
+            self._malformed = 0
 
     def _say_bye(self, socket: Any, name: bytes, why: str) -> None:
         reason = why[:REASON_MAX].encode(errors="replace")
@@ -537,38 +318,42 @@ class Links:
             socket.send_multipart([name, frames.record(frames.BYE, reason)], zmq.NOBLOCK)
             self._unread[socket] = None
         except zmq.ZMQError:
-            pass  # It is gone, or does not read.
+            pass  # The peer has disconnected, or does not read.
 
     # Writing
 
-    def send(self, link: Link, data: bytes) -> None:
-        """Send a record, with others that are sent before the thread sleeps."""
+    def send(self, link: PeerLink, data: bytes) -> None:
+        """Send a record, together with others that are sent before the thread sleeps."""
         link.out.append(data)
-        link.urgent = not link.stuck
+        link.urgent = not link.blocked
         self._dirty[link] = None
 
-    def receipt(self, link: Link, kind: int, *numbers: int, lazily: bool = False) -> None:
-        """Say something of a message that came over a link."""
+    def receipt(self, link: PeerLink, kind: int, *numbers: int, lazily: bool = False) -> None:
+        """Say something about messages that came over a connection. `lazily`: that may wait for a millisecond."""
         gathered = link.receipts.get(kind)
         if gathered is None:
             gathered = link.receipts[kind] = []
         gathered += numbers
         if not lazily:
-            link.urgent = not link.stuck
+            link.urgent = not link.blocked
         if link not in self._dirty:
             self._dirty[link] = None
         if not self._lazy_since:
-            self._lazy_since = time.monotonic()
+            self._lazy_since = Loop.now()
 
     def flush(self, over: bool) -> float:
-        """Send what has gathered. What is not urgent may wait for more, until the thread has lingered (`over`)."""
+        """Write what has gathered. What is not urgent may wait for more, until the loop has lingered (`over`).
+
+        Returns:
+            what `Loop.before_sleep` returns.
+        """
         for _ in range(ROUNDS):
             for socket in list(self._unread):
                 self._read(socket)
             while self._lost:
                 self.drop(*self._lost.pop(0))
-            over = over or (self._lazy_since > 0 and time.monotonic() - self._lazy_since >= LINGER)
-            ready = [link for link in self._dirty if link.urgent or (over and not link.stuck)]
+            over = over or (self._lazy_since > 0 and Loop.now() - self._lazy_since >= LINGER)
+            ready = [link for link in self._dirty if link.urgent or (over and not link.blocked)]
             for link in ready:
                 self._flush_link(link)
             over = False
@@ -580,20 +365,20 @@ class Links:
             self._lazy_since = 0.0
         return LINGER if self._lazy_since else FOREVER
 
-    def _flush_link(self, link: Link) -> None:
+    def _flush_link(self, link: PeerLink) -> None:
         self._dirty.pop(link, None)
         out, link.out = link.out, []
         if link.receipts:
             receipts, link.receipts = link.receipts, {}
-            leave_out_what_is_known(receipts)
+            drop_redundant(receipts)
             # Receipts go first: what is sent may refer to them.
             out = [frames.numbers(kind, receipts[kind]) for kind in RECEIPTS if kind in receipts] + out
-        link.urgent = link.stuck = False
+        link.urgent = link.blocked = False
         if not link.up:
             return
-        if link.twin is not None:
+        if link.loopback is not None:
             for frame in frames.batches(out, BATCH):
-                self.take(link.twin, frame)
+                self.read_frame(link.loopback, frame)
             return
         batches = list(frames.batches(out, BATCH))
         self._unread[link.socket] = None
@@ -609,51 +394,12 @@ class Links:
                 self._lost.append((link, f"the connection was lost: {exc}"))
                 return
 
-    def _retry(self, link: Link) -> None:
-        """The pipe is full of what the other side does not read."""
-        link.stuck = True
+    def _retry(self, link: PeerLink) -> None:
+        """The pipe is full of what the peer does not read."""
+        link.blocked = True
         self._dirty[link] = None
+        self._loop.call_later(FULL_RETRY, self._unblock, link)
 
-        def try_again() -> None:
-            link.urgent = True
-
-        self._loop.call_later(FULL_RETRY, try_again)
-
-
-def _read_event(parts: list[bytes]) -> dict[str, Any]:
-    """What a monitor says, by zmq_socket_monitor(3): event and value in native byte order, then the endpoint.
-
-    pyzmq can read it too, in a module that imports asyncio: a third of what importing the driver would cost.
-    """
-    event, value = _EVENT.unpack(parts[0])
-    return {"event": event, "value": value, "endpoint": parts[1]}
-
-
-def _reserve() -> int:
-    """How many descriptors others may not take by connecting: as many as may come before this node can look."""
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return TO_OPEN if limit == resource.RLIM_INFINITY else min(256, max(TO_OPEN, limit // 8))
-
-
-def _rename(path: str, to: str) -> None:
-    try:
-        os.rename(path, to)
-    except OSError as exc:
-        LOG.debug("%s cannot be renamed: %s", path, exc)  # Somebody has removed it, which is seen and mended elsewhere.
-
-
-def _is_ipv6(endpoint: str) -> int:
-    """1 where it is an address of that kind."""
-    return int(endpoint.startswith("tcp://["))
-
-
-def _is_bye(data: bytes) -> bool:
-    return data[:1] == bytes([frames.BYE]) and len(data) > 5
-
-
-def _words(event: Any) -> str:
-    texts: dict[int, str] = {
-        zmq.EVENT_CLOSED: NOBODY_LISTENS,
-        zmq.EVENT_DISCONNECTED: "the connection was closed before a hello",
-    }
-    return texts.get(event["event"]) or why(event)
+    @staticmethod
+    def _unblock(link: PeerLink) -> None:
+        link.urgent = True

@@ -1,48 +1,46 @@
-"""What a node has to send, by address: who could take it, who has how much of it, and who is to get the next."""
+"""What a node has to send to an address: which nodes serve it, what each of them has, and which gets the next."""
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
 from msgbus.drivers.base import Address, Message, Sent
 from msgbus.drivers.toolkit.futures import finish
+from msgbus.drivers.toolkit.loop import FOREVER, Loop
 from msgbus.drivers.zmq.frames import write_address
-from msgbus.drivers.zmq.link import Link
+from msgbus.drivers.zmq.link import PeerLink
 from msgbus.drivers.zmq.matchmakers.base import Entry, Service
-
-FOREVER = float("inf")
 
 
 class Parcel:
-    """A message that was handed to `Driver.send`, and the future of its sender.
+    """A message that was passed to `Driver.send`, and the future of its sender.
 
     Attributes:
-        expires: when it becomes worthless, in seconds of `time.monotonic`.
-        gives_up: when its sender stops waiting for somebody who takes it.
-        missing: how many of its copies nobody has taken yet.
-        reached: how many subscribers have.
-        question: the number of the one that was asked about it, see `Matchmaker.ask`, or -1.
+        expires: when it becomes worthless, in seconds of `Loop.now`.
+        send_until: when its sender stops waiting for a receipt.
+        missing: how many of its copies have no receipt yet.
+        reached: how many subscribers have got it.
+        recheck: what `Matchmaker.recheck` returned for it, or -1.
     """
 
-    __slots__ = ("address", "expires", "gives_up", "mandatory", "message", "missing", "question", "reached", "sent")
+    __slots__ = ("address", "expires", "mandatory", "message", "missing", "reached", "recheck", "send_until", "sent")
 
     def __init__(self, address: Address, message: Message, mandatory: bool, sent: Future[Sent]) -> None:
         self.address = address
         self.message = message
         self.mandatory = mandatory
         self.sent = sent
-        now = time.monotonic()
+        now = Loop.now()
         self.expires = FOREVER if message.ttl is None else now + message.ttl
-        self.gives_up = self.expires if message.wait is None else now + message.wait
+        self.send_until = self.expires if message.wait is None else now + message.wait
         self.missing = 0
         self.reached = 0
-        self.question = -1
+        self.recheck = -1
 
     def finish(self) -> None:
-        """All that are there have it."""
+        """All copies have their receipts."""
         finish(self.sent, Sent(self.reached))
 
 
@@ -51,31 +49,31 @@ class Copy:
 
     Attributes:
         number: in the order of sending.
-        seq: its number on the connection by which it was sent last.
-        consumer: whom it was sent to last.
-        entry: what that told of itself then.
-        taken: somebody took it, once: its sender waits no more.
-        confirmed: there was word of it on the connection by which it was sent last.
+        seq: its number on the connection on which it was sent last.
+        consumer: the node to which it was sent last.
+        entry: that node's entry at the time.
+        taken: it had a receipt once: its sender waits no more.
+        confirmed: it has had a receipt on the connection on which it was sent last.
         size: bytes.
         redelivered: a subscriber may have had it.
-        gives_up: when nobody is waited for any longer.
+        send_until: when it fails, or is lost, if no node has it by then.
     """
 
     __slots__ = (
         "confirmed",
         "consumer",
         "entry",
-        "gives_up",
         "number",
         "parcel",
         "queue",
         "redelivered",
+        "send_until",
         "seq",
         "size",
         "taken",
     )
 
-    consumer: Consumer
+    consumer: RemoteConsumer
 
     def __init__(self, parcel: Parcel, queue: Queue, number: int) -> None:
         self.parcel = parcel
@@ -86,62 +84,62 @@ class Copy:
         self.confirmed = False
         self.taken = False
         self.redelivered = False
-        self.gives_up = parcel.gives_up
+        self.send_until = parcel.send_until
         self.entry: Entry | None = None
 
 
-class Consumer:
+class RemoteConsumer:
     """A node that serves a queue's address.
 
     Attributes:
         weight: how many of its subscribers do.
         prefetch: how many messages they hold at most.
-        outstanding: how many messages of ours it has.
-        queued: those of them, by number, that no subscriber of it has yet, as far as is known.
-        busy: when it last spoke of it, its subscribers had no room.
-        full: it took no more, and will say when it does.
-        resume: it has said so, and is to be told where what it refused ends.
-        recalling: it was asked to give back what is queued.
-        gone: it said that nobody subscribes there, whatever the directory says.
+        outstanding: how many of our messages it has.
+        queued: those of them, by number, that wait there for a subscriber, as far as is known.
+        busy: when it last reported, its subscribers had no room.
+        full: it has refused messages, and will report when it accepts them again.
+        must_resume: it has reported that, and is to be sent RESUME before the next message.
+        recalling: RECALL was sent, and RECALLED has not come.
+        unsubscribed: it said that it has no subscriber, whatever the directory says.
     """
 
     __slots__ = (
         "busy",
         "entry",
         "full",
-        "gone",
         "link",
+        "must_resume",
         "node",
         "outstanding",
         "prefetch",
         "queue",
         "queued",
         "recalling",
-        "resume",
+        "unsubscribed",
         "weight",
     )
 
     def __init__(self, queue: Queue, node: str) -> None:
         self.queue = queue
         self.node = node
-        self.link: Link | None = None
+        self.link: PeerLink | None = None
         self.entry: Entry | None = None
         self.weight = 1
         self.prefetch = 0
-        self.gone = False
+        self.unsubscribed = False
         self.reset()
 
     def reset(self) -> None:
-        """Its connection is gone, with all that was sent by it."""
+        """Its connection is lost, with all that was sent on it."""
         self.link = None
         self.outstanding = 0
         self.queued: dict[int, None] = {}
-        self.busy = self.full = self.resume = self.recalling = False
+        self.busy = self.full = self.must_resume = self.recalling = False
 
     @property
     def room(self) -> int:
         """How many messages more its subscribers could begin, as far as is known."""
-        if self.link is None or self.busy or self.full or self.gone or self.link.congested:
+        if self.link is None or self.busy or self.full or self.unsubscribed or self.link.congested:
             return 0
         return max(0, self.prefetch - self.outstanding)
 
@@ -152,9 +150,9 @@ class Queue:
     Attributes:
         node: the only node that it is for (a fanout's copy, an inbox), or empty.
         wire: the address as it travels.
-        settles: what somebody took is kept until it is settled.
-        waiting: what nobody has, in the order of sending.
-        consumers: who can be given something. `by_node` has, besides, those who have something left.
+        settles: a message is kept until the node that has it reports that it is settled.
+        waiting: messages that no node has, in the order of sending.
+        consumers: the nodes that can be sent messages. `by_node` also has those that still have messages.
         version: of the directory that was looked at.
     """
 
@@ -166,48 +164,48 @@ class Queue:
         self.wire = write_address(address)
         self.settles = address.kind not in ("fanout", "inbox")
         self.waiting: deque[Copy] = deque()
-        self.consumers: list[Consumer] = []
-        self.by_node: dict[str, Consumer] = {}
+        self.consumers: list[RemoteConsumer] = []
+        self.by_node: dict[str, RemoteConsumer] = {}
         self.turn = 0
         self.version = -1
-        self.used = time.monotonic()
+        self.used = Loop.now()
 
     def update(self, services: Mapping[str, Service | None], entries: Mapping[str, Entry]) -> None:
-        """Take in who serves the address now."""
+        """Note which nodes serve the address now."""
         for node, service in services.items():
             consumer = self.by_node.get(node)
             if consumer is None:
-                consumer = self.by_node[node] = Consumer(self, node)
+                consumer = self.by_node[node] = RemoteConsumer(self, node)
             entry = entries.get(node)
             if consumer.entry is not entry:
                 consumer.entry = entry
-                consumer.gone = False  # It was told anew since.
+                consumer.unsubscribed = False  # Its entry is newer than what it said.
             if service is not None:
                 consumer.weight, consumer.prefetch = max(1, service.consumers), service.prefetch
-        self.consumers = [self.by_node[node] for node in services if not self.by_node[node].gone]
+        self.consumers = [self.by_node[node] for node in services if not self.by_node[node].unsubscribed]
         for node in [node for node, consumer in self.by_node.items() if node not in services]:
             if not self.by_node[node].outstanding:
                 del self.by_node[node]
 
-    def drop_gone(self) -> None:
-        """Leave out those who said that nobody subscribes there."""
-        if any(consumer.gone for consumer in self.consumers):
-            self.consumers = [consumer for consumer in self.consumers if not consumer.gone]
+    def drop_unsubscribed(self) -> None:
+        """Leave out nodes that said that they have no subscriber."""
+        if any(consumer.unsubscribed for consumer in self.consumers):
+            self.consumers = [consumer for consumer in self.consumers if not consumer.unsubscribed]
 
-    def pick(self) -> Consumer | None:
-        """Who gets the next message: the one with the least of ours to do, an idle one first, in turns."""
+    def pick(self) -> RemoteConsumer | None:
+        """The node that gets the next message: the one with the fewest of ours, an idle one first, in turns."""
         consumers = self.consumers
         count = len(consumers)
         if count == 1:
             only = consumers[0]
-            return None if only.link is None or only.full or only.gone or only.link.congested else only
-        best: Consumer | None = None
+            return None if only.link is None or only.full or only.unsubscribed or only.link.congested else only
+        best: RemoteConsumer | None = None
         best_load = 0.0
         best_at = 0
         for step in range(count):
             at = (self.turn + step) % count
             consumer = consumers[at]
-            if consumer.link is None or consumer.full or consumer.gone or consumer.link.congested:
+            if consumer.link is None or consumer.full or consumer.unsubscribed or consumer.link.congested:
                 continue
             load = consumer.outstanding / consumer.weight
             if consumer.busy or consumer.outstanding >= consumer.prefetch:
@@ -219,11 +217,11 @@ class Queue:
         return best
 
     def has_queued(self) -> bool:
-        """Whether something waits at a server for a subscriber."""
+        """Whether something waits at a node for a subscriber."""
         return any(consumer.queued for consumer in self.consumers)
 
-    def to_recall(self) -> list[tuple[Consumer, int]]:
-        """From whom to take back how many messages, since others have room for them."""
+    def to_recall(self) -> list[tuple[RemoteConsumer, int]]:
+        """From which nodes to recall how many messages, since others have room for them."""
         if len(self.consumers) < 2 or self.waiting:
             return []
         room = sum(consumer.room for consumer in self.consumers)
@@ -239,7 +237,7 @@ class Queue:
         return found
 
     def put_back(self, copies: Sequence[Copy]) -> None:
-        """Put what was given back where it was: before what was sent later."""
+        """Put returned messages where they were: before those that were sent later."""
         copies = sorted(copies, key=_number)
         if self.waiting and copies[-1].number > self.waiting[0].number:
             self.waiting = deque(sorted((*copies, *self.waiting), key=_number))
@@ -247,11 +245,11 @@ class Queue:
             self.waiting.extendleft(reversed(copies))
 
     def take_expired(self, now: float) -> list[Copy]:
-        """Take out what waits for too long, or is not waited for any more."""
-        expired = [copy for copy in self.waiting if copy.gives_up <= now]
+        """Remove and return the messages that have waited for too long. Those that have failed are removed too."""
+        expired = [copy for copy in self.waiting if copy.send_until <= now]
         if expired or any(not copy.taken and copy.parcel.sent.done() for copy in self.waiting):
             self.waiting = deque(
-                copy for copy in self.waiting if copy.gives_up > now and (copy.taken or not copy.parcel.sent.done())
+                copy for copy in self.waiting if copy.send_until > now and (copy.taken or not copy.parcel.sent.done())
             )
         return expired
 

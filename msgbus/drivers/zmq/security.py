@@ -1,9 +1,9 @@
 """Who may connect with a node of the zmq driver: CURVE keys, and the directory of those that are trusted.
 
-* The Unix socket in the run directory needs no CURVE: only its owner gets at it.
-* With `key_file`, everything else is CURVE, on the loopback too: so nobody who can tell of a node (a matchmaker) can
-  talk another into doing without. Whoever has a key in `keys_dir`, or this node's own, is let in and is dialled.
-* Without, only TCP on the loopback is used; unless `insecure_let_anybody_send_and_read` says otherwise.
+* The Unix socket in the run directory needs no CURVE: only its owner has access to it.
+* With `key_file`, everything else uses CURVE, on the loopback too. So a wrong entry of a matchmaker cannot make a node
+  connect without it. Nodes with a key in `keys_dir`, or with this node's own, are accepted and dialled.
+* Without `key_file` only TCP on the loopback is used, unless `insecure_let_anybody_send_and_read` says otherwise.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class KeyPair:
 
 
 def read_key_file(path: str) -> KeyPair:
-    """Read a file that ``msgbus zmq-keys`` has made, and see that nobody else can.
+    """Read a file that ``msgbus zmq-keys`` has made, and check that nobody else can.
 
     Raises:
-        ConfigurationError: it cannot be read, others can read it, or it is no such file. The keys are not in the text.
+        ConfigurationError: it cannot be read, others can read it, or it is invalid. The keys are not in the text.
     """
     try:
         found = os.stat(path)
@@ -51,7 +51,7 @@ def read_key_file(path: str) -> KeyPair:
     except OSError as exc:
         raise _wrong("key_file", path, f"it cannot be read: {exc.strerror}; {_MAKE}") from exc
     except (ValueError, IndexError):
-        raise _wrong("key_file", path, f"it is no key file; {_MAKE}") from None
+        raise _wrong("key_file", path, f"it is not a key file; {_MAKE}") from None
     mode = stat.S_IMODE(found.st_mode)
     if mode & 0o077:
         raise _wrong("key_file", path, f"others may read or write it (mode {mode:o}); make it private: chmod 600")
@@ -76,7 +76,7 @@ def _wrong(option: str, path: str, why: str) -> ConfigurationError:
 
 
 class KeyRing:
-    """The public keys in a directory (``NAME.key``). It is read anew whenever something in it has changed."""
+    """The public keys in a directory (``NAME.key``), which is read again whenever something in it has changed."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -85,7 +85,7 @@ class KeyRing:
         self._complaint = ""
 
     def check(self) -> None:
-        """Read it.
+        """Read the directory.
 
         Raises:
             ConfigurationError: it cannot be read, or others could put keys into it.
@@ -100,7 +100,7 @@ class KeyRing:
             raise _wrong("keys_dir", self._path, why) from exc
 
     def names(self) -> Mapping[str, str]:
-        """The name of each key. There is none, and a line in the log, while the directory cannot be used."""
+        """The name of each key. While the directory cannot be used it is empty, and the log says so."""
         try:
             self.check()
             self._complaint = ""
@@ -108,11 +108,11 @@ class KeyRing:
             self._names, self._state = {}, None
             if self._complaint != str(exc):
                 self._complaint = str(exc)
-                LOG.error("%s; until then nobody is let in", exc)
+                LOG.error("%s; until then no connection is accepted", exc)
         return self._names
 
     def _look(self) -> list[tuple[Any, ...]]:
-        """What changes when a file does: reading that is cheaper than reading the files."""
+        """Something that differs after a file has changed. It is cheaper than reading the files."""
         found = os.stat(self._path)
         if not _is_ours_alone(found):
             mode = stat.S_IMODE(found.st_mode)
@@ -125,7 +125,7 @@ class KeyRing:
     def _state_of(file: os.DirEntry[str]) -> tuple[Any, ...]:
         try:
             found = file.stat()
-        except OSError:  # A link that leads nowhere, or it has just been removed.
+        except OSError:  # A broken link, or it has just been removed.
             return (file.name, 0, 0, 0, False)
         return (file.name, found.st_ino, found.st_ctime_ns, found.st_size, _is_ours_alone(found))
 
@@ -134,15 +134,15 @@ class KeyRing:
         for name, *_, trusted in state:
             try:
                 if not trusted:
-                    raise ValueError("others may change it, or it leads nowhere")
+                    raise ValueError("others may change it, or it is a broken link")
                 key = load_certificate(os.path.join(self._path, name))[0].decode("ascii")
                 if len(key) != KEY_SIZE:
                     raise ValueError(f"a key has {KEY_SIZE} characters")
                 names[key] = name.removesuffix(".key")
             except (OSError, ValueError, IndexError) as exc:
                 # Not the text of the last two: somebody may have put a secret key here.
-                why = exc.strerror if isinstance(exc, OSError) else "it is no public key, or others may change it"
-                LOG.warning("%s is left out, and whoever has that key is not let in: %s", name, why)
+                why = exc.strerror if isinstance(exc, OSError) else "it is not a public key, or others may change it"
+                LOG.warning("%s is ignored, and whoever has that key is not accepted: %s", name, why)
         return names
 
 
@@ -154,23 +154,23 @@ class Security:
     """See the module's text.
 
     Attributes:
-        public: this node's public key, empty where it has none; known when it is open.
+        public: this node's public key, once it is open; empty if it has none.
     """
 
     def __init__(self, key_file: str | None, keys_dir: str | None, insecure: bool, listen: str) -> None:
-        """Take in the options, which are described in `msgbus.drivers.zmq`. No I/O.
+        """Keep the options, which are described in `msgbus.drivers.zmq.driver`. No I/O.
 
         Raises:
-            ConfigurationError: they do not fit together, or would let anybody in.
+            ConfigurationError: they do not fit together, or would accept connections from anybody.
         """
         if bool(key_file) != bool(keys_dir):
-            raise ConfigurationError("key_file and keys_dir of [msgbus_zmq] have to be set both, or none of them")
+            raise ConfigurationError("key_file and keys_dir of [msgbus_zmq] have to be set both, or neither of them")
         if key_file and insecure:
             raise ConfigurationError(f"{INSECURE} of [msgbus_zmq] makes no sense with key_file: remove one of them")
         if listen and not key_file and not insecure and not is_loopback(listen):
             raise ConfigurationError(
-                f"listen of [msgbus_zmq] is {listen}, which others than the users of this host can reach, and there "
-                "are no keys. Make keys with msgbus zmq-keys DIR and set key_file and keys_dir (see: Use ZeroMQ, in "
+                f"listen of [msgbus_zmq] is {listen}, which can be reached from other hosts, and there are no "
+                "keys. Make keys with msgbus zmq-keys DIR and set key_file and keys_dir (see: Use ZeroMQ, in "
                 "the documentation); or listen at tcp://127.0.0.1:*"
             )
         self.public = ""
@@ -187,7 +187,7 @@ class Security:
         """
         self._folder = os.path.realpath(os.path.dirname(ipc.removeprefix("ipc://"))) if ipc else ""
         if self._insecure:
-            LOG.warning("%s is set: whoever reaches %s sends and reads", INSECURE, self._listen or "what is dialled")
+            LOG.warning("%s is set: whoever reaches %s sends and reads", INSECURE, self._listen or "its connections")
         if self._key_file and self._keys_dir:
             self._ring = KeyRing(self._keys_dir)
             self._ring.check()
@@ -200,48 +200,48 @@ class Security:
         return self._keys is not None
 
     def trusts(self, key: str) -> bool:
-        """Whether who has this public key may connect, and may be connected to. Looks at `keys_dir` as it is now."""
+        """Whether a node with this public key may connect, and may be dialled, by `keys_dir` as it is now."""
         return bool(key) and (key == self.public or (self._ring is not None and key in self._ring.names()))
 
     def key_named(self, name: str) -> str:
-        """The public key in ``NAME.key`` of `keys_dir`; where there is none, a text that no key is."""
+        """The public key in ``NAME.key`` of `keys_dir`. If there is none: a text that is not a key and says so."""
         names = {} if self._ring is None else self._ring.names()
         return next((key for key, known in names.items() if known == name), f"no {name}.key")
 
     def listen(self, socket: Any, endpoint: str) -> None:
-        """Set a socket's options for what it binds next."""
+        """Set a socket's options for the endpoint that it binds next."""
         if self._keys is None or self._is_private(endpoint):
             socket.setsockopt(zmq.CURVE_SERVER, 0)
             return
         socket.setsockopt(zmq.CURVE_SERVER, 1)
         socket.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
         socket.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
-        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # Without a gate nobody is let in, and not everybody.
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # Without a gate nobody is accepted, rather than everybody.
 
     def dial(self, socket: Any, endpoint: str, key: str) -> str:
-        """Set a socket's options for what it connects to next.
+        """Set a socket's options for the endpoint that it dials next.
 
         Args:
-            socket: that dials.
+            socket: the one that dials.
             endpoint: of the other node.
-            key: its public key, as its entry says; may be empty, or nonsense.
+            key: its public key, by its entry. It may be empty, or invalid.
 
         Returns:
-            why it may not be connected to; empty where it may.
+            why it must not be dialled; empty if it may be.
         """
         if not self._is_private(endpoint):
             if self._keys is not None:
                 return self._dial_with_keys(socket, self._keys, key)
             if not self._insecure and not is_loopback(endpoint):
                 return "handshake failed before it began: this node has no key; set key_file and keys_dir"
-        socket.setsockopt(zmq.CURVE_SERVER, 0)  # That is: no CURVE at all.
+        socket.setsockopt(zmq.CURVE_SERVER, 0)  # This switches CURVE off.
         return ""
 
     def _dial_with_keys(self, socket: Any, keys: KeyPair, key: str) -> str:
         if not key:
             return (
                 "handshake failed before it began: that node has no key; set key_file and keys_dir there, and name its "
-                "key in matchmaker_file, if there is one"
+                "key in matchmaker_file, if that is used"
             )
         if not self.trusts(key):
             which = f" ({key})" if key.endswith(".key") else ""
@@ -260,7 +260,7 @@ class Security:
 
 
 def is_loopback(endpoint: str) -> bool:
-    """Whether an endpoint can be reached from this host alone. What is not plainly so, such as ``*``, is not."""
+    """Whether an endpoint can be reached from this host alone. False if that is not certain, as for ``*``."""
     transport, _, address = endpoint.partition("://")
     host = address.rpartition(":")[0].strip("[]")
     try:

@@ -129,12 +129,12 @@ def test_other_threads_wake_it(loop: Loop, aio: AsyncioLoop) -> None:
 
 
 def test_it_runs_by_itself_until_it_is_attached(loop: Loop) -> None:
-    """What was begun before, a timer or a task, goes on afterwards."""
+    """A task that was begun before goes on afterwards."""
     aio = AsyncioLoop(loop)
-    done = threading.Event()
+    go, done = asyncio.Event(), threading.Event()
 
     async def later() -> None:
-        await asyncio.sleep(0.05)
+        await go.wait()
         assert loop.is_here
         done.set()
 
@@ -145,6 +145,7 @@ def test_it_runs_by_itself_until_it_is_attached(loop: Loop) -> None:
     server = aio.run_until_complete(begin())
     assert not done.is_set()
     loop.call(aio.attach)
+    loop.call(go.set)
     assert done.wait(PATIENCE)
 
     async def end() -> None:

@@ -1,124 +1,162 @@
-"""msgbus.drivers.toolkit.broker and sending, with a driver whose broker is a few lines."""
+"""What the shell of a broker's driver does for it, seen on the template of `msgbus new-driver`."""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
 
 import pytest
+from oslo_config import cfg
 
-from msgbus import TransportUnavailable
-from msgbus.drivers.base import Address, Depth, Message, Sent
-from msgbus.drivers.toolkit.broker import BrokerDriver, Line, Session
-from msgbus.drivers.toolkit.consuming import Feed, Source
+from msgbus import CapabilityMissing, TransportUnavailable
+from msgbus.conformance.waiting import until
+from msgbus.drivers.base import Address, Capability, Delivery, Message
+from msgbus.drivers.toolkit.broker import BrokerDriver
 from msgbus.drivers.toolkit.loop import Loop
-from msgbus.drivers.toolkit.sending import Offer, OnDeclared, Outgoing
-from msgbus.url import TransportHost
-from tests.support import PATIENCE
+from msgbus.url import TransportURL
+from tests.support import ROOT
 
-TOPIC = Address("topic", "x", "t")
-
-
-class Tiny(BrokerDriver):
-    """Its broker is always there, and confirms after `delay` seconds; with None, never."""
-
-    delay: float | None = 0.05
-    word_within: float | None = None
-
-    def __init__(self, loop: Loop) -> None:
-        super().__init__(loop, [TransportHost("h")])
-
-    def dial(self, host: TransportHost, purpose: str) -> object:
-        return object()
-
-    def discard(self, connection: object) -> None:
-        pass
-
-    def open_session(self, line: Line, connection: object) -> TinySession:
-        return TinySession(self, line)
-
-    def explain(self, error: BaseException, host: TransportHost) -> tuple[str, bool]:
-        return str(error), False
-
-    def describe(self, host: TransportHost) -> str:
-        return "a broker in the test"
-
-
-class TinySession(Session):
-    """It sends, and nothing else."""
-
-    def __init__(self, driver: Tiny, line: Line) -> None:
-        self._driver = driver
-        self._line = line
-
-    def start(self) -> None:
-        self._line.serve("h")
-        self._line.sendable()
-
-    def publish(self, outgoing: Outgoing) -> Offer:
-        if self._driver.word_within is not None:
-            outgoing.expect_word_within(self._driver.word_within)
-        if self._driver.delay is not None:
-            self._driver.loop.call_later(self._driver.delay, outgoing.confirmed)
-        return Offer.SENT
-
-    def declare(self, address: Address, declared: OnDeclared) -> None:
-        raise NotImplementedError
-
-    def consume(self, source: Source) -> Feed:
-        raise NotImplementedError
-
-    def inspect(self, address: Address, found: Future[Depth]) -> None:
-        raise NotImplementedError
-
-    def let_go(self) -> None:
-        pass
-
-    def abandon(self) -> None:
-        pass
+TEMPLATE = ROOT / "msgbus" / "cli" / "template" / "msgbus_newdriver" / "driver.py"
+TOPIC, OTHER = Address("topic", "x", "t"), Address("topic", "x", "other")
 
 
 @pytest.fixture
-def driver() -> Iterator[Tiny]:
-    """One that is closed at the end."""
-    loop = Loop("test-loop")
-    made = Tiny(loop)
-    yield made
-    made.close_timeout = 0.1
-    made.close()
-    loop.close()
+def newdriver(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The template's module, which may be changed."""
+    spec = importlib.util.spec_from_file_location("newdriver", TEMPLATE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_close_waits_for_what_the_loop_has_not_taken_yet(driver: Tiny) -> None:
-    """What was sent right before `close`, on a busy loop, is sent and confirmed as if the loop had been idle."""
-    assert driver.send(TOPIC, Message(b"", "", "first"), mandatory=True).result(PATIENCE) == Sent()
-    is_free = threading.Event()
-    driver.loop.call(is_free.wait)
-    sent = driver.send(TOPIC, Message(b"", "", "last"), mandatory=True)
-    threading.Timer(0.2, is_free.set).start()
-    driver.close()
-    assert sent.result(0) == Sent()
+@contextmanager
+def open_driver(newdriver: ModuleType) -> Iterator[BrokerDriver]:
+    """A driver of the template, closed at the end."""
+    conf = cfg.ConfigOpts()
+    conf([], default_config_files=[])
+    loop = Loop("test")
+    driver: BrokerDriver = newdriver.NewdriverDriver(conf, TransportURL.parse(conf, "newdriver://here/"), loop)
+    try:
+        yield driver
+    finally:
+        driver.close()
+        loop.close()
 
 
-@pytest.mark.parametrize("ttl", [None, 600.0])
-def test_a_word_that_comes_at_once_or_never_is_not_waited_for(driver: Tiny, ttl: float | None) -> None:
-    """Where the driver says so the send fails soon, as maybe delivered, although its sender would wait longer."""
-    driver.delay, driver.word_within = None, 0.05
-    error = driver.send(TOPIC, Message(b"", "", "i", ttl), mandatory=True).exception(PATIENCE)
-    assert isinstance(error, TransportUnavailable)
-    assert error.maybe_delivered
+def message(body: str) -> Message:
+    """A message that may wait for long."""
+    return Message(body.encode(), "text/plain", body, ttl=30.0)
 
 
-def test_a_wait_for_a_word_is_never_longer_than_the_senders(driver: Tiny) -> None:
-    """The sender's own time, where that is shorter, counts."""
-    driver.delay, driver.word_within = None, 600.0
-    error = driver.send(TOPIC, Message(b"", "", "i", 0.05), mandatory=True).exception(PATIENCE)
-    assert isinstance(error, TransportUnavailable)
-    assert error.maybe_delivered
+def change(cls: Any, name: str, func: Any) -> None:
+    """Put `func` in the place of a method; it gets that method first."""
+    old = getattr(cls, name)
+    setattr(cls, name, lambda *args, **kwargs: func(old, *args, **kwargs))
 
 
-def test_a_driver_without_a_limit_of_its_own_takes_any_size(driver: Tiny) -> None:
-    """What only the broker knows is for the session to refuse."""
-    message = Message(bytes(17 * 1024 * 1024), "", "i")
-    assert driver.send(TOPIC, message, mandatory=True).result(PATIENCE) == Sent()
+def test_messages_are_published_on_the_loops_thread(newdriver: ModuleType) -> None:
+    """Whoever sends, subscribes and closes: `publish` and `flush` of the session are called on one thread alone."""
+    threads = set()
+
+    def take(got: Delivery) -> None:
+        got.accept()
+
+    def note(old: Any, *args: Any) -> Any:
+        threads.add(threading.current_thread().name)
+        return old(*args)
+
+    for name in ("publish", "flush"):
+        change(newdriver._Session, name, note)
+    with open_driver(newdriver) as driver:
+        for _ in range(5):
+            subscription = driver.subscribe([TOPIC], take, prefetch=1)
+            inbox = driver.open_inbox(lambda _got: None)
+            driver.send(TOPIC, message("x"), mandatory=False).result(10)
+            inbox.close().result(10)
+            subscription.close().result(10)
+    assert threads == {"test"}
+
+
+def test_close_waits_for_what_was_handed_to_the_loop(newdriver: ModuleType) -> None:
+    """A driver that is closed right after many messages were given to it, and that connects only now, sends them."""
+    came = []
+    dialled = threading.Event()
+
+    def dial(old: Any, *args: Any) -> Any:
+        dialled.wait(10)
+        return old(*args)
+
+    with open_driver(newdriver) as receiver:
+        receiver.subscribe([TOPIC], lambda got: came.append(got.message.id), prefetch=100).ready.result(10)
+        change(newdriver.NewdriverDriver, "dial", dial)
+        with open_driver(newdriver) as driver:
+            busy, go_on = threading.Event(), threading.Event()
+            driver.loop.call(busy.set)
+            driver.loop.call(go_on.wait, 10)
+            busy.wait(10)
+            sent = [driver.send(TOPIC, message(str(n)), mandatory=True) for n in range(20)]
+            timers = [threading.Timer(0.2, go_on.set), threading.Timer(0.6, dialled.set)]
+            for timer in timers:
+                timer.start()
+            driver.close()
+            for future in sent:
+                future.result(0)
+            for timer in timers:
+                timer.join()
+        until(lambda: len(came) == 20, "all messages")
+
+
+def test_an_address_that_cannot_be_consumed_from_is_tried_again(
+    newdriver: ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever its feed raises, the other addresses get theirs, and it is consumed from when that works."""
+    errors = [TransportUnavailable("there are too many"), ValueError("a bug")]
+
+    def start(old: Any, feed: Any) -> None:
+        if feed.queue.endswith("other/") and errors:
+            raise errors.pop()
+        old(feed)
+
+    change(newdriver._Feed, "start", start)
+    with open_driver(newdriver) as driver:
+        other = driver.subscribe([OTHER], lambda _got: None, prefetch=1)
+        driver.subscribe([TOPIC], lambda _got: None, prefetch=1).ready.result(10)
+        other.ready.result(10)
+        assert driver.state == driver.name()
+    assert errors == []
+    assert f"{OTHER}: it cannot be consumed from: ValueError('a bug'); next try in " in caplog.text
+    assert f"{OTHER}: there are too many; next try in " in caplog.text
+
+
+def test_the_order_of_serve_and_sendable_does_not_matter(newdriver: ModuleType) -> None:
+    """A session may say that messages can go before it says that it can be consumed."""
+
+    def start(_old: Any, session: Any) -> None:
+        session.system.sessions.add(session)
+        session._line.sendable()
+        session._line.serve("a broker in memory")
+
+    change(newdriver._Session, "start", start)
+    with open_driver(newdriver) as driver:
+        driver.send(TOPIC, message("x"), mandatory=False).result(10)
+
+
+def test_what_is_not_declared_is_refused(newdriver: ModuleType) -> None:
+    """A driver has nothing to write for the capabilities store and inspect that it does not declare."""
+    newdriver.NewdriverDriver.capabilities = frozenset({Capability.ORDERED})
+    with open_driver(newdriver) as driver:
+        for kind in ("stored", "dead"):
+            error = driver.send(TOPIC._replace(kind=kind), message("x"), mandatory=False).exception(10)
+            assert isinstance(error, CapabilityMissing)
+        with pytest.raises(CapabilityMissing):
+            driver.subscribe([Address("dead", "x", "t")], lambda _got: None, prefetch=1)
+        with pytest.raises(CapabilityMissing):
+            driver.inspect(TOPIC)

@@ -23,7 +23,7 @@ def driver_of(url: str) -> Any:
     return transport.driver
 
 
-def test_where_nodes_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_directory_is_the_path_of_the_url_the_option_or_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """The URL's path, or the option, or the user's own directory."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/5")
     assert driver_of("zmq://")._run_dir == "/run/user/5/msgbus"
@@ -33,7 +33,7 @@ def test_where_nodes_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     assert driver_of("zmq://?run_dir=/var/run/y")._run_dir == "/var/run/y"
 
 
-def test_what_a_url_may_not_say() -> None:
+def test_url_with_hosts_or_two_run_directories_is_refused() -> None:
     """Hosts, which have options of their own, and two directories."""
     with pytest.raises(InvalidTransportURL, match="no hosts"):
         driver_of("zmq://somewhere/")
@@ -41,7 +41,7 @@ def test_what_a_url_may_not_say() -> None:
         driver_of("zmq:///a?run_dir=/b")
 
 
-def test_a_directory_with_too_long_a_name() -> None:
+def test_run_directory_with_too_long_a_path_is_refused() -> None:
     """The text says by how much, before anything is tried."""
     with pytest.raises(ConfigurationError, match="too long by 16 bytes") as caught:
         driver_of("zmq:///" + "x" * 100)
@@ -61,14 +61,14 @@ def test_a_directory_with_too_long_a_name() -> None:
         ("matchmaker=redis&redis_url=redis://h&listen=tcp://*:*&KEYS", "set advertise"),
     ],
 )
-def test_what_a_matchmaker_needs(query: str, why: str) -> None:
+def test_missing_options_of_a_matchmaker_are_refused(query: str, why: str) -> None:
     """It is known before anything is tried."""
     with pytest.raises(ConfigurationError, match=why):
         driver_of(f"zmq://?{query.replace('KEYS', 'insecure_let_anybody_send_and_read=true')}")
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "advertise", "told"),
+    ("endpoint", "advertise", "expected"),
     [
         ("tcp://10.0.0.5:9501", "", "tcp://10.0.0.5:9501"),
         ("tcp://0.0.0.0:9501", "a.example", "tcp://a.example:9501"),
@@ -78,14 +78,14 @@ def test_what_a_matchmaker_needs(query: str, why: str) -> None:
         ("ipc:///run/x.sock", "a.example", "ipc:///run/x.sock"),
     ],
 )
-def test_what_others_are_told(endpoint: str, advertise: str, told: str) -> None:
+def test_advertise_replaces_the_host_and_perhaps_the_port(endpoint: str, advertise: str, expected: str) -> None:
     """By which address they reach this one; a port is as it was bound unless another is named."""
-    from msgbus.drivers.zmq.node import as_told
+    from msgbus.drivers.zmq.matchmakers.base import advertised
 
-    assert as_told(endpoint, advertise) == told
+    assert advertised(endpoint, advertise) == expected
 
 
-def test_capabilities() -> None:
+def test_driver_declares_no_capability_that_needs_storage() -> None:
     """It stores nothing, and promises nothing that would need that."""
     driver = driver_of("zmq://")
     assert driver.capabilities == {Capability.ORDERED, Capability.INSPECT, Capability.REQUEUE}
@@ -100,7 +100,7 @@ def test_capabilities() -> None:
         (Address("topic", "e", "t"), b"x" * 2001, MessageTooLarge),
     ],
 )
-def test_what_is_refused_before_it_is_sent(
+def test_message_that_cannot_be_sent_is_refused_without_opening_a_node(
     address: Address, body: bytes, error: type[Exception], tmp_path: Any
 ) -> None:
     """For such a message no node is made."""
@@ -111,8 +111,8 @@ def test_what_is_refused_before_it_is_sent(
     transport.cleanup()
 
 
-def test_dead_letters_cannot_be_read(tmp_path: pathlib.Path) -> None:
-    """There are none; who subscribes is told so."""
+def test_subscribing_to_dead_letters_fails(tmp_path: pathlib.Path) -> None:
+    """There are none: the subscription fails."""
     transport = get_rpc_transport(new_conf(), f"zmq://{tmp_path}/run")
     subscription = transport.driver.subscribe([Address("dead", "e", "t")], lambda _: None, prefetch=1)
     assert isinstance(subscription.ready.exception(0), CapabilityMissing)
@@ -120,7 +120,7 @@ def test_dead_letters_cannot_be_read(tmp_path: pathlib.Path) -> None:
     transport.cleanup()
 
 
-def test_the_module_does_not_hide_pyzmq() -> None:
+def test_importing_the_driver_imports_no_pyzmq_and_does_not_shadow_it() -> None:
     """Importing the driver imports nothing of ZeroMQ; using it finds the library, not the module of the same name."""
     code = (
         "import sys, msgbus.drivers.zmq; assert 'zmq' not in sys.modules; "

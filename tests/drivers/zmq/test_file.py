@@ -1,4 +1,4 @@
-"""msgbus.drivers.zmq.matchmakers.file: what the file of servers may say, and what becomes of one that changes."""
+"""msgbus.drivers.zmq.matchmakers.file: which files are valid, and how changes of the file are handled."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def known(matchmaker: FileMatchmaker) -> dict[str, set[str]]:
     }
 
 
-def test_what_it_says(loop: Loop, write: Callable[[Any], str]) -> None:
+def test_entries_are_made_from_the_file(loop: Loop, write: Callable[[Any], str]) -> None:
     """Of each address what is there: any server of the topic, that one, and all of them; and its key."""
     path = write({"foo": {"s1": ONE, "s2": {"address": TWO, "key": "host-b"}}, "bar": {"s1": ONE}})
     matchmaker = open_at(loop, path)
@@ -74,7 +74,7 @@ def test_what_it_says(loop: Loop, write: Callable[[Any], str]) -> None:
     assert set(directory.nodes(TOPIC)) == {node_at(ONE), node_at(TWO)}
 
 
-def test_an_empty_file_is_one(write: Callable[[Any], str]) -> None:
+def test_file_without_servers_is_valid(write: Callable[[Any], str]) -> None:
     """There may be no servers yet."""
     assert read_topics(write({})) == {}
     assert read_topics(write({"foo": {}, "bar": {"s1": ONE}})) == {"foo": {}, "bar": {"s1": Place(ONE)}}
@@ -95,12 +95,14 @@ def test_an_empty_file_is_one(write: Callable[[Any], str]) -> None:
         ({"foo": {"s1": "ipc://../x:1"}}, "is not HOST:PORT"),
         ({"": {"s1": ONE}}, "must not be empty"),
         ({"foo": {"x" * 76: ONE}}, "longer than 75 bytes"),
-        ('{"foo": {"s1": "a:1", "s1": "b:2"}}', "'s1' stands twice"),
-        ('{"foo": {}, "foo": {}}', "'foo' stands twice"),
+        ('{"foo": {"s1": "a:1", "s1": "b:2"}}', "'s1' occurs twice"),
+        ('{"foo": {}, "foo": {}}', "'foo' occurs twice"),
         ({"foo": {"s1": ONE}, "bar": {"s1": {"address": ONE, "key": "k"}}}, "has two keys"),
     ],
 )
-def test_what_it_may_not_say(loop: Loop, write: Callable[[Any], str], content: Any, why: str) -> None:
+def test_invalid_file_is_refused_with_the_reason(
+    loop: Loop, write: Callable[[Any], str], content: Any, why: str
+) -> None:
     """The text names the file, and says what is wrong."""
     path = write(content)
     with pytest.raises(ConfigurationError) as caught:
@@ -109,17 +111,17 @@ def test_what_it_may_not_say(loop: Loop, write: Callable[[Any], str], content: A
     assert why in str(caught.value)
 
 
-def test_a_file_that_is_not_there(loop: Loop, tmp_path: pathlib.Path) -> None:
+def test_missing_file_is_refused(loop: Loop, tmp_path: pathlib.Path) -> None:
     """Likewise."""
     with pytest.raises(ConfigurationError, match="cannot be used: No such file"):
         open_at(loop, str(tmp_path / "none"))
 
 
-def test_a_change_is_seen_at_once(
+def test_change_is_seen_at_once_and_an_invalid_one_is_ignored(
     loop: Loop, write: Callable[[Any], str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The next look finds it; what makes no sense, or is gone, changes nothing, and the log says so once."""
-    monkeypatch.setattr(file, "AGAIN", 3600.0)
+    """The next check finds a change; an invalid or removed file changes nothing, and the log says so once."""
+    monkeypatch.setattr(file, "RETRY_AFTER", 3600.0)
     path = write({"foo": {"s1": ONE}})
     matchmaker = open_at(loop, path)
     assert set(known(matchmaker)) == {f"tcp://{ONE}"}
@@ -137,14 +139,16 @@ def test_a_change_is_seen_at_once(
         assert set(known(matchmaker)) == {f"tcp://{TWO}"}
         assert not matchmaker.changed()
     assert len(caplog.records) == 2
-    assert "what it said before holds" in caplog.text
+    assert "its former content stays in use" in caplog.text
     write({"foo": {"s1": ONE}})
     assert set(known(matchmaker)) == {f"tcp://{ONE}"}
 
 
-def test_who_is_left_out_comes_again(loop: Loop, write: Callable[[Any], str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forgotten_node_is_back_after_a_moment(
+    loop: Loop, write: Callable[[Any], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One at whose address nobody listens is left out for a moment; then all are new, and may be tried again."""
-    monkeypatch.setattr(file, "AGAIN", 3600.0)
+    monkeypatch.setattr(file, "RETRY_AFTER", 3600.0)
     matchmaker = open_at(loop, write({"foo": {"s1": ONE, "s2": TWO}}))
     before = matchmaker.entries()
     matchmaker.forget(node_at(ONE))
@@ -152,21 +156,23 @@ def test_who_is_left_out_comes_again(loop: Loop, write: Callable[[Any], str], mo
     assert matchmaker.changed()
     assert set(known(matchmaker)) == {f"tcp://{TWO}"}
     assert not matchmaker.changed()
-    monkeypatch.setattr(file, "AGAIN", 0.0)
+    monkeypatch.setattr(file, "RETRY_AFTER", 0.0)
     matchmaker.forget(node_at(TWO))
     after = matchmaker.entries()
     assert set(after) == {node_at(ONE), node_at(TWO)}
     assert all(after[node] is not before[node] for node in after)
 
 
-def test_a_node_has_the_id_of_its_address(loop: Loop, write: Callable[[Any], str]) -> None:
+def test_node_id_is_made_from_the_address(loop: Loop, write: Callable[[Any], str]) -> None:
     """So that others know it; one that listens nowhere has an id of its own."""
     path = write({"foo": {"s1": ONE}})
     assert open_at(loop, path, own=ONE).node == node_at(ONE)
     assert open_at(loop, path).node != open_at(loop, path).node
 
 
-def test_what_a_node_tells(loop: Loop, write: Callable[[Any], str], caplog: pytest.LogCaptureFixture) -> None:
+def test_registering_something_else_than_the_file_says_is_logged(
+    loop: Loop, write: Callable[[Any], str], caplog: pytest.LogCaptureFixture
+) -> None:
     """It is known to itself alone; where the file says something else, the log does so, once."""
     matchmaker = open_at(loop, write({"foo": {"s1": ONE, "s2": TWO}}), own=ONE)
     assert set(known(matchmaker)) == {f"tcp://{TWO}"}
@@ -187,13 +193,13 @@ def test_what_a_node_tells(loop: Loop, write: Callable[[Any], str], caplog: pyte
         matchmaker.register(Entry(matchmaker.node, 1, "here", [f"tcp://{ONE}"], [pool]))
 
 
-def test_a_server_that_listens_nowhere(
+def test_server_that_does_not_listen_is_logged(
     loop: Loop, write: Callable[[Any], str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nobody can find it, and the log says why."""
     matchmaker = open_at(loop, write({"foo": {"s1": ONE}}))
     services = [Service(("server", "msgbus", "foo", "s1", ""), 1, 10)]
-    told: list[bool] = []
-    matchmaker.register(Entry(matchmaker.node, 1, "here", [], services), lambda: told.append(True))
+    published: list[bool] = []
+    matchmaker.register(Entry(matchmaker.node, 1, "here", [], services), lambda: published.append(True))
     assert "the option listen is not set" in caplog.text
-    assert told == [True]
+    assert published == [True]

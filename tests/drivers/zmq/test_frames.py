@@ -20,26 +20,26 @@ def read_all(frame: bytes) -> list[tuple[int, bytes]]:
 
 @pytest.mark.parametrize("ttl", [None, 0.0, 0.25, 1e300])
 @pytest.mark.parametrize("body", [b"", b"\x00\xff" * 1000])
-def test_a_message_is_read_as_it_was_written(ttl: float | None, body: bytes) -> None:
+def test_message_is_read_as_it_was_written(ttl: float | None, body: bytes) -> None:
     """Number, address, ttl, flags, content type, id and body survive, whatever is in them."""
     message = Message(body, "application/x-ü", "id 漢字", ttl, durable=True)
-    frame = frames.data(7, frames.write_address(TOPIC), message, ttl, frames.REDELIVERED | frames.PATIENT)
+    frame = frames.data(7, frames.write_address(TOPIC), message, ttl, frames.REDELIVERED | frames.LAZY_RECEIPT)
     ((kind, at, end),) = frames.records(frame)
     data = frames.read_data(frame, at, end)
     assert kind == frames.DATA
     assert (data.seq, data.address, data.ttl, data.body) == (7, TOPIC, ttl, body)
     assert (data.content_type, data.id) == ("application/x-ü", "id 漢字")
-    assert data.flags == frames.REDELIVERED | frames.PATIENT | frames.DURABLE
+    assert data.flags == frames.REDELIVERED | frames.LAZY_RECEIPT | frames.DURABLE
 
 
-def test_a_ttl_that_has_run_out_is_not_no_ttl() -> None:
+def test_ttl_that_has_run_out_is_read_as_zero() -> None:
     """Less than nothing is left as nothing, never as no limit."""
     frame = frames.data(1, frames.write_address(TOPIC), Message(b"", "", "", 1.0), -5.0, 0)
     ((_, at, end),) = frames.records(frame)
     assert frames.read_data(frame, at, end).ttl == 0.0
 
 
-def test_names_that_are_too_long_are_refused() -> None:
+def test_too_long_content_type_or_id_is_refused() -> None:
     """A content type or id that does not fit into its length is an error of the sender."""
     for message in (Message(b"", "x" * 70_000, "id"), Message(b"", "text", "x" * 70_000)):
         with pytest.raises(ValueError, match="65,535"):
@@ -55,7 +55,7 @@ def test_names_that_are_too_long_are_refused() -> None:
         Address("pool", "e", "t", name="p"),
     ],
 )
-def test_addresses_travel(address: Address) -> None:
+def test_address_is_read_as_it_was_written(address: Address) -> None:
     """An address is read as it was written."""
     assert frames.read_address(frames.write_address(address)) == address
 
@@ -63,14 +63,14 @@ def test_addresses_travel(address: Address) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"\xc0", b"\x95\xa1x\xa0\xa0\xa0\xa0", b"\x95\xa5topic\x01\xa0\xa0\xa0", b"\x91"]
 )
-def test_what_is_no_address_is_refused(data: bytes) -> None:
+def test_invalid_address_is_malformed(data: bytes) -> None:
     """Other msgpack, other types, and kinds that do not exist."""
     with pytest.raises(frames.Malformed):
         frames.read_address(data)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 1000])
-def test_numbers_travel(count: int) -> None:
+def test_numbers_are_read_as_they_were_written(count: int) -> None:
     """A record of numbers is read as it was written, whatever their count."""
     values = [2**64 - 1 - n for n in range(count)]
     frame = frames.numbers(frames.TAKEN, values)
@@ -79,7 +79,7 @@ def test_numbers_travel(count: int) -> None:
     assert list(frames.read_numbers(frame, at, end)) == values
 
 
-def test_half_a_number_is_refused() -> None:
+def test_incomplete_number_is_malformed() -> None:
     """A record of numbers that ends within one."""
     frame = frames.record(frames.TAKEN, b"x" * 12)
     with pytest.raises(frames.Malformed):
@@ -90,7 +90,7 @@ def test_half_a_number_is_refused() -> None:
         frames.read_depth(frames.record(frames.DEPTH, b"1"), 5, 6)
 
 
-def test_several_records_in_a_frame() -> None:
+def test_several_records_in_a_frame_are_read_in_order() -> None:
     """They are read in their order, each whole."""
     frame = frames.record(frames.BYE, b"why") + frames.numbered(frames.READY, 1, b"abc") + frames.depth(1, 2, 3)
     kinds = [kind for kind, _ in read_all(frame)]
@@ -99,10 +99,10 @@ def test_several_records_in_a_frame() -> None:
     assert frames.read_depth(frame, at, end) == (1, 2, 3)
 
 
-def test_hello_is_the_first_record() -> None:
+def test_frame_that_does_not_begin_with_a_valid_hello_is_malformed() -> None:
     """It is read from the beginning of a frame, and nothing else passes for it."""
-    words = frames.Hello(1, "node", "other", 5, 2**64 - 1)
-    assert frames.read_hello(frames.hello(words) + frames.record(frames.BYE)) == words
+    hello = frames.Hello(1, "node", "other", 5, 2**64 - 1)
+    assert frames.read_hello(frames.hello(hello) + frames.record(frames.BYE)) == hello
     nobody = frames.hello(frames.Hello(1, "../x", "", 5, 0))
     for frame in (
         b"",
@@ -115,7 +115,7 @@ def test_hello_is_the_first_record() -> None:
             frames.read_hello(frame)
 
 
-def test_nothing_but_malformed_is_raised_for_rubbish() -> None:
+def test_random_bytes_raise_nothing_but_malformed() -> None:
     """Random bytes, and a message with any byte changed or cut off anywhere, are read or refused."""
     dice = random.Random(1)
     valid = frames.data(1, frames.write_address(TOPIC), Message(b"body", "text/plain", "id", 5.0), 5.0, 0)
@@ -138,14 +138,14 @@ def test_nothing_but_malformed_is_raised_for_rubbish() -> None:
     assert refused > 100
 
 
-def test_a_ttl_that_is_no_number_is_none() -> None:
-    """A peer's nonsense does not become a time limit."""
+def test_ttl_that_is_not_a_number_means_no_limit() -> None:
+    """An invalid number from a peer does not become a time limit."""
     frame = bytearray(frames.data(1, frames.write_address(TOPIC), Message(b"", "", ""), 1.0, 0))
     frame[13:21] = struct.pack("<d", float("nan"))
     assert frames.read_data(bytes(frame), 5, len(frame)).ttl is None
 
 
-def test_batches_are_bounded() -> None:
+def test_batches_have_at_most_the_limit() -> None:
     """Records are joined up to the limit; a larger one goes alone; nothing is lost or changes its place."""
     pieces = [b"a" * 4, b"b" * 4, b"c" * 4, b"d" * 50, b"e"]
     assert list(frames.batches(pieces, 10)) == [b"a" * 4 + b"b" * 4, b"c" * 4, b"d" * 50, b"e"]

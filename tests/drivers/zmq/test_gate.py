@@ -1,4 +1,4 @@
-"""msgbus.drivers.zmq.gate: what is logged of those who are not let in."""
+"""msgbus.drivers.zmq.gate: what is logged about rejected connections."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ def gate() -> Gate:
     return Gate(loop, None, Security(None, None, False, ""), "n1")
 
 
-def test_one_line_for_each_address_and_minute(
+def test_rejected_connections_are_logged_once_a_minute_for_each_address(
     gate: Gate, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However often somebody tries, and however many there are."""
     now = 1000.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
+    monkeypatch.setattr(Loop, "now", lambda: now)
     for _ in range(5):
-        gate._refused("10.0.0.1", "a")
-        gate._refused("10.0.0.2", "a")
+        gate._log_rejected("10.0.0.1", "a")
+        gate._log_rejected("10.0.0.2", "a")
     assert len(caplog.records) == 2
     now += 61
-    gate._refused("10.0.0.1", "a")
+    gate._log_rejected("10.0.0.1", "a")
     assert len(caplog.records) == 3
     for n in range(5000):
-        gate._refused(f"many {n}", "a")
-    assert len(caplog.records) <= 3 + zmq_gate.ADDRESSES
-    assert len(gate._quiet) <= zmq_gate.ADDRESSES
+        gate._log_rejected(f"many {n}", "a")
+    assert len(caplog.records) <= 3 + zmq_gate.ADDRESSES_MAX
+    assert len(gate._quiet) <= zmq_gate.ADDRESSES_MAX
 
 
-def test_a_descriptor_that_is_in_use_for_something_else(gate: Gate, tmp_path: pathlib.Path) -> None:
-    """By the time that an event is read its connection may be gone; whatever has the number then is left as it was."""
+def test_descriptor_that_is_reused_for_something_else_is_left_open(gate: Gate, tmp_path: pathlib.Path) -> None:
+    """The connection of an event may be closed when it is read; what has the descriptor then is left as it was."""
     directory = os.open(tmp_path, os.O_RDONLY)
     try:
         before = os.listdir("/proc/self/fd")
@@ -54,12 +54,14 @@ def test_a_descriptor_that_is_in_use_for_something_else(gate: Gate, tmp_path: pa
         os.close(directory)
 
 
-def test_an_event_without_an_address(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
-    """Where the connection is gone before it was looked at, the line is written without."""
+def test_rejection_is_logged_without_the_address_if_that_is_unknown(
+    gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The connection may be closed before its address was found."""
     endpoint = b"tcp://127.0.0.1:1"
     gate.on_event({"event": zmq.EVENT_ACCEPTED, "value": 999_999, "endpoint": endpoint})
     gate.on_event({"event": zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, "value": 5, "endpoint": endpoint})
     gate.on_event({"event": zmq.EVENT_DISCONNECTED, "value": 999_999, "endpoint": endpoint})
     gate.on_event({"event": zmq.EVENT_DISCONNECTED, "value": 999_999, "endpoint": endpoint})
     (record,) = caplog.records
-    assert "somebody from somewhere" in record.getMessage()
+    assert "a connection from an unknown address" in record.getMessage()

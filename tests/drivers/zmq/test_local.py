@@ -1,4 +1,4 @@
-"""msgbus.drivers.zmq.matchmakers.local: how the processes of one host find each other, and whom they let in."""
+"""msgbus.drivers.zmq.matchmakers.local: how processes of a host find each other, and which directories are refused."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def join(run_dir: str, made: list[LocalMatchmaker], *addresses: Address) -> Loca
     matchmaker = LocalMatchmaker(run_dir)
     made.append(matchmaker)
     matchmaker.open()
-    tell(matchmaker, *addresses)
+    register(matchmaker, *addresses)
     return matchmaker
 
 
-def tell(matchmaker: LocalMatchmaker, *addresses: Address) -> None:
+def register(matchmaker: LocalMatchmaker, *addresses: Address) -> None:
     """Have it serve these addresses from now on."""
     services = [Service((*address,), 1, 10) for address in addresses]
     matchmaker.register(Entry(matchmaker.node, os.getpid(), "here", [f"ipc://{matchmaker.node}"], services))
 
 
 def die(run_dir: str) -> str:
-    """Have a process join and end without a word; returns its node's id."""
+    """Have a process join and be killed; returns its node's id."""
     code = (
         "import os, sys; from msgbus.drivers.zmq.matchmakers.local import LocalMatchmaker as L\n"
         "from msgbus.drivers.zmq.matchmakers.base import Entry\n"
@@ -61,22 +61,22 @@ def die(run_dir: str) -> str:
     return run.stdout.strip()
 
 
-def test_each_sees_the_others(run_dir: str, made: list[LocalMatchmaker]) -> None:
+def test_nodes_see_each_other_and_what_each_serves_now(run_dir: str, made: list[LocalMatchmaker]) -> None:
     """Those who are there, and those who come, with what they serve now."""
     first = join(run_dir, made, TOPIC)
     second = join(run_dir, made)
     assert set(first.entries()) == set(second.entries()) == {first.node, second.node}
     assert second.entries()[first.node].services[0].address == TOPIC
-    tell(first)
+    register(first)
     assert second.entries()[first.node].services == []
 
 
-def test_changes_are_noticed(run_dir: str, made: list[LocalMatchmaker]) -> None:
+def test_changed_is_true_only_after_a_change(run_dir: str, made: list[LocalMatchmaker]) -> None:
     """After a change of anybody's, and only then, there is something new to read."""
     first, second = join(run_dir, made), join(run_dir, made)
     second.entries()
     assert not second.changed()
-    tell(first, TOPIC)
+    register(first, TOPIC)
     assert second.changed()
     second.entries()
     assert not second.changed()
@@ -85,15 +85,15 @@ def test_changes_are_noticed(run_dir: str, made: list[LocalMatchmaker]) -> None:
     assert set(second.entries()) == {second.node}
 
 
-def test_an_entry_that_did_not_change_is_the_same_object(run_dir: str, made: list[LocalMatchmaker]) -> None:
+def test_unchanged_entry_is_the_same_object(run_dir: str, made: list[LocalMatchmaker]) -> None:
     """So that the directory sees what is new without comparing."""
     first, second = join(run_dir, made), join(run_dir, made)
     known = second.entries()[first.node]
-    tell(second, TOPIC)
+    register(second, TOPIC)
     assert second.entries()[first.node] is known
 
 
-def test_a_clean_end_leaves_nothing(run_dir: str, made: list[LocalMatchmaker]) -> None:
+def test_close_removes_all_files_of_the_node(run_dir: str, made: list[LocalMatchmaker]) -> None:
     """All files of a node go with it; closing again is no error."""
     matchmaker = join(run_dir, made, TOPIC)
     matchmaker.close()
@@ -101,20 +101,20 @@ def test_a_clean_end_leaves_nothing(run_dir: str, made: list[LocalMatchmaker]) -
     assert os.listdir(run_dir) == ["changes"]
 
 
-def test_one_that_is_opened_again_is_another(run_dir: str, made: list[LocalMatchmaker]) -> None:
+def test_matchmaker_that_is_opened_again_has_a_new_id(run_dir: str, made: list[LocalMatchmaker]) -> None:
     """It has a new id, and others see it."""
     first = join(run_dir, made, TOPIC)
     former = first.node
     first.close()
     first.open()
-    tell(first, TOPIC)
+    register(first, TOPIC)
     second = join(run_dir, made)
     assert first.node != former
     assert set(second.entries()) == {first.node, second.node}
 
 
-def test_a_dead_process_is_recognised_and_cleaned_up(run_dir: str, made: list[LocalMatchmaker]) -> None:
-    """Its lock is free: whoever comes next does not take it for alive, and removes what it left."""
+def test_files_of_a_dead_process_are_removed(run_dir: str, made: list[LocalMatchmaker]) -> None:
+    """Its lock is free, so the next node knows that it is dead, and removes its files."""
     node = die(run_dir)
     assert f"{node}.sock" in os.listdir(run_dir)
     matchmaker = join(run_dir, made)
@@ -123,10 +123,10 @@ def test_a_dead_process_is_recognised_and_cleaned_up(run_dir: str, made: list[Lo
     assert [name for name in os.listdir(run_dir) if name.startswith(node)] == []
 
 
-def test_one_that_dies_later_can_be_forgotten(run_dir: str, made: list[LocalMatchmaker]) -> None:
+def test_node_that_dies_later_is_removed_by_forget_and_by_maintain(run_dir: str, made: list[LocalMatchmaker]) -> None:
     """By one who learns of it, for all; and by looking after the directory now and then."""
     matchmaker = join(run_dir, made)
-    for forget in (matchmaker.forget, lambda _node: matchmaker.keep()):
+    for forget in (matchmaker.forget, lambda _node: matchmaker.maintain()):
         node = die(run_dir)
         other = join(run_dir, made)
         other.entries()
@@ -136,7 +136,7 @@ def test_one_that_dies_later_can_be_forgotten(run_dir: str, made: list[LocalMatc
         assert node not in other.entries()
 
 
-def test_a_living_one_is_not_forgotten(run_dir: str, made: list[LocalMatchmaker]) -> None:
+def test_live_node_is_not_forgotten(run_dir: str, made: list[LocalMatchmaker]) -> None:
     """Whatever somebody believes, the lock decides."""
     first, second = join(run_dir, made), join(run_dir, made)
     second.forget(first.node)
@@ -145,14 +145,14 @@ def test_a_living_one_is_not_forgotten(run_dir: str, made: list[LocalMatchmaker]
 
 
 @pytest.mark.parametrize("node", ["", "../../etc/passwd", "x" * 16, "0" * 15, "0" * 16 + "\n", "/", "\x00"])
-def test_ids_that_are_none_name_no_file(run_dir: str, made: list[LocalMatchmaker], node: str) -> None:
+def test_invalid_node_ids_never_become_paths(run_dir: str, made: list[LocalMatchmaker], node: str) -> None:
     """What a peer calls itself never leads out of the directory."""
     matchmaker = join(run_dir, made)
     assert matchmaker.is_alive(node) is False
     matchmaker.forget(node)
 
 
-def test_files_of_others_are_left_alone(run_dir: str, made: list[LocalMatchmaker]) -> None:
+def test_foreign_files_are_ignored_and_kept(run_dir: str, made: list[LocalMatchmaker]) -> None:
     """Rubbish in the directory is neither read nor removed; an entry that cannot be read is left out."""
     first = join(run_dir, made)
     for name in ("notes.txt", "0" * 16 + ".txt", ".hidden.node"):
@@ -160,16 +160,16 @@ def test_files_of_others_are_left_alone(run_dir: str, made: list[LocalMatchmaker
     second = join(run_dir, made)
     pathlib.Path(run_dir, f"{second.node}.9.node").write_bytes(b"\xc1 no msgpack")
     assert set(first.entries()) == {first.node}
-    first.keep()
+    first.maintain()
     assert {"notes.txt", "0" * 16 + ".txt", ".hidden.node"} <= set(os.listdir(run_dir))
 
 
-def test_files_that_were_removed_are_written_anew(run_dir: str, made: list[LocalMatchmaker]) -> None:
-    """Who tidies up /tmp does not part those who are there from those who come later."""
+def test_removed_files_are_written_again(run_dir: str, made: list[LocalMatchmaker]) -> None:
+    """After /tmp was cleaned up, existing nodes and new ones still find each other."""
     first = join(run_dir, made, TOPIC)
     for name in os.listdir(run_dir):
         os.unlink(os.path.join(run_dir, name))
-    first.keep()
+    first.maintain()
     second = join(run_dir, made)
     assert second.is_alive(first.node) is True
     assert first.node in second.entries()
@@ -177,7 +177,7 @@ def test_files_that_were_removed_are_written_anew(run_dir: str, made: list[Local
     assert second.node in first.entries()
 
 
-def test_the_directory_is_made_for_its_owner_alone(tmp_path: pathlib.Path) -> None:
+def test_run_directory_is_created_for_its_owner_alone(tmp_path: pathlib.Path) -> None:
     """It, and what is missing above it, is made; nobody else may look in."""
     path = tmp_path / "a" / "b"
     prepare(str(path))
@@ -185,7 +185,7 @@ def test_the_directory_is_made_for_its_owner_alone(tmp_path: pathlib.Path) -> No
     prepare(str(path))
 
 
-def test_a_directory_that_others_can_meddle_with_is_refused(tmp_path: pathlib.Path) -> None:
+def test_run_directory_that_is_not_private_is_refused(tmp_path: pathlib.Path) -> None:
     """A link, a file, and a directory to which others may write; the text says which, why and what to do."""
     real = tmp_path / "real"
     real.mkdir(0o700)
@@ -196,7 +196,12 @@ def test_a_directory_that_others_can_meddle_with_is_refused(tmp_path: pathlib.Pa
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o770)
-    for path, why in ((link, "symbolic link"), (file, "no directory"), (shared, "mode 770"), (file / "x", "be made")):
+    for path, why in (
+        (link, "symbolic link"),
+        (file, "not a directory"),
+        (shared, "mode 770"),
+        (file / "x", "be made"),
+    ):
         with pytest.raises(TransportUnavailable, match=why) as caught:
             prepare(str(path))
         assert str(path) in str(caught.value)
@@ -204,14 +209,14 @@ def test_a_directory_that_others_can_meddle_with_is_refused(tmp_path: pathlib.Pa
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
-def test_somebody_elses_directory_is_refused(tmp_path: pathlib.Path) -> None:
+def test_run_directory_of_another_user_is_refused(tmp_path: pathlib.Path) -> None:
     """Its owner could read all messages."""
     os.chown(tmp_path, 12345, -1)
     with pytest.raises(TransportUnavailable, match="12345"):
         prepare(str(tmp_path))
 
 
-def test_the_length_of_a_socket_path_is_known() -> None:
+def test_run_directory_whose_socket_paths_are_too_long_is_refused() -> None:
     """107 bytes, the id and the ending among them."""
     check_length("/" + "x" * 84)
     with pytest.raises(ConfigurationError, match="too long by 1 bytes"):
@@ -220,7 +225,7 @@ def test_the_length_of_a_socket_path_is_known() -> None:
         check_length("/" + "ü" * 60)
 
 
-def test_the_default_directory_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_run_directory_is_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the runtime directory, or named after the user."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/5")
     assert default_run_dir() == "/run/user/5/msgbus"
@@ -228,7 +233,7 @@ def test_the_default_directory_is_the_users(monkeypatch: pytest.MonkeyPatch) -> 
     assert default_run_dir() == f"/tmp/msgbus-{os.geteuid()}"
 
 
-def test_a_directory_of_nodes_is_an_index() -> None:
+def test_directory_finds_nodes_by_address_and_pools_by_topic() -> None:
     """It knows nodes by address and pools by topic, and forgets what goes."""
     directory = Directory()
     pool = Address("pool", "msgbus", "foo", name="p")

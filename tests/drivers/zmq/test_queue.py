@@ -1,11 +1,11 @@
-"""msgbus.drivers.zmq.queue: who gets the next message, and what is taken back from whom."""
+"""msgbus.drivers.zmq.queue: which server gets the next message, and what is recalled from which."""
 
 from __future__ import annotations
 
 from concurrent.futures import Future
 
 from msgbus.drivers.base import Address, Message
-from msgbus.drivers.zmq.link import Link
+from msgbus.drivers.zmq.link import PeerLink
 from msgbus.drivers.zmq.matchmakers.base import Entry, Service
 from msgbus.drivers.zmq.queue import Copy, Parcel, Queue
 
@@ -18,12 +18,12 @@ def make_queue(*nodes: str, prefetch: int = 2) -> Queue:
     service = Service((*TOPIC,), 1, prefetch)
     queue.update(dict.fromkeys(nodes, service), {node: entry(node) for node in nodes})
     for consumer in queue.consumers:
-        consumer.link = Link(consumer.node, None, b"", -1, 1000, 0)
+        consumer.link = PeerLink(consumer.node, None, b"", -1, 1000, 0)
     return queue
 
 
 def entry(node: str) -> Entry:
-    """What a node tells of itself, anew each time."""
+    """The entry of a node, a new object each time."""
     return Entry(node, 1, "here", [], [])
 
 
@@ -41,7 +41,7 @@ def pick(queue: Queue) -> str | None:
     return consumer.node
 
 
-def test_equals_take_turns() -> None:
+def test_idle_servers_take_turns() -> None:
     """Idle servers get equal shares, also where each message is done before the next comes."""
     queue = make_queue("a", "b", "c")
     picked = []
@@ -52,14 +52,14 @@ def test_equals_take_turns() -> None:
     assert {node: picked.count(node) for node in "abc"} == {"a": 10, "b": 10, "c": 10}
 
 
-def test_the_one_with_the_least_to_do_is_next() -> None:
+def test_server_with_the_fewest_messages_is_next() -> None:
     """What is unsettled counts."""
     queue = make_queue("a", "b", prefetch=10)
     queue.by_node["a"].outstanding = 3
     assert [pick(queue) for _ in range(4)] == ["b", "b", "b", queue.consumers[queue.turn - 1].node]
 
 
-def test_more_subscribers_get_more() -> None:
+def test_node_with_more_subscribers_gets_more() -> None:
     """A node with two of them counts as two."""
     queue = make_queue("a", "b", prefetch=100)
     queue.by_node["a"].weight = 2
@@ -67,7 +67,7 @@ def test_more_subscribers_get_more() -> None:
     assert picked.count("a") == 20
 
 
-def test_who_has_room_goes_before_who_has_not() -> None:
+def test_busy_server_is_picked_last() -> None:
     """One that said that all its subscribers are busy is the last choice, however little of ours it has."""
     queue = make_queue("a", "b", prefetch=5)
     queue.by_node["a"].busy = True
@@ -75,11 +75,11 @@ def test_who_has_room_goes_before_who_has_not() -> None:
     assert pick(queue) == "a"
 
 
-def test_who_takes_nothing_gets_nothing() -> None:
-    """One that is full, gone, not connected, or has too much under way."""
+def test_full_unsubscribed_disconnected_and_congested_servers_are_not_picked() -> None:
+    """Nor is the only one, if it is full."""
     queue = make_queue("a", "b", "c", "d", "e")
     queue.by_node["a"].full = True
-    queue.by_node["b"].gone = True
+    queue.by_node["b"].unsubscribed = True
     queue.by_node["c"].link = None
     link = queue.by_node["d"].link
     assert link is not None
@@ -92,7 +92,7 @@ def test_who_takes_nothing_gets_nothing() -> None:
     assert only.pick() is None
 
 
-def test_a_surplus_is_taken_back_for_an_idle_one() -> None:
+def test_queued_messages_are_recalled_for_an_idle_server() -> None:
     """As much as the idle one has room for, from the one with the most that waits, once at a time."""
     queue = make_queue("busy", "busier", "idle", prefetch=3)
     for node, count in (("busy", 2), ("busier", 4)):
@@ -106,7 +106,7 @@ def test_a_surplus_is_taken_back_for_an_idle_one() -> None:
     assert queue.to_recall() == []
 
 
-def test_nothing_is_taken_back_where_nobody_has_room() -> None:
+def test_nothing_is_recalled_if_no_server_has_room() -> None:
     """Nor where there is only one."""
     queue = make_queue("a", "b", prefetch=1)
     for consumer in queue.consumers:
@@ -117,7 +117,7 @@ def test_nothing_is_taken_back_where_nobody_has_room() -> None:
     assert only.to_recall() == []
 
 
-def test_what_comes_back_is_before_what_was_sent_later() -> None:
+def test_returned_messages_go_before_later_ones() -> None:
     """In the order of sending, however it comes back."""
     queue = make_queue()
     copies = [make_copy(queue, number) for number in range(10)]
@@ -127,11 +127,11 @@ def test_what_comes_back_is_before_what_was_sent_later() -> None:
     assert [copy.number for copy in queue.waiting] == [0, 2, 3, 4, 5, 6, 7, 8, 9]
 
 
-def test_who_said_that_nobody_is_there_is_asked_again_when_it_tells_anew() -> None:
-    """Until then the directory is known to be wrong."""
+def test_unsubscribed_server_is_used_again_when_its_entry_changes() -> None:
+    """Its entry is known to be wrong until it changes."""
     queue = make_queue("a", "b")
-    queue.by_node["a"].gone = True
-    queue.drop_gone()
+    queue.by_node["a"].unsubscribed = True
+    queue.drop_unsubscribed()
     assert [consumer.node for consumer in queue.consumers] == ["b"]
     service = Service((*TOPIC,), 1, 1)
     known = queue.by_node["a"].entry
@@ -142,8 +142,8 @@ def test_who_said_that_nobody_is_there_is_asked_again_when_it_tells_anew() -> No
     assert [consumer.node for consumer in queue.consumers] == ["a", "b"]
 
 
-def test_who_leaves_and_has_something_is_kept_for_its_word() -> None:
-    """It gets nothing more, and is forgotten once it has settled all."""
+def test_server_that_leaves_is_kept_until_it_has_settled_its_messages() -> None:
+    """It gets nothing more, and is removed once it has settled all."""
     queue = make_queue("a", "b")
     queue.by_node["a"].outstanding = 1
     queue.update({}, {})
@@ -154,17 +154,17 @@ def test_who_leaves_and_has_something_is_kept_for_its_word() -> None:
     assert queue.by_node == {}
 
 
-def test_what_waited_for_too_long_is_taken_out() -> None:
-    """And what nobody waits for any more is dropped."""
+def test_expired_and_failed_messages_are_removed() -> None:
+    """The expired ones are returned."""
     queue = make_queue()
     late, early, failed = make_copy(queue, 1, 100.0), make_copy(queue, 2, 1.0), make_copy(queue, 3)
     failed.parcel.sent.set_exception(RuntimeError())
     queue.waiting.extend([late, early, failed])
-    assert queue.take_expired(early.gives_up + 1) == [early]
+    assert queue.take_expired(early.send_until + 1) == [early]
     assert list(queue.waiting) == [late]
 
 
-def test_an_unused_queue_is_forgotten_in_time() -> None:
+def test_queue_is_unused_only_after_it_was_empty_for_long_enough() -> None:
     """Not while something is in it or under way."""
     queue = make_queue("a")
     start = queue.used

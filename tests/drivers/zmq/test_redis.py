@@ -10,7 +10,8 @@ import pytest
 from msgbus import ConfigurationError, DriverLoadFailure
 from msgbus.drivers.zmq.matchmakers import redis as zmq_redis
 from msgbus.drivers.zmq.matchmakers.base import Entry
-from msgbus.drivers.zmq.matchmakers.redis import Server, folder_for
+from msgbus.drivers.zmq.matchmakers.redis import folder_for
+from msgbus.drivers.zmq.matchmakers.redis_server import Server
 
 NODE = "0123456789abcdef"
 
@@ -24,40 +25,40 @@ NODE = "0123456789abcdef"
         ("unix:///run/redis.sock?db=2", "/run/redis.sock/2"),
     ],
 )
-def test_the_name_of_a_redis(url: str, name: str) -> None:
+def test_name_has_no_user_and_no_password(url: str, name: str) -> None:
     """Where it is, without user and password."""
     assert Server(url).name == name
 
 
-def test_no_password_in_the_words_of_an_error() -> None:
-    """Should the library ever tell it."""
+def test_explained_error_has_no_password() -> None:
+    """Even if the library put one into it."""
     server = Server("redis://user:s3%40cret@h")
-    assert server.words(OSError("no s3@cret\nhere")) == "no *** here"
-    assert server.words(TimeoutError()) == "TimeoutError"
+    assert server.explain(OSError("no s3@cret\nhere")) == "no *** here"
+    assert server.explain(TimeoutError()) == "TimeoutError"
 
 
 @pytest.mark.parametrize("url", ["", "h:6379", "http://h", "redis://h:x", "redis://h:99999999"])
-def test_what_is_no_redis(url: str) -> None:
+def test_invalid_url_is_refused(url: str) -> None:
     """The text says how such a URL is written."""
     with pytest.raises(ConfigurationError, match=r"cannot be read: it is redis://USER:PASSWORD@HOST:PORT/DB"):
         Server(url)
 
 
-def test_the_library_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """The text says what to install."""
     monkeypatch.setitem(sys.modules, "redis", None)
     with pytest.raises(DriverLoadFailure, match=r"pip install 'msgbus\[redis\]'"):
         Server("redis://h")
 
 
-def test_each_redis_has_a_folder() -> None:
+def test_each_redis_and_database_has_a_folder_of_its_own() -> None:
     """Those who use another Redis, or another database of it, do not meet in the run directory."""
     folders = {folder_for("/run/x", Server(url)) for url in ("redis://a", "redis://:pw@a", "redis://a/1", "redis://b")}
     assert len(folders) == 3
     assert all(folder.startswith("/run/x/") for folder in folders)
 
 
-def test_what_is_no_id() -> None:
+def test_invalid_node_id_is_ignored() -> None:
     """What somebody else has published there."""
     assert zmq_redis._node_of(NODE.encode()) == NODE
     for data in (b"", b"../../etc/passwd", NODE.encode() + b"0", b"\xff" * 16, 1, None):
@@ -73,7 +74,7 @@ def test_what_is_no_id() -> None:
         Entry(NODE, 1, "h", ["tcp://h:1", "ipc:///tmp/x"], []),
     ],
 )
-def test_what_is_no_entry(entry: Entry, caplog: pytest.LogCaptureFixture) -> None:
+def test_invalid_entry_is_left_out_and_logged(entry: Entry, caplog: pytest.LogCaptureFixture) -> None:
     """It is left out, and one line of the log says so."""
     assert zmq_redis._read_entry(NODE, msgspec.msgpack.encode(entry)) is None
     assert zmq_redis._read_entry(NODE, b"\xff") is None
@@ -86,19 +87,19 @@ def test_what_is_no_entry(entry: Entry, caplog: pytest.LogCaptureFixture) -> Non
 @pytest.mark.parametrize(
     "url", ["redis://h?ssl_ca_certs=/x", "redis://h?ssl_cert_reqs=required", "unix:///x?ssl_ca_certs=/x"]
 )
-def test_options_of_tls_in_a_url_without_tls(url: str) -> None:
+def test_options_of_tls_in_a_url_without_tls_are_refused(url: str) -> None:
     """They would have no effect: it is an error when the transport is made."""
     with pytest.raises(ConfigurationError, match="has to begin with rediss://"):
-        zmq_redis.Server(url)
+        Server(url)
 
 
 @pytest.mark.parametrize("url", ["redis://h?no_such_option=1", "rediss://h?ssl_cert_reqs=nonsense"])
-def test_options_of_a_url_that_redis_does_not_have(url: str) -> None:
+def test_unknown_options_in_a_url_are_refused(url: str) -> None:
     """An error when the transport is made, and not at the first connection."""
     with pytest.raises(ConfigurationError, match=r"redis_url of .* cannot be read"):
-        zmq_redis.Server(url)
+        Server(url)
 
 
-def test_url_with_tls() -> None:
+def test_options_of_tls_in_a_url_with_tls_are_accepted() -> None:
     """Options of TLS are right in a URL that begins with rediss://."""
-    assert zmq_redis.Server("rediss://:pw@h:7/2?ssl_ca_certs=/x").name == "h:7/2"
+    assert Server("rediss://:pw@h:7/2?ssl_ca_certs=/x").name == "h:7/2"

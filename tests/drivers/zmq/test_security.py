@@ -1,4 +1,4 @@
-"""msgbus.drivers.zmq.security: which keys are taken, and where CURVE is on."""
+"""msgbus.drivers.zmq.security: which keys are accepted, and where CURVE is on."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ def public(keys: pathlib.Path, name: str) -> str:
         ("nonsense", False),
     ],
 )
-def test_what_is_the_loopback(endpoint: str, expected: bool) -> None:
+def test_only_plain_loopback_addresses_are_loopback(endpoint: str, expected: bool) -> None:
     """Only what is plainly so: a wildcard, a name and an interface are not."""
     assert is_loopback(endpoint) is expected
 
 
 @pytest.mark.parametrize("listen", ["tcp://*:*", "tcp://10.0.0.5:9501", "ipc:///tmp/x", "tcp://eth0:1"])
-def test_listening_to_others_without_keys(listen: str) -> None:
+def test_listening_to_other_hosts_without_keys_is_refused(listen: str) -> None:
     """It is refused when the transport is made, and the text says what to do."""
     with pytest.raises(ConfigurationError, match="msgbus zmq-keys DIR and set key_file and keys_dir"):
         get_rpc_transport(new_conf(), f"zmq:///run/x?listen={listen}")
@@ -93,7 +93,7 @@ def test_listening_to_others_without_keys(listen: str) -> None:
         ("key_file=/a&keys_dir=/b&insecure_let_anybody_send_and_read=true", "makes no sense with key_file"),
     ],
 )
-def test_options_that_do_not_fit_together(query: str, text: str) -> None:
+def test_options_that_do_not_fit_together_are_refused(query: str, text: str) -> None:
     """Half of them, or keys that would not be used."""
     with pytest.raises(ConfigurationError, match=text):
         get_rpc_transport(new_conf(), f"zmq:///run/x?{query}")
@@ -102,21 +102,21 @@ def test_options_that_do_not_fit_together(query: str, text: str) -> None:
 # Key files
 
 
-def test_a_key_file(keys: pathlib.Path) -> None:
+def test_key_file_is_read_and_its_secret_is_not_shown(keys: pathlib.Path) -> None:
     """Its keys are read, and the secret one is in no text."""
     pair = read_key_file(str(keys / "one.key_secret"))
     assert pair.public.decode() == public(keys, "one")
     assert pair.secret.decode() not in f"{pair!r} {pair}"
 
 
-def test_a_key_file_may_be_a_link(keys: pathlib.Path) -> None:
+def test_key_file_may_be_a_link(keys: pathlib.Path) -> None:
     """As the secrets of containers are; what counts are the rights of the file itself."""
     (keys / "link").symlink_to(keys / "one.key_secret")
     assert read_key_file(str(keys / "link")).public.decode() == public(keys, "one")
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o644, 0o601])
-def test_a_key_file_of_which_others_have_rights(keys: pathlib.Path, mode: int) -> None:
+def test_key_file_that_others_can_access_is_refused(keys: pathlib.Path, mode: int) -> None:
     """Whatever right it is."""
     (keys / "one.key_secret").chmod(mode)
     with pytest.raises(ConfigurationError, match=f"mode {mode:o}.*chmod 600"):
@@ -124,21 +124,21 @@ def test_a_key_file_of_which_others_have_rights(keys: pathlib.Path, mode: int) -
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_a_key_file_of_somebody_else(keys: pathlib.Path) -> None:
+def test_key_file_of_another_user_is_refused(keys: pathlib.Path) -> None:
     """Its owner knows the secret."""
     os.chown(keys / "one.key_secret", 12345, 0)
     with pytest.raises(ConfigurationError, match="belongs to the user 12345"):
         read_key_file(str(keys / "one.key_secret"))
 
 
-def test_what_is_no_key_file(keys: pathlib.Path) -> None:
+def test_invalid_key_file_is_refused_with_the_reason(keys: pathlib.Path) -> None:
     """Missing, a directory, something else, the public half, halves of two: each has words of its own."""
     secret = (keys / "one.key_secret").read_text()
     texts = {
         "missing": "cannot be read: No such file",
         "folder": "cannot be read: Is a directory",
-        "empty": "is no key file",
-        "broken": "is no key file",
+        "empty": "is not a key file",
+        "broken": "is not a key file",
         "public": "has no secret key",
         "mixed": "do not belong together",
         "cut": "do not belong together",
@@ -164,7 +164,7 @@ def test_what_is_no_key_file(keys: pathlib.Path) -> None:
 # The directory of those that are trusted
 
 
-def test_keys_come_and_go(keys: pathlib.Path) -> None:
+def test_key_is_trusted_as_long_as_its_file_is_there(keys: pathlib.Path) -> None:
     """The directory is looked at each time: a key is trusted as long as its file is there, with what it has then."""
     ring = KeyRing(str(keys))
     key = public(keys, "two")
@@ -178,7 +178,7 @@ def test_keys_come_and_go(keys: pathlib.Path) -> None:
     assert ring.names()[public(keys, "two")] == "two"
 
 
-def test_files_that_are_left_out(keys: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_invalid_public_keys_are_ignored_and_logged_once(keys: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
     """What is no key, or what others can change, is named in the log once, and the rest counts."""
     (keys / "empty.key").write_text("")
     (keys / "short.key").write_text('public-key = "abc"')
@@ -195,8 +195,10 @@ def test_files_that_are_left_out(keys: pathlib.Path, caplog: pytest.LogCaptureFi
     ]
 
 
-def test_a_directory_that_cannot_be_used(keys: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
-    """At the start that is an error; later nobody is let in, not even who was, and the log says so once."""
+def test_nobody_is_accepted_while_the_keys_directory_cannot_be_used(
+    keys: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the start that is an error; later all keys are rejected, also known ones, and the log says so once."""
     ring = KeyRing(str(keys))
     assert len(ring.names()) == 2
     keys.chmod(0o777)
@@ -214,7 +216,7 @@ def test_a_directory_that_cannot_be_used(keys: pathlib.Path, caplog: pytest.LogC
 # Sockets
 
 
-def test_the_socket_in_the_run_directory_needs_no_curve(keys: pathlib.Path) -> None:
+def test_curve_is_off_only_for_sockets_in_the_run_directory(keys: pathlib.Path) -> None:
     """By whichever path it is named; other Unix sockets and TCP do."""
     security = opened(keys)
     for endpoint in ("ipc:///run/x/node.sock", "ipc:///run/../run/x/a.sock"):
@@ -225,7 +227,7 @@ def test_the_socket_in_the_run_directory_needs_no_curve(keys: pathlib.Path) -> N
         assert "that node has no key" in security.dial(Options(), endpoint, "")
 
 
-def test_who_is_dialled(keys: pathlib.Path) -> None:
+def test_only_trusted_nodes_are_dialled(keys: pathlib.Path) -> None:
     """With keys, only whom this node trusts, itself among them; without, only on the loopback."""
     security, socket = opened(keys), Options()
     assert security.dial(socket, "tcp://10.0.0.5:1", public(keys, "two")) == ""
@@ -242,8 +244,8 @@ def test_who_is_dialled(keys: pathlib.Path) -> None:
     assert not without.trusts("")
 
 
-def test_a_listening_socket_lets_nobody_in_by_default(keys: pathlib.Path) -> None:
-    """Should the gate be missing, libzmq would otherwise let in whoever has a key of any kind."""
+def test_listening_socket_accepts_nobody_by_default(keys: pathlib.Path) -> None:
+    """Without a gate libzmq would otherwise accept every peer that has some key."""
     socket = Options()
     opened(keys).listen(socket, "tcp://127.0.0.1:*")
     assert socket.set[zmq.CURVE_SERVER] == 1

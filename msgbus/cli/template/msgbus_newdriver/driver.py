@@ -1,397 +1,292 @@
 """The driver newdriver. It works as it is: messages move within one process, in memory.
 
-Make it yours in steps, with the checks passing after each:
+What every driver of a broker needs comes from `BrokerDriver`: what is sent waits for a connection, deadlines are kept,
+connections come back and with them inboxes and subscriptions, closing, forking. Here is the rest, in three classes,
+over `_System`, which stands for the broker. Make it yours in steps, with the checks passing after each:
 
-1. `options`, `__init__`, `state`: where your message system is, and what can be set.
-2. `_System`: this stands for the message system. Put a connection to yours in its place, verb by verb: first `send`,
-   then `attach` and `detach`.
-3. `capabilities`: declare what it keeps, one by one; each brings its own checks.
-4. Reconnecting, and what waits meanwhile: see `Driver.send` in the contract, `msgbus.drivers.base`.
+1. `NewdriverDriver`: where your broker is and how to connect. `dial` returns a connection of yours.
+2. `_Session`, verb by verb: `start`, `publish`, then `consume`, with `_Feed`. Then `_System` goes.
+3. `capabilities`: declare what your broker keeps, one by one; each brings its own checks.
 
-What is public for drivers: `msgbus.drivers.base`, `msgbus.exceptions`, `msgbus.options` and `msgbus.url`.
+"Write a driver" in the documentation goes through it, with a driver that talks to a broker over a socket. What is
+public for drivers is what `msgbus.drivers.base.PUBLIC` names.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
-import queue
 import threading
-import time
-import uuid
-import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from urllib.parse import quote
 
 from oslo_config import cfg
 
-from msgbus.drivers.base import (
-    Address,
-    Capability,
-    Delivery,
-    Driver,
-    Inbox,
-    Message,
-    OnDelivery,
-    Sent,
-    Subscription,
-    raise_missing,
-)
-from msgbus.drivers.toolkit.loop import Loop
-from msgbus.exceptions import CallCancelled, MessageTooLarge, MessageUndeliverable
-from msgbus.forking import call_in_child
-from msgbus.options import read_driver_options
-from msgbus.url import TransportURL
+from msgbus.drivers.base import Address, Capability, Message, Sent
+from msgbus.drivers.toolkit.broker import BrokerDriver, Line, Session
+from msgbus.drivers.toolkit.consuming import Feed, Outcome, Source
+from msgbus.drivers.toolkit.loop import FOREVER, Loop
+from msgbus.drivers.toolkit.sending import Offer, OnDeclared, Outgoing
+from msgbus.options import connection_opts, hosts_of, read_driver_options
+from msgbus.url import TransportHost, TransportURL
 
 
-class NewdriverDriver(Driver):
-    """Every method returns at once: the work is done on the one thread of `_System`."""
+class NewdriverDriver(BrokerDriver):
+    """Where the broker is, and how to connect to it."""
 
     contract = (2, 0)  # The version of the contract that this was written for.
-    capabilities = frozenset({Capability.ORDERED, Capability.REQUEUE})
+    capabilities = frozenset({Capability.ORDERED, Capability.REQUEUE, Capability.STORE})
 
     @classmethod
     def options(cls) -> tuple[str, Sequence[cfg.Opt]]:
         return "msgbus_newdriver", [
+            *connection_opts({}, {"port": 7070}),
             cfg.IntOpt("max_message_size", default=16 * 1024 * 1024, min=1, help="The largest message, in bytes."),
         ]
 
-    def __init__(self, conf: cfg.ConfigOpts, url: TransportURL, _loop: Loop) -> None:
+    def __init__(self, conf: cfg.ConfigOpts, url: TransportURL, loop: Loop) -> None:
         # No I/O and no thread here: the connection is opened when something first needs it.
-        self._options = read_driver_options(conf, *self.options(), url)
-        self._url = url
-        self._start_clean()
-        call_in_child(self.forked)
+        self._options = options = read_driver_options(conf, *self.options(), url)
+        self._virtual_host: str = url.virtual_host or options.virtual_host or ""
+        self.max_message_size = options.max_message_size
+        super().__init__(loop, hosts_of(options, url))
 
-    # Connect your library in `_System`, on its thread, and with its own help switched off: no retries, no reconnect, no
-    # buffer for what is sent without a connection. A library that repeats what had no answer delivers it twice, and
-    # nobody can tell. When the connection breaks, fail what was given to the library (maybe_delivered=True), keep what
-    # was not, set `up_since` to None, and connect anew yourself. "Write a driver" in the documentation says more.
+    def describe(self, host: TransportHost) -> str:
+        return f"newdriver at {host.hostname or 'localhost'}:{host.port}/{self._virtual_host}"
 
-    def _start_clean(self) -> None:
-        self._lock = threading.Lock()
-        self._closed = False
-        self._system: _System | None = None
-        self._opened: list[_Subscription | _Inbox] = []
-        self._futures: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
+    def dial(self, host: TransportHost, purpose: str) -> _System:
+        # Here a library would connect: with no retries, no reconnect and no offline buffer of its own.
+        system = system_at(self.describe(host))
+        if not system.up:
+            raise ConnectionRefusedError("nobody listens there")
+        return system
 
-    @property
-    def state(self) -> str:
-        return f"newdriver at {self._url}"  # The str of a URL shows no password.
+    def discard(self, connection: _System) -> None:
+        pass  # Close it.
 
-    def send(self, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
-        sent: Future[Sent] = self.new_future()
-        size, limit = len(message.body), self._options.max_message_size
-        if address.kind in ("stored", "dead") and Capability.STORE not in self.capabilities:
-            raise_missing(self, Capability.STORE)
-        if size > limit:
-            text = f"a message of {size} bytes to {address}; {self.state} takes at most {limit} bytes"
-            sent.set_exception(MessageTooLarge(text))
-        elif not self.on_thread(lambda system: system.send(address, message, mandatory, sent)):
-            sent.set_exception(CallCancelled(f"{self.state} was closed"))
-        return sent
+    def open_session(self, line: Line, connection: _System) -> Session:
+        return _Session(self.loop, line, connection)
 
-    def subscribe(self, addresses: Sequence[Address], on_delivery: OnDelivery, *, prefetch: int) -> Subscription:
-        # A fanout queue belongs to its subscriber alone, even where two use the same server's name.
-        consumers = [
-            _Consumer(at, at._replace(name=uuid.uuid4().hex) if at.kind == "fanout" else at, on_delivery, prefetch)
-            for at in addresses
-        ]
-        return _Subscription(self, consumers)
+    def explain(self, error: BaseException, host: TransportHost) -> tuple[str, bool]:
+        return f"{str(error) or type(error).__name__}; check that it runs and that host and port are right", False
 
-    def open_inbox(self, on_delivery: OnDelivery) -> Inbox:
-        return _Inbox(self, on_delivery)
+
+def key_of(address: Address) -> str:
+    """What a message to an address is sent to: all queues of that key get a copy. A pool gets what is for its topic."""
+    kind, exchange, topic, server, name = address
+    own = {"server": server, "inbox": name}.get(kind, "")
+    parts = ("topic" if kind in ("pool", "stored") else kind, exchange, topic, own)
+    return "/".join(quote(part, safe="") for part in parts)  # Different addresses have different keys.
+
+
+def queue_of(address: Address, unique: str = "") -> str:
+    """Where the messages to an address wait. A fanout's queue is its subscriber's alone."""
+    pool = f"/pool/{quote(address.name, safe='')}"
+    return key_of(address) + {"pool": pool, "fanout": f"/{unique}"}.get(address.kind, "")
+
+
+class _Session(Session):
+    """One connection."""
+
+    def __init__(self, loop: Loop, line: Line, system: _System) -> None:
+        self.loop = loop
+        self.system = system
+        self._line = line
+        self._declared: set[Address] = set()
+
+    def start(self) -> None:
+        self.system.sessions.add(self)
+        self._line.serve("a broker in memory")
+        self._line.sendable()
+
+    def publish(self, outgoing: Outgoing) -> Offer:
+        if outgoing.address.kind in ("stored", "dead") and outgoing.address not in self._declared:
+            return Offer.UNDECLARED  # The queue may not be there, as nobody may ever have subscribed.
+        reached = self.system.put(key_of(outgoing.address), outgoing.message, outgoing.expires)
+        self.loop.call(self._answered, outgoing, reached)  # Later: here a lock is held.
+        return Offer.SENT
+
+    def _answered(self, outgoing: Outgoing, reached: int) -> None:
+        """The broker says into how many queues a message went."""
+        if outgoing.mandatory and not reached:
+            outgoing.undeliverable(f"nobody listens at {outgoing.address}")
+        else:
+            outgoing.confirmed(Sent(reached))
+
+    def declare(self, address: Address, declared: OnDeclared) -> None:
+        self.system.declare(queue_of(address), key_of(address))
+        self._declared.add(address)
+        declared()
+
+    def consume(self, source: Source) -> Feed:
+        return _Feed(self, source)
+
+    def lose(self) -> None:
+        """The connection is broken, unless there is another by now."""
+        if self in self.system.sessions:
+            self._line.lose(ConnectionResetError("the connection was cut"))
+
+    def let_go(self) -> None:
+        self.system.sessions.discard(self)
+        self.system.end_all(self)
+
+    def abandon(self) -> None:
+        pass  # In a forked child: drop the parent's socket, without a word on it.
+
+
+class _Feed(Feed):
+    """One address over one connection."""
+
+    def __init__(self, session: _Session, source: Source) -> None:
+        self.session = session
+        self.queue = queue_of(source.address, source.unique)
+        self.is_own = source.address.kind in ("fanout", "inbox")
+        self.prefetch = source.prefetch
+        self.open: dict[int, _Item] = {}
+        self.alive = True
+        self._source = source
+
+    def start(self) -> None:
+        self.session.system.consume(self, key_of(self._source.address))
+        self._source.active(self)
+
+    def on_message(self, tag: int, item: _Item) -> None:
+        """The broker delivers a message."""
+        if not self.alive:
+            return  # It has been given back meanwhile.
+        sent, ttl = item.message, None if item.expires == FOREVER else item.expires - Loop.now()
+        message = Message(sent.body, sent.content_type, sent.id, ttl, sent.durable)
+        self._source.deliver(self, tag, message, item.redelivered)
+
+    def settle(self, tag: int, outcome: Outcome) -> bool:
+        return self.session.system.settle(self, tag, outcome)
+
+    def cancel(self) -> None:
+        self.session.system.cancel(self)
+        self.session.loop.call(self._source.cancelled, self)  # After what is on its way.
 
     def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            system, self._system = self._system, None
-        if system is not None:
-            opened, done = list(self._opened), threading.Event()
-            system.call(lambda: [each.detach(system) for each in opened])
-            system.call(done.set)
-            done.wait(5)
-            _leave(system)
+        self.session.system.end(self)
+        self.session.loop.call(self._source.closed, self)
 
-    # For the rest of this file
-
-    def new_future(self) -> Future[Any]:
-        """A future that is failed in a forked child."""
-        future: Future[Any] = Future()
-        self._futures.add(future)
-        return future
-
-    def add(self, opened: _Subscription | _Inbox) -> None:
-        """Have it looked after: closed with the driver, and, once there are connections, restored on each."""
-        self._opened.append(opened)
-        if not self.on_thread(opened.attach):
-            opened.ready.set_exception(CallCancelled(f"{self.state} was closed"))
-
-    def remove(self, opened: _Subscription | _Inbox) -> None:
-        """It was closed."""
-        if opened in self._opened:
-            self._opened.remove(opened)
-
-    def on_thread(self, func: Callable[[_System], object]) -> bool:
-        """Call a function on the I/O thread, which is started by the first that needs it. False: it was closed."""
-        with self._lock:
-            if self._closed:
-                return False
-            if self._system is None:
-                self._system = _join(self._url)
-            system = self._system
-        system.call(lambda: func(system))
-        return True
-
-    def forked(self) -> None:
-        """In a child process: everything is the parent's."""
-        inherited = list(self._futures)
-        self._start_clean()
-        for future in inherited:
-            if not future.done():
-                future.set_exception(CallCancelled("the process forked: this was left to the parent"))
+    def end(self) -> None:
+        self.alive = False
 
 
-class _Subscription(Subscription):
-    def __init__(self, driver: NewdriverDriver, consumers: list[_Consumer]) -> None:
-        self.ready = driver.new_future()
-        self._driver = driver
-        self._consumers = consumers
-        driver.add(self)
-
-    def attach(self, system: _System) -> None:
-        """On the I/O thread: consume."""
-        for consumer in self._consumers:
-            system.attach(consumer)
-        _finish(self.ready)
-
-    def detach(self, system: _System) -> None:
-        """On the I/O thread: consume no more, and give back what is open."""
-        for consumer in self._consumers:
-            system.detach(consumer, give_back=True)
-
-    def stop(self) -> Future[None]:
-        def stop(system: _System) -> None:
-            for consumer in self._consumers:
-                system.detach(consumer, give_back=False)
-
-        return _done_by(self._driver, stop)
-
-    def close(self) -> Future[None]:
-        self._driver.remove(self)
-        return _done_by(self._driver, self.detach)
-
-
-class _Inbox(Inbox):
-    def __init__(self, driver: NewdriverDriver, on_delivery: OnDelivery) -> None:
-        self.address = Address("inbox", name=uuid.uuid4().hex)
-        self.ready = driver.new_future()
-        self._driver = driver
-        self._consumer = _Consumer(self.address, self.address, on_delivery, prefetch=None)
-        driver.add(self)
-
-    def attach(self, system: _System) -> None:
-        """On the I/O thread: listen."""
-        system.attach(self._consumer)
-        _finish(self.ready)
-
-    def detach(self, system: _System) -> None:
-        """On the I/O thread: listen no more."""
-        system.detach(self._consumer, give_back=False)
-
-    def close(self) -> Future[None]:
-        self._driver.remove(self)
-        return _done_by(self._driver, self.detach)
-
-
-def _done_by(driver: NewdriverDriver, func: Callable[[_System], object]) -> Future[None]:
-    """A future for what the I/O thread does; done where the driver is closed, which has done it already."""
-    done: Future[None] = driver.new_future()
-
-    def run(system: _System) -> None:
-        func(system)
-        _finish(done)
-
-    if not driver.on_thread(run):
-        _finish(done)
-    return done
-
-
-def _finish(future: Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-class _Taken(Delivery):
-    """What was handed over. `accept` and `reject` come from any thread, and only the first of them counts."""
-
-    __slots__ = ("_consumer", "_system")
-
-    def __init__(self, system: _System, consumer: _Consumer, item: _Item) -> None:
-        super().__init__(consumer.address, item.as_it_is_now(), item.redelivered, None)
-        self._system = system
-        self._consumer = consumer
-
-    def accept(self) -> bool:
-        if self._consumer.open.pop(self, None) is None:  # One step, so that threads do not come between.
-            return False
-        self._system.call(lambda: self._system.hand_over(self._consumer.queue))
-        return True
-
-    def reject(self, requeue: bool) -> None:
-        item = self._consumer.open.pop(self, None)
-        if item is not None:
-            self._system.call(lambda: self._system.settle(self._consumer, item if requeue else None))
-
-
-# STEP 2: from here on it stands for the message system.
+# STEP 2: from here on it stands for the broker. The threads of many drivers call it, and it answers on theirs.
 
 
 @dataclass(slots=True)
 class _Item:
-    """A message that waits, or was handed over."""
+    """A message that waits, or was delivered and is not settled."""
 
     message: Message
+    expires: float
     redelivered: bool = False
-    came: float = field(default_factory=time.monotonic)
-
-    def as_it_is_now(self) -> Message:
-        """With the ttl that is left."""
-        sent = self.message
-        ttl = None if sent.ttl is None else sent.ttl - (time.monotonic() - self.came)
-        return Message(sent.body, sent.content_type, sent.id, ttl, sent.durable)
-
-
-@dataclass(slots=True, eq=False)
-class _Consumer:
-    """One subscribed address. `prefetch` is None for an inbox, whose messages count as accepted."""
-
-    address: Address
-    queue: Address
-    on_delivery: OnDelivery
-    prefetch: int | None
-    open: dict[_Taken, _Item] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class _Queue:
-    consumers: deque[_Consumer] = field(default_factory=deque)
+    key: str
+    feeds: deque[_Feed] = field(default_factory=deque)
     waiting: deque[_Item] = field(default_factory=deque)
 
 
 class _System:
-    """A message system in memory. What it does it does on its thread, so that nothing needs a lock."""
+    """A broker in memory. Queues stay, but for those of fanouts and inboxes."""
 
     def __init__(self) -> None:
-        # Here a library would be connected: with no retries, no reconnect and no offline buffer of its own.
-        self.users = 0  # drivers
-        self._queues: dict[Address, _Queue] = {}
-        self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
-        self.thread = threading.Thread(target=self._run, name="msgbus-newdriver", daemon=True)
-        self.thread.start()
+        self.up = True
+        self.sessions: set[_Session] = set()
+        self._lock = threading.RLock()
+        self._queues: dict[str, _Queue] = {}
+        self._tags = itertools.count(1)
 
-    def call(self, func: Callable[[], object] | None) -> None:
-        """Run a function on the thread; None ends it. From any thread."""
-        self._calls.put(func)
+    def cut(self) -> None:
+        """Break all connections."""
+        for session in list(self.sessions):
+            session.loop.call(session.lose)
 
-    def _run(self) -> None:
-        while (func := self._calls.get()) is not None:
-            func()
+    def declare(self, name: str, key: str) -> _Queue:
+        """Make a queue, unless it is there."""
+        with self._lock:
+            return self._queues.setdefault(name, _Queue(key))
 
-    def send(self, address: Address, message: Message, mandatory: bool, sent: Future[Sent]) -> None:
-        """Put a message into the queues that an address stands for."""
-        if address.kind == "fanout":
-            found = [at for at in self._queues if at.kind == "fanout" and at[1:3] == address[1:3]]
-        else:
-            found = [address] if address in self._queues else []
-            if address.kind == "topic":
-                found += [at for at in self._queues if at.kind == "pool" and at[1:3] == address[1:3]]
-        if mandatory and not found:
-            sent.set_exception(MessageUndeliverable(f"nobody listens at {address}"))
-            return
-        for at in found:
-            self._queues[at].waiting.append(_Item(message))
-        sent.set_result(Sent(len(found)))
-        for at in found:
-            self.hand_over(at)
+    def put(self, key: str, message: Message, expires: float) -> int:
+        """Put a message into all queues of a key; return how many these are."""
+        with self._lock:
+            found = [queue for queue in self._queues.values() if queue.key == key]
+            for queue in found:
+                queue.waiting.append(_Item(message, expires))
+                self._deliver(queue)
+            return len(found)
 
-    def attach(self, consumer: _Consumer) -> None:
-        """Have a consumer get messages."""
-        self._queues.setdefault(consumer.queue, _Queue()).consumers.append(consumer)
-        self.hand_over(consumer.queue)
+    def consume(self, feed: _Feed, key: str) -> None:
+        """Have a feed get messages."""
+        with self._lock:
+            queue = self.declare(feed.queue, key)
+            queue.feeds.append(feed)
+            self._deliver(queue)
 
-    def detach(self, consumer: _Consumer, *, give_back: bool) -> None:
-        """End it. Without the capability `store`, a queue goes with its last consumer."""
-        found = self._queues.get(consumer.queue)
-        if found is not None and consumer in found.consumers:
-            found.consumers.remove(consumer)
-        if give_back:
-            for delivery in reversed(list(consumer.open)):
-                if (item := consumer.open.pop(delivery, None)) is not None:
-                    self.settle(consumer, item)
-        if found is not None and not found.consumers:
-            self._queues.pop(consumer.queue, None)
+    def settle(self, feed: _Feed, tag: int, outcome: Outcome) -> bool:
+        """Take it that a message is done with, or is for another. False: the feed has ended."""
+        with self._lock:
+            if feed.alive and (item := feed.open.pop(tag, None)) is not None:
+                self._give_back(feed, [item] if outcome is Outcome.REQUEUE else [])
+            return feed.alive
 
-    def settle(self, consumer: _Consumer, item: _Item | None) -> None:
-        """There is room for another, and perhaps a message that was given back."""
-        found = self._queues.get(consumer.queue)
-        if found is not None and item is not None:
-            item.redelivered = True
-            found.waiting.appendleft(item)
-        self.hand_over(consumer.queue)
+    def cancel(self, feed: _Feed) -> None:
+        """Give a feed nothing more."""
+        with self._lock:
+            queue = self._queues.get(feed.queue)
+            if queue is not None and feed in queue.feeds:
+                queue.feeds.remove(feed)
 
-    def hand_over(self, at: Address) -> None:
+    def end(self, feed: _Feed) -> None:
+        """Give a feed nothing more, and what is open to others."""
+        with self._lock:
+            self.cancel(feed)
+            feed.alive = False
+            self._give_back(feed, list(feed.open.values()))
+            feed.open.clear()
+            if feed.is_own:
+                self._queues.pop(feed.queue, None)
+
+    def end_all(self, session: _Session) -> None:
+        """A connection is gone."""
+        with self._lock:
+            for feed in [feed for queue in self._queues.values() for feed in queue.feeds if feed.session is session]:
+                self.end(feed)
+
+    def _give_back(self, feed: _Feed, items: list[_Item]) -> None:
+        queue = self._queues.get(feed.queue)
+        if queue is not None:
+            for item in reversed(items):
+                item.redelivered = True
+                queue.waiting.appendleft(item)
+            self._deliver(queue)
+
+    def _deliver(self, queue: _Queue) -> None:
         """Give what waits to those who have room, in turn."""
-        found = self._queues.get(at)
-        while found is not None and found.waiting:
-            for _ in range(len(found.consumers)):
-                consumer = found.consumers[0]
-                found.consumers.rotate(-1)
-                if consumer.prefetch is None or len(consumer.open) < consumer.prefetch:
-                    break
-            else:
+        while queue.waiting:
+            roomy = [feed for feed in queue.feeds if not feed.prefetch or len(feed.open) < feed.prefetch]
+            if not roomy:
                 return
-            item = found.waiting.popleft()
-            delivery = _Taken(self, consumer, item)
-            if consumer.prefetch is not None:
-                consumer.open[delivery] = item
-            consumer.on_delivery(delivery)
+            feed = roomy[0]
+            queue.feeds.remove(feed)
+            queue.feeds.append(feed)
+            tag, item = next(self._tags), queue.waiting.popleft()
+            if feed.prefetch:
+                feed.open[tag] = item
+            feed.session.loop.call(feed.on_message, tag, item)
 
 
 _systems: dict[str, _System] = {}
-_joining = threading.Lock()
+os.register_at_fork(after_in_child=_systems.clear)
 
 
-def _forget_systems() -> None:
-    """In a child process: their threads are the parent's."""
-    global _joining
-    _joining = threading.Lock()
-    _systems.clear()
-
-
-os.register_at_fork(after_in_child=_forget_systems)
-
-
-def _join(url: TransportURL) -> _System:
-    """The message system of a URL, which all drivers of this process share."""
-    name = str(url.hosts)
-    with _joining:
-        if name not in _systems:
-            _systems[name] = _System()
-        _systems[name].users += 1
-        return _systems[name]
-
-
-def _leave(system: _System) -> None:
-    """End it with its last user."""
-    with _joining:
-        system.users -= 1
-        if system.users:
-            return
-        for name in [name for name, each in _systems.items() if each is system]:
-            del _systems[name]
-    system.call(None)
-    if system.thread is not threading.current_thread():
-        system.thread.join(5)
+def system_at(name: str) -> _System:
+    """The broker of that name. All drivers of a process share it."""
+    return _systems.setdefault(name, _System())

@@ -1,1 +1,1 @@
-"""How ZeroMQ nodes find each other: by files of this host, by a file that somebody wrote, or by Redis."""
+"""How ZeroMQ nodes find each other: by a directory on one host, by a file that an operator writes, or by Redis."""

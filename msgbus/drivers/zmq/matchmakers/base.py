@@ -1,7 +1,8 @@
-"""Who is there: what a matchmaker of the zmq driver has to do, and the directory that a node makes of what it says."""
+"""What a matchmaker of the zmq driver has to do, and the directory of nodes that is made of its entries."""
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 
@@ -16,7 +17,7 @@ class Service(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         address: kind, exchange, topic, server, name, as in `Address`.
         consumers: how many subscribe.
-        prefetch: how many messages they hold at most, all together.
+        prefetch: how many messages they hold at most, all of them together.
     """
 
     address: tuple[str, str, str, str, str]
@@ -25,13 +26,13 @@ class Service(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """What a node tells of itself.
+    """What other nodes know of a node.
 
     Attributes:
         node: its id.
         pid, host: its process, for log lines.
-        endpoints: where it listens, the one to be tried first in front.
-        services: what it serves.
+        endpoints: where it listens, in the order in which they are to be tried.
+        services: the addresses that it serves.
         key: its public key, empty where it has none.
     """
 
@@ -46,19 +47,20 @@ class Entry(msgspec.Struct, frozen=True):
 class Matchmaker(ABC):
     """Where nodes find each other.
 
-    All methods but `is_alive` are called on the driver's I/O thread, and must return soon: what takes longer has a
-    thread of its own.
+    All methods but `is_alive` are called on the loop's thread, and must return soon: what takes longer needs a thread
+    of its own.
     """
 
     @abstractmethod
     def open(self) -> str:
-        """Begin, and return the directory in which the node makes its own ipc socket, named after its id.
+        """Begin.
 
-        Empty means that it makes none.
+        Returns:
+            the directory in which the node creates its Unix socket, named after its id. Empty: it has none.
 
         Raises:
             TransportUnavailable: nodes cannot meet here; the text says what to check.
-            ConfigurationError: its options do not let them.
+            ConfigurationError: an option is wrong.
         """
 
     @property
@@ -67,23 +69,23 @@ class Matchmaker(ABC):
         """The id of this node, once `open` has returned: 1 to 64 letters and digits, of no other node."""
 
     @abstractmethod
-    def register(self, entry: Entry, told: Callable[[], None] | None = None) -> None:
-        """Tell all others of this node, in place of what they were told before.
+    def register(self, entry: Entry, published: Callable[[], None] | None = None) -> None:
+        """Publish this node's entry, in place of its former one.
 
         Args:
-            entry: what they are told.
-            told: called on the I/O thread, perhaps before this returns, when all others can know.
+            entry: the entry.
+            published: called on the loop's thread, perhaps before this returns, when all others can know the entry.
 
         Raises:
-            TransportUnavailable: they cannot be told.
-            ConfigurationError: they cannot be told of such a thing here.
+            TransportUnavailable: it cannot be published.
+            ConfigurationError: such an entry cannot be published here.
         """
 
     @abstractmethod
     def changed(self) -> bool:
-        """Whether `entries` may say something else by now. Called before every batch of messages: it has to be cheap.
+        """Whether `entries` may have changed. Called before every batch of messages: it has to be cheap.
 
-        Raises nothing: while nothing can be learnt, what was known holds.
+        Raises nothing: while nothing can be learnt, what was known stays in use.
         """
 
     @abstractmethod
@@ -92,56 +94,57 @@ class Matchmaker(ABC):
 
     @abstractmethod
     def is_alive(self, node: str) -> bool | None:
-        """Whether the node's process lives; None where that cannot be known. Any thread."""
+        """Whether the node's process lives; None if that cannot be known. Any thread."""
 
     @abstractmethod
     def forget(self, node: str) -> None:
-        """The node's process is gone by `is_alive`: take it out for everybody.
+        """Remove a node for everybody, if `is_alive` says that its process has ended.
 
-        Or that does not know, and nobody listens at the node's endpoints: leave it out here, for a moment.
+        If that is unknown, nobody listens at the node's endpoints: leave it out of `entries` here, for a moment.
         """
 
     @property
     def is_reachable(self) -> bool:
-        """Whether nodes that this one is not connected with can connect with it, to answer what others handed on."""
+        """Whether nodes without a connection to this one can connect with it, to answer a rerouted request."""
         return True
 
-    def doubt(self) -> str:
-        """Why nodes may be missing among `entries` that are there; empty where there is no reason to think so."""
+    def why_incomplete(self) -> str:
+        """Why nodes that exist may be missing in `entries`; empty if there is no reason to think so."""
         return ""
 
-    def ask(self) -> int:
-        """Nobody is known for something: look again, if there is somebody to be asked. Returns the question's number.
+    def recheck(self) -> int:
+        """No node is known for a message: look again, if that makes a difference.
 
-        When it is `answered`, what was given at the beginning is called.
+        Returns:
+            the number of the check. Once `rechecked` has reached it the node's `on_change` is called.
         """
         return 0
 
     @property
-    def answered(self) -> int:
-        """The number of the last question that `entries` takes account of."""
+    def rechecked(self) -> int:
+        """The number of the last check whose result is in `entries`."""
         return 0
 
     @property
     def is_opening(self) -> bool:
-        """Whether `entries` says nothing yet, and soon will. It has called what it was given when that ends."""
+        """Whether `entries` is still empty, and soon will not be. When that ends the node's `on_change` is called."""
         return False
 
     @abstractmethod
-    def keep(self) -> None:
-        """Called every few seconds: put right what others have tampered with."""
+    def maintain(self) -> None:
+        """Called every few seconds: restore files that others have removed."""
 
     @abstractmethod
     def close(self) -> None:
-        """Take this node out. Idempotent."""
+        """Remove this node. Idempotent."""
 
     @abstractmethod
     def abandon(self) -> None:
-        """In a forked child: let go of what is the parent's."""
+        """In a forked child: close the parent's files, without removing its node."""
 
 
 class Directory:
-    """What is known of other nodes, by address.
+    """The nodes that are known, by address.
 
     Attributes:
         version: grows with each change.
@@ -155,18 +158,18 @@ class Directory:
         self._pools: dict[tuple[str, str], dict[Address, int]] = {}
 
     def update(self, entries: Mapping[str, Entry]) -> None:
-        """Take in what a matchmaker says now."""
-        gone = [node for node, entry in self.entries.items() if entries.get(node) is not entry]
+        """Replace what is known by these entries."""
+        old = [node for node, entry in self.entries.items() if entries.get(node) is not entry]
         new = [entry for node, entry in entries.items() if self.entries.get(node) is not entry]
-        for node in gone:
+        for node in old:
             self._remove(self.entries.pop(node))
         for entry in new:
             self._add(entry)
-        if gone or new:
+        if old or new:
             self.version += 1
 
     def nodes(self, address: Address) -> dict[str, Service]:
-        """The nodes that serve an address. A fanout's is without server."""
+        """The nodes that serve an address. That of a fanout is without server."""
         return self._nodes.get(address, {})
 
     def pools(self, exchange: str, topic: str) -> list[Address]:
@@ -176,7 +179,7 @@ class Directory:
     def _add(self, entry: Entry) -> None:
         self.entries[entry.node] = entry
         for service in entry.services:
-            address = Address(*service.address)  # type: ignore[arg-type]  # an unknown kind is never asked for
+            address = Address(*service.address)  # type: ignore[arg-type]  # nobody looks for an unknown kind
             self._nodes.setdefault(address, {})[entry.node] = service
             if address.kind == "pool":
                 pools = self._pools.setdefault(address[1:3], {})
@@ -197,3 +200,11 @@ class Directory:
                     del pools[address]
                 if not pools:
                     del self._pools[address[1:3]]
+
+
+def advertised(endpoint: str, advertise: str) -> str:
+    """An endpoint as others are to use it: with the host of `advertise`, and its port if it has one."""
+    if not advertise or not endpoint.startswith("tcp://"):
+        return endpoint
+    has_port = re.fullmatch(r"(\[.*\]|[^:]*):[0-9]+", advertise)
+    return f"tcp://{advertise}" if has_port else f"tcp://{advertise}:{endpoint.rpartition(':')[2]}"

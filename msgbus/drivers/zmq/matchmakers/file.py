@@ -7,12 +7,12 @@
       "billing": {"one": {"address": "10.0.0.7:9501", "key": "host-c"}}
     }
 
-The topics are those of `control_exchange`. A server's process is known by its address: its node's id is made of that,
-so that all who read the file know it. Who listens nowhere (a client) needs no place in the file, and has an id that
-nobody else can know.
+The topics are those of `control_exchange`. A server's process is identified by its address: its node's id is made from
+that, so every process that reads the file knows it. A process that does not listen (a client) is not in the file, and
+has a random id.
 
-Nothing says whether a process lives. So a node at whose address nobody listens is left out for `AGAIN` seconds, and
-then tried anew by whoever has something to send; and a server is ready only so long after it has begun to listen.
+Nothing says whether a process lives. So a node at whose address nobody listens is left out for `RETRY_AFTER` seconds,
+and then tried again for the next message. Therefore a server is ready only that long after it has begun to listen.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import json
 import os
 import re
 import secrets
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,10 +37,10 @@ from msgbus.target import Target
 
 LOG = get_logger(__name__)
 
-AGAIN = 0.1
-"""Seconds after which a server that was not there, or said that it does not serve a topic, is asked again."""
+RETRY_AFTER = 0.1
+"""Seconds after which a server that refused a connection, or said that it does not serve a topic, is tried again."""
 PREFETCH = 64
-"""How many messages a server is taken to hold, which the file does not say: the default of ``rpc_prefetch``."""
+"""The assumed prefetch of a server, which the file does not say: the default of ``rpc_prefetch``."""
 
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.%a-z]+\]|[^\s:/\[\]@]+):([0-9]{1,5})")
 
@@ -72,10 +71,10 @@ def read_topics(path: str) -> Topics:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not such a file; the text says where.
+        ValueError: its content is invalid; the text says where.
     """
     with open(path, encoding="utf-8") as file:
-        found = json.load(file, object_pairs_hook=_without_doubles)
+        found = json.load(file, object_pairs_hook=_without_duplicates)
     raw = msgspec.convert(found, dict[str, dict[str, str | Place]])
     topics: Topics = {}
     keys: dict[str, str] = {}
@@ -95,12 +94,12 @@ def read_topics(path: str) -> Topics:
     return topics
 
 
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} stands twice in one place")
+        raise ValueError(f"{twice!r} occurs twice in one object")
     return found
 
 
@@ -111,11 +110,11 @@ class FileMatchmaker(Matchmaker):
         """Make one; no I/O.
 
         Args:
-            loop: the I/O thread.
+            loop: the transport's.
             path: of the file.
-            own: the ``HOST:PORT`` at which others reach this process, or empty where it listens nowhere.
+            own: the ``HOST:PORT`` at which others reach this process, or empty if it does not listen.
             exchange: of the file's topics.
-            key_named: the public key of that name, or a text that is none.
+            key_named: see `Security.key_named`.
         """
         self._loop = loop
         self._path = path
@@ -124,21 +123,21 @@ class FileMatchmaker(Matchmaker):
         self._key_named = key_named
         self._node = ""
         self._topics: Topics = {}
-        self._seen: Any = None
-        self._complaint = ""
+        self._file_state: Any = None
+        self._last_error = ""
         self._warned: set[str] = set()
         self._own_entry: Entry | None = None
         self._entries: dict[str, Entry] = {}
-        self._is_new = False
-        self._is_less = False
-        self._again = 0.0
+        self._is_outdated = False  # the entries have to be made again
+        self._has_changed = False  # they have been changed already
+        self._retry_at = 0.0
 
     @property
     def node(self) -> str:
         return self._node
 
     def open(self) -> str:
-        self._seen = self._look()
+        self._file_state = self._stat()
         try:
             self._topics = read_topics(self._path)
         except (OSError, ValueError) as exc:
@@ -150,15 +149,15 @@ class FileMatchmaker(Matchmaker):
         why = exc.strerror if isinstance(exc, OSError) else str(exc)
         return f"matchmaker_file of [msgbus_zmq], {self._path}, cannot be used: {why}"
 
-    def _look(self) -> Any:
-        """What changes when the file does."""
+    def _stat(self) -> Any:
+        """Something that differs after the file has changed."""
         try:
             found = os.stat(self._path)
         except OSError as exc:
             return exc.errno
         return (found.st_ino, found.st_mtime_ns, found.st_size)
 
-    def register(self, entry: Entry, told: Callable[[], None] | None = None) -> None:
+    def register(self, entry: Entry, published: Callable[[], None] | None = None) -> None:
         for service in entry.services:
             kind, exchange, topic, server, name = service.address
             if kind == "pool":
@@ -169,57 +168,57 @@ class FileMatchmaker(Matchmaker):
             if kind == "server":
                 self._warn_if_missing(exchange, topic, server)
         self._own_entry = entry
-        self._is_new = True
-        if told is not None and self._own:
-            self._loop.call_later(1.5 * AGAIN, told)
-        elif told is not None:
-            told()
+        self._is_outdated = True
+        if published is not None and self._own:
+            self._loop.call_later(1.5 * RETRY_AFTER, published)
+        elif published is not None:
+            published()
 
     def _warn_if_missing(self, exchange: str, topic: str, server: str) -> None:
         place = self._topics.get(topic, {}).get(server)
         if place is not None and place.address == self._own and exchange == self._exchange:
             return
-        where = self._own or "some address (the option listen is not set, so nobody can connect)"
+        where = self._own or "an address of this process (the option listen is not set, so nobody can connect)"
         text = f"{self._path} does not say that server {server!r} of topic {topic!r} is at {where}"
         if text not in self._warned:
             self._warned.add(text)
             LOG.warning("%s: nobody finds it there", text)
 
     def changed(self) -> bool:
-        if self._is_new or self._is_less:
+        if self._is_outdated or self._has_changed:
             return True
-        return time.monotonic() >= self._again or self._look() != self._seen
+        return Loop.now() >= self._retry_at or self._stat() != self._file_state
 
     def entries(self) -> Mapping[str, Entry]:
         self._read()
-        if self._is_new or time.monotonic() >= self._again:
-            self._again = time.monotonic() + AGAIN
-            self._entries = self._all()
-        self._is_new = self._is_less = False
+        if self._is_outdated or Loop.now() >= self._retry_at:
+            self._retry_at = Loop.now() + RETRY_AFTER
+            self._entries = self._make_entries()
+        self._is_outdated = self._has_changed = False
         return self._entries
 
     def _read(self) -> None:
-        """Take in the file, if it is another one. While that cannot be used, what was known holds."""
-        state = self._look()
-        if state == self._seen:
+        """Read the file if it has changed. While it cannot be used, its former content stays in use."""
+        state = self._stat()
+        if state == self._file_state:
             return
-        self._seen = state
+        self._file_state = state
         try:
             self._topics = read_topics(self._path)
         except (OSError, ValueError) as exc:
             if descriptors.is_shortage(exc):
-                self._seen = None  # It is read when there are descriptors again.
+                self._file_state = None  # It is read when descriptors are free again.
             text = self._unusable(exc)
-            if text != self._complaint:
-                LOG.error("%s; what it said before holds", text)
-            self._complaint = text
+            if text != self._last_error:
+                LOG.error("%s; its former content stays in use", text)
+            self._last_error = text
             return
         LOG.info("%s has changed, and was read", self._path)
-        self._complaint = ""
-        self._is_new = True
+        self._last_error = ""
+        self._is_outdated = True
 
-    def _all(self) -> dict[str, Entry]:
-        """New objects each time: what a node said before of what it does not serve is forgotten with the old ones."""
+    def _make_entries(self) -> dict[str, Entry]:
+        """Make the entries of all nodes. They are new objects, so that a node that said NOBODY is tried again."""
         services: dict[Place, dict[Address, int]] = {}
         for topic, servers in self._topics.items():
             for server, place in servers.items():
@@ -256,17 +255,17 @@ class FileMatchmaker(Matchmaker):
     def forget(self, node: str) -> None:
         if node in self._entries and node != self._node:
             self._entries = {name: entry for name, entry in self._entries.items() if name != node}
-            self._again = time.monotonic() + AGAIN
-            self._is_less = True
+            self._retry_at = Loop.now() + RETRY_AFTER
+            self._has_changed = True
 
-    def keep(self) -> None:
+    def maintain(self) -> None:
         pass
 
     def close(self) -> None:
         self._node = ""
         self._own_entry = None
         self._entries = {}
-        self._again = 0.0
+        self._retry_at = 0.0
 
     def abandon(self) -> None:
         pass

@@ -2,14 +2,14 @@
 
 ===================  ==========================================================================================
 ``<node>.lock``      locked (flock) as long as the node's process lives; the kernel frees it however that ends
-``<node>.<n>.node``  what the node tells of itself; written aside and renamed, under a new number each time
-``<node>.sock``      where it listens
-``changes``          eight random bytes, written anew after each change of the above
+``<node>.<n>.node``  the node's entry; written to another file and renamed, with a new number each time
+``<node>.sock``      its Unix socket
+``changes``          eight random bytes, written again after each change of the above
 ===================  ==========================================================================================
 
-Reading ``changes`` costs a microsecond, so it is read before every batch of messages: nobody works with what was true
-a moment ago, nobody has to be woken by changes that are of no interest, and no library for inotify is needed. Files are
-named after node ids, which are made here; topics stand inside of them.
+Reading ``changes`` costs a microsecond, so it is read before every batch of messages: nobody works with outdated
+entries, nobody is woken by changes that do not concern it, and no library for inotify is needed. Files are named after
+node ids, which are made here; topics are inside the files.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ NODE_SIZE = 16
 """Characters of a node's id."""
 SOCKET_PATH_MAX = 107
 """Bytes of the path of a Unix socket, by Linux."""
-LOOKED_AFTER = 5
-"""How many others a node looks at every few seconds, whether they live."""
+CHECKED_AT_ONCE = 5
+"""How many other nodes each node checks every few seconds, whether they live."""
 ENTRY_MAX = 64 * 1024 * 1024
-"""Bytes of an entry that is still read."""
+"""Bytes of the largest entry that is read."""
 
 _ENTRY = re.compile(r"([0-9a-f]{16})\.([0-9]{1,18})\.node")
 _OTHER = re.compile(r"([0-9a-f]{16})\.(?:lock|sock|[0-9]{1,18}\.tmp)")
@@ -48,9 +48,9 @@ _decode = msgspec.msgpack.Decoder(Entry).decode
 
 
 def default_run_dir() -> str:
-    """Where the processes of this user meet, if nobody says otherwise."""
+    """The run directory of this user, if the options name none."""
     base = os.environ.get("XDG_RUNTIME_DIR")
-    return os.path.join(base, "msgbus") if base else f"/tmp/msgbus-{os.geteuid()}"  # noqa: S108  # looked at below
+    return os.path.join(base, "msgbus") if base else f"/tmp/msgbus-{os.geteuid()}"  # noqa: S108  # checked below
 
 
 def check_length(run_dir: str) -> None:
@@ -69,7 +69,7 @@ def check_length(run_dir: str) -> None:
 
 
 def prepare(run_dir: str) -> None:
-    """Make the run directory, or see that nobody else can meddle with the one that is there.
+    """Make the run directory, or check that nobody else can write to the one that exists.
 
     Raises:
         TransportUnavailable: it cannot be made or used, or others could write to it.
@@ -86,9 +86,9 @@ def prepare(run_dir: str) -> None:
     except OSError as exc:
         raise _unusable(run_dir, f"it cannot be made: {exc.strerror}") from exc
     if stat.S_ISLNK(found.st_mode):
-        raise _unusable(run_dir, "it is a symbolic link, which may lead anywhere")
+        raise _unusable(run_dir, "it is a symbolic link")
     if not stat.S_ISDIR(found.st_mode):
-        raise _unusable(run_dir, "it is no directory")
+        raise _unusable(run_dir, "it is not a directory")
     if found.st_uid != os.geteuid():
         raise _unusable(run_dir, f"it belongs to the user {found.st_uid}, and this is {os.geteuid()}")
     if found.st_mode & 0o022:
@@ -122,7 +122,7 @@ class LocalMatchmaker(Matchmaker):
         self._own: Entry | None = None
         self._names: dict[str, str] = {}  # by node, the name of the file that was read
         self._entries: dict[str, Entry] = {}
-        self._unread = ""  # why something in the directory could not be read, the last time
+        self._read_error = ""  # why something in the directory could not be read, the last time
 
     def _path(self, name: str) -> str:
         return os.path.join(self._dir, name)
@@ -147,7 +147,7 @@ class LocalMatchmaker(Matchmaker):
         return os.open(self._path(_CHANGES), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
     def _take_node(self) -> str:
-        """Make an id, and lock its file; empty where somebody who cleans up was faster than we."""
+        """Make an id, and lock its file. Empty: another node, which cleans up, has removed the file meanwhile."""
         node = secrets.token_hex(NODE_SIZE // 2)
         path = self._path(f"{node}.lock")
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -157,11 +157,11 @@ class LocalMatchmaker(Matchmaker):
         self._lock = fd
         return node
 
-    def register(self, entry: Entry, told: Callable[[], None] | None = None) -> None:
+    def register(self, entry: Entry, published: Callable[[], None] | None = None) -> None:
         if entry != self._own:
             self._write(entry)
-        if told is not None:
-            told()
+        if published is not None:
+            published()
 
     def _write(self, entry: Entry) -> None:
         try:
@@ -179,11 +179,11 @@ class LocalMatchmaker(Matchmaker):
             if former:
                 _remove([self._path(f"{self._node}.{former}.node")])
             self._own = entry
-            self._tell()
+            self._announce_change()
         except OSError as exc:
             raise _unusable(self._dir, f"{exc.strerror} ({exc.filename or ''})") from exc
 
-    def _tell(self) -> None:
+    def _announce_change(self) -> None:
         os.pwrite(self._changes, secrets.token_bytes(8), 0)
 
     def changed(self) -> bool:
@@ -195,20 +195,20 @@ class LocalMatchmaker(Matchmaker):
     def entries(self) -> Mapping[str, Entry]:
         if self._changes < 0:
             return {}
-        former, self._unread = self._unread, ""
+        former, self._read_error = self._read_error, ""
         try:
-            self._token = os.pread(self._changes, 8, 0)  # first: what changes from now on is seen the next time
+            self._token = os.pread(self._changes, 8, 0)  # first, so that later changes are seen the next time
             self._read(os.listdir(self._dir))
         except OSError as exc:
-            self._unread = f"the run directory {self._dir} cannot be read: {exc.strerror}"
-        if self._unread:
-            self._token = None  # It is read again, and nobody is taken for missing until then.
-            if self._unread != former:
-                LOG.warning("%s", self._unread)
+            self._read_error = f"the run directory {self._dir} cannot be read: {exc.strerror}"
+        if self._read_error:
+            self._token = None  # It is read again.
+            if self._read_error != former:
+                LOG.warning("%s", self._read_error)
         return self._entries
 
-    def doubt(self) -> str:
-        return self._unread
+    def why_incomplete(self) -> str:
+        return self._read_error
 
     def _read(self, files: Iterable[str]) -> None:
         newest: dict[str, tuple[int, str]] = {}
@@ -234,12 +234,12 @@ class LocalMatchmaker(Matchmaker):
             with open(self._path(name), "rb") as file:
                 entry = _decode(file.read(ENTRY_MAX))
             if entry.node != node:
-                raise ValueError(f"it is of node {entry.node!r}")
+                raise ValueError(f"it belongs to node {entry.node!r}")
         except FileNotFoundError:
             return None  # It has been replaced meanwhile, and `changes` says so.
         except (OSError, ValueError) as exc:
             if descriptors.is_shortage(exc):
-                self._unread = f"{self._path(name)} cannot be read: {exc}; {descriptors.HINT}"
+                self._read_error = f"{self._path(name)} cannot be read: {exc}; {descriptors.HINT}"
             else:
                 LOG.warning("%s cannot be read, and the node is left out: %s", self._path(name), exc)
             return None
@@ -249,7 +249,7 @@ class LocalMatchmaker(Matchmaker):
         if node == self._node:
             return True
         if not _NODE.fullmatch(node):
-            return False  # It may come from anywhere, and is to be part of a path.
+            return False  # It may come from anywhere, and would be part of a path.
         try:
             fd = os.open(self._path(f"{node}.lock"), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
@@ -262,7 +262,7 @@ class LocalMatchmaker(Matchmaker):
             os.close(fd)
 
     def knows(self, node: str) -> bool:
-        """Whether the node is, or was a moment ago, one of this directory. Any thread."""
+        """Whether the node is, or was a moment ago, in this directory. Any thread."""
         is_id = _NODE.fullmatch(node) is not None
         return node in self._names or (is_id and os.path.lexists(self._path(f"{node}.lock")))
 
@@ -270,25 +270,25 @@ class LocalMatchmaker(Matchmaker):
         if self._changes >= 0 and _NODE.fullmatch(node):
             self._clean_up(node)
 
-    def keep(self) -> None:
+    def maintain(self) -> None:
         try:
             ours = ((self._changes, _CHANGES), (self._lock, f"{self._node}.lock"))
             if not all(_is_at(fd, self._path(name)) for fd, name in ours):
                 self._restore()
             for name in (_CHANGES, *(f"{self._node}.{end}" for end in ("lock", "sock", f"{self._number}.node"))):
                 if os.path.lexists(path := self._path(name)):
-                    os.utime(path, follow_symlinks=False)  # Who tidies up looks for old files.
-            # Each looks after a few: that is as much work, and as soon done, as if each looked after all.
+                    os.utime(path, follow_symlinks=False)  # Programs that clean up remove old files.
+            # If each node checks a few, a dead one is found as soon as if each checked all.
             known = list(self._names)
-            for node in random.sample(known, min(len(known), LOOKED_AFTER)):
+            for node in random.sample(known, min(len(known), CHECKED_AT_ONCE)):
                 if self.is_alive(node) is False:
                     self._clean_up(node)
         except (OSError, TransportUnavailable) as exc:
-            LOG.warning("the run directory %s cannot be looked after: %s", self._dir, exc)
+            LOG.warning("the run directory %s cannot be maintained: %s", self._dir, exc)
 
     def _restore(self) -> None:
-        """Somebody has removed our files, perhaps one who tidies up old ones."""
-        LOG.warning("files of msgbus in %s were removed: they are written anew; check what tidies up there", self._dir)
+        """Write our files again, which were removed, perhaps by a program that cleans up."""
+        LOG.warning("files of msgbus in %s were removed, and are written again; check what cleans up there", self._dir)
         prepare(self._dir)
         changes, lock = self._changes, self._lock
         self._changes = self._open_changes()
@@ -306,7 +306,7 @@ class LocalMatchmaker(Matchmaker):
                 self._clean_up(node)
 
     def _clean_up(self, node: str) -> None:
-        """Remove what a dead process has left behind, unless another does that at the moment."""
+        """Remove what a dead process has left behind, unless another node is doing that."""
         lock = self._path(f"{node}.lock")
         try:
             fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -315,14 +315,14 @@ class LocalMatchmaker(Matchmaker):
         try:
             if _lock(fd, fcntl.LOCK_EX) and _is_at(fd, lock):
                 _remove([*self._files(node), lock])
-                self._tell()
+                self._announce_change()
         except OSError as exc:
-            LOG.debug("what node %s has left in %s could not be removed: %s", node, self._dir, exc)
+            LOG.debug("the files of dead node %s in %s could not be removed: %s", node, self._dir, exc)
         finally:
             os.close(fd)
 
     def _files(self, node: str) -> list[str]:
-        """All but the lock, which goes last."""
+        """All files of a node but the lock, which has to be removed last."""
         return [
             self._path(name)
             for name in os.listdir(self._dir)
@@ -333,17 +333,17 @@ class LocalMatchmaker(Matchmaker):
         if self._node:
             try:
                 _remove([*self._files(self._node), self._path(f"{self._node}.lock")])
-                self._tell()
+                self._announce_change()
             except OSError as exc:
                 LOG.debug("the files of node %s could not be removed: %s", self._node, exc)
         self.abandon()
-        # Who opens it again gets another id: the lock of this one is free.
+        # If it is opened again it gets another id, since the lock of this one is free.
         self._node, self._number, self._token, self._own = "", 0, None, None
         self._names.clear()
         self._entries.clear()
 
     def abandon(self) -> None:
-        # Closing frees the lock only where no other process has the file open: a child leaves it to its parent.
+        # Closing does not free the lock while another process has the file open: a child leaves it to its parent.
         for fd in (self._lock, self._changes):
             if fd >= 0:
                 os.close(fd)
@@ -359,7 +359,7 @@ def _lock(fd: int, how: int) -> bool:
 
 
 def _is_at(fd: int, path: str) -> bool:
-    """Whether an open file is still the one of that path."""
+    """Whether an open file is still the one at that path."""
     try:
         there = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:

@@ -1,22 +1,22 @@
 """The matchmaker ``redis``: nodes of many hosts find each other in a Redis, and those of one host without it too.
 
 =====================  ======================================================================================
-``msgbus:node:<id>``   what the node tells of itself, with a time to live: its lease, which it renews
-``msgbus:nodes``       the ids of all (a set); some of them may be gone
-``msgbus:<db>`` (pub)  the id of a node that has come, has changed or has gone
+``msgbus:node:<id>``   the node's entry, with a time to live: its lease, which it renews
+``msgbus:nodes``       the ids of all (a set); some of them may have ended
+``msgbus:<db>`` (pub)  the id of a node that has started, changed or closed
 =====================  ======================================================================================
 
-What was learnt is kept here, and changes are pushed, so that Redis is asked nothing for a message, but for one that
-nobody seems to be there for. While it is away, what was known holds. A node that is not reached, or whose lease runs
-out, is left out.
+Entries are kept here, and Redis pushes changes, so it is not asked for each message, but only for those for which no
+node is known. While it is away, the known entries stay in use. A node that cannot be reached, or whose lease runs out,
+is left out.
 
-What Redis says is not trusted: with keys, who is connected to is decided by `keys_dir`.
+What Redis says is not trusted: with keys, `keys_dir` decides who is connected to.
 
 Processes that share a host and a Redis also meet in a folder of the run directory, as with ``local``: there a death is
 known at once, and they use Unix sockets.
 
-A thread asks Redis and tells it, another listens. Their state is guarded by one condition; the loop's thread only reads
-what they have put together.
+One thread (the worker) reads from Redis and writes to it, another one listens to changes. Their state is guarded by one
+condition; the loop's thread reads only what they have published for it.
 """
 
 from __future__ import annotations
@@ -25,43 +25,40 @@ import hashlib
 import os
 import random
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
 
-from msgbus.drivers.base import import_library
+from msgbus.drivers.toolkit.connecting import backoff
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.zmq.matchmakers.base import Entry, Matchmaker
 from msgbus.drivers.zmq.matchmakers.local import ENTRY_MAX, LocalMatchmaker, prepare
-from msgbus.exceptions import ConfigurationError
+from msgbus.drivers.zmq.matchmakers.redis_server import TIMEOUT, Server
 from msgbus.foreign import get_logger
 
 LOG = get_logger(__name__)
 
 LEASE = 10
-"""Seconds after which a node that says nothing more is gone."""
+"""Seconds after which a node that does not renew it is taken for dead."""
 RENEW = 3.0
-"""Seconds between two renewals of a lease; at every other one, the leases of others are looked at."""
-LAG = 0.2
-"""Seconds after which all others have heard of a change that was published."""
+"""Seconds between two renewals of a lease; then the leases of other nodes are checked too."""
+PROPAGATION = 0.2
+"""Seconds after which all others have learnt of a change that was published."""
 LEFT_OUT = 1.0
 """Seconds for which a node is left out that has a lease, and at whose endpoints nobody listens."""
-TIMEOUT = 3.0
-"""Seconds for an answer of Redis."""
-BACKOFF_MIN, BACKOFF_MAX = 0.1, 2.0
-"""Seconds between two attempts to reach Redis."""
-SETTLING = 4.0
-"""Seconds within which all others have found a Redis again that was away, and have said that they are there."""
-REMEMBERED = 10_000
-"""How many nodes are remembered that are gone."""
+BACKOFF_FIRST, BACKOFF_MAX = 0.1, 2.0
+"""Seconds between two attempts to reach Redis, at first and at most. Each is shortened by up to a half."""
+RECOVERY = 4.0
+"""Seconds within which all others have reconnected to a Redis that was away, and have registered again."""
+DEAD_KEPT = 10_000
+"""How many dead nodes are remembered."""
 CHUNK = 500
-"""How many nodes are asked for at once."""
+"""How many entries are read at once."""
 
 _NODES = "msgbus:nodes"
 _NODES_KEPT = 24 * 3600
-"""Seconds for which the set of nodes is kept when nobody renews anything any more."""
+"""Seconds for which the set of nodes is kept when no node renews it any more."""
 _decode = msgspec.msgpack.Decoder(Entry).decode
 
 
@@ -69,77 +66,8 @@ def _key(node: str) -> str:
     return f"msgbus:node:{node}"
 
 
-class Server:
-    """Which Redis, and how to speak to it.
-
-    Attributes:
-        name: ``HOST:PORT/DB``, without user and password.
-        db: the number of its database.
-    """
-
-    def __init__(self, url: str) -> None:
-        """Read a URL; no I/O.
-
-        Raises:
-            ConfigurationError: it is none. The URL is not in the text, for it may hold a password.
-            DriverLoadFailure: the library for Redis is missing.
-        """
-        self._redis = import_library("redis", "redis")
-        try:
-            pool = self._redis.ConnectionPool.from_url(url)
-            settings = pool.connection_kwargs
-            if (
-                any(name.startswith("ssl_") for name in settings)
-                and pool.connection_class is not self._redis.SSLConnection
-            ):
-                raise ConfigurationError(
-                    "redis_url of [msgbus_zmq] has options of TLS, which would have no effect: it has to begin with "
-                    "rediss://"
-                )
-            pool.connection_class(**settings)  # Opens nothing; an option that there is not is an error.
-            self.db = int(settings.get("db") or 0)
-            port = int(settings.get("port") or 6379)
-        except ConfigurationError:
-            raise
-        except (ValueError, TypeError, self._redis.RedisError):
-            raise ConfigurationError(
-                "redis_url of [msgbus_zmq] cannot be read: it is redis://USER:PASSWORD@HOST:PORT/DB (all but HOST may "
-                "be left out), rediss:// with TLS, or unix:///PATH; special characters of the password are "
-                "percent-encoded"
-            ) from None
-        place = settings.get("path") or f"{settings.get('host') or 'localhost'}:{port}"
-        self.name = f"{place}/{self.db}"
-        self._url = url
-        self._secrets = [str(settings[name]) for name in ("password", "ssl_password") if settings.get(name)]
-
-    def connect(self) -> Any:
-        """A client. Nothing is repeated by itself, and no answer is waited for longer than `TIMEOUT`."""
-        from redis.backoff import NoBackoff
-        from redis.retry import Retry
-
-        return self._redis.Redis.from_url(
-            self._url,
-            socket_timeout=TIMEOUT,
-            socket_connect_timeout=TIMEOUT,
-            retry=Retry(NoBackoff(), 0),
-            client_name="msgbus",
-        )
-
-    @property
-    def errors(self) -> tuple[type[Exception], ...]:
-        """What a command may raise."""
-        return (self._redis.RedisError, OSError)
-
-    def words(self, exc: Exception) -> str:
-        """An error's text, in which no password is."""
-        text = " ".join(str(exc).split()) or type(exc).__name__
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text
-
-
 def folder_for(run_dir: str, server: Server) -> str:
-    """Where those meet who share a host and a Redis."""
+    """The folder for the processes that share a host and a Redis."""
     return os.path.join(run_dir, hashlib.sha256(server.name.encode()).hexdigest()[:8])
 
 
@@ -150,10 +78,10 @@ class RedisMatchmaker(Matchmaker):
         """Make one; no I/O.
 
         Args:
-            loop: the I/O thread.
+            loop: the transport's.
             server: the Redis.
             run_dir: the run directory.
-            changed: called on the I/O thread when `entries`, `doubt` or `is_opening` has something new to say.
+            changed: called on the loop's thread when `entries`, `why_incomplete`, `rechecked` or `is_opening` changes.
 
         Raises:
             ConfigurationError: the path of the run directory is too long.
@@ -169,27 +97,27 @@ class RedisMatchmaker(Matchmaker):
     def _start_clean(self) -> None:
         self._condition = threading.Condition()
         self._threads: list[threading.Thread] = []
-        # Guarded by the condition: what the worker is to do, and what has gone wrong for either thread.
+        # Guarded by the condition: what the worker is to do, and which errors either thread has had.
         self._closing = False
         self._own: Entry | None = None
         self._unpublished = False
-        self._told: list[Callable[[], None]] = []
-        self._looks: set[str] = set()
-        self._wants_all = False
-        self._asked = 0
+        self._on_published: list[Callable[[], None]] = []
+        self._changed_nodes: set[str] = set()
+        self._must_read_all = False
+        self._rechecks = 0
         self._renew_at = 0.0
-        self._troubles: dict[str, str] = {}
+        self._errors: dict[str, str] = {}  # by thread
         self._keeps_until = 0.0
-        self._settles_until = 0.0
+        self._recovers_until = 0.0
         # The worker's.
         self._is_published = False
         self._not_before = 0.0
-        self._delay = BACKOFF_MIN
-        self._values: dict[str, bytes] = {}  # what was read, whether it makes sense or not
+        self._failures = 0
+        self._values: dict[str, bytes] = {}  # what was read, valid or not
         # Written by the worker, and only read by others: each is replaced as a whole.
         self._remote: dict[str, Entry] = {}
         self._version = 0
-        self._answered = 0
+        self._rechecked = 0
         self._is_opening = False
         self._dead: dict[str, None] = {}
         # The loop's.
@@ -211,30 +139,30 @@ class RedisMatchmaker(Matchmaker):
             thread.start()
         return folder
 
-    def register(self, entry: Entry, told: Callable[[], None] | None = None) -> None:
+    def register(self, entry: Entry, published: Callable[[], None] | None = None) -> None:
         self._local.register(entry)
-        # Another host has no use for the Unix socket; who has nothing else is not told of there.
+        # Other hosts cannot use the Unix socket; a node without another endpoint is not published to them.
         endpoints = [endpoint for endpoint in entry.endpoints if endpoint.startswith("tcp://")]
         if endpoints:
             with self._condition:
                 self._own = msgspec.structs.replace(entry, endpoints=endpoints)
                 self._unpublished = True
-                self._told += [told] if told is not None else []
+                self._on_published += [published] if published is not None else []
                 self._condition.notify_all()
             return
         if entry.services:
             LOG.warning("node %s serves this host alone: set listen of [msgbus_zmq] for others", entry.node)
-        if told is not None:
-            told()
+        if published is not None:
+            published()
 
     def changed(self) -> bool:
         if self._version != self._seen or self._local.changed():
             return True
-        return bool(self._left_out) and min(until for until, _ in self._left_out.values()) <= time.monotonic()
+        return bool(self._left_out) and min(until for until, _ in self._left_out.values()) <= Loop.now()
 
     def entries(self) -> Mapping[str, Entry]:
         self._seen = self._version
-        now, remote = time.monotonic(), self._remote
+        now, remote = Loop.now(), self._remote
         self._left_out = {
             node: (until, entry)
             for node, (until, entry) in self._left_out.items()
@@ -253,36 +181,36 @@ class RedisMatchmaker(Matchmaker):
         if self._local.knows(node):
             self._local.forget(node)
         else:
-            self._left_out[node] = (time.monotonic() + LEFT_OUT, self._remote.get(node))
+            self._left_out[node] = (Loop.now() + LEFT_OUT, self._remote.get(node))
             self._seen = -1
 
     @property
     def is_reachable(self) -> bool:
         return self._own is not None
 
-    def doubt(self) -> str:
-        if troubles := self._troubles.copy():
-            return next(iter(troubles.values()))
-        if time.monotonic() < self._settles_until:
-            return f"Redis at {self._server.name} has just come back, and may not know yet who is there"
+    def why_incomplete(self) -> str:
+        if errors := self._errors.copy():
+            return next(iter(errors.values()))
+        if Loop.now() < self._recovers_until:
+            return f"Redis at {self._server.name} has just come back, and may not know all nodes yet"
         return ""
 
-    def ask(self) -> int:
+    def recheck(self) -> int:
         with self._condition:
-            self._asked += 1
+            self._rechecks += 1
             self._condition.notify_all()
-            return self._asked
+            return self._rechecks
 
     @property
-    def answered(self) -> int:
-        return self._answered
+    def rechecked(self) -> int:
+        return self._rechecked
 
     @property
     def is_opening(self) -> bool:
         return self._is_opening
 
-    def keep(self) -> None:
-        self._local.keep()
+    def maintain(self) -> None:
+        self._local.maintain()
 
     def close(self) -> None:
         with self._condition:
@@ -298,130 +226,128 @@ class RedisMatchmaker(Matchmaker):
 
     # Both threads
 
-    def _succeeded(self, who: str) -> None:
+    def _succeeded(self, thread: str) -> None:
         with self._condition:
-            was, is_last = who in self._troubles, len(self._troubles) == 1
-            self._troubles.pop(who, None)
-        if was and is_last:
-            self._settles_until = time.monotonic() + SETTLING
+            had_failed, is_last = thread in self._errors, len(self._errors) == 1
+            self._errors.pop(thread, None)
+        if had_failed and is_last:
+            self._recovers_until = Loop.now() + RECOVERY
             LOG.warning("Redis at %s is back", self._server.name)
             self._loop.call(self._on_change)
 
-    def _failed(self, who: str, exc: Exception) -> None:
-        text = f"Redis at {self._server.name}, where nodes find each other, cannot be used: {self._server.words(exc)}"
+    def _failed(self, thread: str, exc: Exception) -> None:
+        text = f"Redis at {self._server.name}, where nodes find each other, cannot be used: {self._server.explain(exc)}"
         with self._condition:
-            is_first = not self._troubles
-            self._troubles[who] = text
-            # When it is back it may have forgotten everything: nodes get the time to say again that they are there.
-            self._keeps_until = time.monotonic() + BACKOFF_MAX + LEASE + RENEW
+            is_first = not self._errors
+            self._errors[thread] = text
+            # When it is back it may have lost all data: until then nodes have had the time to register again.
+            self._keeps_until = Loop.now() + BACKOFF_MAX + LEASE + RENEW
         if is_first:
-            LOG.warning("%s; nodes that are known go on, others are not found", text)
+            LOG.warning("%s; known nodes keep working, new ones are not found", text)
             self._loop.call(self._opened)
 
     def _opened(self) -> None:
-        """On the loop's thread: what waited for this goes before all that comes now."""
+        """On the loop's thread, so that messages that waited for this go before those that come now."""
         self._is_opening = False
         self._on_change()
 
-    def _pause(self, seconds: float) -> None:
-        with self._condition:
-            self._condition.wait_for(lambda: self._closing, seconds * random.uniform(0.5, 1.0))
-
-    # The one that listens
+    # The thread that listens
 
     def _listen(self) -> None:
-        delay = BACKOFF_MIN
+        failures = 0
         while not self._closing:
-            begun = time.monotonic()
+            begun = Loop.now()
             client = self._server.connect()
             pubsub = client.pubsub()
             try:
                 pubsub.subscribe(self._channel, f"{self._channel}:{self.node}")
-                self._hear(pubsub)
+                self._read_messages(pubsub)
             except self._server.errors as exc:
                 self._failed("listen", exc)
             finally:
                 _close(pubsub, client)
-            delay = BACKOFF_MIN if time.monotonic() - begun > 3 * RENEW else min(BACKOFF_MAX, 2 * delay)
-            self._pause(delay)
+            failures = 0 if Loop.now() - begun > 3 * RENEW else failures + 1
+            with self._condition:
+                self._condition.wait_for(lambda: self._closing, backoff(failures, BACKOFF_FIRST, BACKOFF_MAX))
 
-    def _hear(self, pubsub: Any) -> None:
-        """Take in what is pushed. Raises an error of Redis, and ends only when all does."""
-        heard = time.monotonic()
+    def _read_messages(self, pubsub: Any) -> None:
+        """Read pushed changes, until the matchmaker is closed. Raises an error of Redis."""
+        last = Loop.now()
         while not self._closing:
             message = pubsub.get_message(timeout=1.0)
             if message is not None:
-                heard = time.monotonic()
+                last = Loop.now()
                 self._on_message(message)
-            elif time.monotonic() - heard > 3 * RENEW:
+            elif Loop.now() - last > 3 * RENEW:
                 raise TimeoutError("it does not push changes any more")
 
     def _on_message(self, message: dict[str, Any]) -> None:
         if message["channel"] != self._channel.encode():
-            return  # The worker's sign of life, which it sends to itself.
+            return  # The worker publishes it for this thread, to show that changes arrive.
         if message["type"] == "subscribe":
-            # From now on nothing is missed; what was before has to be asked for, and perhaps to be said again.
+            # From now on no change is missed. Earlier ones have to be read, and this node may have to register again.
             with self._condition:
-                self._wants_all = True
+                self._must_read_all = True
                 self._renew_at = 0.0
                 self._condition.notify_all()
         elif (node := _node_of(message["data"])) and node != self.node:
             with self._condition:
-                self._looks.add(node)
+                self._changed_nodes.add(node)
                 self._condition.notify_all()
 
-    # The one that asks and tells
+    # The worker
 
     def _work(self) -> None:
         client = self._server.connect()
         while self._wait():
             try:
-                self._tell(client)
-                self._look(client)
+                self._write(client)
+                self._read(client)
             except self._server.errors as exc:
                 self._failed("work", exc)
-                self._not_before = time.monotonic() + self._delay * random.uniform(0.5, 1.0)
+                self._not_before = Loop.now() + backoff(self._failures, BACKOFF_FIRST, BACKOFF_MAX)
                 self._renew_at = 0.0
-                self._delay = min(BACKOFF_MAX, 2 * self._delay)
+                self._failures += 1
             else:
-                self._delay = BACKOFF_MIN
+                self._failures = 0
                 self._succeeded("work")
         try:
-            self._take_leave(client)
+            self._unregister(client)
         except self._server.errors as exc:
-            LOG.debug("Redis at %s was not told that node %s leaves: %s", self._server.name, self.node, exc)
+            LOG.debug("node %s could not be removed from Redis at %s: %s", self.node, self._server.name, exc)
         _close(client)
 
     def _wait(self) -> bool:
-        """Return when there is something to do; False if that is to end."""
+        """Wait until there is something to do. False: the matchmaker is closed."""
         with self._condition:
             while not self._closing:
-                now = time.monotonic()
+                now = Loop.now()
                 due = self._not_before
-                if not (self._unpublished or self._looks or self._wants_all or self._asked > self._answered):
+                has_work = self._unpublished or self._changed_nodes or self._must_read_all
+                if not has_work and self._rechecks == self._rechecked:
                     due = max(due, self._renew_at)
                 if due <= now:
                     return True
                 self._condition.wait(due - now)
         return False
 
-    def _tell(self, client: Any) -> None:
-        """Publish what is new of this node, or renew its lease."""
+    def _write(self, client: Any) -> None:
+        """Publish the node's entry if it is new, or renew its lease when that is due."""
         with self._condition:
-            own, unpublished, told = self._own, self._unpublished, self._told
-            self._unpublished, self._told = False, []
+            own, unpublished, on_published = self._own, self._unpublished, self._on_published
+            self._unpublished, self._on_published = False, []
         try:
             if unpublished and own is not None:
                 self._publish(client, own)
-            elif time.monotonic() >= self._renew_at:
+            elif Loop.now() >= self._renew_at:
                 self._renew(client, own)
         except self._server.errors:
             with self._condition:
                 self._unpublished = self._unpublished or unpublished
-                self._told = told + self._told
+                self._on_published = on_published + self._on_published
             raise
-        for call in told:
-            self._loop.call(self._loop.call_later, LAG, call)
+        for call in on_published:
+            self._loop.call(self._loop.call_later, PROPAGATION, call)
 
     def _publish(self, client: Any, own: Entry) -> None:
         with client.pipeline() as pipe:
@@ -436,35 +362,35 @@ class RedisMatchmaker(Matchmaker):
         with client.pipeline() as pipe:
             pipe.publish(f"{self._channel}:{self.node}", b"")
             if own is not None:
-                pipe.sadd(_NODES, own.node)  # Somebody may have taken it out a moment ago.
+                pipe.sadd(_NODES, own.node)  # Another node may have removed it a moment ago.
                 pipe.expire(_NODES, _NODES_KEPT)
                 pipe.expire(_key(own.node), LEASE)
             is_there = pipe.execute()[-1]
         if own is not None and not is_there:
-            self._publish(client, own)  # Redis has forgotten it, or this process was frozen for too long.
+            self._publish(client, own)  # Redis has lost its data, or this process was frozen for too long.
 
-    def _look(self, client: Any) -> None:
-        """Learn what is new of others."""
+    def _read(self, client: Any) -> None:
+        """Read the entries of nodes that have changed, or of all where changes may have been missed."""
         with self._condition:
-            looks, wants_all, asked = self._looks, self._wants_all, self._asked
-            self._looks, self._wants_all = set(), False
+            changed, must_read_all, rechecks = self._changed_nodes, self._must_read_all, self._rechecks
+            self._changed_nodes, self._must_read_all = set(), False
         try:
-            is_time = time.monotonic() >= self._renew_at or asked > self._answered
-            if wants_all or (is_time and self._has_changed(client)):
+            is_due = Loop.now() >= self._renew_at or rechecks > self._rechecked
+            if must_read_all or (is_due and self._has_changed(client)):
                 self._read_all(client)
-            elif looks:
-                self._take_in(self._read(client, looks), looks)
+            elif changed:
+                self._update(self._values_of(client, changed), changed)
         except self._server.errors:
             with self._condition:
-                self._looks |= looks
-                self._wants_all = self._wants_all or wants_all
+                self._changed_nodes |= changed
+                self._must_read_all = self._must_read_all or must_read_all
             raise
-        if time.monotonic() >= self._renew_at:
-            self._renew_at = time.monotonic() + RENEW * random.uniform(0.8, 1.0)
-        if asked > self._answered:
-            self._answered = asked
+        if Loop.now() >= self._renew_at:
+            self._renew_at = Loop.now() + RENEW * random.uniform(0.8, 1.0)
+        if rechecks > self._rechecked:
+            self._rechecked = rechecks
             self._loop.call(self._on_change)
-        if wants_all:
+        if must_read_all:
             self._succeeded("listen")
             if self._is_opening:
                 self._loop.call(self._opened)
@@ -473,11 +399,11 @@ class RedisMatchmaker(Matchmaker):
         return {node for data in client.smembers(_NODES) if (node := _node_of(data))} - {self.node}
 
     def _has_changed(self, client: Any) -> bool:
-        """Whether there are others than those that are known, or a lease has run out."""
+        """Whether there are other nodes than those that are known, or a lease has run out."""
         nodes = self._members(client)
         return nodes != self._values.keys() or (bool(nodes) and client.exists(*map(_key, nodes)) != len(nodes))
 
-    def _read(self, client: Any, nodes: Iterable[str]) -> dict[str, bytes]:
+    def _values_of(self, client: Any, nodes: Iterable[str]) -> dict[str, bytes]:
         wanted, found = list(nodes), {}
         for at in range(0, len(wanted), CHUNK):
             some = wanted[at : at + CHUNK]
@@ -487,16 +413,16 @@ class RedisMatchmaker(Matchmaker):
 
     def _read_all(self, client: Any) -> None:
         nodes = self._members(client)
-        found = self._read(client, nodes)
+        found = self._values_of(client, nodes)
         if expired := nodes - found.keys():
             client.srem(_NODES, *expired)
-        keeps = time.monotonic() < self._keeps_until
-        self._take_in(found, found.keys() if keeps else {*found, *self._values})
+        keeps = Loop.now() < self._keeps_until
+        self._update(found, found.keys() if keeps else {*found, *self._values})
 
-    def _take_in(self, found: Mapping[str, bytes], asked: Iterable[str]) -> None:
-        """Know of the nodes that were asked for what was found; those that were not found are gone."""
+    def _update(self, found: Mapping[str, bytes], nodes: Iterable[str]) -> None:
+        """Replace the entries of these nodes by what was found. Those that were not found are dead."""
         remote = dict(self._remote)
-        for node in asked:
+        for node in nodes:
             value = found.get(node)
             if value is not None and self._values.get(node) == value:
                 continue
@@ -509,41 +435,41 @@ class RedisMatchmaker(Matchmaker):
             self._values[node] = value
             if (entry := _read_entry(node, value)) is not None:
                 remote[node] = entry
-        while len(self._dead) > REMEMBERED:
+        while len(self._dead) > DEAD_KEPT:
             del self._dead[next(iter(self._dead))]
         if remote != self._remote:
             self._remote = remote
             self._version += 1
             self._loop.call(self._on_change)
 
-    def _take_leave(self, client: Any) -> None:
-        if self._troubles:
+    def _unregister(self, client: Any) -> None:
+        if self._errors:
             return
         with client.pipeline() as pipe:
             if self._is_published:
                 pipe.delete(_key(self.node))
                 pipe.srem(_NODES, self.node)
                 pipe.publish(self._channel, self.node)
-            pipe.publish(f"{self._channel}:{self.node}", b"")  # It wakes the one that listens.
+            pipe.publish(f"{self._channel}:{self.node}", b"")  # It wakes the thread that listens.
             pipe.execute()
 
 
 def _node_of(data: Any) -> str:
-    """The id of a node that somebody wrote; empty where it is none."""
+    """The id of a node, as read from Redis; empty if it is invalid."""
     text = data.decode("ascii", "replace") if isinstance(data, bytes) else ""
     return text if len(text) == 16 and text.isalnum() and text.isascii() else ""
 
 
 def _read_entry(node: str, value: bytes) -> Entry | None:
-    """What a node tells of itself; None, and a line in the log, where it makes no sense."""
+    """The entry of a node, as read from Redis; None, and a line in the log, if it is invalid."""
     try:
         if len(value) > ENTRY_MAX:
             raise ValueError(f"it has {len(value)} bytes")
         entry = _decode(value)
         if entry.node != node or not entry.host.isprintable():
-            raise ValueError(f"it is of node {entry.node!r} on {entry.host!r}")
+            raise ValueError(f"it belongs to node {entry.node!r} on {entry.host!r}")
         if not entry.endpoints or not all(endpoint.startswith("tcp://") for endpoint in entry.endpoints):
-            raise ValueError("it has other endpoints than those of other hosts")
+            raise ValueError("it has endpoints other than tcp://, or none")
     except ValueError as exc:
         LOG.warning("%s in Redis cannot be read, and the node is left out: %s", _key(node), exc)
         return None
@@ -554,5 +480,5 @@ def _close(*opened: Any) -> None:
     for each in opened:
         try:
             each.close()
-        except Exception as exc:  # It is of no use any more, whatever it says.
-            LOG.debug("a connection to Redis did not close: %r", exc)
+        except Exception as exc:  # Nobody uses the connection any more, whatever is wrong with it.
+            LOG.debug("a connection to Redis could not be closed: %r", exc)

@@ -12,19 +12,36 @@ from msgbus import MessageTooLarge, MessageUndeliverable, SerializationError
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Delivery, Message, Sent
 from msgbus.drivers.fake import FakeDriver, get_bus
+from msgbus.encoding import decode_inbox_frame
 from msgbus.failures import rebuild_failure
-from msgbus.message import JSON, Control, Hints, Reply, Request, decode_inbox_frame
-from msgbus.replies import KEEPALIVE
-from msgbus.running import STARTED_AFTER, Running
+from msgbus.forking import fork_count
+from msgbus.message import JSON, KEEPALIVE, Control, Hints, Reply, Request
+from msgbus.server_call import STARTED_AFTER, ServerCall
 from msgbus.transport import Transport
 from tests.support import PATIENCE, new_transport
 
 
+class Handed(Delivery):
+    """How a call came."""
+
+    __slots__ = ()
+
+    def accept(self) -> bool:
+        return True
+
+    def reject(self, requeue: bool) -> None:
+        raise AssertionError("it is not given back")
+
+
 class Peer:
-    """A client's inbox."""
+    """A client's inbox, and the server that owns the calls."""
+
+    server = "h1"
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
+        self.forks = fork_count()
+        self.grace = 60.0
         self.frames: list[Reply] = []
         self.ends: list[BaseException | None] = []
         self.inbox = transport.driver.open_inbox(self._on_delivery)
@@ -34,25 +51,23 @@ class Peer:
         assert isinstance(frame, Reply)
         self.frames.append(frame)
 
-    def running(
+    def on_answered(self, _call: ServerCall, error: BaseException | None) -> None:
+        self.ends.append(error)
+
+    def call(
         self,
         hints: Hints | None = None,
         monitor: float | None = None,
         reply_to: str | None = None,
         deadline: float | None = None,
-    ) -> Running:
+    ) -> ServerCall:
         request = Request("m", call_id="c", reply_to=reply_to or self.inbox.address.name, monitor=monitor, hints=hints)
-        grace = 0.0 if reply_to == "gone" else 60.0
-        return Running(
-            self.transport,
-            "h1",
-            request,
-            JSON,
-            durable=False,
-            grace=grace,
-            deadline=deadline,
-            on_end=lambda _running, error: self.ends.append(error),
-        )
+        self.grace = 0.0 if reply_to == "gone" else 60.0
+        delivery = Handed(Address("topic", "msgbus", "foo"), Message(b"", JSON, "c"), False, None)
+        owner: Any = self
+        call = ServerCall(owner, delivery, request, deadline, at_least_once=False)
+        call.active = True
+        return call
 
     def take(self) -> list[tuple[str, bool]]:
         """The kinds of the frames that came since, and whether each was the last."""
@@ -71,14 +86,14 @@ def peer() -> Iterator[Peer]:
 
 @pytest.mark.parametrize("hints", [Hints(), None], ids=["msgbus", "stock"])
 def test_result(peer: Peer, hints: Hints | None) -> None:
-    """The answer is one frame, which ends the call; only a msgbus client is told who gave it."""
-    running = peer.running(hints)
-    running.result({"a": 1})
+    """The answer is one frame, which ends the call; only for a msgbus client does it name the server."""
+    call = peer.call(hints)
+    call.result({"a": 1})
     frame = peer.frames[0]
     assert (frame.call_id, frame.result, frame.failure, frame.ending) == ("c", {"a": 1}, None, True)
     assert (frame.extended, frame.server) == ((True, "h1") if hints else (False, None))
     assert len(peer.frames) == 1
-    assert running.answered
+    assert call.answered
     assert peer.ends == [None]
 
 
@@ -91,14 +106,14 @@ def failure(frame: Reply) -> Exception:
 
 def test_failure(peer: Peer) -> None:
     """An exception is an answer too."""
-    peer.running().failure(KeyError("x"))
+    peer.call().error(KeyError("x"))
     assert type(failure(peer.frames[0])) is KeyError
     assert peer.ends == [None]
 
 
 def test_result_that_cannot_travel(peer: Peer) -> None:
     """A result that cannot be written is answered with an error that says so."""
-    peer.running().result(object())
+    peer.call().result(object())
     error = failure(peer.frames[0])
     assert type(error) is SerializationError
     assert "the result of 'm'" in str(error)
@@ -110,7 +125,7 @@ def test_result_that_is_too_large(peer: Peer, times: int) -> None:
     """An answer that is larger than the message system takes is answered with that; not even that fitting, it ends."""
     too_large = MessageTooLarge("more than it takes")
     get_bus(peer.transport.url).fail_next(too_large, times)
-    peer.running(Hints()).result("x")
+    peer.call(Hints()).result("x")
     if times == 1:
         assert type(failure(peer.frames[0])) is MessageTooLarge
         assert peer.ends == [None]
@@ -120,40 +135,40 @@ def test_result_that_is_too_large(peer: Peer, times: int) -> None:
 
 
 def test_an_answer_that_reaches_nobody(peer: Peer, caplog: pytest.LogCaptureFixture) -> None:
-    """Where the client is gone, the log and whoever waits for the end are told."""
-    peer.running(reply_to="gone").result(5)
+    """If the client's inbox does not exist, that is logged, and the call's owner gets the error."""
+    peer.call(reply_to="gone").result(5)
     assert [type(end) for end in peer.ends] == [MessageUndeliverable]
     assert "could not be delivered to inbox 'gone'" in caplog.text
 
 
 def test_signs_of_life_for_a_msgbus_client(peer: Peer) -> None:
-    """A call that runs for a while says so once, with an inbox, and then shows life now and then."""
-    running = peer.running(Hints())
-    begin = running._last_frame
-    running.show_life(begin + STARTED_AFTER / 2)
+    """The client of a call that runs for a while is notified once, with an inbox, and then sent keepalives."""
+    call = peer.call(Hints())
+    begin = call._last_frame
+    call.tick(begin + STARTED_AFTER / 2)
     assert peer.take() == []
-    running.show_life(begin + STARTED_AFTER + 0.01)
+    call.tick(begin + STARTED_AFTER + 0.01)
     assert (peer.frames[0].inbox, peer.frames[0].server) == (peer.transport.inbox(0.0), "h1")
     assert peer.take() == [("started", False)]
-    last = running._last_frame
-    running.show_life(last + KEEPALIVE / 2)
+    last = call._last_frame
+    call.tick(last + KEEPALIVE / 2)
     assert peer.take() == []
-    running.show_life(last + KEEPALIVE + 0.01)
+    call.tick(last + KEEPALIVE + 0.01)
     assert peer.take() == [("keepalive", False)]
-    running.begin()
+    call.send_started()
     assert peer.take() == []
 
 
-def test_a_server_shows_life_when_its_connection_is_back(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_sends_a_keepalive_when_its_connection_is_back(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, and once: the client may have been cut off too, and wonders whether its request got lost."""
-    running = peer.running(Hints())
-    running.begin()
+    call = peer.call(Hints())
+    call.send_started()
     peer.take()
-    up_since = running._last_frame + 1
+    up_since = call._last_frame + 1
     monkeypatch.setattr(FakeDriver, "up_since", up_since)
-    monkeypatch.setattr("msgbus.running.time.monotonic", lambda: up_since + 1)
-    running.show_life(up_since + 1)
-    running.show_life(up_since + 2)
+    monkeypatch.setattr("msgbus.server_call.time.monotonic", lambda: up_since + 1)
+    call.tick(up_since + 1)
+    call.tick(up_since + 2)
     assert peer.take() == [("keepalive", False)]
 
 
@@ -161,22 +176,22 @@ def test_a_server_shows_life_when_its_connection_is_back(peer: Peer, monkeypatch
 def test_an_answer_is_sent_until_it_is_confirmed(peer: Peer, monkeypatch: pytest.MonkeyPatch, confirmed: bool) -> None:
     """Again after 1, 2 and 4 seconds and then every 5, where a client asks for that; at the deadline it is over."""
     clock = types.SimpleNamespace(now=1000.0)
-    monkeypatch.setattr("msgbus.running.time", types.SimpleNamespace(monotonic=lambda: clock.now))
-    running = peer.running(Hints(confirms=True), deadline=1025.0)
-    running.result(5)
+    monkeypatch.setattr("msgbus.server_call.time", types.SimpleNamespace(monotonic=lambda: clock.now))
+    call = peer.call(Hints(confirms=True), deadline=1025.0)
+    call.result(5)
     sent_at = []
     while clock.now < 1024.0:
         if peer.take():
             sent_at.append(clock.now - 1000.0)
         clock.now += 0.5
-        running.show_life(clock.now)
+        call.tick(clock.now)
     assert sent_at == [0.0, 1.0, 3.0, 7.0, 12.0, 17.0, 22.0]
     assert not peer.ends
     if confirmed:
-        running.on_control(Control("c", "confirm"))
+        call.on_control(Control("c", "confirm"))
         assert peer.ends == [None]
     clock.now = 1050.0
-    running.show_life(clock.now)
+    call.tick(clock.now)
     assert peer.take() == []
     assert peer.ends == [None]
 
@@ -193,7 +208,7 @@ def test_an_answer_waits_as_long_as_its_client(
         return Future()
 
     monkeypatch.setattr(FakeDriver, "send", take)
-    peer.running(deadline=None if deadline is None else time.monotonic() + deadline).result(5)
+    peer.call(deadline=None if deadline is None else time.monotonic() + deadline).result(5)
     assert sent[0].ttl == pytest.approx(waits, abs=PATIENCE / 2)
 
 
@@ -203,48 +218,48 @@ def test_an_answer_waits_as_long_as_its_client(
 )
 def test_signs_of_life_for_a_stock_client(peer: Peer, monitor: float | None, after: float, shows: bool) -> None:
     """A stock client is sent a reply that ends nothing, twice in the time that it asked for, and never unasked."""
-    running = peer.running(monitor=monitor)
-    running.show_life(running._last_frame + after)
+    call = peer.call(monitor=monitor)
+    call.tick(call._last_frame + after)
     assert peer.take() == ([("reply", False)] if shows else [])
 
 
 @pytest.mark.parametrize("how", ["answered", "cancelled"])
 def test_no_sign_of_life_that_nobody_needs(peer: Peer, how: str) -> None:
-    """After the answer, and for a client that does not want it any more, there is no sign of life."""
-    running = peer.running(Hints())
+    """After the answer, and for a client that has cancelled, there is no keepalive."""
+    call = peer.call(Hints())
     if how == "answered":
-        running.result(5)
+        call.result(5)
     else:
-        running.on_control(Control("c", "cancel"))
+        call.on_control(Control("c", "cancel"))
     peer.take()
-    running.show_life(running._last_frame + 1000)
+    call.tick(call._last_frame + 1000)
     assert peer.take() == []
 
 
 @pytest.mark.parametrize("how", ["result", "failure"])
 def test_no_answer_that_nobody_wants(peer: Peer, how: str) -> None:
     """The answer to a call that its client has cancelled is not sent, and the call is done with."""
-    running = peer.running(Hints())
-    running.on_control(Control("c", "cancel"))
+    call = peer.call(Hints())
+    call.on_control(Control("c", "cancel"))
     if how == "result":
-        running.result(5)
+        call.result(5)
     else:
-        running.failure(ValueError("x"))
+        call.error(ValueError("x"))
     assert peer.take() == []
     assert peer.ends == [None]
 
 
 @pytest.mark.parametrize(("hints", "kinds"), [(Hints(), [("declined", False)]), (None, [])])
 def test_declined(peer: Peer, hints: Hints | None, kinds: list[Any]) -> None:
-    """That a request is not run is told to a msgbus client; a stock one would not understand it."""
-    peer.running(hints).decline()
+    """A msgbus client is notified that its request is not run; a stock one would not understand it."""
+    peer.call(hints).decline()
     assert peer.take() == kinds
 
 
 def test_stream(peer: Peer) -> None:
-    """A stream begins by saying where it can be told things; its items and its end follow."""
-    running = peer.running(Hints(window=10))
-    running.stream(iter_of(range(3)))
+    """A stream begins with the inbox for its control frames; its items and its end follow."""
+    call = peer.call(Hints(window=10))
+    call.stream(iter_of(range(3)))
     assert [frame.items for frame in peer.frames] == [None, [0], [1], [2], []]
     assert peer.take() == [("started", False)] + [("items", False)] * 3 + [("reply", True)]
     assert peer.ends == [None]
@@ -257,11 +272,11 @@ def iter_of(values: Any) -> Any:
 
 def test_stream_that_was_cancelled_before_it_began(peer: Peer) -> None:
     """A cancel that comes before there is a stream ends it all the same."""
-    running = peer.running(Hints(window=10))
-    running.on_control(Control("c", "cancel"))
-    running.stream(iter_of(range(3)))
+    call = peer.call(Hints(window=10))
+    call.on_control(Control("c", "cancel"))
+    call.stream(iter_of(range(3)))
     assert peer.take() == [("started", False)]
-    assert running.cancelled
+    assert call.cancelled
     assert peer.ends == [None]
 
 
@@ -272,26 +287,26 @@ def test_stream_that_fails(peer: Peer) -> None:
         yield 1
         raise KeyError("x")
 
-    running = peer.running(Hints(window=10))
+    call = peer.call(Hints(window=10))
     with pytest.raises(KeyError) as caught:
-        running.stream(items())
-    running.failure(caught.value)
+        call.stream(items())
+    call.error(caught.value)
     assert type(failure(peer.frames[-1])) is KeyError
     assert [frame.items for frame in peer.frames] == [None, [1], []]
     assert peer.ends == [None]
 
 
 def test_a_frame_that_gets_lost(peer: Peer) -> None:
-    """A sign of life that reaches nobody is no error."""
-    running = peer.running(Hints(), reply_to="gone")
-    running.begin()
+    """A keepalive that reaches nobody is no error."""
+    call = peer.call(Hints(), reply_to="gone")
+    call.send_started()
     assert peer.ends == []
 
 
 def test_address_of_the_client(peer: Peer) -> None:
     """Answers go to the inbox that the request names, and nowhere else."""
     other = Peer(peer.transport)
-    peer.running(reply_to=other.inbox.address.name).result(5)
+    peer.call(reply_to=other.inbox.address.name).result(5)
     assert peer.frames == []
     assert len(other.frames) == 1
     assert other.inbox.address == Address("inbox", name=other.inbox.address.name)
@@ -300,7 +315,7 @@ def test_address_of_the_client(peer: Peer) -> None:
 def test_an_answer_for_a_client_that_comes_back(peer: Peer) -> None:
     """That nobody is at the client's inbox is tried again: it may be reconnecting, and waits for its answer."""
     get_bus(peer.transport.url).fail_next(MessageUndeliverable("nobody"))
-    peer.running(Hints()).result(5)
+    peer.call(Hints()).result(5)
     until(lambda: peer.ends, "the answer is delivered", PATIENCE)
     assert peer.ends == [None]
     assert [frame.result for frame in peer.frames] == [5]

@@ -9,19 +9,10 @@ import msgspec
 import pytest
 
 from msgbus import DeadLetter, SerializationError
-from msgbus.message import (
-    CONTENT_TYPES,
-    JSON,
-    MSGPACK,
-    Control,
-    Hints,
-    Reply,
-    Request,
-    decode,
+from msgbus.encoding import (
     decode_dead_letter,
     decode_inbox_frame,
     decode_request,
-    encode,
     encode_again,
     encode_control,
     encode_dead_letter,
@@ -29,8 +20,9 @@ from msgbus.message import (
     encode_repeat,
     encode_reply,
     encode_request,
-    new_id,
 )
+from msgbus.message import CONTENT_TYPES, JSON, MSGPACK, Control, Hints, Reply, Request, new_id
+from msgbus.payload import decode, encode
 
 HEX = "0123456789abcdef0123456789abcdef"
 
@@ -232,7 +224,7 @@ def test_refuses_other_versions_of_the_envelope(version: str) -> None:
     ids=lambda body: repr(body[:40]),
 )
 @codecs
-def test_refuses_bodies_that_are_none(body: bytes, content_type: str) -> None:
+def test_refuses_malformed_bodies(body: bytes, content_type: str) -> None:
     """A body that is no mapping, or not what its content type says, is a SerializationError and nothing else."""
     for reader in READERS:
         with pytest.raises(SerializationError):
@@ -303,15 +295,15 @@ def test_refuses_requests_with_values_of_a_wrong_type(key: str, value: Any, cont
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e300, True, "5", [], {}])
-def test_a_monitor_time_that_is_none_counts_as_absent(value: Any) -> None:
+def test_an_invalid_monitor_time_counts_as_absent(value: Any) -> None:
     """The _timeout of a stock peer may be anything: what is no number of seconds is as good as none."""
     assert decode_request(encode({"method": "m", "_timeout": value}, MSGPACK), MSGPACK).monitor is None
     assert decode_request(encode({"method": "m", "_timeout": 10**400}, JSON), JSON).monitor is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e300])
-def test_times_that_nobody_can_reckon_with_count_as_absent(value: float) -> None:
-    """An endless deadline is none; what is no number does not get as far as a clock."""
+def test_unusable_times_count_as_absent(value: float) -> None:
+    """An infinite deadline counts as absent, and so does what is not a number."""
     body = encode_request(Request("m", hints=Hints(value, value, "at_least_once", 5)), MSGPACK)
     assert decode_request(body, MSGPACK).hints == Hints(None, None, "at_least_once", 5)
 
@@ -335,7 +327,7 @@ def test_times_that_nobody_can_reckon_with_count_as_absent(value: float) -> None
     ],
 )
 @codecs
-def test_refuses_inbox_frames_that_are_none(payload: dict[str, Any], content_type: str) -> None:
+def test_refuses_malformed_inbox_frames(payload: dict[str, Any], content_type: str) -> None:
     """What comes to an inbox and is neither a reply nor a control frame is refused."""
     with pytest.raises(SerializationError):
         decode_inbox_frame(encode(payload, content_type), content_type)
@@ -462,7 +454,7 @@ def test_request_of_a_stock_peer_can_be_sent_again() -> None:
         encode_again(b"{garbage", JSON, "other")
 
 
-def test_what_is_no_dead_letter_is_an_error_of_ours() -> None:
+def test_a_malformed_dead_letter_is_a_serialization_error() -> None:
     """Whatever it is."""
     for body in (b"", b"{}", b"\xff", b"[1]"):
         with pytest.raises(SerializationError, match="cannot be read as a dead letter"):

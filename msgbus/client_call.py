@@ -1,0 +1,183 @@
+"""ClientCall: a request that this side has sent, and the thread that waits for what comes of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future
+
+from msgbus.drivers.base import Address, Capability, Message, Sent
+from msgbus.encoding import encode_repeat
+from msgbus.exceptions import MessagingException, MessagingTimeout
+from msgbus.foreign import get_logger
+from msgbus.message import Control
+from msgbus.replies import Pending, PendingCall, nobody
+from msgbus.sending import send_control
+from msgbus.transport import INSPECT_TIMEOUT, Transport
+
+LOG = get_logger(__name__)
+
+
+class ClientCall:
+    """Sends the request of a call, a stream or a ping, waits for what comes, and repeats it where that is allowed.
+
+    What came, and what is to be done about it, `pending` knows; the clock, the lock and the sending are here.
+
+    Attributes:
+        transport: where the request goes.
+        pending: what is known of it.
+    """
+
+    __slots__ = ("_content_type", "_fallback", "_lock", "pending", "transport")
+
+    def __init__(self, transport: Transport, pending: Pending, content_type: str, fallback: Address | None) -> None:
+        """`fallback` is where the request goes if nobody is at its address; see `Transport.send`."""
+        self.transport = transport
+        self.pending = pending
+        self._content_type = content_type
+        self._fallback = fallback
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        pending.wake = self.wake
+
+    def wake(self) -> None:
+        """Have `wait` look at what is known. Any thread, any number of times."""
+        try:
+            self._lock.release()
+        except RuntimeError:
+            pass  # It was free already: the thread has been woken, and has not looked yet.
+
+    def send(self, message: Message) -> None:
+        """Send the request, and expect replies. `close` or `forget` has to follow in any case.
+
+        Raises:
+            CallCancelled: the transport is closed.
+        """
+        pending, transport = self.pending, self.transport
+        transport.expect_replies(pending)
+        mandatory = pending.address.kind != "fanout"
+        if not pending.repeatable:
+            sent = transport.send(pending.address, message, mandatory=mandatory, fallback=self._fallback)
+            sent.add_done_callback(self._on_sent)
+            return
+        pending.request = message
+        transport.watch_connection()
+        transport.send(
+            pending.address,
+            message,
+            mandatory=mandatory,
+            until=pending.deadline,
+            pending=pending,
+            fallback=self._fallback,
+            on_outcome=self._on_outcome,
+        )
+
+    def _on_sent(self, sent: Future[Sent]) -> None:
+        self.pending.on_sent(sent.exception(), time.monotonic())
+
+    def _on_outcome(self, error: BaseException | None) -> None:
+        self.pending.on_sent(error, time.monotonic())
+
+    def wait(self, *, explain: bool = True) -> None:
+        """Wait until `pending` is ready.
+
+        Args:
+            explain: find out what is known of the call for the text of a timeout, which may take `INSPECT_TIMEOUT`.
+
+        Raises:
+            MessagingException: why it will not be.
+        """
+        pending = self.pending
+        while not pending.ready:
+            left = pending.next_check() - time.monotonic()
+            self._lock.acquire(timeout=min(max(left, 0.0), threading.TIMEOUT_MAX))
+            if not pending.ready:
+                self._check(explain)
+
+    def _check(self, explain: bool) -> None:
+        """Do what is due for a call that still waits, and raise why there is nothing more to wait for."""
+        pending, now, up_since = self.pending, time.monotonic(), self.transport.driver.up_since
+        while pending.orphans:
+            self._cancel(pending.orphans.pop())
+        pending.update(now, up_since)
+        error = pending.check(now)
+        if error is not None:
+            if explain and type(error) is MessagingTimeout:
+                error = MessagingTimeout(self._explain_timeout())
+            raise error
+        repeats = pending.needs_repeat(now, up_since, self.transport.repeat_after)
+        pending.on_checked(now, repeats)
+        if repeats:
+            self._send_again(now)
+
+    def _send_again(self, now: float) -> None:
+        """Send a request once more whose first copy or whose answer seems to be lost."""
+        pending, message = self.pending, self.pending.request
+        if message is None:
+            return
+        LOG.info("%s is sent again: no server was heard of", pending.describe)
+        left = pending.deadline - now
+        body = encode_repeat(message.body, message.content_type, left)
+        self.transport.send(
+            pending.address,
+            Message(body, message.content_type, message.id, left, message.durable),
+            mandatory=True,
+            until=pending.deadline,
+            retry_undeliverable=pending.deadline,
+            pending=pending,
+            fallback=self._fallback,
+            on_outcome=self._on_repeated,
+        )
+
+    def _on_repeated(self, error: BaseException | None) -> None:
+        self.pending.on_repeated(error, time.monotonic())
+
+    def forget(self) -> None:
+        """Expect no more replies. What comes late is dropped."""
+        self.transport.router.discard(self.pending)
+        self.pending.wake = nobody  # The two refer to each other: so memory is freed at once.
+
+    def close(self) -> None:
+        """Expect no more replies, and cancel the call on each server that still runs it."""
+        self.forget()
+        pending = self.pending
+        answer = pending.answer if isinstance(pending, PendingCall) else None
+        if len(pending.servers) > 1 or (pending.servers and answer is None):
+            answered_by = None if answer is None else answer.server
+            for inbox, server in list(pending.servers.items()):
+                if answered_by is None or server.name != answered_by:
+                    self._cancel(inbox)
+
+    def _cancel(self, inbox: str) -> None:
+        try:
+            self.send_control(inbox, Control(self.pending.id, "cancel"))
+        except MessagingException as exc:
+            LOG.debug("%s: it could not be cancelled at inbox %s: %s", self.pending.describe, inbox, exc)
+
+    def send_control(self, inbox: str, control: Control) -> None:
+        """Send a control frame to a server."""
+        send_control(self.transport, inbox, control, self._content_type)
+
+    def _explain_timeout(self) -> str:
+        """What is known of a call whose deadline has passed: it is all that an operator has to go by."""
+        pending, driver = self.pending, self.transport.driver
+        seconds = pending.deadline - pending.began
+        known = [f"{pending.describe}: no answer within {seconds:.4g} s over {driver.state}"]
+        known.append("the message system has taken the request" if pending.sent else "it is not known to be delivered")
+        for server in list(pending.servers.values()):
+            silent = time.monotonic() - server.last_sign
+            known.append(f"server {server.name!r} runs it, last sign of life {silent:.1f} s ago")
+        if not pending.servers:
+            found = self.transport.inspect(pending.address, INSPECT_TIMEOUT)
+            if found is not None:
+                plural = "" if found.depth == 1 else "s"
+                waiting = "" if found.depth is None else f", {found.depth} message{plural} waiting"
+                known.append(f"no server said that it began; consumers there: {found.consumers}{waiting}")
+        keeps = Capability.INBOX_KEEPS in driver.capabilities
+        up_since = driver.up_since
+        if not keeps and pending.request is None and up_since is not None and up_since > pending.began:
+            known.append(
+                "this side's connection was lost meanwhile, and the answer may have been lost with it, which does not "
+                "happen under delivery='at_least_once'"
+            )
+        return "; ".join(known)

@@ -1,0 +1,94 @@
+"""Which nodes a message goes to: the queues of an address, kept up to date with the directory."""
+
+from __future__ import annotations
+
+from msgbus.drivers.base import Address
+from msgbus.drivers.toolkit.loop import Loop
+from msgbus.drivers.zmq.link import PeerLink
+from msgbus.drivers.zmq.links import Links
+from msgbus.drivers.zmq.matchmakers.base import Directory
+from msgbus.drivers.zmq.queue import Queue, RemoteConsumer
+
+UNUSED = 60.0
+"""Seconds after which a queue that nobody uses is forgotten."""
+
+
+class Router:
+    """See the module's text. Everything here belongs to the loop's thread.
+
+    Attributes:
+        queues: by address, and by the only node that it is for (a fanout's copy, an inbox) or empty.
+    """
+
+    def __init__(self, links: Links, directory: Directory) -> None:
+        self.queues: dict[tuple[Address, str], Queue] = {}
+        self._links = links
+        self._directory = directory
+
+    def route(self, address: Address) -> list[Queue]:
+        """The queues into which a copy of a message to this address goes; empty where nobody serves it."""
+        kind = address.kind
+        if kind == "topic":
+            queues = [self.queue(address, "")] if self._directory.nodes(address) else []
+            pools = self._directory.pools(address.exchange, address.topic)
+            return queues + [self.queue(pool, "") for pool in pools] if pools else queues
+        if kind == "fanout":
+            return [self.queue(address, node) for node in self._directory.nodes(address)]
+        if kind == "inbox":
+            node = address.name.partition(".")[0]
+            if node not in self._directory.entries and self._links.link(node) is None:
+                return []
+            return [self.queue(address, node)]
+        return [self.queue(address, "")] if self._directory.nodes(address) else []
+
+    def queue(self, address: Address, node: str) -> Queue:
+        """A queue, up to date."""
+        queue = self.queues.get((address, node))
+        if queue is None:
+            queue = self.queues[address, node] = Queue(address, node)
+        if queue.version != self._directory.version:
+            self.update(queue)
+        return queue
+
+    def update(self, queue: Queue) -> None:
+        """Note what the directory says of the queue's address, and connect with the nodes that are new there."""
+        directory = self._directory
+        queue.version = directory.version
+        if queue.address.kind == "inbox":
+            known = queue.node in directory.entries or self._links.link(queue.node) is not None
+            queue.update({queue.node: None} if known else {}, directory.entries)
+        else:
+            nodes = directory.nodes(queue.address)
+            queue.update({node: nodes[node] for node in nodes if queue.node in ("", node)}, directory.entries)
+        for consumer in queue.consumers:
+            if consumer.link is None:
+                consumer.link = self.reach(consumer.node)
+
+    def reach(self, node: str) -> PeerLink | None:
+        """The connection to a node. If there is none, it is dialled, and this returns None."""
+        link = self._links.link(node)
+        if link is None and (entry := self._directory.entries.get(node)) is not None:
+            self._links.dial(node, entry.endpoints, entry.key)
+        return link
+
+    def connect_all(self) -> None:
+        """Connect with all servers of the queues in use: one may have to answer a request that another rerouted."""
+        for queue in list(self.queues.values()):
+            self.update(queue)
+
+    def at(self, link: PeerLink, address: Address) -> list[tuple[Queue, RemoteConsumer]]:
+        """The queues of an address from which a node gets messages over this connection."""
+        found = []
+        for node in ("", link.node):
+            queue = self.queues.get((address, node))
+            consumer = None if queue is None else queue.by_node.get(link.node)
+            if queue is not None and consumer is not None and consumer.link is link:
+                found.append((queue, consumer))
+        return found
+
+    def forget_unused(self) -> None:
+        """Forget queues that nobody uses. Called every now and then."""
+        now = Loop.now()
+        for key, queue in list(self.queues.items()):
+            if queue.is_unused(now, UNUSED):
+                del self.queues[key]

@@ -1,0 +1,46 @@
+"""Messages for which no server is known yet, although one may be there: they are kept until that is certain."""
+
+from __future__ import annotations
+
+from msgbus.drivers.toolkit.futures import fail
+from msgbus.drivers.zmq.matchmakers.base import Matchmaker
+from msgbus.drivers.zmq.queue import Parcel
+from msgbus.exceptions import TransportUnavailable
+
+
+class Unrouted:
+    """See the module's text. Everything here belongs to the loop's thread.
+
+    Attributes:
+        parcels: the messages, in the order of sending.
+    """
+
+    def __init__(self, matchmaker: Matchmaker) -> None:
+        self.parcels: list[Parcel] = []
+        self._matchmaker = matchmaker
+
+    def may_be_served(self, parcel: Parcel) -> bool:
+        """Whether a server may be there that is not known yet. Has the matchmaker check that, once for each message."""
+        matchmaker = self._matchmaker
+        if parcel.address.kind != "inbox" and matchmaker.why_incomplete():
+            return True
+        if parcel.recheck < 0:
+            parcel.recheck = matchmaker.recheck()
+        return parcel.recheck > matchmaker.rechecked
+
+    def take_all(self) -> list[Parcel]:
+        """Remove and return all, to send them again: more may be known now."""
+        parcels, self.parcels = self.parcels, []
+        return parcels
+
+    def fail_expired(self, now: float) -> None:
+        """Fail the messages that have waited for too long."""
+        kept = []
+        for parcel in self.parcels:
+            if parcel.send_until > now:
+                kept.append(parcel)
+                continue
+            why = self._matchmaker.why_incomplete() or "the known nodes are being read"
+            text = f"gave up after {parcel.message.patience or 0:.3g} s: no server is known for {parcel.address}: {why}"
+            fail(parcel.sent, TransportUnavailable(text))
+        self.parcels = kept

@@ -1,0 +1,107 @@
+"""ProcessInbox: where replies to this process's calls come in, and control frames for the calls that it serves."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from typing import Protocol
+
+from msgbus.deadline import wait_for
+from msgbus.drivers.base import Delivery, Driver, Inbox, Message
+from msgbus.encoding import call_ids_in, decode_inbox_frame
+from msgbus.exceptions import MessagingException, SerializationError
+from msgbus.foreign import get_logger
+from msgbus.message import Control, Reply
+from msgbus.patched import check_unpatched
+from msgbus.replies import ReplyRouter
+from msgbus.sending import Sender, send_control
+
+LOG = get_logger(__name__)
+
+
+class ControlHandler(Protocol):
+    """A call that a server runs: it takes the client's control frames."""
+
+    def on_control(self, control: Control) -> None:
+        """Handle a control frame. It must not block."""
+
+
+class ProcessInbox:
+    """The one inbox of a transport, which is opened when it is first needed. Thread-safe.
+
+    It refers to its transport weakly. The driver, which has threads, refers to the inbox: so a transport that nobody
+    else refers to is collected, and its driver closed.
+
+    Attributes:
+        name: travels in each request; None until the inbox is open.
+    """
+
+    def __init__(
+        self, transport: Sender, driver: Driver, router: ReplyRouter, server_calls: Mapping[str, ControlHandler]
+    ) -> None:
+        """Bring replies to `router`, and control frames to `server_calls`, which has calls by their ids."""
+        self.name: str | None = None
+        self._transport = weakref.ref(transport)
+        self._driver = driver
+        self._router = router
+        self._server_calls = server_calls
+        self._inbox: Inbox | None = None
+        self._opening = threading.Lock()
+
+    def open(self, deadline: float) -> str:
+        """Open it, and return its name; see `Transport.inbox`."""
+        inbox = self._inbox
+        if inbox is None:
+            check_unpatched()
+            with self._opening:
+                if self._inbox is None:
+                    self._inbox = self._driver.open_inbox(self._on_delivery)
+                inbox = self._inbox
+        try:
+            wait_for(inbox.ready, deadline, "cannot reach", self._driver)
+        except MessagingException:
+            if inbox.ready.done():  # It was refused; the reason may have gone away by the next time.
+                self._inbox = None
+                inbox.close()
+            raise
+        self.name = inbox.address.name
+        return self.name
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        transport, message = self._transport(), delivery.message
+        if transport is None:
+            return
+        try:
+            frame = decode_inbox_frame(message.body, message.content_type)
+        except SerializationError as exc:
+            self._end_call_of(message, exc, transport)
+            return
+        if LOG.isEnabledFor(logging.DEBUG):
+            LOG.debug("received %s: %s for %s", message.id, frame.kind, frame.call_id)
+        if isinstance(frame, Reply):
+            if frame.confirm is not None:  # Even if nobody waits any more: it would be sent again.
+                # Before the caller gets its answer: then the program may end.
+                send_control(transport, frame.confirm, Control(frame.call_id, "confirm"), message.content_type)
+            self._router.route(frame, time.monotonic())
+        elif (call := self._server_calls.get(frame.call_id)) is not None:
+            call.on_control(frame)
+        else:
+            LOG.debug("a control frame (%s) for call %s, which is not running here", frame.kind, frame.call_id)
+
+    def _end_call_of(self, message: Message, error: SerializationError, transport: Sender) -> None:
+        """End the call to which a frame that cannot be read belongs: no better one will come."""
+        ids = call_ids_in(message.body)
+        calls = [pending for pending in self._router.waiting() if pending.id in ids]
+        if len(calls) != 1:  # Of several ids, all but one are mentioned in the answer of a server to somebody else.
+            LOG.warning("an unreadable message to the inbox was dropped: %s", error)
+            return
+        pending = calls[0]
+        text = f"{pending.describe}: the server has begun it, and what it sent {error}"
+        LOG.warning("%s", text)
+        pending.send_error = SerializationError(text)
+        pending.wake()
+        if pending.server_inbox is not None:
+            send_control(transport, pending.server_inbox, Control(pending.id, "cancel"), message.content_type)

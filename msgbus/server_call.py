@@ -1,0 +1,299 @@
+"""ServerCall: one request that a server runs, with its delivery, its state, and all that is sent to its client."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from msgbus.closing import end_child
+from msgbus.current import RunningRequest
+from msgbus.drivers.base import Address, Delivery, Message
+from msgbus.encoding import encode_reply
+from msgbus.exceptions import MessageTooLarge, SerializationError
+from msgbus.failures import serialize_failure
+from msgbus.foreign import get_logger
+from msgbus.forking import fork_count
+from msgbus.message import KEEPALIVE, Control, Reply, Request
+from msgbus.sending import OnOutcome
+from msgbus.stream_sender import StreamSender
+
+if TYPE_CHECKING:
+    from msgbus.transport import Transport
+
+LOG = get_logger(__name__)
+
+ID_LENGTH = 32
+"""Characters of the ids of msgbus and of oslo.messaging."""
+STARTED_AFTER = 0.2
+"""Seconds until the client of a running call is notified of that: most calls are done by then."""
+CONFIRMED_AFTER = 1.0
+"""Seconds to wait for the confirmation of an answer before it is sent again; doubled each time."""
+
+_NOBODY = Address("inbox")
+
+
+class CallOwner(Protocol):
+    """What runs calls: a `Processor`, or a part of it.
+
+    Attributes:
+        transport: where they came from.
+        server: the server's name.
+        grace: the option ``rpc_reply_grace``.
+        forks: how often the process had forked when it was made.
+    """
+
+    transport: Transport
+    server: str
+    grace: float
+    forks: int
+
+    def on_answered(self, call: ServerCall, error: BaseException | None) -> None:
+        """The client has its answer or does not want it, or the answer could not be delivered because of `error`."""
+
+
+class ServerCall(RunningRequest):
+    """A request that a server runs. Thread-safe: the method's thread, the loop and the inbox use it.
+
+    A cast is one too; nothing is sent for it.
+
+    Attributes:
+        owner: what runs it. Its `on_answered` is called once.
+        transport: where it came from.
+        address: of the client's inbox.
+        accepted: its delivery has been accepted.
+        finished: its delivery and the duplicates were accepted or given back.
+        duplicates: further deliveries of the same request, which wait for its outcome.
+        failure: of a cast that raised, the reason and the traceback.
+        active: of a call: its method runs.
+        started: the client has been notified that the call runs.
+        answered: an answer has been begun.
+        confirmed: the client has said that it has the answer, or that it wants none.
+    """
+
+    accepted = finished = active = started = answered = confirmed = False
+    duplicates: Sequence[Delivery] = ()
+    failure: tuple[str, Sequence[str]] = ("", ())
+    _frames = 0
+    _stream: StreamSender | None = None
+    _too_large = False
+    _unconfirmed: Reply | None = None
+    _sent_at: float | None = None  # when the unconfirmed answer was taken by the message system
+    _resend_after = CONFIRMED_AFTER
+    _resend_until = 0.0
+
+    def __init__(
+        self, owner: CallOwner, delivery: Delivery, request: Request, deadline: float | None, at_least_once: bool
+    ) -> None:
+        super().__init__(owner.server, delivery, request, deadline, at_least_once)
+        self.owner = owner
+        self.transport = owner.transport
+        self.address = _NOBODY if request.reply_to is None else Address("inbox", name=request.reply_to)
+        self._extended = request.hints is not None
+        self._confirms = request.hints is not None and request.hints.confirms
+        self._last_frame = time.monotonic()
+        self._reply_deadline = deadline  # That of the first item, while `deadline` may become that of a whole stream.
+
+    @property
+    def is_call(self) -> bool:
+        """Whether a client waits for the answer."""
+        return self.request.call_id is not None and self.request.reply_to is not None
+
+    @property
+    def is_unconfirmed(self) -> bool:
+        """Whether there is an answer that the client has not confirmed."""
+        return self._unconfirmed is not None
+
+    def send(self, reply: Reply, on_outcome: OnOutcome | None = None) -> None:
+        """Send a frame to the client.
+
+        While this side's connection is down the frame waits until the client's deadline; while the client's is down,
+        sending is retried for `rpc_reply_grace`.
+
+        Raises:
+            SerializationError: the result cannot be written.
+        """
+        owner = self.owner
+        if owner.forks != fork_count():  # In a forked child: the parent sends the answer.
+            end_child(None)
+        reply.extended = self._extended
+        reply.server = self.server
+        content_type = self.delivery.message.content_type
+        body = encode_reply(reply, content_type, lossy=self.transport.lossy)
+        now = self._last_frame = time.monotonic()
+        end = self._send_until(now)
+        # It begins with the call's id, so that a search of the log for that id finds the answers too. (Other peers' ids
+        # may have any length, and message systems limit it.)
+        self._frames += 1
+        message_id = f"{reply.call_id[:ID_LENGTH]}.{self._frames}.{reply.kind}"
+        self.transport.send(
+            self.address,
+            Message(body, content_type, message_id, end - now, self.at_least_once),
+            mandatory=True,
+            until=end,
+            retry_undeliverable=now + owner.grace,
+            on_outcome=on_outcome or self._on_signal_sent,
+        )
+
+    def _send_until(self, now: float) -> float:
+        """Until when a frame is worth sending."""
+        end = now + max(self.owner.grace, 1.0)  # An answer needs a moment in any case.
+        return end if self._reply_deadline is None else max(end, self._reply_deadline)
+
+    def _on_signal_sent(self, error: BaseException | None) -> None:
+        """A keepalive or the like was sent. If it was lost, the next one makes up for it."""
+        if error is not None:
+            LOG.debug("a frame of call %s was lost: %s", self.request.call_id, error)
+
+    def result(self, value: Any) -> None:
+        """Answer with a value; if it cannot be written, with an error that says so."""
+        try:
+            self._answer(Reply(self.request.call_id or "", result=value, ending=True))
+        except SerializationError as exc:
+            LOG.error("the result of %r %s", self.request.method, exc)
+            self.error(SerializationError(f"the result of {self.request.method!r} {exc}"))
+
+    def error(self, exc: BaseException) -> None:
+        """Answer with an exception."""
+        text = serialize_failure(exc)
+        if self._stream is not None:
+            self._stream.end(text)
+        else:
+            self._answer(Reply(self.request.call_id or "", failure=text, ending=True))
+
+    def _answer(self, reply: Reply) -> None:
+        self.answered = True
+        if self.cancelled:  # The client has stopped waiting, and may no longer exist.
+            LOG.debug("the answer to call %s is not sent: its client has cancelled it", reply.call_id)
+            self.owner.on_answered(self, None)
+            return
+        if self._confirms:
+            reply.confirm = self.transport.inbox(0.0)
+            until = self._reply_deadline
+            self._resend_until = self._send_until(time.monotonic()) if until is None else until
+            self._unconfirmed = reply
+        try:
+            self.send(reply, self.on_answer_sent)
+        except SerializationError:
+            self._unconfirmed = None
+            raise
+
+    def on_answer_sent(self, error: BaseException | None) -> None:
+        """The answer, or the last frame of the stream, was taken by the message system, or could not be sent."""
+        if self.owner.forks != fork_count():
+            return  # The parent deals with it.
+        if self._confirms and self._stream is None:
+            if self._unconfirmed is None:
+                return  # The confirmation came first.
+            if error is None:
+                self._sent_at = time.monotonic()
+                return
+            self._unconfirmed = None
+        if error is not None:
+            LOG.warning(
+                "the answer to %r (call %s) could not be delivered to %s: %s",
+                self.request.method,
+                self.request.call_id,
+                self.address,
+                error,
+            )
+        if isinstance(error, MessageTooLarge) and not self._too_large and self._stream is None:
+            self._too_large = True
+            self.error(MessageTooLarge(f"the answer to {self.request.method!r}: {error}"))
+            return
+        self.owner.on_answered(self, error)
+
+    def _on_confirmed(self) -> None:
+        if self._unconfirmed is not None:
+            self._unconfirmed = None
+            self.owner.on_answered(self, None)
+
+    def _resend(self, reply: Reply, now: float) -> None:
+        """Send an unconfirmed answer again if it is time: the client's inbox may have been lost with its connection."""
+        call = f"the answer to {self.request.method!r} (call {self.request.call_id})"
+        if now >= self._resend_until:
+            LOG.warning("%s was never confirmed by %s", call, self.address)
+            self._on_confirmed()
+        elif self._sent_at is not None and now - self._sent_at >= self._resend_after:
+            LOG.debug("%s was not confirmed and is sent again", call)
+            self._sent_at = None
+            self._resend_after = min(2 * self._resend_after, KEEPALIVE)
+            self.send(reply, self.on_answer_sent)
+
+    def decline(self) -> None:
+        """Notify the client that the request is not run here, since it may have run before."""
+        if self._extended:
+            self.send(Reply(self.request.call_id or "", "declined"))
+
+    def stream(self, items: Generator[Any, Any, Any]) -> None:
+        """Send a generator's items, as many as the client has given credit for.
+
+        Raises:
+            Exception: what the generator raises; it has to be passed to `error`.
+        """
+        self.answered = True
+        self._stream = StreamSender(self)
+        if self.cancelled:  # The cancel came before there was a stream.
+            self._stream.on_control(Control(self.request.call_id or "", "cancel"))
+        self.send_started()
+        self._stream.run(items)
+
+    def send_started(self) -> None:
+        """Notify the client that the request runs, and to which inbox control frames for it go."""
+        if not self.started and self._extended:
+            self.started = True
+            self.send(Reply(self.request.call_id or "", "started", inbox=self.transport.inbox(0.0)))
+
+    def tick(self, now: float) -> None:
+        """Send what is due: that the call runs, a keepalive, or an unconfirmed answer once more."""
+        if (reply := self._unconfirmed) is not None:
+            self._resend(reply, now)
+            return
+        if not self.active or self.cancelled or (self.answered and self._stream is None):
+            return
+        silent = now - self._last_frame
+        if self._extended:
+            if not self.started:
+                if silent >= STARTED_AFTER:
+                    self.send_started()
+            elif silent >= KEEPALIVE or self._has_reconnected():
+                self.send(Reply(self.request.call_id or "", "keepalive", inbox=self.transport.inbox(0.0)))
+        elif self.request.monitor and silent >= max(1, int(self.request.monitor)) / 2:
+            # A stock client asked for a reply without result twice in that time.
+            self.send(Reply(self.request.call_id or ""))
+
+    def _has_reconnected(self) -> bool:
+        """Whether this side has reconnected since the client last heard of the call.
+
+        The client may have lost its connection too, and sends the request again if it hears nothing.
+        """
+        up_since = self.transport.driver.up_since
+        return up_since is not None and up_since > self._last_frame
+
+    def on_control(self, control: Control) -> None:
+        """Handle a control frame of the client."""
+        if control.kind == "cancel":
+            self.cancelled = True
+        if control.kind in ("cancel", "confirm"):
+            self.confirmed = True
+            self._on_confirmed()
+        if self._stream is not None:
+            self._stream.on_control(control)
+
+
+def time_left(request: Request, delivery: Delivery) -> float | None:
+    """Seconds that are left to a request, or None if it has no deadline.
+
+    If the message system does not say how long it kept the message, the sender's wall clock may shorten the time; but
+    clocks differ, so that alone never lets a request expire. How long this process has had it is known.
+    """
+    hints, ttl = request.hints, delivery.message.ttl
+    here = time.monotonic() - delivery.arrived
+    if hints is None or hints.ttl is None:
+        return None if ttl is None else ttl - here
+    if ttl is not None:
+        return min(ttl, hints.ttl) - here
+    if hints.at is None:
+        return hints.ttl - here
+    queued = max(0.0, time.time() - here - hints.at)
+    return max(hints.ttl - queued, min(hints.ttl, 1.0)) - here

@@ -1,0 +1,173 @@
+"""ServerCalls: the table of the requests that a server has begun and not finished, and the ids of those it has done."""
+
+from __future__ import annotations
+
+import enum
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from msgbus.drivers.base import Delivery
+from msgbus.foreign import get_logger
+from msgbus.server_call import ServerCall
+
+if TYPE_CHECKING:
+    from msgbus.transport import Transport
+
+LOG = get_logger(__name__)
+
+TICK = 0.1
+"""Seconds between two looks at the running calls, for keepalives that are due."""
+REMEMBERED_IDS = 10_000
+"""How many requests a server remembers, in order not to run one a second time."""
+
+
+class Seen(enum.Enum):
+    """What a server knows of the id of a request that comes."""
+
+    NEW = enum.auto()
+    UNFINISHED = enum.auto()
+    DONE = enum.auto()
+
+
+class DedupCache:
+    """The ids of the last requests that are done. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._done: OrderedDict[str, bool] = OrderedDict()  # whether the client is known to have the answer
+
+    def has(self, unique_id: str, *, again: bool) -> bool:
+        """Whether a request was done. One that is sent `again` counts as new, unless its client has the answer."""
+        confirmed = self._done.get(unique_id)
+        return confirmed is not None and (confirmed or not again)
+
+    def discard(self, unique_id: str) -> None:
+        """Forget a request."""
+        self._done.pop(unique_id, None)
+
+    def add(self, unique_id: str, confirmed: bool) -> None:
+        """Remember a request that is done."""
+        self._done[unique_id] = confirmed
+        if len(self._done) > REMEMBERED_IDS:
+            self._done.popitem(last=False)
+
+
+class ServerCalls:
+    """The requests of one server, from their beginning until their deliveries are settled. Thread-safe.
+
+    It is indexed by request id, for duplicates, and by call id, for the clients' control frames. The latter index is
+    the transport's, since control frames come to the transport's inbox.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self.done = DedupCache()
+        self._transport = transport
+        self._unfinished: set[ServerCall] = set()  # Adding and removing are atomic.
+        self._by_request_id: dict[str, ServerCall] = {}
+        self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._waiting = False
+        self._ticking = False
+        self._tick_lock = threading.Lock()
+
+    def __iter__(self) -> Iterator[ServerCall]:
+        """All that are unfinished now."""
+        return iter(list(self._unfinished))
+
+    def begin(self, call: ServerCall, *, again: bool = False) -> Seen:
+        """Take in a new request. A duplicate of an unfinished one is left to that, to wait for its outcome.
+
+        `again`: the client sends it once more because it has no answer.
+        """
+        unique_id = call.request.unique_id
+        if unique_id:
+            with self._lock:
+                first = self._by_request_id.get(unique_id)
+                if first is not None:
+                    first.duplicates = (*first.duplicates, call.delivery)
+                    return Seen.UNFINISHED
+                if self.done.has(unique_id, again=again):
+                    return Seen.DONE
+                if again:
+                    self.done.discard(unique_id)
+                self._by_request_id[unique_id] = call
+        self._unfinished.add(call)
+        return Seen.NEW
+
+    def add(self, call: ServerCall) -> None:
+        """Take in a request that is not run here, but has to be finished before the server may end."""
+        self._unfinished.add(call)
+
+    def end(self, call: ServerCall, *, done: bool, confirmed: bool = False) -> Sequence[Delivery]:
+        """A request's outcome is known; returns the duplicates that waited for it.
+
+        Args:
+            call: the request.
+            done: further duplicates are to be dropped; else the next one is run.
+            confirmed: the client has said that it has the answer, or wants none.
+        """
+        unique_id = call.request.unique_id
+        with self._lock:
+            if self._by_request_id.get(unique_id) is not call:
+                return ()
+            del self._by_request_id[unique_id]
+            if done:
+                self.done.add(unique_id, confirmed)
+        return call.duplicates
+
+    def remove(self, call: ServerCall) -> None:
+        """A request is finished: its delivery and its duplicates are settled."""
+        self._unfinished.discard(call)
+        if self._waiting:
+            with self._changed:
+                self._changed.notify_all()
+
+    def wait(self, timeout: float | None, own: ServerCall | None) -> int:
+        """Wait until all but `own` are finished; returns how many are not after `timeout` seconds."""
+        end = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            self._waiting = True
+            # Once its transport is closed nothing can be finished any more. That is looked at now and then.
+            while self._unfinished - {own} and not self._transport.closed:
+                left = 1.0 if end is None else min(1.0, end - time.monotonic())
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+        return len(self._unfinished - {own})
+
+    def activate(self, call: ServerCall) -> None:
+        """A call's method begins: from now on control frames reach the call, and it sends keepalives."""
+        call.active = True
+        # If a peer uses one id for two calls at a time, its control frames reach the later one only.
+        self._transport.server_calls[call.request.call_id or ""] = call
+        if not self._ticking:
+            self._start_ticking()
+
+    def deactivate(self, call: ServerCall) -> None:
+        """A call needs no control frames and sends no keepalives any more."""
+        call.active = False
+        by_call_id, call_id = self._transport.server_calls, call.request.call_id or ""
+        if by_call_id.get(call_id) is call:
+            by_call_id.pop(call_id, None)
+
+    def _tick(self) -> None:
+        """Send keepalives to the clients that wait, and unconfirmed answers. Goes on while there is any such call."""
+        now = time.monotonic()
+        for call in self:
+            try:
+                call.tick(now)
+            except Exception:  # The other clients need theirs, and there is another try next time.
+                LOG.exception("no keepalive could be sent to a client")
+        self._ticking = False
+        # Looked at last: whoever begins a call from now on sees that nothing ticks.
+        if any(call.active or call.is_unconfirmed for call in self):
+            self._start_ticking()
+
+    def _start_ticking(self) -> None:
+        with self._tick_lock:
+            if self._ticking:
+                return
+            self._ticking = True
+        self._transport.loop.call_later(TICK, self._tick)
