@@ -121,14 +121,23 @@ class Loop:
         """
         if self._lost is not None:
             raise self._explain(self._lost)
-        if self.closed:
-            return False
         if self._thread is None:
             self._start()
-        self._calls.append((func, args))
+        handed = (func, args)
+        self._calls.append(handed)
+        if self.closed:
+            return self._was_run(handed)
         if not self.awake:
             self._rouse()
         return True
+
+    def _was_run(self, handed: _Call) -> bool:
+        """Whether a function was run that was handed over while the loop ended. Otherwise it will not be."""
+        try:
+            self._calls.remove(handed)
+        except ValueError:
+            return True
+        return False
 
     def call_for(self, future: Future[Any], func: Callable[..., Any], *args: Any) -> None:
         """As `call`, but where the function cannot be run, `future` fails.
@@ -283,10 +292,14 @@ class Loop:
                 break
             self._turn()
         with self._changing:
-            if self.is_here:
-                self.closed = True
-                self._due.clear()
-                self._let_go()
+            if not self.is_here:
+                return
+            self.closed = True
+            self._due.clear()
+        while self._calls:  # What was handed over in the last moment.
+            self._guard(*_flat(self._calls.popleft()))
+        with self._changing:
+            self._let_go()
 
     def _is_done(self) -> bool:
         """Whether a loop that is to be closed has nothing left to do."""
