@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from msgbus.client_call import ClientCall
 from msgbus.deadline import bounded
-from msgbus.drivers.base import Address, Capability, Depth, Message
+from msgbus.drivers.base import Address, Capability, Message, QueueInfo
 from msgbus.encoding import encode_request
 from msgbus.exceptions import (
     InvalidTarget,
@@ -123,7 +123,7 @@ class RPCClient:
         self._policy: str = policy
         self._repeatable = policy == AT_LEAST_ONCE
         # If the message system may lose an answer, the server sends it until this side confirms it.
-        keeps = {Capability.INBOX_KEEPS, Capability.DURABLE} <= self.transport.driver.capabilities
+        keeps = {Capability.INBOX_STORAGE, Capability.DURABLE} <= self.transport.driver.capabilities
         self._confirms = self._repeatable and not keeps
         self._address = self.transport.address(self.target)
         self._fallback = server_named_by(self._address)
@@ -323,7 +323,7 @@ class RPCClient:
         pending: PendingAnswers = client._new_pending(PendingAnswers, "ping", now, enough=enough)
         call = ClientCall(self.transport, pending, self._content_type, None)
         message = client._message({}, "ping", {}, pending, now)
-        counted: Future[Depth] | None = None
+        counted: Future[QueueInfo] | None = None
         unreachable: TransportUnavailable | None = None
         try:
             call.send(message)
@@ -343,13 +343,13 @@ class RPCClient:
             raise unreachable
         return found
 
-    def _count_consumers(self, address: Address, call: ClientCall, pending: PendingAnswers) -> Future[Depth] | None:
+    def _count_consumers(self, address: Address, call: ClientCall, pending: PendingAnswers) -> Future[QueueInfo] | None:
         """Ask how many consumers an address has, which are as many answers; None if the driver cannot say."""
         driver = self.transport.driver
         if Capability.INSPECT not in driver.capabilities:
             return None
 
-        def on_counted(counted: Future[Depth]) -> None:
+        def on_counted(counted: Future[QueueInfo]) -> None:
             consumers = _consumers_of(counted, 0.0, 1)
             if consumers is not None:
                 pending.enough = consumers
@@ -421,7 +421,7 @@ def _no_method(ctxt: Any, method: Any, kwargs: dict[str, Any]) -> Exception:
     return SerializationError(f"a method's name is a string, not {type(method).__name__}{hint}")
 
 
-def _consumers_of(counted: Future[Depth] | None, timeout: float, answered: int) -> int | None:
+def _consumers_of(counted: Future[QueueInfo] | None, timeout: float, answered: int) -> int | None:
     """How many consumers were counted, or as many as have answered if those are more; None if that is unknown."""
     if counted is None:
         return None

@@ -170,10 +170,10 @@ class ClientCall:
         if not pending.servers:
             found = self.transport.inspect(pending.address, INSPECT_TIMEOUT)
             if found is not None:
-                plural = "" if found.depth == 1 else "s"
-                waiting = "" if found.depth is None else f", {found.depth} message{plural} waiting"
+                plural = "" if found.messages == 1 else "s"
+                waiting = "" if found.messages is None else f", {found.messages} message{plural} waiting"
                 known.append(f"no server said that it began; consumers there: {found.consumers}{waiting}")
-        keeps = Capability.INBOX_KEEPS in driver.capabilities
+        keeps = Capability.INBOX_STORAGE in driver.capabilities
         up_since = driver.up_since
         if not keeps and pending.request is None and up_since is not None and up_since > pending.began:
             known.append(

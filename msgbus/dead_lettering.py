@@ -53,7 +53,7 @@ class DeadLetterSender:
                 refuse_awaitable("the hook returned", self._hook(letter))
             except BaseException:  # sys.exit() too: the request has to be settled
                 LOG.exception("the hook for dead letters raised")
-        if Capability.STORE not in self._transport.driver.capabilities:
+        if Capability.STORAGE not in self._transport.driver.capabilities:
             on_end()
             return
 

@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from msgbus.deadline import wait_for
-from msgbus.drivers.base import Address, Capability, Delivery, Depth, Message, Sent
+from msgbus.drivers.base import Address, Capability, Delivery, Message, QueueInfo, Sent
 from msgbus.encoding import decode_dead_letter, encode_again
 from msgbus.exceptions import (
     CapabilityMissing,
@@ -69,9 +69,9 @@ class Letters(list[Stored]):
             found: 10,000 are read at a time, and another reader may have some.
     """
 
-    def __init__(self, found: Collection[Stored], depth: Depth | None) -> None:
+    def __init__(self, found: Collection[Stored], depth: QueueInfo | None) -> None:
         super().__init__(found)
-        self.expected = None if depth is None or depth.depth is None else max(depth.depth, len(self))
+        self.expected = None if depth is None or depth.messages is None else max(depth.messages, len(self))
 
 
 def look(transport: Transport, target: Target, timeout: float = TIMEOUT) -> Letters:
@@ -144,7 +144,7 @@ def purge(
 def _address(transport: Transport, target: Target) -> Address:
     if not target.topic:
         raise InvalidTarget("dead letters are those of a topic, and the target has none", target)
-    if Capability.STORE not in transport.driver.capabilities:
+    if Capability.STORAGE not in transport.driver.capabilities:
         raise CapabilityMissing(
             f"dead letters are not stored over this message system ({type(transport.driver).__name__}): what a server "
             "gives up is in its log, and goes to the hook on_dead_letter of get_rpc_server"
@@ -152,7 +152,7 @@ def _address(transport: Transport, target: Target) -> Address:
     return transport.address(Target(exchange=target.exchange, topic=target.topic))._replace(kind="dead")
 
 
-def _depth(transport: Transport, address: Address, end: float) -> Depth | None:
+def _depth(transport: Transport, address: Address, end: float) -> QueueInfo | None:
     """What is known of the address, or None where the message system does not say.
 
     Raises:
@@ -185,14 +185,14 @@ class _Reader:
 
 
 @contextlib.contextmanager
-def _held(transport: Transport, target: Target, timeout: float) -> Iterator[tuple[list[Delivery], Depth | None]]:
+def _held(transport: Transport, target: Target, timeout: float) -> Iterator[tuple[list[Delivery], QueueInfo | None]]:
     """Hold all dead letters of a topic, and what was known of the address. What is not accepted is given back."""
     end = time.monotonic() + timeout
     address = _address(transport, target)
     try:
         depth = _depth(transport, address, end)
     except MessageUndeliverable:  # Subscribing would make the address.
-        yield [], Depth(0, 0)
+        yield [], QueueInfo(0, 0)
         return
     reader = _Reader()
     subscription = transport.driver.subscribe([address], reader.on_delivery, prefetch=MAX_LETTERS)
@@ -228,7 +228,7 @@ def _gather(transport: Transport, address: Address, reader: _Reader, end: float)
             continue
         depth = transport.inspect(address, POLL_INTERVAL)
         silent = time.monotonic() - last
-        if depth is not None and (depth.depth == 0 or (depth.depth == found and silent >= END_AFTER_ALL)):
+        if depth is not None and (depth.messages == 0 or (depth.messages == found and silent >= END_AFTER_ALL)):
             return
 
 

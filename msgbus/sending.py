@@ -79,7 +79,7 @@ class Sending:
     _tries_until: float = 0.0
 
     def __post_init__(self) -> None:
-        send_timeout = self.message.patience
+        send_timeout = self.message.publish_within
         if send_timeout is None:
             self._tries_until = self.until
         else:

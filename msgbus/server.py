@@ -13,7 +13,7 @@ from typing import Any
 from msgbus.dead_lettering import OnDeadLetter
 from msgbus.deadline import wait_for
 from msgbus.dispatcher import RPCAccessPolicyBase, RPCDispatcher
-from msgbus.drivers.base import Address, Capability, Delivery, Depth, Message, Sent, Subscription
+from msgbus.drivers.base import Address, Capability, Delivery, Message, QueueInfo, Sent, Subscription
 from msgbus.encoding import decode_request
 from msgbus.exceptions import InvalidTarget, MessagingException, SerializationError
 from msgbus.executor import Executor
@@ -202,7 +202,7 @@ class RPCServer:
         if not named or Capability.INSPECT not in self.transport.driver.capabilities:
             return
 
-        def look(found: Future[Depth]) -> None:
+        def look(found: Future[QueueInfo]) -> None:
             if found.exception() is None and found.result().consumers > 1:
                 LOG.warning("%s: another server has this name; a request for it goes to either of them", self.target)
 

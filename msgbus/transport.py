@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from msgbus.closing import open_drivers
-from msgbus.drivers.base import Address, Capability, Depth, Driver, Message, Sent
+from msgbus.drivers.base import Address, Capability, Driver, Message, QueueInfo, Sent
 from msgbus.drivers.registry import load_driver_class
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import (
@@ -361,7 +361,7 @@ class Transport:
             self.router.discard(pending)
             raise CallCancelled(f"{pending.describe}: the transport to {self.url} was closed")
 
-    def inspect(self, address: Address, timeout: float) -> Depth | None:
+    def inspect(self, address: Address, timeout: float) -> QueueInfo | None:
         """What is known of an address, or None where that cannot be learnt within `timeout` seconds."""
         if Capability.INSPECT not in self.driver.capabilities:
             return None
@@ -369,7 +369,7 @@ class Transport:
             return self.driver.inspect(address).result(timeout)
         except MessageUndeliverable:
             server = server_named_by(address)
-            return Depth(0, 0) if server is None else self.inspect(server, timeout)
+            return QueueInfo(0, 0) if server is None else self.inspect(server, timeout)
         except (MessagingException, TimeoutError):
             return None
 

@@ -148,7 +148,7 @@ def _print_step(number: int, step: Step, outcome: Outcome, seconds: float) -> No
 
 
 def _what_is_left(topic: str, options: dict[str, str], capabilities: Collection[str]) -> str:
-    if "store" not in capabilities:
+    if "storage" not in capabilities:
         return ""
     if options:
         return (

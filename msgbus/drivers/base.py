@@ -24,8 +24,9 @@ Rules that hold for all of it:
 * **No repeats.** A driver never sends a message twice by itself: the core does, where the caller's policy allows it.
   A message that the message system has refused for the moment, and is *known* not to have taken any part of, has not
   been sent in this sense: the driver keeps it like one that waits for a connection, and offers it again until its
-  patience ends, whatever the policy. (Later messages may overtake it.) Where a part may have been taken, by one of
-  several queues or by a node that failed, the send fails at once with ``maybe_delivered=True``.
+  time for that is over (`Message.publish_within`), whatever the policy. (Later messages may overtake it.) Where a part
+  may have been taken, by one of several queues or by a node that failed, the send fails at once with
+  ``maybe_delivered=True``.
 * **Closed.** Every verb of a closed driver fails with `CallCancelled`, all of them with the same text, which says what
   was closed: `Driver.send` and `Driver.inspect` by their future, `Driver.subscribe` and `Driver.open_inbox` by
   ``ready``. What the driver had open, or opens now, is closed: ``stop`` and ``close`` of it are done at once.
@@ -62,7 +63,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
         "Address",
         "Capability",
         "Delivery",
-        "Depth",
+        "QueueInfo",
         "Driver",
         "Inbox",
         "Kind",
@@ -113,17 +114,17 @@ PUBLIC: dict[str, tuple[str, ...]] = {
 class Capability(StrEnum):
     """What a message system may or may not be able to promise. A driver declares those that it keeps."""
 
-    STORE = "store"
+    STORAGE = "storage"
     """It keeps messages for listeners that are away."""
     DURABLE = "durable"
     """What is marked durable outlives a restart of the message system."""
-    INBOX_KEEPS = "inbox_keeps"
+    INBOX_STORAGE = "inbox_storage"
     """Messages that reach an inbox while its owner reconnects are kept."""
     ORDERED = "ordered"
     """One sender's messages to one consumer keep their order."""
     EXPIRES = "expires"
     """The message system drops messages whose ttl has run out."""
-    COUNTS = "counts"
+    ATTEMPT_COUNT = "attempt_count"
     """`Delivery.attempts` is known."""
     INSPECT = "inspect"
     """`Driver.inspect` works."""
@@ -145,7 +146,7 @@ class Address(NamedTuple):
     fanout    exchange, topic          every subscriber (with `server` when subscribing)
     pool      exchange, topic, name    (subscribing only) the pool's copy of what is sent to the topic
     inbox     name                     the inbox of that name; only `Driver.open_inbox` makes it
-    stored    exchange, topic          (sending only, with `Capability.STORE`) the topic, where nobody has subscribed
+    stored    exchange, topic          (sending only, with `Capability.STORAGE`) the topic, where nobody has subscribed
                                        yet: it is made, and keeps the message for whoever will
     dead      exchange, topic          storage for messages that could not be processed
     ========  =======================  =========================================================
@@ -175,8 +176,8 @@ class Message(msgspec.Struct, frozen=True):
         ttl: seconds left until it is worthless, or None. Of a message that was received: what is left, where the
             message system knows, else None.
         durable: whether it has to outlive a restart of the message system (where `Capability.DURABLE` is declared).
-        wait: seconds that it may wait to be handed over, where that differs from `ttl`: a cast whose sender waits for a
-            minute is not worthless after it. None means the ttl. Of a message that was received: None.
+        send_timeout: seconds in which it has to be published, where that differs from `ttl`: a cast whose sender waits
+            for a minute is not worthless after it. None means the ttl. Of a message that was received: None.
     """
 
     body: bytes
@@ -184,12 +185,12 @@ class Message(msgspec.Struct, frozen=True):
     id: str
     ttl: float | None = None
     durable: bool = False
-    wait: float | None = None
+    send_timeout: float | None = None
 
     @property
-    def patience(self) -> float | None:
-        """Seconds that it may wait to be handed over, or None for as long as it takes."""
-        return self.ttl if self.wait is None else self.wait
+    def publish_within(self) -> float | None:
+        """Seconds in which it has to be published, or None for as long as it takes."""
+        return self.ttl if self.send_timeout is None else self.send_timeout
 
 
 class Sent(msgspec.Struct, frozen=True):
@@ -202,16 +203,16 @@ class Sent(msgspec.Struct, frozen=True):
     reached: int | None = None
 
 
-class Depth(msgspec.Struct, frozen=True):
+class QueueInfo(msgspec.Struct, frozen=True):
     """What is known of an address.
 
     Attributes:
         consumers: how many subscribers it has.
-        depth: how many messages wait there, or None where the message system does not tell.
+        messages: how many messages wait there, or None where the message system does not say.
     """
 
     consumers: int
-    depth: int | None
+    messages: int | None
 
 
 class Delivery(ABC):
@@ -344,22 +345,22 @@ class Driver(ABC):
     def send(self, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
         """Hand a message to the message system.
 
-        While the connection is away messages wait for it, until their patience ends. The future is done when the
-        message system has taken responsibility for the message. It fails with
+        While the connection is away messages wait for it, as long as `Message.publish_within` says. The future is done
+        when the message system has taken responsibility for the message. It fails with
 
         * `MessageUndeliverable`: `mandatory`, and nobody subscribes to the address nor is anything stored for it. For a
           fanout to nobody, `mandatory` is False.
-        * `TransportUnavailable`: its patience ended while the message waited (``maybe_delivered=False``); or the
+        * `TransportUnavailable`: its time was over while the message waited (``maybe_delivered=False``); or the
           connection broke while it was being sent (``maybe_delivered=True``, at once); or it was sent and the message
-          system said nothing until its patience ended (``maybe_delivered=True``, at that moment, however short it is:
+          system said nothing until its time was over (``maybe_delivered=True``, at that moment, however short it is:
           whoever sends waits no longer). From the first byte that may have been given to the library or the socket on,
           a message is being sent: so it waits in the driver's own queue, never in that of a library, which could not
           give it back.
         * `TransportBlocked`: the message system takes no messages, or none for this address (an alarm, a full queue),
-          at once or until its patience ended. Under at_least_once the core sends the message again until its deadline.
+          at once or until its time was over. Under at_least_once the core sends the message again until its deadline.
         * `MessageTooLarge`: before a byte is sent.
         * `InvalidTarget`: the address cannot be named on this message system.
-        * `CapabilityMissing`: an address of the kind stored, without `Capability.STORE`.
+        * `CapabilityMissing`: an address of the kind stored, without `Capability.STORAGE`.
         * `CallCancelled`: the driver was closed, or the process is a forked child, and it was sent before the fork.
         """
 
@@ -372,7 +373,7 @@ class Driver(ABC):
 
         Raises:
             InvalidTarget: an address cannot be named on this message system.
-            CapabilityMissing: an address of the kind dead, without `Capability.STORE`. (Both may as well be what
+            CapabilityMissing: an address of the kind dead, without `Capability.STORAGE`. (Both may as well be what
                 `Subscription.ready` fails with.)
         """
 
@@ -380,7 +381,7 @@ class Driver(ABC):
     def open_inbox(self, on_delivery: OnDelivery) -> Inbox:
         """Make an address of this process's own. Returns at once."""
 
-    def inspect(self, address: Address) -> Future[Depth]:
+    def inspect(self, address: Address) -> Future[QueueInfo]:
         """Look at an address of the kinds topic, server, pool and dead.
 
         The future fails with `MessageUndeliverable` where the address does not exist, and with `TransportUnavailable`

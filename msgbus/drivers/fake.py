@@ -31,11 +31,11 @@ from msgbus.drivers.base import (
     Address,
     Capability,
     Delivery,
-    Depth,
     Driver,
     Inbox,
     Message,
     OnDelivery,
+    QueueInfo,
     Sent,
     Subscription,
 )
@@ -154,7 +154,7 @@ class _FakeDelivery(Delivery):
 
     def __init__(self, bus: Bus, consumer: _Consumer, item: _Item) -> None:
         message = item.message
-        if message.ttl is not None or message.wait is not None:
+        if message.ttl is not None or message.send_timeout is not None:
             left = None if message.ttl is None else item.expires - time.monotonic()
             message = Message(message.body, message.content_type, message.id, left, message.durable)
         super().__init__(consumer.address, message, item.redelivered, item.attempts)
@@ -299,7 +299,7 @@ class Bus:
                 self._waiting.append((send, sent))
         if back:
             send()
-        elif (patience := message.patience) is not None:
+        elif (patience := message.publish_within) is not None:
             what = "said nothing" if hangs else "was away"
             text = f"the fake message system {what} for {patience:g} s: {address}"
             error = TransportUnavailable(text, maybe_delivered=hangs)
@@ -387,13 +387,13 @@ class Bus:
                 self._queues.pop(consumer.at, None)
         self._pump(queue)
 
-    def depth(self, address: Address) -> Depth | None:
+    def depth(self, address: Address) -> QueueInfo | None:
         with self._lock:
             queue = self._queues.get(address)
             if queue is None:
                 return None
             now = time.monotonic()
-            return Depth(len(queue.consumers), sum(item.expires > now for item in queue.items))
+            return QueueInfo(len(queue.consumers), sum(item.expires > now for item in queue.items))
 
     def fail_waiting(self, mine: Callable[[Future[Sent]], bool], error: Exception) -> None:
         with self._lock:
@@ -454,11 +454,11 @@ class FakeDriver(Driver):
 
     capabilities = frozenset(
         {
-            Capability.STORE,
-            Capability.INBOX_KEEPS,
+            Capability.STORAGE,
+            Capability.INBOX_STORAGE,
             Capability.ORDERED,
             Capability.EXPIRES,
-            Capability.COUNTS,
+            Capability.ATTEMPT_COUNT,
             Capability.INSPECT,
             Capability.REQUEUE,
         }
@@ -529,10 +529,10 @@ class FakeDriver(Driver):
         self._keep(inbox)
         return inbox
 
-    def inspect(self, address: Address) -> Future[Depth]:
+    def inspect(self, address: Address) -> Future[QueueInfo]:
         if self._closed:
             return failed(self._was_closed())
-        found: Future[Depth] = Future()
+        found: Future[QueueInfo] = Future()
         depth = self._bus.depth(address)
         if depth is None:
             found.set_exception(MessageUndeliverable(f"there is no {address} on {self.state}"))

@@ -28,7 +28,7 @@ def notify(context: Any, topic: str, msg: dict[str, Any]) -> None:
         msg: any dict.
 
     Raises:
-        MessageUndeliverable: nobody listens, and the message system cannot store it (no `Capability.STORE`).
+        MessageUndeliverable: nobody listens, and the message system cannot store it (no `Capability.STORAGE`).
         InvalidTarget: the topic is invalid.
         SerializationError: the message is not a dict, or holds a value that cannot be sent.
         MessagingException: as for `cast`.
@@ -51,13 +51,13 @@ def notify(context: Any, topic: str, msg: dict[str, Any]) -> None:
             _send(transport, address, message, deadline)
         except MessageDeliveryFailure as exc:
             nobody = isinstance(exc.__cause__ or exc, MessageUndeliverable)
-            if not nobody or Capability.STORE not in transport.driver.capabilities:
+            if not nobody or Capability.STORAGE not in transport.driver.capabilities:
                 raise
             _send(transport, address._replace(kind="stored"), message, deadline)
 
 
 def _send(transport: Transport, address: Address, message: Message, deadline: float) -> None:
-    stores = Capability.STORE in transport.driver.capabilities
+    stores = Capability.STORAGE in transport.driver.capabilities
     # If it can be stored, there is no need to wait for a listener, even after a try with an unknown outcome.
     transport.send_and_wait(
         address,

@@ -193,7 +193,7 @@ def test_a_fanout_that_waits_is_a_dead_letter_where_its_server_stops(transport: 
     assert letter.traceback
     found = transport.inspect(DEAD, 1.0)
     assert found is not None
-    assert found.depth == 1
+    assert found.messages == 1
 
 
 def test_a_cast_that_cannot_be_passed_on_is_given_back(transport: Transport, delays: list[float]) -> None:

@@ -34,7 +34,7 @@ from msgbus import (
 )
 from msgbus.conformance.waiting import Task, until
 from msgbus.deadline import current
-from msgbus.drivers.base import Address, Capability, Delivery, Depth, Message, Sent
+from msgbus.drivers.base import Address, Capability, Delivery, Message, QueueInfo, Sent
 from msgbus.drivers.fake import Bus, FakeDriver, get_bus
 from msgbus.encoding import decode_request, encode_reply
 from msgbus.message import JSON, MSGPACK, Reply, Request
@@ -370,8 +370,8 @@ def test_the_driver_gives_its_reason_before_the_call_times_out(
     monkeypatch.setattr(FakeDriver, "send", take)
     get_rpc_client(transport, TARGET, timeout=10.0, delivery=delivery).multicall({}, "count").close()
     assert sent[0].ttl == pytest.approx(10.0, abs=5.0)
-    assert sent[0].patience is not None
-    assert sent[0].patience <= 0.99 * (sent[0].ttl or 0.0)
+    assert sent[0].publish_within is not None
+    assert sent[0].publish_within <= 0.99 * (sent[0].ttl or 0.0)
 
 
 @pytest.mark.parametrize(
@@ -948,6 +948,6 @@ def test_a_timeout_at_a_topic_that_names_a_server_names_it() -> None:
     transport = new_transport()
     with named(transport, "foo", "s1"):
         address = transport.address(Target(topic="foo.s1"))
-        assert transport.inspect(address, PATIENCE) == Depth(1, 0)
-        assert transport.inspect(address._replace(topic="foo.s2"), PATIENCE) == Depth(0, 0)
+        assert transport.inspect(address, PATIENCE) == QueueInfo(1, 0)
+        assert transport.inspect(address._replace(topic="foo.s2"), PATIENCE) == QueueInfo(0, 0)
     transport.cleanup()

@@ -68,7 +68,7 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> Losses:
         lost = made.send(self, address, message, mandatory)
         return send(self, address, message, mandatory=mandatory) if lost is None else lost
 
-    monkeypatch.setattr(FakeDriver, "capabilities", FakeDriver.capabilities - {Capability.INBOX_KEEPS})
+    monkeypatch.setattr(FakeDriver, "capabilities", FakeDriver.capabilities - {Capability.INBOX_STORAGE})
     monkeypatch.setattr(FakeDriver, "send", lossy)
     return made
 
@@ -99,7 +99,7 @@ def client_of(transport: Transport, timeout: float, delivery: Any = "at_least_on
 def is_settled(transport: Transport) -> bool:
     """Whether the message system has nothing more of the topic."""
     depth = transport.inspect(Address("topic", "msgbus", "foo"), PATIENCE)
-    return depth is not None and depth.depth == 0 and not transport.server_calls
+    return depth is not None and depth.messages == 0 and not transport.server_calls
 
 
 def test_an_answer_that_got_lost_is_sent_again(losses: Losses, endpoint: Endpoint, transport: Transport) -> None:
@@ -206,19 +206,19 @@ def test_a_lost_connection_is_named_in_the_timeout(
 @pytest.mark.parametrize(
     ("keeps", "confirmed"),
     [
-        ({Capability.INBOX_KEEPS, Capability.DURABLE}, 0),
-        ({Capability.INBOX_KEEPS}, 1),
+        ({Capability.INBOX_STORAGE, Capability.DURABLE}, 0),
+        ({Capability.INBOX_STORAGE}, 1),
         ({Capability.DURABLE}, 1),
         (set(), 1),
     ],
-    ids=["both", "inbox_keeps", "durable", "neither"],
+    ids=["both", "inbox_storage", "durable", "neither"],
 )
 def test_inboxes_that_keep_need_no_confirmation(
     transport: Transport, monkeypatch: pytest.MonkeyPatch, keeps: set[Capability], confirmed: int
 ) -> None:
     """Where nothing gets lost with a connection or with the message system, no answer is confirmed; else each is."""
     losses, send = Losses(), FakeDriver.send
-    others = FakeDriver.capabilities - {Capability.INBOX_KEEPS, Capability.DURABLE}
+    others = FakeDriver.capabilities - {Capability.INBOX_STORAGE, Capability.DURABLE}
     monkeypatch.setattr(FakeDriver, "capabilities", others | keeps)
 
     def count(self: FakeDriver, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:

@@ -28,7 +28,7 @@ from msgbus import (
 )
 from msgbus.cli.app import cli
 from msgbus.cli.tables import print_table, print_value
-from msgbus.drivers.base import Address, Depth, Message
+from msgbus.drivers.base import Address, Message, QueueInfo
 from msgbus.foreign import printable
 from msgbus.message import JSON, MSGPACK, Reply
 from msgbus.payload import encode
@@ -195,7 +195,7 @@ def test_a_cast_is_given_up_whatever_its_exception_does(bench: Bench, how: str) 
     for letter in bench.letters:
         assert letter.reason.isprintable()
         assert len(letter.reason) <= 1000
-    assert bench.transport.inspect(Address("dead", "msgbus", "foo"), PATIENCE) == Depth(0, PREFETCH + 1)
+    assert bench.transport.inspect(Address("dead", "msgbus", "foo"), PATIENCE) == QueueInfo(0, PREFETCH + 1)
 
 
 @pytest.mark.parametrize("error", [ValueError("hook"), SystemExit("hook"), KeyboardInterrupt(), GeneratorExit()])
@@ -208,7 +208,7 @@ def test_the_hook_for_dead_letters_may_raise_anything(bench: Bench, error: BaseE
     for _ in range(PREFETCH + 1):
         assert bench.given_up.acquire(timeout=PATIENCE)
     bench.check()
-    assert bench.transport.inspect(Address("dead", "msgbus", "foo"), PATIENCE) == Depth(0, PREFETCH + 1)
+    assert bench.transport.inspect(Address("dead", "msgbus", "foo"), PATIENCE) == QueueInfo(0, PREFETCH + 1)
 
 
 @pytest.mark.parametrize("error", [ValueError("handler"), SystemExit("handler")])

@@ -233,7 +233,7 @@ def test_a_cast_that_could_not_be_accepted_is_dead_lettered_when_redelivered(ben
     bench.processor.process(again)
     found = bench.transport.inspect(Address("dead", "msgbus", "foo"), 1.0)
     assert found is not None
-    assert found.depth == 1
+    assert found.messages == 1
     assert again.outcome == "accepted"
     assert not bench.ran
 

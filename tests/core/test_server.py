@@ -174,7 +174,7 @@ def dead_letters_of(transport: Transport, count: int = 1) -> list[DeadLetter]:
 def depth(transport: Transport, address: Address = TOPIC) -> int | None:
     """How many messages wait at an address; None where it does not exist."""
     found = transport.inspect(address, 1.0)
-    return None if found is None else found.depth
+    return None if found is None else found.messages
 
 
 def raw(transport: Transport, body: bytes, content_type: str = JSON, address: Address = TOPIC, **more: Any) -> None:
@@ -807,7 +807,7 @@ def test_a_call_that_may_have_run(endpoint: Endpoint) -> None:
     running = call_in_thread(get_rpc_client(transport, Target(topic="foo"), timeout=PATIENCE), "note")
     while not len(transport.router):
         pass
-    while not (found := transport.inspect(TOPIC, 1.0)) or found.depth:
+    while not (found := transport.inspect(TOPIC, 1.0)) or found.messages:
         pass
     server.start()
     lost.close()

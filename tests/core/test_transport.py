@@ -28,7 +28,7 @@ from msgbus import (
     get_rpc_server,
     get_rpc_transport,
 )
-from msgbus.drivers.base import Address, Depth, Driver, Inbox, Message, OnDelivery, Sent, Subscription
+from msgbus.drivers.base import Address, Driver, Inbox, Message, OnDelivery, QueueInfo, Sent, Subscription
 from msgbus.drivers.fake import FakeDriver, get_bus
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import encode_control, encode_reply
@@ -336,12 +336,12 @@ def test_tries_end_with_the_time_that_the_message_may_wait(scripted: tuple[Trans
     """It may be less than the time to the deadline, so that a call learns why before it gives up itself."""
     transport, driver = scripted
     outcome: Future[None] = Future()
-    message = Message(b"body", "text/plain", "the id", 600.0, wait=0.1)
+    message = Message(b"body", "text/plain", "the id", 600.0, send_timeout=0.1)
     driver.outcomes = [LOST] + [MessageUndeliverable("nobody")] * 100
     end = time.monotonic() + 600
     transport.send(TOPIC, message, mandatory=True, until=end, on_outcome=lambda _error: outcome.set_result(None))
     outcome.result(PATIENCE)
-    assert all((again.wait or 0.0) <= 0.1 < (again.ttl or 0.0) for _, again, _, _ in driver.sent)
+    assert all((again.send_timeout or 0.0) <= 0.1 < (again.ttl or 0.0) for _, again, _, _ in driver.sent)
     transport.cleanup()
 
 
@@ -383,17 +383,19 @@ def test_nothing_is_sent_again_after_cleanup(scripted: tuple[Transport, Scripted
 @pytest.mark.parametrize(
     ("answer", "known"),
     [
-        (Depth(2, 5), Depth(2, 5)),
-        (MessageUndeliverable("none"), Depth(0, 0)),
+        (QueueInfo(2, 5), QueueInfo(2, 5)),
+        (MessageUndeliverable("none"), QueueInfo(0, 0)),
         (TransportUnavailable("away"), None),
         (None, None),
     ],
 )
-def test_inspect(answer: Depth | Exception | None, known: Depth | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspect(
+    answer: QueueInfo | Exception | None, known: QueueInfo | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What can be learnt of an address in time is; an address that does not exist has no consumers."""
     transport = new_transport()
-    future: Future[Depth] = Future()
-    if isinstance(answer, Depth):
+    future: Future[QueueInfo] = Future()
+    if isinstance(answer, QueueInfo):
         future.set_result(answer)
     elif answer is not None:
         future.set_exception(answer)

@@ -122,7 +122,7 @@ class ClusterChecks:
             endpoint = _Slow()
             serve(stack, connect(servers), "answers", endpoint)
             transport = connect(clients)
-            assert Capability.INBOX_KEEPS in transport.driver.capabilities
+            assert Capability.INBOX_STORAGE in transport.driver.capabilities
             client = msgbus.get_rpc_client(transport, msgbus.Target(topic="answers"), timeout=30)
             assert client.call({}, "wait", seconds=0) == 0
             calls = [Task(client.call, {}, "wait", seconds=1.0) for _ in range(20)]

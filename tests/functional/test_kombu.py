@@ -18,7 +18,7 @@ import trustme
 
 import msgbus
 from msgbus.conformance.waiting import Task, until
-from msgbus.drivers.base import Address, Capability, Delivery, Depth, Message
+from msgbus.drivers.base import Address, Capability, Delivery, Message, QueueInfo
 from msgbus.message import JSON, DeadLetter
 from tests.functional.brokers.processes import free_ports
 from tests.functional.brokers.proxy import Proxy
@@ -93,8 +93,8 @@ def test_what_may_not_be_looked_at_is_not_taken_for_empty(rabbitmq: RabbitMQ, co
     try:
         with serving(connect(rabbitmq.url), "unseen"):
             blind = connect(rabbitmq.url.replace("guest:guest@", "blind:blind@"))
-            assert blind.inspect(Address("topic", "msgbus", "unseen"), 10) in (None, Depth(1, 0))
-            assert blind.inspect(Address("topic", "msgbus", "nobody"), 10) in (None, Depth(0, 0))
+            assert blind.inspect(Address("topic", "msgbus", "unseen"), 10) in (None, QueueInfo(1, 0))
+            assert blind.inspect(Address("topic", "msgbus", "nobody"), 10) in (None, QueueInfo(0, 0))
             blind.cleanup()
     finally:
         rabbitmq.ctl("delete_user", "blind")
@@ -497,7 +497,7 @@ def test_a_clean_close_removes_what_is_ones_own(rabbitmq: RabbitMQ, connect: Con
 def test_quorum_queues_count_deliveries(rabbitmq: RabbitMQ, connect: Connect) -> None:
     """With quorum_queues=true a delivery says how often it was handed over before, and the capability is declared."""
     driver = connect(f"{rabbitmq.url}?quorum_queues=true").driver
-    assert Capability.COUNTS in driver.capabilities
+    assert Capability.ATTEMPT_COUNT in driver.capabilities
     address = Address("topic", "msgbus", "counted")
     attempts: list[int | None] = []
     done = threading.Event()

@@ -521,7 +521,7 @@ OTHERS = (
         "dead_letters_are_not_stored",
         "What is given up goes to the queue of dead letters (delivery, dead letters).",
         "dead_lettering.py",
-        "if Capability.STORE not in self._transport.driver.capabilities:",
+        "if Capability.STORAGE not in self._transport.driver.capabilities:",
         "if True:",
         "core/test_server.py::test_a_cast_that_always_raises_is_given_up",
     ),
@@ -796,11 +796,11 @@ OTHERS = (
     ),
     Mutant(
         "trusts_a_message_system_that_is_not_durable",
-        "Where the message system may lose an answer (no inbox_keeps, or not durable), a request is accepted when its "
-        "client has confirmed that (delivery, what the server does).",
+        "Where the message system may lose an answer (no inbox_storage, or not durable), a request is accepted when "
+        "its client has confirmed that (delivery, what the server does).",
         "client.py",
-        "keeps = {Capability.INBOX_KEEPS, Capability.DURABLE} <=",
-        "keeps = {Capability.INBOX_KEEPS} <=",
+        "keeps = {Capability.INBOX_STORAGE, Capability.DURABLE} <=",
+        "keeps = {Capability.INBOX_STORAGE} <=",
         "core/test_confirmed_answers.py::test_inboxes_that_keep_need_no_confirmation",
     ),
     Mutant(

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from msgbus.drivers import fake
-from msgbus.drivers.base import Address, Capability, Depth, Message, Sent
+from msgbus.drivers.base import Address, Capability, Message, QueueInfo, Sent
 from msgbus.drivers.fake import Bus, FakeDriver
 from msgbus.drivers.toolkit.futures import done
 from msgbus.exceptions import TransportUnavailable
@@ -95,7 +95,7 @@ def counts_no_attempts() -> None:
 @caught_by("inspect_counts_consumers", "inspect_counts_what_waits")
 def inspect_lies() -> None:
     """`inspect` always tells of one consumer."""
-    spoil(Bus, "depth", lambda depth, *args: depth(*args) and Depth(1, 0))
+    spoil(Bus, "depth", lambda depth, *args: depth(*args) and QueueInfo(1, 0))
 
 
 @caught_by("reject_with_requeue_delivers_it_again")
@@ -653,7 +653,7 @@ def _wait_longer(seconds: float | None) -> None:
 
     def wait(old: Any, bus: Bus, address: Address, message: Message, mandatory: bool, sent: Future[Sent]) -> None:
         if bus._paused:
-            longer = None if seconds is None else max(seconds, message.patience or 0.0)
+            longer = None if seconds is None else max(seconds, message.publish_within or 0.0)
             message = msgspec.structs.replace(message, ttl=None, wait=longer)
         old(bus, address, message, mandatory, sent)
 

@@ -34,9 +34,9 @@ def sends_late_what_has_failed() -> None:
         hidden: Future[Sent] = Future()
         hidden.add_done_callback(lambda _: None if sent.done() else sent.set_result(Sent()))
         old(bus, address, msgspec.structs.replace(message, ttl=None, wait=None), mandatory, hidden)
-        if message.patience is not None:
+        if message.publish_within is not None:
             error = TransportUnavailable("a buffer has it", maybe_delivered=False)
-            bus._loop.call_later(message.patience, lambda: fail(sent, error))
+            bus._loop.call_later(message.publish_within, lambda: fail(sent, error))
 
     spoil(Bus, "_wait_for_start", wait)
 
@@ -103,8 +103,8 @@ def takes_the_wait_for_a_ttl() -> None:
 
     def init(old: Any, item: Any, message: Message) -> None:
         old(item, message)
-        if message.patience is not None:
-            item.expires = time.monotonic() + message.patience
+        if message.publish_within is not None:
+            item.expires = time.monotonic() + message.publish_within
 
     spoil(fake._Item, "__init__", init)
 

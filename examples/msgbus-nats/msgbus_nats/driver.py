@@ -30,10 +30,10 @@ class NatsDriver(BrokerDriver):
     contract = (2, 0)
     capabilities = frozenset(
         {
-            Capability.STORE,
+            Capability.STORAGE,
             Capability.DURABLE,
             Capability.ORDERED,
-            Capability.COUNTS,
+            Capability.ATTEMPT_COUNT,
             Capability.INSPECT,
             Capability.REQUEUE,
         }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import nats.errors
 from nats.aio.msg import Msg
 
-from msgbus.drivers.base import Address, Depth, Sent
+from msgbus.drivers.base import Address, QueueInfo, Sent
 from msgbus.drivers.toolkit.broker import Line, Session
 from msgbus.drivers.toolkit.consuming import Feed, Source
 from msgbus.drivers.toolkit.futures import fail, finish
@@ -164,10 +164,10 @@ class NatsSession(Session):
 
     # Inspecting
 
-    def inspect(self, address: Address, found: Future[Depth]) -> None:
+    def inspect(self, address: Address, found: Future[QueueInfo]) -> None:
         self.connection.aio.spawn(self._inspect(address, found))
 
-    async def _inspect(self, address: Address, found: Future[Depth]) -> None:
+    async def _inspect(self, address: Address, found: Future[QueueInfo]) -> None:
         end = self.loop.now() + INSPECT_TIMEOUT
         try:
             info = await self.jetstream.consumer_info(address, consumer_of(address))
@@ -179,7 +179,7 @@ class NatsSession(Session):
             return
         consumers = await self.jetstream.count(address, info["num_waiting"], end)
         # What was handed over may be given back; where nobody is left who could have it, it waits already.
-        finish(found, Depth(consumers, info["num_pending"] + (0 if consumers else info["num_ack_pending"])))
+        finish(found, QueueInfo(consumers, info["num_pending"] + (0 if consumers else info["num_ack_pending"])))
 
     # The end
 

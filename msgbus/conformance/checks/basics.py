@@ -61,7 +61,7 @@ class BasicChecks:
         """Subscribe to an address of each kind, on a topic of its own. Returns where to send to for each."""
         found = []
         for kind in ("topic", "server", "fanout", "pool", "dead"):
-            if kind != "dead" or Capability.STORE in bus.capabilities:
+            if kind != "dead" or Capability.STORAGE in bus.capabilities:
                 receiver = Receiver()
                 address = address_of(bus, kind)._replace(topic=f"{bus.topic}-{kind}")
                 receiver.subscribe(another_driver(bus), address)

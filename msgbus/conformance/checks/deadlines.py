@@ -41,7 +41,7 @@ class DeadlineChecks:
                 return
         pytest.fail(f"it does not name the server: {error}")
 
-    @check("bus", since="0.1", needs=(Capability.STORE, Capability.INSPECT))
+    @check("bus", since="0.1", needs=(Capability.STORAGE, Capability.INSPECT))
     def test_a_timeout_says_how_many_servers_listen(self, bus: Bus) -> None:
         """If no server has taken the call, the text says how many listen."""
         leave_behind(bus, bus.address())
@@ -114,7 +114,7 @@ class DeadlineChecks:
             )
         bus.client(f"{bus.topic}-nobody").fanout_cast({}, "echo")
 
-    @check("bus", since="0.1", needs=(Capability.STORE,))
+    @check("bus", since="0.1", needs=(Capability.STORAGE,))
     def test_calls_wait_for_a_server_that_is_away(self, bus: Bus) -> None:
         """While all servers of a topic are away, its calls are stored, and the next server answers them."""
         (first,) = bus.serve("s1")
@@ -129,7 +129,7 @@ class DeadlineChecks:
         bus.ran("cast")
         assert len(bus.journal.entries("run")) == 11
 
-    @check("bus", since="0.1", needs=(Capability.STORE,))
+    @check("bus", since="0.1", needs=(Capability.STORAGE,))
     def test_a_named_server_finds_its_work_when_it_is_back(self, bus: Bus) -> None:
         """Requests to a named server that is away are run by the next server with that name."""
         (first,) = bus.serve("s1")

@@ -24,7 +24,7 @@ from msgbus.conformance.checks.receiver import (
 )
 from msgbus.conformance.endpoint import make_conf
 from msgbus.conformance.waiting import Task, gather, until
-from msgbus.drivers.base import CONTRACT, Capability, Depth
+from msgbus.drivers.base import CONTRACT, Capability, QueueInfo
 
 
 class InboxChecks:
@@ -86,7 +86,7 @@ class InboxChecks:
             subscriptions.pop().close().result(15)
             assert bus.driver.inspect(address).result(15).consumers == 1
 
-    @check("driver", since="0.1", needs=(Capability.INSPECT, Capability.STORE))
+    @check("driver", since="0.1", needs=(Capability.INSPECT, Capability.STORAGE))
     @pytest.mark.parametrize("kind", ["topic", "server", "pool", "dead"])
     def test_inspect_counts_what_waits(self, bus: Bus, kind: str) -> None:
         """Without a subscriber messages wait, and it returns how many."""
@@ -96,7 +96,7 @@ class InboxChecks:
         if kind != "dead":
             leave_behind(bus, address)
         send_all(bus.driver, sent_to(address), ["1", "2", "3"])
-        until(lambda: bus.driver.inspect(address).result(15) == Depth(0, 3), "three messages and no consumer")
+        until(lambda: bus.driver.inspect(address).result(15) == QueueInfo(0, 3), "three messages and no consumer")
 
     @check("driver", since="0.1", needs=(Capability.INSPECT,))
     def test_inspect_of_a_missing_address(self, bus: Bus) -> None:

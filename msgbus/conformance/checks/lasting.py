@@ -23,7 +23,7 @@ from msgbus.drivers.base import Capability
 LONG = 20.0
 """Seconds: longer than the silence after which the other side counts as lost."""
 KEPT = 60.0
-"""Seconds that an inbox is kept for an owner that is away, where the driver declares ``inbox_keeps``."""
+"""Seconds that an inbox is kept for an owner that is away, where the driver declares ``inbox_storage``."""
 ALLOWED = 15.0
 """Seconds within which a message system on a busy machine notices that a process has died, and cleans up."""
 LONGEST = 90.0
@@ -176,11 +176,11 @@ class LastingChecks:
     )
     @_together
     def test_slow_the_inbox_of_a_killed_process_is_removed(self, bus: Bus) -> None:
-        """Messages to it become undeliverable: after 60 s if the driver declares inbox_keeps, else at once."""
+        """Messages to it become undeliverable: after 60 s if the driver declares inbox_storage, else at once."""
         holder, inbox = bus.run_holder()
         send(bus.driver, inbox, "x")
         bus.kill(holder)
-        kept = KEPT if Capability.INBOX_KEEPS in bus.capabilities else 0.0
+        kept = KEPT if Capability.INBOX_STORAGE in bus.capabilities else 0.0
         end = time.monotonic() + kept + ALLOWED
         error = None
         while not isinstance(error, MessageUndeliverable):

@@ -44,7 +44,7 @@ class PolicyChecks:
     @check(
         "bus",
         since="0.1",
-        needs=(Capability.REQUEUE, Capability.STORE),
+        needs=(Capability.REQUEUE, Capability.STORAGE),
         builds_on=(
             "test_close_gives_back_open_deliveries",
             "test_what_is_given_back_is_marked_as_redelivered",
@@ -64,7 +64,7 @@ class PolicyChecks:
     @check(
         "bus",
         since="0.1",
-        needs=(Capability.REQUEUE, Capability.STORE),
+        needs=(Capability.REQUEUE, Capability.STORAGE),
         builds_on=(
             "test_close_gives_back_open_deliveries",
             "test_what_is_given_back_is_marked_as_redelivered",
@@ -86,7 +86,7 @@ class PolicyChecks:
     @check(
         "bus",
         since="0.1",
-        needs=(Capability.REQUEUE, Capability.STORE),
+        needs=(Capability.REQUEUE, Capability.STORAGE),
         builds_on=(
             "test_close_gives_back_open_deliveries",
             "test_what_is_given_back_is_marked_as_redelivered",
@@ -133,7 +133,7 @@ class PolicyChecks:
         bus.saw("dead", "k")
         assert len(bus.journal.entries("run", "k")) == 2
 
-    @check("bus", since="0.1", needs=(Capability.STORE,), builds_on=("test_dead_letters_are_stored",))
+    @check("bus", since="0.1", needs=(Capability.STORAGE,), builds_on=("test_dead_letters_are_stored",))
     def test_a_dead_letter_has_reason_traceback_and_request(self, bus: Bus) -> None:
         """It has the reason, the number of attempts, the server, the traceback and the request."""
         bus.serve(rpc_cast_retries=0)
@@ -187,7 +187,7 @@ class PolicyChecks:
         client.cast({}, "note", key="b", more="arguments")
         for key in "ab":
             bus.saw("dead", key, seconds=5)
-        if Capability.STORE in bus.capabilities:
+        if Capability.STORAGE in bus.capabilities:
             assert sorted(letter.attempts for letter in self._letters(bus, 2)) == [1, 1]
 
     @check("bus", since="0.1")
@@ -222,7 +222,7 @@ class PolicyChecks:
     @check(
         "bus",
         since="0.1",
-        needs=(Capability.INBOX_KEEPS,),
+        needs=(Capability.INBOX_STORAGE,),
         harness=("cut",),
         builds_on=("test_an_inbox_keeps_the_order",),
     )

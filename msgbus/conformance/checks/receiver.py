@@ -121,7 +121,7 @@ def sent_to(address: Address) -> Address:
 
 
 def leave_behind(bus: Bus, address: Address) -> None:
-    """Make an address exist to which nobody listens any more. Needs `Capability.STORE`."""
+    """Make an address exist to which nobody listens any more. Needs `Capability.STORAGE`."""
     driver = another_driver(bus)
     Receiver().subscribe(driver, address).close().result(15)
 

@@ -130,7 +130,7 @@ class ReconnectingChecks:
         )
         assert second.accept() is True, "accept() is to return True over a connection that lives"
 
-    @check("driver", since="0.1", needs=(Capability.INBOX_KEEPS,), harness=("cut",))
+    @check("driver", since="0.1", needs=(Capability.INBOX_STORAGE,), harness=("cut",))
     def test_an_inbox_keeps_what_comes_during_a_cut(self, bus: Bus) -> None:
         """Messages to an inbox that were taken while its owner reconnects are delivered afterwards."""
         replies = Receiver(accept=False)
@@ -205,7 +205,7 @@ class ReconnectingChecks:
             f"delivered, the first with {failed[0]!r}: let them wait in a queue of the driver's own until there "
             "is a new connection"
         )
-        if Capability.STORE in bus.capabilities:
+        if Capability.STORAGE in bus.capabilities:
             receiver.wait_for_all(body for body, error in errors.items() if error is None)
         once = Counter(delivery.message.id for delivery in receiver.deliveries if not delivery.redelivered)
         assert not [count for count in once.values() if count > 1], (
@@ -216,7 +216,7 @@ class ReconnectingChecks:
     @check(
         "driver",
         since="0.1",
-        needs=(Capability.STORE, Capability.ORDERED),
+        needs=(Capability.STORAGE, Capability.ORDERED),
         harness=("stop", "start"),
         builds_on=("test_sends_wait_while_it_is_away", "test_one_senders_messages_keep_their_order"),
     )
@@ -382,7 +382,7 @@ class ReconnectingChecks:
         self._send_until_it_comes(bus, bus.address(), "after", receiver)
         self._send_until_it_comes(bus, inbox.address, "after", replies)
 
-    @check("driver", since="0.1", needs=(Capability.DURABLE, Capability.STORE), harness=("stop", "start"))
+    @check("driver", since="0.1", needs=(Capability.DURABLE, Capability.STORAGE), harness=("stop", "start"))
     def test_durable_messages_outlive_a_restart(self, bus: Bus) -> None:
         """Durable messages in the queue of a topic, a server or the dead letters are there after a restart."""
         addresses = [bus.address(), bus.address("server", server="s1"), bus.address("dead")]
@@ -397,7 +397,7 @@ class ReconnectingChecks:
         receiver.wait(3, 60)
         assert sorted(receiver.bodies) == ["dead", "server", "topic"]
 
-    @check("driver", since="0.1", needs=(Capability.DURABLE, Capability.STORE), harness=("kill", "start"))
+    @check("driver", since="0.1", needs=(Capability.DURABLE, Capability.STORAGE), harness=("kill", "start"))
     def test_durable_messages_outlive_a_kill(self, bus: Bus) -> None:
         """Durable messages that were taken are there after the message system's process was killed."""
         leave_behind(bus, bus.address())
@@ -416,7 +416,7 @@ class ReconnectingChecks:
     @check(
         "driver",
         since="0.1",
-        needs=(Capability.STORE,),
+        needs=(Capability.STORAGE,),
         lacks=(Capability.DURABLE,),
         harness=("kill", "start"),
     )

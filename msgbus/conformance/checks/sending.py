@@ -25,13 +25,13 @@ class SendingChecks:
         """It has the sender's body, content type and id, and the address by which it arrived."""
         receiver = Receiver()
         receiver.subscribe(another_driver(bus), bus.address())
-        sent = Message(body, "application/x-check", "id-1234", durable=True, wait=30.0)
+        sent = Message(body, "application/x-check", "id-1234", durable=True, send_timeout=30.0)
         bus.driver.send(bus.address(), sent, mandatory=True).result(15)
         got = receiver.wait(1)[0]
         assert got.message.body == body
         assert type(got.message.body) is bytes, f"the body is of the type {type(got.message.body).__name__}"
         assert (got.message.content_type, got.message.id) == ("application/x-check", "id-1234")
-        assert got.message.wait is None, "wait is only for the sender: it has to be None in a received message"
+        assert got.message.send_timeout is None, "wait is only for the sender: it has to be None in a received message"
         assert got.address == bus.address()
 
     @check("driver", since="0.1")
@@ -238,7 +238,7 @@ class SendingChecks:
     @check(
         "driver",
         since="0.1",
-        needs=(Capability.EXPIRES, Capability.STORE),
+        needs=(Capability.EXPIRES, Capability.STORAGE),
         builds_on=("test_messages_wait_for_one_who_is_away",),
     )
     def test_what_has_expired_is_not_delivered(self, bus: Bus) -> None:
@@ -248,7 +248,7 @@ class SendingChecks:
     @check(
         "driver",
         since="0.1",
-        needs=(Capability.STORE,),
+        needs=(Capability.STORAGE,),
         lacks=(Capability.EXPIRES,),
         builds_on=("test_messages_wait_for_one_who_is_away",),
     )
@@ -271,7 +271,7 @@ class SendingChecks:
     @check(
         "driver",
         since="0.1",
-        needs=(Capability.STORE,),
+        needs=(Capability.STORAGE,),
         builds_on=("test_messages_wait_for_one_who_is_away",),
     )
     def test_a_short_wait_does_not_expire_a_stored_message(self, bus: Bus) -> None:
@@ -285,7 +285,7 @@ class SendingChecks:
         receiver.subscribe(bus.driver, bus.address())
         receiver.wait_for_all(["no ttl", "long ttl"])
 
-    @check("driver", since="0.1", needs=(Capability.STORE,))
+    @check("driver", since="0.1", needs=(Capability.STORAGE,))
     def test_what_is_stored_waits_for_its_first_subscriber(self, bus: Bus) -> None:
         """Messages to a stored topic at which nobody has ever listened are kept, in one queue."""
         for body in ("first", "second"):
@@ -296,7 +296,7 @@ class SendingChecks:
         receiver.wait(3)
         assert sorted(receiver.bodies) == ["first", "second", "third"]
 
-    @check("driver", since="0.1", lacks=(Capability.STORE,))
+    @check("driver", since="0.1", lacks=(Capability.STORAGE,))
     def test_store_is_declared_or_refused(self, bus: Bus) -> None:
         """A driver that does not declare store refuses stored addresses, and keeps nothing for absent listeners."""
         with pytest.raises(CapabilityMissing):

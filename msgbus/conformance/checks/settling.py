@@ -21,7 +21,7 @@ class SettlingChecks:
         receiver = Receiver()
         receiver.subscribe(another_driver(bus), bus.address())
         send_all(bus.driver, bus.address(), map(str, range(10)))
-        attempts = 0 if Capability.COUNTS in bus.capabilities else None
+        attempts = 0 if Capability.ATTEMPT_COUNT in bus.capabilities else None
         assert {(got.redelivered, got.attempts) for got in receiver.wait(10)} == {(False, attempts)}
 
     @check("driver", since="0.1", needs=(Capability.REQUEUE,))
@@ -57,13 +57,13 @@ class SettlingChecks:
                 "a message that was given back came without the mark redelivered, on which at_most_once relies"
             )
             subscription = following
-        counted = 2 if Capability.COUNTS in bus.capabilities else None
+        counted = 2 if Capability.ATTEMPT_COUNT in bus.capabilities else None
         assert [delivery.attempts for delivery in again] == [counted] * 3
 
     @check(
         "driver",
         since="0.1",
-        needs=(Capability.REQUEUE, Capability.STORE),
+        needs=(Capability.REQUEUE, Capability.STORAGE),
         builds_on=("test_close_gives_back_open_deliveries",),
     )
     def test_closing_a_driver_gives_back_open_deliveries(self, bus: Bus) -> None:
@@ -164,7 +164,7 @@ class SettlingChecks:
         assert len({(delivery.message.id, delivery.message.body) for delivery in all_three}) == 1, (
             "id or body has changed when it was delivered again"
         )
-        counted = [0, 1, 2] if Capability.COUNTS in bus.capabilities else [None] * 3
+        counted = [0, 1, 2] if Capability.ATTEMPT_COUNT in bus.capabilities else [None] * 3
         assert [delivery.attempts for delivery in all_three] == counted
 
     @check("driver", since="0.1")

@@ -74,7 +74,7 @@ class StoppingChecks:
             client.cast({}, "note", key=f"cast {n}")
         if Capability.INSPECT in bus.capabilities:
             until(
-                lambda: bus.driver.inspect(bus.address()).result(15).depth in (0, None),
+                lambda: bus.driver.inspect(bus.address()).result(15).messages in (0, None),
                 "all requests are at the first server",
             )
         bus.serve("s2")
@@ -92,7 +92,7 @@ class StoppingChecks:
     @check(
         "bus",
         since="0.1",
-        needs=(Capability.REQUEUE, Capability.STORE),
+        needs=(Capability.REQUEUE, Capability.STORAGE),
         builds_on=(
             "test_close_gives_back_open_deliveries",
             "test_reject_with_requeue_delivers_it_again",
@@ -109,7 +109,7 @@ class StoppingChecks:
         calls = [Task(client.call, {}, "note", key=f"call {n}") for n in range(10)]
         if Capability.INSPECT in bus.capabilities:
             until(
-                lambda: bus.driver.inspect(bus.address()).result(15).depth in (0, None),
+                lambda: bus.driver.inspect(bus.address()).result(15).messages in (0, None),
                 "all requests are at the first server",
             )
         first.stop()

@@ -130,7 +130,7 @@ class SubscribingChecks:
     @pytest.mark.parametrize("kind", ["topic", "server", "fanout", "pool", "dead"])
     def test_exchanges_and_topics_are_apart(self, bus: Bus, kind: str) -> None:
         """The same address in another exchange, or with another topic, gets nothing."""
-        if kind == "dead" and Capability.STORE not in bus.capabilities:
+        if kind == "dead" and Capability.STORAGE not in bus.capabilities:
             pytest.skip("the driver does not declare store")
         here = address_of(bus, kind)
         addresses = [here, here._replace(exchange="conformance-2"), here._replace(topic=bus.topic + "/x")]
@@ -184,7 +184,7 @@ class SubscribingChecks:
             receiver.wait(2)
             assert sorted(receiver.bodies) == [f"0 {number}", f"1 {number}"]
 
-    @check("driver", since="0.1", needs=(Capability.STORE,))
+    @check("driver", since="0.1", needs=(Capability.STORAGE,))
     def test_dead_letters_are_stored(self, bus: Bus) -> None:
         """Messages to a dead address at which nobody has ever listened are kept for a later subscriber."""
         send(bus.driver, bus.address("dead"), "letter", ttl=None, durable=True, mandatory=False)
@@ -192,7 +192,7 @@ class SubscribingChecks:
         receiver.subscribe(another_driver(bus), bus.address("dead"))
         receiver.wait_for("letter")
 
-    @check("driver", since="0.1", needs=(Capability.STORE,))
+    @check("driver", since="0.1", needs=(Capability.STORAGE,))
     @pytest.mark.parametrize("kind", ["topic", "server", "pool"])
     def test_messages_wait_for_one_who_is_away(self, bus: Bus, kind: str) -> None:
         """Messages that are sent while the listener is away are delivered when it is back."""
@@ -292,7 +292,7 @@ class SubscribingChecks:
     @check(
         "driver",
         since="0.1",
-        needs=(Capability.ORDERED, Capability.STORE),
+        needs=(Capability.ORDERED, Capability.STORAGE),
         builds_on=("test_messages_wait_for_one_who_is_away",),
     )
     def test_stored_messages_keep_their_order(self, bus: Bus) -> None:

@@ -117,7 +117,7 @@ class KombuDriver(BrokerDriver):
         sessions: the present ones.
     """
 
-    capabilities = frozenset(set(Capability) - {Capability.COUNTS})
+    capabilities = frozenset(set(Capability) - {Capability.ATTEMPT_COUNT})
     purposes = ("publishing", "consuming")
     publishes_on_any_thread = True
 
@@ -279,7 +279,7 @@ def _capabilities(*, oslo: bool, quorum: bool, hosts: int) -> frozenset[Capabili
     if oslo:
         lacking.add(Capability.DURABLE)  # The queues of a stock oslo.messaging do not outlive a restart.
     if oslo or not quorum:
-        lacking.add(Capability.COUNTS)
+        lacking.add(Capability.ATTEMPT_COUNT)
         if hosts > 1:
-            lacking.add(Capability.INBOX_KEEPS)  # The inbox is on one node, and the next connection is to another.
+            lacking.add(Capability.INBOX_STORAGE)  # The inbox is on one node, and the next connection is to another.
     return frozenset(Capability) - lacking

@@ -111,7 +111,7 @@ class Publisher(Channel):
     def _on_declared(self, name: str, route: Route, address: Address, answer: Answer) -> None:
         """It is there, or RabbitMQ refuses it: then so are the messages that need it."""
         waiting = self._declaring.pop(name, [])
-        if answer.code == questions.GONE:
+        if answer.code == questions.DISCONNECTED:
             return
         refusal = None
         if answer.code == 0:

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from msgbus.drivers.base import Depth
+from msgbus.drivers.base import QueueInfo
 from msgbus.drivers.kombu import frames
 from msgbus.drivers.kombu.channel import Channel
 from msgbus.drivers.kombu.topology import Exchange, Queue, Route
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 NOT_FOUND = 404
 """RabbitMQ's code for a queue or exchange that does not exist, or that its node does not let anybody see."""
-GONE = -1
+DISCONNECTED = -1
 """The connection broke before the answer came."""
 SILENT = -2
 """No answer came in time."""
@@ -37,14 +37,14 @@ class Answer(NamedTuple):
     """What came back.
 
     Attributes:
-        code: 0 where all was done; `GONE`; `SILENT`; or the code with which RabbitMQ refuses.
+        code: 0 where all was done; `DISCONNECTED`; `SILENT`; or the code with which RabbitMQ refuses.
         text: why not, in RabbitMQ's words.
         depth: what a queue.declare among the questions told.
     """
 
     code: int
     text: str = ""
-    depth: Depth | None = None
+    depth: QueueInfo | None = None
 
     @property
     def node_is_down(self) -> bool:
@@ -77,12 +77,12 @@ class Question(Channel):
         self._last = last
         self._on_answer: Callable[[Answer], None] | None = on_answer
         self._timeout = timeout
-        self._depth: Depth | None = None
+        self._depth: QueueInfo | None = None
 
     def start(self) -> None:
         """Ask. On the loop's thread."""
         if not self._session.is_open:
-            self._answer(Answer(GONE, f"{self._session.name()} is not connected"))
+            self._answer(Answer(DISCONNECTED, f"{self._session.name()} is not connected"))
             return
         try:
             self._session.add(self)
@@ -98,7 +98,7 @@ class Question(Channel):
     def on_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
         if ids == frames.QUEUE_DECLARE_OK:
             messages, consumers = frames.read_declare_ok(buffer, at)
-            self._depth = Depth(consumers, messages)
+            self._depth = QueueInfo(consumers, messages)
         if ids == self._last:
             self._session.write(frames.channel_close(self.number))
             self._answer(Answer(0, depth=self._depth))
@@ -111,7 +111,7 @@ class Question(Channel):
             self._session.remove_channel(self)
 
     def on_down(self, error: TransportUnavailable) -> None:
-        self._answer(Answer(GONE, str(error)))
+        self._answer(Answer(DISCONNECTED, str(error)))
 
     def _answer(self, answer: Answer) -> None:
         on_answer, self._on_answer = self._on_answer, None
@@ -172,9 +172,9 @@ class Inspections:
 
     def __init__(self, session: KombuSession) -> None:
         self._session = session
-        self._asked: dict[str, list[Future[Depth]]] = {}
+        self._asked: dict[str, list[Future[QueueInfo]]] = {}
 
-    def start(self, queue: str, found: Future[Depth]) -> None:
+    def start(self, queue: str, found: Future[QueueInfo]) -> None:
         """Look at a queue. On the loop's thread."""
         waiting = self._asked.setdefault(queue, [])
         waiting.append(found)
@@ -189,7 +189,7 @@ class Inspections:
                 finish(found, answer.depth)
             elif answer.code == NOT_FOUND and not answer.node_is_down:
                 fail(found, MessageUndeliverable(f"{self._session.name()}: {explain(answer.code, answer.text)}"))
-            elif answer.code == GONE:
+            elif answer.code == DISCONNECTED:
                 fail(found, TransportUnavailable(answer.text))
             else:
                 why = answer.text if answer.code == SILENT else explain(answer.code, answer.text)

@@ -96,7 +96,7 @@ class Refusals:
 
     def _on_bound(self, reason: str, outgoing: Outgoing, answer: Answer) -> None:
         why = explain(answer.code, answer.text)
-        if answer.code in (0, questions.GONE):
+        if answer.code in (0, questions.DISCONNECTED):
             _notes_of(outgoing).bound_again = answer.code == 0
             outgoing.hold(TransportUnavailable(f"nothing is bound for {outgoing.address}: {reason} {why}"))
         elif answer.node_is_down:
@@ -170,11 +170,11 @@ class Refusals:
 
     def _on_looked(self, home: Queue, outgoing: Outgoing, answer: Answer) -> None:
         """Whether the queue that did not take the message is full, as far as can be known without management."""
-        if answer.depth is not None and answer.depth.depth:
+        if answer.depth is not None and answer.depth.messages:
             text = (
                 f"{self._name()} refused a message to {outgoing.address}: its queue is full ({home.name!r} holds "
-                f"{answer.depth.depth} messages and takes no more; see its length limit: rabbitmqctl list_queues name "
-                "messages policy arguments)"
+                f"{answer.depth.messages} messages and takes no more; see its length limit: rabbitmqctl list_queues "
+                "name messages policy arguments)"
             )
             outgoing.failed(TransportBlocked(text))
         elif home.is_quorum:

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from msgbus.drivers.base import Address, Depth
+from msgbus.drivers.base import Address, QueueInfo
 from msgbus.drivers.kombu import frames
 from msgbus.drivers.kombu.channel import Channel
 from msgbus.drivers.kombu.feed import KombuFeed
@@ -158,7 +158,7 @@ class KombuSession(Session):
         delete = partial(frames.queue_delete, queue=queue.name)
         Question(self, delete, frames.QUEUE_DELETE_OK, lambda _answer: removed()).start()
 
-    def inspect(self, address: Address, found: Future[Depth]) -> None:
+    def inspect(self, address: Address, found: Future[QueueInfo]) -> None:
         self._inspections.start(self.driver.topology.queue(address, "").name, found)
 
     # The end

@@ -117,7 +117,7 @@ class QpidDriver(BrokerDriver):
         identity: this side's name, the virtual host, and the seconds of silence after which a connection is given up.
     """
 
-    capabilities = frozenset(set(Capability) - {Capability.INBOX_KEEPS})
+    capabilities = frozenset(set(Capability) - {Capability.INBOX_STORAGE})
 
     @classmethod
     def options(cls) -> tuple[str, Sequence[cfg.Opt]]:

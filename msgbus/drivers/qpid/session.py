@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from msgbus.drivers.base import Address, Depth
+from msgbus.drivers.base import Address, QueueInfo
 from msgbus.drivers.qpid import topology
 from msgbus.drivers.qpid.engine import Engine, EngineError
 from msgbus.drivers.qpid.feed import QpidFeed
@@ -98,13 +98,13 @@ class QpidSession(Session):
     def consume(self, source: Source) -> QpidFeed:
         return QpidFeed(self, source, self.driver.source(source.address))
 
-    def inspect(self, address: Address, found: Future[Depth]) -> None:
+    def inspect(self, address: Address, found: Future[QueueInfo]) -> None:
         queue = self.driver.source(address).queue or ""
 
         def answered(answer: Answer) -> None:
             name = self.driver.name()
             if answer.status == OK and isinstance(answer.body, dict):
-                finish(found, Depth(int(answer.body["consumerCount"]), int(answer.body["availableMessages"])))
+                finish(found, QueueInfo(int(answer.body["consumerCount"]), int(answer.body["availableMessages"])))
             elif answer.status == NOT_FOUND:
                 fail(found, MessageUndeliverable(f"{name} has no queue {queue}"))
             else:

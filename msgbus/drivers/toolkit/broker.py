@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from msgbus.drivers.base import (
     Address,
     Capability,
-    Depth,
     Inbox,
     Message,
     OnDelivery,
+    QueueInfo,
     Sent,
     Subscription,
     raise_missing,
@@ -124,7 +124,7 @@ class Session:
         """
         removed()
 
-    def inspect(self, address: Address, found: Future[Depth]) -> None:
+    def inspect(self, address: Address, found: Future[QueueInfo]) -> None:
         """Look at an address, and finish `found` (`finish`, `fail`) with what `Driver.inspect` says.
 
         Only where the driver declares `Capability.INSPECT`. A broker that may not answer needs a deadline here: 1 s.
@@ -422,7 +422,7 @@ class BrokerDriver(DriverShell):
     def check(self, address: Address) -> None:
         """See that an address has a name on the broker. Any thread; for each message, so it has to be quick.
 
-        That `Capability.STORE` is declared, for an address of the kinds stored and dead, was seen to before.
+        That `Capability.STORAGE` is declared, for an address of the kinds stored and dead, was seen to before.
 
         Raises:
             InvalidTarget: it cannot have one: it is too long, or holds what cannot be escaped.
@@ -542,8 +542,8 @@ class BrokerDriver(DriverShell):
         return outgoing.sent
 
     def _check(self, address: Address) -> None:
-        if address.kind in ("stored", "dead") and Capability.STORE not in self.capabilities:
-            raise_missing(self, Capability.STORE)
+        if address.kind in ("stored", "dead") and Capability.STORAGE not in self.capabilities:
+            raise_missing(self, Capability.STORAGE)
         self.check(address)
 
     def _too_large(self, address: Address, message: Message) -> MessageTooLarge:
@@ -585,9 +585,9 @@ class BrokerDriver(DriverShell):
         if not self.loop.started:
             consumer.refuse(self.was_closed())
         elif not self._closed:
-            self._futures.add(consumer.gone)
-            self.loop.call_for(consumer.gone, self._end_consumer, consumer)
-        return consumer.gone
+            self._futures.add(consumer.closed)
+            self.loop.call_for(consumer.closed, self._end_consumer, consumer)
+        return consumer.closed
 
     def _end_consumer(self, consumer: Consumer) -> None:
         if consumer in self._inboxes:
@@ -603,7 +603,7 @@ class BrokerDriver(DriverShell):
             self.loop.call_for(consumer.stopped, consumer.stop)
         return consumer.stopped
 
-    def inspect(self, address: Address) -> Future[Depth]:
+    def inspect(self, address: Address) -> Future[QueueInfo]:
         if Capability.INSPECT not in self.capabilities:
             raise_missing(self, Capability.INSPECT)
         if self._closed:
@@ -611,7 +611,7 @@ class BrokerDriver(DriverShell):
         self._check(address)
         return self.ask(self._inspect, address, self.loop.now() + INSPECT_CONNECT)
 
-    def _inspect(self, address: Address, end: float, found: Future[Depth]) -> None:
+    def _inspect(self, address: Address, end: float, found: Future[QueueInfo]) -> None:
         line = self.sending
         line.connector.open()
         if line.up and line.session is not None:
@@ -647,7 +647,7 @@ class BrokerDriver(DriverShell):
         consumers = self._all_consumers()
         for consumer in [consumer for line in self.lines for consumer in list(line.consumers)]:
             self._end_consumer(consumer)
-        finish(gone, [consumer.gone for consumer in consumers])
+        finish(gone, [consumer.closed for consumer in consumers])
 
     def _end(self, ended: Future[None]) -> None:
         self.sender.close(self.was_closed())
@@ -657,7 +657,7 @@ class BrokerDriver(DriverShell):
 
     def _abandon(self) -> Iterable[Future[Any]]:
         futures: list[Future[Any]] = [*self.sender.unfinished()]
-        futures += [future for each in self._all_consumers() for future in (each.ready, each.stopped, each.gone)]
+        futures += [future for each in self._all_consumers() for future in (each.ready, each.stopped, each.closed)]
         for line in self.lines:
             line.abandon()
         return futures

@@ -188,7 +188,7 @@ class Source:
             tag: what `Feed.settle` will get for it: anything by which the feed knows it again.
             message: as it was sent: body, content type and id. `ttl` is what is left, or None where that is not known.
             redelivered: it may have been delivered before, to any subscriber.
-            attempts: how often it was delivered before; None without `Capability.COUNTS`.
+            attempts: how often it was delivered before; None without `Capability.ATTEMPT_COUNT`.
         """
         try:
             self.on_delivery(Incoming(feed, tag, message, redelivered, attempts, self.address))
@@ -318,7 +318,7 @@ class Consumer:
         unique: tells apart what belongs to this consumer alone.
         ready: see the contract.
         stopped: done when no further delivery will come, after `stop` or `close`.
-        gone: done when it is closed.
+        closed: done when it is closed.
     """
 
     def __init__(
@@ -336,7 +336,7 @@ class Consumer:
         self.unique = unique
         self.ready: Future[None] = Future()
         self.stopped: Future[None] = Future()
-        self.gone: Future[None] = Future()
+        self.closed: Future[None] = Future()
         self.sources = [Source(self, loop, address) for address in self.addresses]
         self._owner = owner
         self._stopping = False
@@ -351,7 +351,7 @@ class Consumer:
     @property
     def is_ending(self) -> bool:
         """Whether it was stopped or closed."""
-        return self._stopping or self.gone.done()
+        return self._stopping or self.closed.done()
 
     @property
     def was_ready(self) -> bool:
@@ -374,7 +374,7 @@ class Consumer:
         """The driver is closed: nothing will ever come."""
         fail(self.ready, error)
         finish(self.stopped)
-        finish(self.gone)
+        finish(self.closed)
 
     # On the loop's thread
 
@@ -405,7 +405,7 @@ class Consumer:
         self._check_ended()
 
     def close(self) -> None:
-        """Stop, give back what is open, and remove what is this process's own; `gone` is done at the end."""
+        """Stop, give back what is open, and remove what is this process's own; `closed` is done at the end."""
         self.stop()
         if self._closing:
             return
@@ -439,7 +439,7 @@ class Consumer:
             finish(self.stopped)
         if self._closing and all(source.feed is None for source in self.sources):
             finish(self.stopped)
-            finish(self.gone)
+            finish(self.closed)
 
 
 class ConsumerOwner(Protocol):

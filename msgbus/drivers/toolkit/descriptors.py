@@ -46,7 +46,7 @@ def not_started(thread: str, error: BaseException) -> str:
     return f"the I/O thread {thread} cannot be started: {error}; {why}"
 
 
-def was_robbed(thread: str, error: BaseException) -> str:
+def descriptors_closed(thread: str, error: BaseException) -> str:
     """What to say where an I/O thread's own descriptors are no longer there."""
     return (
         f"the I/O thread {thread} has lost its descriptors: {error}; something in this process has closed what is not "

@@ -226,7 +226,7 @@ class Loop:
                 raise self._explain(exc) from exc
 
     def _explain(self, exc: OSError) -> TransportUnavailable:
-        return TransportUnavailable(descriptors.was_robbed(self._name, exc))
+        return TransportUnavailable(descriptors.descriptors_closed(self._name, exc))
 
     def close(self) -> None:
         """End the thread, once it has run all that it was handed, and give the descriptors back. The core calls it.

@@ -146,7 +146,7 @@ class Outgoing:
         self.sent: Future[Sent] = Future()
         now = Loop.now()
         self.expires = FOREVER if message.ttl is None else now + message.ttl
-        self.send_until = self.expires if message.wait is None else now + message.wait
+        self.send_until = self.expires if message.send_timeout is None else now + message.send_timeout
         self.refusal: MessagingException | None = None
         self.notes: object = None
         self._sender = sender
@@ -459,7 +459,7 @@ class Sender:
     def _explain(self, outgoing: Outgoing) -> MessagingException:
         """Why a message has had no word of the message system in time."""
         name, where, reason = self._names.name(), outgoing.address, self._names.why_blocked()
-        seconds = outgoing.message.patience or 0.0
+        seconds = outgoing.message.publish_within or 0.0
         if outgoing._state is _State.SENT:
             if reason is not None:
                 return TransportBlocked(f"{name} takes no messages ({reason}): to {where}", maybe_delivered=True)

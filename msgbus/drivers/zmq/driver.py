@@ -20,10 +20,10 @@ from msgbus.configuration import read_option
 from msgbus.drivers.base import (
     Address,
     Capability,
-    Depth,
     Inbox,
     Message,
     OnDelivery,
+    QueueInfo,
     Sent,
     Subscription,
     import_library,
@@ -274,7 +274,7 @@ class ZmqDriver(DriverShell):
         inbox.ready = self.ask(self._node.open_inbox, inbox, on_delivery)
         return inbox
 
-    def inspect(self, address: Address) -> Future[Depth]:
+    def inspect(self, address: Address) -> Future[QueueInfo]:
         return self.ask(self._node.inspect, address)
 
     def end(self, func: Callable[..., None], *args: Any) -> Future[None]:

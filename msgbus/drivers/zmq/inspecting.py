@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from msgbus.drivers.base import Address, Depth
+from msgbus.drivers.base import Address, QueueInfo
 from msgbus.drivers.toolkit.futures import fail, finish
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.zmq import frames
@@ -23,7 +23,7 @@ INSPECT_TIMEOUT = 0.8
 class _Inspection:
     """A question to all nodes that serve an address."""
 
-    def __init__(self, address: Address, missing: dict[str, int], waiting: int, found: Future[Depth]) -> None:
+    def __init__(self, address: Address, missing: dict[str, int], waiting: int, found: Future[QueueInfo]) -> None:
         self.address = address
         self.missing = missing  # by node that has not answered, how many subscribers it has by the directory
         self.waiting = waiting
@@ -53,7 +53,7 @@ class Inspector:
         self._inspections: dict[int, _Inspection] = {}
         self._numbers = itertools.count(1)
 
-    def inspect(self, address: Address, waiting: int, found: Future[Depth]) -> None:
+    def inspect(self, address: Address, waiting: int, found: Future[QueueInfo]) -> None:
         """Ask the servers of an address; so many of this node's own messages wait for them."""
         nodes = self._directory.nodes(address)
         if not nodes:
@@ -95,12 +95,12 @@ class Inspector:
             return
         if inspection.answered:
             consumers = inspection.consumers + sum(inspection.missing.values())
-            finish(inspection.found, Depth(consumers, inspection.waiting))
+            finish(inspection.found, QueueInfo(consumers, inspection.waiting))
             return
         # Nodes that live and do not answer are frozen. How many subscribers they have is known all the same.
         frozen = sum(count for node, count in inspection.missing.items() if self._is_alive(node))
         if frozen:
-            finish(inspection.found, Depth(frozen, None))
+            finish(inspection.found, QueueInfo(frozen, None))
             return
         whys = "; ".join(f"node {node} at {self._links.why_not(node)}" for node in inspection.missing)
         text = f"{inspection.address} cannot be inspected: none of its servers answers ({whys})"

@@ -14,7 +14,7 @@ from typing import Any
 
 import zmq
 
-from msgbus.drivers.base import Address, Depth, Inbox, OnDelivery
+from msgbus.drivers.base import Address, Inbox, OnDelivery, QueueInfo
 from msgbus.drivers.toolkit import descriptors
 from msgbus.drivers.toolkit.futures import fail, finish
 from msgbus.drivers.toolkit.loop import FOREVER, Loop
@@ -290,7 +290,7 @@ class Node:
             self._receiver.close_inbox(inbox.address)
         self._loop.call_last(finish, done)
 
-    def inspect(self, address: Address, found: Future[Depth]) -> None:
+    def inspect(self, address: Address, found: Future[QueueInfo]) -> None:
         """See `Driver.inspect`."""
         try:
             self.open()

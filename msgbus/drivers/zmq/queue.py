@@ -34,7 +34,7 @@ class Parcel:
         self.sent = sent
         now = Loop.now()
         self.expires = FOREVER if message.ttl is None else now + message.ttl
-        self.send_until = self.expires if message.wait is None else now + message.wait
+        self.send_until = self.expires if message.send_timeout is None else now + message.send_timeout
         self.missing = 0
         self.reached = 0
         self.recheck = -1

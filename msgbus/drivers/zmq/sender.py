@@ -445,7 +445,7 @@ class ZmqSender:
                 parcel.address,
             )
             return
-        text = f"gave up after {parcel.message.patience or 0:.3g} s: to {parcel.address}: "
+        text = f"gave up after {parcel.message.publish_within or 0:.3g} s: to {parcel.address}: "
         connected = [consumer for consumer in queue.consumers if consumer.link is not None]
         if connected:
             nodes = ", ".join(consumer.node for consumer in connected)

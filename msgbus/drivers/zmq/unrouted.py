@@ -41,6 +41,7 @@ class Unrouted:
                 kept.append(parcel)
                 continue
             why = self._matchmaker.why_incomplete() or "the known nodes are being read"
-            text = f"gave up after {parcel.message.patience or 0:.3g} s: no server is known for {parcel.address}: {why}"
+            seconds = parcel.message.publish_within or 0
+            text = f"gave up after {seconds:.3g} s: no server is known for {parcel.address}: {why}"
             fail(parcel.sent, TransportUnavailable(text))
         self.parcels = kept

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from msgbus import CallCancelled, MessageTooLarge, MessageUndeliverable, TransportBlocked, TransportUnavailable
-from msgbus.drivers.base import Address, Delivery, Depth, Message, Sent
+from msgbus.drivers.base import Address, Delivery, Message, QueueInfo, Sent
 from msgbus.drivers.fake import Bus, FakeDriver, get_bus
 from msgbus.transport import Transport
 from tests.support import PATIENCE, new_transport, new_url
@@ -266,7 +266,7 @@ def test_nobody_there(driver: FakeDriver, address: Address) -> None:
 def test_dead_letters_are_stored_for_whoever_comes(driver: FakeDriver) -> None:
     """Dead letters are kept though nobody has listened for them yet."""
     send(driver, DEAD, mandatory=False)
-    assert driver.inspect(DEAD).result() == Depth(0, 1)
+    assert driver.inspect(DEAD).result() == QueueInfo(0, 1)
     inbox = Inbox()
     driver.subscribe([DEAD], inbox, prefetch=1)
     assert inbox.bodies == [b"body"]
@@ -279,9 +279,9 @@ def test_inspect(driver: FakeDriver) -> None:
     send(driver)
     send(driver)
     send(driver, ttl=0.0)
-    assert driver.inspect(TOPIC).result() == Depth(1, 1)
+    assert driver.inspect(TOPIC).result() == QueueInfo(1, 1)
     subscription.close()
-    assert driver.inspect(TOPIC).result() == Depth(0, 2)
+    assert driver.inspect(TOPIC).result() == QueueInfo(0, 2)
 
 
 def test_expired_messages_are_dropped(driver: FakeDriver) -> None:
@@ -356,7 +356,7 @@ def test_stop_of_a_subscription(driver: FakeDriver) -> None:
     assert inbox[0].accept() is True
     subscription.close().result(0)
     assert inbox[1].accept() is False
-    assert driver.inspect(TOPIC).result() == Depth(0, 2)
+    assert driver.inspect(TOPIC).result() == QueueInfo(0, 2)
 
 
 def test_close_of_a_driver(driver: FakeDriver, bus: Bus) -> None:

@@ -14,13 +14,13 @@ HOSTS = "rabbit://a:pw@one:5672,a:pw@two:5672,a:pw@three:5672/"
 @pytest.mark.parametrize(
     ("url", "lacking"),
     [
-        ("rabbit://one/", {Capability.COUNTS}),
+        ("rabbit://one/", {Capability.ATTEMPT_COUNT}),
         ("rabbit://one/?quorum_queues=true", set()),
         (f"{HOSTS}?quorum_queues=true", set()),
-        (HOSTS, {Capability.COUNTS, Capability.INBOX_KEEPS}),
-        ("rabbit://one/?topology=oslo", {Capability.COUNTS, Capability.DURABLE}),
-        (f"{HOSTS}?topology=oslo", {Capability.COUNTS, Capability.DURABLE, Capability.INBOX_KEEPS}),
-        ("rabbit://one/?topology=oslo&quorum_queues=true", {Capability.COUNTS, Capability.DURABLE}),
+        (HOSTS, {Capability.ATTEMPT_COUNT, Capability.INBOX_STORAGE}),
+        ("rabbit://one/?topology=oslo", {Capability.ATTEMPT_COUNT, Capability.DURABLE}),
+        (f"{HOSTS}?topology=oslo", {Capability.ATTEMPT_COUNT, Capability.DURABLE, Capability.INBOX_STORAGE}),
+        ("rabbit://one/?topology=oslo&quorum_queues=true", {Capability.ATTEMPT_COUNT, Capability.DURABLE}),
     ],
 )
 def test_capabilities(url: str, lacking: set[Capability]) -> None:

@@ -13,7 +13,7 @@ pytest.importorskip("proton", reason="the extra qpid is not installed")
 
 def test_capabilities() -> None:
     """All but to keep what comes to an inbox that is away; and nothing durable where the operator says so."""
-    kept = set(Capability) - {Capability.INBOX_KEEPS}
+    kept = set(Capability) - {Capability.INBOX_STORAGE}
     assert new_transport("qpid://").driver.capabilities == kept
     assert new_transport("qpid://localhost/?durable=false").driver.capabilities == kept - {Capability.DURABLE}
 

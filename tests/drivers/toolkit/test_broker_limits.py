@@ -9,7 +9,7 @@ from concurrent.futures import Future
 import pytest
 
 from msgbus import TransportUnavailable
-from msgbus.drivers.base import Address, Depth, Message, Sent
+from msgbus.drivers.base import Address, Message, QueueInfo, Sent
 from msgbus.drivers.toolkit.broker import BrokerDriver, Line, Session
 from msgbus.drivers.toolkit.consuming import Feed, Source
 from msgbus.drivers.toolkit.loop import Loop
@@ -69,7 +69,7 @@ class TinySession(Session):
     def consume(self, source: Source) -> Feed:
         raise NotImplementedError
 
-    def inspect(self, address: Address, found: Future[Depth]) -> None:
+    def inspect(self, address: Address, found: Future[QueueInfo]) -> None:
         raise NotImplementedError
 
     def let_go(self) -> None:

@@ -37,7 +37,7 @@ class NewdriverDriver(BrokerDriver):
     """Where the broker is, and how to connect to it."""
 
     contract = (2, 0)  # The version of the contract that this was written for.
-    capabilities = frozenset({Capability.ORDERED, Capability.REQUEUE, Capability.STORE})
+    capabilities = frozenset({Capability.ORDERED, Capability.REQUEUE, Capability.STORAGE})
 
     @classmethod
     def options(cls) -> tuple[str, Sequence[cfg.Opt]]:
