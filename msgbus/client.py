@@ -12,6 +12,7 @@ from typing import Any, Literal
 from msgbus.client_call import ClientCall
 from msgbus.deadline import bounded
 from msgbus.drivers.base import Address, Capability, Message, QueueInfo
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import encode_request
 from msgbus.exceptions import (
     InvalidTarget,
@@ -207,9 +208,9 @@ class RPCClient:
             RPCVersionCapError, InvalidTarget: the request is not allowed as it is.
             TypeError: the context or the method's name is missing.
         """
-        pending: PendingCall = self._new_pending(PendingCall, method, time.monotonic())
+        pending: PendingCall = self._new_pending(PendingCall, method, Loop.now())
         with self.transport.slot(pending.deadline):
-            message = self._message(ctxt, method, kwargs, pending, time.monotonic())  # There may have been a wait.
+            message = self._message(ctxt, method, kwargs, pending, Loop.now())  # There may have been a wait.
             call = ClientCall(self.transport, pending, self._content_type, self._fallback)
             try:
                 call.send(message)
@@ -243,12 +244,12 @@ class RPCClient:
         self._cast(Address("fanout", self._address.exchange, self._address.topic), ctxt, method, kwargs)
 
     def _cast(self, address: Address, ctxt: Any, method: str, kwargs: dict[str, Any]) -> None:
-        transport, now = self.transport, time.monotonic()
+        transport, now = self.transport, Loop.now()
         deadline = now + self._seconds  # Not the one that a handler inherits: nobody waits for what a cast does.
         with transport.slot(deadline):
             # The deadline bounds the sending. Once the message system has it, it waits for a server as long as it
             # takes, unless the caller gave a time.
-            left = deadline - time.monotonic()
+            left = deadline - Loop.now()
             ttl = None if self.timeout is None else left
             request = self._request(ctxt, method, kwargs, Hints(ttl, time.time(), self._policy), new_id())
             is_fanout = address.kind == "fanout"
@@ -279,7 +280,7 @@ class RPCClient:
         It raises what `call` raises; what ends the remote generator is raised from the iteration, after the values
         before it.
         """
-        now = time.monotonic()
+        now = Loop.now()
         end = bounded(float("inf") if self.deadline is None else now + self.deadline)
         pending = self._new_pending(
             PendingStream, method, now, window=STREAM_WINDOW, idle_timeout=self._seconds, end=end
@@ -287,7 +288,7 @@ class RPCClient:
         call = ClientCall(self.transport, pending, self._content_type, self._fallback)
         with ExitStack() as stack:
             stack.enter_context(self.transport.slot(pending.deadline))
-            now = time.monotonic()  # There may have been a wait.
+            now = Loop.now()  # There may have been a wait.
             left = None if end == float("inf") else end - now
             message = self._message(ctxt, method, kwargs, pending, now, window=STREAM_WINDOW, end=left)
             try:
@@ -314,7 +315,7 @@ class RPCClient:
             MessageUndeliverable: the target names a server, and nobody listens there.
             TransportUnavailable: the message system could not be reached, or took no request in that time.
         """
-        now = time.monotonic()
+        now = Loop.now()
         target = self.target(namespace=PING_NAMESPACE, version=None, fanout=not self.target.server or None)
         client = self.prepare(timeout=timeout, version_cap=None)
         client.serializer = NoOpSerializer()  # There is no context, and the answers are plain.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import Future
 
 from msgbus.drivers.base import Address, Capability, Message, Sent
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import encode_repeat
 from msgbus.exceptions import MessagingException, MessagingTimeout
 from msgbus.foreign import get_logger
@@ -73,10 +73,10 @@ class ClientCall:
         )
 
     def _on_sent(self, sent: Future[Sent]) -> None:
-        self.pending.on_sent(sent.exception(), time.monotonic())
+        self.pending.on_sent(sent.exception(), Loop.now())
 
     def _on_outcome(self, error: BaseException | None) -> None:
-        self.pending.on_sent(error, time.monotonic())
+        self.pending.on_sent(error, Loop.now())
 
     def wait(self, *, explain: bool = True) -> None:
         """Wait until `pending` is ready.
@@ -89,14 +89,14 @@ class ClientCall:
         """
         pending = self.pending
         while not pending.ready:
-            left = pending.next_check() - time.monotonic()
+            left = pending.next_check() - Loop.now()
             self._lock.acquire(timeout=min(max(left, 0.0), threading.TIMEOUT_MAX))
             if not pending.ready:
                 self._check(explain)
 
     def _check(self, explain: bool) -> None:
         """Do what is due for a call that still waits, and raise why there is nothing more to wait for."""
-        pending, now, up_since = self.pending, time.monotonic(), self.transport.driver.up_since
+        pending, now, up_since = self.pending, Loop.now(), self.transport.driver.up_since
         while pending.orphans:
             self._cancel(pending.orphans.pop())
         pending.update(now, up_since)
@@ -130,7 +130,7 @@ class ClientCall:
         )
 
     def _on_repeated(self, error: BaseException | None) -> None:
-        self.pending.on_repeated(error, time.monotonic())
+        self.pending.on_repeated(error, Loop.now())
 
     def forget(self) -> None:
         """Expect no more replies. What comes late is dropped."""
@@ -165,7 +165,7 @@ class ClientCall:
         known = [f"{pending.describe}: no answer within {seconds:.4g} s over {driver.state}"]
         known.append("the message system has taken the request" if pending.sent else "it is not known to be delivered")
         for server in list(pending.servers.values()):
-            silent = time.monotonic() - server.last_sign
+            silent = Loop.now() - server.last_sign
             known.append(f"server {server.name!r} runs it, last sign of life {silent:.1f} s ago")
         if not pending.servers:
             found = self.transport.inspect(pending.address, INSPECT_TIMEOUT)

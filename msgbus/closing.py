@@ -10,12 +10,12 @@ import atexit
 import os
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from msgbus.drivers.base import Driver
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.foreign import get_logger
 from msgbus.forking import call_in_child
 
@@ -85,9 +85,9 @@ class OpenDrivers:
 
     def close_all(self) -> None:
         """At the end of the program: close what is open, in a time that is bounded for all together."""
-        end = time.monotonic() + EXIT_TIMEOUT
+        end = Loop.now() + EXIT_TIMEOUT
         for driver in list(self._open):
-            left = max(EXIT_TIMEOUT_MIN, end - time.monotonic())
+            left = max(EXIT_TIMEOUT_MIN, end - Loop.now())
             closed = self._closing.get(driver)
             try:
                 if closed is not None:

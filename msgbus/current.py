@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import NoCurrentRequest
 from msgbus.foreign import printable
 from msgbus.message import AT_LEAST_ONCE, AT_MOST_ONCE
@@ -33,7 +33,7 @@ class RunningRequest:
         server: the name of the server that runs it.
         delivery: how it came.
         request: what is to be run.
-        deadline: seconds of `time.monotonic`, or None where it has none.
+        deadline: seconds of `Loop.now`, or None where it has none.
         at_least_once: the delivery policy that holds for it.
         attempts: how often it was begun before, here and by other servers, as far as that is known.
         cancelled: the client does not want the answer any more.
@@ -132,7 +132,7 @@ class CurrentRequest:
         Of a stream, once it has begun, it is the deadline of the whole stream, if its client gave one.
         """
         deadline = self._running.deadline
-        return None if deadline is None else max(0.0, deadline - time.monotonic())
+        return None if deadline is None else max(0.0, deadline - Loop.now())
 
     @property
     def cancelled(self) -> bool:

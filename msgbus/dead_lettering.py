@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from msgbus.awaitables import refuse_async, refuse_awaitable
 from msgbus.drivers.base import Address, Capability, Message
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import encode_dead_letter
 from msgbus.foreign import get_logger, printable, printable_lines
 from msgbus.message import JSON, DeadLetter
@@ -62,7 +63,7 @@ class DeadLetterSender:
                 LOG.error("the dead letter of %s could not be stored, and is only in this log: %s", message.id, error)
             on_end()
 
-        end = time.monotonic() + self._seconds
+        end = Loop.now() + self._seconds
         address = Address("dead", delivery.address.exchange, delivery.address.topic)
         try:
             stored = Message(encode_dead_letter(letter), JSON, message.id, None, durable=True)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from msgbus.deadline import wait_for
 from msgbus.drivers.base import Address, Capability, Delivery, Message, QueueInfo, Sent
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import decode_dead_letter, encode_again
 from msgbus.exceptions import (
     CapabilityMissing,
@@ -118,7 +119,7 @@ def requeue(
     with _held(transport, target, timeout) as (deliveries, depth):
         chosen = [(delivery, _read(delivery)) for delivery in deliveries if ids is None or delivery.message.id in ids]
         sent = [_send_again(transport, delivery, stored, timeout) for delivery, stored in chosen]
-        end = time.monotonic() + timeout
+        end = Loop.now() + timeout
         done = [
             stored if stored.error is not None else _finish(transport, delivery, stored, future, end)
             for (delivery, _), (stored, future) in zip(chosen, sent, strict=True)
@@ -163,9 +164,9 @@ def _depth(transport: Transport, address: Address, end: float) -> QueueInfo | No
         return None
     while True:
         try:
-            return transport.driver.inspect(address).result(max(0.1, end - time.monotonic()))
+            return transport.driver.inspect(address).result(max(0.1, end - Loop.now()))
         except (TransportUnavailable, TimeoutError) as exc:
-            if time.monotonic() >= end:
+            if Loop.now() >= end:
                 error = f"{address} cannot be looked at: {transport.driver.state}"
                 raise TransportUnavailable(error) from exc
         time.sleep(POLL_INTERVAL)
@@ -187,7 +188,7 @@ class _Reader:
 @contextlib.contextmanager
 def _held(transport: Transport, target: Target, timeout: float) -> Iterator[tuple[list[Delivery], QueueInfo | None]]:
     """Hold all dead letters of a topic, and what was known of the address. What is not accepted is given back."""
-    end = time.monotonic() + timeout
+    end = Loop.now() + timeout
     address = _address(transport, target)
     try:
         depth = _depth(transport, address, end)
@@ -206,7 +207,7 @@ def _held(transport: Transport, target: Target, timeout: float) -> Iterator[tupl
         yield sorted(reader.deliveries[:MAX_LETTERS], key=_written), depth
     finally:
         with contextlib.suppress(MessagingException, TimeoutError):
-            subscription.close().result(max(1.0, min(5.0, end - time.monotonic())))
+            subscription.close().result(max(1.0, min(5.0, end - Loop.now())))
 
 
 def _gather(transport: Transport, address: Address, reader: _Reader, end: float) -> None:
@@ -215,8 +216,8 @@ def _gather(transport: Transport, address: Address, reader: _Reader, end: float)
     How many there were before is not enough to know: what was just given back may not be counted yet. Some message
     systems count what is held here, too.
     """
-    last = time.monotonic()
-    while (now := time.monotonic()) < end and now - last < END_AFTER:
+    last = Loop.now()
+    while (now := Loop.now()) < end and now - last < END_AFTER:
         with reader.changed:
             before = len(reader.deliveries)
             reader.changed.wait_for(lambda before=before: len(reader.deliveries) > before, POLL_INTERVAL)  # type: ignore[misc]
@@ -224,10 +225,10 @@ def _gather(transport: Transport, address: Address, reader: _Reader, end: float)
         if found >= MAX_LETTERS:
             return
         if found > before:
-            last = time.monotonic()
+            last = Loop.now()
             continue
         depth = transport.inspect(address, POLL_INTERVAL)
-        silent = time.monotonic() - last
+        silent = Loop.now() - last
         if depth is not None and (depth.messages == 0 or (depth.messages == found and silent >= END_AFTER_ALL)):
             return
 
@@ -278,7 +279,7 @@ def _finish(transport: Transport, delivery: Delivery, stored: Stored, sent: Futu
     """Wait until the request has been taken, and remove its letter."""
     assert sent is not None
     try:
-        sent.result(max(0.0, end - time.monotonic()) + POLL_INTERVAL)
+        sent.result(max(0.0, end - Loop.now()) + POLL_INTERVAL)
     except MessagingException as exc:
         return Stored(stored.id, stored.letter, exc)
     except TimeoutError:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-import time
 from concurrent.futures import Future
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import MessagingTimeout, TransportUnavailable
 
 if TYPE_CHECKING:
     from msgbus.drivers.base import Driver
 
 current: ContextVar[float | None] = ContextVar("msgbus_deadline", default=None)
-"""Seconds of `time.monotonic`, or None outside a handler and in one whose client gave no deadline."""
+"""Seconds of `Loop.now`, or None outside a handler and in one whose client gave no deadline."""
 
 
 def bounded(deadline: float) -> float:
@@ -27,11 +27,11 @@ def wait_for(future: Future[object] | Future[None], deadline: float, what: str, 
     """Wait for a driver's future.
 
     Raises:
-        TransportUnavailable: `deadline` (seconds of `time.monotonic`) came first; `what` begins the text.
+        TransportUnavailable: `deadline` (seconds of `Loop.now`) came first; `what` begins the text.
         MessagingException: what the future failed with.
     """
     try:
-        future.result(max(0.0, deadline - time.monotonic()))
+        future.result(max(0.0, deadline - Loop.now()))
     except MessagingTimeout:
         raise
     except TimeoutError:

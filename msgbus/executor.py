@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.foreign import get_logger
 
 LOG = get_logger(__name__)
@@ -62,7 +62,7 @@ class Executor(Generic[T]):
 
     def submit(self, item: T) -> None:
         """Have `item` run, as soon as there is a thread for it. Never blocks."""
-        self._backlog.append((time.monotonic(), item))
+        self._backlog.append((Loop.now(), item))
         if len(self._workers) - len(self._idle) < EAGER or self._average > QUICK:
             self._wake_or_start()
         elif not self._watching:
@@ -71,7 +71,7 @@ class Executor(Generic[T]):
 
     def _watch(self) -> None:
         """Give more threads to what has waited too long."""
-        now = time.monotonic()
+        now = Loop.now()
         for since, _ in list(self._backlog):
             if now - since < MAX_WAIT:
                 break
@@ -103,16 +103,16 @@ class Executor(Generic[T]):
         self._closed = True
         while self._wake():
             pass
-        end = None if timeout is None else time.monotonic() + timeout
+        end = None if timeout is None else Loop.now() + timeout
         with self._starting:
             workers = [worker for worker in self._workers if worker.thread is not threading.current_thread()]
         for worker in workers:
-            worker.thread.join(None if end is None else max(0.0, end - time.monotonic()))
+            worker.thread.join(None if end is None else max(0.0, end - Loop.now()))
         return sum(worker.thread.is_alive() for worker in workers)
 
     def _wake_or_start(self) -> None:
         """Wake the thread that became idle last, or start one."""
-        if not self._wake() and len(self._workers) < self._size and time.monotonic() >= self._next_start:
+        if not self._wake() and len(self._workers) < self._size and Loop.now() >= self._next_start:
             self._start()
 
     def _wake(self) -> bool:
@@ -133,7 +133,7 @@ class Executor(Generic[T]):
                 worker.thread.start()  # Under the lock: `close` joins what it finds, which has to have been started.
             except RuntimeError as exc:  # The operating system gives no more threads; what waits is tried again.
                 LOG.error("no thread can be started for %s: %s; it is tried again", self._name, exc)
-                self._next_start = time.monotonic() + START_AGAIN
+                self._next_start = Loop.now() + START_AGAIN
                 if not self._watching:
                     self._watching = True
                     self._call_later(START_AGAIN, self._watch)
@@ -154,10 +154,10 @@ class Executor(Generic[T]):
                     self._wake()
                 worker.wake.acquire()
                 continue
-            began = time.monotonic()
+            began = Loop.now()
             try:
                 self._func(item)
             except BaseException:  # A handler's sys.exit() too: it must not cost the server a thread.
                 LOG.exception("an item of a worker thread raised")
-            self._average += (time.monotonic() - began - self._average) / 16
+            self._average += (Loop.now() - began - self._average) / 16
             del item  # It must not live until the next one comes.

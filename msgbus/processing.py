@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -29,6 +28,7 @@ from msgbus.current import ServerContext
 from msgbus.dead_lettering import DeadLetterSender, OnDeadLetter
 from msgbus.dispatcher import ExpectedException, RPCDispatcher, each_plain
 from msgbus.drivers.base import Delivery, Message
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import decode_request, with_attempts
 from msgbus.exceptions import (
     InvalidTarget,
@@ -112,7 +112,7 @@ class Processor:
             item.accept()
             return
         at_least_once = self.policy_of(request) == AT_LEAST_ONCE
-        deadline = None if left is None else time.monotonic() + left
+        deadline = None if left is None else Loop.now() + left
         call = ServerCall(self, item, request, deadline, at_least_once)
         again = at_least_once and request.hints is not None and request.hints.again
         seen = self.calls.begin(call, again=again)
@@ -327,7 +327,7 @@ class Processor:
             self._dead_letter(call, reason, call.attempts, traceback)
             return
         delay = RETRY_DELAYS[min(call.attempts, len(RETRY_DELAYS)) - 1]
-        if call.deadline is not None and time.monotonic() + delay >= call.deadline:
+        if call.deadline is not None and Loop.now() + delay >= call.deadline:
             reason = f"{reason}; its deadline passes before it could be run again"
             self._dead_letter(call, reason, call.attempts, traceback)
             return
@@ -383,7 +383,7 @@ class Processor:
 
         seconds = max(self.grace, 1.0)
         copy = Message(body, message.content_type, message.id, left, message.durable, seconds)
-        end = time.monotonic() + seconds
+        end = Loop.now() + seconds
         self.transport.send(address, copy, mandatory=True, until=end, on_outcome=on_outcome)
 
     def _dead_letter(self, call: ServerCall, reason: str, attempts: int, traceback: Sequence[str]) -> None:

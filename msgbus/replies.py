@@ -1,6 +1,6 @@
 """ReplyRouter: which waiting call a reply belongs to, and what each call knows of its server.
 
-Nothing here does I/O, starts a thread or looks at a clock: times are passed in (seconds of `time.monotonic`), and a
+Nothing here does I/O, starts a thread or looks at a clock: times are passed in (seconds of `Loop.now`), and a
 waiting caller is woken through a function of its own. So threads and event loops use the same code.
 """
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from msgbus.drivers.base import Address, Message, Sent
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import encode_control
 from msgbus.exceptions import MessageDeliveryFailure, MessageUndeliverable, TransportBlocked, TransportUnavailable
 from msgbus.foreign import get_logger
 from msgbus.message import Control, new_id
 
 if TYPE_CHECKING:
-    from msgbus.drivers.toolkit.loop import Loop
     from msgbus.replies import Pending, ReplyRouter
 
 LOG = get_logger(__name__)
@@ -83,7 +82,7 @@ class Sending:
         if send_timeout is None:
             self._tries_until = self.until
         else:
-            self._tries_until = min(self.until, time.monotonic() + send_timeout)
+            self._tries_until = min(self.until, Loop.now() + send_timeout)
 
     def on_sent(self, sent: Future[Sent]) -> None:
         """A try has ended."""
@@ -91,7 +90,7 @@ class Sending:
         if error is None:
             self.on_outcome(None)
             return
-        now = time.monotonic()
+        now = Loop.now()
         if self._first_unknown is None and getattr(error, "maybe_delivered", False):
             self._first_unknown, self._first_at = error, now
         left = self._worth_until(error) - now
@@ -127,7 +126,7 @@ class Sending:
         first = self._first_unknown
         if first is None or first is last or not isinstance(last, MessageDeliveryFailure):
             return last
-        seconds = time.monotonic() - self._first_at
+        seconds = Loop.now() - self._first_at
         error = TransportUnavailable(
             f"it may have been delivered, and may have run, {seconds:.1f} s ago: {first}. It has been sent again "
             f"since, and has not been taken: {last}",
@@ -145,7 +144,7 @@ class Sending:
             self.on_outcome(self._explain(self._last))
             return
         message = self.message
-        now = time.monotonic()
+        now = Loop.now()
         ttl = None if message.ttl is None else max(self.until - now, 0.001)
         send_timeout = max(self._tries_until - now, 0.001)
         again = Message(message.body, message.content_type, message.id, ttl, message.durable, send_timeout)
@@ -165,7 +164,7 @@ def send_control(sender: Sender, inbox: str, control: Control, content_type: str
     """
     message_id = f"{control.call_id}.{new_id()[:8]}.{control.kind}"
     message = Message(encode_control(control, content_type), content_type, message_id, CONTROL_TTL)
-    sender.send(Address("inbox", name=inbox), message, mandatory=False, until=time.monotonic() + CONTROL_TTL)
+    sender.send(Address("inbox", name=inbox), message, mandatory=False, until=Loop.now() + CONTROL_TTL)
 
 
 def server_named_by(address: Address) -> Address | None:

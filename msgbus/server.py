@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -14,6 +13,7 @@ from msgbus.dead_lettering import OnDeadLetter
 from msgbus.deadline import wait_for
 from msgbus.dispatcher import RPCAccessPolicyBase, RPCDispatcher
 from msgbus.drivers.base import Address, Capability, Delivery, Message, QueueInfo, Sent, Subscription
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import decode_request
 from msgbus.exceptions import InvalidTarget, MessagingException, SerializationError
 from msgbus.executor import Executor
@@ -166,7 +166,7 @@ class RPCServer:
         if self._subscription is not None and self._subscription.ready.done():
             return
         transport = self.transport
-        end = time.monotonic() + (transport.option("rpc_response_timeout") if timeout is None else timeout)
+        end = Loop.now() + (transport.option("rpc_response_timeout") if timeout is None else timeout)
         transport.inbox(end)
         with self._state:
             if self._subscription is None or self._executor is None:
@@ -240,12 +240,12 @@ class RPCServer:
             how many requests were abandoned since they were still running or unanswered.
         """
         self.stop()
-        end = None if timeout is None else time.monotonic() + timeout
+        end = None if timeout is None else Loop.now() + timeout
         with self._state:
             if self._subscription is None or self._executor is None:
                 return 0
             running = self._executor.close(timeout)
-            left = None if end is None else max(0.0, end - time.monotonic())
+            left = None if end is None else max(0.0, end - Loop.now())
             abandoned = max(running, self._processor.wait(left))
             try:
                 self._subscription.close().result(STOP_TIMEOUT)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from msgbus.closing import end_child
 from msgbus.current import RunningRequest
 from msgbus.drivers.base import Address, Delivery, Message
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import encode_reply
 from msgbus.exceptions import MessageTooLarge, SerializationError
 from msgbus.failures import serialize_failure
@@ -91,7 +92,7 @@ class ServerCall(RunningRequest):
         self.address = _NOBODY if request.reply_to is None else Address("inbox", name=request.reply_to)
         self._extended = request.hints is not None
         self._confirms = request.hints is not None and request.hints.confirms
-        self._last_frame = time.monotonic()
+        self._last_frame = Loop.now()
         self._reply_deadline = deadline  # That of the first item, while `deadline` may become that of a whole stream.
 
     @property
@@ -120,7 +121,7 @@ class ServerCall(RunningRequest):
         reply.server = self.server
         content_type = self.delivery.message.content_type
         body = encode_reply(reply, content_type, lossy=self.transport.lossy)
-        now = self._last_frame = time.monotonic()
+        now = self._last_frame = Loop.now()
         end = self._send_until(now)
         # It begins with the call's id, so that a search of the log for that id finds the answers too. (Other peers' ids
         # may have any length, and message systems limit it.)
@@ -170,7 +171,7 @@ class ServerCall(RunningRequest):
         if self._confirms:
             reply.confirm = self.transport.inbox(0.0)
             until = self._reply_deadline
-            self._resend_until = self._send_until(time.monotonic()) if until is None else until
+            self._resend_until = self._send_until(Loop.now()) if until is None else until
             self._unconfirmed = reply
         try:
             self.send(reply, self.on_answer_sent)
@@ -186,7 +187,7 @@ class ServerCall(RunningRequest):
             if self._unconfirmed is None:
                 return  # The confirmation came first.
             if error is None:
-                self._sent_at = time.monotonic()
+                self._sent_at = Loop.now()
                 return
             self._unconfirmed = None
         if error is not None:
@@ -288,7 +289,7 @@ def time_left(request: Request, delivery: Delivery) -> float | None:
     clocks differ, so that alone never lets a request expire. How long this process has had it is known.
     """
     hints, ttl = request.hints, delivery.message.ttl
-    here = time.monotonic() - delivery.arrived
+    here = Loop.now() - delivery.arrived
     if hints is None or hints.ttl is None:
         return None if ttl is None else ttl - here
     if ttl is not None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import enum
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from msgbus.drivers.base import Delivery
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.foreign import get_logger
 from msgbus.server_call import ServerCall
 
@@ -126,12 +126,12 @@ class ServerCalls:
 
     def wait(self, timeout: float | None, own: ServerCall | None) -> int:
         """Wait until all but `own` are finished; returns how many are not after `timeout` seconds."""
-        end = None if timeout is None else time.monotonic() + timeout
+        end = None if timeout is None else Loop.now() + timeout
         with self._changed:
             self._waiting = True
             # Once its transport is closed nothing can be finished any more. That is looked at now and then.
             while self._unfinished - {own} and not self._transport.closed:
-                left = 1.0 if end is None else min(1.0, end - time.monotonic())
+                left = 1.0 if end is None else min(1.0, end - Loop.now())
                 if left <= 0:
                     break
                 self._changed.wait(left)
@@ -154,7 +154,7 @@ class ServerCalls:
 
     def _tick(self) -> None:
         """Send keepalives to the clients that wait, and unconfirmed answers. Goes on while there is any such call."""
-        now = time.monotonic()
+        now = Loop.now()
         for call in self:
             try:
                 call.tick(now)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from msgbus.drivers.base import Address, Delivery
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import encode_item
 from msgbus.exceptions import MessageTooLarge
 from msgbus.failures import serialize_failure
@@ -66,12 +66,12 @@ class StreamSender:
         self._window = min(call.request.window or 1, MAX_WINDOW)
         self._changed = threading.Condition()
         self._buffer: list[msgspec.Raw] = []
-        self._heard = time.monotonic()
+        self._heard = Loop.now()
 
     def on_control(self, control: Control) -> None:
         """Handle a control frame of the client."""
         with self._changed:
-            self._heard = time.monotonic()
+            self._heard = Loop.now()
             # A client cannot have taken more than there was.
             self._taken = max(self._taken, min(control.taken, self._yielded))
             if control.kind == "cancel":
@@ -103,7 +103,7 @@ class StreamSender:
         """Wait until the client has taken enough. False: the client wants no more, or has disappeared."""
         with self._changed:
             while self._stopped is None:
-                now = time.monotonic()
+                now = Loop.now()
                 up_since = self._call.transport.driver.up_since
                 self._heard = now if up_since is None else max(self._heard, up_since)
                 silent = now - self._heard

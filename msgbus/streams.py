@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
 from msgbus.client_call import ClientCall
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.message import KEEPALIVE, LOST_AFTER, Control, ControlKind
 from msgbus.replies import PendingStream
 from msgbus.serializer import NoOpSerializer, Serializer
@@ -54,7 +54,7 @@ class Stream(Iterator[Any]):
             if self._closed:
                 raise StopIteration
             try:
-                pending.expect_item(time.monotonic())
+                pending.expect_item(Loop.now())
                 self._call.wait()
             except BaseException:
                 self.close()
@@ -105,7 +105,7 @@ class _StreamEnd:
         self._pending = pending
         self._slot = slot
         self._closed = False
-        self._last_keepalive = time.monotonic()
+        self._last_keepalive = Loop.now()
         self._call.transport.loop.call_later(DROP_CHECK, self._tick)
 
     def send_control(self, kind: ControlKind) -> None:
@@ -120,7 +120,7 @@ class _StreamEnd:
             self.close()
         if self._closed:
             return
-        now = time.monotonic()
+        now = Loop.now()
         if now - self._last_keepalive >= KEEPALIVE and not self._pending.ended:
             self._last_keepalive = now
             self.send_control("keepalive")
@@ -140,7 +140,7 @@ class _StreamEnd:
         pending.wake = self._cancel
         self._cancel()
         if pending.server_inbox is None:
-            left = pending.deadline - time.monotonic()
+            left = pending.deadline - Loop.now()
             self._call.transport.loop.call_later(max(left, 0.0) + LOST_AFTER, self._call.forget)
 
     def _cancel(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
@@ -179,7 +178,7 @@ class Transport:
         """The name of this process's inbox, which is opened when it is asked for the first time.
 
         Raises:
-            TransportUnavailable: it could not be opened by `deadline` (seconds of `time.monotonic`).
+            TransportUnavailable: it could not be opened by `deadline` (seconds of `Loop.now`).
             CallCancelled: the transport is closed.
             ConfigurationError: as for `send`.
         """
@@ -256,7 +255,7 @@ class Transport:
             message: what. If its time for being sent is shorter than that to `until`, the tries end with that.
             mandatory: as for `Driver.send`.
             fallback: another address, for each try that finds nobody at the first.
-            until: seconds of `time.monotonic`; None for a single try. What follows is of no use without it.
+            until: seconds of `Loop.now`; None for a single try. What follows is of no use without it.
             retry_undeliverable: until that time nobody's being there is tried again even if the outcome of no try was
                 unknown (a client that reconnects comes back soon), and after it no more, even if one was. If it is
                 None, that is tried again for `rpc_reply_grace` after this side's connection has come back.
@@ -300,7 +299,7 @@ class Transport:
     ) -> None:
         """Send a message, and return when the message system has taken it. What is not said here is as for `send`.
 
-        The driver itself knows best why a message was not sent by the deadline (seconds of `time.monotonic`), and gets
+        The driver itself knows best why a message was not sent by the deadline (seconds of `Loop.now`), and gets
         a moment to say so. With `repeat` it is sent again, until the deadline. The text of a timeout begins with `what`
         and the address.
 
@@ -319,7 +318,7 @@ class Transport:
             on_outcome=ignore if repeated is None else repeated.set_result,
         )
         try:
-            left = max(0.0, deadline - time.monotonic()) + INSPECT_TIMEOUT
+            left = max(0.0, deadline - Loop.now()) + INSPECT_TIMEOUT
             error = sent.exception(left) if repeated is None else repeated.result(left)
         except TimeoutError:
             raise TransportUnavailable(
@@ -335,9 +334,9 @@ class Transport:
 
         Raises:
             MessagingTimeout: there is no time left at all, or no place became free by `deadline` (seconds of
-                `time.monotonic`).
+                `Loop.now`).
         """
-        left = deadline - time.monotonic()
+        left = deadline - Loop.now()
         if left <= 0:
             raise MessagingTimeout(
                 "nothing was sent: the deadline has already passed (this call's own, or the one inherited from the "

@@ -37,7 +37,6 @@ Rules that hold for all of it:
 from __future__ import annotations
 
 import importlib
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -47,12 +46,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, NoReturn
 
 import msgspec
 
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import CapabilityMissing, DriverLoadFailure
 
 if TYPE_CHECKING:
     from oslo_config import cfg
 
-    from msgbus.drivers.toolkit.loop import Loop
     from msgbus.url import TransportURL
 
 CONTRACT = (2, 0)
@@ -225,7 +224,7 @@ class Delivery(ABC):
         message: the message.
         redelivered: it may have been handed over before, to this or another subscriber.
         attempts: how often it was handed over before, or None where the message system does not count.
-        arrived: when it was handed over, in seconds of `time.monotonic`.
+        arrived: when it was handed over, in seconds of `Loop.now`.
     """
 
     __slots__ = ("address", "arrived", "attempts", "message", "redelivered")
@@ -235,7 +234,7 @@ class Delivery(ABC):
         self.message = message
         self.redelivered = redelivered
         self.attempts = attempts
-        self.arrived = time.monotonic()
+        self.arrived = Loop.now()
 
     @abstractmethod
     def accept(self) -> bool:
@@ -395,7 +394,7 @@ class Driver(ABC):
 
     @property
     def up_since(self) -> float | None:
-        """Since when messages can come and go, in seconds of `time.monotonic`; None while they cannot.
+        """Since when messages can come and go, in seconds of `Loop.now`; None while they cannot.
 
         A peer's silence is counted from then on: while this side's own connection is away, it says nothing of the peer.
         A message system that has no connection which could be away has none that was: 0, the default.

@@ -17,7 +17,6 @@ stores is gone when the last of its transports is closed: a later one finds it e
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 import weakref
 from collections import deque
@@ -86,7 +85,7 @@ class _Item:
 
     def __init__(self, message: Message) -> None:
         self.message = message
-        self.expires = _forever if message.ttl is None else time.monotonic() + message.ttl
+        self.expires = _forever if message.ttl is None else Loop.now() + message.ttl
         self.redelivered = False
         self.attempts = 0
 
@@ -155,7 +154,7 @@ class _FakeDelivery(Delivery):
     def __init__(self, bus: Bus, consumer: _Consumer, item: _Item) -> None:
         message = item.message
         if message.ttl is not None or message.send_timeout is not None:
-            left = None if message.ttl is None else item.expires - time.monotonic()
+            left = None if message.ttl is None else item.expires - Loop.now()
             message = Message(message.body, message.content_type, message.id, left, message.durable)
         super().__init__(consumer.address, message, item.redelivered, item.attempts)
         self._bus = bus
@@ -284,11 +283,11 @@ class Bus:
         sent.set_result(Sent(len(queues)))
 
     def _wait_for_start(self, address: Address, message: Message, mandatory: bool, sent: Future[Sent]) -> None:
-        began = time.monotonic()
+        began = Loop.now()
 
         def send() -> None:
             if hangs or not sent.done():
-                left = None if message.ttl is None else message.ttl - (time.monotonic() - began)
+                left = None if message.ttl is None else message.ttl - (Loop.now() - began)
                 again = Message(message.body, message.content_type, message.id, left, message.durable)
                 self.send(address, again, mandatory, Future() if sent.done() else sent)
 
@@ -332,7 +331,7 @@ class Bus:
         readers: dict[_Reader, None] = {}
         with self._lock:
             while queue.items and self._up and not self._paused:
-                if queue.items[0].expires <= time.monotonic():
+                if queue.items[0].expires <= Loop.now():
                     queue.items.popleft()
                     continue
                 consumer = queue.next_consumer()
@@ -392,7 +391,7 @@ class Bus:
             queue = self._queues.get(address)
             if queue is None:
                 return None
-            now = time.monotonic()
+            now = Loop.now()
             return QueueInfo(len(queue.consumers), sum(item.expires > now for item in queue.items))
 
     def fail_waiting(self, mine: Callable[[Future[Sent]], bool], error: Exception) -> None:

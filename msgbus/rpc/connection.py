@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from msgbus.awaitables import refuse_async
 from msgbus.drivers.base import Address
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import CallCancelled, InvalidTarget, MessagingException
 from msgbus.rpc import binding
 from msgbus.rpc.dispatcher import ProxyDispatcher
@@ -187,7 +187,7 @@ class Connection:
                 raise
 
     def _start(self, wanted: Sequence[_Served | _Pooled]) -> None:
-        end = time.monotonic() + self._transport.option("rpc_response_timeout")
+        end = Loop.now() + self._transport.option("rpc_response_timeout")
         consumers = self._servers([one for one in wanted if isinstance(one, _Served)])
         consumers += [PoolConsumer(self._transport, *one) for one in wanted if isinstance(one, _Pooled)]
         with self._lock:
@@ -195,12 +195,12 @@ class Connection:
             self._consumers += consumers  # From now on `close` ends them.
         try:
             for consumer in consumers:
-                consumer.start(max(0.0, end - time.monotonic()))
+                consumer.start(max(0.0, end - Loop.now()))
                 self._check()
         except BaseException as exc:  # Either all of them are started, or none.
             with self._lock:
                 self._consumers = [consumer for consumer in self._consumers if consumer not in consumers]
-            _end(consumers, time.monotonic())
+            _end(consumers, Loop.now())
             if isinstance(exc, CallCancelled):
                 self._check()
             raise
@@ -237,11 +237,11 @@ class Connection:
             consumers, self._consumers = self._consumers, []
         if timeout is None:
             timeout = self._transport.option("rpc_response_timeout")
-        _end(consumers, time.monotonic() + timeout)
+        _end(consumers, Loop.now() + timeout)
 
 
 def _end(consumers: Sequence[_Consumer], deadline: float) -> None:
     for consumer in consumers:
         consumer.stop()
     for consumer in consumers:
-        consumer.wait(max(0.0, deadline - time.monotonic()))
+        consumer.wait(max(0.0, deadline - Loop.now()))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from msgbus.drivers.base import Address, Capability, Message
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import encode_notification
 from msgbus.exceptions import InvalidTarget, MessageDeliveryFailure, MessageUndeliverable, SerializationError
 from msgbus.message import CONTENT_TYPES, new_id
@@ -44,9 +44,9 @@ def notify(context: Any, topic: str, msg: dict[str, Any]) -> None:
     body = encode_notification(
         msg, NoOpSerializer().serialize_context(context), unique_id, content_type, lossy=transport.lossy
     )
-    deadline = time.monotonic() + transport.option("rpc_response_timeout")
+    deadline = Loop.now() + transport.option("rpc_response_timeout")
     with transport.slot(deadline):
-        message = Message(body, content_type, unique_id, None, True, deadline - time.monotonic())
+        message = Message(body, content_type, unique_id, None, True, deadline - Loop.now())
         try:
             _send(transport, address, message, deadline)
         except MessageDeliveryFailure as exc:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from msgbus.awaitables import refuse_awaitable
 from msgbus.current import RunningRequest, ServerContext
 from msgbus.deadline import wait_for
 from msgbus.drivers.base import Address, Delivery, Subscription
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import context_of
 from msgbus.exceptions import MessagingException, SerializationError
 from msgbus.executor import Executor
@@ -62,7 +62,7 @@ class PoolConsumer:
             MessagingException: as for `RPCServer.start`.
         """
         option, driver = self._transport.option, self._transport.driver
-        end = time.monotonic() + (option("rpc_response_timeout") if timeout is None else timeout)
+        end = Loop.now() + (option("rpc_response_timeout") if timeout is None else timeout)
         subscription = driver.subscribe([self._address], self._executor.submit, prefetch=option("rpc_prefetch"))
         self._subscription = subscription
         wait_for(subscription.ready, end, f"{self._address} cannot be consumed from", driver)

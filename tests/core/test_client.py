@@ -425,8 +425,7 @@ def test_time_that_was_spent_waiting_for_the_window(monkeypatch: pytest.MonkeyPa
     transport.inbox(time.monotonic() + PATIENCE)
     found = requests_of(transport)
     passed = [0.0]
-    clock = types.SimpleNamespace(monotonic=lambda: time.monotonic() + passed[0], time=time.time)
-    monkeypatch.setattr(msgbus.client, "time", clock)
+    monkeypatch.setattr(msgbus.client, "Loop", types.SimpleNamespace(now=lambda: time.monotonic() + passed[0]))
     acquire = transport.window.acquire
 
     def slow(timeout: float) -> bool:

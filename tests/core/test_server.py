@@ -368,8 +368,7 @@ def test_wait_waits_for_what_is_given_back(
     endpoint.wait()
     until(lambda: server._executor and server._executor._backlog, "the second cast is here", PATIENCE)
     passed, copies, taken = 100.0, list[tuple[Message, bool]](), Future[Sent]()
-    clock = types.SimpleNamespace(monotonic=lambda: time.monotonic() + passed, time=time.time)
-    monkeypatch.setattr(msgbus.server_call, "time", clock)
+    monkeypatch.setattr(msgbus.server_call, "Loop", types.SimpleNamespace(now=lambda: time.monotonic() + passed))
 
     def take(_driver: FakeDriver, _address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
         copies.append((message, mandatory))

@@ -9,12 +9,12 @@ from __future__ import annotations
 import socket
 import ssl
 import struct
-import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from msgbus.drivers.base import import_library
 from msgbus.drivers.qpid.codec import decode_list, encode_binary, encode_list, encode_string, encode_symbol
+from msgbus.drivers.toolkit.loop import Loop
 
 _HEADER = b"AMQP\x03\x01\x00\x00"
 _MECHANISMS, _INIT, _CHALLENGE, _RESPONSE, _OUTCOME = 0x40, 0x41, 0x42, 0x43, 0x44
@@ -60,7 +60,7 @@ def open_socket(
         OSError: of all kinds: it cannot be reached, or TLS fails.
         LoginRefused, NoMechanism, NotAmqp: see there.
     """
-    deadline = time.monotonic() + timeout
+    deadline = Loop.now() + timeout
     sock: socket.socket = socket.create_connection((host, port), timeout)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -139,7 +139,7 @@ class _Login:
     def _read(self, size: int) -> bytes:
         parts = bytearray()
         while len(parts) < size:
-            left = self._deadline - time.monotonic()
+            left = self._deadline - Loop.now()
             if left <= 0:
                 raise TimeoutError("timed out")
             self._sock.settimeout(left)
