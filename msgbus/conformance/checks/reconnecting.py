@@ -319,7 +319,7 @@ class ReconnectingChecks:
 
     @check("driver", since="0.1", harness=("pause", "resume"))
     def test_a_message_without_an_answer_may_be_delivered(self, bus: Bus) -> None:
-        """What was sent to a message system that hangs fails when its patience ends, and says that it may be there."""
+        """What was sent to a message system that hangs fails when its time is over, and says that it may be there."""
         driver = another_driver(bus)
         Receiver().subscribe(bus.driver, bus.address())
         send(driver, bus.address(), "before")
