@@ -126,7 +126,8 @@ def test_a_thousand_calls_over_an_outage(qpid_durable: Qpid, delivery: Any) -> N
         why: Counter[str] = Counter()
         for number, task in enumerate(tasks):
             error = task.error(DEADLINE + 30)
-            assert task.seconds < DEADLINE + 1, f"call {number} was late"
+            # Those that time out do so in the same moment, hundreds of threads at once, on a machine that may be busy.
+            assert task.seconds < DEADLINE + 10, f"call {number} ended after {task.seconds:.1f} s"
             if error is None:
                 assert task.result() == f"k{number}"
                 answered += 1
@@ -137,7 +138,7 @@ def test_a_thousand_calls_over_an_outage(qpid_durable: Qpid, delivery: Any) -> N
         if delivery == "at_least_once":
             assert answered >= 990, why.most_common(3)
         else:
-            assert max(worker.runs.values()) == 1
+            assert max(worker.runs.values()) == 1, worker.runs.most_common(3)
 
 
 @pytest.mark.parametrize(

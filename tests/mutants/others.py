@@ -159,7 +159,7 @@ def ignores_mandatory_for_servers() -> None:
     )
 
 
-@caught_by("exchanges_and_topics_are_apart")
+@caught_by("exchanges_and_topics_are_apart", "names_that_differ_are_different_addresses")
 def ignores_the_exchange() -> None:
     """A topic is the same in every exchange."""
     spoil(Bus, "_route", lambda route, bus, address: route(bus, address._replace(exchange="")))
@@ -228,7 +228,7 @@ def changes_the_id_of_what_comes_again() -> None:
     _change_delivery(change)
 
 
-@caught_by("a_ttl_counts_seconds")
+@caught_by("a_ttl_counts_seconds", "a_wait_is_no_ttl")
 def takes_ttl_for_milliseconds() -> None:
     """A message lives a thousandth of its time."""
 
@@ -509,7 +509,7 @@ def leaks_threads() -> None:
     spoil(fake._FakeInbox, "__init__", init)
 
 
-@caught_by("subscriptions_and_inboxes_come_back")
+@caught_by("subscriptions_and_inboxes_come_back", "a_wait_that_is_too_long_ends")
 def forgets_subscriptions_after_a_cut() -> None:
     """After a cut nobody consumes any more, and nobody says so."""
 
@@ -613,7 +613,7 @@ def closes_all_of_an_address() -> None:
     spoil(Bus, "detach", detach)
 
 
-@caught_by("a_server_address_goes_to_that_one")
+@caught_by("a_server_address_goes_to_that_one", "names_that_differ_are_different_addresses")
 def gives_what_is_for_a_server_to_any() -> None:
     """What is for one server goes to whoever of the topic has room."""
 

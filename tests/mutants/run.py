@@ -6,12 +6,13 @@ The URL is that of the message system, for a mutant of `tests.mutants.processes`
 from __future__ import annotations
 
 import os
+import pathlib
 import sys
 from collections.abc import Sequence
+from multiprocessing import forkserver
 
 import msgspec
 
-from msgbus.conformance import processes
 from msgbus.conformance.check import Level
 from msgbus.conformance.fake import FakeHarness
 from msgbus.conformance.harness import Harness
@@ -40,7 +41,11 @@ def run_on(url: str, name: str) -> Sequence[Result]:
 
     PROCESSES[name].apply()
     os.environ[VARIABLE] = name
-    processes._CONTEXT.set_forkserver_preload(["tests.mutants.processes", processes.__name__, "stevedore"])
+    # The server from which processes are forked passes over a module that it does not find, and has a path of its own.
+    os.environ["PYTHONPATH"] = str(pathlib.Path(__file__).parents[2])
+    preload = forkserver.set_forkserver_preload
+    # The suite says what to preload each time that it is imported: once more when pytest rewrites its assertions.
+    forkserver.set_forkserver_preload = lambda modules_names: preload(["tests.mutants.processes", *modules_names])
     harness = Harness()
     harness.url = url
     return run(harness, Recorder(), level="bus", keyword="slow")
