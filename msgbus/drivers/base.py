@@ -94,13 +94,14 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     "msgbus.url": ("TransportHost", "TransportURL"),
     # What `msgbus.drivers.toolkit` says of when to use which.
     "msgbus.drivers.toolkit.aio": ("AsyncioLoop",),
-    "msgbus.drivers.toolkit.broker": ("BrokerDriver", "Line", "Session"),
+    "msgbus.drivers.toolkit.broker": ("BrokerDriver",),
     "msgbus.drivers.toolkit.connecting": ("Connector", "Dialler", "peer_of"),
     "msgbus.drivers.toolkit.consuming": ("Feed", "Outcome", "Source"),
     "msgbus.drivers.toolkit.descriptors": ("HINT", "is_shortage", "shortage"),
     "msgbus.drivers.toolkit.futures": ("done", "fail", "fail_inherited", "failed", "finish"),
     "msgbus.drivers.toolkit.loop": ("FOREVER", "LINGER", "Loop"),
     "msgbus.drivers.toolkit.sending": ("Offer", "OnDeclared", "Outgoing", "Sender"),
+    "msgbus.drivers.toolkit.session": ("Line", "Session"),
     "msgbus.drivers.toolkit.tls": ("check_tls_files",),
     # for its tests
     "msgbus.conformance": ("Harness",),

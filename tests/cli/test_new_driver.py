@@ -15,10 +15,10 @@ from click.testing import CliRunner, Result
 
 from msgbus.cli.app import cli
 from msgbus.conformance.suite import Conformance
-from msgbus.drivers.toolkit.broker import Line, Session
 from msgbus.drivers.toolkit.consuming import Feed, Source
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.toolkit.sending import Outgoing
+from msgbus.drivers.toolkit.session import Line, Session
 from tests.support import ROOT
 
 GUIDE = ROOT / "docs" / "howto" / "write-a-driver.md"

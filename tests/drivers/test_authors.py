@@ -14,7 +14,7 @@ import pytest
 import msgbus
 from msgbus import exceptions
 from msgbus.drivers import base
-from msgbus.drivers.toolkit import broker, consuming
+from msgbus.drivers.toolkit import broker, consuming, session
 from tests.support import ROOT
 
 EXAMPLE = sorted((ROOT / "examples" / "msgbus-nats").rglob("*.py"))
@@ -84,7 +84,7 @@ def test_the_toolkit_says_what_each_method_does(module: str) -> None:
 def test_what_a_driver_overrides_names_public_classes_alone() -> None:
     """The annotations of `BrokerDriver`, `Session` and `Feed` need no name that a driver may not import."""
     public = {name for names in base.PUBLIC.values() for name in names}
-    for cls in (broker.BrokerDriver, broker.Session, consuming.Feed):
+    for cls in (broker.BrokerDriver, session.Session, consuming.Feed):
         for name, method in inspect.getmembers(cls, inspect.isfunction):
             if name.startswith("_") or name in OF_THE_SHELL:
                 continue

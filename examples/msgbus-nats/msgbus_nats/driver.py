@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from oslo_config import cfg
 
 from msgbus.drivers.base import Capability
-from msgbus.drivers.toolkit.broker import BrokerDriver, Line
+from msgbus.drivers.toolkit.broker import BrokerDriver
 from msgbus.drivers.toolkit.loop import Loop
+from msgbus.drivers.toolkit.session import Line
 from msgbus.options import connection_opts, hosts_of, read_driver_options
 from msgbus.url import TransportHost, TransportURL
 from msgbus_nats.connection import Connection

@@ -11,11 +11,11 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from msgbus.drivers.base import Address, QueueInfo, Sent
-from msgbus.drivers.toolkit.broker import Line, Session
 from msgbus.drivers.toolkit.consuming import Feed, Source
 from msgbus.drivers.toolkit.futures import fail, finish
 from msgbus.drivers.toolkit.loop import FOREVER
 from msgbus.drivers.toolkit.sending import Offer, OnDeclared, Outgoing
+from msgbus.drivers.toolkit.session import Line, Session
 from msgbus.exceptions import MessageTooLarge, MessageUndeliverable
 from msgbus_nats.connection import NOBODY, Connection, status_of
 from msgbus_nats.errors import CONSUMER_MISSING, STREAM_MISSING, JetStreamError, mapped

@@ -20,8 +20,9 @@ from oslo_config import cfg
 
 from msgbus.drivers.base import Address, Capability, import_library
 from msgbus.drivers.toolkit import descriptors
-from msgbus.drivers.toolkit.broker import BrokerDriver, Line
+from msgbus.drivers.toolkit.broker import BrokerDriver
 from msgbus.drivers.toolkit.loop import FOREVER, Loop
+from msgbus.drivers.toolkit.session import Line
 from msgbus.drivers.toolkit.tls import check_tls_files
 from msgbus.options import connection_opts, hosts_of, read_driver_options
 
@@ -221,12 +222,9 @@ class KombuDriver(BrokerDriver):
     def on_move(self, line: Line) -> None:
         """A node is left that does not answer: what is consumed from it does not come either."""
         other = self.consuming
-        if line is self.sending and self._host_of(line) is self._host_of(other) and other.session is not None:
+        if line is self.sending and line.host is other.host and other.session is not None:
             reason = f"{self.name()} does not answer to what is published; the next host is tried"
             self.loop.call(partial(other.lose, reason, move=True))
-
-    def _host_of(self, line: Line) -> TransportHost:
-        return self.host(line.connector.attempt)
 
     def describe(self, host: TransportHost) -> str:
         port = host.port or (5671 if self._options.ssl else 5672)

@@ -23,10 +23,10 @@ from msgbus.drivers.kombu.channel import Channel
 from msgbus.drivers.kombu.feed import KombuFeed
 from msgbus.drivers.kombu.publisher import Publisher
 from msgbus.drivers.kombu.questions import Inspections, Question
-from msgbus.drivers.toolkit.broker import Line, Session
 from msgbus.drivers.toolkit.connecting import peer_of
 from msgbus.drivers.toolkit.consuming import Source
 from msgbus.drivers.toolkit.sending import Offer, OnDeclared, Outgoing
+from msgbus.drivers.toolkit.session import Line, Session
 from msgbus.exceptions import TransportUnavailable
 from msgbus.foreign import get_logger
 
@@ -115,7 +115,7 @@ class KombuSession(Session):
 
     def name(self) -> str:
         """The RabbitMQ that it is a connection to."""
-        return self.driver.name(self.line.connector.attempt)
+        return self.line.name()
 
     @property
     def is_open(self) -> bool:

@@ -20,8 +20,9 @@ from oslo_config import cfg
 
 from msgbus.drivers.base import Address, Capability, import_library
 from msgbus.drivers.toolkit import descriptors
-from msgbus.drivers.toolkit.broker import BrokerDriver, Line
+from msgbus.drivers.toolkit.broker import BrokerDriver
 from msgbus.drivers.toolkit.loop import Loop
+from msgbus.drivers.toolkit.session import Line
 from msgbus.drivers.toolkit.tls import check_tls_files
 from msgbus.foreign import get_logger
 from msgbus.options import connection_opts, hosts_of, read_driver_options
@@ -161,7 +162,7 @@ class QpidDriver(BrokerDriver):
         # A link of the same name and container takes the place of one that is left on a connection which broke
         # unnoticed at the other end. So the names stay over reconnects, and are no other process's.
         container = f"{os.path.basename(sys.argv[0])}:{os.getpid()}:{uuid.uuid4().hex[:16]}"
-        host = self._virtual_host or self.host(0).hostname or "localhost"
+        host = self._virtual_host or self.hosts[0].hostname or "localhost"
         self.identity = (container, host, 2.0 * self._options.heartbeat)
 
     # Connecting

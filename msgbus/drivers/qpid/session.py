@@ -16,12 +16,12 @@ from msgbus.drivers.qpid.feed import QpidFeed
 from msgbus.drivers.qpid.management import NOT_FOUND, OK, Answer
 from msgbus.drivers.qpid.nodes import Nodes, explain
 from msgbus.drivers.qpid.relay import Relay
-from msgbus.drivers.toolkit.broker import Line, Session
 from msgbus.drivers.toolkit.connecting import peer_of
 from msgbus.drivers.toolkit.consuming import Source
 from msgbus.drivers.toolkit.futures import fail, finish
 from msgbus.drivers.toolkit.loop import FOREVER
 from msgbus.drivers.toolkit.sending import Offer, OnDeclared, Outgoing
+from msgbus.drivers.toolkit.session import Line, Session
 from msgbus.exceptions import MessageUndeliverable, TransportUnavailable
 
 if TYPE_CHECKING:

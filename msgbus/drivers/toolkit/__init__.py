@@ -1,8 +1,8 @@
 """What drivers share. For a broker, that is all of a driver but the broker's protocol.
 
-* `broker`: `BrokerDriver`, `Session` and `Line`, the driver of a broker with the protocol left out. It rests on the
-  next three, and a driver meets of them what it has to write or to call: `consuming` (`Feed`, `Source`, `Outcome`),
-  `sending` (`Outgoing`, `Offer`) and `connecting` (`peer_of`).
+* `broker`: `BrokerDriver`, the driver of a broker with the protocol left out. It rests on the next four, and a driver
+  meets of them what it has to write or to call: `session` (`Session`, `Line`), `consuming` (`Feed`, `Source`,
+  `Outcome`), `sending` (`Outgoing`, `Offer`) and `connecting` (`peer_of`).
 * `loop`: the transport's one thread for I/O, timers, and what other threads want done.
 * `futures`: futures that more than one side may finish.
 * `tls`: the options of a driver that has TLS.

@@ -96,7 +96,8 @@ class Connector:
         self._dialler = dialler
         self._hosts = hosts
         self._what = f"the {purpose} connection" if purpose else "the connection"
-        self._tries = 0
+        self._first = 0  # the number of the first try since the last loss
+        self._tries = 0  # so many since then
         self._permanent = 0  # so many tries in a row have failed for good
         self._causes: dict[int, str] = {}  # by host: why it could not be reached since the last one that was
         self._opening = False
@@ -121,7 +122,7 @@ class Connector:
     def _connect(self) -> None:
         if self.closed:
             return
-        attempt, self._tries = self._tries, self._tries + 1
+        attempt, self._tries = self._first + self._tries, self._tries + 1
         try:
             threading.Thread(target=self._dial, args=(attempt,), name="msgbus-connect", daemon=True).start()
         except RuntimeError as exc:  # There are too many, or the interpreter is ending.
@@ -145,9 +146,9 @@ class Connector:
         self.error = TransportUnavailable("; also ".join(self._causes.values()))
         if self.closed:
             return
-        delay = backoff(attempt, BACKOFF_FIRST, BACKOFF_MAX)
+        delay = backoff(self._tries - 1, BACKOFF_FIRST, BACKOFF_MAX)
         # Once for each host is enough for a log that somebody reads while the system is down.
-        level = logging.WARNING if attempt < self._hosts else logging.DEBUG
+        level = logging.WARNING if self._tries <= self._hosts else logging.DEBUG
         LOG.log(level, "%s cannot be made: %s; next try in %.1f s", self._what, text, delay)
         if self._permanent >= self._hosts and not self.generation:
             self._dialler.on_permanent(self.error)
@@ -159,7 +160,11 @@ class Connector:
             return
         self.attempt = attempt
         self._connected_now = True
-        self._dialler.on_connected(connection)
+        try:
+            self._dialler.on_connected(connection)
+        except Exception as exc:  # Else there would be no further try.
+            LOG.exception("%s cannot be used", self._what)
+            self.lose(exc)
 
     def serve(self, peer: str) -> None:
         """Messages can travel from now on: `Dialler.on_up` is called.
@@ -169,7 +174,7 @@ class Connector:
         """
         if self._tries > 1 or self.generation:
             LOG.warning("%s is back: %s, try %d", self._what, peer, self._tries)
-        self._tries = self._permanent = 0
+        self._first = self._tries = self._permanent = 0
         self._causes = {}
         self._opening = False
         self.error = None
@@ -196,7 +201,7 @@ class Connector:
             return
         text = reason if isinstance(reason, str) else self._dialler.explain(reason, self.attempt)[0]
         self.error = error = TransportUnavailable(text, maybe_delivered=True)
-        self._tries = self.attempt + 1 if move else 0
+        self._first = (self.attempt + 1) % self._hosts if move else 0
         # Before anybody hears of it: who finds it down begins to connect, unless that has been begun.
         self._opening = not self.closed
         if not self.closed:

@@ -6,10 +6,12 @@ A driver writes a `Feed`, and speaks to its `Source`. The rest is for `msgbus.dr
 from __future__ import annotations
 
 import logging
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from enum import Enum, auto
+from functools import partial
 from typing import Any, Protocol
 
 from msgbus.drivers.base import Address, Delivery, Message, OnDelivery
@@ -161,13 +163,12 @@ class Source:
         self.unique = consumer.unique
         self.consuming = False
         self.waits_since: float | None = None
-        self._trouble: str | None = None
         self.notes: Any = None
         self.feed: Feed | None = None
-        self.ended = False
+        self._trouble: str | None = None
         self._consumer = consumer
         self._loop = loop
-        self._maker: FeedMaker | None = None
+        self._is_left = False  # A feed of it has made what stays on the broker until somebody removes it.
         self._delay = RETRY_FIRST
 
     @property
@@ -175,6 +176,15 @@ class Source:
         """Why it is not consumed from although the connection lives, or None. Any thread."""
         feed = self.feed
         return self._trouble if self._trouble is not None or feed is None else feed.trouble()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether there is nothing to end, neither here nor on the broker."""
+        return self.feed is None and not self._is_left
+
+    def _is_current(self, feed: Feed) -> bool:
+        """Whether to listen to a feed: not where it was replaced, nor while its connection is being dropped."""
+        return feed is self.feed and self._consumer.owner.up_session is not None
 
     # What the driver calls
 
@@ -198,7 +208,7 @@ class Source:
 
     def active(self, feed: Feed) -> None:
         """Messages to the address arrive from now on: what is sent to it has a place. This makes `ready` done."""
-        if feed is not self.feed:
+        if not self._is_current(feed):
             return
         if self._trouble is not None:
             LOG.warning("%s is consumed from again", self.address)
@@ -217,13 +227,14 @@ class Source:
                 `TransportUnavailable`, and nothing is tried again, unless the address was consumed from before. What is
                 not permanent is tried again with growing pauses.
         """
-        if feed is not self.feed:
+        if not self._is_current(feed):
             return
         if permanent and not self._consumer.was_ready:
             self._consumer.fail_ready(TransportUnavailable(why))
             self._drop()
+            self._remove_if_closed()
         else:
-            self.lost(feed, why)
+            self._lose(why)
 
     def lost(self, feed: Feed, why: str) -> None:
         """It is not consumed from any more, though the connection lives: it is tried again in a moment.
@@ -232,12 +243,13 @@ class Source:
             feed: of which this is the end.
             why: for the log and for `Driver.state`.
         """
-        if feed is self.feed:
+        if self._is_current(feed):
             self._lose(why)
 
     def _lose(self, why: str) -> None:
         self._drop()
         if self._consumer.is_ending:
+            self._remove_if_closed()
             return
         level = logging.DEBUG if self._trouble == why else logging.ERROR
         LOG.log(level, "%s: %s; next try in %g s", self.address, why, self._delay)
@@ -247,36 +259,37 @@ class Source:
 
     def cancelled(self, feed: Feed) -> None:
         """No more deliveries will come by this feed: the answer to `Feed.cancel`."""
-        if feed is self.feed:
+        if self._is_current(feed):
             self._consumer.on_cancelled(self)
 
     def closed(self, feed: Feed) -> None:
         """The feed has ended, and what was its own is removed: the answer to `Feed.close`."""
-        if feed is self.feed:
+        if self._is_current(feed):
+            self._is_left = False
             self._drop()
 
     # What the consumer calls
 
-    def connected(self, maker: FeedMaker) -> None:
-        """There is a connection."""
-        self._maker = maker
+    def connected(self) -> None:
+        """There is a connection: consume from it; or remove what has stayed on the broker, if it was closed."""
+        self._remove_if_closed()
         self._try_again()
 
     def disconnected(self) -> None:
-        """It is gone."""
-        self._maker = None
-        feed = self.feed
-        if feed is not None:
-            feed.end()
+        """The connection is gone."""
+        if self.feed is not None:
+            self.feed.end()
         self._drop()
 
     def _try_again(self) -> None:
-        if self._maker is None or self.feed is not None or self._consumer.is_ending:
+        maker = self._consumer.owner.up_session
+        if maker is None or self.feed is not None or self._consumer.is_ending:
             return
         self.consuming = False
         self.waits_since = Loop.now()
         try:
-            self.feed = feed = self._maker.consume(self)
+            self.feed = feed = maker.consume(self)
+            self._is_left = self._consumer.owner.leaves(self.address)
             feed.start()
         except MessagingException as exc:
             self._lose(str(exc))
@@ -292,13 +305,21 @@ class Source:
         return True
 
     def close(self) -> None:
-        """End. Where there is nothing to end, the consumer hears of it at once."""
+        """End, and leave nothing on the broker."""
         if self.feed is not None:
             self.feed.close()
-            return
-        if self._maker is not None:
-            self._maker.remove(self, self._drop)
         else:
+            self._remove_if_closed()
+
+    def _remove_if_closed(self) -> None:
+        """Have what is left on the broker removed. Where there is no connection the next one is used."""
+        maker = self._consumer.owner.up_session
+        if self._consumer.is_closing and self._is_left and maker is not None:
+            maker.remove(self, partial(self._on_removed, maker))
+
+    def _on_removed(self, maker: FeedMaker) -> None:
+        if maker is self._consumer.owner.up_session:
+            self._is_left = False
             self._drop()
 
     def _drop(self) -> None:
@@ -312,10 +333,12 @@ class Consumer:
     """A subscription or an inbox over all its connections.
 
     Attributes:
+        owner: over whose connections it consumes.
         addresses: what it consumes from.
         on_delivery: takes the deliveries.
         prefetch: of each address; 0 for an inbox.
         unique: tells apart what belongs to this consumer alone.
+        is_closing: whether it was closed.
         ready: see the contract.
         stopped: done when no further delivery will come, after `stop` or `close`.
         closed: done when it is closed.
@@ -328,19 +351,18 @@ class Consumer:
         addresses: Sequence[Address],
         on_delivery: OnDelivery,
         prefetch: int,
-        unique: str,
     ) -> None:
+        self.owner = owner
         self.addresses = tuple(addresses)
         self.on_delivery = on_delivery
         self.prefetch = prefetch
-        self.unique = unique
+        self.unique = uuid.uuid4().hex[:16]
         self.ready: Future[None] = Future()
         self.stopped: Future[None] = Future()
         self.closed: Future[None] = Future()
         self.sources = [Source(self, loop, address) for address in self.addresses]
-        self._owner = owner
+        self.is_closing = False
         self._stopping = False
-        self._closing = False
         self._uncancelled: set[Source] = set()
 
     @property
@@ -366,6 +388,8 @@ class Consumer:
     @property
     def trouble(self) -> str | None:
         """Why one of its addresses is not consumed from, or None."""
+        if self.is_ending:
+            return None
         return next((source.trouble for source in self.sources if source.trouble is not None), None)
 
     # Any thread
@@ -381,12 +405,12 @@ class Consumer:
     def fail_ready(self, error: MessagingException) -> None:
         """It will never be ready: nobody need wait for that."""
         fail(self.ready, error)
-        self._owner.on_consumer_changed()
+        self.owner.on_consumer_changed()
 
-    def connected(self, maker: FeedMaker) -> None:
-        """There is a connection: consume from all addresses."""
+    def connected(self) -> None:
+        """There is a connection."""
         for source in self.sources:
-            source.connected(maker)
+            source.connected()
 
     def disconnected(self) -> None:
         """It is gone."""
@@ -407,9 +431,9 @@ class Consumer:
     def close(self) -> None:
         """Stop, give back what is open, and remove what is this process's own; `closed` is done at the end."""
         self.stop()
-        if self._closing:
+        if self.is_closing:
             return
-        self._closing = True
+        self.is_closing = True
         for source in self.sources:
             source.close()
         self._check_ended()
@@ -421,7 +445,7 @@ class Consumer:
                 self.on_cancelled(source)
         elif self.is_consuming:
             finish(self.ready)
-            self._owner.on_consumer_changed()
+            self.owner.on_consumer_changed()
 
     def on_cancelled(self, source: Source) -> None:
         """One of the addresses delivers no more."""
@@ -431,19 +455,29 @@ class Consumer:
     def on_dropped(self, source: Source) -> None:
         """One of the addresses is not consumed from any more."""
         self._uncancelled.discard(source)
-        source.ended = self._closing
         self._check_ended()
 
     def _check_ended(self) -> None:
         if self._stopping and not self._uncancelled:
             finish(self.stopped)
-        if self._closing and all(source.feed is None for source in self.sources):
+        if self.is_closing and all(source.is_gone for source in self.sources):
             finish(self.stopped)
             finish(self.closed)
+            self.owner.on_closed(self)
 
 
 class ConsumerOwner(Protocol):
-    """Who is told that a consumer has begun to consume, or never will."""
+    """Over whose connections a consumer consumes. On the loop's thread."""
+
+    @property
+    def up_session(self) -> FeedMaker | None:
+        """The connection, where it can be consumed over it."""
+
+    def leaves(self, address: Address) -> bool:
+        """Whether what a feed of this address has made stays on the broker when the connection breaks."""
 
     def on_consumer_changed(self) -> None:
-        """On the loop's thread: what waits to be sent may go now."""
+        """A consumer has begun to consume, or never will: what waits to be sent may go now."""
+
+    def on_closed(self, consumer: Consumer) -> None:
+        """A consumer is closed, and nothing is left of it."""

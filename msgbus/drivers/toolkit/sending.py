@@ -248,7 +248,7 @@ class Sender:
                 else:
                     self._waiting.append(outgoing)
         except Exception as exc:
-            outgoing.failed(ours(exc, outgoing))
+            outgoing.failed(ours(exc, outgoing.address))
             return
         if outlet is not None:
             outlet.flush()
@@ -357,12 +357,17 @@ class Sender:
                 if not self._offer(outgoing):
                     break
             except Exception as exc:
-                failed.append((outgoing, ours(exc, outgoing)))
+                failed.append((outgoing, ours(exc, outgoing.address)))
         return failed
 
     def _declare(self, outlet: Outlet, address: Address) -> None:
-        if outlet is self._outlet:
-            outlet.declare(address, partial(self._on_declared, outlet, address))
+        if outlet is not self._outlet:
+            return
+        declared = partial(self._on_declared, outlet, address)
+        try:
+            outlet.declare(address, declared)
+        except Exception as exc:
+            declared(ours(exc, address))
 
     def _on_declared(
         self, outlet: Outlet, address: Address, refusal: MessagingException | None = None, *, hold: bool = False
@@ -381,6 +386,12 @@ class Sender:
                 outgoing.hold(refusal)
             else:
                 outgoing.failed(refusal)
+
+    def detach(self) -> None:
+        """The connection is being dropped: what it says of declarations from now on is about its own end alone."""
+        with self._lock:
+            self._outlet = None
+            self._released = False
 
     def lost(self, error: TransportUnavailable) -> None:
         """The connection has broken: what became of that which was on its way over it is unknown; the rest waits."""
@@ -473,8 +484,8 @@ class Sender:
         return TransportUnavailable(f"gave up after {seconds:.3g} s: {self._names.why_away()}")
 
 
-def ours(error: BaseException, outgoing: Outgoing) -> MessagingException:
-    """An error of ours for what went wrong while a message was written."""
+def ours(error: BaseException, address: Address) -> MessagingException:
+    """An error of ours for what went wrong while a message was written, or what it needs was declared."""
     if isinstance(error, MessagingException):
         return error
-    return MessageDeliveryFailure(f"a message to {outgoing.address} cannot be written: {error!r}")
+    return MessageDeliveryFailure(f"a message to {address} cannot be written: {error!r}")

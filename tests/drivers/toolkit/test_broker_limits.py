@@ -10,10 +10,11 @@ import pytest
 
 from msgbus import TransportUnavailable
 from msgbus.drivers.base import Address, Message, QueueInfo, Sent
-from msgbus.drivers.toolkit.broker import BrokerDriver, Line, Session
+from msgbus.drivers.toolkit.broker import BrokerDriver
 from msgbus.drivers.toolkit.consuming import Feed, Source
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.toolkit.sending import Offer, OnDeclared, Outgoing
+from msgbus.drivers.toolkit.session import Line, Session
 from msgbus.url import TransportHost
 from tests.support import PATIENCE
 

@@ -25,10 +25,11 @@ from urllib.parse import quote
 from oslo_config import cfg
 
 from msgbus.drivers.base import Address, Capability, Message, Sent
-from msgbus.drivers.toolkit.broker import BrokerDriver, Line, Session
+from msgbus.drivers.toolkit.broker import BrokerDriver
 from msgbus.drivers.toolkit.consuming import Feed, Outcome, Source
 from msgbus.drivers.toolkit.loop import FOREVER, Loop
 from msgbus.drivers.toolkit.sending import Offer, OnDeclared, Outgoing
+from msgbus.drivers.toolkit.session import Line, Session
 from msgbus.options import connection_opts, hosts_of, read_driver_options
 from msgbus.url import TransportHost, TransportURL
 
