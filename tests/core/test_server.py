@@ -31,7 +31,8 @@ from msgbus import (
 )
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Delivery, Message, Sent
-from msgbus.drivers.fake import Bus, FakeDriver, _FakeDelivery, get_bus
+from msgbus.drivers.fake import Bus, FakeDriver, get_bus
+from msgbus.drivers.fake.bus import FakeDelivery
 from msgbus.encoding import decode_dead_letter, encode_request
 from msgbus.message import JSON, Hints, Request
 from tests.support import PATIENCE, new_transport
@@ -384,7 +385,7 @@ def test_wait_waits_for_what_is_given_back(
     assert copy.ttl == pytest.approx(900.0, abs=50.0)
     outcomes: list[str] = []
     for name in ("accept", "reject"):
-        monkeypatch.setattr(_FakeDelivery, name, lambda _self, *_args, name=name, **_kwargs: outcomes.append(name))
+        monkeypatch.setattr(FakeDelivery, name, lambda _self, *_args, name=name, **_kwargs: outcomes.append(name))
     if error is None:
         taken.set_result(Sent())
     else:

@@ -11,9 +11,10 @@ from typing import Any
 
 import msgspec
 
-from msgbus.drivers import fake
 from msgbus.drivers.base import Address, Capability, Message, QueueInfo, Sent
 from msgbus.drivers.fake import Bus, FakeDriver
+from msgbus.drivers.fake import bus as bus_module
+from msgbus.drivers.fake import driver as driver_module
 from msgbus.drivers.toolkit.futures import done
 from msgbus.exceptions import TransportUnavailable
 from tests.mutants.tools import Mutants, collector, spoil
@@ -56,12 +57,12 @@ def calls_on_delivery_concurrently() -> None:
     def call(_: Any, reader: Any) -> None:
         while reader._waiting:
             try:
-                delivery = reader._waiting.popleft()
+                hand_over = reader._waiting.popleft()
             except IndexError:
                 return
-            reader._on_delivery(delivery)
+            hand_over()
 
-    spoil(fake._Reader, "call", call)
+    spoil(bus_module.Reader, "call", call)
 
 
 def _change_delivery(change: Callable[[Any, Any], None]) -> None:
@@ -71,7 +72,7 @@ def _change_delivery(change: Callable[[Any, Any], None]) -> None:
         old(delivery, bus, consumer, item)
         change(delivery, item)
 
-    spoil(fake._FakeDelivery, "__init__", init)
+    spoil(bus_module.FakeDelivery, "__init__", init)
 
 
 @caught_by("what_is_given_back_is_marked_as_redelivered", "reject_with_requeue_delivers_it_again")
@@ -101,13 +102,13 @@ def inspect_lies() -> None:
 @caught_by("reject_with_requeue_delivers_it_again")
 def requeue_drops() -> None:
     """What is given back is dropped."""
-    spoil(fake._FakeDelivery, "reject", lambda reject, delivery, requeue: reject(delivery, False))
+    spoil(bus_module.FakeDelivery, "reject", lambda reject, delivery, requeue: reject(delivery, False))
 
 
 @caught_by("reject_without_requeue_drops_it")
 def reject_always_requeues() -> None:
     """What is dropped comes again."""
-    spoil(fake._FakeDelivery, "reject", lambda reject, delivery, requeue: reject(delivery, True))
+    spoil(bus_module.FakeDelivery, "reject", lambda reject, delivery, requeue: reject(delivery, True))
 
 
 @caught_by("close_gives_back_open_deliveries")
@@ -126,25 +127,28 @@ def close_loses_what_is_open() -> None:
 def never_gets_ready() -> None:
     """Subscriptions work, and do not say so."""
 
-    def init(old: Any, subscription: Any, *args: Any) -> None:
-        old(subscription, *args)
+    def subscribe(old: Any, driver: Any, *args: Any, **kwargs: Any) -> Any:
+        subscription = old(driver, *args, **kwargs)
         subscription.ready = Future()
+        return subscription
 
-    spoil(fake._FakeSubscription, "__init__", init)
+    spoil(FakeDriver, "subscribe", subscribe)
 
 
 @caught_by("ready_means_that_messages_arrive")
 def is_ready_too_early() -> None:
     """A subscription is ready a moment before it works."""
 
-    def init(_: Any, self: Any, bus: Any, addresses: Any, on_delivery: Any, prefetch: int) -> None:
-        self._bus, self._consumers, self.ready = bus, [], done()
-        reader = fake._Reader(on_delivery)
-        bus._loop.call_later(
-            0.1, lambda: self._consumers.extend(bus.attach(address, reader, prefetch) for address in addresses)
-        )
+    def subscribe(old: Any, driver: Any, addresses: Any, on_delivery: Any, *, prefetch: int) -> Any:
+        found = old(driver, [], on_delivery, prefetch=prefetch)
 
-    spoil(fake._FakeSubscription, "__init__", init)
+        def attach() -> None:
+            found._consumers.extend(driver.bus.attach(address, found._reader, prefetch) for address in addresses)
+
+        driver.bus._loop.call_later(0.1, attach)
+        return found
+
+    spoil(FakeDriver, "subscribe", subscribe)
 
 
 @caught_by("mandatory_to_nobody_fails_at_once")
@@ -164,8 +168,8 @@ def ignores_the_exchange() -> None:
     """A topic is the same in every exchange."""
     spoil(Bus, "_route", lambda route, bus, address: route(bus, address._replace(exchange="")))
 
-    def attach(old: Any, bus: Any, address: Address, reader: Any, prefetch: float, auto_accept: bool = False) -> Any:
-        consumer = old(bus, address._replace(exchange=""), reader, prefetch, auto_accept)
+    def attach(old: Any, bus: Any, address: Address, reader: Any, prefetch: float) -> Any:
+        consumer = old(bus, address._replace(exchange=""), reader, prefetch)
         consumer.address = address
         return consumer
 
@@ -177,10 +181,8 @@ def ignores_the_exchange() -> None:
 def pools_share_one_copy() -> None:
     """All pools of a topic are one."""
 
-    def attach(old: Any, bus: Any, address: Address, reader: Any, prefetch: float, auto_accept: bool = False) -> Any:
-        consumer = old(
-            bus, address._replace(name="") if address.kind == "pool" else address, reader, prefetch, auto_accept
-        )
+    def attach(old: Any, bus: Any, address: Address, reader: Any, prefetch: float) -> Any:
+        consumer = old(bus, address._replace(name="") if address.kind == "pool" else address, reader, prefetch)
         consumer.address = address
         return consumer
 
@@ -192,7 +194,7 @@ def _change_message(**change: Any) -> None:
     def init(old: Any, item: Any, message: Message) -> None:
         old(item, msgspec.structs.replace(message, **{name: make(message) for name, make in change.items()}))
 
-    spoil(fake._Item, "__init__", init)
+    spoil(bus_module.Item, "__init__", init)
 
 
 @caught_by("a_message_arrives_as_it_was_sent")
@@ -237,7 +239,7 @@ def takes_ttl_for_milliseconds() -> None:
         if message.ttl is not None:
             item.expires = time.monotonic() + message.ttl / 1000
 
-    spoil(fake._Item, "__init__", init)
+    spoil(bus_module.Item, "__init__", init)
 
 
 @caught_by("subscriptions_and_inboxes_come_back", "an_inbox_keeps_what_comes_during_a_cut")
@@ -267,7 +269,7 @@ def shares_prefetch_between_addresses() -> None:
         return None
 
     opened: list[Any] = []
-    spoil(fake._Queue, "next_consumer", next_consumer)
+    spoil(bus_module.Queue, "next_consumer", next_consumer)
 
     def attach(old: Any, *args: Any, **kwargs: Any) -> Any:
         opened.append(old(*args, **kwargs))
@@ -279,7 +281,7 @@ def shares_prefetch_between_addresses() -> None:
 @caught_by("after_stop_nothing_is_delivered")
 def goes_on_after_stop() -> None:
     """`stop` changes nothing."""
-    spoil(fake._FakeSubscription, "stop", lambda stop, self: done())
+    spoil(driver_module.FakeSubscription, "stop", lambda stop, self: done())
 
 
 @caught_by("a_message_fails_when_its_wait_ends", "sends_wait_while_it_is_away")
@@ -291,7 +293,7 @@ def says_maybe_of_what_was_never_sent() -> None:
             error = TransportUnavailable(str(error), maybe_delivered=True)
         old(future, error)
 
-    spoil(fake, "fail", fail)
+    spoil(bus_module, "fail", fail)
 
 
 @caught_by("mandatory_to_nobody_fails_at_once", "too_large_is_refused_before_it_is_sent")
@@ -381,7 +383,7 @@ def loses_dead_letters() -> None:
 @caught_by("accept_returns_whether_the_connection_lives", "unaccepted_deliveries_are_redelivered_after_a_cut")
 def accept_always_says_true() -> None:
     """`accept` does not tell that it came too late."""
-    spoil(fake._FakeDelivery, "accept", lambda accept, delivery: accept(delivery) or True)
+    spoil(bus_module.FakeDelivery, "accept", lambda accept, delivery: accept(delivery) or True)
 
 
 @caught_by(
@@ -449,7 +451,7 @@ def prefers_one_subscriber() -> None:
         queue.turn = 0
         return old(queue)
 
-    spoil(fake._Queue, "next_consumer", from_the_first)
+    spoil(bus_module.Queue, "next_consumer", from_the_first)
 
 
 @caught_by("reached_counts_the_listeners", "fanout_to_nobody_is_no_error")
@@ -492,7 +494,7 @@ def gives_a_topic_to_all() -> None:
         for queue, item in zip(queues, items, strict=True):
             for consumer in queue.consumers[1:]:
                 if consumer.address.kind == "topic":
-                    consumer.reader.put(fake._FakeDelivery(bus, consumer, item))
+                    consumer.reader.put(bus_module.FakeDelivery(bus, consumer, item))
                     consumer.reader.call()
 
     spoil(Bus, "_put", put)
@@ -506,7 +508,7 @@ def leaks_threads() -> None:
         old(inbox, *args)
         threading.Thread(target=time.sleep, args=(3600,), name="leaked", daemon=True).start()
 
-    spoil(fake._FakeInbox, "__init__", init)
+    spoil(driver_module.FakeInbox, "__init__", init)
 
 
 @caught_by("subscriptions_and_inboxes_come_back", "a_wait_that_is_too_long_ends")
@@ -596,7 +598,7 @@ def never_stops() -> None:
         old(subscription)
         return Future()
 
-    spoil(fake._FakeSubscription, "stop", stop)
+    spoil(driver_module.FakeSubscription, "stop", stop)
 
 
 @caught_by("closing_one_subscription_leaves_the_others")
@@ -631,9 +633,9 @@ def gives_what_is_for_a_server_to_any() -> None:
 def ignores_further_addresses() -> None:
     """Of the addresses of a subscription only the first is consumed from."""
     spoil(
-        fake._FakeSubscription,
+        driver_module.FakeSubscription,
         "__init__",
-        lambda init, self, bus, addresses, *args: init(self, bus, addresses[:1], *args),
+        lambda init, self, driver, addresses, *args: init(self, driver, addresses[:1], *args),
     )
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from msgbus.drivers import fake
 from msgbus.drivers.base import Address, Message, Sent
 from msgbus.drivers.fake import Bus, FakeDriver
+from msgbus.drivers.fake import bus as bus_module
 from msgbus.drivers.toolkit.futures import fail
 from msgbus.exceptions import CallCancelled, TransportUnavailable
 from tests.mutants.tools import Mutants, collector, spoil
@@ -49,7 +49,7 @@ def delivers_once_after_close() -> None:
         for queue, item in zip(queues, items, strict=True):
             consumer = late.pop(id(queue), None)
             if consumer is not None:
-                consumer.reader.put(fake._FakeDelivery(bus, consumer, item))
+                consumer.reader.put(bus_module.FakeDelivery(bus, consumer, item))
                 consumer.reader.call()
         old(bus, queues, items)
 
@@ -81,7 +81,7 @@ def holds_a_lock_while_it_calls() -> None:
             pass
         return old(*args, **kwargs)
 
-    spoil(fake._Reader, "__init__", init)
+    spoil(bus_module.Reader, "__init__", init)
     spoil(FakeDriver, "send", send)
 
 
@@ -91,7 +91,7 @@ def prefers_the_ttl_to_the_wait() -> None:
 
     def send(old: Any, driver: Any, address: Address, message: Message, *, mandatory: bool) -> Any:
         if message.ttl is not None:
-            message = msgspec.structs.replace(message, wait=None)
+            message = msgspec.structs.replace(message, send_timeout=None)
         return old(driver, address, message, mandatory=mandatory)
 
     spoil(FakeDriver, "send", send)
@@ -106,7 +106,7 @@ def takes_the_wait_for_a_ttl() -> None:
         if message.publish_within is not None:
             item.expires = time.monotonic() + message.publish_within
 
-    spoil(fake._Item, "__init__", init)
+    spoil(bus_module.Item, "__init__", init)
 
 
 @caught_by("prefetch_holds_for_each_subscription")
@@ -125,7 +125,7 @@ def shares_prefetch_between_subscriptions() -> None:
         others = [each for each in opened if each.owner is consumer.owner and each.reader is not consumer.reader]
         return len(consumer.unsettled) + sum(len(each.unsettled) for each in others)
 
-    class Owned(fake._Consumer):
+    class Owned(bus_module.Consumer):
         owner: Any
 
     opened: list[Any] = []
@@ -144,8 +144,8 @@ def shares_prefetch_between_subscriptions() -> None:
         opened.append(consumer)
         return consumer
 
-    fake._Consumer = make  # type: ignore[assignment, misc]
-    spoil(fake._Queue, "next_consumer", next_consumer)
+    bus_module.Consumer = make  # type: ignore[assignment, misc]
+    spoil(bus_module.Queue, "next_consumer", next_consumer)
     spoil(FakeDriver, "subscribe", subscribe)
 
 
@@ -218,7 +218,7 @@ def hands_out_its_buffer() -> None:
         message = delivery.message
         delivery.message = Message(bytearray(message.body), message.content_type, message.id, message.ttl)  # type: ignore[arg-type]
 
-    spoil(fake._FakeDelivery, "__init__", init)
+    spoil(bus_module.FakeDelivery, "__init__", init)
 
 
 @caught_by("close_fails_waiting_messages")
@@ -234,7 +234,7 @@ def makes_what_is_looked_at() -> None:
     def depth(old: Any, bus: Bus, address: Address) -> Any:
         found = old(bus, address)
         if found is None:
-            bus._queues[address] = fake._Queue()
+            bus._queues[address] = bus_module.Queue()
         return found
 
     spoil(Bus, "depth", depth)
@@ -268,7 +268,15 @@ def _open(consumer: Any) -> bool:
 @caught_by("every_verb_of_a_closed_driver_says_so")
 def subscribes_after_close() -> None:
     """A closed driver lets one subscribe, and open an inbox, as if it were open."""
-    spoil(FakeDriver, "_keep", lambda old, driver, opened: driver._opened.append(opened))
+
+    def open_(old: Any, driver: Any, *args: Any) -> Any:
+        closed, driver._closed = driver._closed, False
+        try:
+            return old(driver, *args)
+        finally:
+            driver._closed = closed
+
+    spoil(FakeDriver, "_open", open_)
 
 
 @caught_by("every_verb_of_a_closed_driver_says_so")
@@ -295,7 +303,7 @@ def says_it_in_another_way() -> None:
 @caught_by("what_is_under_way_fails_in_a_forked_child")
 def leaves_futures_open_in_a_child() -> None:
     """Of what waited when the process forked nobody in the child ever hears."""
-    spoil(fake, "fail_inherited", lambda _old, _future: None)
+    spoil(bus_module, "fail_inherited", lambda _old, _future: None)
 
 
 @caught_by("what_is_under_way_fails_in_a_forked_child")

@@ -8,9 +8,10 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from msgbus.drivers import fake
 from msgbus.drivers.base import Address, Message
 from msgbus.drivers.fake import Bus
+from msgbus.drivers.fake import bus as bus_module
+from msgbus.drivers.fake import driver as driver_module
 from msgbus.drivers.toolkit.futures import done
 from tests.mutants.tools import Mutants, collector, replace
 
@@ -39,7 +40,7 @@ def delivers_twice() -> None:
 
 
 def _again(items: Sequence[Any]) -> list[Any]:
-    return [fake._Item(item.message) for item in items]
+    return [bus_module.Item(item.message) for item in items]
 
 
 @caught_by(
@@ -82,9 +83,7 @@ def hands_over_more_than_prefetch() -> None:
     """Hands over one more than may be open."""
 
     def attach(attach: Any) -> Any:
-        return lambda bus, address, reader, prefetch, auto_accept=False: attach(
-            bus, address, reader, prefetch + 1, auto_accept
-        )
+        return lambda bus, address, reader, prefetch: attach(bus, address, reader, prefetch + 1)
 
     replace(Bus, "attach", attach)
 
@@ -106,7 +105,14 @@ def forgets_fanout_for_the_second_subscriber() -> None:
 @caught_by("a_closed_inbox_is_removed", "a_driver_leaves_nothing_behind")
 def leaks_inboxes() -> None:
     """An inbox that is closed stays on the message system."""
-    fake._FakeInbox.close = lambda self: done()  # type: ignore[method-assign]
+
+    def make(close: Any) -> Any:
+        def leak(opened: Any) -> Any:
+            return done() if any(each.auto_accept for each in opened._consumers) else close(opened)
+
+        return leak
+
+    replace(driver_module.FakeSubscription, "close", make)
 
 
 @caught_by("what_has_expired_is_not_delivered", "a_ttl_counts_seconds")
@@ -120,19 +126,21 @@ def ignores_ttl() -> None:
 
         return for_ever
 
-    replace(fake._Item, "__init__", make)
+    replace(bus_module.Item, "__init__", make)
 
 
 @caught_by("close_gives_back_open_deliveries", "accept_returns_whether_the_connection_lives")
 def acknowledges_too_early() -> None:
     """A message is done with as soon as it is handed over."""
-    replace(
-        Bus,
-        "attach",
-        lambda attach: (
-            lambda bus, address, reader, prefetch, auto_accept=False: attach(bus, address, reader, prefetch, True)
-        ),
-    )
+
+    def make(init: Any) -> Any:
+        def accepting(consumer: Any, *args: Any) -> None:
+            init(consumer, *args)
+            consumer.auto_accept = True
+
+        return accepting
+
+    replace(bus_module.Consumer, "__init__", make)
 
 
 @caught_by("an_inbox_gets_what_is_sent_to_it")

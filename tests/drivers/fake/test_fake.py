@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -425,3 +427,70 @@ def test_a_forked_child_starts_clean(driver: FakeDriver, bus: Bus) -> None:
     assert not sent.done()
     bus.start()
     assert sent.result(0) == Sent(1)
+
+
+def test_a_closed_driver_touches_nothing(transport: Transport, driver: FakeDriver) -> None:
+    """What it is asked to open gets no message, and those that wait for others are as they were."""
+    another = new_transport(str(transport.url))
+    assert isinstance(another.driver, FakeDriver)
+    driver.subscribe([TOPIC], Inbox(), prefetch=1).close().result(0)
+    send(driver).result(0)
+    another.cleanup()
+    late, inbox = Inbox(), Inbox()
+    with pytest.raises(CallCancelled):
+        another.driver.subscribe([TOPIC, SERVER], late, prefetch=1).ready.result(0)
+    with pytest.raises(CallCancelled):
+        another.driver.open_inbox(late).ready.result(0)
+    assert late == []
+    driver.subscribe([TOPIC], inbox, prefetch=1)
+    assert [delivery.redelivered for delivery in inbox] == [False]
+    with pytest.raises(MessageUndeliverable):
+        send(driver, SERVER).result(0)
+
+
+def test_a_closed_inbox_is_let_go_of(driver: FakeDriver) -> None:
+    """What it would call can be collected while the driver is open."""
+    inbox = Inbox()
+    gone = weakref.ref(inbox)
+    driver.open_inbox(inbox).close().result(0)
+    del inbox
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("verb", ["stop", "close"])
+def test_a_subscription_has_ended_when_nothing_more_is_on_its_way(driver: FakeDriver, verb: str) -> None:
+    """A message that another thread is about to hand over comes before `stop` and `close` are done, not after."""
+    busy, go_on, came = threading.Event(), threading.Event(), []
+
+    def take(delivery: Delivery) -> None:
+        came.append(delivery.message.body)
+        busy.set()
+        go_on.wait(PATIENCE)
+
+    subscription = driver.subscribe([TOPIC], take, prefetch=2)
+    thread = threading.Thread(target=send, args=(driver,), kwargs={"body": b"first"})
+    thread.start()
+    assert busy.wait(PATIENCE)
+    send(driver, body=b"second").result(0)
+    ended = getattr(subscription, verb)()
+    assert not ended.done()
+    go_on.set()
+    ended.result(PATIENCE)
+    assert came == [b"first", b"second"]
+    thread.join()
+
+
+def test_a_subscriber_that_raises_costs_its_message_alone(driver: FakeDriver, caplog: pytest.LogCaptureFixture) -> None:
+    """The sender does not hear of it, and the next message is delivered."""
+    came = []
+
+    def take(delivery: Delivery) -> None:
+        came.append(delivery.message.body)
+        raise ValueError("a bug")
+
+    driver.subscribe([TOPIC], take, prefetch=5)
+    for body in (b"first", b"second"):
+        assert send(driver, body=body).result(0) == Sent(1)
+    assert came == [b"first", b"second"]
+    assert caplog.text.count("a message could not be handed over") == 2

@@ -1,18 +1,4 @@
-"""The driver ``fake``: a message system inside one process, for tests.
-
-It keeps every promise of the contract that needs no second process, and tests can make it misbehave through `get_bus`:
-
->>> bus = get_bus("fake://somewhere/")
->>> bus.fail_next(TransportBlocked("full"))    # the next send fails
->>> bus.lose_next()                            # the next message is taken and never delivered
->>> bus.delay = 0.5                            # deliver half a second late
->>> bus.cut()                                  # break all connections; they come back at once
->>> bus.stop(); bus.start()                    # the message system is away in between
->>> bus.pause(); bus.resume()                  # it hangs in between: what is sent has no answer
-
-Transports of one process whose URLs are equal up to the question mark share a bus; others share nothing. What a bus
-stores is gone when the last of its transports is closed: a later one finds it empty.
-"""
+"""The message system of the driver ``fake``: queues in memory. Who sends hands over."""
 
 from __future__ import annotations
 
@@ -22,32 +8,20 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING
 
-from oslo_config import cfg
-
-from msgbus.drivers.base import (
-    Address,
-    Capability,
-    Delivery,
-    Driver,
-    Inbox,
-    Message,
-    OnDelivery,
-    QueueInfo,
-    Sent,
-    Subscription,
-)
-from msgbus.drivers.toolkit.futures import done, fail, fail_inherited, failed
-from msgbus.drivers.toolkit.loop import Loop
-from msgbus.exceptions import CallCancelled, MessageTooLarge, MessageUndeliverable, TransportUnavailable
+from msgbus.drivers.base import Address, Delivery, Message, OnDelivery, QueueInfo, Sent
+from msgbus.drivers.toolkit.futures import fail, fail_inherited, finish
+from msgbus.drivers.toolkit.loop import FOREVER, Loop
+from msgbus.exceptions import MessageUndeliverable, TransportUnavailable
+from msgbus.foreign import get_logger
 from msgbus.forking import call_in_child
-from msgbus.options import read_driver_options
 
 if TYPE_CHECKING:
     from msgbus.url import TransportURL
 
-_forever = float("inf")
+LOG = get_logger(__name__)
 
 
 class _Buses:
@@ -78,27 +52,29 @@ def get_bus(url: str | TransportURL) -> Bus:
     return _buses.get(str(url).partition("?")[0].rstrip("/"))
 
 
-class _Item:
+class Item:
     """A message in a queue."""
 
     __slots__ = ("attempts", "expires", "message", "redelivered")
 
     def __init__(self, message: Message) -> None:
         self.message = message
-        self.expires = _forever if message.ttl is None else Loop.now() + message.ttl
+        self.expires = FOREVER if message.ttl is None else Loop.now() + message.ttl
         self.redelivered = False
         self.attempts = 0
 
 
-class _Queue:
+class Queue:
+    """Messages that wait, and who consumes them."""
+
     __slots__ = ("consumers", "items", "turn")
 
     def __init__(self) -> None:
-        self.items: deque[_Item] = deque()
-        self.consumers: list[_Consumer] = []
+        self.items: deque[Item] = deque()
+        self.consumers: list[Consumer] = []
         self.turn = 0
 
-    def next_consumer(self) -> _Consumer | None:
+    def next_consumer(self) -> Consumer | None:
         """Whose turn it is, among those that have room."""
         for step in range(len(self.consumers)):
             at = (self.turn + step) % len(self.consumers)
@@ -109,49 +85,60 @@ class _Queue:
         return None
 
 
-class _Consumer:
+class Consumer:
     """One address of a subscription or inbox, and the name of its queue."""
 
     __slots__ = ("address", "at", "auto_accept", "prefetch", "queue", "reader", "unsettled")
 
-    def __init__(
-        self, address: Address, at: Address, queue: _Queue, reader: _Reader, prefetch: float, auto_accept: bool
-    ) -> None:
+    def __init__(self, address: Address, at: Address, queue: Queue, reader: Reader, prefetch: float) -> None:
         self.address = address
         self.at = at
         self.queue = queue
         self.reader = reader
         self.prefetch = prefetch
-        self.auto_accept = auto_accept
-        self.unsettled: dict[_FakeDelivery, _Item] = {}
+        self.auto_accept = address.kind == "inbox"
+        self.unsettled: dict[FakeDelivery, Item] = {}
 
 
-class _Reader:
+class Reader:
     """Calls `on_delivery` for one subscription or inbox, never twice at a time: who comes first calls for all."""
 
     __slots__ = ("_calling", "_on_delivery", "_waiting")
 
     def __init__(self, on_delivery: OnDelivery) -> None:
         self._on_delivery = on_delivery
-        self._waiting: deque[Delivery] = deque()
+        self._waiting: deque[Callable[[], None]] = deque()
         self._calling = threading.Lock()
 
     def put(self, delivery: Delivery) -> None:
-        self._waiting.append(delivery)
+        """Have a delivery handed over by the next `call`."""
+        self._waiting.append(partial(self._on_delivery, delivery))
 
     def call(self) -> None:
+        """Hand over what waits, unless another thread does."""
         while self._waiting and self._calling.acquire(blocking=False):
             try:
                 while self._waiting:
-                    self._on_delivery(self._waiting.popleft())
+                    self._waiting.popleft()()
+            except Exception:  # The rest waits for nobody else, and whoever sends has nothing to do with it.
+                LOG.exception("a message could not be handed over")
             finally:
                 self._calling.release()
 
+    def end(self) -> Future[None]:
+        """A future that is done when all that was put before has been handed over."""
+        ended: Future[None] = Future()
+        self._waiting.append(partial(finish, ended))
+        self.call()
+        return ended
 
-class _FakeDelivery(Delivery):
+
+class FakeDelivery(Delivery):
+    """A message that was handed over to a consumer."""
+
     __slots__ = ("_bus", "_consumer", "counts")
 
-    def __init__(self, bus: Bus, consumer: _Consumer, item: _Item) -> None:
+    def __init__(self, bus: Bus, consumer: Consumer, item: Item) -> None:
         message = item.message
         if message.ttl is not None or message.send_timeout is not None:
             left = None if message.ttl is None else item.expires - Loop.now()
@@ -159,7 +146,7 @@ class _FakeDelivery(Delivery):
         super().__init__(consumer.address, message, item.redelivered, item.attempts)
         self._bus = bus
         self._consumer = consumer
-        self.counts: bool | None = None  # what the first call has found
+        self.counts: bool | None = None  # What the first call has found.
 
     def accept(self) -> bool:
         return self._bus._settle(self._consumer, self)
@@ -183,7 +170,7 @@ class Bus:
     def _start_clean(self) -> None:
         self.delay = 0.0
         self._lock = threading.Lock()
-        self._queues: dict[Address, _Queue] = {}
+        self._queues: dict[Address, Queue] = {}
         self._errors: deque[Exception] = deque()
         self._to_lose = 0
         self._up = True
@@ -195,11 +182,13 @@ class Bus:
 
     def fail_next(self, error: Exception, count: int = 1) -> None:
         """Have the next `count` sends fail with `error`."""
-        self._errors.extend([error] * count)
+        with self._lock:
+            self._errors.extend([error] * count)
 
     def lose_next(self, count: int = 1) -> None:
         """Take the next `count` messages, and never deliver them."""
-        self._to_lose += count
+        with self._lock:
+            self._to_lose += count
 
     def cut(self) -> None:
         """Break every connection. What was handed over and not accepted comes again, as redelivered."""
@@ -222,7 +211,7 @@ class Bus:
         self._go_on(up=True)
 
     def pause(self) -> None:
-        """Hang: nothing is delivered, and what is sent has no answer until `resume`, or until its patience ends.
+        """Hang: nothing is delivered, and what is sent has no answer until `resume`, or until its time is over.
 
         Then it fails, as maybe delivered: `resume` delivers it all the same, unless it has expired.
         """
@@ -262,25 +251,33 @@ class Bus:
         loop.close()
 
     def send(self, address: Address, message: Message, mandatory: bool, sent: Future[Sent]) -> None:
-        if self._errors:
-            sent.set_exception(self._errors.popleft())
-            return
-        if not self._up or self._paused:
+        """Put a message into the queues of an address, and finish `sent`."""
+        with self._lock:
+            error = self._errors.popleft() if self._errors else None
+            is_away = not self._up or self._paused
+        if error is not None:
+            fail(sent, error)
+        elif is_away:
             self._wait_for_start(address, message, mandatory, sent)
-            return
-        queues = self._route(address)
-        if not queues and mandatory:
-            sent.set_exception(MessageUndeliverable(f"nobody listens at {address} on the fake message system"))
-            return
-        if self._to_lose > 0:
-            self._to_lose -= 1
         else:
-            items = [_Item(message) for _ in queues]
-            if self.delay:
-                self._loop.call_later(self.delay, lambda: self._put(queues, items))
+            queues = self._route(address)
+            if queues or not mandatory:
+                self._take(queues, message)
+                finish(sent, Sent(len(queues)))
             else:
-                self._put(queues, items)
-        sent.set_result(Sent(len(queues)))
+                fail(sent, MessageUndeliverable(f"nobody listens at {address} on the fake message system"))
+
+    def _take(self, queues: Sequence[Queue], message: Message) -> None:
+        with self._lock:
+            is_lost = self._to_lose > 0
+            self._to_lose -= is_lost
+        items = [Item(message) for _ in queues]
+        if is_lost:
+            return
+        if self.delay:
+            self._loop.call_later(self.delay, self._put, queues, items)
+        else:
+            self._put(queues, items)
 
     def _wait_for_start(self, address: Address, message: Message, mandatory: bool, sent: Future[Sent]) -> None:
         began = Loop.now()
@@ -298,13 +295,13 @@ class Bus:
                 self._waiting.append((send, sent))
         if back:
             send()
-        elif (patience := message.publish_within) is not None:
+        elif (seconds := message.publish_within) is not None:
             what = "said nothing" if hangs else "was away"
-            text = f"the fake message system {what} for {patience:g} s: {address}"
+            text = f"the fake message system {what} for {seconds:g} s: {address}"
             error = TransportUnavailable(text, maybe_delivered=hangs)
-            self._loop.call_later(patience, lambda: fail(sent, error))
+            self._loop.call_later(seconds, lambda: fail(sent, error))
 
-    def _route(self, address: Address) -> list[_Queue]:
+    def _route(self, address: Address) -> list[Queue]:
         with self._lock:
             if address.kind == "fanout":
                 return [queue for at, queue in self._queues.items() if at.kind == "fanout" and at[1:3] == address[1:3]]
@@ -313,22 +310,22 @@ class Bus:
                 address = address._replace(kind="topic")
             queue = self._queues.get(address)
             if queue is None and made:
-                queue = self._queues[address] = _Queue()
+                queue = self._queues[address] = Queue()
             found = [] if queue is None else [queue]
             if address.kind == "topic":
                 found += (self._queues[at] for at in self._queues if at.kind == "pool" and at[1:3] == address[1:3])
             return found
 
-    def _put(self, queues: Sequence[_Queue], items: Sequence[_Item]) -> None:
+    def _put(self, queues: Sequence[Queue], items: Sequence[Item]) -> None:
         with self._lock:
             for queue, item in zip(queues, items, strict=True):
                 queue.items.append(item)
         for queue in queues:
             self._pump(queue)
 
-    def _pump(self, queue: _Queue) -> None:
+    def _pump(self, queue: Queue) -> None:
         """Hand over what can be handed over."""
-        readers: dict[_Reader, None] = {}
+        readers: dict[Reader, None] = {}
         with self._lock:
             while queue.items and self._up and not self._paused:
                 if queue.items[0].expires <= Loop.now():
@@ -338,7 +335,7 @@ class Bus:
                 if consumer is None:
                     break
                 item = queue.items.popleft()
-                delivery = _FakeDelivery(self, consumer, item)
+                delivery = FakeDelivery(self, consumer, item)
                 item.attempts += 1
                 if not consumer.auto_accept:
                     consumer.unsettled[delivery] = item
@@ -347,7 +344,7 @@ class Bus:
         for reader in readers:
             reader.call()
 
-    def _settle(self, consumer: _Consumer, delivery: _FakeDelivery, *, requeue: bool = False) -> bool:
+    def _settle(self, consumer: Consumer, delivery: FakeDelivery, *, requeue: bool = False) -> bool:
         with self._lock:
             item = consumer.unsettled.pop(delivery, None)
             if delivery.counts is None:
@@ -358,23 +355,25 @@ class Bus:
         self._pump(consumer.queue)
         return delivery.counts
 
-    def _take_back(self, consumer: _Consumer) -> None:
+    def _take_back(self, consumer: Consumer) -> None:
         for item in reversed(list(consumer.unsettled.values())):
             item.redelivered = True
             consumer.queue.items.appendleft(item)
         consumer.unsettled.clear()
 
-    def attach(self, address: Address, reader: _Reader, prefetch: float, auto_accept: bool = False) -> _Consumer:
+    def attach(self, address: Address, reader: Reader, prefetch: float) -> Consumer:
+        """Consume from an address."""
         # A fanout queue belongs to one subscription, even where two use the same server's name.
         at = address._replace(name=uuid.uuid4().hex) if address.kind == "fanout" else address
         with self._lock:
-            queue = self._queues.setdefault(at, _Queue())
-            consumer = _Consumer(address, at, queue, reader, prefetch, auto_accept)
+            queue = self._queues.setdefault(at, Queue())
+            consumer = Consumer(address, at, queue, reader, prefetch)
             queue.consumers.append(consumer)
         self._pump(queue)
         return consumer
 
-    def detach(self, consumer: _Consumer, *, give_back: bool) -> None:
+    def detach(self, consumer: Consumer, *, give_back: bool) -> None:
+        """Consume no more; with `give_back`, what is not settled goes to others, and what is its own is removed."""
         with self._lock:
             queue = consumer.queue
             if consumer in queue.consumers:
@@ -387,6 +386,7 @@ class Bus:
         self._pump(queue)
 
     def depth(self, address: Address) -> QueueInfo | None:
+        """What is known of an address; None where there is no such queue."""
         with self._lock:
             queue = self._queues.get(address)
             if queue is None:
@@ -395,6 +395,7 @@ class Bus:
             return QueueInfo(len(queue.consumers), sum(item.expires > now for item in queue.items))
 
     def fail_waiting(self, mine: Callable[[Future[Sent]], bool], error: Exception) -> None:
+        """Fail those sends that wait and are `mine`."""
         with self._lock:
             waiting = [entry[1] for entry in self._waiting if mine(entry[1])]
         for sent in waiting:
@@ -407,142 +408,3 @@ class Bus:
         self._users.update(users)
         for _, sent in waiting:
             fail_inherited(sent)
-
-
-class _FakeSubscription(Subscription):
-    def __init__(
-        self,
-        bus: Bus,
-        addresses: Sequence[Address],
-        on_delivery: OnDelivery,
-        prefetch: int,
-        on_close: Callable[[_FakeSubscription], None],
-    ) -> None:
-        self._bus = bus
-        self._on_close = on_close
-        self.ready = done()
-        reader = _Reader(on_delivery)
-        self._consumers = [bus.attach(address, reader, prefetch) for address in addresses]
-
-    def stop(self) -> Future[None]:
-        for consumer in self._consumers:
-            self._bus.detach(consumer, give_back=False)
-        return done()
-
-    def close(self) -> Future[None]:
-        for consumer in self._consumers:
-            self._bus.detach(consumer, give_back=True)
-        self._on_close(self)
-        return done()
-
-
-class _FakeInbox(Inbox):
-    def __init__(self, bus: Bus, on_delivery: OnDelivery) -> None:
-        self._bus = bus
-        self.address = Address("inbox", name=uuid.uuid4().hex)
-        self._consumer = bus.attach(self.address, _Reader(on_delivery), _forever, auto_accept=True)
-        self.ready = done()
-
-    def close(self) -> Future[None]:
-        self._bus.detach(self._consumer, give_back=True)
-        return done()
-
-
-class FakeDriver(Driver):
-    """See the module's text."""
-
-    capabilities = frozenset(
-        {
-            Capability.STORAGE,
-            Capability.INBOX_STORAGE,
-            Capability.ORDERED,
-            Capability.EXPIRES,
-            Capability.ATTEMPT_COUNT,
-            Capability.INSPECT,
-            Capability.REQUEUE,
-        }
-    )
-
-    @classmethod
-    def options(cls) -> tuple[str, Sequence[cfg.Opt]]:
-        return "msgbus_fake", [
-            cfg.IntOpt("max_message_size", default=16 * 1024 * 1024, min=1, help="The largest message, in bytes."),
-        ]
-
-    def __init__(self, conf: cfg.ConfigOpts, url: TransportURL, _loop: Loop) -> None:
-        self._options = read_driver_options(conf, *self.options(), url)
-        self._bus = get_bus(url)
-        self._url = url
-        self._opened: list[Subscription | Inbox] = []
-        self._sends: weakref.WeakSet[Future[Sent]] = weakref.WeakSet()
-        self._closed = False
-        self._bus.join(self)
-        call_in_child(self._forget)
-
-    def _forget(self) -> None:
-        """In a forked child: the subscriptions and inboxes are the parent's."""
-        self._opened.clear()
-
-    @property
-    def state(self) -> str:
-        return f"the in-memory message system {self._url}"
-
-    def send(self, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
-        sent: Future[Sent] = Future()
-        size = len(message.body)
-        if self._closed:
-            sent.set_exception(self._was_closed())
-        elif size > self._options.max_message_size:
-            limit = self._options.max_message_size
-            sent.set_exception(
-                MessageTooLarge(f"a message of {size} bytes to {address}; {self.state} takes at most {limit} bytes")
-            )
-        else:
-            self._bus.send(address, message, mandatory, sent)
-            if not sent.done():
-                self._sends.add(sent)
-        return sent
-
-    def _was_closed(self) -> CallCancelled:
-        return CallCancelled(f"{self.state} was closed")
-
-    def subscribe(self, addresses: Sequence[Address], on_delivery: OnDelivery, *, prefetch: int) -> Subscription:
-        subscription = _FakeSubscription(self._bus, addresses, on_delivery, prefetch, self._let_go)
-        self._keep(subscription)
-        return subscription
-
-    def _keep(self, opened: Subscription | Inbox) -> None:
-        """Have it closed with the driver, which may have happened already."""
-        self._opened.append(opened)
-        if self._closed:
-            opened.close()
-            opened.ready = failed(self._was_closed())
-
-    def _let_go(self, closed: Subscription | Inbox) -> None:
-        """Let go of what it would call: that would keep its server, and the transport, from being collected."""
-        if closed in self._opened:
-            self._opened.remove(closed)
-
-    def open_inbox(self, on_delivery: OnDelivery) -> Inbox:
-        inbox = _FakeInbox(self._bus, on_delivery)
-        self._keep(inbox)
-        return inbox
-
-    def inspect(self, address: Address) -> Future[QueueInfo]:
-        if self._closed:
-            return failed(self._was_closed())
-        found: Future[QueueInfo] = Future()
-        depth = self._bus.depth(address)
-        if depth is None:
-            found.set_exception(MessageUndeliverable(f"there is no {address} on {self.state}"))
-        else:
-            found.set_result(depth)
-        return found
-
-    def close(self) -> None:
-        self._closed = True
-        for opened in list(self._opened):
-            opened.close()
-        self._opened.clear()
-        self._bus.fail_waiting(self._sends.__contains__, self._was_closed())
-        self._bus.leave(self)
