@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, cast
 from oslo_config import cfg
 
 from msgbus.drivers.base import Address, Capability, import_library
-from msgbus.drivers.toolkit import descriptors
 from msgbus.drivers.toolkit.broker import BrokerDriver
 from msgbus.drivers.toolkit.loop import FOREVER, Loop
 from msgbus.drivers.toolkit.session import Line
@@ -134,6 +133,7 @@ class KombuDriver(BrokerDriver):
         hosts = hosts_of(options, url)
         self._virtual_host = url.virtual_host or options.virtual_host
         self.max_message_size = options.max_message_size
+        self.connect_timeout = options.connect_timeout
         self.has_more_hosts = len(hosts) > 1
         check_tls_files(options, url)
         native = topology.NativeTopology(
@@ -234,29 +234,15 @@ class KombuDriver(BrokerDriver):
     def explain(self, error: BaseException, host: TransportHost) -> tuple[str, bool]:
         import amqp.exceptions
 
-        text = str(error) or type(error).__name__
-        hint, permanent = "check that it runs and that host and port are right", False
         if isinstance(error, amqp.exceptions.AccessRefused):
-            hint = f"check user, password and login_method: rabbitmqctl authenticate_user {host.username}"
-            permanent = True
-            text = "the log-in was refused"
-        elif isinstance(error, amqp.exceptions.NotAllowed):
-            hint, permanent = "check the virtual host and the user's rights in it: rabbitmqctl list_permissions", True
-        elif isinstance(error, ssl.SSLCertVerificationError):
-            hint, permanent = "check ssl_ca_file, and that the certificate was issued for this host name", True
-            text = f"its certificate is not trusted: {error.verify_message or error}"
-        elif isinstance(error, ssl.SSLError):
-            hint, permanent = "check that this port speaks TLS", True
-        elif isinstance(error, TimeoutError):
-            text = f"{text} (no answer within {self._options.connect_timeout:g} s)" if text == "timed out" else text
-            hint = "check that it runs, is not stuck, and that no firewall is in between"
-        elif descriptors.is_shortage(error):
-            hint = descriptors.HINT
-        elif isinstance(error, UnicodeError):
-            hint = "check the host name"
-        elif isinstance(error, amqp.exceptions.AMQPError) or "closed the connection" in text:
-            hint = "see RabbitMQ's log"
-        return f"{text}; {hint}", permanent
+            check = f"rabbitmqctl authenticate_user {host.username}"
+            return f"the log-in was refused; check user, password and login_method: {check}", True
+        text = str(error) or type(error).__name__
+        if isinstance(error, amqp.exceptions.NotAllowed):
+            return f"{text}; check the virtual host and the user's rights in it: rabbitmqctl list_permissions", True
+        if isinstance(error, amqp.exceptions.AMQPError) or "closed the connection" in text:
+            return f"{text}; see RabbitMQ's log", False
+        return super().explain(error, host)
 
     # Addresses
 

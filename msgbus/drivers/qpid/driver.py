@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 from oslo_config import cfg
 
 from msgbus.drivers.base import Address, Capability, import_library
-from msgbus.drivers.toolkit import descriptors
 from msgbus.drivers.toolkit.broker import BrokerDriver
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.toolkit.session import Line
@@ -212,34 +211,21 @@ class QpidDriver(BrokerDriver):
         from msgbus.drivers.qpid.engine import EngineError
         from msgbus.drivers.qpid.login import LoginRefused, NoMechanism, NotAmqp
 
-        text = " ".join(str(error).split()) or type(error).__name__
-        hint, permanent = "check that it runs and that host and port are right", False
         if isinstance(error, EngineError):
-            text = str(error.condition)
             hint, permanent = _explain(error.condition.name)
-        elif isinstance(error, LoginRefused):
-            hint, permanent = "check user and password", True
-        elif isinstance(error, NoMechanism):
-            hint, permanent = "check user, password, TLS, and the option sasl_mechanisms", True
-        elif isinstance(error, NotAmqp):
-            hint, permanent = "check that this is its port for AMQP 1.0, and whether that speaks TLS", True
-        elif isinstance(error, ssl.SSLCertVerificationError):
-            hint, permanent = "check ssl_ca_file, and that the certificate was issued for this host name", True
-            text = f"its certificate is not trusted: {error.verify_message or error}"
-        elif isinstance(error, ssl.SSLError):
-            hint, permanent = "check that this port speaks TLS", True
-        elif isinstance(error, TimeoutError):
-            text = f"{text} (no answer within {self._options.connect_timeout:g} s)" if text == "timed out" else text
-            hint = "check that it runs, is not stuck, and that no firewall is in between"
-        elif descriptors.is_shortage(error):
-            hint = descriptors.HINT
-        elif isinstance(error, UnicodeError):
-            hint = "check the host name"
-        elif "during the log-in" in text:
-            hint = "check whether this port wants TLS, and see the broker's log"
-        elif "closed the connection" in text:
-            hint = "see the broker's log"
-        return f"{text}; {hint}", permanent
+            return f"{error.condition}; {hint}", permanent
+        text = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, LoginRefused):
+            return f"{text}; check user and password", True
+        if isinstance(error, NoMechanism):
+            return f"{text}; check user, password, TLS, and the option sasl_mechanisms", True
+        if isinstance(error, NotAmqp):
+            return f"{text}; check that this is its port for AMQP 1.0, and whether that speaks TLS", True
+        if "during the log-in" in text:
+            return f"{text}; check whether this port wants TLS, and see the broker's log", False
+        if "closed the connection" in text:
+            return f"{text}; see the broker's log", False
+        return super().explain(error, host)
 
     # Addresses
 

@@ -9,6 +9,7 @@ connections come back, and with them inboxes and subscriptions, in this order; c
 
 from __future__ import annotations
 
+import ssl
 import sys
 import uuid
 from abc import abstractmethod
@@ -27,6 +28,7 @@ from msgbus.drivers.base import (
     Subscription,
     raise_missing,
 )
+from msgbus.drivers.toolkit import descriptors
 from msgbus.drivers.toolkit.consuming import Consumer
 from msgbus.drivers.toolkit.futures import fail, failed, finish
 from msgbus.drivers.toolkit.loop import Loop
@@ -49,8 +51,8 @@ LOOK_AGAIN = 0.02
 class BrokerDriver(DriverShell):
     """A driver that has only to say how to connect, and what a `Session` does.
 
-    A driver of its own implements `Driver.options`, a constructor, `dial`, `discard`, `open_session`, `explain` and
-    `describe`; `check` where not every address has a name on the broker.
+    A driver of its own implements `Driver.options`, a constructor, `dial`, `discard`, `open_session` and `describe`;
+    `explain` for the errors of its library; `check` where not every address has a name on the broker.
 
     Attributes:
         purposes: of its connections, each of which has a `Line` and sessions: one; or two, of which the first sends and
@@ -61,6 +63,7 @@ class BrokerDriver(DriverShell):
         max_message_size: of a body, in bytes: what is larger fails with `MessageTooLarge`. Set it in the constructor,
             where the driver has an option of this name. Where only the broker knows it, `Session.publish` raises
             `MessageTooLarge`.
+        connect_timeout: seconds that `dial` waits, for `explain` to name; None where it does not say.
         hosts: where the broker is.
         lines: one for each purpose.
         sending: the line on which is sent.
@@ -71,6 +74,7 @@ class BrokerDriver(DriverShell):
     purposes: ClassVar[Sequence[str]] = ("",)
     publishes_on_any_thread: ClassVar[bool] = False
     max_message_size: int = sys.maxsize
+    connect_timeout: float | None = None
 
     def __init__(self, loop: Loop, hosts: Sequence[TransportHost]) -> None:
         """To be called at the end of the driver's own constructor, when what `describe` needs is there.
@@ -113,9 +117,11 @@ class BrokerDriver(DriverShell):
     def open_session(self, line: Line, connection: Any) -> Session:
         """Make the session of a connection, which `dial` has returned. On the loop's thread. It may not fail."""
 
-    @abstractmethod
     def explain(self, error: BaseException, host: TransportHost) -> tuple[str, bool]:
         """The one place that makes words of what a library and the operating system raise. On the loop's thread.
+
+        This one knows the errors of sockets and of TLS. A driver says what it knows of its library's, and leaves the
+        others to this: ``return super().explain(error, host)``.
 
         Args:
             error: what `dial` raised, or `Line.lose` was given; a `ConnectionError` where that was given words.
@@ -127,6 +133,22 @@ class BrokerDriver(DriverShell):
             wrong password. Where that is so of all hosts and there was no connection yet, what waits fails at once with
             `TransportUnavailable`; the tries go on all the same.
         """
+        text = " ".join(str(error).split()) or type(error).__name__
+        hint, permanent = "check that it runs and that host and port are right", False
+        if isinstance(error, ssl.SSLCertVerificationError):
+            text = f"its certificate is not trusted: {getattr(error, 'verify_message', text)}"
+            hint, permanent = "check ssl_ca_file, and that the certificate was issued for this host name", True
+        elif isinstance(error, ssl.SSLError):
+            hint, permanent = "check that this port speaks TLS", True
+        elif isinstance(error, TimeoutError):
+            if text == "timed out" and self.connect_timeout is not None:
+                text = f"{text} (no answer within {self.connect_timeout:g} s)"
+            hint = "check that it runs, is not stuck, and that no firewall is in between"
+        elif descriptors.is_shortage(error):
+            hint = descriptors.HINT
+        elif isinstance(error, UnicodeError):
+            hint = "check the host name"
+        return f"{text}; {hint}", permanent
 
     @abstractmethod
     def describe(self, host: TransportHost) -> str:

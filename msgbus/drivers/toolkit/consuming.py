@@ -277,8 +277,11 @@ class Source:
 
     def disconnected(self) -> None:
         """The connection is gone."""
-        if self.feed is not None:
-            self.feed.end()
+        try:
+            if self.feed is not None:
+                self.feed.end()
+        except Exception:  # What is wrong with one address may not keep the others from coming back.
+            LOG.exception("%s could not be ended", self.address)
         self._drop()
 
     def _try_again(self) -> None:

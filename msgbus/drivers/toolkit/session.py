@@ -303,8 +303,11 @@ class Line:
         self.is_sendable = False
         self.blocked = None
         self.sender.detach()
-        if session is not None:
-            session.let_go()
+        try:
+            if session is not None:
+                session.let_go()
+        except Exception:  # The next connection is wanted all the same.
+            LOG.exception("the connection to %s could not be let go of in good order", self.name())
 
     def on_lost(self, error: TransportUnavailable) -> None:
         """Fail what had no answer, and end the feeds."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import ssl
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from msgbus import CapabilityMissing, TransportUnavailable
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Capability, Delivery, Message
 from msgbus.drivers.toolkit.broker import BrokerDriver
+from msgbus.drivers.toolkit.descriptors import HINT
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.url import TransportURL
 from tests.support import ROOT
@@ -121,7 +124,7 @@ def test_an_address_that_cannot_be_consumed_from_is_tried_again(
     errors = [TransportUnavailable("there are too many"), ValueError("a bug")]
 
     def start(old: Any, feed: Any) -> None:
-        if feed.queue.endswith("other/") and errors:
+        if feed.name.endswith("other/") and errors:
             raise errors.pop()
         old(feed)
 
@@ -160,3 +163,26 @@ def test_what_is_not_declared_is_refused(newdriver: ModuleType) -> None:
             driver.subscribe([Address("dead", "x", "t")], lambda _got: None, prefetch=1)
         with pytest.raises(CapabilityMissing):
             driver.inspect(TOPIC)
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "permanent"),
+    [
+        (ConnectionRefusedError("no\nbody"), "no body; check that it runs and that host and port are right", False),
+        (ConnectionResetError(), "ConnectionResetError; check that it runs and that host and port are right", False),
+        (TimeoutError("timed out"), "timed out (no answer within 3 s); check that it runs, is not stuck,", False),
+        (ssl.SSLError("wrong version"), "('wrong version',); check that this port speaks TLS", True),
+        (ssl.SSLCertVerificationError("self-signed"), "its certificate is not trusted: ", True),
+        (OSError(errno.EMFILE, "Too many open files"), f"[Errno 24] Too many open files; {HINT}", False),
+        (UnicodeError("label too long"), "label too long; check the host name", False),
+    ],
+)
+def test_what_sockets_and_tls_raise_says_what_to_check(
+    newdriver: ModuleType, error: Exception, text: str, permanent: bool
+) -> None:
+    """A driver has to write words for the errors of its library alone."""
+    with open_driver(newdriver) as driver:
+        driver.connect_timeout = 3.0
+        said, is_permanent = driver.explain(error, driver.hosts[0])
+        assert said.startswith(text)
+        assert is_permanent == permanent

@@ -93,9 +93,9 @@ def test_a_connection_that_breaks_while_consumers_come_back_forgets_none(
         else:
             old(feed)
 
-    def consume(old: Any, system: Any, feed: Any, key: str) -> None:
+    def consume(old: Any, system: Any, feed: Any, *args: Any) -> None:
         assert feed.session in system.sessions, "its session is over"
-        old(system, feed, key)
+        old(system, feed, *args)
 
     change(newdriver._Feed, "start", start)
     change(newdriver._System, "consume", consume)
@@ -273,3 +273,27 @@ def test_a_child_leaves_the_parents_feeds_alone(newdriver: ModuleType) -> None:
         driver.loop.call(done.set_result, None)
         done.result(PATIENCE)
     assert touched == []
+
+
+@pytest.mark.parametrize(("part", "method"), [("_Session", "let_go"), ("_Feed", "end")])
+def test_a_bug_in_the_end_of_a_connection_does_not_keep_the_next_one_away(
+    newdriver: ModuleType, caplog: pytest.LogCaptureFixture, part: str, method: str
+) -> None:
+    """It is logged; the connection comes back, and with it both subscriptions."""
+    errors = [ValueError("a bug")]
+
+    def end(old: Any, thing: Any) -> None:
+        old(thing)
+        if errors:
+            raise errors.pop()
+
+    change(getattr(newdriver, part), method, end)
+    with open_driver(newdriver) as driver:
+        came: list[str] = []
+        for address in (TOPIC, OTHER):
+            driver.subscribe([address], lambda got: came.append(got.message.id), prefetch=9).ready.result(PATIENCE)
+        cut(driver)
+        for address in (TOPIC, OTHER):
+            driver.send(address, message(address.topic), mandatory=True).result(PATIENCE)
+        until(lambda: len(came) == 2, "messages to both addresses")
+    assert "a bug" in caplog.text

@@ -18,8 +18,8 @@ import itertools
 import os
 import threading
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from functools import cache
 from urllib.parse import quote
 
 from oslo_config import cfg
@@ -69,9 +69,6 @@ class NewdriverDriver(BrokerDriver):
 
     def open_session(self, line: Line, connection: _System) -> Session:
         return _Session(self.loop, line, connection)
-
-    def explain(self, error: BaseException, host: TransportHost) -> tuple[str, bool]:
-        return f"{str(error) or type(error).__name__}; check that it runs and that host and port are right", False
 
 
 def key_of(address: Address) -> str:
@@ -131,7 +128,6 @@ class _Session(Session):
 
     def let_go(self) -> None:
         self.system.sessions.discard(self)
-        self.system.end_all(self)
 
     def abandon(self) -> None:
         pass  # In a forked child: drop the parent's socket, without a word on it.
@@ -142,15 +138,16 @@ class _Feed(Feed):
 
     def __init__(self, session: _Session, source: Source) -> None:
         self.session = session
-        self.queue = queue_of(source.address, source.unique)
+        self.name = queue_of(source.address, source.unique)
+        self.queue = session.system.declare(self.name, key_of(source.address))
         self.is_own = source.address.kind in ("fanout", "inbox")
-        self.prefetch = source.prefetch
+        self.prefetch = source.prefetch or FOREVER
         self.open: dict[int, _Item] = {}
         self.alive = True
         self._source = source
 
     def start(self) -> None:
-        self.session.system.consume(self, key_of(self._source.address))
+        self.session.system.consume(self)
         self._source.active(self)
 
     def on_message(self, tag: int, item: _Item) -> None:
@@ -160,6 +157,8 @@ class _Feed(Feed):
         sent, ttl = item.message, None if item.expires == FOREVER else item.expires - Loop.now()
         message = Message(sent.body, sent.content_type, sent.id, ttl, sent.durable)
         self._source.deliver(self, tag, message, item.redelivered)
+        if self._source.address.kind == "inbox":
+            self.settle(tag, Outcome.ACCEPT)  # Nobody else does.
 
     def settle(self, tag: int, outcome: Outcome) -> bool:
         return self.session.system.settle(self, tag, outcome)
@@ -169,30 +168,30 @@ class _Feed(Feed):
         self.session.loop.call(self._source.cancelled, self)  # After what is on its way.
 
     def close(self) -> None:
-        self.session.system.end(self)
+        self.end()
         self.session.loop.call(self._source.closed, self)
 
     def end(self) -> None:
-        self.alive = False
+        self.session.system.end(self)
 
 
 # STEP 2: from here on it stands for the broker. The threads of many drivers call it, and it answers on theirs.
 
 
-@dataclass(slots=True)
 class _Item:
     """A message that waits, or was delivered and is not settled."""
 
-    message: Message
-    expires: float
-    redelivered: bool = False
+    def __init__(self, message: Message, expires: float) -> None:
+        self.message, self.expires, self.redelivered = message, expires, False
 
 
-@dataclass(slots=True)
 class _Queue:
-    key: str
-    feeds: deque[_Feed] = field(default_factory=deque)
-    waiting: deque[_Item] = field(default_factory=deque)
+    """What waits, and who takes it."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.waiting: deque[_Item] = deque()
+        self.feeds: list[_Feed] = []
 
 
 class _System:
@@ -224,70 +223,55 @@ class _System:
                 self._deliver(queue)
             return len(found)
 
-    def consume(self, feed: _Feed, key: str) -> None:
+    def consume(self, feed: _Feed) -> None:
         """Have a feed get messages."""
         with self._lock:
-            queue = self.declare(feed.queue, key)
-            queue.feeds.append(feed)
-            self._deliver(queue)
+            feed.queue.feeds.append(feed)
+            self._deliver(feed.queue)
 
     def settle(self, feed: _Feed, tag: int, outcome: Outcome) -> bool:
         """Take it that a message is done with, or is for another. False: the feed has ended."""
         with self._lock:
             if feed.alive and (item := feed.open.pop(tag, None)) is not None:
-                self._give_back(feed, [item] if outcome is Outcome.REQUEUE else [])
+                self._give_back(feed.queue, [item] if outcome is Outcome.REQUEUE else [])
             return feed.alive
 
     def cancel(self, feed: _Feed) -> None:
         """Give a feed nothing more."""
         with self._lock:
-            queue = self._queues.get(feed.queue)
-            if queue is not None and feed in queue.feeds:
-                queue.feeds.remove(feed)
+            if feed in feed.queue.feeds:
+                feed.queue.feeds.remove(feed)
 
     def end(self, feed: _Feed) -> None:
         """Give a feed nothing more, and what is open to others."""
         with self._lock:
             self.cancel(feed)
+            if feed.is_own and feed.alive:
+                self._queues.pop(feed.name, None)
             feed.alive = False
-            self._give_back(feed, list(feed.open.values()))
+            self._give_back(feed.queue, feed.open.values())
             feed.open.clear()
-            if feed.is_own:
-                self._queues.pop(feed.queue, None)
 
-    def end_all(self, session: _Session) -> None:
-        """A connection is gone."""
-        with self._lock:
-            for feed in [feed for queue in self._queues.values() for feed in queue.feeds if feed.session is session]:
-                self.end(feed)
-
-    def _give_back(self, feed: _Feed, items: list[_Item]) -> None:
-        queue = self._queues.get(feed.queue)
-        if queue is not None:
-            for item in reversed(items):
-                item.redelivered = True
-                queue.waiting.appendleft(item)
-            self._deliver(queue)
+    def _give_back(self, queue: _Queue, items: Iterable[_Item]) -> None:
+        for item in reversed(list(items)):
+            item.redelivered = True
+            queue.waiting.appendleft(item)
+        self._deliver(queue)
 
     def _deliver(self, queue: _Queue) -> None:
         """Give what waits to those who have room, in turn."""
-        while queue.waiting:
-            roomy = [feed for feed in queue.feeds if not feed.prefetch or len(feed.open) < feed.prefetch]
-            if not roomy:
-                return
-            feed = roomy[0]
+        while queue.waiting and (roomy := [feed for feed in queue.feeds if len(feed.open) < feed.prefetch]):
+            feed, item, tag = roomy[0], queue.waiting.popleft(), next(self._tags)
             queue.feeds.remove(feed)
-            queue.feeds.append(feed)
-            tag, item = next(self._tags), queue.waiting.popleft()
-            if feed.prefetch:
-                feed.open[tag] = item
+            queue.feeds.append(feed)  # Who was just served is the last.
+            feed.open[tag] = item
             feed.session.loop.call(feed.on_message, tag, item)
 
 
-_systems: dict[str, _System] = {}
-os.register_at_fork(after_in_child=_systems.clear)
-
-
+@cache
 def system_at(name: str) -> _System:
     """The broker of that name. All drivers of a process share it."""
-    return _systems.setdefault(name, _System())
+    return _System()
+
+
+os.register_at_fork(after_in_child=system_at.cache_clear)
