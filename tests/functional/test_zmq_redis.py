@@ -134,6 +134,7 @@ def test_redis_dies_and_comes_back_empty(meeting: RedisMeeting, caplog: pytest.L
         send(client, TOPIC, "after")
         send(client, OTHER, "to the new one")
     late.wait_for("to the new one")
+    receiver.wait(3)
     assert receiver.bodies == ["before", "meanwhile", "after"]
     assert "cannot be used" in caplog.text
     assert "nodes that are known go on" in caplog.text
