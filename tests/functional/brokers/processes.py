@@ -10,6 +10,7 @@ started the process ends, and is not inherited by what the process itself starts
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import os
 import pathlib
@@ -17,8 +18,9 @@ import random
 import signal
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 
 class BrokerMissing(Exception):
@@ -57,18 +59,44 @@ def free_ports(count: int) -> list[int]:
 
     The kernel's own range (32768 and up) is left alone: a client that calls again and again on a port of that range
     while the broker is down will sooner or later get the same port for its own end, and then talks to itself.
+
+    No other process that runs tests on this machine gets one of them before this one ends: a port is listened on some
+    time after it is chosen, and a broker that was stopped comes back at the same.
     """
     found: list[int] = []
-    while len(found) < count:
-        port = random.SystemRandom().randrange(15000, 32000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        if port not in found:
-            found.append(port)
+    with _reserved_ports() as reserved:
+        while len(found) < count:
+            port = random.SystemRandom().randrange(15000, 32000)
+            with socket.socket() as probe:
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError:
+                    continue
+            if port not in reserved:
+                reserved.add(port)
+                found.append(port)
+        with (_RESERVED / str(os.getpid())).open("a") as mine:
+            mine.writelines(f"{port}\n" for port in found)
     return found
+
+
+_RESERVED = pathlib.Path(tempfile.gettempdir()) / f"msgbus-test-ports-{os.getuid()}"
+"""A file for each process that runs tests, with the ports that it has chosen."""
+
+
+@contextlib.contextmanager
+def _reserved_ports() -> Iterator[set[int]]:
+    """The ports that running processes have chosen. None of them chooses meanwhile."""
+    _RESERVED.mkdir(mode=0o700, exist_ok=True)
+    with (_RESERVED / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        reserved: set[int] = set()
+        for file in _RESERVED.glob("[0-9]*"):
+            if pathlib.Path(f"/proc/{file.name}").exists():
+                reserved.update(map(int, file.read_text().split()))
+            else:
+                file.unlink()
+        yield reserved
 
 
 @functools.cache
