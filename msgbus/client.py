@@ -296,6 +296,7 @@ class RPCClient:
             except BaseException:
                 call.close()
                 raise
+            call.stop_driving()
             return Stream(call, stack.pop_all(), self.serializer, ctxt)
 
     def ping(self, timeout: float = 1.0) -> Answers:

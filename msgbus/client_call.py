@@ -28,7 +28,7 @@ class ClientCall:
         pending: what is known of it.
     """
 
-    __slots__ = ("_content_type", "_fallback", "_lock", "pending", "transport")
+    __slots__ = ("_content_type", "_drives", "_fallback", "_lock", "pending", "transport")
 
     def __init__(self, transport: Transport, pending: Pending, content_type: str, fallback: Address | None) -> None:
         """`fallback` is where the request goes if nobody is at its address; see `Transport.send`."""
@@ -38,6 +38,7 @@ class ClientCall:
         self._fallback = fallback
         self._lock = threading.Lock()
         self._lock.acquire()
+        self._drives = False
         pending.wake = self.wake
 
     def wake(self) -> None:
@@ -48,12 +49,16 @@ class ClientCall:
             pass  # It was free already: the thread has been woken, and has not looked yet.
 
     def send(self, message: Message) -> None:
-        """Send the request, and expect replies. `close` or `forget` has to follow in any case.
+        """Send the request, and expect replies. `close` has to follow in any case.
+
+        If nobody drives the transport's loop, this thread does from now on; so `wait`, `close` or `stop_driving` has to
+        follow soon.
 
         Raises:
             CallCancelled: the transport is closed.
         """
         pending, transport = self.pending, self.transport
+        self._drives = transport.loop.take_turn()
         transport.expect_replies(pending)
         mandatory = pending.address.kind != "fanout"
         if not pending.repeatable:
@@ -89,8 +94,7 @@ class ClientCall:
         """
         pending = self.pending
         while not pending.ready:
-            left = pending.next_check() - Loop.now()
-            self._lock.acquire(timeout=min(max(left, 0.0), threading.TIMEOUT_MAX))
+            self.transport.loop.wait(self._lock, pending.next_check())
             if not pending.ready:
                 self._check(explain)
 
@@ -137,9 +141,21 @@ class ClientCall:
         self.transport.router.discard(self.pending)
         self.pending.wake = nobody  # The two refer to each other: so memory is freed at once.
 
+    def stop_driving(self) -> None:
+        """Let others drive the loop."""
+        if self._drives:
+            self._drives = False
+            self.transport.loop.give_turn()
+
     def close(self) -> None:
         """Expect no more replies, and cancel the call on each server that still runs it."""
-        self.forget()
+        try:
+            self.forget()
+            self._cancel_unanswered()
+        finally:
+            self.stop_driving()
+
+    def _cancel_unanswered(self) -> None:
         pending = self.pending
         answer = pending.answer if isinstance(pending, PendingCall) else None
         if len(pending.servers) > 1 or (pending.servers and answer is None):

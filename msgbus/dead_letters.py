@@ -196,9 +196,9 @@ def _held(transport: Transport, target: Target, timeout: float) -> Iterator[tupl
         yield [], QueueInfo(0, 0)
         return
     reader = _Reader()
-    subscription = transport.driver.subscribe([address], reader.on_delivery, prefetch=MAX_LETTERS)
+    subscription = transport.subscribe([address], reader.on_delivery, prefetch=MAX_LETTERS)
     try:
-        wait_for(subscription.ready, end, f"{address}: cannot reach", transport.driver)
+        wait_for(transport.loop, subscription.ready, end, f"{address}: cannot reach", transport.driver)
         up_since = transport.driver.up_since
         _gather(transport, address, reader, end)
         if transport.driver.up_since != up_since:  # Its letters are given back, and come a second time.

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from msgbus.drivers.toolkit.loop import Loop
-from msgbus.exceptions import MessagingTimeout, TransportUnavailable
+from msgbus.exceptions import TransportUnavailable
 
 if TYPE_CHECKING:
     from msgbus.drivers.base import Driver
@@ -23,19 +23,16 @@ def bounded(deadline: float) -> float:
     return deadline if inherited is None or inherited > deadline else inherited
 
 
-def wait_for(future: Future[object] | Future[None], deadline: float, what: str, driver: Driver) -> None:
-    """Wait for a driver's future.
+def wait_for(loop: Loop, future: Future[object] | Future[None], deadline: float, what: str, driver: Driver) -> None:
+    """Wait for a driver's future; `loop` is the one that it works on.
 
     Raises:
         TransportUnavailable: `deadline` (seconds of `Loop.now`) came first; `what` begins the text.
         MessagingException: what the future failed with.
     """
-    try:
-        future.result(max(0.0, deadline - Loop.now()))
-    except MessagingTimeout:
-        raise
-    except TimeoutError:
-        raise TransportUnavailable(f"{what} {driver.state}: gave up at the deadline") from None
+    if not loop.wait_for(future, deadline):
+        raise TransportUnavailable(f"{what} {driver.state}: gave up at the deadline")
+    future.result()
 
 
 # A child that a handler forks is no part of the request, and may live for long.

@@ -45,6 +45,7 @@ class ProcessInbox:
         """Bring replies to `router`, and control frames to `server_calls`, which has calls by their ids."""
         self.name: str | None = None
         self._transport = weakref.ref(transport)
+        self._loop = transport.loop
         self._driver = driver
         self._router = router
         self._server_calls = server_calls
@@ -61,7 +62,7 @@ class ProcessInbox:
                     self._inbox = self._driver.open_inbox(self._on_delivery)
                 inbox = self._inbox
         try:
-            wait_for(inbox.ready, deadline, "cannot reach", self._driver)
+            wait_for(self._loop, inbox.ready, deadline, "cannot reach", self._driver)
         except MessagingException:
             if inbox.ready.done():  # It was refused; the reason may have gone away by the next time.
                 self._inbox = None

@@ -179,12 +179,12 @@ class RPCServer:
                 )
                 self._processor.start(self._executor)
                 # Each delivery that runs holds a thread; the executor queues those for which there is none.
-                self._subscription = transport.driver.subscribe(
+                self._subscription = transport.subscribe(
                     self._addresses, self._executor.submit, prefetch=transport.option("rpc_prefetch")
                 )
             subscription, executor = self._subscription, self._executor
         try:  # Without the lock: `stop` and `wait` may put an end to it.
-            wait_for(subscription.ready, end, f"{self.target} cannot listen on", transport.driver)
+            wait_for(transport.loop, subscription.ready, end, f"{self.target} cannot listen on", transport.driver)
         except BaseException:
             subscription.close()
             executor.close(0)

@@ -9,7 +9,16 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from msgbus.closing import open_drivers
-from msgbus.drivers.base import Address, Capability, Driver, Message, QueueInfo, Sent
+from msgbus.drivers.base import (
+    Address,
+    Capability,
+    Driver,
+    Message,
+    OnDelivery,
+    QueueInfo,
+    Sent,
+    Subscription,
+)
 from msgbus.drivers.registry import load_driver_class
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import (
@@ -308,24 +317,29 @@ class Transport:
             MessagingException: why it was not taken.
         """
         repeated: Future[BaseException | None] | None = Future() if repeat else None
-        sent = self.send(
-            address,
-            message,
-            mandatory=mandatory,
-            fallback=fallback,
-            until=deadline if repeat else None,
-            retry_undeliverable=retry_undeliverable,
-            on_outcome=ignore if repeated is None else repeated.set_result,
-        )
+        drives = self.loop.take_turn()
         try:
-            left = max(0.0, deadline - Loop.now()) + INSPECT_TIMEOUT
-            error = sent.exception(left) if repeated is None else repeated.result(left)
-        except TimeoutError:
+            sent = self.send(
+                address,
+                message,
+                mandatory=mandatory,
+                fallback=fallback,
+                until=deadline if repeat else None,
+                retry_undeliverable=retry_undeliverable,
+                on_outcome=ignore if repeated is None else repeated.set_result,
+            )
+            outcome: Future[Any] = sent if repeated is None else repeated
+            known = self.loop.wait_for(outcome, max(deadline, Loop.now()) + INSPECT_TIMEOUT)
+        finally:
+            if drives:
+                self.loop.give_turn()
+        if not known:
             raise TransportUnavailable(
                 f"{what} {address}: {self.driver.state} did not confirm it by the deadline; it may or may not have "
                 "been delivered",
                 maybe_delivered=True,
-            ) from None
+            )
+        error = sent.exception() if repeated is None else repeated.result()
         if error is not None:
             raise error
 
@@ -360,12 +374,19 @@ class Transport:
             self.router.discard(pending)
             raise CallCancelled(f"{pending.describe}: the transport to {self.url} was closed")
 
+    def subscribe(self, addresses: Sequence[Address], on_delivery: OnDelivery, *, prefetch: int) -> Subscription:
+        """As `Driver.subscribe`, with a loop that reads deliveries at once, whoever waits for something else."""
+        self.loop.keep_thread()
+        return self.driver.subscribe(addresses, on_delivery, prefetch=prefetch)
+
     def inspect(self, address: Address, timeout: float) -> QueueInfo | None:
         """What is known of an address, or None where that cannot be learnt within `timeout` seconds."""
         if Capability.INSPECT not in self.driver.capabilities:
             return None
         try:
-            return self.driver.inspect(address).result(timeout)
+            found = self.driver.inspect(address)
+            self.loop.wait_for(found, Loop.now() + timeout)
+            return found.result(0)
         except MessageUndeliverable:
             server = server_named_by(address)
             return QueueInfo(0, 0) if server is None else self.inspect(server, timeout)

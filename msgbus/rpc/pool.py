@@ -63,9 +63,11 @@ class PoolConsumer:
         """
         option, driver = self._transport.option, self._transport.driver
         end = Loop.now() + (option("rpc_response_timeout") if timeout is None else timeout)
-        subscription = driver.subscribe([self._address], self._executor.submit, prefetch=option("rpc_prefetch"))
+        subscription = self._transport.subscribe(
+            [self._address], self._executor.submit, prefetch=option("rpc_prefetch")
+        )
         self._subscription = subscription
-        wait_for(subscription.ready, end, f"{self._address} cannot be consumed from", driver)
+        wait_for(self._transport.loop, subscription.ready, end, f"{self._address} cannot be consumed from", driver)
 
     def stop(self) -> None:
         """Take no more messages, and give back those that no thread has begun."""

@@ -43,10 +43,11 @@ def test_another_thread_inherits_nothing() -> None:
 
 def test_wait_for() -> None:
     """A driver's future is waited for until the deadline, which is told from a timeout that the future failed with."""
-    driver = new_transport().driver
+    transport = new_transport()
+    loop, driver = transport.loop, transport.driver
     future: Future[None] = Future()
     with pytest.raises(TransportUnavailable, match=r"^cannot do it the in-memory .*: gave up"):
-        wait_for(future, time.monotonic(), "cannot do it", driver)
+        wait_for(loop, future, time.monotonic(), "cannot do it", driver)
     future.set_exception(MessagingTimeout("theirs"))
     with pytest.raises(MessagingTimeout, match="theirs"):
-        wait_for(future, time.monotonic(), "cannot do it", driver)
+        wait_for(loop, future, time.monotonic(), "cannot do it", driver)

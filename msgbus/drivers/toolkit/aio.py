@@ -39,6 +39,7 @@ class AsyncioLoop(asyncio.SelectorEventLoop):
     def __init__(self, loop: Loop) -> None:
         """Make one for the transport's loop. Any thread."""
         self._outer = loop
+        loop.keep_thread()  # An event loop of asyncio runs on one thread, which may have no other that runs.
         self._attached = False
         self._is_parents = False
         self._step_is_due = False

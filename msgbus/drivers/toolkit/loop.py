@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import os
-import select
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextvars import Context
+from threading import get_ident
 from typing import Any
 
 from msgbus.drivers.toolkit import descriptors
 from msgbus.drivers.toolkit.futures import fail, fail_inherited
+from msgbus.drivers.toolkit.poller import Poller
+from msgbus.drivers.toolkit.signals import HeldSignals
 from msgbus.exceptions import CallCancelled, MessagingException, TransportUnavailable
 from msgbus.foreign import get_logger
 from msgbus.forking import call_in_child
@@ -23,6 +25,8 @@ LOG = get_logger(__name__)
 
 LINGER = 0.001
 """Seconds for which the thread, once it has handed out work, may wait for more before it goes to sleep."""
+STAND_BY = 0.005
+"""Seconds after which the thread drives again when callers have done so, and none does any more."""
 CLOSE_TIMEOUT = 2.0
 """Seconds for which a loop that is closed goes on while somebody still watches a descriptor: a driver is closing."""
 FOREVER = float("inf")
@@ -33,10 +37,19 @@ _inherited: list[Any] = []
 
 
 class Loop:
-    """One thread, which is started by the first `call` or `call_later`. Nothing is opened before.
+    """Driven by one thread at a time. Nothing is opened, and no thread is started, before the first `call`.
 
-    Whoever hands it something wakes it only if it sleeps, so that a busy thread is handed much at once. For what is not
-    urgent (`call_lazily`) it is not even woken while it lingers, which it does for a millisecond.
+    It has a thread of its own, which the first `call` or `call_later` starts. A thread that waits for something that
+    the loop will bring (`wait`) drives it itself, if nobody else does: then an answer is read by the thread that it is
+    for, and no thread has to be woken. The loop's own thread stands by meanwhile: it drives again as soon as it is
+    needed, or when no caller has driven for ``STAND_BY``. Where deliveries may come at any time (`keep_thread`) it is
+    the only one that drives.
+
+    Whoever hands it something wakes the driving thread only if that sleeps, so that a busy one is handed much at once.
+    For what is not urgent (`call_lazily`) it is not even woken while it lingers, which it does for a millisecond.
+
+    What the loop calls may not wait for what the loop brings, whatever thread it runs on. It runs in a context of its
+    own: context variables of the driving thread are not seen.
 
     In a forked child it starts clean: what was handed over is the parent's, and so are its descriptors. Futures among
     that fail with `CallCancelled`.
@@ -59,13 +72,12 @@ class Loop:
         self._name = name
         self.before_sleep: Callable[[bool], float] = lambda _over: FOREVER
         self.has_more: Callable[[], bool] = lambda: False
+        self._keeps_thread = False
         self._start_clean()
         call_in_child(self._forked)
 
     def _start_clean(self) -> None:
-        self._poll: Any = None
-        self._wake = -1
-        self._readers: dict[int, Callable[[], None]] = {}
+        self._poller: Poller | None = None
         self._calls: deque[_Call] = deque()
         self._last: deque[_Call] = deque()
         self._due: list[tuple[float, int, Callable[..., Any], tuple[Any, ...]]] = []
@@ -75,21 +87,29 @@ class Loop:
         self._changing = threading.Lock()
         self._thread: threading.Thread | None = None
         self._close_until: float | None = None
-        # Others have closed its descriptors: nothing can be read or written, and what is due goes on to be run.
-        self._lost: OSError | None = None
-        self._woken = threading.Event()
         self.closed = False
         self.batch = 0
+        self._context = Context()
+        self._signals = HeldSignals(self._on_signal)
+        # Who drives.
+        self._turn = threading.Lock()  # held by the thread that does
+        self._driving: int | None = None
+        self._turns = 0  # how often a caller has taken the turn
+        self._waiting: dict[int, threading.Lock] = {}  # callers who would take it, by thread
+        self._called = threading.Lock()  # released to call the thread back from standing by
+        self._called.acquire()
+        self._sleeps = False  # standing by until it is called
 
     def _forked(self) -> None:
         """In a forked child: all of it is the parent's, whose threads may hold its lock."""
         if self._thread is None:
             self._changing = threading.Lock()
             return
-        _inherited.append((self._readers, self._calls, self._last, self._due))
+        _inherited.append((self._calls, self._last, self._due))
         futures = [future for _, args in self._calls for future in map(_future_of, args) if future is not None]
-        if not self.closed:
-            self._let_go()
+        if self._poller is not None:
+            self._poller.abandon()
+        self._signals.abandon()
         was_closing = self._close_until is not None
         self._start_clean()
         self.closed = was_closing
@@ -98,8 +118,8 @@ class Loop:
 
     @property
     def is_here(self) -> bool:
-        """Whether this is the loop's thread."""
-        return threading.current_thread() is self._thread
+        """Whether this thread drives the loop now."""
+        return self._driving == get_ident()
 
     @property
     def started(self) -> bool:
@@ -109,7 +129,7 @@ class Loop:
     # Any thread
 
     def call(self, func: Callable[..., Any], *args: Any) -> bool:
-        """Run a function on the loop's thread, soon. Any thread; functions are run in the order of the calls.
+        """Run a function on the driving thread, soon. Any thread; functions are run in the order of the calls.
 
         What it raises is logged, and the loop goes on; so of all that the loop calls.
 
@@ -119,10 +139,10 @@ class Loop:
         Raises:
             TransportUnavailable: the operating system gives no thread or descriptor, or has taken one away.
         """
-        if self._lost is not None:
-            raise self._explain(self._lost)
         if self._thread is None:
             self._start()
+        elif (poller := self._poller) is not None and poller.lost is not None:
+            raise self._explain(poller.lost)
         handed = (func, args)
         self._calls.append(handed)
         if self.closed:
@@ -157,7 +177,7 @@ class Loop:
             self._rouse()
 
     def call_later(self, delay: float, func: Callable[..., Any], *args: Any) -> None:
-        """Run a function on the loop's thread in so many seconds, unless the loop is closed before. Any thread.
+        """Run a function on the driving thread in so many seconds, unless the loop is closed before. Any thread.
 
         It cannot be taken back: what it is about may be gone by then, so the function has to look.
 
@@ -180,44 +200,32 @@ class Loop:
             if self._thread is not None or self.closed:
                 return
             try:
-                self._open()
+                self._poller = Poller()
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 thread.start()
             except (OSError, RuntimeError) as exc:
-                self._let_go()
+                poller, self._poller = self._poller, None
+                if poller is not None:
+                    poller.close()
                 raise TransportUnavailable(descriptors.not_started(self._name, exc)) from exc
             self._thread = thread
 
-    def _open(self) -> None:
-        self._poll = select.epoll()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._poll.register(self._wake, select.EPOLLIN)
-
-    def _let_go(self) -> None:
-        poll, wake = self._poll, self._wake
-        self._poll, self._wake = None, -1
-        if self._lost is not None:
-            _inherited.append(poll)  # Their numbers may be somebody else's by now.
-            return
-        if poll is not None:
-            poll.close()
-        if wake >= 0:
-            os.close(wake)
-
     def _rouse(self) -> None:
+        """See that somebody drives."""
         with self._changing:
-            if self.closed:
+            if self.closed or self._poller is None:
                 return
             self.awake = True
-            if self._lost is not None:
-                self._woken.set()
+            if not self._turn.locked():
+                self._call_thread()
                 return
             try:
-                os.eventfd_write(self._wake, 1)
+                self._poller.wake()
             except OSError as exc:
-                # The thread waits where nobody can wake it. Another one ends in time what can only fail now.
-                self._lost = exc
+                # Who drives sleeps where nobody can wake it. Another thread ends in time what can only fail now.
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._turn = threading.Lock()
+                self._driving = None
                 try:
                     thread.start()
                     self._thread = thread
@@ -231,7 +239,7 @@ class Loop:
     def close(self) -> None:
         """End the thread, once it has run all that it was handed, and give the descriptors back. The core calls it.
 
-        What is due later is not run. On the loop's own thread this returns at once, and the thread goes on for a moment
+        What is due later is not run. On the driving thread this returns at once, and the loop goes on for a moment
         for a driver that is still closing.
         """
         with self._changing:
@@ -247,20 +255,177 @@ class Loop:
         except TransportUnavailable as exc:
             LOG.warning("%s", exc)
             return
-        if thread is not threading.current_thread():
+        if thread is not threading.current_thread() and not self.is_here:
             thread.join(2 * CLOSE_TIMEOUT)
 
-    # On the loop's thread
+    # Waiting, and driving meanwhile
+
+    @property
+    def _may_be_driven(self) -> bool:
+        """Whether callers may drive."""
+        return not self._keeps_thread and self._thread is not None and self._close_until is None
+
+    def keep_thread(self) -> None:
+        """From now on the loop's own thread is the only one that drives: there is something that nobody waits for.
+
+        Such as deliveries of a subscription, or an event loop that has to run on one thread always. Any thread.
+        """
+        self._keeps_thread = True
+        if self._thread is not None and not self.awake:
+            self._rouse()
+
+    def take_turn(self) -> bool:
+        """Drive the loop from this thread, if nobody does: `wait` does the work, and `give_turn` has to follow.
+
+        Who is going to wait takes the turn before it sends: then nobody else has to be woken for that. Until it waits,
+        or gives the turn back, the loop stands still. On the main thread signals are handled between two steps only.
+
+        Returns:
+            False where another thread drives, or this one does already: then there is nothing to give back.
+
+        Raises:
+            BaseException: what a handler of a signal raises.
+        """
+        if self._turn.locked() or not self._may_be_driven:
+            return False
+        is_main = get_ident() == threading.main_thread().ident
+        if is_main:
+            self._signals.hold()
+        if not self._turn.acquire(blocking=False):
+            if is_main:
+                self._signals.release()
+            return False
+        self._driving = get_ident()
+        self._turns += 1
+        self.awake = True
+        return True
+
+    def give_turn(self) -> None:
+        """Let others drive; what has gathered is written before.
+
+        Raises:
+            BaseException: what a handler of a signal raises that has come meanwhile.
+        """
+        if self.is_here:  # Otherwise another thread has taken over, since this one could not be woken.
+            self._context.run(self._finish)
+            self._let_go()
+        if get_ident() == threading.main_thread().ident:
+            self._signals.release()
+
+    def _finish(self) -> None:
+        """Write what has gathered, before the turn is given away."""
+        rest = self._guard(self.before_sleep, False)
+        self._run_last()
+        self._lingers = rest == LINGER
+
+    def _let_go(self) -> None:
+        turn = self._turn
+        self.awake = False
+        self._driving = None
+        turn.release()
+        # Looked at after that: what is handed over from now on calls the thread.
+        if self._calls or not self._may_be_driven or self.has_more():
+            self.awake = True
+            self._call_thread()
+            return
+        if self._sleeps:
+            self._call_thread()
+        self._wake_waiting()
+
+    def _call_thread(self) -> None:
+        """Have the loop's own thread look who drives."""
+        _release(self._called)
+
+    def _wake_waiting(self) -> None:
+        """Wake one of the callers who wait, to drive: the one that began last, since it will drive for longest."""
+        while True:
+            try:
+                _, ready = self._waiting.popitem()
+            except KeyError:
+                return
+            if ready.locked():  # Otherwise it has been woken already, and is about to leave.
+                _release(ready)
+                return
+
+    def wait(self, ready: threading.Lock, until: float) -> None:
+        """Wait until somebody releases `ready`, which is then held again; drive the loop meanwhile, if nobody does.
+
+        It may return before that: look whether what was waited for is there, and wait again. Any thread, and also for
+        what the loop calls back; but not from within that.
+
+        Args:
+            ready: a lock that is held. Anybody may release it, at any time.
+            until: when to give up, in seconds of `now`.
+
+        Raises:
+            BaseException: what a handler of a signal raises meanwhile.
+        """
+        if ready.acquire(blocking=False):
+            return
+        if self._driving == get_ident():
+            self._drive(ready, until)
+        elif self.take_turn():
+            try:
+                self._drive(ready, until)
+            finally:
+                self.give_turn()
+        else:
+            self._follow(ready, until)
+
+    def wait_for(self, future: Future[Any], until: float) -> bool:
+        """Wait as `wait` does until a future is done. Returns whether it is."""
+        if future.done():
+            return True
+        ready = threading.Lock()
+        ready.acquire()
+        future.add_done_callback(lambda _: _release(ready))
+        while not future.done() and self.now() < until:
+            self.wait(ready, until)
+        return future.done()
+
+    def _drive(self, ready: threading.Lock, until: float) -> None:
+        is_main = get_ident() == threading.main_thread().ident
+        if is_main:
+            self._signals.hold()  # They are not held where a handler of one of them waits.
+        while self._driving == get_ident():
+            self._context.run(self._step, until, ready)
+            if ready.acquire(blocking=False) or self.now() >= until or not self._may_be_driven:
+                return
+            if is_main and self._signals.pending:
+                self._signals.release()
+                self._signals.hold()
+
+    def _follow(self, ready: threading.Lock, until: float) -> None:
+        """Wait while another thread drives, and be ready to take over."""
+        me = get_ident()
+        self._waiting[me] = ready
+        try:
+            # Looked at after that: who gives the turn away from now on wakes somebody who waits.
+            if self._turn.locked() or not self._may_be_driven:
+                ready.acquire(timeout=min(max(until - self.now(), 0.0), threading.TIMEOUT_MAX))
+        finally:
+            self._waiting.pop(me, None)
+
+    def _on_signal(self) -> None:
+        """A signal has come for the main thread, which drives: it may sleep."""
+        poller = self._poller
+        if poller is not None:
+            try:
+                poller.wake()
+            except OSError:
+                pass  # It is noticed by the next who wakes it.
+
+    # On the driving thread
 
     def call_last(self, func: Callable[..., Any], *args: Any) -> None:
-        """Run a function when all else is done, right before the thread sleeps. On the loop's thread.
+        """Run a function when all else is done, right before the thread sleeps. On the driving thread.
 
         That is the moment for waking other threads: they need the interpreter, which is free then.
         """
         self._last.append((func, args))
 
     def watch(self, fd: int, func: Callable[[], None], *, write: bool = False) -> None:
-        """Call a function whenever `fd` can be read, or, with `write`, can be read or written. On the loop's thread.
+        """Call a function whenever `fd` can be read, or, with `write`, can be read or written. On the driving thread.
 
         It is called again and again while that is so: read until there is nothing more, and leave `write` out when
         there is nothing to write. Another `watch` of the same `fd` takes the place of the former.
@@ -270,67 +435,102 @@ class Loop:
             func: what to call; it has to find out which of both it is.
             write: whether also writing is waited for.
         """
-        if self._lost is not None:
-            return
-        events = select.EPOLLIN | (select.EPOLLOUT if write else 0)
-        if fd in self._readers:
-            self._poll.modify(fd, events)
-        else:
-            self._poll.register(fd, events)
-        self._readers[fd] = func
+        if self._poller is not None:
+            self._poller.watch(fd, func, write)
 
     def unwatch(self, fd: int) -> None:
-        """Undo `watch`, before the descriptor is closed. On the loop's thread; idempotent."""
-        if self._readers.pop(fd, None) is not None and self._lost is None:
-            self._poll.unregister(fd)
+        """Undo `watch`, before the descriptor is closed. On the driving thread; idempotent."""
+        if self._poller is not None:
+            self._poller.unwatch(fd)
 
     def _run(self) -> None:
+        """What the loop's own thread does."""
         with self._changing:
             pass  # Whoever started this thread has said by now which one it is.
-        while self._lost is None or self.is_here:
+        me = threading.current_thread()
+        while self._thread is me:
+            if self._turn.acquire(blocking=False):
+                self._driving = get_ident()
+                self.awake = True
+                self._drive_as_thread()
+                if self.closed or self._thread is not me:
+                    return
+                self._let_go()
+            self._stand_by()
+
+    def _drive_as_thread(self) -> None:
+        """Drive until callers may do it, or the end. The turn is held."""
+        while self._driving == get_ident():
             if self._close_until is not None and self._is_done():
-                break
-            self._turn()
-        with self._changing:
-            if not self.is_here:
+                self._end()
                 return
+            self._step(FOREVER)
+            if self._waiting and self._may_be_driven:
+                self._finish()
+                return
+
+    def _stand_by(self) -> None:
+        """Sleep until the thread is needed, or until no caller has driven for a while."""
+        while True:
+            turns = self._turns
+            if self._called.acquire(timeout=STAND_BY):
+                if self.awake and not self._turn.locked():
+                    return
+            elif not self._turn.locked():
+                if self._turns == turns:
+                    return
+            elif self._turns == turns:
+                # One caller has driven all that time: it calls this thread when it has done.
+                self._sleeps = True
+                if self._turn.locked():
+                    self._called.acquire()
+                self._sleeps = False
+                if self.awake and not self._turn.locked():
+                    return
+
+    def _end(self) -> None:
+        """The thread ends, and so does the loop."""
+        with self._changing:
             self.closed = True
             self._due.clear()
         while self._calls:  # What was handed over in the last moment.
             self._guard(*_flat(self._calls.popleft()))
         with self._changing:
-            self._let_go()
+            if self._poller is not None:
+                self._poller.close()
+                self._poller = None
 
     def _is_done(self) -> bool:
         """Whether a loop that is to be closed has nothing left to do."""
         assert self._close_until is not None
         if self._calls or self._last:
             return False
-        return not self._readers or self.now() >= self._close_until
+        watches = self._poller is not None and self._poller.is_watching
+        return not watches or self.now() >= self._close_until
 
-    def _turn(self) -> None:
-        """Wait until there is something to do, and do it."""
+    def _step(self, until: float, ready: threading.Lock | None = None) -> None:
+        """Sleep until there is something to do, but not longer than `until`, and do it. See `wait` for `ready`."""
+        poller = self._poller
+        assert poller is not None
         rest = self._guard(self.before_sleep, False)
-        last = self._last
-        while last:
-            self._guard(*_flat(last.popleft()))  # No name of this function holds it while the thread sleeps.
+        self._run_last()
+        if ready is not None and not ready.locked():
+            return  # That was what the caller waits for.
         lingers = rest == LINGER
         self._lingers, self.awake = lingers, False
         # Looked at after that was set: what is appended from now on wakes the thread.
-        timeout = 0.0 if self._calls or not rest or self.has_more() else self._timeout(rest)
-        try:
-            events = self._poll.poll(timeout) if self._lost is None else self._wait_without_descriptors(timeout)
-        except OSError as exc:
-            LOG.error("%s", self._explain(exc))
-            self._lost, events = exc, []
-        if self._lost is not None and not self.is_here:
-            return  # Another thread has taken over.
+        timeout = 0.0 if self._calls or not rest or self.has_more() else self._timeout(rest, until)
+        was_lost = poller.lost is not None
+        ready = poller.sleep(timeout)
+        if poller.lost is not None:
+            if not self.is_here:
+                return  # Another thread has taken over.
+            if not was_lost:
+                LOG.error("%s", self._explain(poller.lost))
         self.awake = True
-        for fd, _ in events:
-            if fd == self._wake:
-                os.eventfd_read(fd)
-            elif (reader := self._readers.get(fd)) is not None:
-                self._guard(reader)
+        for fd in ready:
+            if (func := poller.function(fd)) is not None:
+                self._guard(func)
         calls = self._calls
         while calls:
             self.batch += 1
@@ -339,22 +539,22 @@ class Loop:
                 self._guard(func, *args)
         if self._due and self._due[0][0] <= self.now():
             self._run_due()
-        if lingers and timeout and not events:
+        if lingers and timeout and not ready:
             self._guard(self.before_sleep, True)
 
-    def _wait_without_descriptors(self, timeout: float) -> list[tuple[int, int]]:
-        """Wait until somebody rouses the thread, or the time is over."""
-        self._woken.wait(None if timeout < 0 else timeout)
-        self._woken.clear()
-        return []
+    def _run_last(self) -> None:
+        last = self._last
+        while last:
+            self._guard(*_flat(last.popleft()))  # No name of this function holds it while the thread sleeps.
 
-    def _timeout(self, longest: float | None) -> float:
+    def _timeout(self, longest: float | None, until: float) -> float:
         """Seconds until something is due; -1 for no bound."""
         timeout = FOREVER if longest is None else longest
-        if self._due:
-            timeout = min(timeout, self._due[0][0] - self.now())
+        until = min(until, self._due[0][0]) if self._due else until
         if self._close_until is not None:
-            timeout = min(timeout, self._close_until - self.now())
+            until = min(until, self._close_until)
+        if until < FOREVER:
+            timeout = min(timeout, until - self.now())
         return -1 if timeout > threading.TIMEOUT_MAX else max(0.0, timeout)
 
     def _run_due(self) -> None:
@@ -380,6 +580,14 @@ def _flat(call: _Call) -> tuple[Any, ...]:
 def _future_of(arg: Any) -> Future[Any] | None:
     future = getattr(arg, "sent", arg)
     return future if isinstance(future, Future) else None
+
+
+def _release(lock: threading.Lock) -> None:
+    """Release a lock, unless that was done already."""
+    try:
+        lock.release()
+    except RuntimeError:
+        pass
 
 
 def _nothing() -> None:

@@ -1,0 +1,115 @@
+"""Poller: what a loop sleeps on. It knows the watched descriptors, and has one of its own by which it is woken."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from collections.abc import Callable
+
+_inherited: list[object] = []
+"""Kept and never used: to close these numbers is to close what is somebody else's by now."""
+
+
+class Poller:
+    """An epoll object and an eventfd.
+
+    A library that makes daemons may close both, as it closes all descriptors of the process. Then nothing can be read
+    or written any more, and the poller only sleeps and is woken: what is due can go on, and fail.
+
+    Attributes:
+        lost: the error that showed that its descriptors were closed, or None.
+    """
+
+    def __init__(self) -> None:
+        """Open both.
+
+        Raises:
+            OSError: there are no descriptors left.
+        """
+        self.lost: OSError | None = None
+        self._functions: dict[int, Callable[[], None]] = {}
+        self._woken = threading.Event()
+        self._epoll = select.epoll()
+        try:
+            self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self._epoll.register(self._wake, select.EPOLLIN)
+        except OSError:
+            self._epoll.close()
+            raise
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether anything is watched."""
+        return bool(self._functions)
+
+    def watch(self, fd: int, func: Callable[[], None], write: bool) -> None:
+        """See `Loop.watch`."""
+        if self.lost is not None:
+            return
+        events = select.EPOLLIN | (select.EPOLLOUT if write else 0)
+        if fd in self._functions:
+            self._epoll.modify(fd, events)
+        else:
+            self._epoll.register(fd, events)
+        self._functions[fd] = func
+
+    def unwatch(self, fd: int) -> None:
+        """See `Loop.unwatch`."""
+        if self._functions.pop(fd, None) is not None and self.lost is None:
+            self._epoll.unregister(fd)
+
+    def function(self, fd: int) -> Callable[[], None] | None:
+        """What to call for a descriptor that `sleep` returned, unless it is not watched any more."""
+        return self._functions.get(fd)
+
+    def sleep(self, timeout: float) -> list[int]:
+        """Sleep until there is something to do, for at most so many seconds (-1: for as long as it takes).
+
+        Returns:
+            the watched descriptors that can be read or written.
+        """
+        if self.lost is not None:
+            self._woken.wait(None if timeout < 0 else timeout)
+            self._woken.clear()
+            return []
+        try:
+            ready = [fd for fd, _ in self._epoll.poll(timeout)]
+            if self._wake in ready:
+                ready.remove(self._wake)
+                os.eventfd_read(self._wake)
+        except OSError as exc:
+            self.lost = exc
+            return []
+        return ready
+
+    def wake(self) -> None:
+        """End `sleep`, or the next one. Any thread.
+
+        Raises:
+            OSError: its descriptors have been closed: whoever sleeps in it cannot be woken. The next one can be.
+        """
+        if self.lost is not None:
+            self._woken.set()
+            return
+        try:
+            os.eventfd_write(self._wake, 1)
+        except OSError as exc:
+            self.lost = exc
+            raise
+
+    def close(self) -> None:
+        """Give the descriptors back; what was watched is not closed."""
+        if self.lost is not None:
+            _inherited.append(self._epoll)
+            return
+        self._epoll.close()
+        os.close(self._wake)
+
+    def abandon(self) -> None:
+        """In a forked child: give back the copies of the descriptors, and keep alive what was watched.
+
+        To let go of a library's socket may be to close the parent's connection.
+        """
+        _inherited.append(self._functions)
+        self.close()

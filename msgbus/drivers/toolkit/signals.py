@@ -1,0 +1,82 @@
+"""HeldSignals: puts off the handlers of signals for a moment."""
+
+from __future__ import annotations
+
+# The functions of `signal` without its enumerations, which would cost more than all else here: this is done for each
+# call of a client.
+import _signal  # type: ignore[import-not-found]
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+SIGNALS: Sequence[int] = tuple(
+    int(number)
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+        signal.SIGQUIT,
+        signal.SIGALRM,
+        signal.SIGVTALRM,
+        signal.SIGPROF,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+        signal.SIGCHLD,
+        signal.SIGWINCH,
+    )
+)
+"""Those whose handlers are put off: all for which programs have handlers that may raise."""
+
+
+class HeldSignals:
+    """While it holds them, a signal calls `on_signal`; its own handler is run by `release`. Main thread only.
+
+    A handler may raise wherever the main thread is, as Ctrl-C does. In the middle of the loop's work that would leave a
+    frame half read.
+
+    Attributes:
+        pending: the numbers of those that came meanwhile.
+    """
+
+    def __init__(self, on_signal: Callable[[], None]) -> None:
+        """`on_signal` is to make the main thread call `release` soon. It must not raise."""
+        self.pending: list[int] = []
+        self._on_signal = on_signal
+        self._handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
+        self._instead = self._note
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.pending.append(number)
+        self._on_signal()
+
+    def hold(self) -> None:
+        """Put off what comes from now on. What has come already is handled now, and may raise; then nothing is held."""
+        try:
+            for number in SIGNALS:
+                handler = _signal.getsignal(number)
+                if callable(handler) and handler is not self._instead:
+                    self._handlers[number] = handler
+                    _signal.signal(number, self._instead)
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Handle what has come meanwhile, and what comes from now on as it comes. What a handler raises is raised."""
+        try:
+            for number, handler in self._handlers.items():
+                if _signal.getsignal(number) is self._instead:
+                    _signal.signal(number, handler)
+            while self.pending:
+                number = self.pending[-1]
+                del self.pending[-1]
+                self._handlers[number](number, sys._getframe())
+        except BaseException:
+            self.release()  # The other handlers, whatever this one does.
+            raise
+
+    def abandon(self) -> None:
+        """In a forked child: what has come was the parent's."""
+        self.pending.clear()
+        self.release()
