@@ -43,10 +43,7 @@ class ClientCall:
 
     def wake(self) -> None:
         """Have `wait` look at what is known. Any thread, any number of times."""
-        try:
-            self._lock.release()
-        except RuntimeError:
-            pass  # It was free already: the thread has been woken, and has not looked yet.
+        self.transport.loop.wake(self._lock)
 
     def send(self, message: Message) -> None:
         """Send the request, and expect replies. `close` has to follow in any case.

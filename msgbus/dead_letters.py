@@ -196,7 +196,7 @@ def _held(transport: Transport, target: Target, timeout: float) -> Iterator[tupl
         yield [], QueueInfo(0, 0)
         return
     reader = _Reader()
-    subscription = transport.subscribe([address], reader.on_delivery, prefetch=MAX_LETTERS)
+    subscription = transport.driver.subscribe([address], reader.on_delivery, prefetch=MAX_LETTERS)
     try:
         wait_for(transport.loop, subscription.ready, end, f"{address}: cannot reach", transport.driver)
         up_since = transport.driver.up_since

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from msgbus.drivers.toolkit.loop import Loop
+from msgbus.drivers.toolkit.loop import FOREVER, Loop
 from msgbus.foreign import get_logger
 
 LOG = get_logger(__name__)
@@ -16,11 +16,12 @@ T = TypeVar("T")
 
 
 class _Worker:
-    __slots__ = ("thread", "wake")
+    __slots__ = ("reads", "thread", "wake")
 
     def __init__(self) -> None:
-        self.wake = threading.Lock()
+        self.wake = threading.Lock()  # released to make it look for work
         self.wake.acquire()
+        self.reads = False  # waits for work, and may drive the loop
         self.thread: threading.Thread
 
 
@@ -28,6 +29,10 @@ EAGER = 4
 """So many threads are woken at once when there is work for them."""
 QUICK = 0.005
 """Seconds; items that take less on average are not worth more threads."""
+SHORT = 0.0005
+"""Seconds; while items take less on average, the thread that has read them runs them, and then reads on."""
+AWAY_MAX = 0.002
+"""Seconds for which such a thread may run one after another before it reads and writes again."""
 MAX_WAIT = 0.02
 """Seconds that a quick item may wait before it gets another thread all the same."""
 
@@ -41,21 +46,23 @@ class Executor(Generic[T]):
     Waking a thread costs more than a short handler does, and threads that compete for the interpreter cost more again.
     So while items are quick, a few threads run them one after another; where one of these gets stuck, and where items
     take their time, each is given a thread.
+
+    An idle thread drives the loop, if nobody else does, and runs what it has read. While items are short it keeps the
+    loop's turn meanwhile: what several of them write goes out together, and no thread has to be woken at all.
     """
 
-    def __init__(
-        self, size: int, func: Callable[[T], None], name: str, call_later: Callable[[float, Callable[[], None]], None]
-    ) -> None:
-        """`call_later` runs a function in a number of seconds, on another thread."""
+    def __init__(self, size: int, func: Callable[[T], None], name: str, loop: Loop) -> None:
+        """Items come from what `loop` reads, mostly."""
         self._size = size
         self._func = func
         self._name = name
-        self._call_later = call_later
+        self._loop = loop
+        self._workers_by_thread: dict[int, _Worker] = {}
         self._idle: list[_Worker] = []
         self._backlog: deque[tuple[float, T]] = deque()  # with the time since when each waits
         self._workers: list[_Worker] = []
         self._starting = threading.Lock()
-        self._average = 0.0
+        self._average = 2 * SHORT  # until more is known
         self._watching = False
         self._closed = False
         self._next_start = 0.0
@@ -63,11 +70,26 @@ class Executor(Generic[T]):
     def submit(self, item: T) -> None:
         """Have `item` run, as soon as there is a thread for it. Never blocks."""
         self._backlog.append((Loop.now(), item))
-        if len(self._workers) - len(self._idle) < EAGER or self._average > QUICK:
+        worker = self._workers_by_thread.get(threading.get_ident())
+        if worker is not None and self._loop.is_here and self._take_idle(worker):
+            worker.wake.release()  # It runs it itself, once the loop's step is over.
+        elif self._average > QUICK or (len(self._workers) - len(self._idle) < EAGER and not self._runs_here(worker)):
             self._wake_or_start()
         elif not self._watching:
             self._watching = True
-            self._call_later(MAX_WAIT, self._watch)
+            self._loop.call_later(MAX_WAIT, self._watch)
+
+    def _take_idle(self, worker: _Worker) -> bool:
+        """Take a worker out of the idle ones. False: it is none of them, or has been woken already."""
+        try:
+            self._idle.remove(worker)
+        except ValueError:
+            return False
+        return True
+
+    def _runs_here(self, worker: _Worker | None) -> bool:
+        """Whether the thread that has read an item runs it soon."""
+        return worker is not None and worker.reads and self._average < SHORT and self._loop.is_here
 
     def _watch(self) -> None:
         """Give more threads to what has waited too long."""
@@ -80,7 +102,7 @@ class Executor(Generic[T]):
         # Where all threads there may be are busy, the next that is done takes what waits.
         if self._backlog and not self._watching and (self._idle or len(self._workers) < self._size):
             self._watching = True
-            self._call_later(MAX_WAIT, self._watch)
+            self._loop.call_later(MAX_WAIT, self._watch)
 
     def take_backlog(self) -> list[T]:
         """Take out what no thread has begun."""
@@ -117,7 +139,7 @@ class Executor(Generic[T]):
 
     def _wake(self) -> bool:
         try:
-            self._idle.pop().wake.release()  # Taking from the list is atomic: each is woken once.
+            self._loop.wake(self._idle.pop().wake)  # Taking from the list is atomic: each is woken once.
         except IndexError:
             return False
         return True
@@ -136,11 +158,21 @@ class Executor(Generic[T]):
                 self._next_start = Loop.now() + START_AGAIN
                 if not self._watching:
                     self._watching = True
-                    self._call_later(START_AGAIN, self._watch)
+                    self._loop.call_later(START_AGAIN, self._watch)
                 return
             self._workers.append(worker)
 
     def _work(self, worker: _Worker) -> None:
+        self._workers_by_thread[threading.get_ident()] = worker
+        try:
+            self._run_items(worker)
+        finally:
+            self._workers_by_thread.pop(threading.get_ident(), None)
+            if self._loop.come_back():
+                self._loop.give_turn()
+
+    def _run_items(self, worker: _Worker) -> None:
+        away_since = 0.0
         while True:
             try:
                 _, item = self._backlog.popleft()
@@ -152,12 +184,37 @@ class Executor(Generic[T]):
                 # is idle any more, this one has just been woken.
                 if self._backlog or self._closed:
                     self._wake()
-                worker.wake.acquire()
+                self._wait(worker)
+                away_since = Loop.now()
                 continue
             began = Loop.now()
             try:
                 self._func(item)
             except BaseException:  # A handler's sys.exit() too: it must not cost the server a thread.
                 LOG.exception("an item of a worker thread raised")
-            self._average += (Loop.now() - began - self._average) / 16
+            now = Loop.now()
+            self._average += (now - began - self._average) / 16
             del item  # It must not live until the next one comes.
+            if now - away_since > AWAY_MAX and self._loop.come_back():
+                self._loop.step()
+                self._go_on_or_give_turn()
+                away_since = now
+
+    def _wait(self, worker: _Worker) -> None:
+        """Wait for work, and drive the loop meanwhile."""
+        loop = self._loop
+        if not loop.come_back():
+            loop.take_turn()
+        worker.reads = True
+        loop.wait(worker.wake, FOREVER)
+        worker.reads = False
+        self._take_idle(worker)  # Where nobody has woken it.
+        self._go_on_or_give_turn()
+
+    def _go_on_or_give_turn(self) -> None:
+        """Run items, and keep the loop's turn only if that does not take long."""
+        if self._loop.is_here:
+            if self._average < SHORT and not self._closed:
+                self._loop.go_away()
+            else:
+                self._loop.give_turn()

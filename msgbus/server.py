@@ -175,11 +175,11 @@ class RPCServer:
                     transport.option("executor_thread_pool_size"),
                     self._processor.process,
                     f"msgbus-{self.target.topic}",
-                    transport.loop.call_later,
+                    transport.loop,
                 )
                 self._processor.start(self._executor)
                 # Each delivery that runs holds a thread; the executor queues those for which there is none.
-                self._subscription = transport.subscribe(
+                self._subscription = transport.driver.subscribe(
                     self._addresses, self._executor.submit, prefetch=transport.option("rpc_prefetch")
                 )
             subscription, executor = self._subscription, self._executor

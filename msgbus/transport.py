@@ -14,10 +14,8 @@ from msgbus.drivers.base import (
     Capability,
     Driver,
     Message,
-    OnDelivery,
     QueueInfo,
     Sent,
-    Subscription,
 )
 from msgbus.drivers.registry import load_driver_class
 from msgbus.drivers.toolkit.loop import Loop
@@ -373,11 +371,6 @@ class Transport:
         if self.closed:  # Looked at last: if it is closed from now on, `cleanup` finds the call there.
             self.router.discard(pending)
             raise CallCancelled(f"{pending.describe}: the transport to {self.url} was closed")
-
-    def subscribe(self, addresses: Sequence[Address], on_delivery: OnDelivery, *, prefetch: int) -> Subscription:
-        """As `Driver.subscribe`, with a loop that reads deliveries at once, whoever waits for something else."""
-        self.loop.keep_thread()
-        return self.driver.subscribe(addresses, on_delivery, prefetch=prefetch)
 
     def inspect(self, address: Address, timeout: float) -> QueueInfo | None:
         """What is known of an address, or None where that cannot be learnt within `timeout` seconds."""

@@ -52,7 +52,7 @@ class PoolConsumer:
             transport.option("executor_thread_pool_size"),
             self._run,
             f"msgbus-{address.topic}",
-            transport.loop.call_later,
+            transport.loop,
         )
 
     def start(self, timeout: float | None = None) -> None:
@@ -63,9 +63,7 @@ class PoolConsumer:
         """
         option, driver = self._transport.option, self._transport.driver
         end = Loop.now() + (option("rpc_response_timeout") if timeout is None else timeout)
-        subscription = self._transport.subscribe(
-            [self._address], self._executor.submit, prefetch=option("rpc_prefetch")
-        )
+        subscription = driver.subscribe([self._address], self._executor.submit, prefetch=option("rpc_prefetch"))
         self._subscription = subscription
         wait_for(self._transport.loop, subscription.ready, end, f"{self._address} cannot be consumed from", driver)
 

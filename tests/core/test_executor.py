@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,14 +21,15 @@ def loop() -> Iterator[Loop]:
     loop.close()
 
 
-class Later:
-    """A timer whose time the test makes pass."""
+class Later(Loop):
+    """A loop that nobody drives, and whose time the test makes pass."""
 
     def __init__(self) -> None:
+        super().__init__("later")
         self.due: list[Callable[[], None]] = []
 
-    def __call__(self, _delay: float, func: Callable[[], None]) -> None:
-        self.due.append(func)
+    def call_later(self, _delay: float, func: Callable[..., Any], *args: Any) -> None:
+        self.due.append(partial(func, *args))
 
     def run(self) -> None:
         due, self.due = self.due, []
@@ -69,7 +71,7 @@ def test_starts_no_thread_before_there_is_work(request: pytest.FixtureRequest) -
 def test_runs_every_item_once(loop: Loop) -> None:
     """What is submitted runs, each item once, and has run when `close` returns."""
     ran: list[int] = []
-    executor = Executor[int](4, ran.append, "run", loop.call_later)
+    executor = Executor[int](4, ran.append, "run", loop)
     for item in range(1000):
         executor.submit(item)
     assert executor.close(PATIENCE) == 0
@@ -149,7 +151,7 @@ def test_never_more_threads_than_its_size(size: int, request: pytest.FixtureRequ
     """However much is submitted, no more items run at the same time than the size says."""
     name = f"{request.node.originalname}{size}"
     held = Held()
-    executor = Executor[int](size, held, name, loop.call_later)
+    executor = Executor[int](size, held, name, loop)
     for item in range(100):
         executor.submit(item)
     held.wait_for(size)
@@ -277,7 +279,7 @@ def test_nothing_is_left_lying_under_stress(size: int, loop: Loop) -> None:
     """Thousands of items from several threads, in bursts with pauses between them, all run: no wake-up is lost."""
     submitters, bursts, burst = 4, 40, 15
     ran = threading.Semaphore(0)
-    executor = Executor[int](size, lambda _item: ran.release(), "stress", loop.call_later)
+    executor = Executor[int](size, lambda _item: ran.release(), "stress", loop)
     together = threading.Barrier(submitters, timeout=PATIENCE)
 
     def submit() -> None:
@@ -314,7 +316,7 @@ def test_close_under_stress_runs_all_that_was_submitted(loop: Loop) -> None:
     """However the end coincides with threads that become idle, what was submitted before `close` has run after it."""
     for _ in range(200):
         ran: list[int] = []
-        executor = Executor[int](3, ran.append, "end", loop.call_later)
+        executor = Executor[int](3, ran.append, "end", loop)
         for item in range(10):
             executor.submit(item)
         assert executor.close(PATIENCE) == 0
@@ -335,7 +337,7 @@ def test_no_thread_for_a_moment_costs_no_item(loop: Loop, monkeypatch: pytest.Mo
     monkeypatch.setattr("msgbus.executor.START_AGAIN", 0.01)
     monkeypatch.setattr(threading.Thread, "start", refuse)
     ran = threading.Semaphore(0)
-    executor: Executor[int] = Executor(2, lambda _item: ran.release(), "scarce", loop.call_later)
+    executor: Executor[int] = Executor(2, lambda _item: ran.release(), "scarce", loop)
     for item in range(5):
         executor.submit(item)
     for _ in range(5):
@@ -357,7 +359,7 @@ def test_no_item_costs_a_thread(loop: Loop, error: BaseException) -> None:
     def fail(_item: object) -> None:
         raise Hostile
 
-    executor: Executor[int] = Executor(1, fail, "hardy", loop.call_later)
+    executor: Executor[int] = Executor(1, fail, "hardy", loop)
     for item in range(3):
         executor.submit(item)
     assert executor.close(PATIENCE) == 0

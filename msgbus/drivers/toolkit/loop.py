@@ -26,7 +26,11 @@ LOG = get_logger(__name__)
 LINGER = 0.001
 """Seconds for which the thread, once it has handed out work, may wait for more before it goes to sleep."""
 STAND_BY = 0.005
-"""Seconds after which the thread drives again when callers have done so, and none does any more."""
+"""Seconds after which the loop's own thread drives again when others have done so, and none does any more."""
+STAND_BY_LONG = 200
+"""After so many looks that found the same driving thread asleep, the loop's own thread looks no more until called."""
+ROUNDS = 10
+"""So often what was handed over is run before the loop looks at descriptors again, if each round brings more of it."""
 CLOSE_TIMEOUT = 2.0
 """Seconds for which a loop that is closed goes on while somebody still watches a descriptor: a driver is closing."""
 FOREVER = float("inf")
@@ -41,9 +45,8 @@ class Loop:
 
     It has a thread of its own, which the first `call` or `call_later` starts. A thread that waits for something that
     the loop will bring (`wait`) drives it itself, if nobody else does: then an answer is read by the thread that it is
-    for, and no thread has to be woken. The loop's own thread stands by meanwhile: it drives again as soon as it is
-    needed, or when no caller has driven for ``STAND_BY``. Where deliveries may come at any time (`keep_thread`) it is
-    the only one that drives.
+    for, and a request by the thread that will run it, and no other has to be woken. The loop's own thread stands by
+    meanwhile: it drives again as soon as it is needed, or when nobody has driven for ``STAND_BY``.
 
     Whoever hands it something wakes the driving thread only if that sleeps, so that a busy one is handed much at once.
     For what is not urgent (`call_lazily`) it is not even woken while it lingers, which it does for a millisecond.
@@ -99,6 +102,7 @@ class Loop:
         self._called = threading.Lock()  # released to call the thread back from standing by
         self._called.acquire()
         self._sleeps = False  # standing by until it is called
+        self._away = False  # the driving thread does something else, and will come back
 
     def _forked(self) -> None:
         """In a forked child: all of it is the parent's, whose threads may hold its lock."""
@@ -119,7 +123,7 @@ class Loop:
     @property
     def is_here(self) -> bool:
         """Whether this thread drives the loop now."""
-        return self._driving == get_ident()
+        return self._driving == get_ident() and not self._away
 
     @property
     def started(self) -> bool:
@@ -266,9 +270,9 @@ class Loop:
         return not self._keeps_thread and self._thread is not None and self._close_until is None
 
     def keep_thread(self) -> None:
-        """From now on the loop's own thread is the only one that drives: there is something that nobody waits for.
+        """From now on the loop's own thread is the only one that drives. Any thread.
 
-        Such as deliveries of a subscription, or an event loop that has to run on one thread always. Any thread.
+        For what has to run on one thread always, such as an event loop of asyncio.
         """
         self._keeps_thread = True
         if self._thread is not None and not self.awake:
@@ -311,6 +315,32 @@ class Loop:
             self._let_go()
         if get_ident() == threading.main_thread().ident:
             self._signals.release()
+
+    def go_away(self) -> None:
+        """Do something short before this thread drives again: see `come_back`. It has the turn, or nothing happens.
+
+        What others hand over, and what this thread writes, waits until then. If it takes longer than ``STAND_BY``, the
+        loop's own thread takes the turn away.
+        """
+        if self._driving == get_ident():
+            self._away = True
+            if self._sleeps:
+                self._call_thread()
+
+    def come_back(self) -> bool:
+        """Drive again after `go_away`. False: another thread does meanwhile."""
+        if not self._away or self._driving != get_ident():
+            return False
+        with self._changing:
+            if self._driving != get_ident():
+                return False
+            self._away = False
+            self._turns += 1
+            return True
+
+    def step(self) -> None:
+        """Do what there is to do without sleeping. On the driving thread, between two pieces of work of its own."""
+        self._context.run(self._step, 0.0)
 
     def _finish(self) -> None:
         """Write what has gathered, before the turn is given away."""
@@ -362,8 +392,13 @@ class Loop:
         """
         if ready.acquire(blocking=False):
             return
-        if self._driving == get_ident():
+        if self.is_here:
             self._drive(ready, until)
+        elif self.come_back():
+            try:
+                self._drive(ready, until)
+            finally:
+                self.go_away()
         elif self.take_turn():
             try:
                 self._drive(ready, until)
@@ -372,13 +407,19 @@ class Loop:
         else:
             self._follow(ready, until)
 
+    def wake(self, ready: threading.Lock) -> None:
+        """Release what a thread waits for in `wait`, if that was not done already. Any thread."""
+        _release(ready)
+        if not self.awake and self._turn.locked():
+            self._rouse()  # It may be the one that drives, and sleeps until there is something to read.
+
     def wait_for(self, future: Future[Any], until: float) -> bool:
         """Wait as `wait` does until a future is done. Returns whether it is."""
         if future.done():
             return True
         ready = threading.Lock()
         ready.acquire()
-        future.add_done_callback(lambda _: _release(ready))
+        future.add_done_callback(lambda _: self.wake(ready))
         while not future.done() and self.now() < until:
             self.wait(ready, until)
         return future.done()
@@ -448,15 +489,16 @@ class Loop:
         with self._changing:
             pass  # Whoever started this thread has said by now which one it is.
         me = threading.current_thread()
+        overdue = False
         while self._thread is me:
-            if self._turn.acquire(blocking=False):
+            if self._turn.acquire(blocking=False) or (overdue and self._take_away()):
                 self._driving = get_ident()
                 self.awake = True
                 self._drive_as_thread()
                 if self.closed or self._thread is not me:
                     return
                 self._let_go()
-            self._stand_by()
+            overdue = self._stand_by()
 
     def _drive_as_thread(self) -> None:
         """Drive until callers may do it, or the end. The turn is held."""
@@ -469,24 +511,39 @@ class Loop:
                 self._finish()
                 return
 
-    def _stand_by(self) -> None:
-        """Sleep until the thread is needed, or until no caller has driven for a while."""
+    def _take_away(self) -> bool:
+        """Take the turn from a thread that does something else."""
+        with self._changing:
+            if not self._away:
+                return False
+            self._away = False
+            self._driving = get_ident()
+            return True
+
+    def _stand_by(self) -> bool:
+        """Sleep until the thread is needed, or until nobody has driven for a while.
+
+        Returns:
+            whether the thread that has the turn is away for too long.
+        """
+        looks = 0
         while True:
             turns = self._turns
             if self._called.acquire(timeout=STAND_BY):
                 if self.awake and not self._turn.locked():
-                    return
-            elif not self._turn.locked():
-                if self._turns == turns:
-                    return
-            elif self._turns == turns:
-                # One caller has driven all that time: it calls this thread when it has done.
+                    return False
+            elif self._turns != turns:
+                looks = 0
+            elif not self._turn.locked() or self._away:
+                return self._away
+            else:
+                looks += 1
+            if looks >= STAND_BY_LONG:  # Who drives calls this thread when it stops or goes away.
                 self._sleeps = True
-                if self._turn.locked():
+                if self._turn.locked() and not self._away:
                     self._called.acquire()
                 self._sleeps = False
-                if self.awake and not self._turn.locked():
-                    return
+                looks = 0
 
     def _end(self) -> None:
         """The thread ends, and so does the loop."""
@@ -521,25 +578,27 @@ class Loop:
         # Looked at after that was set: what is appended from now on wakes the thread.
         timeout = 0.0 if self._calls or not rest or self.has_more() else self._timeout(rest, until)
         was_lost = poller.lost is not None
-        ready = poller.sleep(timeout)
+        readable = poller.sleep(timeout)
         if poller.lost is not None:
             if not self.is_here:
                 return  # Another thread has taken over.
             if not was_lost:
                 LOG.error("%s", self._explain(poller.lost))
         self.awake = True
-        for fd in ready:
+        for fd in readable:
             if (func := poller.function(fd)) is not None:
                 self._guard(func)
         calls = self._calls
-        while calls:
+        for _ in range(ROUNDS):
+            if not calls:
+                break
             self.batch += 1
             for _ in range(len(calls)):
                 func, args = calls.popleft()
                 self._guard(func, *args)
         if self._due and self._due[0][0] <= self.now():
             self._run_due()
-        if lingers and timeout and not ready:
+        if lingers and timeout and not readable:
             self._guard(self.before_sleep, True)
 
     def _run_last(self) -> None:

@@ -1,0 +1,335 @@
+"""Who drives the loop: callers who wait, threads that wait for work, and the loop's own thread."""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+
+import pytest
+
+from msgbus.drivers.toolkit.loop import FOREVER, Loop
+from tests.support import PATIENCE
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    """One that runs, and that nobody drives at the moment but its own thread."""
+    made = Loop("test-loop")
+    answered(made)
+    yield made
+    made.close()
+    assert made.closed
+
+
+def answered(loop: Loop, func: Callable[[], object] = lambda: None) -> Future[object]:
+    """A future that the loop finishes in a moment, with what `func` returns there."""
+    future: Future[object] = Future()
+    loop.call_later(0.01, lambda: future.set_result(func()))
+    return future
+
+
+def wait_until_driving(loop: Loop) -> None:
+    """Wait as a caller until this thread drives: from the second wait on, or soon after."""
+    while True:
+        found = answered(loop, threading.get_ident)
+        assert loop.wait_for(found, loop.now() + PATIENCE)
+        if found.result() == threading.get_ident():
+            return
+
+
+def test_a_caller_who_waits_drives(loop: Loop) -> None:
+    """What it waits for is done on its own thread; the loop's thread stands by."""
+    wait_until_driving(loop)
+    assert not loop.is_here
+
+
+def test_the_loops_thread_drives_again_when_nobody_waits(loop: Loop) -> None:
+    """What is due, or is handed over, after a caller has gone is done all the same."""
+    wait_until_driving(loop)
+    due, called = threading.Event(), threading.Event()
+    loop.call_later(0, due.set)
+    assert due.wait(PATIENCE)
+    wait_until_driving(loop)
+    loop.call(called.set)
+    assert called.wait(PATIENCE)
+
+
+def test_descriptors_are_read_when_nobody_waits(loop: Loop) -> None:
+    """A socket that becomes readable right after a caller has gone is read soon."""
+    read, write = os.pipe()
+    got = threading.Event()
+    loop.call(loop.watch, read, lambda: (os.read(read, 10), got.set()))
+    wait_until_driving(loop)
+    os.write(write, b"x")
+    assert got.wait(PATIENCE)
+    stopped: Future[None] = Future()
+    loop.call(lambda: (loop.unwatch(read), stopped.set_result(None)))
+    stopped.result(PATIENCE)
+    os.close(read)
+    os.close(write)
+
+
+def test_many_callers_wait_at_once(loop: Loop) -> None:
+    """One of them drives for all; when its answer is there another goes on, and each gets its own."""
+    wrong: list[object] = []
+
+    def wait(number: int) -> None:
+        for n in range(50):
+            future: Future[object] = Future()
+            loop.call_later(0.001 * (number % 5), future.set_result, (number, n))
+            if not loop.wait_for(future, loop.now() + PATIENCE) or future.result() != (number, n):
+                wrong.append((number, n))
+
+    threads = [threading.Thread(target=wait, args=(n,)) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert not wrong
+
+
+def test_a_wait_ends_at_its_time(loop: Loop) -> None:
+    """Whoever drives, and for whatever others still wait."""
+    never: Future[object] = Future()
+    wait_until_driving(loop)
+    began = loop.now()
+    assert not loop.wait_for(never, began + 0.05)
+    assert loop.now() >= began + 0.05
+    other = threading.Thread(target=loop.wait_for, args=(never, loop.now() + PATIENCE))
+    other.start()
+    assert not loop.wait_for(never, loop.now() + 0.05)
+    never.set_result(None)  # On this thread: the other one is asleep in the loop, perhaps.
+    other.join(PATIENCE)
+    assert not other.is_alive()
+
+
+def test_a_caller_may_drive_before_it_waits(loop: Loop) -> None:
+    """Then what it hands over is done when it waits, by itself, and what others hand over too."""
+    wait_until_driving(loop)
+    while not loop.take_turn():
+        pass
+    try:
+        assert loop.is_here
+        assert not loop.take_turn()
+        ran: list[int] = []
+        done: Future[object] = Future()
+        loop.call(lambda: ran.append(threading.get_ident()))
+        other = threading.Thread(target=loop.call, args=(done.set_result, None))
+        other.start()
+        other.join()
+        assert not ran
+        assert loop.wait_for(done, loop.now() + PATIENCE)
+        assert ran == [threading.get_ident()]
+    finally:
+        loop.give_turn()
+    assert not loop.is_here
+
+
+def test_what_was_handed_over_is_done_if_the_caller_does_not_wait(loop: Loop) -> None:
+    """It has taken the turn, and given it back without waiting."""
+    wait_until_driving(loop)
+    while not loop.take_turn():
+        pass
+    done = threading.Event()
+    loop.call(done.set)
+    loop.give_turn()
+    assert done.wait(PATIENCE)
+
+
+def test_a_thread_that_is_away_comes_back(loop: Loop) -> None:
+    """What has gathered meanwhile is done when it does; the loop's thread does not come between."""
+    wait_until_driving(loop)
+    for _ in range(200):
+        while not loop.take_turn():
+            pass
+        ran: list[int] = []
+        loop.go_away()
+        assert not loop.is_here
+        loop.call(lambda: ran.append(threading.get_ident()))  # noqa: B023  # it runs in this round
+        if loop.come_back():
+            loop.step()
+            assert ran == [threading.get_ident()]
+            loop.give_turn()
+            return
+    pytest.fail("in 200 tries another thread took the turn each time")
+
+
+def test_a_thread_that_is_away_for_long_is_replaced(loop: Loop) -> None:
+    """What others hand over is done by the loop's thread then; the one that was away finds that out."""
+    wait_until_driving(loop)
+    while not loop.take_turn():
+        pass
+    loop.go_away()
+    done = threading.Event()
+    loop.call(done.set)
+    assert done.wait(PATIENCE)  # Nobody else could do it: this thread does something else.
+    assert not loop.come_back()
+    assert loop.wait_for(answered(loop), loop.now() + PATIENCE)
+
+
+def test_a_thread_that_is_away_may_wait(loop: Loop) -> None:
+    """A handler's own call: it drives for that, and is away again afterwards."""
+    wait_until_driving(loop)
+    while not loop.take_turn():
+        pass
+    loop.go_away()
+    assert loop.wait_for(answered(loop), loop.now() + PATIENCE)
+    assert not loop.is_here
+    if loop.come_back():  # Otherwise the loop's thread came first.
+        loop.give_turn()
+
+
+def test_a_thread_that_waits_for_work_is_woken_by_others(loop: Loop) -> None:
+    """It sleeps in the loop; whoever wakes it from outside needs no descriptor for that."""
+    ready = threading.Lock()
+    ready.acquire()
+    woken: list[bool] = []
+
+    def work() -> None:
+        for _ in range(20):
+            while not ready.acquire(blocking=False):
+                loop.wait(ready, FOREVER)
+                if not ready.locked():
+                    break
+                woken.append(True)
+                break
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    end = time.monotonic() + PATIENCE
+    while worker.is_alive() and time.monotonic() < end:
+        loop.wake(ready)
+    worker.join(PATIENCE)
+    assert not worker.is_alive()
+
+
+def test_context_variables_of_a_caller_are_not_seen(loop: Loop) -> None:
+    """What a caller drives is not part of its request."""
+    name: contextvars.ContextVar[str] = contextvars.ContextVar("name", default="nobody")
+    name.set("caller")
+    wait_until_driving(loop)
+    found = answered(loop, name.get)
+    assert loop.wait_for(found, loop.now() + PATIENCE)
+    assert found.result() == "nobody"
+
+
+def test_close_while_a_caller_drives() -> None:
+    """The caller hears of it in its own way, and the loop ends."""
+    loop = Loop("test-loop")
+    wait_until_driving(loop)
+    never: Future[object] = Future()
+    waits = threading.Thread(target=loop.wait_for, args=(never, loop.now() + PATIENCE))
+    waits.start()
+    loop.close()
+    assert loop.closed
+    never.set_result(None)
+    waits.join(PATIENCE)
+    assert not waits.is_alive()
+
+
+def test_close_while_the_driving_thread_is_away() -> None:
+    """The loop does not wait for its return."""
+    loop = Loop("test-loop")
+    wait_until_driving(loop)
+    while not loop.take_turn():
+        pass
+    loop.go_away()
+    closing = threading.Thread(target=loop.close)
+    closing.start()
+    closing.join(PATIENCE)
+    assert loop.closed
+    assert not loop.come_back()
+
+
+def test_fork_while_a_caller_drives() -> None:
+    """The child's loop starts clean, and works; the parent's caller goes on."""
+    loop = Loop("test-loop")
+    wait_until_driving(loop)
+    future: Future[object] = Future()
+    waits = threading.Thread(target=loop.wait_for, args=(future, loop.now() + PATIENCE))
+    waits.start()
+    child = os.fork()
+    if child == 0:
+        works = loop.wait_for(answered(loop), loop.now() + PATIENCE)
+        os._exit(0 if works else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    loop.call(future.set_result, None)
+    waits.join(PATIENCE)
+    assert future.done()
+    loop.close()
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from concurrent.futures import Future
+from msgbus.drivers.toolkit.loop import Loop
+
+class Stop(Exception):
+    pass
+
+waits = False
+
+def stop(*_):
+    if waits:
+        raise Stop
+
+number = getattr(signal, sys.argv[1])
+signal.signal(number, stop)
+parent, sender = os.getpid(), os.fork()
+while sender == 0:  # Another process: a thread would get its turn mostly when this one sleeps.
+    time.sleep(0.003)
+    os.kill(parent, number)
+loop = Loop("loop")
+half_done = []
+by_main = []
+
+def work(n):  # Long enough for a signal to come in the middle of it.
+    ends = time.monotonic() + 0.0005
+    half_done.append(n)
+    while time.monotonic() < ends:
+        pass
+    half_done.remove(n)
+    if threading.current_thread() is threading.main_thread():
+        by_main.append(n)
+    loop.call_later(0, work, n + 1)
+
+loop.call(work, 0)
+stops, never = 0, Future()
+while stops < 50:
+    try:
+        waits = True
+        loop.wait_for(never, loop.now() + 60)
+    except Stop:
+        waits = False
+        stops += 1
+os.kill(sender, signal.SIGKILL)
+os.waitpid(sender, 0)
+found = Future()
+loop.call(lambda: found.set_result(len(half_done)))
+loop.wait_for(found, loop.now() + 60)
+print(len(by_main) > 10, found.result())
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGALRM"])
+def test_a_handler_of_a_signal_runs_between_two_steps(name: str) -> None:
+    """What it raises ends the main thread's wait, and nothing that the loop does is left half done."""
+    child = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, name], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert child.stderr == ""
+    assert child.stdout.split() == ["True", "0"]
+
+
+def test_handlers_are_as_before_after_a_wait(loop: Loop) -> None:
+    """Those of the program, and none of the loop's."""
+    before = signal.getsignal(signal.SIGINT)
+    wait_until_driving(loop)
+    assert signal.getsignal(signal.SIGINT) is before
