@@ -17,6 +17,7 @@ from msgbus.drivers.toolkit import descriptors
 from msgbus.drivers.toolkit.futures import fail, fail_inherited
 from msgbus.drivers.toolkit.poller import Poller
 from msgbus.drivers.toolkit.signals import HeldSignals
+from msgbus.drivers.toolkit.turn import Turn, unlock
 from msgbus.exceptions import CallCancelled, MessagingException, TransportUnavailable
 from msgbus.foreign import get_logger
 from msgbus.forking import call_in_child
@@ -25,10 +26,6 @@ LOG = get_logger(__name__)
 
 LINGER = 0.001
 """Seconds for which the thread, once it has handed out work, may wait for more before it goes to sleep."""
-STAND_BY = 0.005
-"""Seconds after which the loop's own thread drives again when others have done so, and none does any more."""
-STAND_BY_LONG = 200
-"""After so many looks that found the same driving thread asleep, the loop's own thread looks no more until called."""
 ROUNDS = 10
 """So often what was handed over is run before the loop looks at descriptors again, if each round brings more of it."""
 CLOSE_TIMEOUT = 2.0
@@ -94,15 +91,7 @@ class Loop:
         self.batch = 0
         self._context = Context()
         self._signals = HeldSignals(self._on_signal)
-        # Who drives.
-        self._turn = threading.Lock()  # held by the thread that does
-        self._driving: int | None = None
-        self._turns = 0  # how often a caller has taken the turn
-        self._waiting: dict[int, threading.Lock] = {}  # callers who would take it, by thread
-        self._called = threading.Lock()  # released to call the thread back from standing by
-        self._called.acquire()
-        self._sleeps = False  # standing by until it is called
-        self._away = False  # the driving thread does something else, and will come back
+        self._turn = Turn()
 
     def _forked(self) -> None:
         """In a forked child: all of it is the parent's, whose threads may hold its lock."""
@@ -123,7 +112,7 @@ class Loop:
     @property
     def is_here(self) -> bool:
         """Whether this thread drives the loop now."""
-        return self._driving == get_ident() and not self._away
+        return self._turn.is_mine
 
     @property
     def started(self) -> bool:
@@ -220,16 +209,15 @@ class Loop:
             if self.closed or self._poller is None:
                 return
             self.awake = True
-            if not self._turn.locked():
-                self._call_thread()
+            if self._turn.is_free:
+                self._turn.call_thread()
                 return
             try:
                 self._poller.wake()
             except OSError as exc:
                 # Who drives sleeps where nobody can wake it. Another thread ends in time what can only fail now.
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._turn = threading.Lock()
-                self._driving = None
+                self._turn.end()
                 try:
                     thread.start()
                     self._thread = thread
@@ -290,17 +278,15 @@ class Loop:
         Raises:
             BaseException: what a handler of a signal raises.
         """
-        if self._turn.locked() or not self._may_be_driven:
+        if not self._turn.is_free or not self._may_be_driven:
             return False
         is_main = get_ident() == threading.main_thread().ident
         if is_main:
             self._signals.hold()
-        if not self._turn.acquire(blocking=False):
+        if not self._turn.take():
             if is_main:
                 self._signals.release()
             return False
-        self._driving = get_ident()
-        self._turns += 1
         self.awake = True
         return True
 
@@ -322,21 +308,11 @@ class Loop:
         What others hand over, and what this thread writes, waits until then. If it takes longer than ``STAND_BY``, the
         loop's own thread takes the turn away.
         """
-        if self._driving == get_ident():
-            self._away = True
-            if self._sleeps:
-                self._call_thread()
+        self._turn.go_away()
 
     def come_back(self) -> bool:
         """Drive again after `go_away`. False: another thread does meanwhile."""
-        if not self._away or self._driving != get_ident():
-            return False
-        with self._changing:
-            if self._driving != get_ident():
-                return False
-            self._away = False
-            self._turns += 1
-            return True
+        return self._turn.come_back()
 
     def step(self) -> None:
         """Do what there is to do without sleeping. On the driving thread, between two pieces of work of its own."""
@@ -349,33 +325,14 @@ class Loop:
         self._lingers = rest == LINGER
 
     def _let_go(self) -> None:
-        turn = self._turn
         self.awake = False
-        self._driving = None
-        turn.release()
+        self._turn.release()
         # Looked at after that: what is handed over from now on calls the thread.
         if self._calls or not self._may_be_driven or self.has_more():
             self.awake = True
-            self._call_thread()
-            return
-        if self._sleeps:
-            self._call_thread()
-        self._wake_waiting()
-
-    def _call_thread(self) -> None:
-        """Have the loop's own thread look who drives."""
-        _release(self._called)
-
-    def _wake_waiting(self) -> None:
-        """Wake one of the callers who wait, to drive: the one that began last, since it will drive for longest."""
-        while True:
-            try:
-                _, ready = self._waiting.popitem()
-            except KeyError:
-                return
-            if ready.locked():  # Otherwise it has been woken already, and is about to leave.
-                _release(ready)
-                return
+            self._turn.call_thread()
+        else:
+            self._turn.offer()
 
     def wait(self, ready: threading.Lock, until: float) -> None:
         """Wait until somebody releases `ready`, which is then held again; drive the loop meanwhile, if nobody does.
@@ -409,8 +366,8 @@ class Loop:
 
     def wake(self, ready: threading.Lock) -> None:
         """Release what a thread waits for in `wait`, if that was not done already. Any thread."""
-        _release(ready)
-        if not self.awake and self._turn.locked():
+        unlock(ready)
+        if not self.awake and not self._turn.is_free:
             self._rouse()  # It may be the one that drives, and sleeps until there is something to read.
 
     def wait_for(self, future: Future[Any], until: float) -> bool:
@@ -428,7 +385,7 @@ class Loop:
         is_main = get_ident() == threading.main_thread().ident
         if is_main:
             self._signals.hold()  # They are not held where a handler of one of them waits.
-        while self._driving == get_ident():
+        while self.is_here:
             self._context.run(self._step, until, ready)
             if ready.acquire(blocking=False) or self.now() >= until or not self._may_be_driven:
                 return
@@ -438,14 +395,13 @@ class Loop:
 
     def _follow(self, ready: threading.Lock, until: float) -> None:
         """Wait while another thread drives, and be ready to take over."""
-        me = get_ident()
-        self._waiting[me] = ready
+        self._turn.want(ready)
         try:
             # Looked at after that: who gives the turn away from now on wakes somebody who waits.
-            if self._turn.locked() or not self._may_be_driven:
+            if not self._turn.is_free or not self._may_be_driven:
                 ready.acquire(timeout=min(max(until - self.now(), 0.0), threading.TIMEOUT_MAX))
         finally:
-            self._waiting.pop(me, None)
+            self._turn.want_no_more()
 
     def _on_signal(self) -> None:
         """A signal has come for the main thread, which drives: it may sleep."""
@@ -491,59 +447,24 @@ class Loop:
         me = threading.current_thread()
         overdue = False
         while self._thread is me:
-            if self._turn.acquire(blocking=False) or (overdue and self._take_away()):
-                self._driving = get_ident()
+            if self._turn.take() or (overdue and self._turn.take_away()):
                 self.awake = True
                 self._drive_as_thread()
                 if self.closed or self._thread is not me:
                     return
                 self._let_go()
-            overdue = self._stand_by()
+            overdue = self._turn.stand_by()
 
     def _drive_as_thread(self) -> None:
         """Drive until callers may do it, or the end. The turn is held."""
-        while self._driving == get_ident():
+        while self.is_here:
             if self._close_until is not None and self._is_done():
                 self._end()
                 return
             self._step(FOREVER)
-            if self._waiting and self._may_be_driven:
+            if self._turn.is_wanted and self._may_be_driven:
                 self._finish()
                 return
-
-    def _take_away(self) -> bool:
-        """Take the turn from a thread that does something else."""
-        with self._changing:
-            if not self._away:
-                return False
-            self._away = False
-            self._driving = get_ident()
-            return True
-
-    def _stand_by(self) -> bool:
-        """Sleep until the thread is needed, or until nobody has driven for a while.
-
-        Returns:
-            whether the thread that has the turn is away for too long.
-        """
-        looks = 0
-        while True:
-            turns = self._turns
-            if self._called.acquire(timeout=STAND_BY):
-                if self.awake and not self._turn.locked():
-                    return False
-            elif self._turns != turns:
-                looks = 0
-            elif not self._turn.locked() or self._away:
-                return self._away
-            else:
-                looks += 1
-            if looks >= STAND_BY_LONG:  # Who drives calls this thread when it stops or goes away.
-                self._sleeps = True
-                if self._turn.locked() and not self._away:
-                    self._called.acquire()
-                self._sleeps = False
-                looks = 0
 
     def _end(self) -> None:
         """The thread ends, and so does the loop."""
@@ -639,14 +560,6 @@ def _flat(call: _Call) -> tuple[Any, ...]:
 def _future_of(arg: Any) -> Future[Any] | None:
     future = getattr(arg, "sent", arg)
     return future if isinstance(future, Future) else None
-
-
-def _release(lock: threading.Lock) -> None:
-    """Release a lock, unless that was done already."""
-    try:
-        lock.release()
-    except RuntimeError:
-        pass
 
 
 def _nothing() -> None:

@@ -45,6 +45,7 @@ class HeldSignals:
         self._on_signal = on_signal
         self._handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
         self._instead = self._note
+        self._holds = False
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.pending.append(number)
@@ -52,6 +53,9 @@ class HeldSignals:
 
     def hold(self) -> None:
         """Put off what comes from now on. What has come already is handled now, and may raise; then nothing is held."""
+        if self._holds:
+            return
+        self._holds = True
         try:
             for number in SIGNALS:
                 handler = _signal.getsignal(number)
@@ -64,6 +68,7 @@ class HeldSignals:
 
     def release(self) -> None:
         """Handle what has come meanwhile, and what comes from now on as it comes. What a handler raises is raised."""
+        self._holds = False
         try:
             for number, handler in self._handlers.items():
                 if _signal.getsignal(number) is self._instead:

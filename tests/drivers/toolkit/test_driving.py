@@ -65,13 +65,19 @@ def test_descriptors_are_read_when_nobody_waits(loop: Loop) -> None:
     """A socket that becomes readable right after a caller has gone is read soon."""
     read, write = os.pipe()
     got = threading.Event()
-    loop.call(loop.watch, read, lambda: (os.read(read, 10), got.set()))
+
+    def on_read() -> None:
+        os.read(read, 10)
+        got.set()
+
+    loop.call(loop.watch, read, on_read)
     wait_until_driving(loop)
     os.write(write, b"x")
     assert got.wait(PATIENCE)
-    stopped: Future[None] = Future()
-    loop.call(lambda: (loop.unwatch(read), stopped.set_result(None)))
-    stopped.result(PATIENCE)
+    stopped = threading.Event()
+    loop.call(loop.unwatch, read)
+    loop.call(stopped.set)
+    assert stopped.wait(PATIENCE)
     os.close(read)
     os.close(write)
 
