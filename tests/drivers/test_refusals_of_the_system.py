@@ -123,7 +123,7 @@ def test_descriptors_that_were_closed_by_others_are_no_raw_error(url: str) -> No
 
 
 def test_a_loop_whose_descriptors_were_closed_says_so() -> None:
-    """It ends, and each call says what has happened and what to do."""
+    """It ends, and each call says what has happened and what to do; what it was to do is not done."""
     code = (
         "import os, threading\n"
         "from msgbus import TransportUnavailable\n"
@@ -134,7 +134,7 @@ def test_a_loop_whose_descriptors_were_closed_says_so() -> None:
         "os.closerange(3, 100)\n"
         "for _ in range(2):\n"
         "    try:\n"
-        "        loop.call(print)\n"
+        "        loop.call(print, 'it was refused')\n"
         "    except TransportUnavailable as exc:\n"
         "        print(exc)\n"
         "loop.close()\n"
@@ -142,6 +142,7 @@ def test_a_loop_whose_descriptors_were_closed_says_so() -> None:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("make the transport after that") == 2, ended.stdout
+    assert "it was refused" not in ended.stdout
 
 
 def test_a_loop_starts_when_there_is_a_thread_again(monkeypatch: pytest.MonkeyPatch) -> None:

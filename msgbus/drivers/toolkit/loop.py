@@ -141,11 +141,11 @@ class Loop:
         if self.closed:
             return self._was_run(handed)
         if not self.awake:
-            self._rouse()
+            self._rouse(handed)
         return True
 
     def _was_run(self, handed: _Call) -> bool:
-        """Whether a function was run that was handed over while the loop ended. Otherwise it will not be."""
+        """Whether a function was run all the same, of a loop that has ended or broken. Otherwise it will not be."""
         try:
             self._calls.remove(handed)
         except ValueError:
@@ -203,8 +203,12 @@ class Loop:
                 raise TransportUnavailable(descriptors.not_started(self._name, exc)) from exc
             self._thread = thread
 
-    def _rouse(self) -> None:
-        """See that somebody drives."""
+    def _rouse(self, handed: _Call | None = None) -> None:
+        """See that somebody drives, and does what was handed over.
+
+        Raises:
+            TransportUnavailable: the one who drives cannot be woken, and `handed` was not done, and will not be.
+        """
         with self._changing:
             if self.closed or self._poller is None:
                 return
@@ -217,13 +221,15 @@ class Loop:
             except OSError as exc:
                 # Who drives sleeps where nobody can wake it. Another thread ends in time what can only fail now.
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                was_run = handed is not None and self._was_run(handed)
                 self._turn.end()
                 try:
                     thread.start()
                     self._thread = thread
                 except RuntimeError as no_thread:
                     LOG.error("%s", descriptors.not_started(self._name, no_thread))
-                raise self._explain(exc) from exc
+                if not was_run:
+                    raise self._explain(exc) from exc
 
     def _explain(self, exc: OSError) -> TransportUnavailable:
         return TransportUnavailable(descriptors.descriptors_closed(self._name, exc))
