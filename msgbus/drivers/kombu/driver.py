@@ -154,20 +154,16 @@ class KombuDriver(BrokerDriver):
         super()._start_clean()
         self.sessions: tuple[KombuSession, ...] = ()
         self.loop.before_sleep = self._before_sleep
-        self.loop.has_more = self._has_more
+        self.loop.write_rest = self._write
 
     def _before_sleep(self, _over: bool) -> float:
+        self._write()
+        return FOREVER
+
+    def _write(self) -> None:
         for session in self.sessions:
             if session.unwritten:
                 session.send_all()
-        return FOREVER
-
-    def _has_more(self) -> bool:
-        """Whether something was appended that no other thread writes, and that the socket would take."""
-        for session in self.sessions:  # noqa: SIM110  # a loop costs less than any(), and this runs each time
-            if session.unwritten and not session.is_full:
-                return True
-        return False
 
     # Connecting
 
