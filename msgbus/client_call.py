@@ -88,10 +88,12 @@ class ClientCall:
             MessagingException: why it will not be.
         """
         pending = self.pending
-        while not pending.ready:
+        ready = pending.ready
+        while not ready:
             left = pending.next_check() - Loop.now()
             self._lock.acquire(timeout=min(max(left, 0.0), threading.TIMEOUT_MAX))
-            if not pending.ready:
+            ready = pending.ready
+            if not ready:
                 self._check(explain)
 
     def _check(self, explain: bool) -> None:
