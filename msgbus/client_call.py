@@ -90,9 +90,11 @@ class ClientCall:
             MessagingException: why it will not be.
         """
         pending = self.pending
-        while not pending.ready:
+        ready = pending.ready
+        while not ready:
             self.transport.loop.wait(self._lock, pending.next_check())
-            if not pending.ready:
+            ready = pending.ready
+            if not ready:
                 self._check(explain)
 
     def _check(self, explain: bool) -> None:

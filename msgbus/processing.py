@@ -268,7 +268,7 @@ class Processor:
             LOG.exception("%r (call %s) raised", request.method, request.call_id)
             self._answer_error(call, exc)
         finally:
-            if not call.is_unconfirmed:
+            if call.active and not call.is_unconfirmed:
                 self.calls.deactivate(call)
 
     def _answer_error(self, call: ServerCall, exc: BaseException) -> None:

@@ -62,6 +62,7 @@ class ServerCall(RunningRequest):
         owner: what runs it. Its `on_answered` is called once.
         transport: where it came from.
         address: of the client's inbox.
+        is_call: a client waits for the answer.
         accepted: its delivery has been accepted.
         finished: its delivery and the duplicates were accepted or given back.
         duplicates: further deliveries of the same request, which wait for its outcome.
@@ -90,15 +91,11 @@ class ServerCall(RunningRequest):
         self.owner = owner
         self.transport = owner.transport
         self.address = _NOBODY if request.reply_to is None else Address("inbox", name=request.reply_to)
+        self.is_call = request.call_id is not None and request.reply_to is not None
         self._extended = request.hints is not None
         self._confirms = request.hints is not None and request.hints.confirms
-        self._last_frame = Loop.now()
+        self._last_frame = Loop.now() if self.is_call else 0.0
         self._reply_deadline = deadline  # That of the first item, while `deadline` may become that of a whole stream.
-
-    @property
-    def is_call(self) -> bool:
-        """Whether a client waits for the answer."""
-        return self.request.call_id is not None and self.request.reply_to is not None
 
     @property
     def is_unconfirmed(self) -> bool:
@@ -289,6 +286,8 @@ def time_left(request: Request, delivery: Delivery) -> float | None:
     clocks differ, so that alone never lets a request expire. How long this process has had it is known.
     """
     hints, ttl = request.hints, delivery.message.ttl
+    if ttl is None and (hints is None or hints.ttl is None):
+        return None
     here = Loop.now() - delivery.arrived
     if hints is None or hints.ttl is None:
         return None if ttl is None else ttl - here

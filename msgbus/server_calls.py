@@ -33,25 +33,20 @@ class Seen(enum.Enum):
 
 
 class DedupCache:
-    """The ids of the last requests that are done. Not thread-safe."""
+    """The ids of the last requests that are done. Not thread-safe.
+
+    Attributes:
+        ids: each with whether its client is known to have the answer.
+    """
 
     def __init__(self) -> None:
-        self._done: OrderedDict[str, bool] = OrderedDict()  # whether the client is known to have the answer
-
-    def has(self, unique_id: str, *, again: bool) -> bool:
-        """Whether a request was done. One that is sent `again` counts as new, unless its client has the answer."""
-        confirmed = self._done.get(unique_id)
-        return confirmed is not None and (confirmed or not again)
-
-    def discard(self, unique_id: str) -> None:
-        """Forget a request."""
-        self._done.pop(unique_id, None)
+        self.ids: OrderedDict[str, bool] = OrderedDict()
 
     def add(self, unique_id: str, confirmed: bool) -> None:
         """Remember a request that is done."""
-        self._done[unique_id] = confirmed
-        if len(self._done) > REMEMBERED_IDS:
-            self._done.popitem(last=False)
+        self.ids[unique_id] = confirmed
+        if len(self.ids) > REMEMBERED_IDS:
+            self.ids.popitem(last=False)
 
 
 class ServerCalls:
@@ -88,10 +83,11 @@ class ServerCalls:
                 if first is not None:
                     first.duplicates = (*first.duplicates, call.delivery)
                     return Seen.UNFINISHED
-                if self.done.has(unique_id, again=again):
-                    return Seen.DONE
-                if again:
-                    self.done.discard(unique_id)
+                done = self.done.ids
+                if unique_id in done:
+                    if done[unique_id] or not again:
+                        return Seen.DONE
+                    del done[unique_id]
                 self._by_request_id[unique_id] = call
         self._unfinished.add(call)
         return Seen.NEW

@@ -472,7 +472,7 @@ OTHERS = (
         "remembers_without_limit",
         "Each server remembers the ids of the last 10,000 requests (delivery, duplicates).",
         "server_calls.py",
-        "if len(self._done) > REMEMBERED_IDS:",
+        "if len(self.ids) > REMEMBERED_IDS:",
         "if False:",
         "core/test_server.py::test_memory_of_requests_is_bounded",
     ),

@@ -20,7 +20,7 @@ from oslo_config import cfg
 
 from msgbus.drivers.base import Address, Capability, import_library
 from msgbus.drivers.toolkit.broker import BrokerDriver
-from msgbus.drivers.toolkit.loop import FOREVER, Loop
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.toolkit.session import Line
 from msgbus.drivers.toolkit.tls import check_tls_files
 from msgbus.options import connection_opts, hosts_of, read_driver_options
@@ -153,21 +153,12 @@ class KombuDriver(BrokerDriver):
 
         super()._start_clean()
         self.sessions: tuple[KombuSession, ...] = ()
-        self.loop.before_sleep = self._before_sleep
-        self.loop.has_more = self._has_more
+        self.loop.write_rest = self._write
 
-    def _before_sleep(self, _over: bool) -> float:
+    def _write(self) -> None:
         for session in self.sessions:
             if session.unwritten:
                 session.send_all()
-        return FOREVER
-
-    def _has_more(self) -> bool:
-        """Whether something was appended that no other thread writes, and that the socket would take."""
-        for session in self.sessions:  # noqa: SIM110  # a loop costs less than any(), and this runs each time
-            if session.unwritten and not session.is_full:
-                return True
-        return False
 
     # Connecting
 

@@ -237,11 +237,6 @@ class KombuSession(Session):
         if self._socket is not None:
             self.loop.watch(self._fd, self._on_event, write=True)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether the socket takes no more at present, or never will; then nothing is to be written."""
-        return bool(self._unsent) or self._socket is None
-
     def _go_on_writing(self) -> None:
         with self._writing:
             data, self._unsent = self._unsent, b""

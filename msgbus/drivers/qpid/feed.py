@@ -20,8 +20,6 @@ LOG = get_logger(__name__)
 
 INBOX_CREDIT = 1000
 """How many messages may be on their way to an inbox; each that comes makes room for another."""
-# What is dropped is accepted: Qpid would move what is rejected to a queue for dead letters, if it has one.
-_OUTCOMES = {Outcome.ACCEPT: ACCEPTED, Outcome.DROP: ACCEPTED, Outcome.REQUEUE: MODIFIED}
 
 
 class QpidFeed(ReceivingLink, Feed):
@@ -84,7 +82,10 @@ class QpidFeed(ReceivingLink, Feed):
     def _settle(self, tag: int, outcome: Outcome) -> None:
         if not self._alive or (delivery := self._open.pop(tag, None)) is None:
             return
-        settle(delivery, _OUTCOMES[outcome], failed=outcome is Outcome.REQUEUE)
+        if outcome is Outcome.REQUEUE:
+            settle(delivery, MODIFIED, failed=True)
+        else:  # Also what is dropped: Qpid would move what is rejected to a queue for dead letters, if it has one.
+            settle(delivery, ACCEPTED)
         if not self._draining:
             self.flow(1)
 

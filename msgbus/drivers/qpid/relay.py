@@ -177,10 +177,11 @@ class Relay(SendingLink):
             self._alone = False
             self._suspects.discard(outgoing.address)
             self._session.driver.loop.call(self._session.driver.sender.go_on)
-        name, where = self._session.driver.name(), outgoing.address
         if outcome == ACCEPTED:
             outgoing.confirmed()
-        elif condition is not None:
+            return
+        name, where = self._session.driver.name(), outgoing.address
+        if condition is not None:
             self._on_rejected(outgoing, condition)
         elif outcome:
             outgoing.blocked(f"{name} gave a message to {where} back")

@@ -57,8 +57,8 @@ class Loop:
     Attributes:
         before_sleep: called when all there was is done, to write what has gathered; with True when lingering has
             brought nothing. It returns for how many seconds the thread may wait for more: 0, ``LINGER`` or ``FOREVER``.
-        has_more: called right before the thread sleeps, when others know that it does: whether something was left for
-            it that nobody else will do.
+        write_rest: called after that, when others know that the thread sleeps and write themselves: to write what they
+            have left to it until then. None where others never write.
         awake: `before_sleep` will be called before the thread sleeps.
         closed: the thread has ended.
         batch: grows with each batch of what was handed over: all in it was handed over before the batch began.
@@ -71,7 +71,7 @@ class Loop:
         """Make a loop that does not run yet; `name` is its thread's."""
         self._name = name
         self.before_sleep: Callable[[bool], float] = lambda _over: FOREVER
-        self.has_more: Callable[[], bool] = lambda: False
+        self.write_rest: Callable[[], None] | None = None
         self._keeps_thread = False
         self._start_clean()
         call_in_child(self._forked)
@@ -332,9 +332,11 @@ class Loop:
 
     def _let_go(self) -> None:
         self.awake = False
+        if self.write_rest is not None:
+            self._guard(self.write_rest)
         self._turn.release()
         # Looked at after that: what is handed over from now on calls the thread.
-        if self._calls or not self._may_be_driven or self.has_more():
+        if self._calls or not self._may_be_driven:
             self.awake = True
             self._turn.call_thread()
         else:
@@ -502,8 +504,10 @@ class Loop:
             return  # That was what the caller waits for.
         lingers = rest == LINGER
         self._lingers, self.awake = lingers, False
+        if self.write_rest is not None:
+            self._guard(self.write_rest)
         # Looked at after that was set: what is appended from now on wakes the thread.
-        timeout = 0.0 if self._calls or not rest or self.has_more() else self._timeout(rest, until)
+        timeout = 0.0 if self._calls or not rest else self._timeout(rest, until)
         was_lost = poller.lost is not None
         readable = poller.sleep(timeout)
         if poller.lost is not None:

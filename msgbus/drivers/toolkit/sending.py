@@ -329,6 +329,9 @@ class Sender:
 
     def go_on(self) -> None:
         """Send what waits, as far as the connection takes it: after ``Offer.FULL``."""
+        with self._lock:  # Another thread may be about to have its message wait.
+            if not self._waiting:
+                return
         self._offer_all([])
 
     def _offer_all(self, outgoings: list[Outgoing]) -> None:

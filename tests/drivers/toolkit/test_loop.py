@@ -124,6 +124,41 @@ def test_lingering_ends_with_sending_what_was_held_back(loop: Loop) -> None:
     assert over.wait(PATIENCE)
 
 
+def test_what_was_left_to_the_thread_is_written_before_it_waits(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
+    """Others write themselves as soon as they see that it waits; what they left to it before that, it writes.
+
+    It does so without another turn, and goes on after an error.
+    """
+    left: list[str] = []
+    found: list[tuple[str, bool, int]] = []
+    turns = 0
+    done = threading.Event()
+
+    def before_sleep(_over: bool) -> float:
+        nonlocal turns
+        turns += 1
+        if turns == 1:
+            left.append("late")
+        return FOREVER
+
+    def write_rest() -> None:
+        while left:
+            found.append((left.pop(), loop.awake, turns))
+            done.set()
+            raise ValueError("a socket is broken")
+
+    def begin() -> None:
+        loop.before_sleep, loop.write_rest = before_sleep, write_rest
+
+    loop.call(begin)
+    assert done.wait(PATIENCE)
+    assert found == [("late", False, 1)]
+    again = threading.Event()
+    loop.call(again.set)
+    assert again.wait(PATIENCE)
+    assert "a socket is broken" in caplog.text
+
+
 def test_close_runs_what_was_handed_over_before() -> None:
     """Then the thread ends and gives its descriptors back; afterwards nothing is run, and nothing fails."""
     before = len(os.listdir("/proc/self/fd"))
