@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from msgbus.drivers.base import Address, Message, Sent
+from msgbus.drivers.toolkit.futures import LightFuture
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import encode_control
 from msgbus.exceptions import MessageDeliveryFailure, MessageUndeliverable, TransportBlocked, TransportUnavailable
@@ -181,7 +182,7 @@ def server_named_by(address: Address) -> Address | None:
 
 def or_else(sent: Future[Sent], send_to_fallback: Callable[[], Future[Sent]]) -> Future[Sent]:
     """The outcome of a sending, or of another one if the first was undeliverable."""
-    outcome: Future[Sent] = Future()
+    outcome: Future[Sent] = LightFuture()
 
     def on_sent(first: Future[Sent]) -> None:
         error = first.exception()

@@ -18,6 +18,7 @@ from msgbus.drivers.base import (
     Sent,
 )
 from msgbus.drivers.registry import load_driver_class
+from msgbus.drivers.toolkit.futures import LightFuture
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import (
     CallCancelled,
@@ -314,7 +315,7 @@ class Transport:
             TransportUnavailable: nobody said what has become of it: it may have been delivered.
             MessagingException: why it was not taken.
         """
-        repeated: Future[BaseException | None] | None = Future() if repeat else None
+        repeated: Future[BaseException | None] | None = LightFuture() if repeat else None
         drives = self.loop.take_turn()
         try:
             sent = self.send(

@@ -22,7 +22,7 @@ from msgbus.drivers.base import (
     Subscription,
 )
 from msgbus.drivers.fake.bus import Reader, get_bus
-from msgbus.drivers.toolkit.futures import done, failed
+from msgbus.drivers.toolkit.futures import LightFuture, done, failed
 from msgbus.drivers.toolkit.loop import FOREVER, Loop
 from msgbus.exceptions import CallCancelled, MessageTooLarge, MessageUndeliverable
 from msgbus.forking import call_in_child
@@ -114,7 +114,7 @@ class FakeDriver(Driver):
         if size > limit:
             text = f"a message of {size} bytes to {address}; {self.state} takes at most {limit} bytes"
             return failed(MessageTooLarge(text))
-        sent: Future[Sent] = Future()
+        sent: Future[Sent] = LightFuture()
         self._sends.add(sent)
         self.bus.send(address, message, mandatory, sent)
         return sent

@@ -3,10 +3,122 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
-from typing import Any
+from concurrent.futures._base import CANCELLED, FINISHED, PENDING
+from typing import Any, TypeVar
 
 from msgbus.exceptions import CallCancelled
+from msgbus.foreign import get_logger
+
+LOG = get_logger(__name__)
+
+T = TypeVar("T")
+
+
+_making = threading.Lock()
+
+
+class LightFuture(Future[T]):
+    """A future that costs little while nobody waits for it in `result`, which is so for nearly every message.
+
+    It can be used like any other. What differs is how it works: one single step of the interpreter says who finishes
+    it, and the condition on which threads wait is made when the first one does.
+    """
+
+    def __init__(self) -> None:
+        # Instead of that of the base class, which makes a condition.
+        self._state = PENDING
+        self._result: T | None = None
+        self._exception: BaseException | None = None
+        self._waiters: list[Any] = []  # of `concurrent.futures.wait`; used while the condition is held
+        self._done_callbacks: list[Callable[[Future[T]], object]] = []
+        self._unfinished = [True]  # taken out by whoever finishes it
+        self._made: threading.Condition | None = None
+
+    @property
+    def _condition(self) -> threading.Condition:
+        """What the base class and `concurrent.futures.wait` hold while they look at the state, and wait on."""
+        with _making:
+            if self._made is None:
+                self._made = threading.Condition()
+            return self._made
+
+    @_condition.setter
+    def _condition(self, condition: threading.Condition) -> None:
+        self._made = condition
+
+    def set_result(self, result: T) -> None:
+        self._take()
+        self._result = result
+        self._finish(FINISHED)
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        self._take()
+        self._exception = exception
+        self._finish(FINISHED)
+
+    def cancel(self) -> bool:
+        try:
+            self._unfinished.pop()
+        except IndexError:
+            return self._state == CANCELLED
+        self._finish(CANCELLED)
+        return True
+
+    def _take(self) -> None:
+        """Be the one that finishes it."""
+        try:
+            self._unfinished.pop()
+        except IndexError:
+            raise InvalidStateError(f"{self._state}: {self!r}") from None
+
+    def _finish(self, state: str) -> None:
+        self._state = state
+        # Looked at after that was set: a thread that makes the condition from now on finds it done.
+        if self._made is not None:
+            with self._made:
+                for waiter in self._waiters:
+                    if self._exception is None:
+                        waiter.add_result(self)
+                    else:
+                        waiter.add_exception(self)
+                self._made.notify_all()
+        self._call_back()
+
+    def _call_back(self) -> None:
+        """Call what was to be called when it is done. Each is called once, whoever gets here."""
+        callbacks = self._done_callbacks
+        while callbacks:
+            try:
+                callback = callbacks.pop(0)
+            except IndexError:
+                return
+            try:
+                callback(self)
+            except Exception:
+                LOG.exception("a callback of a future raised")
+
+    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
+        self._done_callbacks.append(fn)
+        if self._state != PENDING:
+            self._call_back()
+
+    def done(self) -> bool:
+        return self._state != PENDING
+
+    def result(self, timeout: float | None = None) -> T:
+        if self._state != FINISHED:
+            return super().result(timeout)
+        if self._exception is not None:
+            try:
+                raise self._exception
+            finally:
+                del self  # The exception's traceback refers to this frame.
+        return self._result  # type: ignore[return-value]
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        return self._exception if self._state == FINISHED else super().exception(timeout)
 
 
 def finish(future: Future[Any], value: Any = None) -> None:
@@ -27,14 +139,14 @@ def fail(future: Future[Any], error: BaseException) -> None:
 
 def failed(error: BaseException) -> Future[Any]:
     """A future that has failed."""
-    future: Future[Any] = Future()
+    future: Future[Any] = LightFuture()
     future.set_exception(error)
     return future
 
 
 def done(value: Any = None) -> Future[Any]:
     """A future that has a result."""
-    future: Future[Any] = Future()
+    future: Future[Any] = LightFuture()
     future.set_result(value)
     return future
 

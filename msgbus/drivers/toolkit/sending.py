@@ -14,7 +14,7 @@ from functools import partial
 from typing import Protocol
 
 from msgbus.drivers.base import Address, Message, Sent
-from msgbus.drivers.toolkit.futures import fail, finish
+from msgbus.drivers.toolkit.futures import LightFuture, fail, finish
 from msgbus.drivers.toolkit.loop import FOREVER, Loop
 from msgbus.exceptions import (
     MessageDeliveryFailure,
@@ -143,7 +143,7 @@ class Outgoing:
         self.address = address
         self.message = message
         self.mandatory = mandatory
-        self.sent: Future[Sent] = Future()
+        self.sent: Future[Sent] = LightFuture()
         now = Loop.now()
         self.expires = FOREVER if message.ttl is None else now + message.ttl
         self.send_until = self.expires if message.send_timeout is None else now + message.send_timeout

@@ -28,7 +28,7 @@ from msgbus.drivers.base import (
     Subscription,
     import_library,
 )
-from msgbus.drivers.toolkit.futures import done, failed
+from msgbus.drivers.toolkit.futures import LightFuture, done, failed
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.toolkit.shell import DriverShell
 from msgbus.drivers.zmq.link import LinkSettings
@@ -238,7 +238,7 @@ class ZmqDriver(DriverShell):
     # The contract
 
     def send(self, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
-        sent: Future[Sent] = Future()
+        sent: Future[Sent] = LightFuture()
         error = self._check(address, message)
         if error is not None:
             sent.set_exception(error)

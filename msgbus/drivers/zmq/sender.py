@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 
 from msgbus.drivers.base import Address, Message, Sent
-from msgbus.drivers.toolkit.futures import fail
+from msgbus.drivers.toolkit.futures import LightFuture, fail
 from msgbus.drivers.toolkit.loop import FOREVER, Loop
 from msgbus.drivers.zmq import frames
 from msgbus.drivers.zmq.link import PeerLink
@@ -114,7 +114,7 @@ class ZmqSender:
 
     def reroute(self, address: Address, message: Message, redelivered: bool) -> None:
         """Find another server for a message that a subscriber of this node gives back, and whose own sender is dead."""
-        parcel = Parcel(address, message, False, Future())
+        parcel = Parcel(address, message, False, LightFuture())
         parcel.sent.set_result(Sent())
         queue = self._router.queue(address, "")
         self._number += 1
