@@ -198,6 +198,20 @@ class DeadLetter(msgspec.Struct):
     kind: str | None = None
 
 
+IDS_AT_ONCE = 256
+"""So many ids are made of one read of the operating system's random numbers, which lets go of the interpreter."""
+_ids: list[str] = []
+
+
 def new_id() -> str:
     """A fresh id for a request or a call: 32 hexadecimal digits that nobody can guess, for a reply is known by it."""
-    return os.urandom(16).hex()
+    while True:
+        try:
+            return _ids.pop()
+        except IndexError:
+            digits = os.urandom(16 * IDS_AT_ONCE).hex()
+            _ids.extend(digits[at : at + 32] for at in range(0, len(digits), 32))
+
+
+# A child would use the same as its parent.
+os.register_at_fork(after_in_child=_ids.clear)
