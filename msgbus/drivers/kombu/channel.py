@@ -11,7 +11,7 @@ from msgbus.exceptions import TransportUnavailable
 class Channel:
     """Takes the frames of one AMQP channel. Its methods are called on the loop's thread."""
 
-    number: int
+    number: int = 0
 
     def on_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
         """A method frame: its ids, and its arguments in ``buffer[at:end]``."""

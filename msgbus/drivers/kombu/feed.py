@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 LOG = get_logger(__name__)
 
+ACK_AT_ONCE = 64
+"""So many messages of an inbox are acknowledged at once, if nothing else is written that takes it along before."""
 BIND_TIMEOUT = 5.0
 """Seconds that binding a queue again may take: a node of a cluster that is cut off from the others cannot do it."""
 
@@ -45,6 +47,7 @@ class KombuFeed(Feed, Channel):
         self._alive = True
         self._unsettled: set[int] = set()
         self._last_tag = 0
+        self._unacknowledged = 0  # of an inbox
 
     def start(self) -> None:
         """Declare and consume."""
@@ -101,6 +104,7 @@ class KombuFeed(Feed, Channel):
         message = Message(body, header.content_type, header.message_id)
         if self._is_inbox:
             self._last_tag = method.tag
+            self._unacknowledged += 1
         else:
             self._unsettled.add(method.tag)
         # RabbitMQ leaves the count out at the first delivery.
@@ -108,9 +112,14 @@ class KombuFeed(Feed, Channel):
         self.source.deliver(self, method.tag, message, method.redelivered, attempts)
 
     def on_batch_end(self) -> None:
-        if self._last_tag and self._alive:
+        if not self._last_tag or not self._alive:
+            return
+        if self._unacknowledged < ACK_AT_ONCE:
+            self._session.acknowledge_later(self.number, self._last_tag)
+        else:
             self._session.write(frames.basic_ack(self.number, self._last_tag, multiple=True))
-            self._last_tag = 0
+            self._unacknowledged = 0
+        self._last_tag = 0
 
     def on_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
         if ids == frames.BASIC_CONSUME_OK:
@@ -170,6 +179,7 @@ class KombuFeed(Feed, Channel):
         """No delivery can be settled any more: RabbitMQ does not forgive a frame on a closed channel."""
         with self._lock:
             self._alive = False
+            self._session.acknowledge_no_more(self.number)
             if last_words:
                 self._session.append(last_words)
         self._session.flush()

@@ -94,6 +94,9 @@ class KombuSession(Session):
         self._fd = sock.fileno()
         self._heartbeat = float(connection.heartbeat or 0)
         self.unwritten: list[bytes] = []
+        self._acknowledged: dict[
+            int, int
+        ] = {}  # by channel, the last tag of which RabbitMQ is told with the next write
         self._unsent = b""
         self._writing = threading.Lock()
         self._buffer = b""
@@ -195,6 +198,23 @@ class KombuSession(Session):
         """Have `data` written by the next `flush`. The caller may hold a lock that orders it."""
         self.unwritten.append(data)
 
+    def acknowledge_later(self, channel: int, tag: int) -> None:
+        """Acknowledge all up to `tag` with what is written next, or within ``TICK``. On the loop's thread."""
+        self._acknowledged[channel] = tag
+
+    def _add_acknowledgements(self) -> None:
+        """Put them before what is written: it may end with the close of their channel."""
+        while self._acknowledged:
+            try:
+                channel, tag = self._acknowledged.popitem()
+            except KeyError:
+                return  # The channel has been closed.
+            self.unwritten.insert(0, frames.basic_ack(channel, tag, multiple=True))
+
+    def acknowledge_no_more(self, channel: int) -> None:
+        """The channel is being closed. Any thread."""
+        self._acknowledged.pop(channel, None)
+
     def flush(self) -> None:
         """Have what has gathered written: by the loop if it is awake, else by this thread."""
         if not self.loop.awake:
@@ -209,6 +229,7 @@ class KombuSession(Session):
             try:
                 if self._unsent or self._socket is None:
                     return  # The socket takes no more at present; the loop goes on when it does.
+                self._add_acknowledgements()
                 count = len(out)
                 data = out[0] if count == 1 else b"".join(out[:count])
                 del out[:count]
@@ -361,6 +382,8 @@ class KombuSession(Session):
             return
         self.loop.call_later(TICK, self._tick)
         now = self.loop.now()
+        if self._acknowledged:
+            self.write(b"")
         if self._heartbeat:
             if now - self._last_write >= self._heartbeat / 2:
                 self.write(frames.heartbeat)
