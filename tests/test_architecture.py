@@ -8,12 +8,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from typing import NamedTuple
 
 import pytest
 
 import msgbus
 from msgbus.drivers.base import PUBLIC
+from msgbus.drivers.registry import DRIVERS as DRIVERS_GROUP
 from tests.support import ROOT
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
@@ -285,10 +287,38 @@ def test_the_command_and_the_suite_use_public_names(room: str, allowed: dict[str
 
 # The doors of the drivers
 
+LIBRARIES = {"amqp", "cproton", "kombu", "nats", "proton", "redis", "scramp", "vine", "zmq"}
+"""What speaks to message systems."""
+DOORS = [
+    module
+    for module in MODULES
+    if (module.startswith("msgbus.drivers.") and module.count(".") == 2) or module.startswith("msgbus.drivers.toolkit.")
+]
+"""What anybody imports of a driver, and all that third parties import of the toolkit."""
 
-@pytest.mark.parametrize("driver", DRIVERS)
-def test_importing_a_driver_imports_no_driver_library(driver: str) -> None:
-    """`msgbus drivers` and the sample configuration load every driver: none needs its library for that."""
-    code = f"import sys, msgbus.drivers.{driver}; print(*(name.partition('.')[0] for name in sys.modules))"
+
+def imported_by(module: str) -> set[str]:
+    """The packages outside the standard library that are imported with a module, in a process of its own."""
+    code = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert {"amqp", "cproton", "kombu", "proton", "redis", "zmq"} & set(run.stdout.split()) == set()
+    return set(run.stdout.split()) - sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("module", DOORS)
+def test_importing_a_driver_imports_no_driver_library(module: str) -> None:
+    """`msgbus drivers` and the sample configuration load every driver: none needs its library for that."""
+    assert imported_by(module) & LIBRARIES == set()
+
+
+def test_importing_msgbus_imports_one_library() -> None:
+    """A program that imports msgbus waits for the codec alone: no driver, and no configuration."""
+    # typing_extensions: msgspec imports that where it is installed. The rest is how an editable package is found.
+    found = {name for name in imported_by("msgbus") if not name.startswith(("_", "sitecustomize", "coverage"))}
+    assert found - {"typing_extensions"} == {"msgbus", "msgspec"}
+
+
+def test_all_drivers_are_among_the_doors() -> None:
+    """None is forgotten: each of ours has its folder or file, and those that `msgbus` brings are among them."""
+    ours = {point.module for point in entry_points(group=DRIVERS_GROUP) if point.module.startswith("msgbus.")}
+    assert ours == {f"msgbus.drivers.{driver}" for driver in DRIVERS}
+    assert ours | {"msgbus.drivers.toolkit"} <= set(DOORS)
