@@ -41,6 +41,7 @@ CLI = {
     "msgbus.foreign.text_of": "likewise",
     "msgbus.foreign.traceback_of": "likewise",
     "msgbus.encoding.decode_request": "shows the request of a dead letter",
+    "msgbus.message.POLICIES": "the values of --delivery",
     "msgbus.values.JSON_VALUES": "prints values as JSON",
     "msgbus.values.is_plain": "likewise",
 }
@@ -222,6 +223,43 @@ def test_the_page_names_each_file_of_the_drivers() -> None:
     cells = re.findall(r"^\| ((?:`[\w/]+\.py`(?:, )?)+) \|", PAGE, re.MULTILINE)
     named = [name for cell in cells for name in re.findall(r"`(.*?)`", cell)]
     assert sorted(name for name in named if not name.startswith("toolkit/")) == sorted(there)
+
+
+def defined_in(path: pathlib.Path) -> set[str]:
+    """The names that a module defines, and ``Class.name`` of those in its classes."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        names = names_of(node)
+        found |= names
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{name}" for inner in node.body for name in names_of(inner)}
+    return found
+
+
+def names_of(node: ast.stmt) -> set[str]:
+    """What a statement defines."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {node.name}
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return {inner.id for target in targets for inner in ast.walk(target) if isinstance(inner, ast.Name)}
+
+
+def test_the_page_says_where_to_change_what() -> None:
+    """Each name in that table is in the file before it; so the table moves with the code."""
+    section = PAGE.partition("## Where to change what")[2].partition("\n## ")[0]
+    folders = (ROOT / "msgbus", ROOT / "msgbus" / "drivers")
+    missing, checked = [], 0
+    for cell in re.findall(r"(?<=\|)[^|\n]+(?=\|)", section):
+        file, names = "", set[str]()
+        for word in re.findall(r"`(.+?)`", cell):
+            if word.endswith(".py"):
+                found = [folder / word for folder in folders if (folder / word).exists()]
+                file, names = word, defined_in(found[0]) if found else set()
+            elif word not in names:
+                missing.append(f"{word} in {file or 'no file'}")
+            checked += 1
+    assert missing == []
+    assert checked > 50
 
 
 def strays(imports: list[Import], rooms: dict[str, str], arrows: set[tuple[str, str]]) -> list[str]:
