@@ -323,6 +323,29 @@ def test_the_command_and_the_suite_use_public_names(room: str, allowed: dict[str
     assert used == set(allowed)
 
 
+# The one clock
+
+OWN_CLOCKS = ("msgbus.cli.", "msgbus.conformance.")
+"""They measure what they show, and decide nothing that msgbus waits for."""
+
+
+def test_one_module_reads_a_clock() -> None:
+    """All others ask `Loop.now`: tests of services replace the functions of `time`, and a loop may have another clock.
+
+    The wall clock, `time.time`, is another matter: it is for what other processes read.
+    """
+    clocks = {"monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "process_time", "clock_gettime"}
+    found = {
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for module, path in MODULES.items()
+        if not module.startswith(OWN_CLOCKS)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.Attribute) and node.attr in clocks)
+        or (isinstance(node, ast.ImportFrom) and node.module == "time")
+    }
+    assert {place.partition(":")[0] for place in found} == {"msgbus/drivers/toolkit/loop.py"}, "\n".join(sorted(found))
+
+
 # The doors of the drivers
 
 LIBRARIES = {"amqp", "cproton", "kombu", "nats", "proton", "redis", "scramp", "vine", "zmq"}
