@@ -7,7 +7,7 @@ import math
 import time
 from concurrent.futures import Future
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Any
 
 from msgbus.client_call import ClientCall
 from msgbus.deadline import bounded
@@ -25,7 +25,7 @@ from msgbus.exceptions import (
     TransportUnavailable,
 )
 from msgbus.foreign import get_logger
-from msgbus.message import AT_LEAST_ONCE, CONTENT_TYPES, PING_NAMESPACE, POLICIES, Hints, Request, new_id
+from msgbus.message import AT_LEAST_ONCE, CONTENT_TYPES, PING_NAMESPACE, POLICIES, Hints, Policy, Request, new_id
 from msgbus.replies import Pending, PendingAnswers, PendingCall, PendingStream
 from msgbus.sending import server_named_by
 from msgbus.serializer import NoOpSerializer, Serializer, check_serializer
@@ -35,8 +35,6 @@ from msgbus.transport import INSPECT_TIMEOUT, Transport, check_transport
 from msgbus.versions import version_is_compatible
 
 LOG = get_logger(__name__)
-
-Delivery = Literal["at_most_once", "at_least_once"]
 
 STREAM_WINDOW = 100
 """Items that a server may send ahead of what the client has taken."""
@@ -95,7 +93,7 @@ class RPCClient:
         version_cap: str | None = None,
         serializer: Serializer | None = None,
         call_monitor_timeout: float | None = None,
-        delivery: Delivery | None = None,
+        delivery: Policy | None = None,
     ) -> None:
         check_transport(transport, "client")
         self.transport = transport
@@ -120,7 +118,7 @@ class RPCClient:
                 version_is_compatible(version, version)
         policy = self.delivery or option("rpc_delivery")
         if policy not in POLICIES:
-            raise ValueError(f"delivery is 'at_most_once' or 'at_least_once', not {policy!r}")
+            raise ValueError(f"delivery is {' or '.join(map(repr, POLICIES))}, not {policy!r}")
         self._policy: str = policy
         self._repeatable = policy == AT_LEAST_ONCE
         # If the message system may lose an answer, the server sends it until this side confirms it.
@@ -148,7 +146,7 @@ class RPCClient:
         timeout: float | None = _UNSET,
         version_cap: str | None = _UNSET,
         call_monitor_timeout: float | None = _UNSET,
-        delivery: Delivery | None = _UNSET,
+        delivery: Policy | None = _UNSET,
         deadline: float | None = _UNSET,
     ) -> RPCClient:
         """Return a client with other settings; None is a value like others, and restores the default.

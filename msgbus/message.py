@@ -24,7 +24,7 @@ confirm    the server's inbox            the answer has come
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
@@ -34,10 +34,10 @@ JSON = "application/json"
 MSGPACK = "application/msgpack"
 CONTENT_TYPES = {"json": JSON, "msgpack": MSGPACK}
 
-AT_MOST_ONCE = "at_most_once"
-AT_LEAST_ONCE = "at_least_once"
-POLICIES = (AT_MOST_ONCE, AT_LEAST_ONCE)
+Policy = Literal["at_most_once", "at_least_once"]
 """What may happen to a request when a server or a connection is lost: it is not run, or it may be run twice."""
+POLICIES: tuple[Policy, ...] = get_args(Policy)
+AT_MOST_ONCE, AT_LEAST_ONCE = POLICIES
 
 MAX_NAME = 255
 """Characters of a method's name, a namespace, an id or an inbox at the most. Message systems have names of 255 bytes,

@@ -12,6 +12,7 @@ import pytest
 from oslo_config import cfg
 
 from msgbus import configuration
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.transport import Transport, get_rpc_transport
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -66,3 +67,47 @@ def new_transport(
 ) -> Transport:
     """A transport in memory; without `url`, on a bus of its own."""
     return get_rpc_transport(new_conf(**overrides), url or new_url(), allowed_remote_exmods)
+
+
+class VirtualClock:
+    """A clock that takes the place of `Loop.now` in the whole of msgbus.
+
+    Attributes:
+        seconds: the time.
+        loop: a `Loop` that never waits for a time: where nothing else is to be done, it is that time. Threads that
+            connect are waited for: they take no time either.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = 1000.0
+        monkeypatch.setattr(Loop, "now", staticmethod(lambda: self.seconds))
+        clock = self
+
+        class VirtualLoop(Loop):
+            def _open(self) -> None:
+                super()._open()
+                self._poll = _VirtualPoll(self._poll, clock)
+
+        self.loop: type[Loop] = VirtualLoop
+
+
+class _VirtualPoll:
+    """An epoll whose time is the clock's."""
+
+    def __init__(self, poll: Any, clock: VirtualClock) -> None:
+        self._poll = poll
+        self._clock = clock
+        self.register, self.modify, self.unregister = poll.register, poll.modify, poll.unregister
+        self.close = poll.close
+
+    def poll(self, timeout: float) -> Any:
+        """What has come; nothing if nothing did, and then the time is over."""
+        if events := self._poll.poll(0.0):
+            return events
+        for thread in threading.enumerate():
+            if thread.name == "msgbus-connect":
+                thread.join()
+        if (events := self._poll.poll(0.0 if timeout >= 0 else -1)) or timeout < 0:
+            return events
+        self._clock.seconds += timeout
+        return []

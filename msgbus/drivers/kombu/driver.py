@@ -12,7 +12,7 @@ import os
 import ssl
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,7 +27,7 @@ from msgbus.options import connection_opts, hosts_of, read_driver_options
 
 if TYPE_CHECKING:
     from msgbus.drivers.kombu.session import Connection, KombuSession
-    from msgbus.drivers.kombu.topology import Topology
+    from msgbus.drivers.kombu.topology import Route, Topology
     from msgbus.url import TransportHost, TransportURL
 
 
@@ -143,7 +143,7 @@ class KombuDriver(BrokerDriver):
         )
         oslo = options.topology == "oslo"
         self.topology: Topology = topology.OsloTopology(native) if oslo else native
-        self.route = lru_cache(10_000)(self.topology.route)
+        self.route: Callable[[Address], Route] = lru_cache(10_000)(self.topology.route)
         self.capabilities = _capabilities(oslo=oslo, quorum=options.quorum_queues, hosts=len(hosts))
         super().__init__(loop, hosts)
 

@@ -8,18 +8,15 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING
 
 from msgbus.drivers.base import Message
 from msgbus.drivers.kombu import frames, questions
-from msgbus.drivers.kombu.channel import Channel
+from msgbus.drivers.kombu.channel import Channel, Wire
 from msgbus.drivers.kombu.questions import Answer, Question, explain, may_heal
+from msgbus.drivers.kombu.topology import Queue
 from msgbus.drivers.toolkit.consuming import Feed, Outcome, Source
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.foreign import get_logger
-
-if TYPE_CHECKING:
-    from msgbus.drivers.kombu.session import KombuSession
 
 LOG = get_logger(__name__)
 
@@ -34,11 +31,11 @@ class KombuFeed(Feed, Channel):
         source: of which this is the present connection's part.
     """
 
-    def __init__(self, session: KombuSession, source: Source) -> None:
+    def __init__(self, session: Wire, source: Source, queue: Queue) -> None:
         """Make it; `start` begins."""
         self.source = source
         self._session = session
-        self._queue = session.driver.topology.queue(source.address, source.unique)
+        self._queue = queue
         self._is_inbox = not source.prefetch
         self._counts = self._queue.is_quorum
         self._lock = threading.Lock()

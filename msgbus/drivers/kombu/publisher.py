@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgbus.drivers.base import Address
 from msgbus.drivers.kombu import frames, questions
-from msgbus.drivers.kombu.channel import Channel
+from msgbus.drivers.kombu.channel import Channel, Wire
 from msgbus.drivers.kombu.questions import Answer, Question, explain
 from msgbus.drivers.kombu.refusals import RENEW_AFTER, Refusals
 from msgbus.drivers.kombu.topology import Route
-from msgbus.drivers.toolkit.sending import Offer, OnDeclared, Outgoing
+from msgbus.drivers.toolkit.sending import Offer, OnDeclared, Outgoing, Sender
 from msgbus.exceptions import TransportUnavailable
 from msgbus.foreign import get_logger
-
-if TYPE_CHECKING:
-    from msgbus.drivers.kombu.session import KombuSession
 
 LOG = get_logger(__name__)
 
@@ -32,11 +30,18 @@ STALLED = 5.0
 class Publisher(Channel):
     """See the module's text. `publish` may be called on any thread, all else on the loop's."""
 
-    def __init__(self, session: KombuSession) -> None:
-        """Make it; `open` opens the channel."""
+    def __init__(self, session: Wire, route: Callable[[Address], Route], sender: Sender) -> None:
+        """Make it; `open` opens the channel.
+
+        Args:
+            session: the connection.
+            route: where a message to an address is published.
+            sender: has what is to be sent.
+        """
         self._session = session
-        self._routes = session.driver.route
-        self._refusals = Refusals(session, self._renew)
+        self._routes = route
+        self._sender = sender
+        self._refusals = Refusals(session, route, self._renew)
         self._declaring: dict[str, list[OnDeclared]] = {}
         self._opened_at = self._progress = session.loop.now()
         self._start_clean()
@@ -175,7 +180,7 @@ class Publisher(Channel):
         reason = f"{session.name()} closed the publishing channel: {explain(code, text)}"
         LOG.error("%s", reason)
         named = re.search(r"exchange '([^']*)'", text)
-        session.driver.sender.disconnected()  # Nobody publishes from now on.
+        self._sender.disconnected()  # Nobody publishes from now on.
         session.write(frames.method(self.number, frames.CHANNEL_CLOSE_OK))
         session.remove_channel(self)
         lost = [outgoing for outgoing in self._in_flight.values() if not outgoing.sent.done()]

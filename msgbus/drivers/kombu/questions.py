@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from msgbus.drivers.base import QueueInfo
 from msgbus.drivers.kombu import frames
-from msgbus.drivers.kombu.channel import Channel
+from msgbus.drivers.kombu.channel import Channel, Wire
 from msgbus.drivers.kombu.topology import Exchange, Queue, Route
 from msgbus.drivers.toolkit.futures import fail, finish
 from msgbus.exceptions import MessageUndeliverable, TransportUnavailable
-
-if TYPE_CHECKING:
-    from msgbus.drivers.kombu.session import KombuSession
 
 NOT_FOUND = 404
 """RabbitMQ's code for a queue or exchange that does not exist, or that its node does not let anybody see."""
@@ -57,7 +54,7 @@ class Question(Channel):
 
     def __init__(
         self,
-        session: KombuSession,
+        session: Wire,
         ask: Callable[[int], bytes],
         last: bytes,
         on_answer: Callable[[Answer], None],
@@ -170,7 +167,7 @@ def look_at_exchange(channel: int, exchange: Exchange) -> bytes:
 class Inspections:
     """Looks at queues for the driver's `inspect`. All who ask for one queue at the same time share the answer."""
 
-    def __init__(self, session: KombuSession) -> None:
+    def __init__(self, session: Wire) -> None:
         self._session = session
         self._asked: dict[str, list[Future[QueueInfo]]] = {}
 

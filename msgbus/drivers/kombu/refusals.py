@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 from msgbus.drivers.base import Address
 from msgbus.drivers.kombu import frames, questions
+from msgbus.drivers.kombu.channel import Wire
 from msgbus.drivers.kombu.questions import Answer, Question, explain
-from msgbus.drivers.kombu.topology import Queue
+from msgbus.drivers.kombu.topology import Queue, Route
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.toolkit.sending import Outgoing
 from msgbus.exceptions import MessageUndeliverable, MessagingException, TransportBlocked, TransportUnavailable
-
-if TYPE_CHECKING:
-    from msgbus.drivers.kombu.session import KombuSession
 
 RENEW_AFTER = 0.5
 """Seconds for which a quorum queue has to refuse a message before the channel is opened anew, and between two times."""
@@ -47,10 +44,10 @@ def _notes_of(outgoing: Outgoing) -> _Notes:
 class Refusals:
     """Asks RabbitMQ about what it did not take, and decides. On the loop's thread."""
 
-    def __init__(self, session: KombuSession, renew: Callable[[], None]) -> None:
-        """`renew` has the publishing channel opened anew."""
+    def __init__(self, session: Wire, route: Callable[[Address], Route], renew: Callable[[], None]) -> None:
+        """`route` says where a message is published, and `renew` has the publishing channel opened anew."""
         self._session = session
-        self._routes = session.driver.route
+        self._routes = route
         self._name = session.name
         self._renew = renew
         self._in_question: dict[tuple[str, Address], list[Outgoing]] = {}

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from msgbus.drivers.base import Address, QueueInfo
 from msgbus.drivers.kombu import frames
@@ -23,15 +23,14 @@ from msgbus.drivers.kombu.channel import Channel
 from msgbus.drivers.kombu.feed import KombuFeed
 from msgbus.drivers.kombu.publisher import Publisher
 from msgbus.drivers.kombu.questions import Inspections, Question
+from msgbus.drivers.kombu.topology import Route, Topology
 from msgbus.drivers.toolkit.connecting import peer_of
 from msgbus.drivers.toolkit.consuming import Source
-from msgbus.drivers.toolkit.sending import Offer, OnDeclared, Outgoing
+from msgbus.drivers.toolkit.loop import Loop
+from msgbus.drivers.toolkit.sending import Offer, OnDeclared, Outgoing, Sender
 from msgbus.drivers.toolkit.session import Line, Session
 from msgbus.exceptions import TransportUnavailable
 from msgbus.foreign import get_logger
-
-if TYPE_CHECKING:
-    from msgbus.drivers.kombu.driver import KombuDriver
 
 LOG = get_logger(__name__)
 
@@ -55,6 +54,21 @@ class Connection(Protocol):
     heartbeat: float
 
 
+class Owner(Protocol):
+    """What a session uses of its driver, which is the `KombuDriver`; that says what each of it is."""
+
+    loop: Loop
+    sender: Sender
+    sending: Line
+    sessions: tuple[KombuSession, ...]
+    topology: Topology
+    route: Callable[[Address], Route]
+    has_more_hosts: bool
+
+    def on_move(self, line: Line) -> None:
+        """A connection is given up for one to the next host."""
+
+
 class _Content:
     """A message whose frames are still coming in."""
 
@@ -70,19 +84,15 @@ class _Content:
 
 
 class KombuSession(Session):
-    """See the module's text.
+    """See the module's text, and `Wire`.
 
     Attributes:
-        driver: whose connection it is.
-        loop: the transport's.
-        line: the connections that this is one of.
-        frame_max: the largest frame, in bytes.
         unwritten: what was appended and is to be written.
     """
 
-    def __init__(self, driver: KombuDriver, line: Line, connection: Connection) -> None:
+    def __init__(self, driver: Owner, line: Line, connection: Connection) -> None:
         """Begin to use what py-amqp has opened."""
-        self.driver = driver
+        self._driver = driver
         self.loop = driver.loop
         self.line = line
         self.frame_max = connection.frame_max or 131072
@@ -103,10 +113,10 @@ class KombuSession(Session):
         self._next_channel = 1
         self._last_read = self._last_write = self._bound_at = self.loop.now()
         self._inspections = Inspections(self)
-        self._publisher = Publisher(self) if line is driver.sending else None
+        self._publisher = Publisher(self, driver.route, driver.sender) if line is driver.sending else None
 
     def start(self) -> None:
-        self.driver.sessions += (self,)
+        self._driver.sessions += (self,)
         self.loop.watch(self._fd, self._on_event)
         self.loop.call_later(TICK, self._tick)
         self.line.serve(peer_of(self._socket))
@@ -114,12 +124,10 @@ class KombuSession(Session):
             self._publisher.open()
 
     def name(self) -> str:
-        """The RabbitMQ that it is a connection to."""
         return self.line.name()
 
     @property
     def is_open(self) -> bool:
-        """Whether the connection is there."""
         return self._socket is not None
 
     def lose(self, reason: BaseException | str) -> None:
@@ -128,13 +136,8 @@ class KombuSession(Session):
             self.line.lose(reason)
 
     def move(self, reason: str) -> None:
-        """Give up a connection that lives but does not do what it should, for one to the next host.
-
-        A node of a cluster that is cut off from the others keeps its connections, and can do nothing for them. Where
-        there is only one host, nothing changes.
-        """
-        if self.driver.has_more_hosts and self._socket is not None:
-            self.driver.on_move(self.line)
+        if self._driver.has_more_hosts and self._socket is not None:
+            self._driver.on_move(self.line)
             self.line.lose(f"{reason}; the next host is tried", move=True)
 
     # What the driver wants
@@ -148,10 +151,10 @@ class KombuSession(Session):
         self._publisher.declare(address, declared)
 
     def consume(self, source: Source) -> KombuFeed:
-        return KombuFeed(self, source)
+        return KombuFeed(self, source, self._driver.topology.queue(source.address, source.unique))
 
     def remove(self, source: Source, removed: Callable[[], None]) -> None:
-        queue = self.driver.topology.queue(source.address, source.unique)
+        queue = self._driver.topology.queue(source.address, source.unique)
         if not queue.own:
             removed()
             return
@@ -159,7 +162,7 @@ class KombuSession(Session):
         Question(self, delete, frames.QUEUE_DELETE_OK, lambda _answer: removed()).start()
 
     def inspect(self, address: Address, found: Future[QueueInfo]) -> None:
-        self._inspections.start(self.driver.topology.queue(address, "").name, found)
+        self._inspections.start(self._driver.topology.queue(address, "").name, found)
 
     # The end
 
@@ -168,7 +171,7 @@ class KombuSession(Session):
         self.send_all()
 
     def let_go(self) -> None:
-        self.driver.sessions = tuple(session for session in self.driver.sessions if session is not self)
+        self._driver.sessions = tuple(session for session in self._driver.sessions if session is not self)
         self.loop.unwatch(self._fd)
         with self._writing:
             sock, self._socket = self._socket, None
@@ -187,16 +190,13 @@ class KombuSession(Session):
     # Writing
 
     def write(self, data: bytes) -> None:
-        """Write, now or together with what others write. Any thread."""
         self.unwritten.append(data)
         self.flush()
 
     def append(self, data: bytes) -> None:
-        """Have `data` written by the next `flush`. The caller may hold a lock that orders it."""
         self.unwritten.append(data)
 
     def flush(self) -> None:
-        """Have what has gathered written: by the loop if it is awake, else by this thread."""
         if not self.loop.awake:
             self.send_all()
 
@@ -390,11 +390,6 @@ class KombuSession(Session):
     # Channels
 
     def add(self, channel: Channel) -> None:
-        """Give a channel its number. It opens the channel itself. On the loop's thread.
-
-        Raises:
-            TransportUnavailable: there are too many channels already.
-        """
         if len(self._channels) >= MAX_CHANNELS:
             raise TransportUnavailable(f"{MAX_CHANNELS} channels are open on one connection")
         while self._next_channel in self._channels:
@@ -404,7 +399,6 @@ class KombuSession(Session):
         self._channels[channel.number] = channel
 
     def remove_channel(self, channel: Channel) -> None:
-        """The channel is closed. On the loop's thread."""
         if self._channels.get(channel.number) is channel:
             del self._channels[channel.number]
             self._contents.pop(channel.number, None)

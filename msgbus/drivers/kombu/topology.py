@@ -91,7 +91,9 @@ class NativeTopology:
 
     def __init__(self, *, quorum: bool, server_expires: int, queue_expires: int) -> None:
         """Keep the options: whether to use quorum queues, and after how many seconds unused queues go (0: never)."""
-        self._kept: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": _NO_LIMIT} if quorum else {}
+        self._quorum = quorum
+        # Of all queues; each kind adds when it expires.
+        self._arguments: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": _NO_LIMIT} if quorum else {}
         self._server_expires = _expires(server_expires)
         self._queue_expires = _expires(queue_expires)
 
@@ -118,7 +120,7 @@ class NativeTopology:
             InvalidTarget: the name is too long for RabbitMQ.
         """
         parts = [_escape(address.exchange), _escape(address.topic)]
-        transient = {**self._kept, **_expires(TRANSIENT_EXPIRES)}
+        transient = {**self._arguments, **_expires(TRANSIENT_EXPIRES)}
         if address.kind == "inbox":
             return Queue(address.name, DEFAULT_EXCHANGE, None, True, transient, True)
         pools = None
@@ -127,15 +129,15 @@ class NativeTopology:
             arguments = transient
         elif address.kind == "server":
             parts.append(_escape(address.server))
-            arguments = {**self._kept, **self._server_expires}
+            arguments = {**self._arguments, **self._server_expires}
         elif address.kind == "pool":
             parts += ["!pool", _escape(address.name)]
-            arguments = {**self._kept, **self._queue_expires}
-            pools = _pools(address) if self._kept else None
+            arguments = {**self._arguments, **self._queue_expires}
+            pools = _pools(address) if self._quorum else None
         elif address.kind == "dead":
-            return Queue(_dead(address), DEFAULT_EXCHANGE, None, True, dict(self._kept), False)
+            return Queue(_dead(address), DEFAULT_EXCHANGE, None, True, dict(self._arguments), False)
         else:
-            arguments = {**self._kept, **self._queue_expires}
+            arguments = {**self._arguments, **self._queue_expires}
         name = _checked("/".join(parts), address)
         return Queue(name, _exchange(address), _key(address), True, arguments, address.kind == "fanout", pools)
 

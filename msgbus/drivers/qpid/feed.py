@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgbus.drivers.base import Message
 from msgbus.drivers.qpid import topology
 from msgbus.drivers.qpid.codec import decode_message
+from msgbus.drivers.qpid.connection import Wire
 from msgbus.drivers.qpid.engine import ACCEPTED, MODIFIED, RELEASED, Condition, ReceivingLink, settle, was_aborted
 from msgbus.drivers.qpid.relay import NOT_FOUND
 from msgbus.drivers.toolkit.consuming import Feed, Outcome, Source
 from msgbus.foreign import get_logger
-
-if TYPE_CHECKING:
-    from msgbus.drivers.qpid.session import QpidSession
 
 LOG = get_logger(__name__)
 
@@ -25,7 +23,7 @@ INBOX_CREDIT = 1000
 class QpidFeed(ReceivingLink, Feed):
     """See the module's text, and `Feed`."""
 
-    def __init__(self, session: QpidSession, source: Source, where: topology.Source) -> None:
+    def __init__(self, session: Wire, source: Source, where: topology.Source) -> None:
         """Make it; `start` begins."""
         self._session = session
         self._source = source

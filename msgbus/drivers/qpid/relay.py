@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgbus.drivers.base import Address, Sent
 from msgbus.drivers.qpid import topology
 from msgbus.drivers.qpid.codec import MAX_TTL, encode_message, encode_string, encode_symbol
+from msgbus.drivers.qpid.connection import Wire
 from msgbus.drivers.qpid.engine import (
     ACCEPTED,
     REJECTED,
@@ -31,9 +32,6 @@ from msgbus.exceptions import (
     TransportUnavailable,
 )
 from msgbus.foreign import get_logger
-
-if TYPE_CHECKING:
-    from msgbus.drivers.qpid.session import QpidSession
 
 LOG = get_logger(__name__)
 
@@ -75,7 +73,7 @@ class Relay(SendingLink):
     """See the module's text. When the broker closes it, it is attached again."""
 
     def __init__(
-        self, session: QpidSession, on_change: Callable[[bool], None], on_useless: Callable[[BaseException], None]
+        self, session: Wire, on_change: Callable[[bool], None], on_useless: Callable[[BaseException], None]
     ) -> None:
         """Attach it.
 

@@ -7,10 +7,10 @@ import socket
 import ssl
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
 
 from msgbus.drivers.base import Address, QueueInfo
 from msgbus.drivers.qpid import topology
+from msgbus.drivers.qpid.connection import Owner
 from msgbus.drivers.qpid.engine import Engine, EngineError
 from msgbus.drivers.qpid.feed import QpidFeed
 from msgbus.drivers.qpid.management import NOT_FOUND, OK, Answer
@@ -24,9 +24,6 @@ from msgbus.drivers.toolkit.sending import Offer, OnDeclared, Outgoing
 from msgbus.drivers.toolkit.session import Line, Session
 from msgbus.exceptions import MessageUndeliverable, TransportUnavailable
 
-if TYPE_CHECKING:
-    from msgbus.drivers.qpid.driver import QpidDriver
-
 READ_SIZE = 1 << 16
 """Bytes; above 128 KiB the C library would map and unmap memory for every read."""
 TICK = 1.0
@@ -34,15 +31,13 @@ TICK = 1.0
 
 
 class QpidSession(Session):
-    """See the module's text.
+    """See the module's text, and `Wire`.
 
     Attributes:
-        engine: makes bytes of what is wanted, and calls the links for what has come.
-        driver: whose connection it is.
         nodes: declares and inspects.
     """
 
-    def __init__(self, driver: QpidDriver, line: Line, sock: socket.socket) -> None:
+    def __init__(self, driver: Owner, line: Line, sock: socket.socket) -> None:
         self.driver = driver
         self.engine: Engine = Engine(*driver.identity)
         self.nodes = Nodes(self.engine, driver.queue_limit)
@@ -72,7 +67,6 @@ class QpidSession(Session):
 
     @property
     def is_open(self) -> bool:
-        """Whether the connection is there."""
         return self._socket is not None
 
     def lose(self, reason: BaseException) -> None:
@@ -89,7 +83,6 @@ class QpidSession(Session):
         self._relay.declare(address, declared)
 
     def declare_node(self, source: topology.Source, declared: Callable[[str | None], None]) -> None:
-        """Make a node, and then say why it could not be made, or None."""
         if self._socket is None:
             declared("the connection is away")
         else:
