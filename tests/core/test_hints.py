@@ -142,7 +142,7 @@ def test_what_is_not_an_endpoint_is_refused(endpoint: Any) -> None:
         ("contrl", "x", UnsupportedVersion, "did you mean the namespace 'control'?"),
         ("zzz", "wipe", UnsupportedVersion, "did you mean the namespace 'admin'?"),
         ("zzz", "x", UnsupportedVersion, "no endpoint has the namespace 'zzz'. attempted method: x"),
-        (None, "wipe", NoSuchMethod, "the namespace 'admin' may be meant"),
+        (None, "wipe", NoSuchMethod, "did you mean the namespace 'admin'?"),
         (None, "gret", NoSuchMethod, "did you mean 'greet'?"),
         ("admin", "wpe", NoSuchMethod, "did you mean 'wipe'?"),
         (None, "zzz", NoSuchMethod, "does not support rpc method zzz"),
@@ -163,7 +163,7 @@ def test_server_all_of_whose_endpoints_have_a_namespace() -> None:
     transport = new_transport()
     server = get_rpc_server(transport, Target(topic="t", server="s"), [Admin()])
     server.start()
-    with pytest.raises(UnsupportedVersion, match=r"is without a namespace.*did you mean the namespace 'admin'"):
+    with pytest.raises(UnsupportedVersion, match=r"has a namespace.*did you mean the namespace 'admin'"):
         get_rpc_client(transport, Target(topic="t"), timeout=20).call({}, "wipe")
     server.stop()
     server.wait(5)

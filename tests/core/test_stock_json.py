@@ -168,9 +168,9 @@ def test_an_answer_that_cannot_be_read_ends_its_call(stock: Stock, kind: str) ->
     """A caller whose answer cannot be read is told so at once, and does not wait for its deadline."""
     client, answers = stock
     answers.append(UNREADABLE[kind])
-    with pytest.raises(SerializationError, match=r"'m' on topic .* what it sent"):
+    with pytest.raises(SerializationError, match=r"'m' on topic .* its reply"):
         client.call({}, "m")
-    with client.multicall({}, "m") as items, pytest.raises(SerializationError, match="what it sent"):
+    with client.multicall({}, "m") as items, pytest.raises(SerializationError, match="its reply"):
         next(items)
     assert len(client.transport.router) == 0
 

@@ -61,7 +61,7 @@ def logged_of(
             "[default]\ntransport_url = rabbit://u:s3cr3t@h\nrabbit_use_ssl = true\nx = 1\n",
             "the group [default] is not read: write [DEFAULT], in capital letters, for rabbit_use_ssl, transport_url",
         ),
-        ("[DEFAULT]\nssl = true\nport = 7\n", "ssl of [DEFAULT] is not read: it belongs into [msgbus_kombu]"),
+        ("[DEFAULT]\nssl = true\nport = 7\n", "ssl of [DEFAULT] is not read: it belongs in [msgbus_kombu]"),
     ],
 )
 def test_what_is_meant_for_us_and_not_read_is_named_once(
