@@ -1,4 +1,4 @@
-"""What takes the frames of one AMQP channel."""
+"""`Channel`, which handles the frames of one AMQP channel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from msgbus.exceptions import TransportUnavailable
 
 
 class Channel:
-    """Takes the frames of one AMQP channel. Its methods are called on the loop's thread."""
+    """Handles the frames of one AMQP channel. Its methods are called on the loop's thread."""
 
     number: int
 
@@ -20,7 +20,7 @@ class Channel:
         """A whole message: of basic.deliver (a `frames.Deliver`) or basic.return (its text)."""
 
     def on_batch_end(self) -> None:
-        """All that could be read at once has been handed over."""
+        """All frames of one read have been passed on."""
 
     def on_down(self, error: TransportUnavailable) -> None:
-        """The connection is gone."""
+        """The connection is lost."""

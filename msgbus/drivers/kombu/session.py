@@ -1,8 +1,8 @@
-"""One connection to RabbitMQ: opened by kombu and py-amqp, then written and read here.
+"""One connection to RabbitMQ: opened by kombu and py-amqp, then read and written by msgbus.
 
 The transport's loop reads, and never blocks on a connection. Any thread may write: a thread that wants to write appends
-to a list, and whoever holds the write lock sends all that has gathered, so that a busy connection makes few system
-calls.
+to a list, and the thread that holds the write lock sends everything that has gathered, so a busy connection makes few
+system calls.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ LOG = get_logger(__name__)
 
 READ_SIZE = 1 << 16
 """Bytes; above 128 KiB the C library would map and unmap memory for every read."""
-STALLED = 5.0
+STALL_TIMEOUT = 5.0
 """Seconds for which RabbitMQ may confirm nothing, or not declare a queue, before the next host is tried."""
 MAX_CHANNELS = 2000
-"""Channels of one connection at the most; RabbitMQ's own limit is 2047 by default."""
+"""The most channels of one connection; RabbitMQ's limit is 2047 by default."""
 TICK = 1.0
-"""Seconds between two looks at heartbeats, and at what RabbitMQ has not answered."""
+"""Seconds between two checks of heartbeats, and of missing answers."""
 BIND_INTERVAL = 10.0
 """Seconds after which queues are bound again: somebody may have deleted a binding or an exchange."""
 
 
 class Connection(Protocol):
-    """What is used of py-amqp's connection once it is open."""
+    """The part of py-amqp's open connection that is used here."""
 
     transport: Any
     frame_max: int
@@ -75,9 +75,9 @@ class KombuSession(Session):
     Attributes:
         driver: whose connection it is.
         loop: the transport's.
-        line: the connections that this is one of.
+        line: the driver's line that this is a session of.
         frame_max: the largest frame, in bytes.
-        unwritten: what was appended and is to be written.
+        unwritten: appended data that is still to be written.
     """
 
     def __init__(self, driver: KombuDriver, line: Line, connection: Connection) -> None:
@@ -86,7 +86,7 @@ class KombuSession(Session):
         self.loop = driver.loop
         self.line = line
         self.frame_max = connection.frame_max or 131072
-        self._connection: Connection | None = connection  # It owns the socket, and has to live as long.
+        self._connection: Connection | None = connection  # It owns the socket, so it has to live as long.
         sock: socket.socket = connection.transport.sock
         sock.setblocking(False)
         self._socket: socket.socket | None = sock
@@ -114,24 +114,24 @@ class KombuSession(Session):
             self._publisher.open()
 
     def name(self) -> str:
-        """The RabbitMQ that it is a connection to."""
+        """The RabbitMQ at the other end."""
         return self.line.name()
 
     @property
     def is_open(self) -> bool:
-        """Whether the connection is there."""
+        """Whether the connection is open."""
         return self._socket is not None
 
     def lose(self, reason: BaseException | str) -> None:
-        """The connection is of no use any more."""
+        """Report that the connection is unusable."""
         if self._socket is not None:
             self.line.lose(reason)
 
     def move(self, reason: str) -> None:
-        """Give up a connection that lives but does not do what it should, for one to the next host.
+        """Give up a connection that is open but does not work, for one to the next host.
 
-        A node of a cluster that is cut off from the others keeps its connections, and can do nothing for them. Where
-        there is only one host, nothing changes.
+        A node that is cut off from its cluster keeps its connections, but cannot serve them. With only one host this
+        does nothing.
         """
         if self.driver.has_more_hosts and self._socket is not None:
             self.driver.on_move(self.line)
@@ -187,7 +187,7 @@ class KombuSession(Session):
     # Writing
 
     def write(self, data: bytes) -> None:
-        """Write, now or together with what others write. Any thread."""
+        """Write, now or together with other data. Any thread."""
         self.unwritten.append(data)
         self.flush()
 
@@ -196,12 +196,12 @@ class KombuSession(Session):
         self.unwritten.append(data)
 
     def flush(self) -> None:
-        """Have what has gathered written: by the loop if it is awake, else by this thread."""
+        """Write what has gathered: by the loop if it is awake, else on this thread."""
         if not self.loop.awake:
             self.send_all()
 
     def send_all(self) -> None:
-        """Write what has gathered: the first thread in writes for all that come meanwhile."""
+        """Write what has gathered: the first thread also writes what others append meanwhile."""
         out = self.unwritten
         while out:
             if not self._writing.acquire(blocking=False):
@@ -239,7 +239,7 @@ class KombuSession(Session):
 
     @property
     def is_full(self) -> bool:
-        """Whether the socket takes no more at present, or never will; then nothing is to be written."""
+        """Whether the socket takes no more at present, or is closed."""
         return bool(self._unsent) or self._socket is None
 
     def _go_on_writing(self) -> None:
@@ -269,7 +269,8 @@ class KombuSession(Session):
             return
         try:
             if self._tls:
-                # OpenSSL's state is not for two threads at once. Both calls return at once: nobody waits here.
+                # OpenSSL's state must not be used by two threads at once. Both calls return at once, so the lock is
+                # held briefly.
                 with self._writing:
                     data = sock.recv(READ_SIZE)
                     while (more := sock.pending()) > 0:  # type: ignore[attr-defined]
@@ -282,7 +283,7 @@ class KombuSession(Session):
             raise ConnectionResetError("RabbitMQ closed the connection")
         self._last_read = self.loop.now()
         if self._tls:
-            self.send_all()  # Who found the lock taken meanwhile has left it to us.
+            self.send_all()  # Threads that found the lock taken meanwhile have left their data to this one.
         try:
             self._feed(data)
         except (struct.error, IndexError, ValueError, TypeError) as exc:
@@ -346,8 +347,8 @@ class KombuSession(Session):
             try:
                 content.channel.on_content(content.ids, content.method, content.header, body)
             except Exception:
-                # What one message does to its reader may not cost the connection, and all else that is on it.
-                LOG.exception("a message could not be handed over")
+                # An error over one message must not cost the connection, and everything else on it.
+                LOG.exception("a message could not be delivered")
 
     def _on_connection_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
         if ids == frames.CONNECTION_CLOSE:
@@ -361,7 +362,7 @@ class KombuSession(Session):
             self.line.block(None)
 
     def _tick(self) -> None:
-        """Send and check heartbeats, and look after what RabbitMQ does not answer."""
+        """Send and check heartbeats, and check for missing answers."""
         if self._socket is None:
             return
         self.loop.call_later(TICK, self._tick)
@@ -375,10 +376,10 @@ class KombuSession(Session):
                 return
         if self._publisher is not None:
             self._publisher.on_tick(now)
-        self._look_at_feeds(now)
+        self._check_feeds(now)
 
-    def _look_at_feeds(self, now: float) -> None:
-        """Bind queues again now and then; and leave a node that does not answer to declarations.
+    def _check_feeds(self, now: float) -> None:
+        """Bind queues again every `BIND_INTERVAL`; and leave a node that does not answer declarations.
 
         It may be cut off from the others of its cluster.
         """
@@ -388,14 +389,14 @@ class KombuSession(Session):
             for feed in feeds:
                 feed.bind_again()
         for feed in feeds:
-            if (waits := feed.waits(now)) >= STALLED:
+            if (waits := feed.waits(now)) >= STALL_TIMEOUT:
                 self.move(f"{self.name()} has not declared {feed.source.address} in {waits:.0f} s")
                 return
 
     # Channels
 
     def add(self, channel: Channel) -> None:
-        """Give a channel its number. It opens the channel itself. On the loop's thread.
+        """Give a channel its number; the caller opens it. On the loop's thread.
 
         Raises:
             TransportUnavailable: there are too many channels already.

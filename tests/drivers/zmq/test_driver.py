@@ -56,7 +56,7 @@ def test_run_directory_with_too_long_a_path_is_refused() -> None:
     [
         ("matchmaker=file", "set matchmaker_file"),
         ("matchmaker=redis", "set redis_url"),
-        ("matchmaker=file&matchmaker_file=f&listen=tcp://127.0.0.1:*", "needs a certain port"),
+        ("matchmaker=file&matchmaker_file=f&listen=tcp://127.0.0.1:*", "needs a fixed port"),
         ("matchmaker=file&matchmaker_file=f&listen=tcp://0.0.0.0:5&KEYS", "set advertise"),
         ("matchmaker=redis&redis_url=redis://h&listen=tcp://*:*&KEYS", "set advertise"),
     ],

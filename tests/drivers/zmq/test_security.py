@@ -90,7 +90,7 @@ def test_listening_to_other_hosts_without_keys_is_refused(listen: str) -> None:
     [
         ("key_file=/a", "set both"),
         ("keys_dir=/a", "set both"),
-        ("key_file=/a&keys_dir=/b&insecure_let_anybody_send_and_read=true", "makes no sense with key_file"),
+        ("key_file=/a&keys_dir=/b&insecure_let_anybody_send_and_read=true", "cannot be used with key_file"),
     ],
 )
 def test_options_that_do_not_fit_together_are_refused(query: str, text: str) -> None:
