@@ -79,7 +79,7 @@ class Endpoint:
 
 
 def versioned(version: str | None = None, namespace: str | None = None, **more: Any) -> Any:
-    """An endpoint of that version whose method `where` tells which one it is."""
+    """An endpoint of that version whose method `where` says which one it is."""
 
     class Versioned:
         target = Target(version=version, namespace=namespace, **more)

@@ -12,7 +12,7 @@ from tests.faults.workload import AT_LEAST_ONCE, AT_MOST_ONCE
 ALLOWANCE = 1.0
 """Seconds after its deadline in which a verb may still end: half a second is for finding out what to say."""
 LAST_MOMENT = 1.0
-"""Seconds before a broker is killed, and after it, in which it may not know what it was told."""
+"""Seconds before and after a broker is killed, from which it may have forgotten requests."""
 CASTS = ("cast", "fanout_cast")
 
 

@@ -263,7 +263,7 @@ class Run:
             process.stop()
         for process in self._all:
             if not process.wait(DRAIN):
-                raise AssertionError(f"{process.name} does not end within {DRAIN:g} s of being told to")
+                raise AssertionError(f"{process.name} does not end within {DRAIN:g} s of the signal")
         return self.events()
 
     def _missing(self) -> set[str]:

@@ -1,4 +1,4 @@
-"""The conformance suite notices what is broken, and tells it by the checks whose guarantee it is."""
+"""The conformance suite notices what is broken: the checks of the broken guarantee fail."""
 
 from __future__ import annotations
 

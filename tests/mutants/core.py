@@ -719,7 +719,7 @@ OTHERS = (
         "processing.py",
         "left, message.durable, seconds)",
         "None, message.durable, seconds)",
-        "core/test_attempts.py::test_what_is_passed_on_has_the_limits_of_what_came",
+        "core/test_attempts.py::test_a_cast_that_is_passed_on_keeps_its_limits",
     ),
     Mutant(
         "what_waited_for_what_never_ran_is_dropped",

@@ -95,7 +95,7 @@ def counts_no_attempts() -> None:
 
 @caught_by("inspect_counts_consumers", "inspect_counts_what_waits")
 def inspect_lies() -> None:
-    """`inspect` always tells of one consumer."""
+    """`inspect` always reports one consumer."""
     spoil(Bus, "depth", lambda depth, *args: depth(*args) and QueueInfo(1, 0))
 
 
@@ -382,7 +382,7 @@ def loses_dead_letters() -> None:
 
 @caught_by("accept_returns_whether_the_connection_lives", "unaccepted_deliveries_are_redelivered_after_a_cut")
 def accept_always_says_true() -> None:
-    """`accept` does not tell that it came too late."""
+    """`accept` does not report that it came too late."""
     spoil(bus_module.FakeDelivery, "accept", lambda accept, delivery: accept(delivery) or True)
 
 
@@ -405,7 +405,7 @@ def does_not_declare_that_messages_expire() -> None:
 
 @caught_by("a_first_delivery_is_not_marked_as_redelivered", "what_is_given_back_is_marked_as_redelivered")
 def declares_counts_and_does_not_count() -> None:
-    """Attempts are declared, and not told."""
+    """The capability ATTEMPT_COUNT is declared, and attempts are None."""
     _change_delivery(lambda delivery, item: setattr(delivery, "attempts", None))
 
 
@@ -525,7 +525,7 @@ def forgets_subscriptions_after_a_cut() -> None:
 
 @caught_by("unaccepted_deliveries_are_redelivered_after_a_cut")
 def loses_what_was_open_at_a_cut() -> None:
-    """What was handed over and not accepted when the connection broke never comes again."""
+    """Messages that were delivered and not accepted when the connection broke are never delivered again."""
     spoil(Bus, "cut", lambda cut, bus: [c.unsettled.clear() for q in bus._queues.values() for c in q.consumers])
 
 

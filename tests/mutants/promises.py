@@ -255,7 +255,7 @@ def second_accept_says_that_it_is_too_late() -> None:
 
 @caught_by("a_second_accept_returns_what_the_first_did")
 def accept_tells_of_the_present() -> None:
-    """A second `accept` tells whether the connection lives at present, not whether the first has counted."""
+    """A second `accept` returns whether the connection works now, not whether the first call counted."""
     spoil(
         Bus, "_settle", lambda old, bus, consumer, *args, **more: old(bus, consumer, *args, **more) and _open(consumer)
     )

@@ -47,7 +47,7 @@ def test_unknown_mechanisms_are_refused(value: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["ssl_ca_file", "ssl_cert_file", "ssl_key_file"])
-def test_a_file_that_cannot_be_read_is_told_at_once(name: str) -> None:
+def test_an_unreadable_file_is_reported_at_once(name: str) -> None:
     """And not at the first connection."""
     with pytest.raises(InvalidTransportURL, match=f"{name}: /nowhere"):
         new_transport(f"qpid://mq1/?ssl=true&{name}=/nowhere")

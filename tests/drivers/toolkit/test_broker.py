@@ -88,7 +88,7 @@ def test_messages_are_published_on_the_loops_thread(newdriver: ModuleType) -> No
     assert threads == {"test"}
 
 
-def test_close_waits_for_what_was_handed_to_the_loop(newdriver: ModuleType) -> None:
+def test_close_waits_for_calls_on_the_loop(newdriver: ModuleType) -> None:
     """A driver that is closed right after many messages were given to it, and that connects only now, sends them."""
     came = []
     dialled = threading.Event()

@@ -112,7 +112,7 @@ def test_message_that_cannot_be_sent_is_refused_without_opening_a_node(
 
 
 def test_subscribing_to_dead_letters_fails(tmp_path: pathlib.Path) -> None:
-    """There are none: the subscription fails."""
+    """They are not stored: the subscription fails."""
     transport = get_rpc_transport(new_conf(), f"zmq://{tmp_path}/run")
     subscription = transport.driver.subscribe([Address("dead", "e", "t")], lambda _: None, prefetch=1)
     assert isinstance(subscription.ready.exception(0), CapabilityMissing)

@@ -1,7 +1,7 @@
-"""What can be asked of a running Broker-J, and told to it, over AMQP management (in milliseconds).
+"""Queries and commands for a running Broker-J over AMQP management, which take milliseconds.
 
 The operations are those of "AMQP Management Version 1.0" (OASIS, working draft 9); types, attributes and further
-operations are what the broker itself tells of them with GET-TYPES, GET-ATTRIBUTES and GET-OPERATIONS.
+operations are those that the broker lists with GET-TYPES, GET-ATTRIBUTES and GET-OPERATIONS.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def _receive(receiver: Any) -> Answer:
 
 
 def _good(answers: list[Answer]) -> list[Any]:
-    """The bodies of answers that are none of a refusal."""
+    """The bodies of the answers that are not refusals."""
     for answer in answers:
         if answer.status >= 300:
             raise BrokerFailed(f"{answer.status} {answer.words}")

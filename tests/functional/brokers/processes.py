@@ -28,7 +28,7 @@ class BrokerMissing(Exception):
 
 
 class BrokerFailed(Exception):
-    """The broker did not do what it was told in time; the message has the end of its log."""
+    """The broker did not carry out a command in time; the message has the end of its log."""
 
 
 # $1 is the root folder of the command ("" for the machine's own), $2 the folder to show as /mnt in it ("" for none).
@@ -138,7 +138,7 @@ class ProcessTree:
             self._process = subprocess.Popen(
                 [*_namespace_command(), *first, *argv],
                 env=dict(env),
-                stdin=subprocess.PIPE,  # its end tells the first process that the tests are gone
+                stdin=subprocess.PIPE,  # its end shows the first process that the tests have ended
                 stdout=output,
                 stderr=output,
                 start_new_session=True,  # a Ctrl-C is for the tests only

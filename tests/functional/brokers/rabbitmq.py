@@ -26,7 +26,7 @@ __all__ = ["BrokerFailed", "BrokerMissing", "RabbitMQ"]
 
 HERE: Final = pathlib.Path(__file__).parent
 # Where each version is: in the machine's own packages, or in the tree of a newer Debian that `install` makes. That
-# Debian moves on, so whatever 4.x it has stands for the current RabbitMQ; `release` tells which it is.
+# Debian moves on, so whatever 4.x it has stands for the current RabbitMQ; `release` says which it is.
 _SBIN: Final = {
     "3.10": "usr/lib/rabbitmq/lib/rabbitmq_server-3.10.*/sbin",
     "4.3": "usr/lib/rabbitmq/lib/rabbitmq_server-4.*/sbin",
