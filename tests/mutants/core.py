@@ -807,8 +807,8 @@ OTHERS = (
         "a_cast_gets_no_more_time_than_its_caller_has",
         "A cast has a limit only where its caller gave a timeout (guarantees, when all goes well).",
         "client.py",
-        "deadline = now + self._seconds  # Not",
-        "deadline = bounded(now + self._seconds)  # Not",
+        "deadline = now + self._seconds  # The",
+        "deadline = bounded(now + self._seconds)  # The",
         "core/test_client.py::test_casts_of_a_handler_have_their_own_time",
     ),
     Mutant(
@@ -882,8 +882,8 @@ OTHERS = (
         "a_hostile_exception_costs_the_answer",
         "An exception is an answer, whatever its own methods raise (guarantees, when all goes well).",
         "foreign.py",
-        "except BaseException as exc:  # SystemExit too: whoever",
-        "except KeyError as exc:  # whoever",
+        "except BaseException as exc:  # SystemExit too: the",
+        "except KeyError as exc:  # the",
         "core/test_failures.py::test_unprintable_exceptions",
     ),
     Mutant(
