@@ -11,18 +11,17 @@ other name, something is missing here: please open an issue.
 
 Rules that hold for all of it:
 
-* **Threads.** Every method may be called from any thread, and also from within a callback of the driver. None blocks
-  on I/O. `on_delivery` must not block either: it may be called on the one thread that does all I/O, and a driver
-      without one may call it on the thread that is in `send`. So neither it nor a future's callback may wait or run a
-      user's handler, and a driver holds no lock while it calls them. Calls for one subscription or inbox never
-  overlap.
+* **Threads.** Every method may be called from any thread, and also from within a callback of the driver. None blocks on
+  I/O. `on_delivery` must not block either: it may be called on the one thread that does all I/O, and a driver without
+  one may call it on the thread that is in `send`. So neither it nor a future's callback may wait or run a user's
+  handler, and a driver holds no lock while it calls them. Calls for one subscription or inbox never overlap.
 * **Errors.** A driver raises, and sets on its futures, errors of `msgbus.exceptions` only. Those of its library are
   mapped at one place, and say which host, port, user and name were tried, why it failed and what to check; never a
   password. In its log (`msgbus.foreign.get_logger`) foreign text is escaped.
 * **Connections** open when first needed, come back by themselves with a jittered back-off, and are shared. After a
-reconnect inboxes are restored first, then subscriptions; then the waiting messages are sent. * **No repeats.** A driver
-never sends a message twice by itself: the core does, where the caller's policy allows it.
-  A message does not count as sent if the message system refused it for the moment and is *known* not to have taken any
+  reconnect inboxes are restored first, then subscriptions; then the waiting messages are sent.
+* **No repeats.** A driver never sends a message twice by itself: the core does, where the caller's policy allows it. A
+  message does not count as sent if the message system refused it for the moment and is *known* not to have taken any
   part of it: the driver keeps it like one that waits for a connection, and offers it again for
   `Message.publish_within`, whatever the policy. (Later messages may overtake it.) If a part may have been taken, by one
   of several queues or by a node that failed, the send fails at once with ``maybe_delivered=True``.
@@ -31,7 +30,7 @@ never sends a message twice by itself: the core does, where the caller's policy 
   ``ready``. Subscriptions and inboxes, also those that are opened now, are closed: their ``stop`` and ``close`` are
   done at once.
 * **Fork.** A child process starts clean: it shares no connection with its parent, and inherited futures that are not
-done fail with `CallCancelled`, in the child alone. (Use `msgbus.forking.call_in_child`.)
+  done fail with `CallCancelled`, in the child alone. (Use `msgbus.forking.call_in_child`.)
 """
 
 from __future__ import annotations
