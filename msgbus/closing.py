@@ -1,6 +1,6 @@
 """What becomes of drivers that nobody closes: their transport is dropped, or the program ends without `cleanup`.
 
-What a driver was given may still be on its way to its peers: receipts of answers, acknowledgements, a good-bye.
+A driver may still have data for its peers: receipts of answers, acknowledgements, closing frames.
 """
 
 from __future__ import annotations

@@ -222,5 +222,5 @@ def read_files(conf: cfg.ConfigOpts) -> Iterator[tuple[str, dict[str, dict[str, 
             cfg.ConfigParser(path, groups).parse()
         except (OSError, ValueError, cfg.ParseError) as exc:
             # oslo.config has read it before. Since then the working directory, the user or the file may have changed.
-            LOG.debug("%s cannot be looked at for wrong names: %s", path, type(exc).__name__)
+            LOG.debug("%s cannot be checked for wrong names: %s", path, type(exc).__name__)
         yield path, groups

@@ -306,7 +306,7 @@ def call_ids_in(body: bytes) -> set[str]:
 
 
 def decode_inbox_frame(body: bytes, content_type: str) -> Reply | Control:
-    """Read what came to an inbox: a reply (to this process's client) or a control frame (to its server).
+    """Read a message to an inbox: a reply (to this process's client) or a control frame (to its server).
 
     Raises:
         SerializationError: it is neither.

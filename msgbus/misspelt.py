@@ -27,7 +27,7 @@ def warn_of_misspelt(conf: cfg.ConfigOpts, group: str) -> None:
     In a driver's own group such a name is an error: no other code has options there.
 
     Args:
-        conf: its files are looked at. What the service has registered on it is known.
+        conf: its files are checked. Names that are registered on it are known.
         group: of the driver that is used.
     """
     ours = {name for opt in (*configuration.CORE_OPTS, *configuration.RPC_OPTS) for name in (opt.dest, opt.name)}

@@ -122,7 +122,7 @@ class Sending:
         return 0.0
 
     def _explain(self, last: BaseException) -> BaseException:
-        """What is known at the end: the last error alone, or what the first unknown outcome was and what came since."""
+        """What is known at the end: the last error alone, or the first unknown outcome and the last error."""
         first = self._first_unknown
         if first is None or first is last or not isinstance(last, MessageDeliveryFailure):
             return last

@@ -256,7 +256,7 @@ class Transport:
             message: what to send. If its `publish_within` ends before `until`, there is no try after that.
             mandatory: as for `Driver.send`.
             fallback: another address, for each try that finds nobody at the first.
-            until: seconds of `Loop.now`; None for a single try. What follows is of no use without it.
+            until: seconds of `Loop.now`; None for a single try; then the arguments below have no effect.
             retry_undeliverable: seconds of `Loop.now`. Until then an undeliverable message is sent again, even if no
                 try had an unknown outcome (a client that reconnects comes back soon); after it no more, even if one
                 had. None: it is sent again for `rpc_reply_grace` after this side has reconnected.

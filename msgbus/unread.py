@@ -72,7 +72,7 @@ def warn_of_unread(conf: cfg.ConfigOpts, group: str, opts: Sequence[cfg.Opt], *,
     """Log a warning, once in a process, of each group and option that is meant for us and is not read.
 
     Args:
-        conf: its files are looked at. A group that is registered on it belongs to other code.
+        conf: its files are checked. A group that is registered on it belongs to other code.
         group: of the driver that is used.
         opts: that driver's options.
         by_default: no driver is configured.

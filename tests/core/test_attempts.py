@@ -212,7 +212,7 @@ def test_a_cast_that_cannot_be_passed_on_is_given_back(transport: Transport, del
 
 
 def test_a_cast_whose_deadline_passes_before_its_next_try(transport: Transport) -> None:
-    """It is given up at once: it does not run too late, and is not dropped without a word."""
+    """It is given up at once: it is neither run too late nor dropped silently."""
     endpoint = Failing()
     server = serve(transport, endpoint, "h1")
     get_rpc_client(transport, Target(topic="foo"), timeout=500).cast({}, "fail")
@@ -241,7 +241,7 @@ def test_a_cast_that_is_passed_on_keeps_its_limits(transport: Transport, timeout
 @pytest.mark.parametrize("content_type", [JSON, MSGPACK])
 @pytest.mark.parametrize("hints", [None, Hints(ttl=5.0, policy="at_least_once", attempts=1)])
 def test_a_request_with_its_attempts(content_type: str, hints: Hints | None) -> None:
-    """A copy that is passed on differs from what came in nothing else; what cannot be read has none."""
+    """A copy that is passed on differs only in its attempts; an unreadable request is not copied."""
     request = Request("m", {"a": [1, None]}, "id", "ns", "1.1", context={"user": "ada"}, hints=hints)
     copy = decode_request(with_attempts(encode_request(request, content_type), content_type, 3), content_type)
     assert copy.hints is not None

@@ -207,7 +207,7 @@ def test_a_request_whose_server_was_heard_of_is_not_sent_again(play: Play, conne
 
 
 def test_a_request_whose_server_has_fallen_silent_is_sent_again(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under at_least_once, to whoever takes it; the answer of the silent one would count too."""
+    """Under at_least_once, to any server; the answer of the silent one would count too."""
     monkeypatch.setattr(replies, "LOST_AFTER", 0.2)
     task = play.call("at_least_once")
     play.first.begin(play.requests[0])

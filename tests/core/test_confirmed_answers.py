@@ -49,7 +49,7 @@ class Endpoint:
         self.runs = 0
 
     def work(self, _ctxt: object, value: Any = None) -> Any:
-        """Return what came."""
+        """Return the messages that arrived."""
         self.runs += 1
         return value
 

@@ -280,7 +280,7 @@ def test_a_generator_is_returned_before_it_has_run() -> None:
 
 
 class Doubling(NoOpSerializer):
-    """Doubles what goes out, negates what comes in, and marks contexts."""
+    """Doubles results, negates arguments, and marks contexts."""
 
     def serialize_entity(self, ctxt: Any, entity: Any) -> Any:
         assert ctxt == "context of u"

@@ -116,7 +116,7 @@ def test_our_own_errors_come_back_as_themselves(error: Exception) -> None:
 
 
 def test_a_module_that_is_not_listed_is_never_imported(module: str) -> None:
-    """What comes from a module that is not on the list is a RemoteError, and the module stays unimported."""
+    """An exception of a module that is not on the list is a RemoteError, and the module is not imported."""
     error = rebuild_failure(oslo(**{"class": "Base", "module": module}), ["other"])
     assert type(error) is RemoteError
     assert (error.exc_type, error.value, error.traceback) == ("Base", "x", ["a\n"])

@@ -226,7 +226,7 @@ def test_time_left(hints: Hints | None, ttl: float | None, left: float | None) -
 
 
 def test_a_cast_that_could_not_be_accepted_is_dead_lettered_when_redelivered(bench: Bench) -> None:
-    """A cast that was not run since its connection was gone goes to the dead letters when it comes again here."""
+    """A cast that was not run because its connection was lost is dead-lettered when it is redelivered here."""
     request = bench.request("at_most_once", call=False)
     bench.processor.process(Handed(request, alive=False))
     again = Handed(request, redelivered=True)

@@ -258,7 +258,7 @@ def test_stop_and_wait_again(server: RPCServer, client: RPCClient, endpoint: End
 
 
 def test_a_server_can_be_started_again(server: RPCServer, client: RPCClient) -> None:
-    """After `wait` a server can be started again, and serves what came in between."""
+    """After `wait` a server can be started again, and serves the requests that arrived in between."""
     for number in range(3):
         server.start()
         assert client.call({}, "note", value=number) == number
@@ -271,7 +271,7 @@ def test_a_server_can_be_started_again(server: RPCServer, client: RPCClient) -> 
 def test_stop_takes_no_new_requests(
     server: RPCServer, client: RPCClient, endpoint: Endpoint, transport: Transport
 ) -> None:
-    """After `stop` what comes waits in the message system for another server; what runs goes on and is answered."""
+    """After `stop` new requests wait in the message system for another server; running ones go on and are answered."""
     server.start()
     running = call_in_thread(client, "hold", value=1)
     endpoint.wait()

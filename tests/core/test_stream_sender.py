@@ -150,7 +150,7 @@ def test_the_generator_waits_for_its_client() -> None:
     for _ in range(3):
         assert client.come.acquire(timeout=EVENT_TIMEOUT)
     assert items.yielded == 8
-    sender.on_control(Control("c", "keepalive", 8))  # a word that was lost is made up for by the next one
+    sender.on_control(Control("c", "keepalive", 8))  # the next frame makes up for a lost one
     thread.join(EVENT_TIMEOUT)
     assert client.items == list(range(10))
     assert client.ends == [None]
@@ -205,7 +205,7 @@ class Clock:
 
 
 def test_a_client_that_has_fallen_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that was not heard of for three keepalives is gone: the generator is closed. A keepalive counts."""
+    """A client that was silent for three keepalives counts as lost: the generator is closed. A keepalive counts."""
     clock = Clock()
     monkeypatch.setattr(stream_sender, "Loop", clock)
     client = Client()

@@ -156,7 +156,7 @@ def test_a_stream_is_an_iterator(played: PlayedServer, client: RPCClient) -> Non
 def test_a_closed_stream_of_nobody_is_forgotten(
     played: PlayedServer, client: RPCClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where no server ever says that it runs it, a closed stream is waited for no longer than such a word may take."""
+    """A closed stream whose server was never heard from is forgotten once its `started` frame cannot come any more."""
     monkeypatch.setattr(streams, "LOST_AFTER", 0.01)
     client.prepare(timeout=0.05).multicall({}, "count").close()
     until(lambda: len(played.transport.router) == 0, "it is forgotten", EVENT_TIMEOUT)

@@ -346,7 +346,7 @@ def test_tries_end_with_the_time_that_the_message_may_wait(scripted: tuple[Trans
 
 
 def test_cleanup_ends_what_waits_for_its_next_try(scripted: tuple[Transport, ScriptedDriver]) -> None:
-    """Whoever waits for the outcome gets `CallCancelled`, and nothing more is sent."""
+    """A caller that waits for the outcome gets `CallCancelled`, and nothing more is sent."""
     transport, driver = scripted
     driver.outcomes = [LOST]
     done, outcomes = outcome_of(transport)

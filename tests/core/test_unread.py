@@ -88,7 +88,7 @@ def test_what_is_of_no_concern_to_us(tmp_path: pathlib.Path, caplog: pytest.LogC
 
 
 def test_group_that_the_service_itself_uses(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever has registered it reads it: oslo.messaging, in a service that uses both."""
+    """The code that registered it reads it: oslo.messaging, in a service that uses both."""
     lines = "[oslo_messaging_rabbit]\nssl = true\n"
     assert logged_of(tmp_path, lines, caplog, "rabbit://h", "oslo_messaging_rabbit") == []
 

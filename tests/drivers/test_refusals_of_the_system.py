@@ -145,7 +145,7 @@ def test_a_loop_whose_descriptors_were_closed_says_so() -> None:
 
 
 def test_a_loop_starts_when_there_is_a_thread_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was refused is not run later; what comes later is."""
+    """Refused calls are not run later; later calls are."""
     loop, ran = Loop("test"), threading.Event()
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", lambda _thread: (_ for _ in ()).throw(RuntimeError("no thread")))
@@ -157,7 +157,7 @@ def test_a_loop_starts_when_there_is_a_thread_again(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_loop_starts_for_what_is_due_later_when_there_is_a_thread_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was refused is not run later; what comes later is."""
+    """Refused calls are not run later; later calls are."""
     loop, ran = Loop("test"), threading.Event()
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", lambda _thread: (_ for _ in ()).throw(RuntimeError("no thread")))

@@ -1,4 +1,4 @@
-"""``python -m tests.faults.client SPEC PARENT``: a client that notes in the journal what it sends and what comes of it.
+"""``python -m tests.faults.client SPEC PARENT``: a client that notes in the journal what it sends and the outcome.
 
 It sends what its specification says, notes "done" when everything has come to an end, and goes on to live until it is
 stopped: messages that it has sent may still depend on it.
@@ -17,7 +17,7 @@ from tests.faults.journal import Event, Writer
 from tests.faults.workload import Load, Spec
 
 PULSE = 0.1
-"""Seconds between two looks at whether this process gets to run."""
+"""Seconds between two checks whether this process is scheduled."""
 STALL = 0.1
 """Seconds of delay that are noted."""
 LAST_WORDS = 20.0

@@ -21,7 +21,7 @@ class Message(NamedTuple):
 
     Attributes:
         sent: when it was; its id, verb, policy and deadline are there.
-        outcome: what came of it at its client; None as long as nothing has.
+        outcome: at its client; None as long as there is none.
         begun, finished: at the servers, in the order of time.
     """
 
@@ -124,7 +124,7 @@ class Record:
         return sum(event.seconds for event in self.stalls[message.sent.pid] if event.at > message.sent.at)
 
     def client_was_killed(self, message: Message) -> bool:
-        """Whether the client ended without a chance to say what came of its messages: the fault says so."""
+        """Whether the client was ended by the fault before it could note the outcomes of its messages."""
         return any(event.subject == message.sent.who and event.text == "is killed" for event in self.faults)
 
     def hit(self) -> dict[str, int]:

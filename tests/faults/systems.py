@@ -23,10 +23,10 @@ class Node(Protocol):
         """Start it, and return when it serves."""
 
     def stop(self) -> None:
-        """Stop it in good order, and return when it is gone."""
+        """Stop it cleanly, and return when it has ended."""
 
     def kill(self) -> None:
-        """SIGKILL it, and return when it is gone."""
+        """SIGKILL it, and return when it has ended."""
 
     def pause(self) -> None:
         """Freeze it."""

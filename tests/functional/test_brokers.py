@@ -149,7 +149,7 @@ def test_tls(version: str, tmp_path: pathlib.Path) -> None:
 
 
 def test_nothing_outlives_the_tests(rabbitmq_310: RabbitMQ, tmp_path: pathlib.Path) -> None:
-    """When the process that started a node is killed with -9, all of the node is gone, its epmd daemon too."""
+    """When the process that started a node is killed with -9, all of the node has ended, its epmd daemon too."""
     code = (
         "import pathlib, signal\n"
         "from tests.functional.brokers.rabbitmq import RabbitMQ\n"

@@ -26,7 +26,7 @@ asks for 15."""
 AWAY = 60.0
 """Seconds for which a node is away in the long tests."""
 GIVEN_BACK = 180.0
-"""Seconds after which RabbitMQ has taken back, at the latest, what it handed to a node that froze."""
+"""Seconds within which RabbitMQ requeues what it had delivered through a node that froze."""
 QUORUM = "?quorum_queues=true"
 
 Disturb = Callable[[Cluster, int, float], None]
@@ -157,7 +157,7 @@ class ClusterChecks:
 
     @pytest.mark.soak
     def test_no_cast_is_lost_while_a_node_is_frozen(self, cluster: Cluster) -> None:
-        """What was handed to servers of a frozen node comes again when RabbitMQ takes it back: late, and not lost."""
+        """Messages delivered through a frozen node are redelivered when RabbitMQ requeues them: late, not lost."""
         with load_on(cluster, "frozen", "at_least_once") as load:
             for node in range(NODES):
                 frozen(cluster, node, AWAY)

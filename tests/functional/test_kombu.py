@@ -380,7 +380,7 @@ def test_a_missing_right_to_write_is_reported(rabbitmq: RabbitMQ, connect: Conne
 def test_a_message_with_strange_properties_costs_nothing(
     rabbitmq: RabbitMQ, connect: Connect, properties: dict[str, Any]
 ) -> None:
-    """Whoever may publish can set properties that are no text: the message is dropped, the server goes on."""
+    """A peer can set properties that are not text: the message is dropped, and the server goes on."""
     transport = connect(rabbitmq.url)
     with serving(transport, "strange"):
         client = client_of(transport, "strange")

@@ -230,7 +230,7 @@ def test_inspecting_a_frozen_rabbitmq_ends(rabbitmq: RabbitMQ, connect: Connect)
             assert all(isinstance(look.exception(20), msgbus.TransportUnavailable) for look in looks)
         finally:
             rabbitmq.resume()
-        until(lambda: _consumers(driver, address) == 1, "it can be looked at again", 20)
+        until(lambda: _consumers(driver, address) == 1, "it can be inspected again", 20)
 
 
 def _consumers(driver: Any, address: Address) -> int | None:

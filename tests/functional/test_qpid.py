@@ -423,7 +423,7 @@ def test_a_broker_in_memory_refuses_what_is_durable(broker: Qpid, connect: Conne
     ids=range(5),
 )
 def test_a_strange_message_costs_nothing(broker: Qpid, connect: Connect, properties: dict[str, Any]) -> None:
-    """Whoever may send can send what msgbus does not: the message is dropped, the server goes on."""
+    """A user with the right to send can send messages that msgbus does not: they are dropped, the server goes on."""
     transport = connect(broker.url + MEMORY)
     with serving(transport, "strange"):
         client = client_of(transport, "strange")

@@ -110,7 +110,7 @@ def test_client_without_a_key_is_rejected_and_logged_once(
     client = place.driver()
     with caplog.at_level(logging.WARNING):
         why = refused(client)
-        # libzmq hangs up so soon that it takes some attempts until one was looked at.
+        # libzmq hangs up so soon that it takes some attempts until an address is found.
         until(lambda: refused(client) and "a connection from 127.0.0.1: handshake failed" in caplog.text, "a line", 60)
         refused(client)
     assert "handshake failed" in why

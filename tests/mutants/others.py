@@ -77,13 +77,13 @@ def _change_delivery(change: Callable[[Any, Any], None]) -> None:
 
 @caught_by("what_is_given_back_is_marked_as_redelivered", "reject_with_requeue_delivers_it_again")
 def loses_redelivered() -> None:
-    """What comes again is not marked."""
+    """Redelivered messages are not marked."""
     _change_delivery(lambda delivery, item: setattr(delivery, "redelivered", False))
 
 
 @caught_by("a_first_delivery_is_not_marked_as_redelivered")
 def marks_all_as_redelivered() -> None:
-    """What comes for the first time is marked as if it came again."""
+    """Messages are marked as redelivered at their first delivery."""
     _change_delivery(lambda delivery, item: setattr(delivery, "redelivered", True))
 
 
@@ -113,7 +113,7 @@ def reject_always_requeues() -> None:
 
 @caught_by("close_gives_back_open_deliveries")
 def close_loses_what_is_open() -> None:
-    """What a closed subscription held is gone."""
+    """Unsettled messages of a closed subscription are lost."""
 
     def detach(old: Any, bus: Any, consumer: Any, *, give_back: bool) -> None:
         if give_back:
@@ -476,7 +476,7 @@ def lies_about_whom_it_reached() -> None:
     "inspect_counts_what_waits",
 )
 def stores_for_nobody() -> None:
-    """What comes while nobody listens is dropped, although store is declared."""
+    """Messages are dropped while nobody listens, although STORAGE is declared."""
 
     def put(old: Any, bus: Any, queues: Sequence[Any], items: Sequence[Any]) -> None:
         pairs = [(queue, item) for queue, item in zip(queues, items, strict=True) if queue.consumers]
@@ -617,7 +617,7 @@ def closes_all_of_an_address() -> None:
 
 @caught_by("a_server_address_goes_to_that_one", "names_that_differ_are_different_addresses")
 def gives_what_is_for_a_server_to_any() -> None:
-    """What is for one server goes to whoever of the topic has room."""
+    """A message for one server goes to any server of the topic with room."""
 
     def route(old: Any, bus: Any, address: Address) -> Any:
         if address.kind == "server":

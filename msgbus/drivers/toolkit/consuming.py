@@ -382,7 +382,7 @@ class Consumer:
 
     @property
     def is_refused(self) -> bool:
-        """Whether the message system has refused it for good."""
+        """Whether the message system has refused it permanently."""
         return self.ready.done() and self.ready.exception() is not None
 
     @property

@@ -153,7 +153,7 @@ class Queue:
         settles: a message is kept until the node that has it reports that it is settled.
         waiting: messages that no node has, in the order of sending.
         consumers: the nodes that can be sent messages. `by_node` also has those that still have messages.
-        version: of the directory that was looked at.
+        version: of the directory that it was last updated from.
     """
 
     __slots__ = ("address", "by_node", "consumers", "node", "settles", "turn", "used", "version", "waiting", "wire")

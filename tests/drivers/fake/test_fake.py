@@ -223,7 +223,7 @@ def test_buses(one: str, other: str, shared: bool) -> None:
 
 
 def test_stored_messages_end_with_the_last_transport() -> None:
-    """It is gone when that is closed, though something still refers to the closed transport."""
+    """They are deleted when it is closed, even if something still refers to the closed transport."""
     url = new_url()
     first, second = new_transport(url), new_transport(url)
     first.driver.subscribe([TOPIC], Inbox(), prefetch=1).close()
@@ -300,7 +300,7 @@ def test_expired_messages_are_dropped(driver: FakeDriver) -> None:
 
 
 def test_prefetch_and_turns(driver: FakeDriver) -> None:
-    """Idle consumers get messages in turn, none more than its prefetch; the rest waits for whoever has room."""
+    """Idle consumers get messages in turn, none more than its prefetch; the rest waits for a consumer with room."""
     inboxes = [Inbox(accepting=False), Inbox(accepting=False)]
     for inbox in inboxes:
         driver.subscribe([TOPIC], inbox, prefetch=2)

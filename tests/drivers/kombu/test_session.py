@@ -15,7 +15,7 @@ from tests.support import new_transport
 
 
 class Peer:
-    """Accepts connections, and can break one before its client looks at it."""
+    """Accepts connections, and can break one before its client uses it."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))

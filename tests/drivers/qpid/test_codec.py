@@ -55,7 +55,7 @@ def test_proton_reads_what_is_written(size: int, ttl: int | None) -> None:
 
 
 def test_what_proton_writes_is_read() -> None:
-    """All sections that a message may have, also those that are of no use here."""
+    """All sections that a message may have, also those that the driver does not use."""
     proton = pytest.importorskip("proton", reason="the extra qpid is not installed")
     written = proton.Message(
         body=b"body",

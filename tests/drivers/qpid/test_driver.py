@@ -12,7 +12,7 @@ pytest.importorskip("proton", reason="the extra qpid is not installed")
 
 
 def test_capabilities() -> None:
-    """All but to keep what comes to an inbox that is away; and nothing durable where the operator says so."""
+    """All capabilities but INBOX_STORAGE; and not DURABLE if the operator says so."""
     kept = set(Capability) - {Capability.INBOX_STORAGE}
     assert new_transport("qpid://").driver.capabilities == kept
     assert new_transport("qpid://localhost/?durable=false").driver.capabilities == kept - {Capability.DURABLE}
@@ -54,7 +54,7 @@ def test_an_unreadable_file_is_reported_at_once(name: str) -> None:
 
 
 def test_nothing_can_be_opened_after_close() -> None:
-    """Whoever waits for it hears of it."""
+    """A waiting caller gets the error."""
     driver = new_transport("qpid://mq1").driver
     driver.close()
     inbox = driver.open_inbox(lambda _: None)

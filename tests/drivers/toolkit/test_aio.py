@@ -65,7 +65,7 @@ async def echo(port: int, count: int) -> None:
 
 
 async def serve() -> asyncio.Server:
-    """A server that sends back what comes."""
+    """An echo server."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while line := await reader.readline():

@@ -236,7 +236,7 @@ def test_lets_go_of_what_it_has_run(loop: Loop) -> None:
 
 
 def test_close_forgets_what_is_due_and_ends_the_thread() -> None:
-    """After `close` nothing runs any more, the thread is gone, and what is asked for is forgotten."""
+    """After `close` nothing runs any more, the thread has ended, and later calls are ignored."""
     loop = Loop("test-loop")
     ran: list[int] = []
     loop.call_later(3600, lambda: ran.append(1))

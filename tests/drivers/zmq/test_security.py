@@ -165,7 +165,7 @@ def test_invalid_key_file_is_refused_with_the_reason(keys: pathlib.Path) -> None
 
 
 def test_key_is_trusted_as_long_as_its_file_is_there(keys: pathlib.Path) -> None:
-    """The directory is looked at each time: a key is trusted as long as its file is there, with what it has then."""
+    """The directory is checked each time: a key is trusted as long as its file exists, with its present content."""
     ring = KeyRing(str(keys))
     key = public(keys, "two")
     assert ring.names() == {public(keys, "one"): "one", key: "two"}

@@ -28,7 +28,7 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What came of it: a status as of HTTP, the words with it, and the body."""
+    """The answer to a request: a status like that of HTTP, its text, and the body."""
 
     status: int
     words: str
@@ -90,7 +90,7 @@ class Management:
         found = self.connections()
         doomed = [Request("DELETE", "Connection", {"identity": identity}) for name, identity in listed if name in found]
         for answer in self.ask(doomed, _BROKER):
-            if answer.status not in {204, 404}:  # 404: it is gone already
+            if answer.status not in {204, 404}:  # 404: it does not exist any more
                 raise BrokerFailed(f"a connection cannot be closed: {answer.status} {answer.words}")
 
     def create(self, kind: str, name: str, **attributes: object) -> None:
@@ -98,7 +98,7 @@ class Management:
         _good(self.ask([Request("CREATE", kind, {}, {"name": name, **attributes})]))
 
     def delete(self, kind: str, name: str) -> None:
-        """Delete a "Queue" or an "Exchange", whatever it holds and whoever uses it."""
+        """Delete a "Queue" or an "Exchange", even if it has messages or users."""
         _good(self.ask([Request("DELETE", kind, _path(name))]))
 
     def _list(self, kind: str, *attributes: str, vhost: str = _VHOST) -> list[list[Any]]:

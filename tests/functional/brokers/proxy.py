@@ -162,7 +162,7 @@ class Proxy:
         try:
             accepted, _ = listener.accept()
         except OSError:
-            return  # the client is gone already
+            return  # the client has disconnected already
         near = _Side(accepted)
         try:
             far = _Side(socket.create_connection(("127.0.0.1", self.target_port), _SECONDS))

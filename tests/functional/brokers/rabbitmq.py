@@ -178,7 +178,7 @@ class RabbitMQ(Console):
             return False
 
     def stop(self) -> None:
-        """Shut the node down cleanly, and return when it is gone; raise ``BrokerFailed`` if it is not within 30 s."""
+        """Shut the node down cleanly, and return when it has ended; ``BrokerFailed`` if not within 30 s."""
         if self._tree is None or not self._tree.alive():
             return
         self._signal(signal.SIGCONT)
@@ -188,7 +188,7 @@ class RabbitMQ(Console):
             raise BrokerFailed(f"RabbitMQ {self.version} did not stop in {_STOP_SECONDS} s\n{self._log_tail()}")
 
     def kill(self) -> None:
-        """SIGKILL the node with all its helpers, and return when they are gone."""
+        """SIGKILL the node with all its helpers, and return when they have ended."""
         if self._tree is not None:
             self._tree.kill()
 
