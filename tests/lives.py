@@ -40,11 +40,11 @@ from msgbus.client import RPCClient
 from tests.support import EVENT_TIMEOUT, new_conf
 
 LEAVING = {"return": 0, "raise": 1, "exit": 3, "text": 1}
-"""By how a forked child leaves a method: its exit code."""
+"""The exit code of a forked child, by the way in which it leaves a method."""
 
 
 class Endpoint:
-    """What the servers here serve."""
+    """The endpoint of the servers in this file."""
 
     def __init__(self) -> None:
         self.noted: list[int] = []
@@ -88,7 +88,7 @@ class Endpoint:
 
 
 def leave(how: str) -> None:
-    """Leave a method in a forked child; to return, the caller does it."""
+    """Leave a method in a forked child (by returning, in the caller)."""
     if how == "raise":
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the child ends
         raise ValueError("left by an exception")
@@ -126,7 +126,7 @@ def until(holds: Callable[[], object], what: str) -> None:
 
 
 def code_of(child: int) -> int:
-    """The exit code of a child, which has to end by itself."""
+    """Wait for a child to end by itself; return its exit code."""
     end = time.monotonic() + 2 * EVENT_TIMEOUT
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
@@ -140,7 +140,7 @@ def code_of(child: int) -> int:
 
 
 def in_child(func: Callable[[], None]) -> None:
-    """Run a function in a forked child, which then ends as a program does that does not clean up."""
+    """Run a function in a forked child, which then ends like a program without clean-up."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
@@ -174,7 +174,7 @@ def client_of(transport: Transport, **target: Any) -> RPCClient:
 
 
 def end(server: RPCServer, *transports: Transport) -> None:
-    """Stop a server, see that it had nothing to wait for and nothing to warn of, and close."""
+    """Stop a server, check that it waited for nothing and logged no warning, and close."""
     server.stop()
     assert server.wait(EVENT_TIMEOUT) == 0
     for transport in transports:
@@ -195,7 +195,7 @@ def answers_until_own(call: Callable[[], int]) -> set[int]:
 
 
 def parent_still_serves(endpoint: Endpoint, client: RPCClient) -> None:
-    """All three patterns reach the parent, and none another."""
+    """All three patterns reach the parent, and no other process."""
     for _ in range(5):
         assert client.call({}, "pid") == os.getpid()
         assert client.prepare(server="one").call({}, "pid") == os.getpid()
@@ -239,7 +239,7 @@ def a_child_serves(url: str) -> None:
 
 
 def a_child_of_a_child_serves(url: str) -> None:
-    """What was inherited twice works as well, and harms neither."""
+    """A grandchild's inherited transport works too, and disturbs neither of the others."""
     endpoint = Endpoint()
     transport = new(url)
     server = serve(transport, endpoint)
@@ -331,7 +331,7 @@ def children_of_multiprocessing_call(url: str) -> None:
 
 
 def programs_inherit_no_descriptor(url: str) -> None:
-    """What a program that was forked and executed has open is not ours."""
+    """A program that was forked and executed has none of our descriptors open."""
     transport = new(url)
     server = serve(transport, Endpoint())
     assert client_of(transport).call({}, "pid") == os.getpid()
@@ -415,7 +415,7 @@ def wait_for_nobody(url: str) -> None:
 
 
 def ends_without_cleanup(url: str) -> None:
-    """The server has nothing to warn of when clients end without clean-up, and nothing to wait for when it stops."""
+    """The server logs no warning when clients end without clean-up, and waits for nothing when it stops."""
     endpoint = Endpoint()
     transport = new(url, rpc_reply_grace=3 * EVENT_TIMEOUT)
     server = serve(transport, endpoint)
@@ -434,7 +434,7 @@ def ends_without_cleanup(url: str) -> None:
 
 
 def dropped_transports_are_collected(url: str) -> None:
-    """Of transports that were used and dropped neither threads nor descriptors are left."""
+    """Transports that were used and dropped leave neither threads nor descriptors."""
     transport = new(url)
     server = serve(transport, Endpoint())
 
@@ -488,7 +488,7 @@ FORKS = [
 
 
 def run(program: Callable[[str], None], url: str) -> None:
-    """Run a program in a process of its own, and see that it ends well."""
+    """Run a program in a separate process, and check that it succeeds."""
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-m", "tests.lives", program.__name__, url],
         stdout=subprocess.PIPE,
