@@ -466,17 +466,17 @@ def test_a_subscription_has_ended_when_nothing_more_is_on_its_way(driver: FakeDr
     def take(delivery: Delivery) -> None:
         came.append(delivery.message.body)
         busy.set()
-        go_on.wait(PATIENCE)
+        go_on.wait(EVENT_TIMEOUT)
 
     subscription = driver.subscribe([TOPIC], take, prefetch=2)
     thread = threading.Thread(target=send, args=(driver,), kwargs={"body": b"first"})
     thread.start()
-    assert busy.wait(PATIENCE)
+    assert busy.wait(EVENT_TIMEOUT)
     send(driver, body=b"second").result(0)
     ended = getattr(subscription, verb)()
     assert not ended.done()
     go_on.set()
-    ended.result(PATIENCE)
+    ended.result(EVENT_TIMEOUT)
     assert came == [b"first", b"second"]
     thread.join()
 
