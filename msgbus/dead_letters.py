@@ -98,8 +98,7 @@ def requeue(
     """Send dead letters' requests again, and remove each letter once the message system has taken the request.
 
     A request is sent to its old destination: the topic, or one server. A request from a fanout goes only to the server
-        that has given it up. It is a new request: without a deadline, and with an id that is made from the letter,
-        since
+    that has given it up. It is a new request: without a deadline, and with an id that is made from the letter, since
     servers drop the ids that they have seen. Sending the same letter twice (when the first outcome was unknown) gives
     the same id, so a server that has run the request drops the second copy.
 
@@ -215,7 +214,7 @@ def _gather(transport: Transport, address: Address, reader: _Reader, end: float)
     """Wait until no more letters come.
 
     The count at the beginning is not enough: letters that were just given back may not be counted yet. And some message
-        systems also count the letters that are held here.
+    systems also count the letters that are held here.
     """
     last = Loop.now()
     while (now := Loop.now()) < end and now - last < END_AFTER:

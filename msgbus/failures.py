@@ -129,7 +129,7 @@ def _sends_attributes(exc: BaseException) -> bool:
     """Whether an exception's attributes are sent, besides its arguments.
 
     Those of the standard library's exceptions are not: they may hold, for example, the whole text that could not be
-        parsed, which is not the caller's business.
+    parsed, which is not the caller's business.
     """
     module = _module_of(type(exc))
     return module == builtins.__name__ or module.partition(".")[0] not in sys.stdlib_module_names

@@ -39,7 +39,7 @@ class Loop:
     urgent, does not wake it while it lingers, for up to a millisecond.
 
     In a forked child it starts clean: its calls and descriptors belong to the parent. Futures among the calls'
-        arguments fail with `CallCancelled`.
+    arguments fail with `CallCancelled`.
 
     Attributes:
         before_sleep: called when all work is done, to write what has gathered; with True when lingering has brought no
@@ -264,7 +264,7 @@ class Loop:
         """Call a function whenever `fd` can be read, or, with `write`, can be read or written. On the loop's thread.
 
         It is called repeatedly while that is so: read until there is nothing more, and leave `write` out when there is
-            nothing to write. Another `watch` of the same `fd` replaces the former.
+        nothing to write. Another `watch` of the same `fd` replaces the former.
 
         Args:
             fd: a file descriptor, of a socket that does not block.
