@@ -1,4 +1,4 @@
-"""What unit tests of several modules share: a configuration of their own, and transports on a bus of their own."""
+"""Helpers of several unit tests: separate configurations, and transports on separate buses."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from msgbus.drivers.toolkit.loop import Loop
 from msgbus.transport import Transport, get_rpc_transport
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-"""The folder of the project."""
+"""The project's root directory."""
 
-PATIENCE = 20.0
-"""Seconds that a test waits for an event which comes at once, unless there is a bug."""
+EVENT_TIMEOUT = 20.0
+"""Seconds that a test waits for an event that happens at once, unless there is a bug."""
 
 PROTON = pytest.mark.skipif(find_spec("proton") is None, reason="the extra qpid is not installed")
-"""Of a test that uses the qpid driver: its library needs a compiler, and the unit tests go without it."""
+"""Marks tests of the qpid driver: its library needs a compiler, and the other unit tests run without it."""
 
 _buses = itertools.count()
 
@@ -35,11 +35,11 @@ class Awaited:
 
     def wait(self, count: int = 1) -> None:
         for _ in range(count):
-            assert self.came.acquire(timeout=PATIENCE)
+            assert self.came.acquire(timeout=EVENT_TIMEOUT)
 
 
 def new_conf(*arguments: str, **overrides: Any) -> cfg.ConfigOpts:
-    """A configuration with the core's options, some of them overridden, that reads no file of this machine."""
+    """A configuration with the core's options, some of them overridden, that reads none of this machine's files."""
     conf = cfg.ConfigOpts()
     conf(list(arguments), project="msgbus-test", default_config_files=[], default_config_dirs=[])
     configuration.register(conf)

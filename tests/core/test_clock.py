@@ -25,7 +25,7 @@ from msgbus import (
 )
 from msgbus.message import KEEPALIVE, Reply
 from msgbus.replies import PendingCall
-from tests.support import PATIENCE, VirtualClock, new_conf, new_url
+from tests.support import EVENT_TIMEOUT, VirtualClock, new_conf, new_url
 
 HOUR = 3600.0
 
@@ -58,7 +58,7 @@ def within(func: Callable[[], Any]) -> Any:
             future.set_exception(exc)
 
     threading.Thread(target=run, daemon=True).start()
-    return future.result(PATIENCE)
+    return future.result(EVENT_TIMEOUT)
 
 
 class Service:
@@ -71,7 +71,7 @@ class Service:
         return a + b
 
     def wait(self, _ctxt: object) -> str:
-        return "done" if self.go_on.wait(PATIENCE) else "nobody let it"
+        return "done" if self.go_on.wait(EVENT_TIMEOUT) else "nobody let it"
 
 
 def transport_to(system: str, folder: pathlib.Path) -> Transport:
@@ -87,7 +87,7 @@ def test_calls_go_on_while_the_clocks_of_python_stand_still(system: Any, deliver
     """As in a test of a service that freezes the time: a call is answered, and one that nobody answers ends in time."""
     transport, service = transport_to(system, tmp_path), Service()
     server = get_rpc_server(transport, Target(topic="frozen", server="h1"), [service])
-    client = get_rpc_client(transport, Target(topic="frozen"), timeout=PATIENCE, delivery=delivery)
+    client = get_rpc_client(transport, Target(topic="frozen"), timeout=EVENT_TIMEOUT, delivery=delivery)
     try:
         within(server.start)
         assert within(lambda: client.call({}, "add", a=1, b=2)) == 3
@@ -135,12 +135,12 @@ def test_a_call_of_an_hour_is_replayed_in_a_moment(monkeypatch: pytest.MonkeyPat
 
     def end_the_hour() -> None:
         hour_is_over.set()
-        is_answered.wait(PATIENCE)  # The loop's thread: no more time passes until then.
+        is_answered.wait(EVENT_TIMEOUT)  # The loop's thread: no more time passes until then.
 
     class Slow:
         def work(self, _ctxt: object) -> str:
             transport.loop.call_later(HOUR, end_the_hour)
-            return "done" if hour_is_over.wait(3 * PATIENCE) else "the hour did not pass"
+            return "done" if hour_is_over.wait(3 * EVENT_TIMEOUT) else "the hour did not pass"
 
     server = get_rpc_server(transport, Target(topic="slow", server="h1"), [Slow()])
     client = get_rpc_client(transport, Target(topic="slow"), timeout=2 * HOUR)

@@ -1,4 +1,4 @@
-"""What takes the frames of one AMQP channel, and what it uses of the connection that it is on."""
+"""`Channel`, which handles the frames of one AMQP channel, and `Wire`, what it uses of its connection."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Wire(Protocol):
 
     Attributes:
         loop: the transport's.
-        line: the connections that this is one of.
+        line: the driver's line that this is a session of.
         frame_max: the largest frame, in bytes.
     """
 
@@ -25,13 +25,13 @@ class Wire(Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether the connection is there."""
+        """Whether the connection is open."""
 
     def name(self) -> str:
-        """The RabbitMQ that it is a connection to."""
+        """The RabbitMQ at the other end."""
 
     def add(self, channel: Channel) -> None:
-        """Give a channel its number. It opens the channel itself. On the loop's thread.
+        """Give a channel its number; the caller opens it. On the loop's thread.
 
         Raises:
             TransportUnavailable: there are too many channels already.
@@ -41,24 +41,24 @@ class Wire(Protocol):
         """The channel is closed. On the loop's thread."""
 
     def write(self, data: bytes) -> None:
-        """Write, now or together with what others write. Any thread."""
+        """Write, now or together with other data. Any thread."""
 
     def append(self, data: bytes) -> None:
         """Have `data` written by the next `flush`. The caller may hold a lock that orders it."""
 
     def flush(self) -> None:
-        """Have what has gathered written: by the loop if it is awake, else by this thread."""
+        """Write what has gathered: by the loop if it is awake, else on this thread."""
 
     def move(self, reason: str) -> None:
-        """Give up a connection that lives but does not do what it should, for one to the next host.
+        """Give up a connection that is open but does not work, for one to the next host.
 
-        A node of a cluster that is cut off from the others keeps its connections, and can do nothing for them. Where
-        there is only one host, nothing changes.
+        A node that is cut off from its cluster keeps its connections, but cannot serve them. With only one host this
+        does nothing.
         """
 
 
 class Channel:
-    """Takes the frames of one AMQP channel. Its methods are called on the loop's thread."""
+    """Handles the frames of one AMQP channel. Its methods are called on the loop's thread."""
 
     number: int
 
@@ -69,7 +69,7 @@ class Channel:
         """A whole message: of basic.deliver (a `frames.Deliver`) or basic.return (its text)."""
 
     def on_batch_end(self) -> None:
-        """All that could be read at once has been handed over."""
+        """All frames of one read have been passed on."""
 
     def on_down(self, error: TransportUnavailable) -> None:
-        """The connection is gone."""
+        """The connection is lost."""

@@ -1,8 +1,8 @@
-"""One connection to RabbitMQ: opened by kombu and py-amqp, then written and read here.
+"""One connection to RabbitMQ: opened by kombu and py-amqp, then read and written by msgbus.
 
 The transport's loop reads, and never blocks on a connection. Any thread may write: a thread that wants to write appends
-to a list, and whoever holds the write lock sends all that has gathered, so that a busy connection makes few system
-calls.
+to a list, and the thread that holds the write lock sends everything that has gathered, so a busy connection makes few
+system calls.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ LOG = get_logger(__name__)
 
 READ_SIZE = 1 << 16
 """Bytes; above 128 KiB the C library would map and unmap memory for every read."""
-STALLED = 5.0
+STALL_TIMEOUT = 5.0
 """Seconds for which RabbitMQ may confirm nothing, or not declare a queue, before the next host is tried."""
 MAX_CHANNELS = 2000
-"""Channels of one connection at the most; RabbitMQ's own limit is 2047 by default."""
+"""The most channels of one connection; RabbitMQ's limit is 2047 by default."""
 TICK = 1.0
-"""Seconds between two looks at heartbeats, and at what RabbitMQ has not answered."""
+"""Seconds between two checks of heartbeats, and of missing answers."""
 BIND_INTERVAL = 10.0
 """Seconds after which queues are bound again: somebody may have deleted a binding or an exchange."""
 
 
 class Connection(Protocol):
-    """What is used of py-amqp's connection once it is open."""
+    """The part of py-amqp's open connection that is used here."""
 
     transport: Any
     frame_max: int
@@ -55,7 +55,7 @@ class Connection(Protocol):
 
 
 class Owner(Protocol):
-    """What a session uses of its driver, which is the `KombuDriver`; that says what each of it is."""
+    """The part of `KombuDriver` that a session uses; the attributes are described there."""
 
     loop: Loop
     sender: Sender
@@ -87,7 +87,7 @@ class KombuSession(Session):
     """See the module's text, and `Wire`.
 
     Attributes:
-        unwritten: what was appended and is to be written.
+        unwritten: appended data that is still to be written.
     """
 
     def __init__(self, driver: Owner, line: Line, connection: Connection) -> None:
@@ -96,7 +96,7 @@ class KombuSession(Session):
         self.loop = driver.loop
         self.line = line
         self.frame_max = connection.frame_max or 131072
-        self._connection: Connection | None = connection  # It owns the socket, and has to live as long.
+        self._connection: Connection | None = connection  # It owns the socket, so it has to live as long.
         sock: socket.socket = connection.transport.sock
         sock.setblocking(False)
         self._socket: socket.socket | None = sock
@@ -131,7 +131,7 @@ class KombuSession(Session):
         return self._socket is not None
 
     def lose(self, reason: BaseException | str) -> None:
-        """The connection is of no use any more."""
+        """Report that the connection is unusable."""
         if self._socket is not None:
             self.line.lose(reason)
 
@@ -201,7 +201,7 @@ class KombuSession(Session):
             self.send_all()
 
     def send_all(self) -> None:
-        """Write what has gathered: the first thread in writes for all that come meanwhile."""
+        """Write what has gathered: the first thread also writes what others append meanwhile."""
         out = self.unwritten
         while out:
             if not self._writing.acquire(blocking=False):
@@ -264,7 +264,8 @@ class KombuSession(Session):
             return
         try:
             if self._tls:
-                # OpenSSL's state is not for two threads at once. Both calls return at once: nobody waits here.
+                # OpenSSL's state must not be used by two threads at once. Both calls return at once, so the lock is
+                # held briefly.
                 with self._writing:
                     data = sock.recv(READ_SIZE)
                     while (more := sock.pending()) > 0:  # type: ignore[attr-defined]
@@ -277,7 +278,7 @@ class KombuSession(Session):
             raise ConnectionResetError("RabbitMQ closed the connection")
         self._last_read = self.loop.now()
         if self._tls:
-            self.send_all()  # Who found the lock taken meanwhile has left it to us.
+            self.send_all()  # Threads that found the lock taken meanwhile have left their data to this one.
         try:
             self._feed(data)
         except (struct.error, IndexError, ValueError, TypeError) as exc:
@@ -341,8 +342,8 @@ class KombuSession(Session):
             try:
                 content.channel.on_content(content.ids, content.method, content.header, body)
             except Exception:
-                # What one message does to its reader may not cost the connection, and all else that is on it.
-                LOG.exception("a message could not be handed over")
+                # An error over one message must not cost the connection, and everything else on it.
+                LOG.exception("a message could not be delivered")
 
     def _on_connection_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
         if ids == frames.CONNECTION_CLOSE:
@@ -356,7 +357,7 @@ class KombuSession(Session):
             self.line.block(None)
 
     def _tick(self) -> None:
-        """Send and check heartbeats, and look after what RabbitMQ does not answer."""
+        """Send and check heartbeats, and check for missing answers."""
         if self._socket is None:
             return
         self.loop.call_later(TICK, self._tick)
@@ -370,10 +371,10 @@ class KombuSession(Session):
                 return
         if self._publisher is not None:
             self._publisher.on_tick(now)
-        self._look_at_feeds(now)
+        self._check_feeds(now)
 
-    def _look_at_feeds(self, now: float) -> None:
-        """Bind queues again now and then; and leave a node that does not answer to declarations.
+    def _check_feeds(self, now: float) -> None:
+        """Bind queues again every `BIND_INTERVAL`; and leave a node that does not answer declarations.
 
         It may be cut off from the others of its cluster.
         """
@@ -383,7 +384,7 @@ class KombuSession(Session):
             for feed in feeds:
                 feed.bind_again()
         for feed in feeds:
-            if (waits := feed.waits(now)) >= STALLED:
+            if (waits := feed.waits(now)) >= STALL_TIMEOUT:
                 self.move(f"{self.name()} has not declared {feed.source.address} in {waits:.0f} s")
                 return
 

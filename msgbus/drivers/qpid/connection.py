@@ -13,7 +13,7 @@ from msgbus.drivers.toolkit.sending import Sender
 
 
 class Owner(Protocol):
-    """The `QpidDriver`, which says what each of it is."""
+    """A connection's driver: the part of `QpidDriver` that is used here, and described there."""
 
     loop: Loop
     sender: Sender
@@ -31,11 +31,11 @@ class Owner(Protocol):
 
 
 class Wire(Protocol):
-    """A `QpidSession`.
+    """The connection: the part of `QpidSession` that links use.
 
     Attributes:
         driver: whose connection it is.
-        engine: makes bytes of what is wanted, and calls the links for what has come.
+        engine: writes and reads AMQP, and calls the links.
     """
 
     driver: Owner
@@ -43,7 +43,7 @@ class Wire(Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether the connection is there."""
+        """Whether the connection is open."""
 
     def declare_node(self, source: topology.Source, declared: Callable[[str | None], None]) -> None:
-        """Make a node, and then say why it could not be made, or None."""
+        """Create a node; then pass `declared` the reason of a refusal, or None."""

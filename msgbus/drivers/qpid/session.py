@@ -1,4 +1,4 @@
-"""One connection to Qpid: its bytes, and what the driver wants of the broker over it. On the loop's thread."""
+"""One connection to Qpid: its bytes, and the driver's requests to the broker. On the loop's thread."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from msgbus.exceptions import MessageUndeliverable, TransportUnavailable
 READ_SIZE = 1 << 16
 """Bytes; above 128 KiB the C library would map and unmap memory for every read."""
 TICK = 1.0
-"""Seconds between two looks at heartbeats."""
+"""Seconds between two checks of heartbeats."""
 
 
 class QpidSession(Session):
@@ -70,7 +70,7 @@ class QpidSession(Session):
         return self._socket is not None
 
     def lose(self, reason: BaseException) -> None:
-        """The connection is of no use any more."""
+        """Report that the connection is unusable."""
         if self._socket is not None:
             self._line.lose(reason)
 
@@ -101,12 +101,12 @@ class QpidSession(Session):
             elif answer.status == NOT_FOUND:
                 fail(found, MessageUndeliverable(f"{name} has no queue {queue}"))
             else:
-                fail(found, TransportUnavailable(f"{name} tells nothing of {queue}: {explain(answer)}"))
+                fail(found, TransportUnavailable(f"{name} cannot inspect {queue}: {explain(answer)}"))
 
-        self.nodes.look_at(queue, answered)
+        self.nodes.get_statistics(queue, answered)
 
     def why_blocked(self) -> str | None:
-        """Why messages wait although the relay is there, or None."""
+        """Why messages wait although the relay is attached, or None."""
         return "it gives no credit" if self._relay.attached and self._relay.credit <= 0 else None
 
     # The end
@@ -154,7 +154,7 @@ class QpidSession(Session):
                 raise ConnectionResetError("the broker closed the connection")
             self.engine.push(data)
             self.engine.dispatch()
-            # TLS may hold back what it has read already, of which the loop would not hear.
+            # TLS may have buffered data, which the loop's poll does not show.
             if self._socket is None or not (isinstance(sock, ssl.SSLSocket) and sock.pending()):
                 return
 

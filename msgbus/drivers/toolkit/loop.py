@@ -1,4 +1,4 @@
-"""The loop of a transport: it calls what has something to read, what is due, and what other threads hand it."""
+"""The loop of a transport: a thread that reads descriptors, and runs timers and calls from other threads."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ from msgbus.forking import call_in_child
 LOG = get_logger(__name__)
 
 LINGER = 0.001
-"""Seconds for which the thread, once it has handed out work, may wait for more before it goes to sleep."""
+"""Seconds that the thread may wait for more work before it goes to sleep."""
 CLOSE_TIMEOUT = 2.0
-"""Seconds for which a loop that is closed goes on while somebody still watches a descriptor: a driver is closing."""
+"""Seconds for which a closed loop goes on while a driver that is closing still watches a descriptor."""
 FOREVER = float("inf")
 
 _Call = tuple[Callable[..., Any], tuple[Any, ...]]
 _inherited: list[Any] = []
-"""What is kept and never used: for a forked child, to let go of a library's socket may be to close the parent's."""
+"""Kept and never used: in a forked child, releasing a library's socket may close the parent's."""
 
 
 class Loop:
     """One thread, which is started by the first `call` or `call_later`. Nothing is opened before.
 
-    Whoever hands it something wakes it only if it sleeps, so that a busy thread is handed much at once. For what is not
-    urgent (`call_lazily`) it is not even woken while it lingers, which it does for a millisecond.
+    `call` wakes the thread only if it sleeps, so a busy thread gets many calls at once. `call_lazily`, for what is not
+    urgent, does not wake it while it lingers, for up to a millisecond.
 
-    In a forked child it starts clean: what was handed over is the parent's, and so are its descriptors. Futures among
-    that fail with `CallCancelled`.
+    In a forked child it starts clean: its calls and descriptors belong to the parent. Futures among the calls'
+    arguments fail with `CallCancelled`.
 
     Attributes:
-        before_sleep: called when all there was is done, to write what has gathered; with True when lingering has
-            brought nothing. It returns for how many seconds the thread may wait for more: 0, ``LINGER`` or ``FOREVER``.
-        write_rest: called after that, when others know that the thread sleeps and write themselves: to write what they
-            have left to it until then. None where others never write.
+        before_sleep: called when all work is done, to write what has gathered; with True when lingering has brought no
+            work. It returns how many seconds the thread may wait for more: 0, ``LINGER`` or ``FOREVER``.
+        write_rest: called right before the thread sleeps, after `awake` was set to False: from then on other threads
+            write themselves, so it writes what they have left to the loop until then. None if others never write.
         awake: `before_sleep` will be called before the thread sleeps.
         closed: the thread has ended.
-        batch: grows with each batch of what was handed over: all in it was handed over before the batch began.
+        batch: the number of the batch of calls that is run. All its calls were made before the batch began.
     """
 
     now = staticmethod(time.monotonic)
-    """Seconds. The clock of all that is due here, and of all deadlines of messages."""
+    """Seconds. The clock of all timers here, and of all deadlines."""
 
     def __init__(self, name: str) -> None:
         """Make a loop that does not run yet; `name` is its thread's."""
@@ -75,14 +75,14 @@ class Loop:
         self._changing = threading.Lock()
         self._thread: threading.Thread | None = None
         self._close_until: float | None = None
-        # Others have closed its descriptors: nothing can be read or written, and what is due goes on to be run.
+        # Other code has closed its descriptors: nothing can be read or written, but timers and calls still run.
         self._lost: OSError | None = None
         self._woken = threading.Event()
         self.closed = False
         self.batch = 0
 
     def _forked(self) -> None:
-        """In a forked child: all of it is the parent's, whose threads may hold its lock."""
+        """In a forked child: all of it belongs to the parent, whose threads may hold the lock."""
         if self._thread is None:
             self._changing = threading.Lock()
             return
@@ -103,7 +103,7 @@ class Loop:
 
     @property
     def started(self) -> bool:
-        """Whether anything was ever asked of it."""
+        """Whether its thread was ever started."""
         return self._thread is not None
 
     # Any thread
@@ -111,38 +111,38 @@ class Loop:
     def call(self, func: Callable[..., Any], *args: Any) -> bool:
         """Run a function on the loop's thread, soon. Any thread; functions are run in the order of the calls.
 
-        What it raises is logged, and the loop goes on; so of all that the loop calls.
+        If it raises, that is logged and the loop goes on, as with every function that the loop calls.
 
         Returns:
-            False where the loop was closed, and nothing is run.
+            False if the loop was closed, and the function is not run.
 
         Raises:
-            TransportUnavailable: the operating system gives no thread or descriptor, or has taken one away.
+            TransportUnavailable: the operating system gives no thread or descriptor, or other code has closed one.
         """
         if self._lost is not None:
             raise self._explain(self._lost)
         if self._thread is None:
             self._start()
-        handed = (func, args)
-        self._calls.append(handed)
+        entry = (func, args)
+        self._calls.append(entry)
         if self.closed:
-            return self._was_run(handed)
+            return self._was_run(entry)
         if not self.awake:
-            self._rouse()
+            self._wake_up()
         return True
 
-    def _was_run(self, handed: _Call) -> bool:
-        """Whether a function was run that was handed over while the loop ended. Otherwise it will not be."""
+    def _was_run(self, entry: _Call) -> bool:
+        """Whether a call that was made while the loop ended was run. If not, it never will be."""
         try:
-            self._calls.remove(handed)
+            self._calls.remove(entry)
         except ValueError:
             return True
         return False
 
     def call_for(self, future: Future[Any], func: Callable[..., Any], *args: Any) -> None:
-        """As `call`, but where the function cannot be run, `future` fails.
+        """As `call`, but if the function cannot be run, `future` fails.
 
-        With `CallCancelled` where the loop was closed, else with what `call` raises.
+        With `CallCancelled` if the loop was closed, else with what `call` raises.
         """
         try:
             if not self.call(func, *args):
@@ -151,15 +151,15 @@ class Loop:
             fail(future, exc)
 
     def call_lazily(self, func: Callable[..., Any], *args: Any) -> None:
-        """As `call`, a millisecond later if that saves waking the thread. It starts no thread where none runs yet."""
+        """As `call`, a millisecond later if that saves waking the thread. It does not start the thread."""
         self._calls.append((func, args))
         if not self.awake and not self._lingers:
-            self._rouse()
+            self._wake_up()
 
     def call_later(self, delay: float, func: Callable[..., Any], *args: Any) -> None:
         """Run a function on the loop's thread in so many seconds, unless the loop is closed before. Any thread.
 
-        It cannot be taken back: what it is about may be gone by then, so the function has to look.
+        It cannot be cancelled: the function has to check whether it is still needed.
 
         Raises:
             TransportUnavailable: the operating system gives no thread or descriptor.
@@ -173,7 +173,7 @@ class Loop:
             heapq.heappush(self._due, entry)
             is_next = self._due[0] is entry
         if is_next and not self.awake:
-            self._rouse()
+            self._wake_up()
 
     def _start(self) -> None:
         with self._changing:
@@ -197,14 +197,14 @@ class Loop:
         poll, wake = self._poll, self._wake
         self._poll, self._wake = None, -1
         if self._lost is not None:
-            _inherited.append(poll)  # Their numbers may be somebody else's by now.
+            _inherited.append(poll)  # Their numbers may belong to other files by now.
             return
         if poll is not None:
             poll.close()
         if wake >= 0:
             os.close(wake)
 
-    def _rouse(self) -> None:
+    def _wake_up(self) -> None:
         with self._changing:
             if self.closed:
                 return
@@ -215,7 +215,8 @@ class Loop:
             try:
                 os.eventfd_write(self._wake, 1)
             except OSError as exc:
-                # The thread waits where nobody can wake it. Another one ends in time what can only fail now.
+                # The thread waits where it cannot be woken. Another one takes over, so that deadlines still end what
+                # can only fail.
                 self._lost = exc
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 try:
@@ -229,10 +230,10 @@ class Loop:
         return TransportUnavailable(descriptors.descriptors_closed(self._name, exc))
 
     def close(self) -> None:
-        """End the thread, once it has run all that it was handed, and give the descriptors back. The core calls it.
+        """End the thread, once it has run all calls, and close the descriptors. The core calls it.
 
-        What is due later is not run. On the loop's own thread this returns at once, and the thread goes on for a moment
-        for a driver that is still closing.
+        Timers that are not due yet are not run. On the loop's own thread this returns at once, and the thread goes on
+        for a moment for a driver that is still closing.
         """
         with self._changing:
             if self._close_until is None:
@@ -243,7 +244,7 @@ class Loop:
                 return
         self._calls.append((_nothing, ()))
         try:
-            self._rouse()
+            self._wake_up()
         except TransportUnavailable as exc:
             LOG.warning("%s", exc)
             return
@@ -255,20 +256,20 @@ class Loop:
     def call_last(self, func: Callable[..., Any], *args: Any) -> None:
         """Run a function when all else is done, right before the thread sleeps. On the loop's thread.
 
-        That is the moment for waking other threads: they need the interpreter, which is free then.
+        This is for waking other threads: they need the interpreter, which is free then.
         """
         self._last.append((func, args))
 
     def watch(self, fd: int, func: Callable[[], None], *, write: bool = False) -> None:
         """Call a function whenever `fd` can be read, or, with `write`, can be read or written. On the loop's thread.
 
-        It is called again and again while that is so: read until there is nothing more, and leave `write` out when
-        there is nothing to write. Another `watch` of the same `fd` takes the place of the former.
+        It is called repeatedly while that is so: read until there is nothing more, and leave `write` out when there is
+        nothing to write. Another `watch` of the same `fd` replaces the former.
 
         Args:
             fd: a file descriptor, of a socket that does not block.
-            func: what to call; it has to find out which of both it is.
-            write: whether also writing is waited for.
+            func: what to call; it has to find out which of the two it is.
+            write: also call it when `fd` can be written.
         """
         if self._lost is not None:
             return
@@ -286,7 +287,7 @@ class Loop:
 
     def _run(self) -> None:
         with self._changing:
-            pass  # Whoever started this thread has said by now which one it is.
+            pass  # By now the code that started this thread has set `_thread`.
         while self._lost is None or self.is_here:
             if self._close_until is not None and self._is_done():
                 break
@@ -296,7 +297,7 @@ class Loop:
                 return
             self.closed = True
             self._due.clear()
-        while self._calls:  # What was handed over in the last moment.
+        while self._calls:  # Calls that were made at the last moment.
             self._guard(*_flat(self._calls.popleft()))
         with self._changing:
             self._let_go()
@@ -310,16 +311,16 @@ class Loop:
 
     def _turn(self) -> None:
         """Wait until there is something to do, and do it."""
-        rest = self._guard(self.before_sleep, False)
+        idle_wait = self._guard(self.before_sleep, False)
         last = self._last
         while last:
-            self._guard(*_flat(last.popleft()))  # No name of this function holds it while the thread sleeps.
-        lingers = rest == LINGER
+            self._guard(*_flat(last.popleft()))  # No local name keeps it alive while the thread sleeps.
+        lingers = idle_wait == LINGER
         self._lingers, self.awake = lingers, False
         if self.write_rest is not None:
             self._guard(self.write_rest)
-        # Looked at after that was set: what is appended from now on wakes the thread.
-        timeout = 0.0 if self._calls or not rest else self._timeout(rest)
+        # Checked after `awake` was set: calls that are appended from now on wake the thread.
+        timeout = 0.0 if self._calls or not idle_wait else self._timeout(idle_wait)
         try:
             events = self._poll.poll(timeout) if self._lost is None else self._wait_without_descriptors(timeout)
         except OSError as exc:
@@ -345,7 +346,7 @@ class Loop:
             self._guard(self.before_sleep, True)
 
     def _wait_without_descriptors(self, timeout: float) -> list[tuple[int, int]]:
-        """Wait until somebody rouses the thread, or the time is over."""
+        """Wait until the thread is woken, or the time is over."""
         self._woken.wait(None if timeout < 0 else timeout)
         self._woken.clear()
         return []
@@ -370,7 +371,7 @@ class Loop:
     def _guard(func: Callable[..., Any], *args: Any) -> Any:
         try:
             return func(*args)
-        except BaseException:  # Without its thread nothing would be read, written or ended in time any more.
+        except BaseException:  # Without this thread nothing would be read, written or ended in time any more.
             LOG.exception("the I/O thread goes on after an error that is a fault of msgbus")
             return None
 

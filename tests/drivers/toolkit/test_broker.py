@@ -23,7 +23,7 @@ from msgbus.drivers.toolkit.broker import BrokerDriver
 from msgbus.drivers.toolkit.descriptors import HINT
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.url import TransportURL
-from tests.support import PATIENCE, ROOT, VirtualClock
+from tests.support import EVENT_TIMEOUT, ROOT, VirtualClock
 
 TEMPLATE = ROOT / "msgbus" / "cli" / "template" / "msgbus_newdriver" / "driver.py"
 TOPIC, OTHER = Address("topic", "x", "t"), Address("topic", "x", "other")
@@ -89,7 +89,7 @@ def test_messages_are_published_on_the_loops_thread(newdriver: ModuleType) -> No
     assert threads == {"test"}
 
 
-def test_close_waits_for_what_was_handed_to_the_loop(newdriver: ModuleType) -> None:
+def test_close_waits_for_calls_on_the_loop(newdriver: ModuleType) -> None:
     """A driver that is closed right after many messages were given to it, and that connects only now, sends them."""
     came = []
     dialled = threading.Event()
@@ -228,7 +228,7 @@ def test_an_hour_without_the_broker_is_replayed_in_a_moment(
 
     with open_driver(newdriver, clock.loop("test")) as driver:
         driver.loop.call(send_all, driver)
-        assert all_ended.wait(3 * PATIENCE), f"after {clock.seconds - begin:.0f} s only {ends} have ended"
+        assert all_ended.wait(3 * EVENT_TIMEOUT), f"after {clock.seconds - begin:.0f} s only {ends} have ended"
     for seconds in times[:-1]:
         assert isinstance(sent[seconds].exception(0), TransportUnavailable)
         assert seconds - 0.1 <= ends[seconds] <= seconds + 0.1
