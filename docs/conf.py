@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import files as installed_files
 from importlib.metadata import version as installed_version
 from typing import Any
 
@@ -24,8 +23,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "qpid_broker.md"]  # a part of qpid.md
 
-# Pictures are drawn by the command of a Python package, which need not be on the PATH. No page waits for a network.
-graphviz_dot = next(str(f.locate()) for f in installed_files("graphviz-pure") or () if f.name == "graphviz-pure")
+# Pictures are drawn at the build, by the command dot of Graphviz: so no page waits for a network.
 graphviz_output_format = "svg"
 
 # Links to a heading of a page: #what-it-says
@@ -47,7 +45,10 @@ nitpicky = True
 # What this documentation does not have: other projects' names, and (in lower case) parameters and attributes.
 nitpick_ignore_regex = [
     ("py:.*", r"(collections|concurrent|threading|types|typing|cfg|oslo_config|msgspec|pytest|queue|os|time|sys)\..*"),
-    ("py:.*", r"(Any|Callable|Future|Iterator|Generator|Sequence|TracebackType|OnDeadLetter|None|P|R|T|optional)"),
+    (
+        "py:.*",
+        r"(Any|Callable|Future|Iterator|Generator|Sequence|TracebackType|OnDeadLetter|Policy|None|P|R|T|optional)",
+    ),
     ("py:.*", r"[A-Z][A-Za-z]*(Error|Exception|Iteration)"),
     ("py:class", r"msgbus\.replies\.Pending"),  # It is the core's own.
     ("py:obj", r"[a-z_.]+"),

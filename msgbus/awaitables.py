@@ -1,7 +1,7 @@
-"""Refuses `async` methods and what they return: the servers of msgbus run plain methods on threads, and await nothing.
+"""Refuses `async` methods and what they return: servers of msgbus run plain methods on threads, and await nothing.
 
-Who calls an `async` method gets a coroutine, and nothing of the method has run. Taken for a result, that would be work
-which counts as done and never happens.
+A call of an `async` method returns a coroutine, and has run none of the method's code. If the coroutine were taken for
+a result, the work would count as done and never happen.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 from msgbus.exceptions import RPCDispatcherError
 
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict})
-"""What methods mostly return: to see that it is not to be awaited takes no time."""
+"""What most methods return: a quick check that there is nothing to await."""
 
 
 def is_async(found: object) -> bool:
     """Whether it is a function, or an object, that has to be awaited or iterated over asynchronously when it is called.
 
-    This looks only, and calls nothing: a plain function that returns a coroutine is not noticed. `refuse_awaitable`
+    Nothing is called: a plain function that returns a coroutine is not noticed. `refuse_awaitable`
     notices that.
     """
     while True:
@@ -36,7 +36,7 @@ def is_async(found: object) -> bool:
             break
     if isinstance(found, type):  # Calling a class makes an object.
         return False
-    candidates = (found, getattr(type(found), "__call__", None))  # noqa: B004 - not whether, but what
+    candidates = (found, getattr(type(found), "__call__", None))  # noqa: B004 - the method is needed
     return any(inspect.iscoroutinefunction(one) or inspect.isasyncgenfunction(one) for one in candidates)
 
 
@@ -44,7 +44,7 @@ def async_methods(endpoint: object) -> Iterator[str]:
     """The names of an endpoint's attributes that are `async`. No property is evaluated."""
     for name in dir(endpoint):
         found = inspect.getattr_static(endpoint, name, None)
-        if isinstance(found, types.MemberDescriptorType):  # what __slots__ makes: to read it runs nobody's code
+        if isinstance(found, types.MemberDescriptorType):  # made by __slots__: reading it runs no code
             found = getattr(endpoint, name, None)
         if is_async(found):
             yield name
@@ -64,7 +64,7 @@ def refuse_awaitable(what: str, result: Any) -> None:
     """Refuse what would have to be awaited. A coroutine is closed.
 
     Args:
-        what: who has returned it, the beginning of a sentence: ``"the method 'greet' returned"``.
+        what: what has returned it, as the beginning of a sentence: ``"the method 'greet' returned"``.
         result: anything.
 
     Raises:

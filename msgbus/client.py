@@ -7,7 +7,7 @@ import math
 import time
 from concurrent.futures import Future
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Any
 
 from msgbus.client_call import ClientCall
 from msgbus.deadline import bounded
@@ -25,7 +25,7 @@ from msgbus.exceptions import (
     TransportUnavailable,
 )
 from msgbus.foreign import get_logger
-from msgbus.message import AT_LEAST_ONCE, CONTENT_TYPES, PING_NAMESPACE, POLICIES, Hints, Request, new_id
+from msgbus.message import AT_LEAST_ONCE, CONTENT_TYPES, PING_NAMESPACE, POLICIES, Hints, Policy, Request, new_id
 from msgbus.replies import Pending, PendingAnswers, PendingCall, PendingStream
 from msgbus.sending import server_named_by
 from msgbus.serializer import NoOpSerializer, Serializer, check_serializer
@@ -35,8 +35,6 @@ from msgbus.transport import INSPECT_TIMEOUT, Transport, check_transport
 from msgbus.versions import version_is_compatible
 
 LOG = get_logger(__name__)
-
-Delivery = Literal["at_most_once", "at_least_once"]
 
 STREAM_WINDOW = 100
 """Items that a server may send ahead of what the client has taken."""
@@ -95,7 +93,7 @@ class RPCClient:
         version_cap: str | None = None,
         serializer: Serializer | None = None,
         call_monitor_timeout: float | None = None,
-        delivery: Delivery | None = None,
+        delivery: Policy | None = None,
     ) -> None:
         check_transport(transport, "client")
         self.transport = transport
@@ -120,7 +118,7 @@ class RPCClient:
                 version_is_compatible(version, version)
         policy = self.delivery or option("rpc_delivery")
         if policy not in POLICIES:
-            raise ValueError(f"delivery is 'at_most_once' or 'at_least_once', not {policy!r}")
+            raise ValueError(f"delivery is {' or '.join(map(repr, POLICIES))}, not {policy!r}")
         self._policy: str = policy
         self._repeatable = policy == AT_LEAST_ONCE
         # If the message system may lose an answer, the server sends it until this side confirms it.
@@ -148,7 +146,7 @@ class RPCClient:
         timeout: float | None = _UNSET,
         version_cap: str | None = _UNSET,
         call_monitor_timeout: float | None = _UNSET,
-        delivery: Delivery | None = _UNSET,
+        delivery: Policy | None = _UNSET,
         deadline: float | None = _UNSET,
     ) -> RPCClient:
         """Return a client with other settings; None is a value like others, and restores the default.
@@ -194,7 +192,7 @@ class RPCClient:
         """Run `method` on one server and return its value (of a generator: the last).
 
         Args:
-            ctxt: the caller's context: a dict, or what the serializer makes one of.
+            ctxt: the caller's context: a dict, or an object that the serializer turns into one.
             method: its name.
             kwargs: its arguments.
 
@@ -203,8 +201,8 @@ class RPCClient:
             TransportUnavailable, TransportBlocked, MessageTooLarge: it could not be sent.
             MessagingTimeout: no answer by the deadline; `ServerLost`: the server that ran it fell silent.
             OutcomeUnknown: under at_most_once, it may or may not have run.
-            RemoteError: what the method raised, or that exception itself where it is allowed to be made again.
-            SerializationError: an argument or the result cannot travel, or what came cannot be read.
+            RemoteError: the method raised; the exception itself is raised instead if it may be rebuilt here.
+            SerializationError: an argument or the result cannot be sent, or the reply cannot be read.
             RPCVersionCapError, InvalidTarget: the request is not allowed as it is.
             TypeError: the context or the method's name is missing.
         """
@@ -245,7 +243,7 @@ class RPCClient:
 
     def _cast(self, address: Address, ctxt: Any, method: str, kwargs: dict[str, Any]) -> None:
         transport, now = self.transport, Loop.now()
-        deadline = now + self._seconds  # Not the one that a handler inherits: nobody waits for what a cast does.
+        deadline = now + self._seconds  # The deadline that a handler inherits does not apply: nobody waits for a cast.
         with transport.slot(deadline):
             # The deadline bounds the sending. Once the message system has it, it waits for a server as long as it
             # takes, unless the caller gave a time.
@@ -277,8 +275,8 @@ class RPCClient:
         server's generator waits while this side does not consume, and is closed when the iterator is closed or
         dropped. A method that returns plainly yields one item.
 
-        It raises what `call` raises; what ends the remote generator is raised from the iteration, after the values
-        before it.
+        It raises what `call` raises. An exception of the remote generator is raised from the iteration, after the
+        values before it.
         """
         now = Loop.now()
         end = bounded(float("inf") if self.deadline is None else now + self.deadline)
@@ -329,7 +327,7 @@ class RPCClient:
         unreachable: TransportUnavailable | None = None
         try:
             call.send(message)
-            # Each server of a topic consumes from it, so many answers there will be.
+            # Each server of a topic consumes from it, so there will be as many answers.
             counted = self._count_consumers(self.transport.address(self.target(fanout=None)), call, pending)
             call.wait(explain=False)
         except MessagingTimeout:
@@ -340,13 +338,14 @@ class RPCClient:
             call.close()
         found = Answers({**answer, "seconds": round(at - now, 6)} for answer, at in pending.answers)
         found.expected = _consumers_of(counted, INSPECT_TIMEOUT, len(found))
-        # If the message system knows servers, one that cannot be reached is frozen, and does not answer.
+        # If the message system knows of servers, one that cannot be reached is frozen: it counts as one without an
+        # answer.
         if unreachable is not None and not found and not found.expected:
             raise unreachable
         return found
 
     def _count_consumers(self, address: Address, call: ClientCall, pending: PendingAnswers) -> Future[QueueInfo] | None:
-        """Ask how many consumers an address has, which are as many answers; None if the driver cannot say."""
+        """Ask how many consumers an address has: there will be as many answers. None if the driver cannot say."""
         driver = self.transport.driver
         if Capability.INSPECT not in driver.capabilities:
             return None
@@ -376,7 +375,7 @@ class RPCClient:
 
     def _new_pending(self, cls: Any, method: str, now: float, **more: Any) -> Any:
         if cls is not PendingAnswers and self._address.kind == "fanout":
-            raise InvalidTarget("an answer cannot be had from all servers at once; cast, or name a server", self.target)
+            raise InvalidTarget("a call has no answer from all servers at once; cast, or name a server", self.target)
         return cls(
             new_id(),
             method,
@@ -424,7 +423,7 @@ def _no_method(ctxt: Any, method: Any, kwargs: dict[str, Any]) -> Exception:
 
 
 def _consumers_of(counted: Future[QueueInfo] | None, timeout: float, answered: int) -> int | None:
-    """How many consumers were counted, or as many as have answered if those are more; None if that is unknown."""
+    """The number of consumers, or of answers if that is higher; None if it is unknown."""
     if counted is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""ClientCall: a request that this side has sent, and the thread that waits for what comes of it."""
+"""ClientCall: a request that this side has sent, and the thread that waits for its outcome."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ LOG = get_logger(__name__)
 
 
 class ClientCall:
-    """Sends the request of a call, a stream or a ping, waits for what comes, and repeats it where that is allowed.
+    """Sends the request of a call, a stream or a ping, waits for replies, and repeats it where that is allowed.
 
-    What came, and what is to be done about it, `pending` knows; the clock, the lock and the sending are here.
+    `pending` holds what has arrived and decides what to do next; the clock, the lock and the sending are here.
 
     Attributes:
         transport: where the request goes.
@@ -42,7 +42,7 @@ class ClientCall:
         pending.wake = self.wake
 
     def wake(self) -> None:
-        """Have `wait` look at what is known. Any thread, any number of times."""
+        """Have `wait` check `pending` again. May be called on any thread, any number of times."""
         self.transport.loop.wake(self._lock)
 
     def send(self, message: Message) -> None:
@@ -87,7 +87,7 @@ class ClientCall:
             explain: find out what is known of the call for the text of a timeout, which may take `INSPECT_TIMEOUT`.
 
         Raises:
-            MessagingException: why it will not be.
+            MessagingException: why it will never be ready.
         """
         pending = self.pending
         ready = pending.ready
@@ -98,7 +98,7 @@ class ClientCall:
                 self._check(explain)
 
     def _check(self, explain: bool) -> None:
-        """Do what is due for a call that still waits, and raise why there is nothing more to wait for."""
+        """Do what is due for a call that still waits; raise the reason if there is nothing more to wait for."""
         pending, now, up_since = self.pending, Loop.now(), self.transport.driver.up_since
         while pending.orphans:
             self._cancel(pending.orphans.pop())
@@ -114,11 +114,11 @@ class ClientCall:
             self._send_again(now)
 
     def _send_again(self, now: float) -> None:
-        """Send a request once more whose first copy or whose answer seems to be lost."""
+        """Send the request once more: its first copy, or the answer, seems to be lost."""
         pending, message = self.pending, self.pending.request
         if message is None:
             return
-        LOG.info("%s is sent again: no server was heard of", pending.describe)
+        LOG.info("%s is sent again: nothing was heard from a server", pending.describe)
         left = pending.deadline - now
         body = encode_repeat(message.body, message.content_type, left)
         self.transport.send(
@@ -136,7 +136,7 @@ class ClientCall:
         self.pending.on_repeated(error, Loop.now())
 
     def forget(self) -> None:
-        """Expect no more replies. What comes late is dropped."""
+        """Expect no more replies. Late replies are dropped."""
         self.transport.router.discard(self.pending)
         self.pending.wake = nobody  # The two refer to each other: so memory is freed at once.
 
@@ -174,7 +174,7 @@ class ClientCall:
         send_control(self.transport, inbox, control, self._content_type)
 
     def _explain_timeout(self) -> str:
-        """What is known of a call whose deadline has passed: it is all that an operator has to go by."""
+        """What is known of a call whose deadline has passed. An operator has nothing else to go by."""
         pending, driver = self.pending, self.transport.driver
         seconds = pending.deadline - pending.began
         known = [f"{pending.describe}: no answer within {seconds:.4g} s over {driver.state}"]

@@ -1,6 +1,6 @@
 """What becomes of drivers that nobody closes: their transport is dropped, or the program ends without `cleanup`.
 
-What a driver was given may still be on its way to its peers: receipts of answers, acknowledgements, a good-bye.
+A driver may still have data for its peers: receipts of answers, acknowledgements, closing frames.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from msgbus.forking import call_in_child
 LOG = get_logger(__name__)
 
 EXIT_TIMEOUT = 2.0
-"""Seconds that the end of the program may be put off for all drivers together."""
+"""Seconds that closing all drivers together may delay the end of the program."""
 EXIT_TIMEOUT_MIN = 0.1
 """Seconds that each of them has in any case."""
 
 
 class OpenDrivers:
-    """The drivers of this process that were not closed yet. Thread-safe."""
+    """The drivers of this process that are not closed yet. Thread-safe."""
 
     def __init__(self) -> None:
         self._open: dict[Driver, None] = {}
@@ -41,10 +41,10 @@ class OpenDrivers:
         Args:
             owner: the driver must not refer to it.
             driver: to be closed.
-            end: what else is to be called when the owner was collected.
+            end: further functions to call when the owner was collected.
 
         Returns:
-            what is to be detached when the owner closes the driver itself; then `discard` is to be called too.
+            a finalizer: when the owner closes the driver itself, detach it, and call `discard` too.
         """
         self._open[driver] = None
         self._close_in_children_of_multiprocessing()
@@ -95,12 +95,12 @@ class OpenDrivers:
                 else:
                     driver.close_timeout = left
                     driver.close()
-            except Exception as exc:  # The others are to be closed too, and a traceback would help nobody now.
+            except Exception as exc:  # The others have to be closed too, and a traceback would not help.
                 LOG.debug("%s was not closed cleanly at the end of the program: %r", driver.state, exc)
             self._open.pop(driver, None)
 
     def forget_parents(self) -> None:
-        """In a forked child: the threads that were closing drivers are the parent's."""
+        """In a forked child: forget the drivers that the parent's threads were closing."""
         for driver in self._closing:
             self._open.pop(driver, None)
         self._closing = {}

@@ -65,10 +65,10 @@ CORE_OPTS: list[cfg.Opt] = [
     cfg.BoolOpt(
         "rpc_json_lossy",
         default=False,
-        help="Whether values that JSON does not have are sent as something else, which the receiver cannot tell from "
-        "what they became: NaN and infinity as null, bytes as base64 text, and numbers that are keys of a dict as "
-        "strings. Otherwise they are a SerializationError at the sender. For services that send such values to a stock "
-        "oslo.messaging, and cannot be changed.",
+        help="Whether values that JSON does not have are converted: NaN and infinity to null, bytes to base64 text, "
+        "and numbers that are keys of a dict to strings. The receiver cannot tell that they were converted. Otherwise "
+        "they are a SerializationError at the sender. For services that send such values to a stock oslo.messaging, "
+        "and cannot be changed.",
     ),
     cfg.IntOpt(
         "rpc_send_window",
@@ -96,7 +96,7 @@ RPC_OPTS: list[cfg.Opt] = [
     cfg.ListOpt(
         "allowed_rpc_exception_modules",
         default=[],
-        help="Modules whose exceptions may be made again in this process when a server raised them. For services that "
+        help="Modules whose exceptions may be rebuilt in this process when a server raised them. For services that "
         "use msgbus.rpc; others say it in their code.",
     ),
 ]
@@ -111,8 +111,8 @@ _OPTIONS = {opt.dest: opt for opt in (*CORE_OPTS, *RPC_OPTS)}
 def register(conf: cfg.ConfigOpts, opts: Sequence[cfg.Opt] = CORE_OPTS) -> None:
     """Register options, the core's, on `conf`. May be called again.
 
-    Where somebody has registered an option of that name already (oslo.messaging, or the service itself), that one
-    counts, with its own default.
+    If other code has already registered an option of that name (oslo.messaging, or the service itself), that definition
+    is used, with its own default.
 
     Raises:
         TypeError: `conf` is no configuration.
@@ -129,22 +129,22 @@ def register(conf: cfg.ConfigOpts, opts: Sequence[cfg.Opt] = CORE_OPTS) -> None:
 
 
 def read_option(conf: cfg.ConfigOpts, name: str) -> Any:
-    """The value of one of the core's options, as its type says, whoever has registered it.
+    """The value of one of the core's options, converted to its type even if other code registered it.
 
-    Each of them is read by this function, and not from `conf` itself: so every fault of a configuration is an error of
-    msgbus, which names the option and the file, and never a password.
+    All options are read through this function rather than from `conf`. So every error in a configuration is an error of
+    msgbus, which names the option and the file, and never shows a password.
 
     Raises:
-        ConfigurationError: the value does not fit, or refers by a dollar sign to what cannot be read.
+        ConfigurationError: the value is invalid, or has a dollar sign that refers to an option which cannot be read.
     """
     return read_value(conf, None, _OPTIONS[name])
 
 
 def check_core_options(conf: cfg.ConfigOpts) -> None:
-    """See that the core's options can be read, before they are needed.
+    """Check the core's options before they are needed.
 
-    Left out are those that say where the message system is, and those of servers alone: oslo.config would warn of the
-    old name of one of these in clients too.
+    Not those that say where the message system is, and not those that only servers read: oslo.config would warn about
+    their deprecated names in clients too.
 
     Raises:
         ConfigurationError: as for `read_option`.
@@ -154,15 +154,15 @@ def check_core_options(conf: cfg.ConfigOpts) -> None:
             read_option(conf, opt.dest)
 
 
-def says_where(conf: cfg.ConfigOpts) -> bool:
-    """Whether anybody has set where the message system is."""
+def has_message_system(conf: cfg.ConfigOpts) -> bool:
+    """Whether ``rpc_backend`` or ``transport_url`` is set by anything but its default."""
     where = (conf.get_location(name) for name in ("rpc_backend", "transport_url"))
     return any(found is not None and found.location is not cfg.Locations.opt_default for found in where)
 
 
 def is_unread(conf: cfg.ConfigOpts) -> bool:
-    """Whether nobody has called `conf`, so that it has read no file, and nobody has set where the message system is."""
-    return not hasattr(conf, "config_file") and not says_where(conf)  # That option is registered by the call.
+    """Whether `conf` has not been called, so that it has read no file, and nothing says where the message system is."""
+    return not hasattr(conf, "config_file") and not has_message_system(conf)  # That option is registered by the call.
 
 
 def read_value(conf: cfg.ConfigOpts, group: str | None, opt: cfg.Opt) -> Any:
@@ -175,7 +175,7 @@ def read_value(conf: cfg.ConfigOpts, group: str | None, opt: cfg.Opt) -> Any:
         if group is not None:
             return conf[group][opt.dest]
         value = conf[opt.dest]
-        # Where somebody else has registered the option, it is of their type, and may have a default that is not ours.
+        # If other code registered the option, it has that code's type and default.
         return opt.default if value is None else opt.type(value)
     except (ValueError, TypeError, RecursionError, cfg.Error) as exc:
         # A dollar sign begins the name of another option: the text of the error may hold a part of the password.
@@ -191,16 +191,16 @@ def read_value(conf: cfg.ConfigOpts, group: str | None, opt: cfg.Opt) -> Any:
 
 
 def in_words(exc: Exception) -> str:
-    """What oslo.config and Python say of a wrong value, without what the caller says himself."""
+    """The reason in an error of oslo.config or Python, without the option's name, which the caller adds."""
     text = str(exc).rpartition(" is not valid: ")[2]
     text = re.sub(r"could not convert string to float: ('.*?')", r"\1 is not a number", text)
     return re.sub(r"invalid literal for int\(\) with base 10: ('.*?')", r"\1 is not a whole number", text)
 
 
 def names_in_files(conf: cfg.ConfigOpts, group: str) -> dict[str, str]:
-    """The names that stand in a group of the configuration files, whether they are options or not, and in which.
+    """The names in a group of the configuration files, registered options or not, each with its file.
 
-    oslo.config reads the name of a group in small letters, but that of DEFAULT.
+    oslo.config turns the names of groups into lower case, except DEFAULT.
     """
     return {
         name: path
@@ -221,6 +221,6 @@ def read_files(conf: cfg.ConfigOpts) -> Iterator[tuple[str, dict[str, dict[str, 
         try:
             cfg.ConfigParser(path, groups).parse()
         except (OSError, ValueError, cfg.ParseError) as exc:
-            # It has been read; since then the process may have changed its folder or its user, or somebody the file.
-            LOG.debug("%s cannot be looked at for wrong names: %s", path, type(exc).__name__)
+            # oslo.config has read it before. Since then the working directory, the user or the file may have changed.
+            LOG.debug("%s cannot be checked for wrong names: %s", path, type(exc).__name__)
         yield path, groups

@@ -1,4 +1,4 @@
-"""The request that is being run: the context in which it runs, and what its code may know of it."""
+"""The request that is being run: the context in which it runs, and what its code can learn about it."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class RunningRequest:
 
     Attributes:
         server: the name of the server that runs it.
-        delivery: how it came.
-        request: what is to be run.
+        delivery: the delivery that it came with.
+        request: the method and its arguments.
         deadline: seconds of `Loop.now`, or None where it has none.
         at_least_once: the delivery policy that holds for it.
         attempts: how often it was begun before, here and by other servers, as far as that is known.
@@ -67,7 +67,7 @@ class ServerContext:
     """
 
     def __init__(self) -> None:
-        """Take the context of whoever calls this."""
+        """Take the caller's context."""
         self._context = copy_context()
         # A copy of a context holds the same objects. That of the module decimal is meant to be changed in place
         # (getcontext().prec = 50), so each request needs one of its own. If there is none yet, decimal makes one.
@@ -89,7 +89,7 @@ class ServerContext:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CurrentRequest:
-    """What a method may know of the request that it serves. `msgbus.current_request` returns it.
+    """What a method can learn about the request that it serves. `msgbus.current_request` returns it.
 
     `cancelled` and `time_left` are looked up each time they are read; the rest never changes. Any thread may read it,
     also after the request has ended.
@@ -101,7 +101,7 @@ class CurrentRequest:
         target: where the request was sent to: exchange and topic; ``server`` where it was sent to this server alone;
             ``fanout`` where it was sent to all; the namespace and the version that were asked for.
         server: the name of the server that runs it.
-        context: the caller's, plain data as it came: what a serializer makes of it only the method gets. It is the
+        context: the caller's, plain data as it was sent (only the method gets what a serializer makes of it). It is the
             request's own dict: do not change it.
         delivery: the policy that holds for it, ``"at_most_once"`` or ``"at_least_once"``.
         redelivered: the message system has delivered it before, to this or another server: it may have run.

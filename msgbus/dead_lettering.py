@@ -1,4 +1,4 @@
-"""What a server gives up becomes a dead letter. `msgbus.dead_letters` is for operators, who look at them later."""
+"""Sends requests that a server gives up as dead letters. `msgbus.dead_letters` lets operators handle them later."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DeadLetterSender:
     """Sends dead letters to the server's hook, and to the topic's address for them. Thread-safe."""
 
     def __init__(self, transport: Transport, hook: OnDeadLetter | None, grace: float) -> None:
-        """`grace` is the seconds for sending one, but there is one second in any case.
+        """`grace`: seconds that sending one may take; it has at least one.
 
         Raises:
             TypeError: `hook` is ``async``.

@@ -52,7 +52,7 @@ class Stored:
     """A dead letter in the message system.
 
     Attributes:
-        id: of the message. Letters of one request that several servers have given up have the same.
+        id: of the message. If several servers have given up one request, their letters have the same id.
         letter: what it says, or None where it cannot be read.
         error: why it cannot be read, or could not be sent again; None where all is well.
     """
@@ -70,9 +70,9 @@ class Letters(list[Stored]):
             found: 10,000 are read at a time, and another reader may have some.
     """
 
-    def __init__(self, found: Collection[Stored], depth: QueueInfo | None) -> None:
+    def __init__(self, found: Collection[Stored], info: QueueInfo | None) -> None:
         super().__init__(found)
-        self.expected = None if depth is None or depth.messages is None else max(depth.messages, len(self))
+        self.expected = None if info is None or info.messages is None else max(info.messages, len(self))
 
 
 def look(transport: Transport, target: Target, timeout: float = TIMEOUT) -> Letters:
@@ -88,8 +88,8 @@ def look(transport: Transport, target: Target, timeout: float = TIMEOUT) -> Lett
         InvalidTarget: the target has no topic.
         TransportUnavailable: the message system could not be reached in that time, or the connection broke.
     """
-    with _held(transport, target, timeout) as (deliveries, depth):
-        return Letters([_read(delivery) for delivery in deliveries], depth)
+    with _held(transport, target, timeout) as (deliveries, info):
+        return Letters([_read(delivery) for delivery in deliveries], info)
 
 
 def requeue(
@@ -97,10 +97,10 @@ def requeue(
 ) -> Letters:
     """Send dead letters' requests again, and remove each letter once the message system has taken the request.
 
-    A request is sent to its old destination: the topic, or one server. That of a fanout goes only to the server that
-    has given it up. It is a new request: without a deadline, and with an id that is made from the letter, since
-    servers drop the ids that they have seen. To send the same letter twice (if it was unknown whether the first time
-    worked) gives the same id, so that the server which has run it drops the second.
+    A request is sent to its old destination: the topic, or one server. A request from a fanout goes only to the server
+    that has given it up. It is a new request: without a deadline, and with an id that is made from the letter, since
+    servers drop the ids that they have seen. Sending the same letter twice (when the first outcome was unknown) gives
+    the same id, so a server that has run the request drops the second copy.
 
     What a server gave up because it may have run before may run a second time.
 
@@ -116,7 +116,7 @@ def requeue(
     Raises:
         CapabilityMissing, InvalidTarget, TransportUnavailable: as for `look`; nothing was sent.
     """
-    with _held(transport, target, timeout) as (deliveries, depth):
+    with _held(transport, target, timeout) as (deliveries, info):
         chosen = [(delivery, _read(delivery)) for delivery in deliveries if ids is None or delivery.message.id in ids]
         sent = [_send_again(transport, delivery, stored, timeout) for delivery, stored in chosen]
         end = Loop.now() + timeout
@@ -124,7 +124,7 @@ def requeue(
             stored if stored.error is not None else _finish(transport, delivery, stored, future, end)
             for (delivery, _), (stored, future) in zip(chosen, sent, strict=True)
         ]
-    return Letters(done, depth)
+    return Letters(done, info)
 
 
 def purge(
@@ -137,14 +137,14 @@ def purge(
     Raises:
         CapabilityMissing, InvalidTarget, TransportUnavailable: as for `look`; nothing was removed.
     """
-    with _held(transport, target, timeout) as (deliveries, depth):
+    with _held(transport, target, timeout) as (deliveries, info):
         chosen = [delivery for delivery in deliveries if ids is None or delivery.message.id in ids]
-        return Letters([_read(delivery) for delivery in chosen if delivery.accept()], depth)
+        return Letters([_read(delivery) for delivery in chosen if delivery.accept()], info)
 
 
 def _address(transport: Transport, target: Target) -> Address:
     if not target.topic:
-        raise InvalidTarget("dead letters are those of a topic, and the target has none", target)
+        raise InvalidTarget("dead letters belong to a topic, and the target has none", target)
     if Capability.STORAGE not in transport.driver.capabilities:
         raise CapabilityMissing(
             f"dead letters are not stored over this message system ({type(transport.driver).__name__}): what a server "
@@ -153,12 +153,12 @@ def _address(transport: Transport, target: Target) -> Address:
     return transport.address(Target(exchange=target.exchange, topic=target.topic))._replace(kind="dead")
 
 
-def _depth(transport: Transport, address: Address, end: float) -> QueueInfo | None:
+def _queue_info(transport: Transport, address: Address, end: float) -> QueueInfo | None:
     """What is known of the address, or None where the message system does not say.
 
     Raises:
-        MessageUndeliverable: there has never been a letter, so that there is no such address.
-        TransportUnavailable: it could not be looked at until `end`.
+        MessageUndeliverable: there has never been a letter, so the address does not exist.
+        TransportUnavailable: it could not be inspected until `end`.
     """
     if Capability.INSPECT not in transport.driver.capabilities:
         return None
@@ -167,7 +167,7 @@ def _depth(transport: Transport, address: Address, end: float) -> QueueInfo | No
             return transport.driver.inspect(address).result(max(0.1, end - Loop.now()))
         except (TransportUnavailable, TimeoutError) as exc:
             if Loop.now() >= end:
-                error = f"{address} cannot be looked at: {transport.driver.state}"
+                error = f"{address} cannot be inspected: {transport.driver.state}"
                 raise TransportUnavailable(error) from exc
         time.sleep(POLL_INTERVAL)
 
@@ -187,12 +187,12 @@ class _Reader:
 
 @contextlib.contextmanager
 def _held(transport: Transport, target: Target, timeout: float) -> Iterator[tuple[list[Delivery], QueueInfo | None]]:
-    """Hold all dead letters of a topic, and what was known of the address. What is not accepted is given back."""
+    """Hold all dead letters of a topic, and the address's `QueueInfo`. Letters that are not accepted are given back."""
     end = Loop.now() + timeout
     address = _address(transport, target)
     try:
-        depth = _depth(transport, address, end)
-    except MessageUndeliverable:  # Subscribing would make the address.
+        info = _queue_info(transport, address, end)
+    except MessageUndeliverable:  # Subscribing would create the address.
         yield [], QueueInfo(0, 0)
         return
     reader = _Reader()
@@ -201,10 +201,10 @@ def _held(transport: Transport, target: Target, timeout: float) -> Iterator[tupl
         wait_for(transport.loop, subscription.ready, end, f"{address}: cannot reach", transport.driver)
         up_since = transport.driver.up_since
         _gather(transport, address, reader, end)
-        if transport.driver.up_since != up_since:  # Its letters are given back, and come a second time.
+        if transport.driver.up_since != up_since:  # The letters are given back, and delivered a second time.
             raise TransportUnavailable(f"the connection was lost while {address} were read; nothing was changed")
-        # Some message systems put last what another reader has given back.
-        yield sorted(reader.deliveries[:MAX_LETTERS], key=_written), depth
+        # Some message systems move letters to the end when another reader gives them back.
+        yield sorted(reader.deliveries[:MAX_LETTERS], key=_written), info
     finally:
         with contextlib.suppress(MessagingException, TimeoutError):
             subscription.close().result(max(1.0, min(5.0, end - Loop.now())))
@@ -213,8 +213,8 @@ def _held(transport: Transport, target: Target, timeout: float) -> Iterator[tupl
 def _gather(transport: Transport, address: Address, reader: _Reader, end: float) -> None:
     """Wait until no more letters come.
 
-    How many there were before is not enough to know: what was just given back may not be counted yet. Some message
-    systems count what is held here, too.
+    The count at the beginning is not enough: letters that were just given back may not be counted yet. And some message
+    systems also count the letters that are held here.
     """
     last = Loop.now()
     while (now := Loop.now()) < end and now - last < END_AFTER:
@@ -227,14 +227,14 @@ def _gather(transport: Transport, address: Address, reader: _Reader, end: float)
         if found > before:
             last = Loop.now()
             continue
-        depth = transport.inspect(address, POLL_INTERVAL)
+        info = transport.inspect(address, POLL_INTERVAL)
         silent = Loop.now() - last
-        if depth is not None and (depth.messages == 0 or (depth.messages == found and silent >= END_AFTER_ALL)):
+        if info is not None and (info.messages == 0 or (info.messages == found and silent >= END_AFTER_ALL)):
             return
 
 
 def _written(delivery: Delivery) -> float:
-    """When a letter was written; what cannot be read counts as the youngest."""
+    """When a letter was written; an unreadable one counts as the newest."""
     letter = _read(delivery).letter
     return float("inf") if letter is None else letter.at
 
@@ -250,7 +250,7 @@ def _read(delivery: Delivery) -> Stored:
 def _send_again(
     transport: Transport, delivery: Delivery, stored: Stored, timeout: float
 ) -> tuple[Stored, Future[Sent] | None]:
-    """Send the request of a letter; or say in the letter why that cannot be."""
+    """Send the request of a letter; if it cannot be sent, return the letter with the error."""
     letter = stored.letter
     if letter is None:
         return stored, None
@@ -267,9 +267,7 @@ def _send_again(
 def _destination(dead: Address, letter: DeadLetter) -> Address:
     """Where the request of a letter is to go."""
     if letter.kind == "pool":
-        raise InvalidTarget(
-            f"it came by {letter.address}, and nothing can be sent to a pool alone", Target(topic=dead.topic)
-        )
+        raise InvalidTarget(f"it came by {letter.address}, and nobody can send to a pool", Target(topic=dead.topic))
     if letter.kind in ("server", "fanout"):
         return Address("server", dead.exchange, dead.topic, letter.server)
     return Address("topic", dead.exchange, dead.topic)

@@ -1,4 +1,4 @@
-"""Deadlines: the one that a handler's calls inherit from its request, and waiting for a driver until one."""
+"""Deadlines: the one that a handler's calls inherit from its request; and waiting for a driver's future."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ R = TypeVar("R")
 Method = Callable[..., Any]
 _CACHED_METHODS = 1000
 _NOT_ENDPOINTS = (type(None), str, bytes, int, float, list, tuple, dict, set, frozenset, Target)
-"""Types whose objects have methods, but are passed as an endpoint by mistake only."""
+"""Types whose objects have methods, but are only passed as an endpoint by mistake."""
 
 
 class ExpectedException(Exception):
@@ -57,7 +57,7 @@ def expected_exceptions(*types: type[BaseException]) -> Callable[[Callable[P, R]
 
             return run_generator
 
-        if inspect.iscoroutinefunction(func):  # It stays one, so that it is seen to be one.
+        if inspect.iscoroutinefunction(func):  # The wrapper is one too, so that it is recognized.
 
             @wraps(func)
             async def run_coroutine(*args: P.args, **kwargs: P.kwargs) -> Any:
@@ -153,7 +153,7 @@ class RPCDispatcher:
             self.add_endpoint(endpoint)
 
     def add_endpoint(self, endpoint: object, target: Target | None = None) -> None:
-        """Have an endpoint's methods served too, after those of the endpoints before it.
+        """Serve an endpoint's methods too; endpoints that were added earlier are searched first.
 
         Args:
             endpoint: any object.
@@ -198,7 +198,7 @@ class RPCDispatcher:
         method = self._found.get(key)
         if method is None:
             method = self._search(*key)
-            if len(self._found) >= _CACHED_METHODS:  # The version is the client's text: it may not fill the memory.
+            if len(self._found) >= _CACHED_METHODS:  # Clients choose the version: it must not fill the memory.
                 self._found.clear()
             self._found[key] = method
         return method
@@ -256,7 +256,7 @@ class RPCDispatcher:
 
     def _allows(self, endpoint: object, name: str) -> bool:
         allowed = self._policy.is_allowed(endpoint, name)
-        refuse_awaitable("the access policy returned", allowed)  # It would count as a yes.
+        refuse_awaitable("the access policy returned", allowed)  # A coroutine would count as true.
         return bool(allowed)
 
     def _nearest(self, namespace: str | None, name: str) -> str | None:
@@ -275,8 +275,8 @@ class RPCDispatcher:
         """Run a request and return the method's result, serialized. A generator comes back as one, not run yet.
 
         Raises:
-            RPCDispatcherError: as for `find`, `InvalidArguments` where the arguments do not fit the signature, and
-                where the method returned what would have to be awaited.
+            RPCDispatcherError: as for `find`, `InvalidArguments` where the arguments do not fit the signature, and if
+                the method returned something that would have to be awaited.
             Exception: whatever the method raises.
         """
         method = self.find(request)
@@ -292,7 +292,7 @@ class RPCDispatcher:
 
 
 def _method(endpoint: object, name: str) -> Method | None:
-    """What can be called under a name, or None. A property is not asked: a request is not to run its code."""
+    """The callable of that name, or None. A property is not evaluated: a request must not run its code."""
     if isinstance(getattr(type(endpoint), name, None), property | cached_property):
         return None
     found = getattr(endpoint, name, None)
@@ -329,10 +329,10 @@ def _forgotten_context(method: Method, args: dict[str, Any]) -> str:
 
 
 def each_plain(name: str, items: Generator[Any, Any, Any]) -> Generator[Any, None, None]:
-    """The items that a method yields, none of which is to be awaited.
+    """Pass on the items that a method yields, and refuse those that would have to be awaited.
 
     Raises:
-        RPCDispatcherError: one is.
+        RPCDispatcherError: an item would have to be awaited.
     """
     with closing(items):
         for item in items:

@@ -1,4 +1,4 @@
-"""Requests, replies, control frames, notifications and dead letters as bytes. `msgbus.message` says what they hold."""
+"""Writes and reads requests, replies, control frames, notifications and dead letters as bytes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def encode_request(request: Request, content_type: str, *, lossy: bool = False) 
     Args:
         request: what to write.
         content_type: names the codec.
-        lossy: what JSON does not have is written as something else; see the option ``rpc_json_lossy``.
+        lossy: values that JSON does not have are converted; see the option ``rpc_json_lossy``.
 
     Raises:
         SerializationError: the text names the argument or context key that cannot travel, or the name that is too
@@ -78,7 +78,7 @@ def encode_request(request: Request, content_type: str, *, lossy: bool = False) 
         if is_plain((request.args, request.context), codec):
             return payloads.encode(_request_payload(request, request.args, request.context), content_type)
     except (SerializationError, RuntimeError):
-        pass  # What follows finds the value at fault, or another form of it that can be written.
+        pass  # The code below finds the value at fault, or a form of it that can be written.
     args = payloads.each_simplified(request.args, "argument", codec)
     context = payloads.each_simplified(request.context, "context key", codec)
     try:
@@ -154,8 +154,8 @@ def decode_request(body: bytes, content_type: str) -> Request:
     """Read a request.
 
     Raises:
-        UnacceptableRequest: it is not one, but names a client to answer to; or a name or an id in it is too long.
-        SerializationError: it is not one. The text says what is wrong with it.
+        UnacceptableRequest: it is invalid, but names a client to answer to; or a name or an id in it is too long.
+        SerializationError: it is invalid. The text says what is wrong with it.
     """
     context: dict[str, Any] = {}
     try:
@@ -180,7 +180,7 @@ def decode_request(body: bytes, content_type: str) -> Request:
 
 
 def _client_in(body: bytes, content_type: str) -> tuple[str, str] | tuple[None, None]:
-    """The call and the inbox that are named in what is not a request, if they are."""
+    """The call's id and the inbox, if an invalid request has both."""
     try:
         payload = payloads.decode(body, content_type)
         call_id, reply_to = payload.get("_msg_id"), payload.get("_reply_q")
@@ -228,7 +228,7 @@ def context_of(payload: payloads.Payload) -> dict[str, Any]:
 
 
 def with_attempts(body: bytes, content_type: str, attempts: int) -> bytes:
-    """A request as it came, but for the number of times that it was begun.
+    """A request with another number of attempts, and otherwise unchanged.
 
     Raises:
         SerializationError: it cannot be read, or not be written again.
@@ -240,7 +240,7 @@ def with_attempts(body: bytes, content_type: str, attempts: int) -> bytes:
 
 
 def encode_again(body: bytes, content_type: str, unique_id: str) -> bytes:
-    """Write a request that was received once more: under another id, without its deadline and its attempts.
+    """Write a received request again: with another id, and without its deadline and its attempts.
 
     Raises:
         SerializationError: it cannot be read.
@@ -253,7 +253,7 @@ def encode_again(body: bytes, content_type: str, unique_id: str) -> bytes:
 
 
 def _seconds(value: Any) -> float | None:
-    """A time as somebody else gave it, or None if it is unusable: infinity, for one."""
+    """A number of seconds from a peer, or None if it is unusable, such as infinity."""
     if isinstance(value, int | float) and not isinstance(value, bool) and -_MAX_SECONDS < value < _MAX_SECONDS:
         return value
     return None
@@ -301,12 +301,12 @@ def encode_control(control: Control, content_type: str) -> bytes:
 
 
 def call_ids_in(body: bytes) -> set[str]:
-    """The ids of calls that a body which cannot be read may belong to."""
+    """The ids of calls in an unreadable body, which may belong to one of them."""
     return {found.decode() for found in _CALL_ID.findall(body)}
 
 
 def decode_inbox_frame(body: bytes, content_type: str) -> Reply | Control:
-    """Read what came to an inbox: a reply (to this process's client) or a control frame (to its server).
+    """Read a message to an inbox: a reply (to this process's client) or a control frame (to its server).
 
     Raises:
         SerializationError: it is neither.
@@ -332,7 +332,7 @@ def decode_inbox_frame(body: bytes, content_type: str) -> Reply | Control:
     if extension is None:
         return Reply(frame.call_id, "reply", result, failure, frame.ending)
     kind = extension.kind
-    if kind == "credit" or kind == "cancel" or kind == "confirm":  # noqa: PLR1714 - this the type checker understands
+    if kind == "credit" or kind == "cancel" or kind == "confirm":  # noqa: PLR1714 - the type checker understands this
         raise SerializationError(f"a reply cannot be of the kind {kind!r}")
     return Reply(
         frame.call_id,
@@ -350,7 +350,7 @@ def decode_inbox_frame(body: bytes, content_type: str) -> Reply | Control:
 
 
 def encode_item(item: Any, content_type: str, *, lossy: bool = False) -> msgspec.Raw:
-    """Write one item of a stream, to be put into a frame later; `lossy` as for `encode_request`.
+    """Write one item of a stream, which goes into a frame later; `lossy` as for `encode_request`.
 
     Raises:
         SerializationError: it cannot travel.

@@ -7,7 +7,7 @@
     ├── InvalidTransportURL (ValueError)
     ├── ConfigurationError (ValueError) a wrong option name or value
     ├── DriverLoadFailure               the driver is unknown, broken, or its library is missing
-    ├── CapabilityMissing               the driver does not declare what was asked of it
+    ├── CapabilityMissing               the driver lacks a capability that is needed
     ├── MessageDeliveryFailure          it was not delivered to the message system
     │   ├── MessageUndeliverable        nobody listens at the target
     │   ├── TransportUnavailable        the message system could not be reached in time
@@ -25,7 +25,7 @@
     │   └── AccessDenied
     ├── RPCVersionCapError              the version cap forbids the request
     ├── NoCurrentRequest (LookupError)  no request is being run here
-    └── SerializationError (ValueError) a value cannot travel, or what came cannot be read
+    └── SerializationError (ValueError) a value cannot be sent, or a message cannot be read
 
 Where a class takes several arguments they are kept in ``args``, so that an error can be copied, pickled, and rebuilt
 on the other side of a call.
@@ -86,7 +86,7 @@ class DriverLoadFailure(MessagingException):
 
 
 class CapabilityMissing(MessagingException):
-    """Something was asked of a driver that it does not declare among its capabilities."""
+    """The driver does not declare a capability that the operation needs."""
 
 
 class MessageDeliveryFailure(MessagingException):
@@ -101,7 +101,7 @@ class TransportUnavailable(MessageDeliveryFailure):
     """The message system could not be reached in time.
 
     Attributes:
-        maybe_delivered: True where the message had begun to be sent, so that it may have arrived all the same.
+        maybe_delivered: True if sending had begun, so that the message may have been delivered.
     """
 
     def __init__(self, msg: str, *, maybe_delivered: bool = False) -> None:
@@ -122,7 +122,7 @@ class TransportBlocked(MessageDeliveryFailure):
 
 
 class MessageTooLarge(MessageDeliveryFailure):
-    """The message is larger than the message system takes. Nothing of it was sent."""
+    """The message is larger than the message system takes. No part of it was sent."""
 
 
 class OutcomeUnknown(MessageDeliveryFailure):
@@ -170,7 +170,7 @@ class NoSuchMethod(RPCDispatcherError, AttributeError):
 
     Attributes:
         method: its name.
-        near: a method that there is and that may have been meant, or None.
+        near: an existing method that may have been meant, or None.
         namespace: another namespace that has the method, or None.
     """
 
@@ -182,7 +182,7 @@ class NoSuchMethod(RPCDispatcherError, AttributeError):
     def __str__(self) -> str:
         hint = "" if self.near is None else f"; did you mean {self.near!r}?"
         if self.namespace is not None:
-            hint = f"; the namespace {self.namespace!r} may be meant"
+            hint = f"; did you mean the namespace {self.namespace!r}?"
         return f"Endpoint does not support RPC method {self.method}{hint}"
 
 
@@ -190,11 +190,11 @@ class UnsupportedVersion(RPCDispatcherError):
     """No endpoint has the namespace in a version that serves the request.
 
     Attributes:
-        version: that was asked for.
+        version: the version that was asked for.
         method: its name.
-        namespace: that was asked for, or None.
+        namespace: the namespace that was asked for, or None.
         found: the versions in which the namespace is there; empty where it is not there at all.
-        near: a namespace that there is and that may have been meant, or None.
+        near: an existing namespace that may have been meant, or None.
     """
 
     def __init__(
@@ -215,7 +215,7 @@ class UnsupportedVersion(RPCDispatcherError):
         if self.namespace is not None and not self.found:
             text = f"No endpoint has the namespace {self.namespace!r}"
         elif self.near is not None:
-            text = "No endpoint is without a namespace"
+            text = "Every endpoint has a namespace, and the request names none"
         else:
             has = f" (it has {', '.join(self.found)})" if self.found else ""
             text = f"Endpoint does not support RPC version {self.version}{has}"
@@ -250,4 +250,4 @@ class NoCurrentRequest(MessagingException, LookupError):
 
 
 class SerializationError(MessagingException, ValueError):
-    """A value cannot be put on the wire, or what came from the wire cannot be read."""
+    """A value cannot be sent, or a received message cannot be read."""

@@ -26,7 +26,7 @@ class _Worker:
 
 
 EAGER = 4
-"""So many threads are woken at once when there is work for them."""
+"""Threads up to this number are woken immediately when there is work."""
 QUICK = 0.005
 """Seconds; items that take less on average are not worth more threads."""
 SHORT = 0.0005
@@ -37,18 +37,18 @@ MAX_WAIT = 0.02
 """Seconds that a quick item may wait before it gets another thread all the same."""
 
 START_AGAIN = 1.0
-"""Seconds before a thread that the operating system refused is asked for again."""
+"""Seconds until the next try after the operating system has refused a thread."""
 
 
 class Executor(Generic[T]):
     """Runs `func` on each submitted item, on up to `size` threads.
 
     Waking a thread costs more than a short handler does, and threads that compete for the interpreter cost more again.
-    So while items are quick, a few threads run them one after another; where one of these gets stuck, and where items
-    take their time, each is given a thread.
+    So while items are quick, a few threads run them one after another; if one of them gets stuck, or if items are slow,
+    each item gets a thread.
 
-    An idle thread drives the loop, if nobody else does, and runs what it has read. While items are short it keeps the
-    loop's turn meanwhile: what several of them write goes out together, and no thread has to be woken at all.
+    An idle thread drives the loop, if no other does, and runs the items that it has read. While items are short it
+    keeps the loop's turn meanwhile: their writes are sent together, and no thread has to be woken.
     """
 
     def __init__(self, size: int, func: Callable[[T], None], name: str, loop: Loop) -> None:
@@ -99,13 +99,13 @@ class Executor(Generic[T]):
                 break
             self._wake_or_start()
         self._watching = False
-        # Where all threads there may be are busy, the next that is done takes what waits.
+        # If all threads are busy and there may be no more of them, the next one that is free takes the backlog.
         if self._backlog and not self._watching and (self._idle or len(self._workers) < self._size):
             self._watching = True
             self._loop.call_later(MAX_WAIT, self._watch)
 
     def take_backlog(self) -> list[T]:
-        """Take out what no thread has begun."""
+        """Remove and return the items that no thread has begun."""
         taken: list[T] = []
         while True:
             try:
@@ -153,7 +153,7 @@ class Executor(Generic[T]):
             worker.thread = threading.Thread(target=self._work, args=(worker,), name=name, daemon=True)
             try:
                 worker.thread.start()  # Under the lock: `close` joins what it finds, which has to have been started.
-            except RuntimeError as exc:  # The operating system gives no more threads; what waits is tried again.
+            except RuntimeError as exc:  # The operating system refuses more threads; the backlog is tried again later.
                 LOG.error("no thread can be started for %s: %s; it is tried again", self._name, exc)
                 self._next_start = Loop.now() + START_AGAIN
                 if not self._watching:
@@ -180,8 +180,8 @@ class Executor(Generic[T]):
                 if self._closed:
                     return
                 self._idle.append(worker)
-                # Just before that, an item may have come, or the end, for which nobody wakes this thread. If no thread
-                # is idle any more, this one has just been woken.
+                # An item may have been submitted, or `close` called, just before this thread was idle: then nothing
+                # wakes it. If no thread is idle any more, this one has just been woken.
                 if self._backlog or self._closed:
                     self._wake()
                 self._wait(worker)

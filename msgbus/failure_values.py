@@ -1,8 +1,8 @@
-"""Arguments of exceptions, in a form of JSON that can be undone.
+"""Arguments of exceptions as JSON, in a form that can be converted back.
 
-A scalar of JSON stands for itself; every other value is a list of its kind and of what it is made of, such as
-``["bytes", "/w=="]`` or ``["tuple", [1, 2]]``. (Of a time zone only the offset is kept.) Nothing is made but what the
-table here names: a message cannot bring a class along.
+A scalar of JSON stands for itself. Every other value is a list of its kind and its content, such as
+``["bytes", "/w=="]`` or ``["tuple", [1, 2]]``. (Of a time zone only the offset is kept.) Only the types in the tables
+here are created: a message cannot name other classes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from uuid import UUID
 MAX_DEPTH = 60
 """How deep values, and exceptions within exceptions, may be nested."""
 MAX_BITS = 8192
-"""How large an int may be: Python itself refuses to write and read much larger ones."""
+"""The most bits of an int: Python itself refuses to convert much larger ones to text and back."""
 
 WriteException = Callable[[BaseException, int], Any]
 ReadException = Callable[[Any, int], Exception]
 
 
-class CannotBeUndoneError(Exception):
-    """A value has no form here."""
+class UnsupportedValueError(Exception):
+    """A value cannot be written in this form."""
 
 
 _SCALARS = (NoneType, bool, int)
@@ -64,18 +64,18 @@ _READ: dict[str, Callable[[Any], Any]] = {
 
 
 def write(value: Any, write_exception: WriteException, depth: int = 0) -> Any:
-    """The form of a value.
+    """Convert a value to its JSON form.
 
     Raises:
-        CannotBeUndoneError: it has none.
+        UnsupportedValueError: it cannot be converted.
     """
     kind = type(value)
     if kind is int and value.bit_length() > MAX_BITS:
-        raise CannotBeUndoneError("it has too many digits")
+        raise UnsupportedValueError("it has too many digits")
     if kind in _SCALARS or (kind is float and isfinite(value)):
         return value
     if depth > MAX_DEPTH:
-        raise CannotBeUndoneError("it is nested too deep")
+        raise UnsupportedValueError("it is nested too deep")
     if kind is str:
         try:
             value.encode()
@@ -96,14 +96,14 @@ def write(value: Any, write_exception: WriteException, depth: int = 0) -> Any:
         return [_NAMES[kind], _WRITE[kind](value)]
     if isinstance(value, BaseException):
         return ["exception", write_exception(value, depth + 1)]
-    raise CannotBeUndoneError(kind.__name__)
+    raise UnsupportedValueError(kind.__name__)
 
 
 def read(form: Any, read_exception: ReadException, depth: int = 0) -> Any:
     """Undo `write`.
 
     Raises:
-        Exception: it is no form of a value.
+        Exception: it is not such a form.
     """
     if not isinstance(form, list):
         if isinstance(form, dict):

@@ -1,10 +1,10 @@
 """Exceptions that cross the wire: how one is written, and which may be rebuilt on the other side.
 
-A failure is oslo.messaging's: JSON with class, module, message, traceback and arguments. What that cannot hold is in
-its key ``_msgbus``, which a stock peer ignores:
+A failure is oslo.messaging's: JSON with class, module, message, traceback and arguments. What these keys cannot hold is
+in the key ``_msgbus``, which a stock peer ignores:
 
 ============ ==========================================================================================
-args         the arguments, as `msgbus.failure_values` writes them; only where JSON does not have them
+args         the arguments, as `msgbus.failure_values` writes them; only if JSON cannot hold them
 kwargs       likewise, the arguments by name
 attributes   what else the exception holds, as `msgbus.failure_values` writes it
 notes        those of `BaseException.add_note`
@@ -32,9 +32,9 @@ from msgbus.foreign import get_logger, name_of, text_of, traceback_of
 LOG = get_logger(__name__)
 
 _OURS = "msgbus.exceptions"
-# To whoever iterates or awaits, they mean something else than an error.
+# Raised in an iteration or an await, they would mean its end and not an error.
 _NEVER = (StopIteration, StopAsyncIteration)
-# What the constructors of built-in exceptions take by name only. (An object, as AttributeError has one, stays.)
+# What the constructors of built-in exceptions take by name only. (The object that an AttributeError holds is not sent.)
 _SLOTS: dict[type[BaseException], tuple[str, ...]] = {
     ImportError: ("name", "path"),
     NameError: ("name",),
@@ -68,8 +68,8 @@ class _Failure(msgspec.Struct):
 def serialize_failure(exc: BaseException) -> str:
     """Write an exception as the JSON text that travels in a reply's ``failure``.
 
-    For a stock peer, arguments of the exception that JSON does not have travel as their `repr`. Whatever an exception
-    carries, and whatever its own methods raise, the caller gets it.
+    For a stock peer, arguments that JSON does not have are sent as their `repr`. The caller gets a failure whatever the
+    exception holds, and whatever its own methods raise.
     """
     # A file name that is no UTF-8, for one, holds code points that cannot be written: they become question marks here.
     return _clean(json.dumps(_failure(exc), ensure_ascii=False))
@@ -88,7 +88,7 @@ def _failure(exc: BaseException, depth: int = 0) -> dict[str, Any]:
         "message": text_of(exc),
         # What a group holds is in the traceback of the whole.
         "tb": [] if depth and is_group else traceback_of(exc),
-        # A stock peer fails where it makes a group of text; where an argument is missing, it sees that it cannot.
+        # A stock peer crashes if it makes a group of strings. If an argument is missing, it notices that it cannot.
         "args": [_plain(arg) for arg in (args[:1] if is_group else args)],
         "kwargs": {key: _plain(value) for key, value in kwargs.items() if isinstance(key, str)},
     }
@@ -99,7 +99,7 @@ def _failure(exc: BaseException, depth: int = 0) -> dict[str, Any]:
 
 
 def _arguments(exc: BaseException) -> tuple[tuple[Any, ...], dict[Any, Any]]:
-    """What the exception's constructor is to be called with, to make it again."""
+    """The arguments for the exception's constructor, to rebuild it."""
     try:
         kwargs = getattr(exc, "kwargs", None)
         return tuple(_reduced(exc)), dict(kwargs) if isinstance(kwargs, dict) else {}
@@ -111,7 +111,7 @@ def _reduced(exc: BaseException) -> Any:
     """The arguments that the class itself names for a copy: `copy` and `pickle` ask for them too."""
     if isinstance(exc, OSError):  # It keeps its file names out of `args`.
         return OSError.__reduce__(exc)[1]
-    if _holds_its_own(exc) and type(exc).__reduce__ is not BaseException.__reduce__:
+    if _sends_attributes(exc) and type(exc).__reduce__ is not BaseException.__reduce__:
         reduced = exc.__reduce__()
         if isinstance(reduced, tuple) and reduced[0] is type(exc):
             return reduced[1]
@@ -125,18 +125,18 @@ def _module_of(cls: type) -> str:
         return ""
 
 
-def _holds_its_own(exc: BaseException) -> bool:
-    """Whether what the exception holds besides its arguments travels.
+def _sends_attributes(exc: BaseException) -> bool:
+    """Whether an exception's attributes are sent, besides its arguments.
 
-    What those of the standard library hold does not: the whole text that could not be parsed, for one, is no caller's
-    business.
+    Those of the standard library's exceptions are not: they may hold, for example, the whole text that could not be
+    parsed, which is not the caller's business.
     """
     module = _module_of(type(exc))
     return module == builtins.__name__ or module.partition(".")[0] not in sys.stdlib_module_names
 
 
 def _extension(exc: BaseException, args: tuple[Any, ...], kwargs: dict[Any, Any], depth: int) -> dict[str, Any]:
-    """What oslo.messaging's keys cannot hold, of what the exception holds; empty where there is no such thing."""
+    """The parts of an exception that oslo.messaging's keys cannot hold; empty if there are none."""
     found: dict[str, Any] = {}
     try:
         if not all(map(_is_scalar, args)) and (written := _written({"args": list(args)}, depth)):
@@ -154,39 +154,39 @@ def _extension(exc: BaseException, args: tuple[Any, ...], kwargs: dict[Any, Any]
 
 
 def _written(values: dict[str, Any], depth: int) -> dict[str, Any]:
-    """The forms of those of `values` that have one."""
+    """Those of `values` that can be written, each in its JSON form."""
     forms = {}
     for name, value in values.items():
         try:
             forms[name] = failure_values.write(value, _failure, depth)
-        except BaseException as error:  # It has none; or it is of somebody else's class, and raises anything.
+        except BaseException as error:  # It cannot be written; or it is of a foreign class, and may raise anything.
             LOG.debug("%s of an exception is not sent: %s", name, name_of(type(error)))
     return forms
 
 
 def _is_scalar(value: Any) -> bool:
-    """Whether JSON has it, and it is no list or dict: what is in one would have to be looked at too."""
+    """Whether JSON has it, and it is not a list or dict, whose contents would have to be checked too."""
     if isinstance(value, str):
         return type(value) is str and _clean(value) == value
     return type(value) in (int, bool, type(None)) or (type(value) is float and isfinite(value))
 
 
 def _attributes(exc: BaseException, args: tuple[Any, ...]) -> dict[str, Any]:
-    """What was put into the exception besides its arguments."""
-    if not _holds_its_own(exc):
+    """The attributes of an exception, besides its arguments."""
+    if not _sends_attributes(exc):
         return {}
     held: dict[Any, Any] = dict(vars(exc))
     for cls, names in _SLOTS.items():
         if isinstance(exc, cls):
             held |= {name: value for name in names if (value := getattr(exc, name)) is not None}
     held.pop("kwargs", None)
-    if _module_of(type(exc)) == _OURS:  # Ours are made of their arguments alone.
+    if _module_of(type(exc)) == _OURS:  # Ours are rebuilt from their arguments alone.
         held = {name: value for name, value in held.items() if not any(value is arg for arg in args)}
     return {name: value for name, value in held.items() if isinstance(name, str) and not name.startswith("__")}
 
 
 def _notes(exc: BaseException) -> list[str]:
-    """Its notes. The one with a remote traceback is left out: it is a part of the traceback of this side."""
+    """Its notes. The note with a remote traceback is left out: this side's traceback includes it."""
     notes = getattr(exc, "__notes__", None)
     if not isinstance(notes, list):
         return []
@@ -207,9 +207,9 @@ def _plain(value: object) -> object:
 def rebuild_failure(text: str, allowed_modules: Collection[str]) -> Exception:
     """Make the exception that a reply's ``failure`` describes.
 
-    Built-in exceptions, msgbus's own, and those of `allowed_modules` are made again as themselves, with the remote
-    traceback as a note; a module is imported only if it is listed. All others, what cannot be made from its arguments,
-    and what has another text then than it had there, become a `RemoteError`.
+    Built-in exceptions, those of msgbus, and those of `allowed_modules` are rebuilt as themselves, with the remote
+    traceback as a note; a module is imported only if it is listed. All others become a `RemoteError`; so do those that
+    cannot be made from their arguments, or whose text would differ from the original.
     """
     try:
         try:
@@ -224,19 +224,19 @@ def rebuild_failure(text: str, allowed_modules: Collection[str]) -> Exception:
 def _rebuild(failure: _Failure, allowed_modules: Collection[str], depth: int) -> Exception:
     name = failure.class_.removesuffix(_SUFFIX)
     module = failure.module.removesuffix(_SUFFIX)
-    if module == "exceptions":  # where Python 2 kept what builtins holds now
+    if module == "exceptions":  # Python 2's name for builtins
         module = builtins.__name__
     cls = _allowed_class(module, name, allowed_modules)
     if cls is not None:
         try:
             return _with_notes(_make(cls, failure, allowed_modules, depth), failure)
         except BaseException as exc:  # A constructor may raise anything; the caller still gets an error.
-            LOG.debug("%s.%s cannot be made again: %s", module, name, name_of(type(exc)))
+            LOG.debug("%s.%s cannot be rebuilt: %s", module, name, name_of(type(exc)))
     return _with_notes(RemoteError(name, failure.message, failure.tb), failure)
 
 
 def _allowed_class(module: str, name: str, allowed_modules: Collection[str]) -> type[BaseException] | None:
-    """The class of an exception that may be made again, or None."""
+    """The class of an exception that may be rebuilt, or None."""
     if module not in (builtins.__name__, _OURS) and module not in allowed_modules:
         return None
     try:
@@ -246,15 +246,15 @@ def _allowed_class(module: str, name: str, allowed_modules: Collection[str]) -> 
         return None
     if not isinstance(cls, type) or cls.__module__ != module or issubclass(cls, _NEVER):
         return None
-    # A group of exceptions that may not be made again is made of their RemoteErrors: then it is an ExceptionGroup.
+    # In a group, exceptions that may not be rebuilt become RemoteErrors: then it is an ExceptionGroup.
     return cls if issubclass(cls, Exception) or cls is BaseExceptionGroup else None
 
 
 def _make(cls: type[BaseException], failure: _Failure, allowed_modules: Collection[str], depth: int) -> Exception:
-    """Make an exception again.
+    """Rebuild an exception.
 
     Raises:
-        BaseException: what its constructor raises; ValueError where it would not be the same.
+        BaseException: what its constructor raises; ValueError if its text would differ.
     """
 
     def member(form: Any, depth: int) -> Exception:
@@ -272,9 +272,9 @@ def _make(cls: type[BaseException], failure: _Failure, allowed_modules: Collecti
         if not name.startswith("__") and not callable(getattr(cls, name, None)):
             setattr(exc, name, failure_values.read(form, member, depth))
     text, message = _clean(str(exc)), _clean(failure.message)  # A stock peer writes lone surrogates as they are.
-    # The order of a set within the text is another in each process: the characters are the same then.
+    # A set in the text has another order in each process, but the same characters.
     if text != message and (extension.args is None or sorted(text) != sorted(message)):
-        raise ValueError("its text would be another")
+        raise ValueError("its text would differ")
     return exc
 
 

@@ -1,7 +1,8 @@
-"""Text and exceptions of others, made fit for a log or a terminal.
+"""Makes foreign text and exceptions safe for a log or a terminal.
 
 A peer chooses its method names, ids and texts. Written as they come, a newline in one forges a line of the log, and an
-escape sequence steers the terminal. An exception's own methods may raise anything, `SystemExit` too. Nothing here does.
+escape sequence steers the terminal. An exception's own methods may raise anything, `SystemExit` too. The functions
+here never raise.
 """
 
 from __future__ import annotations
@@ -14,29 +15,29 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 LIMIT = 1000
-"""Characters of one foreign text that are shown at the most."""
+"""The most characters of one foreign text that are shown."""
 MAX_LINES = 400
-"""Lines of a traceback that are shown at the most."""
+"""The most lines of a traceback that are shown."""
 _INDENT = "    "
 
 
 def printable(text: str, limit: int = LIMIT) -> str:
     r"""One line that can be shown: what is not printable is escaped, as ``\n`` and ``\x1b`` are.
 
-    That are control characters, those that change the direction of writing, line separators and lone surrogates. What
+    These are control characters, those that change the direction of writing, line separators and lone surrogates. What
     is longer than `limit` characters ends with an ellipsis.
     """
     if len(text) > limit:
         text = text[: limit - 1] + "…"
     if text.isprintable():
         return text
-    # Two or more characters for one: the limit is for what is shown.
+    # An escape has two or more characters; the limit is for the escaped text.
     escaped = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
     return escaped if len(escaped) <= limit else escaped[: limit - 1] + "…"
 
 
 def printable_lines(text: str, limit: int = LIMIT) -> str:
-    """Several lines that can be shown: newlines stay, and each line is as of `printable`.
+    """Several lines that can be shown: newlines stay, and each line is treated as by `printable`.
 
     Of more than `MAX_LINES` lines, those in the middle are left out.
     """
@@ -48,7 +49,7 @@ def printable_lines(text: str, limit: int = LIMIT) -> str:
 
 
 def printable_json(line: str) -> str:
-    """JSON text that says the same, and can be shown: what is not printable in its strings is escaped."""
+    """The same JSON in text that can be shown: unprintable characters in its strings are escaped."""
     if line.isprintable():
         return line
     return "".join(char if char.isprintable() else _json_escape(char) for char in line)
@@ -68,18 +69,18 @@ def name_of(cls: type) -> str:
 
 
 def text_of(value: object, write: Callable[[Any], str] = str) -> str:
-    """`str` of a value (or `repr`, with that as `write`), or what can be said instead where that raises.
+    """`str` of a value (or `repr`, with that as `write`), or a substitute if that raises.
 
     The text is not escaped: see `printable`.
     """
     try:
         return str.__str__(write(value))
-    except BaseException as exc:  # SystemExit too: whoever writes about an exception has something to finish.
+    except BaseException as exc:  # SystemExit too: the caller has to go on.
         return f"<unprintable {name_of(type(value))}: {name_of(type(exc))}>"
 
 
 def traceback_of(exc: BaseException) -> list[str]:
-    """The lines of an exception's traceback, as of `traceback.format_exception`, or its text where that raises."""
+    """The lines of an exception's traceback, from `traceback.format_exception`, or its text if that raises."""
     try:
         return traceback.format_exception(exc)
     except BaseException:  # Its notes and causes may be properties, which raise anything.
@@ -87,15 +88,15 @@ def traceback_of(exc: BaseException) -> list[str]:
 
 
 class Log(logging.LoggerAdapter[logging.Logger]):
-    """A logger whose lines hold no control characters of others, and which never raises.
+    """A logger that escapes foreign control characters, and never raises.
 
-    Each argument of a line is shown as of `printable`. A traceback is indented, so that no line of it looks like one of
-    the log's own. What a handler raises ends here (on the main thread only an `Exception`: what else may come there is
-    a signal's), with a word on stderr.
+    Each argument of a line is shown as by `printable`. A traceback is indented, so that no line of it looks like one of
+    the log's own. An exception of a logging handler is noted on stderr and dropped (on the main thread only an
+    `Exception`: any other may come from a signal).
     """
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
-        """As of `logging.Logger.log`; arguments are given one by one, not as a dict."""
+        """As `logging.Logger.log`; arguments are given one by one, not as a dict."""
         if not self.logger.isEnabledFor(level):
             return
         try:
@@ -107,7 +108,7 @@ class Log(logging.LoggerAdapter[logging.Logger]):
 
 
 def get_logger(name: str) -> Log:
-    """The logger of a module: as of `logging.getLogger`, but see `Log`."""
+    """The logger of a module, as `logging.getLogger` returns it, wrapped in a `Log`."""
     logger = logging.getLogger(name)
     logger.addFilter(_write_traceback)
     return Log(logger, None)

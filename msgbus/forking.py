@@ -1,4 +1,4 @@
-"""What has to happen in a forked child, for objects that may be dropped before any fork.
+"""Callbacks in forked children, for objects that may be dropped before any fork.
 
 A function given to `os.register_at_fork` stays registered until the process ends. So one function is registered, once,
 and it knows the objects by weak references.
@@ -33,7 +33,7 @@ def call_in_child(method: Callable[[], None]) -> None:
         TypeError: it is not a bound method.
     """
     if not isinstance(method, MethodType):
-        raise TypeError(f"{method!r} is no method of an object")
+        raise TypeError(f"{method!r} is not a method of an object")
     number = next(_numbers)
     owner = weakref.ref(method.__self__, lambda _ref: _methods.pop(number, None))
     _methods[number] = (owner, method.__func__)
@@ -42,7 +42,7 @@ def call_in_child(method: Callable[[], None]) -> None:
 def fork_count() -> int:
     """How many forks lie between this process and the one that imported msgbus.
 
-    What belongs to a process remembers the number: where it differs, that is the parent's.
+    An object that belongs to one process remembers the number: if it differs, the object is the parent's.
     """
     return len(_forks)
 
@@ -54,7 +54,7 @@ def _in_child() -> None:
         if (alive := owner()) is not None:
             try:
                 func(alive)
-            except BaseException as exc:  # The other objects have to start anew all the same.
+            except BaseException as exc:  # The callbacks of the other objects have to run too.
                 errors.append(exc)
     if errors:
         raise errors[0]  # Python writes it to stderr, and the child goes on.

@@ -42,7 +42,7 @@ class ProcessInbox:
     def __init__(
         self, transport: Sender, driver: Driver, router: ReplyRouter, server_calls: Mapping[str, ControlHandler]
     ) -> None:
-        """Bring replies to `router`, and control frames to `server_calls`, which has calls by their ids."""
+        """Pass replies to `router`, and control frames to the calls in `server_calls`, by call id."""
         self.name: str | None = None
         self._transport = weakref.ref(transport)
         self._loop = transport.loop
@@ -64,7 +64,7 @@ class ProcessInbox:
         try:
             wait_for(self._loop, inbox.ready, deadline, "cannot reach", self._driver)
         except MessagingException:
-            if inbox.ready.done():  # It was refused; the reason may have gone away by the next time.
+            if inbox.ready.done():  # It was refused; the next try may succeed.
                 self._inbox = None
                 inbox.close()
             raise
@@ -83,8 +83,8 @@ class ProcessInbox:
         if LOG.isEnabledFor(logging.DEBUG):
             LOG.debug("received %s: %s for %s", message.id, frame.kind, frame.call_id)
         if isinstance(frame, Reply):
-            if frame.confirm is not None:  # Even if nobody waits any more: it would be sent again.
-                # Before the caller gets its answer: then the program may end.
+            if frame.confirm is not None:  # Even if no call waits any more: else it is sent again.
+                # Before the caller gets its answer, after which the program may end.
                 send_control(transport, frame.confirm, Control(frame.call_id, "confirm"), message.content_type)
             self._router.route(frame, Loop.now())
         elif (call := self._server_calls.get(frame.call_id)) is not None:
@@ -93,14 +93,14 @@ class ProcessInbox:
             LOG.debug("a control frame (%s) for call %s, which is not running here", frame.kind, frame.call_id)
 
     def _end_call_of(self, message: Message, error: SerializationError, transport: Sender) -> None:
-        """End the call to which a frame that cannot be read belongs: no better one will come."""
+        """End the call that an unreadable frame belongs to: no readable one will follow."""
         ids = call_ids_in(message.body)
         calls = [pending for pending in self._router.waiting() if pending.id in ids]
-        if len(calls) != 1:  # Of several ids, all but one are mentioned in the answer of a server to somebody else.
+        if len(calls) != 1:  # With several ids, all but one are only quoted in the frame.
             LOG.warning("an unreadable message to the inbox was dropped: %s", error)
             return
         pending = calls[0]
-        text = f"{pending.describe}: the server has begun it, and what it sent {error}"
+        text = f"{pending.describe}: the server has begun it, and its reply {error}"
         LOG.warning("%s", text)
         pending.send_error = SerializationError(text)
         pending.wake()

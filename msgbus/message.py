@@ -1,4 +1,4 @@
-"""What travels: requests, replies, control frames and dead letters. `msgbus.encoding` makes bytes of them.
+"""Requests, replies, control frames and dead letters. `msgbus.encoding` turns them into bytes.
 
 On the wire a request or reply is oslo.messaging's envelope, version 2.0: a JSON object with ``oslo.version`` and
 ``oslo.message``, the latter the payload as JSON text. The codec msgpack writes the payload alone, without the double
@@ -14,17 +14,17 @@ reply      the client's inbox            after a stream: its last items, seq; co
 started    the client's inbox            inbox (of the server), server (its name)
 items      the client's inbox            items, seq (number of the first of them)
 keepalive  the other side's inbox        of a server: inbox, server; of a stream's client: taken
-declined   the client's inbox            server: it does not run what may have run before
+declined   the client's inbox            server: it does not run a request that may have run
 credit     the server's inbox            taken: how many of the stream's items the client has consumed so far
 cancel     the server's inbox
-confirm    the server's inbox            the answer has come
+confirm    the server's inbox            the client has the answer
 ========== ============================= ==================================================================
 """
 
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
@@ -34,16 +34,17 @@ JSON = "application/json"
 MSGPACK = "application/msgpack"
 CONTENT_TYPES = {"json": JSON, "msgpack": MSGPACK}
 
-AT_MOST_ONCE = "at_most_once"
-AT_LEAST_ONCE = "at_least_once"
-POLICIES = (AT_MOST_ONCE, AT_LEAST_ONCE)
+Policy = Literal["at_most_once", "at_least_once"]
 """What may happen to a request when a server or a connection is lost: it is not run, or it may be run twice."""
+POLICIES: tuple[Policy, ...] = get_args(Policy)
+AT_MOST_ONCE, AT_LEAST_ONCE = POLICIES
 
 MAX_NAME = 255
-"""Characters of a method's name, a namespace, an id or an inbox at the most. Message systems have names of 255 bytes,
-ids of msgbus and oslo.messaging 32 characters. A server remembers ids, so they may not be of any size."""
+"""The most characters in a method's name, a namespace, an id or the name of an inbox. Message systems allow names of
+255 bytes; ids of msgbus and oslo.messaging have 32 characters. A server remembers ids, so their size has to be
+bounded."""
 MAX_VERSION = 64
-"""Characters of a version at the most."""
+"""The most characters in a version."""
 
 KEEPALIVE = 5.0
 """Seconds of silence after which each side of a running call or stream sends a sign of life."""
@@ -66,10 +67,12 @@ class Hints(msgspec.Struct, omit_defaults=True):
         policy: the sender's delivery policy, or None if it does not say.
         window: for a stream, how many items the server may send ahead of what the client has consumed.
         end: for a stream, whose ttl is for its first item: seconds that were left for all of it, or None.
-        confirms: it confirms the answer, which its inbox may lose; the server sends the answer until then.
-        again: the client sends the request once more, since it has no answer: a server that has already given one is
-            to run it again.
-        attempts: how often other servers have begun it, of a cast that raised there; they say so, not the client.
+        confirms: the client confirms the answer, since its inbox may lose messages; the server repeats the answer until
+            it is confirmed.
+        again: the client has no answer and sends the request again: a server that has already answered it is to run it
+            again.
+        attempts: for a cast that raised on other servers, how often they have begun it. Set by those servers, not by
+            the client.
     """
 
     ttl: float | None = None
@@ -93,7 +96,8 @@ class Request(msgspec.Struct):
         version: of that interface; None means 1.0.
         call_id: names the call that its replies belong to; None for a cast.
         reply_to: name of the client's inbox; None for a cast.
-        monitor: seconds; a stock client's wish for a sign of life twice in that time. It may send anything here.
+        monitor: seconds; a stock client wants two signs of life in that time. Its type is not checked: a peer may send
+            anything.
         hints: of a msgbus client, which understands control frames; None for a stock client.
         context: the caller's, plain data.
     """
@@ -141,7 +145,7 @@ class Reply(msgspec.Struct):
         server: its name.
         items: of a stream.
         seq: the number of the first of them.
-        confirm: the server's inbox, for the confirmation that this has come; None if it wants none.
+        confirm: the server's inbox, where the client confirms this reply; None if no confirmation is wanted.
     """
 
     call_id: str
@@ -163,8 +167,8 @@ class Control(msgspec.Struct):
     Attributes:
         call_id: the call.
         kind: what it is.
-        taken: of a stream's client, how many items it has consumed so far. A total does no harm when it comes twice,
-            and the next one makes up for one that was lost.
+        taken: of a stream's client, how many items it has consumed so far. Since it is a total, it may arrive twice,
+            and the next one makes up for a lost one.
     """
 
     call_id: str
@@ -199,12 +203,12 @@ class DeadLetter(msgspec.Struct):
 
 
 IDS_AT_ONCE = 256
-"""So many ids are made of one read of the operating system's random numbers, which lets go of the interpreter."""
+"""The number of ids made from one read of the system's random numbers. Each read releases the interpreter's lock."""
 _ids: list[str] = []
 
 
 def new_id() -> str:
-    """A fresh id for a request or a call: 32 hexadecimal digits that nobody can guess, for a reply is known by it."""
+    """A new id for a request or a call: 32 random hexadecimal digits. A reply is accepted by its id alone."""
     while True:
         try:
             return _ids.pop()
@@ -213,5 +217,5 @@ def new_id() -> str:
             _ids.extend(digits[at : at + 32] for at in range(0, len(digits), 32))
 
 
-# A child would use the same as its parent.
+# Otherwise a forked child would use the same ids as its parent.
 os.register_at_fork(after_in_child=_ids.clear)

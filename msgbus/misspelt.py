@@ -1,4 +1,4 @@
-"""Warnings of names in configuration files that are nearly ours. A service shares its files with others' options."""
+"""Warnings about misspelt names in configuration files, which hold options of other libraries too."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 LOG = get_logger(__name__)
 
 CUTOFF = 0.85
-"""How alike two names are, for `difflib`, of which one was meant for the other."""
+"""How similar two names are, for `difflib`, if one is likely a misspelling of the other."""
 PREFIX = "msgbus"
-"""What the groups of drivers begin with: such a group is nobody else's, unless it is registered."""
+"""The prefix of the drivers' groups: a group with it is ours, unless other code has registered it."""
 
 
 def warn_of_misspelt(conf: cfg.ConfigOpts, group: str) -> None:
-    """Log a warning of each group, and each name in group DEFAULT, that nobody knows and that is nearly one of ours.
+    """Log a warning of each unknown group, and unknown name in group DEFAULT, that looks like one of ours.
 
-    In a driver's own group such a name is an error: nobody else has options there.
+    In a driver's own group such a name is an error: no other code has options there.
 
     Args:
-        conf: its files are looked at. What the service has registered on it is known.
+        conf: its files are checked. Names that are registered on it are known.
         group: of the driver that is used.
     """
     ours = {name for opt in (*configuration.CORE_OPTS, *configuration.RPC_OPTS) for name in (opt.dest, opt.name)}
@@ -44,7 +44,7 @@ def warn_of_misspelt(conf: cfg.ConfigOpts, group: str) -> None:
 
 
 def _meant_group(name: str) -> str:
-    """The group of a driver, or several, that may have been meant; empty where it is one, or somebody else's."""
+    """The groups of drivers that may have been meant; empty if it is one, or belongs to other code."""
     is_ours = name.lower().startswith(PREFIX)
     if not is_ours and not _nearest(name.lower(), [f"{PREFIX}{name[len(PREFIX) :].lower()}"]):
         return ""

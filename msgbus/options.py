@@ -1,4 +1,4 @@
-"""The options of drivers: those that most have, reading them from the configuration and the URL, and a list of all."""
+"""Options of drivers: the common ones, reading them from the configuration and the URL, and the list of all options."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def connection_opts(old_names: dict[str, tuple[str, ...]], defaults: dict[str, A
 
     Args:
         old_names: for each of `CONNECTION_NAMES`, the options of group DEFAULT that said so in older systems.
-        defaults: for those of them that have one; the host is localhost without another.
+        defaults: by name; if there is none for the hosts, it is localhost.
     """
     deprecated = {
         name: [cfg.DeprecatedOpt(old, group="DEFAULT") for old in old_names.get(name, ())] for name in CONNECTION_NAMES
@@ -63,7 +63,7 @@ def connection_opts(old_names: dict[str, tuple[str, ...]], defaults: dict[str, A
 
 
 def hosts_of(options: SimpleNamespace, url: TransportURL) -> tuple[TransportHost, ...]:
-    """The hosts of the URL, else of `connection_opts`; what one lacks, port, user or password, is of the options.
+    """The hosts of the URL, else of `connection_opts`; a port, user or password that one lacks comes from the options.
 
     Raises:
         ConfigurationError: a host of the options is invalid or empty, there is none, or one is named twice.
@@ -140,7 +140,7 @@ def read_driver_options(
 
 
 def _refuse_settings_without_tls(conf: cfg.ConfigOpts, group: str, values: SimpleNamespace, url: TransportURL) -> None:
-    """Whoever sets an option of TLS believes that it is on."""
+    """Refuse options of TLS while it is off: an operator who sets one believes that it is on."""
     given = [name for name in vars(values) if name.startswith("ssl_") and _is_given(conf, group, name, values, url)]
     if given and not values.ssl:
         raise ConfigurationError(

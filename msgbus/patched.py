@@ -7,13 +7,13 @@ import sys
 from msgbus.exceptions import ConfigurationError
 
 _LIBRARIES = {"gevent": "gevent.monkey", "eventlet": "eventlet.patcher"}
-"""By name, the module that patches. It is not imported here: who patches has done so."""
+"""Library -> its module that patches. It is not imported here: whatever has patched has imported it."""
 _NEEDED = ("_thread", "thread", "threading", "select", "socket", "ssl")
-"""What the I/O threads, and those who wait for them, need as it is."""
+"""The modules that I/O threads, and threads that wait for them, need unpatched."""
 
 
 def check_unpatched() -> None:
-    """See that threads and sockets are Python's own.
+    """Check that threads and sockets are Python's own.
 
     An I/O thread has to be a real one. A greenlet that waited for it would stop all others; and `select` has no epoll
     any more.

@@ -18,9 +18,9 @@ _ENVELOPE_VERSION = "2.0"
 _READABLE = re.compile(r"2\.0+")  # A higher minor version may hold what this side does not know, says oslo.messaging.
 _PLAIN = " (plain data can: dict, list, str, number, bool, None; a serializer makes it of other objects)"
 DECODING_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
-"""What reading raises."""
+"""The exceptions that decoding raises."""
 ENCODING_ERRORS = (TypeError, ValueError, OverflowError, RuntimeError)
-"""What the codecs raise. A RuntimeError: it is nested too deep, or another thread changes it meanwhile."""
+"""The exceptions that encoding raises. RuntimeError: it is nested too deep, or another thread changes it meanwhile."""
 
 
 class _Envelope(msgspec.Struct):
@@ -76,12 +76,12 @@ def simplify(value: Any, codec: Codec) -> Any:
         return simplified(value, codec)
     except SerializationError:
         raise
-    except Exception as exc:  # what belongs to a value, such as its time zone, may raise anything
+    except Exception as exc:  # part of a value, such as its time zone, may raise anything
         raise unwritable(codec.name, exc) from exc
 
 
 def each_simplified(values: dict[str, Any], what: str, codec: Codec) -> dict[str, Any]:
-    """As `simplify`, for each argument or whatever else `what` calls it; the text of an error names the one."""
+    """`simplify` each value. The text of an error names the value: `what` it is, and its key."""
     done = {}
     for key, value in values.items():
         if not isinstance(key, str):
@@ -111,7 +111,7 @@ def _open(body: bytes, content_type: str) -> bytes | str:
 
 
 def _read_json(text: bytes | str, decoder: msgspec.json.Decoder[T]) -> T:
-    """Read JSON, and what passes for it: the standard library reads and writes NaN, infinity and lone surrogates too.
+    """Read JSON, also with the NaN, infinity and lone surrogates that the standard library reads and writes.
 
     Raises:
         msgspec.MsgspecError, ValueError, RecursionError: it is neither.
@@ -162,10 +162,10 @@ def decode(body: bytes, content_type: str) -> Payload:
 
 
 def _refuse_lone_surrogates(frame: object) -> None:
-    """Refuse names and ids that JSON can spell, and nothing else can: no message system could carry them.
+    """Refuse names and ids with lone surrogates: JSON can write them, but no message system can carry them.
 
     Raises:
-        UnicodeError: there is such a one.
+        UnicodeError: there is one.
     """
     if isinstance(frame, msgspec.Struct):
         for field in frame.__struct_fields__:
@@ -176,8 +176,8 @@ def _refuse_lone_surrogates(frame: object) -> None:
 
 
 def rewrite(payload: Payload, content_type: str) -> bytes:
-    """Write a payload that was read, as it was."""
+    """Write a payload that was read, unchanged."""
     if content_type == MSGPACK:
         return encode(simplify(payload, MSGPACK_VALUES), content_type)
-    # What a stock peer wrote, NaN for one, the standard library writes again as it was.
+    # The standard library writes NaN and the like as a stock peer wrote it.
     return json.dumps({"oslo.version": _ENVELOPE_VERSION, "oslo.message": json.dumps(payload)}).encode()

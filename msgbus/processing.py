@@ -79,7 +79,7 @@ class Processor:
         self._delayed: set[ServerCall] = set()  # casts that raised, until they are run again
 
     def start(self, workers: Executor[Delivery | ServerCall]) -> None:
-        """Run casts again on `workers`, and all requests in copies of the context of whoever calls this."""
+        """Run casts again on `workers`, and all requests in copies of the caller's context."""
         self._context = ServerContext()
         self._workers = workers
 
@@ -90,7 +90,7 @@ class Processor:
             self._end_delay(call)
 
     def wait(self, timeout: float | None) -> int:
-        """Wait until all is finished but what calls this; returns how much is not after `timeout` seconds."""
+        """Wait until all requests but the calling one are finished; returns how many are not in `timeout` seconds."""
         return self.calls.wait(timeout, getattr(self._thread, "call", None))
 
     # One delivery
@@ -124,7 +124,7 @@ class Processor:
             item.accept()
 
     def _in_context(self, call: ServerCall, func: Callable[[ServerCall], None]) -> None:
-        """Have `func` run a request in a context of its own, which has the request and its deadline in it.
+        """Have `func` run a request in a new context, which holds the request and its deadline.
 
         All of the user's code runs there: serializers, the access policy, the method, each step of a generator, and the
         hook for dead letters.
@@ -153,7 +153,7 @@ class Processor:
             delivery.accept()
             self._answer_unacceptable(delivery, exc)
             return None
-        except Exception as exc:  # Also what the codec's library raises and nobody foresaw: it would come again.
+        except Exception as exc:  # Also unforeseen errors of the codec's library: the message would come again.
             LOG.error("a message to %s was dropped: %s", delivery.address, exc)
             delivery.accept()
             return None
@@ -212,13 +212,13 @@ class Processor:
         if call.is_call:
             call.decline()
         for duplicate in self.calls.end(call, done=False):
-            duplicate.reject(requeue=True)  # It is no duplicate: it is the one to be declined or dead-lettered.
+            duplicate.reject(requeue=True)  # It takes the place of this delivery: it is declined or dead-lettered.
         self.calls.remove(call)
 
     def _finish(self, call: ServerCall, *, done: bool, remember: bool = True, confirmed: bool = False) -> None:
-        """Settle a request's delivery and duplicates: it is done, or whoever gets it next has to run it.
+        """Accept a request's delivery and duplicates if it is done, else give them back.
 
-        If it is not to be remembered, it is run if it ever comes here again.
+        Without `remember`, the request is run if it comes here again.
         """
         self._end_if_forked(None)  # A generator may have forked too.
         if call.finished:
@@ -335,7 +335,7 @@ class Processor:
             "the cast %r (%s) raised %r, and is run again in %g s", request.method, request.unique_id, exc, delay
         )
         self._delayed.add(call)
-        if self._workers is None:  # Looked at last: `stop` has found what was added before it.
+        if self._workers is None:  # Checked last: `stop` has found what was added before it.
             self._end_delay(call)
         else:
             self.transport.loop.call_later(delay, lambda: self._end_delay(call))
@@ -358,11 +358,11 @@ class Processor:
     def _send_to_others(self, call: ServerCall) -> None:
         """Let another server run a cast that raised here.
 
-        It is sent a copy that holds the number of attempts. If none can be sent, the message itself is given back: then
-        all that others know is that it was delivered before.
+        It is sent a copy that holds the number of attempts. If no copy can be sent, the message itself is given back:
+        then other servers only know that it was delivered before.
         """
         address, message = call.delivery.address, call.delivery.message
-        if address.kind == "fanout":  # It is this server's alone, and ends with it.
+        if address.kind == "fanout":  # Only this server has it, and only until it ends.
             reason = f"the server was stopped before it could be run again; it had raised {call.failure[0]}"
             self._in_context(call, lambda call: self._dead_letter(call, reason, call.attempts, call.failure[1]))
             return
@@ -371,7 +371,7 @@ class Processor:
             body = with_attempts(message.body, message.content_type, call.attempts)
         except SerializationError:
             body = None
-        if body is None or address.kind == "pool" or (left is not None and left <= 0):  # To a pool nobody can send.
+        if body is None or address.kind == "pool" or (left is not None and left <= 0):  # Nobody can send to a pool.
             self._finish(call, done=False)
             return
 
@@ -387,7 +387,7 @@ class Processor:
         self.transport.send(address, copy, mandatory=True, until=end, on_outcome=on_outcome)
 
     def _dead_letter(self, call: ServerCall, reason: str, attempts: int, traceback: Sequence[str]) -> None:
-        """Give a request up: to the dead letters' address where the message system stores, and to the log and hook."""
+        """Give a request up: send it to the dead letters (if the message system stores them), the log and the hook."""
         LOG.error(
             "%r (%s) to %s is given up after %d attempts: %s",
             call.request.method,
@@ -400,7 +400,7 @@ class Processor:
 
 
 def _is_permanent(error: BaseException) -> bool:
-    """Whether an answer could not be delivered for a reason that another server, running it again, would meet too."""
+    """Whether another server that ran the request again could not deliver its answer either."""
     permanent = isinstance(error, InvalidTarget | MessageTooLarge | MessageUndeliverable)
     return permanent or type(error) is MessageDeliveryFailure  # it cannot be written for this message system
 

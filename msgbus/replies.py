@@ -1,7 +1,7 @@
-"""ReplyRouter: which waiting call a reply belongs to, and what each call knows of its server.
+"""ReplyRouter: finds the waiting call that a reply belongs to. `Pending`: what a call knows of its servers.
 
-Nothing here does I/O, starts a thread or looks at a clock: times are passed in (seconds of `Loop.now`), and a
-waiting caller is woken through a function of its own. So threads and event loops use the same code.
+Nothing here does I/O, starts a thread or looks at a clock: times are passed in (seconds of `Loop.now`), and a waiting
+caller is woken through `Pending.wake`. So threads and event loops use the same code.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ REPEAT_AFTER = 2.0
 """Seconds of silence after this side's connection has come back, before an at_least_once request is sent again.
 
 A server that runs it sends a keepalive as soon as its own connection is back. If the message system keeps requests on
-disk, it is `LOST_AFTER`: a request that no server has begun mostly still waits, and a copy would only be more work."""
+disk, it is `LOST_AFTER`: a request that no server has begun is most likely still queued, and a copy would only add
+work."""
 
 Wake = Callable[[], None]
 
 
 def nobody() -> None:
-    """Takes the place of `Pending.wake` while nobody waits."""
+    """Stands in for `Pending.wake` while nobody waits."""
 
 
 class RunningServer(msgspec.Struct):
@@ -46,8 +47,8 @@ class RunningServer(msgspec.Struct):
 
     Attributes:
         name: its name.
-        last_sign: when it was last heard of.
-        silent_since: since when it could have been heard, and was not.
+        last_sign: when it was last heard from.
+        silent_since: since when nothing was heard of it though this side was connected.
     """
 
     name: str | None
@@ -61,7 +62,7 @@ class Pending:
 
     Under at_most_once, and for a stream that has begun, the first server that says that it runs the call is the only
     one: others are cancelled. An at_least_once call may run on several servers: each of them counts, and the first
-    answer ends the call. So the loss of one server never takes away what another does.
+    answer ends the call. So the loss of one server never ends the work of another.
 
     The inbox's thread and the thread that waits use it at the same time: what both change is changed in single steps.
 
@@ -74,14 +75,14 @@ class Pending:
         grace: the option ``rpc_reply_grace``.
         repeatable: the request may be sent again.
         monitor: seconds of silence after which the call ends before a server is known, or None.
-        allowed_modules: those whose exceptions may be made again.
+        allowed_modules: those whose exceptions may be rebuilt.
         wake: called, on any thread, when there is something new.
         servers: those that run the call, by the inbox where each takes control frames.
         orphans: inboxes of further servers that began the same call: they are to be cancelled.
         request: the message to send again if it gets lost; None where it must not be sent again.
         sent: whether the message system has taken responsibility for the request.
         send_error: why the request could not be sent.
-        last_sign: when any server was last heard of; before that, when the call began.
+        last_sign: when any server was last heard from; before that, when the call began.
     """
 
     id: str
@@ -119,7 +120,7 @@ class Pending:
         return servers[0] if servers else None
 
     def on_sent(self, error: BaseException | None, now: float) -> None:
-        """Take in how the sending of the request ended."""
+        """Note how the sending of the request ended."""
         if error is None:
             self.sent = True
             self._taken_at = now
@@ -131,7 +132,7 @@ class Pending:
             self.wake()
 
     def on_repeated(self, error: BaseException | None, now: float) -> None:
-        """Take in how one more sending of the request ended.
+        """Note how a repeated sending of the request ended.
 
         An error changes nothing: the request was taken before, and a server may still have it.
         """
@@ -142,7 +143,7 @@ class Pending:
             LOG.info("%s could not be sent again: %s", self.describe, error)
 
     def on_reply(self, reply: Reply, now: float) -> None:
-        """Take in a reply or another frame of a server's."""
+        """Handle a reply or another frame from a server."""
         if reply.kind == "declined":
             if not self.servers and self._uncertain_since is None:
                 self._uncertain_since = now
@@ -189,7 +190,7 @@ class Pending:
         return None if reply.failure is None else rebuild_failure(reply.failure, self.allowed_modules)
 
     def next_check(self) -> float:
-        """The time at which `check` or `needs_repeat` may say something new though nothing has come."""
+        """When `check` or `needs_repeat` has to be asked again even if nothing arrives."""
         times = [self.deadline]
         servers = list(self.servers.values())
         if servers:
@@ -204,13 +205,13 @@ class Pending:
 
     @property
     def ready(self) -> bool:
-        """Whether there is what the caller waits for."""
+        """Whether the caller need not wait any longer."""
         raise NotImplementedError
 
     def update(self, now: float, up_since: float | None) -> None:
         """Note how long servers have been silent. Those that are lost are forgotten if others may answer.
 
-        `up_since` is since when this side can hear anything; None while it cannot.
+        `up_since` is since when this side is connected; None while it is not.
         """
         heard_since = now if up_since is None else up_since
         for inbox, server in list(self.servers.items()):
@@ -243,12 +244,12 @@ class Pending:
         return None
 
     def needs_repeat(self, now: float, up_since: float | None, repeat_after: float) -> bool:
-        """Whether the request has to be sent again, by what is known now.
+        """Whether the request has to be sent again.
 
-        It has if the message system took it, and no server has shown life since this side's connection has come back,
-        or since the last server that ran it was lost. The message system may have lost the request or its answer, and
-        a server that hangs keeps the request from the others. `repeat_after` is how long nobody has to be heard after a
-        reconnect, in seconds.
+        That is so if the message system took it, and no server has shown life since this side's connection has come
+        back, or since the last server that ran it was lost. The message system may have lost the request or its answer,
+        and a server that hangs keeps the request from the others. `repeat_after` is how many seconds of silence there
+        have to be after a reconnect.
         """
         if not self.repeatable or self._taken_at is None or up_since is None:
             return False
@@ -296,8 +297,8 @@ class PendingAnswers(Pending):
     """Waits for many answers to a ping: one from each server that it reaches.
 
     Attributes:
-        enough: with so many answers, all are there.
-        answers: those that came, each with its time. Exceptions are left out.
+        enough: the number of answers at which the wait ends.
+        answers: those that have arrived, each with its time. Exceptions are left out.
     """
 
     enough: float
@@ -309,7 +310,7 @@ class PendingAnswers(Pending):
         return len(self.answers) >= self.enough
 
     def on_reply(self, reply: Reply, now: float) -> None:
-        """Take in an answer of one of the servers."""
+        """Handle an answer of one of the servers."""
         if reply.ending and isinstance(reply.result, dict):
             self.answers.append((reply.result, now))
             self.wake()
@@ -325,7 +326,7 @@ class PendingAnswers(Pending):
         return MessagingTimeout(self.describe) if now >= self.deadline else None
 
     def needs_repeat(self, now: float, up_since: float | None, repeat_after: float) -> bool:
-        """False: who has answered would answer again."""
+        """False: a server that has answered would answer again."""
         return False
 
 
@@ -337,7 +338,7 @@ class PendingStream(Pending):
         window: how many items the server may send ahead of `taken`.
         idle_timeout: seconds to wait for each item.
         end: the deadline of the whole stream.
-        items: those that came and were not taken yet.
+        items: those that have arrived and were not taken yet.
         taken: how many were taken.
         ended: the last frame has come; `error` says how it ended.
     """
@@ -359,7 +360,7 @@ class PendingStream(Pending):
         return bool(self.items) or self.ended
 
     def on_reply(self, reply: Reply, now: float) -> None:
-        """Take in a frame of the server's."""
+        """Handle a frame from a server."""
         if reply.inbox is None and reply.server is not None:
             bound = list(self.servers.values())
             if bound and bound[0].name != reply.server:
@@ -372,7 +373,7 @@ class PendingStream(Pending):
         if self.ended:
             return
         if reply.items is not None:
-            # A frame whose sending had an unknown outcome is sent again: what came already is left out.
+            # A frame whose sending had an unknown outcome is sent again: skip the items that have arrived already.
             known = self._next_seq - reply.seq
             if known >= 0:
                 self.items.extend(reply.items[known:])
@@ -415,7 +416,7 @@ class PendingStream(Pending):
 
 
 class ReplyRouter:
-    """Hands each frame that comes to the inbox to the call that it belongs to. Thread-safe."""
+    """Passes each reply that arrives at the inbox to the call that it belongs to. Thread-safe."""
 
     def __init__(self) -> None:
         # Every operation on the dict is a single one, which the interpreter makes atomic: the hot path needs no lock.
@@ -432,11 +433,11 @@ class ReplyRouter:
         self._pending[pending.id] = pending
 
     def discard(self, pending: Pending) -> None:
-        """Expect none any more. What comes late is logged and dropped."""
+        """Expect no more replies. Late ones are logged and dropped."""
         self._pending.pop(pending.id, None)
 
     def route(self, reply: Reply, now: float) -> None:
-        """Hand a reply to its call."""
+        """Pass a reply to its call."""
         pending = self._pending.get(reply.call_id)
         if pending is None:
             # Late answers of calls that timed out, and the second answers of repeated ones, end here.
@@ -454,7 +455,7 @@ class ReplyRouter:
             pending.wake()
 
     def abandon(self, error: BaseException) -> None:
-        """In a forked child: the calls are the parent's. Who still holds one of them gets `error`."""
+        """In a forked child: the calls are the parent's. A thread that still waits for one gets `error`."""
         for pending in self.waiting():
             pending.abandon(error)
 

@@ -31,11 +31,11 @@ OnOutcome = Callable[[BaseException | None], None]
 
 
 def ignore(_error: BaseException | None) -> None:
-    """An `OnOutcome` for what nobody waits for."""
+    """An `OnOutcome` that does nothing."""
 
 
 class Sender(Protocol):
-    """What is needed of a `Transport` here."""
+    """The part of `Transport` that is used here."""
 
     closed: bool
     loop: Loop
@@ -105,9 +105,9 @@ class Sending:
         self.sender.retries[self] = None
         try:
             self.sender.loop.call_later(delay, self._send_again)
-        except TransportUnavailable:  # There can be no thread any more: the interpreter is ending.
+        except TransportUnavailable:  # No thread can be started any more: the interpreter is ending.
             self.give_up(self._explain(error))
-        if self.sender.closed:  # Looked at last: if it is closed from now on, `cleanup` finds this retry.
+        if self.sender.closed:  # Checked last: if it is closed after this, `cleanup` finds this retry.
             self.give_up(self._explain(error))
 
     def _worth_until(self, error: BaseException) -> float:
@@ -115,7 +115,7 @@ class Sending:
         if isinstance(error, MessageUndeliverable) and self.retry_undeliverable is not None:
             return self.retry_undeliverable
         may_pass = isinstance(error, MessageUndeliverable | TransportUnavailable | TransportBlocked)
-        # A full queue has room again some time. (If all sending is blocked, the driver has waited for that already.)
+        # A full queue will have room again. (If the message system blocks all senders, the driver has already waited.)
         if isinstance(error, TransportBlocked) or (may_pass and self._first_unknown is not None):
             return self._tries_until
         if isinstance(error, MessageUndeliverable):
@@ -123,7 +123,7 @@ class Sending:
         return 0.0
 
     def _explain(self, last: BaseException) -> BaseException:
-        """What is known at the end: the last error alone, or what the first unknown outcome was and what came since."""
+        """What is known at the end: the last error alone, or the first unknown outcome and the last error."""
         first = self._first_unknown
         if first is None or first is last or not isinstance(last, MessageDeliveryFailure):
             return last
@@ -161,7 +161,7 @@ class Sending:
 def send_control(sender: Sender, inbox: str, control: Control, content_type: str) -> None:
     """Send a control frame to a server; nobody waits for it.
 
-    It is repeated after an unknown outcome: to come twice does no harm.
+    It is sent again after an unknown outcome: a control frame may arrive twice.
     """
     message_id = f"{control.call_id}.{new_id()[:8]}.{control.kind}"
     message = Message(encode_control(control, content_type), content_type, message_id, CONTROL_TTL)
@@ -171,8 +171,8 @@ def send_control(sender: Sender, inbox: str, control: Control, content_type: str
 def server_named_by(address: Address) -> Address | None:
     """The server that a topic with a dot may stand for: ``host1`` of ``conductor`` for ``conductor.host1``.
 
-    Services of OpenStack write it so. Such a topic is tried as it is first, for topics may hold dots. The first dot
-    ends the topic, as a host may hold dots.
+    Services of OpenStack write it so. Such a topic is first tried as it is, since topics may contain dots. The first
+    dot ends the topic, since the name of a host may contain dots.
     """
     if address.kind != "topic":
         return None
@@ -196,11 +196,11 @@ def or_else(sent: Future[Sent], send_to_fallback: Callable[[], Future[Sent]]) ->
 
 
 def _copy_outcome(sent: Future[Sent], outcome: Future[Sent], first: MessageUndeliverable | None = None) -> None:
-    """Give one future the outcome of another; `first` is why an earlier try came to nothing."""
+    """Give one future the outcome of another; `first` is why the first address was undeliverable."""
     error = sent.exception()
     if error is None:
         outcome.set_result(sent.result())
     elif first is not None and isinstance(error, MessageUndeliverable):
-        outcome.set_exception(MessageUndeliverable(f"{first}; nor does a server have that name: {error}"))
+        outcome.set_exception(MessageUndeliverable(f"{first}; no server has that name either: {error}"))
     else:
         outcome.set_exception(error)

@@ -1,4 +1,4 @@
-"""RPCServer: listens at its addresses, and gives what comes to its threads. `msgbus.processing` is what they do."""
+"""RPCServer: listens at its addresses, and hands deliveries to its threads, which run `msgbus.processing`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from msgbus.transport import Transport, check_transport
 LOG = get_logger(__name__)
 
 STOP_TIMEOUT = 5.0
-"""Seconds for the message system to confirm that it delivers no more."""
+"""Seconds for the message system to confirm that it has stopped delivering."""
 
 
 def get_rpc_server(
@@ -48,13 +48,13 @@ def get_rpc_server(
         target: its topic and its name (``server``).
         endpoints: whose methods it runs; see `RPCDispatcher`.
         executor: None or ``"threading"``: each request runs on a thread of a pool.
-        serializer: undoes on arguments and context what the client's did, and the other way round with results.
+        serializer: undoes what the client's serializer did to arguments and context, and does the same to results.
         access_policy: which methods may be called; a subclass of `RPCAccessPolicyBase`.
         on_dead_letter: called with each message that is given up, besides the log and the dead letters' address.
 
     Raises:
         InvalidTarget: topic or server is missing.
-        TypeError: the transport or target is something else; an endpoint or the policy is of no use; or something that
+        TypeError: the transport or target is something else; an endpoint or the policy is invalid; or something that
             the server would call is ``async``: a method that may be called, the policy, the serializer,
             `on_dead_letter`. The text names it.
         ValueError: an executor that does not exist.
@@ -85,7 +85,7 @@ class _Ping:
 
 
 class RPCServer:
-    """Serves a topic: as any one of its servers, as the one of its name, and as one of all.
+    """Serves a topic: requests to any of its servers, to this server by its name, and to all servers.
 
     `start`, `stop` and `wait` may be called from any thread, in that order. In a forked child that inherits it, it is a
     server that was not started: the parent's goes on, and the child may start its own.
@@ -93,7 +93,7 @@ class RPCServer:
     Args:
         transport, target, on_dead_letter: as for `get_rpc_server`.
         dispatcher: runs the requests.
-        addresses: what it listens to, if that is something else than the three of its target.
+        addresses: what it listens to, if not the three addresses of its target.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class RPCServer:
         self.dispatcher = dispatcher
         from msgbus.configuration import SERVER_OPTIONS
 
-        for name in SERVER_OPTIONS:  # Now, and not when it starts, which may be much later.
+        for name in SERVER_OPTIONS:  # Read now: the server may start much later.
             transport.option(name)
         if transport.option("rpc_ping_enabled"):
             dispatcher.add_endpoint(_Ping(target))
@@ -152,8 +152,8 @@ class RPCServer:
     def start(self, timeout: float | None = None) -> None:
         """Begin to serve; returns when requests will arrive. On a server that runs already: nothing.
 
-        Each request runs in a fresh copy of the context (`contextvars`) in which this is called: what is set in a
-        request no other request sees, and all steps of a generator run in the context of its request.
+        Each request runs in a fresh copy of the context (`contextvars`) in which this is called: no other request sees
+        what one sets, and all steps of a generator run in the context of its request.
 
         Args:
             timeout: seconds to wait for the message system; None means the option ``rpc_response_timeout``.
@@ -161,7 +161,7 @@ class RPCServer:
         Raises:
             TransportUnavailable: it could not be reached in that time.
             CallCancelled: the server was stopped, or its transport closed, meanwhile.
-            MessagingException: it refuses, for example for want of rights.
+            MessagingException: the message system refuses, for example because of missing permissions.
         """
         if self._subscription is not None and self._subscription.ready.done():
             return
@@ -197,7 +197,7 @@ class RPCServer:
         LOG.info("server %s of topic %s serves on %s", self.target.server, self.target.topic, transport.driver.state)
 
     def _warn_of_same_name(self) -> None:
-        """Log a warning if another server has the same name. Nobody waits for that."""
+        """Log a warning if another server has the same name. This does not block."""
         named = [address for address in self._addresses if address.kind == "server"]
         if not named or Capability.INSPECT not in self.transport.driver.capabilities:
             return
@@ -220,7 +220,9 @@ class RPCServer:
             try:
                 self._subscription.stop().result(STOP_TIMEOUT)
             except (MessagingException, TimeoutError) as exc:
-                LOG.warning("%s: the message system did not confirm that it delivers no more: %r", self.target, exc)
+                LOG.warning(
+                    "%s: the message system did not confirm that it has stopped delivering: %r", self.target, exc
+                )
             self._processor.stop()
             for item in self._executor.take_backlog():
                 if isinstance(item, ServerCall):
@@ -231,7 +233,7 @@ class RPCServer:
     def wait(self, timeout: float | None = None) -> int:
         """Wait until what runs has finished and is answered, then close the subscription.
 
-        A method that the server runs may call it: its own end is not waited for.
+        A method that the server runs may call it: this does not wait for the request that calls it.
 
         Args:
             timeout: seconds; None means as long as it takes.
@@ -265,17 +267,17 @@ class RPCServer:
         try:
             request = decode_request(message.body, message.content_type)
         except SerializationError:
-            processor.process(delivery)  # Others cannot read it either; this drops it, and logs that.
+            processor.process(delivery)  # Other servers cannot read it either; this drops and logs it.
             return
         if delivery.address.kind in ("fanout", "pool") or delivery.redelivered:
-            # It is this server's alone (nobody can send to a pool alone), or must be treated as one that may have run.
+            # Only this server has it (nobody can send to a pool), or it has to count as one that may have run.
             if self._executor is not None:
                 self._executor.submit(delivery)
         elif request.call_id is not None and processor.policy_of(request) == AT_LEAST_ONCE:
             delivery.reject(requeue=True)
         else:
             # A message that was given back would look like one that may have run, which is not run again under
-            # at_most_once, and counts as an attempt of a cast. So a fresh copy goes.
+            # at_most_once, and counts as an attempt of a cast. So a new copy is sent.
             left = time_left(request, delivery)
             copy = Message(message.body, message.content_type, message.id, left, message.durable)
             call = ServerCall(processor, delivery, request, None, at_least_once=False)

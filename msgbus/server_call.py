@@ -69,8 +69,8 @@ class ServerCall(RunningRequest):
         failure: of a cast that raised, the reason and the traceback.
         active: of a call: its method runs.
         started: the client has been notified that the call runs.
-        answered: an answer has been begun.
-        confirmed: the client has said that it has the answer, or that it wants none.
+        answered: the answer has begun to be sent.
+        confirmed: the client has said that it has the answer, or does not want it.
     """
 
     accepted = finished = active = started = answered = confirmed = False
@@ -161,7 +161,7 @@ class ServerCall(RunningRequest):
 
     def _answer(self, reply: Reply) -> None:
         self.answered = True
-        if self.cancelled:  # The client has stopped waiting, and may no longer exist.
+        if self.cancelled:  # The client has stopped waiting, and may have ended.
             LOG.debug("the answer to call %s is not sent: its client has cancelled it", reply.call_id)
             self.owner.on_answered(self, None)
             return
@@ -283,7 +283,7 @@ def time_left(request: Request, delivery: Delivery) -> float | None:
     """Seconds that are left to a request, or None if it has no deadline.
 
     If the message system does not say how long it kept the message, the sender's wall clock may shorten the time; but
-    clocks differ, so that alone never lets a request expire. How long this process has had it is known.
+    clocks differ, so a wall clock alone never makes a request expire. The time since it arrived here is known.
     """
     hints, ttl = request.hints, delivery.message.ttl
     if ttl is None and (hints is None or hints.ttl is None):

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 LOG = get_logger(__name__)
 
 TICK = 0.1
-"""Seconds between two looks at the running calls, for keepalives that are due."""
+"""Seconds between two checks of the running calls for keepalives that are due."""
 REMEMBERED_IDS = 10_000
 """How many requests a server remembers, in order not to run one a second time."""
 
 
 class Seen(enum.Enum):
-    """What a server knows of the id of a request that comes."""
+    """Whether a server has seen the id of a request before."""
 
     NEW = enum.auto()
     UNFINISHED = enum.auto()
@@ -72,7 +72,7 @@ class ServerCalls:
         return iter(list(self._unfinished))
 
     def begin(self, call: ServerCall, *, again: bool = False) -> Seen:
-        """Take in a new request. A duplicate of an unfinished one is left to that, to wait for its outcome.
+        """Add a new request. A duplicate of an unfinished one is attached to that one, and waits for its outcome.
 
         `again`: the client sends it once more because it has no answer.
         """
@@ -93,7 +93,7 @@ class ServerCalls:
         return Seen.NEW
 
     def add(self, call: ServerCall) -> None:
-        """Take in a request that is not run here, but has to be finished before the server may end."""
+        """Add a request that is not run here, but has to be finished before the server may end."""
         self._unfinished.add(call)
 
     def end(self, call: ServerCall, *, done: bool, confirmed: bool = False) -> Sequence[Delivery]:
@@ -102,7 +102,7 @@ class ServerCalls:
         Args:
             call: the request.
             done: further duplicates are to be dropped; else the next one is run.
-            confirmed: the client has said that it has the answer, or wants none.
+            confirmed: the client has said that it has the answer, or does not want it.
         """
         unique_id = call.request.unique_id
         with self._lock:
@@ -125,7 +125,7 @@ class ServerCalls:
         end = None if timeout is None else Loop.now() + timeout
         with self._changed:
             self._waiting = True
-            # Once its transport is closed nothing can be finished any more. That is looked at now and then.
+            # Once its transport is closed nothing can be finished any more: checked every second.
             while self._unfinished - {own} and not self._transport.closed:
                 left = 1.0 if end is None else min(1.0, end - Loop.now())
                 if left <= 0:
@@ -154,10 +154,10 @@ class ServerCalls:
         for call in self:
             try:
                 call.tick(now)
-            except Exception:  # The other clients need theirs, and there is another try next time.
+            except Exception:  # The other clients need theirs, and this one is tried again.
                 LOG.exception("no keepalive could be sent to a client")
         self._ticking = False
-        # Looked at last: whoever begins a call from now on sees that nothing ticks.
+        # Checked last: a call that begins after this starts the ticking itself.
         if any(call.active or call.is_unconfirmed for call in self):
             self._start_ticking()
 

@@ -72,7 +72,7 @@ class StreamSender:
         """Handle a control frame of the client."""
         with self._changed:
             self._heard = Loop.now()
-            # A client cannot have taken more than there was.
+            # A client cannot have taken more than was yielded.
             self._taken = max(self._taken, min(control.taken, self._yielded))
             if control.kind == "cancel":
                 self._stopped = "the client closed it"
@@ -124,10 +124,10 @@ class StreamSender:
                 self._flush()
 
     def end(self, failure: str | None) -> None:
-        """Send how the stream ended, after the items before."""
+        """Send how the stream ended, after the items that are still buffered."""
         with self._changed:
             if self._too_large:
-                return  # The client is sent that error already.
+                return  # That error is being sent to the client already.
             self._ended = True
             self._failure = failure
             if not self._sending:
@@ -156,7 +156,7 @@ class StreamSender:
         with self._changed:
             self._sending = False
             if isinstance(error, MessageTooLarge) and not self._too_large:
-                # The number is used again: for the client, nothing but the item of the error is missing.
+                # The sequence number is used again: the client misses nothing but the item that was too large.
                 self._too_large = self._ended = True
                 self._seq = seq
                 self._buffer.clear()

@@ -14,7 +14,7 @@ from msgbus.replies import PendingStream
 from msgbus.serializer import NoOpSerializer, Serializer
 
 DROP_CHECK = 0.5
-"""Seconds between two looks at whether a stream was dropped."""
+"""Seconds between two checks whether a stream was dropped."""
 
 
 class Stream(Iterator[Any]):
@@ -109,7 +109,7 @@ class _StreamEnd:
         self._call.transport.loop.call_later(DROP_CHECK, self._tick)
 
     def send_control(self, kind: ControlKind) -> None:
-        """Send a control frame, if it is known where to."""
+        """Send a control frame, if the server's inbox is known."""
         inbox = self._pending.server_inbox
         if inbox is not None:
             self._call.send_control(inbox, Control(self._pending.id, kind, self._pending.taken))

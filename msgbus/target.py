@@ -12,7 +12,7 @@ from msgbus.message import MAX_NAME, MAX_VERSION
 # The shortest limit of the supported message systems is RabbitMQ's 255 bytes for a queue name, which holds the
 # exchange, topic and server; a name that would not fit all of them everywhere is refused by all drivers alike.
 MAX_NAME_BYTES = 75
-_MAX_CHARACTERS = {"namespace": MAX_NAME, "version": MAX_VERSION}  # They are not names of a message system's.
+_MAX_CHARACTERS = {"namespace": MAX_NAME, "version": MAX_VERSION}  # Message systems do not see them.
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""get_rpc_transport, and Transport: a driver, the inbox of this process, and who waits for what comes to it."""
+"""get_rpc_transport, and Transport: a driver, this process's inbox, and the calls that wait for replies."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 LOG = get_logger(__name__)
 
 CONNECTION_CHECK = 0.5
-"""Seconds between two looks at whether the connection has come back, while at_least_once requests are unanswered."""
+"""Seconds between two checks whether the connection has come back, while at_least_once requests are unanswered."""
 INSPECT_TIMEOUT = 0.5
 """Seconds that may be spent after a timeout on finding out more for its text."""
 
@@ -55,14 +55,14 @@ def get_rpc_transport(
 ) -> Transport:
     """Make a transport. Nothing is connected yet.
 
-    A warning is logged for each name in a configuration file that nobody has registered and that nearly is an option of
-    msgbus, and for options of oslo.messaging and those in a wrong group.
+    A warning is logged for each unregistered name in a configuration file that looks like a misspelt option of msgbus,
+    for options of oslo.messaging, and for options in a wrong group.
 
     Args:
         conf: options are registered on it, and read from it.
         url: a transport URL; None means ``transport_url`` of the configuration, else the driver that ``rpc_backend``
             names.
-        allowed_remote_exmods: modules whose exceptions may be made again in this process when a server raised them.
+        allowed_remote_exmods: modules whose exceptions may be rebuilt in this process when a server raised them.
 
     Raises:
         InvalidTransportURL: the URL cannot be read.
@@ -91,23 +91,24 @@ def get_rpc_transport(
     loop = Loop(f"msgbus-{parsed.transport}")
     driver = cls(conf, parsed, loop)
     warn_of_misspelt(conf, cls.options()[0])
-    warn_of_unread(conf, *cls.options(), by_default=url is None and not configuration.says_where(conf))
+    warn_of_unread(conf, *cls.options(), by_default=url is None and not configuration.has_message_system(conf))
     return Transport(conf, parsed, driver, loop, allowed_remote_exmods)
 
 
 class Transport:
     """The connection to one message system. Shared by all clients and servers of a process; thread-safe.
 
-    One that nobody refers to any more is closed in the background; a server refers to its transport, and goes on if it
-    was started and not stopped. What is open when the program ends is closed then, within a few seconds. A forked
-    child that inherits it connects anew when it uses it; calls and streams of its parent raise `CallCancelled` there.
+    A transport that is not referenced any more is closed in the background; but a server keeps its transport
+    referenced, and goes on until it is stopped. Transports that are open when the program ends are closed then, within
+    a few seconds. A forked child that inherits a transport connects anew when it uses it; calls and streams of its
+    parent raise `CallCancelled` there.
 
     Attributes:
         conf: the configuration.
-        url: where it leads.
-        driver: what moves the bytes.
+        url: what it was made from.
+        driver: sends and receives the messages.
         router: the calls that wait for replies.
-        loop: runs what is due later, and what the driver reads and writes.
+        loop: runs timers, and the driver's I/O.
         server_calls: the calls that this process's servers run, by call id.
         window: bounds the unfinished requests.
         retries: the messages that wait to be sent again.
@@ -129,7 +130,7 @@ class Transport:
         self.loop = loop
         self.allowed_remote_exmods = frozenset(allowed_remote_exmods or ())
         self.closed = False
-        self._options: dict[str, tuple[Any, Any]] = {}  # by name: the value as it stands, and as it was read
+        self._options: dict[str, tuple[Any, Any]] = {}  # by name: the value in `conf`, and the checked one
         self.lossy: bool = self.option("rpc_json_lossy")
         self.window = SendWindow(self.option("rpc_send_window"))
         self._start_clean()
@@ -143,7 +144,7 @@ class Transport:
         router.abandon(CallCancelled(f"the process forked: the call over {self.url} belongs to the parent"))
 
     def _start_clean(self) -> None:
-        """Have nothing but the driver. Also in a forked child, where the parent's threads and their locks are not."""
+        """Make everything new but the driver. Also in a forked child, where the parent's threads do not exist."""
         self.router = ReplyRouter()
         self.server_calls: dict[str, ControlHandler] = {}
         self.window.start_clean()
@@ -157,24 +158,24 @@ class Transport:
             self._finalizer = open_drivers.add(self, self.driver, self.loop.close)
 
     def option(self, name: str) -> Any:
-        """The value of one of the core's options, as it is now.
+        """The current value of one of the core's options.
 
         Raises:
-            ConfigurationError: it does not fit; see `msgbus.configuration.read_option`.
+            ConfigurationError: it is invalid; see `msgbus.configuration.read_option`.
         """
         try:
             value = self.conf[name]
-        except Exception:  # `read_option` makes words of it.
+        except Exception:  # `read_option` explains it.
             value = None
         known = self._options.get(name)
         if known is None or value is None or known[0] is not value:
-            from msgbus.configuration import read_option  # With oslo.config, which takes its time.
+            from msgbus.configuration import read_option  # It imports oslo.config, which is slow.
 
             known = self._options[name] = (value, read_option(self.conf, name))
         return known[1]
 
     def address(self, target: Target) -> Address:
-        """Where a request for `target` goes. The target has a topic: the caller has seen to it."""
+        """Where a request for `target` goes. The caller has checked that the target has a topic."""
         exchange, topic = target.exchange or self.option("control_exchange"), target.topic or ""
         if target.fanout:
             return Address("fanout", exchange, topic)
@@ -183,7 +184,7 @@ class Transport:
         return Address("topic", exchange, topic)
 
     def inbox(self, deadline: float) -> str:
-        """The name of this process's inbox, which is opened when it is asked for the first time.
+        """The name of this process's inbox, which is opened on the first call.
 
         Raises:
             TransportUnavailable: it could not be opened by `deadline` (seconds of `Loop.now`).
@@ -214,12 +215,12 @@ class Transport:
         return LOST_AFTER if Capability.DURABLE in self.driver.capabilities else REPEAT_AFTER
 
     def _check_connection(self, known: float | None) -> None:
-        """Look every now and then; `known` is since when the connection was up at the last look."""
+        """Check repeatedly; `known` is since when the connection was up at the last check."""
         up_since = self.driver.up_since
         if up_since is not None and up_since != known:
             self.loop.call_later(self.repeat_after, self.router.wake_all)
         with self._watch_lock:
-            # Looked at under the lock: a call that is added from now on finds that nobody watches.
+            # Checked under the lock: a call that is added after this starts a new watch.
             self._watching = len(self.router) > 0
         if self._watching:
             self.loop.call_later(CONNECTION_CHECK, lambda: self._check_connection(up_since))
@@ -230,10 +231,10 @@ class Transport:
         return self._first_up
 
     def listeners_return_until(self) -> float:
-        """Until when an undeliverable message may only mean that the others have not reconnected yet, as this side has.
+        """Until when an undeliverable message may only mean that its receivers have not reconnected yet.
 
-        After a restart of the message system all reconnect, some later than others. It is 0 on the first connection,
-        and while there is none.
+        After a restart of the message system all peers reconnect, some later than this side. It is 0 on the first
+        connection, and while there is no connection.
         """
         first, up_since = self._note_first_connection(), self.driver.up_since
         if up_since is None or up_since == first:
@@ -254,20 +255,20 @@ class Transport:
     ) -> Future[Sent]:
         """Send a message, once, or (with `until`) again after an unknown outcome or a refusal that may pass.
 
-        After an unknown outcome an error says nothing of the first try: that nobody is there may mean that the message
-        has ended its server. So it is tried until `until`, and the outcome is then `TransportUnavailable` with
-        ``maybe_delivered=True``, whose text says what became of the first try and of the last.
+        Once the outcome of a try is unknown, a later error says nothing about that try: the message may be
+        undeliverable now because it crashed its server. So it is sent again until `until`; then the outcome is
+        `TransportUnavailable` with ``maybe_delivered=True``, and its text gives the first and the last error.
 
         Args:
             address: where to.
-            message: what. If its time for being sent is shorter than that to `until`, the tries end with that.
+            message: what to send. If its `publish_within` ends before `until`, there is no try after that.
             mandatory: as for `Driver.send`.
             fallback: another address, for each try that finds nobody at the first.
-            until: seconds of `Loop.now`; None for a single try. What follows is of no use without it.
-            retry_undeliverable: until that time nobody's being there is tried again even if the outcome of no try was
-                unknown (a client that reconnects comes back soon), and after it no more, even if one was. If it is
-                None, that is tried again for `rpc_reply_grace` after this side's connection has come back.
-            pending: the call whose request it is: once that is over there is no further try.
+            until: seconds of `Loop.now`; None for a single try; then the arguments below have no effect.
+            retry_undeliverable: seconds of `Loop.now`. Until then an undeliverable message is sent again, even if no
+                try had an unknown outcome (a client that reconnects comes back soon); after it no more, even if one
+                had. None: it is sent again for `rpc_reply_grace` after this side has reconnected.
+            pending: the call whose request it is: once the call has ended there is no further try.
             on_outcome: called once, with None or why it could not be sent, on any thread; it must not block.
 
         Returns:
@@ -305,14 +306,14 @@ class Transport:
         fallback: Address | None = None,
         retry_undeliverable: float | None = None,
     ) -> None:
-        """Send a message, and return when the message system has taken it. What is not said here is as for `send`.
+        """Send a message, and return when the message system has taken it.
 
-        The driver itself knows best why a message was not sent by the deadline (seconds of `Loop.now`), and gets
-        a moment to say so. With `repeat` it is sent again, until the deadline. The text of a timeout begins with `what`
-        and the address.
+        Arguments that are not described here are those of `send`. The driver itself knows best why a message was not
+        sent by the deadline (seconds of `Loop.now`), and gets a moment to say so. With `repeat` it is sent again, until
+        the deadline. The text of a timeout begins with `what` and the address.
 
         Raises:
-            TransportUnavailable: nobody said what has become of it: it may have been delivered.
+            TransportUnavailable: its outcome is not known: it may have been delivered.
             MessagingException: why it was not taken.
         """
         repeated: Future[BaseException | None] | None = LightFuture() if repeat else None
@@ -363,18 +364,18 @@ class Transport:
         return self.window
 
     def expect_replies(self, pending: Pending) -> None:
-        """Have replies to a call find it.
+        """Register a call, so that replies reach it.
 
         Raises:
-            CallCancelled: the transport is closed: nobody would end the call.
+            CallCancelled: the transport is closed: nothing would end the call.
         """
         self.router.add(pending)
-        if self.closed:  # Looked at last: if it is closed from now on, `cleanup` finds the call there.
+        if self.closed:  # Checked last: if it is closed after this, `cleanup` finds the call in the router.
             self.router.discard(pending)
             raise CallCancelled(f"{pending.describe}: the transport to {self.url} was closed")
 
     def inspect(self, address: Address, timeout: float) -> QueueInfo | None:
-        """What is known of an address, or None where that cannot be learnt within `timeout` seconds."""
+        """What is known of an address, or None if there is no answer within `timeout` seconds."""
         if Capability.INSPECT not in self.driver.capabilities:
             return None
         try:
@@ -406,10 +407,10 @@ class Transport:
 
 
 def check_transport(transport: object, whose: str) -> None:
-    """See that a client or server is given a transport.
+    """Check that a client or server is given a transport.
 
     Raises:
-        TypeError: it is something else. That is not shown: it may be a URL with a password.
+        TypeError: it is something else. Its value is not shown: it may be a URL with a password.
     """
     if not hasattr(transport, "driver"):
         raise TypeError(

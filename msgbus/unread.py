@@ -1,7 +1,7 @@
-"""Warnings of settings in configuration files that are meant for a message system and that nothing here reads.
+"""Warnings about settings in configuration files that are meant for a message system, but are not read.
 
 A file that was written for oslo.messaging, or in which the name of a group is misspelt, would silently have no effect:
-for one, TLS would be off.
+TLS would be off, for example.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ FOREIGN: dict[str, tuple[str, dict[str, str]]] = {
     "matchmaker_redis": ("msgbus_zmq", {"host": "redis_url", "port": "redis_url", "password": "redis_url"}),
     "oslo_messaging_notifications": ("DEFAULT", {"transport_url": "transport_url"}),
 }
-"""Group -> the group that is ours, and option -> what it is called there."""
+"""Foreign group -> our group, and foreign option -> its name there."""
 
 _warned: set[tuple[str, str, str]] = set()
 
@@ -72,10 +72,10 @@ def warn_of_unread(conf: cfg.ConfigOpts, group: str, opts: Sequence[cfg.Opt], *,
     """Log a warning, once in a process, of each group and option that is meant for us and is not read.
 
     Args:
-        conf: its files are looked at. A group that the service has registered on it is somebody's.
+        conf: its files are checked. A group that is registered on it belongs to other code.
         group: of the driver that is used.
         opts: that driver's options.
-        by_default: nobody has said which driver to use.
+        by_default: no driver is configured.
     """
     tls = {opt.dest for opt in opts if opt.dest == "ssl" or opt.dest.startswith("ssl_")}
     core = {
@@ -88,7 +88,7 @@ def warn_of_unread(conf: cfg.ConfigOpts, group: str, opts: Sequence[cfg.Opt], *,
         for name, values in groups.items():
             if name == "DEFAULT":
                 if found := sorted(one for one in tls.intersection(values) - old if one not in conf):
-                    _warn_once(path, name, f"{', '.join(found)} of [DEFAULT] is not read: it belongs into [{group}]")
+                    _warn_once(path, name, f"{', '.join(found)} of [DEFAULT] is not read: it belongs in [{group}]")
             elif name.lower() in conf:
                 continue
             elif name.lower() == "default" and (found := sorted((core | old).intersection(values))):
@@ -103,7 +103,7 @@ def warn_of_unread(conf: cfg.ConfigOpts, group: str, opts: Sequence[cfg.Opt], *,
 
 
 def _warn_of_default_driver(path: str, groups: dict[str, dict[str, list[str]]]) -> None:
-    """Somebody has said where RabbitMQ or Qpid is, and not that it is to be used."""
+    """Warn of settings of RabbitMQ or Qpid while the default driver is used."""
     for driver, prefix in (("kombu", "rabbit_"), ("qpid", "qpid_")):
         found = sorted(name for name in groups.get("DEFAULT", ()) if name.startswith(prefix))
         found += [f"[{group}]" for group in groups if group.lower() == f"msgbus_{driver}"]

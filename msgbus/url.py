@@ -28,10 +28,10 @@ _ESCAPE = "a password's own @ , / ? are written %40 %2C %2F %3F, also in the val
 
 
 def mask(text: str) -> str:
-    """Return a URL that could not be read without what may be a part of a password.
+    """Mask whatever may be part of a password in a URL that could not be read.
 
-    That is all before its last ``@``. Where there is none, it is what follows a colon and is no port, since somebody
-    may have left the host out, and what follows a question mark, which a password may hold.
+    That is all before its last ``@``. If there is none, it is what follows a colon and is not a port (the host may have
+    been left out), and what follows a question mark (a password may contain one).
     """
     secret, at, rest = text.rpartition("@")
     if not at:
@@ -152,7 +152,7 @@ class TransportURL:
 
 
 def _refuse_ambiguous(rest: str, url: str) -> None:
-    """Refuse what looks like hosts or options, and may be a piece of a password that was not escaped.
+    """Refuse text that looks like hosts or options, but may be a piece of a password that was not escaped.
 
     Hosts and names of options are shown in errors and logs, and a wrong host would be sent the rest of the password.
 
@@ -169,7 +169,7 @@ def _refuse_ambiguous(rest: str, url: str) -> None:
     if len(logins) > 1 and "@" not in logins[0] and ":" in logins[0]:
         why = "the first host has a port and no user, and a later one has a user: write a user before the first too"
         raise InvalidTransportURL(mask(url), f"{why}; {_ESCAPE}")
-    # What has no @ and is not the last is a host that has the log-in of the one before it.
+    # An entry without @, other than the last, is a host with the log-in of the one before it.
     users = [login.rpartition("@")[0] for login in logins[1:-1] if "@" in login] + logins[1:][-1:]
     if ":" in logins[0].partition("@")[0] and any(":" not in user for user in users):
         raise InvalidTransportURL(mask(url), f"the first user has a password, and a later one has none; {_ESCAPE}")

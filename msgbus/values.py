@@ -1,11 +1,10 @@
 """Values that travel: which arguments, results and items a codec writes, and in what form the others arrive.
 
-What a receiver gets does not depend on the codec. A few kinds one of the codecs does not have; they are an error there,
-and never become another value. The table of all kinds is in ``docs/reference/values.md``, and is tested cell by cell.
+What a receiver gets does not depend on the codec. A kind of value that a codec does not have is an error; it never
+becomes another value. The table of all kinds is in ``docs/reference/values.md``, and is tested cell by cell.
 
-A value is written as it is where all that is in it is of the types that need no look, which is what `is_plain` finds
-out: the walk that every message pays for. Only where that is not so does `simplified` make a copy in plain data, or say
-where in the value the trouble is.
+`is_plain` walks through each message: if it holds only types that the codec can write, it is written as it is.
+Otherwise `simplified` makes a copy in plain data, or says where in the value the problem is.
 """
 
 from __future__ import annotations
@@ -38,7 +37,8 @@ class Codec(NamedTuple):
 
     Attributes:
         name: its content type.
-        as_it_is: the types whose values need no look. (Of some, such as `date`, the library writes the text.)
+        as_it_is: the types that are written without a further check. (Some, such as `date`, the library writes as
+            text.)
         keys: the types that the keys of a dict may have.
         big_ints: whether it has integers of more than 64 bits.
     """
@@ -67,7 +67,7 @@ class _CannotTravelError(Exception):
 
 
 def is_plain(values: Iterable[Any], codec: Codec) -> bool:
-    """Whether `values`, and all that is in them, can be written by `codec` as they are. Integers are not looked at."""
+    """Whether `codec` can write `values`, and all that is in them, as they are. The size of integers is not checked."""
     as_it_is = codec.as_it_is
     for value in values:
         kind = type(value)
@@ -143,7 +143,7 @@ def _key(key: Any, codec: Codec) -> Any:
 
 
 def _shown(key: Any) -> str:
-    """A key of a dict in the text of an error; of an own class only the name, since its `repr` may do anything."""
+    """A dict's key, for the text of an error. Of a user's class only the name, since its `repr` may do anything."""
     if type(key) not in (str, int, float, bool, NoneType, bytes):
         return _type_name(key)
     text = repr(key)
@@ -164,13 +164,13 @@ def _why(value: Any, codec: Codec) -> str:
         hint = "send base64 text, or set the option rpc_codec to msgpack"
         return f"JSON has no binary data, such as {kind.__name__} ({hint})"
     what = f"{_type_name(value)} is not plain data"
-    if hasattr(kind, "tolist"):  # of numpy and its like: arrays, and numbers that are float's subclasses
+    if hasattr(kind, "tolist"):  # numpy and the like: arrays, and numbers that are subclasses of float
         return f"{what} (its tolist() is)"
     if isinstance(value, enum.Enum):
         return f"{what} (send its value)"
     for base, way in ((dict, "dict"), (list, "list"), (str, "str"), (int, "int"), (float, "float"), (bytes, "bytes")):
         if issubclass(kind, base):
-            return f"{what}: a class of its own may hold more than a {way} (send {way}(value), or give a serializer)"
+            return f"{what}: a subclass may hold more than a {way} (send {way}(value), or give a serializer)"
     if issubclass(kind, tuple):
         return f"{what}: its names would be lost (send value._asdict() or tuple(value), or give a serializer)"
     return (
@@ -183,7 +183,7 @@ def read_extension(code: int, data: memoryview) -> int:
     """Read what msgpack itself does not have.
 
     Raises:
-        ValueError: it is of a type that nobody here writes.
+        ValueError: msgbus does not write that type.
     """
     if code != BIG_INT:
         raise ValueError(f"unknown extension type {code}")

@@ -1,4 +1,4 @@
-"""Versions of interfaces: which of them serves a request for which."""
+"""Versions of interfaces, and which of them are compatible."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import threading
 class SendWindow:
     """A semaphore that costs next to nothing while it is not exhausted: every request passes through it.
 
-    As a context manager it gives back, at the end, a place that was taken before.
+    As a context manager it gives back, at the end, the place that `acquire` took.
     """
 
     def __init__(self, size: int) -> None:

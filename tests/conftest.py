@@ -11,9 +11,9 @@ from msgbus.conformance.report import Recorder
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep what comes of the checks of the conformance suite: see `tests.conformance.documented`."""
+    """Keep the results of the conformance suite's checks: see `tests.conformance.documented`."""
     config.pluginmanager.register(Recorder(), "msgbus-conformance")
-    # Whoever starts the tests by nohup, or in the background of a script, has these ignored; and a program that the
+    # If the tests are started by nohup, or in the background of a script, these are ignored; and a program that the
     # tests start would take that over.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -37,17 +37,17 @@ from msgbus import (
     rpc,
 )
 from msgbus.client import RPCClient
-from tests.support import PATIENCE, new_conf
+from tests.support import EVENT_TIMEOUT, new_conf
 
 LEAVING = {"return": 0, "raise": 1, "exit": 3, "text": 1}
-"""By how a forked child leaves a method: its exit code."""
+"""The exit code of a forked child, by the way in which it leaves a method."""
 
 
 class Endpoint:
-    """What the servers here serve."""
+    """The endpoint of the servers in this file."""
 
     def __init__(self) -> None:
-        self.told: list[int] = []
+        self.noted: list[int] = []
         self.begun = threading.Event()
         self.go_on = threading.Event()
 
@@ -58,12 +58,12 @@ class Endpoint:
     def hold(self, ctxt: Any) -> int:
         """Return when it may go on."""
         self.begun.set()
-        assert self.go_on.wait(PATIENCE)
+        assert self.go_on.wait(EVENT_TIMEOUT)
         return os.getpid()
 
-    def tell(self, ctxt: Any, number: int) -> None:
+    def note(self, ctxt: Any, number: int) -> None:
         """Note a number."""
-        self.told.append(number)
+        self.noted.append(number)
 
     def count(self, ctxt: Any, to: int) -> Iterator[int]:
         """Yield numbers."""
@@ -88,7 +88,7 @@ class Endpoint:
 
 
 def leave(how: str) -> None:
-    """Leave a method in a forked child; to return, the caller does it."""
+    """Leave a method in a forked child (by returning, in the caller)."""
     if how == "raise":
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the child ends
         raise ValueError("left by an exception")
@@ -119,15 +119,15 @@ logged = Warnings()
 
 def until(holds: Callable[[], object], what: str) -> None:
     """Wait for a condition."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + EVENT_TIMEOUT
     while not holds():
         assert time.monotonic() < end, f"in vain: {what}"
         time.sleep(0.02)
 
 
 def code_of(child: int) -> int:
-    """The exit code of a child, which has to end by itself."""
-    end = time.monotonic() + 2 * PATIENCE
+    """Wait for a child to end by itself; return its exit code."""
+    end = time.monotonic() + 2 * EVENT_TIMEOUT
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
@@ -140,7 +140,7 @@ def code_of(child: int) -> int:
 
 
 def in_child(func: Callable[[], None]) -> None:
-    """Run a function in a forked child, which then ends as a program does that does not clean up."""
+    """Run a function in a forked child, which then ends like a program without clean-up."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
@@ -158,7 +158,7 @@ def in_child(func: Callable[[], None]) -> None:
 
 def new(url: str, **overrides: Any) -> Transport:
     """A transport with a configuration of its own."""
-    return get_rpc_transport(new_conf(rpc_response_timeout=PATIENCE, **overrides), url)
+    return get_rpc_transport(new_conf(rpc_response_timeout=EVENT_TIMEOUT, **overrides), url)
 
 
 def serve(transport: Transport, endpoint: Endpoint, name: str = "one") -> RPCServer:
@@ -174,9 +174,9 @@ def client_of(transport: Transport, **target: Any) -> RPCClient:
 
 
 def end(server: RPCServer, *transports: Transport) -> None:
-    """Stop a server, see that it had nothing to wait for and nothing to warn of, and close."""
+    """Stop a server, check that it waited for nothing and logged no warning, and close."""
     server.stop()
-    assert server.wait(PATIENCE) == 0
+    assert server.wait(EVENT_TIMEOUT) == 0
     for transport in transports:
         transport.cleanup()
     assert not logged.texts, logged.texts
@@ -195,13 +195,13 @@ def answers_until_own(call: Callable[[], int]) -> set[int]:
 
 
 def parent_still_serves(endpoint: Endpoint, client: RPCClient) -> None:
-    """All three patterns reach the parent, and none another."""
+    """All three patterns reach the parent, and no other process."""
     for _ in range(5):
         assert client.call({}, "pid") == os.getpid()
         assert client.prepare(server="one").call({}, "pid") == os.getpid()
-    told = len(endpoint.told)
-    client.fanout_cast({}, "tell", number=1)
-    until(lambda: len(endpoint.told) == told + 1, "the fanout")
+    noted = len(endpoint.noted)
+    client.fanout_cast({}, "note", number=1)
+    until(lambda: len(endpoint.noted) == noted + 1, "the fanout")
 
 
 # Forks
@@ -216,22 +216,22 @@ def a_child_serves(url: str) -> None:
     answers: list[int] = []
     caller = threading.Thread(target=lambda: answers.append(client.prepare(server="one").call({}, "hold")))
     caller.start()
-    assert endpoint.begun.wait(PATIENCE)
+    assert endpoint.begun.wait(EVENT_TIMEOUT)
 
     def child() -> None:
         server.stop()  # It is the parent's: there is nothing to stop here.
-        assert server.wait(PATIENCE) == 0
+        assert server.wait(EVENT_TIMEOUT) == 0
         parent = os.getppid()
         server.start()
         assert answers_until_own(lambda: client.call({}, "pid")) <= {os.getpid(), parent}
         assert os.getpid() in {found["pid"] for found in client.ping()}
         server.stop()
-        assert server.wait(PATIENCE) == 0
+        assert server.wait(EVENT_TIMEOUT) == 0
         server.start()  # What is left open is closed at the end of the child.
 
     in_child(child)
     endpoint.go_on.set()
-    caller.join(PATIENCE)
+    caller.join(EVENT_TIMEOUT)
     assert answers == [os.getpid()]
     until(lambda: len(client.ping()) == 1, "the end of the child's server")
     parent_still_serves(endpoint, client)
@@ -239,7 +239,7 @@ def a_child_serves(url: str) -> None:
 
 
 def a_child_of_a_child_serves(url: str) -> None:
-    """What was inherited twice works as well, and harms neither."""
+    """A grandchild's inherited transport works too, and disturbs neither of the others."""
     endpoint = Endpoint()
     transport = new(url)
     server = serve(transport, endpoint)
@@ -316,7 +316,7 @@ def children_of_multiprocessing_call(url: str) -> None:
     import multiprocessing  # Not above: it brings an end of its own to each program.
 
     endpoint = Endpoint()
-    serving, calling = new(url, rpc_reply_grace=3 * PATIENCE), new(url)
+    serving, calling = new(url, rpc_reply_grace=3 * EVENT_TIMEOUT), new(url)
     server = serve(serving, endpoint)
     client = client_of(calling)
     assert client.call({}, "pid") == os.getpid()
@@ -324,14 +324,14 @@ def children_of_multiprocessing_call(url: str) -> None:
     for _ in range(5):
         process = context.Process(target=client.call, args=({}, "pid"))
         process.start()
-        process.join(PATIENCE)
+        process.join(EVENT_TIMEOUT)
         assert process.exitcode == 0
     parent_still_serves(endpoint, client)
     end(server, serving, calling)
 
 
 def programs_inherit_no_descriptor(url: str) -> None:
-    """What a program that was forked and executed has open is not ours."""
+    """A program that was forked and executed has none of our descriptors open."""
     transport = new(url)
     server = serve(transport, Endpoint())
     assert client_of(transport).call({}, "pid") == os.getpid()
@@ -353,7 +353,7 @@ def programs_inherit_no_descriptor(url: str) -> None:
 
 def a_classic_service_starts_in_a_child(url: str) -> None:
     """A `Service` of msgbus.rpc that runs in the parent is started anew in the child."""
-    conf = new_conf(rpc_response_timeout=PATIENCE)
+    conf = new_conf(rpc_response_timeout=EVENT_TIMEOUT)
     conf.set_override("transport_url", url)
     rpc.init(conf)
 
@@ -389,7 +389,7 @@ def call(url: str) -> None:
     client = client_of(transport)
     print(client.call({}, "pid"))
     assert next(client.multicall({}, "count", to=2)) == 0
-    client.cast({}, "tell", number=1)
+    client.cast({}, "note", number=1)
     print(client.prepare(delivery="at_least_once").call({}, "pid"))
 
 
@@ -415,23 +415,26 @@ def wait_for_nobody(url: str) -> None:
 
 
 def ends_without_cleanup(url: str) -> None:
-    """The server has nothing to warn of when clients end without clean-up, and nothing to wait for when it stops."""
+    """The server logs no warning when clients end without clean-up, and waits for nothing when it stops."""
     endpoint = Endpoint()
-    transport = new(url, rpc_reply_grace=3 * PATIENCE)
+    transport = new(url, rpc_reply_grace=3 * EVENT_TIMEOUT)
     server = serve(transport, endpoint)
     for number, (name, code) in enumerate((("call", 0), ("call_and_fail", 1), ("call", 0), ("call", 0)), 1):
         done = subprocess.run(
-            [sys.executable, "-m", "tests.lives", name, url], capture_output=True, timeout=2 * PATIENCE, check=False
+            [sys.executable, "-m", "tests.lives", name, url],
+            capture_output=True,
+            timeout=2 * EVENT_TIMEOUT,
+            check=False,
         )
         assert done.returncode == code, done.stderr.decode()
         assert done.stdout.decode().split() == [str(os.getpid())] * 2
         assert done.stderr.decode().count("Traceback") == code, done.stderr.decode()
-        until(lambda number=number: len(endpoint.told) == number, "the cast")  # type: ignore[misc]
+        until(lambda number=number: len(endpoint.noted) == number, "the cast")  # type: ignore[misc]
     end(server, transport)
 
 
 def dropped_transports_are_collected(url: str) -> None:
-    """Of transports that were used and dropped neither threads nor descriptors are left."""
+    """Transports that were used and dropped leave neither threads nor descriptors."""
     transport = new(url)
     server = serve(transport, Endpoint())
 
@@ -441,11 +444,11 @@ def dropped_transports_are_collected(url: str) -> None:
         assert client.call({}, "pid") == os.getpid()
         assert client.prepare(delivery="at_least_once").call({}, "pid") == os.getpid()
         assert list(client.multicall({}, "count", to=3)) == [0, 1, 2]
-        client.prepare(server="one").cast({}, "tell", number=1)
+        client.prepare(server="one").cast({}, "note", number=1)
         if number % 3 == 0:
             stopped = serve(used, Endpoint(), f"stopped-{number}")
             stopped.stop()
-            stopped.wait(PATIENCE)
+            stopped.wait(EVENT_TIMEOUT)
 
     def threads() -> int:
         gc.collect()
@@ -485,7 +488,7 @@ FORKS = [
 
 
 def run(program: Callable[[str], None], url: str) -> None:
-    """Run a program in a process of its own, and see that it ends well."""
+    """Run a program in a separate process, and check that it succeeds."""
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-m", "tests.lives", program.__name__, url],
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""What unit tests of several modules share: a configuration of their own, and transports on a bus of their own."""
+"""Helpers of several unit tests: separate configurations, and transports on separate buses."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ import pytest
 from oslo_config import cfg
 
 from msgbus import configuration
+from msgbus.drivers.toolkit.loop import Loop
+from msgbus.drivers.toolkit.poller import Poller
 from msgbus.transport import Transport, get_rpc_transport
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-"""The folder of the project."""
+"""The project's root directory."""
 
-PATIENCE = 20.0
-"""Seconds that a test waits for an event which comes at once, unless there is a bug."""
+EVENT_TIMEOUT = 20.0
+"""Seconds that a test waits for an event that happens at once, unless there is a bug."""
 
 PROTON = pytest.mark.skipif(find_spec("proton") is None, reason="the extra qpid is not installed")
-"""Of a test that uses the qpid driver: its library needs a compiler, and the unit tests go without it."""
+"""Marks tests of the qpid driver: its library needs a compiler, and the other unit tests run without it."""
 
 _buses = itertools.count()
 
@@ -34,11 +36,11 @@ class Awaited:
 
     def wait(self, count: int = 1) -> None:
         for _ in range(count):
-            assert self.came.acquire(timeout=PATIENCE)
+            assert self.came.acquire(timeout=EVENT_TIMEOUT)
 
 
 def new_conf(*arguments: str, **overrides: Any) -> cfg.ConfigOpts:
-    """A configuration with the core's options, some of them overridden, that reads no file of this machine."""
+    """A configuration with the core's options, some of them overridden, that reads none of this machine's files."""
     conf = cfg.ConfigOpts()
     conf(list(arguments), project="msgbus-test", default_config_files=[], default_config_dirs=[])
     configuration.register(conf)
@@ -66,3 +68,34 @@ def new_transport(
 ) -> Transport:
     """A transport in memory; without `url`, on a bus of its own."""
     return get_rpc_transport(new_conf(**overrides), url or new_url(), allowed_remote_exmods)
+
+
+class VirtualClock:
+    """A clock that takes the place of `Loop.now` in the whole of msgbus.
+
+    A `Loop` never waits for a time: if nothing else is to be done, it is that time. It waits for threads that connect:
+    they take no time either.
+
+    Attributes:
+        seconds: the time.
+        stands: the time does not go on; then a loop sleeps as always.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = 1000.0
+        self.stands = False
+        monkeypatch.setattr(Loop, "now", staticmethod(lambda: self.seconds))
+        clock = self
+
+        class VirtualPoller(Poller):
+            def sleep(self, timeout: float) -> list[int]:
+                if not clock.stands and not self._epoll.poll(0.0):
+                    for thread in threading.enumerate():
+                        if thread.name == "msgbus-connect":
+                            thread.join()
+                    if not self._epoll.poll(0.0 if timeout >= 0 else -1):
+                        clock.seconds += timeout
+                        return []
+                return super().sleep(timeout if clock.stands else 0.0)
+
+        monkeypatch.setattr("msgbus.drivers.toolkit.loop.Poller", VirtualPoller)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 SECONDS = 30.0
-"""How long a test waits for an event which comes at once, unless there is a bug."""
+"""How long a test waits for an event that happens at once, unless there is a bug."""
 _PIECE = re.compile(r"\x1b\[(?P<up>\d*)A|(?P<erase>\x1b\[2K)|\x1b\[[0-9;?]*[a-zA-Z]|(?P<plain>[^\x1b])", re.DOTALL)
 
 
@@ -80,13 +80,13 @@ class Terminal:
         os.write(self._fd, text.encode())
 
     def wait_for(self, text: str) -> None:
-        """Read until `text` has come."""
+        """Read until `text` has appeared."""
         end = time.monotonic() + SECONDS
         while text not in self.raw:
             assert self._read(end), f"it ended without {text!r}: {self.raw!r}"
 
     def finish(self, number: signal.Signals | None = None) -> int:
-        """Send a signal, read all that comes, and return the exit code."""
+        """Send a signal, read all output, and return the exit code."""
         if number is not None:
             self.process.send_signal(number)
         end = time.monotonic() + SECONDS

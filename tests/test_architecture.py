@@ -8,33 +8,17 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from typing import NamedTuple
 
 import pytest
 
 import msgbus
 from msgbus.drivers.base import PUBLIC
+from msgbus.drivers.registry import DRIVERS as DRIVERS_GROUP
 from tests.support import ROOT
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
-
-CIRCLES = [
-    [
-        "msgbus.drivers.kombu.driver",
-        "msgbus.drivers.kombu.feed",
-        "msgbus.drivers.kombu.publisher",
-        "msgbus.drivers.kombu.questions",
-        "msgbus.drivers.kombu.refusals",
-        "msgbus.drivers.kombu.session",
-    ],
-    [
-        "msgbus.drivers.qpid.driver",
-        "msgbus.drivers.qpid.feed",
-        "msgbus.drivers.qpid.relay",
-        "msgbus.drivers.qpid.session",
-    ],
-]
-"""Circles for type checkers only: the parts of a connection name its class, and that names the driver's."""
 
 PRIVATE = {
     ("zmq", "msgbus.configuration.read_option"): "a file of hosts names no exchange: it is the configured one",
@@ -57,6 +41,7 @@ CLI = {
     "msgbus.foreign.text_of": "likewise",
     "msgbus.foreign.traceback_of": "likewise",
     "msgbus.encoding.decode_request": "shows the request of a dead letter",
+    "msgbus.message.POLICIES": "the values of --delivery",
     "msgbus.values.JSON_VALUES": "prints values as JSON",
     "msgbus.values.is_plain": "likewise",
 }
@@ -76,16 +61,24 @@ class Import(NamedTuple):
     """A module imports another, or a name of it.
 
     Attributes:
+        line: where it does so.
         for_types: only type checkers see it.
     """
 
     by: str
     module: str
     name: str | None
-    for_types: bool
+    line: int = 0
+    for_types: bool = False
 
     def __str__(self) -> str:
         return ".".join(filter(None, [self.module, self.name]))
+
+    @property
+    def where(self) -> str:
+        """The file and the line, as editors find them."""
+        path = MODULES[self.by].relative_to(ROOT) if self.by in MODULES else self.by
+        return f"{path}:{self.line}{', for types only' if self.for_types else ''}"
 
 
 def modules() -> dict[str, pathlib.Path]:
@@ -109,16 +102,16 @@ def imports_of(module: str, path: pathlib.Path, known: dict[str, pathlib.Path]) 
         for_types = id(node) in typing
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names if alias.name in known]
-            yield from (Import(module, name, None, for_types) for name in names)
+            yield from (Import(module, name, None, node.lineno, for_types) for name in names)
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{module}: write imports in full"
             assert node.module is not None
             for alias in node.names if node.module in known else ():
                 whole = f"{node.module}.{alias.name}"
                 if whole in known:
-                    yield Import(module, whole, None, for_types)
+                    yield Import(module, whole, None, node.lineno, for_types)
                 else:
-                    yield Import(module, node.module, alias.name, for_types)
+                    yield Import(module, node.module, alias.name, node.lineno, for_types)
 
 
 MODULES = modules()
@@ -134,22 +127,54 @@ def reached(start: str, arrows: set[tuple[str, str]]) -> set[str]:
     return found
 
 
-def circles_of(imports: list[Import]) -> list[list[str]]:
-    """The sets of modules that import each other, directly or over others."""
+def circles_of(imports: list[Import]) -> list[str]:
+    """The modules that import each other, directly or over others: each set in words, with the imports that do it."""
     arrows = {(found.by, found.module) for found in imports if found.by != found.module}
-    onward = {module: reached(module, arrows) for module in MODULES}
-    circles = {tuple(sorted({module} | {m for m in onward[module] if module in onward[m]})) for module in MODULES}
-    return sorted(list(circle) for circle in circles if len(circle) > 1)
+    modules = {module for arrow in arrows for module in arrow}
+    onward = {module: reached(module, arrows) for module in modules}
+    circles = {tuple(sorted({module} | {m for m in onward[module] if module in onward[m]})) for module in modules}
+    return [
+        "\n".join(
+            [
+                f"{', '.join(circle)} import each other:",
+                *sorted({f"    {a.where} imports {a.module}" for a in imports if {a.by, a.module} <= set(circle)}),
+            ]
+        )
+        for circle in sorted(circles)
+        if len(circle) > 1
+    ]
+
+
+WAYS_OUT = """
+How to open a circle: move what both need to a module of its own; or pass to the constructor what is needed, and not
+the whole object; or describe what is needed of the other in a Protocol, as `Wire` of drivers/kombu/channel.py does.
+"""
 
 
 def test_imports_go_in_no_circle() -> None:
-    """Each module can be imported and tested with only the modules that it stands on, those in functions included."""
-    assert circles_of([found for found in IMPORTS if not found.for_types]) == []
+    """Each module can be read and tested with those alone that it stands on.
+
+    Imports within functions count, and those for type checkers too.
+    """
+    assert not (circles := circles_of(IMPORTS)), "\n".join([*circles, WAYS_OUT])
 
 
-def test_types_go_in_no_circle() -> None:
-    """Each module can be read knowing only those whose classes it names; `CIRCLES` has the exceptions."""
-    assert circles_of(IMPORTS) == CIRCLES
+def test_a_circle_is_shown_with_the_lines_that_make_it() -> None:
+    """The text of a failure says what to look at, of circles of two modules and of more, and leaves out the rest."""
+    found = [
+        Import("a", "b", None, 1),
+        Import("b", "c", "name", 2),
+        Import("c", "a", None, 3, for_types=True),
+        Import("c", "d", None, 4),
+        Import("e", "e", None, 5),
+    ]
+    assert circles_of(found) == [
+        "a, b, c import each other:\n"
+        "    a:1 imports b\n"
+        "    b:2 imports c\n"
+        "    c:3, for types only imports a"
+    ]  # fmt: skip
+    assert circles_of(found[:2]) == []
 
 
 # Rooms: how docs/architecture.md draws and lists them
@@ -200,16 +225,72 @@ def test_the_page_names_each_file_of_the_drivers() -> None:
     assert sorted(name for name in named if not name.startswith("toolkit/")) == sorted(there)
 
 
+def defined_in(path: pathlib.Path) -> set[str]:
+    """The names that a module defines, and ``Class.name`` of those in its classes."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        names = names_of(node)
+        found |= names
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{name}" for inner in node.body for name in names_of(inner)}
+    return found
+
+
+def names_of(node: ast.stmt) -> set[str]:
+    """What a statement defines."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {node.name}
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return {inner.id for target in targets for inner in ast.walk(target) if isinstance(inner, ast.Name)}
+
+
+def test_the_page_says_where_to_change_what() -> None:
+    """Each name in that table is in the file before it; so the table moves with the code."""
+    section = PAGE.partition("## Where to change what")[2].partition("\n## ")[0]
+    folders = (ROOT / "msgbus", ROOT / "msgbus" / "drivers")
+    missing, checked = [], 0
+    for cell in re.findall(r"(?<=\|)[^|\n]+(?=\|)", section):
+        file, names = "", set[str]()
+        for word in re.findall(r"`(.+?)`", cell):
+            if word.endswith(".py"):
+                found = [folder / word for folder in folders if (folder / word).exists()]
+                file, names = word, defined_in(found[0]) if found else set()
+            elif word not in names:
+                missing.append(f"{word} in {file or 'no file'}")
+            checked += 1
+    assert missing == []
+    assert checked > 50
+
+
+def strays(imports: list[Import], rooms: dict[str, str], arrows: set[tuple[str, str]]) -> list[str]:
+    """The imports that no arrow of the picture leads to, in words."""
+    allowed = {room: reached(room, arrows) for room in set(rooms.values())}
+    return [
+        f"{found.where}: {found.by} imports {found}, which is in the room {rooms[found.module]}. "
+        f"The room {rooms[found.by]} may use {', '.join(sorted(allowed[rooms[found.by]])) or 'no other'}"
+        for found in imports
+        if rooms[found.module] not in {rooms[found.by]} | allowed[rooms[found.by]]
+    ]
+
+
 def test_imports_follow_the_arrows_of_the_picture() -> None:
     """A room imports only from where its arrows lead, directly or over others: for example, the core no driver."""
     arrows = drawn()
-    assert [room for room in set(ROOMS.values()) if room in reached(room, arrows)] == []
-    wrong = [
-        f"{found.by} ({ROOMS[found.by]}) imports {found} ({ROOMS[found.module]})"
-        for found in IMPORTS
-        if ROOMS[found.module] not in {ROOMS[found.by]} | reached(ROOMS[found.by], arrows)
+    rooms = set(ROOMS.values())
+    assert [room for room in rooms if room in reached(room, arrows)] == [], "the arrows of the picture go in a circle"
+    wrong = strays(IMPORTS, ROOMS, arrows)
+    assert not wrong, "\n".join([*wrong, "docs/architecture.md draws who may import whom."])
+
+
+def test_a_stray_import_is_shown_with_what_is_allowed() -> None:
+    """The text of a failure names the line, both rooms, and where that room may import from."""
+    rooms = {"low": "basics", "high": "core", "out": "kombu"}
+    arrows = {("core", "basics"), ("kombu", "core")}
+    imports = [Import("high", "low", None, 1), Import("high", "out", "Driver", 2), Import("low", "high", None, 3)]
+    assert strays(imports, rooms, arrows) == [
+        "high:2: high imports out.Driver, which is in the room kombu. The room core may use basics",
+        "low:3: low imports high, which is in the room core. The room basics may use no other",
     ]
-    assert wrong == []
 
 
 def test_the_picture_has_no_arrow_too_many() -> None:
@@ -242,12 +323,63 @@ def test_the_command_and_the_suite_use_public_names(room: str, allowed: dict[str
     assert used == set(allowed)
 
 
+# The one clock
+
+OWN_CLOCKS = ("msgbus.cli.", "msgbus.conformance.")
+"""They measure what they show, and decide nothing that msgbus waits for."""
+
+
+def test_one_module_reads_a_clock() -> None:
+    """All others ask `Loop.now`: tests of services replace the functions of `time`, and a loop may have another clock.
+
+    The wall clock, `time.time`, is another matter: it is for what other processes read.
+    """
+    clocks = {"monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "process_time", "clock_gettime"}
+    found = {
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for module, path in MODULES.items()
+        if not module.startswith(OWN_CLOCKS)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.Attribute) and node.attr in clocks)
+        or (isinstance(node, ast.ImportFrom) and node.module == "time")
+    }
+    assert {place.partition(":")[0] for place in found} == {"msgbus/drivers/toolkit/loop.py"}, "\n".join(sorted(found))
+
+
 # The doors of the drivers
 
+LIBRARIES = {"amqp", "cproton", "kombu", "nats", "proton", "redis", "scramp", "vine", "zmq"}
+"""What speaks to message systems."""
+DOORS = [
+    module
+    for module in MODULES
+    if (module.startswith("msgbus.drivers.") and module.count(".") == 2) or module.startswith("msgbus.drivers.toolkit.")
+]
+"""What anybody imports of a driver, and all that third parties import of the toolkit."""
 
-@pytest.mark.parametrize("driver", DRIVERS)
-def test_importing_a_driver_imports_no_driver_library(driver: str) -> None:
-    """`msgbus drivers` and the sample configuration load every driver: none needs its library for that."""
-    code = f"import sys, msgbus.drivers.{driver}; print(*(name.partition('.')[0] for name in sys.modules))"
+
+def imported_by(module: str) -> set[str]:
+    """The packages outside the standard library that are imported with a module, in a process of its own."""
+    code = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert {"amqp", "cproton", "kombu", "proton", "redis", "zmq"} & set(run.stdout.split()) == set()
+    return set(run.stdout.split()) - sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("module", DOORS)
+def test_importing_a_driver_imports_no_driver_library(module: str) -> None:
+    """`msgbus drivers` and the sample configuration load every driver: none needs its library for that."""
+    assert imported_by(module) & LIBRARIES == set()
+
+
+def test_importing_msgbus_imports_one_library() -> None:
+    """A program that imports msgbus waits for the codec alone: no driver, and no configuration."""
+    # typing_extensions: msgspec imports that where it is installed. The rest is how an editable package is found.
+    found = {name for name in imported_by("msgbus") if not name.startswith(("_", "sitecustomize", "coverage"))}
+    assert found - {"typing_extensions"} == {"msgbus", "msgspec"}
+
+
+def test_all_drivers_are_among_the_doors() -> None:
+    """None is forgotten: each of ours has its folder or file, and those that `msgbus` brings are among them."""
+    ours = {point.module for point in entry_points(group=DRIVERS_GROUP) if point.module.startswith("msgbus.")}
+    assert ours == {f"msgbus.drivers.{driver}" for driver in DRIVERS}
+    assert ours | {"msgbus.drivers.toolkit"} <= set(DOORS)

@@ -1,4 +1,4 @@
-"""The checker of `tests.faults`: it tells of each broken promise in made-up journals, and the page is what it found."""
+"""The checker of `tests.faults`: it reports each broken promise in made-up journals, and the page shows its results."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_it_finds_no_fault_with(events: list[Event]) -> None:
 
 
 @pytest.mark.parametrize(("proof", "events"), BAD.values(), ids=BAD)
-def test_it_tells_of(proof: str, events: list[Event]) -> None:
+def test_it_reports(proof: str, events: list[Event]) -> None:
     """What breaks one promise breaks that one, once, and no other."""
     assert broken(*events) == {proof: 1}
 

@@ -31,7 +31,7 @@ COMMANDS = {
     "drivers": ("msgbus.cli.drivers", "List the message systems that can be used."),
     "conformance": ("msgbus.cli.conformance", "Check a driver, yours too, on its message system."),
     "config": ("msgbus.cli.config", "Print a sample of the configuration file."),
-    "completion": ("msgbus.cli.completion", "Print what makes a shell complete commands and options."),
+    "completion": ("msgbus.cli.completion", "Print a script that makes a shell complete commands and options."),
 }
 """Command -> the module in which it is a function (its name with underscores), and one line of help."""
 
@@ -101,7 +101,7 @@ class App(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command and handle what it raises: click would take an EOFError that a server raised for the user's."""
+        """Run a command and handle its errors: click would mistake a server's EOFError for the end of the input."""
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):

@@ -124,7 +124,7 @@ def _wait_until_ready(process: subprocess.Popen[str], name: str) -> int:
 
 
 def _stopper(process: subprocess.Popen[str]) -> Callable[[], bool]:
-    """Make what stops a process: `Running.stop`."""
+    """Make the function that stops a process: `Running.stop`."""
     signalled = False
 
     def stop() -> bool:

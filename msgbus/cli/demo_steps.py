@@ -175,7 +175,7 @@ def _go_on(stage: Stage) -> Outcome:
     return Outcome(set(shares) == {"one", "two"}, {"calls": shares}, f"of {CALLS} calls {_in_words(shares)}")
 
 
-def _call_gone(stage: Stage) -> Outcome:
+def _call_stopped(stage: Stage) -> Outcome:
     try:
         answer = stage.client.prepare(server="three", timeout=STOPPED_TIMEOUT).call({}, "greet", name="Ada")
     except (MessagingTimeout, MessageUndeliverable) as exc:
@@ -293,6 +293,6 @@ STEPS = (
         f'client.prepare(server="three", timeout={STOPPED_TIMEOUT}).call(ctxt, "greet", name="Ada")',
         "It could be restarting: a message system that stores messages keeps the request until then, but no caller "
         "waits longer than its timeout. The error says what is known.",
-        _call_gone,
+        _call_stopped,
     ),
 )

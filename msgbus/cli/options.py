@@ -56,7 +56,7 @@ def json_option(text: str = "", *, quiet: bool = False) -> Callable[[F], F]:
         quiet: as for `open_transport`.
     """
     errors = "Errors are JSON, too" if text else "Errors are a line of JSON"
-    warnings = "; what the driver warns of is left out." if quiet else "."
+    warnings = "; the driver's warnings are left out." if quiet else "."
     return click.option(
         "--json",
         "as_json",

@@ -51,7 +51,7 @@ def progress() -> Iterator[Waiting]:
 
 
 class _Display:
-    """One thread waits, and is blocked; another shows for what."""
+    """Shows, on a thread of its own, what the blocked thread waits for."""
 
     def __init__(self) -> None:
         self.ended = threading.Event()

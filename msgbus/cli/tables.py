@@ -31,7 +31,7 @@ def _json(value: Any) -> str:
     try:
         if is_plain((value,), JSON_VALUES):
             return printable_json(msgspec.json.encode(value).decode())
-    except UnicodeError:  # half a character, which only an escape sequence can show
+    except UnicodeError:  # a lone surrogate, which only an escape sequence can show
         pass
     return printable_json(json.dumps(value, default=_text_of, separators=(",", ":"), ensure_ascii=False))
 

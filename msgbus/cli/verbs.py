@@ -14,6 +14,7 @@ from msgbus.cli.instances import check_module, make_serializer
 from msgbus.cli.options import Seconds, bus_options, example, json_option, serializer_option
 from msgbus.cli.progress import progress
 from msgbus.cli.tables import print_value
+from msgbus.message import POLICIES
 
 if TYPE_CHECKING:
     from msgbus.client import RPCClient
@@ -46,7 +47,7 @@ def _verb(func: F) -> F:
         serializer_option,
         click.option(
             "--delivery",
-            type=click.Choice(["at_most_once", "at_least_once"]),
+            type=click.Choice(POLICIES),
             help="What to do if it is unknown whether a request has run.  [default: the option rpc_delivery]",
         ),
         click.option("--namespace", metavar="NAME", help="The interface that the method belongs to."),

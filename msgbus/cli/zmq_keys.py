@@ -35,7 +35,7 @@ keys_dir = {keys_dir}
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False))
 @click.option("--name", metavar="NAME", help="How the others call this host's key.  [default: the host name]")
 @click.option(
-    "--force", is_flag=True, help="Overwrite the keys of that name. Who has the old public key is locked out."
+    "--force", is_flag=True, help="Overwrite the keys of that name. Hosts that have the old public key are locked out."
 )
 @json_option("The paths and the public key, as one line of JSON.")
 @log_options

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 import threading
-import time
 import uuid
 from typing import Any, Protocol
 
@@ -15,6 +14,7 @@ from msgbus.conformance.harness import Harness
 from msgbus.conformance.processes import ProcessServer
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Driver
+from msgbus.drivers.toolkit.loop import Loop
 
 
 class Served(Protocol):
@@ -97,7 +97,7 @@ class Bus:
 
     def inbox(self) -> str:
         """The name of the test's own inbox."""
-        return self.transport.inbox(time.monotonic() + 30)
+        return self.transport.inbox(Loop.now() + 30)
 
     def new_transport(self, allowed: list[str] | None = None, **options: Any) -> Transport:
         """Another transport, with these values of the core's options."""

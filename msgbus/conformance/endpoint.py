@@ -27,6 +27,7 @@ from msgbus import (
     get_rpc_server,
     get_rpc_transport,
 )
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import decode_request
 
 POLICIES = {"": None, "explicit": ExplicitRPCAccessPolicy, "legacy": LegacyRPCAccessPolicy}
@@ -219,7 +220,7 @@ class Endpoint:
 
     def inbox(self, _ctxt: Any) -> str:
         """The name of the inbox in which this server takes control frames."""
-        return self._transport.inbox(time.monotonic() + 10)
+        return self._transport.inbox(Loop.now() + 10)
 
     def count(self, _ctxt: Any, n: int, key: str = "") -> Generator[int, None, None]:
         """Yield 0 to n - 1."""

@@ -14,7 +14,7 @@ class FakeHarness(Harness):
 
     def __init__(self) -> None:
         self._bus = get_bus(self.url)
-        self._bus.join(self)  # Or the bus would be gone with a check's last driver, and its leftovers too.
+        self._bus.join(self)  # Otherwise the bus, with any leftovers, would end with a check's last driver.
         self._bus._loop.call_later(0, lambda: None)  # The bus's thread lives as long as this harness.
 
     def stop(self) -> None:

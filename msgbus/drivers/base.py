@@ -2,36 +2,35 @@
 
 A driver moves bytes between addresses, and nothing else. Requests and replies, deadlines, repeats, remote errors,
 streams and dead letters live in the core: a reply is an ordinary `Driver.send` to an ordinary address. To write a
-driver of a broker, subclass `msgbus.drivers.toolkit.broker.BrokerDriver`, which keeps most of what is promised here; of
-another message system, `Driver`, `Subscription`, `Inbox` and `Delivery`. Name the class in the entry point group
-``msgbus.drivers``.
+driver of a broker, subclass `msgbus.drivers.toolkit.broker.BrokerDriver`, which fulfils most of this contract; for a
+message system without a broker, subclass `Driver`, `Subscription`, `Inbox` and `Delivery`. Name the class in the entry
+point group ``msgbus.drivers``.
 
-What is public for drivers is what `PUBLIC` names. It changes with the version of this contract only, and a driver needs
-nothing else: what it cannot do without a private name is missing here, and wanted as an issue.
+`PUBLIC` lists the names that drivers may use. They change only with the version of this contract. If a driver needs any
+other name, something is missing here: please open an issue.
 
 Rules that hold for all of it:
 
-* **Threads.** Every method may be called from any thread, and also from within a callback of the driver. None blocks
-  on I/O. `on_delivery` must not block either: it may be called on the one thread that does all I/O, and a driver
-  without one may call it on the thread that is in `send`. So it, and what is called back from a future, may neither
-  wait nor run anybody's handler, and a driver holds no lock while it calls. Calls for one subscription or inbox never
-  overlap.
+* **Threads.** Every method may be called from any thread, and also from within a callback of the driver. None blocks on
+  I/O. `on_delivery` must not block either: it may be called on the one thread that does all I/O, and a driver without
+  one may call it on the thread that is in `send`. So neither it nor a future's callback may wait or run a user's
+  handler, and a driver holds no lock while it calls them. Calls for one subscription or inbox never overlap.
 * **Errors.** A driver raises, and sets on its futures, errors of `msgbus.exceptions` only. Those of its library are
   mapped at one place, and say which host, port, user and name were tried, why it failed and what to check; never a
-  password. In its log (`msgbus.foreign.get_logger`) what others say is escaped.
+  password. In its log (`msgbus.foreign.get_logger`) foreign text is escaped.
 * **Connections** open when first needed, come back by themselves with a jittered back-off, and are shared. After a
-  reconnect inboxes come back first, then subscriptions, then go the sends that waited.
-* **No repeats.** A driver never sends a message twice by itself: the core does, where the caller's policy allows it.
-  A message that the message system has refused for the moment, and is *known* not to have taken any part of, has not
-  been sent in this sense: the driver keeps it like one that waits for a connection, and offers it again until its
-  time for that is over (`Message.publish_within`), whatever the policy. (Later messages may overtake it.) Where a part
-  may have been taken, by one of several queues or by a node that failed, the send fails at once with
-  ``maybe_delivered=True``.
+  reconnect inboxes are restored first, then subscriptions; then the waiting messages are sent.
+* **No repeats.** A driver never sends a message twice by itself: the core does, where the caller's policy allows it. A
+  message does not count as sent if the message system refused it for the moment and is *known* not to have taken any
+  part of it: the driver keeps it like one that waits for a connection, and offers it again for
+  `Message.publish_within`, whatever the policy. (Later messages may overtake it.) If a part may have been taken, by one
+  of several queues or by a node that failed, the send fails at once with ``maybe_delivered=True``.
 * **Closed.** Every verb of a closed driver fails with `CallCancelled`, all of them with the same text, which says what
   was closed: `Driver.send` and `Driver.inspect` by their future, `Driver.subscribe` and `Driver.open_inbox` by
-  ``ready``. What the driver had open, or opens now, is closed: ``stop`` and ``close`` of it are done at once.
-* **Fork.** A child process starts clean: it shares no connection with its parent, and the futures that it inherited and
-  that are not done fail with `CallCancelled`, in the child alone. (`msgbus.forking.call_in_child` is the way.)
+  ``ready``. Subscriptions and inboxes, also those that are opened now, are closed: their ``stop`` and ``close`` are
+  done at once.
+* **Fork.** A child process starts clean: it shares no connection with its parent, and inherited futures that are not
+  done fail with `CallCancelled`, in the child alone. (Use `msgbus.forking.call_in_child`.)
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
         "import_library",
         "raise_missing",
     ),
-    # Of the errors, a driver raises those that stand in the docstrings of this module.
+    # A driver raises those errors that the docstrings of this module name.
     "msgbus.exceptions": (
         "CallCancelled",
         "CapabilityMissing",
@@ -92,7 +91,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     "msgbus.forking": ("call_in_child",),
     "msgbus.options": ("connection_opts", "hosts_of", "read_driver_options"),
     "msgbus.url": ("TransportHost", "TransportURL"),
-    # What `msgbus.drivers.toolkit` says of when to use which.
+    # `msgbus.drivers.toolkit` says when to use which.
     "msgbus.drivers.toolkit.aio": ("AsyncioLoop",),
     "msgbus.drivers.toolkit.broker": ("BrokerDriver",),
     "msgbus.drivers.toolkit.connecting": ("Connector", "Dialler", "peer_of"),
@@ -117,7 +116,7 @@ class Capability(StrEnum):
     STORAGE = "storage"
     """It keeps messages for listeners that are away."""
     DURABLE = "durable"
-    """What is marked durable outlives a restart of the message system."""
+    """Messages that are marked durable outlive a restart of the message system."""
     INBOX_STORAGE = "inbox_storage"
     """Messages that reach an inbox while its owner reconnects are kept."""
     ORDERED = "ordered"
@@ -146,8 +145,8 @@ class Address(NamedTuple):
     fanout    exchange, topic          every subscriber (with `server` when subscribing)
     pool      exchange, topic, name    (subscribing only) the pool's copy of what is sent to the topic
     inbox     name                     the inbox of that name; only `Driver.open_inbox` makes it
-    stored    exchange, topic          (sending only, with `Capability.STORAGE`) the topic, where nobody has subscribed
-                                       yet: it is made, and keeps the message for whoever will
+    stored    exchange, topic          (sending only, with `Capability.STORAGE`) the topic, even without subscribers:
+                                       it is created, and keeps the message
     dead      exchange, topic          storage for messages that could not be processed
     ========  =======================  =========================================================
     """
@@ -167,7 +166,7 @@ class Address(NamedTuple):
 
 
 class Message(msgspec.Struct, frozen=True):
-    """What travels.
+    """A message.
 
     Attributes:
         body: the bytes; a driver does not look into them.
@@ -175,9 +174,9 @@ class Message(msgspec.Struct, frozen=True):
         id: unique for each request or reply; the same when the core repeats one.
         ttl: seconds left until it is worthless, or None. Of a message that was received: what is left, where the
             message system knows, else None.
-        durable: whether it has to outlive a restart of the message system (where `Capability.DURABLE` is declared).
-        send_timeout: seconds in which it has to be published, where that differs from `ttl`: a cast whose sender waits
-            for a minute is not worthless after it. None means the ttl. Of a message that was received: None.
+        durable: whether it has to outlive a restart of the message system (if `Capability.DURABLE` is declared).
+        send_timeout: seconds in which it has to be published, if that differs from `ttl`: the sender of a cast waits
+            for a minute, but the cast may be run later. None means the ttl. Of a received message: None.
     """
 
     body: bytes
@@ -197,7 +196,7 @@ class Sent(msgspec.Struct, frozen=True):
     """The message system has taken responsibility for a message.
 
     Attributes:
-        reached: how many subscribers got it, or None where the message system does not tell.
+        reached: how many subscribers got it, or None if the message system does not say.
     """
 
     reached: int | None = None
@@ -216,16 +215,16 @@ class QueueInfo(msgspec.Struct, frozen=True):
 
 
 class Delivery(ABC):
-    """A message that was handed over to a subscriber, who calls `accept` or `reject`, from any thread.
+    """A message that was delivered to a subscriber, who calls `accept` or `reject`, on any thread.
 
-    Only the first of these calls counts: a later one, of either, changes nothing.
+    Only the first of these calls counts: later calls of either change nothing.
 
     Attributes:
         address: the subscribed address that it came by.
         message: the message.
-        redelivered: it may have been handed over before, to this or another subscriber.
-        attempts: how often it was handed over before, or None where the message system does not count.
-        arrived: when it was handed over, in seconds of `Loop.now`.
+        redelivered: it may have been delivered before, to this or another subscriber.
+        attempts: how often it was delivered before, or None if the message system does not count.
+        arrived: when it was delivered, in seconds of `Loop.now`.
     """
 
     __slots__ = ("address", "arrived", "attempts", "message", "redelivered")
@@ -239,20 +238,18 @@ class Delivery(ABC):
 
     @abstractmethod
     def accept(self) -> bool:
-        """Say that the message is done with.
+        """Acknowledge the message.
 
         Returns:
-            False where the connection that it came by is known to be gone, so that the message system will deliver it
-            again.
-            True means that the word is on its way over a connection that seems to live. Message systems do not confirm
-            it; so the message may come again all the same, and then has `redelivered` set.
-            Called again, or after `reject`, it returns what the first of the calls found: whether the connection lived
-            at that time.
+            False if the connection that it came by is known to be lost, so that the message system will deliver it
+            again. True means that the acknowledgement is on its way over a connection that seems to work. Message
+            systems do not confirm it, so the message may still come again; then `redelivered` is set. If it is called
+            again, or after `reject`, it returns whether the connection worked at the first of these calls.
         """
 
     @abstractmethod
     def reject(self, requeue: bool) -> None:
-        """Give the message back to be handed to another (`requeue`), or drop it.
+        """Give the message back, to be delivered to another consumer (`requeue`), or drop it.
 
         Raises:
             CapabilityMissing: `requeue` without `Capability.REQUEUE`.
@@ -266,16 +263,16 @@ class Subscription(ABC):
     """Consumes from one or more addresses until it is closed.
 
     Attributes:
-        ready: done when every address is being consumed from for the first time; fails with our errors where the
-            message system refuses for good (rights, a queue that was declared differently), and with `CallCancelled`
-            where it is closed before.
+        ready: done when every address is being consumed from for the first time. Fails with our errors if the message
+            system refuses permanently (rights, a queue that was declared differently), and with `CallCancelled` if it
+            is closed before.
     """
 
     ready: Future[None]
 
     @abstractmethod
     def stop(self) -> Future[None]:
-        """Ask for no new deliveries. Those that were handed over can still be accepted or rejected.
+        """Stop new deliveries. Messages that were delivered can still be accepted or rejected.
 
         Returns:
             a future that is done when no further delivery will come.
@@ -283,19 +280,19 @@ class Subscription(ABC):
 
     @abstractmethod
     def close(self) -> Future[None]:
-        """Stop, and give back whatever was handed over and neither accepted nor rejected. Idempotent.
+        """Stop, and give back the messages that were delivered and neither accepted nor rejected. Idempotent.
 
         Returns:
-            a future that is done when the message system knows, or its connection is gone.
+            a future that is done when the message system has confirmed it, or the connection is lost.
         """
 
 
 class Inbox(ABC):
-    """An address of this process's own, for replies. What is handed over from it counts as accepted.
+    """A private address of this process, for replies. Messages that are delivered from it count as accepted.
 
     Attributes:
         address: stays the same over reconnects; its ``name`` is short enough to travel in every request.
-        ready: done when messages to it will arrive; fails as that of a subscription does.
+        ready: done when messages to it will arrive; fails like `Subscription.ready`.
     """
 
     address: Address
@@ -303,7 +300,7 @@ class Inbox(ABC):
 
     @abstractmethod
     def close(self) -> Future[None]:
-        """Remove the inbox. Idempotent. The future is as for `Subscription.close`."""
+        """Remove the inbox. Idempotent. The future is like that of `Subscription.close`."""
 
 
 class Driver(ABC):
@@ -332,11 +329,11 @@ class Driver(ABC):
     def __init__(self, conf: cfg.ConfigOpts, url: TransportURL, loop: Loop) -> None:
         """Keep what is needed to connect. No I/O, no thread.
 
-        `loop` is the transport's own: what the driver reads, writes, waits for and is to do later goes through it. The
-        core closes it after the driver. In a forked child it starts clean before anything of the driver's is called.
+        `loop` is the transport's: all reading, writing, waiting and timers of the driver go through it. The core closes
+            it after the driver. In a forked child it starts clean before any code of the driver is called.
 
         Raises:
-            InvalidTransportURL: the URL lacks or has what this driver cannot do with.
+            InvalidTransportURL: the URL lacks something that this driver needs, or has something that it cannot use.
             ConfigurationError: an option's value is wrong.
             DriverLoadFailure: a library is missing.
         """
@@ -345,19 +342,19 @@ class Driver(ABC):
     def send(self, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
         """Hand a message to the message system.
 
-        While the connection is away messages wait for it, as long as `Message.publish_within` says. The future is done
+        While there is no connection, messages wait for it, for `Message.publish_within`. The future is done
         when the message system has taken responsibility for the message. It fails with
 
         * `MessageUndeliverable`: `mandatory`, and nobody subscribes to the address nor is anything stored for it. For a
           fanout to nobody, `mandatory` is False.
-        * `TransportUnavailable`: its time was over while the message waited (``maybe_delivered=False``); or the
-          connection broke while it was being sent (``maybe_delivered=True``, at once); or it was sent and the message
-          system said nothing until its time was over (``maybe_delivered=True``, at that moment, however short it is:
-          whoever sends waits no longer). From the first byte that may have been given to the library or the socket on,
-          a message is being sent: so it waits in the driver's own queue, never in that of a library, which could not
-          give it back.
+        * `TransportUnavailable`: its time ended while the message waited (``maybe_delivered=False``); or the connection
+            broke while it was being sent (``maybe_delivered=True``, at once); or it was sent and the message system did
+            not answer before its time ended (``maybe_delivered=True``, at that moment, however short the time is: the
+            sender waits no longer). A message is being sent from the first byte that may have been passed to the
+            library or the socket. So it waits in the driver's own queue, never in that of a library, which could not
+            give it back.
         * `TransportBlocked`: the message system takes no messages, or none for this address (an alarm, a full queue),
-          at once or until its time was over. Under at_least_once the core sends the message again until its deadline.
+            at once or until its time ended. Under at_least_once the core sends the message again until its deadline.
         * `MessageTooLarge`: before a byte is sent.
         * `InvalidTarget`: the address cannot be named on this message system.
         * `CapabilityMissing`: an address of the kind stored, without `Capability.STORAGE`.
@@ -368,8 +365,7 @@ class Driver(ABC):
     def subscribe(self, addresses: Sequence[Address], on_delivery: OnDelivery, *, prefetch: int) -> Subscription:
         """Consume from addresses of the kinds topic, server, fanout, pool and dead. Returns at once.
 
-        `prefetch` (1 or more) bounds, for each address, the deliveries that are handed over and neither accepted nor
-        rejected.
+        `prefetch` (1 or more) bounds, for each address, the deliveries that are neither accepted nor rejected.
 
         Raises:
             InvalidTarget: an address cannot be named on this message system.
@@ -379,14 +375,14 @@ class Driver(ABC):
 
     @abstractmethod
     def open_inbox(self, on_delivery: OnDelivery) -> Inbox:
-        """Make an address of this process's own. Returns at once."""
+        """Create a private address of this process. Returns at once."""
 
     def inspect(self, address: Address) -> Future[QueueInfo]:
-        """Look at an address of the kinds topic, server, pool and dead.
+        """Inspect an address of the kinds topic, server, pool and dead.
 
-        The future fails with `MessageUndeliverable` where the address does not exist, and with `TransportUnavailable`
-        where it cannot be looked at: within a second where the connection is away. With `CallCancelled`, where the
-        driver was closed.
+        The future fails with `MessageUndeliverable` if the address does not exist; with `TransportUnavailable` if it
+        cannot be inspected (within a second if there is no connection); and with `CallCancelled` if the driver was
+        closed.
 
         Raises:
             CapabilityMissing: without `Capability.INSPECT`.
@@ -395,10 +391,10 @@ class Driver(ABC):
 
     @property
     def up_since(self) -> float | None:
-        """Since when messages can come and go, in seconds of `Loop.now`; None while they cannot.
+        """Since when messages can be sent and received, in seconds of `Loop.now`; None while they cannot.
 
-        A peer's silence is counted from then on: while this side's own connection is away, it says nothing of the peer.
-        A message system that has no connection which could be away has none that was: 0, the default.
+        A peer's silence is counted from then on: while this side is disconnected, silence says nothing about the peer.
+            For a message system without connections it is 0, the default.
         """
         return 0.0
 
@@ -411,16 +407,16 @@ class Driver(ABC):
     def close(self) -> None:
         """Close connections, inboxes and subscriptions. Idempotent.
 
-        What was handed to `send` before and waits for the message system's word is given up to `close_timeout` to get
-        it; what is unfinished then fails with `CallCancelled`. This is the one method that may block. It is also called
-        when a transport was dropped, and at the end of the program, when no thread can be started any more.
+        Messages that were passed to `send` before get up to `close_timeout` for the message system's confirmation;
+        those that are unfinished then fail with `CallCancelled`. This is the one method that may block. It is also
+        called when a transport was dropped, and at the end of the program, when no thread can be started any more.
         """
 
 
 def import_library(module: str, extra: str) -> ModuleType:
-    """Import the library of a driver of msgbus's own when it is first used: `extra` names what installs it.
+    """Import the library of one of msgbus's own drivers when it is first used; `extra` is the extra that installs it.
 
-    (A distribution of its own requires its library, and just imports it.)
+    (A driver in its own distribution depends on its library, and just imports it.)
 
     Raises:
         DriverLoadFailure: it is missing; the text says how to install it.
@@ -432,5 +428,5 @@ def import_library(module: str, extra: str) -> ModuleType:
 
 
 def raise_missing(driver: Driver, capability: Capability) -> NoReturn:
-    """Raise `CapabilityMissing` in the words that all drivers use."""
+    """Raise `CapabilityMissing` with the text that all drivers use."""
     raise CapabilityMissing(f"{type(driver).__name__} does not declare the capability {capability.value!r}")

@@ -30,14 +30,14 @@ def load_driver_class(name: str) -> type[Driver]:
     """The class of the driver of that name.
 
     Raises:
-        DriverLoadFailure: there is none (the text names the nearest, and those there are), it cannot be imported, or it
-            was written for another major version of the contract.
+        DriverLoadFailure: there is none (the text names the nearest, and all that are installed), it cannot be
+            imported, or it was written for another major version of the contract.
     """
     from importlib.metadata import entry_points  # slow to import, like those below
 
     from stevedore import DriverManager
 
-    # Their names alone: none of them is imported for that. (stevedore would log a warning besides raising.)
+    # Only their names: no driver is imported for that. (stevedore would log a warning besides raising.)
     known = sorted(entry_points(group=DRIVERS).names)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
@@ -48,7 +48,7 @@ def load_driver_class(name: str) -> type[Driver]:
     except Exception as exc:
         raise DriverLoadFailure(name, exc) from exc
     if not (isinstance(cls, type) and issubclass(cls, Driver)):
-        raise DriverLoadFailure(name, f"{cls!r} is no subclass of msgbus.drivers.base.Driver")
+        raise DriverLoadFailure(name, f"{cls!r} is not a subclass of msgbus.drivers.base.Driver")
     if cls.contract[0] != CONTRACT[0]:
         theirs, ours = (".".join(map(str, version)) for version in (cls.contract, CONTRACT))
         raise DriverLoadFailure(name, f"it was written for version {theirs} of the contract, and this is {ours}")

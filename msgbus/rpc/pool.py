@@ -75,7 +75,7 @@ class PoolConsumer:
         try:
             self._subscription.stop().result(STOP_TIMEOUT)
         except (MessagingException, TimeoutError) as exc:
-            LOG.warning("%s: the message system did not confirm that it stops delivering: %r", self._address, exc)
+            LOG.warning("%s: the message system did not confirm that it has stopped delivering: %r", self._address, exc)
         for delivery in self._executor.take_backlog():
             delivery.reject(requeue=True)
 

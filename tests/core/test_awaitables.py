@@ -32,7 +32,7 @@ from msgbus import (
 )
 from msgbus.awaitables import is_async
 from msgbus.rpc.dispatcher import ProxyDispatcher
-from tests.support import PATIENCE, new_conf, new_transport, new_url
+from tests.support import EVENT_TIMEOUT, new_conf, new_transport, new_url
 
 
 async def work(*args: Any, **kwargs: Any) -> None:
@@ -338,7 +338,7 @@ class Served:
             transport, Target(topic="foo", server="h1"), [self.endpoint], on_dead_letter=self._hook, **options
         )
         self.server.start()
-        self.client = get_rpc_client(transport, Target(topic="foo"), timeout=PATIENCE)
+        self.client = get_rpc_client(transport, Target(topic="foo"), timeout=EVENT_TIMEOUT)
 
     def _hook(self, letter: DeadLetter) -> None:
         self.letters.append(letter)
@@ -346,7 +346,7 @@ class Served:
 
     def end(self) -> None:
         """Stop it, and have Python warn of what was never awaited."""
-        assert self.server.wait(PATIENCE) == 0
+        assert self.server.wait(EVENT_TIMEOUT) == 0
         gc.collect()
 
 
@@ -390,10 +390,10 @@ def test_a_cast_whose_method_returns_an_awaitable_failed(
     """Under at_most_once that is logged as an error; under at_least_once it goes to the dead letters, unrepeated."""
     caplog.set_level(logging.ERROR, "msgbus")
     served.client.cast({}, method)
-    served.endpoint.came.acquire(timeout=PATIENCE)
+    served.endpoint.came.acquire(timeout=EVENT_TIMEOUT)
     assert served.client.call({}, "plain")
     served.client.prepare(delivery="at_least_once").cast({}, method)
-    assert served.given_up.wait(PATIENCE)
+    assert served.given_up.wait(EVENT_TIMEOUT)
     (letter,) = served.letters
     assert letter.attempts == 1
     assert "does not await" in letter.reason
@@ -410,7 +410,7 @@ def test_a_hook_that_returns_a_coroutine(transport: Transport, caplog: pytest.Lo
     server.start()
     get_rpc_client(transport, Target(topic="foo"), delivery="at_least_once").cast({}, "nothing")
     server.stop()
-    assert server.wait(PATIENCE) == 0
+    assert server.wait(EVENT_TIMEOUT) == 0
     assert "the hook returned a coroutine" in caplog.text
     gc.collect()
 
@@ -427,10 +427,10 @@ def test_a_policy_that_returns_a_coroutine_allows_nothing(transport: Transport) 
 
     server = get_rpc_server(transport, Target(topic="foo", server="h1"), [Returning()], access_policy=Sly)
     server.start()
-    client = get_rpc_client(transport, Target(topic="foo"), timeout=PATIENCE)
+    client = get_rpc_client(transport, Target(topic="foo"), timeout=EVENT_TIMEOUT)
     with pytest.raises(RPCDispatcherError, match="access policy returned a coroutine"):
         client.call({}, "plain")
-    assert server.wait(PATIENCE) == 0
+    assert server.wait(EVENT_TIMEOUT) == 0
     gc.collect()
 
 
@@ -495,7 +495,7 @@ def test_a_proxy_that_returns_a_coroutine(connection: rpc.Connection) -> None:
     connection.create_consumer("foo", HiddenDispatch())
     connection.consume_in_thread()
     with pytest.raises(RPCDispatcherError, match="'work' returned a coroutine"):
-        rpc.call({}, "foo", {"method": "work"}, timeout=PATIENCE)
+        rpc.call({}, "foo", {"method": "work"}, timeout=EVENT_TIMEOUT)
     connection.close()
     gc.collect()
 
@@ -511,7 +511,7 @@ def test_a_callback_that_returns_a_coroutine(connection: rpc.Connection, caplog:
     connection.join_consumer_pool(sly, "pool", "foo")
     connection.consume_in_thread()
     rpc.notify({}, "foo", {"a": 1})
-    assert came.wait(PATIENCE)
+    assert came.wait(EVENT_TIMEOUT)
     connection.close()
     assert "the callback returned a coroutine" in caplog.text
     gc.collect()

@@ -26,7 +26,7 @@ from msgbus.drivers.base import Address, Capability, Delivery, Message, Sent
 from msgbus.drivers.fake import FakeDriver
 from msgbus.encoding import decode_inbox_frame, decode_request, encode_reply
 from msgbus.message import JSON, Control, Reply, Request
-from tests.support import PATIENCE, new_transport
+from tests.support import EVENT_TIMEOUT, new_transport
 
 
 class Connection:
@@ -55,7 +55,7 @@ class PlayedServer:
         assert request.reply_to is not None
         reply = Reply(request.call_id, kind, extended=True, server=self.name, **more)
         message = Message(encode_reply(reply, JSON), JSON, "id")
-        self._peer.send(Address("inbox", name=request.reply_to), message, mandatory=True).result(PATIENCE)
+        self._peer.send(Address("inbox", name=request.reply_to), message, mandatory=True).result(EVENT_TIMEOUT)
 
     def begin(self, request: Request) -> None:
         self.say(request, "started", inbox=self._inbox.address.name)
@@ -81,7 +81,7 @@ class Play:
         delivery.accept()
         self.requests.append(decode_request(delivery.message.body, delivery.message.content_type))
 
-    def call(self, delivery: Any, timeout: float = PATIENCE) -> Task:
+    def call(self, delivery: Any, timeout: float = EVENT_TIMEOUT) -> Task:
         """A call that waits, once its request has come."""
         caller = get_rpc_client(self.transport, Target(topic="foo"), timeout=timeout, delivery=delivery)
         task = Task(caller.call, {}, "work", key="k")
@@ -90,7 +90,7 @@ class Play:
 
     def wait(self, count: int) -> Request:
         """The last of so many requests."""
-        until(lambda: len(self.requests) >= count, f"{count} requests", PATIENCE)
+        until(lambda: len(self.requests) >= count, f"{count} requests", EVENT_TIMEOUT)
         return self.requests[-1]
 
 
@@ -118,7 +118,7 @@ def test_a_second_server_is_cancelled_under_at_most_once(play: Play) -> None:
     task = play.call("at_most_once")
     play.first.begin(play.requests[0])
     play.second.begin(play.requests[0])
-    until(lambda: play.second.kinds() == ["cancel"], "the second server is cancelled", PATIENCE)
+    until(lambda: play.second.kinds() == ["cancel"], "the second server is cancelled", EVENT_TIMEOUT)
     play.first.answer(play.requests[0])
     assert task.result() == "h1"
     assert play.first.kinds() == []
@@ -131,12 +131,12 @@ def test_the_loser_is_cancelled_under_at_least_once(play: Play, winner: str) -> 
     request = play.requests[0]
     for server in (play.first, play.second):
         server.begin(request)
-    until(lambda: len(play.transport.router.waiting()[0].servers) == 2, "both are known", PATIENCE)
+    until(lambda: len(play.transport.router.waiting()[0].servers) == 2, "both are known", EVENT_TIMEOUT)
     first, other = (play.first, play.second) if winner == "h1" else (play.second, play.first)
     assert first.kinds() == other.kinds() == []
     first.answer(request)
     assert task.result() == winner
-    until(lambda: other.kinds() == ["cancel"], "the other server is cancelled", PATIENCE)
+    until(lambda: other.kinds() == ["cancel"], "the other server is cancelled", EVENT_TIMEOUT)
     assert "cancel" not in first.kinds()
 
 
@@ -148,9 +148,9 @@ def test_a_call_that_times_out_cancels_all_who_run_it(play: Play, delivery: Any)
     if delivery == "at_least_once":
         play.second.begin(play.requests[0])
     assert task.error() is not None
-    until(lambda: play.first.kinds() == ["cancel"], "the first server is cancelled", PATIENCE)
+    until(lambda: play.first.kinds() == ["cancel"], "the first server is cancelled", EVENT_TIMEOUT)
     if delivery == "at_least_once":
-        until(lambda: play.second.kinds() == ["cancel"], "the second server is cancelled", PATIENCE)
+        until(lambda: play.second.kinds() == ["cancel"], "the second server is cancelled", EVENT_TIMEOUT)
 
 
 def test_an_unanswered_request_is_sent_again_when_the_connection_is_back(play: Play, connection: Connection) -> None:
@@ -207,7 +207,7 @@ def test_a_request_whose_server_was_heard_of_is_not_sent_again(play: Play, conne
 
 
 def test_a_request_whose_server_has_fallen_silent_is_sent_again(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under at_least_once, to whoever takes it; the answer of the silent one would count too."""
+    """Under at_least_once, to any server; the answer of the silent one would count too."""
     monkeypatch.setattr(replies, "LOST_AFTER", 0.2)
     task = play.call("at_least_once")
     play.first.begin(play.requests[0])
@@ -254,7 +254,7 @@ def test_an_answered_request_is_not_sent_again(play: Play, monkeypatch: pytest.M
     assert task.result() == "h1"
     later = threading.Event()
     play.transport.loop.call_later(1.0, later.set)  # It is due after the next try would be.
-    assert later.wait(PATIENCE)
+    assert later.wait(EVENT_TIMEOUT)
     assert len(play.requests) == 1
 
 
@@ -280,7 +280,7 @@ def test_nobody_there_is_final_on_the_first_connection(connection: Connection, m
 def test_nobody_there_is_not_final_just_after_a_reconnect(connection: Connection) -> None:
     """The servers may come back a moment later than the client; on its first connection nobody there is final."""
     made = new_transport()
-    caller = get_rpc_client(made, Target(topic="foo"), timeout=PATIENCE, delivery="at_least_once")
+    caller = get_rpc_client(made, Target(topic="foo"), timeout=EVENT_TIMEOUT, delivery="at_least_once")
     with pytest.raises(MessageUndeliverable):
         caller.call({}, "work")
     connection.up_since = time.monotonic()
@@ -291,9 +291,9 @@ def test_nobody_there_is_not_final_just_after_a_reconnect(connection: Connection
         delivery.accept()
         late.append(decode_request(delivery.message.body, delivery.message.content_type))
 
-    until(lambda: len(made.router) == 1, "the call waits", PATIENCE)
+    until(lambda: len(made.router) == 1, "the call waits", EVENT_TIMEOUT)
     made.driver.subscribe([Address("topic", "msgbus", "foo")], on_request, prefetch=10)
-    until(lambda: late, "the request", PATIENCE)
+    until(lambda: late, "the request", EVENT_TIMEOUT)
     PlayedServer(made, "h1").answer(late[0])
     assert task.result() == "h1"
     made.cleanup()

@@ -38,7 +38,7 @@ from msgbus.drivers.base import Address, Capability, Delivery, Message, QueueInf
 from msgbus.drivers.fake import Bus, FakeDriver, get_bus
 from msgbus.encoding import decode_request, encode_reply
 from msgbus.message import JSON, MSGPACK, Reply, Request
-from tests.support import PATIENCE, new_transport
+from tests.support import EVENT_TIMEOUT, new_transport
 
 TARGET = Target(topic="foo")
 LOST = TransportUnavailable("cut", maybe_delivered=True)
@@ -87,16 +87,16 @@ class Endpoint:
 
     def wait(self, count: int = 1) -> None:
         for _ in range(count):
-            assert self.came.acquire(timeout=PATIENCE)
+            assert self.came.acquire(timeout=EVENT_TIMEOUT)
 
 
 @contextlib.contextmanager
 def serving(transport: Transport, endpoint: object, server: str = "h1", **more: Any) -> Iterator[None]:
     """A server that serves an endpoint, and has nothing unfinished in the end."""
     rpc_server = get_rpc_server(transport, Target(topic="foo", server=server), [endpoint], **more)
-    rpc_server.start(PATIENCE)
+    rpc_server.start(EVENT_TIMEOUT)
     yield
-    assert rpc_server.wait(PATIENCE) == 0
+    assert rpc_server.wait(EVENT_TIMEOUT) == 0
 
 
 @pytest.fixture(params=["json", "msgpack"])
@@ -132,7 +132,7 @@ def endpoint() -> Endpoint:
 def client(transport: Transport, endpoint: Endpoint) -> Iterator[RPCClient]:
     """A client of a server with `endpoint`."""
     with serving(transport, endpoint):
-        yield get_rpc_client(transport, TARGET, timeout=PATIENCE)
+        yield get_rpc_client(transport, TARGET, timeout=EVENT_TIMEOUT)
 
 
 def requests_of(transport: Transport, topic: str = "foo") -> list[Request]:
@@ -339,13 +339,13 @@ def test_timeout_of_a_call_that_a_server_runs(transport: Transport, endpoint: En
     started = Reply(found[0].call_id, "started", extended=True, server="h7", inbox="somewhere")
     inbox = Address("inbox", name=found[0].reply_to)
     transport.send(inbox, Message(encode_reply(started, content_type), content_type, "id"), mandatory=True).result(0)
-    thread.join(PATIENCE)
+    thread.join(EVENT_TIMEOUT)
     assert "server 'h7' runs it, last sign of life" in str(errors[0])
 
 
 def test_timeout_while_the_message_system_is_away(quiet: Transport, bus: Bus) -> None:
     """A request that could not be sent in time is TransportUnavailable, or a timeout that says so."""
-    quiet.inbox(time.monotonic() + PATIENCE)
+    quiet.inbox(time.monotonic() + EVENT_TIMEOUT)
     bus.stop()
     client = get_rpc_client(quiet, TARGET, timeout=0.01)
     with pytest.raises((TransportUnavailable, MessagingTimeout)) as caught:
@@ -366,7 +366,7 @@ def test_the_driver_gives_its_reason_before_the_call_times_out(
         sent.append(message)
         return Future()
 
-    transport.inbox(time.monotonic() + PATIENCE)
+    transport.inbox(time.monotonic() + EVENT_TIMEOUT)
     monkeypatch.setattr(FakeDriver, "send", take)
     get_rpc_client(transport, TARGET, timeout=10.0, delivery=delivery).multicall({}, "count").close()
     assert sent[0].ttl == pytest.approx(10.0, abs=5.0)
@@ -422,7 +422,7 @@ def test_a_full_window() -> None:
 def test_time_that_was_spent_waiting_for_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """What travels with a request is the time that is left when it is sent, not when the call began."""
     transport = new_transport()
-    transport.inbox(time.monotonic() + PATIENCE)
+    transport.inbox(time.monotonic() + EVENT_TIMEOUT)
     found = requests_of(transport)
     passed = [0.0]
     monkeypatch.setattr(msgbus.client, "Loop", types.SimpleNamespace(now=lambda: time.monotonic() + passed[0]))
@@ -486,7 +486,7 @@ def test_a_stream_inherits_the_deadline_of_its_whole(transport: Transport) -> No
     found = requests_of(transport)
     token = current.set(time.monotonic() + 50)
     try:
-        client = get_rpc_client(transport, TARGET, timeout=PATIENCE)
+        client = get_rpc_client(transport, TARGET, timeout=EVENT_TIMEOUT)
         for asked in (client, client.prepare(deadline=1000), client.prepare(deadline=10)):
             asked.multicall({}, "count", to=1).close()
     finally:
@@ -510,7 +510,7 @@ def test_cleanup_ends_what_waits(quiet: Transport) -> None:
     while not len(quiet.router):
         pass
     quiet.cleanup()
-    thread.join(PATIENCE)
+    thread.join(EVENT_TIMEOUT)
     assert [type(error) for error in errors] == [CallCancelled]
     with pytest.raises(CallCancelled):
         get_rpc_client(quiet, TARGET).call({}, "echo")
@@ -561,7 +561,7 @@ def test_multicall_that_is_closed(client: RPCClient, endpoint: Endpoint, how: st
             pass
     else:
         del stream
-    assert endpoint.closed.wait(PATIENCE)
+    assert endpoint.closed.wait(EVENT_TIMEOUT)
     assert len(client.transport.window._places) == client.transport.window.size
 
 
@@ -644,7 +644,7 @@ def test_a_client_needs_a_topic(transport: Transport) -> None:
 
 @pytest.mark.parametrize("verb", ["call", "multicall"])
 def test_no_answers_from_all(transport: Transport, verb: str) -> None:
-    """An answer cannot be had from all servers at once."""
+    """A call to all servers at once is refused."""
     client = get_rpc_client(transport, TARGET).prepare(fanout=True)
     with pytest.raises(InvalidTarget, match="all servers"):
         getattr(client, verb)({}, "echo")
@@ -751,11 +751,11 @@ def test_ping(transport: Transport, endpoint: Endpoint) -> None:
     """`ping` returns an answer of every server of the topic, or of the one that the target names."""
     with serving(transport, endpoint, "h1"), serving(transport, endpoint, "h2"):
         client = get_rpc_client(transport, TARGET)
-        found = client.ping(PATIENCE)
+        found = client.ping(EVENT_TIMEOUT)
         assert sorted(answer["server"] for answer in found) == ["h1", "h2"]
         assert all({"topic", "host", "pid", "version", "seconds"} <= set(answer) for answer in found)
         assert found.expected == 2
-        named = client.prepare(server="h2").ping(PATIENCE)
+        named = client.prepare(server="h2").ping(EVENT_TIMEOUT)
         assert ([answer["server"] for answer in named], named.expected) == (["h2"], 1)
 
 
@@ -780,7 +780,7 @@ def test_ping_with_any_client(transport: Transport, endpoint: Endpoint, options:
     """A version cap or a serializer is of no matter to a ping."""
     with serving(transport, endpoint):
         client = get_rpc_client(transport, TARGET, **options)
-        assert [answer["server"] for answer in client.ping(PATIENCE)] == ["h1"]
+        assert [answer["server"] for answer in client.ping(EVENT_TIMEOUT)] == ["h1"]
 
 
 def test_ping_of_nobody(transport: Transport) -> None:
@@ -788,7 +788,7 @@ def test_ping_of_nobody(transport: Transport) -> None:
     client = get_rpc_client(transport, TARGET)
     assert client.ping(0.01) == []
     with pytest.raises(MessageUndeliverable):
-        client.prepare(server="h1").ping(PATIENCE)
+        client.prepare(server="h1").ping(EVENT_TIMEOUT)
 
 
 def test_ping_of_one_that_is_silent() -> None:
@@ -839,7 +839,7 @@ def test_nobody_there_after_an_unknown_outcome_is_an_error_at_the_deadline(
 def test_a_server_that_comes_back_before_the_deadline_gets_the_request(verb: str) -> None:
     """After an unknown outcome and nobody there, the request is run by the server that comes."""
     transport = new_transport()
-    client = get_rpc_client(transport, Target(topic="foo"), timeout=PATIENCE, delivery="at_least_once")
+    client = get_rpc_client(transport, Target(topic="foo"), timeout=EVENT_TIMEOUT, delivery="at_least_once")
     bus = get_bus(transport.url)
     bus.fail_next(TransportUnavailable("the server was lost", maybe_delivered=True))
     send_once = bus.send
@@ -852,7 +852,7 @@ def test_a_server_that_comes_back_before_the_deadline_gets_the_request(verb: str
     bus.send = send  # type: ignore[assignment, method-assign]
     task = Task(use, client, verb)
     for _ in range(2):
-        assert tried.acquire(timeout=PATIENCE)
+        assert tried.acquire(timeout=EVENT_TIMEOUT)
     assert not task.done
     ran = threading.Event()
 
@@ -864,9 +864,9 @@ def test_a_server_that_comes_back_before_the_deadline_gets_the_request(verb: str
     server = get_rpc_server(transport, Target(topic="foo", server="s1"), [Endpoint()])
     server.start()
     assert task.result() == {"call": "x", "cast": None, "multicall": ["x"]}[verb]
-    assert ran.wait(PATIENCE)
+    assert ran.wait(EVENT_TIMEOUT)
     server.stop()
-    server.wait(PATIENCE)
+    server.wait(EVENT_TIMEOUT)
     transport.cleanup()
 
 
@@ -895,7 +895,7 @@ def named(transport: Transport, topic: str, server: str) -> Iterator[Named]:
         yield endpoint
     finally:
         made.stop()
-        made.wait(PATIENCE)
+        made.wait(EVENT_TIMEOUT)
 
 
 DELIVERIES = pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
@@ -906,7 +906,7 @@ DELIVERIES = pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once
 def test_a_topic_may_name_a_server(verb: str, delivery: Any) -> None:
     """Where nobody has the topic, what stands after its first dot is the server; others get nothing of it."""
     transport = new_transport()
-    client = get_rpc_client(transport, Target(topic="foo.s1.example.org"), timeout=PATIENCE, delivery=delivery)
+    client = get_rpc_client(transport, Target(topic="foo.s1.example.org"), timeout=EVENT_TIMEOUT, delivery=delivery)
     with named(transport, "foo", "s1.example.org") as meant, named(transport, "foo", "s1") as other:
         assert use(client, verb) in ("s1.example.org of foo", None, ["s1.example.org of foo"])
         until(lambda: meant.runs == ["x"], "it ran once")
@@ -918,7 +918,7 @@ def test_a_topic_may_name_a_server(verb: str, delivery: Any) -> None:
 def test_a_topic_with_a_dot_is_itself_first(delivery: Any) -> None:
     """Where somebody has the topic, or it is stored, no server of another topic gets what is sent to it."""
     transport = new_transport()
-    client = get_rpc_client(transport, Target(topic="foo.s1"), timeout=PATIENCE, delivery=delivery)
+    client = get_rpc_client(transport, Target(topic="foo.s1"), timeout=EVENT_TIMEOUT, delivery=delivery)
     with named(transport, "foo", "s1") as other:
         with named(transport, "foo.s1", "own") as own:
             assert client.call({}, "note", text="a") == "own of foo.s1"
@@ -933,7 +933,7 @@ def test_a_topic_with_a_dot_is_itself_first(delivery: Any) -> None:
 def test_a_topic_that_names_no_server_is_undeliverable(topic: str) -> None:
     """At once, and the text says what was looked for."""
     transport = new_transport()
-    client = get_rpc_client(transport, Target(topic=topic), timeout=PATIENCE)
+    client = get_rpc_client(transport, Target(topic=topic), timeout=EVENT_TIMEOUT)
     with named(transport, "foo", "s1") as other:
         with pytest.raises(MessageUndeliverable, match=re.escape(f"topic {topic!r}")):
             client.call({}, "note", text="a")
@@ -947,6 +947,6 @@ def test_a_timeout_at_a_topic_that_names_a_server_names_it() -> None:
     transport = new_transport()
     with named(transport, "foo", "s1"):
         address = transport.address(Target(topic="foo.s1"))
-        assert transport.inspect(address, PATIENCE) == QueueInfo(1, 0)
-        assert transport.inspect(address._replace(topic="foo.s2"), PATIENCE) == QueueInfo(0, 0)
+        assert transport.inspect(address, EVENT_TIMEOUT) == QueueInfo(1, 0)
+        assert transport.inspect(address._replace(topic="foo.s2"), EVENT_TIMEOUT) == QueueInfo(0, 0)
     transport.cleanup()

@@ -53,7 +53,7 @@ def test_core_defaults(name: str, value: object) -> None:
     ],
 )
 def test_core_options_refuse_nonsense(name: str, value: object, tmp_path: pathlib.Path) -> None:
-    """A value that makes no sense is refused when a transport or a server is made, with the option and the file."""
+    """An invalid value is refused when a transport or a server is made, with the option and the file."""
     conf = conf_from_file(tmp_path, f"[DEFAULT]\n{name} = {value}\n")
     configuration.register(conf)
     with pytest.raises(ConfigurationError, match=rf"^option {name} of \[DEFAULT\] in {tmp_path}/service.conf: "):
@@ -130,7 +130,7 @@ def test_configuration_that_a_program_fills_in_itself() -> None:
 
 
 def test_option_that_somebody_else_has_registered_with_another_type() -> None:
-    """Its value is read as ours: a text that is a number is one, and one that is none is our error."""
+    """Its value is read as ours: a text that is a number is converted, and any other text is our error."""
     conf = cfg.ConfigOpts()
     conf.register_opt(cfg.StrOpt("rpc_response_timeout", default="2.5", help="somebody's"))
     conf.register_opt(cfg.IntOpt("rpc_prefetch", default=0, help="somebody's"))

@@ -16,7 +16,7 @@ from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Capability, Message, Sent
 from msgbus.drivers.fake import FakeDriver
 from msgbus.encoding import encode_repeat
-from tests.support import PATIENCE, new_transport
+from tests.support import EVENT_TIMEOUT, new_transport
 
 
 class Losses:
@@ -49,7 +49,7 @@ class Endpoint:
         self.runs = 0
 
     def work(self, _ctxt: object, value: Any = None) -> Any:
-        """Return what came."""
+        """Return the messages that arrived."""
         self.runs += 1
         return value
 
@@ -87,7 +87,7 @@ def transport(endpoint: Endpoint) -> Iterator[Transport]:
     server.start()
     yield made
     server.stop()
-    assert server.wait(PATIENCE) == 0, "a request is unfinished"
+    assert server.wait(EVENT_TIMEOUT) == 0, "a request is unfinished"
     made.cleanup()
 
 
@@ -98,13 +98,13 @@ def client_of(transport: Transport, timeout: float, delivery: Any = "at_least_on
 
 def is_settled(transport: Transport) -> bool:
     """Whether the message system has nothing more of the topic."""
-    depth = transport.inspect(Address("topic", "msgbus", "foo"), PATIENCE)
+    depth = transport.inspect(Address("topic", "msgbus", "foo"), EVENT_TIMEOUT)
     return depth is not None and depth.messages == 0 and not transport.server_calls
 
 
 def test_an_answer_that_got_lost_is_sent_again(losses: Losses, endpoint: Endpoint, transport: Transport) -> None:
     """Under at_least_once a call has its value though its answer got lost twice, and its method was run once."""
-    client = client_of(transport, PATIENCE)
+    client = client_of(transport, EVENT_TIMEOUT)
     losses.answers = 2
     assert client.call({}, "work", value=5) == 5
     assert endpoint.runs == 1
@@ -115,14 +115,14 @@ def test_an_exception_that_got_lost_is_sent_again(losses: Losses, endpoint: Endp
     """So is what a method raises."""
     losses.answers = 1
     with pytest.raises(KeyError):
-        client_of(transport, PATIENCE).call({}, "break_")
+        client_of(transport, EVENT_TIMEOUT).call({}, "break_")
     assert endpoint.runs == 1
 
 
 def test_a_confirmation_that_got_lost_is_asked_for_again(losses: Losses, transport: Transport) -> None:
     """A client confirms each copy of an answer, though nobody waits for it any more."""
     losses.confirmations = 2
-    assert client_of(transport, PATIENCE).call({}, "work", value=5) == 5
+    assert client_of(transport, EVENT_TIMEOUT).call({}, "work", value=5) == 5
     assert not is_settled(transport)
     until(lambda: is_settled(transport), "the request is done with")
     assert losses.confirmed == 3
@@ -141,11 +141,11 @@ def test_a_confirmed_request_is_not_run_for_a_copy(
         return send(self, address, message, mandatory=mandatory)
 
     monkeypatch.setattr(FakeDriver, "send", note)
-    assert client_of(transport, PATIENCE).call({}, "work", value=5) == 5
+    assert client_of(transport, EVENT_TIMEOUT).call({}, "work", value=5) == 5
     until(lambda: is_settled(transport), "the request is done with")
-    copy = encode_repeat(bodies[0].body, bodies[0].content_type, PATIENCE)
+    copy = encode_repeat(bodies[0].body, bodies[0].content_type, EVENT_TIMEOUT)
     again = Message(copy, bodies[0].content_type, bodies[0].id)
-    transport.send(Address("topic", "msgbus", "foo"), again, mandatory=True).result(PATIENCE)
+    transport.send(Address("topic", "msgbus", "foo"), again, mandatory=True).result(EVENT_TIMEOUT)
     until(lambda: is_settled(transport), "the copy is done with")
     assert endpoint.runs == 1
 
@@ -173,12 +173,12 @@ def test_a_client_that_gives_up_is_not_answered_any_more(losses: Losses, transpo
 def test_two_requests_of_one_id(losses: Losses, transport: Transport, endpoint: Endpoint) -> None:
     """Of a peer that uses one call id twice, which msgbus never does, both requests are done with at their deadline."""
     hints = {"ttl": 1.5, "at": time.time(), "policy": "at_least_once", "confirms": True}
-    reply_to = transport.inbox(PATIENCE)
+    reply_to = transport.inbox(EVENT_TIMEOUT)
     for unique_id in ("a" * 32, "b" * 32):
         request = {"method": "work", "args": {}, "_unique_id": unique_id, "_msg_id": "c" * 32, "_reply_q": reply_to}
         losses.answers = 2
         body = envelope({**request, "_msgbus": hints})
-        transport.driver.send(Address("topic", "msgbus", "foo"), raw(body), mandatory=True).result(PATIENCE)
+        transport.driver.send(Address("topic", "msgbus", "foo"), raw(body), mandatory=True).result(EVENT_TIMEOUT)
     until(lambda: endpoint.runs == 2, "both requests run")
     until(lambda: is_settled(transport), "both requests are done with", 5)
 
@@ -226,6 +226,6 @@ def test_inboxes_that_keep_need_no_confirmation(
         return send(self, address, message, mandatory=mandatory)
 
     monkeypatch.setattr(FakeDriver, "send", count)
-    assert client_of(transport, PATIENCE).call({}, "work", value=5) == 5
+    assert client_of(transport, EVENT_TIMEOUT).call({}, "work", value=5) == 5
     until(lambda: is_settled(transport), "the request is done with")
     assert losses.confirmed == confirmed

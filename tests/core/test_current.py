@@ -24,7 +24,7 @@ from msgbus.encoding import encode_request
 from msgbus.message import JSON, Hints, Request
 from msgbus.server_call import ServerCall
 from tests.core.test_server import raw, redeliver
-from tests.support import PATIENCE, Awaited, new_transport
+from tests.support import EVENT_TIMEOUT, Awaited, new_transport
 
 LOG = logging.getLogger("a.service")
 
@@ -65,16 +65,16 @@ class Endpoint(Awaited):
     def thread(self, ctxt: dict[str, Any]) -> str:
         context = contextvars.copy_context()
         with ThreadPoolExecutor(1) as pool:
-            pool.submit(context.run, self.look, ctxt).result(PATIENCE)
+            pool.submit(context.run, self.look, ctxt).result(EVENT_TIMEOUT)
             with pytest.raises(NoCurrentRequest):
-                pool.submit(current_request).result(PATIENCE)
+                pool.submit(current_request).result(EVENT_TIMEOUT)
         return current_request().method
 
     def hold(self, ctxt: dict[str, Any]) -> None:
         self.look(ctxt)
-        assert self.go_on.wait(PATIENCE)
+        assert self.go_on.wait(EVENT_TIMEOUT)
         request = current_request()
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + EVENT_TIMEOUT
         while not request.cancelled and time.monotonic() < end:
             time.sleep(0.005)
         self.states.append(request.cancelled)
@@ -97,14 +97,14 @@ def endpoint(transport: Transport) -> Iterator[Endpoint]:
     server.start()
     yield endpoint
     endpoint.go_on.set()
-    assert server.wait(PATIENCE) == 0
+    assert server.wait(EVENT_TIMEOUT) == 0
 
 
 @pytest.fixture
 def client(transport: Transport) -> RPCClient:
     """A client of it."""
     target = Target(topic="foo", namespace="admin", version="1.1")
-    return msgbus.get_rpc_client(transport, target, timeout=PATIENCE)
+    return msgbus.get_rpc_client(transport, target, timeout=EVENT_TIMEOUT)
 
 
 def test_outside_a_request() -> None:
@@ -126,7 +126,7 @@ def test_a_call(endpoint: Endpoint, client: RPCClient) -> None:
     assert found.context == {"user": "ada"}
     assert (found.delivery, found.redelivered, found.attempts) == ("at_most_once", False, 1)
     ((left, cancelled),) = endpoint.states
-    assert 0 < left <= PATIENCE
+    assert 0 < left <= EVENT_TIMEOUT
     assert cancelled is False
 
 
@@ -168,12 +168,12 @@ def test_a_generator(endpoint: Endpoint, client: RPCClient) -> None:
     first, second = endpoint.found
     assert first.call_id == second.call_id
     before, after = (left for left, _cancelled in endpoint.states)
-    assert PATIENCE < after <= before <= 1000
+    assert EVENT_TIMEOUT < after <= before <= 1000
     endpoint.states.clear()
     assert list(client.multicall({}, "stream")) == [1, 2]
     assert client.call({}, "stream") == 2
     (inherited,) = client.prepare(deadline=1000).multicall({}, "inherits")
-    assert PATIENCE < inherited <= 1000  # What the generator calls may take so long.
+    assert EVENT_TIMEOUT < inherited <= 1000  # What the generator calls may take so long.
 
 
 def test_a_thread_with_a_copy_of_the_context(endpoint: Endpoint, client: RPCClient) -> None:
@@ -209,7 +209,7 @@ def test_each_try_of_a_cast_is_counted(transport: Transport, client: RPCClient) 
     assert [found.attempts for found in endpoint.found] == [1, 2, 3, 4]
     assert len({found.request_id for found in [*endpoint.found, *in_hook]}) == 1
     assert in_hook[0].method == "fail"
-    assert server.wait(PATIENCE) == 0
+    assert server.wait(EVENT_TIMEOUT) == 0
 
 
 def test_a_redelivered_request_is_known_as_such(transport: Transport, client: RPCClient) -> None:
@@ -220,7 +220,7 @@ def test_a_redelivered_request_is_known_as_such(transport: Transport, client: RP
     server.start()
     endpoint.wait()
     assert [(found.redelivered, found.attempts) for found in endpoint.found] == [(True, 2)]
-    assert server.wait(PATIENCE) == 0
+    assert server.wait(EVENT_TIMEOUT) == 0
 
 
 def test_a_nested_request_is_known_by_itself(transport: Transport, endpoint: Endpoint) -> None:
@@ -235,10 +235,10 @@ def test_a_nested_request_is_known_by_itself(transport: Transport, endpoint: End
 
     server = msgbus.get_rpc_server(transport, Target(topic="outer", server="h1"), [Outer()])
     server.start()
-    asking = msgbus.get_rpc_client(transport, Target(topic="outer"), timeout=PATIENCE)
+    asking = msgbus.get_rpc_client(transport, Target(topic="outer"), timeout=EVENT_TIMEOUT)
     assert asking.call({}, "ask") == ["ask", "ask"]
     assert endpoint.found[0].method == "look"
-    assert server.wait(PATIENCE) == 0
+    assert server.wait(EVENT_TIMEOUT) == 0
 
 
 # The log
@@ -317,7 +317,7 @@ def test_a_request_leaves_no_garbage(endpoint: Endpoint, client: RPCClient) -> N
             client.cast({}, "look")
         endpoint.wait(20 * 3)
         endpoint.found.clear()
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + EVENT_TIMEOUT
         while alive() > before + 2 and time.monotonic() < end:
             time.sleep(0.01)
         assert alive() <= before + 2  # The worker's thread may hold the last one.

@@ -42,7 +42,7 @@ def test_another_thread_inherits_nothing() -> None:
 
 
 def test_wait_for() -> None:
-    """A driver's future is waited for until the deadline, which is told from a timeout that the future failed with."""
+    """`wait_for` waits until the deadline; a timeout that the future failed with is raised as it is."""
     transport = new_transport()
     loop, driver = transport.loop, transport.driver
     future: Future[None] = Future()

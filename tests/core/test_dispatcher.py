@@ -79,7 +79,7 @@ class Endpoint:
 
 
 def versioned(version: str | None = None, namespace: str | None = None, **more: Any) -> Any:
-    """An endpoint of that version whose method `where` tells which one it is."""
+    """An endpoint of that version whose method `where` says which one it is."""
 
     class Versioned:
         target = Target(version=version, namespace=namespace, **more)
@@ -280,7 +280,7 @@ def test_a_generator_is_returned_before_it_has_run() -> None:
 
 
 class Doubling(NoOpSerializer):
-    """Doubles what goes out, negates what comes in, and marks contexts."""
+    """Doubles results, negates arguments, and marks contexts."""
 
     def serialize_entity(self, ctxt: Any, entity: Any) -> Any:
         assert ctxt == "context of u"

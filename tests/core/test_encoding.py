@@ -328,7 +328,7 @@ def test_unusable_times_count_as_absent(value: float) -> None:
 )
 @codecs
 def test_refuses_malformed_inbox_frames(payload: dict[str, Any], content_type: str) -> None:
-    """What comes to an inbox and is neither a reply nor a control frame is refused."""
+    """A message to an inbox that is neither a reply nor a control frame is refused."""
     with pytest.raises(SerializationError):
         decode_inbox_frame(encode(payload, content_type), content_type)
 

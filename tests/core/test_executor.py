@@ -10,7 +10,7 @@ import pytest
 
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.executor import EAGER, Executor
-from tests.support import PATIENCE
+from tests.support import EVENT_TIMEOUT
 
 
 @pytest.fixture
@@ -51,11 +51,11 @@ class Held:
 
     def __call__(self, _item: object) -> None:
         self.begun.release()
-        assert self.let_go.wait(PATIENCE)
+        assert self.let_go.wait(EVENT_TIMEOUT)
 
     def wait_for(self, count: int) -> None:
         for _ in range(count):
-            assert self.begun.acquire(timeout=PATIENCE)
+            assert self.begun.acquire(timeout=EVENT_TIMEOUT)
 
     def more_begin(self) -> bool:
         return self.begun.acquire(timeout=0)
@@ -74,7 +74,7 @@ def test_runs_every_item_once(loop: Loop) -> None:
     executor = Executor[int](4, ran.append, "run", loop)
     for item in range(1000):
         executor.submit(item)
-    assert executor.close(PATIENCE) == 0
+    assert executor.close(EVENT_TIMEOUT) == 0
     assert sorted(ran) == list(range(1000))
 
 
@@ -85,12 +85,12 @@ def test_one_item_after_another_needs_one_thread(request: pytest.FixtureRequest)
     executor = Executor[int](8, lambda _item: ran.release(), name, Later())
     for item in range(50):
         executor.submit(item)
-        assert ran.acquire(timeout=PATIENCE)
+        assert ran.acquire(timeout=EVENT_TIMEOUT)
         # It is idle as soon as it has looked for more: nothing else happens to it.
         while not executor._idle:
             pass
     assert len(threads(name)) == 1
-    executor.close(PATIENCE)
+    executor.close(EVENT_TIMEOUT)
 
 
 def test_an_item_that_comes_while_a_thread_turns_idle_starts_no_other(request: pytest.FixtureRequest) -> None:
@@ -111,7 +111,7 @@ def test_an_item_that_comes_while_a_thread_turns_idle_starts_no_other(request: p
     while len(ran) < 2:
         pass
     assert len(executor._workers) == 1
-    executor.close(PATIENCE)
+    executor.close(EVENT_TIMEOUT)
     assert ran == ["first", "second"]
 
 
@@ -123,7 +123,7 @@ def test_a_few_threads_are_started_at_once() -> None:
         executor.submit(item)
     held.wait_for(EAGER)
     held.let_go.set()
-    assert executor.close(PATIENCE) == 0
+    assert executor.close(EVENT_TIMEOUT) == 0
 
 
 def test_items_that_wait_for_stuck_ones_get_threads_of_their_own() -> None:
@@ -142,7 +142,7 @@ def test_items_that_wait_for_stuck_ones_get_threads_of_their_own() -> None:
     assert not held.more_begin()
     assert len(executor._workers) == EAGER + 3
     held.let_go.set()
-    assert executor.close(PATIENCE) == 0
+    assert executor.close(EVENT_TIMEOUT) == 0
     held.wait_for(2)
 
 
@@ -157,7 +157,7 @@ def test_never_more_threads_than_its_size(size: int, request: pytest.FixtureRequ
     held.wait_for(size)
     assert len(threads(name)) == size
     held.let_go.set()
-    assert executor.close(PATIENCE) == 0
+    assert executor.close(EVENT_TIMEOUT) == 0
     held.wait_for(100 - size)
 
 
@@ -172,7 +172,7 @@ def test_backlog_is_what_no_thread_has_begun() -> None:
     assert executor.take_backlog() == [1, 2, 3, 4]
     assert executor.take_backlog() == []
     held.let_go.set()
-    assert executor.close(PATIENCE) == 0
+    assert executor.close(EVENT_TIMEOUT) == 0
     assert not held.more_begin()
 
 
@@ -185,7 +185,7 @@ def test_close_says_how_many_still_run() -> None:
     held.wait_for(2)
     assert executor.close(0) == 2
     held.let_go.set()
-    assert executor.close(PATIENCE) == 0
+    assert executor.close(EVENT_TIMEOUT) == 0
     assert executor.close(None) == 0
 
 
@@ -195,11 +195,11 @@ def test_close_from_one_of_its_own_items() -> None:
     executor: Executor[int]
 
     def close(_item: int) -> None:
-        left.append(executor.close(PATIENCE))
+        left.append(executor.close(EVENT_TIMEOUT))
 
     executor = Executor[int](1, close, "itself", Later())
     executor.submit(0)
-    assert executor.close(PATIENCE) == 0
+    assert executor.close(EVENT_TIMEOUT) == 0
     assert left == [0]
 
 
@@ -211,7 +211,7 @@ def test_close_while_a_thread_is_being_started(monkeypatch: pytest.MonkeyPatch) 
 
     def close() -> None:
         try:
-            executor.close(PATIENCE)
+            executor.close(EVENT_TIMEOUT)
         except BaseException as exc:
             errors.append(exc)
         finally:
@@ -230,7 +230,7 @@ def test_close_while_a_thread_is_being_started(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(threading.Thread, "start", closed_in_between)
     executor.submit(0)
-    closer.join(PATIENCE)
+    closer.join(EVENT_TIMEOUT)
     assert closed.is_set()
     assert not errors
 
@@ -248,7 +248,7 @@ def test_an_item_that_fails_costs_no_thread(error: BaseException, caplog: pytest
     executor = Executor[BaseException | None](1, run, "fails", Later())
     for item in (error, None, error, None):
         executor.submit(item)
-    assert executor.close(PATIENCE) == 0
+    assert executor.close(EVENT_TIMEOUT) == 0
     assert ran == [error, None, error, None]
     assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.ERROR]
 
@@ -268,10 +268,10 @@ def test_frees_an_item_when_it_is_done() -> None:
     weakref.finalize(item, gone.set)
     executor.submit(item)
     del item
-    assert done.wait(PATIENCE)
+    assert done.wait(EVENT_TIMEOUT)
     gc.collect()
-    assert gone.wait(PATIENCE)
-    executor.close(PATIENCE)
+    assert gone.wait(EVENT_TIMEOUT)
+    executor.close(EVENT_TIMEOUT)
 
 
 @pytest.mark.parametrize("size", [1, 3, 16])
@@ -280,7 +280,7 @@ def test_nothing_is_left_lying_under_stress(size: int, loop: Loop) -> None:
     submitters, bursts, burst = 4, 40, 15
     ran = threading.Semaphore(0)
     executor = Executor[int](size, lambda _item: ran.release(), "stress", loop)
-    together = threading.Barrier(submitters, timeout=PATIENCE)
+    together = threading.Barrier(submitters, timeout=EVENT_TIMEOUT)
 
     def submit() -> None:
         for _ in range(bursts):
@@ -290,7 +290,7 @@ def test_nothing_is_left_lying_under_stress(size: int, loop: Loop) -> None:
             # Before the next burst all of it has run, without anything further being submitted: a lost item shows.
             together.wait()
             for _ in range(burst):
-                assert ran.acquire(timeout=PATIENCE)
+                assert ran.acquire(timeout=EVENT_TIMEOUT)
             together.wait()
 
     failed: list[BaseException] = []
@@ -306,9 +306,9 @@ def test_nothing_is_left_lying_under_stress(size: int, loop: Loop) -> None:
     for thread in all_threads:
         thread.start()
     for thread in all_threads:
-        thread.join(PATIENCE * 2)
+        thread.join(EVENT_TIMEOUT * 2)
     assert not failed
-    assert executor.close(PATIENCE) == 0
+    assert executor.close(EVENT_TIMEOUT) == 0
     assert not ran.acquire(timeout=0)
 
 
@@ -319,7 +319,7 @@ def test_close_under_stress_runs_all_that_was_submitted(loop: Loop) -> None:
         executor = Executor[int](3, ran.append, "end", loop)
         for item in range(10):
             executor.submit(item)
-        assert executor.close(PATIENCE) == 0
+        assert executor.close(EVENT_TIMEOUT) == 0
         assert sorted(ran) == list(range(10))
 
 
@@ -341,9 +341,9 @@ def test_no_thread_for_a_moment_costs_no_item(loop: Loop, monkeypatch: pytest.Mo
     for item in range(5):
         executor.submit(item)
     for _ in range(5):
-        assert ran.acquire(timeout=PATIENCE)
+        assert ran.acquire(timeout=EVENT_TIMEOUT)
     assert len(refused) == 2
-    assert executor.close(PATIENCE) == 0
+    assert executor.close(EVENT_TIMEOUT) == 0
 
 
 @pytest.mark.parametrize("error", [SystemExit(), KeyboardInterrupt(), GeneratorExit()])
@@ -362,7 +362,7 @@ def test_no_item_costs_a_thread(loop: Loop, error: BaseException) -> None:
     executor: Executor[int] = Executor(1, fail, "hardy", loop)
     for item in range(3):
         executor.submit(item)
-    assert executor.close(PATIENCE) == 0
+    assert executor.close(EVENT_TIMEOUT) == 0
     loop.call_later(0, lambda: fail(None))
     loop.call_later(0, done.set)
-    assert done.wait(PATIENCE)
+    assert done.wait(EVENT_TIMEOUT)

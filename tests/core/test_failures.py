@@ -75,7 +75,7 @@ def module(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> str:
     ids=repr,
 )
 def test_built_in_exceptions_come_back_as_themselves(error: Exception) -> None:
-    """A built-in exception is made again with its arguments, without any permission."""
+    """A built-in exception is rebuilt with its arguments, without any permission."""
     rebuilt = there_and_back(error)
     assert type(rebuilt) is type(error)
     assert rebuilt.args == error.args
@@ -83,7 +83,7 @@ def test_built_in_exceptions_come_back_as_themselves(error: Exception) -> None:
 
 
 def test_remote_traceback_is_a_note() -> None:
-    """An exception that is made again carries the remote traceback, which a printed traceback shows."""
+    """A rebuilt exception carries the remote traceback, which a printed traceback shows."""
     notes = there_and_back(ValueError("x")).__notes__
     assert len(notes) == 1
     assert notes[0].startswith("Remote traceback:\nTraceback")
@@ -116,7 +116,7 @@ def test_our_own_errors_come_back_as_themselves(error: Exception) -> None:
 
 
 def test_a_module_that_is_not_listed_is_never_imported(module: str) -> None:
-    """What comes from a module that is not on the list is a RemoteError, and the module stays unimported."""
+    """An exception of a module that is not on the list is a RemoteError, and the module is not imported."""
     error = rebuild_failure(oslo(**{"class": "Base", "module": module}), ["other"])
     assert type(error) is RemoteError
     assert (error.exc_type, error.value, error.traceback) == ("Base", "x", ["a\n"])
@@ -134,7 +134,7 @@ def test_only_the_exact_name_is_a_permission(module: str, allowed: str) -> None:
 @pytest.mark.parametrize("suffixes", [("", ""), ("_Remote", "_Remote"), ("_Remote", "")])
 @pytest.mark.parametrize("name", ["Base", "Sub"])
 def test_a_listed_module_is_imported(module: str, name: str, suffixes: tuple[str, str]) -> None:
-    """An exception of a listed module is made again; the suffix that older peers add on every hop is left out."""
+    """An exception of a listed module is rebuilt; the suffix that older peers add on every hop is left out."""
     text = oslo(**{"class": name + suffixes[0], "module": module + suffixes[1]})
     error = rebuild_failure(text, [module])
     assert type(error) is getattr(sys.modules[module], name)
@@ -152,7 +152,7 @@ def test_keyword_arguments_survive(module: str) -> None:
 @pytest.mark.parametrize(
     "name", ["Picky", "Bad", "Exit", "function", "os", "JSONDecodeError", "Missing", "", "Base.__init__"]
 )
-def test_what_cannot_or_may_not_be_made_is_a_remote_error(module: str, name: str) -> None:
+def test_an_exception_that_may_not_be_rebuilt_is_a_remote_error(module: str, name: str) -> None:
     """A constructor that fails, no exception class, one imported from elsewhere, or none at all: a RemoteError."""
     error = rebuild_failure(oslo(**{"class": name, "module": module}), [module])
     assert type(error) is RemoteError
@@ -165,7 +165,7 @@ def test_a_listed_module_that_cannot_be_imported() -> None:
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), BaseException("x")], ids=repr)
-def test_what_ends_a_process_is_never_made_again(error: BaseException) -> None:
+def test_what_ends_a_process_is_never_rebuilt(error: BaseException) -> None:
     """SystemExit and its like on a server do not end the client: they come as a RemoteError."""
     rebuilt = there_and_back(error)
     assert type(rebuilt) is RemoteError
@@ -173,7 +173,7 @@ def test_what_ends_a_process_is_never_made_again(error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("error", [StopIteration(5), StopAsyncIteration()], ids=repr)
-def test_what_ends_an_iteration_is_never_made_again(error: Exception) -> None:
+def test_what_ends_an_iteration_is_never_rebuilt(error: Exception) -> None:
     """StopIteration on a server does not look like the end of a stream on the client."""
     rebuilt = there_and_back(error)
     assert type(rebuilt) is RemoteError
@@ -307,7 +307,7 @@ def test_failure_has_oslo_messagings_keys() -> None:
 
 
 def test_an_exception_of_more_than_one_hop_loses_the_suffix() -> None:
-    """An exception that an older peer's code made again is sent on under its first name."""
+    """An exception that an older peer has rebuilt is sent on under its original name."""
     cls = type("Thing_Remote", (Exception,), {"__module__": "service.errors_Remote"})
     failure = json.loads(serialize_failure(cls("x")))
     assert (failure["class"], failure["module"]) == ("Thing", "service.errors")
@@ -397,7 +397,7 @@ def test_an_attribute_that_would_hide_a_method() -> None:
 
 
 @pytest.mark.parametrize("error", [KeywordOnly(code=5), Changes("a"), Stops(5)], ids=repr)
-def test_what_cannot_be_made_again_from_its_arguments(error: Exception) -> None:
+def test_an_exception_that_cannot_be_rebuilt_from_its_arguments(error: Exception) -> None:
     """Arguments by name only and what ends an iteration: the caller gets a RemoteError with the text."""
     if type(error) is Changes:
         error.args = ("a", "b")
@@ -449,7 +449,7 @@ def test_built_in_exceptions_with_attributes_of_their_own() -> None:
 
 
 def test_groups_arrive_as_groups() -> None:
-    """A group arrives with its members, nested ones too; a member that may not be made again is a RemoteError in it."""
+    """A group arrives with its members, nested ones too; a member that may not be rebuilt is a RemoteError in it."""
     inner: Any = BaseExceptionGroup("inner", [KeyError("k"), Optional("x", 5), SystemExit(3)])
     group = BaseExceptionGroup("outer", [raised(ValueError(b"\xff")), inner])
     allowed: Any = there_and_back(group, HERE)
@@ -578,7 +578,7 @@ def test_a_set_whose_text_has_another_order_here(text: str) -> None:
     assert rebuilt.args == ({"a", "b"},)
 
 
-def test_what_exceptions_of_the_standard_library_hold_stays() -> None:
+def test_attributes_of_standard_exceptions_are_not_sent() -> None:
     """The document that could not be parsed is in the exception, and is not sent to the caller."""
     document = "[" + "secret" * 2
     with pytest.raises(json.JSONDecodeError) as caught:

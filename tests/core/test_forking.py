@@ -26,7 +26,7 @@ class Item:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_each_living_object_is_told_of_a_fork_once_in_order() -> None:
+def test_each_living_object_is_called_once_after_a_fork_in_order() -> None:
     """In a child the methods of the objects that live are called in order, also after one that raises."""
     calls: list[str] = []
     items = [Item(name, calls) for name in ("first", "broken", "dropped", "last")]

@@ -89,7 +89,7 @@ def test_target_whose_only_argument_is_the_exchange() -> None:
 
 
 def test_what_is_not_a_target_is_refused() -> None:
-    """A topic alone is none."""
+    """A topic alone is not a target."""
     transport = new_transport()
     with pytest.raises(TypeError, match=re.escape("Target(topic='t')")):
         get_rpc_client(transport, "t")  # type: ignore[arg-type]
@@ -98,7 +98,7 @@ def test_what_is_not_a_target_is_refused() -> None:
 
 
 def test_what_is_not_a_transport_is_refused() -> None:
-    """A URL is none, and is not shown."""
+    """A URL is not a transport, and is not shown."""
     wrong: Any = "rabbit://app:s3cr3t@h/"
     for make in (
         lambda: get_rpc_client(wrong, Target(topic="t")),
@@ -142,7 +142,7 @@ def test_what_is_not_an_endpoint_is_refused(endpoint: Any) -> None:
         ("contrl", "x", UnsupportedVersion, "did you mean the namespace 'control'?"),
         ("zzz", "wipe", UnsupportedVersion, "did you mean the namespace 'admin'?"),
         ("zzz", "x", UnsupportedVersion, "no endpoint has the namespace 'zzz'. attempted method: x"),
-        (None, "wipe", NoSuchMethod, "the namespace 'admin' may be meant"),
+        (None, "wipe", NoSuchMethod, "did you mean the namespace 'admin'?"),
         (None, "gret", NoSuchMethod, "did you mean 'greet'?"),
         ("admin", "wpe", NoSuchMethod, "did you mean 'wipe'?"),
         (None, "zzz", NoSuchMethod, "does not support rpc method zzz"),
@@ -159,11 +159,11 @@ def test_namespace_or_method_that_is_nearly_right(
 
 
 def test_server_all_of_whose_endpoints_have_a_namespace() -> None:
-    """A client that names none is told so, and not that the version is wrong."""
+    """For a request without a namespace the error says so, and not that the version is wrong."""
     transport = new_transport()
     server = get_rpc_server(transport, Target(topic="t", server="s"), [Admin()])
     server.start()
-    with pytest.raises(UnsupportedVersion, match=r"is without a namespace.*did you mean the namespace 'admin'"):
+    with pytest.raises(UnsupportedVersion, match=r"has a namespace.*did you mean the namespace 'admin'"):
         get_rpc_client(transport, Target(topic="t"), timeout=20).call({}, "wipe")
     server.stop()
     server.wait(5)

@@ -33,7 +33,7 @@ from msgbus.foreign import printable
 from msgbus.message import JSON, MSGPACK, Reply
 from msgbus.payload import encode
 from msgbus.transport import Transport
-from tests.support import PATIENCE, new_transport
+from tests.support import EVENT_TIMEOUT, new_transport
 
 TOPIC = Address("topic", "msgbus", "foo")
 PREFETCH = 3
@@ -134,7 +134,7 @@ class Bench:
             self.transport, target, [self.endpoint], on_dead_letter=self._on_dead_letter
         )
         self.server.start()
-        self.client = get_rpc_client(self.transport, Target(topic="foo"), timeout=PATIENCE)
+        self.client = get_rpc_client(self.transport, Target(topic="foo"), timeout=EVENT_TIMEOUT)
         self.given_up = threading.Semaphore(0)
 
     def _on_dead_letter(self, letter: DeadLetter) -> None:
@@ -147,7 +147,7 @@ class Bench:
         """The server still serves, and has nothing left."""
         assert self.client.call({}, "fine") == "fine"
         self.server.stop()
-        assert self.server.wait(PATIENCE) == 0
+        assert self.server.wait(EVENT_TIMEOUT) == 0
 
 
 @pytest.fixture
@@ -190,12 +190,12 @@ def test_a_cast_is_given_up_whatever_its_exception_does(bench: Bench, how: str) 
     for _ in range(PREFETCH + 1):
         client.cast({}, "fail", how=how)
     for _ in range(PREFETCH + 1):
-        assert bench.given_up.acquire(timeout=PATIENCE)
+        assert bench.given_up.acquire(timeout=EVENT_TIMEOUT)
     bench.check()
     for letter in bench.letters:
         assert letter.reason.isprintable()
         assert len(letter.reason) <= 1000
-    assert bench.transport.inspect(Address("dead", "msgbus", "foo"), PATIENCE) == QueueInfo(0, PREFETCH + 1)
+    assert bench.transport.inspect(Address("dead", "msgbus", "foo"), EVENT_TIMEOUT) == QueueInfo(0, PREFETCH + 1)
 
 
 @pytest.mark.parametrize("error", [ValueError("hook"), SystemExit("hook"), KeyboardInterrupt(), GeneratorExit()])
@@ -206,9 +206,9 @@ def test_the_hook_for_dead_letters_may_raise_anything(bench: Bench, error: BaseE
     for _ in range(PREFETCH + 1):
         client.cast({}, "fail", how="SystemExit")
     for _ in range(PREFETCH + 1):
-        assert bench.given_up.acquire(timeout=PATIENCE)
+        assert bench.given_up.acquire(timeout=EVENT_TIMEOUT)
     bench.check()
-    assert bench.transport.inspect(Address("dead", "msgbus", "foo"), PATIENCE) == QueueInfo(0, PREFETCH + 1)
+    assert bench.transport.inspect(Address("dead", "msgbus", "foo"), EVENT_TIMEOUT) == QueueInfo(0, PREFETCH + 1)
 
 
 @pytest.mark.parametrize("error", [ValueError("handler"), SystemExit("handler")])
@@ -228,7 +228,7 @@ def test_a_log_handler_may_raise_anything(bench: Bench, error: BaseException, ca
         for _ in range(PREFETCH + 1):
             client.cast({}, "fail", how="SystemExit")
         for _ in range(PREFETCH + 1):
-            assert bench.given_up.acquire(timeout=PATIENCE)
+            assert bench.given_up.acquire(timeout=EVENT_TIMEOUT)
         bench.check()
     finally:
         logger.removeHandler(handler)
@@ -259,7 +259,7 @@ def test_no_request_forges_a_line_of_the_log(
     body = encode(replace_surrogates(text), JSON)
     content_type = ESCAPES if field == "content type" else JSON
     message = Message(body, content_type, ESCAPES if field == "message id" else "id", None)
-    bench.transport.driver.send(TOPIC, message, mandatory=True).result(PATIENCE)
+    bench.transport.driver.send(TOPIC, message, mandatory=True).result(EVENT_TIMEOUT)
     bench.check()
     assert_clean(caplog)
     assert "FORGED" in caplog.text or field in ("policy", "argument", "no request")
@@ -277,7 +277,7 @@ def test_no_reply_forges_a_line_of_the_log(bench: Bench, caplog: pytest.LogCaptu
         {"_msg_id": text, "_msgbus": {"kind": text}},
     ):
         message = Message(encode(payload, JSON), JSON, text, None)
-        bench.transport.driver.send(inbox, message, mandatory=True).result(PATIENCE)
+        bench.transport.driver.send(inbox, message, mandatory=True).result(EVENT_TIMEOUT)
     bench.check()
     assert "FORGED" in caplog.text
     assert_clean(caplog)
@@ -343,9 +343,9 @@ def test_a_request_with_a_long_name_is_refused(
     payload = {"_msg_id": "id", "_reply_q": inbox, **(LONG.get(name) or UNANSWERABLE[name])}
     for _ in range(PREFETCH + 1):
         message = Message(encode(payload, content_type), content_type, "id", None)
-        bench.transport.driver.send(TOPIC, message, mandatory=True).result(PATIENCE)
+        bench.transport.driver.send(TOPIC, message, mandatory=True).result(EVENT_TIMEOUT)
         if name in LONG:
-            reply = got.get(timeout=PATIENCE)
+            reply = got.get(timeout=EVENT_TIMEOUT)
             assert reply.ending
             assert "may have" in str(reply.failure)
             assert len(str(reply.failure)) < 10_000
@@ -365,7 +365,7 @@ def test_a_reply_with_a_long_name_is_dropped(bench: Bench, name: str, caplog: py
     payload = {"_msg_id": "x" * 2**20 if name == "_msg_id" else "id", "result": 1, "_msgbus": extension}
     inbox = Address("inbox", name=bench.transport.inbox(0.0))
     message = Message(encode(payload, JSON), JSON, "id", None)
-    bench.transport.driver.send(inbox, message, mandatory=True).result(PATIENCE)
+    bench.transport.driver.send(inbox, message, mandatory=True).result(EVENT_TIMEOUT)
     bench.check()
     (line,) = [
         record.getMessage() for record in caplog.records if "unreadable message to the inbox" in record.getMessage()
@@ -431,7 +431,7 @@ def speaker(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.start()
     yield str(transport.url)
     server.stop()
-    server.wait(PATIENCE)
+    server.wait(EVENT_TIMEOUT)
     transport.cleanup()
 
 

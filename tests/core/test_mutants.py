@@ -58,7 +58,7 @@ def test_each_mutant_says_what_it_breaks() -> None:
     ],
 )
 def test_a_mutant_that_shows_nothing_is_an_error(old: str, new: str, says: str, project: pathlib.Path) -> None:
-    """One whose text is gone, that changes nothing, or that is no code: none of them counts as noticed."""
+    """A mutant whose text is not found, that changes nothing, or that is not code does not count as noticed."""
     mutant = Mutant(
         "it", "A promise.", "replies.py", old, new, "core/test_replies.py::test_a_call_ends_at_its_deadline"
     )

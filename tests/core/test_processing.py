@@ -16,7 +16,7 @@ from msgbus.encoding import decode_inbox_frame, encode_request
 from msgbus.message import JSON, MSGPACK, Hints, Reply, Request
 from msgbus.processing import Processor
 from msgbus.server_call import ServerCall, time_left
-from tests.support import PATIENCE, new_transport
+from tests.support import EVENT_TIMEOUT, new_transport
 
 TOPIC = Address("topic", "msgbus", "foo")
 
@@ -226,7 +226,7 @@ def test_time_left(hints: Hints | None, ttl: float | None, left: float | None) -
 
 
 def test_a_cast_that_could_not_be_accepted_is_dead_lettered_when_redelivered(bench: Bench) -> None:
-    """A cast that was not run since its connection was gone goes to the dead letters when it comes again here."""
+    """A cast that was not run because its connection was lost is dead-lettered when it is redelivered here."""
     request = bench.request("at_most_once", call=False)
     bench.processor.process(Handed(request, alive=False))
     again = Handed(request, redelivered=True)
@@ -303,7 +303,7 @@ def test_an_answer_for_a_client_that_has_died(bench: Bench) -> None:
     request.reply_to = "nobody is there"
     delivery = Handed(request)
     bench.processor.process(delivery)
-    until(lambda: delivery.outcome, "the delivery is settled", PATIENCE)
+    until(lambda: delivery.outcome, "the delivery is settled", EVENT_TIMEOUT)
     assert delivery.outcome == "accepted"
     bench.processor.process(Handed(request, redelivered=True))
     assert len(bench.ran) == 1
@@ -379,7 +379,7 @@ def test_the_items_of_a_stream_wait_as_long_as_its_client(
     request.method, request.hints = "items", Hints(ttl=60.0, policy="at_most_once", window=10, end=end)
     bench.processor.process(Handed(request))
     assert bench.kinds() == ["started", "items", "reply"]
-    assert [message.ttl for message in sent] == pytest.approx([60.0] * 3, abs=PATIENCE / 2)
+    assert [message.ttl for message in sent] == pytest.approx([60.0] * 3, abs=EVENT_TIMEOUT / 2)
 
 
 @pytest.mark.parametrize("content_type", [JSON, MSGPACK])

@@ -44,7 +44,7 @@ def test_every_public_name_is_documented(name: str) -> None:
 
 
 def test_is_typed() -> None:
-    """Type checkers of users are told that msgbus has types."""
+    """Users' type checkers see that msgbus has types."""
     assert (pathlib.Path(msgbus.__file__).parent / "py.typed").exists()
 
 

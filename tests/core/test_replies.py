@@ -116,7 +116,7 @@ def repeats(pending: Pending, now: float, up_since: float | None) -> bool:
 
 
 def test_an_answer_ends_a_call() -> None:
-    """The ending reply is the answer; the first one counts; what comes after it changes nothing."""
+    """The ending reply is the answer; the first one counts; later ones change nothing."""
     pending, woken = call()
     pending.on_reply(Reply("c", result=5, ending=True), NOW)
     assert woken.take()

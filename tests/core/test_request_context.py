@@ -28,7 +28,7 @@ from msgbus import (
     rpc,
 )
 from msgbus.deadline import current
-from tests.support import PATIENCE, Awaited, new_conf, new_transport, new_url
+from tests.support import EVENT_TIMEOUT, Awaited, new_conf, new_transport, new_url
 
 WHO: contextvars.ContextVar[str] = contextvars.ContextVar("who", default="nobody")
 
@@ -88,7 +88,7 @@ class Endpoint(Awaited):
         found: Future[str] = Future()
         context = contextvars.copy_context()
         threading.Thread(target=context.run, args=(lambda: found.set_result(WHO.get()),)).start()
-        return found.result(PATIENCE)
+        return found.result(EVENT_TIMEOUT)
 
     def in_a_loop(self, ctxt: object) -> str:
         WHO.set("alice")
@@ -126,13 +126,13 @@ def serve(transport: Transport, endpoint: Endpoint) -> Iterator[Callable[..., RP
 
     yield start
     for server in servers:
-        assert server.wait(PATIENCE) == 0
+        assert server.wait(EVENT_TIMEOUT) == 0
 
 
 @pytest.fixture
 def client(transport: Transport) -> RPCClient:
     """A client of the server."""
-    return get_rpc_client(transport, Target(topic="foo"), timeout=PATIENCE)
+    return get_rpc_client(transport, Target(topic="foo"), timeout=EVENT_TIMEOUT)
 
 
 def _by_call(client: RPCClient, endpoint: Endpoint) -> None:
@@ -224,7 +224,7 @@ def test_streams_of_one_server_do_not_mix(transport: Transport, endpoint: Endpoi
     assert [(next(first), next(second)) for _ in range(3)] == [("nobody", "nobody"), *[("alice", "bob")] * 2]
     first.close()
     second.close()
-    assert server.wait(PATIENCE) == 0
+    assert server.wait(EVENT_TIMEOUT) == 0
 
 
 def test_a_repeated_cast_starts_afresh(serve: Callable[..., RPCServer], client: RPCClient, endpoint: Endpoint) -> None:
@@ -249,10 +249,10 @@ def test_a_server_has_the_context_of_its_start(transport: Transport, endpoint: E
     client.call({}, "login")
     assert list(client.multicall({}, "steps", name="bob")) == ["the operator", "bob", "bob"]
     server.stop()
-    assert server.wait(PATIENCE) == 0
+    assert server.wait(EVENT_TIMEOUT) == 0
     contextvars.copy_context().run(start, "who started it again")
     assert client.call({}, "whoami") == "who started it again"
-    assert server.wait(PATIENCE) == 0
+    assert server.wait(EVENT_TIMEOUT) == 0
 
 
 def test_a_server_started_by_a_request_inherits_no_deadline(transport: Transport, client: RPCClient) -> None:
@@ -274,9 +274,9 @@ def test_a_server_started_by_a_request_inherits_no_deadline(transport: Transport
     outer.start()
     client.call({}, "start_one")
     get_rpc_client(transport, Target(topic="inner")).cast({}, "look")
-    assert done.wait(PATIENCE)
+    assert done.wait(EVENT_TIMEOUT)
     assert deadlines == [None]
-    assert inner.wait(PATIENCE) == outer.wait(PATIENCE) == 0
+    assert inner.wait(EVENT_TIMEOUT) == outer.wait(EVENT_TIMEOUT) == 0
 
 
 @pytest.mark.parametrize("used_before", [False, True])
@@ -294,7 +294,7 @@ def test_decimal_contexts_are_each_requests_own(
     contextvars.Context().run(start)
     usual = 31 if used_before else decimal.DefaultContext.prec
     assert [client.call({}, "precision", to=to) for to in (None, 4, None)] == [usual, 4, usual]
-    assert server.wait(PATIENCE) == 0
+    assert server.wait(EVENT_TIMEOUT) == 0
 
 
 class _Naming(NoOpSerializer):
@@ -338,7 +338,7 @@ def test_access_policies_run_in_the_requests_context(transport: Transport, clien
     assert client.call({}, "first") == "allowed"
     assert client.call({}, "first") == "nobody"  # Whether it is allowed is known already.
     assert client.call({}, "second") == "allowed"
-    assert server.wait(PATIENCE) == 0
+    assert server.wait(EVENT_TIMEOUT) == 0
 
 
 def test_the_hook_for_dead_letters_runs_in_the_context_of_the_last_try(
@@ -419,9 +419,9 @@ def test_consumers_of_the_classic_api(manager: Manager) -> None:
     for topic in ("foo", "foo.h1"):
         for name in ("alice", None):
             message = {"method": "whoami", "args": {"name": name}}
-            assert rpc.call({}, topic, message, timeout=PATIENCE) == "nobody"
-        assert list(rpc.multicall({}, topic, {"method": "steps"}, timeout=PATIENCE)) == ["alice", "nobody"]
-    found = rpc.call({"user": "ada"}, "foo.h1", {"method": "ask"}, timeout=PATIENCE)
+            assert rpc.call({}, topic, message, timeout=EVENT_TIMEOUT) == "nobody"
+        assert list(rpc.multicall({}, topic, {"method": "steps"}, timeout=EVENT_TIMEOUT)) == ["alice", "nobody"]
+    found = rpc.call({"user": "ada"}, "foo.h1", {"method": "ask"}, timeout=EVENT_TIMEOUT)
     assert found == ["ask", "foo", "h1", {"user": "ada"}]
 
 
@@ -429,5 +429,5 @@ def test_callbacks_of_notifications(manager: Manager) -> None:
     """A notification's callback has a context of its own, and knows the topic and the sender's context."""
     for _ in range(2):
         rpc.notify({"user": "ada"}, "notifications.info", {"event_type": "started"})
-        assert manager.came.acquire(timeout=PATIENCE)
+        assert manager.came.acquire(timeout=EVENT_TIMEOUT)
     assert manager.seen == [("nobody", "", "notifications.info", {"user": "ada"}, None)] * 2

@@ -64,7 +64,7 @@ def test_no_op_passes_everything_on() -> None:
     ],
 )
 def test_json_payload_makes_plain_data(entity: Any, plain: Any) -> None:
-    """`JsonPayloadSerializer` turns what JSON has not into what it has, and gives back what came as it is."""
+    """`JsonPayloadSerializer` converts types that JSON lacks, and returns received values as they are."""
     serializer = JsonPayloadSerializer()
     result = serializer.serialize_entity({}, entity)
     assert msgspec.json.decode(msgspec.json.encode(result)) == plain

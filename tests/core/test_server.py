@@ -35,7 +35,7 @@ from msgbus.drivers.fake import Bus, FakeDriver, get_bus
 from msgbus.drivers.fake.bus import FakeDelivery
 from msgbus.encoding import decode_dead_letter, encode_request
 from msgbus.message import JSON, Hints, Request
-from tests.support import PATIENCE, new_transport
+from tests.support import EVENT_TIMEOUT, new_transport
 
 TOPIC = Address("topic", "msgbus", "foo")
 DEAD = Address("dead", "msgbus", "foo")
@@ -59,7 +59,7 @@ class Endpoint:
 
     def hold(self, ctxt: object, value: Any = None) -> Any:
         self.note(ctxt, value)
-        assert self.go_on.wait(PATIENCE)
+        assert self.go_on.wait(EVENT_TIMEOUT)
         return value
 
     def fail(self, ctxt: object, times: int = 10**9) -> None:
@@ -86,7 +86,7 @@ class Endpoint:
 
     def wait(self, count: int = 1) -> None:
         for _ in range(count):
-            assert self.began.acquire(timeout=PATIENCE)
+            assert self.began.acquire(timeout=EVENT_TIMEOUT)
 
 
 PAUSES = msgbus.processing.RETRY_DELAYS
@@ -127,13 +127,13 @@ def server(transport: Transport, endpoint: Endpoint, letters: list[DeadLetter]) 
     server = new_server(transport, endpoint, on_dead_letter=letters.append)
     yield server
     endpoint.go_on.set()
-    assert server.wait(PATIENCE) == 0
+    assert server.wait(EVENT_TIMEOUT) == 0
 
 
 @pytest.fixture
 def client(transport: Transport) -> RPCClient:
     """A client of the server's topic."""
-    return get_rpc_client(transport, Target(topic="foo"), timeout=PATIENCE)
+    return get_rpc_client(transport, Target(topic="foo"), timeout=EVENT_TIMEOUT)
 
 
 def new_server(transport: Transport, endpoint: object, name: str = "h1", **more: Any) -> RPCServer:
@@ -167,7 +167,7 @@ def dead_letters_of(transport: Transport, count: int = 1) -> list[DeadLetter]:
 
     subscription = transport.driver.subscribe([DEAD], on_delivery, prefetch=10)
     for _ in range(count):
-        assert came.acquire(timeout=PATIENCE)
+        assert came.acquire(timeout=EVENT_TIMEOUT)
     subscription.close()
     return found
 
@@ -217,13 +217,13 @@ def test_start_twice(server: RPCServer, client: RPCClient, transport: Transport,
     assert found.consumers == 1
     client.fanout_cast({}, "note", value=1)
     endpoint.wait()
-    server.wait(PATIENCE)
+    server.wait(EVENT_TIMEOUT)
     assert endpoint.ran == [1]
 
 
 def test_start_from_several_threads(server: RPCServer, transport: Transport) -> None:
     """However many threads start a server at the same time, it is started once, and all return when it is."""
-    together = threading.Barrier(4, timeout=PATIENCE)
+    together = threading.Barrier(4, timeout=EVENT_TIMEOUT)
 
     def start() -> None:
         together.wait()
@@ -233,7 +233,7 @@ def test_start_from_several_threads(server: RPCServer, transport: Transport) -> 
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(PATIENCE)
+        thread.join(EVENT_TIMEOUT)
     found = transport.inspect(TOPIC, 1.0)
     assert found is not None
     assert found.consumers == 1
@@ -258,11 +258,11 @@ def test_stop_and_wait_again(server: RPCServer, client: RPCClient, endpoint: End
 
 
 def test_a_server_can_be_started_again(server: RPCServer, client: RPCClient) -> None:
-    """After `wait` a server can be started again, and serves what came in between."""
+    """After `wait` a server can be started again, and serves the requests that arrived in between."""
     for number in range(3):
         server.start()
         assert client.call({}, "note", value=number) == number
-        assert server.wait(PATIENCE) == 0
+        assert server.wait(EVENT_TIMEOUT) == 0
         client.cast({}, "note", value="between")
     server.start()
     assert client.call({}, "note") is None
@@ -271,7 +271,7 @@ def test_a_server_can_be_started_again(server: RPCServer, client: RPCClient) -> 
 def test_stop_takes_no_new_requests(
     server: RPCServer, client: RPCClient, endpoint: Endpoint, transport: Transport
 ) -> None:
-    """After `stop` what comes waits in the message system for another server; what runs goes on and is answered."""
+    """After `stop` new requests wait in the message system for another server; running ones go on and are answered."""
     server.start()
     running = call_in_thread(client, "hold", value=1)
     endpoint.wait()
@@ -279,8 +279,8 @@ def test_stop_takes_no_new_requests(
     client.cast({}, "note", value=2)
     assert depth(transport) == 1
     endpoint.go_on.set()
-    assert running.result(PATIENCE) == 1
-    assert server.wait(PATIENCE) == 0
+    assert running.result(EVENT_TIMEOUT) == 1
+    assert server.wait(EVENT_TIMEOUT) == 0
     assert endpoint.ran == [1]
 
 
@@ -290,7 +290,7 @@ def test_stop_gives_back_what_has_not_begun(delivery: Any, endpoint: Endpoint) -
     transport = new_transport(executor_thread_pool_size=1)
     server, other_endpoint = new_server(transport, endpoint), Endpoint()
     server.start()
-    client = get_rpc_client(transport, Target(topic="foo"), timeout=PATIENCE, delivery=delivery)
+    client = get_rpc_client(transport, Target(topic="foo"), timeout=EVENT_TIMEOUT, delivery=delivery)
     running = call_in_thread(client, "hold", value=0)
     endpoint.wait()
     waiting = [call_in_thread(client, "note", value=value) for value in (1, 2)]
@@ -302,12 +302,12 @@ def test_stop_gives_back_what_has_not_begun(delivery: Any, endpoint: Endpoint) -
     server.stop()
     other = new_server(transport, other_endpoint, "h2")
     other.start()
-    assert sorted(future.result(PATIENCE) for future in waiting) == [1, 2]
+    assert sorted(future.result(EVENT_TIMEOUT) for future in waiting) == [1, 2]
     other_endpoint.wait(3)
     endpoint.go_on.set()
-    assert running.result(PATIENCE) == 0
-    assert server.wait(PATIENCE) == 0
-    assert other.wait(PATIENCE) == 0
+    assert running.result(EVENT_TIMEOUT) == 0
+    assert server.wait(EVENT_TIMEOUT) == 0
+    assert other.wait(EVENT_TIMEOUT) == 0
     assert endpoint.ran == [0]
     assert sorted(other_endpoint.ran) == [1, 2, 3]
     transport.cleanup()
@@ -327,7 +327,7 @@ def test_a_cast_that_is_due_again_while_its_server_stops_is_not_lost(
         return stopped
 
     def fail_once() -> None:
-        assert stopping.wait(PATIENCE)
+        assert stopping.wait(EVENT_TIMEOUT)
         if len(endpoint.ran) == 1:
             raise RuntimeError("the first time")
 
@@ -346,9 +346,9 @@ def test_a_cast_that_is_due_again_while_its_server_stops_is_not_lost(
     thread = threading.Thread(target=server.stop, daemon=True)
     thread.start()
     endpoint.wait()
-    stop().result(PATIENCE)
+    stop().result(EVENT_TIMEOUT)
     stopped.set_result(None)
-    thread.join(PATIENCE)
+    thread.join(EVENT_TIMEOUT)
     assert len(endpoint.ran) == 2
 
 
@@ -367,7 +367,7 @@ def test_wait_waits_for_what_is_given_back(
     for value in range(2):
         client.cast({}, "hold", value=value)
     endpoint.wait()
-    until(lambda: server._executor and server._executor._backlog, "the second cast is here", PATIENCE)
+    until(lambda: server._executor and server._executor._backlog, "the second cast is here", EVENT_TIMEOUT)
     passed, copies, taken = 100.0, list[tuple[Message, bool]](), Future[Sent]()
     monkeypatch.setattr(msgbus.server_call, "Loop", types.SimpleNamespace(now=lambda: time.monotonic() + passed))
 
@@ -407,7 +407,7 @@ def test_wait_reports_what_it_abandons(
     assert server.wait(0.01) == 2
     assert "2 requests were abandoned" in caplog.text
     endpoint.go_on.set()
-    assert [future.result(PATIENCE) for future in running] == [1, 2]
+    assert [future.result(EVENT_TIMEOUT) for future in running] == [1, 2]
 
 
 def test_a_handler_may_stop_its_server(server: RPCServer, client: RPCClient, endpoint: Endpoint) -> None:
@@ -415,7 +415,7 @@ def test_a_handler_may_stop_its_server(server: RPCServer, client: RPCClient, end
     waiting = threading.Event()
 
     def stop() -> None:
-        assert waiting.wait(PATIENCE)
+        assert waiting.wait(EVENT_TIMEOUT)
         server.stop()
 
     endpoint.hook = stop
@@ -431,8 +431,8 @@ def test_a_handler_may_stop_its_server(server: RPCServer, client: RPCClient, end
     while executor is not None and not executor._closed:
         pass
     waiting.set()
-    assert running.result(PATIENCE) is None
-    waiter.join(PATIENCE)
+    assert running.result(EVENT_TIMEOUT) is None
+    waiter.join(EVENT_TIMEOUT)
     assert left == [0]
 
 
@@ -521,7 +521,7 @@ def test_a_malformed_request_is_dropped(
     server.start()
     raw(transport, body)
     assert client.call({}, "note", value=1) == 1
-    server.wait(PATIENCE)
+    server.wait(EVENT_TIMEOUT)
     assert "was dropped" in caplog.text
     assert depth(transport) == 0
 
@@ -532,7 +532,7 @@ def test_what_has_expired_does_not_run(server: RPCServer, transport: Transport, 
     raw(transport, encode_request(Request("note", {"value": 1}, "a", hints=Hints(ttl=0.0)), JSON))
     raw(transport, encode_request(Request("note", {"value": 2}, "b", hints=Hints(ttl=50.0)), JSON))
     endpoint.wait()
-    server.wait(PATIENCE)
+    server.wait(EVENT_TIMEOUT)
     assert endpoint.ran == [2]
 
 
@@ -553,8 +553,10 @@ def test_the_same_request_runs_once(server: RPCServer, transport: Transport, end
     for _ in range(3):
         raw(transport, body)
     endpoint.wait()
-    until(lambda: depth(transport) == 0, "all of them are accepted", PATIENCE)  # A stop would give back what waits.
-    server.wait(PATIENCE)
+    until(
+        lambda: depth(transport) == 0, "all of them are accepted", EVENT_TIMEOUT
+    )  # A stop would give back what waits.
+    server.wait(EVENT_TIMEOUT)
     assert endpoint.ran == [None]
 
 
@@ -567,7 +569,7 @@ def test_a_request_that_is_asked_for_again_runs_again(
         hints = Hints(policy=policy, again=again)
         raw(transport, encode_request(Request("note", {"value": policy}, "the id", hints=hints), JSON))
         until(lambda: depth(transport) == 0, "the request is done with")
-    server.wait(PATIENCE)
+    server.wait(EVENT_TIMEOUT)
     assert endpoint.ran == ["at_least_once", "at_least_once"]
 
 
@@ -591,7 +593,7 @@ def test_a_cast_is_run_again_after_one_two_and_four_seconds(
     server.start()
     client.prepare(delivery="at_least_once").cast({}, "fail")
     endpoint.wait(6)
-    server.wait(PATIENCE)
+    server.wait(EVENT_TIMEOUT)
     assert pauses == [1.0, 2.0, 4.0, 8.0, 8.0]
 
 
@@ -625,7 +627,7 @@ def test_a_cast_that_raises_is_run_again(
     server.start()
     client.prepare(delivery="at_least_once").cast({}, "fail", times=2)
     endpoint.wait(3)
-    server.wait(PATIENCE)
+    server.wait(EVENT_TIMEOUT)
     assert len(endpoint.ran) == 3
     assert not letters
     assert depth(transport) == 0
@@ -669,7 +671,7 @@ def test_how_often_is_an_option(endpoint: Endpoint, retries: int, monkeypatch: p
     get_rpc_client(transport, Target(topic="foo")).cast({}, "fail")
     (letter,) = dead_letters_of(transport)
     assert letter.attempts == len(endpoint.ran) == retries + 1
-    assert server.wait(PATIENCE) == 0
+    assert server.wait(EVENT_TIMEOUT) == 0
     transport.cleanup()
 
 
@@ -682,7 +684,7 @@ def test_an_exception_is_an_answer(
     with pytest.raises(RuntimeError, match="failure 1"):
         client.prepare(delivery=delivery, timeout=5.0).call({}, "fail")
     until(lambda: depth(transport) == 0, "the request is done with")
-    server.wait(PATIENCE)
+    server.wait(EVENT_TIMEOUT)
     assert endpoint.failures == 1
 
 
@@ -697,7 +699,7 @@ def test_at_most_once_casts_are_never_run_again(
     server.start()
     get_rpc_client(transport, Target(topic="foo")).cast({}, "fail")
     endpoint.wait()
-    server.wait(PATIENCE)
+    server.wait(EVENT_TIMEOUT)
     assert len(endpoint.ran) == 1
     assert not letters
     assert transport.inspect(DEAD, 1.0) is None or not depth(transport, DEAD)
@@ -711,7 +713,7 @@ def test_an_expected_exception_of_a_cast(
     server.start()
     client.prepare(delivery="at_least_once").cast({}, "expects")
     endpoint.wait()
-    server.wait(PATIENCE)
+    server.wait(EVENT_TIMEOUT)
     assert len(endpoint.ran) == 1
     assert not letters
 
@@ -728,7 +730,7 @@ def test_a_hook_that_raises(
     server.start()
     client.prepare(delivery="at_least_once").cast({}, "nothing")
     assert len(dead_letters_of(transport)) == 1
-    assert server.wait(PATIENCE) == 0
+    assert server.wait(EVENT_TIMEOUT) == 0
     assert depth(transport) == 0
     assert "of the hook" in caplog.text
 
@@ -745,7 +747,7 @@ def test_a_dead_letter_that_cannot_be_stored(
     server._processor._dead_letters._hook = hook
     server.start()
     client.prepare(delivery="at_least_once").cast({}, "nothing")
-    server.wait(PATIENCE)
+    server.wait(EVENT_TIMEOUT)
     assert letters
     assert (depth(transport) or 0) + (depth(transport, DEAD) or 0) == 1
 
@@ -761,7 +763,7 @@ def test_without_storage_the_hook_is_all(
     server.start()
     monkeypatch.setattr(transport.driver, "capabilities", frozenset())
     client.prepare(delivery="at_least_once").cast({}, "nothing")
-    server.wait(PATIENCE)
+    server.wait(EVENT_TIMEOUT)
     monkeypatch.undo()
     assert len(letters) == 1
     assert depth(transport) == 0
@@ -804,18 +806,18 @@ def test_a_call_that_may_have_run(endpoint: Endpoint) -> None:
     transport = new_transport(rpc_reply_grace=0.01)
     server = new_server(transport, endpoint)
     lost = transport.driver.subscribe([TOPIC], lambda _delivery: None, prefetch=1)
-    running = call_in_thread(get_rpc_client(transport, Target(topic="foo"), timeout=PATIENCE), "note")
+    running = call_in_thread(get_rpc_client(transport, Target(topic="foo"), timeout=EVENT_TIMEOUT), "note")
     while not len(transport.router):
         pass
     while not (found := transport.inspect(TOPIC, 1.0)) or found.messages:
         pass
     server.start()
     lost.close()
-    error = running.exception(PATIENCE)
+    error = running.exception(EVENT_TIMEOUT)
     assert type(error).__name__ == "OutcomeUnknown"
     assert not isinstance(error, MessagingTimeout)
     assert not endpoint.ran
-    assert server.wait(PATIENCE) == 0
+    assert server.wait(EVENT_TIMEOUT) == 0
     transport.cleanup()
 
 
@@ -825,7 +827,7 @@ def test_ping_can_be_switched_off(endpoint: Endpoint) -> None:
     server = new_server(transport, endpoint)
     server.start()
     assert get_rpc_client(transport, Target(topic="foo")).ping(0.01) == []
-    assert server.wait(PATIENCE) == 0
+    assert server.wait(EVENT_TIMEOUT) == 0
     transport.cleanup()
 
 

@@ -18,7 +18,7 @@ from msgbus.forking import fork_count
 from msgbus.message import JSON, KEEPALIVE, Control, Hints, Reply, Request
 from msgbus.server_call import STARTED_AFTER, ServerCall
 from msgbus.transport import Transport
-from tests.support import PATIENCE, new_transport
+from tests.support import EVENT_TIMEOUT, new_transport
 
 
 class Handed(Delivery):
@@ -98,7 +98,7 @@ def test_result(peer: Peer, hints: Hints | None) -> None:
 
 
 def failure(frame: Reply) -> Exception:
-    """The exception that an answer tells of."""
+    """The exception in an answer."""
     assert frame.ending
     assert frame.failure is not None
     return rebuild_failure(frame.failure, ())
@@ -209,7 +209,7 @@ def test_an_answer_waits_as_long_as_its_client(
 
     monkeypatch.setattr(FakeDriver, "send", take)
     peer.call(deadline=None if deadline is None else time.monotonic() + deadline).result(5)
-    assert sent[0].ttl == pytest.approx(waits, abs=PATIENCE / 2)
+    assert sent[0].ttl == pytest.approx(waits, abs=EVENT_TIMEOUT / 2)
 
 
 @pytest.mark.parametrize(
@@ -316,6 +316,6 @@ def test_an_answer_for_a_client_that_comes_back(peer: Peer) -> None:
     """That nobody is at the client's inbox is tried again: it may be reconnecting, and waits for its answer."""
     get_bus(peer.transport.url).fail_next(MessageUndeliverable("nobody"))
     peer.call(Hints()).result(5)
-    until(lambda: peer.ends, "the answer is delivered", PATIENCE)
+    until(lambda: peer.ends, "the answer is delivered", EVENT_TIMEOUT)
     assert peer.ends == [None]
     assert [frame.result for frame in peer.frames] == [5]

@@ -49,7 +49,7 @@ def owner() -> Iterator[Owner]:
 
 
 def test_a_duplicate_waits_for_the_first_and_is_settled_with_it(owner: Owner) -> None:
-    """It is given to whoever ends the first; after that a duplicate is done, or new if the first was given back."""
+    """`end` of the first returns it; after that a duplicate is done, or new if the first was given back."""
     calls = ServerCalls(owner.transport)
     for done, then in ((True, Seen.DONE), (False, Seen.NEW)):
         unique_id = f"id {done}"

@@ -16,7 +16,7 @@ from msgbus.drivers.base import Address, Delivery, Message
 from msgbus.encoding import decode_inbox_frame, decode_request, encode_request, with_attempts
 from msgbus.failures import rebuild_failure
 from msgbus.message import JSON, MSGPACK, Request
-from tests.support import PATIENCE, new_conf, new_transport, new_url
+from tests.support import EVENT_TIMEOUT, new_conf, new_transport, new_url
 
 TOPIC = Address("topic", "msgbus", "foo")
 
@@ -64,11 +64,11 @@ def test_a_stock_clients_request(text: str, value: Any, wrap: Callable[[str], by
     server = get_rpc_server(transport, Target(topic="foo", server="s"), [Endpoint()])
     server.start()
     body = wrap(f'{{"method": "take", "args": {{"value": {text}}}, "_context_c": {text}, "_unique_id": "u"}}')
-    transport.send(TOPIC, Message(body, JSON, "u"), mandatory=True).result(PATIENCE)
-    assert came.wait(PATIENCE)
+    transport.send(TOPIC, Message(body, JSON, "u"), mandatory=True).result(EVENT_TIMEOUT)
+    assert came.wait(EVENT_TIMEOUT)
     assert repr(got) == repr([(value, value)])
     server.stop()
-    server.wait(PATIENCE)
+    server.wait(EVENT_TIMEOUT)
     transport.cleanup()
 
 
@@ -89,8 +89,8 @@ def stock() -> Iterator[tuple[RPCClient, list[Answer]]]:
                 message = Message(answer(request.call_id), delivery.message.content_type, "id")
                 transport.send(Address("inbox", name=request.reply_to), message, mandatory=True)
 
-    transport.driver.subscribe([TOPIC], on_delivery, prefetch=10).ready.result(PATIENCE)
-    yield get_rpc_client(transport, Target(topic="foo"), timeout=PATIENCE), answers
+    transport.driver.subscribe([TOPIC], on_delivery, prefetch=10).ready.result(EVENT_TIMEOUT)
+    yield get_rpc_client(transport, Target(topic="foo"), timeout=EVENT_TIMEOUT), answers
     transport.cleanup()
 
 
@@ -124,7 +124,7 @@ def test_a_stock_servers_failure(stock: Stock) -> None:
 @written
 def test_a_notification_for_a_pool(text: str, value: Any) -> None:
     """A pool's callback gets what a stock peer wrote."""
-    conf = new_conf(transport_url=new_url(), rpc_response_timeout=PATIENCE)
+    conf = new_conf(transport_url=new_url(), rpc_response_timeout=EVENT_TIMEOUT)
     rpc.init(conf)
     connection = rpc.create_connection()
     got: list[Any] = []
@@ -140,8 +140,8 @@ def test_a_notification_for_a_pool(text: str, value: Any) -> None:
         transport = new_transport(str(conf.transport_url))
         pool = Address("pool", "msgbus", "foo", name="pool")
         body = envelope(f'{{"value": {text}}}')
-        transport.send(pool, Message(body, JSON, "u"), mandatory=False).result(PATIENCE)
-        assert came.wait(PATIENCE)
+        transport.send(pool, Message(body, JSON, "u"), mandatory=False).result(EVENT_TIMEOUT)
+        assert came.wait(EVENT_TIMEOUT)
         assert repr(got) == repr([value])
         transport.cleanup()
     finally:
@@ -165,12 +165,12 @@ UNREADABLE: dict[str, Answer] = {
 
 @pytest.mark.parametrize("kind", UNREADABLE)
 def test_an_answer_that_cannot_be_read_ends_its_call(stock: Stock, kind: str) -> None:
-    """A caller whose answer cannot be read is told so at once, and does not wait for its deadline."""
+    """A call whose answer cannot be read fails at once, and does not wait for its deadline."""
     client, answers = stock
     answers.append(UNREADABLE[kind])
-    with pytest.raises(SerializationError, match=r"'m' on topic .* what it sent"):
+    with pytest.raises(SerializationError, match=r"'m' on topic .* its reply"):
         client.call({}, "m")
-    with client.multicall({}, "m") as items, pytest.raises(SerializationError, match="what it sent"):
+    with client.multicall({}, "m") as items, pytest.raises(SerializationError, match="its reply"):
         next(items)
     assert len(client.transport.router) == 0
 
@@ -185,9 +185,9 @@ def test_an_answer_in_msgpack_that_cannot_be_read_ends_its_call() -> None:
         body = msgspec.msgpack.encode({"_msg_id": request.call_id, "result": msgspec.msgpack.Ext(99, b"x")})
         transport.send(Address("inbox", name=request.reply_to), Message(body, MSGPACK, "id"), mandatory=True)
 
-    transport.driver.subscribe([TOPIC], on_delivery, prefetch=10).ready.result(PATIENCE)
+    transport.driver.subscribe([TOPIC], on_delivery, prefetch=10).ready.result(EVENT_TIMEOUT)
     with pytest.raises(SerializationError, match="unknown extension type 99"):
-        get_rpc_client(transport, Target(topic="foo"), timeout=PATIENCE).call({}, "m")
+        get_rpc_client(transport, Target(topic="foo"), timeout=EVENT_TIMEOUT).call({}, "m")
     transport.cleanup()
 
 
@@ -202,7 +202,7 @@ def test_an_unreadable_item_comes_after_those_before_it(stock: Stock) -> None:
             cancelled.set()
 
     server = client.transport.driver.open_inbox(on_control)
-    server.ready.result(PATIENCE)
+    server.ready.result(EVENT_TIMEOUT)
     name = server.address.name
     answers += [
         lambda call: envelope(
@@ -217,7 +217,7 @@ def test_an_unreadable_item_comes_after_those_before_it(stock: Stock) -> None:
         assert [next(items), next(items)] == [1, 2]
         with pytest.raises(SerializationError):
             next(items)
-    assert cancelled.wait(PATIENCE)
+    assert cancelled.wait(EVENT_TIMEOUT)
 
 
 def test_what_waits_for_another_call_goes_on(stock: Stock, caplog: pytest.LogCaptureFixture) -> None:
@@ -252,7 +252,7 @@ def test_what_cannot_travel_is_not_sent(codec: str, verb: str) -> None:
     transport = new_transport(rpc_codec=codec)
     came: list[Delivery] = []
     transport.driver.subscribe([TOPIC, Address("fanout", "msgbus", "foo", "s")], came.append, prefetch=9)
-    client = get_rpc_client(transport, Target(topic="foo"), timeout=PATIENCE)
+    client = get_rpc_client(transport, Target(topic="foo"), timeout=EVENT_TIMEOUT)
     with pytest.raises(SerializationError, match=r"argument 'bad' .* at \['a'\]\[1\]: complex is not plain data"):
         getattr(client, verb)({}, "m", good=1, bad={"a": [0, 1j]})
     with pytest.raises(SerializationError, match=r"context key 'bad' .* the keys of a dict are strings, and 5"):
@@ -264,7 +264,7 @@ def test_what_cannot_travel_is_not_sent(codec: str, verb: str) -> None:
     transport.cleanup()
 
 
-def test_the_caller_is_told_which_result() -> None:
+def test_the_error_names_the_result() -> None:
     """A result that cannot travel is the caller's error, which names the method and the place."""
     transport: Transport = new_transport()
 
@@ -274,17 +274,17 @@ def test_the_caller_is_told_which_result() -> None:
 
     server = get_rpc_server(transport, Target(topic="foo", server="s"), [Endpoint()])
     server.start()
-    client = get_rpc_client(transport, Target(topic="foo"), timeout=PATIENCE)
+    client = get_rpc_client(transport, Target(topic="foo"), timeout=EVENT_TIMEOUT)
     with pytest.raises(SerializationError, match=r"result of 'give' .* at \['values'\]\[1\]: JSON has no number nan"):
         client.call({}, "give")
     server.stop()
-    server.wait(PATIENCE)
+    server.wait(EVENT_TIMEOUT)
     transport.cleanup()
 
 
 @pytest.mark.parametrize("codec", [JSON, MSGPACK])
 @pytest.mark.parametrize("change", [{"args": [1]}, {"version": 1.0}, {"method": None}, {"_msgbus": {"ttl": "soon"}}])
-def test_a_caller_whose_request_cannot_be_read_is_told(codec: str, change: dict[str, Any]) -> None:
+def test_an_unreadable_request_is_answered_with_an_error(codec: str, change: dict[str, Any]) -> None:
     """A request that is not one and says who waits for an answer is answered with a SerializationError."""
     transport = new_transport()
     server = get_rpc_server(transport, Target(topic="foo", server="s"), [object()])
@@ -297,17 +297,17 @@ def test_a_caller_whose_request_cannot_be_read_is_told(codec: str, change: dict[
         came.set()
 
     inbox = transport.driver.open_inbox(on_delivery)
-    inbox.ready.result(PATIENCE)
+    inbox.ready.result(EVENT_TIMEOUT)
     payload = {"method": "m", "args": {}, "_msg_id": "c", "_reply_q": inbox.address.name, **change}
     body = envelope(json.dumps(payload)) if codec == JSON else msgspec.msgpack.encode(payload)
-    transport.send(TOPIC, Message(body, codec, "u"), mandatory=True).result(PATIENCE)
-    assert came.wait(PATIENCE)
+    transport.send(TOPIC, Message(body, codec, "u"), mandatory=True).result(EVENT_TIMEOUT)
+    assert came.wait(EVENT_TIMEOUT)
     assert (answers[0].call_id, answers[0].ending) == ("c", True)
     error = rebuild_failure(answers[0].failure, ())
     assert type(error) is SerializationError
     assert "the request cannot be read as" in str(error)
     server.stop()
-    server.wait(PATIENCE)
+    server.wait(EVENT_TIMEOUT)
     transport.cleanup()
 
 

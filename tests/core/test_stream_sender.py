@@ -14,7 +14,7 @@ from msgbus.failures import rebuild_failure
 from msgbus.message import JSON, LOST_AFTER, Control, Hints, Reply, Request
 from msgbus.sending import OnOutcome
 from msgbus.stream_sender import StreamSender
-from tests.support import PATIENCE
+from tests.support import EVENT_TIMEOUT
 
 
 class Client:
@@ -138,20 +138,20 @@ def test_the_generator_waits_for_its_client() -> None:
     sender = client.sender(window=3)
     thread = in_thread(lambda: sender.run(items()))
     for _ in range(3):
-        assert client.come.acquire(timeout=PATIENCE)
+        assert client.come.acquire(timeout=EVENT_TIMEOUT)
     assert items.yielded == 3
     for taken in (2, 2, 1, -5):
         sender.on_control(Control("c", "credit", taken))
     for _ in range(2):
-        assert client.come.acquire(timeout=PATIENCE)
+        assert client.come.acquire(timeout=EVENT_TIMEOUT)
     assert items.yielded == 5
     assert not client.ends
     sender.on_control(Control("c", "credit", 100))  # more than there was: taken for all of it
     for _ in range(3):
-        assert client.come.acquire(timeout=PATIENCE)
+        assert client.come.acquire(timeout=EVENT_TIMEOUT)
     assert items.yielded == 8
-    sender.on_control(Control("c", "keepalive", 8))  # a word that was lost is made up for by the next one
-    thread.join(PATIENCE)
+    sender.on_control(Control("c", "keepalive", 8))  # the next frame makes up for a lost one
+    thread.join(EVENT_TIMEOUT)
     assert client.items == list(range(10))
     assert client.ends == [None]
 
@@ -175,9 +175,9 @@ def test_cancel(window: int) -> None:
     sender = client.sender(window)
     thread = in_thread(lambda: sender.run(items()))
     for _ in range(window):
-        assert client.come.acquire(timeout=PATIENCE)
+        assert client.come.acquire(timeout=EVENT_TIMEOUT)
     sender.on_control(Control("c", "cancel"))
-    thread.join(PATIENCE)
+    thread.join(EVENT_TIMEOUT)
     assert items.closed
     assert client.ends == [None]
     assert not any(frame.ending for frame in client.frames)
@@ -205,7 +205,7 @@ class Clock:
 
 
 def test_a_client_that_has_fallen_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that was not heard of for three keepalives is gone: the generator is closed. A keepalive counts."""
+    """A client that was silent for three keepalives counts as lost: the generator is closed. A keepalive counts."""
     clock = Clock()
     monkeypatch.setattr(stream_sender, "Loop", clock)
     client = Client()
@@ -259,17 +259,17 @@ def test_a_client_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> Non
     client, items = Client(at_once=False), Items(iter(int, 1))
     sender = client.sender(window=10)
     thread = in_thread(lambda: sender.run(items()))
-    assert client.come.acquire(timeout=PATIENCE)
+    assert client.come.acquire(timeout=EVENT_TIMEOUT)
     error = MessageUndeliverable("gone")
     client.confirm(error)
-    thread.join(PATIENCE)
+    thread.join(EVENT_TIMEOUT)
     assert items.closed
     assert client.ends[0] is error
     assert len(client.ends) == 1
 
 
 def test_an_exception_midway() -> None:
-    """What the generator raises is raised by `run`, and `end` tells the client of it after the items before."""
+    """What the generator raises is raised by `run`, and `end` sends it to the client after the items before."""
     client, items = Client(at_once=False), Items("ab", KeyError("midway"))
     sender = client.sender()
     with pytest.raises(KeyError):
@@ -296,12 +296,12 @@ def test_an_item_that_is_too_large() -> None:
     client, items = Client(at_once=False), Items(iter(lambda: "x", "y"))
     sender = client.sender(window=5)
     thread = in_thread(lambda: sender.run(items()))
-    assert client.come.acquire(timeout=PATIENCE)
+    assert client.come.acquire(timeout=EVENT_TIMEOUT)
     client.confirm()
-    assert client.come.acquire(timeout=PATIENCE)
+    assert client.come.acquire(timeout=EVENT_TIMEOUT)
     seq = client.frames[1].seq
     client.confirm(MessageTooLarge("more than it takes"))
-    thread.join(PATIENCE)
+    thread.join(EVENT_TIMEOUT)
     last = client.frames[-1]
     assert (last.ending, last.items, last.seq) == (True, [], seq)
     assert last.failure is not None

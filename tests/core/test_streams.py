@@ -10,7 +10,7 @@ from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Delivery, Message
 from msgbus.encoding import decode_inbox_frame, decode_request, encode_reply
 from msgbus.message import JSON, MSGPACK, Control, Reply
-from tests.support import PATIENCE, new_transport
+from tests.support import EVENT_TIMEOUT, new_transport
 
 
 class PlayedServer:
@@ -57,7 +57,7 @@ def played(request: pytest.FixtureRequest) -> Iterator[PlayedServer]:
 @pytest.fixture
 def client(played: PlayedServer) -> RPCClient:
     """A client of that server."""
-    return get_rpc_client(played.transport, Target(topic="foo"), timeout=PATIENCE)
+    return get_rpc_client(played.transport, Target(topic="foo"), timeout=EVENT_TIMEOUT)
 
 
 def test_the_request_goes_out_at_once(played: PlayedServer, client: RPCClient) -> None:
@@ -156,7 +156,7 @@ def test_a_stream_is_an_iterator(played: PlayedServer, client: RPCClient) -> Non
 def test_a_closed_stream_of_nobody_is_forgotten(
     played: PlayedServer, client: RPCClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where no server ever says that it runs it, a closed stream is waited for no longer than such a word may take."""
+    """A closed stream whose server was never heard from is forgotten once its `started` frame cannot come any more."""
     monkeypatch.setattr(streams, "LOST_AFTER", 0.01)
     client.prepare(timeout=0.05).multicall({}, "count").close()
-    until(lambda: len(played.transport.router) == 0, "it is forgotten", PATIENCE)
+    until(lambda: len(played.transport.router) == 0, "it is forgotten", EVENT_TIMEOUT)

@@ -36,7 +36,7 @@ from msgbus.message import JSON, Control, Reply
 from msgbus.replies import PendingCall
 from msgbus.sending import send_control
 from msgbus.transport import Transport
-from tests.support import PATIENCE, new_conf, new_transport, new_url
+from tests.support import EVENT_TIMEOUT, new_conf, new_transport, new_url
 
 TOPIC = Address("topic", "x", "foo")
 
@@ -175,7 +175,7 @@ def test_inbox_that_is_refused(scripted: tuple[Transport, ScriptedDriver]) -> No
         transport.inbox(time.monotonic())
     driver.inboxes[0].ready.set_exception(MessagingException("no rights"))
     with pytest.raises(MessagingException, match="no rights"):
-        transport.inbox(time.monotonic() + PATIENCE)
+        transport.inbox(time.monotonic() + EVENT_TIMEOUT)
     assert driver.inboxes[0].closed
     with pytest.raises(TransportUnavailable):
         transport.inbox(time.monotonic())
@@ -197,7 +197,7 @@ LOST = TransportUnavailable("cut", maybe_delivered=True)
 
 
 def outcome_of(
-    transport: Transport, seconds: float = PATIENCE, retry_undeliverable: float | None = None
+    transport: Transport, seconds: float = EVENT_TIMEOUT, retry_undeliverable: float | None = None
 ) -> tuple[Future[None], list[BaseException | None]]:
     """Have a message sent until a deadline: what is done when the outcome is known, and the outcomes."""
     done: Future[None] = Future()
@@ -223,14 +223,14 @@ def test_a_message_is_sent_again_after_an_unknown_outcome(scripted: tuple[Transp
     transport, driver = scripted
     driver.outcomes = [LOST, LOST, None]
     done, outcomes = outcome_of(transport)
-    done.result(PATIENCE)
+    done.result(EVENT_TIMEOUT)
     assert outcomes == [None]
     assert [(address, message.id, message.body, message.durable) for address, message, _, _ in driver.sent] == [
         (TOPIC, "the id", b"body", True)
     ] * 3
     lefts = [message.ttl or 0.0 for _, message, _, _ in driver.sent[1:]]
     assert lefts == sorted(lefts, reverse=True)
-    assert all(0 < left <= PATIENCE for left in lefts)
+    assert all(0 < left <= EVENT_TIMEOUT for left in lefts)
     transport.cleanup()
 
 
@@ -268,8 +268,8 @@ def test_a_reply_is_sent_again_until_its_client_is_back(scripted: tuple[Transpor
     transport, driver = scripted
     nobody = MessageUndeliverable("nobody")
     driver.outcomes = [nobody, nobody, None]
-    done, outcomes = outcome_of(transport, retry_undeliverable=time.monotonic() + PATIENCE)
-    done.result(PATIENCE)
+    done, outcomes = outcome_of(transport, retry_undeliverable=time.monotonic() + EVENT_TIMEOUT)
+    done.result(EVENT_TIMEOUT)
     assert outcomes == [None]
     driver.outcomes = [nobody]
     _, outcomes = outcome_of(transport, retry_undeliverable=time.monotonic())
@@ -288,11 +288,11 @@ REFUSALS = [
 def test_after_an_unknown_outcome_a_refusal_is_not_final(
     refusal: Exception, scripted: tuple[Transport, ScriptedDriver]
 ) -> None:
-    """That nobody takes the second try says nothing of the first: it is tried on, and taken by a server that comes."""
+    """An undeliverable second try says nothing about the first: it is tried again, until a server takes it."""
     transport, driver = scripted
     driver.outcomes = [LOST, refusal, refusal, None]
     done, outcomes = outcome_of(transport)
-    done.result(PATIENCE)
+    done.result(EVENT_TIMEOUT)
     assert outcomes == [None]
     assert len(driver.sent) == 4
     transport.cleanup()
@@ -306,7 +306,7 @@ def test_at_the_deadline_the_error_names_the_unknown_outcome(
     transport, driver = scripted
     driver.outcomes = [LOST] + [refusal] * 100
     done, outcomes = outcome_of(transport, seconds=0.3)
-    done.result(PATIENCE)
+    done.result(EVENT_TIMEOUT)
     (error,) = outcomes
     assert isinstance(error, TransportUnavailable)
     assert error.maybe_delivered
@@ -325,7 +325,7 @@ def test_a_frame_for_a_client_that_is_away_is_tried_no_longer_than_asked(
     transport, driver = scripted
     driver.outcomes = [LOST, MessageUndeliverable("nobody")]
     done, outcomes = outcome_of(transport, retry_undeliverable=time.monotonic())
-    done.result(PATIENCE)
+    done.result(EVENT_TIMEOUT)
     assert isinstance(outcomes[0], TransportUnavailable)
     assert outcomes[0].maybe_delivered
     assert len(driver.sent) == 2
@@ -340,18 +340,18 @@ def test_tries_end_with_the_time_that_the_message_may_wait(scripted: tuple[Trans
     driver.outcomes = [LOST] + [MessageUndeliverable("nobody")] * 100
     end = time.monotonic() + 600
     transport.send(TOPIC, message, mandatory=True, until=end, on_outcome=lambda _error: outcome.set_result(None))
-    outcome.result(PATIENCE)
+    outcome.result(EVENT_TIMEOUT)
     assert all((again.send_timeout or 0.0) <= 0.1 < (again.ttl or 0.0) for _, again, _, _ in driver.sent)
     transport.cleanup()
 
 
 def test_cleanup_ends_what_waits_for_its_next_try(scripted: tuple[Transport, ScriptedDriver]) -> None:
-    """Whoever waits for the outcome gets `CallCancelled`, and nothing more is sent."""
+    """A caller that waits for the outcome gets `CallCancelled`, and nothing more is sent."""
     transport, driver = scripted
     driver.outcomes = [LOST]
     done, outcomes = outcome_of(transport)
     transport.cleanup()
-    done.result(PATIENCE)
+    done.result(EVENT_TIMEOUT)
     assert isinstance(outcomes[0], CallCancelled)
     assert len(driver.sent) == 1
 
@@ -364,9 +364,9 @@ def test_nothing_is_sent_again_for_a_call_that_is_over(scripted: tuple[Transport
         "c", "m", TOPIC, began=0.0, deadline=0.0, grace=0.0, repeatable=True, monitor=None, allowed_modules=()
     )
     outcome: Future[BaseException | None] = Future()
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + EVENT_TIMEOUT
     transport.send(TOPIC, MESSAGE, mandatory=True, until=end, pending=pending, on_outcome=outcome.set_result)
-    assert outcome.result(PATIENCE) is LOST
+    assert outcome.result(EVENT_TIMEOUT) is LOST
     assert len(driver.sent) == 1
     transport.cleanup()
 
@@ -417,10 +417,10 @@ class Handler:
         self.taken.append(control)
 
 
-def test_what_comes_to_the_inbox(caplog: pytest.LogCaptureFixture) -> None:
+def test_frames_to_the_inbox(caplog: pytest.LogCaptureFixture) -> None:
     """Replies go to the calls that wait, control frames to the requests that run; all else is dropped."""
     transport = new_transport()
-    inbox = Address("inbox", name=transport.inbox(time.monotonic() + PATIENCE))
+    inbox = Address("inbox", name=transport.inbox(time.monotonic() + EVENT_TIMEOUT))
     pending = PendingCall(
         "c", "m", TOPIC, began=0.0, deadline=0.0, grace=0.0, repeatable=False, monitor=None, allowed_modules=()
     )
@@ -465,7 +465,7 @@ def test_cleanup_again() -> None:
 def test_a_forked_child_starts_clean() -> None:
     """In a forked child a transport has no calls, no window taken and no inbox of its parent's."""
     transport = new_transport(rpc_send_window=1)
-    name = transport.inbox(time.monotonic() + PATIENCE)
+    name = transport.inbox(time.monotonic() + EVENT_TIMEOUT)
     assert transport.window.acquire(0)
     handler: Any = Handler()
     transport.server_calls["r"] = handler
@@ -474,7 +474,7 @@ def test_a_forked_child_starts_clean() -> None:
         code = 1
         try:
             clean = not transport.server_calls and not len(transport.router) and transport.window.acquire(0)
-            code = 0 if clean and transport.inbox(time.monotonic() + PATIENCE) != name else 1
+            code = 0 if clean and transport.inbox(time.monotonic() + EVENT_TIMEOUT) != name else 1
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -487,7 +487,7 @@ def test_one_id_finds_all_that_is_logged_of_a_call(caplog: pytest.LogCaptureFixt
     transport = new_transport()
     server = get_rpc_server(transport, Target(topic="t", server="s"), [Slow()])
     server.start()
-    client = get_rpc_client(transport, Target(topic="t"), timeout=PATIENCE)
+    client = get_rpc_client(transport, Target(topic="t"), timeout=EVENT_TIMEOUT)
     with caplog.at_level(logging.DEBUG, "msgbus"):
         client.call({}, "answer")
         with pytest.raises(MessagingTimeout) as caught:
@@ -516,7 +516,7 @@ class Slow:
         return 1
 
     def never(self, _ctxt: object) -> None:
-        self.release.wait(PATIENCE)
+        self.release.wait(EVENT_TIMEOUT)
 
 
 def test_something_else_than_a_configuration_is_refused() -> None:

@@ -61,7 +61,7 @@ def logged_of(
             "[default]\ntransport_url = rabbit://u:s3cr3t@h\nrabbit_use_ssl = true\nx = 1\n",
             "the group [default] is not read: write [DEFAULT], in capital letters, for rabbit_use_ssl, transport_url",
         ),
-        ("[DEFAULT]\nssl = true\nport = 7\n", "ssl of [DEFAULT] is not read: it belongs into [msgbus_kombu]"),
+        ("[DEFAULT]\nssl = true\nport = 7\n", "ssl of [DEFAULT] is not read: it belongs in [msgbus_kombu]"),
     ],
 )
 def test_what_is_meant_for_us_and_not_read_is_named_once(
@@ -88,7 +88,7 @@ def test_what_is_of_no_concern_to_us(tmp_path: pathlib.Path, caplog: pytest.LogC
 
 
 def test_group_that_the_service_itself_uses(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever has registered it reads it: oslo.messaging, in a service that uses both."""
+    """The code that registered it reads it: oslo.messaging, in a service that uses both."""
     lines = "[oslo_messaging_rabbit]\nssl = true\n"
     assert logged_of(tmp_path, lines, caplog, "rabbit://h", "oslo_messaging_rabbit") == []
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from msgbus import RPCClient, SerializationError, Target, get_rpc_client, get_rpc_server, rpc
-from tests.support import PATIENCE, ROOT, new_conf, new_transport, new_url
+from tests.support import EVENT_TIMEOUT, ROOT, new_conf, new_transport, new_url
 
 PAGE = (ROOT / "docs" / "reference" / "values.md").read_text()
 MODULES = (
@@ -103,9 +103,9 @@ def bus(request: pytest.FixtureRequest) -> Iterator[tuple[str, Bus]]:
     endpoint = Endpoint()
     server = get_rpc_server(transport, Target(topic="t", server="s"), [endpoint])
     server.start()
-    yield request.param, Bus(get_rpc_client(transport, Target(topic="t"), timeout=PATIENCE), endpoint)
+    yield request.param, Bus(get_rpc_client(transport, Target(topic="t"), timeout=EVENT_TIMEOUT), endpoint)
     server.stop()
-    server.wait(PATIENCE)
+    server.wait(EVENT_TIMEOUT)
     transport.cleanup()
 
 
@@ -169,7 +169,7 @@ def test_each_cell_of_the_tables(bus: tuple[str, Bus], place: Callable[[Bus, str
 @pytest.mark.parametrize("codec", CODECS)
 def test_each_cell_under_the_classic_functions(codec: str) -> None:
     """What the page says holds for msgbus.rpc: arguments, results, streams and contexts."""
-    conf = new_conf(transport_url=new_url(), rpc_response_timeout=PATIENCE, **CODECS[codec])
+    conf = new_conf(transport_url=new_url(), rpc_response_timeout=EVENT_TIMEOUT, **CODECS[codec])
     rpc.init(conf)
     endpoint = Endpoint()
     connection = rpc.create_connection()

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from msgbus.window import SendWindow
-from tests.support import PATIENCE
+from tests.support import EVENT_TIMEOUT
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -20,13 +20,13 @@ def test_has_as_many_places_as_its_size(size: int) -> None:
     assert not window.acquire(0)
 
 
-def test_who_waits_gets_a_place_that_is_given_back() -> None:
+def test_a_waiter_gets_a_place_that_is_given_back() -> None:
     """Those that wait for a place go on when places are given back, each of them."""
     window = SendWindow(2)
     assert window.acquire(0)
     assert window.acquire(0)
     got: list[bool] = []
-    threads = [threading.Thread(target=lambda: got.append(window.acquire(PATIENCE))) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: got.append(window.acquire(EVENT_TIMEOUT))) for _ in range(2)]
     for thread in threads:
         thread.start()
     while window._waiting < 2:
@@ -34,7 +34,7 @@ def test_who_waits_gets_a_place_that_is_given_back() -> None:
     window.release()
     window.release()
     for thread in threads:
-        thread.join(PATIENCE)
+        thread.join(EVENT_TIMEOUT)
     assert got == [True, True]
     assert not window.acquire(0)
 
@@ -49,7 +49,7 @@ def test_no_place_is_lost_under_stress(size: int) -> None:
 
     def take() -> None:
         for _ in range(500):
-            if not window.acquire(PATIENCE):
+            if not window.acquire(EVENT_TIMEOUT):
                 failed.append(True)
                 return
             holding.append(1)
@@ -61,13 +61,13 @@ def test_no_place_is_lost_under_stress(size: int) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(PATIENCE * 2)
+        thread.join(EVENT_TIMEOUT * 2)
     assert not failed
     assert max(most) <= size
     assert all(window.acquire(0) for _ in range(size))
 
 
-def test_a_place_is_given_back_where_an_exception_leaves() -> None:
+def test_a_place_is_given_back_after_an_exception() -> None:
     """As a context manager the window gives back what was taken before, in any case."""
     window = SendWindow(1)
     assert window.acquire(0)

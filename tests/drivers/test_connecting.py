@@ -14,7 +14,7 @@ import pytest
 
 from msgbus import MessagingException, Target, TransportUnavailable, get_rpc_client, get_rpc_server
 from msgbus.drivers.toolkit.loop import Loop
-from tests.support import PATIENCE, new_transport
+from tests.support import EVENT_TIMEOUT, new_transport
 
 pytest.importorskip("proton", reason="the qpid driver needs it")
 
@@ -95,7 +95,7 @@ def test_what_could_not_be_sent_is_not_run_later() -> None:
     with no_descriptors_left(), pytest.raises(TransportUnavailable):
         made.call(lambda: ran.append("refused"))
     made.call(done.set)
-    assert done.wait(PATIENCE)
+    assert done.wait(EVENT_TIMEOUT)
     made.close()
     assert ran == []
 
@@ -114,7 +114,7 @@ def test_each_host_that_was_tried_is_named_with_its_own_reason(scheme: str, capl
     one, two = refusing_port(), refusing_port()
     hosts = f"app:s3cr3t@127.0.0.1:{one},no-such-host.invalid:7,other:s3cr3t@127.0.0.1:{two}"
     transport = new_transport(f"{scheme}://{hosts}/")
-    client = get_rpc_client(transport, Target(topic="t"), timeout=PATIENCE)
+    client = get_rpc_client(transport, Target(topic="t"), timeout=EVENT_TIMEOUT)
     texts = []
     for timeout in (3, 3):
         with pytest.raises(TransportUnavailable) as caught:

@@ -100,7 +100,7 @@ def test_unknown_options_are_refused(name: str, hint: str, where: str, tmp_path:
 
 
 def test_other_groups_of_a_file_are_others_business(tmp_path: pathlib.Path) -> None:
-    """A file is shared with the rest of a service: options of other groups are not looked at."""
+    """A file is shared with the rest of a service: options of other groups are ignored."""
     conf = conf_from_file(tmp_path, "[DEFAULT]\nretry_dealy = 1\n[other]\nx = 1\n[msgbus_test]\nretry_delay = 2\n")
     assert read(conf=conf).retry_delay == 2
 
@@ -282,7 +282,7 @@ TLS_OPTIONS = ["ssl_ca_file=/etc/hostname", "ssl_cert_file=/etc/hostname", "ssl_
 @pytest.mark.parametrize("option", TLS_OPTIONS)
 @pytest.mark.parametrize("driver", ["kombu", pytest.param("qpid", marks=PROTON)])
 def test_tls_option_without_tls_in_a_file(driver: str, option: str, tls: str, tmp_path: pathlib.Path) -> None:
-    """Whoever sets an option of TLS believes that it is on: where it is off, that is an error which says what to do."""
+    """Options of TLS while TLS is off are an error that says what to do: the operator believes that it is on."""
     text = f"[DEFAULT]\nrpc_backend = {driver}\n[msgbus_{driver}]\n{tls}{option}\n"
     name = option.partition("=")[0]
     with pytest.raises(

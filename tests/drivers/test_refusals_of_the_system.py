@@ -14,7 +14,7 @@ import pytest
 from msgbus import Target, TransportUnavailable, get_rpc_client, get_rpc_transport
 from msgbus.drivers.base import Address
 from msgbus.drivers.toolkit.loop import Loop
-from tests.support import PATIENCE, PROTON, new_conf
+from tests.support import EVENT_TIMEOUT, PROTON, new_conf
 
 TOPIC = Address("topic", "msgbus", "foo")
 REMOTE = ["rabbit://guest:guest@127.0.0.1:1/", pytest.param("qpid://guest:guest@127.0.0.1:1/", marks=PROTON)]
@@ -90,7 +90,7 @@ def test_a_thread_that_cannot_be_started_is_an_error_of_ours(
     transport = get_rpc_transport(new_conf(), url_in(url, tmp_path))
     driver, nothing = transport.driver, lambda _delivery: None
     monkeypatch.setattr(threading.Thread, "start", start)
-    client = get_rpc_client(transport, Target(topic="foo"), timeout=PATIENCE)
+    client = get_rpc_client(transport, Target(topic="foo"), timeout=EVENT_TIMEOUT)
     for verb in ("cast", "call", "multicall", "fanout_cast"):
         with pytest.raises(TransportUnavailable, match="cannot be started: can't create new thread"):
             getattr(client, verb)({}, "echo")
@@ -100,7 +100,7 @@ def test_a_thread_that_cannot_be_started_is_an_error_of_ours(
         driver.inspect(TOPIC),
     ]
     for future in futures:
-        assert isinstance(future.exception(PATIENCE), TransportUnavailable)
+        assert isinstance(future.exception(EVENT_TIMEOUT), TransportUnavailable)
     transport.cleanup()
 
 
@@ -146,24 +146,24 @@ def test_a_loop_whose_descriptors_were_closed_says_so() -> None:
 
 
 def test_a_loop_starts_when_there_is_a_thread_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was refused is not run later; what comes later is."""
+    """Refused calls are not run later; later calls are."""
     loop, ran = Loop("test"), threading.Event()
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", lambda _thread: (_ for _ in ()).throw(RuntimeError("no thread")))
         with pytest.raises(TransportUnavailable, match="no thread"):
             loop.call(pytest.fail, "it was refused")
     loop.call(ran.set)
-    assert ran.wait(PATIENCE)
+    assert ran.wait(EVENT_TIMEOUT)
     loop.close()
 
 
 def test_a_loop_starts_for_what_is_due_later_when_there_is_a_thread_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was refused is not run later; what comes later is."""
+    """Refused calls are not run later; later calls are."""
     loop, ran = Loop("test"), threading.Event()
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", lambda _thread: (_ for _ in ()).throw(RuntimeError("no thread")))
         with pytest.raises(TransportUnavailable, match="no thread"):
             loop.call_later(0, lambda: pytest.fail("it was refused"))
     loop.call_later(0, ran.set)
-    assert ran.wait(PATIENCE)
+    assert ran.wait(EVENT_TIMEOUT)
     loop.close()

@@ -80,9 +80,9 @@ def test_another_minor_version_of_the_contract(minor: int, install: Callable[[st
 
 
 @pytest.mark.parametrize("driver", ["object", "FakeDriver.options", "'text'"])
-def test_what_is_no_driver(driver: str, install: Callable[[str], str]) -> None:
+def test_a_class_that_is_not_a_driver(driver: str, install: Callable[[str], str]) -> None:
     """An entry point that names something else than a driver class is refused."""
-    with pytest.raises(DriverLoadFailure, match="no subclass of"):
+    with pytest.raises(DriverLoadFailure, match="not a subclass of"):
         load_driver_class(install(f"Driver = {driver}"))
 
 

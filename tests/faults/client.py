@@ -1,7 +1,7 @@
-"""``python -m tests.faults.client SPEC PARENT``: a client that notes in the journal what it sends and what comes of it.
+"""``python -m tests.faults.client SPEC PARENT``: a client that notes in the journal what it sends and the outcome.
 
 It sends what its specification says, notes "done" when everything has come to an end, and goes on to live until it is
-told to end: what it has sent may still depend on it.
+stopped: messages that it has sent may still depend on it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.faults.journal import Event, Writer
 from tests.faults.workload import Load, Spec
 
 PULSE = 0.1
-"""Seconds between two looks at whether this process gets to run."""
+"""Seconds between two checks whether this process is scheduled."""
 STALL = 0.1
 """Seconds of delay that are noted."""
 LAST_WORDS = 20.0
@@ -110,7 +110,7 @@ def note_stalls(journal: Writer, ended: threading.Event) -> None:
 def prepare(transport: Transport, target: Target, load: Load) -> RPCClient:
     """The client for a load.
 
-    The deadline is given as the option, and not as `timeout`: so it bounds how long a cast may take to be handed over,
+    The deadline is given as the option, and not as `timeout`: so it bounds how long a cast may take to be sent,
     and not how long the cast may wait for a server.
     """
     transport.conf.set_override("rpc_response_timeout", load.deadline)

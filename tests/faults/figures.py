@@ -23,7 +23,7 @@ WIDTH = 160
 
 
 class Figures(msgspec.Struct):
-    """What came of one scenario on one message system.
+    """The result of one scenario on one message system.
 
     Attributes:
         system, scenario: their names; `title` says what happens in the scenario.

@@ -55,7 +55,7 @@ class Worker:
         raise NotImplementedError
 
     def kill(self) -> None:
-        """End it with SIGKILL, and return when it is gone."""
+        """End it with SIGKILL, and return when it has ended."""
         raise NotImplementedError
 
     def pause(self) -> None:

@@ -12,7 +12,7 @@ from tests.faults.workload import AT_LEAST_ONCE, AT_MOST_ONCE
 ALLOWANCE = 1.0
 """Seconds after its deadline in which a verb may still end: half a second is for finding out what to say."""
 LAST_MOMENT = 1.0
-"""Seconds before a broker is killed, and after it, in which it may not know what it was told."""
+"""Seconds before and after a broker is killed, from which it may have forgotten requests."""
 CASTS = ("cast", "fanout_cast")
 
 
@@ -21,7 +21,7 @@ class Message(NamedTuple):
 
     Attributes:
         sent: when it was; its id, verb, policy and deadline are there.
-        outcome: what came of it at its client; None as long as nothing has.
+        outcome: at its client; None as long as there is none.
         begun, finished: at the servers, in the order of time.
     """
 
@@ -124,7 +124,7 @@ class Record:
         return sum(event.seconds for event in self.stalls[message.sent.pid] if event.at > message.sent.at)
 
     def client_was_killed(self, message: Message) -> bool:
-        """Whether the client ended without a chance to say what came of its messages: the fault says so."""
+        """Whether the client was ended by the fault before it could note the outcomes of its messages."""
         return any(event.subject == message.sent.who and event.text == "is killed" for event in self.faults)
 
     def hit(self) -> dict[str, int]:

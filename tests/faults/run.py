@@ -22,7 +22,7 @@ DRAIN = 90.0
 GRACE = 30.0
 """Seconds after the last deadline until a client that is still at it counts as hung."""
 POLL = 0.1
-"""Seconds between two looks at the journal: it is long, and who reads it all the time slows down what it is about."""
+"""Seconds between two reads of the journal: it is long, and reading it all the time slows down what it records."""
 LOG_LINES = 40
 """Of each process, where a scenario has failed."""
 Progress = Callable[[str], None]
@@ -34,7 +34,7 @@ class Run:
     Args:
         system: what the processes are connected to.
         folder: for the journal and the logs of the processes.
-        progress: called with a line for whoever watches.
+        progress: called with each line of progress.
         bounded: whether it is asserted how soon calls go on: on a machine that has nothing else to do.
     """
 
@@ -263,7 +263,7 @@ class Run:
             process.stop()
         for process in self._all:
             if not process.wait(DRAIN):
-                raise AssertionError(f"{process.name} does not end within {DRAIN:g} s of being told to")
+                raise AssertionError(f"{process.name} does not end within {DRAIN:g} s of the signal")
         return self.events()
 
     def _missing(self) -> set[str]:

@@ -176,7 +176,7 @@ def server_cut_off_in_long_calls(run: Run) -> None:
 
 @scenario("processes", "stall")
 def server_unplugged(run: Run) -> None:
-    """A server is cut off without a word for 45 s; another is there."""
+    """A server is cut off silently for 45 s; another one runs."""
     with run.unplugged(two_servers(run, *LONG)):
         rest(run, 45)
 
@@ -257,7 +257,7 @@ def client_cut_off(run: Run) -> None:
 
 @scenario("processes", "stall")
 def client_unplugged(run: Run) -> None:
-    """A client is cut off without a word for 30 s."""
+    """A client is cut off silently for 30 s."""
     two_servers(run, *LONG)
     with run.unplugged(run.clients["client"]):
         rest(run, 30)

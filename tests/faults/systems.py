@@ -23,10 +23,10 @@ class Node(Protocol):
         """Start it, and return when it serves."""
 
     def stop(self) -> None:
-        """Stop it in good order, and return when it is gone."""
+        """Stop it cleanly, and return when it has ended."""
 
     def kill(self) -> None:
-        """SIGKILL it, and return when it is gone."""
+        """SIGKILL it, and return when it has ended."""
 
     def pause(self) -> None:
         """Freeze it."""
@@ -66,7 +66,7 @@ class System(Protocol):
 
     Attributes:
         name: the heading of its results.
-        nodes: its brokers; empty where there are none.
+        nodes: its brokers; may be empty.
         can: what can be done to it, and what it does; a scenario names what it needs: "broker", "cluster", "cut" (a
             process can be cut off), "stall" (it can be cut off without a word), "store" (keeps what nobody takes),
             "volatile" (loses that when it is killed), "processes" (several share it), "exchange" (its exchange can be

@@ -165,7 +165,7 @@ class Load:
 
     @property
     def lost(self) -> list[Done]:
-        """What the sender was told is done or handed over, and never ran."""
+        """Requests that were reported as done or delivered, and never ran."""
         with self.lock:
             return [done for done in self.done if done.error is None and not self.ran.get(done.number)]
 

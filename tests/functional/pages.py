@@ -1,4 +1,4 @@
-"""Pages whose blocks are true: pasted one after the other into an empty directory, they do what the page says.
+"""Runs the blocks of pages: pasted one after the other into an empty directory, they have to do what the page says.
 
 The rules:
 
@@ -116,7 +116,7 @@ class Terminal:
         return "".join(printed)[:-1]
 
     def run_until_ready(self, text: str) -> None:
-        """Paste commands the last of which goes on, and return when it says that it is ready."""
+        """Paste commands, the last of which keeps running, and return when it says that it is ready."""
         self._paste(text)
         printed: list[str] = []
         for line in self._lines():
@@ -139,7 +139,7 @@ class Terminal:
 
 
 def check_text(printed: str, shown: str) -> None:
-    """Fail where something else was printed than a page shows."""
+    """Fail if the output differs from what a page shows."""
     if "..." not in shown:
         assert printed == shown
         return

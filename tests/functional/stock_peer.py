@@ -55,7 +55,7 @@ def serve(transport: Any, topic: str, journal: Path) -> None:
 
 
 def ask(transport: Any, topic: str) -> None:
-    """Call and cast in every way that the stock client knows, and print what came of it."""
+    """Call and cast in every way that the stock client knows, and print the results."""
     client = oslo_messaging.get_rpc_client(transport, oslo_messaging.Target(topic=topic, version="1.1"), timeout=20)
     found: dict[str, Any] = {}
     found["call"] = client.call({"user": "u"}, "echo", value={"a": [1, "ü", None]})

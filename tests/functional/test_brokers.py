@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def connect(port: int, **options: object) -> amqp.Connection:
-    """A connection of py-amqp, as guest unless told otherwise."""
+    """A connection of py-amqp, as guest by default."""
     connection = amqp.Connection(f"127.0.0.1:{port}", **options)
     connection.connect()
     return connection
@@ -38,7 +38,7 @@ def declare_and_publish(node: RabbitMQ, queue: str) -> None:
 
 
 def test_a_client_is_served(rabbitmq: RabbitMQ) -> None:
-    """A message that a client publishes to a queue is what it gets from it; the node tells of both meanwhile."""
+    """A message that a client publishes to a queue arrives as it was; the node's figures show it meanwhile."""
     declare_and_publish(rabbitmq, "served")
     poll(lambda: rabbitmq.connections() == 0, 10, "the end of the connection")
     with connect(rabbitmq.port) as connection:
@@ -82,7 +82,7 @@ def test_a_durable_queue_survives_a_kill(rabbitmq: RabbitMQ) -> None:
 
 
 def test_a_clean_restart(rabbitmq: RabbitMQ) -> None:
-    """A stop tells the clients, and a start serves them again."""
+    """Clients are notified of a stop, and served again after a start."""
     connection = connect(rabbitmq.port)
     rabbitmq.stop()
     # py-amqp reads the node's close, and may then fail to answer it, as nobody is there any more.
@@ -109,7 +109,7 @@ def test_pause_and_resume(rabbitmq: RabbitMQ) -> None:
 
 
 def test_memory_alarm(rabbitmq: RabbitMQ) -> None:
-    """In a memory alarm publishers are told that they are blocked, and after it that they are not."""
+    """In a memory alarm publishers are notified that they are blocked, and after it that they are not."""
     told: list[str] = []
     options = {"on_blocked": lambda reason: told.append(reason), "on_unblocked": lambda: told.append("unblocked")}
     with connect(rabbitmq.port, **options) as connection:
@@ -149,7 +149,7 @@ def test_tls(version: str, tmp_path: pathlib.Path) -> None:
 
 
 def test_nothing_outlives_the_tests(rabbitmq_310: RabbitMQ, tmp_path: pathlib.Path) -> None:
-    """When the process that started a node is killed with -9, all of the node is gone, its epmd daemon too."""
+    """When the process that started a node is killed with -9, all of the node has ended, its epmd daemon too."""
     code = (
         "import pathlib, signal\n"
         "from tests.functional.brokers.rabbitmq import RabbitMQ\n"
@@ -181,7 +181,7 @@ def test_a_failed_start_shows_the_log(rabbitmq_310: RabbitMQ, tmp_path: pathlib.
 
 
 def test_a_missing_broker_says_what_installs_it(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A broker that is not installed is told with the command that installs it."""
+    """For a broker that is not installed the error names the command that installs it."""
     monkeypatch.setenv("MSGBUS_BROKERS_DIR", str(tmp_path))
     with pytest.raises(BrokerMissing, match=r"tests/functional/brokers/install rabbitmq-4\.3"):
         RabbitMQ("4.3", tmp_path / "node")

@@ -43,7 +43,7 @@ def test_proton_has_tls_and_sasl() -> None:
 
 
 def test_serves_a_client(qpid: Qpid) -> None:
-    """A message that a client sends to a queue is what it gets from it; the broker tells of both meanwhile."""
+    """A message that a client sends to a queue arrives as it was; the broker's figures show it meanwhile."""
     qpid.create("Queue", "sérved #1", durable=True)
     with pytest.raises(BrokerFailed, match="409"):
         qpid.create("Queue", "sérved #1")
@@ -170,7 +170,7 @@ def test_a_failed_start_shows_the_log(qpid: Qpid, tmp_path: pathlib.Path) -> Non
 
 
 def test_a_missing_broker_says_what_installs_it(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A broker that is not installed is told with the command that installs it."""
+    """For a broker that is not installed the error names the command that installs it."""
     monkeypatch.setenv("MSGBUS_BROKERS_DIR", str(tmp_path))
     with pytest.raises(BrokerMissing, match=r"tests/functional/brokers/install qpid"):
         Qpid(tmp_path / "broker")

@@ -266,7 +266,7 @@ def test_second_signal_ends_the_server_at_once(bench: Bench, first: signal.Signa
 
 
 def test_drain_bounds_the_wait_for_handlers(bench: Bench) -> None:
-    """What runs longer is abandoned, with a word in the log."""
+    """Requests that run longer are abandoned, with a line in the log."""
     server = bench.serve("--drain", "0.2")
     path, _ = bench.gate()
     bench.start("call", bench.topic, "wait_for", f"path={path}")

@@ -26,7 +26,7 @@ asks for 15."""
 AWAY = 60.0
 """Seconds for which a node is away in the long tests."""
 GIVEN_BACK = 180.0
-"""Seconds after which RabbitMQ has taken back, at the latest, what it handed to a node that froze."""
+"""Seconds within which RabbitMQ requeues what it had delivered through a node that froze."""
 QUORUM = "?quorum_queues=true"
 
 Disturb = Callable[[Cluster, int, float], None]
@@ -104,7 +104,7 @@ class ClusterChecks:
             assert not load.late, load
 
     def test_nothing_runs_twice_under_at_most_once(self, cluster: Cluster) -> None:
-        """What may have run when a node was lost is told to its sender, and never run again."""
+        """A request that may have run when a node was lost is reported to its sender, and never run again."""
         with load_on(cluster, "at-most-once", "at_most_once", pause=0.04) as load:
             work_through(cluster, load, killed, (1,), 1.0)
             work_through(cluster, load, cut_off, (2,), 3.0)
@@ -133,7 +133,7 @@ class ClusterChecks:
     # On 4.3 the killed node is sometimes not back within two minutes, which is still to be understood.
     @pytest.mark.soak
     def test_a_classic_queue_on_a_lost_node_harms_no_other(self, cluster: Cluster) -> None:
-        """Its senders are told which queue it is and what to do; other addresses of the same subscription go on."""
+        """Senders get an error that names the queue and what to do; other addresses of the same subscription go on."""
         lost, kept = Address("topic", "msgbus", "classic-lost"), Address("topic", "msgbus", "classic-kept")
         got: list[Delivery] = []
         with contextlib.ExitStack() as stack:
@@ -145,7 +145,7 @@ class ClusterChecks:
             cluster.kill(0)
             subscription = driver.subscribe([lost, kept], got.append, prefetch=10)
             until(lambda: _sent(driver, kept, "kept") is None, "the other address is served", 30)
-            error = until(lambda: _sent(driver, lost, "lost"), "the lost one is told", 30)
+            error = until(lambda: _sent(driver, lost, "lost"), "an error for the lost one", 30)
             assert "'msgbus/classic-lost'" in str(error)
             assert "start the node" in str(error)
             assert not subscription.ready.done()
@@ -157,7 +157,7 @@ class ClusterChecks:
 
     @pytest.mark.soak
     def test_no_cast_is_lost_while_a_node_is_frozen(self, cluster: Cluster) -> None:
-        """What was handed to servers of a frozen node comes again when RabbitMQ takes it back: late, and not lost."""
+        """Messages delivered through a frozen node are redelivered when RabbitMQ requeues them: late, not lost."""
         with load_on(cluster, "frozen", "at_least_once") as load:
             for node in range(NODES):
                 frozen(cluster, node, AWAY)

@@ -1,4 +1,4 @@
-"""The conformance suite notices what is broken, and tells it by the checks whose guarantee it is."""
+"""The conformance suite notices what is broken: the checks of the broken guarantee fail."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Results = dict[str, dict[str, Any]]
 
 
 def run(name: str, *url: str) -> Results:
-    """What came of each check on a mutant."""
+    """The result of each check on a mutant."""
     command = [sys.executable, "-m", "tests.mutants.run", name, *url]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert ended.returncode == 0, ended.stderr

@@ -15,7 +15,7 @@ from tests.functional.brokers.proxy import Proxy
 
 
 class NatsHarness(Harness):
-    """One NATS server behind a proxy, which can cut its connections: the server itself cannot be told to."""
+    """One NATS server behind a proxy, which can cut its connections: the server itself has no command for that."""
 
     largest = MAX_PAYLOAD - 1024  # the driver keeps a kilobyte for headers
 

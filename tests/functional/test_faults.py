@@ -67,7 +67,7 @@ class Faults:
     @pytest.fixture
     @classmethod
     def progress(cls, pytestconfig: pytest.Config) -> Iterator[Callable[[str], None]]:
-        """Shows a line to whoever sits in front of the tests, in the place of the one before."""
+        """Shows a line to the person who runs the tests, in place of the one before."""
         manager = pytestconfig.pluginmanager
         capture, terminal = manager.get_plugin("capturemanager"), manager.get_plugin("terminalreporter")
         if capture is None or terminal is None or not terminal.isatty:

@@ -13,7 +13,7 @@ from msgbus import DeadLetter, MessagingTimeout, Target, get_rpc_client, get_rpc
 from tests.core.test_hostile import EXCEPTIONS, PREFETCH, Endpoint
 from tests.functional.brokers.qpid import Qpid
 from tests.functional.brokers.rabbitmq import RabbitMQ
-from tests.support import PATIENCE, new_conf
+from tests.support import EVENT_TIMEOUT, new_conf
 
 
 def test_on_rabbitmq(rabbitmq: RabbitMQ) -> None:
@@ -43,9 +43,9 @@ def check(url: str) -> None:
     serving = get_rpc_transport(new_conf(rpc_prefetch=PREFETCH, rpc_cast_retries=0, control_exchange=exchange), url)
     calling = get_rpc_transport(new_conf(control_exchange=exchange), url)
     server = get_rpc_server(serving, Target(topic="foo", server="h1"), [Endpoint()], on_dead_letter=hook)
-    server.start(PATIENCE)
+    server.start(EVENT_TIMEOUT)
     try:
-        client = get_rpc_client(calling, Target(topic="foo"), timeout=PATIENCE)
+        client = get_rpc_client(calling, Target(topic="foo"), timeout=EVENT_TIMEOUT)
         policies: list[Any] = ["at_most_once", "at_least_once"]
         for how in EXCEPTIONS:
             for _ in range(PREFETCH + 1):
@@ -55,10 +55,10 @@ def check(url: str) -> None:
                     client.prepare(delivery=policy).call({}, "fail", how=how)
                 assert not isinstance(raised.value, MessagingTimeout), how
         for _ in range((PREFETCH + 1) * len(EXCEPTIONS)):
-            assert given_up.acquire(timeout=PATIENCE)
+            assert given_up.acquire(timeout=EVENT_TIMEOUT)
         assert client.call({}, "fine") == "fine"
         server.stop()
-        assert server.wait(PATIENCE) == 0
+        assert server.wait(EVENT_TIMEOUT) == 0
     finally:
         calling.cleanup()
         serving.cleanup()

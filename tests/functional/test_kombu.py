@@ -43,7 +43,7 @@ def proxy(rabbitmq: RabbitMQ) -> Iterator[Proxy]:
 # Connecting
 
 
-def test_a_wrong_password_is_told_at_once_and_never_shown(rabbitmq: RabbitMQ, connect: Connect) -> None:
+def test_a_wrong_password_is_reported_at_once_and_never_shown(rabbitmq: RabbitMQ, connect: Connect) -> None:
     """Waiting would not help: the first call fails at once, with user, host, port and what to check, no password."""
     url = rabbitmq.url.replace("guest:guest", "guest:s3cr3t-pw")
     task = Task(client_of(connect(url), "nobody", timeout=60).call, {}, "echo", value=1)
@@ -56,7 +56,7 @@ def test_a_wrong_password_is_told_at_once_and_never_shown(rabbitmq: RabbitMQ, co
     assert "s3cr3t" not in text
 
 
-def test_a_missing_virtual_host_is_told_at_once(rabbitmq: RabbitMQ, connect: Connect) -> None:
+def test_a_missing_virtual_host_is_reported_at_once(rabbitmq: RabbitMQ, connect: Connect) -> None:
     """Likewise with a virtual host that does not exist."""
     task = Task(client_of(connect(f"{rabbitmq.url}nowhere"), "nobody", timeout=60).call, {}, "echo", value=1)
     with pytest.raises(msgbus.TransportUnavailable, match="virtual host nowhere"):
@@ -71,7 +71,7 @@ def test_a_broker_that_is_not_there_is_waited_for_until_the_deadline(connect: Co
         client.cast({}, "echo", value=1)
 
 
-def test_a_call_says_why_it_was_not_handed_over(rabbitmq: RabbitMQ, proxy: Proxy, connect: Connect) -> None:
+def test_a_call_says_why_it_was_not_sent(rabbitmq: RabbitMQ, proxy: Proxy, connect: Connect) -> None:
     """Also in a process that was connected before, the error of a call is the reason, and not that time has passed."""
     transport = connect(through(rabbitmq, proxy))
     with serving(transport, "away"):
@@ -86,7 +86,7 @@ def test_a_call_says_why_it_was_not_handed_over(rabbitmq: RabbitMQ, proxy: Proxy
         assert client.call({}, "echo", value=3) == 3
 
 
-def test_what_may_not_be_looked_at_is_not_taken_for_empty(rabbitmq: RabbitMQ, connect: Connect) -> None:
+def test_a_queue_that_may_not_be_inspected_does_not_count_as_empty(rabbitmq: RabbitMQ, connect: Connect) -> None:
     """A user without a right on a queue learns nothing of it; it is not said that it has no consumers."""
     rabbitmq.ctl("add_user", "blind", "blind")
     rabbitmq.ctl("set_permissions", "blind", "^reply_", "^(reply_.*|msgbus)$", "^reply_")
@@ -304,7 +304,7 @@ def _works(client: msgbus.RPCClient) -> bool:
     return True
 
 
-def test_a_full_queue_is_told(rabbitmq: RabbitMQ, connect: Connect) -> None:
+def test_a_full_queue_blocks_the_send(rabbitmq: RabbitMQ, connect: Connect) -> None:
     """Where the operator bounds a queue and has RabbitMQ refuse what is too much, a cast raises TransportBlocked."""
     transport = connect(rabbitmq.url)
     with serving(transport, "full"):
@@ -324,8 +324,8 @@ def test_a_full_queue_is_told(rabbitmq: RabbitMQ, connect: Connect) -> None:
     assert "its queue is full" in until(fill, "the queue is full", 20)
 
 
-def test_missing_rights_are_told(rabbitmq: RabbitMQ, connect: Connect) -> None:
-    """A user who may not declare queues is told so by the server's start, with what to check; no time-out."""
+def test_missing_rights_are_reported(rabbitmq: RabbitMQ, connect: Connect) -> None:
+    """If the user may not declare queues, the server's start fails at once, with what to check."""
     rabbitmq.add_user("poor", "pw")
     rabbitmq.ctl("set_permissions", "poor", "^$", ".*", ".*")
     transport = connect(rabbitmq.url.replace("guest:guest", "poor:pw"))
@@ -358,7 +358,7 @@ def test_an_exchange_that_cannot_be_declared_harms_nobody_else(rabbitmq: RabbitM
         assert task.result(20) > 0
 
 
-def test_a_right_to_write_that_is_missing_is_told(rabbitmq: RabbitMQ, connect: Connect) -> None:
+def test_a_missing_right_to_write_is_reported(rabbitmq: RabbitMQ, connect: Connect) -> None:
     """A user who may not publish gets the refusal with what to check, not a time-out and not a storm of tries."""
     with serving(connect(rabbitmq.url), "unwritable"):
         rabbitmq.add_user("mute", "pw")
@@ -380,7 +380,7 @@ def test_a_right_to_write_that_is_missing_is_told(rabbitmq: RabbitMQ, connect: C
 def test_a_message_with_strange_properties_costs_nothing(
     rabbitmq: RabbitMQ, connect: Connect, properties: dict[str, Any]
 ) -> None:
-    """Whoever may publish can set properties that are no text: the message is dropped, the server goes on."""
+    """A peer can set properties that are not text: the message is dropped, and the server goes on."""
     transport = connect(rabbitmq.url)
     with serving(transport, "strange"):
         client = client_of(transport, "strange")
@@ -393,7 +393,7 @@ def test_a_message_with_strange_properties_costs_nothing(
 
 
 def test_a_first_host_that_refuses_is_no_reason_to_give_up(rabbitmq: RabbitMQ, connect: Connect) -> None:
-    """Where the first host refuses the log-in for good, the second is tried before anybody is told."""
+    """If the first host refuses the log-in permanently, the second is tried before anything fails."""
     url = rabbitmq.url.replace("guest:guest@127.0.0.1", f"bad:bad@127.0.0.1:{rabbitmq.port},guest:guest@127.0.0.1")
     transport = connect(url)
     with serving(transport, "second"):
@@ -422,7 +422,7 @@ def test_calls_in_flight_outlive_a_cut(rabbitmq: RabbitMQ, proxy: Proxy, connect
 
 
 def test_a_silent_connection_is_given_up(rabbitmq: RabbitMQ, proxy: Proxy, connect: Connect) -> None:
-    """Nothing breaks when a network swallows all: the missing heartbeats tell, and the server comes back by itself."""
+    """A network that drops everything is noticed by the missing heartbeats, and the server reconnects by itself."""
     servers = connect(through(rabbitmq, proxy, "?heartbeat=1"), rpc_response_timeout=20)
     with serving(servers, "silent"):
         client = client_of(connect(rabbitmq.url), "silent", 30)
@@ -495,7 +495,7 @@ def test_a_clean_close_removes_what_is_ones_own(rabbitmq: RabbitMQ, connect: Con
 
 
 def test_quorum_queues_count_deliveries(rabbitmq: RabbitMQ, connect: Connect) -> None:
-    """With quorum_queues=true a delivery says how often it was handed over before, and the capability is declared."""
+    """With quorum_queues=true a delivery says how often it was delivered before, and the capability is declared."""
     driver = connect(f"{rabbitmq.url}?quorum_queues=true").driver
     assert Capability.ATTEMPT_COUNT in driver.capabilities
     address = Address("topic", "msgbus", "counted")

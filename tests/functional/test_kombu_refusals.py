@@ -87,7 +87,7 @@ def _holds_one(broker: RabbitMQ, queue: str) -> bool:
     return bool(broker.queues().get(queue, {}).get("messages") == 1)
 
 
-def test_a_topic_nobody_serves_is_still_told_at_once(rabbitmq: RabbitMQ, connect: Connect) -> None:
+def test_a_topic_without_servers_still_fails_at_once(rabbitmq: RabbitMQ, connect: Connect) -> None:
     """Looking for a lost binding costs no time where there is no queue: MessageUndeliverable, and nothing is made."""
     client = client_of(connect(rabbitmq.url), "nobody-at-all", 60)
     with pytest.raises(msgbus.MessageUndeliverable, match="nobody listens"):
@@ -100,7 +100,7 @@ def test_a_topic_nobody_serves_is_still_told_at_once(rabbitmq: RabbitMQ, connect
 
 @pytest.mark.parametrize("quorum", ["false", "true"])
 def test_a_full_queue_is_named(rabbitmq: RabbitMQ, connect: Connect, quorum: str) -> None:
-    """With overflow=reject-publish a full queue is told with its name and length; room for one more ends that."""
+    """With overflow=reject-publish a full queue is an error with its name and length, until it has room."""
     topic = f"brimful-{quorum}"
     transport = connect(f"{rabbitmq.url}?quorum_queues={quorum}")
     with serving(transport, topic):
@@ -165,7 +165,7 @@ def test_a_full_pool_does_not_have_the_topic_run_twice(rabbitmq: RabbitMQ, conne
 
 
 @pytest.mark.parametrize("timeout", [0.05, 0.3, 1.0])
-def test_a_frozen_rabbitmq_is_told_at_the_deadline(rabbitmq: RabbitMQ, connect: Connect, timeout: float) -> None:
+def test_a_frozen_rabbitmq_is_reported_at_the_deadline(rabbitmq: RabbitMQ, connect: Connect, timeout: float) -> None:
     """A cast that RabbitMQ does not confirm ends at its deadline, and says that it may have been delivered."""
     with serving(connect(rabbitmq.url), "frozen"):
         transport = connect(rabbitmq.url)
@@ -185,7 +185,7 @@ def test_a_frozen_rabbitmq_is_told_at_the_deadline(rabbitmq: RabbitMQ, connect: 
 
 
 def test_a_frozen_rabbitmq_fails_a_send_at_its_own_deadline(rabbitmq: RabbitMQ, connect: Connect) -> None:
-    """Each message is given up when its own patience ends, whatever the others' are; the driver looks no more often."""
+    """Each message fails at its own send_timeout, whatever those of others are; the driver checks no more often."""
     driver = connect(rabbitmq.url).driver
     address = Address("inbox", name="reply_nobody")
     driver.send(address, Message(b"{}", JSON, "first", None, False, 20.0), mandatory=False).result(20)
@@ -195,30 +195,30 @@ def test_a_frozen_rabbitmq_fails_a_send_at_its_own_deadline(rabbitmq: RabbitMQ, 
         ends: dict[float, float] = {}
         lock = threading.Lock()
 
-        def note(patience: float) -> Callable[[object], None]:
+        def note(seconds: float) -> Callable[[object], None]:
             def done(_: object) -> None:
                 with lock:
-                    ends[patience] = time.monotonic() - began
+                    ends[seconds] = time.monotonic() - began
 
             return done
 
         sends = {}
-        for patience in (2.5, 0.05, 1.0, 0.3):
-            sends[patience] = driver.send(
-                address, Message(b"{}", JSON, str(patience), None, False, patience), mandatory=False
+        for seconds in (2.5, 0.05, 1.0, 0.3):
+            sends[seconds] = driver.send(
+                address, Message(b"{}", JSON, str(seconds), None, False, seconds), mandatory=False
             )
-            sends[patience].add_done_callback(note(patience))
-        for patience in sorted(sends):
-            error = sends[patience].exception(20)
+            sends[seconds].add_done_callback(note(seconds))
+        for seconds in sorted(sends):
+            error = sends[seconds].exception(20)
             assert isinstance(error, msgbus.TransportUnavailable)
             assert error.maybe_delivered
-        assert [ends[patience] >= patience for patience in ends] == [True] * 4
-        assert sorted(ends, key=lambda patience: ends[patience]) == [0.05, 0.3, 1.0, 2.5]
+        assert [ends[seconds] >= seconds for seconds in ends] == [True] * 4
+        assert sorted(ends, key=lambda seconds: ends[seconds]) == [0.05, 0.3, 1.0, 2.5]
     finally:
         rabbitmq.resume()
 
 
-def test_a_look_at_a_frozen_rabbitmq_ends(rabbitmq: RabbitMQ, connect: Connect) -> None:
+def test_inspecting_a_frozen_rabbitmq_ends(rabbitmq: RabbitMQ, connect: Connect) -> None:
     """Inspecting a queue of a RabbitMQ that answers nothing fails; it does not wait for ever, nor use up channels."""
     driver = connect(rabbitmq.url).driver
     with serving(connect(rabbitmq.url), "looked"):
@@ -230,7 +230,7 @@ def test_a_look_at_a_frozen_rabbitmq_ends(rabbitmq: RabbitMQ, connect: Connect) 
             assert all(isinstance(look.exception(20), msgbus.TransportUnavailable) for look in looks)
         finally:
             rabbitmq.resume()
-        until(lambda: _consumers(driver, address) == 1, "it can be looked at again", 20)
+        until(lambda: _consumers(driver, address) == 1, "it can be inspected again", 20)
 
 
 def _consumers(driver: Any, address: Address) -> int | None:

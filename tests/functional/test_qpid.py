@@ -63,7 +63,7 @@ def own_nodes(broker: Qpid) -> set[str]:
 
 
 @pytest.mark.parametrize("mechanism", ["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-1"])
-def test_a_password_lets_in(broker: Qpid, connect: Connect, mechanism: str) -> None:
+def test_a_password_logs_in(broker: Qpid, connect: Connect, mechanism: str) -> None:
     """By each mechanism that the broker has, and by the best of them where none is named."""
     transport = connect(broker.url + MEMORY + (f"&sasl_mechanisms={mechanism}" if mechanism else ""))
     with serving(transport, "login"):
@@ -71,7 +71,7 @@ def test_a_password_lets_in(broker: Qpid, connect: Connect, mechanism: str) -> N
 
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256"])
-def test_a_wrong_password_is_told_at_once_and_never_shown(broker: Qpid, connect: Connect, mechanism: str) -> None:
+def test_a_wrong_password_is_reported_at_once_and_never_shown(broker: Qpid, connect: Connect, mechanism: str) -> None:
     """Waiting would not help: the first call fails at once, with user, host, port and what to check, no password."""
     url = broker.url.replace("guest:guest", "guest:s3cr3t-pw") + f"?sasl_mechanisms={mechanism}"
     task = Task(client_of(connect(url), "nobody", timeout=60).call, {}, "echo", value=1)
@@ -113,7 +113,7 @@ def test_the_options_of_the_old_systems_are_read(broker: Qpid, tmp_path: pathlib
         transport.cleanup()
 
 
-def test_a_port_that_speaks_something_else_is_told_at_once(connect: Connect, broker: Qpid) -> None:
+def test_a_port_that_speaks_something_else_is_reported_at_once(connect: Connect, broker: Qpid) -> None:
     """An AMQP broker that wants TLS there, for example."""
     with contextlib.closing(_Listener(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as listener:
         client = client_of(connect(f"qpid://guest:guest@127.0.0.1:{listener.port}/"), "nobody", timeout=60)
@@ -166,7 +166,7 @@ def test_the_next_host_is_tried(broker: Qpid, connect: Connect) -> None:
 
 
 def test_a_first_host_that_refuses_is_no_reason_to_give_up(broker: Qpid, connect: Connect) -> None:
-    """Where the first host refuses the log-in for good, the second is tried before anybody is told."""
+    """If the first host refuses the log-in permanently, the second is tried before anything fails."""
     url = broker.url.replace("guest:guest@127.0.0.1", f"bad:bad@127.0.0.1:{broker.port},guest:guest@127.0.0.1")
     transport = connect(url + MEMORY)
     with serving(transport, "second"):
@@ -273,7 +273,7 @@ def test_calls_over_tls(tls_broker: Qpid, connect: Connect, trusted: pathlib.Pat
         assert all(task.result(60) == list(range(50)) for task in tasks)
 
 
-def test_a_certificate_lets_in(
+def test_a_client_certificate_logs_in(
     tls_broker: Qpid, authority: trustme.CA, connect: Connect, trusted: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     """EXTERNAL: who has a certificate of the right authority needs no password."""
@@ -326,8 +326,8 @@ def test_an_unknown_authority_is_refused(tls_broker: Qpid, connect: Connect) -> 
         careless.call({}, "echo", value=1)
 
 
-def test_tls_where_there_is_none_and_none_where_there_is(tls_broker: Qpid, connect: Connect) -> None:
-    """Both are told, with what to check."""
+def test_tls_on_one_side_only(tls_broker: Qpid, connect: Connect) -> None:
+    """Both fail with an error that says what to check."""
     plain = f"qpid://guest:guest@localhost:{tls_broker.port}/?ssl=true"
     with pytest.raises(msgbus.TransportUnavailable, match="check that this port speaks TLS"):
         Task(client_of(connect(plain), "tls", 60).call, {}, "echo").result(20)
@@ -340,8 +340,8 @@ def test_tls_where_there_is_none_and_none_where_there_is(tls_broker: Qpid, conne
 # What the broker refuses
 
 
-def test_missing_rights_are_told(broker: Qpid, connect: Connect) -> None:
-    """A user who may connect and nothing else is told so at once, with what to check."""
+def test_missing_rights_are_reported(broker: Qpid, connect: Connect) -> None:
+    """A user who may only connect gets an error at once, with what to check."""
     transport = connect(broker.url.replace("guest:guest", "limited:limited") + MEMORY)
     server = msgbus.get_rpc_server(transport, msgbus.Target(topic="rights", server="s1"), [Endpoint()])
     with pytest.raises(msgbus.TransportUnavailable, match="check the user's rights"):
@@ -349,7 +349,7 @@ def test_missing_rights_are_told(broker: Qpid, connect: Connect) -> None:
 
 
 @pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
-def test_a_right_to_publish_that_is_missing_is_told(broker: Qpid, connect: Connect, delivery: Any) -> None:
+def test_a_missing_right_to_publish_is_reported(broker: Qpid, connect: Connect, delivery: Any) -> None:
     """The broker closes the link for it: the error says what to check, at once, and the connection goes on."""
     with serving(connect(broker.url + MEMORY), "unwritable"):
         transport = connect(broker.url.replace("guest:guest", "limited:limited") + MEMORY)
@@ -376,7 +376,7 @@ def test_a_right_to_publish_that_is_missing_is_told(broker: Qpid, connect: Conne
         )
 
 
-def test_a_full_queue_is_told_and_harms_nobody_else(broker: Qpid, connect: Connect) -> None:
+def test_a_full_queue_fails_only_its_own_sends(broker: Qpid, connect: Connect) -> None:
     """A cast to a full queue raises TransportBlocked; what goes elsewhere at the same time goes on."""
     transport = connect(f"{broker.url}{MEMORY}&queue_limit=60")
     driver = transport.driver
@@ -423,7 +423,7 @@ def test_a_broker_in_memory_refuses_what_is_durable(broker: Qpid, connect: Conne
     ids=range(5),
 )
 def test_a_strange_message_costs_nothing(broker: Qpid, connect: Connect, properties: dict[str, Any]) -> None:
-    """Whoever may send can send what msgbus does not: the message is dropped, the server goes on."""
+    """A user with the right to send can send messages that msgbus does not: they are dropped, the server goes on."""
     transport = connect(broker.url + MEMORY)
     with serving(transport, "strange"):
         client = client_of(transport, "strange")
@@ -436,7 +436,7 @@ def test_a_strange_message_costs_nothing(broker: Qpid, connect: Connect, propert
 
 
 def test_nodes_may_be_made_beforehand(broker: Qpid, connect: Connect) -> None:
-    """With declare=false nothing is made: what is missing is told with what to do, and what is there is used."""
+    """With declare=false nothing is created: a missing node is an error that says what to do."""
     url = f"{broker.url}{MEMORY}&declare=false"
     server = msgbus.get_rpc_server(connect(url), msgbus.Target(topic="ready-made", server="s1"), [Endpoint()])
     with pytest.raises(msgbus.TransportUnavailable, match="made beforehand"):
@@ -477,7 +477,7 @@ def test_calls_in_flight_outlive_a_cut(broker: Qpid, proxy: Proxy, connect: Conn
 
 
 def test_a_silent_connection_is_given_up(broker: Qpid, proxy: Proxy, connect: Connect) -> None:
-    """Nothing breaks when a network swallows all: the missing heartbeats tell, and the server comes back by itself."""
+    """A network that drops everything is noticed by the missing heartbeats, and the server reconnects by itself."""
     servers = connect(through(broker, proxy, "&heartbeat=1"), rpc_response_timeout=20)
     with serving(servers, "silent"):
         client = client_of(connect(broker.url + MEMORY), "silent", 30)

@@ -16,7 +16,7 @@ from tests.core.test_current import Endpoint as Knowing
 from tests.core.test_request_context import Endpoint as Setting
 from tests.functional.brokers.qpid import Qpid
 from tests.functional.brokers.rabbitmq import RabbitMQ
-from tests.support import PATIENCE, new_conf
+from tests.support import EVENT_TIMEOUT, new_conf
 
 
 def rabbitmq(request: pytest.FixtureRequest, version: str, more: str = "") -> str:
@@ -54,23 +54,23 @@ def test_what_a_request_sets_no_other_sees(url: str) -> None:
     setting, knowing = Setting(), Knowing()
     server = get_rpc_server(transport, Target(topic="foo", server="h1"), [setting, knowing])
     server.start()
-    client = get_rpc_client(transport, Target(topic="foo"), timeout=PATIENCE)
+    client = get_rpc_client(transport, Target(topic="foo"), timeout=EVENT_TIMEOUT)
     for prepared in (client, client.prepare(delivery="at_least_once"), client.prepare(server="h1")):
         prepared.call({}, "login")
         assert prepared.call({}, "whoami") == "nobody"
         prepared.cast({}, "login")
         assert list(prepared.multicall({}, "steps", name="bob")) == ["nobody", "bob", "bob"]
         assert prepared.call({}, "whoami") == "nobody"
-    admin = get_rpc_client(transport, Target(topic="foo", namespace="admin"), timeout=PATIENCE)
+    admin = get_rpc_client(transport, Target(topic="foo", namespace="admin"), timeout=EVENT_TIMEOUT)
     admin.call({"user": "ada"}, "look")
     (found,) = knowing.found
     assert (found.method, found.server, found.topic, found.attempts) == ("look", "h1", "foo", 1)
     assert found.call_id is not None
     ((left, _cancelled),) = knowing.states
-    assert 0 < left <= PATIENCE
+    assert 0 < left <= EVENT_TIMEOUT
     with pytest.raises(NoCurrentRequest):
         current_request()
-    assert server.wait(PATIENCE) == 0
+    assert server.wait(EVENT_TIMEOUT) == 0
     transport.cleanup()
 
 
@@ -94,7 +94,7 @@ def test_the_attempts_of_a_cast_are_counted_on_at_the_next_server(bus: Bus, kill
         bus.kill(servers[first])
     else:
         servers[first].stop()
-        assert servers[first].wait(PATIENCE) == 0
+        assert servers[first].wait(EVENT_TIMEOUT) == 0
     bus.saw("dead", "k", seconds=30)
     (second,) = set(servers) - {first}
     ran = [entry.server for entry in bus.journal.entries("run", "k")]

@@ -26,7 +26,7 @@ from tests.functional.brokers.proxy import Proxy
 from tests.functional.brokers.qpid import Qpid
 from tests.functional.brokers.rabbitmq import RabbitMQ
 from tests.rpc.checks import RpcChecks
-from tests.support import PATIENCE, new_conf
+from tests.support import EVENT_TIMEOUT, new_conf
 
 EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "classic"
 SECONDS = 30
@@ -296,7 +296,7 @@ def test_notification_waits_for_its_first_reader(rabbitmq: RabbitMQ) -> None:
         connection.join_consumer_pool(got.put, pool, "notifications.info")
     connection.consume_in_thread()
     rpc.notify({"user": "ada"}, "notifications.info", {"n": 1})
-    assert [got.get(timeout=PATIENCE)["n"] for _ in range(2)] == [1, 1]
+    assert [got.get(timeout=EVENT_TIMEOUT)["n"] for _ in range(2)] == [1, 1]
     queued = [
         depth for name, depth in rabbitmq.queues().items() if name == f"{conf.control_exchange}/notifications.info"
     ]
@@ -317,7 +317,7 @@ def test_consuming_can_be_tried_again(rabbitmq: RabbitMQ) -> None:
         with pytest.raises(msgbus.TransportUnavailable):
             connection.consume_in_thread()
         proxy.accept()
-        conf.set_override("rpc_response_timeout", PATIENCE)
+        conf.set_override("rpc_response_timeout", EVENT_TIMEOUT)
         connection.consume_in_thread()
         assert rpc.call({}, "svc.h1", {"method": "answer"}) == 42
         connection.close()
@@ -434,7 +434,7 @@ def test_cast_to_another_server(rabbitmq_310: RabbitMQ, rabbitmq_43: RabbitMQ) -
     params = {"hostname": "127.0.0.1", "port": rabbitmq_43.port, "username": "guest", "password": "guest"}
     rpc.cast_to_server({}, params, "svc", {"method": "note", "args": {"text": 1}})
     rpc.fanout_cast_to_server({}, params, "svc", {"method": "note", "args": {"text": 2}})
-    assert {there.notes.get(timeout=PATIENCE) for _ in range(2)} == {1, 2}
+    assert {there.notes.get(timeout=EVENT_TIMEOUT) for _ in range(2)} == {1, 2}
     connection.close()
     assert here.notes.empty()
     server.stop()

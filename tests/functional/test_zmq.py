@@ -658,7 +658,7 @@ def test_message_waits_for_an_unreachable_server_until_its_deadline(place: Place
             assert all(known in str(error) for known in (node, path, "no answer"))
             # It is counted, as its process lives; how much waits there nobody can say.
             depth = Task(lambda: sender.inspect(TOPIC).result(15))
-            assert (depth.result().consumers, depth.result().depth) == (1, None)
+            assert (depth.result().consumers, depth.result().messages) == (1, None)
         finally:
             os.close(lock)
 

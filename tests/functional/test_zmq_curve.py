@@ -110,7 +110,7 @@ def test_client_without_a_key_is_rejected_and_logged_once(
     client = place.driver()
     with caplog.at_level(logging.WARNING):
         why = refused(client)
-        # libzmq hangs up so soon that it takes some attempts until one was looked at.
+        # libzmq hangs up so soon that it takes some attempts until an address is found.
         until(lambda: refused(client) and "a connection from 127.0.0.1: handshake failed" in caplog.text, "a line", 60)
         refused(client)
     assert "handshake failed" in why
@@ -278,7 +278,7 @@ def test_listening_without_keys_needs_the_insecure_option_and_is_logged(
     receiver, server = Receiver(), place.driver(f"listen=tcp://*:*&{insecure}")
     with caplog.at_level(logging.WARNING):
         receiver.subscribe(server, TOPIC)
-    assert "insecure_let_anybody_send_and_read is set: whoever reaches tcp://*:* sends and reads" in caplog.text
+    assert "insecure_let_anybody_send_and_read is set: anybody who reaches tcp://*:* can send and read" in caplog.text
     hide_sockets(place.run_dir)
     send(place.driver(insecure), TOPIC, "x")
     receiver.wait_for("x")

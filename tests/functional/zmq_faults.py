@@ -40,7 +40,7 @@ def cut_connections(run_dir: pathlib.Path) -> None:
 
 
 def cut_tcp(*, besides: int = 0) -> None:
-    """Break every TCP connection on the loopback that has an end in this process, but those with a certain port."""
+    """Break every TCP connection on the loopback that has an end in this process, except those with a given port."""
     for connection in _sockets():
         if connection.family == socket.AF_INET:
             with contextlib.suppress(OSError):

@@ -77,13 +77,13 @@ def _change_delivery(change: Callable[[Any, Any], None]) -> None:
 
 @caught_by("what_is_given_back_is_marked_as_redelivered", "reject_with_requeue_delivers_it_again")
 def loses_redelivered() -> None:
-    """What comes again is not marked."""
+    """Redelivered messages are not marked."""
     _change_delivery(lambda delivery, item: setattr(delivery, "redelivered", False))
 
 
 @caught_by("a_first_delivery_is_not_marked_as_redelivered")
 def marks_all_as_redelivered() -> None:
-    """What comes for the first time is marked as if it came again."""
+    """Messages are marked as redelivered at their first delivery."""
     _change_delivery(lambda delivery, item: setattr(delivery, "redelivered", True))
 
 
@@ -95,7 +95,7 @@ def counts_no_attempts() -> None:
 
 @caught_by("inspect_counts_consumers", "inspect_counts_what_waits")
 def inspect_lies() -> None:
-    """`inspect` always tells of one consumer."""
+    """`inspect` always reports one consumer."""
     spoil(Bus, "depth", lambda depth, *args: depth(*args) and QueueInfo(1, 0))
 
 
@@ -113,7 +113,7 @@ def reject_always_requeues() -> None:
 
 @caught_by("close_gives_back_open_deliveries")
 def close_loses_what_is_open() -> None:
-    """What a closed subscription held is gone."""
+    """Unsettled messages of a closed subscription are lost."""
 
     def detach(old: Any, bus: Any, consumer: Any, *, give_back: bool) -> None:
         if give_back:
@@ -382,7 +382,7 @@ def loses_dead_letters() -> None:
 
 @caught_by("accept_returns_whether_the_connection_lives", "unaccepted_deliveries_are_redelivered_after_a_cut")
 def accept_always_says_true() -> None:
-    """`accept` does not tell that it came too late."""
+    """`accept` does not report that it came too late."""
     spoil(bus_module.FakeDelivery, "accept", lambda accept, delivery: accept(delivery) or True)
 
 
@@ -405,7 +405,7 @@ def does_not_declare_that_messages_expire() -> None:
 
 @caught_by("a_first_delivery_is_not_marked_as_redelivered", "what_is_given_back_is_marked_as_redelivered")
 def declares_counts_and_does_not_count() -> None:
-    """Attempts are declared, and not told."""
+    """The capability ATTEMPT_COUNT is declared, and attempts are None."""
     _change_delivery(lambda delivery, item: setattr(delivery, "attempts", None))
 
 
@@ -476,7 +476,7 @@ def lies_about_whom_it_reached() -> None:
     "inspect_counts_what_waits",
 )
 def stores_for_nobody() -> None:
-    """What comes while nobody listens is dropped, although store is declared."""
+    """Messages are dropped while nobody listens, although STORAGE is declared."""
 
     def put(old: Any, bus: Any, queues: Sequence[Any], items: Sequence[Any]) -> None:
         pairs = [(queue, item) for queue, item in zip(queues, items, strict=True) if queue.consumers]
@@ -525,7 +525,7 @@ def forgets_subscriptions_after_a_cut() -> None:
 
 @caught_by("unaccepted_deliveries_are_redelivered_after_a_cut")
 def loses_what_was_open_at_a_cut() -> None:
-    """What was handed over and not accepted when the connection broke never comes again."""
+    """Messages that were delivered and not accepted when the connection broke are never delivered again."""
     spoil(Bus, "cut", lambda cut, bus: [c.unsettled.clear() for q in bus._queues.values() for c in q.consumers])
 
 
@@ -617,7 +617,7 @@ def closes_all_of_an_address() -> None:
 
 @caught_by("a_server_address_goes_to_that_one", "names_that_differ_are_different_addresses")
 def gives_what_is_for_a_server_to_any() -> None:
-    """What is for one server goes to whoever of the topic has room."""
+    """A message for one server goes to any server of the topic with room."""
 
     def route(old: Any, bus: Any, address: Address) -> Any:
         if address.kind == "server":

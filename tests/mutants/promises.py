@@ -229,7 +229,7 @@ def forgets_what_waits_when_it_is_closed() -> None:
 
 @caught_by("inspect_of_a_missing_address")
 def makes_what_is_looked_at() -> None:
-    """To look at an address makes it."""
+    """Inspecting an address creates it."""
 
     def depth(old: Any, bus: Bus, address: Address) -> Any:
         found = old(bus, address)
@@ -255,7 +255,7 @@ def second_accept_says_that_it_is_too_late() -> None:
 
 @caught_by("a_second_accept_returns_what_the_first_did")
 def accept_tells_of_the_present() -> None:
-    """A second `accept` tells whether the connection lives at present, not whether the first has counted."""
+    """A second `accept` returns whether the connection works now, not whether the first call counted."""
     spoil(
         Bus, "_settle", lambda old, bus, consumer, *args, **more: old(bus, consumer, *args, **more) and _open(consumer)
     )
@@ -281,7 +281,7 @@ def subscribes_after_close() -> None:
 
 @caught_by("every_verb_of_a_closed_driver_says_so")
 def looks_after_close() -> None:
-    """A closed driver looks at addresses."""
+    """A closed driver inspects addresses."""
 
     def inspect(old: Any, driver: Any, address: Address) -> Any:
         closed, driver._closed = driver._closed, False

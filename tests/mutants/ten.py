@@ -131,7 +131,7 @@ def ignores_ttl() -> None:
 
 @caught_by("close_gives_back_open_deliveries", "accept_returns_whether_the_connection_lives")
 def acknowledges_too_early() -> None:
-    """A message is done with as soon as it is handed over."""
+    """A message counts as settled as soon as it is delivered."""
 
     def make(init: Any) -> Any:
         def accepting(consumer: Any, *args: Any) -> None:

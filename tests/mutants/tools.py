@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Mutant(NamedTuple):
-    """A fault, and the checks that tell of it."""
+    """A fault, and the checks that notice it."""
 
     apply: Callable[[], None]
     caught_by: frozenset[str]

@@ -18,7 +18,7 @@ from oslo_config import cfg
 from msgbus import rpc
 from msgbus.rpc import common as rpc_common
 from msgbus.rpc import dispatcher as rpc_dispatcher
-from tests.support import PATIENCE
+from tests.support import EVENT_TIMEOUT
 
 CONTEXT = rpc_common.CommonRpcContext(user="fake_user", pw="fake_pw")
 
@@ -57,7 +57,7 @@ class Receiver:
 
     def synced_echo(self, context: Any, value: Any, callid: int) -> Any:
         self.running.release()
-        assert self.answer[callid].wait(PATIENCE)
+        assert self.answer[callid].wait(EVENT_TIMEOUT)
         return value
 
     def multicall_three_nones(self, context: Any, value: Any) -> Iterator[None]:
@@ -88,7 +88,7 @@ class Receiver:
         raise ApiError(value, code="500")
 
     def block(self, context: Any) -> str:
-        self.release.wait(PATIENCE)
+        self.release.wait(EVENT_TIMEOUT)
         return "late"
 
     def note(self, context: Any, value: Any = "nothing") -> None:
@@ -170,7 +170,7 @@ class RpcChecks:
         values = rpc.multicall(CONTEXT, "test", {"method": "count_for_ever"})
         assert list(itertools.islice(values, taken)) == list(range(taken))
         del values
-        assert receiver.generator_closed.wait(PATIENCE)
+        assert receiver.generator_closed.wait(EVENT_TIMEOUT)
 
     def test_context_is_passed(self, receiver: Receiver) -> None:
         """The context arrives as an object with the same values."""
@@ -180,7 +180,7 @@ class RpcChecks:
     def test_cast_succeeds(self, receiver: Receiver) -> None:
         """A cast runs the method."""
         rpc.cast(CONTEXT, "test", {"method": "note", "args": {"value": 42}})
-        assert receiver.cast_came.wait(PATIENCE)
+        assert receiver.cast_came.wait(EVENT_TIMEOUT)
         assert receiver.cast_values == [42]
 
     def test_fanout_cast_succeeds(self, receiver: Receiver) -> None:
@@ -190,15 +190,15 @@ class RpcChecks:
         conn.create_consumer("test", other, fanout=True)
         conn.consume_in_thread()
         rpc.fanout_cast(CONTEXT, "test", {"method": "note", "args": {"value": 42}})
-        assert receiver.cast_came.wait(PATIENCE)
-        assert other.cast_came.wait(PATIENCE)
+        assert receiver.cast_came.wait(EVENT_TIMEOUT)
+        assert other.cast_came.wait(EVENT_TIMEOUT)
         conn.close()
         assert receiver.cast_values == other.cast_values == [42]
 
     def test_cast_succeeds_despite_missing_args(self, receiver: Receiver) -> None:
         """A cast, and a fanout cast, need no 'args'."""
         rpc.fanout_cast(CONTEXT, "test", {"method": "note"})
-        assert receiver.cast_came.wait(PATIENCE)
+        assert receiver.cast_came.wait(EVENT_TIMEOUT)
         assert receiver.cast_values == ["nothing"]
 
     def test_nested_calls(self, receiver: Receiver) -> None:
@@ -229,11 +229,11 @@ class RpcChecks:
         for thread in threads.values():
             thread.start()
         for _ in threads:
-            assert receiver.running.acquire(timeout=PATIENCE)
+            assert receiver.running.acquire(timeout=EVENT_TIMEOUT)
         for callid in (3, 1, 2):
             assert callid not in answers
             receiver.answer[callid].set()
-            threads[callid].join(PATIENCE)
+            threads[callid].join(EVENT_TIMEOUT)
             assert answers[callid] == f"value {callid}"
 
     def test_exception_of_a_method_is_raised_at_the_caller(self, receiver: Receiver) -> None:
@@ -278,7 +278,7 @@ class RpcChecks:
             conn.join_consumer_pool(functools.partial(put, pool), pool, "notifications.info")
         conn.consume_in_thread()
         rpc.notify(CONTEXT, "notifications.info", {"event_type": "created"})
-        came = dict(got.get(timeout=PATIENCE) for _ in range(2))
+        came = dict(got.get(timeout=EVENT_TIMEOUT) for _ in range(2))
         assert set(came) == {"one", "two"}
         for message in came.values():
             assert (message["event_type"], message["_context_user"]) == ("created", "fake_user")

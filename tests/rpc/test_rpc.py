@@ -24,13 +24,13 @@ from msgbus.rpc import binding
 from msgbus.rpc.messages import split_topic
 from msgbus.rpc.removed import REMOVED
 from tests.rpc.checks import RpcChecks
-from tests.support import PATIENCE, ROOT, new_conf, new_transport, new_url
+from tests.support import EVENT_TIMEOUT, ROOT, new_conf, new_transport, new_url
 
 
 @pytest.fixture
 def conf() -> Iterator[cfg.ConfigOpts]:
     """A bus of its own in memory, which `rpc` is bound to."""
-    conf = new_conf(transport_url=new_url(), rpc_response_timeout=PATIENCE)
+    conf = new_conf(transport_url=new_url(), rpc_response_timeout=EVENT_TIMEOUT)
     rpc.init(conf)
     yield conf
     rpc.cleanup()
@@ -192,7 +192,7 @@ def test_method_may_use_rpc_while_another_configuration_is_taken(
 
     def close_slowly(transport: msgbus.Transport) -> None:
         closing.set()
-        assert go_on.wait(PATIENCE)
+        assert go_on.wait(EVENT_TIMEOUT)
         cleanup(transport)
 
     binding.transport()
@@ -200,12 +200,12 @@ def test_method_may_use_rpc_while_another_configuration_is_taken(
     other = new_conf(transport_url=new_url())
     taking = threading.Thread(target=rpc.init, args=(other,))
     taking.start()
-    assert closing.wait(PATIENCE)
+    assert closing.wait(EVENT_TIMEOUT)
     found: queue.Queue[msgbus.Transport] = queue.Queue()
     threading.Thread(target=lambda: found.put(binding.transport())).start()
-    assert found.get(timeout=PATIENCE).conf is other
+    assert found.get(timeout=EVENT_TIMEOUT).conf is other
     go_on.set()
-    taking.join(PATIENCE)
+    taking.join(EVENT_TIMEOUT)
 
 
 def test_exception_of_an_allowed_module_is_rebuilt(connection: rpc.Connection, conf: cfg.ConfigOpts) -> None:
@@ -427,7 +427,7 @@ def test_cast_of_a_method_whose_caller_has_given_up_is_sent(manager: Manager, co
 
     class Slow:
         def work(self, context: Any) -> None:
-            release.wait(PATIENCE)
+            release.wait(EVENT_TIMEOUT)
             own_deadline = current.get()  # A moment later than the caller's, who did not know when this began.
             assert own_deadline is not None
             while time.monotonic() < own_deadline:
@@ -445,8 +445,8 @@ def test_cast_of_a_method_whose_caller_has_given_up_is_sent(manager: Manager, co
     with pytest.raises(rpc.Timeout):
         rpc.call({}, "slow", {"method": "work"}, timeout=0.5)
     release.set()
-    assert outcome.get(timeout=PATIENCE) == "sent"
-    assert manager.notes.get(timeout=PATIENCE) == "done"
+    assert outcome.get(timeout=EVENT_TIMEOUT) == "sent"
+    assert manager.notes.get(timeout=EVENT_TIMEOUT) == "done"
 
 
 def test_arguments_that_do_not_fit_are_refused(manager: Manager) -> None:
@@ -460,7 +460,7 @@ def test_consumer_may_be_created_while_consuming(manager: Manager, connection: r
     connection.create_consumer("later", manager)
     assert rpc.call({}, "later", {"method": "greet"}) == "Hello, you"
     rpc.fanout_cast({}, "svc", {"method": "note", "args": {"text": "once"}})
-    assert manager.notes.get(timeout=PATIENCE) == "once"
+    assert manager.notes.get(timeout=EVENT_TIMEOUT) == "once"
     connection.close()
     assert manager.notes.empty()
 
@@ -474,17 +474,17 @@ def test_consumer_that_is_created_while_others_are_started_is_served(
 
     def start_slowly(server: msgbus.RPCServer, timeout: float | None = None) -> None:
         starting.set()
-        assert go_on.wait(PATIENCE)
+        assert go_on.wait(EVENT_TIMEOUT)
         start(server, timeout)
 
     monkeypatch.setattr(msgbus.RPCServer, "start", start_slowly)
     connection.create_consumer("svc", Manager())
     consuming = threading.Thread(target=connection.consume_in_thread)
     consuming.start()
-    assert starting.wait(PATIENCE)
+    assert starting.wait(EVENT_TIMEOUT)
     connection.create_consumer("late", Manager())
     go_on.set()
-    consuming.join(PATIENCE)
+    consuming.join(EVENT_TIMEOUT)
     for topic in ("svc", "late"):
         assert rpc.call({}, topic, {"method": "greet"}) == "Hello, you"
 
@@ -497,7 +497,7 @@ def test_the_same_consumer_twice_runs_each_message_once(connection: rpc.Connecti
     connection.create_consumer("svc.h1", manager)
     connection.consume_in_thread()
     rpc.fanout_cast({}, "svc", {"method": "note", "args": {"text": "once"}})
-    assert manager.notes.get(timeout=PATIENCE) == "once"
+    assert manager.notes.get(timeout=EVENT_TIMEOUT) == "once"
     rpc.call({}, "svc.h1", {"method": "greet"})
     assert manager.notes.empty()
 
@@ -523,7 +523,7 @@ def test_close_lets_running_methods_finish(conf: cfg.ConfigOpts) -> None:
     class Slow:
         def work(self, context: Any) -> str:
             began.set()
-            release.wait(PATIENCE)
+            release.wait(EVENT_TIMEOUT)
             return "done"
 
     connection = rpc.create_connection()
@@ -532,12 +532,12 @@ def test_close_lets_running_methods_finish(conf: cfg.ConfigOpts) -> None:
     answers: list[Any] = []
     caller = threading.Thread(target=lambda: answers.append(rpc.call({}, "slow", {"method": "work"})))
     caller.start()
-    assert began.wait(PATIENCE)
+    assert began.wait(EVENT_TIMEOUT)
     closer = threading.Thread(target=connection.close)
     closer.start()
     release.set()
     for thread in (caller, closer):
-        thread.join(PATIENCE)
+        thread.join(EVENT_TIMEOUT)
     assert answers == ["done"]
 
 
@@ -611,7 +611,7 @@ def test_proxy_sends_in_a_version(manager: Manager) -> None:
     assert list(proxy.multicall({}, proxy.make_msg("greet"), topic="svc.h1")) == ["Hello, you"]
     proxy.cast({}, msg, version="1.2")
     proxy.fanout_cast({}, msg)
-    assert [manager.notes.get(timeout=PATIENCE) for _ in range(2)] == ["x", "x"]
+    assert [manager.notes.get(timeout=EVENT_TIMEOUT) for _ in range(2)] == ["x", "x"]
     assert msg == {"method": "note", "namespace": None, "args": {"text": "x"}}
     assert (proxy.can_send_version("1.3"), proxy.can_send_version("1.4")) == (True, False)
     params = {"hostname": "localhost"}
@@ -636,9 +636,9 @@ def test_proxy_reaches_other_topics_and_all_servers(manager: Manager, connection
     assert proxy.call({}, proxy.make_msg("greet"), topic="other") == "Hello, you"
     assert list(proxy.multicall({}, proxy.make_msg("greet"), topic="other")) == ["Hello, you"]
     proxy.cast({}, proxy.make_msg("note", text="one"), topic="other")
-    assert other.notes.get(timeout=PATIENCE) == "one"
+    assert other.notes.get(timeout=EVENT_TIMEOUT) == "one"
     proxy.fanout_cast({}, proxy.make_msg("note", text="all"), topic="svc")
-    assert [noting.notes.get(timeout=PATIENCE) for noting in (manager, other)] == ["all", "all"]
+    assert [noting.notes.get(timeout=EVENT_TIMEOUT) for noting in (manager, other)] == ["all", "all"]
 
 
 def test_proxy_makes_messages() -> None:
@@ -681,7 +681,7 @@ def test_service_serves_in_all_three_ways(conf: cfg.ConfigOpts) -> None:
     assert rpc.call({}, "svc", {"method": "greet"}) == "Hello, you"
     assert rpc.call({}, "svc.h9", {"method": "greet"}) == "Hello, you"
     rpc.fanout_cast({}, "svc", {"method": "note", "args": {"text": "all"}})
-    assert manager.notes.get(timeout=PATIENCE) == "all"
+    assert manager.notes.get(timeout=EVENT_TIMEOUT) == "all"
     service.start()
     assert manager.notes.empty()
     service.stop()
@@ -731,7 +731,7 @@ def test_service_without_manager_serves_its_own_methods(conf: cfg.ConfigOpts) ->
 def test_services_of_both_kinds_call_each_other(manager: Manager, conf: cfg.ConfigOpts) -> None:
     """A client and a server of the other API, on the same message system."""
     transport = new_transport(conf.transport_url)
-    client = msgbus.get_rpc_client(transport, msgbus.Target(topic="svc", version="1.2"), timeout=PATIENCE)
+    client = msgbus.get_rpc_client(transport, msgbus.Target(topic="svc", version="1.2"), timeout=EVENT_TIMEOUT)
     assert client.call({"user": "ada"}, "greet", name="Ada") == "Hello, Ada"
     assert [answer["server"] for answer in client.ping()] == ["h1"]
     server = msgbus.get_rpc_server(transport, msgbus.Target(topic="new", server="n1"), [Manager()])
@@ -755,15 +755,15 @@ def test_cast_to_another_message_system(manager: Manager, conf: cfg.ConfigOpts) 
     params = {"hostname": transport.url.hosts[0].hostname, "virtual_host": ""}
     rpc.cast_to_server({}, params, "svc", {"method": "note", "args": {"text": 1}})
     rpc.fanout_cast_to_server({}, params, "svc", {"method": "note", "args": {"text": 2}})
-    assert {there.notes.get(timeout=PATIENCE) for _ in range(2)} == {1, 2}
+    assert {there.notes.get(timeout=EVENT_TIMEOUT) for _ in range(2)} == {1, 2}
     proxy = rpc.RpcProxy("svc", "1.0")
     proxy.cast_to_server({}, params, proxy.make_msg("note", text=3))
-    assert there.notes.get(timeout=PATIENCE) == 3
+    assert there.notes.get(timeout=EVENT_TIMEOUT) == 3
     second = Manager()
     another = msgbus.get_rpc_server(transport, msgbus.Target(topic="svc", server="h2"), [second])
     another.start()
     proxy.fanout_cast_to_server({}, params, proxy.make_msg("note", text=4))
-    assert [noting.notes.get(timeout=PATIENCE) for noting in (there, second)] == [4, 4]
+    assert [noting.notes.get(timeout=EVENT_TIMEOUT) for noting in (there, second)] == [4, 4]
     another.stop()
     another.wait()
     assert manager.notes.empty()
@@ -807,11 +807,11 @@ def test_notification_waits_for_its_first_reader(connection: rpc.Connection) -> 
     read: queue.Queue[dict[str, Any]] = queue.Queue()
     connection.join_consumer_pool(read.put, "notifications.info", "notifications.info")
     connection.consume_in_thread()
-    got = read.get(timeout=PATIENCE)
+    got = read.get(timeout=EVENT_TIMEOUT)
     first = got.pop("_unique_id")
     assert got == {"event_type": "created", "payload": {"n": 1}, "_context_user": "ada"}
     rpc.notify({}, "notifications.info", {**got, "_unique_id": first})
-    assert read.get(timeout=PATIENCE)["_unique_id"] == first
+    assert read.get(timeout=EVENT_TIMEOUT)["_unique_id"] == first
 
 
 def test_each_pool_gets_a_notification_once(connection: rpc.Connection) -> None:
@@ -832,7 +832,7 @@ def test_each_pool_gets_a_notification_once(connection: rpc.Connection) -> None:
     for n in range(3):
         rpc.notify(None, "notifications.info", {"n": n})
     expected = [(pool, n) for pool in ("one", "two") for n in range(3)]
-    assert sorted(got.get(timeout=PATIENCE) for _ in range(6)) == expected
+    assert sorted(got.get(timeout=EVENT_TIMEOUT) for _ in range(6)) == expected
     connection.close()
     assert got.empty()
 
@@ -850,7 +850,7 @@ def test_pool_calls_again_after_an_exception(connection: rpc.Connection) -> None
     connection.join_consumer_pool(read, "pool", "notifications.info", ack_on_error=False)
     connection.consume_in_thread()
     rpc.notify(None, "notifications.info", {"n": 1})
-    assert seen.get(timeout=PATIENCE) == seen.get(timeout=PATIENCE)
+    assert seen.get(timeout=EVENT_TIMEOUT) == seen.get(timeout=EVENT_TIMEOUT)
 
 
 def test_pool_gives_back_what_it_has_not_begun(connection: rpc.Connection, conf: cfg.ConfigOpts) -> None:
@@ -861,7 +861,7 @@ def test_pool_gives_back_what_it_has_not_begun(connection: rpc.Connection, conf:
 
     def slow(message: dict[str, Any]) -> None:
         began.set()
-        assert release.wait(PATIENCE)
+        assert release.wait(EVENT_TIMEOUT)
         done.put(message["n"])
 
     first = rpc.create_connection()
@@ -869,15 +869,15 @@ def test_pool_gives_back_what_it_has_not_begun(connection: rpc.Connection, conf:
     first.consume_in_thread()
     for n in range(5):
         rpc.notify({}, "notifications.info", {"n": n})
-    assert began.wait(PATIENCE)
+    assert began.wait(EVENT_TIMEOUT)
     closing = threading.Thread(target=first.close)
     closing.start()
     connection.join_consumer_pool(lambda message: done.put(message["n"]), "pool", "notifications.info")
     connection.consume_in_thread()
-    assert sorted(done.get(timeout=PATIENCE) for _ in range(4)) == [1, 2, 3, 4]
+    assert sorted(done.get(timeout=EVENT_TIMEOUT) for _ in range(4)) == [1, 2, 3, 4]
     release.set()
-    closing.join(PATIENCE)
-    assert done.get(timeout=PATIENCE) == 0
+    closing.join(EVENT_TIMEOUT)
+    assert done.get(timeout=EVENT_TIMEOUT) == 0
     connection.close()
     assert done.empty()
 
@@ -891,9 +891,9 @@ def test_pool_drops_unreadable_messages(connection: rpc.Connection, caplog: pyte
     address = transport.address(msgbus.Target(topic="notifications.info"))
     from msgbus.drivers.base import Message
 
-    transport.driver.send(address, Message(b"\xff", "text/plain", "1"), mandatory=False).result(PATIENCE)
+    transport.driver.send(address, Message(b"\xff", "text/plain", "1"), mandatory=False).result(EVENT_TIMEOUT)
     rpc.notify(None, "notifications.info", {"n": 1})
-    assert got.get(timeout=PATIENCE)["n"] == 1
+    assert got.get(timeout=EVENT_TIMEOUT)["n"] == 1
     assert "was dropped" in caplog.text
 
 
@@ -904,7 +904,7 @@ def test_workers_of_a_pool_share_its_messages(manager: Manager, connection: rpc.
         connection.create_worker("svc", worker, "pool")
     for n in range(4):
         rpc.cast({}, "svc", {"method": "note", "args": {"text": n}})
-    assert sorted(manager.notes.get(timeout=PATIENCE) for _ in range(4)) == [0, 1, 2, 3]
+    assert sorted(manager.notes.get(timeout=EVENT_TIMEOUT) for _ in range(4)) == [0, 1, 2, 3]
     connection.close()
     assert sorted(note for worker in workers for note in worker.notes.queue) == [0, 1, 2, 3]
 

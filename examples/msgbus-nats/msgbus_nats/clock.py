@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from datetime import datetime
+
+from msgbus.drivers.toolkit.loop import Loop
 
 
 class Clock:
@@ -20,7 +21,7 @@ class Clock:
         """The server wrote this time not long ago: seconds since 1970, or RFC 3339."""
         if isinstance(written, str):
             written = datetime.fromisoformat(written[:19] + "+00:00").timestamp() + float(f"0{written[19:-1]}")
-        ahead = time.monotonic() - written
+        ahead = Loop.now() - written
         if self._ahead is None or ahead < self._ahead:
             self._ahead = ahead
 
@@ -28,4 +29,4 @@ class Clock:
         """Seconds since the server wrote this time, or a little less."""
         self.see(written)
         assert self._ahead is not None
-        return time.monotonic() - written - self._ahead
+        return Loop.now() - written - self._ahead

@@ -1,15 +1,70 @@
-"""What takes the frames of one AMQP channel."""
+"""`Channel`, which handles the frames of one AMQP channel, and `Wire`, what it uses of its connection."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from msgbus.drivers.kombu import frames
+from msgbus.drivers.toolkit.loop import Loop
+from msgbus.drivers.toolkit.session import Line
 from msgbus.exceptions import TransportUnavailable
 
 
+class Wire(Protocol):
+    """What channels use of their connection, which is a `KombuSession`.
+
+    Attributes:
+        loop: the transport's.
+        line: the driver's line that this is a session of.
+        frame_max: the largest frame, in bytes.
+    """
+
+    loop: Loop
+    line: Line
+    frame_max: int
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection is open."""
+
+    def name(self) -> str:
+        """The RabbitMQ at the other end."""
+
+    def add(self, channel: Channel) -> None:
+        """Give a channel its number; the caller opens it. On the loop's thread.
+
+        Raises:
+            TransportUnavailable: there are too many channels already.
+        """
+
+    def remove_channel(self, channel: Channel) -> None:
+        """The channel is closed. On the loop's thread."""
+
+    def write(self, data: bytes) -> None:
+        """Write, now or together with other data. Any thread."""
+
+    def append(self, data: bytes) -> None:
+        """Have `data` written by the next `flush`. The caller may hold a lock that orders it."""
+
+    def acknowledge_later(self, channel: int, tag: int) -> None:
+        """Acknowledge all up to `tag` with the next write, or within a second. On the loop's thread."""
+
+    def acknowledge_no_more(self, channel: int) -> None:
+        """The channel is being closed: drop what `acknowledge_later` has left. Any thread."""
+
+    def flush(self) -> None:
+        """Write what has gathered: by the loop if it is awake, else on this thread."""
+
+    def move(self, reason: str) -> None:
+        """Give up a connection that is open but does not work, for one to the next host.
+
+        A node that is cut off from its cluster keeps its connections, but cannot serve them. With only one host this
+        does nothing.
+        """
+
+
 class Channel:
-    """Takes the frames of one AMQP channel. Its methods are called on the loop's thread."""
+    """Handles the frames of one AMQP channel. Its methods are called on the loop's thread."""
 
     number: int = 0
 
@@ -20,7 +75,7 @@ class Channel:
         """A whole message: of basic.deliver (a `frames.Deliver`) or basic.return (its text)."""
 
     def on_batch_end(self) -> None:
-        """All that could be read at once has been handed over."""
+        """All frames of one read have been passed on."""
 
     def on_down(self, error: TransportUnavailable) -> None:
-        """The connection is gone."""
+        """The connection is lost."""

@@ -1,9 +1,9 @@
 """The driver ``kombu`` (also ``rabbit``, ``amqp``): RabbitMQ 3.10 and later.
 
-kombu and py-amqp open the connections: hosts, log-in, TLS. From then on their sockets are read and written here, see
+kombu and py-amqp open the connections: hosts, log-in, TLS. From then on msgbus reads and writes the sockets; see
 `msgbus.drivers.kombu.session`. One connection publishes, and one serves subscriptions, since RabbitMQ in a memory alarm
-stops reading from connections that publish, and servers have to go on draining. The inbox is on the first: its messages
-are not held back by a prefetch, so that it needs no reading; and a client needs only one connection.
+stops reading from connections that publish, and servers have to go on draining. The inbox is on the first: it has no
+prefetch, so it needs no acknowledgements to go on; and a client needs only one connection.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import ssl
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,7 +27,7 @@ from msgbus.options import connection_opts, hosts_of, read_driver_options
 
 if TYPE_CHECKING:
     from msgbus.drivers.kombu.session import Connection, KombuSession
-    from msgbus.drivers.kombu.topology import Topology
+    from msgbus.drivers.kombu.topology import Route, Topology
     from msgbus.url import TransportHost, TransportURL
 
 
@@ -75,7 +75,7 @@ OPTIONS = [
         default=16 * 1024 * 1024,
         min=1024,
         help="The largest message, in bytes. RabbitMQ 4 takes 16 MiB by default and 3.x 128 MiB (its option "
-        "max_message_size); a larger one would cost the channel and what is in flight on it.",
+        "max_message_size); over a larger one it closes the channel, with what is in flight on it.",
     ),
     cfg.FloatOpt("connect_timeout", default=5.0, min=0.1, help="Seconds for one try to connect to one host."),
     cfg.IntOpt(
@@ -112,8 +112,8 @@ class KombuDriver(BrokerDriver):
 
     Attributes:
         topology: what an address is called in RabbitMQ.
-        route: where a message to an address goes; raises InvalidTarget where the name is too long.
-        has_more_hosts: there are others to go to.
+        route: where a message to an address goes; raises InvalidTarget if the name is too long.
+        has_more_hosts: more than one host is configured.
         sessions: the present ones.
     """
 
@@ -143,12 +143,12 @@ class KombuDriver(BrokerDriver):
         )
         oslo = options.topology == "oslo"
         self.topology: Topology = topology.OsloTopology(native) if oslo else native
-        self.route = lru_cache(10_000)(self.topology.route)
+        self.route: Callable[[Address], Route] = lru_cache(10_000)(self.topology.route)
         self.capabilities = _capabilities(oslo=oslo, quorum=options.quorum_queues, hosts=len(hosts))
         super().__init__(loop, hosts)
 
     def _start_clean(self) -> None:
-        # All of it now: reading a module takes a file descriptor, and later there may be none.
+        # Import everything now: that takes file descriptors, and later there may be none.
         from msgbus.drivers.kombu import session  # noqa: F401
 
         super()._start_clean()
@@ -194,7 +194,7 @@ class KombuDriver(BrokerDriver):
             made.append(type(transport).Connection(**arguments))
             return made[-1]
 
-        transport.Connection = make  # py-amqp leaves the socket open where the log-in fails.
+        transport.Connection = make  # py-amqp leaves the socket open if the log-in fails.
         try:
             return cast("Connection", transport.establish_connection())
         except BaseException:
@@ -211,7 +211,7 @@ class KombuDriver(BrokerDriver):
         return KombuSession(self, line, connection)
 
     def on_move(self, line: Line) -> None:
-        """A node is left that does not answer: what is consumed from it does not come either."""
+        """A connection leaves a node that does not answer: the consuming connection to it has to leave too."""
         other = self.consuming
         if line is self.sending and line.host is other.host and other.session is not None:
             reason = f"{self.name()} does not answer to what is published; the next host is tried"

@@ -1,6 +1,6 @@
-"""One address of a subscription or inbox over one connection to RabbitMQ, on a channel of its own.
+"""One address of a subscription or inbox over one connection to RabbitMQ, on a separate channel.
 
-So what RabbitMQ refuses for this address takes no other along.
+So a refusal, which closes the channel, affects no other address.
 """
 
 from __future__ import annotations
@@ -8,18 +8,15 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING
 
 from msgbus.drivers.base import Message
 from msgbus.drivers.kombu import frames, questions
-from msgbus.drivers.kombu.channel import Channel
-from msgbus.drivers.kombu.questions import Answer, Question, explain, may_heal
+from msgbus.drivers.kombu.channel import Channel, Wire
+from msgbus.drivers.kombu.questions import Answer, Question, explain, is_temporary
+from msgbus.drivers.kombu.topology import Queue
 from msgbus.drivers.toolkit.consuming import Feed, Outcome, Source
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.foreign import get_logger
-
-if TYPE_CHECKING:
-    from msgbus.drivers.kombu.session import KombuSession
 
 LOG = get_logger(__name__)
 
@@ -33,14 +30,14 @@ class KombuFeed(Feed, Channel):
     """See the module's text, and `Feed`.
 
     Attributes:
-        source: of which this is the present connection's part.
+        source: the source that this serves over the present connection.
     """
 
-    def __init__(self, session: KombuSession, source: Source) -> None:
+    def __init__(self, session: Wire, source: Source, queue: Queue) -> None:
         """Make it; `start` begins."""
         self.source = source
         self._session = session
-        self._queue = session.driver.topology.queue(source.address, source.unique)
+        self._queue = queue
         self._is_inbox = not source.prefetch
         self._counts = self._queue.is_quorum
         self._lock = threading.Lock()
@@ -65,8 +62,8 @@ class KombuFeed(Feed, Channel):
         parts += [questions.queue_declare(channel, queue), questions.bind(channel, queue)]
         if queue.pools is not None:
             parts.append(questions.exchange_declare(channel, queue.pools))
-        # A connection that broke unnoticed at the other end goes on consuming there, and would take from this one
-        # what is meant for it alone. RabbitMQ serves the higher priority first: the younger connection's.
+        # If RabbitMQ has not noticed that an older connection broke, that one still consumes, and would take messages
+        # that are meant for this process alone. RabbitMQ serves the higher priority first: the newer connection's.
         priority = int(time.time()) - 1_700_000_000 if queue.own or self.source.address.kind == "server" else 0
         parts.append(frames.basic_consume(channel, queue.name, "0", priority))
         return b"".join(parts)
@@ -92,7 +89,7 @@ class KombuFeed(Feed, Channel):
 
     def trouble(self) -> str | None:
         since = self.source.waits_since
-        if since is None or (waits := Loop.now() - since) <= questions.LOOK_TIMEOUT:
+        if since is None or (waits := Loop.now() - since) <= questions.INSPECT_TIMEOUT:
             return None
         name, queue = self._session.name(), self._queue
         text = f"{name} has not declared queue {queue.name!r} of {self.source.address} in {waits:.0f} s"
@@ -127,7 +124,7 @@ class KombuFeed(Feed, Channel):
         elif ids == frames.BASIC_CANCEL_OK:
             self.source.cancelled(self)
         elif ids == frames.BASIC_CANCEL and self._alive:
-            # RabbitMQ takes the queue away: it was deleted, or its node went down.
+            # RabbitMQ ended the consumer: the queue was deleted, or its node went down.
             self._end(frames.channel_close(self.number))
             why = "RabbitMQ has ended it: the queue was deleted, or its consumer_timeout has passed"
             self.source.lost(self, why)
@@ -137,17 +134,17 @@ class KombuFeed(Feed, Channel):
             self._session.remove_channel(self)
             name, where = self._session.name(), f"{self.source.address}, queue {self._queue.name!r}"
             why = f"{name} refuses {where}: {explain(code, text)}"
-            self.source.refused(self, why, permanent=not may_heal(code, text))
+            self.source.refused(self, why, permanent=not is_temporary(code, text))
         elif ids == frames.CHANNEL_CLOSE_OK:
             self._session.remove_channel(self)
             self.end()
             self.source.closed(self)
 
     def bind_again(self) -> None:
-        """Mend what somebody may have deleted while we consume: the exchange or the binding."""
+        """Restore the exchange or the binding, if somebody has deleted it while this consumes."""
         queue = self._queue
         if self.source.consuming and self._alive and queue.key is not None:
-            ask = partial(questions.look_and_bind, queue=queue)
+            ask = partial(questions.inspect_and_bind, queue=queue)
             Question(self._session, ask, frames.QUEUE_BIND_OK, self._on_bound, BIND_TIMEOUT).start()
 
     def _on_bound(self, answer: Answer) -> None:
@@ -155,10 +152,10 @@ class KombuFeed(Feed, Channel):
             self._session.move(f"{self._session.name()} has not answered for {BIND_TIMEOUT:g} s")
         elif answer.code > 0 and answer.code != questions.NOT_FOUND:
             why = explain(answer.code, answer.text)
-            LOG.warning("%s: whether its queue is bound cannot be known: %s", self.source.address, why)
+            LOG.warning("%s: it is not known whether its queue is bound: %s", self.source.address, why)
 
     def waits(self, now: float) -> float:
-        """Seconds for which the declaration of a queue of several nodes has had no answer."""
+        """Seconds for which the declaration of a quorum queue has had no answer."""
         since = self.source.waits_since
         return now - since if since is not None and self._alive and self._queue.is_quorum else 0.0
 
@@ -168,7 +165,7 @@ class KombuFeed(Feed, Channel):
         self._session.write(frames.basic_cancel(self.number, "0"))
 
     def close(self) -> None:
-        """Delete what is this process's own, and close the channel: RabbitMQ takes back what was not settled."""
+        """Delete a private queue, and close the channel: RabbitMQ requeues what was not settled."""
         deletion = frames.queue_delete(self.number, self._queue.name) if self._queue.own else b""
         self._end(deletion + frames.channel_close(self.number))
 
@@ -176,7 +173,7 @@ class KombuFeed(Feed, Channel):
         self._end()
 
     def _end(self, last_words: bytes = b"") -> None:
-        """No delivery can be settled any more: RabbitMQ does not forgive a frame on a closed channel."""
+        """No delivery can be settled any more: RabbitMQ closes the connection over a frame on a closed channel."""
         with self._lock:
             self._alive = False
             self._session.acknowledge_no_more(self.number)

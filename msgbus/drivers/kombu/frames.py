@@ -110,7 +110,7 @@ def basic_reject(channel: int, tag: int, requeue: bool) -> bytes:
 
 
 def publish_prefix(channel: int, exchange: str, key: str, mandatory: bool) -> bytes:
-    """The basic.publish frame, which is the same for every message to one place."""
+    """The basic.publish frame, which is the same for all messages with one exchange and routing key."""
     return method(channel, BASIC_PUBLISH, dumps("Bssbb", (0, exchange, key, mandatory, False)))
 
 
@@ -206,7 +206,7 @@ def read_content_header(buffer: bytes, at: int, end: int) -> ContentHeader:
             at += 1 + buffer[at]
     if flags & _MESSAGE_ID:
         message_id = buffer[at + 1 : at + 1 + buffer[at]]
-    # RabbitMQ does not see to it that these are UTF-8.
+    # RabbitMQ does not check that these are UTF-8.
     return ContentHeader(size, content_type.decode("utf-8", "replace"), message_id.decode("utf-8", "replace"), count)
 
 
@@ -216,7 +216,7 @@ def _delivery_count(table: bytes) -> int | None:
         return None
     try:
         (headers,), _ = loads("F", table, 0)
-    except Exception:  # Anybody may have put anything there, and py-amqp raises whatever it likes.
+    except Exception:  # A peer may send anything here, and py-amqp may raise anything.
         return None
     count = headers.get("x-delivery-count")
     return count if isinstance(count, int) else None

@@ -1,42 +1,48 @@
-"""The channel of one connection on which messages are published, with confirms: any number of them in flight."""
+"""The channel of one connection on which messages are published, with confirms, any number in flight."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgbus.drivers.base import Address
 from msgbus.drivers.kombu import frames, questions
-from msgbus.drivers.kombu.channel import Channel
+from msgbus.drivers.kombu.channel import Channel, Wire
 from msgbus.drivers.kombu.questions import Answer, Question, explain
 from msgbus.drivers.kombu.refusals import RENEW_AFTER, Refusals
 from msgbus.drivers.kombu.topology import Route
-from msgbus.drivers.toolkit.sending import Offer, OnDeclared, Outgoing
+from msgbus.drivers.toolkit.sending import Offer, OnDeclared, Outgoing, Sender
 from msgbus.exceptions import TransportUnavailable
 from msgbus.foreign import get_logger
-
-if TYPE_CHECKING:
-    from msgbus.drivers.kombu.session import KombuSession
 
 LOG = get_logger(__name__)
 
 MAX_TTL = 4_000_000.0
-"""Seconds; RabbitMQ closes the channel over an expiration above 2**32 ms. What may live for so long does not expire."""
-PREFIXES = 10_000
-"""How many prepared beginnings of a publish are kept: as many as there are clients to answer, or topics."""
-STALLED = 5.0
+"""Seconds; RabbitMQ closes the channel over an expiration above 2**32 ms. A message with a longer ttl is sent without
+one."""
+MAX_PREFIXES = 10_000
+"""How many prepared basic.publish frames are kept: one for each client that is answered, and each topic."""
+STALL_TIMEOUT = 5.0
 """Seconds for which RabbitMQ may confirm nothing before the next host is tried."""
 
 
 class Publisher(Channel):
-    """See the module's text. `publish` may be called on any thread, all else on the loop's."""
+    """See the module's text. `publish` may be called on any thread, all other methods on the loop's."""
 
-    def __init__(self, session: KombuSession) -> None:
-        """Make it; `open` opens the channel."""
+    def __init__(self, session: Wire, route: Callable[[Address], Route], sender: Sender) -> None:
+        """Make it; `open` opens the channel.
+
+        Args:
+            session: the connection.
+            route: where a message to an address is published.
+            sender: has what is to be sent.
+        """
         self._session = session
-        self._routes = session.driver.route
-        self._refusals = Refusals(session, self._renew)
+        self._routes = route
+        self._sender = sender
+        self._refusals = Refusals(session, route, self._renew)
         self._declaring: dict[str, list[OnDeclared]] = {}
         self._opened_at = self._progress = session.loop.now()
         self._start_clean()
@@ -51,7 +57,7 @@ class Publisher(Channel):
         self._declared: set[str] = set()
 
     def open(self) -> None:
-        """Open the channel, and have it confirm."""
+        """Open the channel, and turn on confirms."""
         self._start_clean()
         self._opened_at = self._session.loop.now()
         self._session.add(self)
@@ -72,7 +78,7 @@ class Publisher(Channel):
                 return Offer.UNDECLARED
             prefix = frames.publish_prefix(self.number, route.exchange.name, route.key, outgoing.mandatory)
             if name is None or _stays(route):
-                if len(self._prefixes) >= PREFIXES:
+                if len(self._prefixes) >= MAX_PREFIXES:
                     self._prefixes.clear()
                 self._prefixes[key] = prefix
         session, message = self._session, outgoing.message
@@ -95,7 +101,7 @@ class Publisher(Channel):
         return Offer.SENT
 
     def declare(self, address: Address, declared: OnDeclared) -> None:
-        """See `Session.declare`. On a channel of its own: a refusal closes that."""
+        """See `Session.declare`. Uses a separate channel, since a refusal closes it."""
         route = self._routes(address)
         name = _to_declare(route)
         if name is None:
@@ -109,7 +115,7 @@ class Publisher(Channel):
             Question(self._session, ask, last, on_answer, timeout=None).start()
 
     def _on_declared(self, name: str, route: Route, address: Address, answer: Answer) -> None:
-        """It is there, or RabbitMQ refuses it: then so are the messages that need it."""
+        """It was declared; or RabbitMQ refuses it, and the messages that need it fail."""
         waiting = self._declaring.pop(name, [])
         if answer.code == questions.DISCONNECTED:
             return
@@ -122,7 +128,7 @@ class Publisher(Channel):
         for declared in waiting:
             declared(refusal, hold=answer.node_is_down)
         if not _stays(route):
-            self._declared.discard(name)  # It may go at any moment with its last user.
+            self._declared.discard(name)  # RabbitMQ may delete it at any moment, with its last user.
 
     # What RabbitMQ says
 
@@ -170,18 +176,18 @@ class Publisher(Channel):
         self._returned[header.message_id] = f"{code} {text}"
 
     def _on_closed(self, code: int, text: str) -> None:
-        """Only this channel is lost: with what was in flight on it, whose fate is mostly unknown."""
+        """Only this channel is lost. The outcome of most messages in flight on it is unknown."""
         session = self._session
         reason = f"{session.name()} closed the publishing channel: {explain(code, text)}"
         LOG.error("%s", reason)
         named = re.search(r"exchange '([^']*)'", text)
-        session.driver.sender.disconnected()  # Nobody publishes from now on.
+        self._sender.disconnected()  # From now on nothing is published.
         session.write(frames.method(self.number, frames.CHANNEL_CLOSE_OK))
         session.remove_channel(self)
         lost = [outgoing for outgoing in self._in_flight.values() if not outgoing.sent.done()]
         theirs = [out for out in lost if named and self._routes(out.address).exchange.name == named.group(1)]
-        # Missing rights are missing for every message to that exchange: none of these was taken. Where somebody has
-        # deleted the exchange, it was still there for the first of them, perhaps; not for the last.
+        # If a right is missing, no message to that exchange was taken. If the exchange was deleted, the first of them
+        # may still have been taken, but not the last.
         untaken = set(theirs) if code == 403 else set(theirs[-1:]) if code == questions.NOT_FOUND else set()
         for outgoing in lost:
             maybe = outgoing not in untaken
@@ -193,13 +199,13 @@ class Publisher(Channel):
         session.line.sendable(False)
         self.open()
 
-    # A channel that does not what it should
+    # A channel that misbehaves
 
     def _renew(self) -> None:
-        """Open the channel anew as soon as nothing is in flight on it.
+        """Reopen the channel as soon as nothing is in flight on it.
 
-        A channel of RabbitMQ 3.10 that met a quorum queue while its leader was lost goes on asking for that one, and
-        refuses every message until that node is back.
+        If a quorum queue loses its leader, a channel of RabbitMQ 3.10 may go on asking the old leader, and refuse every
+        message until that node is back.
         """
         if not self._is_open or self._renewing or self._session.loop.now() - self._opened_at < RENEW_AFTER:
             return
@@ -210,18 +216,18 @@ class Publisher(Channel):
     def _close_when_empty(self) -> None:
         if self._renewing and self._is_open and all(out.sent.done() for out in list(self._in_flight.values())):
             self._is_open = False
-            LOG.debug("the publishing channel is opened anew")
+            LOG.debug("the publishing channel is reopened")
             self._session.write(frames.channel_close(self.number))
 
     def on_tick(self, now: float) -> None:
-        """Another second has passed: has RabbitMQ stopped to confirm, though it says that it takes messages?"""
+        """Called each second: check whether RabbitMQ has stopped confirming, though it says that it takes messages."""
         self._close_when_empty()
         if self._session.line.blocked is not None:
             return
         since = self._progress if self._in_flight else now
         if not self._is_open:
             since = self._opened_at
-        if now - since >= STALLED:
+        if now - since >= STALL_TIMEOUT:
             self._session.move(f"{self._session.name()} has confirmed nothing for {now - since:.0f} s")
 
 
@@ -233,5 +239,5 @@ def _to_declare(route: Route) -> str | None:
 
 
 def _stays(route: Route) -> bool:
-    """Whether what was declared for a route is there until somebody deletes it."""
+    """Whether what was declared for a route stays until somebody deletes it."""
     return route.queue is None and not route.exchange.auto_delete

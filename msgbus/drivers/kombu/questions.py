@@ -1,30 +1,27 @@
-"""Questions that the kombu driver asks RabbitMQ, each on a channel of its own: a refusal closes the channel."""
+"""Requests of the kombu driver to RabbitMQ, each on a separate channel, since a refusal closes the channel."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from msgbus.drivers.base import QueueInfo
 from msgbus.drivers.kombu import frames
-from msgbus.drivers.kombu.channel import Channel
+from msgbus.drivers.kombu.channel import Channel, Wire
 from msgbus.drivers.kombu.topology import Exchange, Queue, Route
 from msgbus.drivers.toolkit.futures import fail, finish
 from msgbus.exceptions import MessageUndeliverable, TransportUnavailable
 
-if TYPE_CHECKING:
-    from msgbus.drivers.kombu.session import KombuSession
-
 NOT_FOUND = 404
-"""RabbitMQ's code for a queue or exchange that does not exist, or that its node does not let anybody see."""
+"""RabbitMQ's code for a queue or exchange that does not exist, or whose node cannot be reached."""
 DISCONNECTED = -1
 """The connection broke before the answer came."""
 SILENT = -2
 """No answer came in time."""
-LOOK_TIMEOUT = 2.0
-"""Seconds that a look at a queue may take. RabbitMQ 4 looks for a minute for a queue whose node is down."""
+INSPECT_TIMEOUT = 2.0
+"""Seconds that inspecting a queue may take. RabbitMQ 4 takes a minute if the queue's node is down."""
 
 
 NODE_HINT = (
@@ -34,21 +31,21 @@ NODE_HINT = (
 
 
 class Answer(NamedTuple):
-    """What came back.
+    """The answer to a `Question`.
 
     Attributes:
-        code: 0 where all was done; `DISCONNECTED`; `SILENT`; or the code with which RabbitMQ refuses.
+        code: 0 if all was done; `DISCONNECTED`; `SILENT`; or the code with which RabbitMQ refuses.
         text: why not, in RabbitMQ's words.
-        depth: what a queue.declare among the questions told.
+        info: from a queue.declare, if the question had one.
     """
 
     code: int
     text: str = ""
-    depth: QueueInfo | None = None
+    info: QueueInfo | None = None
 
     @property
     def node_is_down(self) -> bool:
-        """Whether a queue is kept by a node that cannot be reached, as far as that can be known."""
+        """Whether a queue's node cannot be reached, as far as that can be known."""
         return self.code == SILENT or (self.code == NOT_FOUND and is_node_down(self.text))
 
 
@@ -57,13 +54,13 @@ class Question(Channel):
 
     def __init__(
         self,
-        session: KombuSession,
+        session: Wire,
         ask: Callable[[int], bytes],
         last: bytes,
         on_answer: Callable[[Answer], None],
-        timeout: float | None = LOOK_TIMEOUT,
+        timeout: float | None = INSPECT_TIMEOUT,
     ) -> None:
-        """Keep what to ask.
+        """Prepare a question.
 
         Args:
             session: the connection.
@@ -77,7 +74,7 @@ class Question(Channel):
         self._last = last
         self._on_answer: Callable[[Answer], None] | None = on_answer
         self._timeout = timeout
-        self._depth: QueueInfo | None = None
+        self._info: QueueInfo | None = None
 
     def start(self) -> None:
         """Ask. On the loop's thread."""
@@ -91,22 +88,22 @@ class Question(Channel):
             return
         self._session.write(frames.channel_open(self.number) + self._ask(self.number))
         if self._timeout is not None:
-            # The channel stays until RabbitMQ answers after all: its number cannot be used again before.
+            # The channel stays until RabbitMQ does answer: its number cannot be used again before.
             silent = partial(self._answer, Answer(SILENT, f"no answer within {self._timeout:g} s"))
             self._session.loop.call_later(self._timeout, silent)
 
     def on_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
         if ids == frames.QUEUE_DECLARE_OK:
             messages, consumers = frames.read_declare_ok(buffer, at)
-            self._depth = QueueInfo(consumers, messages)
+            self._info = QueueInfo(consumers, messages)
         if ids == self._last:
             self._session.write(frames.channel_close(self.number))
-            self._answer(Answer(0, depth=self._depth))
+            self._answer(Answer(0, info=self._info))
         elif ids == frames.CHANNEL_CLOSE:
             code, text = frames.read_close(buffer, at, end)
             self._session.write(frames.method(self.number, frames.CHANNEL_CLOSE_OK))
             self._session.remove_channel(self)
-            self._answer(Answer(code, text, self._depth))
+            self._answer(Answer(code, text, self._info))
         elif ids == frames.CHANNEL_CLOSE_OK:
             self._session.remove_channel(self)
 
@@ -152,65 +149,65 @@ def bind(channel: int, queue: Queue) -> bytes:
     return b"" if queue.key is None else frames.queue_bind(channel, queue.name, queue.exchange.name, queue.key)
 
 
-def look(channel: int, queue: str) -> bytes:
+def inspect_queue(channel: int, queue: str) -> bytes:
     """Ask how many messages and consumers a queue has, if it exists."""
     return frames.queue_declare(channel, queue, passive=True)
 
 
-def look_and_bind(channel: int, queue: Queue) -> bytes:
+def inspect_and_bind(channel: int, queue: Queue) -> bytes:
     """Bind a queue again if it exists."""
-    return look(channel, queue.name) + exchange_declare(channel, queue.exchange) + bind(channel, queue)
+    return inspect_queue(channel, queue.name) + exchange_declare(channel, queue.exchange) + bind(channel, queue)
 
 
-def look_at_exchange(channel: int, exchange: Exchange) -> bytes:
+def inspect_exchange(channel: int, exchange: Exchange) -> bytes:
     """Ask whether an exchange exists."""
     return frames.exchange_declare(channel, exchange.name, exchange.kind, passive=True)
 
 
 class Inspections:
-    """Looks at queues for the driver's `inspect`. All who ask for one queue at the same time share the answer."""
+    """Inspects queues for the driver's `inspect`. Concurrent requests for one queue share the answer."""
 
-    def __init__(self, session: KombuSession) -> None:
+    def __init__(self, session: Wire) -> None:
         self._session = session
         self._asked: dict[str, list[Future[QueueInfo]]] = {}
 
     def start(self, queue: str, found: Future[QueueInfo]) -> None:
-        """Look at a queue. On the loop's thread."""
+        """Inspect a queue. On the loop's thread."""
         waiting = self._asked.setdefault(queue, [])
         waiting.append(found)
         if len(waiting) == 1:
-            ask = partial(look, queue=queue)
+            ask = partial(inspect_queue, queue=queue)
             done = partial(self._on_answer, queue)
             Question(self._session, ask, frames.QUEUE_DECLARE_OK, done).start()
 
     def _on_answer(self, queue: str, answer: Answer) -> None:
         for found in self._asked.pop(queue, []):
-            if answer.depth is not None:
-                finish(found, answer.depth)
+            if answer.info is not None:
+                finish(found, answer.info)
             elif answer.code == NOT_FOUND and not answer.node_is_down:
                 fail(found, MessageUndeliverable(f"{self._session.name()}: {explain(answer.code, answer.text)}"))
             elif answer.code == DISCONNECTED:
                 fail(found, TransportUnavailable(answer.text))
             else:
                 why = answer.text if answer.code == SILENT else explain(answer.code, answer.text)
-                fail(found, TransportUnavailable(f"{self._session.name()}: queue {queue!r} cannot be looked at: {why}"))
+                fail(found, TransportUnavailable(f"{self._session.name()}: queue {queue!r} cannot be inspected: {why}"))
 
 
 # Words
 
 
 def is_node_down(text: str) -> bool:
-    """Whether RabbitMQ says that a queue exists, and that it cannot reach the node that has it."""
+    """Whether RabbitMQ says that a queue exists, and that its node cannot be reached."""
     return "home node" in text or "due to timeout" in text or "stopped by supervisor" in text
 
 
-def may_heal(code: int, text: str) -> bool:
-    """Whether the same question may be answered with yes later, though nobody changes a right or a queue."""
+def is_temporary(code: int, text: str) -> bool:
+    """Whether the refusal may end by itself, without anybody changing rights or queues."""
     return is_node_down(text) or code in (311, 320, 405, 541)
 
 
 def explain(code: int, text: str) -> str:
-    """What RabbitMQ says where it closes a channel, and what to do about it."""
+    """Why RabbitMQ closed a channel, and what to do about it."""
     hint = {
         403: " - check the user's rights: rabbitmqctl list_permissions",
         406: " - it exists with other properties: delete it, or set the options as they were when it was made",

@@ -1,26 +1,24 @@
-"""What becomes of a message that RabbitMQ did not take: is it known why, and is it known that nobody has it?"""
+"""Decides about messages that RabbitMQ did not take: fail them, or send them again if no queue has them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 from msgbus.drivers.base import Address
 from msgbus.drivers.kombu import frames, questions
+from msgbus.drivers.kombu.channel import Wire
 from msgbus.drivers.kombu.questions import Answer, Question, explain
-from msgbus.drivers.kombu.topology import Queue
+from msgbus.drivers.kombu.topology import Queue, Route
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.toolkit.sending import Outgoing
 from msgbus.exceptions import MessageUndeliverable, MessagingException, TransportBlocked, TransportUnavailable
 
-if TYPE_CHECKING:
-    from msgbus.drivers.kombu.session import KombuSession
-
 RENEW_AFTER = 0.5
-"""Seconds for which a quorum queue has to refuse a message before the channel is opened anew, and between two times."""
+"""Seconds for which a quorum queue has to refuse a message before the channel is reopened, and between two
+reopenings."""
 FULL_AFTER = 2.0
-"""Seconds for which a queue that lives has to refuse a message before it counts as full."""
+"""Seconds for which a working queue has to refuse a message before it counts as full."""
 
 
 class _Notes:
@@ -45,15 +43,15 @@ def _notes_of(outgoing: Outgoing) -> _Notes:
 
 
 class Refusals:
-    """Asks RabbitMQ about what it did not take, and decides. On the loop's thread."""
+    """Asks RabbitMQ about messages that it did not take, and decides. On the loop's thread."""
 
-    def __init__(self, session: KombuSession, renew: Callable[[], None]) -> None:
-        """`renew` has the publishing channel opened anew."""
+    def __init__(self, session: Wire, route: Callable[[Address], Route], renew: Callable[[], None]) -> None:
+        """`route` says where a message is published; `renew` reopens the publishing channel."""
         self._session = session
-        self._routes = session.driver.route
+        self._routes = route
         self._name = session.name
         self._renew = renew
-        self._in_question: dict[tuple[str, Address], list[Outgoing]] = {}
+        self._asked: dict[tuple[str, Address], list[Outgoing]] = {}
 
     def _ask(
         self,
@@ -64,13 +62,13 @@ class Refusals:
         last: bytes,
         on_answer: Callable[[Outgoing, Answer], None],
     ) -> None:
-        """Ask RabbitMQ about an address, once for all messages that want to know the same.
+        """Ask RabbitMQ about an address, once for all messages with the same question.
 
-        `refusal` is said to the sender of a message whose time ends before the answer comes.
+        `refusal` is the error for a message whose time ends before the answer.
         """
         outgoing.set_aside(refusal)
         key = (what, outgoing.address)
-        waiting = self._in_question.setdefault(key, [])
+        waiting = self._asked.setdefault(key, [])
         waiting.append(outgoing)
         if len(waiting) > 1:
             return
@@ -79,18 +77,18 @@ class Refusals:
     def _on_answer(
         self, key: tuple[str, Address], on_answer: Callable[[Outgoing, Answer], None], answer: Answer
     ) -> None:
-        for outgoing in self._in_question.pop(key, []):
+        for outgoing in self._asked.pop(key, []):
             if not outgoing.sent.done():
                 on_answer(outgoing, answer)
 
     def on_returned(self, outgoing: Outgoing, reason: str) -> None:
-        """No queue was bound for it. Perhaps there is one, and somebody has deleted its binding, or the exchange."""
+        """No queue was bound for it. The queue may exist, and its binding or the exchange may have been deleted."""
         route = self._routes(outgoing.address)
         if _notes_of(outgoing).bound_again or route.home is None or route.home.key is None:
             self._fail_undeliverable(outgoing, reason)
         else:
             unbound = TransportUnavailable(f"nothing is bound for {outgoing.address}: {reason}")
-            ask = partial(questions.look_and_bind, queue=route.home)
+            ask = partial(questions.inspect_and_bind, queue=route.home)
             on_answer = partial(self._on_bound, reason)
             self._ask("bind", outgoing, unbound, ask, frames.QUEUE_BIND_OK, on_answer)
 
@@ -123,9 +121,9 @@ class Refusals:
     def on_refused(self, outgoing: Outgoing) -> None:
         """RabbitMQ says basic.nack: at least one queue did not take the message.
 
-        Another may have: then it is not known whether it was delivered. Of one queue alone, a quorum queue that says so
-        has not taken it: it is full, or has no leader that could be asked, and nothing was sent to it. The node of a
-        classic queue may have failed after it had taken the message.
+        Another queue may have: then it is not known whether it was delivered. If there is only one queue, and it is a
+        quorum queue, it has not taken the message: it is full, or has no leader, and nothing was sent to it. The node
+        of a classic queue may have failed after it had taken the message.
         """
         now, notes = Loop.now(), _notes_of(outgoing)
         if notes.refused_since is None:
@@ -139,14 +137,14 @@ class Refusals:
             text = f"{self._name()}: a queue of {outgoing.address} did not take the message (basic.nack)"
             outgoing.failed(TransportUnavailable(text, maybe_delivered=True))
         elif not home.is_quorum or refused_for >= FULL_AFTER:
-            ask = partial(questions.look, queue=home.name)
+            ask = partial(questions.inspect_queue, queue=home.name)
             nack = f"{self._name()} did not take a message to {outgoing.address} (basic.nack)"
             refusal = self._not_taken(outgoing, home)
             if not home.is_quorum:
                 refusal = TransportUnavailable(nack, maybe_delivered=True)
-            self._ask("look", outgoing, refusal, ask, frames.QUEUE_DECLARE_OK, partial(self._on_looked, home))
+            self._ask("inspect", outgoing, refusal, ask, frames.QUEUE_DECLARE_OK, partial(self._on_inspected, home))
         elif route.pools is not None:
-            ask = partial(questions.look_at_exchange, exchange=route.pools)
+            ask = partial(questions.inspect_exchange, exchange=route.pools)
             refusal = self._not_taken(outgoing, home)
             on_answer = partial(self._on_pools, home)
             self._ask("pools", outgoing, refusal, ask, frames.EXCHANGE_DECLARE_OK, on_answer)
@@ -160,7 +158,7 @@ class Refusals:
         )
 
     def _on_pools(self, home: Queue, outgoing: Outgoing, answer: Answer) -> None:
-        """Whether there are other queues that may have taken the message."""
+        """Fail or hold a message, by whether other queues may have taken it."""
         error = self._not_taken(outgoing, home)
         if answer.code == questions.NOT_FOUND:
             outgoing.hold(error)
@@ -168,12 +166,12 @@ class Refusals:
             text = f"{error}; a pool of the topic may have taken it"
             outgoing.failed(TransportUnavailable(text, maybe_delivered=True))
 
-    def _on_looked(self, home: Queue, outgoing: Outgoing, answer: Answer) -> None:
-        """Whether the queue that did not take the message is full, as far as can be known without management."""
-        if answer.depth is not None and answer.depth.messages:
+    def _on_inspected(self, home: Queue, outgoing: Outgoing, answer: Answer) -> None:
+        """Fail or hold a message, by whether its queue is full, as far as can be known without management."""
+        if answer.info is not None and answer.info.messages:
             text = (
                 f"{self._name()} refused a message to {outgoing.address}: its queue is full ({home.name!r} holds "
-                f"{answer.depth.messages} messages and takes no more; see its length limit: rabbitmqctl list_queues "
+                f"{answer.info.messages} messages and takes no more; see its length limit: rabbitmqctl list_queues "
                 "name messages policy arguments)"
             )
             outgoing.failed(TransportBlocked(text))

@@ -1,8 +1,8 @@
-"""One connection to RabbitMQ: opened by kombu and py-amqp, then written and read here.
+"""One connection to RabbitMQ: opened by kombu and py-amqp, then read and written by msgbus.
 
 The transport's loop reads, and never blocks on a connection. Any thread may write: a thread that wants to write appends
-to a list, and whoever holds the write lock sends all that has gathered, so that a busy connection makes few system
-calls.
+to a list, and the thread that holds the write lock sends everything that has gathered, so a busy connection makes few
+system calls.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from msgbus.drivers.base import Address, QueueInfo
 from msgbus.drivers.kombu import frames
@@ -23,36 +23,50 @@ from msgbus.drivers.kombu.channel import Channel
 from msgbus.drivers.kombu.feed import KombuFeed
 from msgbus.drivers.kombu.publisher import Publisher
 from msgbus.drivers.kombu.questions import Inspections, Question
+from msgbus.drivers.kombu.topology import Route, Topology
 from msgbus.drivers.toolkit.connecting import peer_of
 from msgbus.drivers.toolkit.consuming import Source
-from msgbus.drivers.toolkit.sending import Offer, OnDeclared, Outgoing
+from msgbus.drivers.toolkit.loop import Loop
+from msgbus.drivers.toolkit.sending import Offer, OnDeclared, Outgoing, Sender
 from msgbus.drivers.toolkit.session import Line, Session
 from msgbus.exceptions import TransportUnavailable
 from msgbus.foreign import get_logger
-
-if TYPE_CHECKING:
-    from msgbus.drivers.kombu.driver import KombuDriver
 
 LOG = get_logger(__name__)
 
 READ_SIZE = 1 << 16
 """Bytes; above 128 KiB the C library would map and unmap memory for every read."""
-STALLED = 5.0
+STALL_TIMEOUT = 5.0
 """Seconds for which RabbitMQ may confirm nothing, or not declare a queue, before the next host is tried."""
 MAX_CHANNELS = 2000
-"""Channels of one connection at the most; RabbitMQ's own limit is 2047 by default."""
+"""The most channels of one connection; RabbitMQ's limit is 2047 by default."""
 TICK = 1.0
-"""Seconds between two looks at heartbeats, and at what RabbitMQ has not answered."""
+"""Seconds between two checks of heartbeats, and of missing answers."""
 BIND_INTERVAL = 10.0
 """Seconds after which queues are bound again: somebody may have deleted a binding or an exchange."""
 
 
 class Connection(Protocol):
-    """What is used of py-amqp's connection once it is open."""
+    """The part of py-amqp's open connection that is used here."""
 
     transport: Any
     frame_max: int
     heartbeat: float
+
+
+class Owner(Protocol):
+    """The part of `KombuDriver` that a session uses; the attributes are described there."""
+
+    loop: Loop
+    sender: Sender
+    sending: Line
+    sessions: tuple[KombuSession, ...]
+    topology: Topology
+    route: Callable[[Address], Route]
+    has_more_hosts: bool
+
+    def on_move(self, line: Line) -> None:
+        """A connection is given up for one to the next host."""
 
 
 class _Content:
@@ -70,23 +84,19 @@ class _Content:
 
 
 class KombuSession(Session):
-    """See the module's text.
+    """See the module's text, and `Wire`.
 
     Attributes:
-        driver: whose connection it is.
-        loop: the transport's.
-        line: the connections that this is one of.
-        frame_max: the largest frame, in bytes.
-        unwritten: what was appended and is to be written.
+        unwritten: appended data that is still to be written.
     """
 
-    def __init__(self, driver: KombuDriver, line: Line, connection: Connection) -> None:
+    def __init__(self, driver: Owner, line: Line, connection: Connection) -> None:
         """Begin to use what py-amqp has opened."""
-        self.driver = driver
+        self._driver = driver
         self.loop = driver.loop
         self.line = line
         self.frame_max = connection.frame_max or 131072
-        self._connection: Connection | None = connection  # It owns the socket, and has to live as long.
+        self._connection: Connection | None = connection  # It owns the socket, so it has to live as long.
         sock: socket.socket = connection.transport.sock
         sock.setblocking(False)
         self._socket: socket.socket | None = sock
@@ -106,10 +116,10 @@ class KombuSession(Session):
         self._next_channel = 1
         self._last_read = self._last_write = self._bound_at = self.loop.now()
         self._inspections = Inspections(self)
-        self._publisher = Publisher(self) if line is driver.sending else None
+        self._publisher = Publisher(self, driver.route, driver.sender) if line is driver.sending else None
 
     def start(self) -> None:
-        self.driver.sessions += (self,)
+        self._driver.sessions += (self,)
         self.loop.watch(self._fd, self._on_event)
         self.loop.call_later(TICK, self._tick)
         self.line.serve(peer_of(self._socket))
@@ -117,27 +127,20 @@ class KombuSession(Session):
             self._publisher.open()
 
     def name(self) -> str:
-        """The RabbitMQ that it is a connection to."""
         return self.line.name()
 
     @property
     def is_open(self) -> bool:
-        """Whether the connection is there."""
         return self._socket is not None
 
     def lose(self, reason: BaseException | str) -> None:
-        """The connection is of no use any more."""
+        """Report that the connection is unusable."""
         if self._socket is not None:
             self.line.lose(reason)
 
     def move(self, reason: str) -> None:
-        """Give up a connection that lives but does not do what it should, for one to the next host.
-
-        A node of a cluster that is cut off from the others keeps its connections, and can do nothing for them. Where
-        there is only one host, nothing changes.
-        """
-        if self.driver.has_more_hosts and self._socket is not None:
-            self.driver.on_move(self.line)
+        if self._driver.has_more_hosts and self._socket is not None:
+            self._driver.on_move(self.line)
             self.line.lose(f"{reason}; the next host is tried", move=True)
 
     # What the driver wants
@@ -151,10 +154,10 @@ class KombuSession(Session):
         self._publisher.declare(address, declared)
 
     def consume(self, source: Source) -> KombuFeed:
-        return KombuFeed(self, source)
+        return KombuFeed(self, source, self._driver.topology.queue(source.address, source.unique))
 
     def remove(self, source: Source, removed: Callable[[], None]) -> None:
-        queue = self.driver.topology.queue(source.address, source.unique)
+        queue = self._driver.topology.queue(source.address, source.unique)
         if not queue.own:
             removed()
             return
@@ -162,7 +165,7 @@ class KombuSession(Session):
         Question(self, delete, frames.QUEUE_DELETE_OK, lambda _answer: removed()).start()
 
     def inspect(self, address: Address, found: Future[QueueInfo]) -> None:
-        self._inspections.start(self.driver.topology.queue(address, "").name, found)
+        self._inspections.start(self._driver.topology.queue(address, "").name, found)
 
     # The end
 
@@ -171,7 +174,7 @@ class KombuSession(Session):
         self.send_all()
 
     def let_go(self) -> None:
-        self.driver.sessions = tuple(session for session in self.driver.sessions if session is not self)
+        self._driver.sessions = tuple(session for session in self._driver.sessions if session is not self)
         self.loop.unwatch(self._fd)
         with self._writing:
             sock, self._socket = self._socket, None
@@ -190,12 +193,10 @@ class KombuSession(Session):
     # Writing
 
     def write(self, data: bytes) -> None:
-        """Write, now or together with what others write. Any thread."""
         self.unwritten.append(data)
         self.flush()
 
     def append(self, data: bytes) -> None:
-        """Have `data` written by the next `flush`. The caller may hold a lock that orders it."""
         self.unwritten.append(data)
 
     def acknowledge_later(self, channel: int, tag: int) -> None:
@@ -216,12 +217,11 @@ class KombuSession(Session):
         self._acknowledged.pop(channel, None)
 
     def flush(self) -> None:
-        """Have what has gathered written: by the loop if it is awake, else by this thread."""
         if not self.loop.awake:
             self.send_all()
 
     def send_all(self) -> None:
-        """Write what has gathered: the first thread in writes for all that come meanwhile."""
+        """Write what has gathered: the first thread also writes what others append meanwhile."""
         out = self.unwritten
         while out:
             if not self._writing.acquire(blocking=False):
@@ -285,7 +285,8 @@ class KombuSession(Session):
             return
         try:
             if self._tls:
-                # OpenSSL's state is not for two threads at once. Both calls return at once: nobody waits here.
+                # OpenSSL's state must not be used by two threads at once. Both calls return at once, so the lock is
+                # held briefly.
                 with self._writing:
                     data = sock.recv(READ_SIZE)
                     while (more := sock.pending()) > 0:  # type: ignore[attr-defined]
@@ -298,7 +299,7 @@ class KombuSession(Session):
             raise ConnectionResetError("RabbitMQ closed the connection")
         self._last_read = self.loop.now()
         if self._tls:
-            self.send_all()  # Who found the lock taken meanwhile has left it to us.
+            self.send_all()  # Threads that found the lock taken meanwhile have left their data to this one.
         try:
             self._feed(data)
         except (struct.error, IndexError, ValueError, TypeError) as exc:
@@ -362,8 +363,8 @@ class KombuSession(Session):
             try:
                 content.channel.on_content(content.ids, content.method, content.header, body)
             except Exception:
-                # What one message does to its reader may not cost the connection, and all else that is on it.
-                LOG.exception("a message could not be handed over")
+                # An error over one message must not cost the connection, and everything else on it.
+                LOG.exception("a message could not be delivered")
 
     def _on_connection_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
         if ids == frames.CONNECTION_CLOSE:
@@ -377,7 +378,7 @@ class KombuSession(Session):
             self.line.block(None)
 
     def _tick(self) -> None:
-        """Send and check heartbeats, and look after what RabbitMQ does not answer."""
+        """Send and check heartbeats, and check for missing answers."""
         if self._socket is None:
             return
         self.loop.call_later(TICK, self._tick)
@@ -393,10 +394,10 @@ class KombuSession(Session):
                 return
         if self._publisher is not None:
             self._publisher.on_tick(now)
-        self._look_at_feeds(now)
+        self._check_feeds(now)
 
-    def _look_at_feeds(self, now: float) -> None:
-        """Bind queues again now and then; and leave a node that does not answer to declarations.
+    def _check_feeds(self, now: float) -> None:
+        """Bind queues again every `BIND_INTERVAL`; and leave a node that does not answer declarations.
 
         It may be cut off from the others of its cluster.
         """
@@ -406,18 +407,13 @@ class KombuSession(Session):
             for feed in feeds:
                 feed.bind_again()
         for feed in feeds:
-            if (waits := feed.waits(now)) >= STALLED:
+            if (waits := feed.waits(now)) >= STALL_TIMEOUT:
                 self.move(f"{self.name()} has not declared {feed.source.address} in {waits:.0f} s")
                 return
 
     # Channels
 
     def add(self, channel: Channel) -> None:
-        """Give a channel its number. It opens the channel itself. On the loop's thread.
-
-        Raises:
-            TransportUnavailable: there are too many channels already.
-        """
         if len(self._channels) >= MAX_CHANNELS:
             raise TransportUnavailable(f"{MAX_CHANNELS} channels are open on one connection")
         while self._next_channel in self._channels:
@@ -427,7 +423,6 @@ class KombuSession(Session):
         self._channels[channel.number] = channel
 
     def remove_channel(self, channel: Channel) -> None:
-        """The channel is closed. On the loop's thread."""
         if self._channels.get(channel.number) is channel:
             del self._channels[channel.number]
             self._contents.pop(channel.number, None)

@@ -11,8 +11,8 @@ by slashes, and a slash within a part is escaped, so that no two addresses share
     dead letters of foo        msgbus/foo/!dead               (default exchange)
     inbox                      reply_<id>                     (default exchange)
 
-With quorum queues, who reads from a pool also declares an exchange ``msgbus/foo/!pools``, through which nothing is
-sent: it tells senders that what they send to foo goes to more than one queue.
+With quorum queues, a consumer of a pool also declares an exchange ``msgbus/foo/!pools``. Nothing is sent through it:
+its existence shows senders that messages to foo go to more than one queue.
 
 ``oslo``: the names and arguments of a stock oslo.messaging, so that its services and ours can call each other.
 """
@@ -45,9 +45,9 @@ class Queue(NamedTuple):
     """The queue of a subscribed address.
 
     Attributes:
-        key: with which it is bound to the exchange; None: it is not bound.
-        own: it belongs to one process and is deleted when that lets go of it.
-        pools: of a pool's queue, the exchange that tells senders that the topic has pools; else None.
+        key: the key with which it is bound to the exchange; None: it is not bound.
+        own: it belongs to one process, which deletes it when it closes its consumer.
+        pools: of a pool's queue, the exchange that shows senders that the topic has pools; else None.
     """
 
     name: str
@@ -69,8 +69,8 @@ class Route(NamedTuple):
 
     Attributes:
         queue: to be declared by the sender, since it has to be there before anybody listens; or None.
-        home: the queue of the address, where the sender knows its name.
-        pools: the exchange that exists where the topic has pools, so that a message goes to other queues too.
+        home: the queue of the address, if the sender knows its name.
+        pools: the exchange that exists if the topic has pools: then a message goes to other queues too.
     """
 
     exchange: Exchange
@@ -81,8 +81,8 @@ class Route(NamedTuple):
 
 
 _NO_LIMIT = 2**31 - 1
-"""RabbitMQ 4 drops a message in a quorum queue that was handed over more than 20 times, unless told otherwise. Older
-ones do not know a negative limit."""
+"""By default RabbitMQ 4 drops a message in a quorum queue after 20 deliveries. Older versions do not accept a negative
+limit, which would mean none."""
 DEFAULT_EXCHANGE = Exchange("", "direct", durable=True, auto_delete=False)
 
 
@@ -90,8 +90,10 @@ class NativeTopology:
     """See the module's text."""
 
     def __init__(self, *, quorum: bool, server_expires: int, queue_expires: int) -> None:
-        """Keep the options: whether to use quorum queues, and after how many seconds unused queues go (0: never)."""
-        self._kept: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": _NO_LIMIT} if quorum else {}
+        """Keep the options: whether to use quorum queues; seconds after which unused queues expire, 0: never."""
+        self._quorum = quorum
+        # The arguments of all queues; those that expire have one more.
+        self._arguments: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": _NO_LIMIT} if quorum else {}
         self._server_expires = _expires(server_expires)
         self._queue_expires = _expires(queue_expires)
 
@@ -112,13 +114,13 @@ class NativeTopology:
         return Route(_exchange(address), _key(address), home if address.kind == "stored" else None, home, pools)
 
     def queue(self, address: Address, unique: str) -> Queue:
-        """The queue that is consumed from; `unique` tells apart those that belong to one process.
+        """The queue that is consumed from; `unique` distinguishes the queues that belong to one process.
 
         Raises:
             InvalidTarget: the name is too long for RabbitMQ.
         """
         parts = [_escape(address.exchange), _escape(address.topic)]
-        transient = {**self._kept, **_expires(TRANSIENT_EXPIRES)}
+        transient = {**self._arguments, **_expires(TRANSIENT_EXPIRES)}
         if address.kind == "inbox":
             return Queue(address.name, DEFAULT_EXCHANGE, None, True, transient, True)
         pools = None
@@ -127,21 +129,21 @@ class NativeTopology:
             arguments = transient
         elif address.kind == "server":
             parts.append(_escape(address.server))
-            arguments = {**self._kept, **self._server_expires}
+            arguments = {**self._arguments, **self._server_expires}
         elif address.kind == "pool":
             parts += ["!pool", _escape(address.name)]
-            arguments = {**self._kept, **self._queue_expires}
-            pools = _pools(address) if self._kept else None
+            arguments = {**self._arguments, **self._queue_expires}
+            pools = _pools(address) if self._quorum else None
         elif address.kind == "dead":
-            return Queue(_dead(address), DEFAULT_EXCHANGE, None, True, dict(self._kept), False)
+            return Queue(_dead(address), DEFAULT_EXCHANGE, None, True, dict(self._arguments), False)
         else:
-            arguments = {**self._kept, **self._queue_expires}
+            arguments = {**self._arguments, **self._queue_expires}
         name = _checked("/".join(parts), address)
         return Queue(name, _exchange(address), _key(address), True, arguments, address.kind == "fanout", pools)
 
 
 class OsloTopology:
-    """See the module's text. The queue of a pool has the pool's name, of whichever topic it is, as with a stock peer.
+    """See the module's text. The queue of a pool has the pool's name, whatever its topic, as with a stock peer.
 
     Dead letters, which such a peer does not have, are as in `native`.
     """
@@ -150,7 +152,7 @@ class OsloTopology:
         self._native = native
 
     def route(self, address: Address) -> Route:
-        """As of `NativeTopology`."""
+        """As in `NativeTopology`."""
         if address.kind == "dead":
             return self._native.route(address)
         if address.kind == "inbox":
@@ -161,7 +163,7 @@ class OsloTopology:
         return Route(_oslo_exchange(address), _oslo_key(address), home if address.kind == "stored" else None, home)
 
     def queue(self, address: Address, unique: str) -> Queue:
-        """As of `NativeTopology`."""
+        """As in `NativeTopology`."""
         transient = _expires(OSLO_TRANSIENT_EXPIRES)
         if address.kind == "inbox":
             return Queue(address.name, DEFAULT_EXCHANGE, None, False, transient, True)

@@ -1,7 +1,7 @@
-"""The messages of AMQP 1.0 (OASIS, part 3, 3.2) in its encoding (part 1): what is written of them, and what is read.
+"""The messages of AMQP 1.0 (OASIS, part 3, 3.2) in its encoding (part 1): the parts that the driver writes and reads.
 
-What is written is a header, three properties and one section of data. Of what is read, sections and fields that the
-driver has no use for are skipped, whatever is in them. The frames of a log-in are written and read here as well.
+A written message has a header, three properties and one data section. When reading, all other sections and fields are
+skipped without a check of their content. The frames of a log-in are written and read here as well.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 MAX_TTL = 0xFFFFFFFF
-"""Milliseconds; what may live for longer does not expire."""
+"""Milliseconds; a message with a longer ttl is sent without one."""
 
 _HEADER, _PROPERTIES, _DATA = 0x70, 0x73, 0x75
 
@@ -26,7 +26,7 @@ _var32 = struct.Struct(">BI")
 _list32 = struct.Struct(">BBBBII")
 
 _CONSTANT = {0x40: None, 0x41: True, 0x42: False, 0x43: 0, 0x44: 0}
-"""Values that their type is all of."""
+"""Types that have only one value."""
 
 _PLAIN = b"\x00Sp\xc0\x02\x01\x42"
 _DURABLE = b"\x00Sp\xc0\x02\x01\x41"
@@ -42,7 +42,7 @@ class Received(NamedTuple):
 
     Attributes:
         ttl: milliseconds that were left when it was sent here, or None.
-        delivery_count: how often it was handed over before.
+        delivery_count: how often it was delivered before.
     """
 
     body: bytes
@@ -77,7 +77,7 @@ def encode_binary(data: bytes) -> bytes:
 
 
 def encode_list(descriptor: int, fields: Sequence[bytes]) -> bytes:
-    """A described list of what has been encoded."""
+    """A described list of fields that are encoded already."""
     data = b"".join(fields)
     return _list32.pack(0, 0x53, descriptor, 0xD0, len(data) + 4, len(fields)) + data
 
@@ -86,7 +86,7 @@ def decode_list(buffer: bytes) -> tuple[int, list[Any]]:
     """A described list: what it is, and its fields.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not one.
     """
     try:
         descriptor, at = _read_descriptor(buffer, 0)
@@ -96,7 +96,7 @@ def decode_list(buffer: bytes) -> tuple[int, list[Any]]:
 
 
 def encode_message(to: bytes, id: bytes, content_type: bytes, body: bytes, ttl: int | None, durable: bool) -> bytes:
-    """A message. What goes before the body has been encoded; `ttl` is in milliseconds."""
+    """A message. All arguments but the body are encoded already; `ttl` is in milliseconds."""
     header = (_DURABLE if durable else _PLAIN) if ttl is None else _TTL[durable] + _u32.pack(ttl)
     properties = encode_list(_PROPERTIES, (id, _NULL, to, _NULL, _NULL, _NULL, content_type))
     size = len(body)
@@ -108,7 +108,7 @@ def decode_message(buffer: bytes | bytearray) -> Received:
     """Read a message.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not one.
     """
     header: list[Any] = []
     properties: list[Any] = []
@@ -182,7 +182,7 @@ def _read_list(buffer: bytes | bytearray, at: int) -> tuple[list[Any], int]:
         if at >= end:
             raise ValueError("no AMQP message: a list that is too short")
         kind = buffer[at]
-        if kind in _CONSTANT:  # Most fields of a message are: here they cost no call.
+        if kind in _CONSTANT:  # Most fields of a message are: this saves a call.
             value, at = _CONSTANT[kind], at + 1
         else:
             value, at = _read(buffer, at)
@@ -191,7 +191,7 @@ def _read_list(buffer: bytes | bytearray, at: int) -> tuple[list[Any], int]:
 
 
 def _read(buffer: bytes | bytearray, at: int) -> tuple[Any, int]:
-    """A value, of the types that matter here, and where the next begins. Others come as None."""
+    """A value, and where the next one begins. Values of types that do not matter here are read as None."""
     kind = buffer[at]
     if kind in (0xA1, 0xA3, 0xA0):
         start, size = at + 2, buffer[at + 1]
@@ -223,7 +223,7 @@ def _read_small(buffer: bytes | bytearray, at: int, kind: int) -> tuple[Any, int
 
 
 def _read_array(buffer: bytes | bytearray, at: int) -> list[str]:
-    """An array of symbols; of others, nothing."""
+    """An array of symbols; empty if it holds other types."""
     if buffer[at] == 0xE0:
         count, at = buffer[at + 2], at + 3
     else:

@@ -1,8 +1,8 @@
 """The driver ``qpid``: Apache Qpid Broker-J, over AMQP 1.0.
 
-Proton's protocol engine makes frames of messages and messages of frames, see `msgbus.drivers.qpid.engine`; the loop's
-thread reads and writes the one connection, and is handed all that other threads want of it. What is sent goes over one
-link that takes messages to any address; each subscribed address has a link with as much credit as its prefetch.
+Proton's protocol engine turns messages into frames and frames into messages, see `msgbus.drivers.qpid.engine`. The
+loop's thread reads and writes the one connection; other threads pass it their calls. All messages are sent over one
+link, which takes any address; each subscribed address has a link with as much credit as its prefetch.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ OPTIONS = [
     cfg.BoolOpt(
         "declare",
         default=True,
-        help="Have queues, exchanges and bindings made by those who need them, over AMQP management. Without it, "
-        "all that services listen to has to be there already.",
+        help="Create queues, exchanges and bindings when they are needed, over AMQP management. Without it, "
+        "everything that services listen to has to exist already.",
     ),
     cfg.BoolOpt(
         "durable",
@@ -64,19 +64,19 @@ OPTIONS = [
         "keep_server_queues",
         default=True,
         help="Keep the queue of one server while that is away, so that a server which comes back under its name finds "
-        "its work. Qpid cannot expire it: where names never come back, say false, and it goes with its server.",
+        "its work. Qpid cannot expire it: if names are not used again, say false, and it is deleted with its server.",
     ),
     cfg.IntOpt(
         "queue_limit",
         default=0,
         min=0,
-        help="How many messages a queue that is made here takes; further ones are refused. 0: any number.",
+        help="How many messages a queue that msgbus creates may hold; further ones are refused. 0: any number.",
     ),
     cfg.IntOpt(
         "max_message_size",
         default=16 * 1024 * 1024,
         min=1024,
-        help="The largest message, in bytes. What the broker says of its own limit is kept as well.",
+        help="The largest message, in bytes. A lower limit of the broker is obeyed as well.",
     ),
     cfg.FloatOpt("connect_timeout", default=5.0, min=0.1, help="Seconds for one try to connect to one host."),
     cfg.IntOpt(
@@ -110,10 +110,10 @@ class QpidDriver(BrokerDriver):
     """See the module's text.
 
     Attributes:
-        declares: whether what is needed is declared.
-        durable: whether messages that are marked so are sent so.
-        queue_limit: how many messages a queue takes that is made here; 0: any number.
-        connect_timeout: seconds from an open socket until messages can travel.
+        declares: the option ``declare``.
+        durable: the option ``durable``.
+        queue_limit: the option ``queue_limit``.
+        connect_timeout: seconds from an open socket until messages can be sent.
         identity: this side's name, the virtual host, and the seconds of silence after which a connection is given up.
     """
 
@@ -145,21 +145,21 @@ class QpidDriver(BrokerDriver):
         from msgbus.exceptions import ConfigurationError
 
         check_tls_files(self._options, self._url)
-        # In older systems they stood in one string, with blanks between them.
+        # In older systems the option was one string, separated by blanks.
         self._mechanisms = " ".join(self._options.sasl_mechanisms).upper().split()
         for name in self._mechanisms:
             if name not in KNOWN:
                 raise ConfigurationError(f"sasl_mechanisms of [msgbus_qpid]: {name!r} is none of {', '.join(KNOWN)}")
 
     def _start_clean(self) -> None:
-        # All that is needed later is read from the disk now: then there may be no descriptor for it.
+        # Import everything now: that takes file descriptors, and later there may be none.
         import encodings.idna  # noqa: F401
 
         from msgbus.drivers.qpid import session  # noqa: F401
 
         super()._start_clean()
-        # A link of the same name and container takes the place of one that is left on a connection which broke
-        # unnoticed at the other end. So the names stay over reconnects, and are no other process's.
+        # If the broker has not noticed that a connection broke, a new link of the same name and container replaces the
+        # old one. So the names stay the same over reconnects, and are unique to this process.
         container = f"{os.path.basename(sys.argv[0])}:{os.getpid()}:{uuid.uuid4().hex[:16]}"
         host = self._virtual_host or self.hosts[0].hostname or "localhost"
         self.identity = (container, host, 2.0 * self._options.heartbeat)
@@ -248,12 +248,12 @@ def _check(address: Address) -> None:
 
 
 def _is_here(host: str) -> bool:
-    """Whether a host's name is one of this machine's, over which nobody else can listen."""
+    """Whether a host's name is the loopback's, where nobody else can listen in."""
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _explain(condition: str) -> tuple[str, bool]:
-    """What to check after the broker has ended a connection for that reason, and whether it would do so again."""
+    """What to check after the broker has ended a connection for that reason, and whether that is permanent."""
     if condition == "amqp:unauthorized-access":
         return "check the user's rights: to the virtual host, and to publish", True
     if condition == "amqp:not-found":

@@ -1,9 +1,9 @@
-"""Proton's protocol engine for one AMQP 1.0 connection: bytes in, bytes out, and links that are told what happened.
+"""Proton's protocol engine for one AMQP 1.0 connection: bytes in, bytes out, and callbacks of links.
 
-All of proton that the driver uses is used here, and by its C functions (`cproton`, as Proton-C documents them). The
-classes that proton wraps around them cost ten times as much for each message, and count references in whichever thread
-lets go of them last, while the engine is for one thread. Its event loop, `proton.reactor`, is not used: it waits with
-`select`, which fails above descriptor 1023, and looks up host names on the thread that serves all links.
+All use of proton is here, and through its C functions (`cproton`, as Proton-C documents them). Proton's Python classes
+cost ten times as much for each message, and release references on any thread, while the engine must be used by one
+thread only. Its event loop, `proton.reactor`, is not used: it waits with `select`, which fails above descriptor 1023,
+and looks up host names on the thread that serves all links.
 
 Everything here runs on the loop's thread.
 """
@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import cproton as c
 
 OUTCOMES = ("amqp:accepted:list", "amqp:rejected:list", "amqp:released:list", "amqp:modified:list")
-"""What the relay may answer to a message. A link that lists none of them is closed with the first rejection."""
+"""The outcomes that the broker may send for a message. A link that lists none of them is closed at the first
+rejection."""
 MAX_FRAME = 65536
-"""Bytes of the largest frame that is taken."""
+"""Bytes of the largest frame that is accepted."""
 
 FORBIDDEN = ("amqp:unauthorized-access", "amqp:not-allowed")
 
@@ -32,7 +33,7 @@ _CLOSE_EXISTING = 1
 
 
 class Condition(NamedTuple):
-    """Why the other side refused or closed something: a name of the protocol, and words."""
+    """Why the other side refused or closed something: a symbol of the protocol, and a text."""
 
     name: str
     text: str
@@ -42,12 +43,12 @@ class Condition(NamedTuple):
 
     @property
     def is_forbidden(self) -> bool:
-        """Whether the user lacks a right. Qpid does not always have the right name for it."""
+        """Whether the user lacks a right. Qpid does not always use the right symbol for it."""
         return self.name in FORBIDDEN or self.text.startswith("Permission ")
 
 
 class EngineError(Exception):
-    """The connection is of no use any more."""
+    """The connection is unusable."""
 
     def __init__(self, condition: Condition) -> None:
         super().__init__(condition)
@@ -55,10 +56,10 @@ class EngineError(Exception):
 
 
 class Link:
-    """One AMQP link. Subclasses say what to do with what happens to it.
+    """One AMQP link. Subclasses override the callbacks.
 
     Attributes:
-        attached: it has been attached by both sides, and detached by neither.
+        attached: both sides have attached it, and neither has detached it.
     """
 
     attached = False
@@ -84,12 +85,12 @@ class Link:
 
     @property
     def credit(self) -> int:
-        """How many messages may travel over it at present."""
+        """How many messages may be sent over it at present."""
         credit: int = c.pn_link_credit(self._link)
         return credit
 
     def detach(self) -> None:
-        """Close it. `on_detached` is called when the other side knows."""
+        """Close it. `on_detached` is called when the other side has confirmed that."""
         self.attached = False
         self._leaving = True
         c.pn_link_close(self._link)
@@ -101,8 +102,8 @@ class SendingLink(Link):
     _tags = 0
 
     def attach(self, engine: Engine, name: str, target: str | None) -> None:
-        """Attach it; None means the relay, which gets a session of its own, to end without the others."""
-        link = engine.new_link(self, c.pn_sender, name, apart=target is None)
+        """Attach it; None means the relay, in a separate session, whose end does not affect the other links."""
+        link = engine.new_link(self, c.pn_sender, name, separate=target is None)
         outcomes = c.pn_terminus_outcomes(c.pn_link_source(link))
         c.pn_data_put_array(outcomes, False, c.PN_SYMBOL)
         c.pn_data_enter(outcomes)
@@ -124,7 +125,7 @@ class SendingLink(Link):
         """Send an encoded message. There has to be credit.
 
         Returns:
-            its delivery, which `on_delivery` will name.
+            its delivery, which is passed to `on_delivery` later.
         """
         self._tags += 1
         link = self._link
@@ -144,14 +145,14 @@ class ReceivingLink(Link):
 
         Args:
             engine: of the connection.
-            name: of the link, one of its own.
-            source: the address to receive from; None has the other side make a node.
+            name: of the link; unique.
+            source: the address to receive from; None lets the other side create a node.
             credit: how many messages may come at first.
-            settled: a message that was sent counts as done with.
+            settled: messages count as settled once they are sent.
         """
         link = engine.new_link(self, c.pn_receiver, name)
         terminus = c.pn_link_source(link)
-        # What the other side makes for this link alone goes with it, not with the session.
+        # A node that is created for this link is deleted with the link, not with the session.
         c.pn_terminus_set_expiry_policy(terminus, c.PN_EXPIRE_WITH_LINK)
         if source is None:
             c.pn_terminus_set_dynamic(terminus, True)
@@ -162,24 +163,24 @@ class ReceivingLink(Link):
         self._first_credit = credit
 
     def begin(self) -> None:
-        """Give the first credit. Not before it is attached: Qpid ends the session over a word on a refused link."""
+        """Give the first credit. Not before it is attached: Qpid ends the session over a frame on a refused link."""
         c.pn_link_flow(self._link, self._first_credit)
 
     @property
     def source(self) -> str:
-        """The address that it receives from, as the other side has it."""
+        """The address that it receives from, as the other side names it."""
         return str(c.pn_terminus_get_address(c.pn_link_remote_source(self._link)))
 
     def flow(self, credit: int) -> None:
-        """Let so many more messages come."""
+        """Give credit for that many more messages."""
         c.pn_link_flow(self._link, credit)
 
     def drain(self) -> None:
-        """Take all credit back. `on_flow` is called when the other side has given it."""
+        """Take all credit back. `on_flow` is called when the other side has returned it."""
         c.pn_link_drain(self._link, 0)
 
     def read(self, delivery: Any) -> bytearray | None:
-        """The encoded message, or None where a part of it is yet to come, or it was given up."""
+        """The encoded message, or None if a part of it is missing, or it was aborted."""
         if c.pn_delivery_partial(delivery) or not c.pn_delivery_readable(delivery):
             return None
         data: bytearray
@@ -189,7 +190,7 @@ class ReceivingLink(Link):
 
 
 def settle(delivery: Any, outcome: int | None = None, *, failed: bool = False) -> None:
-    """Be done with a delivery, of either direction; `failed` goes with `MODIFIED`."""
+    """Settle a delivery, of either direction; `failed` is for `MODIFIED`."""
     if outcome is not None:
         if failed:
             c.pn_disposition_set_failed(c.pn_delivery_local(delivery), True)
@@ -198,17 +199,17 @@ def settle(delivery: Any, outcome: int | None = None, *, failed: bool = False) -
 
 
 def was_settled(delivery: Any) -> bool:
-    """Whether the other side is done with it."""
+    """Whether the other side has settled it."""
     return bool(c.pn_delivery_settled(delivery))
 
 
 def was_aborted(delivery: Any) -> bool:
-    """Whether the other side has given up sending it."""
+    """Whether the other side has aborted it."""
     return bool(c.pn_delivery_aborted(delivery))
 
 
 def outcome_of(delivery: Any) -> int:
-    """What the other side says of it; 0: nothing."""
+    """The outcome that the other side has sent; 0: none."""
     outcome: int = c.pn_delivery_remote_state(delivery)
     return outcome
 
@@ -226,13 +227,13 @@ class Engine:
         """Make it and open it: the first bytes wait to be sent.
 
         Args:
-            container: the name of this side, which tells its links from all others'.
+            container: the name of this side, which distinguishes its links from those of others.
             hostname: the virtual host.
-            idle_timeout: seconds; when nothing comes for so long, `tick` ends the connection. 0: it does not.
+            idle_timeout: seconds; if nothing is received for that long, `tick` ends the connection. 0: never.
         """
         self._links: dict[Any, Link] = {}
-        self._apart: Any = None
-        self._in_apart: Link | None = None
+        self._relay_session: Any = None
+        self._relay_link: Link | None = None
         self._error: Condition | None = None
         self.is_open = False
         self._collector = c.pn_collector()
@@ -243,17 +244,17 @@ class Engine:
         c.pn_connection_set_hostname(self._connection, hostname)
         c.pn_transport_set_max_frame(self._transport, MAX_FRAME)
         c.pn_transport_set_idle_timeout(self._transport, int(idle_timeout * 1000))
-        self._ask_for_the_end_of_another()
+        self._request_sole_connection()
         c.pn_connection_open(self._connection)
         self._session = c.pn_session(self._connection)
         c.pn_session_open(self._session)
         c.pn_transport_bind(self._transport, self._connection)
 
-    def _ask_for_the_end_of_another(self) -> None:
-        """Have the other side close a connection of this container that broke without its knowing.
+    def _request_sole_connection(self) -> None:
+        """Ask the other side to close an older connection of this container, if it has not noticed that it broke.
 
-        It would go on taking what is meant for this side, and nobody would read it. (OASIS, AMQP Enforcing Connection
-        Uniqueness 1.0, 2.1 and 3.)
+        It would still receive messages that are meant for this side, and nobody would read them. (OASIS, AMQP Enforcing
+        Connection Uniqueness 1.0, 2.1 and 3.)
         """
         wanted = c.pn_connection_desired_capabilities(self._connection)
         c.pn_data_put_array(wanted, False, c.PN_SYMBOL)
@@ -268,12 +269,12 @@ class Engine:
         c.pn_data_exit(properties)
 
     def leave(self) -> None:
-        """Tell no link anything any more."""
+        """Call no link any more."""
         self._links.clear()
-        self._in_apart = None
+        self._relay_link = None
 
     def free(self) -> None:
-        """Give all of it back. Nothing of it may be used afterwards."""
+        """Free all memory. The engine must not be used afterwards."""
         c.pn_transport_unbind(self._transport)
         c.pn_decref(self._transport)
         c.pn_connection_release(self._connection)
@@ -281,33 +282,33 @@ class Engine:
         c.pn_collector_free(self._collector)
 
     def close(self) -> None:
-        """Say good-bye."""
+        """Send the AMQP close."""
         c.pn_connection_close(self._connection)
 
-    def new_link(self, link: Link, make: Callable[[Any, str], Any], name: str, *, apart: bool = False) -> Any:
-        """A link of proton's for one of ours; `apart`: in a session of its own."""
-        made = make(self._session_apart(link) if apart else self._session, name)
+    def new_link(self, link: Link, make: Callable[[Any, str], Any], name: str, *, separate: bool = False) -> Any:
+        """Make proton's link for one of ours; `separate`: in the separate session."""
+        made = make(self._relay_session_for(link) if separate else self._session, name)
         link._engine = self
         link._link = made
         link.attached = False
         self._links[made] = link
         return made
 
-    def _session_apart(self, link: Link) -> Any:
-        """A session for links that may end it, without the others; the same as long as it lives."""
-        if self._apart is None:
-            self._apart = c.pn_session(self._connection)
-            c.pn_session_open(self._apart)
-        self._in_apart = link
-        return self._apart
+    def _relay_session_for(self, link: Link) -> Any:
+        """The session for the relay, whose end does not affect other links. Reused while it is open."""
+        if self._relay_session is None:
+            self._relay_session = c.pn_session(self._connection)
+            c.pn_session_open(self._relay_session)
+        self._relay_link = link
+        return self._relay_session
 
     # Bytes
 
     def push(self, data: bytes) -> None:
-        """Take in what has come.
+        """Process received bytes.
 
         Raises:
-            EngineError: that is no AMQP.
+            EngineError: they are not AMQP.
         """
         view = memoryview(data)
         while view:
@@ -317,7 +318,7 @@ class Engine:
             view = view[taken:]
 
     def pending(self) -> bytes | bytearray:
-        """What is to be sent next; nothing, if it is empty."""
+        """The bytes to send next; empty if there are none."""
         size = c.pn_transport_pending(self._transport)
         if size <= 0:
             return b""
@@ -326,17 +327,17 @@ class Engine:
         return data
 
     def sent(self, size: int) -> None:
-        """So many bytes of `pending` have been sent."""
+        """Note that a number of bytes of `pending` have been sent."""
         c.pn_transport_pop(self._transport, size)
 
     def tick(self, now: float) -> None:
-        """Have heartbeats sent, and missing ones noticed. To be called every second with the time of a clock."""
+        """Send heartbeats, and notice missing ones. To be called every second with the time of a clock."""
         c.pn_transport_tick(self._transport, int(now * 1000))
 
     # Events
 
     def dispatch(self) -> None:
-        """Tell the links what has happened.
+        """Call the links for what has happened.
 
         Raises:
             EngineError: the connection, or its session, has ended.
@@ -392,7 +393,7 @@ class Engine:
         found = found or Condition("amqp:session:closed", "the other side ended the session")
         if session == self._session:
             raise EngineError(found)
-        self._apart, link = None, self._in_apart
+        self._relay_session, link = None, self._relay_link
         c.pn_session_close(session)
         if link is not None and self._links.pop(link._link, None) is not None:
             link.attached = False

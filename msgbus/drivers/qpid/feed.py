@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgbus.drivers.base import Message
 from msgbus.drivers.qpid import topology
 from msgbus.drivers.qpid.codec import decode_message
+from msgbus.drivers.qpid.connection import Wire
 from msgbus.drivers.qpid.engine import ACCEPTED, MODIFIED, RELEASED, Condition, ReceivingLink, settle, was_aborted
 from msgbus.drivers.qpid.relay import NOT_FOUND
 from msgbus.drivers.toolkit.consuming import Feed, Outcome, Source
 from msgbus.foreign import get_logger
 
-if TYPE_CHECKING:
-    from msgbus.drivers.qpid.session import QpidSession
-
 LOG = get_logger(__name__)
 
 INBOX_CREDIT = 1000
-"""How many messages may be on their way to an inbox; each that comes makes room for another."""
+"""How many messages may be on their way to an inbox; credit is renewed as they arrive."""
 
 
 class QpidFeed(ReceivingLink, Feed):
     """See the module's text, and `Feed`."""
 
-    def __init__(self, session: QpidSession, source: Source, where: topology.Source) -> None:
+    def __init__(self, session: Wire, source: Source, where: topology.Source) -> None:
         """Make it; `start` begins."""
         self._session = session
         self._source = source
@@ -41,7 +39,7 @@ class QpidFeed(ReceivingLink, Feed):
 
     def start(self) -> None:
         """Declare what is needed, and attach the link."""
-        # A queue that the broker makes for the link needs an exchange, which is nearly always there.
+        # If the broker creates a queue for the link, only an exchange is needed, which nearly always exists.
         if self._session.driver.declares and self._where.queue is not None:
             self._declare()
         else:
@@ -62,7 +60,7 @@ class QpidFeed(ReceivingLink, Feed):
     def _attach(self) -> None:
         if self._alive and self._session.is_open:
             credit = self._source.prefetch or INBOX_CREDIT
-            # A name of its own over all connections: see `QpidDriver.identity`.
+            # A unique name that stays the same over all connections: see `QpidDriver.identity`.
             name = f"{self._source.unique}.{self._source.address}"
             self.attach(self._session.engine, name, self._where.address, credit, settled=self._is_inbox)
 
@@ -101,7 +99,7 @@ class QpidFeed(ReceivingLink, Feed):
         if data is None:
             return
         if self._draining:
-            settle(delivery, RELEASED)  # As if it had never come: it is not counted either.
+            settle(delivery, RELEASED)  # As if it had never been delivered: it is not counted as a delivery either.
             return
         number = next(self._numbers)
         if self._is_inbox:
@@ -118,13 +116,13 @@ class QpidFeed(ReceivingLink, Feed):
             LOG.error("%s: a message that cannot be decoded is dropped: %s", self._source.address, exc)
             self._settle(number, Outcome.DROP)
             return
-        # Of a message that has come in many frames, or waits here, its time is running.
+        # The ttl is that at sending: time spent in many frames, or waiting here, is not subtracted.
         ttl = None if got.ttl is None else got.ttl / 1000
         message = Message(got.body, got.content_type, got.id, ttl, got.durable)
         self._source.deliver(self, number, message, got.delivery_count > 0, got.delivery_count)
 
     def cancel(self) -> None:
-        """Messages that are on their way are given back."""
+        """Give back the messages that are on their way."""
         self._draining = True
         if self.attached and self.credit > 0:
             self.drain()
@@ -139,7 +137,7 @@ class QpidFeed(ReceivingLink, Feed):
 
     def close(self) -> None:
         self._closing = True
-        # Nothing may be on its way over the link when it is detached: that would count as handed over.
+        # No message may be on its way when the link is detached: it would count as delivered.
         if self._is_inbox or not self.attached or self.credit == 0:
             self._leave()
 

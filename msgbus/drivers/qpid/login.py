@@ -1,7 +1,7 @@
-"""Opens a connection as far as the log-in: TCP, TLS, and SASL (OASIS AMQP 1.0, part 5). Blocks.
+"""Opens a connection up to and including the log-in: TCP, TLS, and SASL (OASIS AMQP 1.0, part 5). Blocks.
 
-It is done here and not by proton because proton checks no certificate that was issued for an IP address, and knows
-SCRAM, and EXTERNAL, and TLS at all, only where libraries were at hand when it was compiled.
+It is done here and not by proton because proton does not check certificates that were issued for an IP address, and
+supports SCRAM, EXTERNAL and even TLS only if the libraries were present when it was compiled.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ _MECHANISMS, _INIT, _CHALLENGE, _RESPONSE, _OUTCOME = 0x40, 0x41, 0x42, 0x43, 0x
 _MAX_FRAME = 65536
 
 SECURE = ("EXTERNAL", "SCRAM-SHA-512", "SCRAM-SHA-256", "SCRAM-SHA-1")
-"""Mechanisms that show nobody a password, the best first."""
+"""Mechanisms that do not send the password, the best first."""
 KNOWN = (*SECURE, "PLAIN", "ANONYMOUS")
 
 
 class LoginRefused(Exception):
-    """The broker does not take this user; the text says why."""
+    """The broker rejects this user; the text says why."""
 
 
 class NoMechanism(Exception):
-    """There is no way to log in that both sides have."""
+    """There is no mechanism that both sides support."""
 
 
 class NotAmqp(Exception):
-    """What answers is no AMQP 1.0 broker."""
+    """The peer is not an AMQP 1.0 broker."""
 
 
 class Credentials(NamedTuple):
     """Who logs in, and how.
 
     Attributes:
-        certificate: TLS shows the client's certificate, so that EXTERNAL is of use.
-        mechanisms: those that may be used, or none for all that fit.
+        certificate: TLS sends the client's certificate, so that EXTERNAL can be used.
+        mechanisms: those that may be used; empty means all that fit.
     """
 
     username: str | None
@@ -54,10 +54,10 @@ class Credentials(NamedTuple):
 def open_socket(
     host: str, port: int, timeout: float, tls: ssl.SSLContext | None, vhost: str, credentials: Credentials
 ) -> tuple[socket.socket, str]:
-    """A socket behind whose log-in AMQP begins, and the mechanism.
+    """Open a socket and log in. Returns the socket, on which AMQP begins, and the mechanism.
 
     Raises:
-        OSError: of all kinds: it cannot be reached, or TLS fails.
+        OSError: the broker cannot be reached, or TLS fails.
         LoginRefused, NoMechanism, NotAmqp: see there.
     """
     deadline = Loop.now() + timeout
@@ -105,7 +105,7 @@ class _Login:
                 if fields[0] != 0:
                     raise LoginRefused(f"the log-in by {mechanism} was refused")
                 if scram is not None:
-                    # A broker may say its last word, which proves that it knows the password, together with this one.
+                    # A broker may send its proof that it knows the password together with the outcome.
                     last = fields[1] if len(fields) > 1 else None
                     scram.finish(last if isinstance(last, bytes) else None)
                 return mechanism
@@ -151,7 +151,7 @@ class _Login:
 
 
 def choose(offered: Sequence[str], credentials: Credentials, *, encrypted: bool) -> str:
-    """The best mechanism that both sides have and that fits what is known of the user.
+    """The best mechanism that both sides support and that fits the credentials.
 
     Raises:
         NoMechanism: there is none.
@@ -171,14 +171,14 @@ def choose(offered: Sequence[str], credentials: Credentials, *, encrypted: bool)
 
 
 class Scram:
-    """The client's side of SCRAM, by scramp, of which AMQP wants one step after the other."""
+    """The client's side of SCRAM, by scramp, one step at a time as AMQP needs it."""
 
     def __init__(self, mechanism: str, username: str, password: str) -> None:
         """Begin.
 
         Raises:
             DriverLoadFailure: scramp is missing.
-            LoginRefused: the name or password has characters that may not be in one.
+            LoginRefused: the name or password has forbidden characters.
         """
         scramp = import_library("scramp", "qpid")
         self._errors = (scramp.ScramException, ValueError, LookupError)
@@ -189,15 +189,15 @@ class Scram:
             raise LoginRefused(f"the user or password cannot be used with {mechanism}") from exc
 
     def first(self) -> bytes:
-        """What the client says first."""
+        """The client's first message."""
         first: str = self._client.get_client_first()
         return first.encode()
 
     def step(self, challenge: bytes) -> bytes:
-        """The answer to what the server says.
+        """The answer to a challenge of the server.
 
         Raises:
-            LoginRefused: the server does not know the password itself, or does not keep to the rules.
+            LoginRefused: the server does not prove that it knows the password, or violates the protocol.
         """
         if self._answered:
             self.finish(challenge)
@@ -211,7 +211,7 @@ class Scram:
         return final.encode()
 
     def finish(self, last: bytes | None) -> None:
-        """Check the server's last word; None: it has said none besides those given to `step`.
+        """Check the server's final message; None: there is none besides those passed to `step`.
 
         Raises:
             LoginRefused: see `step`.

@@ -1,6 +1,6 @@
-"""Requests to the broker's management over AMQP: what nodes there are, and making them (OASIS AMQP management draft).
+"""Requests to the broker's management over AMQP: creating and inspecting nodes (OASIS AMQP management draft).
 
-Each is a message to the node ``$management``; the answers come to a node that the broker makes for this connection.
+Each is a message to the node ``$management``; the answers come to a node that the broker creates for this connection.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from msgbus.drivers.qpid.engine import (
 
 NODE = "$management"
 OK, CREATED, FORBIDDEN, NOT_FOUND, CONFLICT = 200, 201, 403, 404, 409
-AWAY = 0
+NO_ANSWER = 0
 """Status of a request to which no answer comes: the connection has broken, or the broker takes no requests."""
 
 
 class Answer(NamedTuple):
-    """What the broker says to a request: a status as of HTTP, words, and what was asked for."""
+    """The broker's answer to a request: a status like that of HTTP, a text, and a body."""
 
     status: int
     text: str
@@ -45,7 +45,7 @@ class Management:
     """One connection's requests. On the loop's thread."""
 
     def __init__(self, engine: Engine) -> None:
-        """Make it; its links come with the first request."""
+        """Make it; its links are attached at the first request."""
         self._engine = engine
         self._numbers = itertools.count(1)
         self._waiting: list[tuple[int, dict[str, Any], dict[str, Any]]] = []
@@ -56,7 +56,7 @@ class Management:
     def ask(
         self, operation: str, kind: str, on_answer: OnAnswer, body: dict[str, Any] | None = None, **properties: Any
     ) -> None:
-        """Ask for an operation on something of that kind."""
+        """Request an operation on a node of that kind."""
         number = next(self._numbers)
         self._asked[number] = on_answer
         self._waiting.append((number, {"operation": operation, "type": kind, **properties}, body or {}))
@@ -80,13 +80,13 @@ class Management:
             requests.send(number, bytes(message.encode()))
 
     def answered(self, number: int, answer: Answer) -> None:
-        """Hand an answer to who asked."""
+        """Pass an answer to the request's callback."""
         on_answer = self._asked.pop(number, None)
         if on_answer is not None:
             on_answer(answer)
 
     def end(self, answer: Answer) -> None:
-        """There will be no answers."""
+        """Answer all open requests: the broker will not."""
         asked, self._asked = self._asked, {}
         self._waiting.clear()
         self._requests = self._answers = None
@@ -144,7 +144,7 @@ class _Answers(ReceivingLink):
             return
         found: Any = message.properties
         properties = found or {}
-        status = int(properties.get("statusCode", AWAY))
+        status = int(properties.get("statusCode", NO_ANSWER))
         text = str(properties.get("statusDescription", ""))
         self._management.answered(number, Answer(status, text, message.body))
 
@@ -155,7 +155,7 @@ class _Answers(ReceivingLink):
 def status_of(condition: Condition | None) -> int:
     """The status that fits a condition."""
     if condition is None:
-        return AWAY
+        return NO_ANSWER
     if condition.is_forbidden:
         return FORBIDDEN
-    return NOT_FOUND if condition.name == "amqp:not-found" else AWAY
+    return NOT_FOUND if condition.name == "amqp:not-found" else NO_ANSWER

@@ -1,4 +1,4 @@
-"""The broker's nodes: making what an address needs, and looking at a queue. On the loop's thread."""
+"""The broker's nodes: creating what an address needs, and inspecting a queue. On the loop's thread."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 from msgbus.drivers.qpid.engine import Engine
 from msgbus.drivers.qpid.management import (
-    AWAY,
     CONFLICT,
     CREATED,
     FORBIDDEN,
+    NO_ANSWER,
     OK,
     Answer,
     Management,
@@ -28,13 +28,13 @@ class Nodes:
     """See the module's text."""
 
     def __init__(self, engine: Engine, queue_limit: int) -> None:
-        """`queue_limit`: messages that a queue takes; 0: any number."""
+        """`queue_limit`: see `QpidDriver`."""
         self._management = Management(engine)
         self._queue_limit = queue_limit
         self._exchanges: set[str] = set()
 
     def declare(self, source: Source, on_declared: OnDeclared) -> None:
-        """Make what is not there yet, and then say why that was refused, or None."""
+        """Create what does not exist yet; then pass `on_declared` the reason of a refusal, or None."""
         steps: list[Callable[[OnAnswer], None]] = []
         exchange, queue = source.exchange, source.queue
         if exchange is not None and exchange not in self._exchanges:
@@ -62,7 +62,7 @@ class Nodes:
         steps[0](answered)
 
     def _create_exchange(self, name: str, then: OnAnswer) -> None:
-        # It says of a message that nothing is bound for it, where it would drop it otherwise.
+        # So the exchange rejects a message for which nothing is bound; by default it would drop it.
         body = {"name": name, "durable": True, "unroutableMessageBehaviour": "REJECT"}
         self._management.ask("CREATE", EXCHANGE, then, body)
 
@@ -86,17 +86,17 @@ class Nodes:
             replaceExistingArguments=True,
         )
 
-    def look_at(self, queue: str, on_answer: OnAnswer) -> None:
+    def get_statistics(self, queue: str, on_answer: OnAnswer) -> None:
         """Ask for a queue's statistics."""
         self._management.ask("getStatistics", QUEUE, on_answer, index="object-path", key=queue)
 
     def down(self, reason: str) -> None:
         """The connection has broken."""
-        self._management.end(Answer(AWAY, reason, None))
+        self._management.end(Answer(NO_ANSWER, reason, None))
 
 
 def explain(answer: Answer) -> str:
-    """What the broker's management says, and what to do about it."""
+    """The management's answer in words, and what to do about it."""
     hint = ""
     if answer.status == FORBIDDEN:
         hint = "; check the user's rights to make queues and exchanges, or have them made beforehand (option declare)"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgbus.drivers.base import Address, Sent
 from msgbus.drivers.qpid import topology
 from msgbus.drivers.qpid.codec import MAX_TTL, encode_message, encode_string, encode_symbol
+from msgbus.drivers.qpid.connection import Wire
 from msgbus.drivers.qpid.engine import (
     ACCEPTED,
     REJECTED,
@@ -32,18 +33,16 @@ from msgbus.exceptions import (
 )
 from msgbus.foreign import get_logger
 
-if TYPE_CHECKING:
-    from msgbus.drivers.qpid.session import QpidSession
-
 LOG = get_logger(__name__)
 
 NOT_FOUND = "amqp:not-found"
 FULL = "amqp:resource-limit-exceeded"
 TOO_LARGE = "amqp:link:message-size-exceeded"
 FORBIDDEN_FOR = 10.0
-"""Seconds for which nothing more is sent to where the user may not send: each try costs what is in flight with it."""
-ATTACH_AGAIN = 0.05
-"""Seconds before the link is attached again that the broker has closed."""
+"""Seconds for which nothing is sent to an address that the user may not send to: each try also loses the messages in
+flight."""
+REATTACH_DELAY = 0.05
+"""Seconds until a link that the broker has closed is attached again."""
 _NOBODY = Sent(reached=0)
 _DECLARED_AGAIN = "declared again"
 
@@ -75,24 +74,25 @@ class Relay(SendingLink):
     """See the module's text. When the broker closes it, it is attached again."""
 
     def __init__(
-        self, session: QpidSession, on_change: Callable[[bool], None], on_useless: Callable[[BaseException], None]
+        self, session: Wire, on_change: Callable[[bool], None], on_refused: Callable[[BaseException], None]
     ) -> None:
         """Attach it.
 
         Args:
             session: of the connection.
-            on_change: called with whether messages can be sent, each time that this changes.
-            on_useless: called where the broker refuses the link, so that the connection is of no use.
+            on_change: called when this changes: whether messages can be sent.
+            on_refused: called if the broker refuses the link, so that the connection is unusable.
         """
         self._session = session
         self._on_change = on_change
-        self._on_useless = on_useless
+        self._on_refused = on_refused
         self._numbers = itertools.count()
         self._limit = 0
         self._was_attached = False
         self._in_flight: dict[Any, Outgoing] = {}
         self._declared: set[str] = set()
-        # Where the user may not send: until when, and what was said. And where that may be so, see `_on_forbidden`.
+        # The addresses that the user may not send to: until when that is assumed, and the error. `_suspects` are those
+        # for which this may be so; see `_on_forbidden`.
         self._forbidden: dict[Address, tuple[float, str]] = {}
         self._suspects: set[Address] = set()
         self._alone = False
@@ -164,7 +164,7 @@ class Relay(SendingLink):
     # What the broker says
 
     def on_delivery(self, delivery: Any) -> None:
-        """The broker has said what became of a message."""
+        """The broker has settled a message."""
         outcome = outcome_of(delivery)
         if not outcome and not was_settled(delivery):
             return
@@ -186,7 +186,7 @@ class Relay(SendingLink):
         elif outcome:
             outgoing.blocked(f"{name} gave a message to {where} back")
         else:
-            text = f"{name} did not say what became of a message to {where}"
+            text = f"{name} did not report the outcome of a message to {where}"
             outgoing.failed(TransportUnavailable(text, maybe_delivered=True))
 
     def _on_rejected(self, outgoing: Outgoing, condition: Condition) -> None:
@@ -210,7 +210,7 @@ class Relay(SendingLink):
         text = f"nobody listens at {where} on {self._session.driver.name()}"
         declare = route_of(where).declare
         if declare is not None and self._session.driver.declares and outgoing.notes is not _DECLARED_AGAIN:
-            self._declared.discard(declare.address)  # Somebody has deleted it since.
+            self._declared.discard(declare.address)  # It has been deleted since.
             outgoing.notes = _DECLARED_AGAIN
             outgoing.hold(TransportUnavailable(text))
         elif outgoing.mandatory or where.kind in ("stored", "dead"):
@@ -222,10 +222,10 @@ class Relay(SendingLink):
         """The broker refuses the link, or closes it."""
         condition = condition or Condition("amqp:link:detach-forced", "no reason was given")
         if not self._was_attached:
-            self._on_useless(EngineError(condition))
+            self._on_refused(EngineError(condition))
             return
         driver = self._session.driver
-        LOG.warning("%s closed the link on which messages go: %s", driver.name(), condition)
+        LOG.warning("%s closed the link on which messages are sent: %s", driver.name(), condition)
         self._in_flight.clear()
         self._alone = False
         self._on_change(False)
@@ -236,8 +236,8 @@ class Relay(SendingLink):
             for outgoing in lost:
                 text = f"to {outgoing.address}: {driver.name()} closed the link: {condition}"
                 outgoing.failed(TransportUnavailable(text, maybe_delivered=True))
-        # Whether the session ends too is known in a moment.
-        driver.loop.call_later(ATTACH_AGAIN, self._attach_again)
+        # If the session ends too, that is known in a moment.
+        driver.loop.call_later(REATTACH_DELAY, self._attach_again)
 
     def _attach_again(self) -> None:
         if self._session.is_open:
@@ -246,9 +246,10 @@ class Relay(SendingLink):
     # Rights
 
     def _on_forbidden(self, lost: list[Outgoing], condition: Condition) -> None:
-        """Somebody may not send what he sent. Qpid closes the link for it, and does not say which message it was.
+        """The user may not send one of the messages. Qpid closes the link, and does not say which one it was.
 
-        If it was alone it is known. Else messages to these addresses go alone from now on, until one has arrived.
+        If only one was in flight, it is known. Else messages to these addresses are sent one at a time, until one is
+        accepted.
         """
         name = self._session.driver.name()
         if len(lost) == 1:
@@ -264,10 +265,10 @@ class Relay(SendingLink):
             outgoing.failed(TransportUnavailable(f"to {outgoing.address}: {what}", maybe_delivered=True))
 
     def _check_rights(self, where: Address) -> None:
-        """See that it is not known that a message would be refused, and with it what is in flight.
+        """Refuse a message that is known to be forbidden: the link would be closed, with all that is in flight.
 
         Raises:
-            TransportUnavailable: it would be.
+            TransportUnavailable: it is.
         """
         until, text = self._forbidden.get(where, (0.0, ""))
         if until > Loop.now():

@@ -1,4 +1,4 @@
-"""One connection to Qpid: its bytes, and what the driver wants of the broker over it. On the loop's thread."""
+"""One connection to Qpid: its bytes, and the driver's requests to the broker. On the loop's thread."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import socket
 import ssl
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
 
 from msgbus.drivers.base import Address, QueueInfo
 from msgbus.drivers.qpid import topology
+from msgbus.drivers.qpid.connection import Owner
 from msgbus.drivers.qpid.engine import Engine, EngineError
 from msgbus.drivers.qpid.feed import QpidFeed
 from msgbus.drivers.qpid.management import NOT_FOUND, OK, Answer
@@ -24,25 +24,20 @@ from msgbus.drivers.toolkit.sending import Offer, OnDeclared, Outgoing
 from msgbus.drivers.toolkit.session import Line, Session
 from msgbus.exceptions import MessageUndeliverable, TransportUnavailable
 
-if TYPE_CHECKING:
-    from msgbus.drivers.qpid.driver import QpidDriver
-
 READ_SIZE = 1 << 16
 """Bytes; above 128 KiB the C library would map and unmap memory for every read."""
 TICK = 1.0
-"""Seconds between two looks at heartbeats."""
+"""Seconds between two checks of heartbeats."""
 
 
 class QpidSession(Session):
-    """See the module's text.
+    """See the module's text, and `Wire`.
 
     Attributes:
-        engine: makes bytes of what is wanted, and calls the links for what has come.
-        driver: whose connection it is.
         nodes: declares and inspects.
     """
 
-    def __init__(self, driver: QpidDriver, line: Line, sock: socket.socket) -> None:
+    def __init__(self, driver: Owner, line: Line, sock: socket.socket) -> None:
         self.driver = driver
         self.engine: Engine = Engine(*driver.identity)
         self.nodes = Nodes(self.engine, driver.queue_limit)
@@ -72,11 +67,10 @@ class QpidSession(Session):
 
     @property
     def is_open(self) -> bool:
-        """Whether the connection is there."""
         return self._socket is not None
 
     def lose(self, reason: BaseException) -> None:
-        """The connection is of no use any more."""
+        """Report that the connection is unusable."""
         if self._socket is not None:
             self._line.lose(reason)
 
@@ -89,7 +83,6 @@ class QpidSession(Session):
         self._relay.declare(address, declared)
 
     def declare_node(self, source: topology.Source, declared: Callable[[str | None], None]) -> None:
-        """Make a node, and then say why it could not be made, or None."""
         if self._socket is None:
             declared("the connection is away")
         else:
@@ -108,12 +101,12 @@ class QpidSession(Session):
             elif answer.status == NOT_FOUND:
                 fail(found, MessageUndeliverable(f"{name} has no queue {queue}"))
             else:
-                fail(found, TransportUnavailable(f"{name} tells nothing of {queue}: {explain(answer)}"))
+                fail(found, TransportUnavailable(f"{name} cannot inspect {queue}: {explain(answer)}"))
 
-        self.nodes.look_at(queue, answered)
+        self.nodes.get_statistics(queue, answered)
 
     def why_blocked(self) -> str | None:
-        """Why messages wait although the relay is there, or None."""
+        """Why messages wait although the relay is attached, or None."""
         return "it gives no credit" if self._relay.attached and self._relay.credit <= 0 else None
 
     # The end
@@ -161,7 +154,7 @@ class QpidSession(Session):
                 raise ConnectionResetError("the broker closed the connection")
             self.engine.push(data)
             self.engine.dispatch()
-            # TLS may hold back what it has read already, of which the loop would not hear.
+            # TLS may have buffered data, which the loop's poll does not show.
             if self._socket is None or not (isinstance(sock, ssl.SSLSocket) and sock.pending()):
                 return
 

@@ -2,7 +2,7 @@
 
 Each exchange of a target is a direct exchange of the broker's, and its topics, servers and fanouts are keys in it.
 Every part of a name is escaped as in a URL, with ``=`` for ``%``, since Qpid takes that for the beginning of a format.
-So it holds nothing but letters, digits and ``_.-~=``, and no two addresses share a name, whatever is in them::
+So a name has only letters, digits and ``_.-~=``, and no two addresses share one::
 
     address                  sent to                received from
     topic foo, stored foo    msgbus/foo             the queue msgbus:foo, bound with foo
@@ -12,8 +12,8 @@ So it holds nothing but letters, digits and ``_.-~=``, and no two addresses shar
     dead letters of foo      msgbus:foo:!dead       the queue of that name
     inbox                    msgbus:!inboxes/NAME   the same: the broker makes a queue for the link
 
-A queue that the broker makes for a link goes with the link. After a reconnect the new link gets another one under the
-same address, and so the inbox or fanout is back where it was.
+A queue that the broker creates for a link is deleted with the link. After a reconnect the new link gets another one
+under the same address, so the inbox or fanout is restored.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from msgbus.exceptions import InvalidTarget
 INBOXES = "msgbus:!inboxes"
 """The exchange in which every inbox has a key."""
 MAX_NAME = 1024
-"""Bytes of a name of ours. Qpid's own limit is far off; a longer one is a mistake."""
+"""The most bytes of a name. Qpid's own limit is far higher; a longer name is a mistake."""
 
 
 class Source(NamedTuple):
@@ -35,10 +35,10 @@ class Source(NamedTuple):
 
     Attributes:
         address: of the broker's node.
-        exchange: that has to be there, or None.
-        queue: that has to be there, or None where the broker makes one for the link.
-        key: with which the queue is bound to the exchange.
-        kept: the queue is there for ever; otherwise it goes with its last consumer.
+        exchange: has to exist; or None.
+        queue: has to exist; None if the broker creates one for the link.
+        key: binds the queue to the exchange.
+        kept: the queue is never deleted; otherwise it is deleted with its last consumer.
     """
 
     address: str
@@ -53,7 +53,7 @@ class Route(NamedTuple):
 
     Attributes:
         to: the broker's address.
-        declare: what the sender has to declare, since it has to be there before anybody listens; or None.
+        declare: what the sender has to declare, since it has to exist before anybody listens; or None.
     """
 
     to: str

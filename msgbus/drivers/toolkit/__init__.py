@@ -1,17 +1,17 @@
-"""What drivers share. For a broker, that is all of a driver but the broker's protocol.
+"""What drivers share: for a broker, all of a driver except the broker's protocol.
 
-* `broker`: `BrokerDriver`, the driver of a broker with the protocol left out. It rests on the next four, and a driver
-  meets of them what it has to write or to call: `session` (`Session`, `Line`), `consuming` (`Feed`, `Source`,
-  `Outcome`), `sending` (`Outgoing`, `Offer`) and `connecting` (`peer_of`).
-* `loop`: the transport's one thread for I/O, timers, and what other threads want done.
+* `broker`: `BrokerDriver`, the driver of a broker without its protocol. It uses four more modules, of which a driver
+  needs only these names: `session` (`Session`, `Line`), `consuming` (`Feed`, `Source`, `Outcome`), `sending`
+  (`Outgoing`, `Offer`) and `connecting` (`peer_of`).
+* `loop`: the transport's one thread, for I/O, timers, and calls from other threads.
 * `futures`: futures that more than one side may finish.
 * `tls`: the options of a driver that has TLS.
-* `descriptors`: what to say when there are no file descriptors left.
+* `descriptors`: error texts for when there are no file descriptors left.
 
-Use `broker` for a system with servers that one connects to, that take messages and hand them to consumers. A system
-without a broker (peers that connect to each other, a bus in shared memory) has no connection that is up or away, and
-does by itself what a broker does: it implements `msgbus.drivers.base.Driver`, and uses `loop`, `futures`, and, where it
-has something to connect to, `connecting`.
+Use `broker` for a system with servers that accept connections, take messages and deliver them to consumers. A system
+without a broker (peers that connect to each other, a bus in shared memory) has no single connection that is up or down,
+and does a broker's work itself: it implements `msgbus.drivers.base.Driver`, and uses `loop`, `futures`, and
+`connecting` if it connects to anything.
 
 The names that a driver of another distribution may use are in `msgbus.drivers.base.PUBLIC`.
 """

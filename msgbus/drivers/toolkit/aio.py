@@ -1,4 +1,4 @@
-"""asyncio on the thread of a `Loop`, for drivers whose library is made for asyncio: no second thread, no hand-over."""
+"""asyncio on the thread of a `Loop`, for drivers whose library is made for asyncio: without a second thread."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ LOG = get_logger(__name__)
 _Args = TypeVarTuple("_Args")
 
 CANCEL_TIMEOUT = 0.2
-"""Seconds for the tasks that are left at the end to take a cancellation. Some libraries swallow one: there are
-`CANCEL_TRIES`."""
+"""Seconds for the remaining tasks to end after a cancellation. Some libraries swallow one, so they are cancelled up to
+`CANCEL_TRIES` times."""
 CANCEL_TRIES = 3
 _inherited: list[AsyncioLoop] = []
-"""In a forked child: kept and never used, since to close them is to close what is the parent's."""
+"""In a forked child: kept and never used, since closing them would close the parent's descriptors."""
 
 
 class AsyncioLoop(asyncio.SelectorEventLoop):
     """An event loop of asyncio for one connection.
 
     Until `attach` it is an event loop like any other: `BrokerDriver.dial`, which may block, opens the connection with
-    `run_until_complete`. From `attach` on the transport's loop runs it, one step at a time, whenever something of it
-    can be read or is due. So coroutines run on that loop's thread, between the calls of the toolkit, and may call
-    sources, lines and outgoing messages as they are. A method of a driver that is called there may begin a coroutine
-    with `spawn`, and set events and futures; other threads use `Loop.call`.
+    `run_until_complete`. From `attach` on the transport's loop runs it, one step at a time, whenever it has something
+    to read or a timer is due. So coroutines run on that loop's thread, between the calls of the toolkit, and may call
+    sources, lines and outgoing messages directly. A method of a driver that is called there may begin a coroutine with
+    `spawn`, and set events and futures; other threads use `Loop.call`.
 
-    In a forked child it is the parent's, and is not run.
+    In a forked child it belongs to the parent, and is not run.
     """
 
     def __init__(self, loop: Loop) -> None:
@@ -67,9 +67,9 @@ class AsyncioLoop(asyncio.SelectorEventLoop):
             LOG.error("a coroutine of a driver has failed", exc_info=error)
 
     def end(self, last: Coroutine[Any, Any, object], timeout: float) -> None:
-        """Run a last coroutine, cancel what is left after it or after the timeout, and close.
+        """Run a last coroutine; after it, or after the timeout, cancel all others, and close.
 
-        On the loop's thread, and then it returns at once; or, before `attach`, on any, and then it returns at the end.
+        On the loop's thread, where it returns at once; before `attach` on any thread, where it returns at the end.
         """
         if self._attached:
             self.spawn(self._finish(last, timeout)).add_done_callback(lambda _: self._outer.call(self.close))
@@ -85,7 +85,7 @@ class AsyncioLoop(asyncio.SelectorEventLoop):
                 task.cancel()
             if others:
                 await asyncio.wait(others, timeout=CANCEL_TIMEOUT)
-        await asyncio.sleep(0)  # A transport that was closed gives its socket back in the next step.
+        await asyncio.sleep(0)  # A closed transport closes its socket in the next step.
 
     def close(self) -> None:
         """Close at once. On the loop's thread, and not within a coroutine: `end` is for that."""
@@ -142,7 +142,7 @@ class AsyncioLoop(asyncio.SelectorEventLoop):
     def _on_due(self, timer: asyncio.TimerHandle) -> None:
         if timer.cancelled():
             return
-        if timer.when() > self.time():  # by a rounding
+        if timer.when() > self.time():  # because of rounding
             self._wait_for(timer)
         else:
             self._step()

@@ -18,14 +18,14 @@ from msgbus.foreign import get_logger
 LOG = get_logger(__name__)
 
 BACKOFF_FIRST, BACKOFF_MAX = 0.25, 5.0
-"""Seconds between two tries to connect: at first, and at the most. Each is shortened by chance, by up to a half."""
-COME_BACK = 0.5
-"""Seconds, at the most, before the first try after a loss. All clients of a broker lose it at the same moment; they
-need not all come back at the same one."""
+"""Seconds between two tries to connect: at first, and at most. Each is shortened at random, by up to a half."""
+RECONNECT_SPREAD = 0.5
+"""The most seconds before the first try after a loss. All clients of a broker lose it at the same moment, and should
+not all reconnect at the same moment."""
 
 
 def backoff(failures: int, first: float, longest: float) -> float:
-    """Seconds until the next try, after so many that failed before: doubled each time, and shortened by chance."""
+    """Seconds until the next try after a number of failures: doubled each time, and shortened at random."""
     return min(longest, first * 2.0 ** min(failures, 30)) * random.uniform(0.5, 1.0)
 
 
@@ -40,39 +40,39 @@ class Dialler(Protocol):
         """
 
     def discard(self, connection: Any) -> None:
-        """Close a connection that came too late. Any thread."""
+        """Close a connection that is not needed any more. Any thread."""
 
     def explain(self, error: BaseException, attempt: int) -> tuple[str, bool]:
-        """In words, what happened at that try and what to check; and whether the next try would end in the same way."""
+        """What happened at that try and what to check; and whether the next try would fail in the same way."""
 
     def on_connected(self, connection: Any) -> None:
-        """There is a connection. `Connector.serve` is to be called when messages can travel over it."""
+        """There is a connection. `Connector.serve` is to be called when messages can go over it."""
 
     def on_up(self) -> None:
-        """Messages can travel."""
+        """Messages can be sent and received."""
 
     def on_lost(self, error: TransportUnavailable) -> None:
-        """The connection over which messages could travel is gone, and was let go of. It comes back by itself."""
+        """The connection is lost, after `on_up`, and `let_go` was called. It is opened again automatically."""
 
     def let_go(self) -> None:
-        """Close what is left of the connection, without a word to anybody."""
+        """Close what is left of the connection, without notifying the peer."""
 
     def on_permanent(self, error: TransportUnavailable) -> None:
-        """No host can be reached, for reasons that time does not mend, and none ever was: nobody need wait for it."""
+        """No host was ever reached, and all fail for a permanent reason: nothing need wait for a connection."""
 
 
 class Connector:
     """Keeps one connection open, to whichever host can be reached. On the loop's thread, but for `open`.
 
     Hosts are tried in turn. Between two tries it waits for 0.25 s at first, then twice as long each time, up to 5 s;
-    each pause is shortened by chance, by up to a half. A try that fails is logged once for each host, a connection that
-    is lost or comes back each time.
+    each pause is shortened at random, by up to a half. A failed try is logged once for each host; a connection that is
+    lost or comes back is always logged.
 
     Attributes:
-        up: messages can travel.
+        up: messages can be sent and received.
         up_since: when that began, in seconds of `Loop.now`.
-        generation: how often it has been so.
-        attempt: the number of the try that opened the connection, which tells the host.
+        generation: how often it has been up.
+        attempt: the number of the try that opened the connection; it gives the host.
         error: why it is not up, with the reason of each host that was tried; None before the first try has failed.
         closed: `close` was called.
     """
@@ -82,7 +82,7 @@ class Connector:
 
         Args:
             loop: the transport's.
-            dialler: opens, and is told what becomes of it.
+            dialler: opens connections, and is notified of their state.
             hosts: how many there are.
             purpose: what the connection is for, in a word, where there are several.
         """
@@ -97,9 +97,9 @@ class Connector:
         self._hosts = hosts
         self._what = f"the {purpose} connection" if purpose else "the connection"
         self._first = 0  # the number of the first try since the last loss
-        self._tries = 0  # so many since then
-        self._permanent = 0  # so many tries in a row have failed for good
-        self._causes: dict[int, str] = {}  # by host: why it could not be reached since the last one that was
+        self._tries = 0  # how many since then
+        self._permanent = 0  # how many tries in a row have failed permanently
+        self._causes: dict[int, str] = {}  # by host: why it could not be reached, since the last connection
         self._opening = False
         self._connected_now = False
 
@@ -147,7 +147,7 @@ class Connector:
         if self.closed:
             return
         delay = backoff(self._tries - 1, BACKOFF_FIRST, BACKOFF_MAX)
-        # Once for each host is enough for a log that somebody reads while the system is down.
+        # Once for each host is enough in the log while the system is down.
         level = logging.WARNING if self._tries <= self._hosts else logging.DEBUG
         LOG.log(level, "%s cannot be made: %s; next try in %.1f s", self._what, text, delay)
         if self._permanent >= self._hosts and not self.generation:
@@ -167,7 +167,7 @@ class Connector:
             self.lose(exc)
 
     def serve(self, peer: str) -> None:
-        """Messages can travel from now on: `Dialler.on_up` is called.
+        """Messages can be sent and received from now on: `Dialler.on_up` is called.
 
         Args:
             peer: to whom the connection is, for the log.
@@ -184,11 +184,11 @@ class Connector:
         self._dialler.on_up()
 
     def lose(self, reason: BaseException | str, *, move: bool = False) -> None:
-        """The connection is of no use any more: let go of it, tell so, and come back.
+        """The connection is unusable: close it, notify the dialler, and reconnect.
 
         Args:
             reason: why, as an error that the dialler explains, or in words.
-            move: come back to the next host first, and not to the first one.
+            move: try the next host first, and not the first one.
         """
         if not self._connected_now:
             return
@@ -196,32 +196,32 @@ class Connector:
         was_up, self.up = self.up, False
         self._dialler.let_go()
         if not was_up:
-            # It has broken before messages could travel: one more try that has failed.
+            # It broke before it was up: one more try that has failed.
             self._failed(reason if isinstance(reason, BaseException) else ConnectionError(reason), self.attempt)
             return
         text = reason if isinstance(reason, str) else self._dialler.explain(reason, self.attempt)[0]
         self.error = error = TransportUnavailable(text, maybe_delivered=True)
         self._first = (self.attempt + 1) % self._hosts if move else 0
-        # Before anybody hears of it: who finds it down begins to connect, unless that has been begun.
+        # Set before anything is notified: code that finds it down calls `open`, which must not start a second try.
         self._opening = not self.closed
         if not self.closed:
             LOG.warning("%s is lost: %s", self._what, text)
         self._dialler.on_lost(error)
         if not self.closed:
-            self._loop.call_later(random.uniform(0.0, COME_BACK), self._connect)
+            self._loop.call_later(random.uniform(0.0, RECONNECT_SPREAD), self._connect)
 
     def close(self) -> None:
-        """Open nothing any more. A connection that is up is the dialler's to end, by `lose`."""
+        """Open no more connections. The dialler ends one that is up, by `lose`."""
         self.closed = True
 
 
 def peer_of(sock: Any) -> str:
     """To whom a socket is connected, as host and port, for `Line.serve`.
 
-    It may be broken again already: that is no error here, and is noticed when it is read.
+    It may be broken again already: that is not an error here, and is noticed when it is read.
     """
     try:
         host, port = sock.getpeername()[:2]
     except OSError:
-        return "a host that has broken it again"
+        return "a host that has closed it again"
     return f"{host}:{port}"

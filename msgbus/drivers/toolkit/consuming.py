@@ -1,6 +1,6 @@
 """What a driver consumes from: subscriptions and inboxes, over all their connections.
 
-A driver writes a `Feed`, and speaks to its `Source`. The rest is for `msgbus.drivers.toolkit.broker`.
+A driver subclasses `Feed`, which calls its `Source`. The rest is for `msgbus.drivers.toolkit.broker`.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from msgbus.foreign import get_logger
 LOG = get_logger(__name__)
 
 RETRY_FIRST, RETRY_MAX = 0.1, 5.0
-"""Seconds before an address is consumed from again that was refused or taken away: at first, and at the most."""
+"""Seconds until an address that was refused or lost is consumed from again: at first, and at most."""
 
 
 class Outcome(Enum):
-    """What becomes of a delivery."""
+    """How a delivery is settled."""
 
     ACCEPT = auto()
-    """It is done with."""
+    """It is acknowledged."""
     REQUEUE = auto()
     """It goes to another consumer, at once, and is marked as redelivered there."""
     DROP = auto()
-    """It is thrown away."""
+    """It is discarded."""
 
 
 class Incoming(Delivery):
-    """A delivery, which knows the feed that it came by: after a reconnect there is another."""
+    """A delivery. It keeps the feed that it came by, since there is another feed after a reconnect."""
 
     __slots__ = ("_counts", "_feed", "_tag")
 
@@ -70,14 +70,12 @@ class Feed(ABC):
        confirmed that; or `Source.refused`, where the broker refuses.
     2. For each message it calls `Source.deliver`; for each of these at the most, somebody calls `settle`.
     3. `cancel`, in most cases, and it answers with `Source.cancelled`: no further message follows.
-    4. `close`, and it answers with `Source.closed`. Or `end`, without an answer: the connection is gone.
+    4. `close`, and it answers with `Source.closed`. Or `end`, without an answer: the connection is lost.
 
     At any time it may call `Source.lost`: the broker delivers no more to this address, though the connection lives.
-    That is its end, as is `Source.refused`: nothing of it is called any more but `settle`, which has to return False
-    then.
+    That ends the feed, as does `Source.refused`: only `settle` is still called, and has to return False.
 
-    All of it is called on the loop's thread, but for `settle` and `trouble`; and what it says to its source it has to
-    say there.
+    All methods are called on the loop's thread, except `settle` and `trouble`; and a feed has to call its source there.
     """
 
     @abstractmethod
@@ -90,17 +88,17 @@ class Feed(ABC):
 
     @abstractmethod
     def settle(self, tag: Any, outcome: Outcome) -> bool:
-        """Say to the broker what becomes of a delivery. Any thread, and it may not block.
+        """Settle a delivery at the broker. Any thread; it must not block.
 
-        Two threads may be in it for the same delivery. The first one counts: decide it in one step, such as
+        Two threads may call it for the same delivery. The first one counts: decide that in one step, such as
         ``dict.pop(tag, None)``.
 
         Args:
             tag: what `Source.deliver` was given.
-            outcome: what becomes of it.
+            outcome: how it is settled.
 
         Returns:
-            whether it counts. False where the connection is known to be gone, or the feed has ended, so that the broker
+            whether it counts. False if the connection is known to be lost, or the feed has ended, so that the broker
             delivers it again.
 
         Raises:
@@ -113,47 +111,46 @@ class Feed(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give back what is not settled, remove what is this process's own, and end. `Source.closed` is the answer.
+        """Give back unsettled deliveries, remove private queues, and end. `Source.closed` is the answer.
 
-        Its own are the queue of an inbox and that of a fanout. Where the feed has not consumed yet, it still has to
-        answer.
+        Private are the queues of an inbox and of a fanout. A feed that has not consumed yet still has to answer.
         """
 
     @abstractmethod
     def end(self) -> None:
-        """The connection is gone, or is being closed: from now on `settle` returns False. No answer is expected."""
+        """The connection is lost, or is being closed: from now on `settle` returns False. No answer is expected."""
 
     def trouble(self) -> str | None:
-        """Why it does not consume yet, where that has taken too long, or None: for `Driver.state`. Any thread."""
+        """Why it does not consume yet, if that takes too long, or None: for `Driver.state`. Any thread."""
         return None
 
 
 class FeedMaker(Protocol):
-    """A connection from which can be consumed."""
+    """A connection that can be consumed from."""
 
     def consume(self, source: Source) -> Feed:
-        """Make what consumes from a source; it begins when `Feed.start` is called."""
+        """Make the feed of a source; it begins when `Feed.start` is called."""
 
     def remove(self, source: Source, removed: Callable[[], None]) -> None:
         """Remove what a source that was closed has left on the broker; then call `removed`."""
 
 
 class Source:
-    """One address of a subscription or inbox, over all connections: what a `Feed` reads, and speaks to.
+    """One address of a subscription or inbox, over all connections: a `Feed` reads and calls it.
 
-    What a feed says after another one has taken its place is ignored. All of it on the loop's thread.
+    Calls of a feed that has been replaced are ignored. All methods are called on the loop's thread.
 
     Attributes:
         address: the address, as it was subscribed to.
         on_delivery: takes its deliveries; a feed calls `deliver`.
-        prefetch: how many deliveries may be open at a time, 1 or more; 0 for an inbox, whose deliveries count as
+        prefetch: how many deliveries may be unsettled at a time, 1 or more; 0 for an inbox, whose deliveries count as
             accepted at once: its feed acknowledges them to the broker, and `Feed.settle` is not needed.
-        unique: 16 hexadecimal digits that no other subscription has, the same over all connections. For the name of a
-            fanout's queue, which belongs to this subscription alone.
+        unique: 16 hexadecimal digits that identify the subscription over all connections, for the name of a fanout's
+            queue, which belongs to this subscription alone.
         consuming: it is consumed from at present.
         feed: of the present connection, or None.
-        waits_since: since when `active` is missing, in seconds of `Loop.now`; None where it is not.
-        notes: for the driver's own use, for example how far it has read; it is kept over connections.
+        waits_since: since when the feed has not called `active`, in seconds of `Loop.now`; else None.
+        notes: for the driver's use, for example how far it has read; kept over reconnects.
     """
 
     def __init__(self, consumer: Consumer, loop: Loop, address: Address) -> None:
@@ -195,19 +192,19 @@ class Source:
 
         Args:
             feed: by which it comes.
-            tag: what `Feed.settle` will get for it: anything by which the feed knows it again.
-            message: as it was sent: body, content type and id. `ttl` is what is left, or None where that is not known.
+            tag: passed to `Feed.settle` later: anything that identifies the delivery to the feed.
+            message: as it was sent: body, content type and id. `ttl` is what is left, or None if that is not known.
             redelivered: it may have been delivered before, to any subscriber.
             attempts: how often it was delivered before; None without `Capability.ATTEMPT_COUNT`.
         """
         try:
             self.on_delivery(Incoming(feed, tag, message, redelivered, attempts, self.address))
         except Exception:
-            # What one message does to its reader may not cost the connection, and all else that is on it.
-            LOG.exception("a message to %s could not be handed over", self.address)
+            # An error over one message must not cost the connection, and everything else on it.
+            LOG.exception("a message to %s could not be delivered", self.address)
 
     def active(self, feed: Feed) -> None:
-        """Messages to the address arrive from now on: what is sent to it has a place. This makes `ready` done."""
+        """Messages to the address are kept or delivered from now on. This makes `ready` done."""
         if not self._is_current(feed):
             return
         if self._trouble is not None:
@@ -221,11 +218,11 @@ class Source:
         """The broker refuses the address.
 
         Args:
-            feed: of which this is the end.
+            feed: the feed, which ends with this.
             why: what was refused, by which broker, and what to check: it becomes the text of an error.
-            permanent: for good, as long as nobody changes something there. Then `ready` fails with
-                `TransportUnavailable`, and nothing is tried again, unless the address was consumed from before. What is
-                not permanent is tried again with growing pauses.
+            permanent: it would be refused again until somebody changes the broker. Then `ready` fails with
+                `TransportUnavailable`, and it is not tried again, unless the address was consumed from before.
+                Otherwise it is tried again with growing pauses.
         """
         if not self._is_current(feed):
             return
@@ -240,7 +237,7 @@ class Source:
         """It is not consumed from any more, though the connection lives: it is tried again in a moment.
 
         Args:
-            feed: of which this is the end.
+            feed: the feed, which ends with this.
             why: for the log and for `Driver.state`.
         """
         if self._is_current(feed):
@@ -276,11 +273,11 @@ class Source:
         self._try_again()
 
     def disconnected(self) -> None:
-        """The connection is gone."""
+        """The connection is lost."""
         try:
             if self.feed is not None:
                 self.feed.end()
-        except Exception:  # What is wrong with one address may not keep the others from coming back.
+        except Exception:  # An error with one address must not stop the others from coming back.
             LOG.exception("%s could not be ended", self.address)
         self._drop()
 
@@ -296,7 +293,7 @@ class Source:
             feed.start()
         except MessagingException as exc:
             self._lose(str(exc))
-        except Exception as exc:  # What is wrong with one address may not keep the others from coming back.
+        except Exception as exc:  # An error with one address must not stop the others from coming back.
             LOG.exception("%s cannot be consumed from", self.address)
             self._lose(f"it cannot be consumed from: {exc!r}")
 
@@ -340,7 +337,7 @@ class Consumer:
         addresses: what it consumes from.
         on_delivery: takes the deliveries.
         prefetch: of each address; 0 for an inbox.
-        unique: tells apart what belongs to this consumer alone.
+        unique: identifies what belongs to this consumer alone.
         is_closing: whether it was closed.
         ready: see the contract.
         stopped: done when no further delivery will come, after `stop` or `close`.
@@ -385,7 +382,7 @@ class Consumer:
 
     @property
     def is_refused(self) -> bool:
-        """Whether the message system has refused it for good."""
+        """Whether the message system has refused it permanently."""
         return self.ready.done() and self.ready.exception() is not None
 
     @property
@@ -398,7 +395,7 @@ class Consumer:
     # Any thread
 
     def refuse(self, error: MessagingException) -> None:
-        """The driver is closed: nothing will ever come."""
+        """The driver is closed: nothing will ever be delivered."""
         fail(self.ready, error)
         finish(self.stopped)
         finish(self.closed)
@@ -406,7 +403,7 @@ class Consumer:
     # On the loop's thread
 
     def fail_ready(self, error: MessagingException) -> None:
-        """It will never be ready: nobody need wait for that."""
+        """It will never be ready."""
         fail(self.ready, error)
         self.owner.on_consumer_changed()
 
@@ -416,7 +413,7 @@ class Consumer:
             source.connected()
 
     def disconnected(self) -> None:
-        """It is gone."""
+        """The connection is lost."""
         for source in self.sources:
             source.disconnected()
 
@@ -432,7 +429,7 @@ class Consumer:
         self._check_ended()
 
     def close(self) -> None:
-        """Stop, give back what is open, and remove what is this process's own; `closed` is done at the end."""
+        """Stop, give back unsettled deliveries, and remove private queues; then `closed` is done."""
         self.stop()
         if self.is_closing:
             return
@@ -470,17 +467,17 @@ class Consumer:
 
 
 class ConsumerOwner(Protocol):
-    """Over whose connections a consumer consumes. On the loop's thread."""
+    """The line over whose connections a consumer consumes. On the loop's thread."""
 
     @property
     def up_session(self) -> FeedMaker | None:
-        """The connection, where it can be consumed over it."""
+        """The connection, if it can be consumed from."""
 
     def leaves(self, address: Address) -> bool:
-        """Whether what a feed of this address has made stays on the broker when the connection breaks."""
+        """Whether a feed of this address leaves something on the broker when the connection breaks."""
 
     def on_consumer_changed(self) -> None:
-        """A consumer has begun to consume, or never will: what waits to be sent may go now."""
+        """A consumer has begun to consume, or never will: waiting messages may be sent now."""
 
     def on_closed(self, consumer: Consumer) -> None:
         """A consumer is closed, and nothing is left of it."""

@@ -1,4 +1,4 @@
-"""File descriptors: how many this process may still open, and what to say where they are used up."""
+"""File descriptors: how many this process may still open, and error texts for when they are used up."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ HINT = "raise the limit (ulimit -n, or LimitNOFILE of its systemd unit), or open
 
 
 def count() -> tuple[int, int] | None:
-    """How many descriptors are open and how many may be; None where that cannot be known, or there is no limit.
+    """How many descriptors are open and how many may be; None if that is unknown, or there is no limit.
 
-    It lists a directory, so it is for the moments in which something is opened, and not for each message.
+    It lists a directory, so call it when something is opened, and not for each message.
     """
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY:
         return None
     try:
-        return len(os.listdir("/proc/self/fd")) - 1, limit  # To list them is to open one more.
+        return len(os.listdir("/proc/self/fd")) - 1, limit  # Listing them opens one more.
     except OSError as exc:
         return (limit, limit) if exc.errno == errno.EMFILE else None
 
 
 def shortage(reserve: int) -> str:
-    """Why no more should be opened, where fewer than `reserve` descriptors are left; empty where there are enough."""
+    """Why no more should be opened, if fewer than `reserve` descriptors are left; empty if there are enough."""
     found = count()
     if found is None or found[0] + reserve <= found[1]:
         return ""
@@ -32,7 +32,7 @@ def shortage(reserve: int) -> str:
 
 
 def is_shortage(error: BaseException | None) -> bool:
-    """Whether descriptors are used up, by an error of the operating system or what it was the reason of."""
+    """Whether an error, or one of its causes, says that there are no descriptors left."""
     while error is not None:
         if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
             return True
@@ -41,14 +41,14 @@ def is_shortage(error: BaseException | None) -> bool:
 
 
 def not_started(thread: str, error: BaseException) -> str:
-    """What to say where an I/O thread cannot be started."""
+    """The text of an error: an I/O thread cannot be started."""
     why = HINT if is_shortage(error) else "the interpreter may be ending, or there are too many threads"
     return f"the I/O thread {thread} cannot be started: {error}; {why}"
 
 
 def descriptors_closed(thread: str, error: BaseException) -> str:
-    """What to say where an I/O thread's own descriptors are no longer there."""
+    """The text of an error: an I/O thread's own descriptors were closed by other code."""
     return (
-        f"the I/O thread {thread} has lost its descriptors: {error}; something in this process has closed what is not "
-        "its own, as libraries do that make daemons: make the transport after that"
+        f"the I/O thread {thread} has lost its descriptors: {error}; other code in this process has closed them, as "
+        "libraries that make daemons do: make the transport after that"
     )

@@ -1,4 +1,4 @@
-"""Futures that more than one side may finish: the message system's word, a deadline, a close and a fork."""
+"""Futures that more than one side may finish: an answer of the message system, a deadline, a close and a fork."""
 
 from __future__ import annotations
 
@@ -152,6 +152,6 @@ def done(value: Any = None) -> Future[Any]:
 
 
 def fail_inherited(future: Future[Any]) -> None:
-    """Fail a future that a forked child inherited. A thread of the parent's may hold its lock, and is not there."""
+    """Fail a future that a forked child inherited. A thread that exists only in the parent may hold its lock."""
     future._condition = threading.Condition()
     fail(future, CallCancelled("the process forked: what was under way was left to the parent"))

@@ -1,4 +1,4 @@
-"""The loop of a transport: it calls what has something to read, what is due, and what other threads hand it."""
+"""The loop of a transport: a thread that reads descriptors, and runs timers and calls from other threads."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ LINGER = 0.001
 ROUNDS = 10
 """So often what was handed over is run before the loop looks at descriptors again, if each round brings more of it."""
 CLOSE_TIMEOUT = 2.0
-"""Seconds for which a loop that is closed goes on while somebody still watches a descriptor: a driver is closing."""
+"""Seconds for which a closed loop goes on while a driver that is closing still watches a descriptor."""
 FOREVER = float("inf")
 
 _Call = tuple[Callable[..., Any], tuple[Any, ...]]
 _inherited: list[Any] = []
-"""What is kept and never used: for a forked child, to let go of a library's socket may be to close the parent's."""
+"""Kept and never used: in a forked child, releasing a library's socket may close the parent's."""
 
 
 class Loop:
@@ -51,21 +51,21 @@ class Loop:
     What the loop calls may not wait for what the loop brings, whatever thread it runs on. It runs in a context of its
     own: context variables of the driving thread are not seen.
 
-    In a forked child it starts clean: what was handed over is the parent's, and so are its descriptors. Futures among
-    that fail with `CallCancelled`.
+    In a forked child it starts clean: its calls and descriptors belong to the parent. Futures among the calls'
+    arguments fail with `CallCancelled`.
 
     Attributes:
-        before_sleep: called when all there was is done, to write what has gathered; with True when lingering has
-            brought nothing. It returns for how many seconds the thread may wait for more: 0, ``LINGER`` or ``FOREVER``.
-        write_rest: called after that, when others know that the thread sleeps and write themselves: to write what they
-            have left to it until then. None where others never write.
+        before_sleep: called when all work is done, to write what has gathered; with True when lingering has brought no
+            work. It returns how many seconds the thread may wait for more: 0, ``LINGER`` or ``FOREVER``.
+        write_rest: called right before the thread sleeps, after `awake` was set to False: from then on other threads
+            write themselves, so it writes what they have left to the loop until then. None if others never write.
         awake: `before_sleep` will be called before the thread sleeps.
         closed: the thread has ended.
-        batch: grows with each batch of what was handed over: all in it was handed over before the batch began.
+        batch: the number of the batch of calls that is run. All its calls were made before the batch began.
     """
 
     now = staticmethod(time.monotonic)
-    """Seconds. The clock of all that is due here, and of all deadlines of messages."""
+    """Seconds. The clock of all timers here, and of all deadlines."""
 
     def __init__(self, name: str) -> None:
         """Make a loop that does not run yet; `name` is its thread's."""
@@ -94,7 +94,7 @@ class Loop:
         self._turn = Turn()
 
     def _forked(self) -> None:
-        """In a forked child: all of it is the parent's, whose threads may hold its lock."""
+        """In a forked child: all of it belongs to the parent, whose threads may hold the lock."""
         if self._thread is None:
             self._changing = threading.Lock()
             return
@@ -116,7 +116,7 @@ class Loop:
 
     @property
     def started(self) -> bool:
-        """Whether anything was ever asked of it."""
+        """Whether its thread was ever started."""
         return self._thread is not None
 
     # Any thread
@@ -124,13 +124,13 @@ class Loop:
     def call(self, func: Callable[..., Any], *args: Any) -> bool:
         """Run a function on the driving thread, soon. Any thread; functions are run in the order of the calls.
 
-        What it raises is logged, and the loop goes on; so of all that the loop calls.
+        If it raises, that is logged and the loop goes on, as with every function that the loop calls.
 
         Returns:
-            False where the loop was closed, and nothing is run.
+            False if the loop was closed, and the function is not run.
 
         Raises:
-            TransportUnavailable: the operating system gives no thread or descriptor, or has taken one away.
+            TransportUnavailable: the operating system gives no thread or descriptor, or other code has closed one.
         """
         if self._thread is None:
             self._start()
@@ -141,7 +141,7 @@ class Loop:
         if self.closed:
             return self._was_run(handed)
         if not self.awake:
-            self._rouse(handed)
+            self._wake_up(handed)
         return True
 
     def _was_run(self, handed: _Call) -> bool:
@@ -153,9 +153,9 @@ class Loop:
         return False
 
     def call_for(self, future: Future[Any], func: Callable[..., Any], *args: Any) -> None:
-        """As `call`, but where the function cannot be run, `future` fails.
+        """As `call`, but if the function cannot be run, `future` fails.
 
-        With `CallCancelled` where the loop was closed, else with what `call` raises.
+        With `CallCancelled` if the loop was closed, else with what `call` raises.
         """
         try:
             if not self.call(func, *args):
@@ -164,15 +164,15 @@ class Loop:
             fail(future, exc)
 
     def call_lazily(self, func: Callable[..., Any], *args: Any) -> None:
-        """As `call`, a millisecond later if that saves waking the thread. It starts no thread where none runs yet."""
+        """As `call`, a millisecond later if that saves waking the thread. It does not start the thread."""
         self._calls.append((func, args))
         if not self.awake and not self._lingers:
-            self._rouse()
+            self._wake_up()
 
     def call_later(self, delay: float, func: Callable[..., Any], *args: Any) -> None:
         """Run a function on the driving thread in so many seconds, unless the loop is closed before. Any thread.
 
-        It cannot be taken back: what it is about may be gone by then, so the function has to look.
+        It cannot be cancelled: the function has to check whether it is still needed.
 
         Raises:
             TransportUnavailable: the operating system gives no thread or descriptor.
@@ -186,7 +186,7 @@ class Loop:
             heapq.heappush(self._due, entry)
             is_next = self._due[0] is entry
         if is_next and not self.awake:
-            self._rouse()
+            self._wake_up()
 
     def _start(self) -> None:
         with self._changing:
@@ -203,7 +203,7 @@ class Loop:
                 raise TransportUnavailable(descriptors.not_started(self._name, exc)) from exc
             self._thread = thread
 
-    def _rouse(self, handed: _Call | None = None) -> None:
+    def _wake_up(self, handed: _Call | None = None) -> None:
         """See that somebody drives, and does what was handed over.
 
         Raises:
@@ -235,7 +235,7 @@ class Loop:
         return TransportUnavailable(descriptors.descriptors_closed(self._name, exc))
 
     def close(self) -> None:
-        """End the thread, once it has run all that it was handed, and give the descriptors back. The core calls it.
+        """End the thread, once it has run all calls, and close the descriptors. The core calls it.
 
         What is due later is not run. On the driving thread this returns at once, and the loop goes on for a moment
         for a driver that is still closing.
@@ -249,7 +249,7 @@ class Loop:
                 return
         self._calls.append((_nothing, ()))
         try:
-            self._rouse()
+            self._wake_up()
         except TransportUnavailable as exc:
             LOG.warning("%s", exc)
             return
@@ -270,7 +270,7 @@ class Loop:
         """
         self._keeps_thread = True
         if self._thread is not None and not self.awake:
-            self._rouse()
+            self._wake_up()
 
     def take_turn(self) -> bool:
         """Drive the loop from this thread, if nobody does: `wait` does the work, and `give_turn` has to follow.
@@ -376,7 +376,7 @@ class Loop:
         """Release what a thread waits for in `wait`, if that was not done already. Any thread."""
         unlock(ready)
         if not self.awake and not self._turn.is_free:
-            self._rouse()  # It may be the one that drives, and sleeps until there is something to read.
+            self._wake_up()  # It may be the one that drives, and sleeps until there is something to read.
 
     def wait_for(self, future: Future[Any], until: float) -> bool:
         """Wait as `wait` does until a future is done. Returns whether it is."""
@@ -425,20 +425,20 @@ class Loop:
     def call_last(self, func: Callable[..., Any], *args: Any) -> None:
         """Run a function when all else is done, right before the thread sleeps. On the driving thread.
 
-        That is the moment for waking other threads: they need the interpreter, which is free then.
+        This is for waking other threads: they need the interpreter, which is free then.
         """
         self._last.append((func, args))
 
     def watch(self, fd: int, func: Callable[[], None], *, write: bool = False) -> None:
         """Call a function whenever `fd` can be read, or, with `write`, can be read or written. On the driving thread.
 
-        It is called again and again while that is so: read until there is nothing more, and leave `write` out when
-        there is nothing to write. Another `watch` of the same `fd` takes the place of the former.
+        It is called repeatedly while that is so: read until there is nothing more, and leave `write` out when there is
+        nothing to write. Another `watch` of the same `fd` replaces the former.
 
         Args:
             fd: a file descriptor, of a socket that does not block.
-            func: what to call; it has to find out which of both it is.
-            write: whether also writing is waited for.
+            func: what to call; it has to find out which of the two it is.
+            write: also call it when `fd` can be written.
         """
         if self._poller is not None:
             self._poller.watch(fd, func, write)
@@ -479,7 +479,7 @@ class Loop:
         with self._changing:
             self.closed = True
             self._due.clear()
-        while self._calls:  # What was handed over in the last moment.
+        while self._calls:  # Calls that were made at the last moment.
             self._guard(*_flat(self._calls.popleft()))
         with self._changing:
             if self._poller is not None:
@@ -558,7 +558,7 @@ class Loop:
     def _guard(func: Callable[..., Any], *args: Any) -> Any:
         try:
             return func(*args)
-        except BaseException:  # Without its thread nothing would be read, written or ended in time any more.
+        except BaseException:  # Without this thread nothing would be read, written or ended in time any more.
             LOG.exception("the I/O thread goes on after an error that is a fault of msgbus")
             return None
 

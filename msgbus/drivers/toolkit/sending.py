@@ -1,7 +1,7 @@
-"""What a driver was given to send, from `Driver.send` until the message system's word on it.
+"""Messages that a driver sends, from `Driver.send` until the message system's answer.
 
-A driver gets each message as an `Outgoing` in `Session.publish`, returns an `Offer`, and later says to the `Outgoing`
-what became of it. The rest is for `msgbus.drivers.toolkit.broker`.
+A driver gets each message as an `Outgoing` in `Session.publish`, returns an `Offer`, and later reports the outcome to
+the `Outgoing`. The rest is for `msgbus.drivers.toolkit.broker`.
 """
 
 from __future__ import annotations
@@ -28,41 +28,41 @@ from msgbus.foreign import get_logger
 LOG = get_logger(__name__)
 
 HOLD_FIRST, HOLD_MAX = 0.1, 1.0
-"""Seconds before a message is offered again that the message system did not take: at first, and at the most."""
-LOOKS_APART = 0.01
-"""Seconds at least between two looks at what has run out of time."""
-EARLY = 0.001
-"""Seconds by which a look may be early."""
+"""Seconds until a message that the message system did not take is offered again: at first, and at most."""
+CHECK_INTERVAL = 0.01
+"""The least seconds between two checks of deadlines."""
+CHECK_TOLERANCE = 0.001
+"""Seconds by which a check may be early."""
 _SENT = Sent()
 
 
 class Offer(Enum):
-    """What `Session.publish` returns: what became of the message that it was given."""
+    """What `Session.publish` returns: whether it took the message."""
 
     SENT = auto()
-    """A byte of it may have been given to the connection. If that breaks now, the send fails, with
-    ``maybe_delivered=True``; if the broker says nothing in time, likewise."""
+    """At least a byte of it may have been passed to the connection. If the connection breaks now, or the broker does
+    not answer in time, the send fails with ``maybe_delivered=True``."""
     FULL = auto()
-    """The connection takes no message at present, and has nothing of this one. It and all that come after it wait until
-    `Line.sendable` is called."""
+    """The connection takes no message at present, and has no byte of this one. This message and all later ones wait
+    until `Line.sendable` is called."""
     UNDECLARED = auto()
-    """Something has to be declared first, and the connection has nothing of the message. `Session.declare` is called,
-    once for all messages to the address; then they are given to `Session.publish` again."""
+    """Something has to be declared first, and the connection has no byte of the message. `Session.declare` is called
+    once for all messages to the address; then they are passed to `Session.publish` again."""
 
 
 class OnDeclared(Protocol):
     """Is called when a declaration has ended, on the loop's thread.
 
-    Where the connection was lost meanwhile nobody needs to call it; to call it then changes nothing.
+    It need not be called if the connection was lost meanwhile; then it changes nothing.
     """
 
     def __call__(self, refusal: MessagingException | None = None, *, hold: bool = False) -> None:
-        """Say how the declaration has ended.
+        """Report how the declaration has ended.
 
         Args:
-            refusal: why it could not be made: what waits for it fails with that. None: it was made, and
-                `Session.publish` gets the messages again, for which it must not be missing any more.
-            hold: the refusal may pass: the messages are offered again in a moment, until their time is over.
+            refusal: why it could not be made: the messages that wait for it fail with that. None: it was made, and
+                `Session.publish` gets the messages again, and must not return ``Offer.UNDECLARED`` for them.
+            hold: the refusal may be temporary: the messages are offered again in a moment, until their time ends.
         """
 
 
@@ -84,13 +84,13 @@ class Outlet(Protocol):
 
 
 class Names(Protocol):
-    """How a driver speaks of its message system in errors."""
+    """How a driver describes its message system in errors."""
 
     def name(self) -> str:
         """The message system: host, port and user."""
 
     def why_away(self) -> str:
-        """Why messages cannot go at present, where nothing is known to block them."""
+        """Why messages cannot be sent at present, if nothing is known to block them."""
 
     def why_blocked(self) -> str | None:
         """Why the message system takes no messages although the connection lives, or None."""
@@ -107,22 +107,21 @@ class Outgoing:
     """A message on its way, and the future of its sender.
 
     When `Session.publish` has returned ``Offer.SENT`` and the broker has answered, call one of `confirmed`,
-    `undeliverable`, `blocked`, `failed` and `hold`, on any thread. Which was called first counts: a later call, or one
-    after the message's time was over, changes nothing. Call none of them within `Session.publish`, where a lock is
-    held: to refuse a message there, raise.
+    `undeliverable`, `blocked`, `failed` and `hold`, on any thread. Only the first call counts: later calls, and calls
+    after the message's time has ended, change nothing. Do not call them within `Session.publish`, where a lock is held:
+    to refuse a message there, raise.
 
-    What the driver does not have to do: bound the wait by the message's deadline, and fail what was sent when the
-    connection is lost.
+    The driver does not have to bound the wait by the message's deadline, nor to fail sent messages when the connection
+    is lost.
 
     Attributes:
         address, message, mandatory: as for `Driver.send`.
         sent: the future.
-        expires: when it is worthless, in seconds of `Loop.now`; infinite where it has no ttl. The seconds that it has
-            left are ``outgoing.expires - Loop.now()``; ``message.ttl`` is what was left when it was given to the
-            driver.
+        expires: when it is worthless, in seconds of `Loop.now`; infinite if it has no ttl. The seconds that it has left
+            are ``outgoing.expires - Loop.now()``; ``message.ttl`` is what was left when it was passed to the driver.
         send_until: until when it may wait for the broker's answer, likewise.
-        refusal: what is said to its sender at that time, where the broker is known not to have taken it.
-        notes: for the driver's own use, for example what it has tried already.
+        refusal: the error for its sender at that time, if the broker is known not to have taken it.
+        notes: for the driver's use, for example what it has tried already.
     """
 
     __slots__ = (
@@ -157,13 +156,13 @@ class Outgoing:
         """The broker has taken responsibility for it.
 
         Args:
-            outcome: says how many subscribers it reached, where the broker tells.
+            outcome: how many subscribers it reached, if the broker says.
         """
         self._sender.remove(self)
         finish(self.sent, outcome)
 
     def undeliverable(self, why: str) -> None:
-        """Nobody subscribes to its address, nor is anything stored for it: only for one that is `mandatory`.
+        """Nobody subscribes to its address, and nothing is stored for it. Only for a `mandatory` message.
 
         The send fails with `MessageUndeliverable`. One that is not mandatory is `confirmed`, as ``Sent(0)``.
         """
@@ -174,23 +173,23 @@ class Outgoing:
         self.failed(TransportBlocked(why))
 
     def failed(self, error: BaseException) -> None:
-        """It was not sent, or the broker refuses it, or what became of it is unknown: the error says so.
+        """It was not sent, or the broker refuses it, or its outcome is unknown: the error says which.
 
         Args:
-            error: one of `Driver.send`; `MessageDeliveryFailure` for a refusal that fits none of them. Where the broker
+            error: one of `Driver.send`; `MessageDeliveryFailure` for a refusal that fits none of them. If the broker
                 may have taken the message it is a `TransportUnavailable` with ``maybe_delivered=True``.
         """
         self._sender.remove(self)
         fail(self.sent, error)
 
     def expect_word_within(self, seconds: float) -> None:
-        """Wait no longer, even if its sender would: who has it says so at once or never. In ``publish`` only."""
+        """Wait only so long for the broker's answer, even if the sender would wait longer. In ``publish`` only."""
         self._sender.expect_word_by(self, Loop.now() + seconds)
 
     def set_aside(self, refusal: MessagingException) -> None:
-        """The broker did not take it, and why is being found out: `hold`, `failed` or another has to follow.
+        """The broker did not take it, and the driver asks why: `hold`, `failed` or another has to follow.
 
-        A connection that is lost meanwhile had nothing of it.
+        If the connection is lost meanwhile, the message counts as not sent.
 
         Args:
             refusal: what the send fails with if the message's time ends first.
@@ -198,7 +197,7 @@ class Outgoing:
         self._sender.set_aside(self, refusal)
 
     def hold(self, refusal: MessagingException) -> None:
-        """The broker is known not to have taken any part of it: it is given to `Session.publish` again in a moment.
+        """The broker is known not to have taken any part of it: it is passed to `Session.publish` again in a moment.
 
         After 0.1 s at first, then with growing pauses of up to 1 s, until its time is over. Later messages overtake it.
 
@@ -209,12 +208,13 @@ class Outgoing:
 
 
 class Sender:
-    """All that is to be sent, with a connection or without. Thread-safe, but for what says otherwise.
+    """All messages that are to be sent, with or without a connection. Thread-safe, unless a method says otherwise.
 
-    Messages go in the order in which they came; one that is held, or for which something is declared, is overtaken.
+    Messages keep their order, but one that is held, or for which something is declared, is overtaken.
 
-    `BrokerDriver.sender` is one, and is fed by the driver and its lines. A driver of its own may need `go_on` and
-    `disconnected`, where what messages are sent on can be lost without the connection, such as a channel of AMQP.
+    `BrokerDriver.sender` is one, and is called by the driver and its lines. A driver may need `go_on` and
+    `disconnected` itself, if messages are sent on something that can be lost without the connection, such as an AMQP
+    channel.
     """
 
     def __init__(self, loop: Loop, names: Names) -> None:
@@ -228,7 +228,7 @@ class Sender:
         self._unfinished: dict[Outgoing, None] = {}
         self._waiting: deque[Outgoing] = deque()
         self._declaring: dict[Address, list[Outgoing]] = {}
-        self._next_look = FOREVER
+        self._next_check = FOREVER
 
     # Any thread
 
@@ -240,28 +240,28 @@ class Sender:
                 if self._closed is not None:
                     raise self._closed
                 self._unfinished[outgoing] = None
-                if outgoing.send_until < self._next_look:
-                    self._look_at(outgoing.send_until)
+                if outgoing.send_until < self._next_check:
+                    self._schedule_check(outgoing.send_until)
                 if self._released and not self._waiting:
                     outlet = self._outlet
                     self._offer(outgoing)
                 else:
                     self._waiting.append(outgoing)
         except Exception as exc:
-            outgoing.failed(ours(exc, outgoing.address))
+            outgoing.failed(as_our_error(exc, outgoing.address))
             return
         if outlet is not None:
             outlet.flush()
 
     def remove(self, outgoing: Outgoing) -> None:
-        """It is done."""
+        """Forget a message: its outcome is known."""
         self._unfinished.pop(outgoing, None)
 
     def expect_word_by(self, outgoing: Outgoing, when: float) -> None:
         """See `Outgoing.expect_word_within`. The lock is held."""
         outgoing.send_until = min(outgoing.send_until, when)
-        if outgoing.send_until < self._next_look:
-            self._look_at(outgoing.send_until)
+        if outgoing.send_until < self._next_check:
+            self._schedule_check(outgoing.send_until)
 
     def set_aside(self, outgoing: Outgoing, refusal: MessagingException) -> None:
         """See `Outgoing.set_aside`."""
@@ -304,18 +304,18 @@ class Sender:
         return True
 
     def unfinished(self) -> list[Future[Sent]]:
-        """The futures of all that is not done."""
+        """The futures of all messages without an outcome."""
         return [outgoing.sent for outgoing in list(self._unfinished)]
 
     # On the loop's thread: what the connection says
 
     def connected(self, outlet: Outlet) -> None:
-        """There is a connection; messages go when `release` is called."""
+        """There is a connection; messages are sent when `release` is called."""
         with self._lock:
             self._outlet = outlet
 
     def release(self) -> None:
-        """Messages may go: the connection takes them, and replies to them will arrive."""
+        """Messages may be sent: the connection takes them, and replies to them will arrive."""
         with self._lock:
             if self._outlet is None or self._closed is not None:
                 return
@@ -323,19 +323,19 @@ class Sender:
         self.go_on()
 
     def withhold(self) -> None:
-        """Messages may not go at present: keep what comes."""
+        """Messages may not be sent at present: keep them."""
         with self._lock:
             self._released = False
 
     def go_on(self) -> None:
-        """Send what waits, as far as the connection takes it: after ``Offer.FULL``."""
-        with self._lock:  # Another thread may be about to have its message wait.
+        """Send the waiting messages, as far as the connection takes them: after ``Offer.FULL``."""
+        with self._lock:  # Another thread may be about to make its message wait.
             if not self._waiting:
                 return
         self._offer_all([])
 
     def _offer_all(self, outgoings: list[Outgoing]) -> None:
-        """Offer these, and what waits, as far as the connection takes it."""
+        """Offer these and the waiting messages, as far as the connection takes them."""
         with self._lock:
             self._waiting.extendleft(reversed(outgoings))
             failed = self._offer_waiting() if self._released else []
@@ -346,7 +346,7 @@ class Sender:
             outgoing.failed(error)
 
     def _offer_waiting(self) -> list[tuple[Outgoing, BaseException]]:
-        """The lock is held, so that nothing that is sent meanwhile overtakes. Returns what cannot be sent, and why."""
+        """The lock is held, so that no new message overtakes. Returns the messages that cannot be sent, and why."""
         now = Loop.now()
         failed: list[tuple[Outgoing, BaseException]] = []
         while self._waiting:
@@ -360,7 +360,7 @@ class Sender:
                 if not self._offer(outgoing):
                     break
             except Exception as exc:
-                failed.append((outgoing, ours(exc, outgoing.address)))
+                failed.append((outgoing, as_our_error(exc, outgoing.address)))
         return failed
 
     def _declare(self, outlet: Outlet, address: Address) -> None:
@@ -370,7 +370,7 @@ class Sender:
         try:
             outlet.declare(address, declared)
         except Exception as exc:
-            declared(ours(exc, address))
+            declared(as_our_error(exc, address))
 
     def _on_declared(
         self, outlet: Outlet, address: Address, refusal: MessagingException | None = None, *, hold: bool = False
@@ -397,18 +397,18 @@ class Sender:
             self._released = False
 
     def lost(self, error: TransportUnavailable) -> None:
-        """The connection has broken: what became of that which was on its way over it is unknown; the rest waits."""
+        """The connection has broken: fail the messages that were sent and not answered. The others wait."""
         for outgoing in self.disconnected():
             text = f"the connection broke while a message to {outgoing.address} was being sent: {error}"
             outgoing.failed(TransportUnavailable(text, maybe_delivered=True))
 
     def disconnected(self) -> list[Outgoing]:
-        """Messages cannot go any more; the driver has to finish what is returned. On the loop's thread.
+        """Messages cannot be sent any more; the driver has to finish those that are returned. On the loop's thread.
 
-        `Line.sendable` begins anew. Where the whole connection is lost this is done by `Line.lose`.
+        `Line.sendable` has to be called again. `Line.lose` does this when the whole connection is lost.
 
         Returns:
-            what was on its way, with ``Offer.SENT`` and no answer yet. What was not waits for `Line.sendable`.
+            the messages with ``Offer.SENT`` and no answer yet. The others wait for `Line.sendable`.
         """
         with self._lock:
             self._outlet = None
@@ -425,14 +425,14 @@ class Sender:
         return lost
 
     def fail_waiting(self, error: MessagingException) -> None:
-        """Fail what waits: there will be no connection."""
+        """Fail the waiting messages: there will be no connection."""
         with self._lock:
             left = [outgoing for outgoing in list(self._unfinished) if outgoing._state is not _State.SENT]
         for outgoing in left:
             outgoing.failed(error)
 
     def close(self, error: MessagingException) -> None:
-        """Fail all that is not done, and what comes from now on."""
+        """Fail all unfinished messages, and all later ones."""
         with self._lock:
             self._closed = error
             self._released = False
@@ -444,34 +444,34 @@ class Sender:
 
     # Deadlines
 
-    def _look_at(self, when: float) -> None:
-        """Have `_look` called at that time. The lock is held."""
-        self._loop.call_later(max(0.0, when - Loop.now()), self._look)
-        self._next_look = when
+    def _schedule_check(self, when: float) -> None:
+        """Have `_check_deadlines` called at that time. The lock is held."""
+        self._loop.call_later(max(0.0, when - Loop.now()), self._check_deadlines)
+        self._next_check = when
 
-    def _look(self) -> None:
-        """End what has had no word of the message system in time: it may be frozen, or away."""
-        now = Loop.now() + EARLY
+    def _check_deadlines(self) -> None:
+        """Fail the messages that the message system has not answered in time: it may be frozen, or unreachable."""
+        now = Loop.now() + CHECK_TOLERANCE
         with self._lock:
-            if now < self._next_look:
-                return  # There will be a later look, or there was an earlier one.
+            if now < self._next_check:
+                return  # There will be a later check, or there was an earlier one.
             unfinished = list(self._unfinished)
-            over = [outgoing for outgoing in unfinished if outgoing.send_until <= now]
+            expired = [outgoing for outgoing in unfinished if outgoing.send_until <= now]
             later = min((out.send_until for out in unfinished if out.send_until > now), default=FOREVER)
-            self._next_look = FOREVER
+            self._next_check = FOREVER
             if later < FOREVER:
-                self._look_at(max(later, now + LOOKS_APART))
-            errors = [(outgoing, self._explain(outgoing)) for outgoing in over]
-            for outgoing in over:
+                self._schedule_check(max(later, now + CHECK_INTERVAL))
+            errors = [(outgoing, self._explain(outgoing)) for outgoing in expired]
+            for outgoing in expired:
                 self._unfinished.pop(outgoing, None)
-            if any(outgoing._state is _State.WAITING for outgoing in over):
-                gone = set(over)
-                self._waiting = deque(outgoing for outgoing in self._waiting if outgoing not in gone)
+            if any(outgoing._state is _State.WAITING for outgoing in expired):
+                removed = set(expired)
+                self._waiting = deque(outgoing for outgoing in self._waiting if outgoing not in removed)
         for outgoing, error in errors:
             outgoing.failed(error)
 
     def _explain(self, outgoing: Outgoing) -> MessagingException:
-        """Why a message has had no word of the message system in time."""
+        """Why the message system has not answered a message in time."""
         name, where, reason = self._names.name(), outgoing.address, self._names.why_blocked()
         seconds = outgoing.message.publish_within or 0.0
         if outgoing._state is _State.SENT:
@@ -487,8 +487,8 @@ class Sender:
         return TransportUnavailable(f"gave up after {seconds:.3g} s: {self._names.why_away()}")
 
 
-def ours(error: BaseException, address: Address) -> MessagingException:
-    """An error of ours for what went wrong while a message was written, or what it needs was declared."""
+def as_our_error(error: BaseException, address: Address) -> MessagingException:
+    """The msgbus error for an exception while a message was written, or its address was declared."""
     if isinstance(error, MessagingException):
         return error
     return MessageDeliveryFailure(f"a message to {address} cannot be written: {error!r}")

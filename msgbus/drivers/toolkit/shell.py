@@ -1,4 +1,4 @@
-"""What every driver does in the same way around its loop: close once, wait for that, and fail what is left."""
+"""What every driver with a loop does in the same way: close once, wait for that, and fail what is unfinished."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class DriverShell(Driver):
         call_in_child(self._forked)
 
     def _start_clean(self) -> None:
-        """Be without any connection: at the beginning, and in a forked child."""
+        """Start without connections: at the beginning, and in a forked child."""
         self._closing = threading.Lock()
         self._futures: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
 
     @abstractmethod
     def was_closed(self) -> CallCancelled:
-        """What is said to those who come too late."""
+        """The error for calls after the driver was closed."""
 
     def ask(self, func: Callable[..., None], *args: Any) -> Future[Any]:
         """Call a function on the loop's thread. Any thread.
@@ -70,15 +70,15 @@ class DriverShell(Driver):
         """Wait for what is being sent until the deadline, and end all connections."""
 
     def _fail_unfinished(self, error: CallCancelled) -> None:
-        """Fail what no future of `ask` stands for."""
+        """Fail what is unfinished besides the futures of `ask`."""
 
     def _wait(self, futures: Sequence[Future[Any]], until: float) -> None:
-        """Wait, except on the loop's own thread, which has to go on for any of them to be done."""
+        """Wait, except on the loop's own thread, which has to run to finish any of them."""
         if not self.loop.is_here:
             wait(futures, max(0.0, until - self.loop.now()))
 
     def _wait_for(self, until: float, func: Callable[..., None], *args: Any) -> Any:
-        """Call a function as `ask` does, while closing, and wait. Returns its result; None if that is not there."""
+        """Call a function as `ask` does, while closing, and wait. Returns its result, or None."""
         future: Future[Any] = Future()
         self.loop.call_for(future, func, *args, future)
         self._wait([future], until)
@@ -93,7 +93,7 @@ class DriverShell(Driver):
 
     @abstractmethod
     def _abandon(self) -> Iterable[Future[Any]]:
-        """In a forked child: let go of the parent's connections without closing them.
+        """In a forked child: drop the parent's connections without closing them.
 
         Returns:
             the futures, besides those of `ask`, that only the parent can finish.

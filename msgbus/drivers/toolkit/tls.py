@@ -10,7 +10,7 @@ from msgbus.url import TransportURL
 
 
 def check_tls_files(options: SimpleNamespace, url: TransportURL) -> None:
-    """See that the files of a driver's options for TLS can be read, and belong together.
+    """Check that the files of a driver's TLS options can be read, and belong together.
 
     Raises:
         InvalidTransportURL: one cannot be read.

@@ -26,7 +26,7 @@ BACKOFF_FIRST, BACKOFF_MAX = 0.1, 3.0
 """Seconds between two attempts to connect to a node, at first and at most. Each is shortened by up to a half."""
 ENDPOINT_PAUSE = 0.05
 """Seconds after the loss of a connection before its endpoint is dialled again. libzmq releases the endpoint a moment
-after it has reported the loss, silently, with whatever is connected there by then."""
+after it has reported the loss, silently, and drops whatever is connected there by then."""
 NOBODY_LISTENS = "nobody listens there"
 
 
@@ -59,7 +59,7 @@ class Dialler:
     """See the module's text. Everything here belongs to the loop's thread.
 
     Attributes:
-        peers: all nodes with which there was something, by id.
+        peers: all nodes that this one was connected to or has dialled, by id.
         socket: the one that dials; None until `open`.
     """
 
@@ -146,7 +146,7 @@ class Dialler:
         peer.attempt = b""
 
     def on_event(self, event: dict[str, Any]) -> None:
-        """The socket's monitor says something that concerns no connection, so it concerns an attempt."""
+        """Handle an event of the socket's monitor that concerns no connection, and so an attempt."""
         name = self._dialled.get(event["endpoint"].decode(errors="replace"))
         if name is not None:
             self.failed(name, _explain(event))

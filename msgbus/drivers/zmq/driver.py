@@ -1,10 +1,9 @@
 """The driver ``zmq``: no broker; the processes talk to each other directly, over ZeroMQ.
 
 Each process is a node. Nodes find each other through a matchmaker: by default, those of one user on one host in a
-directory; those of many hosts by a file, or in a Redis. For the messages that it sends itself a node plays the part of
-the broker: see `msgbus.drivers.zmq.sender`.
-What that means for guarantees: a message that a server has outlives the death of that server, but not the deaths of
-both the server and the sender; nothing is stored for servers that are not there.
+directory; those of many hosts by a file, or in a Redis. For its own messages a node acts as the broker: see
+`msgbus.drivers.zmq.sender`. So a message that a server has survives the death of that server, but not the deaths of
+both the server and the sender; nothing is stored for servers that are not running.
 """
 
 from __future__ import annotations
@@ -111,8 +110,8 @@ OPTIONS = [
     cfg.BoolOpt(
         "insecure_let_anybody_send_and_read",
         default=False,
-        help="Listen at, and connect to, other hosts without keys: whoever reaches the port can call all methods, and "
-        "whoever is on the way can read and change all messages.",
+        help="Listen at, and connect to, other hosts without keys: anybody who reaches the port can call all "
+        "methods, and anybody on the way can read and change all messages.",
     ),
     cfg.IntOpt(
         "max_message_size",
@@ -138,7 +137,7 @@ OPTIONS = [
         "heartbeat",
         default=5.0,
         min=0.0,
-        help="Seconds between two heartbeats; a node that is silent for twice as long is taken for lost. 0: none.",
+        help="Seconds between two heartbeats; a node that is silent for twice as long counts as lost. 0: none.",
     ),
 ]
 
@@ -187,7 +186,7 @@ class ZmqDriver(DriverShell):
         )
 
     def _choose_matchmaker(self, security: Security) -> tuple[str, Matchmaker]:
-        """Where nodes meet, in words, and what finds them there.
+        """The matchmaker, and where nodes meet, in words.
 
         Raises:
             ConfigurationError: an option that it needs is missing or wrong.
@@ -213,8 +212,8 @@ class ZmqDriver(DriverShell):
             raise ConfigurationError("matchmaker of [msgbus_zmq] is file: set matchmaker_file to its path")
         if options.listen and not (port.isdecimal() and int(port)):
             raise ConfigurationError(
-                f"listen of [msgbus_zmq] is {options.listen}: with matchmaker = file it needs a certain port, since "
-                "others look for this one there"
+                f"listen of [msgbus_zmq] is {options.listen}: with matchmaker = file it needs a fixed port, where "
+                "other nodes find this one"
             )
         path = os.path.abspath(options.matchmaker_file)
         return f"by {path}", FileMatchmaker(self.loop, path, own, self._exchange, security.key_named)
@@ -278,7 +277,7 @@ class ZmqDriver(DriverShell):
         return self.ask(self._node.inspect, address)
 
     def end(self, func: Callable[..., None], *args: Any) -> Future[None]:
-        """Have the node end something, as by `ask`; that is done already where the node is closed, or not started."""
+        """End something of the node, as by `ask`; done at once if the node is closed or not started."""
         return done() if self._closed or not self.loop.started else self.ask(func, *args)
 
     def _disconnect(self, error: CallCancelled, deadline: float) -> None:
@@ -292,7 +291,7 @@ class ZmqDriver(DriverShell):
 
 
 _inherited: list[Any] = []
-"""What a forked child keeps and never uses: to let go of libzmq's sockets would be to close the parent's."""
+"""Kept and never used: in a forked child, releasing libzmq's sockets would close the parent's."""
 
 
 class _ZmqSubscription(Subscription):

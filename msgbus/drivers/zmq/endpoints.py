@@ -1,7 +1,7 @@
-"""The endpoints at which a node listens: they are bound, put back when removed, and hidden while descriptors are short.
+"""The endpoints at which a node listens: they are bound, restored when removed, and hidden while descriptors are short.
 
-libzmq ends the process if it has no descriptor for a new connection. So before that the Unix socket is renamed, and
-nobody finds it. Existing connections go on (they would not if the endpoint were unbound), and new peers try again.
+libzmq ends the process if it has no descriptor for a new connection. So the Unix socket is renamed before that, and new
+peers do not find it and try again. Existing connections go on (they would not if the endpoint were unbound).
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Endpoints:
         LOG.warning("node %s accepts new connections again", self._node)
 
     def close(self) -> None:
-        """Do nothing more. The socket is closed by whoever made it."""
+        """Do nothing more. The caller closes the socket."""
         self._closed = True
 
 

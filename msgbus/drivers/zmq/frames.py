@@ -1,4 +1,4 @@
-"""What travels between two nodes of the zmq driver: frames of one or more records.
+"""The protocol between two nodes of the zmq driver: frames of one or more records.
 
 A record is a byte that says its kind, four bytes that say how long the rest is, and that rest. All numbers are little
 endian. Several records travel in one frame, so that a busy connection makes few frames.
@@ -7,7 +7,7 @@ endian. Several records travel in one frame, so that a busy connection makes few
 kind      the rest                       meaning
 ========  =============================  ====================================================================
 HELLO     `Hello` as msgpack             the first record on a connection, from either side
-BYE       text                           this side leaves in good order (no text), or refuses the other (why)
+BYE       text                           this side leaves cleanly (no text), or refuses the other (why)
 BYE_ACK                                  the answer to BYE: all that came before it has been read
 DATA      see `data`                     a message
 TAKEN     numbers                        receipt: a subscriber gets it
@@ -42,7 +42,7 @@ import msgspec
 from msgbus.drivers.base import Address, Kind, Message
 
 PROTOCOL = 1
-"""The version of all this. Nodes of another version are refused."""
+"""The version of this protocol. Nodes of another version are refused."""
 
 HELLO, BYE, BYE_ACK, DATA, TAKEN, QUEUED, FULL, NOBODY, REACHED, SETTLED, REQUEUED, RELEASED = range(1, 13)
 RECALL, RECALLED, READY, RESUME, INSPECT, DEPTH, LOST, UNBEGUN = range(13, 21)
@@ -107,7 +107,7 @@ _decode_names = msgspec.msgpack.Decoder(tuple[str, str, str, str, str]).decode
 
 @lru_cache(10_000)
 def write_address(address: Address) -> bytes:
-    """An address as it travels."""
+    """An address as it is sent."""
     return msgspec.msgpack.encode(tuple(address))
 
 

@@ -56,7 +56,7 @@ class Gate:
             loop.watch(self._socket.getsockopt(zmq.FD), self._answer)
 
     def close(self) -> None:
-        """Stop to answer, before the context is closed."""
+        """Stop answering, before the context is closed."""
         if self._zap is not None:
             self._loop.unwatch(self._socket.getsockopt(zmq.FD))
             self._zap.stop()
@@ -85,7 +85,7 @@ class Gate:
         """Note what the listening socket's monitor says.
 
         It names a peer by its descriptor only, and libzmq closes the connection of one without a key so soon that its
-        address may be unknown. The peer tries again, and then the address is mostly found.
+        address may be unknown. The peer tries again, and then the address is usually found.
         """
         kind, value = event["event"], event["value"]
         if kind == zmq.EVENT_ACCEPTED:

@@ -54,7 +54,7 @@ class Inspector:
         self._numbers = itertools.count(1)
 
     def inspect(self, address: Address, waiting: int, found: Future[QueueInfo]) -> None:
-        """Ask the servers of an address; so many of this node's own messages wait for them."""
+        """Ask the servers of an address; `waiting` of this node's own messages wait for them."""
         nodes = self._directory.nodes(address)
         if not nodes:
             fail(found, MessageUndeliverable(f"there is no {address}: nobody subscribes to it"))

@@ -43,14 +43,14 @@ class LinkSettings:
 
 
 class PeerLink:
-    """A connection on which both sides have said HELLO, or the node's connection to itself.
+    """A connection on which both sides have sent HELLO, or the node's connection to itself.
 
     Attributes:
         node: the id of the node at the other end.
         session: the number by which both ends know this connection.
         largest: bytes of the largest message body that the peer accepts.
         up: it can be used.
-        peer_left: the peer has closed it in good order, or is dead: it will not send its messages again.
+        peer_left: the peer has closed it cleanly, or is dead: it will not send its messages again.
         loopback: the other end, on the connection of a node to itself; else None.
         out: records that are not written yet.
         receipts: likewise message numbers, by the kind of record.

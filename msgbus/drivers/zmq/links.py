@@ -1,9 +1,9 @@
 """The connections of a node to others: the hello at the beginning, reading, writing, and loss.
 
-What libzmq does by itself would break promises: it keeps what is sent to a peer that is away, and sends it at some
-later time. So it does not get the chance. A connection is used from the moment in which both sides have said HELLO
-until the moment in which a monitor reports its loss. Then its pipe is removed with everything in it, and a new attempt
-to connect is a new pipe under a new routing id.
+What libzmq does by itself would break promises: it keeps messages to a peer that is away, and sends them later. This is
+prevented. A connection is used from the moment in which both sides have said HELLO until the moment in which a monitor
+reports its loss. Then its pipe is removed with everything in it, and a new attempt to connect is a new pipe under a new
+routing id.
 
 Everything here belongs to the loop's thread.
 """
@@ -30,11 +30,11 @@ BATCH = 256 * 1024
 FULL_RETRY = 0.01
 """Seconds until a frame that libzmq did not accept is tried again."""
 ROUNDS = 100
-"""How often in a row a node reads and writes, before the loop polls again. It may be sending to itself."""
+"""How often in a row a node reads and writes before the loop polls again: it may be sending to itself."""
 READ_AT_ONCE = 1000
 """Frames that are read from one socket before the other has its turn."""
 REASON_MAX = 200
-"""Characters of what a peer says, or did, that get into the log."""
+"""The most characters of a peer's reason, or of an error about it, in the log."""
 MALFORMED_INTERVAL = 5.0
 """Seconds between two log lines about malformed frames."""
 LEAVE_INTERVAL = 0.002
@@ -89,7 +89,7 @@ class Links:
         return bound
 
     def _add_loopback(self) -> None:
-        """What this node sends to itself takes the same way as all else, but for the sockets."""
+        """Connect the node to itself: such messages take the same path as all others, except for the sockets."""
         here, there = (PeerLink(self._node, None, b"", -1, self._settings.largest, 0) for _ in range(2))
         here.loopback, there.loopback = there, here
         self._dialler.connected(here)
@@ -186,7 +186,7 @@ class Links:
                     endpoints.check_descriptors()
 
     def drop(self, link: PeerLink, why: str) -> None:
-        """Use a connection no more."""
+        """Stop using a connection."""
         if not link.up:
             return
         link.up = False
@@ -207,7 +207,7 @@ class Links:
         self._unread.pop(socket, None)
         receive, option = socket.recv, socket.get
         for _ in range(READ_AT_ONCE):
-            # To ask is cheaper than the exception of a socket that has nothing.
+            # Asking is cheaper than the exception of an empty socket.
             if not option(_READABLE) & _POLLIN:
                 return
             name = receive(_NOBLOCK)
@@ -278,7 +278,7 @@ class Links:
             self.read_frame(link, data)
 
     def _check_hello(self, socket: Any, name: bytes, data: bytes, more: bool) -> frames.Hello:
-        """Read a hello, and see that it comes from whom it should, and is for this node."""
+        """Read a hello, and check that it is from the expected node, and for this one."""
         if more:
             raise frames.Malformed("a message of several frames")
         hello = frames.read_hello(data)
@@ -303,7 +303,7 @@ class Links:
         self._listener.on_link_up(link)
 
     def _log_malformed(self, who: str, why: str) -> None:
-        """Log, but not more, nor more often, than somebody can read."""
+        """Log a malformed frame, with bounded length and rate."""
         self._malformed += 1
         now = Loop.now()
         if now >= self._next_malformed_line:
@@ -329,7 +329,7 @@ class Links:
         self._dirty[link] = None
 
     def receipt(self, link: PeerLink, kind: int, *numbers: int, lazily: bool = False) -> None:
-        """Say something about messages that came over a connection. `lazily`: that may wait for a millisecond."""
+        """Send a receipt for messages of a connection. `lazily`: it may wait for a millisecond."""
         gathered = link.receipts.get(kind)
         if gathered is None:
             gathered = link.receipts[kind] = []
@@ -360,7 +360,7 @@ class Links:
             if not ready and not self._unread and not self._lost:
                 break
         else:
-            return 0.0  # Others have a right to the thread too.
+            return 0.0  # Let other work on the thread run too.
         if not self._dirty:
             self._lazy_since = 0.0
         return LINGER if self._lazy_since else FOREVER

@@ -1,7 +1,7 @@
-"""Messages that were taken over connections that broke since.
+"""Messages that were taken over connections that broke later.
 
 The node that took them may live. Then it is asked which of them had not reached a subscriber; those are sent to others
-as they were. The others may have been run: they are sent on as redelivered, and so are all if there is no answer.
+as they were. The others may have been run: they are sent to others as redelivered. Without an answer all of them are.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A node: what one process is in the zmq driver's message system, which consists of such nodes and nothing else.
+"""A node: one process in the zmq driver's message system, which consists of such nodes only.
 
-Everything here belongs to the loop's thread, but for what says otherwise.
+Everything here belongs to the loop's thread, unless a method says otherwise.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TICK = 0.05
 SLOW_TICK = 1.0
 """Seconds between two rounds of maintenance."""
 CHECK_INTERVAL = 0.01
-"""Seconds at least between two checks of messages without a receipt."""
+"""The least seconds between two checks of messages without a receipt."""
 MAINTAIN_TICKS = 2
 """Slow ticks between two calls of `Matchmaker.maintain`."""
 REDIAL = 10.0
@@ -142,7 +142,7 @@ class Node:
         self._matchmaker.register(entry, published)
 
     def _refresh_once(self) -> None:
-        """Update the directory once for each batch of calls: that is new enough for all calls in it."""
+        """Update the directory once for each batch of calls."""
         if self._batch != self._loop.batch:
             self._batch = self._loop.batch
             self._refresh()
@@ -181,7 +181,7 @@ class Node:
         finish(done)
 
     def abandon(self) -> tuple[list[Future[Any]], list[Any]]:
-        """In a forked child: returns the futures that nobody will finish, and what must not be closed."""
+        """In a forked child: returns the futures that nothing will finish, and the objects that must not be closed."""
         self._matchmaker.abandon()
         return [*self._sender.unfinished()], self._links.inherited()
 
@@ -230,7 +230,7 @@ class Node:
             fail(ready, exc)
 
     def _warn_if_served(self, addresses: Sequence[Address], besides: str = "") -> None:
-        if self._matchmaker.is_opening:  # Others are known in a moment, and this node among them.
+        if self._matchmaker.is_opening:  # Others are known in a moment, and so is this node.
             self._loop.call_later(TICK, self._warn_if_served, addresses, self.id)
             return
         for address in addresses:
@@ -278,7 +278,7 @@ class Node:
         self._finish_inboxes()
 
     def _finish_inboxes(self) -> None:
-        """While no other node can learn of this one, those that it writes to can answer: so its inboxes are ready."""
+        """Nodes that this one writes to can answer even if no other knows of it: then its inboxes are ready."""
         if self._matchmaker.why_incomplete():
             for ready in self._unready_inboxes:
                 finish(ready)
@@ -335,7 +335,7 @@ class Node:
                 self._loop.call(self._refresh)
 
     def _redial(self) -> None:
-        """Connect again with nodes that cannot connect with this one, and may have something for it."""
+        """Reconnect to nodes that cannot connect to this one, and may have messages for it."""
         now = Loop.now()
         for node, until in list(self._redials.items()):
             if now > until or not self.id or self._router.reach(node) is not None:

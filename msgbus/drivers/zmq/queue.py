@@ -1,4 +1,4 @@
-"""What a node has to send to an address: which nodes serve it, what each of them has, and which gets the next."""
+"""What a node has to send to an address: which nodes serve it, which messages each has, and which gets the next one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Copy:
         seq: its number on the connection on which it was sent last.
         consumer: the node to which it was sent last.
         entry: that node's entry at the time.
-        taken: it had a receipt once: its sender waits no more.
+        taken: it had a receipt once: its sender does not wait any more.
         confirmed: it has had a receipt on the connection on which it was sent last.
         size: bytes.
         redelivered: a subscriber may have had it.
@@ -149,11 +149,11 @@ class Queue:
 
     Attributes:
         node: the only node that it is for (a fanout's copy, an inbox), or empty.
-        wire: the address as it travels.
+        wire: the address as it is sent.
         settles: a message is kept until the node that has it reports that it is settled.
         waiting: messages that no node has, in the order of sending.
         consumers: the nodes that can be sent messages. `by_node` also has those that still have messages.
-        version: of the directory that was looked at.
+        version: of the directory that it was last updated from.
     """
 
     __slots__ = ("address", "by_node", "consumers", "node", "settles", "turn", "used", "version", "waiting", "wire")

@@ -1,6 +1,6 @@
 """The receiving half of a node: delivers messages to its subscriptions and inboxes, and sends receipts for them.
 
-Everything here belongs to the loop's thread, but for what says otherwise.
+Everything here belongs to the loop's thread, unless a method says otherwise.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from msgbus.drivers.zmq.serving import InboxDelivery, LocalConsumer, Received, S
 SENDER_CHECK_DELAY = 0.2
 """Seconds after a connection was lost until it is known whether the process at its other end lives."""
 SENDER_DEAD_AFTER = 10.0
-"""Seconds after which that process is taken for dead where this cannot be known. It must be longer than
+"""Seconds after which that process counts as dead, if this cannot be known. It must be longer than
 `msgbus.drivers.zmq.lost.ANSWER_TIMEOUT`: by then a sender that lives has sent its messages to others."""
 UNBEGUN_KEPT = 60.0
 """Seconds for which a sender can ask which messages of a lost connection had not reached a subscriber."""
@@ -55,7 +55,7 @@ class ZmqReceiver:
         self._backlog = backlog
         self._served: dict[Address, ServedAddress] = {}
         self._inboxes: dict[Address, OnDelivery] = {}
-        # By session: a lost connection whose sender may live or not, and what of it no subscriber had.
+        # By session: a lost connection whose sender may still live, and its messages that no subscriber had.
         self._undecided: dict[int, tuple[PeerLink, list[tuple[ServedAddress, Received]]]] = {}
         self._unbegun: dict[int, tuple[str, list[int]]] = {}  # by session: the sender, and the answer to LOST
         self._settled: deque[tuple[LocalConsumer, ZmqDelivery, int]] = deque()
@@ -93,7 +93,7 @@ class ZmqReceiver:
         ]
 
     def stop(self, consumers: Iterable[LocalConsumer]) -> None:
-        """Deliver nothing more to these. Give back the waiting messages of addresses that lose their last one."""
+        """Stop delivering to these consumers. Give back the waiting messages of addresses that lose their last one."""
         for consumer in consumers:
             served = consumer.served
             if consumer not in served.consumers:
@@ -108,7 +108,7 @@ class ZmqReceiver:
                     del self._served[served.address]
 
     def take_back(self, consumers: Iterable[LocalConsumer]) -> None:
-        """Give back the unsettled messages of these."""
+        """Give back the unsettled messages of these consumers."""
         for consumer in consumers:
             for delivery in list(consumer.unsettled):
                 if consumer.unsettled.pop(delivery, self) is None and consumer.address.kind != "fanout":

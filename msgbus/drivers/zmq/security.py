@@ -1,4 +1,4 @@
-"""Who may connect with a node of the zmq driver: CURVE keys, and the directory of those that are trusted.
+"""Who may connect to a node of the zmq driver: CURVE keys, and the directory of trusted ones.
 
 * The Unix socket in the run directory needs no CURVE: only its owner has access to it.
 * With `key_file`, everything else uses CURVE, on the loopback too. So a wrong entry of a matchmaker cannot make a node
@@ -142,7 +142,7 @@ class KeyRing:
             except (OSError, ValueError, IndexError) as exc:
                 # Not the text of the last two: somebody may have put a secret key here.
                 why = exc.strerror if isinstance(exc, OSError) else "it is not a public key, or others may change it"
-                LOG.warning("%s is ignored, and whoever has that key is not accepted: %s", name, why)
+                LOG.warning("%s is ignored, and a node with that key is not accepted: %s", name, why)
         return names
 
 
@@ -166,7 +166,7 @@ class Security:
         if bool(key_file) != bool(keys_dir):
             raise ConfigurationError("key_file and keys_dir of [msgbus_zmq] have to be set both, or neither of them")
         if key_file and insecure:
-            raise ConfigurationError(f"{INSECURE} of [msgbus_zmq] makes no sense with key_file: remove one of them")
+            raise ConfigurationError(f"{INSECURE} of [msgbus_zmq] cannot be used with key_file: remove one of them")
         if listen and not key_file and not insecure and not is_loopback(listen):
             raise ConfigurationError(
                 f"listen of [msgbus_zmq] is {listen}, which can be reached from other hosts, and there are no "
@@ -187,7 +187,9 @@ class Security:
         """
         self._folder = os.path.realpath(os.path.dirname(ipc.removeprefix("ipc://"))) if ipc else ""
         if self._insecure:
-            LOG.warning("%s is set: whoever reaches %s sends and reads", INSECURE, self._listen or "its connections")
+            LOG.warning(
+                "%s is set: anybody who reaches %s can send and read", INSECURE, self._listen or "its connections"
+            )
         if self._key_file and self._keys_dir:
             self._ring = KeyRing(self._keys_dir)
             self._ring.check()
@@ -216,7 +218,7 @@ class Security:
         socket.setsockopt(zmq.CURVE_SERVER, 1)
         socket.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
         socket.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
-        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # Without a gate nobody is accepted, rather than everybody.
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # Without a gate nobody is accepted.
 
     def dial(self, socket: Any, endpoint: str, key: str) -> str:
         """Set a socket's options for the endpoint that it dials next.

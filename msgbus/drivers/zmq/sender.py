@@ -1,4 +1,4 @@
-"""The sending half of a node: for the messages that it sends itself, it does what elsewhere a broker does.
+"""The sending half of a node: for its own messages it does what a broker would do.
 
 It keeps each message until the node that got it reports that it is settled, sends it to another node if that one dies
 or gives it back, and recalls messages from a busy node that an idle one could run.
@@ -36,7 +36,7 @@ LOG = get_logger(__name__)
 WINDOW = 32 * 1024 * 1024
 """Bytes on one connection that may be without a receipt, give or take a message; then sending waits for receipts."""
 WINDOW_MESSAGES = 4000
-"""Messages, likewise. So the memory that a peer can use up by not reading is bounded."""
+"""The same in messages. So a peer that does not read can use only a bounded amount of memory."""
 
 
 class ZmqSender:
@@ -76,7 +76,9 @@ class ZmqSender:
         self._unrouted = Unrouted(matchmaker)
         self._lost = LostLinks(links, directory, router, matchmaker.is_alive, self._give_back)
         self._waiting: dict[Queue, None] = {}  # queues in which something waits
-        self._returned: dict[Queue, list[Copy]] = {}  # by queue that is to be looked at, what came back
+        self._returned: dict[
+            Queue, list[Copy]
+        ] = {}  # queues to be redistributed, each with the messages that were given back
         self._held_up: dict[PeerLink, dict[Queue, None]] = {}  # queues that wait for a congested connection
         self._number = 0
         self.next_check = FOREVER
@@ -84,7 +86,7 @@ class ZmqSender:
     # Sending
 
     def send(self, parcel: Parcel) -> None:
-        """Send, or keep until a node can take it. The directory is up to date."""
+        """Send a message, or keep it until a node can take it. The directory is up to date."""
         if parcel.sent.done():
             return
         if self._matchmaker.is_opening and not self._is_connected(parcel.address):
@@ -113,7 +115,7 @@ class ZmqSender:
                 self.send(parcel)
 
     def reroute(self, address: Address, message: Message, redelivered: bool) -> None:
-        """Find another server for a message that a subscriber of this node gives back, and whose own sender is dead."""
+        """Find another server for a message that a subscriber of this node gives back, and whose sender is dead."""
         parcel = Parcel(address, message, False, LightFuture())
         parcel.sent.set_result(Sent())
         queue = self._router.queue(address, "")
@@ -291,7 +293,7 @@ class ZmqSender:
                 self._returned.setdefault(queue, [])
 
     def _remove(self, link: PeerLink, seq: int, copy: Copy) -> None:
-        """The other side does not have it any more."""
+        """Note that the other side does not have it any more."""
         del link.in_flight[seq]
         consumer = copy.consumer
         consumer.outstanding -= 1
@@ -323,7 +325,7 @@ class ZmqSender:
         if copy.taken:
             copy.send_until = min(copy.parcel.expires, Loop.now() + self._server_expires)
         elif copy.parcel.sent.done():
-            return  # It has failed, as one that may have been delivered.
+            return  # It has failed, with maybe_delivered=True.
         self._returned.setdefault(copy.queue, []).append(copy)
 
     def on_ready(self, link: PeerLink, room: int, address: Address) -> None:
@@ -404,7 +406,7 @@ class ZmqSender:
             if copy.taken:
                 pass
             elif link.peer_left:
-                self._give_back(copy)  # A node that leaves in good order has sent all receipts before.
+                self._give_back(copy)  # A node that leaves cleanly has sent all receipts before.
             elif copy.queue.address.kind == "fanout" and alive is False:
                 self._drop_copy(copy)
             else:
@@ -419,7 +421,7 @@ class ZmqSender:
         return bool(self._waiting or self._lost or self._unrouted.parcels)
 
     def tick(self) -> None:
-        """Try to send waiting messages, and fail those that have waited for too long."""
+        """Try to send waiting messages, and fail those whose time has ended."""
         if self._lost:
             self._lost.reconnect()
             self.on_frame_end()

@@ -26,10 +26,10 @@ class Settling(Protocol):
 
 
 class Received:
-    """A message that came.
+    """A message that was received.
 
     Attributes:
-        link: the connection on which it came.
+        link: the connection on which it was received.
         arrived: when, in seconds of `Loop.now`.
         redelivered: a subscriber may have had it before.
     """
@@ -115,7 +115,7 @@ class LocalConsumer:
         return delivery.counted
 
     def deliver(self, received: Received) -> None:
-        """Give a message to the subscriber, when all else is done."""
+        """Deliver a message to the subscriber, when all other work is done."""
         delivery = ZmqDelivery(self, received)
         self.unsettled[delivery] = None
         self._loop.call_last(self._call, delivery)

@@ -41,7 +41,7 @@ class Sockets:
     dialler: Any
 
     def __init__(self, loop: Loop, settings: LinkSettings, on_events: Callable[[Any], None]) -> None:
-        """Make one without sockets; `on_events` is called with a socket when `events` has something about it."""
+        """Make one without sockets; `on_events` is called with a socket when `events` has some for it."""
         self._loop = loop
         self._settings = settings
         self._on_events = on_events
@@ -86,7 +86,7 @@ class Sockets:
             self._loop.watch(socket.getsockopt(zmq.FD), lambda socket=socket: on_readable(socket))  # type: ignore[misc]
 
     def events(self, socket: Any) -> Iterator[dict[str, Any]]:
-        """What a socket's monitor has to say, by zmq_socket_monitor(3): event, value and endpoint.
+        """The events of a socket's monitor, see zmq_socket_monitor(3): event, value and endpoint.
 
         pyzmq can read it too, in a module that imports asyncio: a third of what importing the driver would cost.
         """

@@ -1,4 +1,4 @@
-"""Messages for which no server is known yet, although one may be there: they are kept until that is certain."""
+"""Messages without a known server, kept until it is certain that there is none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Unrouted:
         self._matchmaker = matchmaker
 
     def may_be_served(self, parcel: Parcel) -> bool:
-        """Whether a server may be there that is not known yet. Has the matchmaker check that, once for each message."""
+        """Whether there may be a server that is not known yet. Asks the matchmaker to check, once for each message."""
         matchmaker = self._matchmaker
         if parcel.address.kind != "inbox" and matchmaker.why_incomplete():
             return True

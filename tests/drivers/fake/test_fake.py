@@ -14,7 +14,7 @@ from msgbus import CallCancelled, MessageTooLarge, MessageUndeliverable, Transpo
 from msgbus.drivers.base import Address, Delivery, Message, QueueInfo, Sent
 from msgbus.drivers.fake import Bus, FakeDriver, get_bus
 from msgbus.transport import Transport
-from tests.support import PATIENCE, new_transport, new_url
+from tests.support import EVENT_TIMEOUT, new_transport, new_url
 
 TOPIC = Address("topic", "x", "foo")
 SERVER = Address("server", "x", "foo", "h1")
@@ -41,7 +41,7 @@ class Inbox(list[Delivery]):
         self._come.release()
 
     def wait(self) -> None:
-        assert self._come.acquire(timeout=PATIENCE)
+        assert self._come.acquire(timeout=EVENT_TIMEOUT)
 
     @property
     def bodies(self) -> list[bytes]:
@@ -75,7 +75,7 @@ def send(driver: FakeDriver, address: Address = TOPIC, mandatory: bool = True, *
 
 
 def test_fail_next(driver: FakeDriver, bus: Bus) -> None:
-    """`fail_next` makes as many sends fail, with that error, as it is told; they reach nobody."""
+    """`fail_next` makes the next sends fail with that error; they reach nobody."""
     inbox = Inbox()
     driver.subscribe([TOPIC], inbox, prefetch=1)
     error = TransportBlocked("full")
@@ -89,7 +89,7 @@ def test_fail_next(driver: FakeDriver, bus: Bus) -> None:
 
 
 def test_lose_next(driver: FakeDriver, bus: Bus) -> None:
-    """`lose_next` takes as many messages as it is told, as if all were well, and nobody gets them."""
+    """`lose_next` takes the next messages as if all were well, and nobody gets them."""
     inbox = Inbox()
     driver.subscribe([TOPIC], inbox, prefetch=1)
     bus.lose_next(2)
@@ -131,7 +131,7 @@ def test_delayed_copies_are_apart(driver: FakeDriver, bus: Bus) -> None:
 
 
 def test_cut(driver: FakeDriver, bus: Bus) -> None:
-    """`cut` gives out again, as redelivered and in the same order, what was handed over and not accepted."""
+    """`cut` delivers unaccepted messages again, as redelivered and in the same order."""
     inbox = Inbox(accepting=False)
     driver.subscribe([TOPIC], inbox, prefetch=3)
     for body in (b"1", b"2", b"3"):
@@ -164,7 +164,7 @@ def test_a_send_that_waits_ends_with_its_ttl(driver: FakeDriver, bus: Bus) -> No
     inbox = Inbox()
     driver.subscribe([TOPIC], inbox, prefetch=1)
     bus.stop()
-    error = send(driver, ttl=0.01).exception(PATIENCE)
+    error = send(driver, ttl=0.01).exception(EVENT_TIMEOUT)
     assert isinstance(error, TransportUnavailable)
     assert not error.maybe_delivered
     bus.start()
@@ -188,7 +188,7 @@ def test_a_send_while_the_bus_comes_back(driver: FakeDriver, bus: Bus, monkeypat
 
 
 def test_stop_takes_back_what_is_not_accepted(driver: FakeDriver, bus: Bus) -> None:
-    """`stop` breaks the connections: what was handed over comes again when the bus is back, as redelivered."""
+    """`stop` breaks the connections: unaccepted messages come again when the bus is back, as redelivered."""
     inbox = Inbox(accepting=False)
     driver.subscribe([TOPIC], inbox, prefetch=1)
     send(driver)
@@ -222,8 +222,8 @@ def test_buses(one: str, other: str, shared: bool) -> None:
     second.cleanup()
 
 
-def test_what_a_bus_stores_goes_with_its_last_transport() -> None:
-    """It is gone when that is closed, though something still refers to the closed transport."""
+def test_stored_messages_end_with_the_last_transport() -> None:
+    """They are deleted when it is closed, even if something still refers to the closed transport."""
     url = new_url()
     first, second = new_transport(url), new_transport(url)
     first.driver.subscribe([TOPIC], Inbox(), prefetch=1).close()
@@ -265,7 +265,7 @@ def test_nobody_there(driver: FakeDriver, address: Address) -> None:
     assert send(driver, address, mandatory=False).result() == Sent(0)
 
 
-def test_dead_letters_are_stored_for_whoever_comes(driver: FakeDriver) -> None:
+def test_dead_letters_are_stored_without_a_subscriber(driver: FakeDriver) -> None:
     """Dead letters are kept though nobody has listened for them yet."""
     send(driver, DEAD, mandatory=False)
     assert driver.inspect(DEAD).result() == QueueInfo(0, 1)
@@ -287,7 +287,7 @@ def test_inspect(driver: FakeDriver) -> None:
 
 
 def test_expired_messages_are_dropped(driver: FakeDriver) -> None:
-    """What has expired while it waited is not handed over; what is left of the ttl of others comes with them."""
+    """Messages that expired while they waited are not delivered; the others carry what is left of their ttl."""
     subscription = driver.subscribe([TOPIC], Inbox(), prefetch=1)
     subscription.close()
     send(driver, body=b"gone", ttl=0.0)
@@ -300,7 +300,7 @@ def test_expired_messages_are_dropped(driver: FakeDriver) -> None:
 
 
 def test_prefetch_and_turns(driver: FakeDriver) -> None:
-    """Idle consumers get messages in turn, none more than its prefetch; the rest waits for whoever has room."""
+    """Idle consumers get messages in turn, none more than its prefetch; the rest waits for a consumer with room."""
     inboxes = [Inbox(accepting=False), Inbox(accepting=False)]
     for inbox in inboxes:
         driver.subscribe([TOPIC], inbox, prefetch=2)
@@ -347,7 +347,7 @@ def test_an_inbox_is_removed_when_it_is_closed(driver: FakeDriver) -> None:
 
 
 def test_stop_of_a_subscription(driver: FakeDriver) -> None:
-    """After `stop` nothing comes any more, and what was handed over can still be accepted or given back."""
+    """After `stop` nothing is delivered any more; earlier deliveries can still be accepted or given back."""
     inbox = Inbox(accepting=False)
     subscription = driver.subscribe([TOPIC], inbox, prefetch=2)
     send(driver)
@@ -466,17 +466,17 @@ def test_a_subscription_has_ended_when_nothing_more_is_on_its_way(driver: FakeDr
     def take(delivery: Delivery) -> None:
         came.append(delivery.message.body)
         busy.set()
-        go_on.wait(PATIENCE)
+        go_on.wait(EVENT_TIMEOUT)
 
     subscription = driver.subscribe([TOPIC], take, prefetch=2)
     thread = threading.Thread(target=send, args=(driver,), kwargs={"body": b"first"})
     thread.start()
-    assert busy.wait(PATIENCE)
+    assert busy.wait(EVENT_TIMEOUT)
     send(driver, body=b"second").result(0)
     ended = getattr(subscription, verb)()
     assert not ended.done()
     go_on.set()
-    ended.result(PATIENCE)
+    ended.result(EVENT_TIMEOUT)
     assert came == [b"first", b"second"]
     thread.join()
 

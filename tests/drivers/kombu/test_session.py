@@ -15,7 +15,7 @@ from tests.support import new_transport
 
 
 class Peer:
-    """Accepts connections, and can break one before its client looks at it."""
+    """Accepts connections, and can break one before its client uses it."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -60,7 +60,7 @@ def peer() -> Iterator[Peer]:
 
 
 def test_connection_that_breaks_while_it_comes_back_comes_back(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is broken again before anybody has looked at it is opened anew, too."""
+    """A connection that breaks again before it was used is also opened again."""
     transport = new_transport("rabbit://h")
     driver: Any = transport.driver
     monkeypatch.setattr(driver, "dial", peer.connect)

@@ -55,7 +55,7 @@ def test_proton_reads_what_is_written(size: int, ttl: int | None) -> None:
 
 
 def test_what_proton_writes_is_read() -> None:
-    """All sections that a message may have, also those that are of no use here."""
+    """All sections that a message may have, also those that the driver does not use."""
     proton = pytest.importorskip("proton", reason="the extra qpid is not installed")
     written = proton.Message(
         body=b"body",
@@ -129,7 +129,7 @@ def test_a_message_that_is_cut_short_is_an_error(end: int) -> None:
     ids=range(10),
 )
 def test_garbage_is_an_error(garbage: bytes) -> None:
-    """What is no message is told from one, and nothing worse happens."""
+    """Bytes that are not a message are a ValueError, and nothing else."""
     with pytest.raises(ValueError, match="no AMQP message"):
         decode_message(garbage)
 

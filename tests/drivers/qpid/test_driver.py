@@ -12,7 +12,7 @@ pytest.importorskip("proton", reason="the extra qpid is not installed")
 
 
 def test_capabilities() -> None:
-    """All but to keep what comes to an inbox that is away; and nothing durable where the operator says so."""
+    """All capabilities but INBOX_STORAGE; and not DURABLE if the operator says so."""
     kept = set(Capability) - {Capability.INBOX_STORAGE}
     assert new_transport("qpid://").driver.capabilities == kept
     assert new_transport("qpid://localhost/?durable=false").driver.capabilities == kept - {Capability.DURABLE}
@@ -47,14 +47,14 @@ def test_unknown_mechanisms_are_refused(value: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["ssl_ca_file", "ssl_cert_file", "ssl_key_file"])
-def test_a_file_that_cannot_be_read_is_told_at_once(name: str) -> None:
+def test_an_unreadable_file_is_reported_at_once(name: str) -> None:
     """And not at the first connection."""
     with pytest.raises(InvalidTransportURL, match=f"{name}: /nowhere"):
         new_transport(f"qpid://mq1/?ssl=true&{name}=/nowhere")
 
 
 def test_nothing_can_be_opened_after_close() -> None:
-    """Whoever waits for it hears of it."""
+    """A waiting caller gets the error."""
     driver = new_transport("qpid://mq1").driver
     driver.close()
     inbox = driver.open_inbox(lambda _: None)

@@ -17,7 +17,7 @@ from scramp import ScramMechanism
 
 from msgbus.drivers.qpid.codec import decode_list, encode_binary, encode_list, encode_symbol
 from msgbus.drivers.qpid.login import Credentials, LoginRefused, NoMechanism, NotAmqp, Scram, choose, open_socket
-from tests.support import PATIENCE
+from tests.support import EVENT_TIMEOUT
 
 HEADER = b"AMQP\x03\x01\x00\x00"
 ALL = ["PLAIN", "CRAM-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256", "ANONYMOUS", "EXTERNAL"]
@@ -26,7 +26,7 @@ ALL = ["PLAIN", "CRAM-MD5", "SCRAM-SHA-1", "SCRAM-SHA-256", "ANONYMOUS", "EXTERN
 def credentials(
     username: str | None = "guest", password: str = "secret", certificate: bool = False, *mechanisms: str
 ) -> Credentials:
-    """Of somebody with a password, unless told otherwise."""
+    """Credentials with a password, by default."""
     return Credentials(username, password, certificate, mechanisms)
 
 
@@ -47,7 +47,7 @@ def credentials(
     ],
     ids=range(8),
 )
-def test_the_best_that_both_have(who: Credentials, encrypted: bool, chosen: str) -> None:
+def test_the_best_common_mechanism(who: Credentials, encrypted: bool, chosen: str) -> None:
     """Who has a certificate uses it, who has a password does not show it, who has nothing is anonymous."""
     assert choose(ALL, who, encrypted=encrypted) == chosen
 
@@ -63,7 +63,7 @@ def test_the_best_that_both_have(who: Credentials, encrypted: bool, chosen: str)
     ids=range(4),
 )
 def test_no_mechanism_in_common(offered: list[str], who: Credentials) -> None:
-    """Both sides are told; a user with a password never becomes nobody instead."""
+    """The error names what both sides offer; a user with a password is never logged in as anonymous instead."""
     with pytest.raises(NoMechanism, match="this side may use"):
         choose(offered, who, encrypted=False)
 
@@ -117,7 +117,7 @@ def test_a_broker_that_proves_nothing_is_refused() -> None:
     ids=range(6),
 )
 def test_a_challenge_that_does_not_fit(challenge: bytes) -> None:
-    """A nonce that is not ours, or a count that is none or would take for ever."""
+    """A nonce that is not ours, or a count that is invalid or would take for ever."""
     client = Scram("SCRAM-SHA-256", "user", "pencil")
     nonce = client.first().decode().partition("r=")[2].encode()
     with pytest.raises(LoginRefused):
@@ -145,7 +145,7 @@ class Broker:
     def _run(self) -> None:
         self._sock, _ = self._listener.accept()
         with self._sock, contextlib.suppress(ConnectionError):
-            self._sock.settimeout(PATIENCE)
+            self._sock.settimeout(EVENT_TIMEOUT)
             self._script(self)
 
     def read(self, size: int) -> bytes:
@@ -176,7 +176,7 @@ class Broker:
             self.say(0x40, b"\xe0" + bytes([len(names) + 2, len(mechanisms)]) + b"\xa3" + names)
 
     def close(self) -> None:
-        self._thread.join(PATIENCE)
+        self._thread.join(EVENT_TIMEOUT)
         self._listener.close()
 
 
@@ -193,7 +193,7 @@ def broker(script: Callable[[Broker], object]) -> Iterator[Broker]:
         made.close()
 
 
-def log_in(port: int, who: Credentials | None = None, timeout: float = PATIENCE) -> str:
+def log_in(port: int, who: Credentials | None = None, timeout: float = EVENT_TIMEOUT) -> str:
     """Log in, and return by which mechanism."""
     sock, mechanism = open_socket("127.0.0.1", port, timeout, None, "vhost", who or credentials())
     sock.close()
@@ -321,7 +321,7 @@ def _challenges_plain(side: Broker) -> None:
         _challenges_plain,
     ],
 )
-def test_what_is_no_broker(script: Callable[[Broker], object]) -> None:
+def test_a_peer_that_is_not_a_broker(script: Callable[[Broker], object]) -> None:
     """Whatever answers there, the error says that it is no AMQP."""
     with broker(script) as at, pytest.raises(NotAmqp):
         log_in(at.port)
@@ -336,7 +336,7 @@ def test_a_broker_that_hangs_up() -> None:
 def test_a_broker_that_says_nothing() -> None:
     """The time is bounded as a whole."""
     done = threading.Event()
-    with broker(lambda _: done.wait(PATIENCE)) as at:
+    with broker(lambda _: done.wait(EVENT_TIMEOUT)) as at:
         with pytest.raises(TimeoutError):
             log_in(at.port, timeout=0.2)
         done.set()

@@ -127,7 +127,7 @@ def test_names_are_plain(name: str) -> None:
 
 @pytest.mark.parametrize("exchange", ["", "amq.direct", "qpid.x"])
 def test_exchanges_of_the_broker_are_refused(exchange: str) -> None:
-    """They drop what nobody is bound for, without a word."""
+    """They silently drop messages for which nothing is bound."""
     with pytest.raises(InvalidTarget):
         source(Address("topic", exchange, "foo"))
 

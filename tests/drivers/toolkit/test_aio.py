@@ -13,7 +13,7 @@ import pytest
 
 from msgbus.drivers.toolkit.aio import AsyncioLoop
 from msgbus.drivers.toolkit.loop import Loop
-from tests.support import PATIENCE
+from tests.support import EVENT_TIMEOUT
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def aio(loop: Loop) -> Iterator[AsyncioLoop]:
     made = AsyncioLoop(loop)
     loop.call(made.attach)
     yield made
-    loop.call(made.end, nothing(), PATIENCE)
+    loop.call(made.end, nothing(), EVENT_TIMEOUT)
     loop.close()
     assert made.is_closed()
 
@@ -51,7 +51,7 @@ def run(loop: Loop, aio: AsyncioLoop, work: Coroutine[Any, Any, Any]) -> Any:
             done.set_exception(exc)
 
     loop.call(aio.spawn, working())
-    return done.result(PATIENCE)
+    return done.result(EVENT_TIMEOUT)
 
 
 async def echo(port: int, count: int) -> None:
@@ -65,7 +65,7 @@ async def echo(port: int, count: int) -> None:
 
 
 async def serve() -> asyncio.Server:
-    """A server that sends back what comes."""
+    """An echo server."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while line := await reader.readline():
@@ -125,7 +125,7 @@ def test_other_threads_wake_it(loop: Loop, aio: AsyncioLoop) -> None:
     done = threading.Event()
     run(loop, aio, nothing())
     aio.call_soon_threadsafe(done.set)
-    assert done.wait(PATIENCE)
+    assert done.wait(EVENT_TIMEOUT)
 
 
 def test_it_runs_by_itself_until_it_is_attached(loop: Loop) -> None:
@@ -146,12 +146,12 @@ def test_it_runs_by_itself_until_it_is_attached(loop: Loop) -> None:
     assert not done.is_set()
     loop.call(aio.attach)
     loop.call(go.set)
-    assert done.wait(PATIENCE)
+    assert done.wait(EVENT_TIMEOUT)
 
     async def end() -> None:
         server.close()
 
-    loop.call(aio.end, end(), PATIENCE)
+    loop.call(aio.end, end(), EVENT_TIMEOUT)
     loop.close()
     assert aio.is_closed()
 
@@ -194,7 +194,7 @@ def test_it_leaves_no_descriptor(loop: Loop) -> None:
     before = len(os.listdir("/proc/self/fd"))
     aio = AsyncioLoop(loop)
     aio.run_until_complete(nothing())
-    aio.end(nothing(), PATIENCE)
+    aio.end(nothing(), EVENT_TIMEOUT)
     assert len(os.listdir("/proc/self/fd")) == before
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import itertools
 import ssl
 import sys
 import threading
@@ -22,7 +23,7 @@ from msgbus.drivers.toolkit.broker import BrokerDriver
 from msgbus.drivers.toolkit.descriptors import HINT
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.url import TransportURL
-from tests.support import ROOT
+from tests.support import EVENT_TIMEOUT, ROOT, VirtualClock
 
 TEMPLATE = ROOT / "msgbus" / "cli" / "template" / "msgbus_newdriver" / "driver.py"
 TOPIC, OTHER = Address("topic", "x", "t"), Address("topic", "x", "other")
@@ -41,11 +42,11 @@ def newdriver(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @contextmanager
-def open_driver(newdriver: ModuleType) -> Iterator[BrokerDriver]:
+def open_driver(newdriver: ModuleType, loop: Loop | None = None) -> Iterator[BrokerDriver]:
     """A driver of the template, closed at the end."""
     conf = cfg.ConfigOpts()
     conf([], default_config_files=[])
-    loop = Loop("test")
+    loop = loop or Loop("test")
     driver: BrokerDriver = newdriver.NewdriverDriver(conf, TransportURL.parse(conf, "newdriver://here/"), loop)
     try:
         yield driver
@@ -88,7 +89,7 @@ def test_messages_are_published_on_the_loops_thread(newdriver: ModuleType) -> No
     assert threads == {"test"}
 
 
-def test_close_waits_for_what_was_handed_to_the_loop(newdriver: ModuleType) -> None:
+def test_close_waits_for_calls_on_the_loop(newdriver: ModuleType) -> None:
     """A driver that is closed right after many messages were given to it, and that connects only now, sends them."""
     came = []
     dialled = threading.Event()
@@ -186,3 +187,53 @@ def test_what_sockets_and_tls_raise_says_what_to_check(
         said, is_permanent = driver.explain(error, driver.hosts[0])
         assert said.startswith(text)
         assert is_permanent == permanent
+
+
+def test_an_hour_without_the_broker_is_replayed_in_a_moment(
+    newdriver: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tries to connect, and the ends of what waits for a connection, follow the loop's clock, and no other.
+
+    Each message fails when its own time is over. Meanwhile it is tried to connect every few seconds, and what waits
+    still when that works is sent.
+    """
+    hour = 3600.0
+    clock = VirtualClock(monkeypatch)
+    begin = clock.seconds
+    tries: list[float] = []
+    ends: dict[float, float] = {}
+    all_ended = threading.Event()
+
+    def dial(old: Any, *args: Any) -> Any:
+        tries.append(clock.seconds - begin)
+        if clock.seconds - begin < hour:
+            raise ConnectionRefusedError("nobody listens there")
+        return old(*args)
+
+    change(newdriver.NewdriverDriver, "dial", dial)
+    times = (1.0, 60.0, 600.0, hour - 1, 2 * hour)
+    sent: dict[float, Any] = {}
+
+    def send_all(driver: BrokerDriver) -> None:
+        """All at the same time, on the loop's thread."""
+        for seconds in times:
+            waiting = Message(b"x", "text/plain", f"{seconds}", ttl=seconds)
+            sent[seconds] = driver.send(TOPIC, waiting, mandatory=False)
+            sent[seconds].add_done_callback(lambda _sent, seconds=seconds: on_end(seconds))
+
+    def on_end(seconds: float) -> None:
+        ends[seconds] = clock.seconds - begin
+        if len(ends) == len(times):
+            all_ended.set()
+
+    with open_driver(newdriver, Loop("test")) as driver:
+        driver.loop.call(send_all, driver)
+        assert all_ended.wait(3 * EVENT_TIMEOUT), f"after {clock.seconds - begin:.0f} s only {ends} have ended"
+    for seconds in times[:-1]:
+        assert isinstance(sent[seconds].exception(0), TransportUnavailable)
+        assert seconds - 0.1 <= ends[seconds] <= seconds + 0.1
+    assert sent[times[-1]].exception(0) is None
+    assert hour <= ends[times[-1]] <= hour + 10
+    pauses = [after - before for before, after in itertools.pairwise(tries)]
+    assert max(pauses) <= 5.0 + 0.1
+    assert hour / 5 < len(tries) < hour / 2.5 + 10

@@ -16,7 +16,7 @@ from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.toolkit.sending import Offer, OnDeclared, Outgoing
 from msgbus.drivers.toolkit.session import Line, Session
 from msgbus.url import TransportHost
-from tests.support import PATIENCE
+from tests.support import EVENT_TIMEOUT
 
 TOPIC = Address("topic", "x", "t")
 
@@ -91,9 +91,9 @@ def driver() -> Iterator[Tiny]:
     loop.close()
 
 
-def test_close_waits_for_what_the_loop_has_not_taken_yet(driver: Tiny) -> None:
+def test_close_waits_for_calls_that_the_loop_has_not_run_yet(driver: Tiny) -> None:
     """What was sent right before `close`, on a busy loop, is sent and confirmed as if the loop had been idle."""
-    assert driver.send(TOPIC, Message(b"", "", "first"), mandatory=True).result(PATIENCE) == Sent()
+    assert driver.send(TOPIC, Message(b"", "", "first"), mandatory=True).result(EVENT_TIMEOUT) == Sent()
     is_free = threading.Event()
     driver.loop.call(is_free.wait)
     sent = driver.send(TOPIC, Message(b"", "", "last"), mandatory=True)
@@ -103,18 +103,18 @@ def test_close_waits_for_what_the_loop_has_not_taken_yet(driver: Tiny) -> None:
 
 
 @pytest.mark.parametrize("ttl", [None, 600.0])
-def test_a_word_that_comes_at_once_or_never_is_not_waited_for(driver: Tiny, ttl: float | None) -> None:
+def test_an_answer_that_comes_at_once_or_never_is_not_waited_for(driver: Tiny, ttl: float | None) -> None:
     """Where the driver says so the send fails soon, as maybe delivered, although its sender would wait longer."""
     driver.delay, driver.word_within = None, 0.05
-    error = driver.send(TOPIC, Message(b"", "", "i", ttl), mandatory=True).exception(PATIENCE)
+    error = driver.send(TOPIC, Message(b"", "", "i", ttl), mandatory=True).exception(EVENT_TIMEOUT)
     assert isinstance(error, TransportUnavailable)
     assert error.maybe_delivered
 
 
-def test_a_wait_for_a_word_is_never_longer_than_the_senders(driver: Tiny) -> None:
+def test_a_wait_for_an_answer_is_never_longer_than_the_senders(driver: Tiny) -> None:
     """The sender's own time, where that is shorter, counts."""
     driver.delay, driver.word_within = None, 600.0
-    error = driver.send(TOPIC, Message(b"", "", "i", 0.05), mandatory=True).exception(PATIENCE)
+    error = driver.send(TOPIC, Message(b"", "", "i", 0.05), mandatory=True).exception(EVENT_TIMEOUT)
     assert isinstance(error, TransportUnavailable)
     assert error.maybe_delivered
 
@@ -122,4 +122,4 @@ def test_a_wait_for_a_word_is_never_longer_than_the_senders(driver: Tiny) -> Non
 def test_a_driver_without_a_limit_of_its_own_takes_any_size(driver: Tiny) -> None:
     """What only the broker knows is for the session to refuse."""
     message = Message(bytes(17 * 1024 * 1024), "", "i")
-    assert driver.send(TOPIC, message, mandatory=True).result(PATIENCE) == Sent()
+    assert driver.send(TOPIC, message, mandatory=True).result(EVENT_TIMEOUT) == Sent()

@@ -12,7 +12,7 @@ from msgbus.conformance.waiting import until
 from msgbus.drivers.toolkit.connecting import Connector
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import TransportUnavailable
-from tests.support import PATIENCE
+from tests.support import EVENT_TIMEOUT
 
 
 class Hosts:
@@ -62,7 +62,7 @@ def test_after_a_move_each_host_that_fails_is_logged_once(loop: Loop, caplog: py
     """Whichever host the connection was to before, an operator sees why the others could not be reached."""
     hosts = Hosts(loop)
     hosts.connector.open()
-    assert hosts.connected.acquire(timeout=PATIENCE)
+    assert hosts.connected.acquire(timeout=EVENT_TIMEOUT)
     caplog.clear()
     caplog.set_level(logging.DEBUG)
     hosts.up = set()
@@ -78,5 +78,5 @@ def test_after_a_move_each_host_that_fails_is_logged_once(loop: Loop, caplog: py
     until(lambda: len(failures()) >= 3, "three tries")
     assert failures()[:3] == [("WARNING", "host 0"), ("WARNING", "host 1"), ("DEBUG", "host 0")]
     hosts.up = {0, 1}
-    assert hosts.connected.acquire(timeout=PATIENCE)
+    assert hosts.connected.acquire(timeout=EVENT_TIMEOUT)
     hosts.connector.close()

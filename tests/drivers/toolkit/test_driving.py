@@ -15,7 +15,7 @@ from concurrent.futures import Future
 import pytest
 
 from msgbus.drivers.toolkit.loop import FOREVER, Loop
-from tests.support import PATIENCE
+from tests.support import EVENT_TIMEOUT
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def wait_until_driving(loop: Loop) -> None:
     """Wait as a caller until this thread drives: from the second wait on, or soon after."""
     while True:
         found = answered(loop, threading.get_ident)
-        assert loop.wait_for(found, loop.now() + PATIENCE)
+        assert loop.wait_for(found, loop.now() + EVENT_TIMEOUT)
         if found.result() == threading.get_ident():
             return
 
@@ -55,10 +55,10 @@ def test_the_loops_thread_drives_again_when_nobody_waits(loop: Loop) -> None:
     wait_until_driving(loop)
     due, called = threading.Event(), threading.Event()
     loop.call_later(0, due.set)
-    assert due.wait(PATIENCE)
+    assert due.wait(EVENT_TIMEOUT)
     wait_until_driving(loop)
     loop.call(called.set)
-    assert called.wait(PATIENCE)
+    assert called.wait(EVENT_TIMEOUT)
 
 
 def test_descriptors_are_read_when_nobody_waits(loop: Loop) -> None:
@@ -73,11 +73,11 @@ def test_descriptors_are_read_when_nobody_waits(loop: Loop) -> None:
     loop.call(loop.watch, read, on_read)
     wait_until_driving(loop)
     os.write(write, b"x")
-    assert got.wait(PATIENCE)
+    assert got.wait(EVENT_TIMEOUT)
     stopped = threading.Event()
     loop.call(loop.unwatch, read)
     loop.call(stopped.set)
-    assert stopped.wait(PATIENCE)
+    assert stopped.wait(EVENT_TIMEOUT)
     os.close(read)
     os.close(write)
 
@@ -90,14 +90,14 @@ def test_many_callers_wait_at_once(loop: Loop) -> None:
         for n in range(50):
             future: Future[object] = Future()
             loop.call_later(0.001 * (number % 5), future.set_result, (number, n))
-            if not loop.wait_for(future, loop.now() + PATIENCE) or future.result() != (number, n):
+            if not loop.wait_for(future, loop.now() + EVENT_TIMEOUT) or future.result() != (number, n):
                 wrong.append((number, n))
 
     threads = [threading.Thread(target=wait, args=(n,)) for n in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(PATIENCE)
+        thread.join(EVENT_TIMEOUT)
     assert not wrong
 
 
@@ -108,11 +108,11 @@ def test_a_wait_ends_at_its_time(loop: Loop) -> None:
     began = loop.now()
     assert not loop.wait_for(never, began + 0.05)
     assert loop.now() >= began + 0.05
-    other = threading.Thread(target=loop.wait_for, args=(never, loop.now() + PATIENCE))
+    other = threading.Thread(target=loop.wait_for, args=(never, loop.now() + EVENT_TIMEOUT))
     other.start()
     assert not loop.wait_for(never, loop.now() + 0.05)
     never.set_result(None)  # On this thread: the other one is asleep in the loop, perhaps.
-    other.join(PATIENCE)
+    other.join(EVENT_TIMEOUT)
     assert not other.is_alive()
 
 
@@ -131,7 +131,7 @@ def test_a_caller_may_drive_before_it_waits(loop: Loop) -> None:
         other.start()
         other.join()
         assert not ran
-        assert loop.wait_for(done, loop.now() + PATIENCE)
+        assert loop.wait_for(done, loop.now() + EVENT_TIMEOUT)
         assert ran == [threading.get_ident()]
     finally:
         loop.give_turn()
@@ -146,7 +146,7 @@ def test_what_was_handed_over_is_done_if_the_caller_does_not_wait(loop: Loop) ->
     done = threading.Event()
     loop.call(done.set)
     loop.give_turn()
-    assert done.wait(PATIENCE)
+    assert done.wait(EVENT_TIMEOUT)
 
 
 def test_a_thread_that_is_away_comes_back(loop: Loop) -> None:
@@ -175,9 +175,9 @@ def test_a_thread_that_is_away_for_long_is_replaced(loop: Loop) -> None:
     loop.go_away()
     done = threading.Event()
     loop.call(done.set)
-    assert done.wait(PATIENCE)  # Nobody else could do it: this thread does something else.
+    assert done.wait(EVENT_TIMEOUT)  # Nobody else could do it: this thread does something else.
     assert not loop.come_back()
-    assert loop.wait_for(answered(loop), loop.now() + PATIENCE)
+    assert loop.wait_for(answered(loop), loop.now() + EVENT_TIMEOUT)
 
 
 def test_a_thread_that_is_away_may_wait(loop: Loop) -> None:
@@ -186,7 +186,7 @@ def test_a_thread_that_is_away_may_wait(loop: Loop) -> None:
     while not loop.take_turn():
         pass
     loop.go_away()
-    assert loop.wait_for(answered(loop), loop.now() + PATIENCE)
+    assert loop.wait_for(answered(loop), loop.now() + EVENT_TIMEOUT)
     assert not loop.is_here
     if loop.come_back():  # Otherwise the loop's thread came first.
         loop.give_turn()
@@ -209,10 +209,10 @@ def test_a_thread_that_waits_for_work_is_woken_by_others(loop: Loop) -> None:
 
     worker = threading.Thread(target=work)
     worker.start()
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + EVENT_TIMEOUT
     while worker.is_alive() and time.monotonic() < end:
         loop.wake(ready)
-    worker.join(PATIENCE)
+    worker.join(EVENT_TIMEOUT)
     assert not worker.is_alive()
 
 
@@ -222,7 +222,7 @@ def test_context_variables_of_a_caller_are_not_seen(loop: Loop) -> None:
     name.set("caller")
     wait_until_driving(loop)
     found = answered(loop, name.get)
-    assert loop.wait_for(found, loop.now() + PATIENCE)
+    assert loop.wait_for(found, loop.now() + EVENT_TIMEOUT)
     assert found.result() == "nobody"
 
 
@@ -231,12 +231,12 @@ def test_close_while_a_caller_drives() -> None:
     loop = Loop("test-loop")
     wait_until_driving(loop)
     never: Future[object] = Future()
-    waits = threading.Thread(target=loop.wait_for, args=(never, loop.now() + PATIENCE))
+    waits = threading.Thread(target=loop.wait_for, args=(never, loop.now() + EVENT_TIMEOUT))
     waits.start()
     loop.close()
     assert loop.closed
     never.set_result(None)
-    waits.join(PATIENCE)
+    waits.join(EVENT_TIMEOUT)
     assert not waits.is_alive()
 
 
@@ -249,7 +249,7 @@ def test_close_while_the_driving_thread_is_away() -> None:
     loop.go_away()
     closing = threading.Thread(target=loop.close)
     closing.start()
-    closing.join(PATIENCE)
+    closing.join(EVENT_TIMEOUT)
     assert loop.closed
     assert not loop.come_back()
 
@@ -259,15 +259,15 @@ def test_fork_while_a_caller_drives() -> None:
     loop = Loop("test-loop")
     wait_until_driving(loop)
     future: Future[object] = Future()
-    waits = threading.Thread(target=loop.wait_for, args=(future, loop.now() + PATIENCE))
+    waits = threading.Thread(target=loop.wait_for, args=(future, loop.now() + EVENT_TIMEOUT))
     waits.start()
     child = os.fork()
     if child == 0:
-        works = loop.wait_for(answered(loop), loop.now() + PATIENCE)
+        works = loop.wait_for(answered(loop), loop.now() + EVENT_TIMEOUT)
         os._exit(0 if works else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     loop.call(future.set_result, None)
-    waits.join(PATIENCE)
+    waits.join(EVENT_TIMEOUT)
     assert future.done()
     loop.close()
 
@@ -328,7 +328,7 @@ print(len(by_main) > 10, found.result())
 def test_a_handler_of_a_signal_runs_between_two_steps(name: str) -> None:
     """What it raises ends the main thread's wait, and nothing that the loop does is left half done."""
     child = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, name], capture_output=True, text=True, timeout=PATIENCE, check=False
+        [sys.executable, "-c", INTERRUPTED, name], capture_output=True, text=True, timeout=EVENT_TIMEOUT, check=False
     )
     assert child.stderr == ""
     assert child.stdout.split() == ["True", "0"]

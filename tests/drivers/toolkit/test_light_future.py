@@ -10,7 +10,7 @@ import pytest
 
 from msgbus.drivers.toolkit.futures import LightFuture, fail, fail_inherited, finish
 from msgbus.exceptions import CallCancelled
-from tests.support import PATIENCE
+from tests.support import EVENT_TIMEOUT
 
 
 class Trouble(Exception):
@@ -86,13 +86,13 @@ def test_threads_wait(round_: int) -> None:
     """Whoever waits when it is finished, or just before, or just after, hears of it."""
     future = LightFuture[int]()
     found: list[int] = []
-    threads = [later(lambda: found.append(future.result(PATIENCE))) for _ in range(4)]
+    threads = [later(lambda: found.append(future.result(EVENT_TIMEOUT))) for _ in range(4)]
     if round_ % 2:
         while not future._made:
             pass
     future.set_result(round_)
     for thread in threads:
-        thread.join(PATIENCE)
+        thread.join(EVENT_TIMEOUT)
     assert found == [round_] * 4
 
 
@@ -105,7 +105,7 @@ def test_one_of_many_finishes_it() -> None:
         gate = threading.Barrier(4)
 
         def set_it(number: int, future: LightFuture[int] = future, gate: threading.Barrier = gate) -> None:
-            gate.wait(PATIENCE)
+            gate.wait(EVENT_TIMEOUT)
             try:
                 future.set_result(number)
             except InvalidStateError:
@@ -113,13 +113,13 @@ def test_one_of_many_finishes_it() -> None:
             done.append(number)  # noqa: B023  # it ends within the round
 
         def add(future: LightFuture[int] = future, gate: threading.Barrier = gate) -> None:
-            gate.wait(PATIENCE)
+            gate.wait(EVENT_TIMEOUT)
             for _ in range(10):
                 future.add_done_callback(lambda _done: calls.append(1))  # noqa: B023
 
         threads = [later(set_it, n) for n in range(2)] + [later(add) for _ in range(2)]
         for thread in threads:
-            thread.join(PATIENCE)
+            thread.join(EVENT_TIMEOUT)
         assert len(done) == 1
         assert future.result() == done[0]
         assert len(calls) == 20
@@ -146,10 +146,10 @@ def test_waiting_for_several() -> None:
     first, second, plain = LightFuture[int](), LightFuture[int](), Future[int]()
     first.set_result(1)
     thread = later(lambda: (second.set_exception(Trouble()), plain.set_result(3)))  # type: ignore[func-returns-value]
-    done, open_ = wait([first, second, plain], PATIENCE, ALL_COMPLETED)
+    done, open_ = wait([first, second, plain], EVENT_TIMEOUT, ALL_COMPLETED)
     thread.join()
     assert (done, open_) == ({first, second, plain}, set())
-    assert set(as_completed([first, second, plain], PATIENCE)) == {first, second, plain}
+    assert set(as_completed([first, second, plain], EVENT_TIMEOUT)) == {first, second, plain}
 
 
 def test_asyncio_can_wait_for_it() -> None:
@@ -158,7 +158,7 @@ def test_asyncio_can_wait_for_it() -> None:
     async def run() -> int:
         future = LightFuture[int]()
         thread = later(future.set_result, 5)
-        found = await asyncio.wait_for(asyncio.wrap_future(future), PATIENCE)
+        found = await asyncio.wait_for(asyncio.wrap_future(future), EVENT_TIMEOUT)
         thread.join()
         dropped = LightFuture[int]()
         with pytest.raises(TimeoutError):
@@ -174,5 +174,5 @@ def test_one_that_a_child_inherited() -> None:
     future = LightFuture[int]()
     future._condition.acquire()
     held = later(fail_inherited, future)
-    held.join(PATIENCE)
+    held.join(EVENT_TIMEOUT)
     assert isinstance(future.exception(0), CallCancelled)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from msgbus.drivers.toolkit.loop import FOREVER, LINGER, Loop
-from tests.support import PATIENCE
+from tests.support import EVENT_TIMEOUT
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def loop() -> Iterator[Loop]:
     assert made.closed
 
 
-def test_it_runs_what_it_is_handed_in_order(loop: Loop) -> None:
+def test_it_runs_calls_in_order(loop: Loop) -> None:
     """From any thread, on its own, which starts with the first."""
     ran: list[Any] = []
     done = threading.Event()
@@ -34,7 +34,7 @@ def test_it_runs_what_it_is_handed_in_order(loop: Loop) -> None:
         (loop.call_lazily if n % 3 else loop.call)(ran.append, n)
     loop.call(lambda: ran.append(loop.is_here))
     loop.call(done.set)
-    assert done.wait(PATIENCE)
+    assert done.wait(EVENT_TIMEOUT)
     assert ran == [*range(1000), True]
     assert not loop.is_here
 
@@ -44,12 +44,12 @@ def test_it_goes_on_after_an_error(loop: Loop, caplog: pytest.LogCaptureFixture)
     done = threading.Event()
     loop.call(lambda: 1 // 0)
     loop.call(done.set)
-    assert done.wait(PATIENCE)
+    assert done.wait(EVENT_TIMEOUT)
     assert "ZeroDivisionError" in caplog.text
 
 
 def test_what_is_last_comes_after_all_else(loop: Loop) -> None:
-    """After all that was handed over, and after what has gathered was sent."""
+    """After all calls, and after gathered data was sent."""
     order: list[str] = []
     done = threading.Event()
 
@@ -66,7 +66,7 @@ def test_what_is_last_comes_after_all_else(loop: Loop) -> None:
         order.append("first")
 
     loop.call(both)
-    assert done.wait(PATIENCE)
+    assert done.wait(EVENT_TIMEOUT)
     assert order == ["first", "second", "sent", "last"]
 
 
@@ -82,7 +82,7 @@ def test_what_is_due_later_comes_in_its_turn(loop: Loop) -> None:
         loop.call_later(0.0, lambda: order.append(0))
 
     loop.call(ask)
-    assert done.wait(PATIENCE)
+    assert done.wait(EVENT_TIMEOUT)
     assert order == [0, 1, 2]
 
 
@@ -98,11 +98,11 @@ def test_it_watches_descriptors(loop: Loop) -> None:
 
     loop.call(loop.watch, read, on_read)
     os.write(write, b"a")
-    assert seen.wait(PATIENCE)
+    assert seen.wait(EVENT_TIMEOUT)
     stopped = threading.Event()
     loop.call(loop.unwatch, read)
     loop.call(stopped.set)
-    assert stopped.wait(PATIENCE)
+    assert stopped.wait(EVENT_TIMEOUT)
     os.write(write, b"b")
     os.close(write)
     assert got == [b"a"]
@@ -121,11 +121,11 @@ def test_lingering_ends_with_sending_what_was_held_back(loop: Loop) -> None:
 
     loop.before_sleep = before_sleep
     loop.call(lambda: None)
-    assert over.wait(PATIENCE)
+    assert over.wait(EVENT_TIMEOUT)
 
 
-def test_what_was_left_to_the_thread_is_written_before_it_waits(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
-    """Others write themselves as soon as they see that it waits; what they left to it before that, it writes.
+def test_data_left_to_the_thread_is_written_before_it_waits(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
+    """Other threads write themselves once the loop's thread waits; what they left to it before, it writes.
 
     It does so without another turn, and goes on after an error.
     """
@@ -151,15 +151,15 @@ def test_what_was_left_to_the_thread_is_written_before_it_waits(loop: Loop, capl
         loop.before_sleep, loop.write_rest = before_sleep, write_rest
 
     loop.call(begin)
-    assert done.wait(PATIENCE)
+    assert done.wait(EVENT_TIMEOUT)
     assert found == [("late", False, 1)]
     again = threading.Event()
     loop.call(again.set)
-    assert again.wait(PATIENCE)
+    assert again.wait(EVENT_TIMEOUT)
     assert "a socket is broken" in caplog.text
 
 
-def test_close_runs_what_was_handed_over_before() -> None:
+def test_close_runs_the_calls_before_it() -> None:
     """Then the thread ends and gives its descriptors back; afterwards nothing is run, and nothing fails."""
     before = len(os.listdir("/proc/self/fd"))
     loop = Loop("test-loop")
@@ -198,7 +198,7 @@ def test_many_threads_may_hand_it_things(loop: Loop) -> None:
         thread.join()
     done = threading.Event()
     loop.call(done.set)
-    assert done.wait(PATIENCE)
+    assert done.wait(EVENT_TIMEOUT)
     assert len(ran) == len(set(ran)) == 4000
 
 
@@ -219,14 +219,14 @@ def test_what_is_due_runs_in_the_order_of_their_times(loop: Loop) -> None:
     """What is due first runs first, whatever was asked for first; of equal times, what was asked for first."""
     ran: list[str] = []
     done, all_there = threading.Event(), threading.Event()
-    loop.call_later(0, lambda: all_there.wait(PATIENCE))  # so that all of them are due when the first one runs
+    loop.call_later(0, lambda: all_there.wait(EVENT_TIMEOUT))  # so that all of them are due when the first one runs
     loop.call_later(0.003, done.set)
     loop.call_later(0.002, lambda: ran.append("last"))
     loop.call_later(0.001, lambda: ran.append("second"))
     for name in "abc":
         loop.call_later(-1, lambda name=name: ran.append(name))
     all_there.set()
-    assert done.wait(PATIENCE)
+    assert done.wait(EVENT_TIMEOUT)
     assert ran == ["a", "b", "c", "second", "last"]
 
 
@@ -235,7 +235,7 @@ def test_what_is_due_earlier_overtakes(loop: Loop) -> None:
     done = threading.Event()
     loop.call_later(3600, lambda: None)
     loop.call_later(0, done.set)
-    assert done.wait(PATIENCE)
+    assert done.wait(EVENT_TIMEOUT)
 
 
 def test_a_due_function_that_fails_does_not_stop_it(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
@@ -243,7 +243,7 @@ def test_a_due_function_that_fails_does_not_stop_it(loop: Loop, caplog: pytest.L
     done = threading.Event()
     loop.call_later(0, lambda: 1 / 0)
     loop.call_later(0, done.set)
-    assert done.wait(PATIENCE)
+    assert done.wait(EVENT_TIMEOUT)
     assert "ZeroDivisionError" in caplog.text
 
 
@@ -251,7 +251,7 @@ def test_a_function_may_ask_for_the_next_one(loop: Loop) -> None:
     """A function that it runs may have another one run later."""
     done = threading.Event()
     loop.call_later(0, lambda: loop.call_later(0, done.set))
-    assert done.wait(PATIENCE)
+    assert done.wait(EVENT_TIMEOUT)
 
 
 def test_lets_go_of_what_it_has_run(loop: Loop) -> None:
@@ -267,11 +267,11 @@ def test_lets_go_of_what_it_has_run(loop: Loop) -> None:
     loop.call_later(0, thing.method)
     del thing
     gc.collect()
-    assert gone.wait(PATIENCE)
+    assert gone.wait(EVENT_TIMEOUT)
 
 
 def test_close_forgets_what_is_due_and_ends_the_thread() -> None:
-    """After `close` nothing runs any more, the thread is gone, and what is asked for is forgotten."""
+    """After `close` nothing runs any more, the thread has ended, and later calls are ignored."""
     loop = Loop("test-loop")
     ran: list[int] = []
     loop.call_later(3600, lambda: ran.append(1))
@@ -293,6 +293,6 @@ def test_close_from_its_own_thread() -> None:
         closed.set()
 
     loop.call_later(0, close)
-    assert closed.wait(PATIENCE)
+    assert closed.wait(EVENT_TIMEOUT)
     loop.close()
     assert running() == 0

@@ -18,7 +18,7 @@ from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Delivery, Message
 from msgbus.drivers.toolkit.broker import BrokerDriver
 from tests.drivers.toolkit.test_broker import OTHER, TOPIC, change, message, newdriver, open_driver
-from tests.support import PATIENCE
+from tests.support import EVENT_TIMEOUT
 
 __all__ = ["newdriver"]  # the fixture
 
@@ -51,12 +51,12 @@ def test_a_subscription_is_closed_with_its_connection(newdriver: ModuleType) -> 
     change(newdriver._Feed, "close", lambda _old, _feed: None)
     with open_driver(newdriver) as driver:
         subscription = driver.subscribe([TOPIC], ignore, prefetch=1)
-        subscription.ready.result(PATIENCE)
+        subscription.ready.result(EVENT_TIMEOUT)
         closed = subscription.close()
         driver.loop.call(lambda: None)
         cut(driver)
-        closed.result(PATIENCE)
-        subscription.stop().result(PATIENCE)
+        closed.result(EVENT_TIMEOUT)
+        subscription.stop().result(EVENT_TIMEOUT)
 
 
 def test_what_a_broken_close_has_left_is_removed_over_the_next_connection(newdriver: ModuleType) -> None:
@@ -72,11 +72,11 @@ def test_what_a_broken_close_has_left_is_removed_over_the_next_connection(newdri
     change(newdriver.NewdriverDriver, "leaves", lambda _old, _driver, address: address.kind == "inbox")
     with open_driver(newdriver) as driver:
         inbox = driver.open_inbox(ignore)
-        inbox.ready.result(PATIENCE)
+        inbox.ready.result(EVENT_TIMEOUT)
         closed = inbox.close()
         driver.loop.call(lambda: None)
         cut(driver)
-        closed.result(PATIENCE)
+        closed.result(EVENT_TIMEOUT)
     assert removed == [inbox.address]
 
 
@@ -102,13 +102,13 @@ def test_a_connection_that_breaks_while_consumers_come_back_forgets_none(
     with open_driver(newdriver) as driver:
         came = []
         for address in (TOPIC, OTHER):
-            driver.subscribe([address], lambda got: came.append(got.message.id), prefetch=9).ready.result(PATIENCE)
+            driver.subscribe([address], lambda got: came.append(got.message.id), prefetch=9).ready.result(EVENT_TIMEOUT)
         breaks.append(True)
         cut(driver)
         until(lambda: not breaks, "the connection breaks a second time")
         until_up(driver)
         for address in (TOPIC, OTHER):
-            driver.send(address, message(address.topic), mandatory=True).result(PATIENCE)
+            driver.send(address, message(address.topic), mandatory=True).result(EVENT_TIMEOUT)
         until(lambda: len(came) == 2, "messages to both addresses")
         assert "its session is over" not in caplog.text
 
@@ -123,8 +123,8 @@ def test_inboxes_come_back_first(newdriver: ModuleType) -> None:
 
     change(newdriver._Session, "consume", consume)
     with open_driver(newdriver) as driver:
-        driver.subscribe([TOPIC], ignore, prefetch=1).ready.result(PATIENCE)
-        driver.open_inbox(ignore).ready.result(PATIENCE)
+        driver.subscribe([TOPIC], ignore, prefetch=1).ready.result(EVENT_TIMEOUT)
+        driver.open_inbox(ignore).ready.result(EVENT_TIMEOUT)
         assert order == ["topic", "inbox"]
         cut(driver)
         until(lambda: len(order) == 4, "both come back")
@@ -143,7 +143,7 @@ def test_what_waits_is_sent_by_a_driver_that_is_closed_meanwhile(newdriver: Modu
 
     change(newdriver._Feed, "start", start)
     with open_driver(newdriver) as driver:
-        driver.open_inbox(ignore).ready.result(PATIENCE)
+        driver.open_inbox(ignore).ready.result(EVENT_TIMEOUT)
         system = session_of(driver).system
         system.up = False
         cut(driver)
@@ -153,7 +153,7 @@ def test_what_waits_is_sent_by_a_driver_that_is_closed_meanwhile(newdriver: Modu
         thread.start()
         until(lambda: driver._closed, "the driver is being closed")
         system.up = True
-        thread.join(PATIENCE)
+        thread.join(EVENT_TIMEOUT)
         sent.result(0)
 
 
@@ -177,7 +177,7 @@ def test_what_a_lost_session_says_of_a_declaration_is_not_believed(newdriver: Mo
         session._declared.add(STORED)
         session.system.declare(newdriver.queue_of(STORED), newdriver.key_of(STORED))
         driver.loop.call(waiting.pop())
-        assert sent.result(PATIENCE).reached == 1
+        assert sent.result(EVENT_TIMEOUT).reached == 1
 
 
 def test_what_a_lost_session_says_of_an_address_is_not_believed(newdriver: ModuleType) -> None:
@@ -200,7 +200,7 @@ def test_what_a_lost_session_says_of_an_address_is_not_believed(newdriver: Modul
         subscription = driver.subscribe([TOPIC], ignore, prefetch=1)
         until(lambda: started, "the declaration begins")
         cut(driver)
-        subscription.ready.result(PATIENCE)
+        subscription.ready.result(EVENT_TIMEOUT)
 
 
 def test_a_session_that_cannot_be_started_is_tried_again(
@@ -216,7 +216,7 @@ def test_a_session_that_cannot_be_started_is_tried_again(
 
     change(newdriver._Session, "start", start)
     with open_driver(newdriver) as driver:
-        driver.send(TOPIC, message("x"), mandatory=False).result(PATIENCE)
+        driver.send(TOPIC, message("x"), mandatory=False).result(EVENT_TIMEOUT)
     assert "no space left on device; check that it runs" in caplog.text
 
 
@@ -233,8 +233,8 @@ def test_a_declaration_that_raises_fails_what_waits_for_it(newdriver: ModuleType
     change(newdriver._Session, "declare", declare)
     with open_driver(newdriver) as driver:
         for sent in [driver.send(STORED, Message(b"", "", "i"), mandatory=False) for _ in range(2)]:
-            assert str(error) in str(sent.exception(PATIENCE))
-        driver.send(STORED, Message(b"", "", "i"), mandatory=False).result(PATIENCE)
+            assert str(error) in str(sent.exception(EVENT_TIMEOUT))
+        driver.send(STORED, Message(b"", "", "i"), mandatory=False).result(EVENT_TIMEOUT)
 
 
 def test_a_look_that_raises_fails_at_once(newdriver: ModuleType) -> None:
@@ -247,7 +247,7 @@ def test_a_look_that_raises_fails_at_once(newdriver: ModuleType) -> None:
 
     change(newdriver._Session, "inspect", inspect)
     with open_driver(newdriver) as driver:
-        error = driver.inspect(TOPIC).exception(PATIENCE)
+        error = driver.inspect(TOPIC).exception(EVENT_TIMEOUT)
         assert str(error) == "no channel is left"
 
 
@@ -260,18 +260,18 @@ def test_a_child_leaves_the_parents_feeds_alone(newdriver: ModuleType) -> None:
 
     with open_driver(newdriver) as driver:
         subscription = driver.subscribe([TOPIC], ignore, prefetch=1)
-        subscription.ready.result(PATIENCE)
+        subscription.ready.result(EVENT_TIMEOUT)
         for name in ("cancel", "close"):
             change(newdriver._Feed, name, partial(touch, name))
         # As in a forked child, without one: pytest's threads do not survive a fork.
         driver._forked()
-        driver.send(TOPIC, message("x"), mandatory=False).result(PATIENCE)
+        driver.send(TOPIC, message("x"), mandatory=False).result(EVENT_TIMEOUT)
         for ended in (subscription.stop(), subscription.close()):
             with pytest.raises(CallCancelled):
-                ended.result(PATIENCE)
+                ended.result(EVENT_TIMEOUT)
         done: Future[None] = Future()
         driver.loop.call(done.set_result, None)
-        done.result(PATIENCE)
+        done.result(EVENT_TIMEOUT)
     assert touched == []
 
 
@@ -291,9 +291,9 @@ def test_a_bug_in_the_end_of_a_connection_does_not_keep_the_next_one_away(
     with open_driver(newdriver) as driver:
         came: list[str] = []
         for address in (TOPIC, OTHER):
-            driver.subscribe([address], lambda got: came.append(got.message.id), prefetch=9).ready.result(PATIENCE)
+            driver.subscribe([address], lambda got: came.append(got.message.id), prefetch=9).ready.result(EVENT_TIMEOUT)
         cut(driver)
         for address in (TOPIC, OTHER):
-            driver.send(address, message(address.topic), mandatory=True).result(PATIENCE)
+            driver.send(address, message(address.topic), mandatory=True).result(EVENT_TIMEOUT)
         until(lambda: len(came) == 2, "messages to both addresses")
     assert "a bug" in caplog.text

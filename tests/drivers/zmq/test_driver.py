@@ -56,7 +56,7 @@ def test_run_directory_with_too_long_a_path_is_refused() -> None:
     [
         ("matchmaker=file", "set matchmaker_file"),
         ("matchmaker=redis", "set redis_url"),
-        ("matchmaker=file&matchmaker_file=f&listen=tcp://127.0.0.1:*", "needs a certain port"),
+        ("matchmaker=file&matchmaker_file=f&listen=tcp://127.0.0.1:*", "needs a fixed port"),
         ("matchmaker=file&matchmaker_file=f&listen=tcp://0.0.0.0:5&KEYS", "set advertise"),
         ("matchmaker=redis&redis_url=redis://h&listen=tcp://*:*&KEYS", "set advertise"),
     ],
@@ -112,7 +112,7 @@ def test_message_that_cannot_be_sent_is_refused_without_opening_a_node(
 
 
 def test_subscribing_to_dead_letters_fails(tmp_path: pathlib.Path) -> None:
-    """There are none: the subscription fails."""
+    """They are not stored: the subscription fails."""
     transport = get_rpc_transport(new_conf(), f"zmq://{tmp_path}/run")
     subscription = transport.driver.subscribe([Address("dead", "e", "t")], lambda _: None, prefetch=1)
     assert isinstance(subscription.ready.exception(0), CapabilityMissing)

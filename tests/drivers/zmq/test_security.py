@@ -90,7 +90,7 @@ def test_listening_to_other_hosts_without_keys_is_refused(listen: str) -> None:
     [
         ("key_file=/a", "set both"),
         ("keys_dir=/a", "set both"),
-        ("key_file=/a&keys_dir=/b&insecure_let_anybody_send_and_read=true", "makes no sense with key_file"),
+        ("key_file=/a&keys_dir=/b&insecure_let_anybody_send_and_read=true", "cannot be used with key_file"),
     ],
 )
 def test_options_that_do_not_fit_together_are_refused(query: str, text: str) -> None:
@@ -165,7 +165,7 @@ def test_invalid_key_file_is_refused_with_the_reason(keys: pathlib.Path) -> None
 
 
 def test_key_is_trusted_as_long_as_its_file_is_there(keys: pathlib.Path) -> None:
-    """The directory is looked at each time: a key is trusted as long as its file is there, with what it has then."""
+    """The directory is checked each time: a key is trusted as long as its file exists, with its present content."""
     ring = KeyRing(str(keys))
     key = public(keys, "two")
     assert ring.names() == {public(keys, "one"): "one", key: "two"}

@@ -46,7 +46,7 @@ class Cluster:
         self._epmd: ProcessTree | None = None
         self._cookie = secrets.token_hex(16)
         config = {
-            # What docs/howto/deploy.md tells operators to set: the first for RabbitMQ 3, the second for 4.3.
+            # The settings that docs/howto/deploy.md recommends: the first for RabbitMQ 3, the second for 4.3.
             "cluster_partition_handling": "pause_minority",
             **({"consumer_disconnected_timeout": "5000"} if version != "3.10" else {}),
             "cluster_name": f"msgbus-{version}",
@@ -98,7 +98,7 @@ class Cluster:
             raise BrokerFailed(f"the cluster of RabbitMQ {self.version}: {error}") from error
 
     def _start_epmd(self) -> None:
-        """The daemon that tells nodes each other's ports. In a tree of its own: it outlives each of the nodes."""
+        """The daemon from which nodes learn each other's ports. In a tree of its own: it outlives each of the nodes."""
         program = "epmd" if self._root is None else f"/usr/lib/erlang/{self._erts()}/bin/epmd"
         argv = [program, "-port", str(self._epmd_port), "-address", "127.0.0.1"]
         self._epmd = ProcessTree(argv, {"PATH": "/usr/bin:/bin"}, self.base / "epmd.log", self._root)

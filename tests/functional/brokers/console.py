@@ -1,4 +1,4 @@
-"""What can be asked of a running RabbitMQ node, and told to it, in milliseconds."""
+"""Queries and commands for a running RabbitMQ node, which take milliseconds."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Console:
         )
 
     def delete_queue(self, name: str, vhost: str = "/") -> None:
-        """Delete a queue whatever it holds and whoever consumes; raise ``BrokerFailed`` if there is none."""
+        """Delete a queue, even if it has messages or consumers; raise ``BrokerFailed`` if there is none."""
         self.eval(
             f"{{ok, Queue}} = rabbit_amqqueue:lookup({{resource, {binary(vhost)}, queue, {binary(name)}}}), "
             f"{{ok, _}} = rabbit_amqqueue:delete(Queue, false, false, {binary('tests')}), ok."

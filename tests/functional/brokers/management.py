@@ -1,7 +1,7 @@
-"""What can be asked of a running Broker-J, and told to it, over AMQP management (in milliseconds).
+"""Queries and commands for a running Broker-J over AMQP management, which take milliseconds.
 
 The operations are those of "AMQP Management Version 1.0" (OASIS, working draft 9); types, attributes and further
-operations are what the broker itself tells of them with GET-TYPES, GET-ATTRIBUTES and GET-OPERATIONS.
+operations are those that the broker lists with GET-TYPES, GET-ATTRIBUTES and GET-OPERATIONS.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What came of it: a status as of HTTP, the words with it, and the body."""
+    """The answer to a request: a status like that of HTTP, its text, and the body."""
 
     status: int
     words: str
@@ -90,7 +90,7 @@ class Management:
         found = self.connections()
         doomed = [Request("DELETE", "Connection", {"identity": identity}) for name, identity in listed if name in found]
         for answer in self.ask(doomed, _BROKER):
-            if answer.status not in {204, 404}:  # 404: it is gone already
+            if answer.status not in {204, 404}:  # 404: it does not exist any more
                 raise BrokerFailed(f"a connection cannot be closed: {answer.status} {answer.words}")
 
     def create(self, kind: str, name: str, **attributes: object) -> None:
@@ -98,7 +98,7 @@ class Management:
         _good(self.ask([Request("CREATE", kind, {}, {"name": name, **attributes})]))
 
     def delete(self, kind: str, name: str) -> None:
-        """Delete a "Queue" or an "Exchange", whatever it holds and whoever uses it."""
+        """Delete a "Queue" or an "Exchange", even if it has messages or users."""
         _good(self.ask([Request("DELETE", kind, _path(name))]))
 
     def _list(self, kind: str, *attributes: str, vhost: str = _VHOST) -> list[list[Any]]:
@@ -196,7 +196,7 @@ def _receive(receiver: Any) -> Answer:
 
 
 def _good(answers: list[Answer]) -> list[Any]:
-    """The bodies of answers that are none of a refusal."""
+    """The bodies of the answers that are not refusals."""
     for answer in answers:
         if answer.status >= 300:
             raise BrokerFailed(f"{answer.status} {answer.words}")

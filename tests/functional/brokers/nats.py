@@ -83,7 +83,7 @@ class Nats:
             return False
 
     def stop(self) -> None:
-        """Shut it down cleanly, and return when it is gone; raise ``BrokerFailed`` if it is not within 30 s."""
+        """Shut it down cleanly, and return when it has ended; raise ``BrokerFailed`` if it does not within 30 s."""
         if self._tree is None or not self._tree.alive():
             return
         self._signal(signal.SIGCONT)
@@ -93,7 +93,7 @@ class Nats:
             raise BrokerFailed(f"nats-server did not stop in {_SECONDS} s\n{self._log_tail()}")
 
     def kill(self) -> None:
-        """SIGKILL it, and return when it is gone."""
+        """SIGKILL it, and return when it has ended."""
         if self._tree is not None:
             self._tree.kill()
 

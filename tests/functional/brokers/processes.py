@@ -28,7 +28,7 @@ class BrokerMissing(Exception):
 
 
 class BrokerFailed(Exception):
-    """The broker did not do what it was told in time; the message has the end of its log."""
+    """The broker did not carry out a command in time; the message has the end of its log."""
 
 
 # $1 is the root folder of the command ("" for the machine's own), $2 the folder to show as /mnt in it ("" for none).
@@ -138,7 +138,7 @@ class ProcessTree:
             self._process = subprocess.Popen(
                 [*_namespace_command(), *first, *argv],
                 env=dict(env),
-                stdin=subprocess.PIPE,  # its end tells the first process that the tests are gone
+                stdin=subprocess.PIPE,  # its end shows the first process that the tests have ended
                 stdout=output,
                 stderr=output,
                 start_new_session=True,  # a Ctrl-C is for the tests only
@@ -170,10 +170,10 @@ class ProcessTree:
         return True
 
     def kill(self) -> None:
-        """SIGKILL everything, and return when all of it is gone."""
+        """SIGKILL all processes, and return when they have ended."""
         if self.alive():
             # The first process of the namespace is the only child of unshare. The kernel lets it end only after all
-            # the others have, and unshare ends after it: when unshare is gone, so is everything.
+            # the others have, and unshare ends after it: when unshare has ended, so have all.
             first = [pid for pid, (_, parent) in _process_table().items() if parent == self._process.pid]
             if first:
                 send_signal(first[0], signal.SIGKILL)
@@ -188,7 +188,7 @@ class ProcessTree:
 
 
 def send_signal(pid: int, number: signal.Signals) -> None:
-    """Send a signal to a process, which may be gone already. What is to stop has stopped when this returns."""
+    """Send a signal to a process, which may have ended already. After SIGSTOP it has stopped on return."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
         if number == signal.SIGSTOP:
@@ -196,7 +196,7 @@ def send_signal(pid: int, number: signal.Signals) -> None:
 
 
 def _running_threads(pid: int) -> list[str]:
-    """The threads of a process that are neither stopped nor gone."""
+    """The threads of a process that are neither stopped nor ended."""
     found = []
     for task in pathlib.Path(f"/proc/{pid}/task").glob("*/stat"):
         with contextlib.suppress(OSError):  # it ended meanwhile

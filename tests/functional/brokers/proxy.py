@@ -46,7 +46,7 @@ class _Side:
 
 
 class Proxy:
-    """Passes what comes in on 127.0.0.1, ``port``, to 127.0.0.1, ``target_port``, until told otherwise.
+    """Passes what comes in on 127.0.0.1, ``port``, to 127.0.0.1, ``target_port``, until a test changes that.
 
     Each verb has taken effect when it returns. They may be called from any thread; one thread of its own does the
     work, and all of it. Raises ``TimeoutError`` if that thread does not answer within 10 s.
@@ -162,7 +162,7 @@ class Proxy:
         try:
             accepted, _ = listener.accept()
         except OSError:
-            return  # the client is gone already
+            return  # the client has disconnected already
         near = _Side(accepted)
         try:
             far = _Side(socket.create_connection(("127.0.0.1", self.target_port), _SECONDS))

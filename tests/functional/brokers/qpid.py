@@ -189,7 +189,7 @@ class Qpid(Management):
         return "BRK-1004" in log  # "ready": its ports are open before, and so are its virtual hosts
 
     def stop(self) -> None:
-        """Shut the broker down cleanly, and return when it is gone; raise ``BrokerFailed`` if it is not within 30 s."""
+        """Shut the broker down cleanly, and return when it has ended; ``BrokerFailed`` if not within 30 s."""
         if self._tree is None or not self._tree.alive():
             return
         self._signal(signal.SIGCONT)
@@ -201,7 +201,7 @@ class Qpid(Management):
             raise BrokerFailed(f"Broker-J did not stop in {_STOP_SECONDS} s\n{self._log_tail()}")
 
     def kill(self) -> None:
-        """SIGKILL the broker, and return when it is gone."""
+        """SIGKILL the broker, and return when it has ended."""
         if self._tree is not None:
             self._tree.kill()
         self.hang_up()

@@ -26,7 +26,7 @@ __all__ = ["BrokerFailed", "BrokerMissing", "RabbitMQ"]
 
 HERE: Final = pathlib.Path(__file__).parent
 # Where each version is: in the machine's own packages, or in the tree of a newer Debian that `install` makes. That
-# Debian moves on, so whatever 4.x it has stands for the current RabbitMQ; `release` tells which it is.
+# Debian moves on, so whatever 4.x it has stands for the current RabbitMQ; `release` says which it is.
 _SBIN: Final = {
     "3.10": "usr/lib/rabbitmq/lib/rabbitmq_server-3.10.*/sbin",
     "4.3": "usr/lib/rabbitmq/lib/rabbitmq_server-4.*/sbin",
@@ -178,7 +178,7 @@ class RabbitMQ(Console):
             return False
 
     def stop(self) -> None:
-        """Shut the node down cleanly, and return when it is gone; raise ``BrokerFailed`` if it is not within 30 s."""
+        """Shut the node down cleanly, and return when it has ended; ``BrokerFailed`` if not within 30 s."""
         if self._tree is None or not self._tree.alive():
             return
         self._signal(signal.SIGCONT)
@@ -188,7 +188,7 @@ class RabbitMQ(Console):
             raise BrokerFailed(f"RabbitMQ {self.version} did not stop in {_STOP_SECONDS} s\n{self._log_tail()}")
 
     def kill(self) -> None:
-        """SIGKILL the node with all its helpers, and return when they are gone."""
+        """SIGKILL the node with all its helpers, and return when they have ended."""
         if self._tree is not None:
             self._tree.kill()
 

@@ -88,7 +88,7 @@ class Redis:
             return False
 
     def stop(self) -> None:
-        """Shut it down cleanly, and return when it is gone; raise ``BrokerFailed`` if it is not within 15 s."""
+        """Shut it down cleanly, and return when it has ended; raise ``BrokerFailed`` if it does not within 15 s."""
         if self._tree is None or not self._tree.alive():
             return
         self.resume()
@@ -98,7 +98,7 @@ class Redis:
             raise BrokerFailed(f"Redis did not stop in {_STOP_SECONDS} s\n{self._log_tail()}")
 
     def kill(self) -> None:
-        """SIGKILL it, and return when it is gone."""
+        """SIGKILL it, and return when it has ended."""
         if self._tree is not None:
             self._tree.kill()
 

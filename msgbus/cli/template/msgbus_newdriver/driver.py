@@ -1,8 +1,8 @@
 """The driver newdriver. It works as it is: messages move within one process, in memory.
 
-What every driver of a broker needs comes from `BrokerDriver`: what is sent waits for a connection, deadlines are kept,
-connections come back and with them inboxes and subscriptions, closing, forking. Here is the rest, in three classes,
-over `_System`, which stands for the broker. Make it yours in steps, with the checks passing after each:
+`BrokerDriver` supplies what every driver of a broker needs: messages wait for a connection until their deadline, it
+reconnects and restores inboxes and subscriptions, closes, and survives forks. The rest is here, in three classes, on
+top of `_System`, a stand-in for the broker. Make it yours in steps, with the checks passing after each:
 
 1. `NewdriverDriver`: where your broker is and how to connect. `dial` returns a connection of yours.
 2. `_Session`, verb by verb: `start`, `publish`, then `consume`, with `_Feed`. Then `_System` goes.
@@ -80,7 +80,7 @@ def key_of(address: Address) -> str:
 
 
 def queue_of(address: Address, unique: str = "") -> str:
-    """Where the messages to an address wait. A fanout's queue is its subscriber's alone."""
+    """The name of an address's queue. The queue of a fanout has a single subscriber."""
     pool = f"/pool/{quote(address.name, safe='')}"
     return key_of(address) + {"pool": pool, "fanout": f"/{unique}"}.get(address.kind, "")
 
@@ -103,7 +103,7 @@ class _Session(Session):
         if outgoing.address.kind in ("stored", "dead") and outgoing.address not in self._declared:
             return Offer.UNDECLARED  # The queue may not be there, as nobody may ever have subscribed.
         reached = self.system.put(key_of(outgoing.address), outgoing.message, outgoing.expires)
-        self.loop.call(self._answered, outgoing, reached)  # Later: here a lock is held.
+        self.loop.call(self._answered, outgoing, reached)  # Later: the caller holds a lock.
         return Offer.SENT
 
     def _answered(self, outgoing: Outgoing, reached: int) -> None:
@@ -130,7 +130,7 @@ class _Session(Session):
         self.system.sessions.discard(self)
 
     def abandon(self) -> None:
-        pass  # In a forked child: drop the parent's socket, without a word on it.
+        pass  # In a forked child: drop the parent's socket without writing to it.
 
 
 class _Feed(Feed):
@@ -165,7 +165,7 @@ class _Feed(Feed):
 
     def cancel(self) -> None:
         self.session.system.cancel(self)
-        self.session.loop.call(self._source.cancelled, self)  # After what is on its way.
+        self.session.loop.call(self._source.cancelled, self)  # After the deliveries that are on their way.
 
     def close(self) -> None:
         self.end()
@@ -175,7 +175,7 @@ class _Feed(Feed):
         self.session.system.end(self)
 
 
-# STEP 2: from here on it stands for the broker. The threads of many drivers call it, and it answers on theirs.
+# STEP 2: the rest stands in for the broker. The threads of many drivers call it; it calls back on their loops.
 
 
 class _Item:
@@ -195,7 +195,7 @@ class _Queue:
 
 
 class _System:
-    """A broker in memory. Queues stay, but for those of fanouts and inboxes."""
+    """A broker in memory. Queues are kept, except those of fanouts and inboxes."""
 
     def __init__(self) -> None:
         self.up = True
@@ -210,12 +210,12 @@ class _System:
             session.loop.call(session.lose)
 
     def declare(self, name: str, key: str) -> _Queue:
-        """Make a queue, unless it is there."""
+        """Create a queue, unless it exists."""
         with self._lock:
             return self._queues.setdefault(name, _Queue(key))
 
     def put(self, key: str, message: Message, expires: float) -> int:
-        """Put a message into all queues of a key; return how many these are."""
+        """Put a message into all queues of a key; return their number."""
         with self._lock:
             found = [queue for queue in self._queues.values() if queue.key == key]
             for queue in found:
@@ -224,26 +224,26 @@ class _System:
             return len(found)
 
     def consume(self, feed: _Feed) -> None:
-        """Have a feed get messages."""
+        """Start delivering to a feed."""
         with self._lock:
             feed.queue.feeds.append(feed)
             self._deliver(feed.queue)
 
     def settle(self, feed: _Feed, tag: int, outcome: Outcome) -> bool:
-        """Take it that a message is done with, or is for another. False: the feed has ended."""
+        """Remove a message, or give it back for another feed. False: the feed has ended."""
         with self._lock:
             if feed.alive and (item := feed.open.pop(tag, None)) is not None:
                 self._give_back(feed.queue, [item] if outcome is Outcome.REQUEUE else [])
             return feed.alive
 
     def cancel(self, feed: _Feed) -> None:
-        """Give a feed nothing more."""
+        """Stop delivering to a feed."""
         with self._lock:
             if feed in feed.queue.feeds:
                 feed.queue.feeds.remove(feed)
 
     def end(self, feed: _Feed) -> None:
-        """Give a feed nothing more, and what is open to others."""
+        """Stop delivering to a feed, and give its unsettled messages to others."""
         with self._lock:
             self.cancel(feed)
             if feed.is_own and feed.alive:
@@ -259,7 +259,7 @@ class _System:
         self._deliver(queue)
 
     def _deliver(self, queue: _Queue) -> None:
-        """Give what waits to those who have room, in turn."""
+        """Deliver the waiting messages to the feeds that have room, in turn."""
         while queue.waiting and (roomy := [feed for feed in queue.feeds if len(feed.open) < feed.prefetch]):
             feed, item, tag = roomy[0], queue.waiting.popleft(), next(self._tags)
             queue.feeds.remove(feed)

@@ -85,12 +85,12 @@ class Matchmaker(ABC):
     def changed(self) -> bool:
         """Whether `entries` may have changed. Called before every batch of messages: it has to be cheap.
 
-        Raises nothing: while nothing can be learnt, what was known stays in use.
+        Never raises: while nothing can be read, the known entries stay in use.
         """
 
     @abstractmethod
     def entries(self) -> Mapping[str, Entry]:
-        """The nodes there are, this one among them, by id."""
+        """The existing nodes, this one included, by id."""
 
     @abstractmethod
     def is_alive(self, node: str) -> bool | None:
@@ -113,7 +113,7 @@ class Matchmaker(ABC):
         return ""
 
     def recheck(self) -> int:
-        """No node is known for a message: look again, if that makes a difference.
+        """Look for new nodes again, if that is useful: no node is known for a message.
 
         Returns:
             the number of the check. Once `rechecked` has reached it the node's `on_change` is called.

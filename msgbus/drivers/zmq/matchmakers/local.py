@@ -1,14 +1,14 @@
 """The matchmaker ``local``: the processes of one user on one host find each other in a directory.
 
 ===================  ==========================================================================================
-``<node>.lock``      locked (flock) as long as the node's process lives; the kernel frees it however that ends
+``<node>.lock``      locked (flock) as long as the node's process lives; the kernel frees it in any case
 ``<node>.<n>.node``  the node's entry; written to another file and renamed, with a new number each time
 ``<node>.sock``      its Unix socket
 ``changes``          eight random bytes, written again after each change of the above
 ===================  ==========================================================================================
 
-Reading ``changes`` costs a microsecond, so it is read before every batch of messages: nobody works with outdated
-entries, nobody is woken by changes that do not concern it, and no library for inotify is needed. Files are named after
+Reading ``changes`` costs a microsecond, so it is read before every batch of messages: no node works with outdated
+entries, none is woken by changes that do not concern it, and no library for inotify is needed. Files are named after
 node ids, which are made here; topics are inside the files.
 """
 
@@ -36,7 +36,7 @@ NODE_SIZE = 16
 SOCKET_PATH_MAX = 107
 """Bytes of the path of a Unix socket, by Linux."""
 CHECKED_AT_ONCE = 5
-"""How many other nodes each node checks every few seconds, whether they live."""
+"""How many other nodes each node checks every few seconds for whether they live."""
 ENTRY_MAX = 64 * 1024 * 1024
 """Bytes of the largest entry that is read."""
 
@@ -54,7 +54,7 @@ def default_run_dir() -> str:
 
 
 def check_length(run_dir: str) -> None:
-    """See that sockets can be made in a run directory.
+    """Check that sockets can be created in a run directory.
 
     Raises:
         ConfigurationError: its path is too long for that.

@@ -1,4 +1,4 @@
-"""The matchmaker ``redis``: nodes of many hosts find each other in a Redis, and those of one host without it too.
+"""The matchmaker ``redis``: nodes of many hosts find each other in a Redis; those of one host also without it.
 
 =====================  ======================================================================================
 ``msgbus:node:<id>``   the node's entry, with a time to live: its lease, which it renews
@@ -40,13 +40,13 @@ from msgbus.foreign import get_logger
 LOG = get_logger(__name__)
 
 LEASE = 10
-"""Seconds after which a node that does not renew it is taken for dead."""
+"""Seconds after which a node that does not renew it counts as dead."""
 RENEW = 3.0
 """Seconds between two renewals of a lease; then the leases of other nodes are checked too."""
 PROPAGATION = 0.2
-"""Seconds after which all others have learnt of a change that was published."""
+"""Seconds after which all other nodes know of a change that was published."""
 LEFT_OUT = 1.0
-"""Seconds for which a node is left out that has a lease, and at whose endpoints nobody listens."""
+"""Seconds for which a node is left out that has a lease, but does not listen at its endpoints."""
 BACKOFF_FIRST, BACKOFF_MAX = 0.1, 2.0
 """Seconds between two attempts to reach Redis, at first and at most. Each is shortened by up to a half."""
 RECOVERY = 4.0
