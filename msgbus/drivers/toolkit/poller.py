@@ -1,4 +1,4 @@
-"""Poller: what a loop sleeps on. It knows the watched descriptors, and has one of its own by which it is woken."""
+"""Poller: a loop sleeps in it, until a watched descriptor is ready, its time is over, or another thread wakes it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import threading
 from collections.abc import Callable
 
 _inherited: list[object] = []
-"""Kept and never used: to close these numbers is to close what is somebody else's by now."""
+"""Kept and never used: their numbers may belong to other files by now, which must not be closed."""
 
 
 class Poller:
     """An epoll object and an eventfd.
 
-    A library that makes daemons may close both, as it closes all descriptors of the process. Then nothing can be read
-    or written any more, and the poller only sleeps and is woken: what is due can go on, and fail.
+    Other code may close both, as libraries do that turn the process into a daemon. Then nothing can be read or written
+    any more, and the poller only sleeps and is woken, so that calls and timers still run.
 
     Attributes:
         lost: the error that showed that its descriptors were closed, or None.

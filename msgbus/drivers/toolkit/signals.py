@@ -1,9 +1,9 @@
-"""HeldSignals: puts off the handlers of signals for a moment."""
+"""HeldSignals: puts off the handlers of signals while the main thread drives a loop."""
 
 from __future__ import annotations
 
-# The functions of `signal` without its enumerations, which would cost more than all else here: this is done for each
-# call of a client.
+# The same functions as in `signal`, without its conversion to enumerations, which would cost ten times as much. They
+# are called for each call of a client.
 import _signal  # type: ignore[import-not-found]
 import signal
 import sys
@@ -26,21 +26,21 @@ SIGNALS: Sequence[int] = tuple(
         signal.SIGWINCH,
     )
 )
-"""Those whose handlers are put off: all for which programs have handlers that may raise."""
+"""The signals whose handlers are put off: those for which programs have handlers that may raise."""
 
 
 class HeldSignals:
-    """While it holds them, a signal calls `on_signal`; its own handler is run by `release`. Main thread only.
+    """While signals are held, each calls `on_signal`, and `release` runs its handler. On the main thread only.
 
-    A handler may raise wherever the main thread is, as Ctrl-C does. In the middle of the loop's work that would leave a
-    frame half read.
+    A handler may raise an exception wherever the main thread is, as that of Ctrl-C does. In the middle of the loop's
+    work, that would leave a frame half read.
 
     Attributes:
-        pending: the numbers of those that came meanwhile.
+        pending: the numbers of the signals that came meanwhile.
     """
 
     def __init__(self, on_signal: Callable[[], None]) -> None:
-        """`on_signal` is to make the main thread call `release` soon. It must not raise."""
+        """`on_signal` has to make the main thread call `release` soon. It must not raise."""
         self.pending: list[int] = []
         self._on_signal = on_signal
         self._handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
@@ -52,7 +52,7 @@ class HeldSignals:
         self._on_signal()
 
     def hold(self) -> None:
-        """Put off what comes from now on. What has come already is handled now, and may raise; then nothing is held."""
+        """Put off signals from now on. Earlier ones are handled now; if a handler raises, nothing is held."""
         if self._holds:
             return
         self._holds = True
@@ -67,7 +67,7 @@ class HeldSignals:
             raise
 
     def release(self) -> None:
-        """Handle what has come meanwhile, and what comes from now on as it comes. What a handler raises is raised."""
+        """Run the handlers that were put off, and put off no more. An exception of a handler is raised."""
         self._holds = False
         try:
             for number, handler in self._handlers.items():
@@ -78,10 +78,10 @@ class HeldSignals:
                 del self.pending[-1]
                 self._handlers[number](number, sys._getframe())
         except BaseException:
-            self.release()  # The other handlers, whatever this one does.
+            self.release()  # The other handlers have to run too.
             raise
 
     def abandon(self) -> None:
-        """In a forked child: what has come was the parent's."""
+        """In a forked child: the signals were the parent's."""
         self.pending.clear()
         self.release()

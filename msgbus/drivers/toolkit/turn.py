@@ -1,4 +1,4 @@
-"""Turn: which thread drives a loop, who would take over, and when the loop's own thread has to."""
+"""Turn: which thread drives a loop, which ones want to, and when the loop's own thread has to."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import threading
 from threading import get_ident
 
 STAND_BY = 0.005
-"""Seconds after which the loop's own thread drives again when others have done so, and none does any more."""
-LOOKS = 200
-"""After so many looks that found the same thread driving, the loop's own thread looks no more until it is called."""
+"""Seconds after which the loop's own thread drives again if other threads have driven and none does any more."""
+CHECKS = 200
+"""After so many checks in which the same thread drove, the loop's own thread sleeps until it is woken."""
 
 
 class Turn:
     """One thread at a time has the turn. Thread-safe.
 
-    Three kinds of threads take it: callers who wait for an answer, workers that wait for requests, and the loop's own
-    thread, which stands by while others take turns, and looks every ``STAND_BY`` whether somebody still does.
+    Three kinds of threads take it: callers that wait for an answer, workers that wait for requests, and the loop's own
+    thread. The latter stands by while others take turns, and checks every 5 ms whether they still do.
 
     Attributes:
-        is_mine: this thread has the turn, and does not do something else meanwhile.
+        is_mine: this thread has the turn, and is not away.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # held for whoever has the turn; not always released by the thread that took it
+        self._lock = threading.Lock()  # held while a thread has the turn; another thread may release it
         self._owner: int | None = None
-        self._away = False  # the owner does something else, and will come back
-        self._changing = threading.Lock()  # between an owner that comes back and a thread that takes the turn from it
+        self._away = False  # the owner does something short, and will come back
+        self._changing = threading.Lock()  # for an owner that comes back while its turn is taken away
         self._count = 0  # grows whenever a thread takes the turn, or comes back
         self._waiting: dict[int, threading.Lock] = {}  # by thread
-        self._called = threading.Lock()  # released to wake the loop's own thread from standing by
+        self._called = threading.Lock()  # released to wake the loop's own thread
         self._called.acquire()
-        self._is_needed = False  # why it was called: it has to take the turn
-        self._sleeps = False  # it stands by until it is called
+        self._is_needed = False  # it was woken in order to take the turn
+        self._sleeps = False  # it sleeps until it is woken
 
     @property
     def is_mine(self) -> bool:
@@ -39,7 +39,7 @@ class Turn:
 
     @property
     def is_free(self) -> bool:
-        """Whether no thread has it."""
+        """Whether no thread has the turn."""
         return not self._lock.locked()
 
     def take(self) -> bool:
@@ -52,28 +52,28 @@ class Turn:
         return True
 
     def release(self) -> None:
-        """Give it back."""
+        """Give the turn back."""
         self._owner = None
         self._lock.release()
         if self._sleeps:
             self._wake_thread()
 
     def end(self) -> None:
-        """Have no owner: the one that has the turn cannot be woken, and finds out afterwards that it has it no more."""
+        """Take the turn from a thread that cannot be woken. It finds that out when it wakes by itself."""
         self._lock = threading.Lock()
         self._owner = None
 
-    # An owner that does something else
+    # An owner that is away
 
     def go_away(self) -> None:
-        """Keep the turn while doing something short. Nothing happens if this thread does not have it."""
+        """Keep the turn while this thread does something short. Without the turn, this does nothing."""
         if self._owner == get_ident():
             self._away = True
             if self._sleeps:
                 self._wake_thread()
 
     def come_back(self) -> bool:
-        """Have the turn again after `go_away`. False: it was taken away, or never had."""
+        """Return from `go_away`. False if the turn was taken away, or this thread never had it."""
         if not self._away or self._owner != get_ident():
             return False
         with self._changing:
@@ -84,7 +84,7 @@ class Turn:
             return True
 
     def take_away(self) -> bool:
-        """Take the turn from an owner that does something else."""
+        """Take the turn from an owner that is away."""
         with self._changing:
             if not self._away:
                 return False
@@ -92,15 +92,15 @@ class Turn:
             self._owner = get_ident()
             return True
 
-    # Threads that would take it
+    # Threads that want the turn
 
     @property
     def is_wanted(self) -> bool:
-        """Whether threads wait that would take the turn."""
+        """Whether any thread wants the turn."""
         return bool(self._waiting)
 
     def want(self, ready: threading.Lock) -> None:
-        """This thread waits for `ready`, and takes the turn if it is woken. `want_no_more` has to follow."""
+        """This thread waits for `ready`, and takes the turn when it is woken. `want_no_more` has to follow."""
         self._waiting[get_ident()] = ready
 
     def want_no_more(self) -> None:
@@ -108,20 +108,20 @@ class Turn:
         self._waiting.pop(get_ident(), None)
 
     def offer(self) -> None:
-        """Wake one of those that wait, to take the turn: the last that came, since it will wait for longest."""
+        """Wake a thread that wants the turn: the one that came last, because it will probably wait longest."""
         while True:
             try:
                 _, ready = self._waiting.popitem()
             except KeyError:
                 return
-            if ready.locked():  # Otherwise it has been woken already, and is about to leave.
+            if ready.locked():  # Otherwise that thread has its answer, and is about to leave.
                 unlock(ready)
                 return
 
     # The loop's own thread
 
     def call_thread(self) -> None:
-        """Have the loop's own thread take the turn, if nobody else does before."""
+        """Have the loop's own thread take the turn, unless another one does first."""
         self._is_needed = True
         self._wake_thread()
 
@@ -129,29 +129,29 @@ class Turn:
         unlock(self._called)
 
     def stand_by(self) -> bool:
-        """Sleep until this thread is called, or until nobody has taken a turn for a while.
+        """Sleep until this thread has to drive: because it was called, or no thread has driven for a while.
 
         Returns:
-            whether the owner has been away for too long: then the turn is to be taken from it.
+            whether the owner has been away for too long, so that the turn has to be taken from it.
         """
-        looks = 0
+        checks = 0
         while True:
             count = self._count
             if self._called.acquire(timeout=STAND_BY):
                 if self._is_needed and self.is_free:
                     return False
             elif self._count != count:
-                looks = 0
+                checks = 0
             elif self.is_free or self._away:
                 return self._away
             else:
-                looks += 1
-            if looks >= LOOKS:
+                checks += 1
+            if checks >= CHECKS:
                 self._sleeps = True
-                if not self.is_free and not self._away:  # Looked at after that was set: who leaves wakes this thread.
+                if not self.is_free and not self._away:  # Checked after that: an owner that leaves later wakes it.
                     self._called.acquire()
                 self._sleeps = False
-                looks = 0
+                checks = 0
 
 
 def unlock(lock: threading.Lock) -> None:
