@@ -74,8 +74,8 @@ class VirtualClock:
 
     Attributes:
         seconds: the time.
-        loop: a `Loop` that never waits for a time: where nothing else is to be done, it is that time. Threads that
-            connect are waited for: they take no time either.
+        loop: a `Loop` that never waits for a timer: when there is nothing else to do, it sets the clock to the next
+            one. It waits for threads that connect: they take no time either.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ class VirtualClock:
 
 
 class _VirtualPoll:
-    """An epoll whose time is the clock's."""
+    """An epoll whose timeouts advance the clock."""
 
     def __init__(self, poll: Any, clock: VirtualClock) -> None:
         self._poll = poll
@@ -101,7 +101,7 @@ class _VirtualPoll:
         self.close = poll.close
 
     def poll(self, timeout: float) -> Any:
-        """What has come; nothing if nothing did, and then the time is over."""
+        """The events; if there are none, an empty list, after the clock was advanced by the timeout."""
         if events := self._poll.poll(0.0):
             return events
         for thread in threading.enumerate():
