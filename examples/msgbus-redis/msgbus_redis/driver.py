@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -135,7 +134,7 @@ class RedisDriver(BrokerDriver):
         self._check_server(_fields(await ask(link, CONNECT_TIMEOUT, "INFO")))
         await connection.load_scripts(link, CONNECT_TIMEOUT)
         seconds, micros = await ask(link, CONNECT_TIMEOUT, "TIME")
-        clock = int(seconds) + int(micros) / 1e6 - time.monotonic()
+        clock = int(seconds) + int(micros) / 1e6 - self.loop.now()
         writer = link._writer
         peer = peer_of(writer.get_extra_info("socket")) if writer is not None else ""
         return Dialled(loop, link, host, peer, clock)

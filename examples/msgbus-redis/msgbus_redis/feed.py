@@ -79,7 +79,7 @@ class RedisFeed(Feed):
             self._on_started(*answer)
         return True
 
-    def _on_started(self, made: int, now: int, open_: list[Any]) -> None:
+    def _on_started(self, last: bytes, open_: list[Any]) -> None:
         raise NotImplementedError
 
     def _room(self) -> int:
@@ -186,7 +186,7 @@ class QueueFeed(RedisFeed):
         super().__init__(session, source)
         self._open: dict[bytes, bool] = {}
 
-    def _on_started(self, made: int, now: int, open_: list[Any]) -> None:
+    def _on_started(self, last: bytes, open_: list[Any]) -> None:
         for id_, fields, count in open_:
             self._deliver(id_, fields, count)
 
@@ -230,9 +230,9 @@ class QueueFeed(RedisFeed):
 class InboxFeed(RedisFeed):
     """An inbox. It has one reader, who knows how far it has read: over a reconnect nothing is lost or comes twice."""
 
-    def _on_started(self, made: int, now: int, open_: list[Any]) -> None:
-        if made or self._source.notes is None:
-            self._source.notes = b"0-0"
+    def _on_started(self, last: bytes, open_: list[Any]) -> None:
+        # Where the stream is younger than what was read (it had expired, or another Redis is the master), begin there.
+        self._source.notes = min(self._source.notes or b"0-0", last, key=_order_of)
 
     def _room(self) -> int:
         return CHUNK
@@ -254,6 +254,10 @@ class InboxFeed(RedisFeed):
 
     def settle(self, tag: None, outcome: Outcome) -> bool:
         return self._alive
+
+
+def _order_of(id_: bytes) -> tuple[int, ...]:
+    return tuple(int(part) for part in id_.split(b"-"))
 
 
 def feed_for(session: RedisSession, source: Source) -> RedisFeed:

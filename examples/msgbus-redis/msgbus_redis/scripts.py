@@ -22,17 +22,20 @@ end
 local function text(number) return string.format('%.0f', number) end
 local function exists(key) return redis.call('EXISTS', key) == 1 end
 
--- Make a stream and its group. False where both were there.
+-- Make a stream and its group, unless they are there.
 local function make(stream)
     local made = redis.pcall('XGROUP', 'CREATE', stream, GROUP, '0', 'MKSTREAM')
     if made.err and string.sub(made.err, 1, 9) ~= 'BUSYGROUP' then error(made) end
-    return not made.err
 end
 
+-- Without memory Redis refuses what needs some, but not in the middle of a script. Whoever consumes makes room, so that
+-- has to go on: begin with what needs none.
+local function write_without_memory(key) redis.call('PERSIST', key) end
+
 -- Say that somebody consumes. What is the consumer's own goes when this is not said again in `own` milliseconds.
-local function renew(stream, lease, members, consumer, seconds, own)
-    redis.call('ZADD', lease, text(now() + seconds), consumer)
-    redis.call('PEXPIRE', lease, seconds)
+local function renew(stream, lease, members, consumer, ms, own)
+    redis.call('ZADD', lease, text(now() + ms), consumer)
+    redis.call('PEXPIRE', lease, ms)
     if members ~= '' then redis.call('SADD', members, stream) end
     if own ~= '0' then
         redis.call('PEXPIRE', stream, own)
@@ -123,8 +126,9 @@ return {#targets}
 
 START: Final = Script("""
 -- KEYS: stream, lease, set of streams or ''. ARGV: consumer, prefix of its names, lease in ms, own in ms or 0.
--- Returns whether the stream was made, the time, and what the consumer's predecessors had open: id, fields, count.
-local made = make(KEYS[1])
+-- Returns the id of the stream's last entry, and what the consumer's predecessors had open: id, fields, count.
+write_without_memory(KEYS[2])
+make(KEYS[1])
 renew(KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[3], ARGV[4])
 local open = {}
 for _, name in ipairs(consumers(KEYS[1])) do
@@ -144,13 +148,17 @@ for _, name in ipairs(consumers(KEYS[1])) do
         redis.call('ZREM', KEYS[2], name)
     end
 end
-return {made and 1 or 0, now(), open}
+local info = redis.call('XINFO', 'STREAM', KEYS[1])
+for at = 1, #info, 2 do
+    if info[at] == 'last-generated-id' then return {info[at + 1], open} end
+end
 """)
 
 BEAT: Final = Script("""
 -- KEYS: stream, lease, set of streams or ''. ARGV: consumer, lease in ms, own in ms or 0.
 -- Says that it is still there, and gives back what others have open who did not say so. Returns whether all is there.
 if not exists(KEYS[1]) then return 0 end
+write_without_memory(KEYS[2])
 renew(KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2], ARGV[3])
 local time = now()
 for _, name in ipairs(consumers(KEYS[1])) do

@@ -33,6 +33,7 @@ SILENCE: Final = 15.0  # seconds without an answer, after which the connection i
 MUCH: Final = 1 << 20  # bytes that may wait for the socket before no message is added
 TTL_MAX: Final = 10 * 365 * 86400.0  # seconds; what lives longer has no limit
 INSPECT_TIMEOUT: Final = 1.0
+PROMPT: Final = 0.5  # seconds in which an answer has to come whose time is believed
 GOODBYE: Final = 1.0  # seconds for the last words to be written
 
 
@@ -73,13 +74,13 @@ class RedisSession(Session):
             return
         for feed in list(self._feeds):
             feed.beat()
-        self._pipe.ask(self._on_time, "TIME")
+        self._pipe.ask(partial(self._on_time, self.loop.now()), "TIME")
         self.loop.call_later(BEAT, self._tick)
 
-    def _on_time(self, answer: Any) -> None:
+    def _on_time(self, asked: float, answer: Any) -> None:
         self._heard = self.loop.now()
-        if not isinstance(answer, ResponseError):
-            self._clock = int(answer[0]) + int(answer[1]) / 1e6 - self.loop.now()
+        if not isinstance(answer, ResponseError) and self._heard - asked < PROMPT:
+            self._clock = int(answer[0]) + int(answer[1]) / 1e6 - self._heard
 
     def seconds_until(self, milliseconds: int) -> float:
         """How long it is until a time of Redis's clock."""
@@ -186,15 +187,15 @@ class RedisSession(Session):
 
         def on_answer(answer: Any) -> None:
             if isinstance(answer, ResponseError) and not str(answer).startswith("NOGROUP"):
-                LOG.warning("%s does not note what became of a message, and is told again: %s", self.name, answer)
+                LOG.debug("%s does not note what became of a message, and is told again: %s", self.name, answer)
                 self._see_to(answer)
                 self.loop.call_later(RETRY, again)
 
         def again() -> None:
             if self._alive:
-                self.settle(script, keys, *args)
+                self.ask(on_answer, script, keys, *args)
 
-        self.ask(on_answer, script, keys, *args)
+        again()
 
     # The connection
 
