@@ -24,6 +24,9 @@ Link: TypeAlias = Connection | SSLConnection
 OnAnswer: TypeAlias = Callable[[Any], None]
 """Gets what Redis answers, which may be a `ResponseError`."""
 
+CONNECT_TIMEOUT: Final = 5.0
+"""Seconds for each step of connecting."""
+
 LOST: Final = (RedisError, OSError, EOFError, TimeoutError)
 """What redis-py and asyncio raise when a connection breaks or Redis refuses something."""
 
@@ -45,6 +48,11 @@ async def connect(link: Link) -> None:
 async def ask(link: Link, seconds: float, *words: str | bytes | int) -> Any:
     """Send a command over a connection that nobody else uses, and wait for the answer.
 
+    Args:
+        link: the connection.
+        seconds: in which the answer has to come.
+        words: of the command.
+
     Raises:
         ResponseError: Redis refuses it.
         RedisError, OSError, TimeoutError: the connection is of no use any more.
@@ -56,10 +64,10 @@ async def ask(link: Link, seconds: float, *words: str | bytes | int) -> Any:
         return await link.read_response(disable_decoding=True)
 
 
-async def load_scripts(link: Link, seconds: float) -> None:
+async def load_scripts(link: Link) -> None:
     """Have Redis know the scripts."""
     for script in scripts.ALL:
-        await ask(link, seconds, "SCRIPT", "LOAD", script.text)
+        await ask(link, CONNECT_TIMEOUT, "SCRIPT", "LOAD", script.text)
 
 
 async def close(*links: Link) -> None:

@@ -10,6 +10,7 @@ from oslo_config import cfg
 from redis.asyncio.connection import Connection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import BusyLoadingError
 
 from msgbus.drivers.base import Address, Capability
 from msgbus.drivers.toolkit.aio import AsyncioLoop
@@ -21,11 +22,10 @@ from msgbus.exceptions import InvalidTransportURL
 from msgbus.options import connection_opts, hosts_of, read_driver_options
 from msgbus.url import TransportHost, TransportURL
 from msgbus_redis import connection, errors
-from msgbus_redis.connection import Link, ask
+from msgbus_redis.connection import CONNECT_TIMEOUT, Link, ask
 from msgbus_redis.errors import Replica, Unsuitable
 from msgbus_redis.session import RedisSession
 
-CONNECT_TIMEOUT: Final = 5.0  # seconds, for each step of connecting
 OLDEST: Final = (6, 2)  # the first Redis whose commands suffice
 
 
@@ -45,7 +45,6 @@ class RedisDriver(BrokerDriver):
 
     contract = (2, 0)
     capabilities = frozenset(Capability)
-    connect_timeout = CONNECT_TIMEOUT
 
     @classmethod
     def options(cls) -> tuple[str, Sequence[cfg.Opt]]:
@@ -132,7 +131,7 @@ class RedisDriver(BrokerDriver):
     async def _connect(self, loop: AsyncioLoop, link: Link, host: TransportHost) -> Dialled:
         await connection.connect(link)
         self._check_server(_fields(await ask(link, CONNECT_TIMEOUT, "INFO")))
-        await connection.load_scripts(link, CONNECT_TIMEOUT)
+        await connection.load_scripts(link)
         seconds, micros = await ask(link, CONNECT_TIMEOUT, "TIME")
         clock = int(seconds) + int(micros) / 1e6 - self.loop.now()
         writer = link._writer
@@ -145,7 +144,10 @@ class RedisDriver(BrokerDriver):
         Raises:
             Unsuitable: they are not.
             Replica: it takes none.
+            BusyLoadingError: it takes none yet.
         """
+        if info.get("loading") == "1":  # what it says of its append-only file is not true yet
+            raise BusyLoadingError("it still reads its data")
         version = info.get("redis_version", "0")
         if tuple(int(part) for part in version.split(".")[:2] if part.isdecimal()) < OLDEST:
             raise Unsuitable(f"it is version {version}; 6.2 or newer is needed")

@@ -7,6 +7,7 @@ from typing import Final
 
 from redis.exceptions import (
     AuthenticationError,
+    BusyLoadingError,
     NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
@@ -44,6 +45,8 @@ def explain(error: BaseException) -> tuple[str, bool]:
         return f"{text}; name the master, or all hosts one of which is the master", False
     if isinstance(error, NoScriptError):
         return f"{text}; somebody has removed the scripts, which come back with the connection", False
+    if isinstance(error, BusyLoadingError):
+        return f"{text}; it serves when that is done", False
     if is_shortage(error):
         return f"{text}; {HINT}", False
     return f"{text}; check that it runs, that host and port are right, and whether it wants TLS (rediss://)", False

@@ -26,8 +26,8 @@ CHUNK: Final = 16  # messages that are read at once, so that idle consumers shar
 BLOCK: Final = 5.0  # seconds that Redis waits for a message before it says that there is none
 PATIENCE: Final = 15.0  # seconds after that in which it has to say so
 UNBLOCK: Final = 0.05  # seconds until a reader that does not stop is asked again
-BEAT: Final = 5.0  # seconds between two signs of life of a consumer
-LEASE: Final = 30.0  # seconds without one, after which a consumer's open messages go to others
+BEAT: Final = 2.0  # seconds between two signs of life of a consumer
+LEASE: Final = 9.0  # seconds without one, after which a consumer's open messages go to others
 OWN: Final = 65.0  # likewise, after which inboxes and the queues of fanouts are removed
 RETRY: Final = 1.0  # seconds until Redis is told again what became of a message, if it could not note it
 
@@ -61,8 +61,7 @@ class RedisFeed(Feed):
         finally:
             self._stopped.set()
             if self._link is not None:
-                await connection.close(self._link)
-                self._session.close_reader(self._link)
+                await self._session.close_reader(self._link)
 
     async def _begin(self) -> bool:
         words = (self._consumer, f"{self._source.unique}.", round(LEASE * 1000), self._own)
@@ -103,7 +102,7 @@ class RedisFeed(Feed):
             try:
                 answer = await connection.ask(self._link, BLOCK + PATIENCE, *self._words(min(room, CHUNK)))
             except ResponseError as exc:
-                self.lose(f"{self._session.name} delivers no more: {exc}")
+                self._lose(f"{self._session.name} delivers no more: {exc}")
                 return
             except LOST as exc:
                 self._session.lose(exc)
@@ -131,12 +130,12 @@ class RedisFeed(Feed):
 
     def _on_beat(self, answer: Any) -> None:
         if answer == 0 or (isinstance(answer, ResponseError) and str(answer).startswith("NOGROUP")):
-            self.lose(f"somebody has removed {self._keys.stream} from {self._session.name}")
+            self._task.cancel()
+            self._lose(f"somebody has removed {self._keys.stream} from {self._session.name}")
 
-    def lose(self, why: str) -> None:
+    def _lose(self, why: str) -> None:
         """Redis does not deliver to this address any more."""
         if self._end():
-            self._task.cancel()
             self._source.lost(self, why)
 
     def _end(self) -> bool:
@@ -167,7 +166,8 @@ class RedisFeed(Feed):
 
     def _leave(self) -> None:
         self.end()
-        self._session.spawn(self._close())
+        if self._session.alive:
+            self._session.spawn(self._close())
 
     async def _close(self) -> None:
         await self._stop()

@@ -32,10 +32,13 @@ end
 -- has to go on: begin with what needs none.
 local function write_without_memory(key) redis.call('PERSIST', key) end
 
--- Say that somebody consumes. What is the consumer's own goes when this is not said again in `own` milliseconds.
+-- Say that somebody consumes, which holds for some milliseconds. If nobody says so any more, Redis itself was away or
+-- frozen, or all are gone. So all leases go before the first of them ends, and those who live can renew theirs.
+-- What is the consumer's own goes when this is not said again in `own` milliseconds.
 local function renew(stream, lease, members, consumer, ms, own)
     redis.call('ZADD', lease, text(now() + ms), consumer)
-    redis.call('PEXPIRE', lease, ms)
+    redis.call('ZREM', lease .. ':silent', consumer)
+    redis.call('PEXPIRE', lease, math.floor(ms * 0.6))
     if members ~= '' then redis.call('SADD', members, stream) end
     if own ~= '0' then
         redis.call('PEXPIRE', stream, own)
@@ -160,10 +163,18 @@ BEAT: Final = Script("""
 if not exists(KEYS[1]) then return 0 end
 write_without_memory(KEYS[2])
 renew(KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2], ARGV[3])
-local time = now()
+local time, silent = now(), KEYS[2] .. ':silent'
 for _, name in ipairs(consumers(KEYS[1])) do
-    local until_ = tonumber(redis.call('ZSCORE', KEYS[2], name) or 0)
-    if until_ < time then dismiss(KEYS[1], KEYS[2], name, 100) end
+    local ends = redis.call('ZSCORE', KEYS[2], name)
+    if not ends then  -- it has as long from now on: see renew
+        redis.call('ZADD', silent, 'NX', text(time + ARGV[2]), name)
+        redis.call('PEXPIRE', silent, ARGV[2] * 3)
+        ends = redis.call('ZSCORE', silent, name)
+    end
+    if tonumber(ends) < time then
+        dismiss(KEYS[1], KEYS[2], name, 100)
+        redis.call('ZREM', silent, name)
+    end
 end
 return 1
 """)
@@ -171,7 +182,7 @@ return 1
 LEAVE: Final = Script("""
 -- KEYS: stream, lease, set of streams or ''. ARGV: prefix of the consumer's names, own in ms or 0.
 if ARGV[2] ~= '0' then
-    redis.call('DEL', KEYS[1], KEYS[2])
+    redis.call('DEL', KEYS[1], KEYS[2], KEYS[2] .. ':silent')
     if KEYS[3] ~= '' then redis.call('SREM', KEYS[3], KEYS[1]) end
     return 1
 end

@@ -18,7 +18,7 @@ from msgbus.drivers.toolkit.sending import Offer, Outgoing
 from msgbus.exceptions import MessageUndeliverable, TransportBlocked, TransportUnavailable
 from msgbus.foreign import get_logger
 from msgbus_redis import connection, scripts
-from msgbus_redis.connection import Link, Pipe, eval_words
+from msgbus_redis.connection import CONNECT_TIMEOUT, Link, Pipe, eval_words
 from msgbus_redis.errors import refusal
 from msgbus_redis.feed import BEAT, OWN, RETRY, RedisFeed, feed_for
 from msgbus_redis.names import Keys, queue_of, target_of
@@ -48,7 +48,7 @@ class RedisSession(Session):
         self._pipe = Pipe(dialled.loop, dialled.link, self.lose, self._on_written)
         self._readers: set[Link] = set()
         self._feeds: set[RedisFeed] = set()
-        self._alive = True
+        self.alive = True
         self._full = False
         self._heard = self.loop.now()
         self._clock = dialled.clock  # Redis's, in seconds, when that of the loop is 0
@@ -63,11 +63,11 @@ class RedisSession(Session):
         self._pipe.start()
         self._tick()
         self._line.serve(self._dialled.peer)
-        if self._alive:
+        if self.alive:
             self._line.sendable()
 
     def _tick(self) -> None:
-        if not self._alive:
+        if not self.alive:
             return
         if self.loop.now() - self._heard > SILENCE:
             self.lose(TimeoutError(f"it was silent for {SILENCE:g} s"))
@@ -116,11 +116,11 @@ class RedisSession(Session):
 
     def _see_to(self, error: ResponseError) -> None:
         """Connect anew where that mends what Redis refuses: the scripts are gone, or it is a replica now."""
-        if isinstance(error, NoScriptError | ReadOnlyError) and self._alive:
+        if isinstance(error, NoScriptError | ReadOnlyError) and self.alive:
             self._line.lose(error, move=isinstance(error, ReadOnlyError))
 
     def _on_written(self) -> None:
-        if self._full and self._alive and self._pipe.size <= MUCH:
+        if self._full and self.alive and self._pipe.size <= MUCH:
             self._full = False
             self._line.sendable()
 
@@ -158,13 +158,18 @@ class RedisSession(Session):
         """Open one more connection; return it with the number by which Redis knows it."""
         link = self._driver.link_to(self._dialled.host)
         self._readers.add(link)
-        async with asyncio.timeout(self._driver.connect_timeout):
-            await connection.connect(link)
-        return link, await connection.ask(link, self._driver.connect_timeout, "CLIENT", "ID")
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await connection.connect(link)
+            return link, await connection.ask(link, CONNECT_TIMEOUT, "CLIENT", "ID")
+        except BaseException:
+            await self.close_reader(link)
+            raise
 
-    def close_reader(self, link: Link) -> None:
-        """It is not needed any more."""
+    async def close_reader(self, link: Link) -> None:
+        """Close one of those connections."""
         self._readers.discard(link)
+        await connection.close(link)
 
     def unblock(self, client: int) -> None:
         """Have Redis end a read that waits for messages, on a connection of that number."""
@@ -192,7 +197,7 @@ class RedisSession(Session):
                 self.loop.call_later(RETRY, again)
 
         def again() -> None:
-            if self._alive:
+            if self.alive:
                 self.ask(on_answer, script, keys, *args)
 
         again()
@@ -201,11 +206,11 @@ class RedisSession(Session):
 
     def lose(self, reason: BaseException) -> None:
         """The session is of no use any more."""
-        if self._alive:
+        if self.alive:
             self._line.lose(reason)
 
     def let_go(self) -> None:
-        self._alive = False
+        self.alive = False
         self._dialled.loop.end(self._say_goodbye(), GOODBYE)
 
     async def _say_goodbye(self) -> None:
