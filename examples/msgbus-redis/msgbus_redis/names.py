@@ -10,19 +10,22 @@ from msgbus.drivers.base import Address
 GROUP: Final = "msgbus"
 """The one consumer group of each stream."""
 
+NONE: Final = "msgbus:none"
+"""Stands for no key. (An empty one would be against the rights of most users.)"""
+
 
 class Keys(NamedTuple):
-    """The keys of one queue; an empty one is not in use.
+    """The keys of one queue.
 
     Attributes:
         stream: has the messages.
         lease: a sorted set: who consumes, and until when that holds unless it is renewed.
-        members: the set of streams that this one is in, for a pool or a fanout.
+        members: the set of streams that this one is in, for a pool or a fanout; else `NONE`.
     """
 
     stream: str
     lease: str
-    members: str = ""
+    members: str = NONE
 
 
 def queue_of(address: Address, unique: str = "") -> Keys:
@@ -43,15 +46,15 @@ def queue_of(address: Address, unique: str = "") -> Keys:
         case _:
             parts = ("dead", exchange, topic)
     stream = _key("queue", *parts)
-    members = _key(f"{kind}s", exchange, topic) if kind in ("fanout", "pool") else ""
+    members = _key(f"{kind}s", exchange, topic) if kind in ("fanout", "pool") else NONE
     return Keys(stream, _key("lease", *parts), members)
 
 
 def target_of(address: Address) -> tuple[str, str]:
-    """To what a message goes: to a stream, and to the streams in a set; one of both may be empty."""
+    """To what a message goes: to a stream, and to the streams in a set; one of both may be `NONE`."""
     if address.kind == "fanout":
-        return "", _key("fanouts", address.exchange, address.topic)
-    pools = _key("pools", address.exchange, address.topic) if address.kind in ("topic", "stored") else ""
+        return NONE, _key("fanouts", address.exchange, address.topic)
+    pools = _key("pools", address.exchange, address.topic) if address.kind in ("topic", "stored") else NONE
     return queue_of(address).stream, pools
 
 

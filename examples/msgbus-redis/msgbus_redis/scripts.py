@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
-from msgbus_redis.names import GROUP
+from msgbus_redis.names import GROUP, NONE
 
 _COMMON: Final = (
-    f"local GROUP = '{GROUP}'"
+    f"local GROUP, NONE = '{GROUP}', '{NONE}'"
     + """
 local function now()
     local time = redis.call('TIME')
@@ -39,10 +39,10 @@ local function renew(stream, lease, members, consumer, ms, own)
     redis.call('ZADD', lease, text(now() + ms), consumer)
     redis.call('ZREM', lease .. ':silent', consumer)
     redis.call('PEXPIRE', lease, math.floor(ms * 0.6))
-    if members ~= '' then redis.call('SADD', members, stream) end
+    if members ~= NONE then redis.call('SADD', members, stream) end
     if own ~= '0' then
         redis.call('PEXPIRE', stream, own)
-        if members ~= '' then redis.call('PEXPIRE', members, own) end
+        if members ~= NONE then redis.call('PEXPIRE', members, own) end
     end
 end
 
@@ -102,14 +102,14 @@ class Script:
 
 
 SEND: Final = Script("""
--- KEYS: stream, set of streams. ARGV: make the stream?, limit, ttl in ms or '', id, content type, body.
+-- KEYS: stream or NONE, set of streams or NONE. ARGV: make the stream?, limit, ttl in ms or '', id, content type, body.
 -- Returns how many streams have it; or -1 and which one is full, and then none has it.
 local targets, gone, time = {}, {}, now()
-if KEYS[1] ~= '' then
+if KEYS[1] ~= NONE then
     if ARGV[1] == '1' then make(KEYS[1]) end
     if exists(KEYS[1]) then targets[1] = KEYS[1] end
 end
-if KEYS[2] ~= '' then
+if KEYS[2] ~= NONE then
     for _, stream in ipairs(redis.call('SMEMBERS', KEYS[2])) do
         if exists(stream) then targets[#targets + 1] = stream else gone[#gone + 1] = stream end
     end
@@ -128,7 +128,7 @@ return {#targets}
 """)
 
 START: Final = Script("""
--- KEYS: stream, lease, set of streams or ''. ARGV: consumer, prefix of its names, lease in ms, own in ms or 0.
+-- KEYS: stream, lease, set of streams or NONE. ARGV: consumer, prefix of its names, lease in ms, own in ms or 0.
 -- Returns the id of the stream's last entry, and what the consumer's predecessors had open: id, fields, count.
 write_without_memory(KEYS[2])
 make(KEYS[1])
@@ -158,7 +158,7 @@ end
 """)
 
 BEAT: Final = Script("""
--- KEYS: stream, lease, set of streams or ''. ARGV: consumer, lease in ms, own in ms or 0.
+-- KEYS: stream, lease, set of streams or NONE. ARGV: consumer, lease in ms, own in ms or 0.
 -- Says that it is still there, and gives back what others have open who did not say so. Returns whether all is there.
 if not exists(KEYS[1]) then return 0 end
 write_without_memory(KEYS[2])
@@ -180,10 +180,10 @@ return 1
 """)
 
 LEAVE: Final = Script("""
--- KEYS: stream, lease, set of streams or ''. ARGV: prefix of the consumer's names, own in ms or 0.
+-- KEYS: stream, lease, set of streams or NONE. ARGV: prefix of the consumer's names, own in ms or 0.
 if ARGV[2] ~= '0' then
     redis.call('DEL', KEYS[1], KEYS[2], KEYS[2] .. ':silent')
-    if KEYS[3] ~= '' then redis.call('SREM', KEYS[3], KEYS[1]) end
+    if KEYS[3] ~= NONE then redis.call('SREM', KEYS[3], KEYS[1]) end
     return 1
 end
 if not exists(KEYS[1]) then return 0 end
