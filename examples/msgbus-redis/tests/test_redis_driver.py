@@ -220,7 +220,9 @@ def test_removed_scripts_come_back(server: Any, connect: Callable[..., Transport
     with server.client as client:
         client.script_flush()
     driver.send(TOPIC, message(b"kept"), mandatory=True).result(SECONDS)
-    assert found.get(timeout=SECONDS).message.body == b"kept"
+    delivery = found.get(timeout=SECONDS)
+    assert delivery.message.body == b"kept"
+    delivery.accept()
 
 
 def test_foreign_entries_are_dropped(server: Any, connect: Callable[..., Transport]) -> None:
@@ -229,7 +231,9 @@ def test_foreign_entries_are_dropped(server: Any, connect: Callable[..., Transpo
     with server.client as client:
         client.xadd(queue_of(TOPIC).stream, {"what": "ever"})
     connect(server.url).driver.send(TOPIC, message(b"mine"), mandatory=True).result(SECONDS)
-    assert found.get(timeout=SECONDS).message.body == b"mine"
+    delivery = found.get(timeout=SECONDS)
+    assert delivery.message.body == b"mine"
+    delivery.accept()
 
 
 def test_a_frozen_consumers_messages_go_to_another(
@@ -240,7 +244,7 @@ def test_a_frozen_consumers_messages_go_to_another(
     monkeypatch.setattr("msgbus_redis.session.BEAT", 0.5)
     address = Address("topic", "x", "frozen")
     frozen = connect(server.url)
-    first = consume(frozen, address)
+    first = consume(frozen, address, prefetch=1)  # so that it does not get it again
     connect(server.url).driver.send(address, message(b"1"), mandatory=True).result(SECONDS)
     held = first.get(timeout=SECONDS)
     beat = RedisFeed.beat
