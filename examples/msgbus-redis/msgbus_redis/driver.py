@@ -14,9 +14,10 @@ from redis.exceptions import BusyLoadingError
 
 from msgbus.drivers.base import Address, Capability
 from msgbus.drivers.toolkit.aio import AsyncioLoop
-from msgbus.drivers.toolkit.broker import BrokerDriver, Line, Session
+from msgbus.drivers.toolkit.broker import BrokerDriver
 from msgbus.drivers.toolkit.connecting import peer_of
 from msgbus.drivers.toolkit.loop import Loop
+from msgbus.drivers.toolkit.session import Line, Session
 from msgbus.drivers.toolkit.tls import check_tls_files
 from msgbus.exceptions import InvalidTransportURL
 from msgbus.options import connection_opts, hosts_of, read_driver_options
@@ -91,7 +92,7 @@ class RedisDriver(BrokerDriver):
         return True  # Its registration, and what it has open.
 
     def explain(self, error: BaseException, host: TransportHost) -> tuple[str, bool]:
-        return errors.explain(error)
+        return errors.explain(error) or super().explain(errors.cause_of(error), host)
 
     # Connecting
 

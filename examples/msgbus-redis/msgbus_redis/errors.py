@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from typing import Final
 
 from redis.exceptions import (
@@ -15,7 +14,6 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from msgbus.drivers.toolkit.descriptors import HINT, is_shortage
 from msgbus.exceptions import MessageDeliveryFailure, MessagingException, TransportBlocked, TransportUnavailable
 
 PASSING: Final = ("BUSY ", "LOADING", "MASTERDOWN", "NOREPLICAS")
@@ -30,8 +28,8 @@ class Replica(Exception):
     """It is a replica, which takes no messages."""
 
 
-def explain(error: BaseException) -> tuple[str, bool]:
-    """Why there is no connection and what to check; and whether the next try would end in the same way."""
+def explain(error: BaseException) -> tuple[str, bool] | None:
+    """What Redis says and what to check, and whether the next try would end in the same way; None: it is not Redis."""
     text = reason(error)
     if isinstance(error, Unsuitable):
         return text, True
@@ -39,34 +37,27 @@ def explain(error: BaseException) -> tuple[str, bool]:
         return f"{text}; check user, password and the user's rights (ACL)", True
     if "max number of clients" in text:
         return f"{text}; raise Redis's maxclients, or connect less", False
-    if isinstance(_os_error(error), ssl.SSLCertVerificationError):
-        return f"{text}; check ssl_ca_file, and that the certificate is for this host", False
     if isinstance(error, ReadOnlyError | Replica):
         return f"{text}; name the master, or all hosts one of which is the master", False
     if isinstance(error, NoScriptError):
         return f"{text}; somebody has removed the scripts, which come back with the connection", False
     if isinstance(error, BusyLoadingError):
         return f"{text}; it serves when that is done", False
-    if is_shortage(error):
-        return f"{text}; {HINT}", False
-    return f"{text}; check that it runs, that host and port are right, and whether it wants TLS (rediss://)", False
+    return None
 
 
-def reason(error: BaseException) -> str:
-    """What happened, in one line. redis-py puts the host in front, which the shell does too: so its cause is taken."""
-    cause = _os_error(error) or error
-    if isinstance(cause, OSError) and cause.strerror:
-        return cause.strerror
-    if isinstance(cause, TimeoutError):
-        return " ".join(str(cause).split()) or "it did not answer in time"
-    return " ".join(str(cause).split()) or type(cause).__name__
-
-
-def _os_error(error: BaseException) -> OSError | None:
+def cause_of(error: BaseException) -> BaseException:
+    """The error of the operating system or of TLS. redis-py puts the host in front of it, which the shell does too."""
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, OSError):
         seen = seen.__cause__ or seen.__context__
-    return seen
+    return seen or error
+
+
+def reason(error: BaseException) -> str:
+    """What happened, in one line."""
+    cause = cause_of(error)
+    return " ".join(str(cause).split()) or f"it did not answer in time ({type(cause).__name__})"
 
 
 def refusal(error: ResponseError, name: str) -> tuple[MessagingException, bool]:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from msgbus.drivers.base import Address, QueueInfo, Sent
-from msgbus.drivers.toolkit.broker import Line, Session
 from msgbus.drivers.toolkit.consuming import Feed, Source
 from msgbus.drivers.toolkit.futures import fail, finish
 from msgbus.drivers.toolkit.loop import FOREVER
 from msgbus.drivers.toolkit.sending import Offer, Outgoing
+from msgbus.drivers.toolkit.session import Line, Session
 from msgbus.exceptions import MessageUndeliverable, TransportBlocked, TransportUnavailable
 from msgbus.foreign import get_logger
 from msgbus_redis import connection, scripts
