@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 from oslo_config import cfg
+from redis.exceptions import BusyLoadingError
 
 from msgbus import Transport, TransportBlocked, TransportUnavailable, get_rpc_transport
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Capability, Delivery, Message
 from msgbus.exceptions import InvalidTransportURL
+from msgbus.url import TransportHost
+from msgbus_redis.driver import RedisDriver
 from msgbus_redis.feed import RedisFeed
 from msgbus_redis.names import queue_of, target_of
 
@@ -92,6 +95,15 @@ def test_a_redis_that_loses_messages_is_refused(
     driver = connect(new_server(*lines).url).driver
     with pytest.raises(TransportUnavailable, match=words):
         driver.send(TOPIC, message(), mandatory=False).result(SECONDS)
+
+
+def test_a_redis_that_still_reads_its_data_is_waited_for(connect: Callable[..., Transport]) -> None:
+    """It says that it has no append-only file as long as it reads that: this is no reason to give it up."""
+    driver = connect("redis://localhost/").driver
+    assert isinstance(driver, RedisDriver)
+    with pytest.raises(BusyLoadingError) as caught:
+        driver._check_server({"loading": "1", "aof_enabled": "0", "redis_version": "7.0.15"})
+    assert not driver.explain(caught.value, TransportHost("localhost"))[1]
 
 
 def test_durable_false_does_without_a_file(new_server: Callable[..., Any], connect: Callable[..., Transport]) -> None:
