@@ -76,7 +76,7 @@ class Import(NamedTuple):
 
     @property
     def where(self) -> str:
-        """The file and the line, as editors find them."""
+        """The file and the line, in the form that editors recognise."""
         path = MODULES[self.by].relative_to(ROOT) if self.by in MODULES else self.by
         return f"{path}:{self.line}{', for types only' if self.for_types else ''}"
 
@@ -128,7 +128,7 @@ def reached(start: str, arrows: set[tuple[str, str]]) -> set[str]:
 
 
 def circles_of(imports: list[Import]) -> list[str]:
-    """The modules that import each other, directly or over others: each set in words, with the imports that do it."""
+    """A text for each set of modules that import each other, directly or through others, with these imports."""
     arrows = {(found.by, found.module) for found in imports if found.by != found.module}
     modules = {module for arrow in arrows for module in arrow}
     onward = {module: reached(module, arrows) for module in modules}
@@ -152,7 +152,7 @@ the whole object; or describe what is needed of the other in a Protocol, as `Wir
 
 
 def test_imports_go_in_no_circle() -> None:
-    """Each module can be read and tested with those alone that it stands on.
+    """Each module can be read and tested with only the modules that it imports.
 
     Imports within functions count, and those for type checkers too.
     """
@@ -160,7 +160,7 @@ def test_imports_go_in_no_circle() -> None:
 
 
 def test_a_circle_is_shown_with_the_lines_that_make_it() -> None:
-    """The text of a failure says what to look at, of circles of two modules and of more, and leaves out the rest."""
+    """The text of a failure lists the imports of circles, of two modules or more, and no others."""
     found = [
         Import("a", "b", None, 1),
         Import("b", "c", "name", 2),
@@ -237,7 +237,7 @@ def defined_in(path: pathlib.Path) -> set[str]:
 
 
 def names_of(node: ast.stmt) -> set[str]:
-    """What a statement defines."""
+    """The names that a statement defines."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {node.name}
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
@@ -245,7 +245,7 @@ def names_of(node: ast.stmt) -> set[str]:
 
 
 def test_the_page_says_where_to_change_what() -> None:
-    """Each name in that table is in the file before it; so the table moves with the code."""
+    """Each name in that table is defined in the file before it: so the table stays in step with the code."""
     section = PAGE.partition("## Where to change what")[2].partition("\n## ")[0]
     folders = (ROOT / "msgbus", ROOT / "msgbus" / "drivers")
     missing, checked = [], 0
@@ -263,7 +263,7 @@ def test_the_page_says_where_to_change_what() -> None:
 
 
 def strays(imports: list[Import], rooms: dict[str, str], arrows: set[tuple[str, str]]) -> list[str]:
-    """The imports that no arrow of the picture leads to, in words."""
+    """A text for each import that no arrow of the picture allows."""
     allowed = {room: reached(room, arrows) for room in set(rooms.values())}
     return [
         f"{found.where}: {found.by} imports {found}, which is in the room {rooms[found.module]}. "
@@ -326,7 +326,7 @@ def test_the_command_and_the_suite_use_public_names(room: str, allowed: dict[str
 # The one clock
 
 OWN_CLOCKS = ("msgbus.cli.", "msgbus.conformance.")
-"""They measure what they show, and decide nothing that msgbus waits for."""
+"""They only measure times to show them; nothing in msgbus waits by these."""
 
 
 def test_one_module_reads_a_clock() -> None:
@@ -349,17 +349,17 @@ def test_one_module_reads_a_clock() -> None:
 # The doors of the drivers
 
 LIBRARIES = {"amqp", "cproton", "kombu", "nats", "proton", "redis", "scramp", "vine", "zmq"}
-"""What speaks to message systems."""
+"""The libraries of message systems."""
 DOORS = [
     module
     for module in MODULES
     if (module.startswith("msgbus.drivers.") and module.count(".") == 2) or module.startswith("msgbus.drivers.toolkit.")
 ]
-"""What anybody imports of a driver, and all that third parties import of the toolkit."""
+"""The modules of drivers that other code imports, and those of the toolkit, which third parties import."""
 
 
 def imported_by(module: str) -> set[str]:
-    """The packages outside the standard library that are imported with a module, in a process of its own."""
+    """The packages outside the standard library that importing a module imports, in a separate process."""
     code = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(run.stdout.split()) - sys.stdlib_module_names
@@ -372,14 +372,14 @@ def test_importing_a_driver_imports_no_driver_library(module: str) -> None:
 
 
 def test_importing_msgbus_imports_one_library() -> None:
-    """A program that imports msgbus waits for the codec alone: no driver, and no configuration."""
+    """Importing msgbus imports the codec alone, so it is fast: no driver, and no configuration."""
     # typing_extensions: msgspec imports that where it is installed. The rest is how an editable package is found.
     found = {name for name in imported_by("msgbus") if not name.startswith(("_", "sitecustomize", "coverage"))}
     assert found - {"typing_extensions"} == {"msgbus", "msgspec"}
 
 
 def test_all_drivers_are_among_the_doors() -> None:
-    """None is forgotten: each of ours has its folder or file, and those that `msgbus` brings are among them."""
+    """All our installed drivers are in `DRIVERS`, and they and the toolkit are in `DOORS`."""
     ours = {point.module for point in entry_points(group=DRIVERS_GROUP) if point.module.startswith("msgbus.")}
     assert ours == {f"msgbus.drivers.{driver}" for driver in DRIVERS}
     assert ours | {"msgbus.drivers.toolkit"} <= set(DOORS)

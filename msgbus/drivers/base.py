@@ -330,7 +330,7 @@ class Driver(ABC):
         """Keep what is needed to connect. No I/O, no thread.
 
         `loop` is the transport's: all reading, writing, waiting and timers of the driver go through it. The core closes
-            it after the driver. In a forked child it starts clean before any code of the driver is called.
+        it after the driver. In a forked child it starts clean before any code of the driver is called.
 
         Raises:
             InvalidTransportURL: the URL lacks something that this driver needs, or has something that it cannot use.
@@ -342,19 +342,19 @@ class Driver(ABC):
     def send(self, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
         """Hand a message to the message system.
 
-        While there is no connection, messages wait for it, for `Message.publish_within`. The future is done
-        when the message system has taken responsibility for the message. It fails with
+        While there is no connection, messages wait for it, for `Message.publish_within`. The future is done when the
+        message system has taken responsibility for the message. It fails with
 
         * `MessageUndeliverable`: `mandatory`, and nobody subscribes to the address nor is anything stored for it. For a
           fanout to nobody, `mandatory` is False.
         * `TransportUnavailable`: its time ended while the message waited (``maybe_delivered=False``); or the connection
-            broke while it was being sent (``maybe_delivered=True``, at once); or it was sent and the message system did
-            not answer before its time ended (``maybe_delivered=True``, at that moment, however short the time is: the
-            sender waits no longer). A message is being sent from the first byte that may have been passed to the
-            library or the socket. So it waits in the driver's own queue, never in that of a library, which could not
-            give it back.
+          broke while it was being sent (``maybe_delivered=True``, at once); or it was sent and the message system did
+          not answer before its time ended (``maybe_delivered=True``, at that moment, however short the time is: the
+          sender waits no longer). A message is being sent from the first byte that may have been passed to the library
+          or the socket. So it waits in the driver's own queue, never in that of a library, which could not give it
+          back.
         * `TransportBlocked`: the message system takes no messages, or none for this address (an alarm, a full queue),
-            at once or until its time ended. Under at_least_once the core sends the message again until its deadline.
+          at once or until its time ended. Under at_least_once the core sends the message again until its deadline.
         * `MessageTooLarge`: before a byte is sent.
         * `InvalidTarget`: the address cannot be named on this message system.
         * `CapabilityMissing`: an address of the kind stored, without `Capability.STORAGE`.
@@ -394,7 +394,7 @@ class Driver(ABC):
         """Since when messages can be sent and received, in seconds of `Loop.now`; None while they cannot.
 
         A peer's silence is counted from then on: while this side is disconnected, silence says nothing about the peer.
-            For a message system without connections it is 0, the default.
+        For a message system without connections it is 0, the default.
         """
         return 0.0
 

@@ -1,4 +1,4 @@
-"""All that msgbus waits for follows one clock, `Loop.now`: no name that tests of services replace."""
+"""Everything in msgbus waits by one clock, `Loop.now`, which tests of services that freeze time do not replace."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HOUR = 3600.0
 
 
 class Frozen(datetime.datetime):
-    """What libraries that freeze the time put in the place of the class."""
+    """Like the class that libraries which freeze time put in place of `datetime`."""
 
     @classmethod
     def now(cls, tz: datetime.tzinfo | None = None) -> Frozen:
@@ -40,7 +40,7 @@ class Frozen(datetime.datetime):
 
 @pytest.fixture(params=[1, 2_000_000_000], ids=["long_ago", "far_ahead"])
 def frozen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clocks of Python stand still, at another time than it is, for whoever asks them by their names."""
+    """The clock functions of Python stand still, at a wrong time, for all code that looks them up by name."""
     for name in ("monotonic", "time", "perf_counter"):
         monkeypatch.setattr(time, name, lambda: float(request.param))
         monkeypatch.setattr(time, f"{name}_ns", lambda: request.param * 10**9)
@@ -48,7 +48,7 @@ def frozen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def within(func: Callable[[], Any]) -> Any:
-    """What a function returns or raises, on a thread of its own: a test that hangs for ever says nothing."""
+    """Run a function on a separate thread, with a time limit: otherwise a test that fails might hang for ever."""
     future: Future[Any] = Future()
 
     def run() -> None:
@@ -62,7 +62,7 @@ def within(func: Callable[[], Any]) -> Any:
 
 
 class Service:
-    """Answers at once, or when the test lets it."""
+    """Answers at once, or when the test allows it."""
 
     def __init__(self) -> None:
         self.go_on = threading.Event()
@@ -71,11 +71,11 @@ class Service:
         return a + b
 
     def wait(self, _ctxt: object) -> str:
-        return "done" if self.go_on.wait(EVENT_TIMEOUT) else "nobody let it"
+        return "done" if self.go_on.wait(EVENT_TIMEOUT) else "the test did not allow it"
 
 
 def transport_to(system: str, folder: pathlib.Path) -> Transport:
-    """A transport to a message system in memory, or of a folder, or where nobody listens."""
+    """A transport to a message system in memory, to ZeroMQ in a folder, or to a port where nothing listens."""
     url = {"fake": new_url(), "zmq": f"zmq://{folder}/run", "away": "rabbit://127.0.0.1:1/"}[system]
     return get_rpc_transport(new_conf(), url)
 
@@ -84,7 +84,7 @@ def transport_to(system: str, folder: pathlib.Path) -> Transport:
 @pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
 @pytest.mark.parametrize("system", ["fake", "zmq"])
 def test_calls_go_on_while_the_clocks_of_python_stand_still(system: Any, delivery: Any, tmp_path: pathlib.Path) -> None:
-    """As in a test of a service that freezes the time: a call is answered, and one that nobody answers ends in time."""
+    """As in a test of a service that freezes time: calls are answered, and a call without an answer ends in time."""
     transport, service = transport_to(system, tmp_path), Service()
     server = get_rpc_server(transport, Target(topic="frozen", server="h1"), [service])
     client = get_rpc_client(transport, Target(topic="frozen"), timeout=EVENT_TIMEOUT, delivery=delivery)
@@ -106,8 +106,8 @@ def test_calls_go_on_while_the_clocks_of_python_stand_still(system: Any, deliver
 
 
 @pytest.mark.usefixtures("frozen")
-def test_what_waits_for_a_connection_ends_while_the_clocks_of_python_stand_still(tmp_path: pathlib.Path) -> None:
-    """A call to a broker that is not there fails in its time."""
+def test_a_call_that_waits_for_a_connection_ends_while_the_clocks_of_python_stand_still(tmp_path: pathlib.Path) -> None:
+    """A call to a broker that does not run fails at its deadline."""
     transport = transport_to("away", tmp_path)
     client = get_rpc_client(transport, Target(topic="frozen"), timeout=0.5)
     try:
@@ -118,14 +118,14 @@ def test_what_waits_for_a_connection_ends_while_the_clocks_of_python_stand_still
 
 
 def test_a_call_of_an_hour_is_replayed_in_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a method runs, its server sends a sign of life each five seconds of the loop's clock, and of no other."""
+    """While a method runs, its server sends a keepalive every five seconds of the loop's clock, not of another."""
     clock = VirtualClock(monkeypatch)
     transport = get_rpc_transport(new_conf(), new_url())
-    signs: list[float] = []
+    keepalives: list[float] = []
     on_reply = PendingCall.on_reply
 
     def note(pending: PendingCall, reply: Reply, now: float) -> None:
-        signs.append(now)
+        keepalives.append(now)
         on_reply(pending, reply, now)
 
     monkeypatch.setattr(PendingCall, "on_reply", note)
@@ -151,6 +151,6 @@ def test_a_call_of_an_hour_is_replayed_in_a_moment(monkeypatch: pytest.MonkeyPat
     finally:
         server.wait()
         transport.cleanup()
-    pauses = [after - before for before, after in itertools.pairwise(signs)]
+    pauses = [after - before for before, after in itertools.pairwise(keepalives)]
     assert max(pauses) < KEEPALIVE + 1
-    assert HOUR / KEEPALIVE * 0.9 < len(signs) < HOUR / KEEPALIVE + 5
+    assert HOUR / KEEPALIVE * 0.9 < len(keepalives) < HOUR / KEEPALIVE + 5

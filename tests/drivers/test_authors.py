@@ -17,7 +17,7 @@ from msgbus.drivers import base
 from msgbus.drivers.toolkit import broker, consuming, session
 from tests.support import ROOT
 
-EXAMPLE = sorted((ROOT / "examples" / "msgbus-nats").rglob("*.py"))
+EXAMPLES = sorted(path for name in ("msgbus-nats", "msgbus-redis") for path in (ROOT / "examples" / name).rglob("*.py"))
 TEMPLATE = sorted((ROOT / "msgbus" / "cli" / "template").rglob("*.py"))
 GUIDE = ROOT / "docs" / "howto" / "write-a-driver.md"
 
@@ -50,7 +50,7 @@ def test_the_errors_of_the_contract_are_public() -> None:
     assert named <= set(base.PUBLIC["msgbus.exceptions"])
 
 
-@pytest.mark.parametrize("path", [*EXAMPLE, *TEMPLATE], ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", [*EXAMPLES, *TEMPLATE], ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_example_and_the_template_use_public_names_only(path: pathlib.Path) -> None:
     """The example of a third party's driver and the template import what is public for drivers, or for services."""
     check_imports(path.read_text())

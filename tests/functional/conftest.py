@@ -119,6 +119,12 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
 
 
 @pytest.fixture(scope="session")
+def lasting_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    """A Redis that keeps its data, running; a test that stops, kills or pauses it leaves it running again."""
+    yield from _running(lambda: Redis(tmp_path_factory.mktemp("lasting-redis"), password="s3cret", keeps=True))
+
+
+@pytest.fixture(scope="session")
 def qpid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qpid]:
     """Broker-J that keeps all in memory, running; a test that stops, kills or pauses it leaves it running again."""
     yield from _running(lambda: Qpid(tmp_path_factory.mktemp("qpid")))

@@ -1,4 +1,4 @@
-"""The message system of the driver ``fake``: queues in memory. Who sends hands over."""
+"""The message system of the driver ``fake``: queues in memory. The thread that sends a message also delivers it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Buses:
         call_in_child(self.renew_lock)
 
     def renew_lock(self) -> None:
-        """In a forked child: a thread of the parent's may hold it."""
+        """In a forked child: a thread of the parent may hold the lock."""
         self._lock = threading.Lock()
 
     def get(self, key: str) -> Bus:
@@ -48,7 +48,7 @@ _buses = _Buses()
 
 
 def get_bus(url: str | TransportURL) -> Bus:
-    """The bus of a fake URL, as long as a transport or the caller holds it."""
+    """The bus of a fake URL. It exists as long as a transport or the caller keeps a reference to it."""
     return _buses.get(str(url).partition("?")[0].rstrip("/"))
 
 
@@ -65,7 +65,7 @@ class Item:
 
 
 class Queue:
-    """Messages that wait, and who consumes them."""
+    """Waiting messages, and their consumers."""
 
     __slots__ = ("consumers", "items", "turn")
 
@@ -75,7 +75,7 @@ class Queue:
         self.turn = 0
 
     def next_consumer(self) -> Consumer | None:
-        """Whose turn it is, among those that have room."""
+        """The consumer whose turn it is, of those below their prefetch."""
         for step in range(len(self.consumers)):
             at = (self.turn + step) % len(self.consumers)
             consumer = self.consumers[at]
@@ -101,7 +101,7 @@ class Consumer:
 
 
 class Reader:
-    """Calls `on_delivery` for one subscription or inbox, never twice at a time: who comes first calls for all."""
+    """Calls `on_delivery` for one subscription or inbox. The thread that calls it also delivers what others `put`."""
 
     __slots__ = ("_calling", "_on_delivery", "_waiting")
 
@@ -111,22 +111,22 @@ class Reader:
         self._calling = threading.Lock()
 
     def put(self, delivery: Delivery) -> None:
-        """Have a delivery handed over by the next `call`."""
+        """Queue a delivery for the next `call`."""
         self._waiting.append(partial(self._on_delivery, delivery))
 
     def call(self) -> None:
-        """Hand over what waits, unless another thread does."""
+        """Deliver what is queued, unless another thread does."""
         while self._waiting and self._calling.acquire(blocking=False):
             try:
                 while self._waiting:
                     self._waiting.popleft()()
-            except Exception:  # The rest waits for nobody else, and whoever sends has nothing to do with it.
-                LOG.exception("a message could not be handed over")
+            except Exception:  # It concerns neither the sender nor the other deliveries: these go on.
+                LOG.exception("a message could not be delivered")
             finally:
                 self._calling.release()
 
     def end(self) -> Future[None]:
-        """A future that is done when all that was put before has been handed over."""
+        """A future that is done when everything that was `put` before has been delivered."""
         ended: Future[None] = Future()
         self._waiting.append(partial(finish, ended))
         self.call()
@@ -134,7 +134,7 @@ class Reader:
 
 
 class FakeDelivery(Delivery):
-    """A message that was handed over to a consumer."""
+    """A message that was delivered to a consumer."""
 
     __slots__ = ("_bus", "_consumer", "counts")
 
@@ -146,7 +146,7 @@ class FakeDelivery(Delivery):
         super().__init__(consumer.address, message, item.redelivered, item.attempts)
         self._bus = bus
         self._consumer = consumer
-        self.counts: bool | None = None  # What the first call has found.
+        self.counts: bool | None = None  # What the first call has returned.
 
     def accept(self) -> bool:
         return self._bus._settle(self._consumer, self)
@@ -163,7 +163,7 @@ class Bus:
     """
 
     def __init__(self) -> None:
-        self._loop = Loop("msgbus-fake")  # The message system's own.
+        self._loop = Loop("msgbus-fake")  # Not a transport's: it belongs to the message system.
         self._start_clean()
         call_in_child(self._forget)
 
@@ -178,20 +178,20 @@ class Bus:
         self._waiting: deque[tuple[Callable[[], None], Future[Sent]]] = deque()
         self._users: weakref.WeakSet[object] = weakref.WeakSet()
 
-    # The knobs of tests
+    # For tests
 
     def fail_next(self, error: Exception, count: int = 1) -> None:
-        """Have the next `count` sends fail with `error`."""
+        """Make the next `count` sends fail with `error`."""
         with self._lock:
             self._errors.extend([error] * count)
 
     def lose_next(self, count: int = 1) -> None:
-        """Take the next `count` messages, and never deliver them."""
+        """Accept the next `count` messages, but never deliver them."""
         with self._lock:
             self._to_lose += count
 
     def cut(self) -> None:
-        """Break every connection. What was handed over and not accepted comes again, as redelivered."""
+        """Break every connection. Messages that were delivered and not accepted are delivered again, as redelivered."""
         with self._lock:
             queues = list(self._queues.values())
             for queue in queues:
@@ -201,19 +201,19 @@ class Bus:
             self._pump(queue)
 
     def stop(self) -> None:
-        """Be away: connections break, and sends wait until `start` or the end of their ttl."""
+        """Shut down: connections break, and sends wait until `start` or the end of their time to be published."""
         with self._lock:
             self._up = False
         self.cut()
 
     def start(self) -> None:
-        """Come back."""
+        """Start again after `stop`."""
         self._go_on(up=True)
 
     def pause(self) -> None:
-        """Hang: nothing is delivered, and what is sent has no answer until `resume`, or until its time is over.
+        """Hang: nothing is delivered, and sends get no answer until `resume`, or until their time ends.
 
-        Then it fails, as maybe delivered: `resume` delivers it all the same, unless it has expired.
+        Then they fail, as maybe delivered: `resume` still delivers the messages, unless they have expired.
         """
         with self._lock:
             self._paused = True
@@ -233,15 +233,15 @@ class Bus:
         for queue in queues:
             self._pump(queue)
 
-    # What the driver does
+    # For the driver
 
     def join(self, user: object) -> None:
-        """Keep what is stored until `leave`, or until `user` is collected."""
+        """Keep the queues until `leave`, or until `user` is garbage collected."""
         with self._lock:
             self._users.add(user)
 
     def leave(self, user: object) -> None:
-        """A driver is closed. With the last user goes all that is stored, whenever Python collects it."""
+        """A driver is closed. When the last one leaves, all queues are removed, even if the bus is still referenced."""
         with self._lock:
             self._users.discard(user)
             if self._users:
@@ -289,8 +289,8 @@ class Bus:
                 self.send(address, again, mandatory, Future() if sent.done() else sent)
 
         with self._lock:
-            hangs = self._up and self._paused  # Then it has the message, and only does not say so.
-            back = self._up and not self._paused  # It may have come back since it was looked at.
+            hangs = self._up and self._paused  # Then it has the message, but does not confirm it.
+            back = self._up and not self._paused  # It may have been started since `send` checked.
             if not back:
                 self._waiting.append((send, sent))
         if back:
@@ -324,7 +324,7 @@ class Bus:
             self._pump(queue)
 
     def _pump(self, queue: Queue) -> None:
-        """Hand over what can be handed over."""
+        """Deliver what can be delivered."""
         readers: dict[Reader, None] = {}
         with self._lock:
             while queue.items and self._up and not self._paused:
@@ -363,7 +363,7 @@ class Bus:
 
     def attach(self, address: Address, reader: Reader, prefetch: float) -> Consumer:
         """Consume from an address."""
-        # A fanout queue belongs to one subscription, even where two use the same server's name.
+        # A fanout queue belongs to one subscription, even if two use the same server's name.
         at = address._replace(name=uuid.uuid4().hex) if address.kind == "fanout" else address
         with self._lock:
             queue = self._queues.setdefault(at, Queue())
@@ -373,20 +373,20 @@ class Bus:
         return consumer
 
     def detach(self, consumer: Consumer, *, give_back: bool) -> None:
-        """Consume no more; with `give_back`, what is not settled goes to others, and what is its own is removed."""
+        """Stop consuming. With `give_back`, requeue unsettled messages, and remove a private queue."""
         with self._lock:
             queue = consumer.queue
             if consumer in queue.consumers:
                 queue.consumers.remove(consumer)
             if give_back:
                 self._take_back(consumer)
-            # A fanout queue and an inbox are their owner's alone; the others keep what comes for the next one.
+            # Fanout queues and inboxes are private; the others keep their messages for the next consumer.
             if not queue.consumers and give_back and consumer.address.kind in ("fanout", "inbox"):
                 self._queues.pop(consumer.at, None)
         self._pump(queue)
 
     def depth(self, address: Address) -> QueueInfo | None:
-        """What is known of an address; None where there is no such queue."""
+        """How many consumers and messages an address has; None if there is no such queue."""
         with self._lock:
             queue = self._queues.get(address)
             if queue is None:
@@ -395,14 +395,14 @@ class Bus:
             return QueueInfo(len(queue.consumers), sum(item.expires > now for item in queue.items))
 
     def fail_waiting(self, mine: Callable[[Future[Sent]], bool], error: Exception) -> None:
-        """Fail those sends that wait and are `mine`."""
+        """Fail the waiting sends for which `mine` returns True."""
         with self._lock:
             waiting = [entry[1] for entry in self._waiting if mine(entry[1])]
         for sent in waiting:
             fail(sent, error)
 
     def _forget(self) -> None:
-        """In a forked child: its parent's connections are not there any more."""
+        """In a forked child: start clean, without the parent's queues and connections."""
         waiting, users = list(self._waiting), list(self._users)
         self._start_clean()
         self._users.update(users)

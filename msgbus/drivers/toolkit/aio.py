@@ -33,7 +33,8 @@ class AsyncioLoop(asyncio.SelectorEventLoop):
     sources, lines and outgoing messages directly. A method of a driver that is called there may begin a coroutine with
     `spawn`, and set events and futures; other threads use `Loop.call`.
 
-    In a forked child it belongs to the parent, and is not run.
+    In a forked child it belongs to the parent, and is not run. The sockets of its transports stay open there:
+    `Session.abandon` has to let go of them, see "Write a driver".
     """
 
     def __init__(self, loop: Loop) -> None:

@@ -1,9 +1,9 @@
-"""The driver of a broker, but for the broker's protocol.
+"""The driver of a broker, without the broker's protocol.
 
-A driver subclasses `BrokerDriver`, to say where the broker is and how to connect;
-`msgbus.drivers.toolkit.session.Session`, which is one connection; and `msgbus.drivers.toolkit.consuming.Feed`, which is
-one address that is consumed from. All else is there: what is sent waits for a connection and its deadlines are kept,
-connections come back, and with them inboxes and subscriptions, in this order; closing, forking, `inspect`, `state` and
+A driver subclasses `BrokerDriver`, for where the broker is and how to connect;
+`msgbus.drivers.toolkit.session.Session`, one connection; and `msgbus.drivers.toolkit.consuming.Feed`, one address that
+is consumed from. The rest is done here: messages wait for a connection, and fail at their deadlines; lost connections
+are opened again, and inboxes and subscriptions restored, in this order; closing, forking, `inspect`, `state` and
 `up_since`.
 """
 
@@ -41,34 +41,34 @@ if TYPE_CHECKING:
     from msgbus.url import TransportHost
 
 CLOSE_TIMEOUT_MIN = 0.5
-"""Seconds of `close_timeout` at least for removing inboxes and subscriptions."""
+"""The least seconds for removing inboxes and subscriptions, even if `close_timeout` is used up."""
 INSPECT_CONNECT = 0.9
 """Seconds that `inspect` waits for the first connection."""
-LOOK_AGAIN = 0.02
-"""Seconds between two looks at whether that is there."""
+CHECK_INTERVAL = 0.02
+"""Seconds between two checks for that connection."""
 
 
 class BrokerDriver(DriverShell):
-    """A driver that has only to say how to connect, and what a `Session` does.
+    """The base class of drivers for brokers.
 
-    A driver of its own implements `Driver.options`, a constructor, `dial`, `discard`, `open_session` and `describe`;
-    `explain` for the errors of its library; `check` where not every address has a name on the broker.
+    A subclass implements `Driver.options`, a constructor, `dial`, `discard`, `open_session` and `describe`; `explain`
+    for the errors of its library; and `check` if some addresses cannot have a name on the broker.
 
     Attributes:
-        purposes: of its connections, each of which has a `Line` and sessions: one; or two, of which the first sends and
-            has the inboxes, and the second has the subscriptions. Two where a broker that takes no messages stops
-            reading from those who send.
+        purposes: names of its connections, each of which has a `Line` and sessions. One; or two, of which the first has
+            the sending and the inboxes, and the second the subscriptions. Use two if the broker, when it takes no
+            messages, stops reading from connections that send.
         publishes_on_any_thread: `Session.publish` may be called on any thread, which saves a change of threads for each
-            message; else it is called on the loop's. Then `publish` has to see to what `check` would.
-        max_message_size: of a body, in bytes: what is larger fails with `MessageTooLarge`. Set it in the constructor,
-            where the driver has an option of this name. Where only the broker knows it, `Session.publish` raises
+            message; otherwise it is called on the loop's. If it is set, `publish` has to do what `check` does.
+        max_message_size: the most bytes of a body: larger ones fail with `MessageTooLarge`. Set it in the constructor,
+            if the driver has an option of this name. If only the broker knows it, `Session.publish` raises
             `MessageTooLarge`.
-        connect_timeout: seconds that `dial` waits, for `explain` to name; None where it does not say.
+        connect_timeout: seconds that `dial` waits, for the text of `explain`; None: the text does not have it.
         hosts: where the broker is.
         lines: one for each purpose.
-        sending: the line on which is sent.
-        consuming: the line with the subscriptions; the same one where there is only one.
-        sender: has what is to be sent.
+        sending: the line that sends.
+        consuming: the line with the subscriptions; if there is only one line, that one.
+        sender: has the messages that are to be sent.
     """
 
     purposes: ClassVar[Sequence[str]] = ("",)
@@ -77,10 +77,10 @@ class BrokerDriver(DriverShell):
     connect_timeout: float | None = None
 
     def __init__(self, loop: Loop, hosts: Sequence[TransportHost]) -> None:
-        """To be called at the end of the driver's own constructor, when what `describe` needs is there.
+        """Call it at the end of the subclass's constructor, when `describe` has what it needs.
 
         Args:
-            loop: as it was given to the driver.
+            loop: the one that was passed to the driver.
             hosts: at least one; they are tried in turn. See `msgbus.options.hosts_of`.
         """
         self.hosts = list(hosts)
@@ -92,46 +92,46 @@ class BrokerDriver(DriverShell):
         self.sending, self.consuming = self.lines[0], self.lines[-1]
         self.sender = self.sending.sender
 
-    # What a driver adds
+    # For a driver to implement
 
     @abstractmethod
     def dial(self, host: TransportHost, purpose: str) -> Any:
-        """Open a connection to a host, and return it: a socket, several, or what a library has for it.
+        """Open a connection to a host, and return it: a socket, several, or an object of a library.
 
-        It has a thread of its own and may block, but not for ever: give each step a timeout. It may log in, or leave
-        that to the session. If it fails it has to close what it has opened.
+        It runs on a separate thread and may block, but not for ever: give each step a timeout. It may log in, or leave
+        that to the session. If it fails, it has to close what it has opened.
 
         Args:
-            host: one of those that were given to the constructor.
+            host: one of those that were passed to the constructor.
             purpose: one of `purposes`.
 
         Raises:
-            Exception: it cannot be reached; `explain` makes words of it. Any exception will do.
+            Exception: the host cannot be reached. Any exception will do; `explain` turns it into a text.
         """
 
     @abstractmethod
     def discard(self, connection: Any) -> None:
-        """Close a connection that `dial` has opened and that came too late: the driver was closed. Any thread."""
+        """Close a connection that `dial` has opened after the driver was closed. Any thread."""
 
     @abstractmethod
     def open_session(self, line: Line, connection: Any) -> Session:
-        """Make the session of a connection, which `dial` has returned. On the loop's thread. It may not fail."""
+        """Make the session of a connection that `dial` has returned. On the loop's thread. It must not raise."""
 
     def explain(self, error: BaseException, host: TransportHost) -> tuple[str, bool]:
-        """The one place that makes words of what a library and the operating system raise. On the loop's thread.
+        """Turn an error of a library or the operating system into a text. Only this does so. On the loop's thread.
 
-        This one knows the errors of sockets and of TLS. A driver says what it knows of its library's, and leaves the
-        others to this: ``return super().explain(error, host)``.
+        This method knows the errors of sockets and of TLS. A driver handles those of its library, and leaves the others
+        to this one: ``return super().explain(error, host)``.
 
         Args:
-            error: what `dial` raised, or `Line.lose` was given; a `ConnectionError` where that was given words.
-            host: to which the connection was, or was to be.
+            error: what `dial` raised, or was passed to `Line.lose`; a `ConnectionError` if that was a text.
+            host: the host that was, or was to be, connected to.
 
         Returns:
-            what happened and what to check, in one line without the name of the host (the shell puts `describe` in
-            front of it) and without a password; and whether the same would happen again at a second try, such as a
-            wrong password. Where that is so of all hosts and there was no connection yet, what waits fails at once with
-            `TransportUnavailable`; the tries go on all the same.
+            what happened and what to check, in one line without the name of the host (`Line` puts `describe` in front
+            of it) and without a password; and whether the next try would fail in the same way, such as over a wrong
+            password. If that is so of all hosts and there was no connection yet, waiting messages fail at once with
+            `TransportUnavailable`; the tries still go on.
         """
         text = " ".join(str(error).split()) or type(error).__name__
         hint, permanent = "check that it runs and that host and port are right", False
@@ -155,30 +155,30 @@ class BrokerDriver(DriverShell):
         """The broker at a host, for errors and `state`: host, port and user, and never a password. Any thread."""
 
     def check(self, address: Address) -> None:
-        """See that an address has a name on the broker. Any thread; for each message, so it has to be quick.
+        """Check that an address can have a name on the broker. Any thread; for each message, so it has to be quick.
 
-        That `Capability.STORAGE` is declared, for an address of the kinds stored and dead, was seen to before.
+        For addresses of the kinds stored and dead, `Capability.STORAGE` was checked before.
 
         Raises:
-            InvalidTarget: it cannot have one: it is too long, or holds what cannot be escaped.
+            InvalidTarget: it cannot: the name is too long, or has characters that cannot be escaped.
         """
 
     def leaves(self, address: Address) -> bool:
-        """Whether a consumer of this address that is closed while the connection is away leaves something behind.
+        """Whether a consumer of this address leaves something on the broker if it is closed without a connection.
 
-        Then `Session.remove` is called when the connection is back, and its `close` is done after that. Where the
-        broker removes by itself what a lost connection had, nothing is left: the default.
+        If so, `Session.remove` is called after the reconnect, and the consumer's `close` is done after that. The
+        default is False: the broker itself removes what a lost connection had.
         """
         return False
 
     def inbox_name(self) -> str:
-        """The name of a new inbox: nobody else in the world has it, and it stays the same over reconnects."""
+        """The name of a new inbox: globally unique, and the same after reconnects."""
         return uuid.uuid4().hex
 
-    # Words
+    # Names and state
 
     def name(self) -> str:
-        """The broker that is, or was last, connected to. Any thread."""
+        """The broker that it is, or was last, connected to. Any thread."""
         return self.sending.name()
 
     @property
@@ -200,7 +200,7 @@ class BrokerDriver(DriverShell):
         return self.name() if blocked is None else f"{self.name()}, which takes no messages at present ({blocked})"
 
     def was_closed(self) -> CallCancelled:
-        """What each verb of a closed driver fails with."""
+        """The error of all methods of a closed driver."""
         return CallCancelled(f"the connection to {self.name()} was closed")
 
     # The contract
@@ -262,8 +262,8 @@ class BrokerDriver(DriverShell):
 
     def end(self, consumer: Consumer) -> Future[None]:
         """Close a consumer. Any thread."""
-        fail(consumer.ready, CallCancelled(f"what was to be opened on {self.name()} was closed"))
-        self._have_done(consumer.closed, self._end_consumer, consumer)
+        fail(consumer.ready, CallCancelled(f"a subscription or inbox on {self.name()} was closed before it was ready"))
+        self._call_on_loop(consumer.closed, self._end_consumer, consumer)
         return consumer.closed
 
     def _end_consumer(self, consumer: Consumer) -> None:
@@ -274,10 +274,10 @@ class BrokerDriver(DriverShell):
             line.end(consumer)
 
     def _line_of(self, consumer: Consumer) -> Line | None:
-        """None: it has ended, was never begun, or is that of a parent process."""
+        """The line of a consumer. None: it has ended, never began, or belongs to the parent process."""
         return next((line for line in self.lines if consumer in line.consumers), None)
 
-    def _have_done(self, future: Future[None], func: Callable[[Consumer], None], consumer: Consumer) -> None:
+    def _call_on_loop(self, future: Future[None], func: Callable[[Consumer], None], consumer: Consumer) -> None:
         if not self.loop.started:
             consumer.refuse(self.was_closed())
         elif not self._closed:
@@ -286,7 +286,7 @@ class BrokerDriver(DriverShell):
 
     def stop(self, consumer: Consumer) -> Future[None]:
         """Stop a consumer. Any thread."""
-        self._have_done(consumer.stopped, self._stop_consumer, consumer)
+        self._call_on_loop(consumer.stopped, self._stop_consumer, consumer)
         return consumer.stopped
 
     def _stop_consumer(self, consumer: Consumer) -> None:
@@ -315,12 +315,12 @@ class BrokerDriver(DriverShell):
         elif line.connector.error is not None or self.loop.now() > end:
             fail(found, line.connector.error or TransportUnavailable(f"{self.name()} is not connected yet"))
         else:  # The first connection is being opened.
-            self.loop.call_later(LOOK_AGAIN, self._inspect, address, end, found)
+            self.loop.call_later(CHECK_INTERVAL, self._inspect, address, end, found)
 
     def _disconnect(self, error: CallCancelled, deadline: float) -> None:
         for consumer in self._consumers():
             fail(consumer.ready, error)
-        # Asked of the loop, which has been handed all that was sent before.
+        # Asked on the loop: calls to it are in order, so it has everything that was sent before.
         self._wait(self._wait_for(deadline, self._find_unfinished) or (), deadline)
         ending = self._wait_for(deadline, self._end_all)
         if ending is not None:

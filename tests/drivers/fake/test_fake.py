@@ -493,4 +493,4 @@ def test_a_subscriber_that_raises_costs_its_message_alone(driver: FakeDriver, ca
     for body in (b"first", b"second"):
         assert send(driver, body=body).result(0) == Sent(1)
     assert came == [b"first", b"second"]
-    assert caplog.text.count("a message could not be handed over") == 2
+    assert caplog.text.count("a message could not be delivered") == 2

@@ -192,10 +192,10 @@ def test_what_sockets_and_tls_raise_says_what_to_check(
 def test_an_hour_without_the_broker_is_replayed_in_a_moment(
     newdriver: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tries to connect, and the ends of what waits for a connection, follow the loop's clock, and no other.
+    """Tries to connect, and the deadlines of messages that wait for a connection, follow the loop's clock alone.
 
-    Each message fails when its own time is over. Meanwhile it is tried to connect every few seconds, and what waits
-    still when that works is sent.
+    Each message fails when its own time ends. Meanwhile connecting is tried every few seconds, and when it succeeds,
+    the messages that still wait are sent.
     """
     hour = 3600.0
     clock = VirtualClock(monkeypatch)
@@ -215,7 +215,7 @@ def test_an_hour_without_the_broker_is_replayed_in_a_moment(
     sent: dict[float, Any] = {}
 
     def send_all(driver: BrokerDriver) -> None:
-        """All at the same time, on the loop's thread."""
+        """Send all at the same time, on the loop's thread."""
         for seconds in times:
             waiting = Message(b"x", "text/plain", f"{seconds}", ttl=seconds)
             sent[seconds] = driver.send(TOPIC, waiting, mandatory=False)

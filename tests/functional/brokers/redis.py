@@ -1,4 +1,7 @@
-"""A Redis of the tests' own, with a port and data of its own: where nodes of the zmq driver find each other."""
+"""A Redis of the tests' own, with a port and data of its own.
+
+Nodes of the zmq driver find each other there, and it is the broker of examples/msgbus-redis.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ _STOP_SECONDS: Final = 15.0
 
 
 class Redis:
-    """One Redis, which keeps nothing over a restart; nothing runs until ``start()``.
+    """One Redis; nothing runs until ``start()``. It keeps nothing over a restart, unless ``keeps`` says so.
 
     ``base`` is a folder that belongs to it alone; it is made if need be. With ``password`` it lets nobody in without.
     ``host`` is the address that it listens at, and ``command`` runs it on another host, such as a network namespace.
@@ -37,7 +40,13 @@ class Redis:
     """
 
     def __init__(
-        self, base: pathlib.Path, *, password: str = "", host: str = "127.0.0.1", command: Sequence[str] = ()
+        self,
+        base: pathlib.Path,
+        *,
+        password: str = "",
+        host: str = "127.0.0.1",
+        command: Sequence[str] = (),
+        keeps: bool = False,
     ) -> None:
         if shutil.which(_SERVER) is None:
             raise BrokerMissing(f"there is no {_SERVER}: run tests/functional/brokers/install redis")
@@ -50,6 +59,7 @@ class Redis:
         base.mkdir(parents=True, exist_ok=True)
         lines = [f"bind {host}", f"port {self.port}", f"dir {base}", 'save ""', "protected-mode no", "daemonize no"]
         lines += [f"requirepass {password}"] if password else []
+        lines += ["appendonly yes"] if keeps else []
         (base / "redis.conf").write_text("\n".join(lines) + "\n")
 
     @property
@@ -119,6 +129,11 @@ class Redis:
         """What it holds at present."""
         with redis.Redis(host=self.host, port=self.port, password=self._password or None) as client:
             return {key.decode() for key in client.scan_iter()}
+
+    def connections(self, name: str) -> int:
+        """How many connections of that name are open."""
+        with redis.Redis(host=self.host, port=self.port, password=self._password or None) as client:
+            return sum(found["name"] == name for found in client.client_list())
 
     def _signal(self, number: signal.Signals) -> None:
         found = self._tree.pids(_SERVER) if self._tree is not None else []

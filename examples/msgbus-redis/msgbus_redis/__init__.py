@@ -1,0 +1,1 @@
+"""A driver of msgbus: ``redis://``."""
