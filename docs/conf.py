@@ -44,13 +44,14 @@ myst_ref_domains = ["std", "py"]
 nitpicky = True
 # What this documentation does not have: other projects' names, and (in lower case) parameters and attributes.
 nitpick_ignore_regex = [
-    ("py:.*", r"(collections|concurrent|threading|types|typing|cfg|oslo_config|msgspec|pytest|queue|os|time|sys)\..*"),
+    ("py:.*", r"(collections|concurrent|threading|_thread|types|typing|cfg|oslo_config|msgspec|pytest|queue|os|time|sys)\..*"),
     (
         "py:.*",
         r"(Any|Callable|Future|Iterator|Generator|Sequence|TracebackType|OnDeadLetter|Policy|None|P|R|T|optional)",
     ),
     ("py:.*", r"[A-Z][A-Za-z]*(Error|Exception|Iteration)"),
     ("py:class", r"msgbus\.replies\.Pending"),  # It is the core's own.
+    ("py:class", r"msgbus\.drivers\.toolkit\.futures\.T"),
     ("py:obj", r"[a-z_.]+"),
 ]
 

@@ -252,7 +252,7 @@ class Loop(Steps):
         while the loop works, and run between two of its steps.
 
         Returns:
-            False if another thread drives, or this one already does: then there is nothing to give back.
+            whether the turn has to be given back. It does not if another thread drives, or this one did already.
 
         Raises:
             BaseException: a handler of a signal has raised it.
