@@ -44,7 +44,8 @@ myst_ref_domains = ["std", "py"]
 nitpicky = True
 # What this documentation does not have: other projects' names, and (in lower case) parameters and attributes.
 nitpick_ignore_regex = [
-    ("py:.*", r"(collections|concurrent|threading|_thread|types|typing|cfg|oslo_config|msgspec|pytest|queue|os|time|sys)\..*"),
+    ("py:.*", r"(collections|concurrent|threading|_thread|types|typing|queue|os|time|sys)\..*"),
+    ("py:.*", r"(cfg|oslo_config|msgspec|pytest)\..*"),
     (
         "py:.*",
         r"(Any|Callable|Future|Iterator|Generator|Sequence|TracebackType|OnDeadLetter|Policy|None|P|R|T|optional)",
