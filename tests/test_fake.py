@@ -425,3 +425,26 @@ def test_a_forked_child_starts_clean(driver: FakeDriver, bus: Bus) -> None:
     assert not sent.done()
     bus.start()
     assert sent.result(0) == Sent(1)
+
+
+@pytest.mark.parametrize("verb", ["stop", "close"])
+def test_a_subscription_has_ended_when_nothing_more_is_on_its_way(driver: FakeDriver, verb: str) -> None:
+    """A message that another thread is about to hand over comes before `stop` and `close` are done, not after."""
+    busy, go_on, came = threading.Event(), threading.Event(), []
+
+    def take(delivery: Delivery) -> None:
+        came.append(delivery.message.body)
+        busy.set()
+        go_on.wait(PATIENCE)
+
+    subscription = driver.subscribe([TOPIC], take, prefetch=2)
+    thread = threading.Thread(target=send, args=(driver,), kwargs={"body": b"first"})
+    thread.start()
+    assert busy.wait(PATIENCE)
+    send(driver, body=b"second").result(0)
+    ended = getattr(subscription, verb)()
+    assert not ended.done()
+    go_on.set()
+    ended.result(PATIENCE)
+    assert came == [b"first", b"second"]
+    thread.join()

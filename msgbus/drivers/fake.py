@@ -23,6 +23,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from oslo_config import cfg
@@ -127,25 +128,34 @@ class _Consumer:
 
 
 class _Reader:
-    """Calls `on_delivery` for one subscription or inbox, never twice at a time: who comes first calls for all."""
+    """Calls `on_delivery` for one subscription or inbox. The thread that calls it also delivers what others `put`."""
 
     __slots__ = ("_calling", "_on_delivery", "_waiting")
 
     def __init__(self, on_delivery: OnDelivery) -> None:
         self._on_delivery = on_delivery
-        self._waiting: deque[Delivery] = deque()
+        self._waiting: deque[Callable[[], None]] = deque()
         self._calling = threading.Lock()
 
     def put(self, delivery: Delivery) -> None:
-        self._waiting.append(delivery)
+        """Queue a delivery for the next `call`."""
+        self._waiting.append(partial(self._on_delivery, delivery))
 
     def call(self) -> None:
+        """Deliver what is queued, unless another thread does."""
         while self._waiting and self._calling.acquire(blocking=False):
             try:
                 while self._waiting:
-                    self._on_delivery(self._waiting.popleft())
+                    self._waiting.popleft()()
             finally:
                 self._calling.release()
+
+    def end(self) -> Future[None]:
+        """A future that is done when everything that was `put` before has been delivered."""
+        ended: Future[None] = Future()
+        self._waiting.append(partial(ended.set_result, None))
+        self.call()
+        return ended
 
 
 class _FakeDelivery(Delivery):
@@ -426,19 +436,19 @@ class _FakeSubscription(Subscription):
         self._bus = bus
         self._on_close = on_close
         self.ready = _done()
-        reader = _Reader(on_delivery)
+        self._reader = reader = _Reader(on_delivery)
         self._consumers = [bus.attach(address, reader, prefetch) for address in addresses]
 
     def stop(self) -> Future[None]:
         for consumer in self._consumers:
             self._bus.detach(consumer, give_back=False)
-        return _done()
+        return self._reader.end()
 
     def close(self) -> Future[None]:
         for consumer in self._consumers:
             self._bus.detach(consumer, give_back=True)
         self._on_close(self)
-        return _done()
+        return self._reader.end()
 
 
 class _FakeInbox(Inbox):
