@@ -175,7 +175,7 @@ def test_rights_suffice_and_are_no_more_than_needed(rabbitmq: RabbitMQ) -> None:
                 client.prepare(exchange="other").call({}, "echo", value=1)
     finally:
         for user in ("inventory", "shop"):
-            rabbitmq.ctl("delete_user", user)
+            rabbitmq.delete_user(user)
         rabbitmq.delete_queue("msgbus/inventory/!dead")
 
 

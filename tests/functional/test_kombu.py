@@ -88,8 +88,8 @@ def test_a_call_says_why_it_was_not_sent(rabbitmq: RabbitMQ, proxy: Proxy, conne
 
 def test_a_queue_that_may_not_be_inspected_does_not_count_as_empty(rabbitmq: RabbitMQ, connect: Connect) -> None:
     """A user without a right on a queue learns nothing of it; it is not said that it has no consumers."""
-    rabbitmq.ctl("add_user", "blind", "blind")
-    rabbitmq.ctl("set_permissions", "blind", "^reply_", "^(reply_.*|msgbus)$", "^reply_")
+    rabbitmq.add_user("blind", "blind")
+    rabbitmq.set_permissions("blind", "^reply_", "^(reply_.*|msgbus)$", "^reply_")
     try:
         with serving(connect(rabbitmq.url), "unseen"):
             blind = connect(rabbitmq.url.replace("guest:guest@", "blind:blind@"))
@@ -97,7 +97,7 @@ def test_a_queue_that_may_not_be_inspected_does_not_count_as_empty(rabbitmq: Rab
             assert blind.inspect(Address("topic", "msgbus", "nobody"), 10) in (None, QueueInfo(0, 0))
             blind.cleanup()
     finally:
-        rabbitmq.ctl("delete_user", "blind")
+        rabbitmq.delete_user("blind")
 
 
 def test_the_next_host_is_tried(rabbitmq: RabbitMQ, connect: Connect) -> None:
@@ -112,15 +112,14 @@ def test_the_next_host_is_tried(rabbitmq: RabbitMQ, connect: Connect) -> None:
 def test_failover_to_a_host_whose_log_in_stands_at_the_first(rabbitmq: RabbitMQ, connect: Connect) -> None:
     """A host without a user and password has those of the host before it, and not those that are the default."""
     (port,) = free_ports(1)
-    rabbitmq.ctl("add_user", "app", "s3cr3t")
+    rabbitmq.add_user("app", "s3cr3t")
     try:
-        rabbitmq.ctl("set_permissions", "app", ".*", ".*", ".*")
         transport = connect(f"rabbit://app:s3cr3t@127.0.0.1:{port}, 127.0.0.1:{rabbitmq.port} /")
         with serving(transport, "failover"):
             assert client_of(transport, "failover").call({}, "echo", value=1) == 1
         assert "(user app," in transport.driver.state
     finally:
-        rabbitmq.ctl("delete_user", "app")
+        rabbitmq.delete_user("app")
 
 
 def test_hosts_that_fail_for_different_reasons(rabbitmq: RabbitMQ, connect: Connect) -> None:
@@ -327,7 +326,7 @@ def test_a_full_queue_blocks_the_send(rabbitmq: RabbitMQ, connect: Connect) -> N
 def test_missing_rights_are_reported(rabbitmq: RabbitMQ, connect: Connect) -> None:
     """If the user may not declare queues, the server's start fails at once, with what to check."""
     rabbitmq.add_user("poor", "pw")
-    rabbitmq.ctl("set_permissions", "poor", "^$", ".*", ".*")
+    rabbitmq.set_permissions("poor", "^$", ".*", ".*")
     transport = connect(rabbitmq.url.replace("guest:guest", "poor:pw"))
     server = msgbus.get_rpc_server(transport, msgbus.Target(topic="rights", server="s1"), [Endpoint()])
     with pytest.raises(msgbus.TransportUnavailable, match=r"403.*list_permissions"):
@@ -362,7 +361,7 @@ def test_a_missing_right_to_write_is_reported(rabbitmq: RabbitMQ, connect: Conne
     """A user who may not publish gets the refusal with what to check, not a time-out and not a storm of tries."""
     with serving(connect(rabbitmq.url), "unwritable"):
         rabbitmq.add_user("mute", "pw")
-        rabbitmq.ctl("set_permissions", "mute", ".*", "^$", ".*")
+        rabbitmq.set_permissions("mute", ".*", "^$", ".*")
         client = client_of(connect(rabbitmq.url.replace("guest:guest", "mute:pw")), "unwritable", 30)
         for policy in ("at_most_once", "at_least_once"):
             with pytest.raises(msgbus.TransportUnavailable, match=r"403.*list_permissions"):

@@ -97,12 +97,17 @@ class Console:
 
     def add_user(self, name: str, password: str, vhost: str = "/") -> None:
         """Add a user who may do everything in ``vhost``."""
-        user, by = binary(name), binary("tests")
-        self.eval(
-            f"rabbit_auth_backend_internal:add_user({user}, {binary(password)}, {by}), "
-            f"rabbit_auth_backend_internal:set_permissions({user}, {binary(vhost)}, "
-            f"{binary('.*')}, {binary('.*')}, {binary('.*')}, {by})."
-        )
+        self.eval(f"rabbit_auth_backend_internal:add_user({binary(name)}, {binary(password)}, {binary('tests')}).")
+        self.set_permissions(name, ".*", ".*", ".*", vhost)
+
+    def set_permissions(self, name: str, configure: str, write: str, read: str, vhost: str = "/") -> None:
+        """Let a user do in ``vhost`` what these patterns match, and nothing else."""
+        rights = ", ".join(map(binary, (name, vhost, configure, write, read, "tests")))
+        self.eval(f"rabbit_auth_backend_internal:set_permissions({rights}).")
+
+    def delete_user(self, name: str) -> None:
+        """Remove a user."""
+        self.eval(f"rabbit_auth_backend_internal:delete_user({binary(name)}, {binary('tests')}).")
 
     def delete_queue(self, name: str, vhost: str = "/") -> None:
         """Delete a queue, even if it has messages or consumers; raise ``BrokerFailed`` if there is none."""

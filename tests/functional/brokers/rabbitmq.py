@@ -228,7 +228,7 @@ class RabbitMQ(Console):
             raise BrokerFailed(f"RabbitMQ {self.version} does not run\n{self._log_tail()}")
         return found[0]
 
-    def ctl(self, *args: str, seconds: float = 30.0) -> str:
+    def ctl(self, *args: str, seconds: float = 80.0) -> str:
         """What ``rabbitmqctl`` prints, from the node's own command; raise ``BrokerFailed`` if it fails or is too slow.
 
         It takes seconds: ``eval()`` and what is made of it take milliseconds.
