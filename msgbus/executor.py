@@ -218,7 +218,8 @@ class Executor(Generic[T]):
         worker.reads = True
         loop.wait(worker.wake, FOREVER)
         worker.reads = False
-        self._take_idle(worker)  # Where nobody has woken it.
+        if worker in self._idle:  # Where nobody has woken it. Another thread may do that just now.
+            self._take_idle(worker)
         self._go_on_or_give_turn()
 
     def _go_on_or_give_turn(self) -> None:
