@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -9,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from msgbus.conformance.waiting import until
+from msgbus import RemoteError, RPCClient, Target, get_rpc_server
+from msgbus.conformance.waiting import Task, until
 from msgbus.drivers.toolkit.loop import FOREVER, Loop
-from msgbus.executor import SHORT, Executor
-from tests.support import EVENT_TIMEOUT
+from msgbus.executor import EAGER, SHORT, Executor
+from tests.support import EVENT_TIMEOUT, new_transport
 
 
 class Held(Loop):
@@ -310,3 +312,114 @@ def test_whatever_a_short_item_raises_its_thread_drives_on(
     executed.wait()
     assert len(executed.executor._workers) == len(executed.executor._workers_by_thread)
     assert "an item of a worker thread raised" in caplog.text
+
+
+class Endpoint:
+    """Methods that are short, unless a test has them held."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Semaphore(0)
+        self.let_go = threading.Event()
+        self.other: Callable[[int], Any] = lambda _depth: None
+        self.children: list[int] = []
+
+    def quick(self, _ctxt: object) -> int:
+        return threading.get_ident()
+
+    def held(self, _ctxt: object) -> str:
+        self.begun.release()
+        assert self.let_go.wait(EVENT_TIMEOUT)
+        return "let go"
+
+    def nested(self, _ctxt: object, depth: int) -> int:
+        return 1 + self.other(depth - 1) if depth else 0
+
+    def leaves(self, _ctxt: object) -> None:
+        raise SystemExit(3)
+
+    def forks(self, _ctxt: object) -> str:
+        child = os.fork()
+        self.children.append(child)
+        return "parent" if child else "child"
+
+
+class Service:
+    """A server over ZeroMQ, all of whose methods count as short, and a client with a transport of its own."""
+
+    def __init__(self, url: str) -> None:
+        self.endpoint = Endpoint()
+        self.transport, self.clients = new_transport(url), new_transport(url)
+        self.server = get_rpc_server(self.transport, Target(topic="short", server="s"), [self.endpoint])
+        self.server.start()
+        self.client = RPCClient(self.clients, Target(topic="short"), timeout=EVENT_TIMEOUT)
+        own = RPCClient(self.transport, Target(topic="short"), timeout=EVENT_TIMEOUT)
+        self.endpoint.other = lambda depth: own.call({}, "nested", depth=depth)
+        self.executor: Executor[Any] = self.server._executor  # type: ignore[assignment]
+        self.run_where_it_is_read()
+
+    def run_where_it_is_read(self) -> None:
+        """Call until a worker has read a request and still has the turn when it runs it."""
+
+        def is_here() -> bool:
+            self.executor._average = SHORT / 100
+            return bool(self.client.call({}, "quick") == self.transport.loop._turn._owner)
+
+        until(is_here, "a worker runs what it has read", EVENT_TIMEOUT)
+
+
+@pytest.fixture
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A server and a client; in the end nothing is unfinished."""
+    service = Service(f"zmq://?run_dir={tmp_path_factory.mktemp('t')}")
+    yield service
+    service.endpoint.let_go.set()
+    service.server.stop()
+    assert service.server.wait(EVENT_TIMEOUT) == 0
+    service.clients.cleanup()
+    service.transport.cleanup()
+
+
+def test_nested_calls_of_short_methods(service: Service) -> None:
+    """Methods that call their own server over its own transport, deeper than it has threads at once, are answered."""
+    for depth in (1, EAGER, 2 * EAGER):
+        service.run_where_it_is_read()
+        assert service.client.call({}, "nested", depth=depth) == depth
+
+
+def test_a_method_that_blocks_on_the_thread_that_has_read_it(service: Service) -> None:
+    """Other calls are answered meanwhile, and the transport's timers run: keepalives and heartbeats are among them."""
+    held = Task(service.client.call, {}, "held")
+    assert service.endpoint.begun.acquire(timeout=EVENT_TIMEOUT)
+    timer = threading.Event()
+    service.transport.loop.call_later(0.0, timer.set)
+    assert timer.wait(EVENT_TIMEOUT)
+    for _ in range(2 * EAGER):
+        service.client.call({}, "quick")
+    service.endpoint.let_go.set()
+    assert held.result() == "let go"
+
+
+def test_a_server_with_a_method_that_does_not_return_stops(service: Service) -> None:
+    """`stop` and `wait` of a server whose worker has read the request and is stuck in it end in time."""
+    held = Task(service.client.call, {}, "held")
+    assert service.endpoint.begun.acquire(timeout=EVENT_TIMEOUT)
+    service.server.stop()
+    assert service.server.wait(0.1) == 1
+    service.endpoint.let_go.set()
+    assert held.result() == "let go"
+
+
+def test_a_short_method_that_leaves_or_forks(service: Service) -> None:
+    """`sys.exit()` is an exception like others; a forked child ends with its method; and the server goes on."""
+    with pytest.raises(RemoteError, match="SystemExit"):
+        service.client.call({}, "leaves")
+    service.run_where_it_is_read()
+    assert service.client.call({}, "forks") == "parent"
+    assert os.waitstatus_to_exitcode(os.waitpid(service.endpoint.children[0], 0)[1]) == 0
+    service.run_where_it_is_read()
+
+
+def test_cleanup_before_the_server_is_stopped(service: Service) -> None:
+    """A transport whose idle worker drives its loop closes at once, and the server can be stopped after that."""
+    service.transport.cleanup()
+    assert service.transport.loop.closed
