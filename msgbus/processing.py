@@ -120,8 +120,6 @@ class Processor:
         again = at_least_once and request.hints is not None and request.hints.again
         seen = self.calls.begin(call, again=again)
         if seen is Seen.NEW:
-            if again:  # Its client may know this server's inbox from the first time.
-                call.take_control()
             self._in_context(call, self._run_call if call.is_call else self._run_cast)
             return
         LOG.info("%r (%s) has come a second time and was not run again", request.method, request.unique_id)
@@ -242,6 +240,8 @@ class Processor:
         if not self.calls.ticks:
             self.calls.start_ticking()
         try:
+            if hints is not None and hints.again:  # Its client may know this server's inbox from the first time.
+                call.take_control()
             streams = hints is not None and hints.window is not None
             result = self._dispatch(call, streams=streams)
             if streams:

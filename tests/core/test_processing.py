@@ -397,6 +397,19 @@ def test_an_answer_comes_in_the_codec_of_the_request(content_type: str, codec: s
     bench.transport.cleanup()
 
 
+@pytest.mark.parametrize("again", [True, False])
+def test_a_call_that_is_sent_again_can_be_cancelled_at_once(bench: Bench, again: bool) -> None:
+    """Its client may know the server's inbox from the first time. That of a new call learns it later."""
+    found: list[bool] = []
+    bench.hook = lambda: found.append("id" in bench.transport.server_calls)
+    request = bench.request("at_least_once")
+    assert request.hints is not None
+    request.hints.again = again
+    bench.processor.process(Handed(request))
+    assert found == [again]
+    assert not bench.transport.server_calls
+
+
 def code_of(child: int) -> int:
     """The code that a child process exits with."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -6,11 +6,12 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
-from msgbus import RemoteError, RPCClient, Target, get_rpc_server
+from msgbus import RemoteError, RPCClient, Target, TransportUnavailable, get_rpc_server
 from msgbus.conformance.waiting import Task, until
 from msgbus.drivers.toolkit.loop import FOREVER, Loop
 from msgbus.executor import EAGER, SHORT, Executor
@@ -49,13 +50,13 @@ class Executed:
         self.executor._average = SHORT / 100
         self.executor.submit("first")
         self.wait()
-        until(self._drives, "an idle worker drives the loop", EVENT_TIMEOUT)
+        until(self.drives, "an idle worker drives the loop", EVENT_TIMEOUT)
 
     def _run(self, item: Any) -> None:
         self.handler(item)
         self.ran.release()
 
-    def _drives(self) -> bool:
+    def drives(self) -> bool:
         """Whether a worker drives the loop, and sleeps. Else the loop's own thread is asked to let it."""
         workers = [worker.thread.ident for worker in self.executor._workers]
         if self.loop._turn._owner in workers and not self.loop.awake:
@@ -423,3 +424,37 @@ def test_cleanup_before_the_server_is_stopped(service: Service) -> None:
     """A transport whose idle worker drives its loop closes at once, and the server can be stopped after that."""
     service.transport.cleanup()
     assert service.transport.loop.closed
+
+
+def test_others_drive_where_an_idle_worker_cannot_be_woken(loop: Held) -> None:
+    """Other code has closed the loop's descriptors while a worker slept in it: other threads drive from then on."""
+    executed = Executed(loop)
+    reading, writing = os.pipe()
+    watched = threading.Event()
+
+    def watch() -> None:
+        loop.watch(reading, lambda: None)
+        watched.set()
+
+    loop.call(watch)
+    assert watched.wait(EVENT_TIMEOUT)
+    until(executed.drives, "an idle worker drives the loop", EVENT_TIMEOUT)
+    assert loop._poller is not None
+    os.close(loop._poller._wake)
+    with pytest.raises(TransportUnavailable):
+        loop.call(lambda: None)
+
+    def drives_here() -> bool:
+        found: Future[bool] = Future()
+        loop.call_later(0.01, lambda: found.set_result(loop.is_here and threading.current_thread() is main))
+        assert loop.wait_for(found, loop.now() + EVENT_TIMEOUT)
+        return found.result()
+
+    main = threading.current_thread()
+    until(drives_here, "this thread drives", EVENT_TIMEOUT)
+    os.write(writing, b"x")  # The worker returns, and finds that it does not drive any more.
+    assert executed.executor.close(EVENT_TIMEOUT) == 0
+    loop.call_later(0.0, loop.unwatch, reading)
+    loop.close()
+    os.close(reading)
+    os.close(writing)
