@@ -186,6 +186,8 @@ class Executor(Generic[T]):
                 _, item = self._backlog.popleft()
             except IndexError:
                 if self._closed:
+                    if self._backlog:  # It came between these two looks.
+                        continue
                     return
                 self._idle.append(worker)
                 # An item may have been submitted, or `close` called, just before this thread was idle: then nothing
