@@ -15,8 +15,8 @@ from typing import Any
 
 from msgbus.exceptions import RPCDispatcherError
 
-_PLAIN = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict})
-"""What most methods return: a quick check that there is nothing to await."""
+PLAIN = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict})
+"""What most methods return. A result of these types need not be given to `refuse_awaitable`."""
 
 
 def is_async(found: object) -> bool:
@@ -71,7 +71,7 @@ def refuse_awaitable(what: str, result: Any) -> None:
         RPCDispatcherError: it is a coroutine or another awaitable, or can only be iterated over asynchronously.
     """
     cls = type(result)
-    if cls in _PLAIN:
+    if cls in PLAIN:
         return
     if cls is types.GeneratorType:
         if not inspect.isawaitable(result):  # One made with types.coroutine is.

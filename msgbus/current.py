@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from contextvars import Context, ContextVar, copy_context
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -35,11 +35,12 @@ class RunningRequest:
         request: the method and its arguments.
         deadline: seconds of `Loop.now`, or None where it has none.
         at_least_once: the delivery policy that holds for it.
-        attempts: how often it was begun before, here and by other servers, as far as that is known.
+        raised: how often it was begun here and raised.
         cancelled: the client does not want the answer any more.
     """
 
     cancelled = False
+    raised = 0
 
     def __init__(
         self, server: str, delivery: Delivery, request: Request, deadline: float | None, at_least_once: bool
@@ -49,10 +50,15 @@ class RunningRequest:
         self.request = request
         self.deadline = deadline
         self.at_least_once = at_least_once
+
+    @property
+    def attempts(self) -> int:
+        """How often it was begun before, here and by other servers, as far as that is known."""
         # A server that was stopped has written its attempts into the request. Of one that was lost, only the
         # message system knows.
-        passed_on = 0 if request.hints is None else request.hints.attempts
-        self.attempts = passed_on + max(delivery.attempts or 0, int(delivery.redelivered))
+        hints, delivery = self.request.hints, self.delivery
+        passed_on = 0 if hints is None else hints.attempts
+        return passed_on + max(delivery.attempts or 0, int(delivery.redelivered)) + self.raised
 
 
 running: ContextVar[RunningRequest | None] = ContextVar("msgbus_running", default=None)
@@ -75,16 +81,12 @@ class ServerContext:
         found = [value for value in self._context.values() if module is not None and isinstance(value, module.Context)]
         self._decimal: Any = found[0].copy() if found else None
 
-    def copy(self) -> Context:
-        """A context for one request."""
+    def run(self, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a function in a copy of this context."""
         context = self._context.copy()
         if self._decimal is not None:
             context.run(sys.modules["decimal"].setcontext, self._decimal.copy())
-        return context
-
-    def run(self, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call a function in a copy of this context."""
-        return self.copy().run(func, *args, **kwargs)
+        return context.run(func, *args, **kwargs)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

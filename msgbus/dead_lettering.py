@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from msgbus import forking
 from msgbus.awaitables import refuse_async, refuse_awaitable
+from msgbus.closing import end_child
 from msgbus.drivers.base import Address, Capability, Message
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import encode_dead_letter
@@ -54,6 +56,8 @@ class DeadLetterSender:
                 refuse_awaitable("the hook returned", self._hook(letter))
             except BaseException:  # sys.exit() too: the request has to be settled
                 LOG.exception("the hook for dead letters raised")
+            if call.owner.forks != forking.forks:  # In a forked child: the parent stores it.
+                end_child(None)
         if Capability.STORAGE not in self._transport.driver.capabilities:
             on_end()
             return

@@ -11,7 +11,7 @@ from functools import cached_property, wraps
 from types import ModuleType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-from msgbus.awaitables import async_methods, refuse_async, refuse_awaitable
+from msgbus.awaitables import PLAIN, async_methods, refuse_async, refuse_awaitable
 from msgbus.exceptions import AccessDenied, InvalidArguments, NoSuchMethod, UnsupportedVersion
 from msgbus.message import PING_NAMESPACE, Request
 from msgbus.serializer import NoOpSerializer, Serializer, check_serializer
@@ -279,13 +279,22 @@ class RPCDispatcher:
                 the method returned something that would have to be awaited.
             Exception: whatever the method raises.
         """
-        method = self.find(request)
-        serializer = self.serializer
-        if type(serializer) is NoOpSerializer:
-            return _run(request.method, method, request.context, request.args)
-        context = serializer.deserialize_context(request.context)
-        args = {name: serializer.deserialize_entity(context, value) for name, value in request.args.items()}
-        result = _run(request.method, method, context, args)
+        method = self._found.get((request.namespace, request.version, request.method)) or self.find(request)
+        serializer, context, args = self.serializer, request.context, request.args
+        is_plain = type(serializer) is NoOpSerializer
+        if not is_plain:
+            context = serializer.deserialize_context(context)
+            args = {name: serializer.deserialize_entity(context, value) for name, value in args.items()}
+        try:
+            result = method(context, **args)
+        except TypeError as exc:
+            if _is_of_the_call(exc):
+                raise InvalidArguments(f"{exc}{_forgotten_context(method, args)}") from None
+            raise
+        if type(result) not in PLAIN:
+            refuse_awaitable(f"the method {request.method!r} returned", result)
+        if is_plain:
+            return result
         if isinstance(result, Generator):
             return _serialize_each(serializer, context, each_plain(request.method, result))
         return serializer.serialize_entity(context, result)
@@ -304,19 +313,15 @@ def _name_of(endpoint: object) -> str:
     return str(getattr(named, "__qualname__", named.__name__))
 
 
-def _run(name: str, method: Method, context: Any, args: dict[str, Any]) -> Any:
-    try:
-        result = method(context, **args)
-    except TypeError as exc:
-        # Raised by the call itself, not inside the method: there is no frame below this one, or below our decorator's.
-        tb = exc.__traceback__
-        while tb is not None and tb.tb_frame.f_globals is globals():
-            tb = tb.tb_next
-        if tb is None:
-            raise InvalidArguments(f"{exc}{_forgotten_context(method, args)}") from None
-        raise
-    refuse_awaitable(f"the method {name!r} returned", result)
-    return result
+def _is_of_the_call(exc: TypeError) -> bool:
+    """Whether it was raised by the call of a method itself, and not inside the method.
+
+    Then there is no frame below that of `dispatch`, or below our decorator's.
+    """
+    tb = exc.__traceback__
+    while tb is not None and tb.tb_frame.f_globals is globals():
+        tb = tb.tb_next
+    return tb is None
 
 
 def _forgotten_context(method: Method, args: dict[str, Any]) -> str:
@@ -336,7 +341,8 @@ def each_plain(name: str, items: Generator[Any, Any, Any]) -> Generator[Any, Non
     """
     with closing(items):
         for item in items:
-            refuse_awaitable(f"the method {name!r} yielded", item)
+            if type(item) not in PLAIN:
+                refuse_awaitable(f"the method {name!r} yielded", item)
             yield item
 
 

@@ -168,10 +168,14 @@ def decode_request(body: bytes, content_type: str) -> Request:
             raise
         raise UnacceptableRequest(f"the request {error}", Request("", call_id=call_id, reply_to=reply_to)) from error
     request.context = context
-    request.monitor = _seconds(request.monitor)
+    if request.monitor is not None:
+        request.monitor = _seconds(request.monitor)
     hints = request.hints
-    if hints is not None:
-        hints.ttl, hints.at = _seconds(hints.ttl), _seconds(hints.at)
+    if hints is not None:  # Its numbers are floats; what is not within the bounds may also be no number (NaN).
+        if hints.ttl is not None and not -_MAX_SECONDS < hints.ttl < _MAX_SECONDS:
+            hints.ttl = None
+        if hints.at is not None and not -_MAX_SECONDS < hints.at < _MAX_SECONDS:
+            hints.at = None
     if problem := _too_long(request):
         if max(len(request.call_id or ""), len(request.reply_to or "")) > MAX_NAME:
             request.call_id = request.reply_to = None

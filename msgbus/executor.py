@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from msgbus.drivers.toolkit.loop import FOREVER, Loop
+from msgbus.drivers.toolkit.turn import unlock
 from msgbus.foreign import get_logger
 
 LOG = get_logger(__name__)
@@ -21,7 +22,7 @@ class _Worker:
     def __init__(self) -> None:
         self.wake = threading.Lock()  # released to make it look for work
         self.wake.acquire()
-        self.reads = False  # waits for work, and may drive the loop
+        self.reads = False  # it runs nothing: what its thread does is to drive the loop, or to wait
         self.thread: threading.Thread
 
 
@@ -70,10 +71,15 @@ class Executor(Generic[T]):
     def submit(self, item: T) -> None:
         """Have `item` run, as soon as there is a thread for it. Never blocks."""
         self._backlog.append((Loop.now(), item))
-        worker = self._workers_by_thread.get(threading.get_ident())
-        if worker is not None and self._loop.is_here and self._take_idle(worker):
-            worker.wake.release()  # It runs it itself, once the loop's step is over.
-        elif self._average > QUICK or (len(self._workers) - len(self._idle) < EAGER and not self._runs_here(worker)):
+        reader = self._workers_by_thread.get(threading.get_ident())
+        if reader is not None and not reader.reads:
+            reader = None
+        # Otherwise this thread is in a step of the loop, and looks for work once that is over.
+        if reader is not None and self._take_idle(reader):
+            unlock(reader.wake)
+        elif self._average > QUICK or (
+            len(self._workers) - len(self._idle) < EAGER and (reader is None or self._average >= SHORT)
+        ):
             self._wake_or_start()
         elif not self._watching:
             self._watching = True
@@ -86,10 +92,6 @@ class Executor(Generic[T]):
         except ValueError:
             return False
         return True
-
-    def _runs_here(self, worker: _Worker | None) -> bool:
-        """Whether the thread that has read an item runs it soon."""
-        return worker is not None and worker.reads and self._average < SHORT and self._loop.is_here
 
     def _watch(self) -> None:
         """Give more threads to what has waited too long."""
@@ -114,7 +116,7 @@ class Executor(Generic[T]):
                 return taken
 
     def close(self, timeout: float | None) -> int:
-        """Let the threads end once they have run all that was submitted.
+        """Let the threads end once they have run all that was submitted. What is submitted later is run too.
 
         Args:
             timeout: seconds to wait for them; None for as long as it takes.
@@ -167,17 +169,25 @@ class Executor(Generic[T]):
         try:
             self._run_items(worker)
         finally:
-            self._workers_by_thread.pop(threading.get_ident(), None)
+            del self._workers_by_thread[threading.get_ident()]
             if self._loop.come_back():
                 self._loop.give_turn()
+            self._take_idle(worker)
+            with self._starting:
+                self._workers.remove(worker)
+            # Checked after that: for an item that is submitted later, another thread is started.
+            if self._backlog:
+                self._wake_or_start()
 
     def _run_items(self, worker: _Worker) -> None:
-        away_since = 0.0
+        now = away_since = Loop.now()
         while True:
             try:
                 _, item = self._backlog.popleft()
             except IndexError:
                 if self._closed:
+                    if self._backlog:  # It came between these two looks.
+                        continue
                     return
                 self._idle.append(worker)
                 # An item may have been submitted, or `close` called, just before this thread was idle: then nothing
@@ -185,9 +195,9 @@ class Executor(Generic[T]):
                 if self._backlog or self._closed:
                     self._wake()
                 self._wait(worker)
-                away_since = Loop.now()
+                now = away_since = Loop.now()
                 continue
-            began = Loop.now()
+            began = now
             try:
                 self._func(item)
             except BaseException:  # A handler's sys.exit() too: it must not cost the server a thread.
@@ -196,9 +206,11 @@ class Executor(Generic[T]):
             self._average += (now - began - self._average) / 16
             del item  # It must not live until the next one comes.
             if now - away_since > AWAY_MAX and self._loop.come_back():
+                worker.reads = True
                 self._loop.step()
+                worker.reads = False
                 self._go_on_or_give_turn()
-                away_since = now
+                now = away_since = Loop.now()
 
     def _wait(self, worker: _Worker) -> None:
         """Wait for work, and drive the loop meanwhile."""
@@ -208,13 +220,13 @@ class Executor(Generic[T]):
         worker.reads = True
         loop.wait(worker.wake, FOREVER)
         worker.reads = False
-        self._take_idle(worker)  # Where nobody has woken it.
+        if worker in self._idle:  # Where nobody has woken it. Another thread may do that just now.
+            self._take_idle(worker)
         self._go_on_or_give_turn()
 
     def _go_on_or_give_turn(self) -> None:
         """Run items, and keep the loop's turn only if that does not take long."""
-        if self._loop.is_here:
-            if self._average < SHORT and not self._closed:
-                self._loop.go_away()
-            else:
-                self._loop.give_turn()
+        if self._average < SHORT and not self._closed:
+            self._loop.go_away()
+        elif self._loop.is_here:
+            self._loop.give_turn()

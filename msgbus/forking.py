@@ -14,7 +14,8 @@ from types import MethodType
 from typing import Any
 
 _numbers = itertools.count()
-_forks: list[None] = []  # one for each
+forks = 0
+"""What `fork_count` returns, for code that asks with each message: read it as an attribute of this module."""
 # In the order in which they were registered. (Not `weakref.WeakMethod`, whose callback may raise at exit.)
 _methods: dict[int, tuple[weakref.ref[Any], Callable[[Any], object]]] = {}
 
@@ -44,11 +45,12 @@ def fork_count() -> int:
 
     An object that belongs to one process remembers the number: if it differs, the object is the parent's.
     """
-    return len(_forks)
+    return forks
 
 
 def _in_child() -> None:
-    _forks.append(None)
+    global forks  # noqa: PLW0603 - it is read with each message
+    forks += 1
     errors = []
     for owner, func in list(_methods.values()):
         if (alive := owner()) is not None:

@@ -20,9 +20,9 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from msgbus import current
+from msgbus import current, forking
 from msgbus import deadline as inherited
-from msgbus.awaitables import refuse_awaitable
+from msgbus.awaitables import PLAIN, refuse_awaitable
 from msgbus.closing import end_child
 from msgbus.current import ServerContext
 from msgbus.dead_lettering import DeadLetterSender, OnDeadLetter
@@ -41,9 +41,8 @@ from msgbus.exceptions import (
 )
 from msgbus.executor import Executor
 from msgbus.foreign import get_logger, name_of, text_of, traceback_of
-from msgbus.forking import fork_count
 from msgbus.message import AT_LEAST_ONCE, POLICIES, Request, UnacceptableRequest
-from msgbus.server_call import ServerCall, time_left
+from msgbus.server_call import ServerCall, deadline_of, time_left
 from msgbus.server_calls import Seen, ServerCalls
 from msgbus.transport import Transport
 
@@ -67,7 +66,7 @@ class Processor:
         self.transport = transport
         self.server = server
         self.grace: float = transport.option("rpc_reply_grace")
-        self.forks = fork_count()
+        self.forks = forking.forks
         self.calls = ServerCalls(transport)
         self._dispatcher = dispatcher
         self._dead_letters = DeadLetterSender(transport, on_dead_letter, self.grace)
@@ -103,21 +102,25 @@ class Processor:
             item.request = decode_request(message.body, message.content_type)
             self._in_context(item, self._run_cast)
             return
-        request = self._read(item)
-        if request is None:
+        message = item.message
+        try:
+            request = decode_request(message.body, message.content_type)
+        except Exception as exc:  # Also unforeseen errors of the codec's library: the message would come again.
+            self._refuse(item, exc)
             return
-        left = time_left(request, item)
-        if left is not None and left <= 0:
+        if LOG.isEnabledFor(logging.DEBUG):
+            LOG.debug("received %s: %r by %s", request.unique_id, request.method, item.address)
+        deadline = deadline_of(request, item)
+        if deadline is not None and deadline <= Loop.now():
             LOG.info("%r (%s) came after its deadline and was not run", request.method, request.unique_id)
             item.accept()
             return
         at_least_once = self.policy_of(request) == AT_LEAST_ONCE
-        deadline = None if left is None else Loop.now() + left
         call = ServerCall(self, item, request, deadline, at_least_once)
         again = at_least_once and request.hints is not None and request.hints.again
         seen = self.calls.begin(call, again=again)
         if seen is Seen.NEW:
-            self._in_context(call, self._run)
+            self._in_context(call, self._run_call if call.is_call else self._run_cast)
             return
         LOG.info("%r (%s) has come a second time and was not run again", request.method, request.unique_id)
         if seen is Seen.DONE:
@@ -131,35 +134,39 @@ class Processor:
         """
         self._thread.call = call
         try:
-            self._context.run(self._enter, call, func)
+            self._context.run(self._run, call, func)
         finally:
             self._thread.call = None
+        if self.forks != forking.forks:  # Wherever it forked: it must not go on as a worker.
+            end_child(None)
 
-    def _enter(self, call: ServerCall, func: Callable[[ServerCall], None]) -> None:
+    def _run(self, call: ServerCall, func: Callable[[ServerCall], None]) -> None:
+        """Have `func` run a request if it may, as its policy says."""
         current.running.set(call)
         inherited.current.set(call.deadline)
         try:
+            if not call.at_least_once:
+                if call.delivery.redelivered:
+                    self._decline(call)
+                    return
+                call.accepted = call.delivery.accept()
+                if not call.accepted:
+                    self._leave_to_redelivery(call)
+                    return
             func(call)
         except BaseException:  # Whatever it is: a delivery that is never settled takes up prefetch for ever.
             LOG.exception("%r (%s) is dropped after an error", call.request.method, call.request.unique_id)
             self._finish(call, done=True)
 
-    def _read(self, delivery: Delivery) -> Request | None:
-        message = delivery.message
-        try:
-            request = decode_request(message.body, message.content_type)
-        except UnacceptableRequest as exc:
+    def _refuse(self, delivery: Delivery, exc: Exception) -> None:
+        """Do not run what cannot be read as a request."""
+        if isinstance(exc, UnacceptableRequest):
             LOG.error("a request to %s was refused: %s", delivery.address, exc)
             delivery.accept()
             self._answer_unacceptable(delivery, exc)
-            return None
-        except Exception as exc:  # Also unforeseen errors of the codec's library: the message would come again.
+        else:
             LOG.error("a message to %s was dropped: %s", delivery.address, exc)
             delivery.accept()
-            return None
-        if LOG.isEnabledFor(logging.DEBUG):
-            LOG.debug("received %s: %r by %s", request.unique_id, request.method, delivery.address)
-        return request
 
     def _answer_unacceptable(self, delivery: Delivery, exc: UnacceptableRequest) -> None:
         """Answer an unacceptable request with an error, if it names a client."""
@@ -179,20 +186,6 @@ class Processor:
         """The sender's delivery policy, or the server's where it does not say."""
         hints = request.hints
         return hints.policy if hints is not None and hints.policy in POLICIES else self._policy
-
-    def _run(self, call: ServerCall) -> None:
-        if not call.at_least_once:
-            if call.delivery.redelivered:
-                self._decline(call)
-                return
-            call.accepted = call.delivery.accept()
-            if not call.accepted:
-                self._leave_to_redelivery(call)
-                return
-        if call.is_call:
-            self._run_call(call)
-        else:
-            self._run_cast(call)
 
     def _decline(self, call: ServerCall) -> None:
         """Do not run what may have run before."""
@@ -220,8 +213,7 @@ class Processor:
 
         Without `remember`, the request is run if it comes here again.
         """
-        self._end_if_forked(None)  # A generator may have forked too.
-        if call.finished:
+        if call.finished or self.forks != forking.forks:  # In a forked child: the parent settles it.
             return
         call.finished = True
         done = done or call.accepted
@@ -243,19 +235,22 @@ class Processor:
     # Calls
 
     def _run_call(self, call: ServerCall) -> None:
-        request = call.request
-        self.calls.activate(call)
+        request, hints = call.request, call.request.hints
+        call.active = True
+        if not self.calls.ticks:
+            self.calls.start_ticking()
         try:
-            result = self._dispatch(call)
-            if request.window is not None:
+            if hints is not None and hints.again:  # Its client may know this server's inbox from the first time.
+                call.take_control()
+            streams = hints is not None and hints.window is not None
+            result = self._dispatch(call, streams=streams)
+            if streams:
                 if not call.accepted:
                     call.accepted = call.delivery.accept()  # A stream is never started again elsewhere.
                 items = each_plain(request.method, result) if isinstance(result, Generator) else _only(result)
                 call.deadline = _end_of_stream(call)
                 inherited.current.set(call.deadline)
                 call.stream(items)
-            elif isinstance(result, Generator):
-                call.result(_last_of(each_plain(request.method, result), call))
             else:
                 call.result(result)
         except ExpectedException as exc:
@@ -268,8 +263,9 @@ class Processor:
             LOG.exception("%r (call %s) raised", request.method, request.call_id)
             self._answer_error(call, exc)
         finally:
-            if call.active and not call.is_unconfirmed:
-                self.calls.deactivate(call)
+            call.active = False
+            if call.controlled and not call.is_unconfirmed:
+                call.end_control()
 
     def _answer_error(self, call: ServerCall, exc: BaseException) -> None:
         """Answer a call with an exception; if not even that can be sent, finish it."""
@@ -281,32 +277,36 @@ class Processor:
 
     def on_answered(self, call: ServerCall, error: BaseException | None) -> None:
         """Finish a call whose client has its answer or does not want it, or cannot be sent it because of `error`."""
-        self.calls.deactivate(call)
+        if call.controlled:
+            call.end_control()
         self._finish(call, done=error is None or _is_permanent(error), confirmed=call.confirmed)
 
-    def _dispatch(self, call: ServerCall) -> Any:
+    def _dispatch(self, call: ServerCall, *, streams: bool = False) -> Any:
+        """Run a request's method. Unless its items are sent as a stream, of a generator the last one is the result.
+
+        A forked child that comes back from it ends: the parent answers and settles the request.
+        """
         try:
             result = self._dispatcher.dispatch(call.request)
+            if type(result) not in PLAIN:
+                method = call.request.method
+                refuse_awaitable(f"the method {method!r} returned", result)  # It may be a user's dispatcher.
+                if isinstance(result, Generator) and not streams:
+                    result = _last_of(each_plain(method, result), call)
         except BaseException as exc:
-            self._end_if_forked(exc)
+            if self.forks != forking.forks:
+                end_child(exc)
             raise
-        self._end_if_forked(None)
-        refuse_awaitable(f"the method {call.request.method!r} returned", result)  # It may be a user's dispatcher.
+        if self.forks != forking.forks:
+            end_child(None)
         return result
-
-    def _end_if_forked(self, error: BaseException | None) -> None:
-        """End a forked child that comes back from a method: the parent answers and settles the request."""
-        if self.forks != fork_count():
-            end_child(error)
 
     # Casts
 
     def _run_cast(self, call: ServerCall) -> None:
         request = call.request
         try:
-            result = self._dispatch(call)
-            if isinstance(result, Generator):
-                _last_of(each_plain(request.method, result), call)
+            self._dispatch(call)
         except ExpectedException:
             LOG.debug("the cast %r raised an expected exception", request.method, exc_info=True)
         except BaseException as exc:  # sys.exit() too: the delivery has to be settled
@@ -321,7 +321,7 @@ class Processor:
 
     def _retry_or_dead_letter(self, call: ServerCall, exc: BaseException) -> None:
         request = call.request
-        call.attempts += 1
+        call.raised += 1
         reason, traceback = call.failure = f"{name_of(type(exc))}: {text_of(exc)}", traceback_of(exc)
         if call.attempts > self._cast_retries or isinstance(exc, RPCDispatcherError | SerializationError):
             self._dead_letter(call, reason, call.attempts, traceback)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
+from msgbus import forking
 from msgbus.closing import end_child
 from msgbus.current import RunningRequest
 from msgbus.drivers.base import Address, Delivery, Message
@@ -14,7 +16,6 @@ from msgbus.encoding import encode_reply
 from msgbus.exceptions import MessageTooLarge, SerializationError
 from msgbus.failures import serialize_failure
 from msgbus.foreign import get_logger
-from msgbus.forking import fork_count
 from msgbus.message import KEEPALIVE, Control, Reply, Request
 from msgbus.sending import OnOutcome
 from msgbus.stream_sender import StreamSender
@@ -31,7 +32,15 @@ STARTED_AFTER = 0.2
 CONFIRMED_AFTER = 1.0
 """Seconds to wait for the confirmation of an answer before it is sent again; doubled each time."""
 
+KNOWN_INBOXES = 1000
+"""How many clients' addresses are kept."""
+
 _NOBODY = Address("inbox")
+
+
+@lru_cache(KNOWN_INBOXES)
+def _inbox(name: str) -> Address:
+    return Address("inbox", name=name)
 
 
 class CallOwner(Protocol):
@@ -67,13 +76,15 @@ class ServerCall(RunningRequest):
         finished: its delivery and the duplicates were accepted or given back.
         duplicates: further deliveries of the same request, which wait for its outcome.
         failure: of a cast that raised, the reason and the traceback.
-        active: of a call: its method runs.
+        active: of a call: its method runs, and it sends keepalives.
+        controlled: control frames reach it.
         started: the client has been notified that the call runs.
         answered: the answer has begun to be sent.
         confirmed: the client has said that it has the answer, or does not want it.
     """
 
-    accepted = finished = active = started = answered = confirmed = False
+    # Most requests keep most of these defaults. Slots would have to be set for each, which saves nothing.
+    accepted = finished = active = controlled = started = answered = confirmed = False
     duplicates: Sequence[Delivery] = ()
     failure: tuple[str, Sequence[str]] = ("", ())
     _frames = 0
@@ -87,14 +98,20 @@ class ServerCall(RunningRequest):
     def __init__(
         self, owner: CallOwner, delivery: Delivery, request: Request, deadline: float | None, at_least_once: bool
     ) -> None:
-        super().__init__(owner.server, delivery, request, deadline, at_least_once)
+        # Not by super().__init__, which costs twice as much.
+        self.server = owner.server
+        self.delivery = delivery
+        self.request = request
+        self.deadline = deadline
+        self.at_least_once = at_least_once
         self.owner = owner
         self.transport = owner.transport
-        self.address = _NOBODY if request.reply_to is None else Address("inbox", name=request.reply_to)
-        self.is_call = request.call_id is not None and request.reply_to is not None
-        self._extended = request.hints is not None
-        self._confirms = request.hints is not None and request.hints.confirms
-        self._last_frame = Loop.now() if self.is_call else 0.0
+        reply_to, hints = request.reply_to, request.hints
+        self.address = _NOBODY if reply_to is None else _inbox(reply_to)
+        self.is_call = reply_to is not None and request.call_id is not None
+        self._extended = hints is not None
+        self._confirms = hints is not None and hints.confirms
+        self._last_frame = Loop.now()
         self._reply_deadline = deadline  # That of the first item, while `deadline` may become that of a whole stream.
 
     @property
@@ -112,14 +129,16 @@ class ServerCall(RunningRequest):
             SerializationError: the result cannot be written.
         """
         owner = self.owner
-        if owner.forks != fork_count():  # In a forked child: the parent sends the answer.
+        if owner.forks != forking.forks:  # In a forked child: the parent sends the answer.
             end_child(None)
         reply.extended = self._extended
         reply.server = self.server
         content_type = self.delivery.message.content_type
         body = encode_reply(reply, content_type, lossy=self.transport.lossy)
         now = self._last_frame = Loop.now()
-        end = self._send_until(now)
+        end = now + max(owner.grace, 1.0)  # An answer needs a moment in any case.
+        if self._reply_deadline is not None and self._reply_deadline > end:
+            end = self._reply_deadline
         # It begins with the call's id, so that a search of the log for that id finds the answers too. (Other peers' ids
         # may have any length, and message systems limit it.)
         self._frames += 1
@@ -132,11 +151,6 @@ class ServerCall(RunningRequest):
             retry_undeliverable=now + owner.grace,
             on_outcome=on_outcome or self._on_signal_sent,
         )
-
-    def _send_until(self, now: float) -> float:
-        """Until when a frame is worth sending."""
-        end = now + max(self.owner.grace, 1.0)  # An answer needs a moment in any case.
-        return end if self._reply_deadline is None else max(end, self._reply_deadline)
 
     def _on_signal_sent(self, error: BaseException | None) -> None:
         """A keepalive or the like was sent. If it was lost, the next one makes up for it."""
@@ -166,9 +180,9 @@ class ServerCall(RunningRequest):
             self.owner.on_answered(self, None)
             return
         if self._confirms:
-            reply.confirm = self.transport.inbox(0.0)
+            reply.confirm = self.take_control()
             until = self._reply_deadline
-            self._resend_until = self._send_until(Loop.now()) if until is None else until
+            self._resend_until = Loop.now() + max(self.owner.grace, 1.0) if until is None else until
             self._unconfirmed = reply
         try:
             self.send(reply, self.on_answer_sent)
@@ -178,7 +192,7 @@ class ServerCall(RunningRequest):
 
     def on_answer_sent(self, error: BaseException | None) -> None:
         """The answer, or the last frame of the stream, was taken by the message system, or could not be sent."""
-        if self.owner.forks != fork_count():
+        if self.owner.forks != forking.forks:
             return  # The parent deals with it.
         if self._confirms and self._stream is None:
             if self._unconfirmed is None:
@@ -240,7 +254,24 @@ class ServerCall(RunningRequest):
         """Notify the client that the request runs, and to which inbox control frames for it go."""
         if not self.started and self._extended:
             self.started = True
-            self.send(Reply(self.request.call_id or "", "started", inbox=self.transport.inbox(0.0)))
+            self.send(Reply(self.request.call_id or "", "started", inbox=self.take_control()))
+
+    def take_control(self) -> str:
+        """From now on control frames reach this call. Returns the inbox that the client is to send them to.
+
+        A client does not know the inbox before: so most calls, which are answered at once, are never in the table.
+        """
+        self.controlled = True
+        # If a peer uses one id for two calls at a time, its control frames reach the later one only.
+        self.transport.server_calls[self.request.call_id or ""] = self
+        return self.transport.inbox(0.0)
+
+    def end_control(self) -> None:
+        """No control frames need to reach this call any more."""
+        self.controlled = False
+        by_call_id, call_id = self.transport.server_calls, self.request.call_id or ""
+        if by_call_id.get(call_id) is self:
+            by_call_id.pop(call_id, None)
 
     def tick(self, now: float) -> None:
         """Send what is due: that the call runs, a keepalive, or an unconfirmed answer once more."""
@@ -279,21 +310,26 @@ class ServerCall(RunningRequest):
             self._stream.on_control(control)
 
 
-def time_left(request: Request, delivery: Delivery) -> float | None:
-    """Seconds that are left to a request, or None if it has no deadline.
+def deadline_of(request: Request, delivery: Delivery) -> float | None:
+    """Seconds of `Loop.now`, or None if the request has no deadline.
 
     If the message system does not say how long it kept the message, the sender's wall clock may shorten the time; but
     clocks differ, so a wall clock alone never makes a request expire. The time since it arrived here is known.
     """
-    hints, ttl = request.hints, delivery.message.ttl
-    if ttl is None and (hints is None or hints.ttl is None):
-        return None
-    here = Loop.now() - delivery.arrived
-    if hints is None or hints.ttl is None:
-        return None if ttl is None else ttl - here
+    hints, left = request.hints, delivery.message.ttl  # what was left when it arrived
+    ttl = None if hints is None else hints.ttl
     if ttl is not None:
-        return min(ttl, hints.ttl) - here
-    if hints.at is None:
-        return hints.ttl - here
-    queued = max(0.0, time.time() - here - hints.at)
-    return max(hints.ttl - queued, min(hints.ttl, 1.0)) - here
+        if left is not None:
+            left = min(left, ttl)
+        elif hints is None or hints.at is None:
+            left = ttl
+        else:
+            arrived = time.time() - (Loop.now() - delivery.arrived)
+            left = max(ttl - max(0.0, arrived - hints.at), min(ttl, 1.0))
+    return None if left is None else delivery.arrived + left
+
+
+def time_left(request: Request, delivery: Delivery) -> float | None:
+    """Seconds that are left to a request, or None if it has no deadline; see `deadline_of`."""
+    deadline = deadline_of(request, delivery)
+    return None if deadline is None else deadline - Loop.now()

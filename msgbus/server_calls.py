@@ -32,39 +32,26 @@ class Seen(enum.Enum):
     DONE = enum.auto()
 
 
-class DedupCache:
-    """The ids of the last requests that are done. Not thread-safe.
-
-    Attributes:
-        ids: each with whether its client is known to have the answer.
-    """
-
-    def __init__(self) -> None:
-        self.ids: OrderedDict[str, bool] = OrderedDict()
-
-    def add(self, unique_id: str, confirmed: bool) -> None:
-        """Remember a request that is done."""
-        self.ids[unique_id] = confirmed
-        if len(self.ids) > REMEMBERED_IDS:
-            self.ids.popitem(last=False)
-
-
 class ServerCalls:
     """The requests of one server, from their beginning until their deliveries are settled. Thread-safe.
 
-    It is indexed by request id, for duplicates, and by call id, for the clients' control frames. The latter index is
-    the transport's, since control frames come to the transport's inbox.
+    It is indexed by request id, for duplicates. Those calls that control frames may come for are also in a table of the
+    transport's, since the frames come to the transport's inbox.
+
+    Attributes:
+        done: the ids of the last requests that are done, each with whether its client is known to have the answer.
+        ticks: the active calls are checked.
     """
 
     def __init__(self, transport: Transport) -> None:
-        self.done = DedupCache()
+        self.done: OrderedDict[str, bool] = OrderedDict()
         self._transport = transport
         self._unfinished: set[ServerCall] = set()  # Adding and removing are atomic.
         self._by_request_id: dict[str, ServerCall] = {}
         self._lock = threading.Lock()
         self._changed = threading.Condition()
         self._waiting = False
-        self._ticking = False
+        self.ticks = False
         self._tick_lock = threading.Lock()
 
     def __iter__(self) -> Iterator[ServerCall]:
@@ -83,7 +70,7 @@ class ServerCalls:
                 if first is not None:
                     first.duplicates = (*first.duplicates, call.delivery)
                     return Seen.UNFINISHED
-                done = self.done.ids
+                done = self.done
                 if unique_id in done:
                     if done[unique_id] or not again:
                         return Seen.DONE
@@ -110,7 +97,9 @@ class ServerCalls:
                 return ()
             del self._by_request_id[unique_id]
             if done:
-                self.done.add(unique_id, confirmed)
+                self.done[unique_id] = confirmed
+                if len(self.done) > REMEMBERED_IDS:
+                    self.done.popitem(last=False)
         return call.duplicates
 
     def remove(self, call: ServerCall) -> None:
@@ -133,21 +122,6 @@ class ServerCalls:
                 self._changed.wait(left)
         return len(self._unfinished - {own})
 
-    def activate(self, call: ServerCall) -> None:
-        """A call's method begins: from now on control frames reach the call, and it sends keepalives."""
-        call.active = True
-        # If a peer uses one id for two calls at a time, its control frames reach the later one only.
-        self._transport.server_calls[call.request.call_id or ""] = call
-        if not self._ticking:
-            self._start_ticking()
-
-    def deactivate(self, call: ServerCall) -> None:
-        """A call needs no control frames and sends no keepalives any more."""
-        call.active = False
-        by_call_id, call_id = self._transport.server_calls, call.request.call_id or ""
-        if by_call_id.get(call_id) is call:
-            by_call_id.pop(call_id, None)
-
     def _tick(self) -> None:
         """Send keepalives to the clients that wait, and unconfirmed answers. Goes on while there is any such call."""
         now = Loop.now()
@@ -156,14 +130,15 @@ class ServerCalls:
                 call.tick(now)
             except Exception:  # The other clients need theirs, and this one is tried again.
                 LOG.exception("no keepalive could be sent to a client")
-        self._ticking = False
+        self.ticks = False
         # Checked last: a call that begins after this starts the ticking itself.
         if any(call.active or call.is_unconfirmed for call in self):
-            self._start_ticking()
+            self.start_ticking()
 
-    def _start_ticking(self) -> None:
+    def start_ticking(self) -> None:
+        """Have each active call checked every `TICK` seconds, until there is none."""
         with self._tick_lock:
-            if self._ticking:
+            if self.ticks:
                 return
-            self._ticking = True
+            self.ticks = True
         self._transport.loop.call_later(TICK, self._tick)

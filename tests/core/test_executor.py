@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -321,6 +322,32 @@ def test_close_under_stress_runs_all_that_was_submitted(loop: Loop) -> None:
             executor.submit(item)
         assert executor.close(EVENT_TIMEOUT) == 0
         assert sorted(ran) == list(range(10))
+
+
+def test_an_item_that_comes_just_before_close_runs() -> None:
+    """Where an item is submitted, and the executor closed, just as its only thread has found nothing, it runs."""
+    ran: list[int] = []
+    closers: list[threading.Thread] = []
+    executor = Executor[int](1, ran.append, "just-before", Later())
+
+    class Backlog(deque[Any]):
+        def popleft(self) -> Any:
+            if not self and ran and not closers:
+                executor.submit(2)
+                closer = threading.Thread(target=executor.close, args=(EVENT_TIMEOUT,))
+                closer.start()
+                closers.append(closer)
+                while not executor._closed:
+                    pass
+                raise IndexError
+            return super().popleft()
+
+    executor._backlog = Backlog()
+    executor.submit(1)
+    while not closers:
+        pass
+    closers[0].join(EVENT_TIMEOUT)
+    assert ran == [1, 2]
 
 
 def test_no_thread_for_a_moment_costs_no_item(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -355,7 +355,7 @@ def test_a_request_with_a_long_name_is_refused(
     assert len(lines) == PREFETCH + 1
     assert all("characters, and may have" in line and len(line) < 300 for line in lines)
     assert not bench.endpoint.ran
-    assert all(len(known) <= 255 for known in bench.server._processor.calls.done.ids)
+    assert all(len(known) <= 255 for known in bench.server._processor.calls.done)
 
 
 @pytest.mark.parametrize("name", ["_msg_id", "inbox", "server", "confirm"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 from msgbus import MessageTooLarge, RPCDispatcher, Transport, TransportUnavailable
 from msgbus.conformance.waiting import until
 from msgbus.current import running
-from msgbus.drivers.base import Address, Delivery, Message
+from msgbus.drivers.base import Address, Delivery, Message, Sent
 from msgbus.drivers.fake import get_bus
+from msgbus.drivers.toolkit.futures import LightFuture, fail_inherited
 from msgbus.encoding import decode_inbox_frame, encode_request
-from msgbus.message import JSON, MSGPACK, Hints, Reply, Request
+from msgbus.message import JSON, MSGPACK, DeadLetter, Hints, Reply, Request
 from msgbus.processing import Processor
 from msgbus.server_call import ServerCall, time_left
 from tests.support import EVENT_TIMEOUT, new_transport
@@ -393,3 +395,82 @@ def test_an_answer_comes_in_the_codec_of_the_request(content_type: str, codec: s
     assert bench.content_types == [content_type, content_type]
     assert [frame.failure is None for frame in bench.frames] == [True, False]
     bench.transport.cleanup()
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_call_that_is_sent_again_can_be_cancelled_at_once(bench: Bench, again: bool) -> None:
+    """Its client may know the server's inbox from the first time. That of a new call learns it later."""
+    found: list[bool] = []
+    bench.hook = lambda: found.append("id" in bench.transport.server_calls)
+    request = bench.request("at_least_once")
+    assert request.hints is not None
+    request.hints.again = again
+    bench.processor.process(Handed(request))
+    assert found == [again]
+    assert not bench.transport.server_calls
+
+
+def code_of(child: int) -> int:
+    """The code that a child process exits with."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_fork_while_a_dead_letter_is_being_sent(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child goes on: that the outcome is not known there ends neither the child nor the request."""
+    sent: LightFuture[Sent] = LightFuture()
+    monkeypatch.setattr(bench.transport.driver, "send", lambda *_args, **_options: sent)
+    request = bench.request("at_least_once", call=False)
+    request.method = "missing"
+    delivery = Handed(request)
+    bench.processor.process(delivery)
+    child = os.fork()
+    if not child:
+        try:
+            fail_inherited(sent)  # as drivers do
+            os._exit(42 if delivery.outcome is None else 1)
+        finally:
+            os._exit(2)
+    assert code_of(child) == 42
+    sent.set_result(Sent())
+    assert delivery.outcome == "accepted"
+
+
+def test_a_child_that_the_hook_for_dead_letters_forks(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends when it leaves the hook: the parent stores the letter."""
+    children: list[int] = []
+
+    def hook(_letter: DeadLetter) -> None:
+        child = os.fork()
+        if child:
+            children.append(child)
+        else:
+            monkeypatch.setattr(bench.transport, "send", lambda *_args, **_options: os._exit(9))
+
+    processor = Processor(bench.transport, "h1", RPCDispatcher([bench]), hook)
+    request = bench.request("at_least_once", call=False)
+    request.method = "missing"
+    delivery = Handed(request)
+    processor.process(delivery)
+    assert code_of(children[0]) == 0
+    assert delivery.outcome == "accepted"
+
+
+@pytest.mark.parametrize("call", [True, False], ids=["call", "cast"])
+def test_a_child_that_a_generator_forks(bench: Bench, call: bool) -> None:
+    """It ends with the code that it asks for when it leaves the generator; the parent's request goes on."""
+    children: list[int] = []
+
+    def fork() -> None:
+        child = os.fork()
+        if not child:
+            raise SystemExit(3)
+        children.append(child)
+
+    bench.hook = fork
+    request = bench.request("at_least_once", call=call)
+    request.method = "items"
+    request.args = {}
+    delivery = Handed(request)
+    bench.processor.process(delivery)
+    assert code_of(children[0]) == 3
+    assert (delivery.outcome, len(bench.frames)) == ("accepted", call)

@@ -90,12 +90,11 @@ def test_requests_without_an_id_are_never_duplicates(owner: Owner) -> None:
 
 def test_of_two_calls_with_one_id_the_later_gets_the_control_frames(owner: Owner) -> None:
     """The end of the earlier one takes nothing from it."""
-    calls, first, second = ServerCalls(owner.transport), owner.call("1"), owner.call("2")
+    first, second = owner.call("1"), owner.call("2")
     found = owner.transport.server_calls
-    calls.activate(first)
-    calls.activate(second)
-    assert (first.active, second.active, found["c"]) == (True, True, second)
-    calls.deactivate(first)
-    assert (first.active, found["c"]) == (False, second)
-    calls.deactivate(second)
+    assert {first.take_control(), second.take_control()} == {owner.transport.inbox(0.0)}
+    assert found == {"c": second}
+    first.end_control()
+    assert found == {"c": second}
+    second.end_control()
     assert not found

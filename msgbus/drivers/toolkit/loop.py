@@ -195,6 +195,7 @@ class Loop(Steps):
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 was_run = entry is not None and self._was_run(entry)
                 self._turn.end()
+                self._context = self._context.copy()  # That thread is still in the old one.
                 try:
                     thread.start()
                     self._thread = thread
@@ -241,7 +242,7 @@ class Loop(Steps):
         For what must always run on the same thread, such as an event loop of asyncio.
         """
         self._keeps_thread = True
-        if self._thread is not None and not self.awake:
+        if self._thread is not None:
             self._wake_up()
 
     def take_turn(self) -> bool:
@@ -285,9 +286,12 @@ class Loop(Steps):
         """Keep the turn while this thread does something short, until `come_back`. Without the turn it does nothing.
 
         Calls to the loop, and everything that is to be written, wait until then. If it takes more than a few
-        milliseconds, the loop's own thread takes over.
+        milliseconds, the loop's own thread takes over. If only that may drive any more, it gets the turn now.
         """
-        self._turn.go_away()
+        if self._may_be_driven:
+            self._turn.go_away()
+        elif self.is_here:
+            self.give_turn()
 
     def come_back(self) -> bool:
         """Drive again after `go_away`. False if another thread has taken over, or this one never had the turn."""
@@ -300,9 +304,9 @@ class Loop(Steps):
     def _let_go(self) -> None:
         self._fall_asleep()
         self._turn.release()
-        # Checked after that: later calls wake the loop's own thread.
+        # Checked after that: later calls wake the loop's own thread. (`awake` is not set: another thread may have taken
+        # the turn by now, and sleep.)
         if self._calls or not self._may_be_driven:
-            self.awake = True
             self._turn.call_thread()
         else:
             self._turn.offer()

@@ -112,8 +112,9 @@ class Steps(ABC):
         if ready is not None and not ready.locked():
             return
         self._fall_asleep()
-        # Checked after that: later calls wake the thread.
-        timeout = 0.0 if self._calls or not rest else self._timeout(rest, until)
+        # Checked after that: later calls, and whoever releases `ready` later, wake the thread.
+        is_due = self._calls or not rest or (ready is not None and not ready.locked())
+        timeout = 0.0 if is_due else self._timeout(rest, until)
         lingers = self._lingers
         was_lost = poller.lost
         readable = poller.sleep(timeout)
