@@ -217,8 +217,7 @@ class RPCClient:
                 call.close()
         reply = pending.answer
         assert reply is not None
-        error = pending.failure_of(reply)
-        if error is not None:
+        if reply.failure is not None and (error := pending.failure_of(reply)) is not None:
             raise error
         if type(self.serializer) is NoOpSerializer:
             return reply.result
@@ -249,10 +248,9 @@ class RPCClient:
             # takes, unless the caller gave a time.
             left = deadline - Loop.now()
             ttl = None if self.timeout is None else left
-            request = self._request(ctxt, method, kwargs, Hints(ttl, time.time(), self._policy), new_id())
-            is_fanout = address.kind == "fanout"
-            body = encode_request(request, self._content_type, lossy=transport.lossy)
-            message = Message(body, self._content_type, request.unique_id, ttl, not is_fanout, left)
+            is_fanout, unique_id = address.kind == "fanout", new_id()
+            body = self._body(ctxt, method, kwargs, Hints(ttl, time.time(), self._policy), unique_id)
+            message = Message(body, self._content_type, unique_id, ttl, not is_fanout, left)
             try:
                 transport.send_and_wait(
                     address,
@@ -328,7 +326,7 @@ class RPCClient:
         try:
             call.send(message)
             # Each server of a topic consumes from it, so there will be as many answers.
-            counted = self._count_consumers(self.transport.address(self.target(fanout=None)), call, pending)
+            counted = self._count_consumers(self.transport.address(self.target(fanout=None)), pending)
             call.wait(explain=False)
         except MessagingTimeout:
             pass  # Not all have answered.
@@ -344,7 +342,7 @@ class RPCClient:
             raise unreachable
         return found
 
-    def _count_consumers(self, address: Address, call: ClientCall, pending: PendingAnswers) -> Future[QueueInfo] | None:
+    def _count_consumers(self, address: Address, pending: PendingAnswers) -> Future[QueueInfo] | None:
         """Ask how many consumers an address has: there will be as many answers. None if the driver cannot say."""
         driver = self.transport.driver
         if Capability.INSPECT not in driver.capabilities:
@@ -354,24 +352,39 @@ class RPCClient:
             consumers = _consumers_of(counted, 0.0, 1)
             if consumers is not None:
                 pending.enough = consumers
-                call.wake()
+                pending.wake()
 
         counted = driver.inspect(address)
         counted.add_done_callback(on_counted)
         return counted
 
-    def _request(self, ctxt: Any, method: str, kwargs: dict[str, Any], hints: Hints, unique_id: str) -> Request:
+    def _body(
+        self,
+        ctxt: Any,
+        method: str,
+        kwargs: dict[str, Any],
+        hints: Hints,
+        unique_id: str,
+        pending: Pending | None = None,
+    ) -> bytes:
+        """Write a request; with `pending`, one that is to be answered."""
         if not method or not isinstance(method, str):
             raise _no_method(ctxt, method, kwargs)
         if self.version_cap is not None and not self.can_send_version():
             raise RPCVersionCapError(self.target.version, self.version_cap)
-        serializer = self.serializer
-        context = serializer.serialize_context(ctxt)
-        if type(serializer) is not NoOpSerializer:
+        serializer, target = self.serializer, self.target
+        if type(serializer) is NoOpSerializer:
+            # A dict is what that would make a copy of.
+            context = ctxt if type(ctxt) is dict else serializer.serialize_context(ctxt)
+        else:
+            context = serializer.serialize_context(ctxt)
             kwargs = {name: serializer.serialize_entity(ctxt, value) for name, value in kwargs.items()}
-        return Request(
-            method, kwargs, unique_id, self.target.namespace, self.target.version, context=context, hints=hints
-        )
+        request = Request(method, kwargs, unique_id, target.namespace, target.version, context=context, hints=hints)
+        if pending is not None:
+            request.call_id = pending.id
+            request.reply_to = self.transport.inbox(pending.deadline)
+            request.monitor = self.call_monitor_timeout
+        return encode_request(request, self._content_type, lossy=self.transport.lossy)
 
     def _new_pending(self, cls: Any, method: str, now: float, **more: Any) -> Any:
         if cls is not PendingAnswers and self._address.kind == "fanout":
@@ -402,13 +415,9 @@ class RPCClient:
         ttl = pending.deadline - now
         confirms = self._confirms and window is None
         hints = Hints(ttl, time.time(), self._policy, window, end, confirms)
-        request = self._request(ctxt, method, kwargs, hints, pending.id)
-        request.call_id = pending.id
-        request.reply_to = self.transport.inbox(pending.deadline)
-        request.monitor = self.call_monitor_timeout
-        body = encode_request(request, self._content_type, lossy=self.transport.lossy)
+        body = self._body(ctxt, method, kwargs, hints, pending.id, pending)
         # The driver knows best why a request could not be sent. So its time for that ends a moment before the caller's.
-        return Message(body, self._content_type, request.unique_id, ttl, self._repeatable, ttl * SEND_SHARE)
+        return Message(body, self._content_type, pending.id, ttl, self._repeatable, ttl * SEND_SHARE)
 
 
 def _no_method(ctxt: Any, method: Any, kwargs: dict[str, Any]) -> Exception:

@@ -95,6 +95,11 @@ class Log(logging.LoggerAdapter[logging.Logger]):
     `Exception`: any other may come from a signal).
     """
 
+    def __init__(self, logger: logging.Logger) -> None:
+        super().__init__(logger, None)
+        # Asked for each message: so the adapter is left out.
+        self.isEnabledFor = logger.isEnabledFor  # type: ignore[method-assign]
+
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         """As `logging.Logger.log`; arguments are given one by one, not as a dict."""
         if not self.logger.isEnabledFor(level):
@@ -111,7 +116,7 @@ def get_logger(name: str) -> Log:
     """The logger of a module, as `logging.getLogger` returns it, wrapped in a `Log`."""
     logger = logging.getLogger(name)
     logger.addFilter(_write_traceback)
-    return Log(logger, None)
+    return Log(logger)
 
 
 def _write_traceback(record: logging.LogRecord) -> bool:

@@ -363,17 +363,6 @@ class Transport:
             )
         return self.window
 
-    def expect_replies(self, pending: Pending) -> None:
-        """Register a call, so that replies reach it.
-
-        Raises:
-            CallCancelled: the transport is closed: nothing would end the call.
-        """
-        self.router.add(pending)
-        if self.closed:  # Checked last: if it is closed after this, `cleanup` finds the call in the router.
-            self.router.discard(pending)
-            raise CallCancelled(f"{pending.describe}: the transport to {self.url} was closed")
-
     def inspect(self, address: Address, timeout: float) -> QueueInfo | None:
         """What is known of an address, or None if there is no answer within `timeout` seconds."""
         if Capability.INSPECT not in self.driver.capabilities:
