@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
+from msgbus.casts import CastRequest, Casts, outcome_unknown
 from msgbus.client_call import ClientCall
 from msgbus.deadline import bounded
 from msgbus.drivers.base import Address, Capability, Message, QueueInfo
@@ -19,7 +22,6 @@ from msgbus.exceptions import (
     MessageUndeliverable,
     MessagingException,
     MessagingTimeout,
-    OutcomeUnknown,
     RPCVersionCapError,
     SerializationError,
     TransportUnavailable,
@@ -151,7 +153,8 @@ class RPCClient:
     ) -> RPCClient:
         """Return a client with other settings; None is a value like others, and restores the default.
 
-        `deadline` is in seconds, and bounds a whole `multicall`, from its beginning to its last item.
+        `deadline` is in seconds, and bounds a whole `multicall`, from its beginning to its last item, and a whole
+        `cast_many`, until the last cast is confirmed.
 
         Raises:
             InvalidTarget, ValueError: as for the constructor.
@@ -240,17 +243,50 @@ class RPCClient:
         """
         self._cast(Address("fanout", self._address.exchange, self._address.topic), ctxt, method, kwargs)
 
+    def cast_many(self, ctxt: Any, requests: Iterable[CastRequest], /) -> int:
+        """Cast many requests, in order, without waiting for one to be confirmed before the next is sent.
+
+        ::
+
+            client.cast_many(ctxt, (("resize", {"image": name}) for name in names))
+
+        It returns once the message system has taken responsibility for all of them. Each request is a cast by itself:
+        they go where `cast` sends them (with ``fanout=True`` in the target: each to all servers), `timeout` bounds each
+        as that of a `cast`, and ``prepare(deadline=...)`` bounds the whole. The iterable is read as the requests are
+        sent, on this thread, so it may be a generator of any length: at most half of ``rpc_send_window`` requests are
+        on their way at a time.
+
+        After an error no more requests are sent, and what becomes of those on the way is waited for.
+
+        Args:
+            ctxt: the caller's context, for all of them.
+            requests: for each cast a pair of the method's name and a dict of its arguments.
+
+        Returns:
+            how many there were.
+
+        Raises:
+            CastsFailed: a request was not taken, or cannot be sent. It says which one was the first, why, how many were
+                confirmed and which ones may have been delivered.
+            Exception: the iterable raised it. A note of the exception says how many requests were confirmed. (After
+                what is no `Exception`, such as `KeyboardInterrupt`, nothing is waited for.)
+        """
+        casts = Casts(
+            self.transport,
+            self._address,
+            repeat=self._repeatable,
+            fallback=self._fallback,
+            seconds=self._seconds,
+            end=math.inf if self.deadline is None else Loop.now() + self.deadline,
+        )
+        return casts.run(requests, partial(self._cast_message, ctxt, self._address.kind == "fanout"))
+
     def _cast(self, address: Address, ctxt: Any, method: str, kwargs: dict[str, Any]) -> None:
         transport, now = self.transport, Loop.now()
         deadline = now + self._seconds  # The deadline that a handler inherits does not apply: nobody waits for a cast.
         with transport.slot(deadline):
-            # The deadline bounds the sending. Once the message system has it, it waits for a server as long as it
-            # takes, unless the caller gave a time.
-            left = deadline - Loop.now()
-            ttl = None if self.timeout is None else left
-            is_fanout, unique_id = address.kind == "fanout", new_id()
-            body = self._body(ctxt, method, kwargs, Hints(ttl, time.time(), self._policy), unique_id)
-            message = Message(body, self._content_type, unique_id, ttl, not is_fanout, left)
+            is_fanout = address.kind == "fanout"
+            message = self._cast_message(ctxt, is_fanout, method, kwargs, deadline)
             try:
                 transport.send_and_wait(
                     address,
@@ -264,7 +300,18 @@ class RPCClient:
             except TransportUnavailable as exc:
                 if not exc.maybe_delivered or self._repeatable:
                     raise
-                raise OutcomeUnknown(f"{method!r} on {address}: it may or may not have been delivered: {exc}") from exc
+                raise outcome_unknown(method, address, exc) from exc
+
+    def _cast_message(
+        self, ctxt: Any, is_fanout: bool, method: str, kwargs: dict[str, Any], deadline: float
+    ) -> Message:
+        # The deadline bounds the sending. Once the message system has it, it waits for a server as long as it takes,
+        # unless the caller gave a time.
+        left = deadline - Loop.now()
+        ttl = None if self.timeout is None else left
+        unique_id = new_id()
+        body = self._body(ctxt, method, kwargs, Hints(ttl, time.time(), self._policy), unique_id)
+        return Message(body, self._content_type, unique_id, ttl, not is_fanout, left)
 
     def multicall(self, ctxt: Any, method: str = "", /, **kwargs: Any) -> Stream:
         """Run a generator method on one server and iterate over its values as it yields them.

@@ -334,14 +334,18 @@ class Transport:
             if drives:
                 self.loop.give_turn()
         if not known:
-            raise TransportUnavailable(
-                f"{what} {address}: {self.driver.state} did not confirm it by the deadline; it may or may not have "
-                "been delivered",
-                maybe_delivered=True,
-            )
+            raise self.unconfirmed(what, address)
         error = sent.exception() if repeated is None else repeated.result()
         if error is not None:
             raise error
+
+    def unconfirmed(self, what: str, address: Address) -> TransportUnavailable:
+        """The error for a message whose outcome the driver did not report in time."""
+        return TransportUnavailable(
+            f"{what} {address}: {self.driver.state} did not confirm it by the deadline; it may or may not have "
+            "been delivered",
+            maybe_delivered=True,
+        )
 
     def slot(self, deadline: float) -> SendWindow:
         """Take a place in the send window: ``with transport.slot(deadline):`` gives it back.

@@ -344,8 +344,8 @@ OTHERS = (
         "The connection breaks while a cast is sent: OutcomeUnknown at once under at_most_once (guarantees, when "
         "something fails).",
         "client.py",
-        "repeat=self._repeatable",
-        "repeat=True",
+        "repeat=self._repeatable,\n                    fallback=None",
+        "repeat=True,\n                    fallback=None",
         "core/test_client.py::test_casts_that_cannot_be_sent",
     ),
     Mutant(
