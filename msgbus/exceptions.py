@@ -153,7 +153,7 @@ class CastsFailed(MessageDeliveryFailure):
 
     @property
     def error(self) -> Exception:
-        """What it failed with: an error that `cast` would have raised."""
+        """The error of that cast, which `cast` would have raised."""
         return self.failed[self.index]
 
     @property
