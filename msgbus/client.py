@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
+from msgbus.casts import CastRequest, Casts, outcome_unknown
 from msgbus.client_call import ClientCall
 from msgbus.deadline import bounded
 from msgbus.drivers.base import Address, Capability, Message, QueueInfo
@@ -19,7 +22,6 @@ from msgbus.exceptions import (
     MessageUndeliverable,
     MessagingException,
     MessagingTimeout,
-    OutcomeUnknown,
     RPCVersionCapError,
     SerializationError,
     TransportUnavailable,
@@ -151,7 +153,8 @@ class RPCClient:
     ) -> RPCClient:
         """Return a client with other settings; None is a value like others, and restores the default.
 
-        `deadline` is in seconds, and bounds a whole `multicall`, from its beginning to its last item.
+        `deadline` is in seconds, and bounds a whole `multicall`, from its beginning to its last item, and a whole
+        `cast_many`, until the last cast is confirmed.
 
         Raises:
             InvalidTarget, ValueError: as for the constructor.
@@ -217,8 +220,7 @@ class RPCClient:
                 call.close()
         reply = pending.answer
         assert reply is not None
-        error = pending.failure_of(reply)
-        if error is not None:
+        if reply.failure is not None and (error := pending.failure_of(reply)) is not None:
             raise error
         if type(self.serializer) is NoOpSerializer:
             return reply.result
@@ -241,18 +243,50 @@ class RPCClient:
         """
         self._cast(Address("fanout", self._address.exchange, self._address.topic), ctxt, method, kwargs)
 
+    def cast_many(self, ctxt: Any, requests: Iterable[CastRequest], /) -> int:
+        """Cast many requests, in order, without waiting for one to be confirmed before the next is sent.
+
+        ::
+
+            client.cast_many(ctxt, (("resize", {"image": name}) for name in names))
+
+        It returns once the message system has taken responsibility for all of them. Each request is a cast by itself:
+        they go where `cast` sends them (with ``fanout=True`` in the target: each to all servers), `timeout` bounds each
+        as that of a `cast`, and ``prepare(deadline=...)`` bounds the whole. The iterable is read as the requests are
+        sent, on this thread, so it may be a generator of any length: at most half of ``rpc_send_window`` requests are
+        on their way at a time.
+
+        After an error no more requests are sent, and what becomes of those on the way is waited for.
+
+        Args:
+            ctxt: the caller's context, for all of them.
+            requests: for each cast a pair of the method's name and a dict of its arguments.
+
+        Returns:
+            how many there were.
+
+        Raises:
+            CastsFailed: a request was not taken, or cannot be sent. It says which one was the first, why, how many were
+                confirmed and which ones may have been delivered.
+            Exception: the iterable raised it. A note of the exception says how many requests were confirmed. (After
+                what is no `Exception`, such as `KeyboardInterrupt`, nothing is waited for.)
+        """
+        casts = Casts(
+            self.transport,
+            self._address,
+            repeat=self._repeatable,
+            fallback=self._fallback,
+            seconds=self._seconds,
+            end=math.inf if self.deadline is None else Loop.now() + self.deadline,
+        )
+        return casts.run(requests, partial(self._cast_message, ctxt, self._address.kind == "fanout"))
+
     def _cast(self, address: Address, ctxt: Any, method: str, kwargs: dict[str, Any]) -> None:
         transport, now = self.transport, Loop.now()
         deadline = now + self._seconds  # The deadline that a handler inherits does not apply: nobody waits for a cast.
         with transport.slot(deadline):
-            # The deadline bounds the sending. Once the message system has it, it waits for a server as long as it
-            # takes, unless the caller gave a time.
-            left = deadline - Loop.now()
-            ttl = None if self.timeout is None else left
-            request = self._request(ctxt, method, kwargs, Hints(ttl, time.time(), self._policy), new_id())
             is_fanout = address.kind == "fanout"
-            body = encode_request(request, self._content_type, lossy=transport.lossy)
-            message = Message(body, self._content_type, request.unique_id, ttl, not is_fanout, left)
+            message = self._cast_message(ctxt, is_fanout, method, kwargs, deadline)
             try:
                 transport.send_and_wait(
                     address,
@@ -266,7 +300,18 @@ class RPCClient:
             except TransportUnavailable as exc:
                 if not exc.maybe_delivered or self._repeatable:
                     raise
-                raise OutcomeUnknown(f"{method!r} on {address}: it may or may not have been delivered: {exc}") from exc
+                raise outcome_unknown(method, address, exc) from exc
+
+    def _cast_message(
+        self, ctxt: Any, is_fanout: bool, method: str, kwargs: dict[str, Any], deadline: float
+    ) -> Message:
+        # The deadline bounds the sending. Once the message system has it, it waits for a server as long as it takes,
+        # unless the caller gave a time.
+        left = deadline - Loop.now()
+        ttl = None if self.timeout is None else left
+        unique_id = new_id()
+        body = self._body(ctxt, method, kwargs, Hints(ttl, time.time(), self._policy), unique_id)
+        return Message(body, self._content_type, unique_id, ttl, not is_fanout, left)
 
     def multicall(self, ctxt: Any, method: str = "", /, **kwargs: Any) -> Stream:
         """Run a generator method on one server and iterate over its values as it yields them.
@@ -328,7 +373,7 @@ class RPCClient:
         try:
             call.send(message)
             # Each server of a topic consumes from it, so there will be as many answers.
-            counted = self._count_consumers(self.transport.address(self.target(fanout=None)), call, pending)
+            counted = self._count_consumers(self.transport.address(self.target(fanout=None)), pending)
             call.wait(explain=False)
         except MessagingTimeout:
             pass  # Not all have answered.
@@ -344,7 +389,7 @@ class RPCClient:
             raise unreachable
         return found
 
-    def _count_consumers(self, address: Address, call: ClientCall, pending: PendingAnswers) -> Future[QueueInfo] | None:
+    def _count_consumers(self, address: Address, pending: PendingAnswers) -> Future[QueueInfo] | None:
         """Ask how many consumers an address has: there will be as many answers. None if the driver cannot say."""
         driver = self.transport.driver
         if Capability.INSPECT not in driver.capabilities:
@@ -354,24 +399,39 @@ class RPCClient:
             consumers = _consumers_of(counted, 0.0, 1)
             if consumers is not None:
                 pending.enough = consumers
-                call.wake()
+                pending.wake()
 
         counted = driver.inspect(address)
         counted.add_done_callback(on_counted)
         return counted
 
-    def _request(self, ctxt: Any, method: str, kwargs: dict[str, Any], hints: Hints, unique_id: str) -> Request:
+    def _body(
+        self,
+        ctxt: Any,
+        method: str,
+        kwargs: dict[str, Any],
+        hints: Hints,
+        unique_id: str,
+        pending: Pending | None = None,
+    ) -> bytes:
+        """Write a request; with `pending`, one that is to be answered."""
         if not method or not isinstance(method, str):
             raise _no_method(ctxt, method, kwargs)
         if self.version_cap is not None and not self.can_send_version():
             raise RPCVersionCapError(self.target.version, self.version_cap)
-        serializer = self.serializer
-        context = serializer.serialize_context(ctxt)
-        if type(serializer) is not NoOpSerializer:
+        serializer, target = self.serializer, self.target
+        if type(serializer) is NoOpSerializer:
+            # A dict is what that would make a copy of.
+            context = ctxt if type(ctxt) is dict else serializer.serialize_context(ctxt)
+        else:
+            context = serializer.serialize_context(ctxt)
             kwargs = {name: serializer.serialize_entity(ctxt, value) for name, value in kwargs.items()}
-        return Request(
-            method, kwargs, unique_id, self.target.namespace, self.target.version, context=context, hints=hints
-        )
+        request = Request(method, kwargs, unique_id, target.namespace, target.version, context=context, hints=hints)
+        if pending is not None:
+            request.call_id = pending.id
+            request.reply_to = self.transport.inbox(pending.deadline)
+            request.monitor = self.call_monitor_timeout
+        return encode_request(request, self._content_type, lossy=self.transport.lossy)
 
     def _new_pending(self, cls: Any, method: str, now: float, **more: Any) -> Any:
         if cls is not PendingAnswers and self._address.kind == "fanout":
@@ -402,13 +462,9 @@ class RPCClient:
         ttl = pending.deadline - now
         confirms = self._confirms and window is None
         hints = Hints(ttl, time.time(), self._policy, window, end, confirms)
-        request = self._request(ctxt, method, kwargs, hints, pending.id)
-        request.call_id = pending.id
-        request.reply_to = self.transport.inbox(pending.deadline)
-        request.monitor = self.call_monitor_timeout
-        body = encode_request(request, self._content_type, lossy=self.transport.lossy)
+        body = self._body(ctxt, method, kwargs, hints, pending.id, pending)
         # The driver knows best why a request could not be sent. So its time for that ends a moment before the caller's.
-        return Message(body, self._content_type, request.unique_id, ttl, self._repeatable, ttl * SEND_SHARE)
+        return Message(body, self._content_type, pending.id, ttl, self._repeatable, ttl * SEND_SHARE)
 
 
 def _no_method(ctxt: Any, method: Any, kwargs: dict[str, Any]) -> Exception:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
+from functools import partial
 
 from msgbus.drivers.base import Address, Capability, Message, Sent
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import encode_repeat
-from msgbus.exceptions import MessagingException, MessagingTimeout
+from msgbus.exceptions import CallCancelled, MessagingException, MessagingTimeout
 from msgbus.foreign import get_logger
 from msgbus.message import Control
 from msgbus.replies import Pending, PendingCall, nobody
@@ -39,11 +40,7 @@ class ClientCall:
         self._lock = threading.Lock()
         self._lock.acquire()
         self._drives = False
-        pending.wake = self.wake
-
-    def wake(self) -> None:
-        """Have `wait` check `pending` again. May be called on any thread, any number of times."""
-        self.transport.loop.wake(self._lock)
+        pending.wake = partial(transport.loop.wake, self._lock)
 
     def send(self, message: Message) -> None:
         """Send the request, and expect replies. `close` has to follow in any case.
@@ -56,7 +53,10 @@ class ClientCall:
         """
         pending, transport = self.pending, self.transport
         self._drives = transport.loop.take_turn()
-        transport.expect_replies(pending)
+        transport.router.add(pending)
+        if transport.closed:  # Checked last: if it is closed after this, `cleanup` finds the call in the router.
+            transport.router.discard(pending)
+            raise CallCancelled(f"{pending.describe}: the transport to {transport.url} was closed")
         mandatory = pending.address.kind != "fanout"
         if not pending.repeatable:
             sent = transport.send(pending.address, message, mandatory=mandatory, fallback=self._fallback)
@@ -75,7 +75,11 @@ class ClientCall:
         )
 
     def _on_sent(self, sent: Future[Sent]) -> None:
-        self.pending.on_sent(sent.exception(), Loop.now())
+        error = sent.exception()
+        if error is None:
+            self.pending.sent = True  # When that was matters only to a request that may be repeated.
+        else:
+            self.pending.on_sent(error, Loop.now())
 
     def _on_outcome(self, error: BaseException | None) -> None:
         self.pending.on_sent(error, Loop.now())
@@ -90,11 +94,9 @@ class ClientCall:
             MessagingException: why it will never be ready.
         """
         pending = self.pending
-        ready = pending.ready
-        while not ready:
+        while not pending.ready:
             self.transport.loop.wait(self._lock, pending.next_check())
-            ready = pending.ready
-            if not ready:
+            if not pending.ready:
                 self._check(explain)
 
     def _check(self, explain: bool) -> None:
@@ -138,7 +140,7 @@ class ClientCall:
     def forget(self) -> None:
         """Expect no more replies. Late replies are dropped."""
         self.transport.router.discard(self.pending)
-        self.pending.wake = nobody  # The two refer to each other: so memory is freed at once.
+        self.pending.wake = nobody  # A stream refers to it and back: so memory is freed at once.
 
     def stop_driving(self) -> None:
         """Let others drive the loop."""
@@ -149,10 +151,12 @@ class ClientCall:
     def close(self) -> None:
         """Expect no more replies, and cancel the call on each server that still runs it."""
         try:
-            self.forget()
-            self._cancel_unanswered()
+            self.transport.router.discard(self.pending)
+            if self.pending.servers:
+                self._cancel_unanswered()
         finally:
-            self.stop_driving()
+            if self._drives:
+                self.stop_driving()
 
     def _cancel_unanswered(self) -> None:
         pending = self.pending

@@ -63,17 +63,18 @@ def encode_request(request: Request, content_type: str, *, lossy: bool = False) 
     """Write a request.
 
     Args:
-        request: what to write.
+        request: what to write. Its namespace and version are those of a `Target`, and its ids are this side's own: so
+            of all names only the method's may be too long.
         content_type: names the codec.
         lossy: values that JSON does not have are converted; see the option ``rpc_json_lossy``.
 
     Raises:
-        SerializationError: the text names the argument or context key that cannot travel, or the name that is too
+        SerializationError: the text names the argument or context key that cannot travel, or the method's name is too
             long.
     """
-    if problem := _too_long(request):
-        raise SerializationError(problem)
-    codec = payloads.codec_of(content_type, lossy)
+    if len(request.method) > MAX_NAME:
+        raise SerializationError(_length("the method's name", request.method, MAX_NAME))
+    codec = payloads.VALUES[content_type, lossy]
     try:
         if is_plain((request.args, request.context), codec):
             return payloads.encode(_request_payload(request, request.args, request.context), content_type)
@@ -130,7 +131,7 @@ def encode_notification(
     Raises:
         SerializationError: the text names the key that cannot travel.
     """
-    codec = payloads.codec_of(content_type, lossy)
+    codec = payloads.VALUES[content_type, lossy]
     notification = payloads.each_simplified(notification, "key", codec)
     context = payloads.each_simplified(context, "context key", codec)
     payload = {**notification, **{f"{_CONTEXT}{key}": value for key, value in context.items()}}
@@ -286,7 +287,7 @@ def encode_reply(reply: Reply, content_type: str, *, lossy: bool = False) -> byt
         if reply.confirm is not None:
             extension["confirm"] = reply.confirm
         payload[EXTENSION] = extension
-    codec = payloads.codec_of(content_type, lossy)
+    codec = payloads.VALUES[content_type, lossy]
     try:
         if is_plain((reply.result,), codec):
             return payloads.encode(payload, content_type)
@@ -359,7 +360,7 @@ def encode_item(item: Any, content_type: str, *, lossy: bool = False) -> msgspec
     Raises:
         SerializationError: it cannot travel.
     """
-    codec = payloads.codec_of(content_type, lossy)
+    codec = payloads.VALUES[content_type, lossy]
     encoder = payloads.msgpack_encoder if content_type == MSGPACK else payloads.json_encoder
     try:
         if is_plain((item,), codec):

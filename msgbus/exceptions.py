@@ -13,7 +13,8 @@
     │   ├── TransportUnavailable        the message system could not be reached in time
     │   ├── TransportBlocked            the message system refuses messages
     │   ├── MessageTooLarge             larger than the message system takes
-    │   └── OutcomeUnknown              it may or may not have run; not repeated, by policy
+    │   ├── OutcomeUnknown              it may or may not have run; not repeated, by policy
+    │   └── CastsFailed                 of many casts, some were not taken
     ├── MessagingTimeout (TimeoutError) the deadline passed
     │   └── ServerLost                  the server stopped answering while it ran the call
     ├── CallCancelled                   the caller's transport was closed while it waited
@@ -127,6 +128,55 @@ class MessageTooLarge(MessageDeliveryFailure):
 
 class OutcomeUnknown(MessageDeliveryFailure):
     """The request may or may not have run, and under ``at_most_once`` it is not sent again to find out."""
+
+
+class CastsFailed(MessageDeliveryFailure):
+    """Of the casts of one `cast_many`, at least one was not taken; after the first error no more were sent.
+
+    Casts are numbered from 0, in the order in which they came from the iterable.
+
+    Attributes:
+        failed: the errors of the casts that were not confirmed, by number, in rising order. There may be several, since
+            many casts are on their way at once.
+        begun: how many casts were begun: those from this number on were not sent, and those below it that are not in
+            `failed` were confirmed.
+    """
+
+    def __init__(self, failed: dict[int, Exception], begun: int) -> None:
+        self.failed = failed
+        self.begun = begun
+
+    @property
+    def index(self) -> int:
+        """The number of the first cast that failed."""
+        return min(self.failed)
+
+    @property
+    def error(self) -> Exception:
+        """The error of that cast, which `cast` would have raised."""
+        return self.failed[self.index]
+
+    @property
+    def confirmed(self) -> int:
+        """How many casts the message system has taken."""
+        return self.begun - len(self.failed)
+
+    @property
+    def unknown(self) -> list[int]:
+        """The numbers of the failed casts that may have been delivered all the same."""
+        return [
+            number
+            for number, error in self.failed.items()
+            if isinstance(error, OutcomeUnknown) or getattr(error, "maybe_delivered", False)
+        ]
+
+    def __str__(self) -> str:
+        unknown = self.unknown
+        maybe = f", of which {len(unknown)} may have been delivered (from number {unknown[0]} on)" if unknown else ""
+        return (
+            f"cast number {self.index} failed: {type(self.error).__name__}: {self.error}. {self.confirmed} casts were "
+            f"confirmed, {len(self.failed)} failed{maybe}, and none was sent from number {self.begun} on"
+        )
 
 
 class MessagingTimeout(MessagingException, TimeoutError):

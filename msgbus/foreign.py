@@ -97,7 +97,8 @@ class Log(logging.LoggerAdapter[logging.Logger]):
 
     def __init__(self, logger: logging.Logger) -> None:
         super().__init__(logger, None)
-        self.isEnabledFor = logger.isEnabledFor  # type: ignore[method-assign]  # asked with each message
+        # Asked for each message: so the adapter is left out.
+        self.isEnabledFor = logger.isEnabledFor  # type: ignore[method-assign]
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         """As `logging.Logger.log`; arguments are given one by one, not as a dict."""

@@ -10,7 +10,6 @@ from typing import Protocol
 
 from msgbus.deadline import wait_for
 from msgbus.drivers.base import Delivery, Driver, Inbox, Message
-from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import call_ids_in, decode_inbox_frame
 from msgbus.exceptions import MessagingException, SerializationError
 from msgbus.foreign import get_logger
@@ -86,7 +85,7 @@ class ProcessInbox:
             if frame.confirm is not None:  # Even if no call waits any more: else it is sent again.
                 # Before the caller gets its answer, after which the program may end.
                 send_control(transport, frame.confirm, Control(frame.call_id, "confirm"), message.content_type)
-            self._router.route(frame, Loop.now())
+            self._router.route(frame, delivery.arrived)
         elif (call := self._server_calls.get(frame.call_id)) is not None:
             call.on_control(frame)
         else:

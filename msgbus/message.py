@@ -214,7 +214,7 @@ def new_id() -> str:
             return _ids.pop()
         except IndexError:
             digits = os.urandom(16 * IDS_AT_ONCE).hex()
-            _ids.extend(digits[at : at + 32] for at in range(0, len(digits), 32))
+            _ids.extend([digits[at : at + 32] for at in range(0, len(digits), 32)])
 
 
 # Otherwise a forked child would use the same ids as its parent.

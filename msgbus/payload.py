@@ -19,6 +19,8 @@ _READABLE = re.compile(r"2\.0+")  # A higher minor version may hold what this si
 _PLAIN = " (plain data can: dict, list, str, number, bool, None; a serializer makes it of other objects)"
 DECODING_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
 """The exceptions that decoding raises."""
+_NOT_STRICT = (msgspec.MsgspecError, UnicodeError)
+"""What the decoders raise for text that the standard library may still be able to read."""
 ENCODING_ERRORS = (TypeError, ValueError, OverflowError, RuntimeError)
 """The exceptions that encoding raises. RuntimeError: it is nested too deep, or another thread changes it meanwhile."""
 
@@ -33,6 +35,14 @@ msgpack_encoder = msgspec.msgpack.Encoder()
 _json_envelope = msgspec.json.Decoder(_Envelope)
 _json_payload = msgspec.json.Decoder(Payload)
 _msgpack_payload = msgspec.msgpack.Decoder(Payload, ext_hook=read_extension)
+
+VALUES: dict[tuple[str, bool], Codec] = {
+    (JSON, False): JSON_VALUES,
+    (JSON, True): LOSSY_JSON_VALUES,
+    (MSGPACK, False): MSGPACK_VALUES,
+    (MSGPACK, True): MSGPACK_VALUES,
+}
+"""Which values a codec can write, by content type and the option ``rpc_json_lossy``."""
 
 T = TypeVar("T")
 
@@ -57,13 +67,6 @@ def unwritable(content_type: str, exc: Exception) -> SerializationError:
     if isinstance(exc, SerializationError):
         return exc
     return SerializationError(f"cannot be written as {content_type}: {exc}{_PLAIN}")
-
-
-def codec_of(content_type: str, lossy: bool) -> Codec:
-    """Which values a codec can write; `lossy` is the option ``rpc_json_lossy``."""
-    if content_type == MSGPACK:
-        return MSGPACK_VALUES
-    return LOSSY_JSON_VALUES if lossy else JSON_VALUES
 
 
 def simplify(value: Any, codec: Codec) -> Any:
@@ -93,34 +96,13 @@ def each_simplified(values: dict[str, Any], what: str, codec: Codec) -> dict[str
     return done
 
 
-def _open(body: bytes, content_type: str) -> bytes | str:
-    """The payload's own text, out of its envelope.
-
-    A JSON body without envelope is taken as the payload itself, as oslo.messaging does.
-    """
-    if content_type == MSGPACK:
-        return body
-    if content_type != JSON:
-        raise SerializationError(f"content type {content_type!r}; known are {JSON} and {MSGPACK}")
-    envelope = _read_json(body, _json_envelope)
-    if envelope.message is None or envelope.version is None:
-        return body
-    if envelope.version != _ENVELOPE_VERSION and not _READABLE.fullmatch(envelope.version):
-        raise SerializationError(f"envelope version {envelope.version}; this side reads {_ENVELOPE_VERSION}")
-    return envelope.message
-
-
-def _read_json(text: bytes | str, decoder: msgspec.json.Decoder[T]) -> T:
-    """Read JSON, also with the NaN, infinity and lone surrogates that the standard library reads and writes.
+def _read_stock_json(text: bytes | str, decoder: msgspec.json.Decoder[T]) -> T:
+    """Read JSON that `decoder` cannot: with NaN, infinity and lone surrogates, as the standard library writes them.
 
     Raises:
-        msgspec.MsgspecError, ValueError, RecursionError: it is neither.
+        msgspec.MsgspecError, ValueError, RecursionError: it is not that either.
     """
-    try:
-        return decoder.decode(text)
-    except (msgspec.MsgspecError, UnicodeError):
-        found = json.loads(text)
-    read = msgspec.convert(found, decoder.type)
+    read = msgspec.convert(json.loads(text), decoder.type)
     _refuse_lone_surrogates(read)
     return read
 
@@ -128,16 +110,32 @@ def _read_json(text: bytes | str, decoder: msgspec.json.Decoder[T]) -> T:
 def read(
     body: bytes, content_type: str, from_json: msgspec.json.Decoder[T], from_msgpack: msgspec.msgpack.Decoder[T]
 ) -> tuple[T, bytes | str]:
-    """Read a payload as what the decoders make of it. Returns its own text too.
+    """Read a payload as what the decoders make of it. Returns its own text too, out of its envelope.
+
+    A JSON body without envelope is taken as the payload itself, as oslo.messaging does.
 
     Raises:
         SerializationError: it cannot be read.
     """
     try:
-        text = _open(body, content_type)
         if content_type == MSGPACK:
-            return from_msgpack.decode(text), text  # type: ignore[arg-type]  # only JSON is text
-        return _read_json(text, from_json), text
+            return from_msgpack.decode(body), body
+        if content_type != JSON:
+            raise SerializationError(f"content type {content_type!r}; known are {JSON} and {MSGPACK}")
+        try:
+            envelope = _json_envelope.decode(body)
+        except _NOT_STRICT:
+            envelope = _read_stock_json(body, _json_envelope)
+        text: bytes | str = body
+        version = envelope.version
+        if envelope.message is not None and version is not None:
+            if version != _ENVELOPE_VERSION and not _READABLE.fullmatch(version):
+                raise SerializationError(f"envelope version {version}; this side reads {_ENVELOPE_VERSION}")
+            text = envelope.message
+        try:
+            return from_json.decode(text), text
+        except _NOT_STRICT:
+            return _read_stock_json(text, from_json), text
     except DECODING_ERRORS as exc:
         raise _unreadable(content_type, exc) from exc
 
@@ -147,7 +145,10 @@ def payload_of(text: bytes | str, content_type: str) -> Payload:
     try:
         if content_type == MSGPACK:
             return _msgpack_payload.decode(text)  # type: ignore[arg-type]  # only JSON is text
-        return _read_json(text, _json_payload)
+        try:
+            return _json_payload.decode(text)
+        except _NOT_STRICT:
+            return _read_stock_json(text, _json_payload)
     except DECODING_ERRORS as exc:
         raise _unreadable(content_type, exc) from exc
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -56,8 +55,7 @@ class RunningServer(msgspec.Struct):
     silent_since: float
 
 
-@dataclass(eq=False, repr=False)
-class Pending:
+class Pending(msgspec.Struct, eq=False):
     """A call that waits: what has come for it so far, and when it has to be checked again.
 
     Under at_most_once, and for a stream that has begun, the first server that says that it runs the call is the only
@@ -82,7 +80,7 @@ class Pending:
         request: the message to send again if it gets lost; None where it must not be sent again.
         sent: whether the message system has taken responsibility for the request.
         send_error: why the request could not be sent.
-        last_sign: when any server was last heard from; before that, when the call began.
+        last_sign: when any server was last heard from; 0 before that.
     """
 
     id: str
@@ -95,8 +93,8 @@ class Pending:
     monitor: float | None
     allowed_modules: Collection[str]
     wake: Wake = nobody
-    servers: dict[str, RunningServer] = field(default_factory=dict)
-    orphans: list[str] = field(default_factory=list)
+    servers: dict[str, RunningServer] = {}
+    orphans: list[str] = []
     request: Message | None = None
     sent: bool = False
     send_error: BaseException | None = None
@@ -105,8 +103,8 @@ class Pending:
     _repeat_at: float | None = None  # when it is due again, since the last server that ran it was lost
     _uncertain_since: float | None = None
 
-    def __post_init__(self) -> None:
-        self.last_sign = self.began
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.describe}>"
 
     @property
     def describe(self) -> str:
@@ -149,7 +147,8 @@ class Pending:
                 self._uncertain_since = now
                 self.wake()
             return
-        if not self._note_server(reply, now):
+        # Most calls are answered without that a server has said before that it runs them.
+        if (reply.inbox is not None or self.servers) and not self._note_server(reply, now):
             return
         self.last_sign = now
         self._uncertain_since = None
@@ -191,17 +190,21 @@ class Pending:
 
     def next_check(self) -> float:
         """When `check` or `needs_repeat` has to be asked again even if nothing arrives."""
-        times = [self.deadline]
-        servers = list(self.servers.values())
-        if servers:
-            times.append(min(server.silent_since for server in servers) + LOST_AFTER)
+        first = self.deadline
+        if self.servers:
+            first = min([first, *(server.silent_since + LOST_AFTER for server in list(self.servers.values()))])
         elif self.monitor is not None:
-            times.append(self.last_sign + self.monitor)
+            first = min(first, self._heard_at + self.monitor)
         if self._repeat_at is not None and self._taken_at is not None:
-            times.append(self._repeat_at)
+            first = min(first, self._repeat_at)
         if self._uncertain_since is not None:
-            times.append(self._uncertain_since + self.grace)
-        return min(times)
+            first = min(first, self._uncertain_since + self.grace)
+        return first
+
+    @property
+    def _heard_at(self) -> float:
+        """When any server was last heard from, or when the call began."""
+        return max(self.last_sign, self.began)
 
     @property
     def ready(self) -> bool:
@@ -239,7 +242,7 @@ class Pending:
             )
         if now >= self.deadline:
             return MessagingTimeout(self.describe)
-        if not self.servers and self.monitor is not None and now >= self.last_sign + self.monitor:
+        if not self.servers and self.monitor is not None and now >= self._heard_at + self.monitor:
             return MessagingTimeout(f"{self.describe}: no sign of life of the server for {self.monitor:g} s")
         return None
 
@@ -253,7 +256,7 @@ class Pending:
         """
         if not self.repeatable or self._taken_at is None or up_since is None:
             return False
-        back = self._taken_at < up_since and self.last_sign < up_since and now >= up_since + repeat_after
+        back = self._taken_at < up_since and self._heard_at < up_since and now >= up_since + repeat_after
         return back or (self._repeat_at is not None and now >= self._repeat_at)
 
     def on_checked(self, now: float, repeats: bool) -> None:
@@ -271,29 +274,25 @@ class Pending:
         )
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
-class PendingCall(Pending):
+class PendingCall(Pending, kw_only=True):
     """Waits for one value.
 
     Attributes:
         answer: the reply that ended the call, once it is there.
+        ready: whether it is.
     """
 
     answer: Reply | None = None
-
-    @property
-    def ready(self) -> bool:
-        """Whether the answer is there."""
-        return self.answer is not None
+    ready: bool = False
 
     def _take(self, reply: Reply) -> None:
         if reply.ending and self.answer is None:
             self.answer = reply
+            self.ready = True
             self.wake()
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
-class PendingAnswers(Pending):
+class PendingAnswers(Pending, kw_only=True):
     """Waits for many answers to a ping: one from each server that it reaches.
 
     Attributes:
@@ -302,7 +301,7 @@ class PendingAnswers(Pending):
     """
 
     enough: float
-    answers: list[tuple[dict[str, Any], float]] = field(default_factory=list)
+    answers: list[tuple[dict[str, Any], float]] = []
 
     @property
     def ready(self) -> bool:
@@ -330,8 +329,7 @@ class PendingAnswers(Pending):
         return False
 
 
-@dataclass(kw_only=True, eq=False, repr=False)
-class PendingStream(Pending):
+class PendingStream(Pending, kw_only=True):
     """Waits for one item after another.
 
     Attributes:
@@ -346,7 +344,7 @@ class PendingStream(Pending):
     window: int
     idle_timeout: float
     end: float
-    items: deque[Any] = field(default_factory=deque)
+    items: deque[Any] = msgspec.field(default_factory=deque)
     taken: int = 0
     ended: bool = False
     _last: Reply | None = None

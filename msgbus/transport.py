@@ -334,14 +334,18 @@ class Transport:
             if drives:
                 self.loop.give_turn()
         if not known:
-            raise TransportUnavailable(
-                f"{what} {address}: {self.driver.state} did not confirm it by the deadline; it may or may not have "
-                "been delivered",
-                maybe_delivered=True,
-            )
+            raise self.unconfirmed(what, address)
         error = sent.exception() if repeated is None else repeated.result()
         if error is not None:
             raise error
+
+    def unconfirmed(self, what: str, address: Address) -> TransportUnavailable:
+        """The error for a message whose outcome the driver did not report in time."""
+        return TransportUnavailable(
+            f"{what} {address}: {self.driver.state} did not confirm it by the deadline; it may or may not have "
+            "been delivered",
+            maybe_delivered=True,
+        )
 
     def slot(self, deadline: float) -> SendWindow:
         """Take a place in the send window: ``with transport.slot(deadline):`` gives it back.
@@ -362,17 +366,6 @@ class Transport:
                 "deadline; nothing was sent"
             )
         return self.window
-
-    def expect_replies(self, pending: Pending) -> None:
-        """Register a call, so that replies reach it.
-
-        Raises:
-            CallCancelled: the transport is closed: nothing would end the call.
-        """
-        self.router.add(pending)
-        if self.closed:  # Checked last: if it is closed after this, `cleanup` finds the call in the router.
-            self.router.discard(pending)
-            raise CallCancelled(f"{pending.describe}: the transport to {self.url} was closed")
 
     def inspect(self, address: Address, timeout: float) -> QueueInfo | None:
         """What is known of an address, or None if there is no answer within `timeout` seconds."""

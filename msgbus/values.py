@@ -77,10 +77,10 @@ def is_plain(values: Iterable[Any], codec: Codec) -> bool:
             for key in value:
                 if type(key) is not str:
                     return False
-            if not is_plain(value.values(), codec):
+            if value and not is_plain(value.values(), codec):
                 return False
         elif kind is list or kind is tuple:
-            if not is_plain(value, codec):
+            if value and not is_plain(value, codec):
                 return False
         elif kind is not float or not isfinite(value):
             return False

@@ -28,8 +28,13 @@ class SendWindow:
 
     def acquire(self, timeout: float) -> bool:
         """Take a place; wait up to `timeout` seconds for one. Returns whether there was one."""
-        if self._take():
-            return True
+        try:
+            self._places.pop()
+        except IndexError:
+            return self._wait_for_place(timeout)
+        return True
+
+    def _wait_for_place(self, timeout: float) -> bool:
         with self._freed:
             self._waiting += 1
             try:

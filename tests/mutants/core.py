@@ -248,6 +248,47 @@ OTHERS = (
         "if False:",
         "core/test_attempts.py::test_a_cast_whose_deadline_passes_before_its_next_try",
     ),
+    # Many casts at once
+    Mutant(
+        "many_casts_are_not_waited_for",
+        "`cast_many` returns when all casts are confirmed (guarantees, when all goes well).",
+        "casts.py",
+        "        self._wait(0)\n        if self._failed:\n            failure",
+        "        if self._failed:\n            failure",
+        "core/test_casts.py::test_it_returns_when_all_are_confirmed",
+    ),
+    Mutant(
+        "many_casts_go_on_after_an_error",
+        "`cast_many` sends nothing after an error (guarantees, when something fails).",
+        "casts.py",
+        "            if self._failed:\n                break\n            try:",
+        "            try:",
+        "core/test_casts.py::test_the_first_error_stops_it",
+    ),
+    Mutant(
+        "many_casts_leave_no_room",
+        "`cast_many` leaves half of the send window to others.",
+        "casts.py",
+        "max(1, transport.window.size // 2)",
+        "transport.window.size",
+        "core/test_casts.py::test_half_of_the_window_is_left_to_others",
+    ),
+    Mutant(
+        "many_casts_keep_their_places",
+        "Requests that are finished make room for others.",
+        "casts.py",
+        "        self._transport.window.release()\n",
+        "",
+        "core/test_casts.py::test_it_returns_when_all_are_confirmed",
+    ),
+    Mutant(
+        "many_casts_are_certain_to_have_failed",
+        "`cast_many` says which casts may have been delivered (guarantees, when something fails).",
+        "casts.py",
+        "and error.maybe_delivered and not self._repeat:",
+        "and False:",
+        "core/test_casts.py::test_the_first_error_stops_it",
+    ),
     # Nobody there
     Mutant(
         "fanout_to_nobody_fails",
@@ -344,8 +385,8 @@ OTHERS = (
         "The connection breaks while a cast is sent: OutcomeUnknown at once under at_most_once (guarantees, when "
         "something fails).",
         "client.py",
-        "repeat=self._repeatable",
-        "repeat=True",
+        "repeat=self._repeatable,\n                    fallback=None",
+        "repeat=True,\n                    fallback=None",
         "core/test_client.py::test_casts_that_cannot_be_sent",
     ),
     Mutant(
@@ -438,7 +479,7 @@ OTHERS = (
         "A message system that keeps nothing restarts: a call is sent again unless a server shows life (guarantees, "
         "when something fails).",
         "replies.py",
-        "self._taken_at < up_since and self.last_sign < up_since and",
+        "self._taken_at < up_since and self._heard_at < up_since and",
         "self._taken_at < up_since and",
         "core/test_replies.py::test_a_sign_of_life_after_the_reconnect_needs_no_repeat",
     ),

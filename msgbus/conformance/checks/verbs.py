@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from msgbus import MessageTooLarge, SerializationError
+from msgbus import CastsFailed, MessageTooLarge, SerializationError
 from msgbus.conformance.bus import Bus
 from msgbus.conformance.check import check
 from msgbus.conformance.waiting import Task, gather, until
@@ -30,7 +30,7 @@ VALUES = [
 
 
 class VerbChecks:
-    """Of `call`, `cast`, `fanout_cast`, `multicall` and `ping`."""
+    """Of `call`, `cast`, `cast_many`, `fanout_cast`, `multicall` and `ping`."""
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     @pytest.mark.parametrize("codec", ["json", "msgpack"])
@@ -98,6 +98,38 @@ class VerbChecks:
         bus.saw("done", "k")
         assert client.call({}, "echo", value=1) == 1
         assert len(bus.journal.entries("run", "k")) == 1
+
+    @check("bus", since="0.1")
+    @pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
+    def test_cast_many_sends_each_once(self, bus: Bus, delivery: Any) -> None:
+        """Of many casts that are on their way at once, each runs once; their number is returned."""
+        bus.serve("s1", "s2")
+        client = bus.client(transport=bus.new_transport(rpc_send_window=20), delivery=delivery)
+        keys = [f"{n}" for n in range(300)]
+        assert client.cast_many({}, (("note", {"key": key}) for key in keys)) == 300
+        until(lambda: len(bus.journal.entries("run")) >= 300, "300 casts")
+        assert client.call({}, "echo", value=1) == 1
+        assert sorted(entry.key for entry in bus.journal.entries("run")) == sorted(keys)
+        assert client.cast_many({}, []) == 0
+
+    @check("bus", since="0.1")
+    def test_cast_many_stops_at_an_error(self, bus: Bus) -> None:
+        """The error says which request was the first to fail, and why; those that were confirmed run, and no later."""
+        bus.serve()
+        client = bus.client()
+        requests = [("note", {"key": f"{n}"}) for n in range(10)]
+        requests[5] = ("note", {"key": "x" * (bus.harness.largest + 1)})
+        with pytest.raises(CastsFailed) as caught:
+            client.cast_many({}, requests)
+        failure = caught.value
+        assert isinstance(failure.error, MessageTooLarge), f"it failed with {failure.error!r}"
+        assert (failure.index, len(failure.failed), failure.unknown) == (5, 1, [])
+        assert failure.confirmed == failure.begun - 1
+        for key in range(failure.begun):
+            if key != failure.index:
+                bus.ran(f"{key}")
+        assert client.call({}, "echo", value=1) == 1
+        assert len(bus.journal.entries("run")) == failure.confirmed
 
     @check("bus", since="0.1")
     def test_a_cast_to_a_generator_runs_it_to_its_end(self, bus: Bus) -> None:
