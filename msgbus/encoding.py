@@ -351,26 +351,30 @@ def decode_inbox_frame(body: bytes, content_type: str) -> Reply | Control:
         extension.items,
         extension.seq,
         extension.confirm,
+        len(body),
     )
 
 
-def encode_item(item: Any, content_type: str, *, lossy: bool = False) -> msgspec.Raw:
-    """Write one item of a stream, which goes into a frame later; `lossy` as for `encode_request`.
+def item_encoder(content_type: str, *, lossy: bool = False) -> Callable[[Any], bytes]:
+    """A function that writes one item of a stream, which goes into a frame later; `lossy` as for `encode_request`.
 
-    Raises:
-        SerializationError: it cannot travel.
+    It is made once for a stream, and raises `SerializationError` for an item that cannot travel.
     """
     codec = payloads.VALUES[content_type, lossy]
-    encoder = payloads.msgpack_encoder if content_type == MSGPACK else payloads.json_encoder
-    try:
-        if is_plain((item,), codec):
-            return msgspec.Raw(encoder.encode(item))
-    except payloads.ENCODING_ERRORS:
-        pass  # as for a request
-    try:
-        return msgspec.Raw(encoder.encode(payloads.simplify(item, codec)))
-    except payloads.ENCODING_ERRORS as exc:
-        raise SerializationError(f"an item {payloads.unwritable(content_type, exc)}") from exc
+    encode = (payloads.msgpack_encoder if content_type == MSGPACK else payloads.json_encoder).encode
+
+    def encode_item(item: Any) -> bytes:
+        try:
+            if is_plain((item,), codec):
+                return encode(item)
+        except payloads.ENCODING_ERRORS:
+            pass  # as for a request
+        try:
+            return encode(payloads.simplify(item, codec))
+        except payloads.ENCODING_ERRORS as exc:
+            raise SerializationError(f"an item {payloads.unwritable(content_type, exc)}") from exc
+
+    return encode_item
 
 
 encode_dead_letter: Callable[[DeadLetter], bytes] = payloads.json_encoder.encode

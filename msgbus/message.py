@@ -8,8 +8,8 @@ peer that has sent that key is sent control frames.
 ========== ============================= ==================================================================
 frame      goes to                       its ``_msgbus`` holds
 ========== ============================= ==================================================================
-request    topic, server or fanout       ttl (seconds left), at (wall clock when sent), policy, window (streams),
-                                         confirms, again, attempts (where a server passes it on)
+request    topic, server or fanout       ttl (seconds left), at (wall clock when sent), policy, window and window_bytes
+                                         (streams), confirms, again, attempts (where a server passes it on)
 reply      the client's inbox            after a stream: its last items, seq; confirm: where to confirm it
 started    the client's inbox            inbox (of the server), server (its name)
 items      the client's inbox            items, seq (number of the first of them)
@@ -51,6 +51,9 @@ KEEPALIVE = 5.0
 LOST_AFTER = 3 * KEEPALIVE
 """Seconds without a sign of life after which the other side is taken for dead."""
 
+FIRST_WINDOW = 100
+"""The most items that a server sends ahead at the beginning of a stream; see `window_after`."""
+
 PING_NAMESPACE = "msgbus"
 """The namespace of the method ``ping`` that every server answers."""
 
@@ -65,7 +68,10 @@ class Hints(msgspec.Struct, omit_defaults=True):
         ttl: seconds that were left when it was sent, or None.
         at: the sender's wall clock then, seconds since the epoch, or None.
         policy: the sender's delivery policy, or None if it does not say.
-        window: for a stream, how many items the server may send ahead of what the client has consumed.
+        window: for a stream, how many items the server may send ahead of what the client has consumed, at the most;
+            see `window_after`.
+        window_bytes: for a stream, how many bytes of items likewise; the client sends credit by bytes too. None from a
+            client that counts items only.
         end: for a stream, whose ttl is for its first item: seconds that were left for all of it, or None.
         confirms: the client confirms the answer, since its inbox may lose messages; the server repeats the answer until
             it is confirmed.
@@ -83,6 +89,7 @@ class Hints(msgspec.Struct, omit_defaults=True):
     confirms: bool = False
     again: bool = False
     attempts: Annotated[int, msgspec.Meta(ge=0)] = 0
+    window_bytes: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
 class Request(msgspec.Struct):
@@ -119,6 +126,15 @@ class Request(msgspec.Struct):
         return None if self.hints is None else self.hints.window
 
 
+def window_after(taken: int, window: int) -> int:
+    """How many items a server may send ahead of a client that has given credit for `taken`. Both sides count on it.
+
+    A client that reads much is sent much, up to `window`. One that closes its stream early has had the generator do
+    not more than twice the work, and `FIRST_WINDOW` items.
+    """
+    return min(window, max(FIRST_WINDOW, taken))
+
+
 class UnacceptableRequest(SerializationError):
     """A request that cannot be run: it is not one, or has a name or id that is too long.
 
@@ -146,6 +162,7 @@ class Reply(msgspec.Struct):
         items: of a stream.
         seq: the number of the first of them.
         confirm: the server's inbox, where the client confirms this reply; None if no confirmation is wanted.
+        size: of one that has come: the bytes of its message.
     """
 
     call_id: str
@@ -159,6 +176,7 @@ class Reply(msgspec.Struct):
     items: list[Any] | None = None
     seq: int = 0
     confirm: str | None = None
+    size: int = 0
 
 
 class Control(msgspec.Struct):

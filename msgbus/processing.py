@@ -247,7 +247,7 @@ class Processor:
             if streams:
                 if not call.accepted:
                     call.accepted = call.delivery.accept()  # A stream is never started again elsewhere.
-                items = each_plain(request.method, result) if isinstance(result, Generator) else _only(result)
+                items = result if isinstance(result, Generator) else _only(result)
                 call.deadline = _end_of_stream(call)
                 inherited.current.set(call.deadline)
                 call.stream(items)

@@ -23,7 +23,7 @@ from msgbus.exceptions import (
 )
 from msgbus.failures import rebuild_failure
 from msgbus.foreign import get_logger
-from msgbus.message import LOST_AFTER, Reply
+from msgbus.message import LOST_AFTER, Reply, window_after
 
 LOG = get_logger(__name__)
 
@@ -334,6 +334,7 @@ class PendingStream(Pending, kw_only=True):
 
     Attributes:
         window: how many items the server may send ahead of `taken`.
+        window_bytes: how many bytes of items likewise.
         idle_timeout: seconds to wait for each item.
         end: the deadline of the whole stream.
         items: those that have arrived and were not taken yet.
@@ -342,6 +343,7 @@ class PendingStream(Pending, kw_only=True):
     """
 
     window: int
+    window_bytes: int
     idle_timeout: float
     end: float
     items: deque[Any] = msgspec.field(default_factory=deque)
@@ -349,8 +351,16 @@ class PendingStream(Pending, kw_only=True):
     ended: bool = False
     _last: Reply | None = None
     _gap: Exception | None = None
-    _credited: int = 0  # of those taken, how many the server knows of
+    _credited: int = 0  # how many were taken when credit was sent last
+    _half_taken: int = 0  # the number of items taken at which half of the window is taken since the last credit
+    _uncredited_bytes: int = 0  # of the frames that were taken since the last credit
+    _look_at: int = 1  # the number of items taken at which credit may be due
+    # Of those not yet taken: the last item of each, and its bytes.
+    _frames: deque[tuple[int, int]] = msgspec.field(default_factory=deque)
     _next_seq: int = 0
+
+    def __post_init__(self) -> None:
+        self._half_taken = (window_after(0, self.window) + 1) // 2
 
     @property
     def ready(self) -> bool:
@@ -374,8 +384,11 @@ class PendingStream(Pending, kw_only=True):
             # A frame whose sending had an unknown outcome is sent again: skip the items that have arrived already.
             known = self._next_seq - reply.seq
             if known >= 0:
-                self.items.extend(reply.items[known:])
-                self._next_seq = max(self._next_seq, reply.seq + len(reply.items))
+                items = reply.items[known:]
+                if items:
+                    self._next_seq += len(items)
+                    self._frames.append((self._next_seq, reply.size))  # Before its items, which may be taken at once.
+                    self.items.extend(items)
             else:
                 self.ended = True
                 self._gap = MessageDeliveryFailure(
@@ -406,11 +419,27 @@ class PendingStream(Pending, kw_only=True):
     def take(self) -> tuple[Any, bool]:
         """The next of `items`, and whether to send credit now: the server may be waiting for that."""
         item = self.items.popleft()
-        self.taken += 1
-        if (self.taken - self._credited) * 2 < self.window or self.ended:
-            return item, False
-        self._credited = self.taken
-        return item, True
+        taken = self.taken = self.taken + 1
+        return item, taken >= self._look_at and self._credit_is_due()
+
+    def _credit_is_due(self) -> bool:
+        """Whether half of the window, by items or by bytes, was taken since the last credit. If so, that is noted.
+
+        The bytes of a frame count once its last item has been taken. So this is asked at the end of each frame and of
+        each half of the window, and not for each item.
+        """
+        taken, frames = self.taken, self._frames
+        while frames and frames[0][0] <= taken:
+            self._uncredited_bytes += frames.popleft()[1]
+        due = taken >= self._half_taken or self._uncredited_bytes * 2 >= self.window_bytes
+        if due:
+            # By the window that the server has without this credit: even if that is lost, the next one is sent before
+            # the server has to stop.
+            self._half_taken = taken + (window_after(self._credited, self.window) + 1) // 2
+            self._credited = taken
+            self._uncredited_bytes = 0
+        self._look_at = min(self._half_taken, frames[0][0] if frames else taken + 1)
+        return due and not self.ended
 
 
 class ReplyRouter:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Generator
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from msgbus.awaitables import refuse_awaitable
 from msgbus.drivers.base import Address, Delivery
 from msgbus.drivers.toolkit.loop import Loop
-from msgbus.encoding import encode_item
-from msgbus.exceptions import MessageTooLarge
+from msgbus.encoding import item_encoder
+from msgbus.exceptions import MessageTooLarge, SerializationError
 from msgbus.failures import serialize_failure
 from msgbus.foreign import get_logger
-from msgbus.message import LOST_AFTER, Control, Reply, Request
+from msgbus.message import LOST_AFTER, Control, Reply, Request, window_after
 from msgbus.sending import OnOutcome
 
 if TYPE_CHECKING:
@@ -24,10 +28,12 @@ LOG = get_logger(__name__)
 
 MAX_WINDOW = 10_000
 """The most items that a server sends ahead, whatever window a client asks for."""
+MAX_BYTES = 4 << 20
+"""The most bytes of items that a server sends ahead, likewise; one item more if that is larger.
+
+For a client that gives no credit by bytes it bounds what waits to be sent."""
 FRAME_BYTES = 1 << 20
 """The most bytes of items in one frame. (A single item may be larger.)"""
-BUFFERED_BYTES = 4 * FRAME_BYTES
-"""The most bytes of items that wait until the frame before them has been sent; then the generator waits too."""
 
 
 class StreamCall(Protocol):
@@ -50,12 +56,18 @@ class StreamSender:
 
     One frame is in flight at a time; what the generator yields meanwhile goes together in the next one, up to
     `FRAME_BYTES`. So the frames keep their order, and a fast generator needs few of them.
+
+    Each item is written as bytes when it is yielded, since the generator may change it afterwards. What is done for
+    each item needs no lock: `run` alone changes `_yielded` and `_bytes`, and adds to the end of `_buffer`; all else
+    changes under the lock.
     """
 
     _yielded = 0  # items of the generator so far
+    _bytes = 0  # their size
     _taken = 0  # how many of them the client has taken, as far as is known
-    _buffered = 0  # bytes
-    _seq = 0
+    _seq = 0  # how many of them were sent
+    _sent_bytes = 0
+    _taken_bytes = 0  # of the frames all of whose items the client has taken
     _sending = _ended = _over = _too_large = False
     _failure: str | None = None
     _stopped: str | None = None  # why no more is sent
@@ -63,20 +75,40 @@ class StreamSender:
     def __init__(self, call: StreamCall) -> None:
         """Make one that has not begun. The call's `on_answer_sent` is called once, when the stream is over."""
         self._call = call
+        hints = call.request.hints
         self._window = min(call.request.window or 1, MAX_WINDOW)
-        self._changed = threading.Condition()
-        self._buffer: list[msgspec.Raw] = []
+        self._window_bytes = None if hints is None or hints.window_bytes is None else min(hints.window_bytes, MAX_BYTES)
+        self._lock = threading.RLock()  # A message system may say that a frame is sent while it is being sent.
+        self._changed = threading.Condition(self._lock)
+        self._buffer: list[bytes] = []
+        self._untaken: deque[tuple[int, int]] = deque()  # of each frame: the number after its last item, `_sent_bytes`
         self._heard = Loop.now()
+        with self._lock:
+            self._allow()
+
+    def _allow(self) -> None:
+        """Compute how far the generator may go on. The lock is held."""
+        counted = self._sent_bytes if self._window_bytes is None else self._taken_bytes
+        self._max_yielded = 0 if self._stopped is not None else self._taken + window_after(self._taken, self._window)
+        self._max_bytes = counted + (self._window_bytes or MAX_BYTES)
+        self._changed.notify()
+
+    def _stop(self, reason: str) -> None:
+        """Send no more items. The lock is held."""
+        self._stopped = reason
+        self._allow()
 
     def on_control(self, control: Control) -> None:
         """Handle a control frame of the client."""
-        with self._changed:
+        with self._lock:
             self._heard = Loop.now()
-            # A client cannot have taken more than was yielded.
-            self._taken = max(self._taken, min(control.taken, self._yielded))
+            # A client cannot have taken more than was sent.
+            self._taken = max(self._taken, min(control.taken, self._seq))
+            while self._untaken and self._untaken[0][0] <= self._taken:
+                self._taken_bytes = self._untaken.popleft()[1]
             if control.kind == "cancel":
                 self._stopped = "the client closed it"
-            self._changed.notify()
+            self._allow()
 
     def run(self, items: Generator[Any, Any, Any]) -> None:
         """Send all items and the end of the stream. The generator is closed in any case.
@@ -84,15 +116,31 @@ class StreamSender:
         Raises:
             Exception: what the generator raises, after its items are on their way; `end` sends it to the client.
         """
-        content_type, lossy = self._call.delivery.message.content_type, self._call.transport.lossy
+        encode = item_encoder(self._call.delivery.message.content_type, lossy=self._call.transport.lossy)
+        now = Loop.now
         try:
-            while self._may_go_on():
-                try:
-                    item = next(items)
-                except StopIteration:
+            if self._may_go_on():
+                for item in items:
+                    try:
+                        written = encode(item)
+                    except SerializationError:
+                        refuse_awaitable(f"the method {self._call.request.method!r} yielded", item)
+                        raise
+                    self._buffer.append(written)
+                    self._yielded += 1
+                    self._bytes += len(written)
+                    # Checked after the item is in the buffer: `_on_sent` looks there after it has changed this.
+                    if not self._sending:
+                        self._flush_if_idle()
+                    if (
+                        self._yielded >= self._max_yielded
+                        or self._bytes >= self._max_bytes
+                        or now() - self._heard >= LOST_AFTER
+                    ) and not self._may_go_on():
+                        break
+                else:
                     self.end(None)
                     return
-                self._add(encode_item(item, content_type, lossy=lossy))
             LOG.info("stream %s was ended: %s", self._call.request.call_id, self._stopped)
             if not self._too_large:
                 self._finish(None)
@@ -101,31 +149,28 @@ class StreamSender:
 
     def _may_go_on(self) -> bool:
         """Wait until the client has taken enough. False: the client wants no more, or has disappeared."""
-        with self._changed:
+        with self._lock:
             while self._stopped is None:
                 now = Loop.now()
                 up_since = self._call.transport.driver.up_since
                 self._heard = now if up_since is None else max(self._heard, up_since)
                 silent = now - self._heard
                 if silent >= LOST_AFTER:
-                    self._stopped = f"the client at {self._call.address} has been silent for {silent:.0f} s"
-                elif self._yielded - self._taken < self._window and self._buffered < BUFFERED_BYTES:
+                    self._stop(f"the client at {self._call.address} has been silent for {silent:.0f} s")
+                elif self._yielded < self._max_yielded and self._bytes < self._max_bytes:
                     return True
                 else:
                     self._changed.wait(LOST_AFTER - silent)
             return False
 
-    def _add(self, item: msgspec.Raw) -> None:
-        with self._changed:
-            self._yielded += 1
-            self._buffered += memoryview(item).nbytes
-            self._buffer.append(item)
-            if not self._sending:
+    def _flush_if_idle(self) -> None:
+        with self._lock:
+            if not self._sending and self._stopped is None and self._buffer:
                 self._flush()
 
     def end(self, failure: str | None) -> None:
         """Send how the stream ended, after the items that are still buffered."""
-        with self._changed:
+        with self._lock:
             if self._too_large:
                 return  # That error is being sent to the client already.
             self._ended = True
@@ -135,41 +180,44 @@ class StreamSender:
 
     def _flush(self) -> None:
         """Send what there is, as one frame. The lock is held; sending does not block."""
-        count = size = 0
-        for item in self._buffer:
-            if count and size + memoryview(item).nbytes > FRAME_BYTES:
-                break
-            size += memoryview(item).nbytes
-            count += 1
-        items, self._buffer = self._buffer[:count], self._buffer[count:]
-        self._buffered -= size
-        self._changed.notify()
-        seq, self._seq = self._seq, self._seq + len(items)
-        ending = self._ended and not self._buffer
+        items: list[Any] = [] if self._too_large else self._take_frame()
+        seq = self._seq
+        self._seq += len(items)
+        self._untaken.append((self._seq, self._sent_bytes))
+        self._allow()
+        ending = self._ended and (self._too_large or not self._buffer)
         self._sending = True
         kind: Any = "reply" if ending else "items"
         failure = self._failure if ending else None
         frame = Reply(self._call.request.call_id or "", kind, failure=failure, ending=ending, items=items, seq=seq)
         self._call.send(frame, lambda error: self._on_sent(error, seq, ending))
 
+    def _take_frame(self) -> list[Any]:
+        """Take the items of one frame out of the buffer, to whose end `run` may add others meanwhile."""
+        sizes = list(accumulate(map(len, self._buffer)))
+        if not sizes:
+            return []
+        count = max(1, bisect_right(sizes, FRAME_BYTES))
+        items = [msgspec.Raw(item) for item in self._buffer[:count]]
+        del self._buffer[:count]
+        self._sent_bytes += sizes[count - 1]
+        return items
+
     def _on_sent(self, error: BaseException | None, seq: int, ending: bool) -> None:
-        with self._changed:
+        with self._lock:
             self._sending = False
             if isinstance(error, MessageTooLarge) and not self._too_large:
                 # The sequence number is used again: the client misses nothing but the item that was too large.
+                self._stop(str(error))
                 self._too_large = self._ended = True
                 self._seq = seq
                 self._buffer.clear()
-                self._buffered = 0
                 self._failure = serialize_failure(MessageTooLarge(f"an item of the stream: {error}"))
-                self._stopped = str(error)
-                self._changed.notify()
                 self._flush()
                 return
             if error is not None:
-                self._stopped = f"the client at {self._call.address} could not be reached: {error}"
-                self._changed.notify()
-            elif not ending and (self._buffer or self._ended):
+                self._stop(f"the client at {self._call.address} could not be reached: {error}")
+            elif not ending and (self._ended or (self._buffer and self._stopped is None)):
                 self._flush()
                 return
         if ending or error is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from types import TracebackType
@@ -9,6 +10,7 @@ from typing import Any
 
 from msgbus.client_call import ClientCall
 from msgbus.drivers.toolkit.loop import Loop
+from msgbus.exceptions import MessagingTimeout
 from msgbus.message import KEEPALIVE, LOST_AFTER, Control, ControlKind
 from msgbus.replies import PendingStream
 from msgbus.serializer import NoOpSerializer, Serializer
@@ -31,6 +33,8 @@ class Stream(Iterator[Any]):
         self._pending = call.pending
         self._serializer = serializer
         self._ctxt = ctxt
+        self._is_plain = type(serializer) is NoOpSerializer
+        self._has_deadline = call.pending.end != math.inf
         self._closed = False
         self._end = _StreamEnd(call, call.pending, slot)
 
@@ -50,25 +54,46 @@ class Stream(Iterator[Any]):
             StopIteration: the remote generator has ended, or the stream was closed.
         """
         pending = self._pending
-        if not pending.items:
-            if self._closed:
-                raise StopIteration
-            try:
-                pending.expect_item(Loop.now())
-                self._call.wait()
-            except BaseException:
-                self.close()
-                raise
-            if not pending.items:
-                self.close()
-                error = pending.error
-                raise StopIteration if error is None else error
+        if not pending.items or (self._has_deadline and Loop.now() >= pending.end):
+            self._wait_for_item()
         item, credit_due = pending.take()
         if credit_due:
-            self._end.send_control("credit")
-        if type(self._serializer) is NoOpSerializer:
+            self._give_credit()
+        if self._is_plain:
             return item
         return self._serializer.deserialize_entity(self._ctxt, item)
+
+    def _wait_for_item(self) -> None:
+        pending = self._pending
+        if self._closed:
+            raise StopIteration
+        try:
+            now = Loop.now()
+            if now >= pending.end and pending.items and not pending.ended:
+                raise MessagingTimeout(f"{pending.describe}: its deadline has passed after {pending.taken} items")
+            pending.expect_item(now)
+            self._call.wait()
+        except BaseException:
+            self.close()
+            raise
+        if not pending.items:
+            self.close()
+            error = pending.error
+            raise StopIteration if error is None else error
+
+    def _give_credit(self) -> None:
+        """Let the server send more.
+
+        The credit is written by this thread, if no other drives the loop: one that would have to be woken for it could
+        write it only when this one lets go of the interpreter, which may be when it has run out of items.
+        """
+        loop = self._call.transport.loop
+        drives = loop.take_turn()
+        try:
+            self._end.send_control("credit")
+        finally:
+            if drives:
+                loop.give_turn()
 
     def close(self) -> None:
         """Cancel the stream on the server, and drop the items that have not been taken. Idempotent."""

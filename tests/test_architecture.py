@@ -48,9 +48,9 @@ CLI = {
 """What the command uses besides the public names, and what for."""
 
 CONFORMANCE = {
-    "msgbus.client.STREAM_WINDOW": "how far a generator may be ahead of its reader",
     "msgbus.configuration": "registers the core's options, to set some of them",
     "msgbus.drivers.fake.get_bus": "the harness of the driver in memory cuts its connections",
+    "msgbus.message.FIRST_WINDOW": "how far a generator may be ahead of a reader that has just begun",
     "msgbus.message.JSON": "checks send messages that no client would write",
     "msgbus.encoding.decode_request": "looks at what was sent",
 }

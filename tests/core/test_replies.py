@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from msgbus import (
@@ -16,7 +17,7 @@ from msgbus import (
 )
 from msgbus.drivers.base import Address
 from msgbus.failures import serialize_failure
-from msgbus.message import LOST_AFTER, Reply
+from msgbus.message import LOST_AFTER, Reply, window_after
 from msgbus.replies import REPEAT_AFTER, Pending, PendingAnswers, PendingCall, PendingStream, ReplyRouter
 
 DEADLINE, GRACE = 1060.0, 10.0
@@ -57,13 +58,20 @@ def call(**changes: Any) -> tuple[PendingCall, Woken]:
     return pending, Woken(pending)
 
 
-def stream(window: int = 4, idle_timeout: float = 60.0, end: float = float("inf"), **changes: Any) -> PendingStream:
+def stream(
+    window: int = 4,
+    window_bytes: int = 10**6,
+    idle_timeout: float = 60.0,
+    end: float = float("inf"),
+    **changes: Any,
+) -> PendingStream:
     """A stream that waits."""
     return PendingStream(
         "c",
         "count",
         Address("topic", "x", "foo"),
         window=window,
+        window_bytes=window_bytes,
         idle_timeout=idle_timeout,
         end=end,
         **options(**changes),
@@ -558,6 +566,44 @@ def test_credit_is_due_for_each_half_of_the_window() -> None:
     pending.on_reply(items(*range(4)), NOW)
     assert [pending.take() for _ in range(4)] == [(0, False), (1, True), (2, False), (3, True)]
     assert pending.taken == 4
+
+
+def test_credit_is_due_for_half_of_the_bytes() -> None:
+    """Large items are credited before many were taken: at the end of the frame that completes half of the bytes."""
+    pending = stream(window=100, window_bytes=1000)
+    pending.on_reply(started(), NOW)
+    for seq, size in ((0, 300), (2, 200), (4, 499), (6, 5000)):
+        pending.on_reply(msgspec.structs.replace(items("a", "b", seq=seq), size=size), NOW)
+    assert [pending.take()[1] for _ in range(8)] == [False, False, False, True, False, False, False, True]
+
+
+def test_frames_without_new_items_are_not_kept() -> None:
+    """A frame that comes again, or is empty, takes no memory, however often it comes."""
+    pending = stream()
+    pending.on_reply(started(), NOW)
+    for _ in range(100):
+        pending.on_reply(items("a"), NOW)
+        pending.on_reply(items(seq=1), NOW)
+    assert list(pending.items) == ["a"]
+    assert len(pending._frames) == 1
+
+
+@pytest.mark.parametrize("window", [2, 4, 100, 2000])
+def test_one_lost_credit_does_not_stop_a_stream(window: int) -> None:
+    """Whichever credit is lost on its way, the next one is sent before the server has nothing more to send."""
+    for lost in range(20):
+        pending = stream(window=window, window_bytes=10**9)
+        pending.on_reply(started(), NOW)
+        sent = known = credits = 0
+        while credits < 30:
+            while sent < known + window_after(known, window):
+                pending.on_reply(items(sent, seq=sent), NOW)
+                sent += 1
+            assert pending.items, f"the server waits, after {sent} items and the loss of credit {lost}"
+            if pending.take()[1]:
+                credits += 1
+                if credits != lost:
+                    known = pending.taken
 
 
 def test_no_credit_is_due_after_the_end() -> None:

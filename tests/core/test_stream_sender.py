@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Generator
 from types import SimpleNamespace
@@ -9,8 +10,9 @@ import msgspec
 import pytest
 
 from msgbus import MessageTooLarge, MessageUndeliverable, SerializationError, stream_sender
+from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Message
-from msgbus.failures import rebuild_failure
+from msgbus.failures import rebuild_failure, serialize_failure
 from msgbus.message import JSON, LOST_AFTER, Control, Hints, Reply, Request
 from msgbus.sending import OnOutcome
 from msgbus.stream_sender import StreamSender
@@ -48,8 +50,8 @@ class Client:
         decode = msgspec.json.decode
         return [decode(item) for frame in self.frames for item in frame.items or ()]
 
-    def sender(self, window: int = 100) -> StreamSender:
-        self.request = Request("m", call_id="c", hints=Hints(window=window))
+    def sender(self, window: int = 100, window_bytes: int | None = None) -> StreamSender:
+        self.request = Request("m", call_id="c", hints=Hints(window=window, window_bytes=window_bytes))
         call: Any = self
         return StreamSender(call)
 
@@ -82,6 +84,20 @@ def in_thread(func: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=func, daemon=True)
     thread.start()
     return thread
+
+
+def stops_at(yielded: int, items: Items, thread: threading.Thread | None = None) -> None:
+    """Wait until that many items were yielded, and `thread`, which runs the stream, goes on waiting for its client."""
+    waited = 0
+
+    def is_so() -> bool:
+        nonlocal waited
+        frame = None if thread is None else sys._current_frames().get(thread.ident or 0)
+        waited = waited + 1 if thread is None or (frame is not None and frame.f_code.co_name == "wait") else 0
+        return items.yielded >= yielded and waited >= 5
+
+    until(is_so, f"item {yielded}", EVENT_TIMEOUT)
+    assert items.yielded == yielded
 
 
 def test_items_and_the_end() -> None:
@@ -158,14 +174,100 @@ def test_the_generator_waits_for_its_client() -> None:
 
 def test_no_client_has_a_generator_run_far_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits for a client that reads slowly is bounded, however many items it asks for, and however large."""
-    for bound, items in (("MAX_WINDOW", 3), ("BUFFERED_BYTES", 2)):
+    for bound, window_bytes, items in (
+        ("MAX_WINDOW", None, 3),
+        ("MAX_WINDOW", 10**9, 3),
+        ("MAX_BYTES", None, 3),  # Two bytes each; the first is being sent, and no longer counts.
+        ("MAX_BYTES", 10**9, 2),
+        ("MAX_BYTES", 1, 1),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(stream_sender, bound, 3)
             patch.setattr(stream_sender, "LOST_AFTER", 0.2)  # Then the client counts as dead, and the stream ends.
             client, values = Client(at_once=False), Items(range(10, 99))
-            client.sender(window=10**9).run(values())
+            client.sender(window=10**9, window_bytes=window_bytes).run(values())
             assert values.closed
-            assert values.yielded == items + (bound == "BUFFERED_BYTES")
+            assert values.yielded == items
+
+
+def test_the_window_grows_with_what_the_client_takes() -> None:
+    """The generator is ahead by as many items as the client has taken: by 100 at first, by the window at most."""
+    client, items = Client(), Items(range(2000))
+    sender = client.sender(window=500)
+    thread = in_thread(lambda: sender.run(items()))
+    for taken, ahead in ((0, 100), (50, 100), (100, 100), (150, 150), (300, 300), (499, 499), (600, 500), (1000, 500)):
+        sender.on_control(Control("c", "keepalive", taken))
+        stops_at(taken + ahead, items, thread)
+    for taken in (1500, 2000):
+        sender.on_control(Control("c", "credit", taken))
+        stops_at(2000, items)
+    thread.join(EVENT_TIMEOUT)
+    assert client.items == list(range(2000))
+
+
+def test_large_items_wait_for_credit() -> None:
+    """A client that counts bytes is sent no more than it asked for; those of a frame count until all of it is taken."""
+    client, items = Client(at_once=False), Items(range(100, 199))  # three bytes each
+    sender = client.sender(window=100, window_bytes=10)
+    thread = in_thread(lambda: sender.run(items()))
+    until(lambda: items.yielded == 4, "12 bytes", EVENT_TIMEOUT)
+    client.confirm()
+    assert [len(frame.items or ()) for frame in client.frames] == [1, 3]
+    for taken, yielded in ((0, 4), (1, 5), (3, 5), (4, 8), (4, 8)):
+        sender.on_control(Control("c", "keepalive", taken))
+        stops_at(yielded, items, thread)
+    sender.on_control(Control("c", "cancel", 4))
+    thread.join(EVENT_TIMEOUT)
+    assert items.closed
+
+
+def test_an_item_is_written_when_it_is_yielded() -> None:
+    """A generator may change what it has yielded: the client gets it as it was, also where it is sent later."""
+    client = Client(at_once=False)
+
+    def generator() -> Generator[list[int], None, None]:
+        item: list[int] = []
+        for number in range(5):
+            item.append(number)
+            yield item
+
+    client.sender().run(generator())
+    client.confirm()
+    assert client.items == [list(range(number + 1)) for number in range(5)]
+
+
+def test_an_item_goes_out_at_once() -> None:
+    """What a slow generator yields is on its way before the next item is asked for, and each goes alone."""
+    client = Client()
+
+    def generator() -> Generator[int, None, None]:
+        for number in range(5):
+            assert client.items == list(range(number))
+            yield number
+
+    client.sender().run(generator())
+    assert client.items == list(range(5))
+
+
+@pytest.mark.parametrize("window", [2, 100, 5000])
+def test_no_item_is_lost_between_two_threads(window: int) -> None:
+    """However the generator and the one who says what was sent take turns, each item goes out once and in order."""
+    count = 5000
+    client, items = Client(at_once=False), Items(range(count))
+    sender = client.sender(window)
+    thread = in_thread(lambda: sender.run(items()))
+    confirmed = 0
+    while not client.ends:
+        assert client.come.acquire(timeout=EVENT_TIMEOUT), "a frame"
+        confirmed += len(client.frames[-1].items or ())
+        until(lambda: bool(client._waiting), "what has come", EVENT_TIMEOUT)
+        sender.on_control(Control("c", "credit", confirmed))
+        client.confirm()
+    thread.join(EVENT_TIMEOUT)
+    assert client.items == list(range(count))
+    assert [frame.seq for frame in client.frames] == [
+        sum(len(frame.items or ()) for frame in client.frames[:number]) for number in range(len(client.frames))
+    ]
 
 
 @pytest.mark.parametrize("window", [1, 5])
@@ -289,6 +391,69 @@ def test_an_item_that_cannot_travel() -> None:
         client.sender().run(items())
     assert client.items == ["a"]
     assert items.closed
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_nothing_follows_the_error_of_a_too_large_item(sent: bool) -> None:
+    """What the generator yields while that error is being sent, or after it, does not take the lost item's place."""
+    client = Client(at_once=False)
+
+    def generator() -> Generator[str, None, None]:
+        yield "too large"
+        yield "waits"
+        client.confirm(MessageTooLarge("more than it takes"))
+        if sent:
+            client.confirm()
+        yield "late"
+
+    client.sender().run(generator())
+    if not sent:
+        client.confirm()
+    assert [(len(frame.items or ()), frame.seq, frame.ending) for frame in client.frames] == [
+        (1, 0, False),
+        (0, 0, True),
+    ]
+    assert len(client.ends) == 1
+
+
+def test_an_item_that_comes_just_then_does_not_take_the_place_of_one_that_was_too_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also what is yielded at the very moment at which that error is written is not sent."""
+    client, go_on = Client(at_once=False), threading.Event()
+    sender = client.sender()
+
+    def generator() -> Generator[str, None, None]:
+        yield "too large"
+        go_on.wait(EVENT_TIMEOUT)
+        yield "late"
+
+    def write(error: BaseException) -> str:
+        go_on.set()
+        until(lambda: bool(sender._buffer), "the late item", EVENT_TIMEOUT)
+        return serialize_failure(error)
+
+    monkeypatch.setattr(stream_sender, "serialize_failure", write)
+    thread = in_thread(lambda: sender.run(generator()))
+    assert client.come.acquire(timeout=EVENT_TIMEOUT)
+    client.confirm(MessageTooLarge("more than it takes"))
+    thread.join(EVENT_TIMEOUT)
+    client.confirm()
+    assert [(frame.items, frame.seq, frame.ending) for frame in client.frames[1:]] == [([], 0, True)]
+    assert len(client.ends) == 1
+
+
+def test_what_waits_is_dropped_where_the_client_cancels() -> None:
+    """A client that wants no more is sent nothing of what had gathered."""
+    client, items = Client(at_once=False), Items(range(50))
+    sender = client.sender(window=20)
+    thread = in_thread(lambda: sender.run(items()))
+    until(lambda: items.yielded == 20, "a full window", EVENT_TIMEOUT)
+    sender.on_control(Control("c", "cancel"))
+    thread.join(EVENT_TIMEOUT)
+    client.confirm()
+    assert client.items == [0]
+    assert client.ends == [None]
 
 
 def test_an_item_that_is_too_large() -> None:

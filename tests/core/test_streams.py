@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from msgbus import RPCClient, Target, Transport, get_rpc_client, streams
+from msgbus import MessagingTimeout, RPCClient, Target, Transport, get_rpc_client, get_rpc_server, streams
+from msgbus.client import STREAM_BYTES, STREAM_WINDOW
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Delivery, Message
 from msgbus.encoding import decode_inbox_frame, decode_request, encode_reply
-from msgbus.message import JSON, MSGPACK, Control, Reply
-from tests.support import EVENT_TIMEOUT, new_transport
+from msgbus.message import FIRST_WINDOW, JSON, MSGPACK, Control, Reply
+from tests.support import EVENT_TIMEOUT, VirtualClock, new_transport
 
 
 class PlayedServer:
@@ -64,12 +66,14 @@ def test_the_request_goes_out_at_once(played: PlayedServer, client: RPCClient) -
     """`multicall` sends its request before anything is taken from the stream, with the client's window."""
     stream = client.multicall({}, "count", to=5)
     assert played.request.method == "count"
-    assert played.request.window == 100
+    assert played.request.window == STREAM_WINDOW
+    assert played.request.hints is not None
+    assert played.request.hints.window_bytes == STREAM_BYTES
     stream.close()
 
 
 def test_credit_goes_to_the_server(played: PlayedServer, client: RPCClient) -> None:
-    """Whenever half of the window has been taken, credit is sent, with the total."""
+    """Whenever half of what the server may send has been taken, credit is sent, with the total."""
     stream = client.multicall({}, "count")
     played.started()
     played.say("items", items=list(range(100)), seq=0)
@@ -83,6 +87,97 @@ def test_credit_goes_to_the_server(played: PlayedServer, client: RPCClient) -> N
     assert played.kinds() == [("credit", 50), ("credit", 100)]
     stream.close()
     assert played.kinds() == [("credit", 50), ("credit", 100), ("cancel", 100)]
+
+
+def test_credit_is_sent_for_large_items(played: PlayedServer, client: RPCClient) -> None:
+    """A server that waits since the items are large is given credit long before it has sent many of them."""
+    with client.multicall({}, "count") as stream:
+        played.started()
+        for seq in range(3):
+            played.say("items", items=["x" * (STREAM_BYTES // 4 + 1)] * 2, seq=2 * seq)
+        for _ in range(2):
+            assert played.kinds() == []
+            next(stream)
+        assert played.kinds() == [("credit", 2)]
+        next(stream)
+        assert played.kinds() == [("credit", 2)]
+
+
+def test_the_deadline_ends_a_stream_whose_items_wait(
+    played: PlayedServer, client: RPCClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the deadline of the whole a slow reader gets no more items, though there are some, and the server is told."""
+    clock = VirtualClock(monkeypatch)
+    clock.stands = True
+    stream = client.prepare(deadline=10.0).multicall({}, "count")
+    played.started()
+    played.say("items", items=list(range(50)), seq=0)
+    clock.seconds += 9.9
+    assert next(stream) == 0
+    clock.seconds += 0.2
+    with pytest.raises(MessagingTimeout, match="after 1 item"):
+        next(stream)
+    assert played.kinds() == [("cancel", 1)]
+    assert list(stream) == []
+
+
+def test_what_has_come_in_time_is_read_after_the_deadline(
+    played: PlayedServer, client: RPCClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream whose end was there before its deadline is read to the end, however late."""
+    clock = VirtualClock(monkeypatch)
+    clock.stands = True
+    stream = client.prepare(deadline=10.0).multicall({}, "count")
+    played.started()
+    played.say("reply", items=list(range(50)), seq=0, ending=True)
+    clock.seconds += 100
+    assert list(stream) == list(range(50))
+
+
+class Items:
+    """An endpoint with a generator that says how far it is.
+
+    Attributes:
+        yielded: how many items it has yielded.
+        closed: set when it is closed.
+    """
+
+    def __init__(self) -> None:
+        self.yielded = 0
+        self.closed = threading.Event()
+
+    def items(self, ctxt: Any, count: int, size: int) -> Iterator[str]:
+        """Yield numbers as strings of `size` characters."""
+        try:
+            for number in range(count):
+                self.yielded += 1
+                yield f"{number:0{size}d}"
+        finally:
+            self.closed.set()
+
+
+@pytest.fixture
+def endpoint() -> Iterator[tuple[Items, RPCClient]]:
+    """An endpoint that a server serves, and its client."""
+    transport, items = new_transport(), Items()
+    server = get_rpc_server(transport, Target(topic="foo", server="h1"), [items])
+    server.start()
+    yield items, get_rpc_client(transport, Target(topic="foo"), timeout=EVENT_TIMEOUT)
+    assert server.wait(EVENT_TIMEOUT) == 0
+    transport.cleanup()
+
+
+def test_a_reader_that_stops_early_has_the_generator_do_little(endpoint: tuple[Items, RPCClient]) -> None:
+    """The generator is no further ahead than the client has read, or 100 items where that is less."""
+    items, client = endpoint
+    for read, most in ((1, 1 + FIRST_WINDOW), (60, 60 + FIRST_WINDOW), (1000, 2000)):
+        items.yielded = 0
+        items.closed.clear()
+        with client.multicall({}, "items", count=100_000, size=10) as stream:
+            for _ in range(read):
+                next(stream)
+        assert items.closed.wait(EVENT_TIMEOUT)
+        assert read <= items.yielded <= most
 
 
 def test_a_stream_that_is_closed_before_the_server_is_known(played: PlayedServer, client: RPCClient) -> None:

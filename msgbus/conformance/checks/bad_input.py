@@ -18,7 +18,7 @@ ODD_VALUES: list[Any] = [
     *([], [1], {}, {"x": 1}, {"key": {}}, [[[[]]]]),
 ]
 KEYS = ("method", "args", "_unique_id", "namespace", "version", "_msg_id", "_reply_q", "_timeout", "_msgbus", "key")
-HINTS = ("ttl", "at", "policy", "window", "confirms", "kind", "unknown")
+HINTS = ("ttl", "at", "policy", "window", "window_bytes", "confirms", "kind", "unknown")
 
 
 class BadInputChecks:
