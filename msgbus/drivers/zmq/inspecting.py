@@ -52,6 +52,7 @@ class Inspector:
         self._is_alive = is_alive
         self._inspections: dict[int, _Inspection] = {}
         self._numbers = itertools.count(1)
+        links.on_record[frames.DEPTH] = self._on_depth
 
     def inspect(self, address: Address, waiting: int, found: Future[QueueInfo]) -> None:
         """Ask the servers of an address; `waiting` of this node's own messages wait for them."""
@@ -78,8 +79,8 @@ class Inspector:
             if link.node in inspection.missing:
                 self._ask(number, inspection, link.node)
 
-    def on_depth(self, link: PeerLink, number: int, consumers: int, waiting: int) -> None:
-        """DEPTH."""
+    def _on_depth(self, link: PeerLink, frame: bytes, at: int, end: int) -> None:
+        number, consumers, waiting = frames.read_depth(frame, at, end)
         inspection = self._inspections.get(number)
         if inspection is None or inspection.missing.pop(link.node, None) is None:
             return

@@ -11,15 +11,17 @@ Everything here belongs to the loop's thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
+from functools import partial
 from typing import Any
 
 import zmq
+import zmq.backend
 
 from msgbus.drivers.toolkit.loop import FOREVER, LINGER, Loop
 from msgbus.drivers.zmq import frames
 from msgbus.drivers.zmq.dialling import Dialler
 from msgbus.drivers.zmq.endpoints import Endpoints
-from msgbus.drivers.zmq.link import RECEIPTS, LinkListener, LinkSettings, PeerLink, drop_redundant
+from msgbus.drivers.zmq.link import LinkListener, LinkSettings, OnRecord, PeerLink
 from msgbus.drivers.zmq.sockets import Sockets
 from msgbus.foreign import get_logger
 
@@ -43,15 +45,26 @@ LEAVE_INTERVAL = 0.002
 # As plain numbers: pyzmq's enums cost more than what they are passed to.
 _NOBLOCK, _SNDMORE, _POLLIN = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.POLLIN)
 _READABLE, _RCVMORE = int(zmq.EVENTS), int(zmq.RCVMORE)
+# pyzmq's own method in C. `Socket.send` is a function in Python around it, for arguments that are not used here.
+_send = zmq.backend.Socket.send
 
 
 class Links:
-    """See the module's text."""
+    """See the module's text.
+
+    Attributes:
+        on_record: what handles the records of a connection that is in use, by kind.
+    """
 
     def __init__(self, loop: Loop, settings: LinkSettings, listener: LinkListener) -> None:
         self._loop = loop
         self._settings = settings
         self._listener = listener
+        self.on_record: dict[int, OnRecord] = {
+            frames.HELLO: lambda *_: None,
+            frames.BYE: self._on_bye,
+            frames.BYE_ACK: self._on_bye_ack,
+        }
         self._node = ""
         self._sockets: Sockets | None = None
         self._endpoints: Endpoints | None = None
@@ -62,6 +75,7 @@ class Links:
         self._by_fd: dict[tuple[Any, int], PeerLink] = {}
         self._lost: list[tuple[PeerLink, str]] = []
         self._dirty: dict[PeerLink, None] = {}
+        self._is_urgent = False  # one of these is
         self._lazy_since = 0.0
         self._malformed = 0
         self._next_malformed_line = 0.0
@@ -84,7 +98,7 @@ class Links:
         self._endpoints = Endpoints(self._loop, security, node, sockets.listener)
         self._dialler.open(node, sockets.dialler)
         bound = [self._endpoints.listen(endpoint) for endpoint in (ipc, more) if endpoint]
-        sockets.watch(self._read)
+        sockets.watch(partial(self._read, readable=True))
         self._add_loopback()
         return bound
 
@@ -202,15 +216,19 @@ class Links:
 
     # Reading
 
-    def _read(self, socket: Any) -> None:
-        """Read all there is."""
+    def _read(self, socket: Any, readable: bool = False) -> None:
+        """Read all there is. `readable`: the socket's descriptor says that there is something."""
         self._unread.pop(socket, None)
         receive, option = socket.recv, socket.get
         for _ in range(READ_AT_ONCE):
             # Asking is cheaper than the exception of an empty socket.
-            if not option(_READABLE) & _POLLIN:
+            if not readable and not option(_READABLE) & _POLLIN:
                 return
-            name = receive(_NOBLOCK)
+            try:
+                name = receive(_NOBLOCK)
+            except zmq.Again:  # It was readable for something else than a frame.
+                return
+            readable = False
             frame = receive(_NOBLOCK, False)
             more = frame.more
             if more:
@@ -226,23 +244,19 @@ class Links:
         self._unread[socket] = None
 
     def read_frame(self, link: PeerLink, frame: bytes) -> None:
-        """Pass on the records of a frame."""
-        on_record = self._listener.on_record
+        """Handle the records of a frame."""
+        on_record = self.on_record
         try:
             for kind, at, end in frames.records(frame):
-                if kind == frames.BYE:
-                    self._on_bye(link, frame[at:end])
-                elif kind == frames.BYE_ACK:
-                    if link in self._leaving:
-                        self.drop(link, "this node has left")
-                elif kind != frames.HELLO:
-                    on_record(link, kind, frame, at, end)
+                if kind not in on_record:
+                    raise frames.Malformed(f"a record of the unknown kind {kind}")
+                on_record[kind](link, frame, at, end)
         except frames.Malformed as exc:
             self._reject(link, str(exc))
         self._listener.on_frame_end()
 
-    def _on_bye(self, link: PeerLink, reason: bytes) -> None:
-        why = reason.decode(errors="replace")[:REASON_MAX]
+    def _on_bye(self, link: PeerLink, frame: bytes, at: int, end: int) -> None:
+        why = frame[at:end].decode(errors="replace")[:REASON_MAX]
         link.peer_left = not why
         if not why:
             self.send(link, frames.record(frames.BYE_ACK))
@@ -250,6 +264,10 @@ class Links:
             if link in self._leaving:
                 return  # Both leave at the same time: this side waits for the answer to its own BYE.
         self.drop(link, f"node {link.node} refuses: {why}" if why else f"node {link.node} has left")
+
+    def _on_bye_ack(self, link: PeerLink, _frame: bytes, _at: int, _end: int) -> None:
+        if link in self._leaving:
+            self.drop(link, "this node has left")
 
     def _reject(self, link: PeerLink, why: str) -> None:
         """Close a connection on which a malformed frame came."""
@@ -325,21 +343,21 @@ class Links:
     def send(self, link: PeerLink, data: bytes) -> None:
         """Send a record, together with others that are sent before the thread sleeps."""
         link.out.append(data)
-        link.urgent = not link.blocked
         self._dirty[link] = None
+        if not link.blocked:
+            link.urgent = self._is_urgent = True
 
     def receipt(self, link: PeerLink, kind: int, *numbers: int, lazily: bool = False) -> None:
         """Send a receipt for messages of a connection. `lazily`: it may wait for a millisecond."""
-        gathered = link.receipts.get(kind)
-        if gathered is None:
-            gathered = link.receipts[kind] = []
-        gathered += numbers
-        if not lazily:
-            link.urgent = not link.blocked
-        if link not in self._dirty:
-            self._dirty[link] = None
-        if not self._lazy_since:
-            self._lazy_since = Loop.now()
+        if kind in link.receipts:
+            link.receipts[kind] += numbers
+        else:
+            link.receipts[kind] = [*numbers]
+        self._dirty[link] = None
+        if lazily:
+            self._lazy_since = self._lazy_since or Loop.now()
+        elif not link.blocked:
+            link.urgent = self._is_urgent = True
 
     def flush(self, over: bool) -> float:
         """Write what has gathered. What is not urgent may wait for more, until the loop has lingered (`over`).
@@ -347,45 +365,44 @@ class Links:
         Returns:
             what `Loop.before_sleep` returns.
         """
+        if not (self._dirty or self._unread or self._lost):
+            return FOREVER
         for _ in range(ROUNDS):
             for socket in list(self._unread):
                 self._read(socket)
             while self._lost:
                 self.drop(*self._lost.pop(0))
-            over = over or (self._lazy_since > 0 and Loop.now() - self._lazy_since >= LINGER)
-            ready = [link for link in self._dirty if link.urgent or (over and not link.blocked)]
-            for link in ready:
-                self._flush_link(link)
+            over = over or (self._lazy_since > 0.0 and Loop.now() - self._lazy_since >= LINGER)
+            if self._is_urgent or (over and self._dirty):
+                self._is_urgent = False
+                for link in list(self._dirty):
+                    if link.urgent or (over and not link.blocked):
+                        self._flush_link(link)
+            if not self._dirty:
+                self._lazy_since = 0.0
             over = False
-            if not ready and not self._unread and not self._lost:
-                break
-        else:
-            return 0.0  # Let other work on the thread run too.
-        if not self._dirty:
-            self._lazy_since = 0.0
-        return LINGER if self._lazy_since else FOREVER
+            if not self._unread and not self._lost and not self._is_urgent:
+                return LINGER if self._lazy_since else FOREVER
+        return 0.0  # Let other work on the thread run too.
 
     def _flush_link(self, link: PeerLink) -> None:
         self._dirty.pop(link, None)
         out, link.out = link.out, []
         if link.receipts:
-            receipts, link.receipts = link.receipts, {}
-            drop_redundant(receipts)
-            # Receipts go first: what is sent may refer to them.
-            out = [frames.numbers(kind, receipts[kind]) for kind in RECEIPTS if kind in receipts] + out
+            out = link.take_receipts() + out  # They go first: what is sent may refer to them.
         link.urgent = link.blocked = False
         if not link.up:
             return
+        batches = frames.batches(out, BATCH)
         if link.loopback is not None:
-            for frame in frames.batches(out, BATCH):
+            for frame in batches:
                 self.read_frame(link.loopback, frame)
             return
-        batches = list(frames.batches(out, BATCH))
         self._unread[link.socket] = None
         for at, frame in enumerate(batches):
             try:
-                link.socket.send(link.name, _NOBLOCK | _SNDMORE)
-                link.socket.send(frame, _NOBLOCK)
+                _send(link.socket, link.name, _NOBLOCK | _SNDMORE)
+                _send(link.socket, frame, _NOBLOCK)
             except zmq.Again:
                 link.out = batches[at:] + link.out
                 self._retry(link)
@@ -400,6 +417,5 @@ class Links:
         self._dirty[link] = None
         self._loop.call_later(FULL_RETRY, self._unblock, link)
 
-    @staticmethod
-    def _unblock(link: PeerLink) -> None:
-        link.urgent = True
+    def _unblock(self, link: PeerLink) -> None:
+        link.urgent = self._is_urgent = True

@@ -22,24 +22,39 @@ class Router:
 
     def __init__(self, links: Links, directory: Directory) -> None:
         self.queues: dict[tuple[Address, str], Queue] = {}
+        self._routes: dict[Address, list[Queue]] = {}  # what `route` has found, as long as it stays so
+        self._version = -1  # of the directory, for that
         self._links = links
         self._directory = directory
 
     def route(self, address: Address) -> list[Queue]:
         """The queues into which a copy of a message to this address goes; empty where nobody serves it."""
-        kind = address.kind
-        if kind == "topic":
-            queues = [self.queue(address, "")] if self._directory.nodes(address) else []
-            pools = self._directory.pools(address.exchange, address.topic)
-            return queues + [self.queue(pool, "") for pool in pools] if pools else queues
-        if kind == "fanout":
-            return [self.queue(address, node) for node in self._directory.nodes(address)]
-        if kind == "inbox":
+        if self._version != self._directory.version:
+            self._routes.clear()
+            self._version = self._directory.version
+        queues = self._routes.get(address)
+        if queues is None:
+            queues = self._find(address)
+            if queues:
+                self._routes[address] = queues
+        return queues
+
+    def forget_routes(self) -> None:
+        """A connection has come or has gone: an inbox is known by its directory entry or its connection."""
+        self._routes.clear()
+
+    def _find(self, address: Address) -> list[Queue]:
+        if address.kind == "inbox":
             node = address.name.partition(".")[0]
-            if node not in self._directory.entries and self._links.link(node) is None:
-                return []
-            return [self.queue(address, node)]
-        return [self.queue(address, "")] if self._directory.nodes(address) else []
+            known = node in self._directory.entries or self._links.link(node) is not None
+            return [self.queue(address, node)] if known else []
+        nodes = self._directory.nodes(address)
+        if address.kind == "fanout":
+            return [self.queue(address, node) for node in nodes]
+        queues = [self.queue(address, "")] if nodes else []
+        if address.kind == "topic":
+            queues += [self.queue(pool, "") for pool in self._directory.pools(address.exchange, address.topic)]
+        return queues
 
     def queue(self, address: Address, node: str) -> Queue:
         """A queue, up to date."""
@@ -92,3 +107,4 @@ class Router:
         for key, queue in list(self.queues.items()):
             if queue.is_unused(now, UNUSED):
                 del self.queues[key]
+                self._routes.clear()
