@@ -271,8 +271,10 @@ def records(frame: bytes) -> Iterator[tuple[int, int, int]]:
 
 def batches(pieces: list[bytes], limit: int) -> list[bytes]:
     """Join records to frames of at most `limit` bytes; a larger record is a frame of its own."""
-    if len(pieces) == 1:
+    if len(pieces) < 2:
         return pieces
+    if sum(map(len, pieces)) <= limit:
+        return [b"".join(pieces)]
     found: list[list[bytes]] = []
     size = limit
     for piece in pieces:

@@ -103,6 +103,6 @@ class Inspector:
         if frozen:
             finish(inspection.found, QueueInfo(frozen, None))
             return
-        whys = "; ".join(f"node {node} at {self._links.why_not(node)}" for node in inspection.missing)
+        whys = "; ".join(f"node {node} at {self._links.dialler.why_not(node)}" for node in inspection.missing)
         text = f"{inspection.address} cannot be inspected: none of its servers answers ({whys})"
         fail(inspection.found, TransportUnavailable(text))

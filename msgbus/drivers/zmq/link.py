@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from msgbus.drivers.zmq import frames
 
 if TYPE_CHECKING:
-    from msgbus.drivers.zmq.queue import Parcel
     from msgbus.drivers.zmq.security import Security
 
 _RECEIPTS = (
@@ -74,7 +73,7 @@ class PeerLink:
     urgent: bool = False
     blocked: bool = False
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
-    in_flight: dict[int, Parcel] = field(default_factory=dict)
+    in_flight: dict[int, Any] = field(default_factory=dict)
     unconfirmed: int = 0
     unconfirmed_bytes: int = 0
     congested: bool = False
@@ -97,8 +96,11 @@ OnRecord = Callable[[PeerLink, bytes, int, int], None]
 `frames.Malformed`."""
 
 
-class LinkListener(Protocol):
-    """What `Links` calls."""
+class LinkOwner(Protocol):
+    """What the connections need of their node."""
+
+    on_frame_end: Callable[[], None]
+    """Called when all records of a frame have been handled."""
 
     def on_link_up(self, link: PeerLink) -> None:
         """A connection can be used."""
@@ -106,8 +108,5 @@ class LinkListener(Protocol):
     def on_link_down(self, link: PeerLink, why: str) -> None:
         """A connection was lost or closed."""
 
-    def on_dial_failed(self, node: str, refused: bool) -> None:
-        """A node could not be connected to; `refused`: nobody listens there."""
-
-    def on_frame_end(self) -> None:
-        """All records of a frame have been handled."""
+    def forget_if_dead(self, node: str, refused: bool) -> None:
+        """A node could not be connected to. `refused`: nobody listens at its endpoint."""

@@ -10,7 +10,7 @@ Everything here belongs to the loop's thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from msgbus.drivers.toolkit.loop import FOREVER, LINGER, Loop
 from msgbus.drivers.zmq import frames
 from msgbus.drivers.zmq.dialling import Dialler
 from msgbus.drivers.zmq.endpoints import Endpoints
-from msgbus.drivers.zmq.link import LinkListener, LinkSettings, OnRecord, PeerLink
+from msgbus.drivers.zmq.link import LinkOwner, LinkSettings, OnRecord, PeerLink
 from msgbus.drivers.zmq.sockets import Sockets
 from msgbus.foreign import get_logger
 
@@ -53,13 +53,14 @@ class Links:
     """See the module's text.
 
     Attributes:
+        dialler: connects to other nodes.
         on_record: what handles the records of a connection that is in use, by kind.
     """
 
-    def __init__(self, loop: Loop, settings: LinkSettings, listener: LinkListener) -> None:
+    def __init__(self, loop: Loop, settings: LinkSettings, owner: LinkOwner) -> None:
         self._loop = loop
         self._settings = settings
-        self._listener = listener
+        self._owner = owner
         self.on_record: dict[int, OnRecord] = {
             frames.HELLO: lambda *_: None,
             frames.BYE: self._on_bye,
@@ -68,8 +69,8 @@ class Links:
         self._node = ""
         self._sockets: Sockets | None = None
         self._endpoints: Endpoints | None = None
-        self._dialler = Dialler(loop, settings, listener)
-        self._peers = self._dialler.peers
+        self.dialler = Dialler(loop, settings, owner)
+        self._peers = self.dialler.peers
         self._unread: dict[Any, None] = {}  # sockets that may have something to read although their descriptor is quiet
         self._links: dict[tuple[Any, bytes], PeerLink] = {}
         self._by_fd: dict[tuple[Any, int], PeerLink] = {}
@@ -96,7 +97,7 @@ class Links:
         self._sockets = sockets = Sockets(self._loop, self._settings, self._on_events)
         sockets.open(node)
         self._endpoints = Endpoints(self._loop, security, node, sockets.listener)
-        self._dialler.open(node, sockets.dialler)
+        self.dialler.open(node, sockets.dialler)
         bound = [self._endpoints.listen(endpoint) for endpoint in (ipc, more) if endpoint]
         sockets.watch(partial(self._read, readable=True))
         self._add_loopback()
@@ -106,7 +107,7 @@ class Links:
         """Connect the node to itself: such messages take the same path as all others, except for the sockets."""
         here, there = (PeerLink(self._node, None, b"", -1, self._settings.largest, 0) for _ in range(2))
         here.loopback, there.loopback = there, here
-        self._dialler.connected(here)
+        self.dialler.connected(here)
 
     def close(self) -> None:
         """Close the sockets, and discard the messages in them."""
@@ -142,10 +143,6 @@ class Links:
         else:
             self._loop.call_later(LEAVE_INTERVAL, self._check_left, done, deadline)
 
-    def forget_unused(self, known: Container[str]) -> None:
-        """Forget peers that are not known any more. Called every now and then."""
-        self._dialler.forget_unused(known)
-
     def restore_sockets(self) -> None:
         """Create Unix sockets again whose files somebody has removed. Called every now and then."""
         if self._endpoints is not None:
@@ -160,11 +157,11 @@ class Links:
 
     def has_dialled(self, link: PeerLink) -> bool:
         """Whether this node made the connection, and not its peer."""
-        return link.socket is not None and link.socket is self._dialler.socket
+        return link.socket is not None and link.socket is self.dialler.socket
 
     def dial(self, node: str, endpoints: Sequence[str], key: str) -> None:
         """Connect to a node, which has this public key, unless that was done, is being tried, or was a moment ago."""
-        dialler = self._dialler
+        dialler = self.dialler
         if not endpoints or not dialler.may_dial(node):
             return
         self._on_events(dialler.socket)  # Unread events are about former attempts.
@@ -173,10 +170,6 @@ class Links:
         except zmq.ZMQError as exc:
             self._on_events(dialler.socket)
             dialler.failed(dialler.peer(node).attempt, str(exc))
-
-    def why_not(self, node: str) -> str:
-        """Why a node is not connected, in words."""
-        return self._dialler.why_not(node)
 
     # Losing
 
@@ -193,7 +186,7 @@ class Links:
             if link is not None:
                 self._lost.append((link, "the connection was lost"))
             elif socket is sockets.dialler:
-                self._dialler.on_event(event)
+                self.dialler.on_event(event)
             else:
                 sockets.gate.on_event(event)
                 if event["event"] in (zmq.EVENT_ACCEPTED, zmq.EVENT_ACCEPT_FAILED):
@@ -208,11 +201,11 @@ class Links:
         if self._by_fd.get((link.socket, link.fd)) is link:
             del self._by_fd[link.socket, link.fd]
         self._dirty.pop(link, None)
-        self._dialler.disconnected(link, why)
+        self.dialler.disconnected(link, why)
         if self.has_dialled(link):
             self._unread[link.socket] = None
         LOG.debug("node %s: %s", link.node, why)
-        self._listener.on_link_down(link, why)
+        self._owner.on_link_down(link, why)
 
     # Reading
 
@@ -253,7 +246,7 @@ class Links:
                 on_record[kind](link, frame, at, end)
         except frames.Malformed as exc:
             self._reject(link, str(exc))
-        self._listener.on_frame_end()
+        self._owner.on_frame_end()
 
     def _on_bye(self, link: PeerLink, frame: bytes, at: int, end: int) -> None:
         why = frame[at:end].decode(errors="replace")[:REASON_MAX]
@@ -284,8 +277,8 @@ class Links:
             hello = self._check_hello(socket, name, data, more)
         except frames.Malformed as exc:
             refusal = frames.read_refusal(data)
-            if socket is self._dialler.socket:
-                self._dialler.failed(name, str(exc) if refusal is None else refusal[:REASON_MAX])
+            if socket is self.dialler.socket:
+                self.dialler.failed(name, str(exc) if refusal is None else refusal[:REASON_MAX])
             elif refusal is None:
                 self._log_malformed("an unknown peer", str(exc))
                 self._say_bye(socket, name, str(exc))
@@ -302,7 +295,7 @@ class Links:
         hello = frames.read_hello(data)
         if hello.protocol != frames.PROTOCOL:
             raise frames.Malformed(f"it speaks version {hello.protocol}, and this is {frames.PROTOCOL}")
-        if socket is self._dialler.socket:
+        if socket is self.dialler.socket:
             peer = self._peers.get(hello.node)
             if peer is None or peer.attempt != name or peer.session != hello.session:
                 raise frames.Malformed(f"another node answers: {hello.node}")
@@ -313,12 +306,12 @@ class Links:
     def _add(self, link: PeerLink) -> None:
         self._links[link.socket, link.name] = link
         self._by_fd[link.socket, link.fd] = link
-        self._dialler.connected(link)
+        self.dialler.connected(link)
         if not self.has_dialled(link):
             hello = frames.Hello(frames.PROTOCOL, self._node, "", self._settings.largest, link.session)
             self.send(link, frames.hello(hello))
         LOG.debug("connected with node %s", link.node)
-        self._listener.on_link_up(link)
+        self._owner.on_link_up(link)
 
     def _log_malformed(self, who: str, why: str) -> None:
         """Log a malformed frame, with bounded length and rate."""

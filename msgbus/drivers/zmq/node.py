@@ -83,7 +83,7 @@ class Node:
         loop.before_sleep = links.flush
         self._router = router = Router(links, self._directory)
         self._sender = ZmqSender(loop, links, self._directory, router, self._refresh, matchmaker, server_expires)
-        self.on_frame_end = self._sender.on_frame_end  # see `LinkListener`
+        self.on_frame_end = self._sender.on_frame_end
         self._receiver = ZmqReceiver(loop, links, matchmaker.is_alive, self._sender.reroute, backlog)
         self._inspector = Inspector(loop, links, self._directory, router, matchmaker.is_alive)
         self._endpoints: list[str] = []
@@ -300,25 +300,21 @@ class Node:
     # Called by the links
 
     def on_link_up(self, link: PeerLink) -> None:
-        """See `LinkListener`."""
+        """See `LinkOwner`."""
         self._sender.on_link_up(link)
         self._inspector.on_link_up(link)
 
     def on_link_down(self, link: PeerLink, why: str) -> None:
-        """See `LinkListener`."""
+        """See `LinkOwner`."""
         if self._closed is None and not link.peer_left:
-            self._forget_if_dead(link.node, refused=False)
+            self.forget_if_dead(link.node, refused=False)
             if self._matchmaker.is_alive(link.node) is None and self._links.has_dialled(link):
                 self._redials[link.node] = Loop.now() + REDIAL
                 self._redial()
         self._receiver.on_link_down(link)
         self._sender.on_link_down(link, why)
 
-    def on_dial_failed(self, node: str, refused: bool) -> None:
-        """See `LinkListener`."""
-        self._forget_if_dead(node, refused)
-
-    def _forget_if_dead(self, node: str, refused: bool) -> None:
+    def forget_if_dead(self, node: str, refused: bool) -> None:
         """Forget a node that is dead, or of which that is unknown and at whose endpoint nobody listens."""
         if node in self._directory.entries:
             alive = self._matchmaker.is_alive(node)
@@ -352,7 +348,7 @@ class Node:
             self._refresh()
             self._router.connect_all()
         self._router.forget_unused()
-        self._links.forget_unused(self._directory.entries)
+        self._links.dialler.forget_unused(self._directory.entries)
 
 
 def _as_our_error(error: MessagingException | OSError | zmq.ZMQError) -> MessagingException:

@@ -60,8 +60,8 @@ class ZmqReceiver:
         # By session: a lost connection whose sender may still live, and its messages that no subscriber had.
         self._undecided: dict[int, tuple[PeerLink, list[tuple[ServedAddress, Data]]]] = {}
         self._unbegun: dict[int, tuple[str, list[int]]] = {}  # by session: the sender, and the answer to LOST
-        self._settled: deque[tuple[LocalConsumer, ZmqDelivery, int]] = deque()
-        self._will_settle = False  # `_settle` will be called, and has not begun
+        self._settled: deque[tuple[ZmqDelivery, int]] = deque()
+        self._will_settle = False  # `_settle_all` will be called, and has not begun
         links.on_record |= {
             frames.DATA: self._on_data,
             frames.RECALL: self._on_recall,
@@ -80,7 +80,7 @@ class ZmqReceiver:
             served = self._served.get(key)
             if served is None:
                 served = self._served[key] = ServedAddress(key)
-            consumer = LocalConsumer(self._loop, self, served, address, on_delivery, prefetch)
+            consumer = LocalConsumer(served, address, on_delivery, prefetch)
             served.consumers.append(consumer)
             consumers.append(consumer)
             self._deliver_waiting(served)
@@ -129,15 +129,12 @@ class ZmqReceiver:
         link: PeerLink = data.link
         if link.up:
             self._links.receipt(link, kind, data.seq)
-        elif self.settling_counts(link):
+        elif self._has_no_sender(link):
             self._reroute(address, data.aged().message, data.redelivered or kind == frames.REQUEUED)
 
-    def settling_counts(self, link: PeerLink) -> bool:
-        """Whether accepting a message of this connection counts: its sender will not send it to another node.
-
-        It gets the receipt, or has left, or is dead. Any thread.
-        """
-        return link.up or link.peer_left or self._is_alive(link.node) is False
+    def _has_no_sender(self, link: PeerLink) -> bool:
+        """Whether nobody will send the messages of this lost connection to another node. Any thread."""
+        return link.peer_left or self._is_alive(link.node) is False
 
     # Messages
 
@@ -170,7 +167,13 @@ class ZmqReceiver:
                 self._refuse(link, served, data.seq)
         else:
             receipt(link, frames.TAKEN, data.seq, lazily=lazily)
-            consumer.deliver(data)
+            self._deliver(consumer, data)
+
+    def _deliver(self, consumer: LocalConsumer, data: Data) -> None:
+        """Deliver a message to a subscriber, when all other work is done."""
+        delivery = ZmqDelivery(self._settle, consumer, data)
+        consumer.unsettled[delivery] = None
+        self._loop.call_last(_call, delivery)
 
     def _refuse(self, link: PeerLink, served: ServedAddress, seq: int) -> None:
         served.ready_for[link] = True
@@ -187,7 +190,7 @@ class ZmqReceiver:
             if consumer.backlog or len(consumer.unsettled) >= consumer.prefetch:
                 consumer.backlog.append(own)
             else:
-                consumer.deliver(own)
+                self._deliver(consumer, own)
 
     def _on_resume(self, link: PeerLink, frame: bytes, at: int, end: int) -> None:
         served = self._served.get(frames.read_address(frame[at:end]))
@@ -220,23 +223,32 @@ class ZmqReceiver:
 
     # Settling
 
-    def settle_later(self, consumer: LocalConsumer, delivery: ZmqDelivery, kind: int) -> None:
-        """A subscriber has accepted or rejected a delivery. Any thread."""
-        self._settled.append((consumer, delivery, kind))
+    def _settle(self, delivery: ZmqDelivery, kind: int) -> bool:
+        """Accept or reject a delivery; only the first call counts. Any thread. Returns what `Delivery.accept` does."""
+        consumer, link = delivery.consumer, delivery.data.link
+        try:
+            del consumer.unsettled[delivery]
+        except KeyError:
+            return delivery.counted
+        # Else the sender will send it to another node, and there is nobody to get a receipt.
+        delivery.counted = link.up or self._has_no_sender(link)
+        self._settled.append((delivery, kind))
         served = consumer.served
         if kind == frames.REQUEUED or served.backlog or served.ready_for or consumer.backlog:
-            self._loop.call(self._settle)
+            self._loop.call(self._settle_all)
         elif not self._will_settle:
             self._will_settle = True
-            self._loop.call_lazily(self._settle)
+            self._loop.call_lazily(self._settle_all)
+        return delivery.counted
 
-    def _settle(self) -> None:
+    def _settle_all(self) -> None:
         self._will_settle = False  # First: what is added from now on calls again.
         settled = self._settled
         touched: dict[ServedAddress, None] = {}
         while settled:
-            consumer, delivery, kind = settled.popleft()
-            data, served = delivery.data, consumer.served
+            delivery, kind = settled.popleft()
+            data, consumer = delivery.data, delivery.consumer
+            served = consumer.served
             link: PeerLink = data.link
             if served.backlog or served.ready_for or served.address.kind == "fanout":
                 touched[served] = None
@@ -256,12 +268,12 @@ class ZmqReceiver:
         if served.address.kind == "fanout":
             for consumer in list(served.consumers):
                 while consumer.backlog and len(consumer.unsettled) < consumer.prefetch:
-                    consumer.deliver(consumer.backlog.popleft().aged())
+                    self._deliver(consumer, consumer.backlog.popleft().aged())
             if served.ready_for and all(len(c.backlog) <= self._backlog // 2 for c in served.consumers):
                 self._send_ready(served, 1)
             return
-        while served.backlog and (consumer_with_room := served.pick()) is not None:
-            consumer_with_room.deliver(served.backlog.popleft().aged())
+        while served.backlog and (with_room := served.pick()) is not None:
+            self._deliver(with_room, served.backlog.popleft().aged())
         if not served.ready_for:
             return
         if not served.backlog and served.pick() is not None:
@@ -347,3 +359,9 @@ class ZmqReceiver:
             self._decide(session, True)
         node, unbegun = self._unbegun.get(session, ("", []))
         self._links.send(link, frames.numbers(frames.UNBEGUN, [session, *(unbegun if node == link.node else [])]))
+
+
+def _call(delivery: ZmqDelivery) -> None:
+    if delivery in delivery.consumer.unsettled:  # It may have been given back meanwhile.
+        delivery.delivered = True
+        delivery.consumer.on_delivery(delivery)

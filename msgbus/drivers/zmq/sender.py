@@ -276,7 +276,7 @@ class ZmqSender:
 
     def _remove(self, link: PeerLink, seq: int) -> Parcel | None:
         """A message that the other side does not have any more."""
-        parcel = link.in_flight.pop(seq, None)
+        parcel: Parcel | None = link.in_flight.pop(seq, None)
         if parcel is not None:
             self._confirm(link, parcel)
             consumer = parcel.consumer
@@ -490,7 +490,7 @@ class ZmqSender:
         if nodes := ", ".join(consumer.node for consumer in consumers if consumer.link is not None):
             fail(parcel.sent, TransportBlocked(f"{text}too many messages wait at its servers ({nodes})"))
         else:
-            whys = "; ".join(f"node {each.node} at {self._links.why_not(each.node)}" for each in consumers)
+            whys = "; ".join(f"node {each.node} at {self._links.dialler.why_not(each.node)}" for each in consumers)
             fail(parcel.sent, TransportUnavailable(f"{text}its servers cannot be reached: {whys or 'there are none'}"))
 
     def _check_at(self, when: float) -> None:

@@ -6,41 +6,39 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from msgbus.drivers.base import Address, Delivery, OnDelivery
-from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.zmq import frames
 from msgbus.drivers.zmq.frames import Data
 from msgbus.drivers.zmq.link import PeerLink
-
-if TYPE_CHECKING:
-    from msgbus.drivers.zmq.receiver import ZmqReceiver
 
 
 class ZmqDelivery(Delivery):
     """See the contract.
 
     Attributes:
-        counted: the result of `accept`, see `ZmqReceiver.settling_counts`.
+        counted: the result of `accept`.
         delivered: the subscriber was called with it.
     """
 
-    __slots__ = ("_consumer", "counted", "data", "delivered")
+    __slots__ = ("_settle", "consumer", "counted", "data", "delivered")
 
-    def __init__(self, consumer: LocalConsumer, data: Data) -> None:
+    def __init__(self, settle: Callable[[ZmqDelivery, int], bool], consumer: LocalConsumer, data: Data) -> None:
+        """`settle` is that of the receiver."""
         super().__init__(consumer.address, data.message, data.redelivered, None)
-        self._consumer = consumer
+        self._settle = settle
+        self.consumer = consumer
         self.data = data
         self.counted = False
         self.delivered = False
 
     def accept(self) -> bool:
-        return self._consumer.settle(self, frames.SETTLED)
+        return self._settle(self, frames.SETTLED)
 
     def reject(self, requeue: bool) -> None:
-        self._consumer.settle(self, frames.REQUEUED if requeue else frames.SETTLED)
+        self._settle(self, frames.REQUEUED if requeue else frames.SETTLED)
 
 
 @dataclass(eq=False, repr=False, slots=True)
@@ -54,36 +52,12 @@ class LocalConsumer:
         backlog: messages that wait for room; only of a fanout, whose copies are for this subscriber alone.
     """
 
-    _loop: Loop
-    _receiver: ZmqReceiver
     served: ServedAddress
     address: Address
     on_delivery: OnDelivery
     prefetch: int
     unsettled: dict[ZmqDelivery, None] = field(default_factory=dict)
     backlog: deque[Data] = field(default_factory=deque)
-
-    def settle(self, delivery: ZmqDelivery, kind: int) -> bool:
-        """Accept or reject a delivery; only the first call counts. Any thread. Returns what `Delivery.accept` does."""
-        try:
-            del self.unsettled[delivery]
-        except KeyError:
-            return delivery.counted
-        link: PeerLink = delivery.data.link
-        delivery.counted = link.up or self._receiver.settling_counts(link)
-        self._receiver.settle_later(self, delivery, kind)
-        return delivery.counted
-
-    def deliver(self, data: Data) -> None:
-        """Deliver a message to the subscriber, when all other work is done."""
-        delivery = ZmqDelivery(self, data)
-        self.unsettled[delivery] = None
-        self._loop.call_last(self._call, delivery)
-
-    def _call(self, delivery: ZmqDelivery) -> None:
-        if delivery in self.unsettled:  # It may have been given back meanwhile.
-            delivery.delivered = True
-            self.on_delivery(delivery)
 
 
 @dataclass(eq=False, repr=False, slots=True)
