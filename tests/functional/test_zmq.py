@@ -200,17 +200,6 @@ def test_answer_is_sent_without_looking_for_other_nodes(place: Place, monkeypatc
     assert looked.count(client) >= 20
 
 
-def test_answer_to_a_node_that_is_new_is_sent(place: Place) -> None:
-    """A node that is not known when an answer is sent to its inbox is looked for."""
-    serving, calling = place.driver(), place.driver()
-    Receiver().subscribe(serving, TOPIC)
-    got: list[str] = []
-    inbox = calling.open_inbox(lambda delivery: got.append(delivery.message.id))
-    inbox.ready.result(15)
-    send(serving, inbox.address, "answer")
-    until(lambda: len(got) == 1, "the answer")
-
-
 # A run directory that is removed
 
 
