@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.zmq import frames
 from msgbus.drivers.zmq.link import PeerLink
-from msgbus.drivers.zmq.links import Links
-from msgbus.drivers.zmq.matchmakers.base import Directory
+from msgbus.drivers.zmq.matchmakers.base import Matchmaker
 from msgbus.drivers.zmq.queue import Parcel
 from msgbus.drivers.zmq.routing import Router
 
@@ -33,19 +32,10 @@ class _Lost:
 class LostLinks:
     """See the module's text. Everything here belongs to the loop's thread."""
 
-    def __init__(
-        self,
-        links: Links,
-        directory: Directory,
-        router: Router,
-        is_alive: Callable[[str], bool | None],
-        give_back: Callable[[Parcel], None],
-    ) -> None:
-        """`is_alive` is that of the matchmaker; `give_back` is called with each message that another node is to get."""
-        self._links = links
-        self._directory = directory
+    def __init__(self, router: Router, matchmaker: Matchmaker, give_back: Callable[[Parcel], None]) -> None:
+        """`give_back` is called with each message that another node is to get."""
         self._router = router
-        self._is_alive = is_alive
+        self._matchmaker = matchmaker
         self._give_back = give_back
         self._lost: dict[int, _Lost] = {}  # by session, the number by which both ends know a connection
 
@@ -65,8 +55,8 @@ class LostLinks:
         """Connect with the nodes that are to answer, and wait no more for those that cannot, or are late."""
         now = Loop.now()
         for session, lost in list(self._lost.items()):
-            may_answer = lost.node in self._directory.entries or self._links.link(lost.node) is not None
-            if not may_answer or lost.deadline <= now or self._is_alive(lost.node) is False:
+            may_answer = self._router.is_known(lost.node) and self._matchmaker.is_alive(lost.node) is not False
+            if not may_answer or lost.deadline <= now:
                 self._send_to_others(session, [])
             else:
                 self._router.reach(lost.node)
@@ -75,7 +65,7 @@ class LostLinks:
         """Ask the node over its new connection."""
         for session, lost in self._lost.items():
             if lost.node == link.node:
-                self._links.send(link, frames.numbers(frames.LOST, [session]))
+                self._router.links.send(link, frames.numbers(frames.LOST, [session]))
 
     def on_unbegun(self, link: PeerLink, session: int, unbegun: Sequence[int]) -> None:
         """The node has answered: these had not reached a subscriber."""

@@ -82,10 +82,10 @@ class Node:
         self._links = links = Links(loop, settings, self)
         loop.before_sleep = links.flush
         self._router = router = Router(links, self._directory)
-        self._sender = ZmqSender(loop, links, self._directory, router, self._refresh, matchmaker, server_expires)
+        self._sender = ZmqSender(loop, router, self._refresh, matchmaker, server_expires)
         self.on_frame_end = self._sender.on_frame_end
-        self._receiver = ZmqReceiver(loop, links, matchmaker.is_alive, self._sender.reroute, backlog)
-        self._inspector = Inspector(loop, links, self._directory, router, matchmaker.is_alive)
+        self._receiver = ZmqReceiver(loop, links, matchmaker, self._sender.reroute, backlog)
+        self._inspector = Inspector(loop, router, matchmaker)
         self._endpoints: list[str] = []
         self._unready_inboxes: list[Future[None]] = []
         self._inbox_numbers = itertools.count(1)

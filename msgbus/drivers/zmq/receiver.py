@@ -16,7 +16,7 @@ from msgbus.drivers.zmq import frames
 from msgbus.drivers.zmq.frames import Data, write_address
 from msgbus.drivers.zmq.link import PeerLink
 from msgbus.drivers.zmq.links import Links
-from msgbus.drivers.zmq.matchmakers.base import Service
+from msgbus.drivers.zmq.matchmakers.base import Matchmaker, Service
 from msgbus.drivers.zmq.serving import InboxDelivery, LocalConsumer, ServedAddress, ZmqDelivery
 
 SENDER_CHECK_DELAY = 0.2
@@ -33,26 +33,19 @@ Reroute = Callable[[Address, Message, bool], None]
 class ZmqReceiver:
     """See the module's text."""
 
-    def __init__(
-        self,
-        loop: Loop,
-        links: Links,
-        is_alive: Callable[[str], bool | None],
-        reroute: Reroute,
-        backlog: int,
-    ) -> None:
+    def __init__(self, loop: Loop, links: Links, matchmaker: Matchmaker, reroute: Reroute, backlog: int) -> None:
         """Make one.
 
         Args:
             loop: the transport's.
             links: the connections.
-            is_alive: whether a node's process lives, if that is known. Any thread.
+            matchmaker: says whether a node's process lives.
             reroute: finds another server for a message whose sender is dead.
             backlog: how many messages wait for room at each address, besides those that subscribers have.
         """
         self._loop = loop
         self._links = links
-        self._is_alive = is_alive
+        self._is_alive = matchmaker.is_alive
         self._reroute = reroute
         self._backlog = backlog
         self._served: dict[Address, ServedAddress] = {}

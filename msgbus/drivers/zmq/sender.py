@@ -17,9 +17,8 @@ from msgbus.drivers.toolkit.futures import done, fail, finish
 from msgbus.drivers.toolkit.loop import FOREVER, Loop
 from msgbus.drivers.zmq import frames
 from msgbus.drivers.zmq.link import PeerLink
-from msgbus.drivers.zmq.links import Links
 from msgbus.drivers.zmq.lost import LostLinks
-from msgbus.drivers.zmq.matchmakers.base import Directory, Matchmaker
+from msgbus.drivers.zmq.matchmakers.base import Matchmaker
 from msgbus.drivers.zmq.queue import Parcel, Queue, Receipts, RemoteConsumer
 from msgbus.drivers.zmq.routing import Router
 from msgbus.exceptions import (
@@ -50,8 +49,6 @@ class ZmqSender:
     def __init__(
         self,
         loop: Loop,
-        links: Links,
-        directory: Directory,
         router: Router,
         refresh: Callable[[], None],
         matchmaker: Matchmaker,
@@ -61,23 +58,21 @@ class ZmqSender:
 
         Args:
             loop: the transport's.
-            links: the connections.
-            directory: the nodes that are known.
             router: the queues of each address.
             refresh: brings the directory up to date.
             matchmaker: says whether a node's process lives, and whether there may be nodes that are not known.
             server_expires: seconds for which a message without ttl is kept after its server has died.
         """
         self._loop = loop
-        self._links = links
-        self._directory = directory
+        self._links = links = router.links
+        self._directory = router.directory
         self._refresh = refresh
         self._matchmaker = matchmaker
         self._server_expires = server_expires
         self._router = router
         self._queues = router.queues
         self._unrouted: list[Parcel] = []  # without a known server, kept until it is certain that there is none
-        self._lost = LostLinks(links, directory, router, matchmaker.is_alive, self._give_back)
+        self._lost = LostLinks(router, matchmaker, self._give_back)
         self._waiting: dict[Queue, None] = {}  # queues in which something waits
         # Queues to be redistributed, each with the messages that were given back.
         self._returned: dict[Queue, list[Parcel]] = {}

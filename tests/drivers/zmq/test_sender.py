@@ -94,7 +94,7 @@ class Sender:
         self.news: dict[str, Entry] = {}
         made: list[Any] = [self.timers, self.links, Nobody()]
         self.router = Router(made[1], self.directory)
-        self.tested = ZmqSender(made[0], made[1], self.directory, self.router, self.refresh, made[2], 60.0)
+        self.tested = ZmqSender(made[0], self.router, self.refresh, made[2], 60.0)
 
     def refresh(self) -> None:
         """Bring the directory up to date."""
