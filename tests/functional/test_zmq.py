@@ -45,6 +45,7 @@ from msgbus.conformance.waiting import Task, gather, until
 from msgbus.drivers.base import Address, Driver, Message
 from msgbus.drivers.zmq import frames, node
 from msgbus.drivers.zmq.matchmakers.base import Entry, Service
+from msgbus.drivers.zmq.matchmakers.local import LocalMatchmaker
 from tests.functional.zmq_faults import cut_connections
 
 TOPIC = Address("topic", "msgbus", "foo")
@@ -168,6 +169,35 @@ def test_receipt_of_a_call_travels_with_its_answer(place: Place, monkeypatch: py
     assert client.call({}, "echo", value=1) == 1
     client.cast({}, "echo", value=1)
     assert asked == [True, False]
+
+
+def test_answer_is_sent_without_looking_for_other_nodes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run directory is looked at for each request, since it is for whoever is there now, but for no answer."""
+    looked: list[str] = []
+    changed = LocalMatchmaker.changed
+
+    def count(self: LocalMatchmaker) -> bool:
+        looked.append(self.node)
+        return changed(self)
+
+    serving, calling = place.driver(), place.driver()
+    receiver = Receiver()
+    receiver.subscribe(serving, TOPIC)
+    inbox = calling.open_inbox(lambda delivery: None)
+    inbox.ready.result(15)
+    send(calling, TOPIC, "request")
+    send(serving, inbox.address, "first")
+    monkeypatch.setattr(LocalMatchmaker, "changed", count)
+    nodes: list[Any] = [serving, calling]
+    server, client = (node._node.id for node in nodes)
+    for n in range(20):
+        send(serving, inbox.address, str(n))
+    # Maintenance also looks, every two seconds.
+    assert looked.count(server) < 10
+    del looked[:]
+    for n in range(20):
+        send(calling, TOPIC, str(n))
+    assert looked.count(client) >= 20
 
 
 # A run directory that is removed

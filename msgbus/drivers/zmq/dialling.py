@@ -14,7 +14,7 @@ from msgbus.drivers.toolkit.connecting import backoff
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.zmq import frames
 from msgbus.drivers.zmq.gate import explain_handshake
-from msgbus.drivers.zmq.link import LinkListener, LinkSettings, PeerLink
+from msgbus.drivers.zmq.link import LinkOwner, LinkSettings, PeerLink
 from msgbus.drivers.zmq.sockets import is_ipv6
 from msgbus.foreign import get_logger
 
@@ -63,13 +63,13 @@ class Dialler:
         socket: the one that dials; None until `open`.
     """
 
-    def __init__(self, loop: Loop, settings: LinkSettings, listener: LinkListener) -> None:
-        """Make one that cannot dial yet; `listener` learns of attempts that fail."""
+    def __init__(self, loop: Loop, settings: LinkSettings, owner: LinkOwner) -> None:
+        """Make one that cannot dial yet; `owner` learns of attempts that fail."""
         self.peers: dict[str, Peer] = {}
         self.socket: Any = None
         self._loop = loop
         self._settings = settings
-        self._listener = listener
+        self._owner = owner
         self._node = ""
         self._attempts: dict[bytes, str] = {}  # the node, by the routing id of the attempt
         self._dialled: dict[str, bytes] = {}  # that routing id, by endpoint
@@ -138,7 +138,7 @@ class Dialler:
         peer.not_before = Loop.now() + backoff(peer.failures, BACKOFF_FIRST, BACKOFF_MAX)
         peer.failures += 1
         peer.why = why
-        self._listener.on_dial_failed(node, why == NOBODY_LISTENS)
+        self._owner.forget_if_dead(node, refused=why == NOBODY_LISTENS)
 
     def _end_attempt(self, peer: Peer) -> None:
         self._attempts.pop(peer.attempt, None)

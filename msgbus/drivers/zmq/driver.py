@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from msgbus.url import TransportURL
 
 
+_SENDABLE = ("topic", "server", "fanout", "inbox")
 _ANY_HOST = ("*", "0.0.0.0", "[::]", "::")  # noqa: S104  # to be refused
 
 OPTIONS = [
@@ -237,28 +238,20 @@ class ZmqDriver(DriverShell):
     # The contract
 
     def send(self, address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
+        limit = self._options.max_message_size
+        if self._closed:
+            return failed(self.was_closed())
+        if address.kind not in _SENDABLE:
+            return failed(_why_not(address))
+        if len(message.body) > limit:
+            text = (
+                f"a message of {len(message.body)} bytes to {address}; the option max_message_size of [msgbus_zmq] is "
+                f"{limit}"
+            )
+            return failed(MessageTooLarge(text))
         sent: Future[Sent] = LightFuture()
-        error = self._check(address, message)
-        if error is not None:
-            sent.set_exception(error)
-            return sent
         self.loop.call_for(sent, self._node.send, Parcel(address, message, mandatory, sent))
         return sent
-
-    def _check(self, address: Address, message: Message) -> Exception | None:
-        """Why a message is refused before it is sent, or None."""
-        if self._closed:
-            return self.was_closed()
-        if address.kind in ("stored", "dead"):
-            return CapabilityMissing(f"ZmqDriver does not store messages for {address}")
-        if address.kind == "pool":
-            return InvalidTarget("a pool gets what is sent to its topic", address)
-        size, limit = len(message.body), self._options.max_message_size
-        if size > limit:
-            return MessageTooLarge(
-                f"a message of {size} bytes to {address}; the option max_message_size of [msgbus_zmq] is {limit}"
-            )
-        return None
 
     def subscribe(self, addresses: Sequence[Address], on_delivery: OnDelivery, *, prefetch: int) -> Subscription:
         consumers: list[LocalConsumer] = []
@@ -288,6 +281,13 @@ class ZmqDriver(DriverShell):
         futures, inherited = self._node.abandon()
         _inherited.append(inherited)
         return futures
+
+
+def _why_not(address: Address) -> CapabilityMissing | InvalidTarget:
+    """Why nothing can be sent to an address of this kind."""
+    if address.kind == "pool":
+        return InvalidTarget("a pool gets what is sent to its topic", address)
+    return CapabilityMissing(f"ZmqDriver does not store messages for {address}")
 
 
 _inherited: list[Any] = []

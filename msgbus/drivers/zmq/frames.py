@@ -33,13 +33,14 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 
 from msgbus.drivers.base import Address, Kind, Message
+from msgbus.drivers.toolkit.loop import Loop
 
 PROTOCOL = 1
 """The version of this protocol. Nodes of another version are refused."""
@@ -89,16 +90,34 @@ class Hello(msgspec.Struct):
     session: int
 
 
-class Data(msgspec.Struct):
-    """A DATA record that was read."""
+class Data(msgspec.Struct, eq=False):
+    """A DATA record that was read.
+
+    Attributes:
+        seq: the message's number on its connection.
+        flags: `REDELIVERED`, `DURABLE` and `LAZY_RECEIPT`.
+        address: where it goes to.
+        message: with the time that was left when it was read.
+        link: the connection, which the receiver notes.
+        redelivered: a subscriber may have had it before.
+        arrived: when it was read, in seconds of `Loop.now`.
+    """
 
     seq: int
-    ttl: float | None
     flags: int
     address: Address
-    content_type: str
-    id: str
-    body: bytes
+    message: Message
+    redelivered: bool
+    arrived: float
+    link: Any = None
+
+    def aged(self) -> Data:
+        """The same, with the time that is left now."""
+        ttl, now = self.message.ttl, Loop.now()
+        if ttl is not None:
+            self.message = msgspec.structs.replace(self.message, ttl=ttl - (now - self.arrived))
+        self.arrived = now
+        return self
 
 
 _decode_hello = msgspec.msgpack.Decoder(Hello).decode
@@ -221,16 +240,16 @@ def read_data(frame: bytes, at: int, end: int) -> Data:
         body_at = id_at + id_size
         if body_at > end:
             raise Malformed("fields that are longer than their record")
-        return Data(
-            seq,
-            # An invalid number means no limit; the core has a deadline of its own in the body.
-            ttl if ttl >= 0.0 else None,
-            flags,
-            read_address(frame[at:type_at]),
+        message = Message(
+            frame[body_at:end],
             frame[type_at:id_at].decode(),
             frame[id_at:body_at].decode(),
-            frame[body_at:end],
+            # An invalid number means no limit; the core has a deadline of its own in the body.
+            ttl if ttl >= 0.0 else None,
+            bool(flags & DURABLE),
         )
+        address = read_address(frame[at:type_at])
+        return Data(seq, flags, address, message, bool(flags & REDELIVERED), Loop.now())
     except (struct.error, UnicodeDecodeError) as exc:
         raise Malformed(f"a message that cannot be read: {exc}") from None
 
@@ -250,15 +269,18 @@ def records(frame: bytes) -> Iterator[tuple[int, int, int]]:
         at = end
 
 
-def batches(pieces: Iterable[bytes], limit: int) -> Iterator[bytes]:
+def batches(pieces: list[bytes], limit: int) -> list[bytes]:
     """Join records to frames of at most `limit` bytes; a larger record is a frame of its own."""
-    batch: list[bytes] = []
-    size = 0
+    if len(pieces) < 2:
+        return pieces
+    if sum(map(len, pieces)) <= limit:
+        return [b"".join(pieces)]
+    found: list[list[bytes]] = []
+    size = limit
     for piece in pieces:
-        if batch and size + len(piece) > limit:
-            yield batch[0] if len(batch) == 1 else b"".join(batch)
-            batch, size = [], 0
-        batch.append(piece)
         size += len(piece)
-    if batch:
-        yield batch[0] if len(batch) == 1 else b"".join(batch)
+        if size > limit or not found:
+            found.append([])
+            size = len(piece)
+        found[-1].append(piece)
+    return [b"".join(batch) for batch in found]

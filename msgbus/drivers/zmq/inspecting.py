@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 
 from msgbus.drivers.base import Address, QueueInfo
 from msgbus.drivers.toolkit.futures import fail, finish
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.zmq import frames
 from msgbus.drivers.zmq.link import PeerLink
-from msgbus.drivers.zmq.links import Links
-from msgbus.drivers.zmq.matchmakers.base import Directory
+from msgbus.drivers.zmq.matchmakers.base import Matchmaker
 from msgbus.drivers.zmq.routing import Router
 from msgbus.exceptions import MessageUndeliverable, TransportUnavailable
 
@@ -20,42 +19,38 @@ INSPECT_TIMEOUT = 0.8
 """Seconds for which answers are waited for."""
 
 
+@dataclass
 class _Inspection:
-    """A question to all nodes that serve an address."""
+    """A question to all nodes that serve an address.
 
-    def __init__(self, address: Address, missing: dict[str, int], waiting: int, found: Future[QueueInfo]) -> None:
-        self.address = address
-        self.missing = missing  # by node that has not answered, how many subscribers it has by the directory
-        self.waiting = waiting
-        self.found = found
-        self.asked: set[str] = set()
-        self.consumers = 0
-        self.answered = False
+    Attributes:
+        missing: by node that has not answered, how many subscribers it has by the directory.
+    """
+
+    address: Address
+    missing: dict[str, int]
+    waiting: int
+    found: Future[QueueInfo]
+    asked: set[str] = field(default_factory=set)
+    consumers: int = 0
+    answered: bool = False
 
 
 class Inspector:
     """See the module's text. Everything here belongs to the loop's thread."""
 
-    def __init__(
-        self,
-        loop: Loop,
-        links: Links,
-        directory: Directory,
-        router: Router,
-        is_alive: Callable[[str], bool | None],
-    ) -> None:
-        """Make one; `is_alive` is that of the matchmaker."""
+    def __init__(self, loop: Loop, router: Router, matchmaker: Matchmaker) -> None:
         self._loop = loop
-        self._links = links
-        self._directory = directory
+        self._links = router.links
         self._router = router
-        self._is_alive = is_alive
+        self._matchmaker = matchmaker
         self._inspections: dict[int, _Inspection] = {}
         self._numbers = itertools.count(1)
+        router.links.on_record[frames.DEPTH] = self._on_depth
 
     def inspect(self, address: Address, waiting: int, found: Future[QueueInfo]) -> None:
         """Ask the servers of an address; `waiting` of this node's own messages wait for them."""
-        nodes = self._directory.nodes(address)
+        nodes = self._router.directory.nodes(address)
         if not nodes:
             fail(found, MessageUndeliverable(f"there is no {address}: nobody subscribes to it"))
             return
@@ -78,8 +73,8 @@ class Inspector:
             if link.node in inspection.missing:
                 self._ask(number, inspection, link.node)
 
-    def on_depth(self, link: PeerLink, number: int, consumers: int, waiting: int) -> None:
-        """DEPTH."""
+    def _on_depth(self, link: PeerLink, frame: bytes, at: int, end: int) -> None:
+        number, consumers, waiting = frames.read_depth(frame, at, end)
         inspection = self._inspections.get(number)
         if inspection is None or inspection.missing.pop(link.node, None) is None:
             return
@@ -98,10 +93,10 @@ class Inspector:
             finish(inspection.found, QueueInfo(consumers, inspection.waiting))
             return
         # Nodes that live and do not answer are frozen. How many subscribers they have is known all the same.
-        frozen = sum(count for node, count in inspection.missing.items() if self._is_alive(node))
+        frozen = sum(count for node, count in inspection.missing.items() if self._matchmaker.is_alive(node))
         if frozen:
             finish(inspection.found, QueueInfo(frozen, None))
             return
-        whys = "; ".join(f"node {node} at {self._links.why_not(node)}" for node in inspection.missing)
+        whys = "; ".join(f"node {node} at {self._links.dialler.why_not(node)}" for node in inspection.missing)
         text = f"{inspection.address} cannot be inspected: none of its servers answers ({whys})"
         fail(inspection.found, TransportUnavailable(text))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from msgbus.drivers.zmq import frames
@@ -10,15 +12,9 @@ from msgbus.drivers.zmq import frames
 if TYPE_CHECKING:
     from msgbus.drivers.zmq.security import Security
 
-RECEIPTS = (
-    frames.TAKEN,
-    frames.REACHED,
-    frames.QUEUED,
-    frames.FULL,
-    frames.NOBODY,
-    frames.SETTLED,
-    frames.REQUEUED,
-    frames.RELEASED,
+_RECEIPTS = (
+    *(frames.TAKEN, frames.REACHED, frames.QUEUED, frames.FULL),
+    *(frames.NOBODY, frames.SETTLED, frames.REQUEUED, frames.RELEASED),
 )
 """Kinds of records that consist of message numbers, in the order in which they are written."""
 
@@ -42,6 +38,7 @@ class LinkSettings:
     linger: float = 1.0
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class PeerLink:
     """A connection on which both sides have sent HELLO, or the node's connection to itself.
 
@@ -56,72 +53,54 @@ class PeerLink:
         receipts: likewise message numbers, by the kind of record.
         urgent: they have to be written before the thread sleeps.
         blocked: libzmq's buffer is full; writing is tried again in a moment.
+        numbers: those of the messages that are sent on it.
         in_flight: the sender's messages that were sent on it and are not settled, by number.
         unconfirmed, unconfirmed_bytes: how many of them have no receipt yet.
         congested: these are too many, and nothing more is sent for now.
     """
 
-    __slots__ = (
-        "_number",
-        "blocked",
-        "congested",
-        "fd",
-        "in_flight",
-        "largest",
-        "loopback",
-        "name",
-        "node",
-        "out",
-        "peer_left",
-        "receipts",
-        "session",
-        "socket",
-        "unconfirmed",
-        "unconfirmed_bytes",
-        "up",
-        "urgent",
-    )
+    node: str
+    socket: Any
+    name: bytes
+    fd: int
+    largest: int
+    session: int
+    up: bool = True
+    peer_left: bool = False
+    loopback: PeerLink | None = None
+    out: list[bytes] = field(default_factory=list)
+    receipts: dict[int, list[int]] = field(default_factory=dict)
+    urgent: bool = False
+    blocked: bool = False
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    in_flight: dict[int, Any] = field(default_factory=dict)
+    unconfirmed: int = 0
+    unconfirmed_bytes: int = 0
+    congested: bool = False
 
-    def __init__(self, node: str, socket: Any, name: bytes, fd: int, largest: int, session: int) -> None:
-        self.node = node
-        self.socket = socket
-        self.name = name
-        self.fd = fd
-        self.largest = largest
-        self.session = session
-        self.up = True
-        self.peer_left = False
-        self.loopback: PeerLink | None = None
-        self.out: list[bytes] = []
-        self.receipts: dict[int, list[int]] = {}
-        self.urgent = False
-        self.blocked = False
-        self.in_flight: dict[int, Any] = {}
-        self.unconfirmed = 0
-        self.unconfirmed_bytes = 0
-        self.congested = False
-        self._number = 0
-
-    def next_number(self) -> int:
-        """The number of the next message."""
-        self._number += 1
-        return self._number
+    def take_receipts(self) -> list[bytes]:
+        """Remove the receipts, and return them as records, without TAKEN for what is SETTLED, which implies it."""
+        receipts, self.receipts = self.receipts, {}
+        taken, settled = receipts.get(frames.TAKEN), receipts.get(frames.SETTLED)
+        if taken and settled:
+            receipts[frames.TAKEN] = sorted(set(taken).difference(settled))
+        found = []
+        for kind in _RECEIPTS:
+            if receipts.get(kind):
+                found.append(frames.numbers(kind, receipts[kind]))
+        return found
 
 
-def drop_redundant(receipts: dict[int, list[int]]) -> None:
-    """Leave out TAKEN for messages that are SETTLED too, which implies it."""
-    taken, settled = receipts.get(frames.TAKEN), receipts.get(frames.SETTLED)
-    if taken and settled:
-        known = set(settled)
-        rest = [number for number in taken if number not in known]
-        if rest:
-            receipts[frames.TAKEN] = rest
-        else:
-            del receipts[frames.TAKEN]
+OnRecord = Callable[[PeerLink, bytes, int, int], None]
+"""Handles a record: its connection, its frame, and where in the frame its rest begins and ends. May raise
+`frames.Malformed`."""
 
 
-class LinkListener(Protocol):
-    """What `Links` calls."""
+class LinkOwner(Protocol):
+    """What the connections need of their node."""
+
+    on_frame_end: Callable[[], None]
+    """Called when all records of a frame have been handled."""
 
     def on_link_up(self, link: PeerLink) -> None:
         """A connection can be used."""
@@ -129,11 +108,5 @@ class LinkListener(Protocol):
     def on_link_down(self, link: PeerLink, why: str) -> None:
         """A connection was lost or closed."""
 
-    def on_dial_failed(self, node: str, refused: bool) -> None:
-        """A node could not be connected to; `refused`: nobody listens there."""
-
-    def on_record(self, link: PeerLink, kind: int, frame: bytes, at: int, end: int) -> None:
-        """A record came. May raise `frames.Malformed`."""
-
-    def on_frame_end(self) -> None:
-        """All records of a frame were passed to `on_record`."""
+    def forget_if_dead(self, node: str, refused: bool) -> None:
+        """A node could not be connected to. `refused`: nobody listens at its endpoint."""

@@ -10,16 +10,18 @@ Everything here belongs to the loop's thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import zmq
+import zmq.backend
 
 from msgbus.drivers.toolkit.loop import FOREVER, LINGER, Loop
 from msgbus.drivers.zmq import frames
 from msgbus.drivers.zmq.dialling import Dialler
 from msgbus.drivers.zmq.endpoints import Endpoints
-from msgbus.drivers.zmq.link import RECEIPTS, LinkListener, LinkSettings, PeerLink, drop_redundant
+from msgbus.drivers.zmq.link import LinkOwner, LinkSettings, OnRecord, PeerLink
 from msgbus.drivers.zmq.sockets import Sockets
 from msgbus.foreign import get_logger
 
@@ -43,25 +45,38 @@ LEAVE_INTERVAL = 0.002
 # As plain numbers: pyzmq's enums cost more than what they are passed to.
 _NOBLOCK, _SNDMORE, _POLLIN = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.POLLIN)
 _READABLE, _RCVMORE = int(zmq.EVENTS), int(zmq.RCVMORE)
+# pyzmq's own method in C. `Socket.send` is a function in Python around it, for arguments that are not used here.
+_send = zmq.backend.Socket.send
 
 
 class Links:
-    """See the module's text."""
+    """See the module's text.
 
-    def __init__(self, loop: Loop, settings: LinkSettings, listener: LinkListener) -> None:
+    Attributes:
+        dialler: connects to other nodes.
+        on_record: what handles the records of a connection that is in use, by kind.
+    """
+
+    def __init__(self, loop: Loop, settings: LinkSettings, owner: LinkOwner) -> None:
         self._loop = loop
         self._settings = settings
-        self._listener = listener
+        self._owner = owner
+        self.on_record: dict[int, OnRecord] = {
+            frames.HELLO: lambda *_: None,
+            frames.BYE: self._on_bye,
+            frames.BYE_ACK: self._on_bye_ack,
+        }
         self._node = ""
         self._sockets: Sockets | None = None
         self._endpoints: Endpoints | None = None
-        self._dialler = Dialler(loop, settings, listener)
-        self._peers = self._dialler.peers
+        self.dialler = Dialler(loop, settings, owner)
+        self._peers = self.dialler.peers
         self._unread: dict[Any, None] = {}  # sockets that may have something to read although their descriptor is quiet
         self._links: dict[tuple[Any, bytes], PeerLink] = {}
         self._by_fd: dict[tuple[Any, int], PeerLink] = {}
         self._lost: list[tuple[PeerLink, str]] = []
         self._dirty: dict[PeerLink, None] = {}
+        self._is_urgent = False  # one of these is
         self._lazy_since = 0.0
         self._malformed = 0
         self._next_malformed_line = 0.0
@@ -82,9 +97,9 @@ class Links:
         self._sockets = sockets = Sockets(self._loop, self._settings, self._on_events)
         sockets.open(node)
         self._endpoints = Endpoints(self._loop, security, node, sockets.listener)
-        self._dialler.open(node, sockets.dialler)
+        self.dialler.open(node, sockets.dialler)
         bound = [self._endpoints.listen(endpoint) for endpoint in (ipc, more) if endpoint]
-        sockets.watch(self._read)
+        sockets.watch(partial(self._read, readable=True))
         self._add_loopback()
         return bound
 
@@ -92,7 +107,7 @@ class Links:
         """Connect the node to itself: such messages take the same path as all others, except for the sockets."""
         here, there = (PeerLink(self._node, None, b"", -1, self._settings.largest, 0) for _ in range(2))
         here.loopback, there.loopback = there, here
-        self._dialler.connected(here)
+        self.dialler.connected(here)
 
     def close(self) -> None:
         """Close the sockets, and discard the messages in them."""
@@ -128,10 +143,6 @@ class Links:
         else:
             self._loop.call_later(LEAVE_INTERVAL, self._check_left, done, deadline)
 
-    def forget_unused(self, known: Container[str]) -> None:
-        """Forget peers that are not known any more. Called every now and then."""
-        self._dialler.forget_unused(known)
-
     def restore_sockets(self) -> None:
         """Create Unix sockets again whose files somebody has removed. Called every now and then."""
         if self._endpoints is not None:
@@ -146,11 +157,11 @@ class Links:
 
     def has_dialled(self, link: PeerLink) -> bool:
         """Whether this node made the connection, and not its peer."""
-        return link.socket is not None and link.socket is self._dialler.socket
+        return link.socket is not None and link.socket is self.dialler.socket
 
     def dial(self, node: str, endpoints: Sequence[str], key: str) -> None:
         """Connect to a node, which has this public key, unless that was done, is being tried, or was a moment ago."""
-        dialler = self._dialler
+        dialler = self.dialler
         if not endpoints or not dialler.may_dial(node):
             return
         self._on_events(dialler.socket)  # Unread events are about former attempts.
@@ -159,10 +170,6 @@ class Links:
         except zmq.ZMQError as exc:
             self._on_events(dialler.socket)
             dialler.failed(dialler.peer(node).attempt, str(exc))
-
-    def why_not(self, node: str) -> str:
-        """Why a node is not connected, in words."""
-        return self._dialler.why_not(node)
 
     # Losing
 
@@ -179,7 +186,7 @@ class Links:
             if link is not None:
                 self._lost.append((link, "the connection was lost"))
             elif socket is sockets.dialler:
-                self._dialler.on_event(event)
+                self.dialler.on_event(event)
             else:
                 sockets.gate.on_event(event)
                 if event["event"] in (zmq.EVENT_ACCEPTED, zmq.EVENT_ACCEPT_FAILED):
@@ -194,23 +201,27 @@ class Links:
         if self._by_fd.get((link.socket, link.fd)) is link:
             del self._by_fd[link.socket, link.fd]
         self._dirty.pop(link, None)
-        self._dialler.disconnected(link, why)
+        self.dialler.disconnected(link, why)
         if self.has_dialled(link):
             self._unread[link.socket] = None
         LOG.debug("node %s: %s", link.node, why)
-        self._listener.on_link_down(link, why)
+        self._owner.on_link_down(link, why)
 
     # Reading
 
-    def _read(self, socket: Any) -> None:
-        """Read all there is."""
+    def _read(self, socket: Any, readable: bool = False) -> None:
+        """Read all there is. `readable`: the socket's descriptor says that there is something."""
         self._unread.pop(socket, None)
         receive, option = socket.recv, socket.get
         for _ in range(READ_AT_ONCE):
             # Asking is cheaper than the exception of an empty socket.
-            if not option(_READABLE) & _POLLIN:
+            if not readable and not option(_READABLE) & _POLLIN:
                 return
-            name = receive(_NOBLOCK)
+            try:
+                name = receive(_NOBLOCK)
+            except zmq.Again:  # It was readable for something else than a frame.
+                return
+            readable = False
             frame = receive(_NOBLOCK, False)
             more = frame.more
             if more:
@@ -226,23 +237,19 @@ class Links:
         self._unread[socket] = None
 
     def read_frame(self, link: PeerLink, frame: bytes) -> None:
-        """Pass on the records of a frame."""
-        on_record = self._listener.on_record
+        """Handle the records of a frame."""
+        on_record = self.on_record
         try:
             for kind, at, end in frames.records(frame):
-                if kind == frames.BYE:
-                    self._on_bye(link, frame[at:end])
-                elif kind == frames.BYE_ACK:
-                    if link in self._leaving:
-                        self.drop(link, "this node has left")
-                elif kind != frames.HELLO:
-                    on_record(link, kind, frame, at, end)
+                if kind not in on_record:
+                    raise frames.Malformed(f"a record of the unknown kind {kind}")
+                on_record[kind](link, frame, at, end)
         except frames.Malformed as exc:
             self._reject(link, str(exc))
-        self._listener.on_frame_end()
+        self._owner.on_frame_end()
 
-    def _on_bye(self, link: PeerLink, reason: bytes) -> None:
-        why = reason.decode(errors="replace")[:REASON_MAX]
+    def _on_bye(self, link: PeerLink, frame: bytes, at: int, end: int) -> None:
+        why = frame[at:end].decode(errors="replace")[:REASON_MAX]
         link.peer_left = not why
         if not why:
             self.send(link, frames.record(frames.BYE_ACK))
@@ -250,6 +257,10 @@ class Links:
             if link in self._leaving:
                 return  # Both leave at the same time: this side waits for the answer to its own BYE.
         self.drop(link, f"node {link.node} refuses: {why}" if why else f"node {link.node} has left")
+
+    def _on_bye_ack(self, link: PeerLink, _frame: bytes, _at: int, _end: int) -> None:
+        if link in self._leaving:
+            self.drop(link, "this node has left")
 
     def _reject(self, link: PeerLink, why: str) -> None:
         """Close a connection on which a malformed frame came."""
@@ -266,8 +277,8 @@ class Links:
             hello = self._check_hello(socket, name, data, more)
         except frames.Malformed as exc:
             refusal = frames.read_refusal(data)
-            if socket is self._dialler.socket:
-                self._dialler.failed(name, str(exc) if refusal is None else refusal[:REASON_MAX])
+            if socket is self.dialler.socket:
+                self.dialler.failed(name, str(exc) if refusal is None else refusal[:REASON_MAX])
             elif refusal is None:
                 self._log_malformed("an unknown peer", str(exc))
                 self._say_bye(socket, name, str(exc))
@@ -284,7 +295,7 @@ class Links:
         hello = frames.read_hello(data)
         if hello.protocol != frames.PROTOCOL:
             raise frames.Malformed(f"it speaks version {hello.protocol}, and this is {frames.PROTOCOL}")
-        if socket is self._dialler.socket:
+        if socket is self.dialler.socket:
             peer = self._peers.get(hello.node)
             if peer is None or peer.attempt != name or peer.session != hello.session:
                 raise frames.Malformed(f"another node answers: {hello.node}")
@@ -295,12 +306,12 @@ class Links:
     def _add(self, link: PeerLink) -> None:
         self._links[link.socket, link.name] = link
         self._by_fd[link.socket, link.fd] = link
-        self._dialler.connected(link)
+        self.dialler.connected(link)
         if not self.has_dialled(link):
             hello = frames.Hello(frames.PROTOCOL, self._node, "", self._settings.largest, link.session)
             self.send(link, frames.hello(hello))
         LOG.debug("connected with node %s", link.node)
-        self._listener.on_link_up(link)
+        self._owner.on_link_up(link)
 
     def _log_malformed(self, who: str, why: str) -> None:
         """Log a malformed frame, with bounded length and rate."""
@@ -325,21 +336,21 @@ class Links:
     def send(self, link: PeerLink, data: bytes) -> None:
         """Send a record, together with others that are sent before the thread sleeps."""
         link.out.append(data)
-        link.urgent = not link.blocked
         self._dirty[link] = None
+        if not link.blocked:
+            link.urgent = self._is_urgent = True
 
     def receipt(self, link: PeerLink, kind: int, *numbers: int, lazily: bool = False) -> None:
         """Send a receipt for messages of a connection. `lazily`: it may wait for a millisecond."""
-        gathered = link.receipts.get(kind)
-        if gathered is None:
-            gathered = link.receipts[kind] = []
-        gathered += numbers
-        if not lazily:
-            link.urgent = not link.blocked
-        if link not in self._dirty:
-            self._dirty[link] = None
-        if not self._lazy_since:
-            self._lazy_since = Loop.now()
+        if kind in link.receipts:
+            link.receipts[kind] += numbers
+        else:
+            link.receipts[kind] = [*numbers]
+        self._dirty[link] = None
+        if lazily:
+            self._lazy_since = self._lazy_since or Loop.now()
+        elif not link.blocked:
+            link.urgent = self._is_urgent = True
 
     def flush(self, over: bool) -> float:
         """Write what has gathered. What is not urgent may wait for more, until the loop has lingered (`over`).
@@ -347,45 +358,44 @@ class Links:
         Returns:
             what `Loop.before_sleep` returns.
         """
+        if not (self._dirty or self._unread or self._lost):
+            return FOREVER
         for _ in range(ROUNDS):
             for socket in list(self._unread):
                 self._read(socket)
             while self._lost:
                 self.drop(*self._lost.pop(0))
-            over = over or (self._lazy_since > 0 and Loop.now() - self._lazy_since >= LINGER)
-            ready = [link for link in self._dirty if link.urgent or (over and not link.blocked)]
-            for link in ready:
-                self._flush_link(link)
+            over = over or (self._lazy_since > 0.0 and Loop.now() - self._lazy_since >= LINGER)
+            if self._is_urgent or (over and self._dirty):
+                self._is_urgent = False
+                for link in list(self._dirty):
+                    if link.urgent or (over and not link.blocked):
+                        self._flush_link(link)
+            if not self._dirty:
+                self._lazy_since = 0.0
             over = False
-            if not ready and not self._unread and not self._lost:
-                break
-        else:
-            return 0.0  # Let other work on the thread run too.
-        if not self._dirty:
-            self._lazy_since = 0.0
-        return LINGER if self._lazy_since else FOREVER
+            if not self._unread and not self._lost and not self._is_urgent:
+                return LINGER if self._lazy_since else FOREVER
+        return 0.0  # Let other work on the thread run too.
 
     def _flush_link(self, link: PeerLink) -> None:
         self._dirty.pop(link, None)
         out, link.out = link.out, []
         if link.receipts:
-            receipts, link.receipts = link.receipts, {}
-            drop_redundant(receipts)
-            # Receipts go first: what is sent may refer to them.
-            out = [frames.numbers(kind, receipts[kind]) for kind in RECEIPTS if kind in receipts] + out
+            out = link.take_receipts() + out  # They go first: what is sent may refer to them.
         link.urgent = link.blocked = False
         if not link.up:
             return
+        batches = frames.batches(out, BATCH)
         if link.loopback is not None:
-            for frame in frames.batches(out, BATCH):
+            for frame in batches:
                 self.read_frame(link.loopback, frame)
             return
-        batches = list(frames.batches(out, BATCH))
         self._unread[link.socket] = None
         for at, frame in enumerate(batches):
             try:
-                link.socket.send(link.name, _NOBLOCK | _SNDMORE)
-                link.socket.send(frame, _NOBLOCK)
+                _send(link.socket, link.name, _NOBLOCK | _SNDMORE)
+                _send(link.socket, frame, _NOBLOCK)
             except zmq.Again:
                 link.out = batches[at:] + link.out
                 self._retry(link)
@@ -400,6 +410,5 @@ class Links:
         self._dirty[link] = None
         self._loop.call_later(FULL_RETRY, self._unblock, link)
 
-    @staticmethod
-    def _unblock(link: PeerLink) -> None:
-        link.urgent = True
+    def _unblock(self, link: PeerLink) -> None:
+        link.urgent = self._is_urgent = True

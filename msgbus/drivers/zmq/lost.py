@@ -7,59 +7,45 @@ as they were. The others may have been run: they are sent to others as redeliver
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.zmq import frames
 from msgbus.drivers.zmq.link import PeerLink
-from msgbus.drivers.zmq.links import Links
-from msgbus.drivers.zmq.matchmakers.base import Directory
-from msgbus.drivers.zmq.queue import Copy
+from msgbus.drivers.zmq.matchmakers.base import Matchmaker
+from msgbus.drivers.zmq.queue import Parcel
 from msgbus.drivers.zmq.routing import Router
 
 ANSWER_TIMEOUT = 2.0
 """Seconds for which an answer is waited for."""
 
 
+@dataclass
 class _Lost:
     """What a node took over a connection that broke, and until when its answer is waited for."""
 
-    __slots__ = ("copies", "deadline", "node")
-
-    def __init__(self, node: str, copies: dict[int, Copy]) -> None:
-        self.node = node
-        self.copies = copies
-        self.deadline = Loop.now() + ANSWER_TIMEOUT
+    node: str
+    parcels: dict[int, Parcel]
+    deadline: float
 
 
 class LostLinks:
     """See the module's text. Everything here belongs to the loop's thread."""
 
-    def __init__(
-        self,
-        links: Links,
-        directory: Directory,
-        router: Router,
-        is_alive: Callable[[str], bool | None],
-        give_back: Callable[[Copy], None],
-    ) -> None:
-        """`is_alive` is that of the matchmaker; `give_back` is called with each message that another node is to get."""
-        self._links = links
-        self._directory = directory
+    def __init__(self, router: Router, matchmaker: Matchmaker, give_back: Callable[[Parcel], None]) -> None:
+        """`give_back` is called with each message that another node is to get."""
         self._router = router
-        self._is_alive = is_alive
+        self._matchmaker = matchmaker
         self._give_back = give_back
         self._lost: dict[int, _Lost] = {}  # by session, the number by which both ends know a connection
 
-    def __bool__(self) -> bool:
-        return bool(self._lost)
-
     def count(self) -> int:
         """How many messages are affected."""
-        return sum(len(lost.copies) for lost in self._lost.values())
+        return sum(len(lost.parcels) for lost in self._lost.values())
 
-    def add(self, link: PeerLink, copies: dict[int, Copy], *, may_answer: bool) -> None:
-        """A connection broke; `copies` were taken over it, by their numbers on it."""
-        self._lost[link.session] = _Lost(link.node, copies)
+    def add(self, link: PeerLink, parcels: dict[int, Parcel], *, may_answer: bool) -> None:
+        """A connection broke; `parcels` were taken over it, by their numbers on it."""
+        self._lost[link.session] = _Lost(link.node, parcels, Loop.now() + ANSWER_TIMEOUT)
         if may_answer:
             self.reconnect()
         else:
@@ -69,8 +55,8 @@ class LostLinks:
         """Connect with the nodes that are to answer, and wait no more for those that cannot, or are late."""
         now = Loop.now()
         for session, lost in list(self._lost.items()):
-            may_answer = lost.node in self._directory.entries or self._links.link(lost.node) is not None
-            if not may_answer or lost.deadline <= now or self._is_alive(lost.node) is False:
+            may_answer = self._router.is_known(lost.node) and self._matchmaker.is_alive(lost.node) is not False
+            if not may_answer or lost.deadline <= now:
                 self._send_to_others(session, [])
             else:
                 self._router.reach(lost.node)
@@ -79,7 +65,7 @@ class LostLinks:
         """Ask the node over its new connection."""
         for session, lost in self._lost.items():
             if lost.node == link.node:
-                self._links.send(link, frames.numbers(frames.LOST, [session]))
+                self._router.links.send(link, frames.numbers(frames.LOST, [session]))
 
     def on_unbegun(self, link: PeerLink, session: int, unbegun: Sequence[int]) -> None:
         """The node has answered: these had not reached a subscriber."""
@@ -88,7 +74,7 @@ class LostLinks:
             self._send_to_others(session, unbegun)
 
     def _send_to_others(self, session: int, unbegun: Sequence[int]) -> None:
-        copies, known = self._lost.pop(session).copies, set(unbegun)
-        for seq, copy in copies.items():
-            copy.redelivered = copy.redelivered or seq not in known
-            self._give_back(copy)
+        parcels, known = self._lost.pop(session).parcels, set(unbegun)
+        for seq, parcel in parcels.items():
+            parcel.redelivered = parcel.redelivered or seq not in known
+            self._give_back(parcel)

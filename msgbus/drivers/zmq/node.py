@@ -17,8 +17,7 @@ import zmq
 from msgbus.drivers.base import Address, Inbox, OnDelivery, QueueInfo
 from msgbus.drivers.toolkit import descriptors
 from msgbus.drivers.toolkit.futures import fail, finish
-from msgbus.drivers.toolkit.loop import FOREVER, Loop
-from msgbus.drivers.zmq import frames
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.zmq.endpoints import TO_OPEN
 from msgbus.drivers.zmq.inspecting import Inspector
 from msgbus.drivers.zmq.link import LinkSettings, PeerLink
@@ -27,19 +26,15 @@ from msgbus.drivers.zmq.matchmakers.base import Directory, Entry, Matchmaker, ad
 from msgbus.drivers.zmq.queue import Parcel
 from msgbus.drivers.zmq.receiver import ZmqReceiver
 from msgbus.drivers.zmq.routing import Router
-from msgbus.drivers.zmq.sender import ZmqSender
+from msgbus.drivers.zmq.sender import TICK, ZmqSender
 from msgbus.drivers.zmq.serving import LocalConsumer
 from msgbus.exceptions import MessagingException, TransportUnavailable
 from msgbus.foreign import get_logger
 
 LOG = get_logger(__name__)
 
-TICK = 0.05
-"""Seconds between two checks of messages that wait for a server."""
 SLOW_TICK = 1.0
 """Seconds between two rounds of maintenance."""
-CHECK_INTERVAL = 0.01
-"""The least seconds between two checks of messages without a receipt."""
 MAINTAIN_TICKS = 2
 """Slow ticks between two calls of `Matchmaker.maintain`."""
 REDIAL = 10.0
@@ -79,24 +74,23 @@ class Node:
         self.id = ""
         self.error: MessagingException | None = None
         self._loop = loop
-        loop.before_sleep = self.before_sleep
         self._matchmaker = matchmaker
         self._listen = listen
         self._advertise = advertise
         self._security = settings.security
         self._directory = Directory()
         self._links = links = Links(loop, settings, self)
+        loop.before_sleep = links.flush
         self._router = router = Router(links, self._directory)
-        self._sender = ZmqSender(links, self._directory, router, self._refresh, matchmaker, server_expires)
-        self._receiver = ZmqReceiver(loop, links, matchmaker.is_alive, self._sender.reroute, backlog)
-        self._inspector = Inspector(loop, links, self._directory, router, matchmaker.is_alive)
+        self._sender = ZmqSender(loop, router, self._refresh, matchmaker, server_expires)
+        self.on_frame_end = self._sender.on_frame_end
+        self._receiver = ZmqReceiver(loop, links, matchmaker, self._sender.reroute, backlog)
+        self._inspector = Inspector(loop, router, matchmaker)
         self._endpoints: list[str] = []
         self._unready_inboxes: list[Future[None]] = []
         self._inbox_numbers = itertools.count(1)
         self._redials: dict[str, float] = {}  # by node, until when
         self._subscriptions: list[list[LocalConsumer]] = []
-        self._ticking = False
-        self._next_check = FOREVER
         self._slow_ticks = 0
         self._batch = -1
         self._closed: MessagingException | None = None
@@ -141,17 +135,14 @@ class Node:
         entry = Entry(self.id, os.getpid(), socket.gethostname(), self._endpoints, services, key)
         self._matchmaker.register(entry, published)
 
-    def _refresh_once(self) -> None:
-        """Update the directory once for each batch of calls."""
-        if self._batch != self._loop.batch:
-            self._batch = self._loop.batch
-            self._refresh()
-
     def _refresh(self) -> None:
         """Update the directory."""
         if self._matchmaker.changed():
-            self._directory.update(self._matchmaker.entries())
-            self._sender.send_unrouted()
+            self._read_entries()
+
+    def _read_entries(self) -> None:
+        self._directory.update(self._matchmaker.entries())
+        self._sender.send_unrouted()
 
     def on_change(self) -> None:
         """The matchmaker knows something new."""
@@ -199,7 +190,10 @@ class Node:
         try:
             if not self.id or self._closed is not None:
                 self.open()
-            self._refresh_once()
+            if self._batch != self._loop.batch and parcel.address.kind != "inbox":
+                self._batch = self._loop.batch  # The matchmaker is asked once for each batch of calls.
+                if self._matchmaker.changed():
+                    self._read_entries()
             self._sender.send(parcel)
         except MessagingException as exc:
             fail(parcel.sent, exc)
@@ -306,25 +300,21 @@ class Node:
     # Called by the links
 
     def on_link_up(self, link: PeerLink) -> None:
-        """See `LinkListener`."""
+        """See `LinkOwner`."""
         self._sender.on_link_up(link)
         self._inspector.on_link_up(link)
 
     def on_link_down(self, link: PeerLink, why: str) -> None:
-        """See `LinkListener`."""
+        """See `LinkOwner`."""
         if self._closed is None and not link.peer_left:
-            self._forget_if_dead(link.node, refused=False)
+            self.forget_if_dead(link.node, refused=False)
             if self._matchmaker.is_alive(link.node) is None and self._links.has_dialled(link):
                 self._redials[link.node] = Loop.now() + REDIAL
                 self._redial()
         self._receiver.on_link_down(link)
         self._sender.on_link_down(link, why)
 
-    def on_dial_failed(self, node: str, refused: bool) -> None:
-        """See `LinkListener`."""
-        self._forget_if_dead(node, refused)
-
-    def _forget_if_dead(self, node: str, refused: bool) -> None:
+    def forget_if_dead(self, node: str, refused: bool) -> None:
         """Forget a node that is dead, or of which that is unknown and at whose endpoint nobody listens."""
         if node in self._directory.entries:
             alive = self._matchmaker.is_alive(node)
@@ -343,64 +333,7 @@ class Node:
         if self._redials:
             self._loop.call_later(TICK, self._redial)
 
-    def on_record(self, link: PeerLink, kind: int, frame: bytes, at: int, end: int) -> None:
-        """See `LinkListener`."""
-        if kind == frames.DATA:
-            self._receiver.on_data(link, frames.read_data(frame, at, end))
-        elif kind == frames.SETTLED:
-            self._sender.on_settled(link, frames.read_numbers(frame, at, end))
-        elif kind in (frames.TAKEN, frames.QUEUED):
-            self._sender.on_taken(link, frames.read_numbers(frame, at, end), queued=kind == frames.QUEUED)
-        elif kind == frames.REACHED:
-            self._sender.on_reached(link, frames.read_numbers(frame, at, end))
-        elif kind in (frames.FULL, frames.NOBODY, frames.REQUEUED, frames.RELEASED):
-            self._sender.on_given_back(link, kind, frames.read_numbers(frame, at, end))
-        elif kind == frames.READY:
-            self._sender.on_ready(link, *frames.read_numbered(frame, at, end))
-        elif kind == frames.RECALL:
-            self._receiver.on_recall(link, *frames.read_numbered(frame, at, end))
-        elif kind == frames.RECALLED:
-            self._sender.on_recalled(link, *frames.read_numbered(frame, at, end))
-        elif kind == frames.RESUME:
-            self._receiver.on_resume(link, frames.read_address(frame[at:end]))
-        elif kind == frames.LOST:
-            for session in frames.read_numbers(frame, at, end):
-                self._receiver.on_lost(link, session)
-        elif kind == frames.UNBEGUN:
-            session, *unbegun = frames.read_numbers(frame, at, end) or (0,)
-            self._sender.on_unbegun(link, session, unbegun)
-        elif kind == frames.INSPECT:
-            number, address = frames.read_numbered(frame, at, end)
-            self._links.send(link, frames.depth(number, *self._receiver.depth(address)))
-        elif kind == frames.DEPTH:
-            self._inspector.on_depth(link, *frames.read_depth(frame, at, end))
-        else:
-            raise frames.Malformed(f"a record of the unknown kind {kind}")
-
-    def on_frame_end(self) -> None:
-        """See `LinkListener`."""
-        self._sender.on_frame_end()
-
     # Time
-
-    def before_sleep(self, over: bool) -> float:
-        """See `Loop.before_sleep`."""
-        rest = self._links.flush(over)
-        if not self._ticking and self._sender.has_waiting():
-            self._ticking = True
-            self._loop.call_later(TICK, self._tick)
-        if self._sender.next_check < self._next_check:
-            self._next_check = self._sender.next_check
-            self._loop.call_later(max(CHECK_INTERVAL, self._next_check - Loop.now()), self._check_unconfirmed)
-        return rest
-
-    def _check_unconfirmed(self) -> None:
-        self._next_check = FOREVER
-        self._sender.fail_unconfirmed()
-
-    def _tick(self) -> None:
-        self._ticking = False
-        self._sender.tick()
 
     def _slow_tick(self) -> None:
         if not self.id:
@@ -415,7 +348,7 @@ class Node:
             self._refresh()
             self._router.connect_all()
         self._router.forget_unused()
-        self._links.forget_unused(self._directory.entries)
+        self._links.dialler.forget_unused(self._directory.entries)
 
 
 def _as_our_error(error: MessagingException | OSError | zmq.ZMQError) -> MessagingException:

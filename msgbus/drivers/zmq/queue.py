@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 
 from msgbus.drivers.base import Address, Message, Sent
 from msgbus.drivers.toolkit.futures import finish
@@ -14,18 +15,48 @@ from msgbus.drivers.zmq.link import PeerLink
 from msgbus.drivers.zmq.matchmakers.base import Entry, Service
 
 
-class Parcel:
-    """A message that was passed to `Driver.send`, and the future of its sender.
+class Receipts:
+    """What the parcels of one message have in common, if it goes to several queues.
 
     Attributes:
-        expires: when it becomes worthless, in seconds of `Loop.now`.
-        send_until: when its sender stops waiting for a receipt.
-        missing: how many of its copies have no receipt yet.
-        reached: how many subscribers have got it.
-        recheck: what `Matchmaker.recheck` returned for it, or -1.
+        missing: how many of them have no receipt yet.
+        reached: how many subscribers have got the message.
     """
 
-    __slots__ = ("address", "expires", "mandatory", "message", "missing", "reached", "recheck", "send_until", "sent")
+    __slots__ = ("missing", "reached")
+
+    def __init__(self, missing: int) -> None:
+        self.missing = missing
+        self.reached = 0
+
+
+class Parcel:
+    """A message that was passed to `Driver.send`, on its way to one queue. For each further queue there is another one.
+
+    Attributes:
+        sent: the future of its sender.
+        expires: when it becomes worthless, in seconds of `Loop.now`.
+        send_until: when it fails, or is lost, if no node has it by then.
+        recheck: what `Matchmaker.recheck` returned for it, or -1.
+        receipts: where the message goes to several queues.
+        queue: the queue, once it was put into one.
+        number: in the order of sending.
+        seq: its number on the connection on which it was sent last.
+        consumer: the node to which it was sent last.
+        entry: that node's entry at the time.
+        size: bytes.
+        taken: it had a receipt once: its sender does not wait any more.
+        confirmed: it has had a receipt on the connection on which it was sent last.
+        redelivered: a subscriber may have had it.
+    """
+
+    __slots__ = (
+        *("address", "confirmed", "consumer", "entry", "expires", "mandatory", "message", "number", "queue"),
+        *("receipts", "recheck", "redelivered", "send_until", "sent", "seq", "size", "taken"),
+    )
+
+    queue: Queue
+    consumer: RemoteConsumer
 
     def __init__(self, address: Address, message: Message, mandatory: bool, sent: Future[Sent]) -> None:
         self.address = address
@@ -35,113 +66,79 @@ class Parcel:
         now = Loop.now()
         self.expires = FOREVER if message.ttl is None else now + message.ttl
         self.send_until = self.expires if message.send_timeout is None else now + message.send_timeout
-        self.missing = 0
-        self.reached = 0
         self.recheck = -1
-
-    def finish(self) -> None:
-        """All copies have their receipts."""
-        finish(self.sent, Sent(self.reached))
-
-
-class Copy:
-    """A parcel on its way to one queue.
-
-    Attributes:
-        number: in the order of sending.
-        seq: its number on the connection on which it was sent last.
-        consumer: the node to which it was sent last.
-        entry: that node's entry at the time.
-        taken: it had a receipt once: its sender does not wait any more.
-        confirmed: it has had a receipt on the connection on which it was sent last.
-        size: bytes.
-        redelivered: a subscriber may have had it.
-        send_until: when it fails, or is lost, if no node has it by then.
-    """
-
-    __slots__ = (
-        "confirmed",
-        "consumer",
-        "entry",
-        "number",
-        "parcel",
-        "queue",
-        "redelivered",
-        "send_until",
-        "seq",
-        "size",
-        "taken",
-    )
-
-    consumer: RemoteConsumer
-
-    def __init__(self, parcel: Parcel, queue: Queue, number: int) -> None:
-        self.parcel = parcel
-        self.queue = queue
-        self.number = number
-        self.seq = 0
-        self.size = 0
-        self.confirmed = False
-        self.taken = False
-        self.redelivered = False
-        self.send_until = parcel.send_until
+        self.receipts: Receipts | None = None
+        self.number = self.seq = self.size = 0
+        self.taken = self.confirmed = self.redelivered = False
         self.entry: Entry | None = None
 
+    def copy(self) -> Parcel:
+        """One for another queue."""
+        other = Parcel(self.address, self.message, self.mandatory, self.sent)
+        other.expires, other.send_until, other.receipts = self.expires, self.send_until, self.receipts
+        return other
 
+    def mark_taken(self, reached: int) -> None:
+        """It has its receipt: so many subscribers have got it. The last one of a message finishes its future."""
+        if self.taken:
+            return
+        self.taken = True
+        receipts = self.receipts
+        if receipts is not None:
+            receipts.missing -= 1
+            receipts.reached += reached
+            if receipts.missing > 0:
+                return
+            reached = receipts.reached
+        finish(self.sent, Sent(reached))
+
+
+@dataclass(eq=False, repr=False, slots=True)
 class RemoteConsumer:
     """A node that serves a queue's address.
 
     Attributes:
         weight: how many of its subscribers do.
         prefetch: how many messages they hold at most.
+        unsubscribed: it said that it has no subscriber, whatever the directory says.
         outstanding: how many of our messages it has.
         queued: those of them, by number, that wait there for a subscriber, as far as is known.
         busy: when it last reported, its subscribers had no room.
         full: it has refused messages, and will report when it accepts them again.
         must_resume: it has reported that, and is to be sent RESUME before the next message.
         recalling: RECALL was sent, and RECALLED has not come.
-        unsubscribed: it said that it has no subscriber, whatever the directory says.
     """
 
-    __slots__ = (
-        "busy",
-        "entry",
-        "full",
-        "link",
-        "must_resume",
-        "node",
-        "outstanding",
-        "prefetch",
-        "queue",
-        "queued",
-        "recalling",
-        "unsubscribed",
-        "weight",
-    )
-
-    def __init__(self, queue: Queue, node: str) -> None:
-        self.queue = queue
-        self.node = node
-        self.link: PeerLink | None = None
-        self.entry: Entry | None = None
-        self.weight = 1
-        self.prefetch = 0
-        self.unsubscribed = False
-        self.reset()
+    queue: Queue
+    node: str
+    link: PeerLink | None = None
+    entry: Entry | None = None
+    weight: int = 1
+    prefetch: int = 0
+    unsubscribed: bool = False
+    outstanding: int = 0
+    queued: dict[int, None] = field(default_factory=dict)
+    busy: bool = False
+    full: bool = False
+    must_resume: bool = False
+    recalling: bool = False
 
     def reset(self) -> None:
         """Its connection is lost, with all that was sent on it."""
         self.link = None
         self.outstanding = 0
-        self.queued: dict[int, None] = {}
+        self.queued = {}
         self.busy = self.full = self.must_resume = self.recalling = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be sent a message now."""
+        return not (self.link is None or self.full or self.unsubscribed or self.link.congested)
 
     @property
     def room(self) -> int:
         """How many messages more its subscribers could begin, as far as is known."""
-        if self.link is None or self.busy or self.full or self.unsubscribed or self.link.congested:
-            return 0
-        return max(0, self.prefetch - self.outstanding)
+        return max(0, self.prefetch - self.outstanding) if self.is_open and not self.busy else 0
 
 
 class Queue:
@@ -163,7 +160,7 @@ class Queue:
         self.node = node
         self.wire = write_address(address)
         self.settles = address.kind not in ("fanout", "inbox")
-        self.waiting: deque[Copy] = deque()
+        self.waiting: deque[Parcel] = deque()
         self.consumers: list[RemoteConsumer] = []
         self.by_node: dict[str, RemoteConsumer] = {}
         self.turn = 0
@@ -197,15 +194,14 @@ class Queue:
         consumers = self.consumers
         count = len(consumers)
         if count == 1:
-            only = consumers[0]
-            return None if only.link is None or only.full or only.unsubscribed or only.link.congested else only
+            return consumers[0] if consumers[0].is_open else None
         best: RemoteConsumer | None = None
         best_load = 0.0
         best_at = 0
         for step in range(count):
             at = (self.turn + step) % count
             consumer = consumers[at]
-            if consumer.link is None or consumer.full or consumer.unsubscribed or consumer.link.congested:
+            if not consumer.is_open:
                 continue
             load = consumer.outstanding / consumer.weight
             if consumer.busy or consumer.outstanding >= consumer.prefetch:
@@ -236,21 +232,20 @@ class Queue:
             room -= count
         return found
 
-    def put_back(self, copies: Sequence[Copy]) -> None:
+    def put_back(self, parcels: Sequence[Parcel]) -> None:
         """Put returned messages where they were: before those that were sent later."""
-        copies = sorted(copies, key=_number)
-        if self.waiting and copies[-1].number > self.waiting[0].number:
-            self.waiting = deque(sorted((*copies, *self.waiting), key=_number))
+        parcels = sorted(parcels, key=_number)
+        if self.waiting and parcels[-1].number > self.waiting[0].number:
+            self.waiting = deque(sorted((*parcels, *self.waiting), key=_number))
         else:
-            self.waiting.extendleft(reversed(copies))
+            self.waiting.extendleft(reversed(parcels))
 
-    def take_expired(self, now: float) -> list[Copy]:
+    def take_expired(self, now: float) -> list[Parcel]:
         """Remove and return the messages that have waited for too long. Those that have failed are removed too."""
-        expired = [copy for copy in self.waiting if copy.send_until <= now]
-        if expired or any(not copy.taken and copy.parcel.sent.done() for copy in self.waiting):
-            self.waiting = deque(
-                copy for copy in self.waiting if copy.send_until > now and (copy.taken or not copy.parcel.sent.done())
-            )
+        waiting = [parcel for parcel in self.waiting if parcel.taken or not parcel.sent.done()]
+        expired = [parcel for parcel in waiting if parcel.send_until <= now]
+        if expired or len(waiting) < len(self.waiting):
+            self.waiting = deque(parcel for parcel in waiting if parcel.send_until > now)
         return expired
 
     def is_unused(self, now: float, seconds: float) -> bool:
@@ -260,5 +255,5 @@ class Queue:
         return now - self.used > seconds
 
 
-def _number(copy: Copy) -> int:
-    return copy.number
+def _number(parcel: Parcel) -> int:
+    return parcel.number

@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
+import msgspec
+
 from msgbus.drivers.base import Address, Message, OnDelivery
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.zmq import frames
 from msgbus.drivers.zmq.frames import Data, write_address
 from msgbus.drivers.zmq.link import PeerLink
 from msgbus.drivers.zmq.links import Links
-from msgbus.drivers.zmq.matchmakers.base import Service
-from msgbus.drivers.zmq.serving import InboxDelivery, LocalConsumer, Received, ServedAddress, ZmqDelivery
+from msgbus.drivers.zmq.matchmakers.base import Matchmaker, Service
+from msgbus.drivers.zmq.serving import InboxDelivery, LocalConsumer, ServedAddress, ZmqDelivery
 
 SENDER_CHECK_DELAY = 0.2
 """Seconds after a connection was lost until it is known whether the process at its other end lives."""
@@ -31,34 +33,35 @@ Reroute = Callable[[Address, Message, bool], None]
 class ZmqReceiver:
     """See the module's text."""
 
-    def __init__(
-        self,
-        loop: Loop,
-        links: Links,
-        is_alive: Callable[[str], bool | None],
-        reroute: Reroute,
-        backlog: int,
-    ) -> None:
+    def __init__(self, loop: Loop, links: Links, matchmaker: Matchmaker, reroute: Reroute, backlog: int) -> None:
         """Make one.
 
         Args:
             loop: the transport's.
             links: the connections.
-            is_alive: whether a node's process lives, if that is known. Any thread.
+            matchmaker: says whether a node's process lives.
             reroute: finds another server for a message whose sender is dead.
             backlog: how many messages wait for room at each address, besides those that subscribers have.
         """
         self._loop = loop
         self._links = links
-        self._is_alive = is_alive
+        self._is_alive = matchmaker.is_alive
         self._reroute = reroute
         self._backlog = backlog
         self._served: dict[Address, ServedAddress] = {}
         self._inboxes: dict[Address, OnDelivery] = {}
         # By session: a lost connection whose sender may still live, and its messages that no subscriber had.
-        self._undecided: dict[int, tuple[PeerLink, list[tuple[ServedAddress, Received]]]] = {}
+        self._undecided: dict[int, tuple[PeerLink, list[tuple[ServedAddress, Data]]]] = {}
         self._unbegun: dict[int, tuple[str, list[int]]] = {}  # by session: the sender, and the answer to LOST
-        self._settled: deque[tuple[LocalConsumer, ZmqDelivery, int]] = deque()
+        self._settled: deque[tuple[ZmqDelivery, int]] = deque()
+        self._will_settle = False  # `_settle_all` will be called, and has not begun
+        links.on_record |= {
+            frames.DATA: self._on_data,
+            frames.RECALL: self._on_recall,
+            frames.RESUME: self._on_resume,
+            frames.LOST: self._on_lost,
+            frames.INSPECT: self._on_inspect,
+        }
 
     # Subscriptions and inboxes
 
@@ -70,7 +73,7 @@ class ZmqReceiver:
             served = self._served.get(key)
             if served is None:
                 served = self._served[key] = ServedAddress(key)
-            consumer = LocalConsumer(self._loop, self, served, address, on_delivery, prefetch)
+            consumer = LocalConsumer(served, address, on_delivery, prefetch)
             served.consumers.append(consumer)
             consumers.append(consumer)
             self._deliver_waiting(served)
@@ -102,8 +105,8 @@ class ZmqReceiver:
             consumer.backlog.clear()  # It was for this subscriber alone.
             if not served.consumers:
                 backlog, served.backlog = served.backlog, deque()
-                for received in backlog:
-                    self._give_back(served.address, received, frames.RELEASED)
+                for data in backlog:
+                    self._give_back(served.address, data, frames.RELEASED)
                 if self._served.get(served.address) is served:
                     del self._served[served.address]
 
@@ -113,63 +116,62 @@ class ZmqReceiver:
             for delivery in list(consumer.unsettled):
                 if consumer.unsettled.pop(delivery, self) is None and consumer.address.kind != "fanout":
                     kind = frames.REQUEUED if delivery.delivered else frames.RELEASED
-                    self._give_back(consumer.served.address, delivery.received, kind)
+                    self._give_back(consumer.served.address, delivery.data, kind)
 
-    def _give_back(self, address: Address, received: Received, kind: int) -> None:
-        link = received.link
+    def _give_back(self, address: Address, data: Data, kind: int) -> None:
+        link: PeerLink = data.link
         if link.up:
-            self._links.receipt(link, kind, received.data.seq)
-        elif self.settling_counts(link):
-            self._reroute(address, received.message(), received.redelivered or kind == frames.REQUEUED)
+            self._links.receipt(link, kind, data.seq)
+        elif self._has_no_sender(link):
+            self._reroute(address, data.aged().message, data.redelivered or kind == frames.REQUEUED)
 
-    def settling_counts(self, link: PeerLink) -> bool:
-        """Whether accepting a message of this connection counts: its sender will not send it to another node.
-
-        It gets the receipt, or has left, or is dead. Any thread.
-        """
-        return link.up or link.peer_left or self._is_alive(link.node) is False
+    def _has_no_sender(self, link: PeerLink) -> bool:
+        """Whether nobody will send the messages of this lost connection to another node. Any thread."""
+        return link.peer_left or self._is_alive(link.node) is False
 
     # Messages
 
-    def on_data(self, link: PeerLink, data: Data) -> None:
-        """DATA."""
-        address = data.address
-        kind = address.kind
+    def _on_data(self, link: PeerLink, frame: bytes, at: int, end: int) -> None:
+        data = frames.read_data(frame, at, end)
+        data.link = link
+        address, receipt = data.address, self._links.receipt
         lazily = bool(data.flags & frames.LAZY_RECEIPT)
-        if kind == "inbox":
-            self._on_inbox(link, data, lazily)
+        if address.kind == "inbox":
+            on_delivery = self._inboxes.get(address)
+            if on_delivery is None:
+                receipt(link, frames.NOBODY, data.seq)
+            else:
+                receipt(link, frames.TAKEN, data.seq, lazily=lazily)
+                self._loop.call_last(on_delivery, InboxDelivery(address, data.message, False, None))
             return
         served = self._served.get(address)
         if served is None or not served.consumers:
-            self._links.receipt(link, frames.NOBODY, data.seq)
+            receipt(link, frames.NOBODY, data.seq)
         elif served.refusing and link in served.refusing:
-            self._links.receipt(link, frames.FULL, data.seq)
-        elif kind == "fanout":
+            receipt(link, frames.FULL, data.seq)
+        elif address.kind == "fanout":
             self._on_fanout(link, served, data)
         elif served.backlog or (consumer := served.pick()) is None:
             if len(served.backlog) < self._backlog:
-                served.backlog.append(Received(link, data))
+                served.backlog.append(data)
                 served.ready_for.setdefault(link, False)
-                self._links.receipt(link, frames.QUEUED, data.seq)
+                receipt(link, frames.QUEUED, data.seq)
             else:
                 self._refuse(link, served, data.seq)
         else:
-            self._links.receipt(link, frames.TAKEN, data.seq, lazily=lazily)
-            consumer.deliver(Received(link, data))
+            receipt(link, frames.TAKEN, data.seq, lazily=lazily)
+            self._deliver(consumer, data)
+
+    def _deliver(self, consumer: LocalConsumer, data: Data) -> None:
+        """Deliver a message to a subscriber, when all other work is done."""
+        delivery = ZmqDelivery(self._settle, consumer, data)
+        consumer.unsettled[delivery] = None
+        self._loop.call_last(_call, delivery)
 
     def _refuse(self, link: PeerLink, served: ServedAddress, seq: int) -> None:
         served.ready_for[link] = True
         served.refusing[link] = None
         self._links.receipt(link, frames.FULL, seq)
-
-    def _on_inbox(self, link: PeerLink, data: Data, lazily: bool) -> None:
-        on_delivery = self._inboxes.get(data.address)
-        if on_delivery is None:
-            self._links.receipt(link, frames.NOBODY, data.seq)
-            return
-        self._links.receipt(link, frames.TAKEN, data.seq, lazily=lazily)
-        delivery = InboxDelivery(data.address, Received(link, data).message(), False, None)
-        self._loop.call_last(on_delivery, delivery)
 
     def _on_fanout(self, link: PeerLink, served: ServedAddress, data: Data) -> None:
         if any(len(consumer.backlog) >= self._backlog for consumer in served.consumers):
@@ -177,65 +179,80 @@ class ZmqReceiver:
             return
         self._links.receipt(link, frames.REACHED, data.seq, len(served.consumers))
         for consumer in list(served.consumers):
-            received = Received(link, data)
+            own = msgspec.structs.replace(data)  # Each subscriber may give its own back.
             if consumer.backlog or len(consumer.unsettled) >= consumer.prefetch:
-                consumer.backlog.append(received)
+                consumer.backlog.append(own)
             else:
-                consumer.deliver(received)
+                self._deliver(consumer, own)
 
-    def on_resume(self, link: PeerLink, address: Address) -> None:
-        """RESUME."""
-        served = self._served.get(address)
+    def _on_resume(self, link: PeerLink, frame: bytes, at: int, end: int) -> None:
+        served = self._served.get(frames.read_address(frame[at:end]))
         if served is not None:
             served.refusing.pop(link, None)
 
-    def on_recall(self, link: PeerLink, count: int, address: Address) -> None:
-        """RECALL: give back waiting messages, the youngest first."""
+    def _on_recall(self, link: PeerLink, frame: bytes, at: int, end: int) -> None:
+        """Give back waiting messages, the youngest first."""
+        count, address = frames.read_numbered(frame, at, end)
         served = self._served.get(address)
         if served is not None:
-            kept: deque[Received] = deque()
+            kept: deque[Data] = deque()
             while served.backlog and count > 0:
-                received = served.backlog.pop()
-                if received.link is link:
-                    self._links.receipt(link, frames.RELEASED, received.data.seq)
+                data = served.backlog.pop()
+                if data.link is link:
+                    self._links.receipt(link, frames.RELEASED, data.seq)
                     count -= 1
                 else:
-                    kept.appendleft(received)
+                    kept.appendleft(data)
             served.backlog.extend(kept)
             served.ready_for.setdefault(link, False)
         self._links.send(link, frames.numbered(frames.RECALLED, count, write_address(address)))
 
-    def depth(self, address: Address) -> tuple[int, int]:
-        """How many subscribe here, and how many messages wait."""
+    def _on_inspect(self, link: PeerLink, frame: bytes, at: int, end: int) -> None:
+        """Answer how many subscribe here, and how many messages wait."""
+        number, address = frames.read_numbered(frame, at, end)
         served = self._served.get(address)
-        return (0, 0) if served is None else (len(served.consumers), len(served.backlog))
+        consumers, waiting = (0, 0) if served is None else (len(served.consumers), len(served.backlog))
+        self._links.send(link, frames.depth(number, consumers, waiting))
 
     # Settling
 
-    def settle_later(self, consumer: LocalConsumer, delivery: ZmqDelivery, kind: int) -> None:
-        """A subscriber has accepted or rejected a delivery. Any thread."""
-        self._settled.append((consumer, delivery, kind))
+    def _settle(self, delivery: ZmqDelivery, kind: int) -> bool:
+        """Accept or reject a delivery; only the first call counts. Any thread. Returns what `Delivery.accept` does."""
+        consumer, link = delivery.consumer, delivery.data.link
+        try:
+            del consumer.unsettled[delivery]
+        except KeyError:
+            return delivery.counted
+        # Else the sender will send it to another node, and there is nobody to get a receipt.
+        delivery.counted = link.up or self._has_no_sender(link)
+        self._settled.append((delivery, kind))
         served = consumer.served
         if kind == frames.REQUEUED or served.backlog or served.ready_for or consumer.backlog:
-            self._loop.call(self._settle)
-        else:
-            self._loop.call_lazily(self._settle)
+            self._loop.call(self._settle_all)
+        elif not self._will_settle:
+            self._will_settle = True
+            self._loop.call_lazily(self._settle_all)
+        return delivery.counted
 
-    def _settle(self) -> None:
+    def _settle_all(self) -> None:
+        self._will_settle = False  # First: what is added from now on calls again.
         settled = self._settled
         touched: dict[ServedAddress, None] = {}
         while settled:
-            consumer, delivery, kind = settled.popleft()
-            received = delivery.received
-            touched[consumer.served] = None
-            if consumer.address.kind == "fanout":
-                if kind == frames.REQUEUED and consumer in consumer.served.consumers:
-                    received.redelivered = True
-                    consumer.backlog.appendleft(received)
-            elif received.link.up:
-                self._links.receipt(received.link, kind, received.data.seq, lazily=kind == frames.SETTLED)
+            delivery, kind = settled.popleft()
+            data, consumer = delivery.data, delivery.consumer
+            served = consumer.served
+            link: PeerLink = data.link
+            if served.backlog or served.ready_for or served.address.kind == "fanout":
+                touched[served] = None
+            if served.address.kind == "fanout":
+                if kind == frames.REQUEUED and consumer in served.consumers:
+                    data.redelivered = True
+                    consumer.backlog.appendleft(data)
+            elif link.up:
+                self._links.receipt(link, kind, data.seq, lazily=kind == frames.SETTLED)
             elif kind == frames.REQUEUED:
-                self._give_back(consumer.served.address, received, kind)
+                self._give_back(served.address, data, kind)
         for served in touched:
             self._deliver_waiting(served)
 
@@ -244,12 +261,12 @@ class ZmqReceiver:
         if served.address.kind == "fanout":
             for consumer in list(served.consumers):
                 while consumer.backlog and len(consumer.unsettled) < consumer.prefetch:
-                    consumer.deliver(consumer.backlog.popleft())
+                    self._deliver(consumer, consumer.backlog.popleft().aged())
             if served.ready_for and all(len(c.backlog) <= self._backlog // 2 for c in served.consumers):
                 self._send_ready(served, 1)
             return
-        while served.backlog and (consumer_with_room := served.pick()) is not None:
-            consumer_with_room.deliver(served.backlog.popleft())
+        while served.backlog and (with_room := served.pick()) is not None:
+            self._deliver(with_room, served.backlog.popleft().aged())
         if not served.ready_for:
             return
         if not served.backlog and served.pick() is not None:
@@ -258,7 +275,7 @@ class ZmqReceiver:
             self._send_ready(served, 0)
 
     def _send_ready(self, served: ServedAddress, room: int) -> None:
-        ready = frames.numbered(frames.READY, room, served.wire)
+        ready = frames.numbered(frames.READY, room, write_address(served.address))
         for link, full in list(served.ready_for.items()):
             if room:
                 del served.ready_for[link]
@@ -273,13 +290,13 @@ class ZmqReceiver:
 
     def on_link_down(self, link: PeerLink) -> None:
         """Set the waiting messages of this connection aside, until it is known whether their sender lives."""
-        undecided: list[tuple[ServedAddress, Received]] = []
+        undecided: list[tuple[ServedAddress, Data]] = []
         for served in self._served.values():
             served.ready_for.pop(link, None)
             served.refusing.pop(link, None)
-            if not link.peer_left and any(received.link is link for received in served.backlog):
-                undecided += [(served, received) for received in served.backlog if received.link is link]
-                served.backlog = deque(received for received in served.backlog if received.link is not link)
+            if not link.peer_left and any(data.link is link for data in served.backlog):
+                undecided += [(served, data) for data in served.backlog if data.link is link]
+                served.backlog = deque(data for data in served.backlog if data.link is not link)
         if not link.peer_left and link.loopback is None:
             self._undecided[link.session] = (link, undecided)
             self._loop.call_later(SENDER_CHECK_DELAY, self._check_sender, link)
@@ -300,29 +317,33 @@ class ZmqReceiver:
             self._drop(link, waiting)
             return
         link.peer_left = True  # From now on its messages can be settled here.
-        for served, received in waiting:
+        for served, data in waiting:
             if served.consumers:
-                served.backlog.append(received)
+                served.backlog.append(data)
                 self._deliver_waiting(served)
             else:
-                self._reroute(served.address, received.message(), received.redelivered)
+                self._reroute(served.address, data.aged().message, data.redelivered)
 
-    def _drop(self, link: PeerLink, waiting: list[tuple[ServedAddress, Received]]) -> None:
+    def _drop(self, link: PeerLink, waiting: list[tuple[ServedAddress, Data]]) -> None:
         """Drop the messages of a lost connection whose sender lives, and note which of them no subscriber had."""
         if waiting:
-            self._unbegun[link.session] = (link.node, [received.data.seq for _, received in waiting])
+            self._unbegun[link.session] = (link.node, [data.seq for _, data in waiting])
             self._loop.call_later(UNBEGUN_KEPT, self._unbegun.pop, link.session, None)
         for served in list(self._served.values()):
             if served.address.kind == "fanout":
                 continue  # Its copy is for this node alone, and stays.
             for consumer in served.consumers:
                 # It does not count for the prefetch any more; `accept` will return False.
-                for delivery in [delivery for delivery in list(consumer.unsettled) if delivery.received.link is link]:
+                for delivery in [delivery for delivery in list(consumer.unsettled) if delivery.data.link is link]:
                     consumer.unsettled.pop(delivery, None)
             self._deliver_waiting(served)
 
-    def on_lost(self, link: PeerLink, session: int) -> None:
-        """LOST: answer which messages no subscriber had."""
+    def _on_lost(self, link: PeerLink, frame: bytes, at: int, end: int) -> None:
+        for session in frames.read_numbers(frame, at, end):
+            self._answer_lost(link, session)
+
+    def _answer_lost(self, link: PeerLink, session: int) -> None:
+        """Answer which messages of a lost connection no subscriber had."""
         for other in self._links.all():
             if other.session == session and other.node == link.node and other is not link and other.loopback is None:
                 self._links.drop(other, "the other side has lost it")
@@ -331,3 +352,9 @@ class ZmqReceiver:
             self._decide(session, True)
         node, unbegun = self._unbegun.get(session, ("", []))
         self._links.send(link, frames.numbers(frames.UNBEGUN, [session, *(unbegun if node == link.node else [])]))
+
+
+def _call(delivery: ZmqDelivery) -> None:
+    if delivery in delivery.consumer.unsettled:  # It may have been given back meanwhile.
+        delivery.delivered = True
+        delivery.consumer.on_delivery(delivery)

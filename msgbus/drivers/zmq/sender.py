@@ -8,20 +8,19 @@ Everything here belongs to the loop's thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 
 from msgbus.drivers.base import Address, Message, Sent
-from msgbus.drivers.toolkit.futures import LightFuture, fail
+from msgbus.drivers.toolkit.futures import done, fail, finish
 from msgbus.drivers.toolkit.loop import FOREVER, Loop
 from msgbus.drivers.zmq import frames
 from msgbus.drivers.zmq.link import PeerLink
-from msgbus.drivers.zmq.links import Links
 from msgbus.drivers.zmq.lost import LostLinks
-from msgbus.drivers.zmq.matchmakers.base import Directory, Matchmaker
-from msgbus.drivers.zmq.queue import Copy, Parcel, Queue, RemoteConsumer
+from msgbus.drivers.zmq.matchmakers.base import Matchmaker
+from msgbus.drivers.zmq.queue import Parcel, Queue, Receipts, RemoteConsumer
 from msgbus.drivers.zmq.routing import Router
-from msgbus.drivers.zmq.unrouted import Unrouted
 from msgbus.exceptions import (
     MessageDeliveryFailure,
     MessageTooLarge,
@@ -38,18 +37,18 @@ WINDOW = 32 * 1024 * 1024
 WINDOW_MESSAGES = 4000
 """The same in messages. So a peer that does not read can use only a bounded amount of memory."""
 
+TICK = 0.05
+"""Seconds between two checks of messages that wait for a server."""
+CHECK_INTERVAL = 0.01
+"""The least seconds between two checks of messages without a receipt."""
+
 
 class ZmqSender:
-    """See the module's text.
-
-    Attributes:
-        next_check: the earliest time at which `fail_unconfirmed` may have something to do.
-    """
+    """See the module's text."""
 
     def __init__(
         self,
-        links: Links,
-        directory: Directory,
+        loop: Loop,
         router: Router,
         refresh: Callable[[], None],
         matchmaker: Matchmaker,
@@ -58,51 +57,82 @@ class ZmqSender:
         """Make one.
 
         Args:
-            links: the connections.
-            directory: the nodes that are known.
+            loop: the transport's.
             router: the queues of each address.
             refresh: brings the directory up to date.
             matchmaker: says whether a node's process lives, and whether there may be nodes that are not known.
             server_expires: seconds for which a message without ttl is kept after its server has died.
         """
-        self._links = links
-        self._directory = directory
+        self._loop = loop
+        self._links = links = router.links
+        self._directory = router.directory
         self._refresh = refresh
         self._matchmaker = matchmaker
         self._server_expires = server_expires
         self._router = router
-        self._route = router.route
         self._queues = router.queues
-        self._unrouted = Unrouted(matchmaker)
-        self._lost = LostLinks(links, directory, router, matchmaker.is_alive, self._give_back)
+        self._unrouted: list[Parcel] = []  # without a known server, kept until it is certain that there is none
+        self._lost = LostLinks(router, matchmaker, self._give_back)
         self._waiting: dict[Queue, None] = {}  # queues in which something waits
-        self._returned: dict[
-            Queue, list[Copy]
-        ] = {}  # queues to be redistributed, each with the messages that were given back
+        # Queues to be redistributed, each with the messages that were given back.
+        self._returned: dict[Queue, list[Parcel]] = {}
         self._held_up: dict[PeerLink, dict[Queue, None]] = {}  # queues that wait for a congested connection
         self._number = 0
-        self.next_check = FOREVER
+        self._is_ticking = False
+        self._next_check = FOREVER
+        links.on_record |= {
+            frames.TAKEN: self._on_taken,
+            frames.QUEUED: self._on_queued,
+            frames.REACHED: self._on_reached,
+            frames.SETTLED: self._on_settled,
+            frames.READY: self._on_ready,
+            frames.RECALLED: self._on_recalled,
+            frames.UNBEGUN: self._on_unbegun,
+        }
+        for kind in (frames.FULL, frames.NOBODY, frames.REQUEUED, frames.RELEASED):
+            links.on_record[kind] = partial(self._on_given_back, kind)
 
     # Sending
 
-    def send(self, parcel: Parcel) -> None:
-        """Send a message, or keep it until a node can take it. The directory is up to date."""
+    def send(self, parcel: Parcel, again: bool = False) -> None:
+        """Send a message, or keep it until a node can take it. `again`: it was kept.
+
+        The directory is up to date. For an inbox it need not be: that is brought up to date if the inbox is not known.
+        """
         if parcel.sent.done():
             return
-        if self._matchmaker.is_opening and not self._is_connected(parcel.address):
-            self._unrouted.parcels.append(parcel)  # The directory is not complete yet.
+        address = parcel.address
+        if self._matchmaker.is_opening and not self._is_connected(address):
+            self._keep(parcel)  # The directory is not complete yet.
             return
-        queues = self._route(parcel.address)
+        queues = self._router.route(address)
+        if not queues and address.kind == "inbox" and not again:
+            self._refresh()
+            queues = self._router.route(address)
         if not queues:
-            if self._unrouted.may_be_served(parcel):
-                self._unrouted.parcels.append(parcel)
+            if self._may_be_served(parcel):
+                self._keep(parcel)
             else:
                 self._fail_undeliverable(parcel)
             return
-        parcel.missing = len(queues)
-        for queue in queues:
-            self._number += 1
-            self._put(queue, Copy(parcel, queue, self._number))
+        if len(queues) > 1:
+            parcel.receipts = Receipts(len(queues))
+            for queue in queues[1:]:
+                self._put(queue, parcel.copy())
+        self._put(queues[0], parcel)
+
+    def _keep(self, parcel: Parcel) -> None:
+        self._unrouted.append(parcel)
+        self._tick_soon()
+
+    def _may_be_served(self, parcel: Parcel) -> bool:
+        """Whether there may be a server that is not known yet. Asks the matchmaker to check, once for each message."""
+        matchmaker = self._matchmaker
+        if parcel.address.kind != "inbox" and matchmaker.why_incomplete():
+            return True
+        if parcel.recheck < 0:
+            parcel.recheck = matchmaker.recheck()
+        return parcel.recheck > matchmaker.rechecked
 
     def _is_connected(self, address: Address) -> bool:
         """Whether it is an inbox to whose node there is a connection: that is enough, whatever the directory says."""
@@ -110,70 +140,66 @@ class ZmqSender:
 
     def send_unrouted(self) -> None:
         """Send the messages again that had no known server: there may be more nodes in the directory now."""
-        if self._unrouted.parcels:
-            for parcel in self._unrouted.take_all():
-                self.send(parcel)
+        parcels, self._unrouted = self._unrouted, []
+        for parcel in parcels:
+            self.send(parcel, again=True)
 
     def reroute(self, address: Address, message: Message, redelivered: bool) -> None:
         """Find another server for a message that a subscriber of this node gives back, and whose sender is dead."""
-        parcel = Parcel(address, message, False, LightFuture())
-        parcel.sent.set_result(Sent())
-        queue = self._router.queue(address, "")
-        self._number += 1
-        copy = Copy(parcel, queue, self._number)
-        copy.redelivered = redelivered
-        copy.taken = True
-        copy.send_until = min(parcel.expires, Loop.now() + self._server_expires)
-        self._put(queue, copy)
+        parcel = Parcel(address, message, False, done(Sent()))
+        parcel.redelivered = redelivered
+        parcel.taken = True
+        parcel.send_until = min(parcel.expires, Loop.now() + self._server_expires)
+        self._put(self._router.queue(address, ""), parcel)
 
-    def _put(self, queue: Queue, copy: Copy) -> None:
+    def _put(self, queue: Queue, parcel: Parcel) -> None:
+        self._number += 1
+        parcel.number = self._number
+        parcel.queue = queue
         if not queue.waiting:
             consumer = queue.pick()
             if consumer is not None:
-                self._send_to(consumer, copy)
+                self._send_to(consumer, parcel)
                 return
-        queue.waiting.append(copy)
-        self._waiting[queue] = None
+        queue.waiting.append(parcel)
         self._send_waiting(queue)
 
-    def _send_to(self, consumer: RemoteConsumer, copy: Copy) -> None:
+    def _send_to(self, consumer: RemoteConsumer, parcel: Parcel) -> None:
         """Send a message to the node that was picked for it."""
-        parcel, link = copy.parcel, consumer.link
-        message = parcel.message
+        message, link, wire = parcel.message, consumer.link, consumer.queue.wire
         assert link is not None
         if len(message.body) > link.largest:
-            self._fail(
-                copy,
-                MessageTooLarge(
-                    f"a message of {len(message.body)} bytes to {parcel.address}; node {link.node} takes at most "
-                    f"{link.largest} bytes (its option max_message_size of [msgbus_zmq])"
-                ),
+            text = (
+                f"a message of {len(message.body)} bytes to {parcel.address}; node {link.node} takes at most "
+                f"{link.largest} bytes (its option max_message_size of [msgbus_zmq])"
             )
+            self._fail(parcel, MessageTooLarge(text))
             return
-        seq = link.next_number()
-        ttl = None if message.ttl is None else parcel.expires - Loop.now()
-        flags = frames.REDELIVERED if copy.redelivered else 0
+        seq = next(link.numbers)
+        flags = frames.REDELIVERED if parcel.redelivered else 0
+        ttl = None
         if message.ttl is not None:  # A call waits for its answer. Only a cast never expires.
+            ttl = parcel.expires - Loop.now()
             flags |= frames.LAZY_RECEIPT
         try:
-            data = frames.data(seq, consumer.queue.wire, message, ttl, flags)
+            data = frames.data(seq, wire, message, ttl, flags)
         except (ValueError, AttributeError, TypeError) as exc:
-            self._fail(copy, MessageDeliveryFailure(f"a message to {parcel.address} cannot be written: {exc!r}"))
+            self._fail(parcel, MessageDeliveryFailure(f"a message to {parcel.address} cannot be written: {exc!r}"))
             return
         if consumer.must_resume:
             consumer.must_resume = False
-            self._links.send(link, frames.record(frames.RESUME, consumer.queue.wire))
-        copy.seq = seq
-        copy.consumer = consumer
-        copy.entry = consumer.entry
-        copy.confirmed = False
+            self._links.send(link, frames.record(frames.RESUME, wire))
+        parcel.seq = seq
+        parcel.consumer = consumer
+        parcel.entry = consumer.entry
+        parcel.confirmed = False
+        parcel.size = len(data)
         consumer.outstanding += 1
-        link.in_flight[seq] = copy
+        link.in_flight[seq] = parcel
         link.unconfirmed += 1
-        link.unconfirmed_bytes += len(data)
-        copy.size = len(data)
-        if copy.send_until < self.next_check and not copy.taken:
-            self.next_check = copy.send_until
+        link.unconfirmed_bytes += parcel.size
+        if parcel.send_until < self._next_check - CHECK_INTERVAL and not parcel.taken:
+            self._check_at(parcel.send_until)
         if link.unconfirmed > WINDOW_MESSAGES or link.unconfirmed_bytes > WINDOW:
             link.congested = True
         self._links.send(link, data)
@@ -184,17 +210,19 @@ class ZmqSender:
             consumer = queue.pick()
             if consumer is None:
                 break
-            copy = queue.waiting.popleft()
-            if copy.taken or not copy.parcel.sent.done():
-                self._send_to(consumer, copy)
+            parcel = queue.waiting.popleft()
+            if parcel.taken or not parcel.sent.done():
+                self._send_to(consumer, parcel)
         if queue.waiting and not queue.consumers:
             # Nobody subscribes any more: messages that had a receipt wait for another server, the others fail.
-            for copy in [copy for copy in queue.waiting if not copy.taken]:
-                queue.waiting.remove(copy)
-                self._drop_copy(copy)
+            for parcel in [parcel for parcel in queue.waiting if not parcel.taken]:
+                queue.waiting.remove(parcel)
+                self._drop(parcel)
         if not queue.waiting:
             self._waiting.pop(queue, None)
             return
+        self._waiting[queue] = None
+        self._tick_soon()
         for consumer in queue.consumers:
             if consumer.link is None:
                 consumer.link = self._router.reach(consumer.node)
@@ -204,132 +232,119 @@ class ZmqSender:
     # Outcomes
 
     def _fail_undeliverable(self, parcel: Parcel) -> None:
-        if parcel.mandatory:
-            known = len(self._directory.entries)
-            text = f"over ZeroMQ none of the known processes ({known} with this one) has it"
-            if parcel.address.kind != "inbox":
-                text += "; is its server started, and over ZeroMQ too?"
-            fail(parcel.sent, MessageUndeliverable(f"nobody listens at {parcel.address}: {text}"))
-        else:
-            parcel.finish()
-
-    def _drop_copy(self, copy: Copy) -> None:
-        """Its node is dead, or does not subscribe any more. If it was the only copy, nobody is left to get it."""
-        parcel = copy.parcel
-        parcel.missing -= 1
-        if parcel.missing > 0:
+        if not parcel.mandatory:
+            finish(parcel.sent, Sent(0))
             return
-        if parcel.reached:
-            parcel.finish()
+        known = len(self._directory.entries)
+        text = f"over ZeroMQ none of the known processes ({known} with this one) has it"
+        if parcel.address.kind != "inbox":
+            text += "; is its server started, and over ZeroMQ too?"
+        fail(parcel.sent, MessageUndeliverable(f"nobody listens at {parcel.address}: {text}"))
+
+    def _drop(self, parcel: Parcel) -> None:
+        """Its node is dead, or does not subscribe any more. If no other was to get the message, nobody does."""
+        receipts = parcel.receipts
+        if receipts is not None and (receipts.missing > 1 or receipts.reached):
+            parcel.mark_taken(0)
         else:
             self._fail_undeliverable(parcel)
 
-    def _mark_taken(self, copy: Copy, reached: int) -> None:
-        if not copy.taken:
-            copy.taken = True
-            parcel = copy.parcel
-            parcel.reached += reached
-            parcel.missing -= 1
-            if parcel.missing <= 0:
-                parcel.finish()
-
-    def _fail(self, copy: Copy, error: Exception) -> None:
-        if not copy.taken:
-            fail(copy.parcel.sent, error)
+    def _fail(self, parcel: Parcel, error: Exception) -> None:
+        if not parcel.taken:
+            fail(parcel.sent, error)
         else:
-            LOG.error("message %s to %s is lost: %s", copy.parcel.message.id, copy.parcel.address, error)
+            LOG.error("message %s to %s is lost: %s", parcel.message.id, parcel.address, error)
 
     # Receipts and other records
 
-    def _confirm(self, link: PeerLink, copy: Copy) -> None:
+    def _confirm(self, link: PeerLink, parcel: Parcel) -> None:
         """There is a receipt: the message does not count for the connection's window any more."""
-        if copy.confirmed:
+        if parcel.confirmed:
             return
-        copy.confirmed = True
+        parcel.confirmed = True
         link.unconfirmed -= 1
-        link.unconfirmed_bytes -= copy.size
+        link.unconfirmed_bytes -= parcel.size
         if link.congested and link.unconfirmed < WINDOW_MESSAGES // 2 and link.unconfirmed_bytes < WINDOW // 2:
             link.congested = False
             for queue in self._held_up.pop(link, ()):
                 self._returned.setdefault(queue, [])
 
-    def on_taken(self, link: PeerLink, seqs: Iterable[int], *, queued: bool = False) -> None:
-        """TAKEN, QUEUED."""
-        for seq in seqs:
-            copy = link.in_flight.get(seq)
-            if copy is None:
-                continue
-            self._confirm(link, copy)
-            self._mark_taken(copy, 1)
-            consumer = copy.consumer
-            if not copy.queue.settles:
-                self._remove(link, seq, copy)
-            elif queued:
-                consumer.queued[seq] = None
-                consumer.busy = True
-                self._returned.setdefault(copy.queue, [])
+    def _remove(self, link: PeerLink, seq: int) -> Parcel | None:
+        """A message that the other side does not have any more."""
+        parcel: Parcel | None = link.in_flight.pop(seq, None)
+        if parcel is not None:
+            self._confirm(link, parcel)
+            consumer = parcel.consumer
+            consumer.outstanding -= 1
+            if consumer.queued:
+                consumer.queued.pop(seq, None)
+        return parcel
 
-    def on_reached(self, link: PeerLink, pairs: tuple[int, ...]) -> None:
-        """REACHED."""
+    def _on_taken(self, link: PeerLink, frame: bytes, at: int, end: int) -> None:
+        for seq in frames.read_numbers(frame, at, end):
+            parcel = link.in_flight.get(seq)
+            if parcel is None:
+                continue
+            if parcel.queue.settles:
+                self._confirm(link, parcel)
+            else:
+                self._remove(link, seq)
+            parcel.mark_taken(1)
+
+    def _on_queued(self, link: PeerLink, frame: bytes, at: int, end: int) -> None:
+        self._on_taken(link, frame, at, end)
+        for seq in frames.read_numbers(frame, at, end):
+            parcel = link.in_flight.get(seq)
+            if parcel is not None:
+                parcel.consumer.queued[seq] = None
+                parcel.consumer.busy = True
+                self._returned.setdefault(parcel.queue, [])
+
+    def _on_reached(self, link: PeerLink, frame: bytes, at: int, end: int) -> None:
+        pairs = frames.read_numbers(frame, at, end)
         for seq, count in zip(pairs[::2], pairs[1::2], strict=False):
-            copy = link.in_flight.get(seq)
-            if copy is not None:
-                self._confirm(link, copy)
-                self._mark_taken(copy, count)
-                self._remove(link, seq, copy)
+            parcel = self._remove(link, seq)
+            if parcel is not None:
+                parcel.mark_taken(count)
 
-    def on_settled(self, link: PeerLink, seqs: Iterable[int]) -> None:
-        """SETTLED."""
-        for seq in seqs:
-            copy = link.in_flight.get(seq)
-            if copy is None:
+    def _on_settled(self, link: PeerLink, frame: bytes, at: int, end: int) -> None:
+        for seq in frames.read_numbers(frame, at, end):
+            parcel = self._remove(link, seq)
+            if parcel is None:
                 continue
-            self._confirm(link, copy)
-            if not copy.taken:
-                self._mark_taken(copy, 1)
-            self._remove(link, seq, copy)
-            queue = copy.queue
+            if not parcel.taken:
+                parcel.mark_taken(1)
+            queue = parcel.queue
             if queue.waiting or (len(queue.consumers) > 1 and queue.has_queued()):
                 self._returned.setdefault(queue, [])
 
-    def _remove(self, link: PeerLink, seq: int, copy: Copy) -> None:
-        """Note that the other side does not have it any more."""
-        del link.in_flight[seq]
-        consumer = copy.consumer
-        consumer.outstanding -= 1
-        if consumer.queued:
-            consumer.queued.pop(seq, None)
-
-    def on_given_back(self, link: PeerLink, kind: int, seqs: Iterable[int]) -> None:
-        """FULL, NOBODY, REQUEUED, RELEASED."""
-        for seq in seqs:
-            copy = link.in_flight.get(seq)
-            if copy is None:
+    def _on_given_back(self, kind: int, link: PeerLink, frame: bytes, at: int, end: int) -> None:
+        for seq in frames.read_numbers(frame, at, end):
+            parcel = self._remove(link, seq)
+            if parcel is None:
                 continue
-            self._confirm(link, copy)
-            self._remove(link, seq, copy)
-            consumer = copy.consumer
+            consumer = parcel.consumer
             if kind == frames.REQUEUED:
-                copy.redelivered = True
-                self._mark_taken(copy, 1)
+                parcel.redelivered = True
+                parcel.mark_taken(1)
             elif kind == frames.RELEASED:
-                self._mark_taken(copy, 1)
+                parcel.mark_taken(1)
             elif kind == frames.FULL:
                 consumer.full = consumer.busy = True
-            elif copy.entry is consumer.entry:
+            elif parcel.entry is consumer.entry:
                 consumer.unsubscribed = True  # Else its entry has changed since the message was sent.
-            self._give_back(copy)
+            self._give_back(parcel)
 
-    def _give_back(self, copy: Copy) -> None:
+    def _give_back(self, parcel: Parcel) -> None:
         """Another node is to get it, once the whole frame has been read."""
-        if copy.taken:
-            copy.send_until = min(copy.parcel.expires, Loop.now() + self._server_expires)
-        elif copy.parcel.sent.done():
+        if parcel.taken:
+            parcel.send_until = min(parcel.expires, Loop.now() + self._server_expires)
+        elif parcel.sent.done():
             return  # It has failed, with maybe_delivered=True.
-        self._returned.setdefault(copy.queue, []).append(copy)
+        self._returned.setdefault(parcel.queue, []).append(parcel)
 
-    def on_ready(self, link: PeerLink, room: int, address: Address) -> None:
-        """READY."""
+    def _on_ready(self, link: PeerLink, frame: bytes, at: int, end: int) -> None:
+        room, address = frames.read_numbered(frame, at, end)
         for queue, consumer in self._router.at(link, address):
             if consumer.full:
                 consumer.full = False
@@ -338,16 +353,16 @@ class ZmqSender:
                 consumer.busy = False
             self._returned.setdefault(queue, [])
 
-    def on_recalled(self, link: PeerLink, missing: int, address: Address) -> None:
-        """RECALLED."""
+    def _on_recalled(self, link: PeerLink, frame: bytes, at: int, end: int) -> None:
+        missing, address = frames.read_numbered(frame, at, end)
         for queue, consumer in self._router.at(link, address):
             consumer.recalling = False
             if missing:  # None of our messages waits there any more: its subscribers have them.
                 consumer.queued.clear()
             self._returned.setdefault(queue, [])
 
-    def on_unbegun(self, link: PeerLink, session: int, unbegun: Sequence[int]) -> None:
-        """UNBEGUN."""
+    def _on_unbegun(self, link: PeerLink, frame: bytes, at: int, end: int) -> None:
+        session, *unbegun = frames.read_numbers(frame, at, end) or (0,)
         self._lost.on_unbegun(link, session, unbegun)
 
     def on_frame_end(self) -> None:
@@ -356,10 +371,9 @@ class ZmqSender:
             return
         self._refresh()
         while self._returned:
-            queue, copies = self._returned.popitem()
-            if copies:
-                queue.put_back(copies)
-                self._waiting[queue] = None
+            queue, parcels = self._returned.popitem()
+            if parcels:
+                queue.put_back(parcels)
             self._redistribute(queue)
 
     def _redistribute(self, queue: Queue) -> None:
@@ -377,6 +391,7 @@ class ZmqSender:
 
     def on_link_up(self, link: PeerLink) -> None:
         """Send the messages that waited for the connection."""
+        self._router.forget_routes()
         for queue in list(self._queues.values()):
             if queue.node == link.node and queue.address.kind == "inbox":
                 self._router.update(queue)  # The directory may not know its node; the connection is enough.
@@ -390,6 +405,7 @@ class ZmqSender:
 
     def on_link_down(self, link: PeerLink, why: str) -> None:
         """Send unsettled messages to other nodes. Those without a receipt fail: they may have been delivered."""
+        self._router.forget_routes()
         in_flight, link.in_flight = link.in_flight, {}
         link.unconfirmed = 0
         self._held_up.pop(link, None)
@@ -399,48 +415,65 @@ class ZmqSender:
             if consumer is not None and consumer.link is link:
                 consumer.reset()
                 self._returned.setdefault(queue, [])
-        taken = {seq: copy for seq, copy in in_flight.items() if copy.taken}
+        taken = {seq: parcel for seq, parcel in in_flight.items() if parcel.taken}
         if taken:
             self._lost.add(link, taken, may_answer=not link.peer_left and alive is not False)
-        for copy in in_flight.values():
-            if copy.taken:
+            self._tick_soon()
+        for parcel in in_flight.values():
+            if parcel.taken:
                 pass
             elif link.peer_left:
-                self._give_back(copy)  # A node that leaves cleanly has sent all receipts before.
-            elif copy.queue.address.kind == "fanout" and alive is False:
-                self._drop_copy(copy)
+                self._give_back(parcel)  # A node that leaves cleanly has sent all receipts before.
+            elif parcel.queue.address.kind == "fanout" and alive is False:
+                self._drop(parcel)
             else:
-                text = f"node {link.node} was lost while a message to {copy.parcel.address} was being sent: {why}"
-                fail(copy.parcel.sent, TransportUnavailable(text, maybe_delivered=True))
+                text = f"node {link.node} was lost while a message to {parcel.address} was being sent: {why}"
+                fail(parcel.sent, TransportUnavailable(text, maybe_delivered=True))
         self.on_frame_end()
 
     # Time
 
-    def has_waiting(self) -> bool:
-        """Whether `tick` has something to do."""
-        return bool(self._waiting or self._lost or self._unrouted.parcels)
+    def _tick_soon(self) -> None:
+        if not self._is_ticking:
+            self._is_ticking = True
+            self._loop.call_later(TICK, self._tick)
 
-    def tick(self) -> None:
+    def _tick(self) -> None:
         """Try to send waiting messages, and fail those whose time has ended."""
-        if self._lost:
+        self._is_ticking = False
+        if not (self._waiting or self._unrouted or self._lost.count()):
+            return
+        self._tick_soon()
+        if self._lost.count():
             self._lost.reconnect()
             self.on_frame_end()
-        if self._unrouted.parcels:
+        if self._unrouted:
             self._refresh()
             if not self._matchmaker.why_incomplete():
                 self.send_unrouted()
-            self._unrouted.fail_expired(Loop.now())
+            self._fail_unrouted()
         if self._waiting:
             now = Loop.now()
             self._refresh()
             for queue in list(self._waiting):
-                for copy in queue.take_expired(now):
-                    self._expire(copy)
+                for parcel in queue.take_expired(now):
+                    self._expire(parcel)
                 self._redistribute(queue)
 
-    def _expire(self, copy: Copy) -> None:
-        parcel, queue = copy.parcel, copy.queue
-        if copy.taken:
+    def _fail_unrouted(self) -> None:
+        """Fail the messages without a known server that have waited for too long."""
+        now = Loop.now()
+        expired = [parcel for parcel in self._unrouted if parcel.send_until <= now]
+        self._unrouted = [parcel for parcel in self._unrouted if parcel.send_until > now]
+        for parcel in expired:
+            why = self._matchmaker.why_incomplete() or "the known nodes are being read"
+            seconds = parcel.message.publish_within or 0
+            text = f"gave up after {seconds:.3g} s: no server is known for {parcel.address}: {why}"
+            fail(parcel.sent, TransportUnavailable(text))
+
+    def _expire(self, parcel: Parcel) -> None:
+        """It has waited in its queue for too long."""
+        if parcel.taken:
             LOG.error(
                 "message %s to %s is lost: the server that had it died, and no other has come in time",
                 parcel.message.id,
@@ -448,27 +481,35 @@ class ZmqSender:
             )
             return
         text = f"gave up after {parcel.message.publish_within or 0:.3g} s: to {parcel.address}: "
-        connected = [consumer for consumer in queue.consumers if consumer.link is not None]
-        if connected:
-            nodes = ", ".join(consumer.node for consumer in connected)
+        consumers = parcel.queue.consumers
+        if nodes := ", ".join(consumer.node for consumer in consumers if consumer.link is not None):
             fail(parcel.sent, TransportBlocked(f"{text}too many messages wait at its servers ({nodes})"))
         else:
-            whys = "; ".join(f"node {c.node} at {self._links.why_not(c.node)}" for c in queue.consumers)
+            whys = "; ".join(f"node {each.node} at {self._links.dialler.why_not(each.node)}" for each in consumers)
             fail(parcel.sent, TransportUnavailable(f"{text}its servers cannot be reached: {whys or 'there are none'}"))
 
-    def fail_unconfirmed(self) -> None:
+    def _check_at(self, when: float) -> None:
+        """Check then for messages without a receipt. A check that was to be made later is made no more."""
+        self._next_check = when
+        self._loop.call_later(max(CHECK_INTERVAL, when - Loop.now()), self._check_unconfirmed, when)
+
+    def _check_unconfirmed(self, when: float) -> None:
         """Fail messages that have no receipt in time: the node that they were sent to may be frozen."""
+        if when != self._next_check:
+            return
         now = Loop.now()
-        self.next_check = FOREVER
+        next_check = self._next_check = FOREVER
         for link in self._links.all():
-            for copy in list(link.in_flight.values()):
-                if copy.taken or copy.parcel.sent.done():
+            for parcel in list(link.in_flight.values()):
+                if parcel.taken or parcel.sent.done():
                     continue
-                if copy.send_until > now:
-                    self.next_check = min(self.next_check, copy.send_until)
+                if parcel.send_until > now:
+                    next_check = min(next_check, parcel.send_until)
                     continue
-                text = f"node {link.node} did not confirm a message to {copy.parcel.address} in time"
-                fail(copy.parcel.sent, TransportUnavailable(text, maybe_delivered=True))
+                text = f"node {link.node} did not confirm a message to {parcel.address} in time"
+                fail(parcel.sent, TransportUnavailable(text, maybe_delivered=True))
+        if next_check < FOREVER:
+            self._check_at(next_check)
 
     # Inspecting and closing
 
@@ -479,12 +520,11 @@ class ZmqSender:
 
     def unfinished(self) -> list[Future[Sent]]:
         """The futures of all messages without a receipt."""
-        copies = [copy for queue in self._waiting for copy in queue.waiting]
-        copies += [copy for link in self._links.all() for copy in link.in_flight.values()]
-        parcels = [copy.parcel for copy in copies] + self._unrouted.parcels
-        return [parcel.sent for parcel in parcels if not parcel.sent.done()]
+        parcels = [parcel for queue in self._waiting for parcel in queue.waiting]
+        parcels += [parcel for link in self._links.all() for parcel in link.in_flight.values()]
+        return [parcel.sent for parcel in parcels + self._unrouted if not parcel.sent.done()]
 
     def lost_at_close(self) -> int:
         """How many messages that had a receipt now have neither a server nor a sender."""
-        waiting = sum(copy.taken for queue in self._waiting for copy in queue.waiting)
+        waiting = sum(parcel.taken for queue in self._waiting for parcel in queue.waiting)
         return waiting + self._lost.count()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import zmq
@@ -83,7 +84,7 @@ class Sockets:
     def watch(self, on_readable: Callable[[Any], None]) -> None:
         """Have a function called with a socket when there is something to read from it."""
         for socket in self._sockets:
-            self._loop.watch(socket.getsockopt(zmq.FD), lambda socket=socket: on_readable(socket))  # type: ignore[misc]
+            self._loop.watch(socket.getsockopt(zmq.FD), partial(on_readable, socket))
 
     def events(self, socket: Any) -> Iterator[dict[str, Any]]:
         """The events of a socket's monitor, see zmq_socket_monitor(3): event, value and endpoint.

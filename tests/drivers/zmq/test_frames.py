@@ -27,8 +27,8 @@ def test_message_is_read_as_it_was_written(ttl: float | None, body: bytes) -> No
     ((kind, at, end),) = frames.records(frame)
     data = frames.read_data(frame, at, end)
     assert kind == frames.DATA
-    assert (data.seq, data.address, data.ttl, data.body) == (7, TOPIC, ttl, body)
-    assert (data.content_type, data.id) == ("application/x-ü", "id 漢字")
+    assert (data.seq, data.address, data.redelivered) == (7, TOPIC, True)
+    assert data.message == message
     assert data.flags == frames.REDELIVERED | frames.LAZY_RECEIPT | frames.DURABLE
 
 
@@ -36,7 +36,7 @@ def test_ttl_that_has_run_out_is_read_as_zero() -> None:
     """Less than nothing is left as nothing, never as no limit."""
     frame = frames.data(1, frames.write_address(TOPIC), Message(b"", "", "", 1.0), -5.0, 0)
     ((_, at, end),) = frames.records(frame)
-    assert frames.read_data(frame, at, end).ttl == 0.0
+    assert frames.read_data(frame, at, end).message.ttl == 0.0
 
 
 def test_too_long_content_type_or_id_is_refused() -> None:
@@ -142,7 +142,7 @@ def test_ttl_that_is_not_a_number_means_no_limit() -> None:
     """An invalid number from a peer does not become a time limit."""
     frame = bytearray(frames.data(1, frames.write_address(TOPIC), Message(b"", "", ""), 1.0, 0))
     frame[13:21] = struct.pack("<d", float("nan"))
-    assert frames.read_data(bytes(frame), 5, len(frame)).ttl is None
+    assert frames.read_data(bytes(frame), 5, len(frame)).message.ttl is None
 
 
 def test_batches_have_at_most_the_limit() -> None:

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from msgbus.drivers.base import Address, Message
 from msgbus.drivers.zmq.link import PeerLink
 from msgbus.drivers.zmq.matchmakers.base import Entry, Service
-from msgbus.drivers.zmq.queue import Copy, Parcel, Queue
+from msgbus.drivers.zmq.queue import Parcel, Queue
 
 TOPIC = Address("topic", "msgbus", "foo")
 
@@ -27,9 +27,11 @@ def entry(node: str) -> Entry:
     return Entry(node, 1, "here", [], [])
 
 
-def make_copy(queue: Queue, number: int, ttl: float | None = None) -> Copy:
-    """The message of that number."""
-    return Copy(Parcel(TOPIC, Message(b"", "", str(number), ttl), False, Future()), queue, number)
+def make_parcel(queue: Queue, number: int, ttl: float | None = None) -> Parcel:
+    """The message of that number, in the queue."""
+    parcel = Parcel(TOPIC, Message(b"", "", str(number), ttl), False, Future())
+    parcel.queue, parcel.number = queue, number
+    return parcel
 
 
 def pick(queue: Queue) -> str | None:
@@ -120,7 +122,7 @@ def test_nothing_is_recalled_if_no_server_has_room() -> None:
 def test_returned_messages_go_before_later_ones() -> None:
     """In the order of sending, however it comes back."""
     queue = make_queue()
-    copies = [make_copy(queue, number) for number in range(10)]
+    copies = [make_parcel(queue, number) for number in range(10)]
     queue.waiting.extend(copies[6:])
     queue.put_back([copies[5], copies[2], copies[3]])
     queue.put_back([copies[4], copies[0]])
@@ -157,8 +159,8 @@ def test_server_that_leaves_is_kept_until_it_has_settled_its_messages() -> None:
 def test_expired_and_failed_messages_are_removed() -> None:
     """The expired ones are returned."""
     queue = make_queue()
-    late, early, failed = make_copy(queue, 1, 100.0), make_copy(queue, 2, 1.0), make_copy(queue, 3)
-    failed.parcel.sent.set_exception(RuntimeError())
+    late, early, failed = make_parcel(queue, 1, 100.0), make_parcel(queue, 2, 1.0), make_parcel(queue, 3)
+    failed.sent.set_exception(RuntimeError())
     queue.waiting.extend([late, early, failed])
     assert queue.take_expired(early.send_until + 1) == [early]
     assert list(queue.waiting) == [late]

@@ -49,7 +49,12 @@ class Matchmaker(ABC):
 
     All methods but `is_alive` are called on the loop's thread, and must return soon: what takes longer needs a thread
     of its own.
+
+    Attributes:
+        is_opening: `entries` is not complete yet, and soon will be. When that ends the node's `on_change` is called.
     """
+
+    is_opening = False
 
     @abstractmethod
     def open(self) -> str:
@@ -124,11 +129,6 @@ class Matchmaker(ABC):
     def rechecked(self) -> int:
         """The number of the last check whose result is in `entries`."""
         return 0
-
-    @property
-    def is_opening(self) -> bool:
-        """Whether `entries` is still empty, and soon will not be. When that ends the node's `on_change` is called."""
-        return False
 
     @abstractmethod
     def maintain(self) -> None:

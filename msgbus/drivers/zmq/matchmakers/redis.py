@@ -118,7 +118,7 @@ class RedisMatchmaker(Matchmaker):
         self._remote: dict[str, Entry] = {}
         self._version = 0
         self._rechecked = 0
-        self._is_opening = False
+        self.is_opening = False
         self._dead: dict[str, None] = {}
         # The loop's.
         self._seen = -1
@@ -132,7 +132,7 @@ class RedisMatchmaker(Matchmaker):
         prepare(self._run_dir)
         folder = self._local.open()
         self._start_clean()
-        self._is_opening = True
+        self.is_opening = True
         for name, run in (("work", self._work), ("listen", self._listen)):
             thread = threading.Thread(target=run, name=f"msgbus-zmq-redis-{name}", daemon=True)
             self._threads.append(thread)
@@ -205,10 +205,6 @@ class RedisMatchmaker(Matchmaker):
     def rechecked(self) -> int:
         return self._rechecked
 
-    @property
-    def is_opening(self) -> bool:
-        return self._is_opening
-
     def maintain(self) -> None:
         self._local.maintain()
 
@@ -248,7 +244,7 @@ class RedisMatchmaker(Matchmaker):
 
     def _opened(self) -> None:
         """On the loop's thread, so that messages that waited for this go before those that come now."""
-        self._is_opening = False
+        self.is_opening = False
         self._on_change()
 
     # The thread that listens
@@ -392,7 +388,7 @@ class RedisMatchmaker(Matchmaker):
             self._loop.call(self._on_change)
         if must_read_all:
             self._succeeded("listen")
-            if self._is_opening:
+            if self.is_opening:
                 self._loop.call(self._opened)
 
     def _members(self, client: Any) -> set[str]:
