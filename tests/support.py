@@ -88,7 +88,7 @@ class VirtualClock:
         clock = self
 
         class VirtualPoller(Poller):
-            def sleep(self, timeout: float) -> list[int]:
+            def sleep(self, timeout: float) -> list[tuple[int, int]]:
                 if not clock.stands and not self._epoll.poll(0.0):
                     for thread in threading.enumerate():
                         if thread.name == "msgbus-connect":

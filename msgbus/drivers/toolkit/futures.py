@@ -16,15 +16,14 @@ LOG = get_logger(__name__)
 T = TypeVar("T")
 
 
-_making = threading.Lock()
-
-
 class LightFuture(Future[T]):
     """A future that costs little while nobody waits for it in `result`, which is so for nearly every message.
 
     It can be used like any other. What differs is how it works: one single step of the interpreter says who finishes
     it, and the condition on which threads wait is made when the first one does.
     """
+
+    _made: threading.Condition | None = None  # of the class; a future for which somebody waits has its own
 
     def __init__(self) -> None:
         # Instead of that of the base class, which makes a condition.
@@ -34,27 +33,31 @@ class LightFuture(Future[T]):
         self._waiters: list[Any] = []  # of `concurrent.futures.wait`; used while the condition is held
         self._done_callbacks: list[Callable[[Future[T]], object]] = []
         self._unfinished = [True]  # taken out by whoever finishes it
-        self._made: threading.Condition | None = None
 
     @property
     def _condition(self) -> threading.Condition:
         """What the base class and `concurrent.futures.wait` hold while they look at the state, and wait on."""
-        with _making:
-            if self._made is None:
-                self._made = threading.Condition()
-            return self._made
+        made = self._made
+        # In one step, without a lock: a forked child would inherit that as it is at this moment.
+        return made if made is not None else self.__dict__.setdefault("_made", threading.Condition())
 
     @_condition.setter
     def _condition(self, condition: threading.Condition) -> None:
         self._made = condition
 
     def set_result(self, result: T) -> None:
-        self._take()
+        try:
+            self._unfinished.pop()
+        except IndexError:
+            raise InvalidStateError(f"{self._state}: {self!r}") from None
         self._result = result
         self._finish(FINISHED)
 
     def set_exception(self, exception: BaseException | None) -> None:
-        self._take()
+        try:
+            self._unfinished.pop()
+        except IndexError:
+            raise InvalidStateError(f"{self._state}: {self!r}") from None
         self._exception = exception
         self._finish(FINISHED)
 
@@ -65,13 +68,6 @@ class LightFuture(Future[T]):
             return self._state == CANCELLED
         self._finish(CANCELLED)
         return True
-
-    def _take(self) -> None:
-        """Be the one that finishes it."""
-        try:
-            self._unfinished.pop()
-        except IndexError:
-            raise InvalidStateError(f"{self._state}: {self!r}") from None
 
     def _finish(self, state: str) -> None:
         self._state = state
@@ -84,7 +80,14 @@ class LightFuture(Future[T]):
                     else:
                         waiter.add_exception(self)
                 self._made.notify_all()
-        self._call_back()
+        if self._done_callbacks:
+            self._call_back()
+
+    def renew(self) -> None:
+        """In a forked child: a thread of the parent may have been about to finish it, or hold its condition."""
+        self._made = threading.Condition()
+        if self._state == PENDING:
+            self._unfinished = [True]
 
     def _call_back(self) -> None:
         """Call what was to be called when it is done. Each is called once, whoever gets here."""
@@ -153,5 +156,8 @@ def done(value: Any = None) -> Future[Any]:
 
 def fail_inherited(future: Future[Any]) -> None:
     """Fail a future that a forked child inherited. A thread that exists only in the parent may hold its lock."""
-    future._condition = threading.Condition()
+    if isinstance(future, LightFuture):
+        future.renew()
+    else:
+        future._condition = threading.Condition()
     fail(future, CallCancelled("the process forked: what was under way was left to the parent"))

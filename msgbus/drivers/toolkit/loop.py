@@ -67,11 +67,14 @@ class Loop(Steps):
         self._context = Context()
         self._signals = HeldSignals(self._on_signal)
         self._turn = Turn()
+        self._may_be_driven = False
+        self._main_thread = threading.main_thread().ident
 
     def _forked(self) -> None:
         """In a forked child: all of it belongs to the parent, whose threads may hold the lock."""
         if self._thread is None:
             self._changing = threading.Lock()
+            self._main_thread = threading.main_thread().ident
             return
         _inherited.append((self._calls, self._last, self._timers))
         futures = [future for _, args in self._calls for future in map(_future_of, args) if future is not None]
@@ -87,7 +90,7 @@ class Loop(Steps):
     @property
     def is_here(self) -> bool:
         """Whether this thread drives the loop now."""
-        return self._turn.is_mine
+        return self._turn.owner == get_ident()
 
     @property
     def started(self) -> bool:
@@ -173,6 +176,7 @@ class Loop(Steps):
                     poller.close()
                 raise TransportUnavailable(descriptors.not_started(self._name, exc)) from exc
             self._thread = thread
+            self._may_be_driven = not self._keeps_thread and self._close_until is None
 
     def _wake_up(self, entry: Call | None = None) -> None:
         """Have the driving thread, or else the loop's own, do what there is to do.
@@ -214,6 +218,7 @@ class Loop(Steps):
         moment for a driver that is still closing.
         """
         with self._changing:
+            self._may_be_driven = False
             if self._close_until is None:
                 self._close_until = self.now() + CLOSE_TIMEOUT
             thread = self._thread
@@ -231,17 +236,14 @@ class Loop(Steps):
 
     # Waiting, and driving the loop meanwhile
 
-    @property
-    def _may_be_driven(self) -> bool:
-        """Whether other threads than the loop's own may drive."""
-        return not self._keeps_thread and self._thread is not None and self._close_until is None
-
     def keep_thread(self) -> None:
         """From now on the loop's own thread is the only one that drives. Any thread.
 
         For what must always run on the same thread, such as an event loop of asyncio.
         """
         self._keeps_thread = True
+        with self._changing:
+            self._may_be_driven = False
         if self._thread is not None:
             self._wake_up()
 
@@ -258,9 +260,9 @@ class Loop(Steps):
         Raises:
             BaseException: a handler of a signal has raised it.
         """
-        if not self._turn.is_free or not self._may_be_driven:
+        if not self._may_be_driven or not self._turn.is_free:
             return False
-        is_main = get_ident() == threading.main_thread().ident
+        is_main = get_ident() == self._main_thread
         if is_main:
             self._signals.hold()
         if not self._turn.take():
@@ -277,9 +279,9 @@ class Loop(Steps):
             BaseException: a handler of a signal has raised it that was put off.
         """
         if self.is_here:  # Otherwise another thread has taken over, because this one could not be woken.
-            self._context.run(self._write_gathered)
+            self._context.run(self._write_gathered, True)
             self._let_go()
-        if get_ident() == threading.main_thread().ident:
+        if get_ident() == self._main_thread:
             self._signals.release()
 
     def go_away(self) -> None:
@@ -302,11 +304,13 @@ class Loop(Steps):
         self._context.run(self._step, 0.0)
 
     def _let_go(self) -> None:
+        self._lingers = False
         self._fall_asleep()
         self._turn.release()
         # Checked after that: later calls wake the loop's own thread. (`awake` is not set: another thread may have taken
-        # the turn by now, and sleep.)
-        if self._calls or not self._may_be_driven:
+        # the turn by now, and sleep. If it is set and nobody has the turn, a thread that found the turn taken just
+        # before has set it, and has woken nobody who would do something.)
+        if self._calls or not self._may_be_driven or (self.awake and self._turn.is_free):
             self._turn.call_thread()
         else:
             self._turn.offer()
@@ -326,9 +330,14 @@ class Loop(Steps):
         """
         if ready.acquire(blocking=False):
             return
-        if self.is_here:
+        is_here = self.is_here
+        was_away = not is_here and self.come_back()
+        if (is_here or was_away) and not self._may_be_driven:
+            self.give_turn()  # The loop has to be driven by its own thread now.
+            self._follow(ready, until)
+        elif is_here:
             self._drive(ready, until)
-        elif self.come_back():
+        elif was_away:
             try:
                 self._drive(ready, until)
             finally:
@@ -359,7 +368,7 @@ class Loop(Steps):
         return future.done()
 
     def _drive(self, ready: threading.Lock, until: float) -> None:
-        is_main = get_ident() == threading.main_thread().ident
+        is_main = get_ident() == self._main_thread
         if is_main:
             self._signals.hold()  # They are not held yet if it is a handler of a signal that waits.
         while self.is_here:
@@ -412,7 +421,7 @@ class Loop(Steps):
                 return
             self._step(FOREVER)
             if self._turn.is_wanted and self._may_be_driven:
-                self._write_gathered()
+                self._write_gathered(True)
                 return
 
     def _on_lost(self, error: OSError) -> None:
@@ -423,8 +432,7 @@ class Loop(Steps):
         with self._changing:
             self.closed = True
         while self._calls:  # Calls that were made at the last moment.
-            func, args = self._calls.popleft()
-            self._guard(func, *args)
+            self._run_calls()
         with self._changing:
             if self._poller is not None:
                 self._poller.close()
@@ -435,7 +443,7 @@ class Loop(Steps):
         assert self._close_until is not None
         if self._calls or self._last:
             return False
-        watches = self._poller is not None and self._poller.is_watching
+        watches = self._poller is not None and bool(self._poller.functions)
         return not watches or self.now() >= self._close_until
 
 

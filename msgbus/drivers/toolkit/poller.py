@@ -18,6 +18,7 @@ class Poller:
     any more, and the poller only sleeps and is woken, so that calls and timers still run.
 
     Attributes:
+        functions: what to call for each watched descriptor.
         lost: the error that showed that its descriptors were closed, or None.
     """
 
@@ -28,7 +29,7 @@ class Poller:
             OSError: there are no descriptors left.
         """
         self.lost: OSError | None = None
-        self._functions: dict[int, Callable[[], None]] = {}
+        self.functions: dict[int, Callable[[], None]] = {}
         self._woken = threading.Event()
         self._epoll = select.epoll()
         try:
@@ -38,46 +39,39 @@ class Poller:
             self._epoll.close()
             raise
 
-    @property
-    def is_watching(self) -> bool:
-        """Whether anything is watched."""
-        return bool(self._functions)
-
     def watch(self, fd: int, func: Callable[[], None], write: bool) -> None:
         """See `Loop.watch`."""
         if self.lost is not None:
             return
         events = select.EPOLLIN | (select.EPOLLOUT if write else 0)
-        if fd in self._functions:
+        if fd in self.functions:
             self._epoll.modify(fd, events)
         else:
             self._epoll.register(fd, events)
-        self._functions[fd] = func
+        self.functions[fd] = func
 
     def unwatch(self, fd: int) -> None:
         """See `Loop.unwatch`."""
-        if self._functions.pop(fd, None) is not None and self.lost is None:
+        if self.functions.pop(fd, None) is not None and self.lost is None:
             self._epoll.unregister(fd)
 
-    def function(self, fd: int) -> Callable[[], None] | None:
-        """What to call for a descriptor that `sleep` returned, unless it is not watched any more."""
-        return self._functions.get(fd)
-
-    def sleep(self, timeout: float) -> list[int]:
+    def sleep(self, timeout: float) -> list[tuple[int, int]]:
         """Sleep until there is something to do, for at most so many seconds (-1: for as long as it takes).
 
         Returns:
-            the watched descriptors that can be read or written.
+            the watched descriptors that can be read or written, each with its events.
         """
         if self.lost is not None:
             self._woken.wait(None if timeout < 0 else timeout)
             self._woken.clear()
             return []
         try:
-            ready = [fd for fd, _ in self._epoll.poll(timeout)]
-            if self._wake in ready:
-                ready.remove(self._wake)
-                os.eventfd_read(self._wake)
+            ready = self._epoll.poll(timeout)
+            for entry in ready:
+                if entry[0] == self._wake:
+                    ready.remove(entry)
+                    os.eventfd_read(self._wake)
+                    break
         except OSError as exc:
             self.lost = exc
             return []
@@ -111,5 +105,5 @@ class Poller:
 
         To let go of a library's socket may be to close the parent's connection.
         """
-        _inherited.append(self._functions)
+        _inherited.append(self.functions)
         self.close()

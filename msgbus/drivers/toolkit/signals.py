@@ -44,6 +44,8 @@ class HeldSignals:
         self.pending: list[int] = []
         self._on_signal = on_signal
         self._handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
+        self._found: list[object] = []  # the handlers of all SIGNALS, when `hold` looked at them
+        self._numbers: list[int] = []  # those of them that have to be put off
         self._instead = self._note
         self._holds = False
 
@@ -57,11 +59,14 @@ class HeldSignals:
             return
         self._holds = True
         try:
-            for number in SIGNALS:
-                handler = _signal.getsignal(number)
-                if callable(handler) and handler is not self._instead:
-                    self._handlers[number] = handler
-                    _signal.signal(number, self._instead)
+            found = list(map(_signal.getsignal, SIGNALS))
+            if found != self._found:  # Otherwise they are as they were the last time, as for nearly every call.
+                pairs = zip(SIGNALS, found, strict=True)
+                to_replace = {n: handler for n, handler in pairs if callable(handler) and handler is not self._instead}
+                self._handlers.update(to_replace)
+                self._numbers, self._found = list(to_replace), found
+            for number in self._numbers:
+                _signal.signal(number, self._instead)
         except BaseException:
             self.release()
             raise

@@ -29,8 +29,9 @@ class Steps(ABC):
     """Calls, timers and descriptors, and the step that runs them. Which thread does the steps, `Loop` decides.
 
     Attributes:
-        before_sleep: called when all work is done, to write what has gathered; with True when lingering has brought no
-            work. It returns how many seconds the thread may wait for more: 0, ``LINGER`` or ``FOREVER``.
+        before_sleep: called when all work is done, to write what has gathered; with True when there is no more time for
+            that: lingering has brought no work, or the thread gives its turn back. It returns how many seconds the
+            thread may wait for more: 0, ``LINGER`` or ``FOREVER``.
         write_rest: called right before the thread sleeps, after `awake` was set to False: from then on other threads
             write themselves, so it writes what they have left to the loop until then. None if others never write.
         awake: `before_sleep` will be called before the thread sleeps.
@@ -108,7 +109,7 @@ class Steps(ABC):
         """
         poller = self._poller
         assert poller is not None
-        rest = self._write_gathered()
+        rest = self._write_gathered(False)
         if ready is not None and not ready.locked():
             return
         self._fall_asleep()
@@ -124,14 +125,19 @@ class Steps(ABC):
             if was_lost is None:
                 self._on_lost(poller.lost)
         self.awake = True
-        for fd in readable:
-            if (func := poller.function(fd)) is not None:
-                self._guard(func)
-        self._run_calls()
+        # Each `try` here is for one function, and costs nothing; a function for all of them would cost a call for each.
+        for fd, _ in readable:
+            if (func := poller.functions.get(fd)) is not None:  # Otherwise an earlier one has unwatched it.
+                try:
+                    func()
+                except BaseException:
+                    _log_fault()
+        if self._calls:
+            self._run_calls()
         if self._timers and self._timers[0][0] <= self.now():
             self._run_timers()
         if lingers and timeout and not readable:
-            self._guard(self.before_sleep, True)
+            self._write_gathered(True)
 
     def _run_calls(self) -> None:
         calls = self._calls
@@ -141,22 +147,37 @@ class Steps(ABC):
             self.batch += 1
             for _ in range(len(calls)):
                 func, args = calls.popleft()
-                self._guard(func, *args)
+                try:
+                    func(*args)
+                except BaseException:
+                    _log_fault()
 
-    def _write_gathered(self) -> float:
-        """Write what has gathered, and run the last calls. Returns what `before_sleep` does."""
-        rest = self._guard(self.before_sleep, False)
+    def _write_gathered(self, is_over: bool) -> float:
+        """Call `before_sleep`, and run the last calls. Returns what `before_sleep` does."""
+        try:
+            rest = self.before_sleep(is_over)
+        except BaseException:
+            _log_fault()
+            rest = 0.0
         last = self._last
         while last:
-            self._guard(*_flat(last.popleft()))  # No name of this function holds it while the thread sleeps.
+            call = last.popleft()
+            try:
+                call[0](*call[1])
+            except BaseException:
+                _log_fault()
+            del call  # It must not be kept while the thread sleeps.
         self._lingers = rest == LINGER
-        return 0.0 if rest is None else float(rest)
+        return rest
 
     def _fall_asleep(self) -> None:
         """From now on others write themselves, and wake whoever drives."""
         self.awake = False
         if self.write_rest is not None:
-            self._guard(self.write_rest)
+            try:
+                self.write_rest()
+            except BaseException:
+                _log_fault()
 
     def _timeout(self, longest: float, until: float) -> float:
         """Seconds to sleep: at most `longest`, not beyond `until` nor the next timer; -1 for no bound."""
@@ -171,16 +192,12 @@ class Steps(ABC):
         while self._timers and self._timers[0][0] <= now:
             with self._timers_lock:
                 _, _, func, args = heapq.heappop(self._timers)
-            self._guard(func, *args)
-
-    @staticmethod
-    def _guard(func: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return func(*args)
-        except BaseException:  # Without this thread nothing would be read, written or ended in time any more.
-            LOG.exception("the I/O thread goes on after an error that is a fault of msgbus")
-            return None
+            try:
+                func(*args)
+            except BaseException:
+                _log_fault()
 
 
-def _flat(call: Call) -> tuple[Any, ...]:
-    return (call[0], *call[1])
+def _log_fault() -> None:
+    """Go on after an exception: without this thread nothing would be read, written or ended in time any more."""
+    LOG.exception("the I/O thread goes on after an error that is a fault of msgbus")  # noqa: LOG004  # called in one

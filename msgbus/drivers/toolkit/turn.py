@@ -18,13 +18,13 @@ class Turn:
     thread. The latter stands by while others take turns, and checks every 5 ms whether they still do.
 
     Attributes:
-        is_mine: this thread has the turn, and is not away.
+        owner: the thread that has the turn, unless it is away.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # held while a thread has the turn; another thread may release it
-        self._owner: int | None = None
-        self._away = False  # the owner does something short, and will come back
+        self.owner: int | None = None
+        self._away: int | None = None  # a thread that has the turn, does something short, and will come back
         self._changing = threading.Lock()  # for an owner that comes back while its turn is taken away
         self._count = 0  # grows whenever a thread takes the turn, or comes back
         self._waiting: dict[int, threading.Lock] = {}  # by thread
@@ -32,10 +32,6 @@ class Turn:
         self._called.acquire()
         self._is_needed = False  # it was woken in order to take the turn
         self._sleeps = False  # it sleeps until it is woken
-
-    @property
-    def is_mine(self) -> bool:
-        return self._owner == get_ident() and not self._away
 
     @property
     def is_free(self) -> bool:
@@ -46,14 +42,14 @@ class Turn:
         """Take the turn, if it is free."""
         if not self._lock.acquire(blocking=False):
             return False
-        self._owner = get_ident()
+        self.owner = get_ident()
         self._is_needed = False
         self._count += 1
         return True
 
     def release(self) -> None:
         """Give the turn back."""
-        self._owner = None
+        self.owner = None
         self._lock.release()
         if self._sleeps:
             self._wake_thread()
@@ -61,35 +57,36 @@ class Turn:
     def end(self) -> None:
         """Take the turn from a thread that cannot be woken. It finds that out when it wakes by itself."""
         self._lock = threading.Lock()
-        self._owner = None
+        self.owner = None
 
     # An owner that is away
 
     def go_away(self) -> None:
         """Keep the turn while this thread does something short. Without the turn, this does nothing."""
-        if self._owner == get_ident():
-            self._away = True
+        me = get_ident()
+        if self.owner == me:
+            self._away, self.owner = me, None
             if self._sleeps:
                 self._wake_thread()
 
     def come_back(self) -> bool:
         """Return from `go_away`. False if the turn was taken away, or this thread never had it."""
-        if not self._away or self._owner != get_ident():
+        me = get_ident()
+        if self._away != me:
             return False
         with self._changing:
-            if self._owner != get_ident():
+            if self._away != me:
                 return False
-            self._away = False
+            self._away, self.owner = None, me
             self._count += 1
             return True
 
     def take_away(self) -> bool:
         """Take the turn from an owner that is away."""
         with self._changing:
-            if not self._away:
+            if self._away is None:
                 return False
-            self._away = False
-            self._owner = get_ident()
+            self._away, self.owner = None, get_ident()
             return True
 
     # Threads that want the turn
@@ -142,13 +139,13 @@ class Turn:
                     return False
             elif self._count != count:
                 checks = 0
-            elif self.is_free or self._away:
-                return self._away
+            elif self.is_free or self._away is not None:
+                return self._away is not None
             else:
                 checks += 1
             if checks >= CHECKS:
                 self._sleeps = True
-                if not self.is_free and not self._away:  # Checked after that: an owner that leaves later wakes it.
+                if not self.is_free and self._away is None:  # Checked after that: an owner that leaves later wakes it.
                     self._called.acquire()
                 self._sleeps = False
                 checks = 0

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from msgbus.drivers.toolkit.loop import FOREVER, Loop
+from msgbus.drivers.toolkit.loop import FOREVER, LINGER, Loop
 from tests.support import EVENT_TIMEOUT
 
 
@@ -147,6 +147,77 @@ def test_what_was_handed_over_is_done_if_the_caller_does_not_wait(loop: Loop) ->
     loop.call(done.set)
     loop.give_turn()
     assert done.wait(EVENT_TIMEOUT)
+
+
+def test_what_was_held_back_is_written_when_the_turn_is_given_back(loop: Loop) -> None:
+    """Nobody lingers for it any more: the loop's own thread may take milliseconds to drive."""
+    wait_until_driving(loop)
+    while not loop.take_turn():
+        pass
+    asked: list[bool] = []
+
+    def before_sleep(is_over: bool) -> float:
+        asked.append(is_over)
+        return FOREVER if is_over else LINGER
+
+    loop.before_sleep = before_sleep
+    loop.give_turn()
+    assert asked[0]
+
+
+def test_a_wake_up_while_the_turn_is_given_back_is_not_lost(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop's thread is called for what is handed over next, however long it would stand by otherwise."""
+    wait_until_driving(loop)
+    while not loop.take_turn():
+        pass
+    ready = threading.Lock()
+    ready.acquire()
+    woke: list[bool] = []
+
+    def write_rest() -> None:  # Runs when the thread no longer counts as awake, and still has the turn.
+        if not woke:
+            other = threading.Thread(target=loop.wake, args=(ready,))
+            other.start()
+            other.join()
+            woke.append(True)
+
+    loop.write_rest = write_rest
+    monkeypatch.setattr("msgbus.drivers.toolkit.turn.STAND_BY", 1000.0)
+    time.sleep(0.02)  # The loop's thread stands by with the new time, in all probability.
+    loop.give_turn()
+    assert woke
+    done = threading.Event()
+    loop.call(done.set)
+    assert done.wait(EVENT_TIMEOUT)
+
+
+def test_a_caller_gives_the_turn_back_if_the_loop_has_to_keep_its_thread(loop: Loop) -> None:
+    """An event loop of asyncio may begin while a caller drives: from then on only one thread does."""
+    wait_until_driving(loop)
+    while not loop.take_turn():
+        pass
+    try:
+        loop.keep_thread()
+        first, second = answered(loop, threading.get_ident), answered(loop, threading.get_ident)
+        assert loop.wait_for(first, loop.now() + EVENT_TIMEOUT)
+        assert loop.wait_for(second, loop.now() + EVENT_TIMEOUT)
+        assert not loop.is_here
+        assert second.result() != threading.get_ident()
+    finally:
+        loop.give_turn()
+
+
+def test_a_thread_that_is_away_gives_the_turn_back_if_the_loop_has_to_keep_its_thread(loop: Loop) -> None:
+    """Whether it waits for something meanwhile, or comes back."""
+    wait_until_driving(loop)
+    while not loop.take_turn():
+        pass
+    loop.keep_thread()
+    loop.go_away()
+    assert not loop.come_back()
+    found = answered(loop, threading.get_ident)
+    assert loop.wait_for(found, loop.now() + EVENT_TIMEOUT)
+    assert found.result() != threading.get_ident()
 
 
 def test_a_thread_that_is_away_comes_back(loop: Loop) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 from concurrent.futures import ALL_COMPLETED, Future, InvalidStateError, as_completed, wait
+from types import SimpleNamespace
 
 import pytest
 
@@ -176,3 +179,40 @@ def test_one_that_a_child_inherited() -> None:
     held = later(fail_inherited, future)
     held.join(EVENT_TIMEOUT)
     assert isinstance(future.exception(0), CallCancelled)
+
+
+def test_one_that_was_about_to_be_finished_at_the_fork() -> None:
+    """The parent's thread had decided to finish it, and is not there to do so: the child's copy fails."""
+    future = LightFuture[int]()
+    future._unfinished.pop()  # as that thread has done
+    fail_inherited(future)
+    assert isinstance(future.exception(0), CallCancelled)
+
+
+def test_a_fork_while_another_thread_begins_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child can wait for futures: no lock is held while the condition is made."""
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def slow() -> threading.Condition:
+        if not begun.is_set():
+            begun.set()
+            goes_on.wait(EVENT_TIMEOUT)
+        return threading.Condition()
+
+    monkeypatch.setattr("msgbus.drivers.toolkit.futures.threading", SimpleNamespace(Condition=slow))
+    future = LightFuture[int]()
+    waits = later(future.exception, EVENT_TIMEOUT)
+    assert begun.wait(EVENT_TIMEOUT)
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(int(EVENT_TIMEOUT))
+        try:
+            LightFuture[int]().exception(0)
+        except TimeoutError:
+            os._exit(0)
+        os._exit(1)
+    goes_on.set()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    future.set_result(1)
+    waits.join(EVENT_TIMEOUT)
