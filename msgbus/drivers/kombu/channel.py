@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
-from msgbus.drivers.kombu import frames
+from msgbus.drivers.base import Message
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.toolkit.session import Line
 from msgbus.exceptions import TransportUnavailable
@@ -46,6 +46,15 @@ class Wire(Protocol):
     def append(self, data: bytes) -> None:
         """Have `data` written by the next `flush`. The caller may hold a lock that orders it."""
 
+    def append_acknowledgement(self, data: bytes, unsettled: int, prefetch: int) -> None:
+        """As `append`, but if many more deliveries may come before it is written, it may wait a moment for others.
+
+        Args:
+            data: acknowledges one delivery.
+            unsettled: how many others of the same consumer are not settled.
+            prefetch: how many may be.
+        """
+
     def acknowledge_later(self, channel: int, tag: int) -> None:
         """Acknowledge all up to `tag` with the next write, or within a second. On the loop's thread."""
 
@@ -71,11 +80,11 @@ class Channel:
     def on_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
         """A method frame: its ids, and its arguments in ``buffer[at:end]``."""
 
-    def on_content(self, ids: bytes, method: Any, header: frames.ContentHeader, body: bytes) -> None:
-        """A whole message: of basic.deliver (a `frames.Deliver`) or basic.return (its text)."""
+    def on_delivery(self, tag: int, redelivered: bool, message: Message, count: int | None) -> None:
+        """A message was delivered; `count` is how often before, if RabbitMQ says that."""
 
-    def on_batch_end(self) -> None:
-        """All frames of one read have been passed on."""
+    def on_returned(self, message_id: str, why: str) -> None:
+        """A message that was published has come back: nobody is there to take it."""
 
     def on_down(self, error: TransportUnavailable) -> None:
         """The connection is lost."""

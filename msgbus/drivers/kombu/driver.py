@@ -20,7 +20,7 @@ from oslo_config import cfg
 
 from msgbus.drivers.base import Address, Capability, import_library
 from msgbus.drivers.toolkit.broker import BrokerDriver
-from msgbus.drivers.toolkit.loop import Loop
+from msgbus.drivers.toolkit.loop import FOREVER, LINGER, Loop
 from msgbus.drivers.toolkit.session import Line
 from msgbus.drivers.toolkit.tls import check_tls_files
 from msgbus.options import connection_opts, hosts_of, read_driver_options
@@ -153,11 +153,23 @@ class KombuDriver(BrokerDriver):
 
         super()._start_clean()
         self.sessions: tuple[KombuSession, ...] = ()
+        self._lingers = False
+        self.loop.before_sleep = self._before_sleep
         self.loop.write_rest = self._write
+
+    def _before_sleep(self, is_over: bool) -> float:
+        """See `Loop.before_sleep`. What may not wait is written by `_write` right after."""
+        rest = FOREVER
+        for session in self.sessions:
+            if session.unwritten and session.holds_back(is_over):
+                rest = LINGER
+        self._lingers = rest == LINGER
+        return rest
 
     def _write(self) -> None:
         for session in self.sessions:
-            if session.unwritten:
+            # A thread may have left something here since `_before_sleep`: unless the loop lingers, all is written.
+            if session.unwritten and (session.is_urgent or not self._lingers):
                 session.send_all()
 
     # Connecting

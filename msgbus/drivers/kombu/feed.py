@@ -43,8 +43,6 @@ class KombuFeed(Feed, Channel):
         self._lock = threading.Lock()
         self._alive = True
         self._unsettled: set[int] = set()
-        self._last_tag = 0
-        self._unacknowledged = 0  # of an inbox
 
     def start(self) -> None:
         """Declare and consume."""
@@ -65,7 +63,7 @@ class KombuFeed(Feed, Channel):
         # If RabbitMQ has not noticed that an older connection broke, that one still consumes, and would take messages
         # that are meant for this process alone. RabbitMQ serves the higher priority first: the newer connection's.
         priority = int(time.time()) - 1_700_000_000 if queue.own or self.source.address.kind == "server" else 0
-        parts.append(frames.basic_consume(channel, queue.name, "0", priority))
+        parts.append(frames.basic_consume(channel, queue.name, frames.CONSUMER_TAG, priority))
         return b"".join(parts)
 
     # Any thread
@@ -74,16 +72,17 @@ class KombuFeed(Feed, Channel):
         with self._lock:
             if not self._alive:
                 return False
-            if tag not in self._unsettled:
+            unsettled = self._unsettled
+            try:
+                unsettled.remove(tag)
+            except KeyError:
                 return True
-            self._unsettled.discard(tag)
-            frame = (
-                frames.basic_ack(self.number, tag)
-                if outcome is Outcome.ACCEPT
-                else frames.basic_reject(self.number, tag, outcome is Outcome.REQUEUE)
-            )
-            # Under the lock: on the next connection this tag would mean another message.
-            self._session.append(frame)
+            # Under the lock: on a closed channel RabbitMQ closes the connection over this.
+            if outcome is Outcome.ACCEPT:
+                frame = frames.basic_ack(self.number, tag)
+                self._session.append_acknowledgement(frame, len(unsettled), self.source.prefetch)
+            else:
+                self._session.append(frames.basic_reject(self.number, tag, outcome is Outcome.REQUEUE))
         self._session.flush()
         return True
 
@@ -97,26 +96,18 @@ class KombuFeed(Feed, Channel):
 
     # What RabbitMQ says: the loop's thread
 
-    def on_content(self, ids: bytes, method: frames.Deliver, header: frames.ContentHeader, body: bytes) -> None:
-        message = Message(body, header.content_type, header.message_id)
-        if self._is_inbox:
-            self._last_tag = method.tag
-            self._unacknowledged += 1
-        else:
-            self._unsettled.add(method.tag)
+    def on_delivery(self, tag: int, redelivered: bool, message: Message, count: int | None) -> None:
         # RabbitMQ leaves the count out at the first delivery.
-        attempts = (header.delivery_count or 0) if self._counts else None
-        self.source.deliver(self, method.tag, message, method.redelivered, attempts)
-
-    def on_batch_end(self) -> None:
-        if not self._last_tag or not self._alive:
+        attempts = (count or 0) if self._counts else None
+        if not self._is_inbox:
+            self._unsettled.add(tag)
+            self.source.deliver(self, tag, message, redelivered, attempts)
             return
-        if self._unacknowledged < ACK_AT_ONCE:
-            self._session.acknowledge_later(self.number, self._last_tag)
-        else:
-            self._session.write(frames.basic_ack(self.number, self._last_tag, multiple=True))
-            self._unacknowledged = 0
-        self._last_tag = 0
+        self.source.deliver(self, tag, message, redelivered, attempts)
+        if self._alive:
+            self._session.acknowledge_later(self.number, tag)
+            if tag % ACK_AT_ONCE == 0:  # The tags of a channel are 1, 2, 3 and so on.
+                self._session.write(b"")
 
     def on_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
         if ids == frames.BASIC_CONSUME_OK:
@@ -162,7 +153,7 @@ class KombuFeed(Feed, Channel):
     # The end
 
     def cancel(self) -> None:
-        self._session.write(frames.basic_cancel(self.number, "0"))
+        self._session.write(frames.basic_cancel(self.number, frames.CONSUMER_TAG))
 
     def close(self) -> None:
         """Delete a private queue, and close the channel: RabbitMQ requeues what was not settled."""

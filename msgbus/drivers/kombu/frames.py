@@ -8,6 +8,7 @@ specification (sections 2.3 and 4.2) and of RabbitMQ's extensions (confirm.selec
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from amqp.serialization import dumps, loads
@@ -20,6 +21,11 @@ OVERHEAD = 8
 frame_head = struct.Struct("!BHI").unpack_from
 _pack_head = struct.Struct("!BHI").pack
 _pack_content = struct.Struct("!BHIHHQ").pack
+_pack_tag = struct.Struct("!BHI4sQBB").pack
+_read_tag = struct.Struct("!QB").unpack_from
+_read_content = struct.Struct("!BHI4xQHB").unpack_from
+_CONTENT_SIZE = 22
+"""Bytes of a header frame up to the length of the first property."""
 read_u64 = struct.Struct("!Q").unpack_from
 _read_u16 = struct.Struct("!H").unpack_from
 
@@ -39,6 +45,11 @@ BASIC_CANCEL, BASIC_CANCEL_OK = _ids(60, 30), _ids(60, 31)
 BASIC_PUBLISH, BASIC_RETURN, BASIC_DELIVER = _ids(60, 40), _ids(60, 50), _ids(60, 60)
 BASIC_ACK, BASIC_REJECT, BASIC_NACK = _ids(60, 80), _ids(60, 90), _ids(60, 120)
 CONFIRM_SELECT, CONFIRM_SELECT_OK = _ids(85, 10), _ids(85, 11)
+
+CONSUMER_TAG = "0"
+"""Each consumer has a channel of its own, so all can have the same tag."""
+DELIVERY = BASIC_DELIVER + b"\x010"
+"""How the payload of a delivery to a consumer of ours begins."""
 
 _FRAME_END = bytes((END,))
 heartbeat = _pack_head(HEARTBEAT, 0, 0) + _FRAME_END
@@ -102,11 +113,11 @@ def confirm_select(channel: int) -> bytes:
 
 
 def basic_ack(channel: int, tag: int, multiple: bool = False) -> bytes:
-    return b"%b%b%b%c\xce" % (_pack_head(METHOD, channel, 13), BASIC_ACK, tag.to_bytes(8, "big"), multiple)
+    return _pack_tag(METHOD, channel, 13, BASIC_ACK, tag, multiple, END)
 
 
 def basic_reject(channel: int, tag: int, requeue: bool) -> bytes:
-    return b"%b%b%b%c\xce" % (_pack_head(METHOD, channel, 13), BASIC_REJECT, tag.to_bytes(8, "big"), requeue)
+    return _pack_tag(METHOD, channel, 13, BASIC_REJECT, tag, requeue, END)
 
 
 def publish_prefix(channel: int, exchange: str, key: str, mandatory: bool) -> bytes:
@@ -117,39 +128,91 @@ def publish_prefix(channel: int, exchange: str, key: str, mandatory: bool) -> by
 # Bits of the flags that say which properties a content header has, in the order of the properties.
 _CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS, _DELIVERY_MODE = 1 << 15, 1 << 14, 1 << 13, 1 << 12
 _PRIORITY, _CORRELATION_ID, _REPLY_TO, _EXPIRATION, _MESSAGE_ID = 1 << 11, 1 << 10, 1 << 9, 1 << 8, 1 << 7
+_OURS = _CONTENT_TYPE | _CONTENT_ENCODING | _DELIVERY_MODE | _MESSAGE_ID
+"""The properties that each message of ours has; it may have `_EXPIRATION` too."""
+_BEFORE_ID = _OURS | _HEADERS | _PRIORITY | _CORRELATION_ID | _REPLY_TO | 1
+"""All flags on which it depends where those of our properties are, but for `_EXPIRATION`. (1: there are more flags.)"""
 
 
-def content(
-    channel: int, body: bytes, content_type: bytes, message_id: bytes, ttl_ms: int | None, durable: bool, frame_max: int
+@lru_cache(1000)
+def _first_properties(content_type: str, durable: bool, expires: bool) -> bytes:
+    """The flags and the properties before the expiration: the same for nearly all messages."""
+    flags = _OURS | (_EXPIRATION if expires else 0)
+    kind = content_type.encode()
+    return b"%b%c%b\x05utf-8%c" % (flags.to_bytes(2, "big"), len(kind), kind, 2 if durable else 1)
+
+
+def publish(
+    prefix: bytes,
+    channel: int,
+    body: bytes,
+    content_type: str,
+    message_id: str,
+    ttl_ms: int | None,
+    durable: bool,
+    frame_max: int,
 ) -> bytes:
-    """The header frame and the body frames of a message."""
-    flags = _CONTENT_TYPE | _CONTENT_ENCODING | _DELIVERY_MODE | _MESSAGE_ID
-    expiration = b""
-    if ttl_ms is not None:
-        flags |= _EXPIRATION
+    """All frames of a message; `prefix` is the first of them, of `publish_prefix`."""
+    name = message_id.encode()
+    if ttl_ms is None:
+        properties = b"%b%c%b" % (_first_properties(content_type, durable, False), len(name), name)
+    else:
         digits = b"%d" % ttl_ms
-        expiration = b"%c%b" % (len(digits), digits)
-    properties = b"%b%c%b\x05utf-8%c%b%c%b" % (
-        flags.to_bytes(2, "big"),
-        len(content_type),
-        content_type,
-        2 if durable else 1,
-        expiration,
-        len(message_id),
-        message_id,
-    )
+        first = _first_properties(content_type, durable, True)
+        properties = b"%b%c%b%c%b" % (first, len(digits), digits, len(name), name)
     size = len(body)
     head = _pack_content(HEADER, channel, 12 + len(properties), 60, 0, size)
-    if not size:
-        return b"%b%b\xce" % (head, properties)  # An empty body has no frame: RabbitMQ closes the connection over one.
-    if size <= frame_max - OVERHEAD:
-        return b"%b%b\xce%b%b\xce" % (head, properties, _pack_head(BODY, channel, size), body)
-    parts = [head, properties, _FRAME_END]
+    if 0 < size <= frame_max - OVERHEAD:
+        return b"%b%b%b\xce%b%b\xce" % (prefix, head, properties, _pack_head(BODY, channel, size), body)
+    # An empty body has no frame: RabbitMQ closes the connection over one.
+    parts = [prefix, head, properties, _FRAME_END]
     step = frame_max - OVERHEAD
     for start in range(0, size, step):
         part = body[start : start + step]
         parts += (_pack_head(BODY, channel, len(part)), part, _FRAME_END)
     return b"".join(parts)
+
+
+def read_delivery(buffer: bytes, channel: int, start: int, end: int) -> tuple[int, bool, bytes, str, str, int] | None:
+    """Read a whole delivery at once, if all its frames are in the buffer and it has the properties of our messages.
+
+    So it is for nearly all messages, and this costs a third of what reading frame by frame does.
+
+    Args:
+        buffer: has a basic.deliver to a consumer of ours, see `DELIVERY`.
+        channel: its channel.
+        start: where the frame of the basic.deliver begins.
+        end: where its end byte is.
+
+    Returns:
+        delivery tag, whether it is redelivered, body, content type, message id, and where the next frame begins; or
+        None, where it has to be read frame by frame.
+
+    Raises:
+        IndexError, ValueError, struct.error: it is malformed.
+    """
+    at, available = end + 1, len(buffer)
+    if available - at < _CONTENT_SIZE:
+        return None
+    kind, number, length, size, flags, of_type = _read_content(buffer, at)
+    header_end = at + 7 + length
+    body_at = header_end + OVERHEAD
+    body_end = body_at + size
+    if kind != HEADER or number != channel or flags & _BEFORE_ID != _OURS or not size or body_end >= available:
+        return None
+    if frame_head(buffer, header_end + 1) != (BODY, channel, size):
+        return None
+    if buffer[header_end] != END or buffer[body_end] != END:
+        raise ValueError("no frame end")
+    tag, redelivered = _read_tag(buffer, start + 13)
+    at += _CONTENT_SIZE
+    kind_end = at + of_type
+    at_id = kind_end + 2 + buffer[kind_end]  # after the encoding and the delivery mode
+    if flags & _EXPIRATION:
+        at_id += 1 + buffer[at_id]
+    content_type = buffer[at:kind_end].decode("utf-8", "replace")
+    message_id = buffer[at_id + 1 : at_id + 1 + buffer[at_id]].decode("utf-8", "replace")
+    return tag, redelivered != 0, buffer[body_at:body_end], content_type, message_id, body_end + 1
 
 
 class Deliver(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -86,11 +86,12 @@ class Publisher(Channel):
         ttl = outgoing.expires - now
         if not self._in_flight:
             self._progress = now
-        data = prefix + frames.content(
+        data = frames.publish(
+            prefix,
             self.number,
             message.body,
-            message.content_type.encode(),
-            message.id.encode(),
+            message.content_type,
+            message.id,
             None if not ttl < MAX_TTL else max(1, int(ttl * 1000)),
             message.durable,
             session.frame_max,
@@ -150,7 +151,7 @@ class Publisher(Channel):
         pop = self._in_flight.pop
         if not multiple:
             found = pop(tag, None)
-            confirmed = [] if found is None else [found]
+            confirmed: Sequence[Outgoing] = () if found is None else (found,)
             if tag == self._lowest:
                 self._lowest += 1
         else:
@@ -170,10 +171,8 @@ class Publisher(Channel):
         if self._renewing:
             self._close_when_empty()
 
-    def on_content(self, ids: bytes, method: Any, header: frames.ContentHeader, body: bytes) -> None:
-        # RabbitMQ returns a message right before it confirms it.
-        code, text = method
-        self._returned[header.message_id] = f"{code} {text}"
+    def on_returned(self, message_id: str, why: str) -> None:
+        self._returned[message_id] = why  # RabbitMQ returns a message right before it confirms it.
 
     def _on_closed(self, code: int, text: str) -> None:
         """Only this channel is lost. The outcome of most messages in flight on it is unknown."""

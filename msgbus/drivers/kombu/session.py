@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, Protocol
 
-from msgbus.drivers.base import Address, QueueInfo
+from msgbus.drivers.base import Address, Message, QueueInfo
 from msgbus.drivers.kombu import frames
 from msgbus.drivers.kombu.channel import Channel
 from msgbus.drivers.kombu.feed import KombuFeed
@@ -26,7 +26,7 @@ from msgbus.drivers.kombu.questions import Inspections, Question
 from msgbus.drivers.kombu.topology import Route, Topology
 from msgbus.drivers.toolkit.connecting import peer_of
 from msgbus.drivers.toolkit.consuming import Source
-from msgbus.drivers.toolkit.loop import Loop
+from msgbus.drivers.toolkit.loop import LINGER, Loop
 from msgbus.drivers.toolkit.sending import Offer, OnDeclared, Outgoing, Sender
 from msgbus.drivers.toolkit.session import Line, Session
 from msgbus.exceptions import TransportUnavailable
@@ -42,6 +42,8 @@ MAX_CHANNELS = 2000
 """The most channels of one connection; RabbitMQ's limit is 2047 by default."""
 TICK = 1.0
 """Seconds between two checks of heartbeats, and of missing answers."""
+NOT_DELIVERED = "a message could not be delivered"
+"""For the log: an error over one message must not cost the connection, and everything else on it."""
 BIND_INTERVAL = 10.0
 """Seconds after which queues are bound again: somebody may have deleted a binding or an exchange."""
 
@@ -70,14 +72,14 @@ class Owner(Protocol):
 
 
 class _Content:
-    """A message whose frames are still coming in."""
+    """A message whose frames are still coming in: that of a basic.deliver, or of a basic.return for a reason."""
 
-    __slots__ = ("channel", "header", "ids", "method", "missing", "parts")
+    __slots__ = ("channel", "deliver", "header", "missing", "parts", "why_returned")
 
-    def __init__(self, channel: Channel, ids: bytes, method: Any) -> None:
+    def __init__(self, channel: Channel, deliver: frames.Deliver | None, why_returned: str) -> None:
         self.channel = channel
-        self.ids = ids
-        self.method = method
+        self.deliver = deliver
+        self.why_returned = why_returned
         self.header: frames.ContentHeader | None = None
         self.missing = 0
         self.parts: list[bytes] = []
@@ -88,6 +90,7 @@ class KombuSession(Session):
 
     Attributes:
         unwritten: appended data that is still to be written.
+        is_urgent: some of it may not wait for more.
     """
 
     def __init__(self, driver: Owner, line: Line, connection: Connection) -> None:
@@ -104,15 +107,14 @@ class KombuSession(Session):
         self._fd = sock.fileno()
         self._heartbeat = float(connection.heartbeat or 0)
         self.unwritten: list[bytes] = []
-        self._acknowledged: dict[
-            int, int
-        ] = {}  # by channel, the last tag of which RabbitMQ is told with the next write
+        self.is_urgent = False
+        self._linger_until = 0.0
+        self._acknowledged: dict[int, int] = {}  # by channel, the last tag to acknowledge with the next write
         self._unsent = b""
         self._writing = threading.Lock()
         self._buffer = b""
         self._channels: dict[int, Channel] = {}
         self._contents: dict[int, _Content] = {}
-        self._touched: dict[Channel, None] = {}
         self._next_channel = 1
         self._last_read = self._last_write = self._bound_at = self.loop.now()
         self._inspections = Inspections(self)
@@ -193,11 +195,33 @@ class KombuSession(Session):
     # Writing
 
     def write(self, data: bytes) -> None:
-        self.unwritten.append(data)
+        self.append(data)
         self.flush()
 
     def append(self, data: bytes) -> None:
         self.unwritten.append(data)
+        self.is_urgent = True  # Set after that: whoever writes in between takes the data along, and all is written.
+
+    def append_acknowledgement(self, data: bytes, unsettled: int, prefetch: int) -> None:
+        self.unwritten.append(data)
+        # What is unwritten is unsettled for RabbitMQ, whichever consumer it belongs to.
+        if 2 * (unsettled + len(self.unwritten)) >= prefetch:
+            self.is_urgent = True
+
+    def holds_back(self, is_over: bool) -> bool:
+        """Whether what has gathered may wait for more, for up to ``LINGER``: it is acknowledgements alone.
+
+        On the loop's thread, before it sleeps. With `is_over` it has lingered already.
+        """
+        if is_over or self.is_urgent or self._unsent:
+            self.is_urgent = True
+            return False
+        now = self.loop.now()
+        if not self._linger_until:
+            self._linger_until = now + LINGER
+        elif now >= self._linger_until:
+            self.is_urgent = True
+        return not self.is_urgent
 
     def acknowledge_later(self, channel: int, tag: int) -> None:
         """Acknowledge all up to `tag` with what is written next, or within ``TICK``. On the loop's thread."""
@@ -229,7 +253,10 @@ class KombuSession(Session):
             try:
                 if self._unsent or self._socket is None:
                     return  # The socket takes no more at present; the loop goes on when it does.
-                self._add_acknowledgements()
+                self.is_urgent = False
+                self._linger_until = 0.0
+                if self._acknowledged:
+                    self._add_acknowledgements()
                 count = len(out)
                 data = out[0] if count == 1 else b"".join(out[:count])
                 del out[:count]
@@ -304,9 +331,6 @@ class KombuSession(Session):
             self._feed(data)
         except (struct.error, IndexError, ValueError, TypeError) as exc:
             raise ConnectionError(f"a malformed frame: {exc!r}") from exc
-        for channel in self._touched:
-            channel.on_batch_end()
-        self._touched.clear()
 
     def _feed(self, data: bytes) -> None:
         buffer = self._buffer + data if self._buffer else data
@@ -320,10 +344,22 @@ class KombuSession(Session):
                 break
             if buffer[end] != frames.END:
                 raise ValueError("no frame end")
-            self._on_frame(kind, number, buffer, at + 7, end)
+            whole = None
+            if kind == frames.METHOD and buffer[at + 7 : at + 13] == frames.DELIVERY:
+                whole = frames.read_delivery(buffer, number, at, end)
+            if whole is None:
+                self._on_frame(kind, number, buffer, at + 7, end)
+                at = end + 1
+            else:
+                tag, redelivered, body, content_type, message_id, at = whole
+                channel = self._channels.get(number)
+                if channel is not None:  # Otherwise it was under way when the channel was closed.
+                    try:
+                        channel.on_delivery(tag, redelivered, Message(body, content_type, message_id), None)
+                    except Exception:
+                        LOG.exception(NOT_DELIVERED)
             if self._socket is None:
                 return
-            at = end + 1
         self._buffer = buffer[at:]
 
     def _on_frame(self, kind: int, number: int, buffer: bytes, at: int, end: int) -> None:
@@ -336,9 +372,10 @@ class KombuSession(Session):
             if channel is None:
                 return  # A frame that was under way when the channel was closed.
             if ids == frames.BASIC_DELIVER:
-                self._contents[number] = _Content(channel, ids, frames.read_deliver(buffer, at + 4))
+                self._contents[number] = _Content(channel, frames.read_deliver(buffer, at + 4), "")
             elif ids == frames.BASIC_RETURN:
-                self._contents[number] = _Content(channel, ids, frames.read_close(buffer, at + 4, end))
+                code, text = frames.read_close(buffer, at + 4, end)
+                self._contents[number] = _Content(channel, None, f"{code} {text}")
             else:
                 channel.on_method(ids, buffer, at + 4, end)
         elif kind in (frames.HEADER, frames.BODY):
@@ -357,14 +394,15 @@ class KombuSession(Session):
             content.missing -= end - at
         if content.missing <= 0 and content.header is not None:
             del self._contents[number]
-            parts = content.parts
-            self._touched[content.channel] = None
-            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            header, deliver = content.header, content.deliver
             try:
-                content.channel.on_content(content.ids, content.method, content.header, body)
+                if deliver is None:
+                    content.channel.on_returned(header.message_id, content.why_returned)
+                else:
+                    message = Message(b"".join(content.parts), header.content_type, header.message_id)
+                    content.channel.on_delivery(deliver.tag, deliver.redelivered, message, header.delivery_count)
             except Exception:
-                # An error over one message must not cost the connection, and everything else on it.
-                LOG.exception("a message could not be delivered")
+                LOG.exception(NOT_DELIVERED)
 
     def _on_connection_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
         if ids == frames.CONNECTION_CLOSE:

@@ -45,7 +45,12 @@ class Incoming(Delivery):
     def __init__(
         self, feed: Feed, tag: Any, message: Message, redelivered: bool, attempts: int | None, address: Address
     ) -> None:
-        super().__init__(address, message, redelivered, attempts)
+        # As `Delivery.__init__` does, without calling it: this is done for each message.
+        self.address = address
+        self.message = message
+        self.redelivered = redelivered
+        self.attempts = attempts
+        self.arrived = Loop.now()
         self._feed = feed
         self._tag = tag
         self._counts: bool | None = None  # What the first call has returned.

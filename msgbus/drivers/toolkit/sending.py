@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from enum import Enum, auto
 from functools import partial
 from typing import Protocol
 
 from msgbus.drivers.base import Address, Message, Sent
-from msgbus.drivers.toolkit.futures import LightFuture, fail, finish
+from msgbus.drivers.toolkit.futures import LightFuture, fail
 from msgbus.drivers.toolkit.loop import FOREVER, Loop
 from msgbus.exceptions import (
     MessageDeliveryFailure,
@@ -158,8 +158,11 @@ class Outgoing:
         Args:
             outcome: how many subscribers it reached, if the broker says.
         """
-        self._sender.remove(self)
-        finish(self.sent, outcome)
+        self._sender._unfinished.pop(self, None)
+        try:
+            self.sent.set_result(outcome)
+        except InvalidStateError:
+            pass  # Its time has ended.
 
     def undeliverable(self, why: str) -> None:
         """Nobody subscribes to its address, and nothing is stored for it. Only for a `mandatory` message.

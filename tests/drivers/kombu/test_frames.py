@@ -186,8 +186,8 @@ def read_by_py_amqp(data: bytes) -> tuple[str, str, bool, Any]:
 def test_publish_is_read_by_py_amqp(size: int, ttl: int | None, durable: bool) -> None:
     """A message that we publish, of whatever size, has for py-amqp the body and properties that it was given."""
     body = bytes(itertools.islice(itertools.cycle(range(256)), size))
-    data = frames.publish_prefix(CHANNEL, "exchange", MAX_SHORT, True)
-    data += frames.content(CHANNEL, body, b"application/json", b"id" * 16, ttl, durable, FRAME_MAX)
+    prefix = frames.publish_prefix(CHANNEL, "exchange", MAX_SHORT, True)
+    data = frames.publish(prefix, CHANNEL, body, "application/json", "id" * 16, ttl, durable, FRAME_MAX)
     exchange, key, mandatory, message = read_by_py_amqp(data)
     assert (exchange, key, mandatory) == ("exchange", MAX_SHORT, True)
     assert message.ready
@@ -206,7 +206,7 @@ def test_publish_is_read_by_py_amqp(size: int, ttl: int | None, durable: bool) -
 @pytest.mark.parametrize("size", [0, 1, FRAME_MAX - 8, FRAME_MAX - 7, 5 * FRAME_MAX])
 def test_no_frame_is_larger_than_was_agreed(size: int) -> None:
     """Bodies are split so that no frame, with its head and end, is larger than frame_max; none is empty."""
-    data = frames.content(CHANNEL, bytes(size), b"application/json", b"id", 5, True, FRAME_MAX)
+    data = frames.publish(b"", CHANNEL, bytes(size), "application/json", "id", 5, True, FRAME_MAX)
     for kind, _, payload in split(data):
         assert 0 < len(payload) <= FRAME_MAX - frames.OVERHEAD
         assert kind in (frames.HEADER, frames.BODY)
@@ -224,8 +224,8 @@ def test_publish_is_written_as_py_amqp_writes_it(size: int, reference: Reference
     }
     message = Message(bytes(size), **properties)
     reference.channel.send_method(spec.Basic.Publish, "Bssbb", (0, "x", "k", True, False), message)
-    ours = frames.publish_prefix(CHANNEL, "x", "k", True)
-    ours += frames.content(CHANNEL, bytes(size), b"application/json", b"id", 60000, True, FRAME_MAX)
+    prefix = frames.publish_prefix(CHANNEL, "x", "k", True)
+    ours = frames.publish(prefix, CHANNEL, bytes(size), "application/json", "id", 60000, True, FRAME_MAX)
     assert ours == reference.take()
 
 
@@ -318,6 +318,55 @@ def test_deliver(consumer: str, tag: int, redelivered: bool) -> None:
     """basic.deliver is read as py-amqp writes it."""
     arguments = dumps("sLbss", (consumer, tag, redelivered, "exchange", "key"))
     assert frames.read_deliver(b"head" + arguments, 4) == frames.Deliver(consumer.encode(), tag, redelivered)
+
+
+def delivery(properties: dict[str, Any], body: bytes, *, redelivered: bool = False) -> bytes:
+    """The frames of a delivery to a consumer of ours, as RabbitMQ writes them."""
+    arguments = dumps("sLbss", (frames.CONSUMER_TAG, 2**40, redelivered, "exchange", "key"))
+    parts = [(frames.METHOD, frames.BASIC_DELIVER + arguments), (frames.HEADER, header(properties, len(body)))]
+    parts += [(frames.BODY, body)] if body else []
+    return b"".join(struct.pack("!BHI", kind, CHANNEL, len(part)) + part + b"\xce" for kind, part in parts)
+
+
+def read_whole(buffer: bytes, start: int) -> Any:
+    """What `read_delivery` makes of a delivery in a buffer."""
+    (size,) = struct.unpack_from("!I", buffer, start + 3)
+    assert buffer[start + 7 : start + 13] == frames.DELIVERY
+    return frames.read_delivery(buffer, CHANNEL, start, start + 7 + size)
+
+
+def test_whole_deliveries_with_every_set_of_properties() -> None:
+    """One is read at once if it has the properties of our messages; others are left to be read frame by frame."""
+    names = list(PROPERTIES)
+    ours = {"content_type", "content_encoding", "delivery_mode", "message_id"}
+    for count in range(len(names) + 1):
+        for chosen in itertools.combinations(names[:9], min(count, 9)):
+            for more in ((), tuple(names[9:])):
+                has = {*chosen, *more}
+                data = b"before" + delivery({name: PROPERTIES[name] for name in has}, b"body", redelivered=True)
+                found = read_whole(data + b"\x08", 6)
+                if has - {"expiration", *names[9:]} == ours:
+                    assert found == (2**40, True, b"body", "application/msgpack", "the id", len(data))
+                else:
+                    assert found is None
+
+
+def test_a_delivery_that_is_not_all_there_is_not_read_at_once() -> None:
+    """Wherever it is cut off; nor is one without a body, or in two parts."""
+    properties = {
+        name: PROPERTIES[name] for name in ("content_type", "content_encoding", "delivery_mode", "message_id")
+    }
+    data = delivery(properties, b"body")
+    (size,) = struct.unpack_from("!I", data, 3)
+    assert read_whole(data, 0) == (2**40, False, b"body", "application/msgpack", "the id", len(data))
+    for end in range(size + 8, len(data)):
+        assert read_whole(data[:end], 0) is None
+    assert read_whole(delivery(properties, b"") + bytes(100), 0) is None
+    body_at = data.index(b"body")
+    first = data[: body_at - 4] + b"\0\0\0\x02bo\xce"
+    assert read_whole(first + b"\x03\0\x07\0\0\0\x02dy\xce", 0) is None
+    with pytest.raises(ValueError, match="no frame end"):
+        read_whole(data[:-1] + b"x", 0)
 
 
 @pytest.mark.parametrize(("messages", "consumers"), [(0, 0), (2**32 - 1, 1), (5, 2**32 - 1)])

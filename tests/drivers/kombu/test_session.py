@@ -1,17 +1,24 @@
-"""The connections of the kombu driver come back, whenever they break."""
+"""The connections of the kombu driver: how they come back, and what they read and write."""
 
 from __future__ import annotations
 
 import socket
 import struct
 from collections.abc import Iterator
+from concurrent.futures import Future
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from msgbus.conformance.waiting import until
-from tests.support import new_transport
+from msgbus.drivers.base import Address
+from msgbus.drivers.kombu import frames
+from msgbus.drivers.kombu.feed import KombuFeed
+from msgbus.drivers.kombu.session import KombuSession
+from msgbus.drivers.toolkit.consuming import Outcome
+from msgbus.drivers.toolkit.loop import FOREVER, LINGER, Loop
+from tests.support import EVENT_TIMEOUT, new_transport
 
 
 class Peer:
@@ -74,3 +81,207 @@ def test_connection_that_breaks_while_it_comes_back_comes_back(peer: Peer, monke
     finally:
         transport.cleanup()
     assert not line.up
+
+
+class Still:
+    """A session to a peer, which goes on only when the test lets it: the test has the loop's turn."""
+
+    def __init__(self, peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.transport = new_transport("rabbit://h")
+        driver: Any = self.transport.driver
+        monkeypatch.setattr(driver, "dial", peer.connect)
+        driver.consuming.connector.open()
+        until(lambda: driver.consuming.up, "a connection")
+        self.loop = driver.loop
+        self.session: KombuSession = driver.consuming.session
+        self._socket = peer.accepted[0]
+        self._socket.setblocking(False)
+        self.delivered: list[tuple[int, Any]] = []
+        until(self.take_turn, "the turn")
+
+    def take_turn(self) -> bool:
+        """Take the loop's turn; its own thread gives it to a thread that waits."""
+        soon: Future[None] = Future()
+        self.loop.call_later(0.01, soon.set_result, None)
+        assert self.loop.wait_for(soon, self.loop.now() + EVENT_TIMEOUT)
+        return bool(self.loop.take_turn())
+
+    def close(self) -> None:
+        self.loop.give_turn()
+        self.transport.cleanup()
+
+    def feed(self, prefetch: int) -> KombuFeed:
+        """A feed on a channel of its own, which counts as open."""
+        source = SimpleNamespace(prefetch=prefetch, address=Address("topic", "t", "t"), deliver=self._deliver)
+        queue = SimpleNamespace(is_quorum=False, own=False, name="q")
+        feed = KombuFeed(self.session, cast("Any", source), cast("Any", queue))
+        self.session.add(feed)
+        return feed
+
+    def _deliver(self, feed: KombuFeed, tag: int, message: Any, *_: object) -> None:
+        self.delivered.append((tag, message))
+
+    def read(self, feed: KombuFeed, *tags: int) -> None:
+        """Have the session read deliveries."""
+        self.session._feed(b"".join(delivery(feed.number, tag) for tag in tags))
+
+    def written(self) -> list[tuple[bytes, int]]:
+        """Ids and delivery tag of what has reached the peer since the last time."""
+        found = []
+        try:
+            data = self._socket.recv(1 << 16)
+        except BlockingIOError:
+            return []
+        while data:
+            _, _, size = struct.unpack_from("!BHI", data)
+            payload, data = data[7 : 7 + size], data[8 + size :]
+            found.append((payload[:4], int.from_bytes(payload[4:12], "big")))
+        return found
+
+
+def delivery(channel: int, tag: int, body: bytes = b"body", frame_max: int = 131072) -> bytes:
+    """The frames of a delivery."""
+    arguments = b"\x010" + tag.to_bytes(8, "big") + b"\0\0\0"
+    method = frames.method(channel, frames.BASIC_DELIVER, arguments)
+    return frames.publish(method, channel, body, "application/json", f"id{tag}", 1000, True, frame_max)
+
+
+@pytest.fixture
+def still(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Still]:
+    """A session that does nothing by itself."""
+    still = Still(peer, monkeypatch)
+    yield still
+    still.close()
+
+
+def test_deliveries_are_read_however_they_are_cut(still: Still) -> None:
+    """In one read or many, with one body frame or several, or none: each message comes once, whole and in order."""
+    feed = still.feed(100)
+    bodies = [b"a", b"", b"b" * 5000, b"\xce" * 50, b"c"]
+    data = b"".join(delivery(feed.number, n, body, 1000) for n, body in enumerate(bodies))
+    for step in (1, 7, 22, 1000, len(data)):
+        for at in range(0, len(data), step):
+            still.session._feed(data[at : at + step])
+        found = [(tag, message.body, message.id, message.content_type) for tag, message in still.delivered]
+        assert found == [(n, body, f"id{n}", "application/json") for n, body in enumerate(bodies)]
+        still.delivered.clear()
+
+
+def test_deliveries_of_a_closed_channel_are_skipped(still: Still) -> None:
+    """They were under way when it was closed, and the next frames are read."""
+    closed, open_ = still.feed(100), still.feed(100)
+    still.session.remove_channel(closed)
+    still.session._feed(delivery(closed.number, 1) + delivery(closed.number, 2, b"") + delivery(open_.number, 3))
+    assert [tag for tag, _ in still.delivered] == [3]
+
+
+def test_messages_of_an_inbox_are_acknowledged_in_order(still: Still) -> None:
+    """Also while the socket takes nothing: RabbitMQ closes the channel over a tag that was acknowledged before."""
+    feed = still.feed(0)
+    still.session._unsent = b"something"  # as when the socket is full
+    still.read(feed, *range(1, 65))
+    still.session.send_all()
+    still.read(feed, 65, 66)
+    still.session._unsent = b""
+    still.session.send_all()
+    tags = [tag for ids, tag in still.written() if ids == frames.BASIC_ACK]
+    assert tags[-1] >= 64
+    assert tags == sorted(set(tags))
+
+
+def test_acknowledgements_of_an_inbox_wait_for_other_data(still: Still) -> None:
+    """64 at the most; then they are written by themselves."""
+    feed = still.feed(0)
+    still.read(feed, *range(1, 64))
+    still.loop.step()
+    assert still.written() == []
+    still.read(feed, 64)
+    still.loop.step()
+    assert still.written() == [(frames.BASIC_ACK, 64)]
+    still.read(feed, 65)
+    still.session.write(frames.method(9, frames.CHANNEL_OPEN, bytes(8)))
+    still.loop.step()
+    assert still.written() == [(frames.BASIC_ACK, 65), (frames.CHANNEL_OPEN, 0)]
+
+
+ACK = frames.BASIC_ACK
+
+
+@pytest.mark.parametrize(
+    ("prefetch", "delivered", "accepted", "waits"),
+    [(1, 1, 1, False), (2, 1, 1, False), (3, 1, 1, True), (10, 4, 4, True), (10, 5, 1, False), (10, 5, 5, False)],
+)
+def test_acknowledgements_that_are_not_urgent_wait_a_moment(
+    still: Still, monkeypatch: pytest.MonkeyPatch, prefetch: int, delivered: int, accepted: int, waits: bool
+) -> None:
+    """While RabbitMQ knows of fewer than half the prefetch as unsettled; and then for LINGER, not longer."""
+    monkeypatch.setattr(Loop, "now", staticmethod(lambda: 1000.0))
+    feed = still.feed(prefetch)
+    tags = range(1, delivered + 1)
+    still.read(feed, *tags)
+    for tag in tags[:accepted]:
+        assert feed.settle(tag, Outcome.ACCEPT)
+    acknowledgements = [(ACK, tag) for tag in tags[:accepted]]
+    assert still.session.loop.before_sleep(False) == (LINGER if waits else FOREVER)
+    still.loop.write_rest()
+    assert still.written() == ([] if waits else acknowledgements)
+    monkeypatch.setattr(Loop, "now", staticmethod(lambda: 1000.0 + LINGER))
+    assert still.session.loop.before_sleep(False) == FOREVER
+    still.loop.write_rest()
+    assert still.written() == (acknowledgements if waits else [])
+
+
+def test_acknowledgements_do_not_wait_where_the_thread_gives_the_turn_back(still: Still) -> None:
+    """Nor where it has lingered: nobody would write them soon."""
+    feed = still.feed(10)
+    still.read(feed, 1)
+    assert feed.settle(1, Outcome.ACCEPT)
+    assert still.written() == []
+    still.loop.give_turn()
+    assert still.written() == [(ACK, 1)]
+    until(still.take_turn, "the turn")
+
+
+def test_acknowledgements_do_not_wait_while_the_loop_sleeps(still: Still) -> None:
+    """The thread that accepts writes them itself."""
+    feed = still.feed(10)
+    still.read(feed, 1)
+    still.loop.awake = False
+    assert feed.settle(1, Outcome.ACCEPT)
+    still.loop.awake = True
+    assert still.written() == [(ACK, 1)]
+
+
+@pytest.mark.parametrize("end", ["reject", "cancel", "close"])
+def test_acknowledgements_go_with_other_data(still: Still, end: str) -> None:
+    """What gives messages back to other servers is written at once, and acknowledgements before it."""
+    feed = still.feed(10)
+    still.read(feed, 1, 2)
+    assert feed.settle(1, Outcome.ACCEPT)
+    if end == "reject":
+        feed.settle(2, Outcome.REQUEUE)
+    elif end == "cancel":
+        feed.cancel()
+    else:
+        feed.close()
+    assert still.loop.before_sleep(False) == FOREVER
+    still.loop.write_rest()
+    last = {"reject": frames.BASIC_REJECT, "cancel": frames.BASIC_CANCEL, "close": frames.CHANNEL_CLOSE}[end]
+    assert [ids for ids, _ in still.written()] == [ACK, last]
+    assert feed.settle(2, Outcome.ACCEPT) is (end != "close")
+
+
+def test_what_another_thread_leaves_while_the_loop_lingers_is_written(still: Still) -> None:
+    """It is not an acknowledgement, and comes when the loop has decided to wait for more."""
+    feed = still.feed(10)
+    still.read(feed, 1)
+    feed.settle(1, Outcome.ACCEPT)
+    assert still.loop.before_sleep(False) == LINGER
+    still.session.write(frames.method(9, frames.CHANNEL_OPEN, bytes(8)))
+    still.loop.write_rest()
+    assert still.written() == [(ACK, 1), (frames.CHANNEL_OPEN, 0)]
+    still.read(feed, 2)
+    assert still.loop.before_sleep(False) == FOREVER
+    feed.settle(2, Outcome.ACCEPT)  # as on another thread: nobody would look at it for long
+    still.loop.write_rest()
+    assert still.written() == [(ACK, 2)]
