@@ -161,7 +161,7 @@ class KombuDriver(BrokerDriver):
         """See `Loop.before_sleep`. What may not wait is written by `_write` right after."""
         rest = FOREVER
         for session in self.sessions:
-            if session.unwritten and session.holds_back(is_over):
+            if session.unwritten and not session.is_urgent and session.holds_back(is_over):
                 rest = LINGER
         self._lingers = rest == LINGER
         return rest

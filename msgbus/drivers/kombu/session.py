@@ -209,19 +209,18 @@ class KombuSession(Session):
             self.is_urgent = True
 
     def holds_back(self, is_over: bool) -> bool:
-        """Whether what has gathered may wait for more, for up to ``LINGER``: it is acknowledgements alone.
+        """Whether the acknowledgements that have gathered, where that is all, may wait for more, up to ``LINGER``.
 
         On the loop's thread, before it sleeps. With `is_over` it has lingered already.
         """
-        if is_over or self.is_urgent or self._unsent:
-            self.is_urgent = True
-            return False
-        now = self.loop.now()
-        if not self._linger_until:
-            self._linger_until = now + LINGER
-        elif now >= self._linger_until:
-            self.is_urgent = True
-        return not self.is_urgent
+        if not is_over and not self._unsent:
+            now = self.loop.now()
+            if not self._linger_until:
+                self._linger_until = now + LINGER
+            if now < self._linger_until:
+                return True
+        self.is_urgent = True
+        return False
 
     def acknowledge_later(self, channel: int, tag: int) -> None:
         """Acknowledge all up to `tag` with what is written next, or within ``TICK``. On the loop's thread."""

@@ -278,10 +278,11 @@ class Loop(Steps):
         Raises:
             BaseException: a handler of a signal has raised it that was put off.
         """
-        if self.is_here:  # Otherwise another thread has taken over, because this one could not be woken.
+        me = get_ident()
+        if self._turn.owner == me:  # Otherwise another thread has taken over, because this one could not be woken.
             self._context.run(self._write_gathered, True)
             self._let_go()
-        if get_ident() == self._main_thread:
+        if me == self._main_thread:
             self._signals.release()
 
     def go_away(self) -> None:
@@ -330,8 +331,8 @@ class Loop(Steps):
         """
         if ready.acquire(blocking=False):
             return
-        is_here = self.is_here
-        was_away = not is_here and self.come_back()
+        is_here = self._turn.owner == get_ident()
+        was_away = not is_here and self._turn.come_back()
         if (is_here or was_away) and not self._may_be_driven:
             self.give_turn()  # The loop has to be driven by its own thread now.
             self._follow(ready, until)
@@ -368,10 +369,11 @@ class Loop(Steps):
         return future.done()
 
     def _drive(self, ready: threading.Lock, until: float) -> None:
-        is_main = get_ident() == self._main_thread
-        if is_main:
-            self._signals.hold()  # They are not held yet if it is a handler of a signal that waits.
-        while self.is_here:
+        me = get_ident()
+        is_main = me == self._main_thread
+        if is_main and not self._signals.holds:  # As when it is a handler of a signal that waits.
+            self._signals.hold()
+        while self._turn.owner == me:  # Another turn, of nobody, in a child that was forked meanwhile.
             self._context.run(self._step, until, ready)
             if ready.acquire(blocking=False) or self.now() >= until or not self._may_be_driven:
                 return

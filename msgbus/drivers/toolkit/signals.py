@@ -36,6 +36,7 @@ class HeldSignals:
     work, that would leave a frame half read.
 
     Attributes:
+        holds: signals are put off.
         pending: the numbers of the signals that came meanwhile.
     """
 
@@ -47,7 +48,7 @@ class HeldSignals:
         self._found: list[object] = []  # the handlers of all SIGNALS, when `hold` looked at them
         self._numbers: list[int] = []  # those of them that have to be put off
         self._instead = self._note
-        self._holds = False
+        self.holds = False
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.pending.append(number)
@@ -55,9 +56,9 @@ class HeldSignals:
 
     def hold(self) -> None:
         """Put off signals from now on. Earlier ones are handled now; if a handler raises, nothing is held."""
-        if self._holds:
+        if self.holds:
             return
-        self._holds = True
+        self.holds = True
         try:
             found = list(map(_signal.getsignal, SIGNALS))
             if found != self._found:  # Otherwise they are as they were the last time, as for nearly every call.
@@ -73,7 +74,7 @@ class HeldSignals:
 
     def release(self) -> None:
         """Run the handlers that were put off, and put off no more. An exception of a handler is raised."""
-        self._holds = False
+        self.holds = False
         try:
             for number, handler in self._handlers.items():
                 if _signal.getsignal(number) is self._instead:

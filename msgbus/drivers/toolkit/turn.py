@@ -26,7 +26,7 @@ class Turn:
         self.owner: int | None = None
         self._away: int | None = None  # a thread that has the turn, does something short, and will come back
         self._changing = threading.Lock()  # for an owner that comes back while its turn is taken away
-        self._count = 0  # grows whenever a thread takes the turn, or comes back
+        self._count = 0  # grows whenever a thread takes the turn, goes away or comes back
         self._waiting: dict[int, threading.Lock] = {}  # by thread
         self._called = threading.Lock()  # released to wake the loop's own thread
         self._called.acquire()
@@ -66,6 +66,7 @@ class Turn:
         me = get_ident()
         if self.owner == me:
             self._away, self.owner = me, None
+            self._count += 1  # It has been away for no time yet.
             if self._sleeps:
                 self._wake_thread()
 

@@ -11,10 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from typing import Any
 
 import pytest
 
 from msgbus.drivers.toolkit.loop import FOREVER, LINGER, Loop
+from msgbus.drivers.toolkit.turn import Turn
 from tests.support import EVENT_TIMEOUT
 
 
@@ -251,6 +253,29 @@ def test_a_thread_that_is_away_for_long_is_replaced(loop: Loop) -> None:
     assert loop.wait_for(answered(loop), loop.now() + EVENT_TIMEOUT)
 
 
+def test_a_thread_that_has_only_just_gone_is_not_replaced() -> None:
+    """It has driven, perhaps asleep, nearly until the loop's thread looked: its time begins when it goes."""
+    turn = Turn()
+    assert turn.take()
+
+    class Looks:
+        """Stands for the lock on which the loop's thread stands by: nobody wakes it."""
+
+        times = 0
+
+        def acquire(self, timeout: float = 0.0) -> bool:
+            self.times += 1
+            if self.times == 3:
+                turn.go_away()
+            return False
+
+    looks: Any = Looks()
+    turn._called = looks
+    assert turn.stand_by()
+    assert looks.times == 4
+    assert turn.take_away()
+
+
 def test_a_thread_that_is_away_may_wait(loop: Loop) -> None:
     """A handler's own call: it drives for that, and is away again afterwards."""
     wait_until_driving(loop)
@@ -340,6 +365,37 @@ def test_fork_while_a_caller_drives() -> None:
     loop.call(future.set_result, None)
     waits.join(EVENT_TIMEOUT)
     assert future.done()
+    loop.close()
+
+
+def test_fork_in_a_function_that_a_caller_drives() -> None:
+    """The caller has the turn in the parent alone; in the child it waits as if it had just begun to."""
+    loop = Loop("test-loop")
+    wait_until_driving(loop)
+    here = threading.get_ident()
+    never: Future[object] = Future()
+    forked: list[int] = []
+
+    def fork() -> None:
+        if threading.get_ident() == here:
+            forked.append(os.fork())
+        else:
+            loop.call_later(0.01, fork)
+
+    parent = os.getpid()
+    loop.call_later(0.01, fork)
+    end = loop.now() + EVENT_TIMEOUT
+    try:
+        while not forked and loop.now() < end:
+            loop.wait_for(never, loop.now() + 0.1)
+        if os.getpid() != parent:
+            works = loop.wait_for(answered(loop), loop.now() + EVENT_TIMEOUT)
+            os._exit(0 if works else 1)
+    finally:
+        if os.getpid() != parent:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(forked[0], 0)[1]) == 0
+    assert loop.wait_for(answered(loop), loop.now() + EVENT_TIMEOUT)
     loop.close()
 
 
