@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
-from concurrent.futures._base import CANCELLED, FINISHED, PENDING
+from concurrent.futures._base import CANCELLED, FINISHED, PENDING, RUNNING
 from typing import Any, TypeVar
 
 from msgbus.exceptions import CallCancelled
@@ -14,6 +14,8 @@ from msgbus.foreign import get_logger
 LOG = get_logger(__name__)
 
 T = TypeVar("T")
+
+UNDONE = (PENDING, RUNNING)
 
 
 class LightFuture(Future[T]):
@@ -62,6 +64,8 @@ class LightFuture(Future[T]):
         self._finish(FINISHED)
 
     def cancel(self) -> bool:
+        if self._state == RUNNING:
+            return False
         try:
             self._unfinished.pop()
         except IndexError:
@@ -86,7 +90,7 @@ class LightFuture(Future[T]):
     def renew(self) -> None:
         """In a forked child: a thread of the parent may have been about to finish it, or hold its condition."""
         self._made = threading.Condition()
-        if self._state == PENDING:
+        if not self.done():
             self._unfinished = [True]
 
     def _call_back(self) -> None:
@@ -104,11 +108,11 @@ class LightFuture(Future[T]):
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         self._done_callbacks.append(fn)
-        if self._state != PENDING:
+        if self.done():
             self._call_back()
 
     def done(self) -> bool:
-        return self._state != PENDING
+        return self._state not in UNDONE
 
     def result(self, timeout: float | None = None) -> T:
         if self._state != FINISHED:

@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import pytest
 
 from msgbus.drivers.toolkit.loop import FOREVER, LINGER, Loop
+from msgbus.drivers.toolkit.signals import HeldSignals
 from msgbus.drivers.toolkit.turn import Turn
 from tests.support import EVENT_TIMEOUT
 
@@ -466,3 +468,28 @@ def test_handlers_are_as_before_after_a_wait(loop: Loop) -> None:
     before = signal.getsignal(signal.SIGINT)
     wait_until_driving(loop)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_handlers_that_are_replaced_between_two_waits() -> None:
+    """The new one is called, and a signal without one is left alone."""
+    ran: list[str] = []
+    held = HeldSignals(lambda: ran.append("put off"))
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        for name in ("first", "first again", "second"):
+            if name != "first again":
+                signal.signal(signal.SIGUSR1, partial(lambda name, *_: ran.append(name), name))
+            handler = signal.getsignal(signal.SIGUSR1)
+            held.hold()
+            signal.raise_signal(signal.SIGUSR1)
+            assert ran == ["put off"]
+            held.release()
+            assert ran == ["put off", name.removesuffix(" again")]
+            assert signal.getsignal(signal.SIGUSR1) is handler
+            ran.clear()
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        held.hold()
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+        held.release()
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -155,6 +155,20 @@ def test_waiting_for_several() -> None:
     assert set(as_completed([first, second, plain], EVENT_TIMEOUT)) == {first, second, plain}
 
 
+def test_one_that_is_running_is_not_done() -> None:
+    """What finishes it may mark it so, as an executor does: then it cannot be cancelled any more."""
+    future = LightFuture[int]()
+    done: list[int] = []
+    assert future.set_running_or_notify_cancel()
+    assert future.running()
+    assert not future.done()
+    assert not future.cancel()
+    future.add_done_callback(lambda each: done.append(each.result()))
+    assert done == []
+    future.set_result(1)
+    assert (done, future.done()) == ([1], True)
+
+
 def test_asyncio_can_wait_for_it() -> None:
     """`asyncio.wrap_future` knows it; a cancelled task cancels it."""
 
