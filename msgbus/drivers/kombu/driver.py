@@ -153,7 +153,6 @@ class KombuDriver(BrokerDriver):
 
         super()._start_clean()
         self.sessions: tuple[KombuSession, ...] = ()
-        self._lingers = False
         self.loop.before_sleep = self._before_sleep
         self.loop.write_rest = self._write
 
@@ -163,13 +162,12 @@ class KombuDriver(BrokerDriver):
         for session in self.sessions:
             if session.unwritten and not session.is_urgent and session.holds_back(is_over):
                 rest = LINGER
-        self._lingers = rest == LINGER
         return rest
 
     def _write(self) -> None:
         for session in self.sessions:
             # A thread may have left something here since `_before_sleep`: unless the loop lingers, all is written.
-            if session.unwritten and (session.is_urgent or not self._lingers):
+            if session.unwritten and (session.is_urgent or not self.loop.lingers):
                 session.send_all()
 
     # Connecting

@@ -144,7 +144,7 @@ class Loop(Steps):
     def call_lazily(self, func: Callable[..., Any], *args: Any) -> None:
         """As `call`, a millisecond later if that saves waking the thread. It does not start the thread."""
         self._calls.append((func, args))
-        if not self.awake and not self._lingers:
+        if not self.awake and not self.lingers:
             self._wake_up()
 
     def call_later(self, delay: float, func: Callable[..., Any], *args: Any) -> None:
@@ -280,7 +280,7 @@ class Loop(Steps):
         """
         me = get_ident()
         if self._turn.owner == me:  # Otherwise another thread has taken over, because this one could not be woken.
-            self._context.run(self._write_gathered, True)
+            self._context.run(self._write_gathered, False)
             self._let_go()
         if me == self._main_thread:
             self._signals.release()
@@ -305,7 +305,7 @@ class Loop(Steps):
         self._context.run(self._step, 0.0)
 
     def _let_go(self) -> None:
-        self._lingers = False
+        self.lingers = False
         self._fall_asleep()
         self._turn.release()
         # Checked after that: later calls wake the loop's own thread. (`awake` is not set: another thread may have taken
@@ -423,7 +423,7 @@ class Loop(Steps):
                 return
             self._step(FOREVER)
             if self._turn.is_wanted and self._may_be_driven:
-                self._write_gathered(True)
+                self._write_gathered(False)
                 return
 
     def _on_lost(self, error: OSError) -> None:

@@ -29,11 +29,12 @@ class Steps(ABC):
     """Calls, timers and descriptors, and the step that runs them. Which thread does the steps, `Loop` decides.
 
     Attributes:
-        before_sleep: called when all work is done, to write what has gathered; with True when there is no more time for
-            that: lingering has brought no work, or the thread gives its turn back. It returns how many seconds the
-            thread may wait for more: 0, ``LINGER`` or ``FOREVER``.
+        before_sleep: called when all work is done, to write what has gathered; with True when lingering has brought no
+            work. It returns how many seconds the thread may wait for more: 0, ``LINGER`` or ``FOREVER``.
         write_rest: called right before the thread sleeps, after `awake` was set to False: from then on other threads
             write themselves, so it writes what they have left to the loop until then. None if others never write.
+        lingers: the thread is about to wait for ``LINGER`` only, as `before_sleep` has asked for: not if it gives
+            its turn back.
         awake: `before_sleep` will be called before the thread sleeps.
         batch: the number of the batch of calls that is run. All its calls were made before the batch began.
     """
@@ -56,7 +57,7 @@ class Steps(ABC):
         self._timers: list[tuple[float, int, Callable[..., Any], tuple[Any, ...]]] = []
         self._order = itertools.count()
         self._timers_lock = threading.Lock()
-        self._lingers = False
+        self.lingers = False
 
     @property
     @abstractmethod
@@ -116,7 +117,7 @@ class Steps(ABC):
         # Checked after that: later calls, and whoever releases `ready` later, wake the thread.
         is_due = self._calls or not rest or (ready is not None and not ready.locked())
         timeout = 0.0 if is_due else self._timeout(rest, until)
-        lingers = self._lingers
+        lingers = self.lingers
         was_lost = poller.lost
         readable = poller.sleep(timeout)
         if poller.lost is not None:
@@ -167,7 +168,7 @@ class Steps(ABC):
             except BaseException:
                 _log_fault()
             del call  # It must not be kept while the thread sleeps.
-        self._lingers = rest == LINGER
+        self.lingers = rest == LINGER
         return rest
 
     def _fall_asleep(self) -> None:

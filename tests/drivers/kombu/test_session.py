@@ -106,6 +106,10 @@ class Still:
         assert self.loop.wait_for(soon, self.loop.now() + EVENT_TIMEOUT)
         return bool(self.loop.take_turn())
 
+    def before_sleep(self) -> float:
+        """What the loop does before its thread sleeps: how long it may sleep."""
+        return float(self.loop._write_gathered(False))
+
     def close(self) -> None:
         self.loop.give_turn()
         self.transport.cleanup()
@@ -222,11 +226,11 @@ def test_acknowledgements_that_are_not_urgent_wait_a_moment(
     for tag in tags[:accepted]:
         assert feed.settle(tag, Outcome.ACCEPT)
     acknowledgements = [(ACK, tag) for tag in tags[:accepted]]
-    assert still.session.loop.before_sleep(False) == (LINGER if waits else FOREVER)
+    assert still.before_sleep() == (LINGER if waits else FOREVER)
     still.loop.write_rest()
     assert still.written() == ([] if waits else acknowledgements)
     monkeypatch.setattr(Loop, "now", staticmethod(lambda: 1000.0 + LINGER))
-    assert still.session.loop.before_sleep(False) == FOREVER
+    assert still.before_sleep() == FOREVER
     still.loop.write_rest()
     assert still.written() == (acknowledgements if waits else [])
 
@@ -264,7 +268,7 @@ def test_acknowledgements_go_with_other_data(still: Still, end: str) -> None:
         feed.cancel()
     else:
         feed.close()
-    assert still.loop.before_sleep(False) == FOREVER
+    assert still.before_sleep() == FOREVER
     still.loop.write_rest()
     last = {"reject": frames.BASIC_REJECT, "cancel": frames.BASIC_CANCEL, "close": frames.CHANNEL_CLOSE}[end]
     assert [ids for ids, _ in still.written()] == [ACK, last]
@@ -276,12 +280,12 @@ def test_what_another_thread_leaves_while_the_loop_lingers_is_written(still: Sti
     feed = still.feed(10)
     still.read(feed, 1)
     feed.settle(1, Outcome.ACCEPT)
-    assert still.loop.before_sleep(False) == LINGER
+    assert still.before_sleep() == LINGER
     still.session.write(frames.method(9, frames.CHANNEL_OPEN, bytes(8)))
     still.loop.write_rest()
     assert still.written() == [(ACK, 1), (frames.CHANNEL_OPEN, 0)]
     still.read(feed, 2)
-    assert still.loop.before_sleep(False) == FOREVER
+    assert still.before_sleep() == FOREVER
     feed.settle(2, Outcome.ACCEPT)  # as on another thread: nobody would look at it for long
     still.loop.write_rest()
     assert still.written() == [(ACK, 2)]

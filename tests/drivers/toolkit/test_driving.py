@@ -153,20 +153,17 @@ def test_what_was_handed_over_is_done_if_the_caller_does_not_wait(loop: Loop) ->
     assert done.wait(EVENT_TIMEOUT)
 
 
-def test_what_was_held_back_is_written_when_the_turn_is_given_back(loop: Loop) -> None:
-    """Nobody lingers for it any more: the loop's own thread may take milliseconds to drive."""
+def test_nobody_lingers_when_the_turn_is_given_back(loop: Loop) -> None:
+    """What a driver would hold back for a moment is written: the loop's own thread may drive milliseconds later."""
     wait_until_driving(loop)
     while not loop.take_turn():
         pass
-    asked: list[bool] = []
-
-    def before_sleep(is_over: bool) -> float:
-        asked.append(is_over)
-        return FOREVER if is_over else LINGER
-
-    loop.before_sleep = before_sleep
+    lingers: list[bool] = []
+    loop.before_sleep = lambda is_over: FOREVER if is_over else LINGER
+    loop.write_rest = lambda: lingers.append(loop.lingers)
+    loop.step()
     loop.give_turn()
-    assert asked[0]
+    assert lingers[:2] == [True, False]
 
 
 def test_a_wake_up_while_the_turn_is_given_back_is_not_lost(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
