@@ -59,7 +59,7 @@ class Executed:
     def drives(self) -> bool:
         """Whether a worker drives the loop, and sleeps. Else the loop's own thread is asked to let it."""
         workers = [worker.thread.ident for worker in self.executor._workers]
-        if self.loop._turn._owner in workers and not self.loop.awake:
+        if self.loop._turn.owner in workers and not self.loop.awake:
             return True
         self.loop.call(lambda: None)
         return False
@@ -176,7 +176,7 @@ def test_a_thread_that_gives_the_turn_back_leaves_the_next_one_to_be_woken(loop:
                 self.append((found.__bool__, ()))
                 found = True
                 second.start()
-                until(lambda: loop._turn._owner == second.ident and not loop.awake and not len(self), "it sleeps", 10)
+                until(lambda: loop._turn.owner == second.ident and not loop.awake and not len(self), "it sleeps", 10)
                 second_sleeps.set()
             return found
 
@@ -225,7 +225,7 @@ def test_the_loop_closes_while_an_idle_worker_drives_it() -> None:
 def test_the_loop_is_kept_to_its_thread_while_an_idle_worker_drives_it(loop: Held, executed: Executed) -> None:
     """After `keep_thread` everything runs on the loop's own thread."""
     loop.keep_thread()
-    until(lambda: loop._turn._owner == loop._thread.ident, "the loop's own thread drives", EVENT_TIMEOUT)  # type: ignore[union-attr]
+    until(lambda: loop._turn.owner == loop._thread.ident, "the loop's own thread drives", EVENT_TIMEOUT)  # type: ignore[union-attr]
     names: list[str] = []
     loop.call(lambda: names.append(threading.current_thread().name))
     until(lambda: names, "it runs calls", EVENT_TIMEOUT)
@@ -363,7 +363,7 @@ class Service:
 
         def is_here() -> bool:
             self.executor._average = SHORT / 100
-            return bool(self.client.call({}, "quick") == self.transport.loop._turn._owner)
+            return bool(self.client.call({}, "quick") == self.transport.loop._turn.owner)
 
         until(is_here, "a worker runs what it has read", EVENT_TIMEOUT)
 

@@ -65,7 +65,8 @@ class Turn:
         """Keep the turn while this thread does something short. Without the turn, this does nothing."""
         me = get_ident()
         if self.owner == me:
-            self._away, self.owner = me, None
+            self.owner = None
+            self._away = me  # Last: from now on it can be taken away.
             self._count += 1  # It has been away for no time yet.
             if self._sleeps:
                 self._wake_thread()
