@@ -1,4 +1,7 @@
-"""Starts the servers of ``msgbus demo``: as processes, or in this one if the message system is in its memory."""
+"""Starts servers for a command that needs some of its own, such as ``msgbus demo``, and stops them at its end.
+
+They are processes, or in this one if the message system is in its memory.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,54 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgbus.cli.connecting import load_configuration
-from msgbus.cli.demo_service import SERVER_NAME, Process, Service
+from msgbus.cli.own_process import SERVER_NAME
+from msgbus.cli.progress import progress
+from msgbus.drivers.registry import load_driver_class
+
+if TYPE_CHECKING:
+    from msgbus.url import TransportURL
 
 DRAIN = 10.0
 """Seconds that a server may take to stop."""
+EXPIRES = 60
+"""Seconds after which a message system removes queues that nobody uses, if it can."""
+TEMPORARY = {
+    "queue_expires": str(EXPIRES),
+    "server_expires": str(EXPIRES),
+    "keep_server_queues": "false",
+    "keep_topic_queues": "false",
+}
+"""Options of drivers by which unused queues are removed. A driver has those of them that its message system can do."""
+
+
+def temporary_options(url: TransportURL) -> dict[str, str]:
+    """The options of `TEMPORARY` that the driver has.
+
+    Raises:
+        DriverLoadFailure: the driver is unknown, or cannot be imported.
+    """
+    _group, options = load_driver_class(url.transport).options()
+    known = {option.dest for option in options}
+    return {name: value for name, value in TEMPORARY.items() if name in known}
+
+
+def what_is_left(topic: str, options: dict[str, str]) -> str:
+    """What the message system keeps of a topic after the end, where it stores messages.
+
+    Args:
+        topic: the command's own.
+        options: what `temporary_options` returned.
+    """
+    if "queue_expires" in options:
+        return f"The message system removes the topic's queues when nobody has used them for {EXPIRES} seconds."
+    if "keep_topic_queues" in options:
+        return ""
+    return f"The message system may keep the queues of the topic {topic}: remove them by hand."
 
 
 class Plan(NamedTuple):
@@ -26,6 +68,9 @@ class Plan(NamedTuple):
         exchange: None for the default one.
         topic: that they serve.
         log_level: what they log to stderr; None for the default.
+        service: makes the endpoint of a server in this process, from the server's name.
+        process: the class of the endpoint of a server that is a process, instantiated without arguments. It calls
+            `msgbus.cli.own_process.end_with_command`.
     """
 
     url: str
@@ -33,6 +78,8 @@ class Plan(NamedTuple):
     exchange: str | None
     topic: str
     log_level: str | None
+    service: Callable[[str], object]
+    process: type
 
 
 class Running(NamedTuple):
@@ -41,10 +88,12 @@ class Running(NamedTuple):
     Attributes:
         pid: of its process.
         stop: lets it finish what it runs, returns when it has ended, and says whether that went well. Idempotent.
+        exit_code: of its process, if that has ended: None while it runs, and negative after a signal.
     """
 
     pid: int
     stop: Callable[[], bool]
+    exit_code: Callable[[], int | None]
 
 
 Start = Callable[[Plan, Sequence[str], ExitStack], dict[str, Running]]
@@ -68,7 +117,7 @@ def _start_here(plan: Plan, name: str, cleanup: ExitStack) -> Running:
     transport = get_rpc_transport(load_configuration(plan.config_files), plan.url)
     cleanup.callback(transport.cleanup)
     target = Target(exchange=plan.exchange, topic=plan.topic, server=name)
-    server = get_rpc_server(transport, target, [Service(name)])
+    server = get_rpc_server(transport, target, [plan.service(name)])
     server.start()
 
     def stop() -> bool:
@@ -76,7 +125,7 @@ def _start_here(plan: Plan, name: str, cleanup: ExitStack) -> Running:
         return server.wait(DRAIN) == 0
 
     cleanup.callback(stop)
-    return Running(os.getpid(), stop)
+    return Running(os.getpid(), stop, lambda: None)
 
 
 def start_processes(plan: Plan, names: Sequence[str], cleanup: ExitStack) -> dict[str, Running]:
@@ -86,11 +135,13 @@ def start_processes(plan: Plan, names: Sequence[str], cleanup: ExitStack) -> dic
         RuntimeError: a server ended before it was ready; it has printed the reason on stderr.
     """
     started = {name: _start_process(plan, name, cleanup) for name in names}
-    return {name: Running(_wait_until_ready(process, name), stop) for name, (process, stop) in started.items()}
+    return {
+        name: Running(_wait_until_ready(process, name), stop, process.poll) for name, (process, stop) in started.items()
+    }
 
 
 def _start_process(plan: Plan, name: str, cleanup: ExitStack) -> tuple[subprocess.Popen[str], Callable[[], bool]]:
-    service = f"{Process.__module__}:{Process.__qualname__}"
+    service = f"{plan.process.__module__}:{plan.process.__qualname__}"
     command = [sys.executable, "-P", "-m", "msgbus.cli", "serve", service, "--topic", plan.topic, "--server", name]
     command += ["--drain", f"{DRAIN:g}", "--json"]
     for path in plan.config_files:
@@ -106,7 +157,7 @@ def _start_process(plan: Plan, name: str, cleanup: ExitStack) -> tuple[subproces
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        process_group=0,  # Ctrl-C goes to the demo alone, which then stops the servers.
+        process_group=0,  # Ctrl-C goes to the command alone, which then stops the servers.
     )
     stop = _stopper(process)
     cleanup.callback(stop)
@@ -146,3 +197,14 @@ def _stopper(process: subprocess.Popen[str]) -> Callable[[], bool]:
         return process.returncode == 0
 
     return stop
+
+
+@contextmanager
+def stopping_servers() -> Iterator[ExitStack]:
+    """Yield the exit stack for a `Start`; at the end stop the servers, whatever happens."""
+    with ExitStack() as cleanup:
+        try:
+            yield cleanup
+        finally:
+            with progress() as waiting, waiting("stopping the servers"):
+                cleanup.close()
