@@ -236,10 +236,12 @@ def run_dir() -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def started(folder: pathlib.Path, *args: str) -> Iterator[subprocess.Popen[str]]:
+def started(url: str, *args: str) -> Iterator[subprocess.Popen[str]]:
     """A bench with processes."""
-    command = [MSGBUS, "bench", "--json", "--url", f"zmq://{folder}", *args]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [MSGBUS, "bench", "--json", *args]
+    with subprocess.Popen(
+        command, env={**os.environ, "MSGBUS_URL": url}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             yield process
         finally:
@@ -266,7 +268,7 @@ def wait_until_nothing_is_left(pids: list[int], folder: pathlib.Path) -> None:
 
 def test_bench_measures_processes_and_leaves_nothing(run_dir: pathlib.Path) -> None:
     """The servers are processes, whose costs are known apart from the client's."""
-    with started(run_dir, "--seconds", "0.2") as process:
+    with started(f"zmq://{run_dir}", "--seconds", "0.2") as process:
         assert process.stdout is not None
         first = process.stdout.readline()
         pids = children_of(process.pid)
@@ -283,7 +285,7 @@ def test_bench_measures_processes_and_leaves_nothing(run_dir: pathlib.Path) -> N
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_bench_that_is_ended_leaves_nothing(number: signal.Signals, run_dir: pathlib.Path) -> None:
     """However it ends, its servers end too. Ctrl-C is no error that would be printed."""
-    with started(run_dir, "--seconds", "30") as process:
+    with started(f"zmq://{run_dir}", "--seconds", "30") as process:
         until(lambda: len(children_of(process.pid)) == len(NAMES), "the servers are there", SECONDS)
         pids = children_of(process.pid)
         until(lambda: len([name for name in os.listdir(run_dir) if name != "changes"]) > 3, "they serve", SECONDS)
@@ -293,14 +295,14 @@ def test_bench_that_is_ended_leaves_nothing(number: signal.Signals, run_dir: pat
     assert (stdout, stderr.strip()) == ("", "")
     if number in (signal.SIGTERM, signal.SIGHUP, signal.SIGKILL):
         # What this process itself had in the folder, the next node removes: it could not.
-        with started(run_dir, "--seconds", "0.01") as other:
+        with started(f"zmq://{run_dir}", "--seconds", "0.01") as other:
             other.communicate(timeout=SECONDS)
     wait_until_nothing_is_left(pids, run_dir)
 
 
 def test_bench_whose_server_is_killed_says_which(run_dir: pathlib.Path) -> None:
     """At once, and not after the timeout of the calls that it had; the rows that were done are there."""
-    with started(run_dir, "--seconds", "1") as process:
+    with started(f"zmq://{run_dir}", "--seconds", "1") as process:
         assert process.stdout is not None
         first = json.loads(process.stdout.readline())
         pids = children_of(process.pid)
