@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 LONGEST = 600
 """Seconds for a row at the most: the time of each call is kept in memory."""
+LARGEST = 1 << 30
+"""Bytes of a message at the most: it is in memory several times."""
 HEADINGS = ("client CPU", "servers CPU", "client memory", "server memory")
 """Of the last columns, unless all is one process."""
 
@@ -62,7 +64,7 @@ to compare them with each other. A loaded machine gives figures that mean little
 )
 @click.option(
     "--size",
-    type=click.IntRange(min=0),
+    type=click.IntRange(min=0, max=LARGEST),
     default=100,
     show_default=True,
     metavar="BYTES",

@@ -135,12 +135,18 @@ def start_processes(plan: Plan, names: Sequence[str], cleanup: ExitStack) -> dic
         RuntimeError: a server ended before it was ready; it has printed the reason on stderr.
     """
     started = {name: _start_process(plan, name, cleanup) for name in names}
+
+    def terminate_all() -> None:
+        for process in started.values():
+            process.terminate()
+
+    cleanup.callback(terminate_all)  # Runs before each is waited for: so they stop at the same time.
     return {
-        name: Running(_wait_until_ready(process, name), stop, process.poll) for name, (process, stop) in started.items()
+        name: Running(_wait_until_ready(it.process, name), it.stop, it.process.poll) for name, it in started.items()
     }
 
 
-def _start_process(plan: Plan, name: str, cleanup: ExitStack) -> tuple[subprocess.Popen[str], Callable[[], bool]]:
+def _start_process(plan: Plan, name: str, cleanup: ExitStack) -> _Process:
     service = f"{plan.process.__module__}:{plan.process.__qualname__}"
     command = [sys.executable, "-P", "-m", "msgbus.cli", "serve", service, "--topic", plan.topic, "--server", name]
     command += ["--drain", f"{DRAIN:g}", "--json"]
@@ -159,9 +165,9 @@ def _start_process(plan: Plan, name: str, cleanup: ExitStack) -> tuple[subproces
         text=True,
         process_group=0,  # Ctrl-C goes to the command alone, which then stops the servers.
     )
-    stop = _stopper(process)
-    cleanup.callback(stop)
-    return process, stop
+    started = _Process(process)
+    cleanup.callback(started.stop)
+    return started
 
 
 def _wait_until_ready(process: subprocess.Popen[str], name: str) -> int:
@@ -174,29 +180,31 @@ def _wait_until_ready(process: subprocess.Popen[str], name: str) -> int:
     return pid
 
 
-def _stopper(process: subprocess.Popen[str]) -> Callable[[], bool]:
-    """Make the function that stops a process: `Running.stop`."""
-    signalled = False
+class _Process:
+    """The process of a server."""
 
-    def stop() -> bool:
-        nonlocal signalled
-        if not signalled:  # This is called again after a Ctrl-C, and a second signal would end the server at once.
-            process.terminate()
-            signalled = True
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self._signalled = False
+
+    def terminate(self) -> None:
+        """Ask it to stop. Only the first time: a second signal would end the server at once."""
+        if not self._signalled:
+            self.process.terminate()
+            self._signalled = True
+
+    def stop(self) -> bool:
+        """Do what `Running.stop` says."""
+        self.terminate()
         try:
-            process.wait(DRAIN + 5)
+            self.process.wait(DRAIN + 5)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        for pipe in (
-            process.stdin,
-            process.stdout,
-        ):  # Not earlier: the end of its stdin is a second signal.
+            self.process.kill()
+            self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):  # Not earlier: the end of its stdin is a second signal.
             assert pipe is not None
             pipe.close()
-        return process.returncode == 0
-
-    return stop
+        return self.process.returncode == 0
 
 
 @contextmanager

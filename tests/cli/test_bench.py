@@ -117,7 +117,15 @@ def test_bench_sends_messages_of_the_size_that_is_asked_for(size: int, monkeypat
 
 
 @pytest.mark.parametrize(
-    "args", [("--seconds", "0"), ("--seconds", "-1"), ("--seconds", "600.1"), ("--seconds", "nan"), ("--size", "-1")]
+    "args",
+    [
+        ("--seconds", "0"),
+        ("--seconds", "-1"),
+        ("--seconds", "600.1"),
+        ("--seconds", "nan"),
+        ("--size", "-1"),
+        ("--size", "1073741825"),
+    ],
 )
 def test_bench_refuses_sizes_and_times_that_make_no_sense(args: tuple[str, ...]) -> None:
     """Nothing is started."""
