@@ -26,6 +26,7 @@ COMMANDS = {
     "ping": ("msgbus.cli.ping", "List the servers of a topic that answer."),
     "dead": ("msgbus.cli.dead", "Look at what servers have given up, send it again, or remove it."),
     "demo": ("msgbus.cli.demo", "Show what msgbus does: servers and a client at work."),
+    "bench": ("msgbus.cli.bench", "Measure how fast your message system is, from this machine."),
     "zmq-keys": ("msgbus.cli.zmq_keys", "Make keys, so that ZeroMQ can be used between hosts."),
     "new-driver": ("msgbus.cli.new_driver", "Begin a driver for another message system."),
     "drivers": ("msgbus.cli.drivers", "List the message systems that can be used."),

@@ -6,8 +6,6 @@ import shutil
 import textwrap
 import time
 import uuid
-from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -22,14 +20,9 @@ from msgbus.cli.tables import print_json, print_rich
 from msgbus.foreign import printable
 
 if TYPE_CHECKING:
-    from msgbus.cli.demo_servers import Running
     from msgbus.cli.demo_steps import Outcome, Stage, Step
-    from msgbus.url import TransportURL
+    from msgbus.cli.own_servers import Running
 
-IN_ONE_PROCESS = ("fake",)
-"""The drivers whose messages do not leave the process."""
-EXPIRES = {"queue_expires": "60", "server_expires": "60"}
-"""Options, in seconds, after which a message system removes unused queues. Drivers with such queues have them."""
 TIMEOUT = 10.0
 """Seconds for each call."""
 CODE = "cyan"
@@ -50,25 +43,33 @@ def demo(
 
     Ends with 1 if a step has an unexpected result.
     """
-    from msgbus.cli.demo_servers import Plan, start_here, start_processes
+    from msgbus.cli.demo_service import Process, Service
     from msgbus.cli.demo_steps import NAMES, STEPS, Stage
+    from msgbus.cli.own_servers import (
+        Plan,
+        start_here,
+        start_processes,
+        stopping_servers,
+        temporary_options,
+        what_is_left,
+    )
     from msgbus.client import get_rpc_client
     from msgbus.target import Target
 
     found = configured_url(url or None, config_files)
-    options = _expiring_options(found)
+    options = temporary_options(found)
     full_url = replace(found, query={**found.query, **options}).unmasked()
     topic = f"msgbus-demo-{uuid.uuid4().hex[:12]}"
-    in_this_process = found.transport in IN_ONE_PROCESS
-    start = start_here if in_this_process else start_processes
-    plan = Plan(full_url, config_files, exchange, topic, level_of(ctx))
+    plan = Plan(full_url, config_files, exchange, topic, level_of(ctx), Service, Process)
     servers: dict[str, Running] = {}
     failed = []
     with (
         open_transport(full_url, config_files, quiet=True) as transport,
-        _stopping_servers() as cleanup,
+        stopping_servers() as cleanup,
         progress() as waiting,
     ):
+        in_this_process = transport.driver.one_process
+        start = start_here if in_this_process else start_processes
         if not as_json:
             _print_beginning(topic, transport.driver.state, in_this_process=in_this_process)
         client = get_rpc_client(transport, Target(exchange=exchange, topic=topic), timeout=TIMEOUT)
@@ -76,30 +77,11 @@ def demo(
         for number, step in enumerate(STEPS, 1):
             if not _run(number, step, stage, waiting, as_json=as_json):
                 failed.append(step.name)
-        capabilities = transport.driver.capabilities
+        stores = "storage" in transport.driver.capabilities and not in_this_process
     if not as_json:
-        _print_end(len(STEPS), failed, "" if in_this_process else _what_is_left(topic, options, capabilities))
+        _print_end(len(STEPS), failed, what_is_left(topic, options) if stores else "")
     if failed:
         ctx.exit(Code.UNEXPECTED)
-
-
-def _expiring_options(url: TransportURL) -> dict[str, str]:
-    from msgbus.drivers.registry import load_driver_class
-
-    _group, options = load_driver_class(url.transport).options()
-    known = {option.dest for option in options}
-    return {name: value for name, value in EXPIRES.items() if name in known}
-
-
-@contextmanager
-def _stopping_servers() -> Iterator[ExitStack]:
-    """Stop the servers at the end, whatever happens."""
-    with ExitStack() as cleanup:
-        try:
-            yield cleanup
-        finally:
-            with progress() as waiting, waiting("stopping the servers"):
-                cleanup.close()
 
 
 def _run(number: int, step: Step, stage: Stage, waiting: Waiting, *, as_json: bool) -> bool:
@@ -147,23 +129,12 @@ def _print_step(number: int, step: Step, outcome: Outcome, seconds: float) -> No
     )
 
 
-def _what_is_left(topic: str, options: dict[str, str], capabilities: Collection[str]) -> str:
-    if "storage" not in capabilities:
-        return ""
-    if options:
-        return (
-            "The message system removes the topic's queues when nobody has used them for "
-            f"{EXPIRES['queue_expires']} seconds."
-        )
-    return f"The message system may keep the queues of the topic {topic}: remove them by hand."
-
-
-def _print_end(count: int, failed: list[str], what_is_left: str) -> None:
+def _print_end(count: int, failed: list[str], left: str) -> None:
     if failed:
         end = (f"{len(failed)} of {count} steps had an unexpected result: {', '.join(failed)}.", "bold red", 0)
     else:
         end = (f"All {count} steps had the expected result.", "bold", 0)
-    _print(end, (what_is_left, "", 0))
+    _print(end, (left, "", 0))
 
 
 def _print(*paragraphs: tuple[str, str, int]) -> None:

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
-import threading
 import time
 from collections.abc import Iterator
 
+from msgbus.cli.own_process import SERVER_NAME, end_with_command
 from msgbus.dispatcher import expected_exceptions
-
-SERVER_NAME = "MSGBUS_DEMO_SERVER"
-"""The environment variable that holds the name of a `Process`'s server."""
 
 PART = 0.2
 """Seconds that a part of `Service.work` takes."""
@@ -68,9 +63,4 @@ class Process(Service):
 
     def __init__(self) -> None:
         super().__init__(os.environ[SERVER_NAME])
-        threading.Thread(target=_end_with_stdin, daemon=True).start()
-
-
-def _end_with_stdin() -> None:
-    os.read(sys.stdin.fileno(), 1)  # The demo holds the other end, and never writes to it.
-    os.kill(os.getpid(), signal.SIGTERM)
+        end_with_command()

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from msgbus.cli.demo_servers import Running
+from msgbus.cli.own_servers import Running
 from msgbus.client import RPCClient
 from msgbus.exceptions import MessageUndeliverable, MessagingTimeout
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Callable
 from typing import Any, TextIO, TypeVar
@@ -19,6 +20,13 @@ class Seconds(click.FloatRange):
     """An option's value in seconds."""
 
     name = "number of seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read it. "nan" is below and above no bound, and would wait for ever."""
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is not a valid {self.name}.", param, ctx)
+        return seconds
 
 
 LEVELS = ("debug", "info", "warning", "error", "critical")

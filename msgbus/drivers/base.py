@@ -310,11 +310,13 @@ class Driver(ABC):
         contract: the version of this contract that the driver was written for. Another major version is refused.
         capabilities: what it declares. Read by the core and by the conformance suite.
         close_timeout: seconds that `close` may take. The core sets less when the program ends without a clean-up.
+        one_process: its messages do not leave the process: commands that start servers have them in their own.
     """
 
     contract: ClassVar[tuple[int, int]] = CONTRACT
     capabilities: frozenset[Capability] = frozenset()
     close_timeout: float = 5.0
+    one_process: ClassVar[bool] = False
 
     @classmethod
     def options(cls) -> tuple[str, Sequence[cfg.Opt]]:

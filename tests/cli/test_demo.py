@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from msgbus.cli import demo_servers, demo_steps
+from msgbus.cli import demo_service, demo_steps
 from msgbus.cli.app import cli
-from msgbus.cli.demo_servers import Plan, start_processes
-from msgbus.cli.demo_service import Service
+from msgbus.cli.demo_service import Process, Service
 from msgbus.cli.demo_steps import STEPS
 from msgbus.cli.errors import Code
+from msgbus.cli.own_servers import Plan, start_processes
 from msgbus.drivers.fake import get_bus
 from msgbus.exceptions import TransportBlocked
 from tests.cli.test_cli import run
@@ -100,7 +100,7 @@ class Rogue(Service):
 
 def test_demo_marks_unexpected_results(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step with a wrong result is marked, with that result; the command ends with 1."""
-    monkeypatch.setattr(demo_servers, "Service", Rogue)
+    monkeypatch.setattr(demo_service, "Service", Rogue)
     monkeypatch.setattr(demo_steps, "SOON", 0.1)
     result = run("demo", "--json", "--url", FAKE)
     wrong = [name for name, step in steps_of(result.stdout).items() if not step["ok"]]
@@ -131,7 +131,7 @@ class Rude(Service):
 )
 def test_demo_checks_each_result(service: type[Service], expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """One fault is shown at each step that it affects, and at no other."""
-    monkeypatch.setattr(demo_servers, "Service", service)
+    monkeypatch.setattr(demo_service, "Service", service)
     result = run("demo", "--json", "--url", FAKE)
     assert [name for name, step in steps_of(result.stdout).items() if not step["ok"]] == expected
 
@@ -173,7 +173,7 @@ def test_demo_server_that_cannot_start_is_an_error(tmp_path: pathlib.Path, capfd
     conf = tmp_path / "away.conf"
     conf.write_text("[DEFAULT]\nrpc_response_timeout = 3\n")
     # The port of the discard service: nobody listens there, and no process gets it by chance.
-    plan = Plan("rabbit://guest:guest@127.0.0.1:9/", (str(conf),), None, "msgbus-demo-away", "error")
+    plan = Plan("rabbit://guest:guest@127.0.0.1:9/", (str(conf),), None, "msgbus-demo-away", "error", Service, Process)
     with ExitStack() as cleanup, pytest.raises(RuntimeError, match=r"server one did not start.* exit code 5"):
         start_processes(plan, ("one",), cleanup)
     assert "Connection refused" in capfd.readouterr().err

@@ -576,6 +576,15 @@ def test_the_queue_of_a_server_may_go_with_it(broker: Qpid, connect: Connect) ->
     assert "msgbus:passing" in broker.queues()
 
 
+def test_the_queue_of_a_topic_may_go_with_its_last_server(broker: Qpid, connect: Connect) -> None:
+    """With keep_topic_queues=false topics that are used once leave nothing behind."""
+    transport = connect(f"{broker.url}{MEMORY}&keep_server_queues=false&keep_topic_queues=false")
+    with serving(transport, "once"):
+        assert client_of(transport, "once").call({}, "echo", value=1) == 1
+        assert "msgbus:once" in broker.queues()
+    until(lambda: not [name for name in broker.queues() if name.startswith("msgbus:once")], "they are gone")
+
+
 def test_a_poisonous_message_becomes_a_dead_letter(
     broker: Qpid, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:

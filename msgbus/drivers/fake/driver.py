@@ -71,6 +71,7 @@ class FakeInbox(Inbox):
 class FakeDriver(Driver):
     """See `msgbus.drivers.fake`."""
 
+    one_process = True
     capabilities = frozenset(
         {
             Capability.STORAGE,

@@ -66,6 +66,12 @@ OPTIONS = [
         help="Keep the queue of one server while that is away, so that a server which comes back under its name finds "
         "its work. Qpid cannot expire it: if names are not used again, say false, and it is deleted with its server.",
     ),
+    cfg.BoolOpt(
+        "keep_topic_queues",
+        default=True,
+        help="Keep the queue of a topic while it has no server, so that casts are stored until one comes. If topics "
+        "are not used again, as in tests, say false, and each queue is deleted with the last server.",
+    ),
     cfg.IntOpt(
         "queue_limit",
         default=0,
@@ -236,7 +242,8 @@ class QpidDriver(BrokerDriver):
         """Where an address is received from."""
         from msgbus.drivers.qpid import topology
 
-        return topology.source(address, keep_servers=self._options.keep_server_queues)
+        options = self._options
+        return topology.source(address, keep_servers=options.keep_server_queues, keep_topics=options.keep_topic_queues)
 
 
 @lru_cache(10_000)

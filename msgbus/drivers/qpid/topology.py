@@ -74,8 +74,13 @@ def route(address: Address) -> Route:
     return Route(f"{_exchange(address)}/{_key(address)}", source(address) if address.kind == "stored" else None)
 
 
-def source(address: Address, *, keep_servers: bool = True) -> Source:
-    """Where messages to `address` are received from; `keep_servers`: the queue of one server outlives it.
+def source(address: Address, *, keep_servers: bool = True, keep_topics: bool = True) -> Source:
+    """Where messages to `address` are received from.
+
+    Args:
+        address: what is subscribed to.
+        keep_servers: the queue of one server outlives it.
+        keep_topics: the queue of a topic outlives its last server.
 
     Raises:
         InvalidTarget: it cannot be named on Qpid.
@@ -93,7 +98,7 @@ def source(address: Address, *, keep_servers: bool = True) -> Source:
     elif address.kind == "dead":
         queue = _checked(f"{queue}:!dead", address)
         return Source(queue, None, queue)
-    kept = keep_servers or address.kind != "server"
+    kept = {"server": keep_servers, "topic": keep_topics}.get(address.kind, True)
     return Source(_checked(queue, address), exchange, queue, key, kept)
 
 

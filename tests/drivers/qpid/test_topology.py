@@ -76,6 +76,12 @@ def test_only_the_queue_of_a_server_may_go_with_it() -> None:
     assert kept == {"topic": True, "server": False, "pool": True, "dead": True}
 
 
+def test_the_queue_of_a_topic_may_go_with_its_last_server() -> None:
+    """That option is about topics; pools and dead letters are kept in any case."""
+    kept = {address.kind: source(address, keep_topics=False).kept for address in (TOPIC, SERVER, POOL, DEAD)}
+    assert kept == {"topic": False, "server": True, "pool": True, "dead": True}
+
+
 NAMES = [
     "foo",
     "foo:h1",
