@@ -1,45 +1,23 @@
-"""What a peer of the benchmarks is, and the load that its client makes."""
+"""What a row of the benchmarks is made of: a server, and a client with the load that it makes.
 
-import statistics
+These files run in the environments of other libraries too: they import nothing but Python's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from array import array
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-THREADS = 32
-SUBSCRIBERS = 8
-TIMEOUT = 30.0
-"""Seconds after which an answer that has not come is an error."""
-
-Payload = dict[str, Any]
-Handler = Callable[[Payload], Payload]
-
-
-class WrongAnswer(Exception):
-    """What came is not what was sent."""
-
-
-def make_payload(number: int) -> Payload:
-    """About 100 bytes of JSON, different for each number."""
-    return {
-        "number": number,
-        "name": "instance-00042",
-        "state": "active",
-        "host": "compute-17",
-        "tags": ["blue", "large", "spare"],
-    }
-
-
-def check(answer: Payload, payload: Payload) -> None:
-    """Compare an answer with what it should be.
-
-    Raises:
-        WrongAnswer: they differ.
-    """
-    if answer != payload:
-        raise WrongAnswer(f"{answer!r} came for {payload!r}")
+from benchmarks.payloads import Payload, WrongAnswer, check, items, make_payload
+from benchmarks.workloads import THREADS, WINDOW
 
 
 class Broker(NamedTuple):
@@ -52,7 +30,7 @@ class Broker(NamedTuple):
     virtual_host: str
 
     @classmethod
-    def parse(cls, url: str) -> "Broker":
+    def parse(cls, url: str) -> Broker:
         """Take a transport URL apart."""
         parts = urlsplit(url)
         return cls(
@@ -63,90 +41,282 @@ class Broker(NamedTuple):
             unquote(parts.path[1:]) or "/",
         )
 
+    @property
+    def amqp(self) -> str:
+        """The URL that AMQP libraries read."""
+        return f"amqp://{self.user}:{self.password}@{self.host}:{self.port}/"
+
+
+class Work:
+    """What a client has to do: payloads to send, until the time is up.
+
+    Attributes:
+        size: of each payload, in bytes.
+        times: how long calls took, in seconds: only `Client.call_seq` writes it.
+    """
+
+    def __init__(self, size: int, numbers: Iterator[int], seconds: float, most: int | None = None) -> None:
+        """At most `most` payloads, with the next of `numbers`."""
+        self.size = size
+        self.times = array("d")
+        self._numbers = numbers
+        self._end = time.monotonic() + seconds
+        self._left = iter(range(most)) if most is not None else itertools.count()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is up."""
+        return time.monotonic() >= self._end
+
+    def payloads(self) -> Iterator[Payload]:
+        """The payloads that are to be sent. Several threads may each iterate; no two get the same."""
+        while not self.is_over and next(self._left, None) is not None:
+            yield make_payload(next(self._numbers), self.size)
+
+
+class Service:
+    """What a server runs. Threads may run it at the same time."""
+
+    def echo(self, payload: Payload) -> Payload:
+        """What is called, and what is cast."""
+        return payload
+
+    def items(self, count: int, size: int) -> Iterator[Payload]:
+        """What is streamed."""
+        return (make_payload(number, size) for number in range(count))
+
 
 class Server(ABC):
-    """Runs a handler on what clients send to `topic`."""
+    """Runs a service for what clients send to `topic`."""
 
     def __init__(self, url: str, topic: str) -> None:
         self.url = url
         self.topic = topic
 
     @abstractmethod
-    def serve(self, handler: Handler, ready: Callable[[], None]) -> None:
+    def serve(self, service: Service, ready: Callable[[], None]) -> None:
         """Serve until the process ends; call `ready` when requests will arrive."""
 
 
 class Client:
-    """Sends to `topic`, from one thread or many. A subclass has what it is measured by: see `benchmarks.peers`."""
+    """Sends to `topic`. The methods with a workload's name do that work, and return how many operations it had."""
 
     def __init__(self, url: str, topic: str) -> None:
         self.url = url
         self.topic = topic
 
-    def call(self, payload: Payload) -> Payload:
+    def call_once(self, payload: Payload) -> Payload:
         """Send, and wait for the answer."""
-        raise NotImplementedError(f"{type(self)} is not measured by its calls")
+        raise NotImplementedError(f"{type(self)} makes no calls")
 
-    def cast(self, payload: Payload) -> None:
-        """Send."""
-        raise NotImplementedError(f"{type(self)} is not measured by its casts")
+    def cast_once(self, payload: Payload) -> None:
+        """Send, and wait for what the library waits for."""
+        raise NotImplementedError(f"{type(self)} makes no casts")
 
-    def fanout(self, payload: Payload) -> None:
+    def fanout_once(self, payload: Payload) -> None:
         """Send to all servers."""
-        raise NotImplementedError(f"{type(self)} is not measured by its fanouts")
+        raise NotImplementedError(f"{type(self)} makes no fanouts")
 
-    def call_seq(self, numbers: Iterator[int], seconds: float) -> tuple[int, float]:
-        """Make one call after another.
+    def stream(self, count: int, size: int) -> Iterable[Payload]:
+        """Ask for a stream of so many items."""
+        raise NotImplementedError(f"{type(self)} has no streams")
 
-        Returns:
-            how many there were, and the median of their times in seconds.
-        """
-        times: list[float] = []
+    def call_seq(self, work: Work) -> int:
+        """One call after another."""
         clock = time.perf_counter
-        end = clock() + seconds
-        while (begun := clock()) < end:
-            payload = make_payload(next(numbers))
-            answer = self.call(payload)
-            times.append(clock() - begun)
+        for payload in work.payloads():
+            begun = clock()
+            answer = self.call_once(payload)
+            work.times.append(clock() - begun)
             check(answer, payload)
-        return len(times), statistics.median(times)
+        return len(work.times)
 
-    def call_conc(self, numbers: Iterator[int], seconds: float) -> int:
-        """Make calls from many threads. Returns how many."""
+    def call_conc(self, work: Work) -> int:
+        """Calls from many threads."""
+        return in_threads(self._checked_call, work)
 
-        def once(payload: Payload) -> None:
-            check(self.call(payload), payload)
+    def _checked_call(self, payload: Payload) -> None:
+        check(self.call_once(payload), payload)
 
-        return in_threads(once, numbers, seconds)
+    def cast(self, work: Work) -> int:
+        """One cast after another."""
+        return repeat(self.cast_once, work)
 
-    def cast_many(self, numbers: Iterator[int], seconds: float) -> int:
-        """Make casts from many threads. Returns how many."""
-        return in_threads(self.cast, numbers, seconds)
+    def cast_many(self, work: Work) -> int:
+        """Casts from many threads: for a library that has no better way to send many."""
+        return in_threads(self.cast_once, work)
 
-    def fanout_many(self, numbers: Iterator[int], seconds: float) -> int:
-        """Make fanouts from many threads. Returns how many."""
-        return in_threads(self.fanout, numbers, seconds)
+    def fanout(self, work: Work) -> int:
+        """Fanouts from many threads."""
+        return in_threads(self.fanout_once, work)
+
+    def multicall(self, work: Work) -> int:
+        """One stream after another."""
+        count, wanted = 0, items(work.size)
+        while not work.is_over:
+            numbers = itertools.count()
+            item = None
+            for item in self.stream(wanted, work.size):
+                if item["number"] != next(numbers):
+                    raise WrongAnswer("the items of a stream came in another order, or not all")
+            check(item or {}, make_payload(wanted - 1, work.size))
+            count += wanted
+        return count
+
+
+class WindowedClient(Client):
+    """One thread that has as many requests under way as other clients have threads."""
+
+    def begin(self, payload: Payload) -> Any:
+        """Send a call. Returns what `finish` needs."""
+        raise NotImplementedError(f"{type(self)} makes no calls")
+
+    def finish(self, call: Any) -> Payload:
+        """The answer to a call; those before it have been asked for already."""
+        raise NotImplementedError(f"{type(self)} makes no calls")
+
+    def call_once(self, payload: Payload) -> Payload:
+        """Send, and wait for the answer."""
+        return self.finish(self.begin(payload))
+
+    def call_conc(self, work: Work) -> int:
+        """Calls in a window."""
+        return windowed(self.begin, self._checked_finish, work, THREADS)
+
+    def _checked_finish(self, call: Any, payload: Payload) -> None:
+        check(self.finish(call), payload)
+
+
+class AsyncClient(Client):
+    """A client of asyncio. Its tasks do what other clients' threads do. An event loop of its own runs meanwhile."""
+
+    def __init__(self, url: str, topic: str) -> None:
+        super().__init__(url, topic)
+        self._runner = asyncio.Runner()
+        self._runner.run(self.connect())
+
+    async def connect(self) -> None:
+        """Do what is needed before the first message."""
+
+    async def call_async(self, payload: Payload) -> Payload:
+        """As `call_once`."""
+        raise NotImplementedError(f"{type(self)} makes no calls")
+
+    async def cast_async(self, payload: Payload) -> None:
+        """As `cast_once`."""
+        raise NotImplementedError(f"{type(self)} makes no casts")
+
+    async def fanout_async(self, payload: Payload) -> None:
+        """As `fanout_once`."""
+        raise NotImplementedError(f"{type(self)} makes no fanouts")
+
+    def stream_async(self, count: int, size: int) -> AsyncIterator[Payload]:
+        """As `stream`."""
+        raise NotImplementedError(f"{type(self)} has no streams")
+
+    def call_seq(self, work: Work) -> int:
+        """One call after another."""
+
+        async def run() -> int:
+            clock = time.perf_counter
+            for payload in work.payloads():
+                begun = clock()
+                answer = await self.call_async(payload)
+                work.times.append(clock() - begun)
+                check(answer, payload)
+            return len(work.times)
+
+        return self._runner.run(run())
+
+    def call_conc(self, work: Work) -> int:
+        """Calls from many tasks."""
+
+        async def once(payload: Payload) -> None:
+            check(await self.call_async(payload), payload)
+
+        return self._runner.run(in_tasks(once, work, THREADS))
+
+    def cast(self, work: Work) -> int:
+        """One cast after another."""
+        return self._runner.run(in_tasks(self.cast_async, work, 1))
+
+    def cast_many(self, work: Work) -> int:
+        """Casts from so many tasks that confirmations are pipelined."""
+        return self._runner.run(in_tasks(self.cast_async, work, WINDOW))
+
+    def fanout(self, work: Work) -> int:
+        """Likewise, to all servers."""
+        return self._runner.run(in_tasks(self.fanout_async, work, WINDOW))
+
+    def multicall(self, work: Work) -> int:
+        """One stream after another."""
+
+        async def run() -> int:
+            count, wanted = 0, items(work.size)
+            while not work.is_over:
+                numbers = itertools.count()
+                item = None
+                async for item in self.stream_async(wanted, work.size):
+                    if item["number"] != next(numbers):
+                        raise WrongAnswer("the items of a stream came in another order, or not all")
+                check(item or {}, make_payload(wanted - 1, work.size))
+                count += wanted
+            return count
+
+        return self._runner.run(run())
 
 
 class Peer(NamedTuple):
-    """One way to send and serve."""
+    """One way to send and serve.
+
+    Attributes:
+        server: the class of each server.
+        client: the class of the client.
+        together: all run in one process, since the message system is in its memory.
+    """
 
     server: type[Server]
     client: type[Client]
+    together: bool = False
 
 
-def repeat(once: Callable[[Payload], None], numbers: Iterator[int], seconds: float) -> int:
-    """Do something for some time. Returns how often it was done."""
+def repeat(once: Callable[[Payload], None], work: Work) -> int:
+    """Do something with each payload. Returns how often it was done."""
     count = 0
-    clock = time.monotonic
-    end = clock() + seconds
-    while clock() < end:
-        once(make_payload(next(numbers)))
+    for payload in work.payloads():
+        once(payload)
         count += 1
     return count
 
 
-def in_threads(once: Callable[[Payload], None], numbers: Iterator[int], seconds: float) -> int:
-    """Do something in `THREADS` threads for some time. Returns how often it was done."""
+def in_threads(once: Callable[[Payload], None], work: Work) -> int:
+    """Do something with each payload, in `THREADS` threads. Returns how often it was done."""
     with ThreadPoolExecutor(THREADS) as pool:
-        return sum(future.result() for future in [pool.submit(repeat, once, numbers, seconds) for _ in range(THREADS)])
+        return sum(future.result() for future in [pool.submit(repeat, once, work) for _ in range(THREADS)])
+
+
+async def in_tasks(once: Callable[[Payload], Awaitable[None]], work: Work, tasks: int) -> int:
+    """Do something with each payload, in so many tasks. Returns how often it was done."""
+
+    async def several() -> int:
+        count = 0
+        for payload in work.payloads():
+            await once(payload)
+            count += 1
+        return count
+
+    return sum(await asyncio.gather(*(several() for _ in range(tasks))))
+
+
+def windowed(begin: Callable[[Payload], Any], finish: Callable[[Any, Payload], None], work: Work, window: int) -> int:
+    """Begin something with each payload while at most `window` others are not finished. Returns how often it was."""
+    under_way: deque[tuple[Any, Payload]] = deque()
+    count = 0
+    for payload in work.payloads():
+        under_way.append((begin(payload), payload))
+        count += 1
+        if len(under_way) >= window:
+            finish(*under_way.popleft())
+    while under_way:
+        finish(*under_way.popleft())
+    return count

@@ -1,162 +1,178 @@
-"""Starts the processes of a measurement, in turns, and gathers what they find."""
+"""Measures: starts the processes of a measurement, gives them their work, and looks at what it costs."""
 
-import multiprocessing
-import statistics
+from __future__ import annotations
+
+import subprocess
+import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from multiprocessing.connection import wait
-from typing import Any, NamedTuple, Self
+from typing import Any
 
-from benchmarks import children
-from benchmarks.base import SUBSCRIBERS, TIMEOUT
-from benchmarks.children import Load
-from benchmarks.peers import Workloads
+from benchmarks import environments, machine, proc
+from benchmarks.catalogue import Cell, Row
+from benchmarks.peers import sockets
+from benchmarks.process import Failed, Process
+from benchmarks.results import Figures, Measurement, Results
+from benchmarks.systems import System, SystemMissing, running
+from benchmarks.workloads import TIMEOUT, WORKLOADS
 
 WARM_UP = 0.5
-"""Seconds of load before it counts."""
+"""Seconds of load before it counts, at most."""
 
-Round = dict[str, float]
-"""The figures of one measurement, by name."""
-
-
-class Failed(Exception):
-    """A measurement went wrong."""
+Progress = Callable[[str], None]
+"""Called with what is about to be done."""
 
 
-class Spread(NamedTuple):
-    """A figure over all rounds."""
+def prepare(rows: Iterable[Row], results: Results, progress: Progress) -> dict[str, str]:
+    """Make the environments of libraries that need one of their own; note their versions, and which cannot be had.
 
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Self:
-        """Sum up what the rounds found."""
-        return cls(statistics.median(values), min(values), max(values))
-
-
-class Results:
-    """What the rounds found, by workload and peer."""
-
-    def __init__(self) -> None:
-        self.rounds: dict[tuple[str, str], list[Round]] = {}
-
-    def add(self, workload: str, peer: str, figures: Round) -> None:
-        """Take in a measurement."""
-        self.rounds.setdefault((workload, peer), []).append(figures)
-
-    def peers(self, workload: str) -> list[str]:
-        """Which were measured."""
-        return [peer for name, peer in self.rounds if name == workload]
-
-    def spread(self, workload: str, peer: str, figure: str) -> Spread:
-        """A figure over all rounds."""
-        return Spread.of([found[figure] for found in self.rounds[workload, peer]])
-
-    def ratio(self, workload: str, figure: str, peer: str) -> Spread:
-        """The figure of msgbus divided by that of a peer, which were measured one soon after the other."""
-        pairs = zip(self.rounds[workload, "msgbus"], self.rounds[workload, peer], strict=True)
-        return Spread.of([ours[figure] / theirs[figure] for ours, theirs in pairs])
+    Returns:
+        the row's name -> its interpreter, of all rows that can be measured.
+    """
+    pythons: dict[str, str] = {}
+    for row in rows:
+        if row.own is None:
+            pythons[row.name] = sys.executable
+            results.versions.setdefault(row.name, {}).update(machine.versions(row.shown))
+        elif row.name not in pythons and row.name not in results.left_out:
+            progress(f"environment of {row.name}")
+            try:
+                own = environments.get(row.own.requirements[0], row.own.requirements, row.own.module)
+            except environments.PeerMissing as exc:
+                results.left_out[row.name] = str(exc)
+            else:
+                pythons[row.name] = own.python
+                results.versions[row.name] = {name: own.versions.get(name, "?") for name in row.own.shown}
+    return pythons
 
 
-class _Child:
-    """A process and the pipe to it. Left as a context, it ends."""
-
-    def __init__(self, target: Callable[..., None], *args: str) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._name = f"the {target.__name__} process of {args[0]}, {args[-1]}"
-        self._process = context.Process(target=target, args=(*args, theirs), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.join()
-        self._pipe.close()
-
-    def answer(self, *others: "_Child", timeout: float = 2 * TIMEOUT) -> Any:
-        """Wait for what it says.
-
-        Raises:
-            Failed: it or one of `others` has ended, or it says nothing.
-        """
-        ends = {child._process.sentinel: child for child in (self, *others)}
-        ready = wait([self._pipe, *ends], timeout)
-        for ended in (child for sentinel, child in ends.items() if sentinel in ready):
-            raise Failed(f"{ended._name}, has ended")
-        if not ready:
-            raise Failed(f"{self._name}, said nothing for {timeout:g} s")
-        try:
-            return self._pipe.recv()
-        except EOFError:
-            raise Failed(f"{self._name}, has ended") from None
-
-    def ask(self, question: object, *others: "_Child") -> Any:
-        """Tell it something, and wait for what it says."""
-        try:
-            self._pipe.send(question)
-        except BrokenPipeError:
-            raise Failed(f"{self._name}, has ended") from None
-        return self.answer(*others)
-
-
-def measure(workload: str, peer: str, url: str, seconds: float) -> Round:
-    """Measure once.
+def measure(cell: Cell, python: str, system: System, seconds: float) -> Figures:
+    """Measure once, in fresh processes.
 
     Raises:
-        Failed: something went wrong; a process has told more on stderr.
+        Failed: something went wrong.
     """
+    row, workload = cell.row, WORKLOADS[cell.workload]
     topic = f"bench-{uuid.uuid4().hex}"
+    words = (row.peer, system.url, topic, cell.workload, str(cell.size))
     with ExitStack() as stack:
-        copies = SUBSCRIBERS if workload == "fanout" else 1
-        servers = [stack.enter_context(_Child(children.serve, peer, url, topic, workload)) for _ in range(copies)]
+        stack.callback(sockets.remove, system.url, topic)
+
+        def start(role: str) -> Process:
+            return stack.enter_context(Process(python, "benchmarks.child", role, *words))
+
+        servers = [] if row.together else [start("serve") for _ in range(workload.servers)]
         for server in servers:
             server.answer()
-        client = stack.enter_context(_Child(children.drive, peer, url, topic, workload))
-        client.answer(*servers)
-        counts = workload in ("cast", "fanout")
-        warm: Load = client.ask(WARM_UP, *servers)
-        if counts:
-            for server in servers:
-                server.ask(warm.operations, client)
-        server_cpu = sum(server.ask("cpu") for server in servers)
-        load: Load = client.ask(seconds, *servers)
-        if counts:
-            took = max(server.ask(warm.operations + load.operations, client) for server in servers) - load.begun
-        else:
-            took = load.seconds
-        server_cpu = sum(server.ask("cpu") for server in servers) - server_cpu
-    figures = {
-        "per_second": copies * load.operations / took,
-        "client_cpu_us": load.cpu / load.operations * 1e6,
-        "server_cpu_us": server_cpu / load.operations * 1e6,
-    }
-    if workload == "call_seq":
-        figures["p50_us"] = load.p50 * 1e6
-    return figures
+        client = start("both" if row.together else "drive")
+        client.answer(others=servers)
+        counting = [client] if row.together else servers
+        sent: int = client.ask({"load": min(WARM_UP, seconds)}, others=servers)["operations"]
+        if workload.counts:
+            _processed(counting, sent)
+        cpu_before = [_cpu(client), sum(map(_cpu, servers)), proc.cpu_seconds(system.pids)]
+        load = client.ask({"load": seconds}, seconds + 2 * TIMEOUT, servers)
+        took = load["seconds"]
+        if workload.counts:
+            took = _processed(counting, sent + load["operations"]) - load["begun"]
+        cpu_after = [_cpu(client), sum(map(_cpu, servers)), proc.cpu_seconds(system.pids)]
+        used = [after - before for after, before in zip(cpu_after, cpu_before, strict=True)]
+        memory = {"client_memory_mb": proc.peak_memory(client.pid)}
+        if servers:
+            memory["server_memory_mb"] = max(proc.peak_memory(server.pid) for server in servers)
+    return figures(load, took, used, workload.servers, bool(servers), bool(system.pids)) | memory
 
 
-def run(workloads: Workloads, url: str, rounds: int, seconds: float, progress: Callable[[str, str], None]) -> Results:
-    """Measure each peer in each workload, `rounds` times in turns; tell `progress` before each.
+def _processed(servers: Sequence[Process], count: int) -> float:
+    """Wait until each server has processed so many; the time when the last had."""
+    for server in servers:
+        server.tell({"processed": count})
+    return max(float(server.answer()) for server in servers)
 
-    Raises:
-        Failed: see `measure`.
+
+def _cpu(process: Process) -> float:
+    """CPU seconds of a process and of those that it has started."""
+    return proc.cpu_seconds({process.pid} | proc.children(process.pid))
+
+
+def figures(
+    load: dict[str, Any], took: float, used: Sequence[float], servers: int, apart: bool, broker: bool
+) -> Figures:
+    """The figures of what was measured.
+
+    Args:
+        load: what the client says.
+        took: seconds, until all was processed.
+        used: CPU seconds of the client, of all servers and of the broker.
+        servers: how many each operation went to.
+        apart: the servers are processes of their own.
+        broker: its processes are known.
     """
-    results = Results()
-    for _ in range(rounds):
-        for workload, peers in workloads.items():
-            for peer in peers:
-                progress(workload, peer)
-                results.add(workload, peer, measure(workload, peer, url, seconds))
-    return results
+    operations = load["operations"]
+    if not operations:
+        raise Failed("nothing was done in the time")
+    found = {"per_second": servers * operations / took, "client_cpu_us": used[0] / operations * 1e6}
+    if apart:
+        found["server_cpu_us"] = used[1] / operations * 1e6
+    if broker:
+        found["broker_cpu_us"] = used[2] / operations * 1e6
+    if load["p50"] is not None:
+        found["p50_us"] = load["p50"] * 1e6
+    return found
 
 
-def count(workloads: Workloads, rounds: int) -> int:
-    """How many measurements `run` makes."""
-    return rounds * sum(len(peers) for peers in workloads.values())
+def run(
+    cells: Sequence[Cell],
+    results: Results,
+    rounds: int,
+    seconds: float,
+    urls: dict[str, str],
+    progress: Progress,
+    done: Callable[[], None],
+) -> None:
+    """Measure each cell once in each round, and note what was found, or why it was not.
+
+    What is compared is measured one after the other, in each round again: so whatever else the machine does meanwhile
+    falls on all.
+
+    Args:
+        cells: what to measure.
+        results: where to note it.
+        rounds: how often.
+        seconds: of load, for each measurement.
+        urls: message systems that run already.
+        progress: told before each measurement.
+        done: called after each.
+    """
+    pythons = prepare((cell.row for cell in cells), results, progress)
+    with ExitStack() as stack:
+        systems: dict[str, System] = {}
+        for name in dict.fromkeys(cell.system for cell in cells):
+            progress(f"start of {name}")
+            try:
+                systems[name] = stack.enter_context(running(name, urls.get(name)))
+            except SystemMissing as exc:
+                results.left_out[name] = str(exc)
+            else:
+                if systems[name].broker:
+                    results.about[f"broker of {name}"] = systems[name].broker
+        for number in range(rounds):
+            for cell in cells:
+                label = f"{cell.system} {cell.workload} {cell.size} {cell.row.name}"
+                progress(f"round {number + 1}: {label}")
+                if cell.system in systems and cell.row.name in pythons and label not in results.left_out:
+                    try:
+                        found = measure(cell, pythons[cell.row.name], systems[cell.system], seconds)
+                    except Failed as exc:
+                        results.left_out[label] = str(exc)
+                    else:
+                        results.add(Measurement(number, cell.system, cell.workload, cell.size, cell.row.name, found))
+                done()
+
+
+def import_ms(times: int = 5) -> list[float]:
+    """How long ``import msgbus`` takes in a fresh interpreter, in milliseconds, so many times."""
+    code = "import time; begun = time.perf_counter(); import msgbus; print((time.perf_counter() - begun) * 1000)"
+    command = [sys.executable, "-c", code]
+    return [float(subprocess.run(command, capture_output=True, check=True).stdout) for _ in range(times)]

@@ -1,118 +1,101 @@
-"""Shows results: tables for people, JSON for machines."""
+"""Shows the results of a run in the terminal."""
 
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+import statistics
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.peers import Workloads
-from benchmarks.runner import Results, Spread
+from benchmarks.catalogue import OURS
+from benchmarks.results import FIGURES, Results, Spread
+from benchmarks.scaling.points import SCALING_FIGURES, SCENARIOS, Points
+from benchmarks.targets import IMPORT_MS
+from benchmarks.text import low_high, number, size_text
+from benchmarks.workloads import WORKLOADS
 
-FIGURES = {
-    "call_seq": {"p50_us": "p50 us", "client_cpu_us": "client CPU us", "server_cpu_us": "server CPU us"},
-    "call_conc": {"per_second": "calls/s", "client_cpu_us": "client CPU us", "server_cpu_us": "server CPU us"},
-    "cast": {"per_second": "casts/s", "client_cpu_us": "client CPU us", "server_cpu_us": "server CPU us"},
-    "fanout": {"per_second": "deliveries/s", "client_cpu_us": "client CPU us", "server_cpu_us": "all servers' CPU us"},
+_SEVERAL = {
+    "CPU us c/s/b": ("client_cpu_us", "server_cpu_us", "broker_cpu_us"),
+    "peak MB c/s": ("client_memory_mb", "server_memory_mb"),
 }
-"""What is shown of each workload; the first figure is the one that is compared."""
-TITLES = {
-    "call_seq": "call_seq: one caller, one call after another",
-    "call_conc": "call_conc: 32 callers",
-    "cast": "cast: until the server has processed all",
-    "fanout": "fanout: to 8 servers, until each has processed all",
-}
+"""Figures that share a column: of client, server and broker."""
 
 
-class Target(NamedTuple):
-    """What the ratio of msgbus to a peer should be."""
-
-    limit: float
-    at_least: bool
-
-    def is_met(self, ratio: float) -> bool:
-        """Whether `ratio` is good enough."""
-        return ratio >= self.limit if self.at_least else ratio <= self.limit
-
-    def __str__(self) -> str:
-        return f"{'>=' if self.at_least else '<='} {self.limit:g}"
-
-
-TARGETS = {
-    ("call_seq", "pyamqp"): Target(1.0, at_least=False),
-    ("call_conc", "pyamqp-windowed"): Target(1.6, at_least=True),
-    ("cast", "kombu"): Target(1.0, at_least=True),
-    ("call_seq", "pyzmq"): Target(1.6, at_least=False),
-    ("call_conc", "pyzmq"): Target(0.7, at_least=True),
-    ("fanout", "pyzmq-pubsub"): Target(0.3, at_least=True),
-    ("call_seq", "proton"): Target(1.3, at_least=False),
-    ("call_conc", "proton"): Target(0.9, at_least=True),
-    ("cast", "proton"): Target(0.9, at_least=True),
-}
+def show(results: Results, console: Console) -> None:
+    """Print tables: what it was made on, each group, the targets, and what was left out."""
+    for name, text in results.about.items():
+        console.print(f"{name}: {text}", highlight=False)
+    for row, versions in results.versions.items():
+        if versions:
+            console.print(f"{row}: {', '.join(f'{name} {version}' for name, version in versions.items())}")
+    for group in results.groups():
+        console.print(_group(results, *group))
+    if results.verdicts() or results.import_ms:
+        console.print(_targets(results))
+    for what, why in results.left_out.items():
+        console.print(f"not measured: {what}: {why}", style="yellow", markup=False)
+    console.print(
+        "Medians over all rounds. CPU is of client, server and broker, for each operation. Only ratios say something on"
+        " their own."
+    )
 
 
-class Ratio(NamedTuple):
-    """How msgbus compares with a peer."""
-
-    workload: str
-    figure: str
-    peer: str
-    ratio: Spread
-    target: Target | None
-
-
-def ratios(results: Results, workloads: Workloads) -> list[Ratio]:
-    """How msgbus compares with each peer, in each workload."""
-    return [
-        Ratio(workload, figure, peer, results.ratio(workload, figure, peer), TARGETS.get((workload, peer)))
-        for workload in workloads
-        for figure in [next(iter(FIGURES[workload]))]
-        for peer in workloads[workload]
-        if peer != "msgbus"
-    ]
+def _group(results: Results, system: str, workload: str, size: int) -> Table:
+    kind = WORKLOADS[workload]
+    title = f"{system}: {workload}, {kind.text}; {size_text(size)}"
+    table = Table("row", title=title, title_justify="left")
+    headings = (kind.unit, "min - max", "msgbus to it", *_SEVERAL)
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for row in results.rows(system, workload, size):
+        spread = results.spread(system, workload, size, row, kind.figure)
+        ratio = None if row == OURS else results.ratio(system, workload, size, row, kind.figure)
+        cells = ["-" if spread is None else number(spread.median), "" if spread is None else low_high(spread)]
+        cells.append("" if ratio is None else number(ratio.median))
+        for figures in _SEVERAL.values():
+            found = (results.spread(system, workload, size, row, figure) for figure in figures)
+            cells.append(" / ".join("-" if one is None else f"{one.median:.0f}" for one in found))
+        table.add_row(row, *cells)
+    return table
 
 
-def show(results: Results, workloads: Workloads, console: Console) -> None:
-    """Print tables."""
-    for workload in workloads:
-        table = Table("peer", title=TITLES[workload], title_justify="left")
-        for header in FIGURES[workload].values():
-            table.add_column(header, justify="right")
-            table.add_column("min - max", justify="right", style="dim")
-        for peer in workloads[workload]:
-            spreads = (results.spread(workload, peer, figure) for figure in FIGURES[workload])
-            table.add_row(peer, *(text for spread in spreads for text in _texts(spread, 0)))
-        console.print(table)
-    table = Table("workload", "figure", "msgbus to", title="msgbus divided by each peer", title_justify="left")
-    table.add_column("ratio", justify="right")
-    table.add_column("min - max", justify="right")
-    table.add_column("target", justify="right")
-    for found in ratios(results, workloads):
-        target, colour = "", ""
-        if found.target is not None:
-            met = found.target.is_met(found.ratio.median)
-            target, colour = f"{found.target}, {'met' if met else 'missed'}", "green" if met else "red"
-        header = FIGURES[found.workload][found.figure]
-        table.add_row(found.workload, header, found.peer, *_texts(found.ratio, 2), target, style=colour)
-    console.print(table)
-    console.print("Medians over all rounds. CPU is for each operation. Only the ratios say something on their own.")
+def _targets(results: Results) -> Table:
+    table = Table("target", "of", title="targets", title_justify="left")
+    for header in ("limit", "found", "min - max", ""):
+        table.add_column(header, justify="right")
+    for target, value, met in results.verdicts():
+        compared = FIGURES[target.name] if target.other is None else f"{FIGURES[target.name]}, ratio to {target.other}"
+        table.add_row(
+            f"{target.system} {target.workload}",
+            compared,
+            str(target),
+            number(value.median),
+            low_high(value),
+            "met" if met else "missed",
+            style="green" if met else "red",
+        )
+    if results.import_ms:
+        median = statistics.median(results.import_ms)
+        met = bool(results.import_is_met)
+        spread = low_high(Spread.of(results.import_ms))
+        limit = f"<= {IMPORT_MS:g}"
+        words = ("import msgbus", "ms", limit, number(median), spread, "met" if met else "missed")
+        table.add_row(*words, style="green" if met else "red")
+    return table
 
 
-def _texts(spread: Spread, digits: int) -> tuple[str, str]:
-    return f"{spread.median:,.{digits}f}", f"{spread.low:,.{digits}f} - {spread.high:,.{digits}f}"
-
-
-def as_data(results: Results, workloads: Workloads) -> dict[str, Any]:
-    """The same for JSON, with every round."""
-    found = {workload: {peer: results.rounds[workload, peer] for peer in workloads[workload]} for workload in workloads}
-    compared = [
-        {
-            "workload": item.workload,
-            "figure": item.figure,
-            "peer": item.peer,
-            **item.ratio._asdict(),
-            "target": None if item.target is None else str(item.target),
-            "met": None if item.target is None else item.target.is_met(item.ratio.median),
-        }
-        for item in ratios(results, workloads)
-    ]
-    return {"rounds": found, "ratios": compared}
+def show_points(points: Points, console: Console) -> None:
+    """Print tables of how the cost of a call grows."""
+    for scenario, counted in SCENARIOS.items():
+        for system in points.systems(scenario):
+            found = points.of(scenario, system)
+            table = Table(counted, title=f"{system}: {counted}", title_justify="left")
+            shown = [figure for figure in SCALING_FIGURES if any(figure in point.figures for point in found)]
+            for figure in shown:
+                table.add_column(SCALING_FIGURES[figure], justify="right")
+            for point in found:
+                cells = (number(point.figures[figure]) if figure in point.figures else "-" for figure in shown)
+                table.add_row(f"{point.x:,}", *cells)
+            console.print(table)
+    for what, why in points.left_out.items():
+        console.print(f"not measured: {what}: {why}", style="yellow", markup=False)

@@ -1,14 +1,19 @@
 """msgbus itself, with the driver of the URL and the defaults of all options."""
 
+from __future__ import annotations
+
+import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from oslo_config import cfg
 
 from benchmarks import base
-from benchmarks.base import Handler, Payload, Peer
+from benchmarks.base import Peer, Service
+from benchmarks.payloads import Payload
+from benchmarks.workloads import TIMEOUT
 from msgbus import Target, Transport, get_rpc_client, get_rpc_server, get_rpc_transport
 
 _SHORT_LIVED = {
@@ -16,45 +21,67 @@ _SHORT_LIVED = {
     "qpid": "keep_server_queues=false",  # the others go with their server by themselves
 }
 """Options with which the queues of a run do not outlive it for long, by driver."""
+_names = itertools.count()
 
 
-def _transport(url: str) -> Transport:
+def transport(url: str, **options: Any) -> Transport:
+    """A transport with a configuration of its own, and `options` of the core."""
     conf = cfg.ConfigOpts()
     conf([], project="msgbus-benchmarks", default_config_files=[], default_config_dirs=[])
-    return get_rpc_transport(conf, f"{url}{'&' if '?' in url else '?'}{_SHORT_LIVED.get(url.partition(':')[0], '')}")
+    short_lived = _SHORT_LIVED.get(url.partition(":")[0], "")
+    if options:
+        from msgbus import configuration
+
+        configuration.register(conf)
+        for name, value in options.items():
+            conf.set_override(name, value)
+    return get_rpc_transport(conf, f"{url}{'&' if '?' in url else '?'}{short_lived}")
 
 
-class _Endpoint:
-    def __init__(self, handler: Handler) -> None:
-        self._handler = handler
+class Endpoint:
+    """What clients call."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
 
     def echo(self, _ctxt: dict[str, Any], payload: Payload) -> Payload:
-        return self._handler(payload)
+        """Give back what came."""
+        return self._service.echo(payload)
+
+    def items(self, _ctxt: dict[str, Any], count: int, size: int) -> Iterator[Payload]:
+        """Stream so many items."""
+        yield from self._service.items(count, size)
 
 
 class _Server(base.Server):
-    def serve(self, handler: Handler, ready: Callable[[], None]) -> None:
-        target = Target(topic=self.topic, server=f"server-{os.getpid()}")
-        server = get_rpc_server(_transport(self.url), target, [_Endpoint(handler)])
-        server.start(base.TIMEOUT)
+    def serve(self, service: Service, ready: Callable[[], None]) -> None:
+        target = Target(topic=self.topic, server=f"server-{os.getpid()}-{next(_names)}")
+        server = get_rpc_server(transport(self.url), target, [Endpoint(service)])
+        server.start(TIMEOUT)
         ready()
         threading.Event().wait()
 
 
 class _Client(base.Client):
+    # A verb that sends many casts at once takes the place of the threads of `cast_many`, when there is one.
+
     def __init__(self, url: str, topic: str) -> None:
         super().__init__(url, topic)
-        self._client = get_rpc_client(_transport(url), Target(topic=topic), timeout=base.TIMEOUT)
+        self._client = get_rpc_client(transport(url), Target(topic=topic), timeout=TIMEOUT)
 
-    def call(self, payload: Payload) -> Payload:
+    def call_once(self, payload: Payload) -> Payload:
         answer: Payload = self._client.call({}, "echo", payload=payload)
         return answer
 
-    def cast(self, payload: Payload) -> None:
+    def cast_once(self, payload: Payload) -> None:
         self._client.cast({}, "echo", payload=payload)
 
-    def fanout(self, payload: Payload) -> None:
+    def fanout_once(self, payload: Payload) -> None:
         self._client.fanout_cast({}, "echo", payload=payload)
+
+    def stream(self, count: int, size: int) -> Iterable[Payload]:
+        return self._client.multicall({}, "items", count=count, size=size)
 
 
 PEER = Peer(_Server, _Client)
+TOGETHER = Peer(_Server, _Client, together=True)

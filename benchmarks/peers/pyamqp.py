@@ -1,20 +1,26 @@
 """A loop that is written by hand on py-amqp: a private reply queue, and JSON by the standard library.
 
-The server runs its handler on the thread that reads. Nothing is acknowledged or confirmed, but in the peer `CONFIRMED`.
+The server runs its handler on the thread that reads. Nothing is acknowledged or confirmed, but in two rows:
+pyamqp-confirmed waits for the confirmation of each message before the next, pyamqp-pipelined has 1,000 wait for theirs.
+Concurrent callers are threads, which share a connection under a lock; in pyamqp-windowed they are one thread with as
+many requests under way.
 """
 
+from __future__ import annotations
+
 import itertools
-import json
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import amqp
 
 from benchmarks import base
-from benchmarks.base import Broker, Handler, Payload, Peer, check, make_payload
+from benchmarks.base import Broker, Peer, Service, Work
+from benchmarks.payloads import Payload, check
+from benchmarks.peers.envelope import reply, request, unwrap, wrap
+from benchmarks.workloads import TIMEOUT, WINDOW
 
 
 def _connect(url: str, *, confirm: bool = False) -> Any:
@@ -34,36 +40,31 @@ def _connect(url: str, *, confirm: bool = False) -> Any:
     return connection
 
 
-def _wrap(message: dict[str, Any]) -> str:
-    """The double envelope that msgbus writes too."""
-    return json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps(message)})
-
-
-def _unwrap(body: str | bytes) -> dict[str, Any]:
-    message: dict[str, Any] = json.loads(json.loads(body)["oslo.message"])
-    return message
-
-
 class _Server(base.Server):
     ack = False
 
-    def serve(self, handler: Handler, ready: Callable[[], None]) -> None:
+    def serve(self, service: Service, ready: Callable[[], None]) -> None:
         connection = _connect(self.url)
         channel = connection.channel()
         channel.queue_declare(self.topic, auto_delete=True)
         if self.ack:
             channel.basic_qos(0, 64, False)
 
+        def answer(call_id: str, inbox: str, result: Payload) -> None:
+            body = wrap(reply(call_id, result))
+            message = amqp.Message(body, content_type="application/json", correlation_id=call_id)
+            channel.basic_publish(message, routing_key=inbox)
+
         def run(message: Any) -> None:
-            request = _unwrap(message.body)
-            result = handler(request["args"]["payload"])
-            if (reply_to := request.get("_reply_q")) is not None:
-                call_id = request["_msg_id"]
-                reply = {"result": result, "failure": None, "ending": True, "_msg_id": call_id, "_unique_id": call_id}
-                channel.basic_publish(
-                    amqp.Message(_wrap(reply), content_type="application/json", correlation_id=call_id),
-                    routing_key=reply_to,
-                )
+            asked = unwrap(message.body)
+            call_id, inbox = asked["_msg_id"], asked["_reply_q"]
+            if asked["method"] == "items":
+                for item in service.items(**asked["args"]):
+                    answer(call_id, inbox, item)
+            else:
+                result = service.echo(asked["args"]["payload"])
+                if inbox is not None:
+                    answer(call_id, inbox, result)
             if self.ack:
                 channel.basic_ack(message.delivery_tag)
 
@@ -74,13 +75,14 @@ class _Server(base.Server):
 
 
 class _Call:
-    def __init__(self) -> None:
-        self.body: str | bytes | None = None
+    def __init__(self, call_id: str) -> None:
+        self.id = call_id
+        self.bodies: deque[str | bytes] = deque()
         self.done = threading.Lock()
         self.done.acquire()
 
 
-class _Client(base.Client):
+class _Client(base.WindowedClient):
     confirm = False
 
     def __init__(self, url: str, topic: str) -> None:
@@ -94,87 +96,71 @@ class _Client(base.Client):
         self._calls: dict[str, _Call] = {}
         self._reader: threading.Thread | None = None
 
-    def _publish(self, call_id: str, request: dict[str, Any]) -> None:
-        message = amqp.Message(_wrap(request), content_type="application/json", correlation_id=call_id)
+    def _send(self, inbox: str | None, method: str = "echo", **args: Any) -> _Call:
+        call_id = f"{next(self._ids):032x}"
+        call = _Call(call_id)
+        if inbox is not None:
+            self._calls[call_id] = call
+        body = wrap(request(call_id, inbox, method, **args))
+        message = amqp.Message(body, content_type="application/json", correlation_id=call_id)
         with self._writing:
             self._channel.basic_publish(message, routing_key=self.topic)
-
-    def _begin(self, payload: Payload) -> _Call:
-        call_id = f"{next(self._ids):032x}"
-        call = self._calls[call_id] = _Call()
-        request = {
-            "method": "echo",
-            "args": {"payload": payload},
-            "_msg_id": call_id,
-            "_reply_q": self._inbox,
-            "_unique_id": call_id,
-            "_timeout": None,
-        }
-        self._publish(call_id, request)
         return call
 
     def _on_answer(self, message: Any) -> None:
-        call = self._calls.pop(message.correlation_id)
-        call.body = message.body
-        call.done.release()
+        call = self._calls[message.correlation_id]
+        call.bodies.append(message.body)
+        if call.done.locked():
+            call.done.release()
 
     def _read(self) -> None:
         while True:
             self._connection.drain_events()
 
-    def _finish(self, call: _Call) -> Payload:
-        """Wait for the answer on the only thread, which reads itself."""
-        while call.body is None:
-            self._connection.drain_events()
-        result: Payload = _unwrap(call.body)["result"]
+    def _next(self, call: _Call) -> Payload:
+        """Wait for an answer on the only thread, which reads itself."""
+        while not call.bodies:
+            self._connection.drain_events(timeout=TIMEOUT)
+        result: Payload = unwrap(call.bodies.popleft())["result"]
         return result
 
-    def call(self, payload: Payload) -> Payload:
-        return self._finish(self._begin(payload))
+    def begin(self, payload: Payload) -> _Call:
+        return self._send(self._inbox, payload=payload)
 
-    def call_conc(self, numbers: Iterator[int], seconds: float) -> int:
+    def finish(self, call: _Call) -> Payload:
+        result = self._next(call)
+        del self._calls[call.id]
+        return result
+
+    def cast_once(self, payload: Payload) -> None:
+        self._send(None, payload=payload)
+
+    def cast_many(self, work: Work) -> int:
+        """One thread: more would only wait for each other."""
+        return base.repeat(self.cast_once, work)
+
+    def stream(self, count: int, size: int) -> Iterable[Payload]:
+        call = self._send(self._inbox, "items", count=count, size=size)
+        for _ in range(count):
+            yield self._next(call)
+        del self._calls[call.id]
+
+
+class _ThreadsClient(_Client):
+    def call_conc(self, work: Work) -> int:
         """Threads that share the connection under a lock, and one that reads."""
         if self._reader is None:
             self._reader = threading.Thread(target=self._read, daemon=True)
             self._reader.start()
 
         def once(payload: Payload) -> None:
-            call = self._begin(payload)
-            if not call.done.acquire(timeout=base.TIMEOUT) or call.body is None:
+            call = self.begin(payload)
+            if not call.done.acquire(timeout=TIMEOUT):
                 raise TimeoutError("no answer")
-            check(_unwrap(call.body)["result"], payload)
+            del self._calls[call.id]
+            check(unwrap(call.bodies.popleft())["result"], payload)
 
-        return base.in_threads(once, numbers, seconds)
-
-    def cast(self, payload: Payload) -> None:
-        call_id = f"{next(self._ids):032x}"
-        self._publish(call_id, {"method": "echo", "args": {"payload": payload}, "_unique_id": call_id})
-
-    def cast_many(self, numbers: Iterator[int], seconds: float) -> int:
-        """One thread: more would only wait for each other."""
-        return base.repeat(self.cast, numbers, seconds)
-
-
-class _WindowedClient(_Client):
-    def call_conc(self, numbers: Iterator[int], seconds: float) -> int:
-        """One thread that keeps as many requests outstanding as others have threads."""
-        calls: deque[tuple[_Call, Payload]] = deque()
-
-        def begin() -> None:
-            payload = make_payload(next(numbers))
-            calls.append((self._begin(payload), payload))
-
-        for _ in range(base.THREADS):
-            begin()
-        count = 0
-        end = time.monotonic() + seconds
-        while calls:
-            call, payload = calls.popleft()  # The server answers in order.
-            check(self._finish(call), payload)
-            count += 1
-            if time.monotonic() < end:
-                begin()
-        return count
+        return base.in_threads(once, work)
 
 
 class _ConfirmedServer(_Server):
@@ -185,6 +171,35 @@ class _ConfirmedClient(_Client):
     confirm = True
 
 
-PLAIN = Peer(_Server, _Client)
-WINDOWED = Peer(_Server, _WindowedClient)
+class _PipelinedClient(_Client):
+    def __init__(self, url: str, topic: str) -> None:
+        super().__init__(url, topic)
+        self._channel.confirm_select()
+        self._channel.events["basic_ack"].add(self._on_confirm)
+        self._sent = self._confirmed = 0
+
+    def _on_confirm(self, tag: int, multiple: bool) -> None:
+        # The broker confirms in order, but for a message that no queue takes; and here there is one queue.
+        self._confirmed = max(self._confirmed, tag)
+
+    def cast_many(self, work: Work) -> int:
+        """Many casts wait for their confirmation at a time, and all are confirmed at the end."""
+        count = 0
+        for payload in work.payloads():
+            self.cast_once(payload)
+            self._sent += 1
+            count += 1
+            if self._sent - self._confirmed >= WINDOW:
+                self._drain(WINDOW // 2)
+        self._drain(0)
+        return count
+
+    def _drain(self, left: int) -> None:
+        while self._sent - self._confirmed > left:
+            self._connection.drain_events(timeout=TIMEOUT)
+
+
+PLAIN = Peer(_Server, _ThreadsClient)
+WINDOWED = Peer(_Server, _Client)
 CONFIRMED = Peer(_ConfirmedServer, _ConfirmedClient)
+PIPELINED = Peer(_ConfirmedServer, _PipelinedClient)

@@ -1,0 +1,1 @@
+"""How the cost of a call grows with what is there: calls in flight, topics, servers, and calls made before."""
