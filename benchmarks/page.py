@@ -112,7 +112,9 @@ def _growing(points: Points) -> dict[str, str]:
                 ]
                 for system in points.systems(scenario)
             }
-            found[_plot(scenario, figure)] = svg.lines(f"{heading}, by {counted}", counted, heading, series)
+            found[_plot(scenario, figure)] = svg.lines(
+                f"{heading}, by {counted}", counted, heading, series, logarithmic=scenario != "calls"
+            )
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -92,13 +93,14 @@ class Process:
         line, _, self._unread = self._unread.partition(b"\n")
         return json.loads(line)
 
-    def check(self) -> None:
-        """Look whether it still runs.
+    def check(self, seconds: float = 0.0) -> None:
+        """Look whether it still runs, for so long.
 
         Raises:
             Failed: it has ended.
         """
-        if self._process.poll() is not None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
             raise self._failed("has ended")
 
     def ask(self, order: object, timeout: float = 2 * TIMEOUT, others: Iterable[Process] = ()) -> Any:

@@ -20,6 +20,9 @@ from benchmarks.workloads import TIMEOUT, WORKLOADS
 WARM_UP = 0.5
 """Seconds of load before it counts, at most."""
 
+_END_SECONDS = 0.5
+"""How long a process that has failed may take to end."""
+
 Progress = Callable[[str], None]
 """Called with what is about to be done."""
 
@@ -53,7 +56,7 @@ def measure(cell: Cell, python: str, system: System, seconds: float) -> Figures:
     Raises:
         Failed: something went wrong.
     """
-    row, workload = cell.row, WORKLOADS[cell.workload]
+    row = cell.row
     topic = f"bench-{uuid.uuid4().hex}"
     words = (row.peer, system.url, topic, cell.workload, str(cell.size))
     with ExitStack() as stack:
@@ -62,25 +65,35 @@ def measure(cell: Cell, python: str, system: System, seconds: float) -> Figures:
         def start(role: str) -> Process:
             return stack.enter_context(Process(python, "benchmarks.child", role, *words))
 
-        servers = [] if row.together else [start("serve") for _ in range(workload.servers)]
+        servers = [] if row.together else [start("serve") for _ in range(WORKLOADS[cell.workload].servers)]
         for server in servers:
             server.answer()
         client = start("both" if row.together else "drive")
-        client.answer(others=servers)
-        counting = [client] if row.together else servers
-        sent: int = client.ask({"load": min(WARM_UP, seconds)}, others=servers)["operations"]
-        if workload.counts:
-            _processed(counting, sent)
-        cpu_before = [_cpu(client), sum(map(_cpu, servers)), proc.cpu_seconds(system.pids)]
-        load = client.ask({"load": seconds}, seconds + 2 * TIMEOUT, servers)
-        took = load["seconds"]
-        if workload.counts:
-            took = _processed(counting, sent + load["operations"]) - load["begun"]
-        cpu_after = [_cpu(client), sum(map(_cpu, servers)), proc.cpu_seconds(system.pids)]
-        used = [after - before for after, before in zip(cpu_after, cpu_before, strict=True)]
-        memory = {"client_memory_mb": proc.peak_memory(client.pid)}
-        if servers:
-            memory["server_memory_mb"] = max(proc.peak_memory(server.pid) for server in servers)
+        try:
+            client.answer(others=servers)
+            return _load(cell, client, servers, system, seconds)
+        except Failed:
+            for server in servers:
+                server.check(_END_SECONDS)  # What happened to it is the reason for what its client says.
+            raise
+
+
+def _load(cell: Cell, client: Process, servers: Sequence[Process], system: System, seconds: float) -> Figures:
+    """Have the client do its work, and look at what it costs."""
+    workload = WORKLOADS[cell.workload]
+    counting = servers or [client]
+    sent: int = client.ask({"load": min(WARM_UP, seconds)}, others=servers)["operations"]
+    if workload.counts:
+        _processed(counting, sent)
+    before = _cpu(client, servers, system)
+    load = client.ask({"load": seconds}, seconds + 2 * TIMEOUT, servers)
+    took = load["seconds"]
+    if workload.counts:
+        took = _processed(counting, sent + load["operations"]) - load["begun"]
+    used = [now - then for now, then in zip(_cpu(client, servers, system), before, strict=True)]
+    memory = {"client_memory_mb": proc.peak_memory(client.pid)}
+    if servers:
+        memory["server_memory_mb"] = max(proc.peak_memory(server.pid) for server in servers)
     return figures(load, took, used, workload.servers, bool(servers), bool(system.pids)) | memory
 
 
@@ -91,9 +104,13 @@ def _processed(servers: Sequence[Process], count: int) -> float:
     return max(float(server.answer()) for server in servers)
 
 
-def _cpu(process: Process) -> float:
-    """CPU seconds of a process and of those that it has started."""
-    return proc.cpu_seconds({process.pid} | proc.children(process.pid))
+def _cpu(client: Process, servers: Sequence[Process], system: System) -> list[float]:
+    """CPU seconds of the client, of all servers, and of the broker."""
+    return [
+        proc.cpu_seconds([client.pid]),
+        proc.cpu_seconds(server.pid for server in servers),
+        proc.cpu_seconds(system.pids),
+    ]
 
 
 def figures(

@@ -1,7 +1,6 @@
 """Draws two kinds of plots as SVG: bars, and lines over a logarithmic axis.
 
-That is all the page needs, so no library draws it: the files are small, the same for the same figures, and follow the
-colours of the page's theme.
+That is all the page needs, so no library draws it. The files are small, and the same for the same figures.
 """
 
 from __future__ import annotations
@@ -23,9 +22,6 @@ text { font: 13px sans-serif; fill: #333 }
 .axis { stroke: #999; stroke-width: 1; fill: none }
 .grid { stroke: #ddd; stroke-width: 1 }
 .spread { stroke: #333; stroke-width: 1.5 }
-@media (prefers-color-scheme: dark) {
-  text { fill: #ddd } .axis { stroke: #777 } .grid { stroke: #444 } .spread { stroke: #ddd }
-}
 """
 _COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#65a30d")
 _OURS, _OTHERS = _COLOURS[0], "#9ca3af"
@@ -59,8 +55,15 @@ def bars(title: str, unit: str, values: Sequence[Bar]) -> str:
     return _written(drawing)
 
 
-def lines(title: str, x_name: str, y_name: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """Lines through points (x, y) with x and y from 0 on; x is logarithmic where its values span more than a decade.
+def lines(
+    title: str,
+    x_name: str,
+    y_name: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    logarithmic: bool,
+) -> str:
+    """Lines through points (x, y) with y from 0 on, and x from the least to the most.
 
     Raises:
         ValueError: there is no point.
@@ -68,9 +71,8 @@ def lines(title: str, x_name: str, y_name: str, series: Mapping[str, Sequence[tu
     points = [point for found in series.values() for point in found]
     if not points:
         raise ValueError(f"nothing to draw: {title}")
-    height, left, right, bottom, above = 340, 70, WIDTH - 150, 290, 40
+    height, left, right, bottom, above = 350, 70, WIDTH - 150, 300, 60
     least, most = min(x for x, _ in points), max(x for x, _ in points)
-    logarithmic = least > 0 and most / least > 10
     top = _round_up(max(y for _, y in points))
 
     def across(x: float) -> float:
@@ -87,7 +89,8 @@ def lines(title: str, x_name: str, y_name: str, series: Mapping[str, Sequence[tu
         y = top * step / 4
         _line(drawing, left, up(y), right, up(y), "grid")
         _text(drawing, left - 8, up(y) + 4, number(y), anchor="end", cls="small")
-    for x in sorted({x for x, _ in points}) if len({x for x, _ in points}) <= 12 else (least, most):
+    marks = sorted({x for x, _ in points})
+    for x in marks if len(marks) <= 12 else (least, most):
         _text(drawing, across(x), bottom + 18, f"{x:,.0f}", anchor="middle", cls="small")
     _add(drawing, "path", d=f"M{left},{above} V{bottom} H{right}", **{"class": "axis"})
     _text(drawing, (left + right) / 2, bottom + 38, x_name, anchor="middle")
@@ -109,6 +112,7 @@ def _drawing(height: int, title: str) -> Element:
     drawing.set("height", str(height))
     SubElement(drawing, "title").text = title
     SubElement(drawing, "style").text = _STYLE
+    _add(drawing, "rect", width=WIDTH, height=height, fill="white")  # readable on a dark page too
     _text(drawing, 8, 20, title, cls="title")
     return drawing
 

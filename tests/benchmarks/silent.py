@@ -1,0 +1,5 @@
+"""A process that never answers, for tests."""
+
+import sys
+
+sys.stdin.read()
