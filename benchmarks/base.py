@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from benchmarks.payloads import Payload, WrongAnswer, check, items, make_payload
-from benchmarks.workloads import THREADS, WINDOW
+from benchmarks.payloads import Payload, WrongAnswer, check, items, make_payload, window
+from benchmarks.workloads import THREADS
 
 
 class Broker(NamedTuple):
@@ -242,11 +242,11 @@ class AsyncClient(Client):
 
     def cast_many(self, work: Work) -> int:
         """Casts from so many tasks that confirmations are pipelined."""
-        return self._runner.run(in_tasks(self.cast_async, work, WINDOW))
+        return self._runner.run(in_tasks(self.cast_async, work, window(work.size)))
 
     def fanout(self, work: Work) -> int:
         """Likewise, to all servers."""
-        return self._runner.run(in_tasks(self.fanout_async, work, WINDOW))
+        return self._runner.run(in_tasks(self.fanout_async, work, window(work.size)))
 
     def multicall(self, work: Work) -> int:
         """One stream after another."""
@@ -308,14 +308,14 @@ async def in_tasks(once: Callable[[Payload], Awaitable[None]], work: Work, tasks
     return sum(await asyncio.gather(*(several() for _ in range(tasks))))
 
 
-def windowed(begin: Callable[[Payload], Any], finish: Callable[[Any, Payload], None], work: Work, window: int) -> int:
-    """Begin something with each payload while at most `window` others are not finished. Returns how often it was."""
+def windowed(begin: Callable[[Payload], Any], finish: Callable[[Any, Payload], None], work: Work, most: int) -> int:
+    """Begin something with each payload while at most `most` others are not finished. Returns how often it was."""
     under_way: deque[tuple[Any, Payload]] = deque()
     count = 0
     for payload in work.payloads():
         under_way.append((begin(payload), payload))
         count += 1
-        if len(under_way) >= window:
+        if len(under_way) >= most:
             finish(*under_way.popleft())
     while under_way:
         finish(*under_way.popleft())

@@ -53,6 +53,11 @@ def most(size: int) -> int:
     return max(MOST_BYTES // size, 1)
 
 
+def window(size: int) -> int:
+    """How many messages may wait for their confirmation where confirmations are pipelined: 1,000, or 64 MiB."""
+    return min(1000, max(64 * 1024 * 1024 // size, 2))
+
+
 def items(size: int) -> int:
     """How many items a stream has."""
     return max(min(1000, 10 * 1024 * 1024 // size), 1)

@@ -7,8 +7,6 @@ from typing import NamedTuple
 THREADS = 32
 """Callers in one process: threads, or tasks of asyncio."""
 SUBSCRIBERS = 8
-WINDOW = 1000
-"""Messages that may wait for their confirmation where confirmations are pipelined."""
 TIMEOUT = 60.0
 """Seconds after which an answer that has not come is an error."""
 

@@ -11,9 +11,9 @@ import grpc
 
 from benchmarks import base
 from benchmarks.base import Peer, Service, Work
-from benchmarks.payloads import Payload
+from benchmarks.payloads import Payload, window
 from benchmarks.peers.sockets import path_of
-from benchmarks.workloads import THREADS, TIMEOUT, WINDOW
+from benchmarks.workloads import THREADS, TIMEOUT
 
 NAME = "Echo"
 
@@ -63,7 +63,7 @@ class _Client(base.Client):
         def finish(call: Any, _payload: Payload) -> None:
             call.result()
 
-        return base.windowed(begin, finish, work, WINDOW)
+        return base.windowed(begin, finish, work, window(work.size))
 
     def stream(self, count: int, size: int) -> Iterable[Payload]:
         items: Iterable[Payload] = self._items([count, size], timeout=TIMEOUT)

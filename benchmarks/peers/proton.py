@@ -1,7 +1,7 @@
 """A loop that is written by hand on qpid-proton's own event loop, and JSON by the standard library.
 
 Every message is settled: what a side receives it accepts, and casts are counted as sent when the broker has accepted
-them: in cast each before the next, in cast_many up to 1,000 wait for that. Each process has one connection and one
+them: in cast each before the next, in cast_many many wait for that. Each process has one connection and one
 thread, as proton's event loop is for one. The queue is in memory.
 """
 
@@ -18,9 +18,9 @@ from proton.utils import BlockingConnection
 
 from benchmarks import base
 from benchmarks.base import Broker, Peer, Service, Work
-from benchmarks.payloads import Payload
+from benchmarks.payloads import Payload, window
 from benchmarks.peers.envelope import reply, request, unwrap, wrap
-from benchmarks.workloads import THREADS, TIMEOUT, WINDOW
+from benchmarks.workloads import THREADS, TIMEOUT
 
 
 def _options(broker: Broker) -> dict[str, Any]:
@@ -147,12 +147,12 @@ class _Client(base.WindowedClient):
 
     def cast_many(self, work: Work) -> int:
         """One thread, with many casts on their way; all are accepted at the end."""
-        count = 0
+        count, most = 0, window(work.size)
         for payload in work.payloads():
             self._send(payload, None)
             count += 1
-            if self._loop.unsettled >= WINDOW or not self._loop.sender.credit:
-                self._run_until(lambda: self._loop.unsettled <= WINDOW // 2 and self._loop.sender.credit > 0)
+            if self._loop.unsettled >= most or not self._loop.sender.credit:
+                self._run_until(lambda: self._loop.unsettled <= most // 2 and self._loop.sender.credit > 0)
         self._run_until(lambda: not self._loop.unsettled)
         return count
 

@@ -1,7 +1,7 @@
 """A loop that is written by hand on py-amqp: a private reply queue, and JSON by the standard library.
 
 The server runs its handler on the thread that reads. Nothing is acknowledged or confirmed, but in two rows:
-pyamqp-confirmed waits for the confirmation of each message before the next, pyamqp-pipelined has 1,000 wait for theirs.
+pyamqp-confirmed waits for the confirmation of each message before the next, pyamqp-pipelined has many wait for theirs.
 Concurrent callers are threads, which share a connection under a lock; in pyamqp-windowed they are one thread with as
 many requests under way.
 """
@@ -18,9 +18,9 @@ import amqp
 
 from benchmarks import base
 from benchmarks.base import Broker, Peer, Service, Work
-from benchmarks.payloads import Payload, check
+from benchmarks.payloads import Payload, check, window
 from benchmarks.peers.envelope import reply, request, unwrap, wrap
-from benchmarks.workloads import TIMEOUT, WINDOW
+from benchmarks.workloads import TIMEOUT
 
 
 def _connect(url: str, *, confirm: bool = False) -> Any:
@@ -184,13 +184,13 @@ class _PipelinedClient(_Client):
 
     def cast_many(self, work: Work) -> int:
         """Many casts wait for their confirmation at a time, and all are confirmed at the end."""
-        count = 0
+        count, most = 0, window(work.size)
         for payload in work.payloads():
             self.cast_once(payload)
             self._sent += 1
             count += 1
-            if self._sent - self._confirmed >= WINDOW:
-                self._drain(WINDOW // 2)
+            if self._sent - self._confirmed >= most:
+                self._drain(most // 2)
         self._drain(0)
         return count
 

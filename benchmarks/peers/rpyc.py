@@ -16,9 +16,9 @@ from rpyc.utils.server import ThreadedServer
 
 from benchmarks import base
 from benchmarks.base import Peer, Service, Work
-from benchmarks.payloads import Payload
+from benchmarks.payloads import Payload, window
 from benchmarks.peers.sockets import path_of
-from benchmarks.workloads import TIMEOUT, WINDOW
+from benchmarks.workloads import TIMEOUT
 
 
 class _Server(base.Server):
@@ -61,7 +61,7 @@ class _Client(base.Client):
         def finish(call: Any, _payload: Payload) -> None:
             call.wait()
 
-        return base.windowed(begin, finish, work, WINDOW // 10)
+        return base.windowed(begin, finish, work, window(work.size) // 10 + 1)
 
     def stream(self, count: int, size: int) -> Iterable[Payload]:
         return (json.loads(text) for text in self._connection().root.items(count, size))

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import base
 from benchmarks.base import Broker, Work
 from benchmarks.child import Sink
-from benchmarks.payloads import MOST_BYTES, SIZES, Payload, WrongAnswer, check, items, make_payload, most
+from benchmarks.payloads import MOST_BYTES, SIZES, Payload, WrongAnswer, check, items, make_payload, most, window
 
 FOREVER = 3600.0
 
@@ -36,6 +36,7 @@ def test_nobodys_memory_is_filled() -> None:
     """What is sent without an answer is bounded, and so is a stream."""
     assert all(most(size) * size <= MOST_BYTES for size in SIZES)
     assert most(10 * MOST_BYTES) == 1
+    assert [window(size) for size in (*SIZES, MOST_BYTES)] == [1000, 1000, 64, 2]
     assert [items(size) for size in SIZES] == [1000, 1000, 10]
 
 
