@@ -187,7 +187,8 @@ def _targets(results: Results) -> str:
         "## Targets",
         "",
         f"{met} of {len(verdicts)} targets that were measured are met. A target is of the ratio of msgbus to another"
-        " row, or of a figure of msgbus, with payloads of 100 bytes.",
+        " row, or of a figure of msgbus, with payloads of 100 bytes. Limits in microseconds of CPU are half of what"
+        " release 0.1.0 needed on the machine where it was measured: on another they say little.",
         "",
         "| on | workload | figure | compared with | target | found | min - max | |",
         "|---|---|---|---|---:|---:|---:|---|",

@@ -30,9 +30,19 @@ def memory(pid: int) -> float:
     return _status(pid, "VmRSS")
 
 
-def descriptors(pid: int) -> int:
-    """How many file descriptors a process has open."""
-    return len(os.listdir(f"/proc/{pid}/fd"))
+def own_memory(pid: int) -> float:
+    """The memory of a process that it shares with no other, in MB."""
+    lines = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) * 1024 / 1e6
+
+
+def descriptors(pid: int) -> tuple[int, int]:
+    """How many file descriptors a process has open, and how many of them are sockets."""
+    links = []
+    for path in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # It was closed meanwhile.
+            links.append(os.readlink(path))
+    return len(links), sum(link.startswith("socket:") for link in links)
 
 
 def children(pid: int) -> set[int]:

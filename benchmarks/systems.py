@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import re
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import entry_points
@@ -62,7 +64,7 @@ def _broker(name: str, folder: pathlib.Path) -> Iterator[System]:
     from tests.functional.brokers.processes import BrokerMissing
 
     try:
-        broker, text = _make(name, folder)
+        broker = _make(name, folder)
     except (BrokerMissing, ImportError) as exc:
         raise SystemMissing(str(exc)) from exc
     before = proc.children(os.getpid())
@@ -72,28 +74,43 @@ def _broker(name: str, folder: pathlib.Path) -> Iterator[System]:
         except BrokerMissing as exc:
             raise SystemMissing(str(exc)) from exc
         url = f"{broker.url}?durable=false" if name == "qpid" else broker.url  # It keeps nothing on disk.
-        yield System(url, text, frozenset(proc.children(os.getpid()) - before))
+        yield System(url, _version(name, broker), frozenset(proc.children(os.getpid()) - before))
     finally:
         broker.close()
 
 
-def _make(name: str, folder: pathlib.Path) -> tuple[Any, str]:
-    """A broker as the functional tests start them, and what to call it."""
+def _make(name: str, folder: pathlib.Path) -> Any:
+    """A broker as the functional tests start them."""
     if name == "rabbit":
         from tests.functional.brokers.rabbitmq import RabbitMQ
 
-        node = RabbitMQ("3.10", folder)
-        return node, f"RabbitMQ {node.release}"
+        return RabbitMQ("3.10", folder)
     if name == "qpid":
         from tests.functional.brokers.qpid import Qpid
 
-        return Qpid(folder), "Apache Qpid Broker-J 10.1.0, in memory"
+        return Qpid(folder)
     if name == "nats":
         from tests.functional.brokers.nats import Nats
 
-        return Nats(folder), "nats-server with JetStream"
+        return Nats(folder)
     if name == "redis":
         from tests.functional.brokers.redis import Redis
 
-        return Redis(folder, keeps=True), "Redis with an append-only file"
+        return Redis(folder, keeps=True)
     raise SystemMissing(f"there is no message system {name!r}")
+
+
+def _version(name: str, broker: Any) -> str:
+    """What to call a broker that runs."""
+    if name == "rabbit":
+        return f"RabbitMQ {broker.release}"
+    if name == "qpid":
+        started = re.search(r"Version: (\S+)", broker.log())
+        return f"Apache Qpid Broker-J {started[1] if started else ''}, in memory"
+    program, remark = {
+        "nats": ("nats-server", "with JetStream"),
+        "redis": ("redis-server", "with an append-only file"),
+    }[name]
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=30, check=False).stdout
+    found = re.search(r"v=?([0-9.]+)", said)
+    return f"{program} {found[1] if found else ''}, {remark}"

@@ -43,7 +43,8 @@ def show(results: Results, console: Console) -> None:
 def _group(results: Results, system: str, workload: str, size: int) -> Table:
     kind = WORKLOADS[workload]
     title = f"{system}: {workload}, {kind.text}; {size_text(size)}"
-    table = Table("row", title=title, title_justify="left")
+    table = Table(title=title, title_justify="left")
+    table.add_column("row", no_wrap=True)
     headings = (kind.unit, "min - max", "msgbus to it", *_SEVERAL)
     for heading in headings:
         table.add_column(heading, justify="right")

@@ -22,8 +22,11 @@ SCALING_FIGURES = FIGURES | {
     "first_ping_ms": "first ping ms",
     "next_ping_ms": "next ping ms",
     "client_grows_mb": "client grows by MB",
-    "client_descriptors": "client's descriptors",
-    "server_descriptors": "server's descriptors",
+    "client_sockets": "its sockets",
+    "client_descriptors": "of all descriptors",
+    "server_own_mb": "a server's own MB",
+    "server_sockets": "its sockets",
+    "server_descriptors": "of all descriptors",
 }
 """The figures of scaling, and their headings."""
 

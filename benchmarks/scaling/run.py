@@ -120,15 +120,19 @@ def _servers(system: System, count: int, seconds: float) -> _Found:
             server.answer(START_SECONDS)
         client = _start(stack, "call", system.url, topic, "1", str(THREADS))
         client.answer()
-        before = proc.memory(client.pid)
+        before = proc.own_memory(client.pid)
         first, second = client.ask(["ping", count])
-        grown = proc.memory(client.pid) - before
+        client_files, client_sockets = proc.descriptors(client.pid)
+        server_files, server_sockets = proc.descriptors(servers[0].pid)
         sizes_now = {
             "first_ping_ms": first * 1000,
             "next_ping_ms": second * 1000,
-            "client_grows_mb": grown,
-            "client_descriptors": proc.descriptors(client.pid),
-            "server_descriptors": proc.descriptors(servers[0].pid),
+            "client_grows_mb": proc.own_memory(client.pid) - before,
+            "client_sockets": client_sockets,
+            "client_descriptors": client_files,
+            "server_own_mb": proc.own_memory(servers[0].pid),
+            "server_sockets": server_sockets,
+            "server_descriptors": server_files,
         }
         client.ask(["start", 0], START_SECONDS)
         return [(count, _figures(client, servers[0], system, seconds, count == 1) | sizes_now)]

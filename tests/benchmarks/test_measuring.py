@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import socket
 import sys
 import time
 
@@ -125,5 +126,8 @@ def test_cpu_and_memory_of_a_process() -> None:
     assert proc.cpu_seconds([os.getpid()]) - before >= 0.08
     assert proc.peak_memory(os.getpid()) > 5
     assert proc.memory(os.getpid()) > 5
-    assert proc.descriptors(os.getpid()) > 2
+    assert 1 < proc.own_memory(os.getpid()) < 4096
+    with socket.socket():
+        files, sockets = proc.descriptors(os.getpid())
+    assert files > sockets > 0
     assert proc.cpu_seconds([2**30]) == 0, "one that has ended"
