@@ -115,7 +115,9 @@ def chosen_cells(options: argparse.Namespace, urls: dict[str, str]) -> list[Cell
 def progress_bar(console: Console, total: int) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
     """A bar while the block runs: what to call with what is done next, and what to call when it is done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True) as bar:
+    times = (TimeElapsedColumn(), TimeRemainingColumn())
+    # It is seldom drawn: that takes a processor from what is measured.
+    with Progress(*columns, *times, console=console, transient=True, refresh_per_second=1) as bar:
         task = bar.add_task("", total=total)
         yield lambda text: bar.update(task, description=text), lambda: bar.advance(task)
 

@@ -6,6 +6,7 @@ These files run in the environments of other libraries too: they import nothing 
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import time
 from abc import ABC, abstractmethod
@@ -290,9 +291,17 @@ def repeat(once: Callable[[Payload], None], work: Work) -> int:
 
 
 def in_threads(once: Callable[[Payload], None], work: Work) -> int:
-    """Do something with each payload, in `THREADS` threads. Returns how often it was done."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        return sum(future.result() for future in [pool.submit(repeat, once, work) for _ in range(THREADS)])
+    """Do something with each payload, in `THREADS` threads. Returns how often it was done.
+
+    The threads stay: what a library keeps for each of them is made while the load does not count yet.
+    """
+    pool = _threads()
+    return sum(future.result() for future in [pool.submit(repeat, once, work) for _ in range(THREADS)])
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(THREADS)
 
 
 async def in_tasks(once: Callable[[Payload], Awaitable[None]], work: Work, tasks: int) -> int:

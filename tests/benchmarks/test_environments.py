@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Sequence
 
@@ -86,7 +87,7 @@ def test_what_failed_is_tried_again_in_the_next_run(machine: Machine, tmp_path: 
 def test_a_failed_command_says_why() -> None:
     """In the words of what failed."""
     with pytest.raises(PeerMissing, match="rpyc: ModuleNotFoundError: No module named 'no_such_module'"):
-        environments._run("rpyc", ["python3", "-c", "import no_such_module"])
+        environments._run("rpyc", [sys.executable, "-c", "import no_such_module"])
 
 
 @pytest.mark.parametrize(

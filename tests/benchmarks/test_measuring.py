@@ -7,6 +7,7 @@ import pathlib
 import socket
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -33,9 +34,13 @@ def measured(
 
 
 @pytest.fixture
-def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A folder with a short name, for Unix sockets."""
-    return tmp_path_factory.mktemp("b")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
+    """A folder with a short name, for Unix sockets. At the end neither they nor processes may be left."""
+    before = proc.children(os.getpid())
+    path = tmp_path_factory.mktemp("b")
+    yield path
+    assert not proc.children(os.getpid()) - before
+    assert not list(path.iterdir())
 
 
 @pytest.mark.parametrize("workload", ALL)
@@ -46,8 +51,6 @@ def test_every_workload_is_measured(folder: pathlib.Path, workload: str) -> None
     assert set(found) == expected | ({"p50_us"} if workload == "call_seq" else set())
     assert found["per_second"] > 0
     assert min(found["client_memory_mb"], found["server_memory_mb"]) > 5
-    assert not list(folder.iterdir()), "its sockets are removed"
-    assert not proc.children(os.getpid()), "its processes have ended"
 
 
 def test_client_and_server_in_one_process(folder: pathlib.Path) -> None:
@@ -80,7 +83,6 @@ def test_what_goes_wrong_is_said(folder: pathlib.Path, workload: str, fault: str
     """No figure comes of a library that loses its way, and the reason is that of the process where it happened."""
     with pytest.raises(Failed, match=text):
         measured(folder, workload, fault)
-    assert not proc.children(os.getpid())
 
 
 def test_a_process_that_says_nothing_is_given_up() -> None:
