@@ -70,9 +70,14 @@ class Work:
         return time.monotonic() >= self._end
 
     def payloads(self) -> Iterator[Payload]:
-        """The payloads that are to be sent. Several threads may each iterate; no two get the same."""
-        while not self.is_over and next(self._left, None) is not None:
+        """The payloads that are to be sent. Several threads may each iterate; no two get the same.
+
+        Each gets one at least, however busy the machine is, unless there are no more.
+        """
+        while next(self._left, None) is not None:
             yield make_payload(next(self._numbers), self.size)
+            if self.is_over:
+                return
 
 
 class Service:
@@ -154,7 +159,7 @@ class Client:
     def multicall(self, work: Work) -> int:
         """One stream after another."""
         count, wanted = 0, items(work.size)
-        while not work.is_over:
+        while not count or not work.is_over:
             numbers = itertools.count()
             item = None
             for item in self.stream(wanted, work.size):
@@ -254,7 +259,7 @@ class AsyncClient(Client):
 
         async def run() -> int:
             count, wanted = 0, items(work.size)
-            while not work.is_over:
+            while not count or not work.is_over:
                 numbers = itertools.count()
                 item = None
                 async for item in self.stream_async(wanted, work.size):
