@@ -11,7 +11,7 @@ from typing import Any
 from oslo_config import cfg
 
 from benchmarks import base
-from benchmarks.base import Peer, Service
+from benchmarks.base import Peer, Service, Work
 from benchmarks.payloads import Payload
 from benchmarks.workloads import TIMEOUT
 from msgbus import Target, Transport, get_rpc_client, get_rpc_server, get_rpc_transport
@@ -63,8 +63,6 @@ class _Server(base.Server):
 
 
 class _Client(base.Client):
-    # A verb that sends many casts at once takes the place of the threads of `cast_many`, when there is one.
-
     def __init__(self, url: str, topic: str) -> None:
         super().__init__(url, topic)
         self._client = get_rpc_client(transport(url), Target(topic=topic), timeout=TIMEOUT)
@@ -75,6 +73,10 @@ class _Client(base.Client):
 
     def cast_once(self, payload: Payload) -> None:
         self._client.cast({}, "echo", payload=payload)
+
+    def cast_many(self, work: Work) -> int:
+        """By the verb that sends many: they are confirmed together."""
+        return self._client.cast_many({}, (("echo", {"payload": payload}) for payload in work.payloads()))
 
     def fanout_once(self, payload: Payload) -> None:
         self._client.fanout_cast({}, "echo", payload=payload)
