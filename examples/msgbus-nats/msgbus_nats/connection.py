@@ -19,7 +19,7 @@ from msgbus.drivers.base import Address
 from msgbus.foreign import get_logger
 from msgbus.url import TransportHost
 from msgbus_nats.clock import Clock
-from msgbus_nats.errors import STREAM_EXISTS, JetStreamError
+from msgbus_nats.errors import STREAM_EXISTS, SUBJECTS_OVERLAP, JetStreamError
 from msgbus_nats.names import consumer_of, roll_call_of, stream_of, subject_of
 
 LOG = get_logger(__name__)
@@ -168,9 +168,12 @@ class Connection:
         try:
             found = await self._api(f"STREAM.CREATE.{stream}", config)
         except JetStreamError as exc:
-            if exc.code != STREAM_EXISTS:
+            if exc.code not in (STREAM_EXISTS, SUBJECTS_OVERLAP):
                 raise
-            found = await self._api(f"STREAM.INFO.{stream}")
+            try:
+                found = await self._api(f"STREAM.INFO.{stream}")
+            except JetStreamError:
+                raise exc from None  # It is another stream's subject.
         if address.kind != "fanout":
             await self.add_consumer(address, consumer_of(address), {"ack_wait": ack_wait})
         if late and found["config"]["subjects"] != [subject]:

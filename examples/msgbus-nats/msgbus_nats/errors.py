@@ -16,6 +16,8 @@ from msgbus.exceptions import (
 # Of JetStream's own codes: https://github.com/nats-io/nats-server/blob/main/server/errors.json
 STREAM_EXISTS = 10058
 """A stream of that name exists, with another configuration."""
+SUBJECTS_OVERLAP = 10065
+"""Another stream has its subjects; also said where the same stream is being made by somebody else at this moment."""
 CONSUMER_MISSING, STREAM_MISSING = 10014, 10059
 _NO_ROOM = frozenset((10002, 10023, 10026, 10027, 10028, 10047, 10077))
 """The account or the server has no more room or resources, or the stream is full."""
