@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from msgbus.conformance.waiting import until
 from tests.functional.test_cli import MSGBUS, SECONDS, Bench, Server
 from tests.terminal import Terminal
 
@@ -92,7 +93,9 @@ def test_closed_terminal_lets_a_running_handler_finish_and_answer(bench: Bench) 
         terminal.wait_for("waiting")
         terminal.close()
         terminal.process.wait(SECONDS)  # the shell has ended
-        os.kill(int(re.findall(r"-(\d+) of topic", terminal.raw)[0]), signal.SIGHUP)  # the second one may come late
+        server = int(re.findall(r"-(\d+) of topic", terminal.raw)[0])
+        os.kill(server, signal.SIGHUP)  # the second one may come late
+        until(lambda: os.readlink(f"/proc/{server}/fd/1") == os.devnull, "it prints to nobody", SECONDS)
         assert call.poll() is None
         go_on()
         assert call.communicate(timeout=SECONDS) == ('"waited"\n', "")

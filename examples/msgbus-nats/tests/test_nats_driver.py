@@ -14,6 +14,8 @@ from msgbus import CallCancelled, ConfigurationError, Transport, TransportUnavai
 from msgbus.drivers.base import Address, Delivery, Message
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus_nats.clock import Clock
+from msgbus_nats.connection import Connection
+from msgbus_nats.errors import SUBJECTS_OVERLAP, JetStreamError
 from msgbus_nats.names import escape, headers_of, message_of, stream_of, subject_of
 
 NAMES = [
@@ -155,3 +157,20 @@ def test_what_a_dead_subscriber_held_comes_again_soon(transports: Callable[..., 
     wait_for(lambda: got, 10)
     assert (got[0].redelivered, got[0].attempts) == (True, 1)
     assert got[0].accept()
+
+
+def test_a_stream_that_another_makes_at_the_same_moment(
+    transports: Callable[..., Transport], server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JetStream then says that its subjects overlap with a stream, which is the one that was wanted."""
+    ask = Connection.ask
+
+    async def ask_too_late(connection: Connection, subject: str, order: Any = None) -> dict[str, Any]:
+        answer = await ask(connection, subject, order)
+        if subject.startswith("STREAM.CREATE."):
+            raise JetStreamError({"code": 400, "err_code": SUBJECTS_OVERLAP, "description": "subjects overlap"})
+        return answer
+
+    monkeypatch.setattr(Connection, "ask", ask_too_late)
+    address = Address("topic", "x", "at-once")
+    transports().driver.subscribe([address], lambda delivery: None, prefetch=1).ready.result(15)
