@@ -4,7 +4,8 @@ A service says what it wants: `RPCClient.call`, `cast`, `fanout_cast` and `multi
 configuration says how: ``rpc_backend`` or ``transport_url``. See the README for a start in a minute.
 """
 
-from msgbus.client import Answers, RPCClient, get_rpc_client
+from msgbus.base_client import Answers
+from msgbus.client import RPCClient, get_rpc_client
 from msgbus.current import CurrentRequest, RequestLogFilter, current_request
 from msgbus.dispatcher import (
     DefaultRPCAccessPolicy,

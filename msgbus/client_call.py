@@ -1,4 +1,4 @@
-"""ClientCall: a request that this side has sent, and the thread that waits for its outcome."""
+"""ClientCall: a request that this side has sent. ThreadCall: one for whose outcome a thread waits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import threading
 from concurrent.futures import Future
 from functools import partial
 
-from msgbus.drivers.base import Address, Capability, Message, Sent
+from msgbus.base_transport import INSPECT_TIMEOUT, BaseTransport
+from msgbus.drivers.base import Address, Capability, Message, QueueInfo, Sent
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import encode_repeat
 from msgbus.exceptions import CallCancelled, MessagingException, MessagingTimeout
@@ -14,47 +15,43 @@ from msgbus.foreign import get_logger
 from msgbus.message import Control
 from msgbus.replies import Pending, PendingCall, nobody
 from msgbus.sending import send_control
-from msgbus.transport import INSPECT_TIMEOUT, Transport
+from msgbus.transport import Transport
 
 LOG = get_logger(__name__)
 
+SAID_AFTER = 2.0
+"""Seconds until a server's word that it runs a call has arrived in any case. (It says so after `STARTED_AFTER`.)"""
+
 
 class ClientCall:
-    """Sends the request of a call, a stream or a ping, waits for replies, and repeats it where that is allowed.
+    """Sends the request of a call, a stream or a ping, and repeats it where that is allowed. It does not wait.
 
-    `pending` holds what has arrived and decides what to do next; the clock, the lock and the sending are here.
+    `pending` holds what has arrived and decides what to do next; the clock and the sending are here. Its `wake` is set
+    by whoever waits.
 
     Attributes:
         transport: where the request goes.
         pending: what is known of it.
     """
 
-    __slots__ = ("_content_type", "_drives", "_fallback", "_lock", "pending", "transport")
+    __slots__ = ("_content_type", "_fallback", "pending", "transport")
 
-    def __init__(self, transport: Transport, pending: Pending, content_type: str, fallback: Address | None) -> None:
-        """`fallback` is where the request goes if nobody is at its address; see `Transport.send`."""
+    def __init__(self, transport: BaseTransport, pending: Pending, content_type: str, fallback: Address | None) -> None:
+        """`fallback` is where the request goes if nobody is at its address; see `BaseTransport.send`."""
         self.transport = transport
         self.pending = pending
         self._content_type = content_type
         self._fallback = fallback
-        self._lock = threading.Lock()
-        self._lock.acquire()
-        self._drives = False
-        pending.wake = partial(transport.loop.wake, self._lock)
 
     def send(self, message: Message) -> None:
         """Send the request, and expect replies. `close` has to follow in any case.
-
-        If nobody drives the transport's loop, this thread does from now on; so `wait`, `close` or `stop_driving` has to
-        follow soon.
 
         Raises:
             CallCancelled: the transport is closed.
         """
         pending, transport = self.pending, self.transport
-        self._drives = transport.loop.take_turn()
         transport.router.add(pending)
-        if transport.closed:  # Checked last: if it is closed after this, `cleanup` finds the call in the router.
+        if transport.closed:  # Checked last: if it is closed after this, it finds the call in the router.
             transport.router.discard(pending)
             raise CallCancelled(f"{pending.describe}: the transport to {transport.url} was closed")
         mandatory = pending.address.kind != "fanout"
@@ -84,36 +81,19 @@ class ClientCall:
     def _on_outcome(self, error: BaseException | None) -> None:
         self.pending.on_sent(error, Loop.now())
 
-    def wait(self, *, explain: bool = True) -> None:
-        """Wait until `pending` is ready.
-
-        Args:
-            explain: find out what is known of the call for the text of a timeout, which may take `INSPECT_TIMEOUT`.
-
-        Raises:
-            MessagingException: why it will never be ready.
-        """
-        pending = self.pending
-        while not pending.ready:
-            self.transport.loop.wait(self._lock, pending.next_check())
-            if not pending.ready:
-                self._check(explain)
-
-    def _check(self, explain: bool) -> None:
-        """Do what is due for a call that still waits; raise the reason if there is nothing more to wait for."""
+    def check(self) -> Exception | None:
+        """Do what is due for a call that still waits. Returns the reason if there is nothing more to wait for."""
         pending, now, up_since = self.pending, Loop.now(), self.transport.driver.up_since
         while pending.orphans:
             self._cancel(pending.orphans.pop())
         pending.update(now, up_since)
         error = pending.check(now)
-        if error is not None:
-            if explain and type(error) is MessagingTimeout:
-                error = MessagingTimeout(self._explain_timeout())
-            raise error
-        repeats = pending.needs_repeat(now, up_since, self.transport.repeat_after)
-        pending.on_checked(now, repeats)
-        if repeats:
-            self._send_again(now)
+        if error is None:
+            repeats = pending.needs_repeat(now, up_since, self.transport.repeat_after)
+            pending.on_checked(now, repeats)
+            if repeats:
+                self._send_again(now)
+        return error
 
     def _send_again(self, now: float) -> None:
         """Send the request once more: its first copy, or the answer, seems to be lost."""
@@ -142,21 +122,21 @@ class ClientCall:
         self.transport.router.discard(self.pending)
         self.pending.wake = nobody  # A stream refers to it and back: so memory is freed at once.
 
-    def stop_driving(self) -> None:
-        """Let others drive the loop."""
-        if self._drives:
-            self._drives = False
-            self.transport.loop.give_turn()
-
     def close(self) -> None:
         """Expect no more replies, and cancel the call on each server that still runs it."""
-        try:
-            self.transport.router.discard(self.pending)
-            if self.pending.servers:
-                self._cancel_unanswered()
-        finally:
-            if self._drives:
-                self.stop_driving()
+        pending = self.pending
+        self.transport.router.discard(pending)
+        if pending.servers:
+            self._cancel_unanswered()
+        elif not pending.ready and pending.send_error is None and not self.transport.closed:
+            self._cancel_later()
+
+    def _cancel_later(self) -> None:
+        """A server may have begun the call, and not have said so yet, or may still begin it."""
+        pending, router = self.pending, self.transport.router
+        router.abandon_later(pending.id, self._cancel)
+        left = pending.deadline - Loop.now()
+        self.transport.loop.call_later(max(left, 0.0) + SAID_AFTER, router.forget, pending.id)
 
     def _cancel_unanswered(self) -> None:
         pending = self.pending
@@ -177,8 +157,12 @@ class ClientCall:
         """Send a control frame to a server."""
         send_control(self.transport, inbox, control, self._content_type)
 
-    def _explain_timeout(self) -> str:
-        """What is known of a call whose deadline has passed. An operator has nothing else to go by."""
+    def explain_timeout(self, found: QueueInfo | None) -> MessagingTimeout:
+        """The error of a call whose deadline has passed, with what is known: an operator has nothing else to go by.
+
+        Args:
+            found: what is known of the address, if no server has said that it runs the call.
+        """
         pending, driver = self.pending, self.transport.driver
         seconds = pending.deadline - pending.began
         known = [f"{pending.describe}: no answer within {seconds:.4g} s over {driver.state}"]
@@ -186,12 +170,10 @@ class ClientCall:
         for server in list(pending.servers.values()):
             silent = Loop.now() - server.last_sign
             known.append(f"server {server.name!r} runs it, last sign of life {silent:.1f} s ago")
-        if not pending.servers:
-            found = self.transport.inspect(pending.address, INSPECT_TIMEOUT)
-            if found is not None:
-                plural = "" if found.messages == 1 else "s"
-                waiting = "" if found.messages is None else f", {found.messages} message{plural} waiting"
-                known.append(f"no server said that it began; consumers there: {found.consumers}{waiting}")
+        if found is not None:
+            plural = "" if found.messages == 1 else "s"
+            waiting = "" if found.messages is None else f", {found.messages} message{plural} waiting"
+            known.append(f"no server said that it began; consumers there: {found.consumers}{waiting}")
         keeps = Capability.INBOX_STORAGE in driver.capabilities
         up_since = driver.up_since
         if not keeps and pending.request is None and up_since is not None and up_since > pending.began:
@@ -199,4 +181,62 @@ class ClientCall:
                 "this side's connection was lost meanwhile, and the answer may have been lost with it, which does not "
                 "happen under delivery='at_least_once'"
             )
-        return "; ".join(known)
+        return MessagingTimeout("; ".join(known))
+
+
+class ThreadCall(ClientCall):
+    """A call whose caller's thread waits for the outcome, and drives the transport's loop meanwhile."""
+
+    __slots__ = ("_drives", "_lock")
+
+    transport: Transport
+
+    def __init__(self, transport: Transport, pending: Pending, content_type: str, fallback: Address | None) -> None:
+        ClientCall.__init__(self, transport, pending, content_type, fallback)
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self._drives = False
+        pending.wake = partial(transport.loop.wake, self._lock)
+
+    def send(self, message: Message) -> None:
+        """As `ClientCall.send`.
+
+        If nobody drives the transport's loop, this thread does from now on; so `wait`, `close` or `stop_driving` has to
+        follow soon.
+        """
+        self._drives = self.transport.loop.take_turn()
+        ClientCall.send(self, message)
+
+    def wait(self, *, explain: bool = True) -> None:
+        """Wait until `pending` is ready.
+
+        Args:
+            explain: find out what is known of the call for the text of a timeout, which may take `INSPECT_TIMEOUT`.
+
+        Raises:
+            MessagingException: why it will never be ready.
+        """
+        pending = self.pending
+        while not pending.ready:
+            self.transport.loop.wait(self._lock, pending.next_check())
+            if not pending.ready:
+                error = self.check()
+                if explain and type(error) is MessagingTimeout:
+                    found = None if pending.servers else self.transport.inspect(pending.address, INSPECT_TIMEOUT)
+                    error = self.explain_timeout(found)
+                if error is not None:
+                    raise error
+
+    def stop_driving(self) -> None:
+        """Let others drive the loop."""
+        if self._drives:
+            self._drives = False
+            self.transport.loop.give_turn()
+
+    def close(self) -> None:
+        """As `ClientCall.close`, and let others drive the loop."""
+        try:
+            ClientCall.close(self)
+        finally:
+            if self._drives:
+                self.stop_driving()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from msgbus import forking
 from msgbus.awaitables import refuse_async, refuse_awaitable
+from msgbus.base_transport import BaseTransport
 from msgbus.closing import end_child
 from msgbus.drivers.base import Address, Capability, Message
 from msgbus.drivers.toolkit.loop import Loop
@@ -14,7 +15,6 @@ from msgbus.encoding import encode_dead_letter
 from msgbus.foreign import get_logger, printable, printable_lines
 from msgbus.message import JSON, DeadLetter
 from msgbus.server_call import ServerCall
-from msgbus.transport import Transport
 
 LOG = get_logger(__name__)
 
@@ -24,7 +24,7 @@ OnDeadLetter = Callable[[DeadLetter], None]
 class DeadLetterSender:
     """Sends dead letters to the server's hook, and to the topic's address for them. Thread-safe."""
 
-    def __init__(self, transport: Transport, hook: OnDeadLetter | None, grace: float) -> None:
+    def __init__(self, transport: BaseTransport, hook: OnDeadLetter | None, grace: float) -> None:
         """`grace`: seconds that sending one may take; it has at least one.
 
         Raises:

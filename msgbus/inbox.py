@@ -53,22 +53,33 @@ class ProcessInbox:
 
     def open(self, deadline: float) -> str:
         """Open it, and return its name; see `Transport.inbox`."""
-        inbox = self._inbox
-        if inbox is None:
+        inbox = self.begin()
+        try:
+            wait_for(self._loop, inbox.ready, deadline, "cannot reach", self._driver)
+        except MessagingException:
+            self.on_failed(inbox)
+            raise
+        return self.on_open(inbox)
+
+    def begin(self) -> Inbox:
+        """Begin to open it, unless that was done. `on_open` or `on_failed` has to follow."""
+        if self._inbox is None:
             check_unpatched()
             with self._opening:
                 if self._inbox is None:
                     self._inbox = self._driver.open_inbox(self._on_delivery)
-                inbox = self._inbox
-        try:
-            wait_for(self._loop, inbox.ready, deadline, "cannot reach", self._driver)
-        except MessagingException:
-            if inbox.ready.done():  # It was refused; the next try may succeed.
-                self._inbox = None
-                inbox.close()
-            raise
+        return self._inbox
+
+    def on_open(self, inbox: Inbox) -> str:
+        """It is open. Returns its name."""
         self.name = inbox.address.name
         return self.name
+
+    def on_failed(self, inbox: Inbox) -> None:
+        """It was not opened in time, or was refused. In that case the next try may succeed."""
+        if inbox.ready.done():
+            self._inbox = None
+            inbox.close()
 
     def _on_delivery(self, delivery: Delivery) -> None:
         transport, message = self._transport(), delivery.message

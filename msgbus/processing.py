@@ -23,6 +23,7 @@ from typing import Any
 from msgbus import current, forking
 from msgbus import deadline as inherited
 from msgbus.awaitables import PLAIN, refuse_awaitable
+from msgbus.base_transport import BaseTransport
 from msgbus.closing import end_child
 from msgbus.current import ServerContext
 from msgbus.dead_lettering import DeadLetterSender, OnDeadLetter
@@ -44,7 +45,6 @@ from msgbus.foreign import get_logger, name_of, text_of, traceback_of
 from msgbus.message import AT_LEAST_ONCE, POLICIES, Request, UnacceptableRequest
 from msgbus.server_call import ServerCall, deadline_of, time_left
 from msgbus.server_calls import Seen, ServerCalls
-from msgbus.transport import Transport
 
 LOG = get_logger(__name__)
 
@@ -56,7 +56,7 @@ class Processor:
     """See the module's text. Thread-safe: `process` runs on many threads at once."""
 
     def __init__(
-        self, transport: Transport, server: str, dispatcher: RPCDispatcher, on_dead_letter: OnDeadLetter | None
+        self, transport: BaseTransport, server: str, dispatcher: RPCDispatcher, on_dead_letter: OnDeadLetter | None
     ) -> None:
         """Make one that has not been started.
 

@@ -448,6 +448,7 @@ class ReplyRouter:
     def __init__(self) -> None:
         # Every operation on the dict is a single one, which the interpreter makes atomic: the hot path needs no lock.
         self._pending: dict[str, Pending] = {}
+        self._abandoned: dict[str, Callable[[str], object]] = {}  # by call id
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -463,14 +464,30 @@ class ReplyRouter:
         """Expect no more replies. Late ones are logged and dropped."""
         self._pending.pop(pending.id, None)
 
+    def abandon_later(self, call_id: str, cancel: Callable[[str], object]) -> None:
+        """Have a call cancelled that nobody waits for any more, should a server say that it runs it.
+
+        Args:
+            call_id: of the call; it must have been discarded.
+            cancel: called with the server's inbox. `forget` has to follow some time.
+        """
+        self._abandoned[call_id] = cancel
+
+    def forget(self, call_id: str) -> None:
+        """Undo `abandon_later`: no server will begin the call any more."""
+        self._abandoned.pop(call_id, None)
+
     def route(self, reply: Reply, now: float) -> None:
         """Pass a reply to its call."""
         pending = self._pending.get(reply.call_id)
-        if pending is None:
-            # Late answers of calls that timed out, and the second answers of repeated ones, end here.
-            LOG.debug("no call waits for reply %s (%s): dropped", reply.call_id, reply.kind)
-        else:
+        if pending is not None:
             pending.on_reply(reply, now)
+            return
+        # Late answers of calls that timed out, and the second answers of repeated ones, end here.
+        LOG.debug("no call waits for reply %s (%s): dropped", reply.call_id, reply.kind)
+        cancel = self._abandoned.get(reply.call_id)
+        if cancel is not None and reply.inbox is not None:
+            cancel(reply.inbox)
 
     def waiting(self) -> list[Pending]:
         """The calls that wait now."""

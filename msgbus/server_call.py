@@ -21,7 +21,7 @@ from msgbus.sending import OnOutcome
 from msgbus.stream_sender import StreamSender
 
 if TYPE_CHECKING:
-    from msgbus.transport import Transport
+    from msgbus.base_transport import BaseTransport
 
 LOG = get_logger(__name__)
 
@@ -53,7 +53,7 @@ class CallOwner(Protocol):
         forks: how often the process had forked when it was made.
     """
 
-    transport: Transport
+    transport: BaseTransport
     server: str
     grace: float
     forks: int
@@ -264,7 +264,7 @@ class ServerCall(RunningRequest):
         self.controlled = True
         # If a peer uses one id for two calls at a time, its control frames reach the later one only.
         self.transport.server_calls[self.request.call_id or ""] = self
-        return self.transport.inbox(0.0)
+        return self.transport.inbox_name
 
     def end_control(self) -> None:
         """No control frames need to reach this call any more."""
@@ -286,7 +286,7 @@ class ServerCall(RunningRequest):
                 if silent >= STARTED_AFTER:
                     self.send_started()
             elif silent >= KEEPALIVE or self._has_reconnected():
-                self.send(Reply(self.request.call_id or "", "keepalive", inbox=self.transport.inbox(0.0)))
+                self.send(Reply(self.request.call_id or "", "keepalive", inbox=self.transport.inbox_name))
         elif self.request.monitor and silent >= max(1, int(self.request.monitor)) / 2:
             # A stock client asked for a reply without result twice in that time.
             self.send(Reply(self.request.call_id or ""))

@@ -14,7 +14,7 @@ from msgbus.foreign import get_logger
 from msgbus.server_call import ServerCall
 
 if TYPE_CHECKING:
-    from msgbus.transport import Transport
+    from msgbus.base_transport import BaseTransport
 
 LOG = get_logger(__name__)
 
@@ -43,7 +43,7 @@ class ServerCalls:
         ticks: the active calls are checked.
     """
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: BaseTransport) -> None:
         self.done: OrderedDict[str, bool] = OrderedDict()
         self._transport = transport
         self._unfinished: set[ServerCall] = set()  # Adding and removing are atomic.

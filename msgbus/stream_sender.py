@@ -22,7 +22,7 @@ from msgbus.message import LOST_AFTER, Control, Reply, Request, window_after
 from msgbus.sending import OnOutcome
 
 if TYPE_CHECKING:
-    from msgbus.transport import Transport
+    from msgbus.base_transport import BaseTransport
 
 LOG = get_logger(__name__)
 
@@ -42,7 +42,7 @@ class StreamCall(Protocol):
     request: Request
     delivery: Delivery
     address: Address
-    transport: Transport
+    transport: BaseTransport
 
     def send(self, reply: Reply, on_outcome: OnOutcome) -> None:
         """Send a frame to the client."""

@@ -1,4 +1,4 @@
-"""Stream: the iterator that `multicall` returns."""
+"""Stream: the iterator that `RPCClient.multicall` returns. StreamEnd: what it has in common with that for asyncio."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
-from msgbus.client_call import ClientCall
+from msgbus.client_call import ClientCall, ThreadCall
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import MessagingTimeout
 from msgbus.message import KEEPALIVE, LOST_AFTER, Control, ControlKind
@@ -26,7 +26,7 @@ class Stream(Iterator[Any]):
     this process dies.
     """
 
-    def __init__(self, call: ClientCall, slot: ExitStack, serializer: Serializer, ctxt: Any) -> None:
+    def __init__(self, call: ThreadCall, slot: ExitStack, serializer: Serializer, ctxt: Any) -> None:
         """Read what `call` has asked for; `slot`, its place in the send window, is given back at the end."""
         assert isinstance(call.pending, PendingStream)
         self._call = call
@@ -36,7 +36,7 @@ class Stream(Iterator[Any]):
         self._is_plain = type(serializer) is NoOpSerializer
         self._has_deadline = call.pending.end != math.inf
         self._closed = False
-        self._end = _StreamEnd(call, call.pending, slot)
+        self._end = StreamEnd(call, call.pending, slot)
 
     def __iter__(self) -> Stream:
         return self
@@ -68,10 +68,7 @@ class Stream(Iterator[Any]):
         if self._closed:
             raise StopIteration
         try:
-            now = Loop.now()
-            if now >= pending.end and pending.items and not pending.ended:
-                raise MessagingTimeout(f"{pending.describe}: its deadline has passed after {pending.taken} items")
-            pending.expect_item(now)
+            self._end.expect_item()
             self._call.wait()
         except BaseException:
             self.close()
@@ -117,7 +114,7 @@ class Stream(Iterator[Any]):
             self._end.dropped = True
 
 
-class _StreamEnd:
+class StreamEnd:
     """This end of a stream, as the server knows it. It outlives a `Stream` that is dropped, in order to cancel it.
 
     Attributes:
@@ -125,6 +122,7 @@ class _StreamEnd:
     """
 
     def __init__(self, call: ClientCall, pending: PendingStream, slot: ExitStack) -> None:
+        """The end of `call`, which has been sent; `slot`, its place in the send window, is given back at the end."""
         self.dropped = False
         self._call = call
         self._pending = pending
@@ -138,6 +136,17 @@ class _StreamEnd:
         inbox = self._pending.server_inbox
         if inbox is not None:
             self._call.send_control(inbox, Control(self._pending.id, kind, self._pending.taken))
+
+    def expect_item(self) -> None:
+        """The wait for the next item begins.
+
+        Raises:
+            MessagingTimeout: the time of the whole stream is over.
+        """
+        pending, now = self._pending, Loop.now()
+        if now >= pending.end and pending.items and not pending.ended:
+            raise MessagingTimeout(f"{pending.describe}: its deadline has passed after {pending.taken} items")
+        pending.expect_item(now)
 
     def _tick(self) -> None:
         """Send the server a keepalive every few seconds, for as long as the stream is open."""

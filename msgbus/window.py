@@ -38,7 +38,7 @@ class SendWindow:
         with self._freed:
             self._waiting += 1
             try:
-                return self._freed.wait_for(self._take, timeout)
+                return self._freed.wait_for(self.take, timeout)
             finally:
                 self._waiting -= 1
 
@@ -55,7 +55,8 @@ class SendWindow:
 
     __exit__ = release
 
-    def _take(self) -> bool:
+    def take(self) -> bool:
+        """Take a place if there is one."""
         try:
             self._places.pop()
         except IndexError:

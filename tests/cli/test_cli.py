@@ -469,7 +469,7 @@ def test_error_is_reported_before_the_connection_is_closed(
     args: list[str], error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Closing may take seconds if the message system is lost. The error is reported once."""
-    monkeypatch.setattr("msgbus.transport.load_driver_class", lambda _name: Ending)
+    monkeypatch.setattr("msgbus.base_transport.load_driver_class", lambda _name: Ending)
     told, closed = run("call", *args, "--url", FAKE).stderr.splitlines()
     assert told.startswith(f"msgbus call: {error}: ")
     assert closed == "closed"

@@ -16,10 +16,10 @@ from msgbus import (
     Target,
     Transport,
     TransportUnavailable,
+    base_transport,
     get_rpc_client,
     replies,
     sending,
-    transport,
 )
 from msgbus.conformance.waiting import Task, until
 from msgbus.drivers.base import Address, Capability, Delivery, Message, Sent
@@ -99,9 +99,9 @@ def connection(monkeypatch: pytest.MonkeyPatch) -> Connection:
     """What the test says of the connection, and no long waits."""
     made = Connection()
     monkeypatch.setattr(FakeDriver, "up_since", property(lambda _driver: made.up_since))
-    for module in (replies, transport):
+    for module in (replies, base_transport):
         monkeypatch.setattr(module, "REPEAT_AFTER", 0.05)
-    monkeypatch.setattr(transport, "CONNECTION_CHECK", 0.01)
+    monkeypatch.setattr(base_transport, "CONNECTION_CHECK", 0.01)
     return made
 
 
@@ -177,7 +177,7 @@ def test_a_durable_message_system_is_given_more_time(
 ) -> None:
     """There a request that nobody has begun mostly waits on disk: it is sent again when nothing is heard for longer."""
     monkeypatch.setattr(FakeDriver, "capabilities", FakeDriver.capabilities | {Capability.DURABLE})
-    monkeypatch.setattr(transport, "LOST_AFTER", 1.5)
+    monkeypatch.setattr(base_transport, "LOST_AFTER", 1.5)
     task = play.call("at_least_once", timeout=1.0)
     connection.up_since = time.monotonic()
     assert task.error() is not None

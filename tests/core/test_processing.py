@@ -14,6 +14,7 @@ from msgbus.current import running
 from msgbus.drivers.base import Address, Delivery, Message, Sent
 from msgbus.drivers.fake import get_bus
 from msgbus.drivers.toolkit.futures import LightFuture, fail_inherited
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import decode_inbox_frame, encode_request
 from msgbus.message import JSON, MSGPACK, DeadLetter, Hints, Reply, Request
 from msgbus.processing import Processor
@@ -92,6 +93,7 @@ class Bench:
 def bench() -> Iterator[Bench]:
     """All that a test needs, with nothing unfinished in the end."""
     bench = Bench()
+    bench.transport.inbox(Loop.now() + 10)  # as a server does before it takes requests
     yield bench
     assert bench.processor.wait(0) == 0
     bench.transport.cleanup()

@@ -12,6 +12,7 @@ from msgbus import MessageTooLarge, MessageUndeliverable, SerializationError
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Delivery, Message, Sent
 from msgbus.drivers.fake import FakeDriver, get_bus
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import decode_inbox_frame
 from msgbus.failures import rebuild_failure
 from msgbus.forking import fork_count
@@ -80,6 +81,7 @@ class Peer:
 def peer() -> Iterator[Peer]:
     """A client in memory."""
     transport = new_transport()
+    transport.inbox(Loop.now() + 10)  # as a server does before it takes requests
     yield Peer(transport)
     transport.cleanup()
 

@@ -7,6 +7,7 @@ import pytest
 
 from msgbus import Transport
 from msgbus.drivers.base import Address, Delivery, Message
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.message import JSON, Hints, Request
 from msgbus.server_call import ServerCall
 from msgbus.server_calls import Seen, ServerCalls
@@ -44,6 +45,7 @@ class Owner:
 def owner() -> Iterator[Owner]:
     """Makes calls on a transport in memory."""
     transport = new_transport()
+    transport.inbox(Loop.now() + 10)  # as a server does before it takes requests
     yield Owner(transport)
     transport.cleanup()
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from msgbus import RPCClient, Target, get_rpc_client, get_rpc_server
-from msgbus.client import STREAM_BYTES, STREAM_WINDOW
+from msgbus.base_client import STREAM_BYTES, STREAM_WINDOW
 from msgbus.stream_sender import FRAME_BYTES
 from tests.functional.brokers.qpid import Qpid
 from tests.functional.brokers.rabbitmq import RabbitMQ

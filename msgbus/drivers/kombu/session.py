@@ -240,7 +240,7 @@ class KombuSession(Session):
         self._acknowledged.pop(channel, None)
 
     def flush(self) -> None:
-        if not self.loop.awake:
+        if not self.loop.will_step():
             self.send_all()
 
     def send_all(self) -> None:

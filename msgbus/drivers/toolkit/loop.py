@@ -435,6 +435,9 @@ class Loop(Steps):
             self.closed = True
         while self._calls:  # Calls that were made at the last moment.
             self._run_calls()
+        self._close_poller()
+
+    def _close_poller(self) -> None:
         with self._changing:
             if self._poller is not None:
                 self._poller.close()

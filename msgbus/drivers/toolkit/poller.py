@@ -39,6 +39,10 @@ class Poller:
             self._epoll.close()
             raise
 
+    def fileno(self) -> int:
+        """A descriptor that can be read when a watched one is ready, or somebody has called `wake`."""
+        return self._epoll.fileno()
+
     def watch(self, fd: int, func: Callable[[], None], write: bool) -> None:
         """See `Loop.watch`."""
         if self.lost is not None:

@@ -75,6 +75,10 @@ class Steps(ABC):
             heapq.heappush(self._timers, entry)
             return self._timers[0] is entry
 
+    def will_step(self) -> bool:
+        """Whether a step is going to write what has gathered. If not, this thread has to write it. Any thread."""
+        return self.awake
+
     # On the driving thread
 
     def call_last(self, func: Callable[..., Any], *args: Any) -> None:
@@ -126,6 +130,12 @@ class Steps(ABC):
             if was_lost is None:
                 self._on_lost(poller.lost)
         self.awake = True
+        self._work(poller, readable)
+        if lingers and timeout and not readable:
+            self._write_gathered(True)
+
+    def _work(self, poller: Poller, readable: list[tuple[int, int]]) -> None:
+        """Read what can be read, and run calls and timers that are due."""
         # Each `try` here is for one function, and costs nothing; a function for all of them would cost a call for each.
         for fd, _ in readable:
             if (func := poller.functions.get(fd)) is not None:  # Otherwise an earlier one has unwatched it.
@@ -137,8 +147,6 @@ class Steps(ABC):
             self._run_calls()
         if self._timers and self._timers[0][0] <= self.now():
             self._run_timers()
-        if lingers and timeout and not readable:
-            self._write_gathered(True)
 
     def _run_calls(self) -> None:
         calls = self._calls

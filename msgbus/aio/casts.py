@@ -1,0 +1,70 @@
+"""AsyncCasts: many casts on their way at once, for `AsyncRPCClient.cast_many`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+
+from msgbus.aio.transport import AsyncTransport
+from msgbus.aio.waiting import Waiter
+from msgbus.base_transport import INSPECT_TIMEOUT
+from msgbus.casts import BaseCasts, CastRequest, Write, checked_request
+from msgbus.drivers.toolkit.loop import Loop
+from msgbus.exceptions import MessagingException
+
+
+class AsyncCasts(BaseCasts):
+    """Casts for whose outcome a task waits."""
+
+    _transport: AsyncTransport
+
+    async def run(self, requests: Iterable[CastRequest] | AsyncIterable[CastRequest], write: Write) -> int:
+        """Send all requests, and return how many there were once all are confirmed; see `Casts.run`."""
+        self._waiter = Waiter(self._transport.deadlines)
+        iterator = _iterate(requests)
+        while True:
+            if len(self._in_flight) >= self._most:
+                await self._wait(self._most // 2)
+            if self._failed:
+                break
+            try:
+                request = await anext(iterator)
+            except StopAsyncIteration:
+                break
+            except Exception as exc:
+                await self._wait(0)
+                self._add_note(exc)
+                raise
+            if self._failed:  # It may have taken long to get that request.
+                break
+            deadline = self._next_deadline()
+            try:
+                checked = checked_request(request)
+                await self._transport.slot(deadline)
+            except (MessagingException, TypeError) as exc:
+                self._refuse(exc)
+            else:
+                self._send(checked, write, deadline)
+        await self._wait(0)
+        return self._result()
+
+    def _wake(self) -> None:
+        self._waiter.wake()
+
+    async def _wait(self, most: int) -> None:
+        """Wait until at most so many are in flight."""
+        until = self._deadline + INSPECT_TIMEOUT
+        self._awaited = most
+        while len(self._in_flight) > most and Loop.now() < until:
+            await self._waiter.wait(until)
+        self._awaited = -1
+        if len(self._in_flight) > most:
+            self._give_up()
+
+
+async def _iterate(requests: Iterable[CastRequest] | AsyncIterable[CastRequest]) -> AsyncIterator[CastRequest]:
+    if isinstance(requests, AsyncIterable):
+        async for request in requests:
+            yield request
+    else:
+        for request in requests:
+            yield request

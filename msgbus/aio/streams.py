@@ -1,0 +1,121 @@
+"""AsyncStream: the iterator that `AsyncRPCClient.multicall` returns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from msgbus.aio.task_call import TaskCall
+from msgbus.drivers.toolkit.loop import Loop
+from msgbus.serializer import NoOpSerializer
+from msgbus.streams import StreamEnd
+
+if TYPE_CHECKING:
+    from msgbus.aio.client import AsyncRPCClient
+
+
+class AsyncStream(AsyncIterator[Any]):
+    """Iterates over what a remote generator yields. For one task; also an asynchronous context manager.
+
+    The remote generator is closed (its ``finally`` runs) when `aclose` is called, when the task is cancelled while it
+    waits for an item, when the iterator is dropped, and when this process dies.
+    """
+
+    def __init__(self, client: AsyncRPCClient, ctxt: Any, method: str, kwargs: dict[str, Any]) -> None:
+        """Nothing is sent before the iteration begins."""
+        self._client = client
+        self._ctxt = ctxt
+        self._method = method
+        self._kwargs = kwargs
+        self._is_plain = type(client.serializer) is NoOpSerializer
+        self._closed = False
+        self._end: StreamEnd | None = None
+
+    async def _begin(self) -> StreamEnd:
+        client = self._client
+        transport = client.transport
+        self._pending = pending = client._new_stream(self._method)
+        self._has_deadline = pending.end != math.inf
+        self._call = call = TaskCall(transport, pending, client._content_type, client._fallback)
+        with ExitStack() as stack:
+            stack.enter_context(await transport.slot(pending.deadline))
+            request = client._stream_request(self._ctxt, self._method, self._kwargs, pending)
+            request.reply_to = await transport.inbox(pending.deadline)
+            message = client._message_of(request, pending)
+            try:
+                call.send(message)
+            except BaseException:
+                call.close()
+                raise
+            end = self._end = StreamEnd(call, pending, stack.pop_all())
+        return end
+
+    def __aiter__(self) -> AsyncStream:
+        return self
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open" if self._end is not None else "not begun"
+        return f"<AsyncStream {self._method!r} of {self._client!r}, {state}>"
+
+    async def __anext__(self) -> Any:
+        """Wait for the next item.
+
+        What `msgbus.RPCClient.call` raises is raised here too, and the stream is closed then.
+
+        Raises:
+            StopAsyncIteration: the remote generator has ended, or the stream was closed.
+        """
+        if self._closed:
+            raise StopAsyncIteration
+        end = self._end or await self._begin()
+        pending = self._pending
+        if not pending.items or (self._has_deadline and Loop.now() >= pending.end):
+            await self._wait_for_item(end)
+        item, credit_due = pending.take()
+        if credit_due:
+            end.send_control("credit")
+        if self._is_plain:
+            return item
+        return self._client.serializer.deserialize_entity(self._ctxt, item)
+
+    async def _wait_for_item(self, end: StreamEnd) -> None:
+        try:
+            end.expect_item()
+            await self._call.wait()
+        except BaseException:
+            self._close()
+            raise
+        if not self._pending.items:
+            self._close()
+            error = self._pending.error
+            raise StopAsyncIteration if error is None else error
+
+    def _close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            if self._end is not None:
+                self._pending.items.clear()
+                self._end.close()
+
+    async def aclose(self) -> None:
+        """Cancel the stream on the server, and drop the items that have not been taken. Idempotent."""
+        self._close()
+
+    async def __aenter__(self) -> AsyncStream:
+        if self._end is None and not self._closed:
+            await self._begin()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def __del__(self) -> None:
+        # The garbage collector may come at any moment: so this only leaves a note; the loop does the rest.
+        end: StreamEnd | None = getattr(self, "_end", None)
+        if end is not None:
+            end.dropped = True

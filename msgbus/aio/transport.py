@@ -1,0 +1,194 @@
+"""get_rpc_transport, and AsyncTransport: the connection to a message system, for tasks that wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from msgbus.aio.waiting import Deadlines, Waiter
+from msgbus.aio.window import AsyncWindow
+from msgbus.base_transport import INSPECT_TIMEOUT, NO_TIME, BaseTransport, make_driver, send_error
+from msgbus.closing import open_drivers
+from msgbus.drivers.base import Address, Capability, Driver, Message, QueueInfo
+from msgbus.drivers.toolkit.hosted import HostedLoop
+from msgbus.drivers.toolkit.loop import Loop
+from msgbus.exceptions import (
+    CallCancelled,
+    ConfigurationError,
+    MessageUndeliverable,
+    MessagingException,
+    MessagingTimeout,
+    TransportUnavailable,
+)
+from msgbus.sending import server_named_by
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+    from msgbus.url import TransportURL
+
+
+def get_rpc_transport(
+    conf: cfg.ConfigOpts, url: str | TransportURL | None = None, allowed_remote_exmods: Sequence[str] | None = None
+) -> AsyncTransport:
+    """Make a transport for the event loop that runs here. Nothing is connected yet.
+
+    ::
+
+        async with get_rpc_transport(conf, "rabbit://guest:guest@localhost/") as transport:
+            client = get_rpc_client(transport, Target(topic="hello"))
+
+    Arguments and errors are those of `msgbus.get_rpc_transport`.
+
+    Raises:
+        RuntimeError: no event loop runs here.
+    """
+    parsed, driver, loop = make_driver(conf, url, allowed_remote_exmods, HostedLoop)
+    return AsyncTransport(conf, parsed, driver, loop, allowed_remote_exmods)
+
+
+class AsyncTransport(BaseTransport):
+    """The connection to one message system, for all clients and servers of one event loop.
+
+    Use it by ``async with``, or await `aclose` at the end. Only the event loop's thread may use it.
+    """
+
+    loop: HostedLoop
+    window: AsyncWindow
+
+    def __init__(
+        self,
+        conf: cfg.ConfigOpts,
+        url: TransportURL,
+        driver: Driver,
+        loop: HostedLoop,
+        allowed_remote_exmods: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(conf, url, driver, loop, allowed_remote_exmods)
+        self.deadlines = Deadlines(loop)
+
+    @staticmethod
+    def _make_window(size: int) -> AsyncWindow:
+        return AsyncWindow(size)
+
+    async def __aenter__(self) -> AsyncTransport:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def inbox(self, deadline: float) -> str:
+        """The name of this process's inbox, which is opened on the first call; see `msgbus.Transport.inbox`."""
+        name = self._inbox.name
+        if name is not None:
+            return name
+        if self.closed:
+            raise CallCancelled(f"the transport to {self.url} is closed")
+        inbox = self._inbox.begin()
+        try:
+            await self.wait_until_ready(inbox.ready, deadline, "cannot reach")
+        except MessagingException:
+            self._inbox.on_failed(inbox)
+            raise
+        return self._inbox.on_open(inbox)
+
+    async def wait_until_ready(self, ready: Future[None], deadline: float, what: str) -> None:
+        """Wait for a driver's future.
+
+        Raises:
+            TransportUnavailable: `deadline` (seconds of `Loop.now`) came first; `what` begins the text.
+            MessagingException: what the future failed with.
+        """
+        if not await self.wait_for(ready, deadline):
+            raise TransportUnavailable(f"{what} {self.driver.state}: gave up at the deadline")
+        ready.result()
+
+    async def wait_for(self, future: Future[Any], until: float) -> bool:
+        """Wait until a driver's future is done, or `until` (seconds of `Loop.now`). Returns whether it is."""
+        if future.done():
+            return True
+        waiter = Waiter(self.deadlines)
+        future.add_done_callback(lambda _: waiter.wake())
+        while not future.done() and Loop.now() < until:
+            await waiter.wait(until)
+        return future.done()
+
+    async def send_and_wait(
+        self,
+        address: Address,
+        message: Message,
+        deadline: float,
+        *,
+        what: str,
+        mandatory: bool,
+        repeat: bool,
+        fallback: Address | None = None,
+    ) -> None:
+        """Send a message, and return when the message system has taken it; see `msgbus.Transport.send_and_wait`."""
+        outcome = self.begin_send(address, message, deadline, mandatory=mandatory, repeat=repeat, fallback=fallback)
+        if not await self.wait_for(outcome, max(deadline, Loop.now()) + INSPECT_TIMEOUT):
+            raise self.unconfirmed(what, address)
+        error = send_error(outcome)
+        if error is not None:
+            raise error
+
+    async def slot(self, deadline: float) -> AsyncWindow:
+        """Take a place in the send window: ``with await transport.slot(deadline):`` gives it back.
+
+        Raises:
+            MessagingTimeout: as for `msgbus.Transport.slot`.
+            ConfigurationError: another event loop runs here.
+        """
+        if asyncio.get_running_loop() is not self.loop.host:
+            raise ConfigurationError(f"the transport to {self.url} belongs to another event loop: make one in each")
+        if deadline <= Loop.now():
+            raise MessagingTimeout(NO_TIME)
+        window = self.window
+        if not window.take() and not await window.wait_for_place(Waiter(self.deadlines), deadline):
+            raise self.window_full()
+        return window
+
+    async def inspect(self, address: Address, timeout: float) -> QueueInfo | None:
+        """What is known of an address, or None if there is no answer within `timeout` seconds."""
+        if Capability.INSPECT not in self.driver.capabilities:
+            return None
+        try:
+            found = self.driver.inspect(address)
+            await self.wait_for(found, Loop.now() + timeout)
+            return found.result(0)
+        except MessageUndeliverable:
+            server = server_named_by(address)
+            return QueueInfo(0, 0) if server is None else await self.inspect(server, timeout)
+        except (MessagingException, TimeoutError):
+            return None
+
+    async def aclose(self) -> None:
+        """Close everything. Callers that still wait get `CallCancelled`. Idempotent."""
+        await asyncio.shield(self._close())
+
+    async def _close(self) -> None:
+        error = self._begin_close()
+        try:
+            await asyncio.to_thread(self.driver.close)
+        finally:
+            open_drivers.discard(self.driver)
+        await self.loop.closing()
+        self._end_close(error)
+
+
+def check_transport(transport: object, whose: str) -> None:
+    """Check that a client or server for asyncio is given a transport for asyncio.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(transport, AsyncTransport):
+        raise TypeError(
+            f"the first argument of {whose} is a transport of msgbus.aio, not {type(transport).__name__}: "
+            "transport = msgbus.aio.get_rpc_transport(conf, url)"
+        )

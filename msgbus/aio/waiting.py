@@ -1,0 +1,76 @@
+"""Waiter: what a task waits with. Deadlines: ends the waits whose time is over."""
+
+from __future__ import annotations
+
+import asyncio
+from threading import get_ident
+
+from msgbus.drivers.toolkit.hosted import HostedLoop
+from msgbus.drivers.toolkit.steps import FOREVER
+
+GRAIN = 0.02
+"""Seconds by which the end of a wait may be late. All waits that end within so many seconds share a timer."""
+
+
+class Deadlines:
+    """The waits of all tasks by their ends. A timer for each would cost more than the call that waits."""
+
+    def __init__(self, loop: HostedLoop) -> None:
+        """Use the timers of `loop`."""
+        self.loop = loop
+        self._waits: dict[int, dict[Waiter, None]] = {}  # by the number of the grain in which they end
+
+    def add(self, waiter: Waiter, until: float) -> dict[Waiter, None]:
+        """Have a waiter woken at `until`, in seconds of `Loop.now`. It may be removed from what this returns before."""
+        if until == FOREVER:
+            return {}
+        number = int(until / GRAIN) + 1
+        waits = self._waits.get(number)
+        if waits is None:
+            waits = self._waits[number] = {}
+            self.loop.call_later(max(0.0, number * GRAIN - self.loop.now()), self._on_due, number)
+        waits[waiter] = None
+        return waits
+
+    def _on_due(self, number: int) -> None:
+        for waiter in self._waits.pop(number, ()):
+            waiter.wake()
+
+
+class Waiter:
+    """One task waits with it, again and again. Any thread may wake it: if nobody waits, the next wait ends at once."""
+
+    __slots__ = ("_deadlines", "_future", "_woken")
+
+    def __init__(self, deadlines: Deadlines) -> None:
+        """One whose waits end by `deadlines`."""
+        self._deadlines = deadlines
+        self._future: asyncio.Future[None] | None = None
+        self._woken = False
+
+    async def wait(self, until: float) -> None:
+        """Wait to be woken, but not beyond `until`, in seconds of `Loop.now`."""
+        if not self._woken:
+            deadlines = self._deadlines
+            self._future = future = deadlines.loop.host.create_future()
+            waits = deadlines.add(self, until)
+            try:
+                await future
+            finally:
+                self._future = None
+                waits.pop(self, None)
+        self._woken = False
+
+    def wake(self) -> None:
+        """End the wait. Any thread."""
+        loop = self._deadlines.loop
+        if get_ident() == loop.host_thread:
+            self._wake()
+        else:
+            loop.call(self._wake)
+
+    def _wake(self) -> None:
+        self._woken = True
+        future = self._future
+        if future is not None and not future.done():
+            future.set_result(None)

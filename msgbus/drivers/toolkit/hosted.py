@@ -1,0 +1,229 @@
+"""HostedLoop: the loop of a transport of `msgbus.aio`. A running event loop of asyncio drives it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from threading import get_ident
+
+from msgbus.drivers.toolkit import descriptors
+from msgbus.drivers.toolkit.loop import CLOSE_TIMEOUT, Loop
+from msgbus.drivers.toolkit.poller import Poller
+from msgbus.drivers.toolkit.steps import FOREVER, Call
+from msgbus.exceptions import ConfigurationError, TransportUnavailable
+from msgbus.foreign import get_logger
+
+LOG = get_logger(__name__)
+
+
+class HostedLoop(Loop):
+    """A loop without a thread: its steps are callbacks of the event loop that runs where it is made.
+
+    What the program's tasks send in one turn of the event loop goes out together, in one step after it.
+
+    Other threads may call it as they may any loop. Nobody may wait for it on the thread of the event loop. When that
+    ends, this one is closed, and calls fail.
+
+    Attributes:
+        host: the event loop.
+        host_thread: the id of its thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Make a loop that opens nothing yet; `name` is for errors.
+
+        Raises:
+            RuntimeError: no event loop runs here.
+        """
+        self.host = asyncio.get_running_loop()
+        self.host_thread = get_ident()
+        self._steps = False  # a step is being done
+        self._step_is_due = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = FOREVER
+        self._ended: list[Callable[[], object]] = []
+        super().__init__(name)
+
+    def _start_clean(self) -> None:
+        super()._start_clean()
+        self.awake = False
+        self._steps = self._step_is_due = False
+        self._timer, self._timer_at = None, FOREVER
+
+    def _forked(self) -> None:
+        """In a forked child: the event loop is the parent's, and so is all that this one does."""
+        super()._forked()
+        self.closed = True
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is in a step of the loop."""
+        return self._steps and get_ident() == self.host_thread
+
+    def will_step(self) -> bool:
+        if get_ident() != self.host_thread:
+            return self.awake
+        self._request_step()
+        return True
+
+    def keep_thread(self) -> None:
+        """Refuse: the event loop of a library for asyncio cannot run inside another one.
+
+        Raises:
+            ConfigurationError: always.
+        """
+        raise ConfigurationError(
+            f"{self._name}: this driver runs an event loop of its own, so it cannot be used by msgbus.aio; a driver "
+            "whose library is made for asyncio uses msgbus.drivers.toolkit.aio.event_loop_of(loop)"
+        )
+
+    def take_turn(self) -> bool:
+        return False
+
+    def wait(self, ready: threading.Lock, until: float) -> None:
+        if get_ident() == self.host_thread:
+            raise RuntimeError(f"{self._name}: something waits for the event loop on the event loop's own thread")
+        super().wait(ready, until)
+
+    # Starting and ending
+
+    def _start(self) -> None:
+        with self._changing:
+            if self._thread is not None or self.closed:
+                return
+            try:
+                self._poller = Poller()
+            except OSError as exc:
+                raise TransportUnavailable(descriptors.not_started(self._name, exc)) from exc
+            self._thread = threading.current_thread()  # Which one does not matter: it shows that this was done.
+        if get_ident() == self.host_thread:
+            self._register()
+        else:
+            self._on_host(self._register)
+
+    def _register(self) -> None:
+        if self._poller is not None:
+            self.host.add_reader(self._poller.fileno(), self._on_readable)
+            self._request_step()
+
+    def _on_host(self, func: Callable[[], object]) -> None:
+        """Have a function called by the event loop. Any thread."""
+        try:
+            if get_ident() == self.host_thread:
+                self.host.call_soon(func)
+            else:
+                self.host.call_soon_threadsafe(func)
+        except RuntimeError:  # The event loop is closed.
+            self._lose_host()
+
+    def _lose_host(self) -> None:
+        """The event loop was closed first: nothing can be read or written any more."""
+        if not self.closed:
+            self.closed = True
+            LOG.warning(
+                "%s: the event loop was closed before the transport: use 'async with', or await its aclose()",
+                self._name,
+            )
+            self._close_poller()
+
+    def close(self) -> None:
+        """End, once all calls were run. It may take a moment, for a driver that is still closing. Any thread."""
+        with self._changing:
+            if self._close_until is None:
+                self._close_until = self.now() + CLOSE_TIMEOUT
+            if self._thread is None:
+                self.closed = True
+        if not self.closed:
+            self._wake_up()
+
+    async def closing(self) -> None:
+        """`close`, and wait for the end. On the event loop."""
+        self.close()
+        if not self.closed:
+            ended = asyncio.Event()
+            self._ended.append(ended.set)
+            await ended.wait()
+
+    def _end(self) -> None:
+        if self._poller is not None:
+            self.host.remove_reader(self._poller.fileno())
+        if self._timer is not None:
+            self._timer.cancel()
+        super()._end()
+        while self._ended:
+            self._ended.pop()()
+
+    # Steps
+
+    def _wake_up(self, entry: Call | None = None) -> None:
+        if self._poller is None or self.closed:
+            return
+        self.awake = True
+        if get_ident() == self.host_thread:
+            self._request_step()
+        else:
+            self._on_host(self._request_step)
+
+    def _request_step(self) -> None:
+        """Do a step when the callbacks that are due now have run. On the event loop's thread."""
+        if not self._step_is_due:
+            self._step_is_due = True
+            try:
+                self.host.call_soon(self._step_soon)
+            except RuntimeError:
+                self._lose_host()
+
+    def _step_soon(self) -> None:
+        if self._step_is_due:  # Otherwise it was done by another callback.
+            self._run_step(False)
+
+    def _on_readable(self) -> None:
+        self._run_step(True)
+
+    def _on_timer(self) -> None:
+        self._timer, self._timer_at = None, FOREVER
+        self._run_step(False, is_over=self.lingers)
+
+    def _run_step(self, looks: bool, *, is_over: bool = False) -> None:
+        """Do a step, and see to it that the next one comes.
+
+        Args:
+            looks: there is something to read.
+            is_over: the time for which the loop has lingered is over.
+        """
+        self._step_is_due = False
+        if self._poller is None:
+            return
+        self.awake = self._steps = True
+        try:
+            rest = self._context.run(self._step_once, self._poller, looks, is_over)
+        finally:
+            self._steps = False
+        if self._close_until is not None and self._is_done():
+            self._end()
+        elif self._calls or not rest:
+            self._request_step()
+        else:
+            self._set_timer(rest)
+
+    def _step_once(self, poller: Poller, looks: bool, is_over: bool) -> float:
+        """Read, run calls and timers, and write. Returns how many seconds may pass until the next step."""
+        readable = poller.sleep(0.0) if looks else []
+        had_work = bool(readable or self._calls)
+        self._work(poller, readable)
+        rest = self._write_gathered(is_over and not had_work)
+        self._fall_asleep()
+        return rest
+
+    def _set_timer(self, rest: float) -> None:
+        until = self.now() + rest
+        if self._timers:
+            until = min(until, self._timers[0][0])
+        if self._close_until is not None:
+            until = min(until, self._close_until)
+        if until < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = until
+            self._timer = self.host.call_later(max(0.0, until - self.now()), self._on_timer)
