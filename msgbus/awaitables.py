@@ -1,4 +1,4 @@
-"""Refuses `async` methods and what they return: servers of msgbus run plain methods on threads, and await nothing.
+"""Finds `async` methods, and refuses them, and what they return, where nothing is awaited.
 
 A call of an `async` method returns a coroutine, and has run none of the method's code. If the coroutine were taken for
 a result, the work would count as done and never happen.
@@ -82,8 +82,7 @@ def refuse_awaitable(what: str, result: Any) -> None:
         with contextlib.suppress(Exception):  # Else Python warns that it was never awaited.
             result.close()
     raise RPCDispatcherError(
-        f"{what} {_named(cls)}, which this server does not await: it runs plain methods, each on a thread of its own "
-        "(asyncio.run() in a method runs a coroutine)"
+        f"{what} {_named(cls)}, which this server does not await: make the method async, and use executor='asyncio'"
     )
 
 

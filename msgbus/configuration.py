@@ -39,7 +39,13 @@ CORE_OPTS: list[cfg.Opt] = [
         default=64,
         min=1,
         deprecated_name="rpc_thread_pool_size",
-        help="The most requests that a server runs at the same time.",
+        help="The most requests that a server runs at the same time on threads.",
+    ),
+    cfg.IntOpt(
+        "executor_tasks",
+        default=1000,
+        min=1,
+        help="The most requests that a server runs at the same time on an event loop.",
     ),
     cfg.IntOpt(
         "rpc_prefetch",
@@ -102,7 +108,7 @@ RPC_OPTS: list[cfg.Opt] = [
 ]
 """What `msgbus.rpc` adds."""
 
-SERVER_OPTIONS = ("executor_thread_pool_size", "rpc_prefetch")
+SERVER_OPTIONS = ("executor_thread_pool_size", "executor_tasks", "rpc_prefetch")
 """The core's options that only servers read."""
 
 _OPTIONS = {opt.dest: opt for opt in (*CORE_OPTS, *RPC_OPTS)}

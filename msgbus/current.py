@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
-from contextvars import ContextVar, copy_context
+from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -81,12 +80,12 @@ class ServerContext:
         found = [value for value in self._context.values() if module is not None and isinstance(value, module.Context)]
         self._decimal: Any = found[0].copy() if found else None
 
-    def run(self, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call a function in a copy of this context."""
+    def copy(self) -> Context:
+        """A copy of this context."""
         context = self._context.copy()
         if self._decimal is not None:
             context.run(sys.modules["decimal"].setcontext, self._decimal.copy())
-        return context.run(func, *args, **kwargs)
+        return context
 
 
 @dataclass(frozen=True, slots=True, eq=False)

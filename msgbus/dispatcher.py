@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import inspect
 import sys
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
+from contextlib import aclosing, closing
 from functools import cached_property, wraps
 from types import ModuleType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-from msgbus.awaitables import PLAIN, async_methods, refuse_async, refuse_awaitable
+from msgbus.awaitables import PLAIN, async_methods, is_async, refuse_async, refuse_awaitable
 from msgbus.exceptions import AccessDenied, InvalidArguments, NoSuchMethod, UnsupportedVersion
 from msgbus.message import PING_NAMESPACE, Request
 from msgbus.serializer import NoOpSerializer, Serializer, check_serializer
@@ -56,6 +56,19 @@ def expected_exceptions(*types: type[BaseException]) -> Callable[[Callable[P, R]
                 return iterate(func(*args, **kwargs))  # Arguments that do not fit are refused here, not later.
 
             return run_generator
+
+        if inspect.isasyncgenfunction(func):
+
+            @wraps(func)
+            async def run_async_generator(*args: P.args, **kwargs: P.kwargs) -> Any:
+                try:
+                    async with aclosing(func(*args, **kwargs)) as items:
+                        async for item in items:
+                            yield item
+                except types:
+                    raise ExpectedException from None
+
+            return run_async_generator
 
         if inspect.iscoroutinefunction(func):  # The wrapper is one too, so that it is recognized.
 
@@ -123,6 +136,10 @@ class RPCDispatcher:
 
     An endpoint is any object; a `Target` in its attribute ``target`` gives the namespace and version of its methods
     (default: none, and 1.0), which are called as ``method(context, **arguments)``.
+
+    Attributes:
+        asynchronous: methods may be ``async``; `dispatch_async` runs them.
+        has_async: there is such a method, and it may be called.
     """
 
     def __init__(
@@ -130,12 +147,15 @@ class RPCDispatcher:
         endpoints: Sequence[object],
         serializer: Serializer | None = None,
         access_policy: type[RPCAccessPolicyBase] | None = None,
+        *,
+        asynchronous: bool = False,
     ) -> None:
-        """Check and keep the endpoints.
+        """Check and keep the endpoints; `asynchronous`: their methods may be ``async``.
 
         Raises:
             TypeError: an endpoint's ``target`` is not a `Target`, its version is invalid, the policy is not a subclass
-                of `RPCAccessPolicyBase`, or something that would be called is ``async``.
+                of `RPCAccessPolicyBase`, or something is ``async`` that is called without awaiting it: without
+                `asynchronous` each method.
         """
         policy = access_policy or DefaultRPCAccessPolicy
         given: object = policy
@@ -145,7 +165,10 @@ class RPCDispatcher:
         check_serializer(self.serializer)
         self._policy = policy()
         refuse_async(f"is_allowed of {policy.__name__}", self._policy.is_allowed)
+        self.asynchronous = asynchronous
+        self.has_async = False
         self._endpoints: list[tuple[object, Target]] = []
+        self._async: set[tuple[str | None, str | None, str]] = set()  # keys of `_found`
         self._found: dict[tuple[str | None, str | None, str], Method] = {}
         if isinstance(endpoints, str | bytes | dict | type) or not isinstance(endpoints, Iterable):
             raise TypeError(f"endpoints is a list of objects, [endpoint], not {endpoints!r}")
@@ -179,10 +202,13 @@ class RPCDispatcher:
             raise TypeError(f"endpoint {endpoint!r}: {exc}") from None
         for name in async_methods(endpoint):
             if self._allows(endpoint, name):
+                self.has_async = True
+                if self.asynchronous:
+                    break
                 raise TypeError(
-                    f"{_name_of(endpoint)}.{name} is async, and a server runs plain methods, each on a thread of its "
-                    "own: make it a plain one (asyncio.run() in it runs a coroutine), or keep it from being called, by "
-                    "an underscore before its name or by an access policy"
+                    f"{_name_of(endpoint)}.{name} is async, and this server runs plain methods, each on a thread of "
+                    "its own: use executor='asyncio', make it a plain one, or keep it from being called, by an "
+                    "underscore before its name or by an access policy"
                 )
         self._endpoints.append((endpoint, target))
 
@@ -200,8 +226,18 @@ class RPCDispatcher:
             method = self._search(*key)
             if len(self._found) >= _CACHED_METHODS:  # Clients choose the version: it must not fill the memory.
                 self._found.clear()
+                self._async.clear()
+            if is_async(method):
+                self._async.add(key)
             self._found[key] = method
         return method
+
+    def runs_async(self, request: Request) -> bool:
+        """Whether `dispatch_async` has to run a request. Raises as `find` does."""
+        key = (request.namespace, request.version, request.method)
+        if key not in self._found:
+            self.find(request)
+        return key in self._async
 
     def _search(self, namespace: str | None, version: str | None, name: str) -> Method:
         asked = version or "1.0"
@@ -279,25 +315,45 @@ class RPCDispatcher:
                 the method returned something that would have to be awaited.
             Exception: whatever the method raises.
         """
-        method = self._found.get((request.namespace, request.version, request.method)) or self.find(request)
-        serializer, context, args = self.serializer, request.context, request.args
-        is_plain = type(serializer) is NoOpSerializer
-        if not is_plain:
-            context = serializer.deserialize_context(context)
-            args = {name: serializer.deserialize_entity(context, value) for name, value in args.items()}
-        try:
-            result = method(context, **args)
-        except TypeError as exc:
-            if _is_of_the_call(exc):
-                raise InvalidArguments(f"{exc}{_forgotten_context(method, args)}") from None
-            raise
+        context, result = self._call(request)
         if type(result) not in PLAIN:
             refuse_awaitable(f"the method {request.method!r} returned", result)
-        if is_plain:
+        serializer = self.serializer
+        if type(serializer) is NoOpSerializer:
             return result
         if isinstance(result, Generator):
             return _serialize_each(serializer, context, each_plain(request.method, result))
         return serializer.serialize_entity(context, result)
+
+    def _call(self, request: Request) -> tuple[Any, Any]:
+        """Call the method. Returns the context that it was given, and what it returned: of an async one a coroutine."""
+        method = self._found.get((request.namespace, request.version, request.method)) or self.find(request)
+        serializer, context, args = self.serializer, request.context, request.args
+        if type(serializer) is not NoOpSerializer:
+            context = serializer.deserialize_context(context)
+            args = {name: serializer.deserialize_entity(context, value) for name, value in args.items()}
+        try:
+            return context, method(context, **args)
+        except TypeError as exc:
+            if _is_of_the_call(exc):
+                raise InvalidArguments(f"{exc}{_forgotten_context(method, args)}") from None
+            raise
+
+    async def dispatch_async(self, request: Request) -> Any:
+        """Run a request whose method is ``async``, and return its result, serialized.
+
+        An asynchronous generator comes back as one, not run yet. The serializer is called on the event loop.
+
+        Raises:
+            RPCDispatcherError, Exception: as for `dispatch`.
+        """
+        context, result = self._call(request)
+        serializer = self.serializer
+        is_plain = type(serializer) is NoOpSerializer
+        if isinstance(result, AsyncGenerator):
+            return result if is_plain else _serialize_each_async(serializer, context, result)
+        value = await result
+        return value if is_plain else serializer.serialize_entity(context, value)
 
 
 def _method(endpoint: object, name: str) -> Method | None:
@@ -351,4 +407,12 @@ def _serialize_each(
 ) -> Generator[Any, None, None]:
     with closing(items):
         for item in items:
+            yield serializer.serialize_entity(context, item)
+
+
+async def _serialize_each_async(
+    serializer: Serializer, context: Any, items: AsyncGenerator[Any, None]
+) -> AsyncGenerator[Any, None]:
+    async with aclosing(items):
+        async for item in items:
             yield serializer.serialize_entity(context, item)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from typing import Any, Generic, TypeVar
 
 from msgbus.drivers.toolkit.loop import FOREVER, Loop
 from msgbus.drivers.toolkit.turn import unlock
@@ -14,6 +15,20 @@ from msgbus.foreign import get_logger
 LOG = get_logger(__name__)
 
 T = TypeVar("T")
+
+
+class Interrupted(Exception):
+    """The server was stopped while a request ran, and has not waited for it any longer."""
+
+
+def run_to_end(context: Context, work: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine that never waits, to its end."""
+    try:
+        context.run(work.send, None)
+    except StopIteration:
+        return
+    work.close()
+    raise RuntimeError("a request waits for something, on a thread that only runs plain methods")
 
 
 class _Worker:
@@ -105,6 +120,14 @@ class Executor(Generic[T]):
         if self._backlog and not self._watching and (self._idle or len(self._workers) < self._size):
             self._watching = True
             self._loop.call_later(MAX_WAIT, self._watch)
+
+    begin = staticmethod(run_to_end)
+    """Run a coroutine in a context, on this thread, to its end."""
+
+    @staticmethod
+    async def run_plain(func: Callable[..., Any], *args: Any) -> Any:
+        """Call a function: this thread may block."""
+        return func(*args)
 
     def take_backlog(self) -> list[T]:
         """Remove and return the items that no thread has begun."""

@@ -16,9 +16,9 @@ A dead letter goes to the topic's address for them, to the log, and to the serve
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
+from contextvars import Context
+from typing import Any, Protocol
 
 from msgbus import current, forking
 from msgbus import deadline as inherited
@@ -32,6 +32,7 @@ from msgbus.drivers.base import Delivery, Message
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import decode_request, with_attempts
 from msgbus.exceptions import (
+    CallCancelled,
     InvalidTarget,
     MessageDeliveryFailure,
     MessageTooLarge,
@@ -40,11 +41,12 @@ from msgbus.exceptions import (
     RPCDispatcherError,
     SerializationError,
 )
-from msgbus.executor import Executor
+from msgbus.executor import Executor, Interrupted
 from msgbus.foreign import get_logger, name_of, text_of, traceback_of
 from msgbus.message import AT_LEAST_ONCE, POLICIES, Request, UnacceptableRequest
 from msgbus.server_call import ServerCall, deadline_of, time_left
 from msgbus.server_calls import Seen, ServerCalls
+from msgbus.stream_sender import Event
 
 LOG = get_logger(__name__)
 
@@ -52,8 +54,39 @@ RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0)
 """Seconds before a cast that raised is run again: the first, second, third time; then always the last."""
 
 
+class Workers(Protocol):
+    """What requests run on: the threads of an `Executor`, or the tasks of an event loop."""
+
+    def submit(self, item: Delivery | ServerCall) -> None:
+        """Have `Processor.process` called with an item, soon."""
+
+    def begin(self, context: Context, work: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine in a context: on threads to its end, where it never waits; as a task on an event loop."""
+
+    async def run_plain(self, func: Callable[..., Any], *args: Any) -> Any:
+        """Call a function that may block, and return its value."""
+
+
+class Tasks(Workers, Protocol):
+    """Workers that also run methods which are ``async``."""
+
+    async def run_async(self, call: ServerCall, work: Coroutine[Any, Any, Any]) -> Any:
+        """Await what such a method does. It is cancelled when the client cancels the call.
+
+        Raises:
+            Interrupted: the server has stopped, and waits for it no longer.
+        """
+
+    def make_event(self) -> Event:
+        """What a coroutine waits with."""
+
+
 class Processor:
-    """See the module's text. Thread-safe: `process` runs on many threads at once."""
+    """See the module's text. Thread-safe: `process` runs on many threads at once.
+
+    What is done for a request is written once, as coroutines. They wait only on an event loop: on threads, which run
+    plain methods alone, they run to their end at once.
+    """
 
     def __init__(
         self, transport: BaseTransport, server: str, dispatcher: RPCDispatcher, on_dead_letter: OnDeadLetter | None
@@ -73,24 +106,28 @@ class Processor:
         self._policy: str = transport.option("rpc_delivery")
         self._cast_retries: int = transport.option("rpc_cast_retries")
         self._context = ServerContext()
-        self._thread = threading.local()  # what each thread runs
-        self._workers: Executor[Delivery | ServerCall] | None = None
+        self._workers: Workers = Executor(0, self.process, server, transport.loop)  # until `start`
+        self._tasks: Tasks | None = None
+        self._stopped = True
         self._delayed: set[ServerCall] = set()  # casts that raised, until they are run again
 
-    def start(self, workers: Executor[Delivery | ServerCall]) -> None:
-        """Run casts again on `workers`, and all requests in copies of the caller's context."""
+    def start(self, workers: Workers, tasks: Tasks | None = None) -> None:
+        """Run requests on `workers`, in copies of the caller's context. Methods that are async need `tasks`."""
         self._context = ServerContext()
         self._workers = workers
+        self._tasks = tasks
+        self._stopped = False
 
     def stop(self) -> None:
         """The server stops: casts that are to be run again go to other servers, now and from now on."""
-        self._workers = None
+        self._stopped = True
         for call in list(self._delayed):
             self._end_delay(call)
 
     def wait(self, timeout: float | None) -> int:
         """Wait until all requests but the calling one are finished; returns how many are not in `timeout` seconds."""
-        return self.calls.wait(timeout, getattr(self._thread, "call", None))
+        own = current.running.get()
+        return self.calls.wait(timeout, own if isinstance(own, ServerCall) else None)
 
     # One delivery
 
@@ -100,7 +137,7 @@ class Processor:
             message = item.delivery.message
             # Read anew: the method may have changed its arguments before it raised.
             item.request = decode_request(message.body, message.content_type)
-            self._in_context(item, self._run_cast)
+            self._begin(item)
             return
         message = item.message
         try:
@@ -120,28 +157,24 @@ class Processor:
         again = at_least_once and request.hints is not None and request.hints.again
         seen = self.calls.begin(call, again=again)
         if seen is Seen.NEW:
-            self._in_context(call, self._run_call if call.is_call else self._run_cast)
+            self._begin(call)
             return
         LOG.info("%r (%s) has come a second time and was not run again", request.method, request.unique_id)
         if seen is Seen.DONE:
             item.accept()
 
-    def _in_context(self, call: ServerCall, func: Callable[[ServerCall], None]) -> None:
-        """Have `func` run a request in a new context, which holds the request and its deadline.
+    def _begin(self, call: ServerCall) -> None:
+        """Run a request in a new context, which holds the request and its deadline.
 
         All of the user's code runs there: serializers, the access policy, the method, each step of a generator, and the
         hook for dead letters.
         """
-        self._thread.call = call
-        try:
-            self._context.run(self._run, call, func)
-        finally:
-            self._thread.call = None
+        self._workers.begin(self._context.copy(), self._run(call))
         if self.forks != forking.forks:  # Wherever it forked: it must not go on as a worker.
             end_child(None)
 
-    def _run(self, call: ServerCall, func: Callable[[ServerCall], None]) -> None:
-        """Have `func` run a request if it may, as its policy says."""
+    async def _run(self, call: ServerCall) -> None:
+        """Run a request if it may, as its policy says."""
         current.running.set(call)
         inherited.current.set(call.deadline)
         try:
@@ -153,7 +186,10 @@ class Processor:
                 if not call.accepted:
                     self._leave_to_redelivery(call)
                     return
-            func(call)
+            if call.is_call:
+                await self._run_call(call)
+            else:
+                await self._run_cast(call)
         except BaseException:  # Whatever it is: a delivery that is never settled takes up prefetch for ever.
             LOG.exception("%r (%s) is dropped after an error", call.request.method, call.request.unique_id)
             self._finish(call, done=True)
@@ -234,7 +270,7 @@ class Processor:
 
     # Calls
 
-    def _run_call(self, call: ServerCall) -> None:
+    async def _run_call(self, call: ServerCall) -> None:
         request, hints = call.request, call.request.hints
         call.active = True
         if not self.calls.ticks:
@@ -243,14 +279,17 @@ class Processor:
             if hints is not None and hints.again:  # Its client may know this server's inbox from the first time.
                 call.take_control()
             streams = hints is not None and hints.window is not None
-            result = self._dispatch(call, streams=streams)
+            result = await self._dispatch(call, streams=streams)
             if streams:
                 if not call.accepted:
                     call.accepted = call.delivery.accept()  # A stream is never started again elsewhere.
-                items = result if isinstance(result, Generator) else _only(result)
                 call.deadline = _end_of_stream(call)
                 inherited.current.set(call.deadline)
-                call.stream(items)
+                if self._tasks is not None and isinstance(result, AsyncGenerator):
+                    await self._tasks.run_async(call, call.stream_async(result, self._tasks.make_event()))
+                else:
+                    items = result if isinstance(result, Generator) else _only(result)
+                    await self._workers.run_plain(call.stream, items)
             else:
                 call.result(result)
         except ExpectedException as exc:
@@ -259,8 +298,17 @@ class Processor:
         except (RPCDispatcherError, SerializationError) as exc:
             LOG.error("%r (call %s): %s", request.method, request.call_id, exc)
             self._answer_error(call, exc)
+        except Interrupted as exc:
+            LOG.warning("%r (call %s): %s", request.method, request.call_id, exc)
+            if call.at_least_once and not call.accepted:
+                self._finish(call, done=False)
+            else:
+                self._answer_error(call, CallCancelled(f"{request.method!r}: {exc}"))
         except BaseException as exc:  # sys.exit() too: somebody waits for the answer
-            LOG.exception("%r (call %s) raised", request.method, request.call_id)
+            if call.cancelled:
+                LOG.info("%r (call %s) was cancelled by its client", request.method, request.call_id)
+            else:
+                LOG.exception("%r (call %s) raised", request.method, request.call_id)
             self._answer_error(call, exc)
         finally:
             call.active = False
@@ -281,18 +329,19 @@ class Processor:
             call.end_control()
         self._finish(call, done=error is None or _is_permanent(error), confirmed=call.confirmed)
 
-    def _dispatch(self, call: ServerCall, *, streams: bool = False) -> Any:
+    async def _dispatch(self, call: ServerCall, *, streams: bool = False) -> Any:
         """Run a request's method. Unless its items are sent as a stream, of a generator the last one is the result.
 
         A forked child that comes back from it ends: the parent answers and settles the request.
         """
+        dispatcher, tasks = self._dispatcher, self._tasks
         try:
-            result = self._dispatcher.dispatch(call.request)
-            if type(result) not in PLAIN:
-                method = call.request.method
-                refuse_awaitable(f"the method {method!r} returned", result)  # It may be a user's dispatcher.
-                if isinstance(result, Generator) and not streams:
-                    result = _last_of(each_plain(method, result), call)
+            if tasks is not None and dispatcher.runs_async(call.request):
+                result = await tasks.run_async(call, dispatcher.dispatch_async(call.request))
+                if isinstance(result, AsyncGenerator) and not streams:
+                    result = await tasks.run_async(call, _last_of_async(result))
+            else:
+                result = await self._workers.run_plain(self._dispatch_plain, call, streams)
         except BaseException as exc:
             if self.forks != forking.forks:
                 end_child(exc)
@@ -301,12 +350,21 @@ class Processor:
             end_child(None)
         return result
 
+    def _dispatch_plain(self, call: ServerCall, streams: bool) -> Any:
+        result = self._dispatcher.dispatch(call.request)
+        if type(result) not in PLAIN:
+            method = call.request.method
+            refuse_awaitable(f"the method {method!r} returned", result)  # It may be a user's dispatcher.
+            if isinstance(result, Generator) and not streams:
+                return _last_of(each_plain(method, result), call)
+        return result
+
     # Casts
 
-    def _run_cast(self, call: ServerCall) -> None:
+    async def _run_cast(self, call: ServerCall) -> None:
         request = call.request
         try:
-            self._dispatch(call)
+            await self._dispatch(call)
         except ExpectedException:
             LOG.debug("the cast %r raised an expected exception", request.method, exc_info=True)
         except BaseException as exc:  # sys.exit() too: the delivery has to be settled
@@ -335,7 +393,7 @@ class Processor:
             "the cast %r (%s) raised %r, and is run again in %g s", request.method, request.unique_id, exc, delay
         )
         self._delayed.add(call)
-        if self._workers is None:  # Checked last: `stop` has found what was added before it.
+        if self._stopped:  # Checked last: `stop` has found what was added before it.
             self._end_delay(call)
         else:
             self.transport.loop.call_later(delay, lambda: self._end_delay(call))
@@ -349,11 +407,10 @@ class Processor:
 
     def run_again(self, call: ServerCall) -> None:
         """Run a cast again, or let another server do so if this one is stopping."""
-        workers = self._workers
-        if workers is not None:
-            workers.submit(call)
-        else:
+        if self._stopped:
             self._send_to_others(call)
+        else:
+            self._workers.submit(call)
 
     def _send_to_others(self, call: ServerCall) -> None:
         """Let another server run a cast that raised here.
@@ -364,7 +421,7 @@ class Processor:
         address, message = call.delivery.address, call.delivery.message
         if address.kind == "fanout":  # Only this server has it, and only until it ends.
             reason = f"the server was stopped before it could be run again; it had raised {call.failure[0]}"
-            self._in_context(call, lambda call: self._dead_letter(call, reason, call.attempts, call.failure[1]))
+            self._context.copy().run(self._dead_letter_after, call, reason)
             return
         left = time_left(call.request, call.delivery)
         try:
@@ -385,6 +442,11 @@ class Processor:
         copy = Message(body, message.content_type, message.id, left, message.durable, seconds)
         end = Loop.now() + seconds
         self.transport.send(address, copy, mandatory=True, until=end, on_outcome=on_outcome)
+
+    def _dead_letter_after(self, call: ServerCall, reason: str) -> None:
+        """Give up a request that raised before. In a context of its own: the hook is the user's code."""
+        current.running.set(call)
+        self._dead_letter(call, reason, call.attempts, call.failure[1])
 
     def _dead_letter(self, call: ServerCall, reason: str, attempts: int, traceback: Sequence[str]) -> None:
         """Give a request up: send it to the dead letters (if the message system stores them), the log and the hook."""
@@ -423,6 +485,17 @@ def _last_of(items: Generator[Any, Any, Any], call: ServerCall) -> Any:
                 break
     finally:
         items.close()
+    return last
+
+
+async def _last_of_async(items: AsyncGenerator[Any, None]) -> Any:
+    """As `_last_of`, for an asynchronous generator: when the client cancels the call, this is cancelled."""
+    last = None
+    try:
+        async for item in items:
+            last = item
+    finally:
+        await items.aclose()
     return last
 
 

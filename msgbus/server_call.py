@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +18,7 @@ from msgbus.failures import serialize_failure
 from msgbus.foreign import get_logger
 from msgbus.message import KEEPALIVE, Control, Reply, Request
 from msgbus.sending import OnOutcome
-from msgbus.stream_sender import StreamSender
+from msgbus.stream_sender import Event, StreamSender
 
 if TYPE_CHECKING:
     from msgbus.base_transport import BaseTransport
@@ -81,12 +81,14 @@ class ServerCall(RunningRequest):
         started: the client has been notified that the call runs.
         answered: the answer has begun to be sent.
         confirmed: the client has said that it has the answer, or does not want it.
+        interrupt: called, on any thread, when the client cancels the call; None where nothing can be interrupted.
     """
 
     # Most requests keep most of these defaults. Slots would have to be set for each, which saves nothing.
     accepted = finished = active = controlled = started = answered = confirmed = False
     duplicates: Sequence[Delivery] = ()
     failure: tuple[str, Sequence[str]] = ("", ())
+    interrupt: Callable[[], object] | None = None
     _frames = 0
     _stream: StreamSender | None = None
     _too_large = False
@@ -243,12 +245,19 @@ class ServerCall(RunningRequest):
         Raises:
             Exception: what the generator raises; it has to be passed to `error`.
         """
+        self._begin_stream().run(items)
+
+    async def stream_async(self, items: AsyncGenerator[Any, None], event: Event) -> None:
+        """As `stream`, for an asynchronous generator, on its event loop; `event` is what it waits with for credit."""
+        await self._begin_stream().run_async(items, event)
+
+    def _begin_stream(self) -> StreamSender:
         self.answered = True
-        self._stream = StreamSender(self)
+        self._stream = stream = StreamSender(self)
         if self.cancelled:  # The cancel came before there was a stream.
-            self._stream.on_control(Control(self.request.call_id or "", "cancel"))
+            stream.on_control(Control(self.request.call_id or "", "cancel"))
         self.send_started()
-        self._stream.run(items)
+        return stream
 
     def send_started(self) -> None:
         """Notify the client that the request runs, and to which inbox control frames for it go."""
@@ -308,6 +317,9 @@ class ServerCall(RunningRequest):
             self._on_confirmed()
         if self._stream is not None:
             self._stream.on_control(control)
+        interrupt = self.interrupt
+        if control.kind == "cancel" and interrupt is not None:
+            interrupt()
 
 
 def deadline_of(request: Request, delivery: Delivery) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Generator
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -51,6 +51,16 @@ class StreamCall(Protocol):
         """The last frame was sent, or could not be."""
 
 
+class Event(Protocol):
+    """What a coroutine waits with."""
+
+    def set(self) -> None:
+        """End the wait, or the next one. Any thread."""
+
+    async def wait(self, seconds: float) -> None:
+        """Wait for `set`, but not longer than so many seconds."""
+
+
 class StreamSender:
     """Sends a generator's items, no more than the window ahead of what the client has taken.
 
@@ -70,6 +80,7 @@ class StreamSender:
     _taken_bytes = 0  # of the frames all of whose items the client has taken
     _sending = _ended = _over = _too_large = False
     _failure: str | None = None
+    _event: Event | None = None
     _stopped: str | None = None  # why no more is sent
 
     def __init__(self, call: StreamCall) -> None:
@@ -78,6 +89,7 @@ class StreamSender:
         hints = call.request.hints
         self._window = min(call.request.window or 1, MAX_WINDOW)
         self._window_bytes = None if hints is None or hints.window_bytes is None else min(hints.window_bytes, MAX_BYTES)
+        self._encode = item_encoder(call.delivery.message.content_type, lossy=call.transport.lossy)
         self._lock = threading.RLock()  # A message system may say that a frame is sent while it is being sent.
         self._changed = threading.Condition(self._lock)
         self._buffer: list[bytes] = []
@@ -92,6 +104,8 @@ class StreamSender:
         self._max_yielded = 0 if self._stopped is not None else self._taken + window_after(self._taken, self._window)
         self._max_bytes = counted + (self._window_bytes or MAX_BYTES)
         self._changed.notify()
+        if self._event is not None:
+            self._event.set()
 
     def _stop(self, reason: str) -> None:
         """Send no more items. The lock is held."""
@@ -116,52 +130,89 @@ class StreamSender:
         Raises:
             Exception: what the generator raises, after its items are on their way; `end` sends it to the client.
         """
-        encode = item_encoder(self._call.delivery.message.content_type, lossy=self._call.transport.lossy)
-        now = Loop.now
+        add = self._add
         try:
             if self._may_go_on():
                 for item in items:
-                    try:
-                        written = encode(item)
-                    except SerializationError:
-                        refuse_awaitable(f"the method {self._call.request.method!r} yielded", item)
-                        raise
-                    self._buffer.append(written)
-                    self._yielded += 1
-                    self._bytes += len(written)
-                    # Checked after the item is in the buffer: `_on_sent` looks there after it has changed this.
-                    if not self._sending:
-                        self._flush_if_idle()
-                    if (
-                        self._yielded >= self._max_yielded
-                        or self._bytes >= self._max_bytes
-                        or now() - self._heard >= LOST_AFTER
-                    ) and not self._may_go_on():
+                    if add(item) and not self._may_go_on():
                         break
                 else:
                     self.end(None)
                     return
-            LOG.info("stream %s was ended: %s", self._call.request.call_id, self._stopped)
-            if not self._too_large:
-                self._finish(None)
+            self._end_early()
         finally:
             items.close()
+
+    async def run_async(self, items: AsyncGenerator[Any, None], event: Event) -> None:
+        """As `run`, for an asynchronous generator, on its event loop; `event` is what this waits with for credit."""
+        add = self._add
+        self._event = event
+        try:
+            if await self._may_go_on_async():
+                async for item in items:
+                    if add(item) and not await self._may_go_on_async():
+                        break
+                else:
+                    self.end(None)
+                    return
+            self._end_early()
+        finally:
+            await items.aclose()
+
+    def _add(self, item: Any) -> bool:
+        """Take an item of the generator. Returns whether it has to be asked if the generator may go on."""
+        try:
+            written = self._encode(item)
+        except SerializationError:
+            refuse_awaitable(f"the method {self._call.request.method!r} yielded", item)
+            raise
+        self._buffer.append(written)
+        self._yielded += 1
+        self._bytes += len(written)
+        # Checked after the item is in the buffer: `_on_sent` looks there after it has changed this.
+        if not self._sending:
+            self._flush_if_idle()
+        return (
+            self._yielded >= self._max_yielded
+            or self._bytes >= self._max_bytes
+            or Loop.now() - self._heard >= LOST_AFTER
+        )
+
+    def _end_early(self) -> None:
+        LOG.info("stream %s was ended: %s", self._call.request.call_id, self._stopped)
+        if not self._too_large:
+            self._finish(None)
 
     def _may_go_on(self) -> bool:
         """Wait until the client has taken enough. False: the client wants no more, or has disappeared."""
         with self._lock:
-            while self._stopped is None:
-                now = Loop.now()
-                up_since = self._call.transport.driver.up_since
-                self._heard = now if up_since is None else max(self._heard, up_since)
-                silent = now - self._heard
-                if silent >= LOST_AFTER:
-                    self._stop(f"the client at {self._call.address} has been silent for {silent:.0f} s")
-                elif self._yielded < self._max_yielded and self._bytes < self._max_bytes:
-                    return True
-                else:
-                    self._changed.wait(LOST_AFTER - silent)
-            return False
+            while seconds := self._seconds_to_wait():
+                self._changed.wait(seconds)
+            return self._stopped is None
+
+    async def _may_go_on_async(self) -> bool:
+        while True:
+            with self._lock:
+                seconds = self._seconds_to_wait()
+            if not seconds:
+                return self._stopped is None
+            assert self._event is not None
+            await self._event.wait(seconds)
+
+    def _seconds_to_wait(self) -> float:
+        """How long credit may take; 0 if the generator may go on, or nothing more is sent. The lock is held."""
+        if self._stopped is not None:
+            return 0.0
+        now = Loop.now()
+        up_since = self._call.transport.driver.up_since
+        self._heard = now if up_since is None else max(self._heard, up_since)
+        silent = now - self._heard
+        if silent >= LOST_AFTER:
+            self._stop(f"the client at {self._call.address} has been silent for {silent:.0f} s")
+            return 0.0
+        if self._yielded < self._max_yielded and self._bytes < self._max_bytes:
+            return 0.0
+        return LOST_AFTER - silent
 
     def _flush_if_idle(self) -> None:
         with self._lock:

@@ -10,6 +10,7 @@ from typing import Any
 from msgbus import current
 from msgbus import deadline as inherited
 from msgbus.awaitables import refuse_awaitable
+from msgbus.base_server import STOP_TIMEOUT
 from msgbus.current import RunningRequest, ServerContext
 from msgbus.deadline import wait_for
 from msgbus.drivers.base import Address, Delivery, Subscription
@@ -20,7 +21,6 @@ from msgbus.executor import Executor
 from msgbus.foreign import get_logger
 from msgbus.message import Request
 from msgbus.payload import Payload, decode
-from msgbus.server import STOP_TIMEOUT
 from msgbus.transport import Transport
 
 LOG = get_logger(__name__)
@@ -106,7 +106,7 @@ class PoolConsumer:
             return
         LOG.debug("received %s by %s", message.id, delivery.address)
         try:
-            self._context.run(self._call, delivery, payload)
+            self._context.copy().run(self._call, delivery, payload)
         except BaseException:  # sys.exit() too: the message has to be acknowledged
             if not self._ack_on_error:
                 LOG.exception("message %s to %s raised, and is tried again", message.id, delivery.address)

@@ -1,0 +1,212 @@
+"""TaskExecutor: runs a server's requests as tasks of an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
+from functools import partial
+from threading import get_ident
+from typing import Any
+
+from msgbus.drivers.base import Delivery
+from msgbus.drivers.toolkit.loop import Loop
+from msgbus.executor import Executor, Interrupted
+from msgbus.foreign import get_logger
+from msgbus.server_call import ServerCall
+
+LOG = get_logger(__name__)
+
+CANCEL_TIMEOUT = 1.0
+"""Seconds in which a task that is cancelled has to end."""
+
+NOT_AWAITED = "the server was stopped while it ran, and has not waited for it any longer"
+
+Item = Delivery | ServerCall
+Job = Callable[[], None]
+
+
+class TaskExecutor:
+    """Each request is a task; what is plain in it (a method, a generator) runs on a thread of a pool meanwhile.
+
+    `submit` may be called on any thread, all else on that of the event loop.
+    """
+
+    def __init__(self, process: Callable[[Item], None], name: str, loop: Loop, tasks: int, threads: int) -> None:
+        """On the thread of the event loop.
+
+        Args:
+            process: is called with each item, on the event loop.
+            name: of the threads.
+            loop: the transport's.
+            tasks: the most requests that run at a time; further ones wait.
+            threads: the most plain methods that do.
+
+        Raises:
+            RuntimeError: no event loop runs here.
+        """
+        self._host = asyncio.get_running_loop()
+        self._host_thread = get_ident()
+        self._process = process
+        self._limit = tasks
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._backlog: deque[Item] = deque()
+        self._is_looking = False
+        self._threads: Executor[Job] = Executor(threads, _run, name, loop)
+
+    # Requests
+
+    def submit(self, item: Item) -> None:
+        """Have an item run, as soon as there is room for it. Any thread."""
+        self._backlog.append(item)
+        if get_ident() == self._host_thread:
+            self._run_backlog()
+        elif not self._is_looking:
+            self._is_looking = True
+            self._host.call_soon_threadsafe(self._run_backlog)
+
+    def _run_backlog(self) -> None:
+        self._is_looking = False
+        while self._backlog and len(self._tasks) < self._limit:
+            item = self._backlog.popleft()
+            try:
+                self._process(item)
+            except BaseException:  # It must not cost the others their turn.
+                LOG.exception("a request could not be begun")
+
+    def begin(self, context: Context, work: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine as a task, in a context."""
+        task = self._host.create_task(work, context=context)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            LOG.error("a request ended with an error", exc_info=error)
+        if self._backlog:
+            self._run_backlog()
+
+    async def run_plain(self, func: Callable[..., Any], *args: Any) -> Any:
+        """Call a function on a thread, in a copy of this context, and return its value.
+
+        Raises:
+            Interrupted: the server has stopped, and waits for it no longer.
+        """
+        done: asyncio.Future[Any] = self._host.create_future()
+        self._threads.submit(partial(self._call, done, partial(copy_context().run, func, *args)))
+        try:
+            return await done
+        except asyncio.CancelledError:  # The function goes on, and nobody waits for it.
+            raise Interrupted(NOT_AWAITED) from None
+
+    def _call(self, done: asyncio.Future[Any], func: Callable[[], Any]) -> None:
+        """On a thread of the pool."""
+        try:
+            result, error = func(), None
+        except BaseException as exc:  # sys.exit() too: somebody waits for the answer
+            result, error = None, exc
+        try:
+            self._host.call_soon_threadsafe(_finish, done, result, error)
+        except RuntimeError:
+            LOG.warning("the event loop was closed while a plain method ran")
+
+    async def run_async(self, call: ServerCall, work: Coroutine[Any, Any, Any]) -> Any:
+        """Await what an ``async`` method does; see `msgbus.processing.Tasks`."""
+        task = asyncio.current_task()
+        assert task is not None
+        call.interrupt = partial(self._interrupt, task)
+        try:
+            if call.cancelled:
+                work.close()
+                raise asyncio.CancelledError
+            return await work
+        except asyncio.CancelledError:
+            if call.cancelled or task.cancelling() == 0:  # The method may have cancelled something of its own.
+                raise
+            raise Interrupted(NOT_AWAITED) from None
+        finally:
+            call.interrupt = None
+
+    def _interrupt(self, task: asyncio.Task[None]) -> None:
+        if get_ident() == self._host_thread:
+            task.cancel()
+        else:
+            self._host.call_soon_threadsafe(task.cancel)
+
+    def make_event(self) -> Event:
+        """What a coroutine waits with; any thread may set it."""
+        return Event(self._host, self._host_thread)
+
+    # The end
+
+    def take_backlog(self) -> list[Item]:
+        """Remove and return the items that have not begun. Any thread."""
+        taken: list[Item] = []
+        while True:
+            try:
+                taken.append(self._backlog.popleft())
+            except IndexError:
+                return taken
+
+    async def close(self, timeout: float | None) -> int:
+        """Wait for what runs, then cancel what still does.
+
+        Args:
+            timeout: seconds to wait; None for as long as it takes.
+
+        Returns:
+            how many were still running then, besides the one that calls this.
+        """
+        others = self._tasks - {asyncio.current_task()}
+        if others:
+            await asyncio.wait(others, timeout=timeout)
+        running = [task for task in others if not task.done()]
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running, timeout=CANCEL_TIMEOUT)
+        self._threads.close(0)
+        return len(running)
+
+
+class Event:
+    """What a coroutine waits with."""
+
+    def __init__(self, host: asyncio.AbstractEventLoop, host_thread: int) -> None:
+        """For coroutines of `host`, which runs on the thread `host_thread`."""
+        self._host = host
+        self._host_thread = host_thread
+        self._event = asyncio.Event()
+
+    def set(self) -> None:
+        """End the wait, or the next one. Any thread."""
+        if get_ident() == self._host_thread:
+            self._event.set()
+        else:
+            self._host.call_soon_threadsafe(self._event.set)
+
+    async def wait(self, seconds: float) -> None:
+        """Wait for `set`, but not longer than so many seconds."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._event.wait()
+        except TimeoutError:
+            pass
+        self._event.clear()
+
+
+def _run(job: Job) -> None:
+    job()
+
+
+def _finish(done: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if done.done():
+        return
+    if error is None:
+        done.set_result(result)
+    elif isinstance(error, StopIteration):  # A future does not take it.
+        done.set_exception(RuntimeError(f"the method raised {error!r}"))
+    else:
+        done.set_exception(error)

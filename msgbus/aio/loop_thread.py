@@ -1,0 +1,74 @@
+"""LoopThreadExecutor: runs requests on an event loop that has a thread of its own, for servers that have threads."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from functools import partial
+from typing import Any
+
+from msgbus.aio.executor import Event, Item, TaskExecutor
+from msgbus.drivers.toolkit.loop import Loop
+from msgbus.exceptions import TransportUnavailable
+from msgbus.server_call import ServerCall
+
+
+class LoopThreadExecutor:
+    """A `TaskExecutor`, and the thread of its event loop. Any thread may use it, as it may use an `Executor`."""
+
+    def __init__(self, process: Callable[[Item], None], name: str, loop: Loop, tasks: int, threads: int) -> None:
+        """Start the thread; the arguments are those of `TaskExecutor`.
+
+        Raises:
+            TransportUnavailable: the operating system gives no thread.
+        """
+        self._made = threading.Event()
+        self._make: Callable[[], TaskExecutor] = partial(TaskExecutor, process, name, loop, tasks, threads)
+        self._thread = threading.Thread(target=asyncio.run, args=(self._run(),), name=f"{name}-asyncio", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as exc:
+            raise TransportUnavailable(f"no thread can be started for {name}: {exc}") from exc
+        self._made.wait()
+
+    async def _run(self) -> None:
+        self._host = asyncio.get_running_loop()
+        self._executor = self._make()
+        self._ending = asyncio.Event()
+        self._made.set()
+        await self._ending.wait()
+
+    def submit(self, item: Item) -> None:
+        """See `TaskExecutor.submit`."""
+        self._executor.submit(item)
+
+    def begin(self, context: Context, work: Coroutine[Any, Any, None]) -> None:
+        """See `TaskExecutor.begin`."""
+        self._executor.begin(context, work)
+
+    async def run_plain(self, func: Callable[..., Any], *args: Any) -> Any:
+        """See `TaskExecutor.run_plain`."""
+        return await self._executor.run_plain(func, *args)
+
+    async def run_async(self, call: ServerCall, work: Coroutine[Any, Any, Any]) -> Any:
+        """See `TaskExecutor.run_async`."""
+        return await self._executor.run_async(call, work)
+
+    def make_event(self) -> Event:
+        """See `TaskExecutor.make_event`."""
+        return self._executor.make_event()
+
+    def take_backlog(self) -> list[Item]:
+        """See `TaskExecutor.take_backlog`."""
+        return self._executor.take_backlog()
+
+    def close(self, timeout: float | None) -> int:
+        """Wait for what runs, then cancel what still does, and end the thread; see `TaskExecutor.close`."""
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("an async method cannot wait for its own server: its event loop would stand still")
+        running = asyncio.run_coroutine_threadsafe(self._executor.close(timeout), self._host).result()
+        self._host.call_soon_threadsafe(self._ending.set)
+        self._thread.join()
+        return running

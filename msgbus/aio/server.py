@@ -1,0 +1,150 @@
+"""AsyncRPCServer: listens at its addresses, and runs its requests as tasks of the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Future
+from types import TracebackType
+
+from msgbus.aio.executor import TaskExecutor
+from msgbus.aio.transport import AsyncTransport, check_transport
+from msgbus.base_server import STOP_TIMEOUT, BaseServer
+from msgbus.dead_lettering import OnDeadLetter
+from msgbus.dispatcher import RPCAccessPolicyBase, RPCDispatcher
+from msgbus.drivers.base import Address
+from msgbus.drivers.toolkit.loop import Loop
+from msgbus.exceptions import MessagingException
+from msgbus.foreign import get_logger
+from msgbus.serializer import Serializer
+from msgbus.target import Target
+
+LOG = get_logger(__name__)
+
+
+def get_rpc_server(
+    transport: AsyncTransport,
+    target: Target,
+    endpoints: Sequence[object],
+    serializer: Serializer | None = None,
+    access_policy: type[RPCAccessPolicyBase] | None = None,
+    on_dead_letter: OnDeadLetter | None = None,
+) -> AsyncRPCServer:
+    """Make a server. It serves once it is started.
+
+    Arguments and errors are those of `msgbus.get_rpc_server`. Methods may be ``async``, and asynchronous generators;
+    plain ones run on threads of a pool. Serializer, access policy and `on_dead_letter` are plain, are called on the
+    event loop for methods that are ``async``, and must not block.
+    """
+    dispatcher = RPCDispatcher(endpoints, serializer, access_policy, asynchronous=True)
+    return AsyncRPCServer(transport, target, dispatcher, on_dead_letter)
+
+
+class AsyncRPCServer(BaseServer):
+    """Serves a topic on the event loop of its transport: see `msgbus.RPCServer`, whose arguments these are.
+
+    ::
+
+        async with get_rpc_server(transport, Target(topic="hello", server="one"), [Hello()]):
+            await asyncio.Event().wait()
+
+    A request whose client cancels it, or stops waiting, is cancelled: its method gets `asyncio.CancelledError`. (A plain
+    method can ask ``current_request().cancelled``.)
+    """
+
+    transport: AsyncTransport
+
+    def __init__(
+        self,
+        transport: AsyncTransport,
+        target: Target,
+        dispatcher: RPCDispatcher,
+        on_dead_letter: OnDeadLetter | None = None,
+        addresses: Sequence[Address] | None = None,
+    ) -> None:
+        check_transport(transport, "a server of msgbus.aio")
+        super().__init__(transport, target, dispatcher, on_dead_letter, addresses)
+        self._executor: TaskExecutor | None = None
+        self._state = asyncio.Lock()
+
+    async def __aenter__(self) -> AsyncRPCServer:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.wait()
+
+    async def start(self, timeout: float | None = None) -> None:
+        """Begin to serve; returns when requests will arrive; see `msgbus.RPCServer.start`."""
+        if self._subscription is not None and self._subscription.ready.done():
+            return
+        transport = self.transport
+        end = Loop.now() + (transport.option("rpc_response_timeout") if timeout is None else timeout)
+        await transport.inbox(end)
+        if self._subscription is None or self._executor is None:
+            self._executor = self._make_executor()
+            self._subscribe(self._executor)
+        subscription, executor = self._subscription, self._executor
+        assert subscription is not None
+        try:
+            await transport.wait_until_ready(subscription.ready, end, f"{self.target} cannot listen on")
+        except BaseException:
+            subscription.close()
+            await executor.close(0)
+            self._processor.stop()
+            if self._subscription is subscription:
+                self._subscription = self._executor = None
+            raise
+        self._on_started()
+
+    def _make_executor(self) -> TaskExecutor:
+        transport, process = self.transport, self._processor.process
+        tasks, threads = transport.option("executor_tasks"), transport.option("executor_thread_pool_size")
+        executor = TaskExecutor(process, f"msgbus-{self.target.topic}", transport.loop, tasks, threads)
+        self._processor.start(executor, executor)
+        return executor
+
+    async def stop(self) -> None:
+        """Take no new requests, and give back those that have not begun. What runs goes on: see `wait`."""
+        if self._subscription is None or self._stopping or self._executor is None:
+            return
+        self._stopping = True
+        await self._confirmed(self._subscription.stop(), "the message system did not confirm that it has stopped")
+        self._processor.stop()
+        self._give_back_all(self._executor.take_backlog())
+
+    async def wait(self, timeout: float | None = None) -> int:
+        """Stop, wait until what runs has finished and is answered, then close the subscription.
+
+        What still runs after `timeout` seconds is cancelled. A method that the server runs may call this: it does not
+        wait for the request that calls it.
+
+        Args:
+            timeout: None means as long as it takes.
+
+        Returns:
+            how many requests were abandoned since they were still running or unanswered.
+        """
+        await self.stop()
+        end = None if timeout is None else Loop.now() + timeout
+        async with self._state:
+            if self._subscription is None or self._executor is None:
+                return 0
+            running = await self._executor.close(timeout)
+            left = None if end is None else max(0.0, end - Loop.now())
+            abandoned = max(running, await asyncio.to_thread(self._processor.wait, left))
+            await self._confirmed(self._subscription.close(), "the subscription could not be closed cleanly")
+            self._subscription = self._executor = None
+        if abandoned:
+            LOG.warning("%s: %d requests were abandoned after %s s", self.target, abandoned, timeout)
+        return abandoned
+
+    async def _confirmed(self, future: Future[None], problem: str) -> None:
+        """Wait for the message system's confirmation, and log a warning if there is none."""
+        try:
+            await self.transport.wait_for(future, Loop.now() + STOP_TIMEOUT)
+            future.result(0)
+        except (MessagingException, TimeoutError) as exc:
+            LOG.warning("%s: %s: %r", self.target, problem, exc)

@@ -1,0 +1,170 @@
+"""BaseServer: what the servers for threads and for asyncio have in common: all that does not wait."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from msgbus.base_transport import BaseTransport
+from msgbus.dead_lettering import OnDeadLetter
+from msgbus.dispatcher import RPCDispatcher
+from msgbus.drivers.base import Address, Capability, Delivery, Message, QueueInfo, Sent, Subscription
+from msgbus.encoding import decode_request
+from msgbus.exceptions import InvalidTarget, SerializationError
+from msgbus.foreign import get_logger
+from msgbus.forking import fork_count
+from msgbus.message import AT_LEAST_ONCE, PING_NAMESPACE
+from msgbus.processing import Processor, Workers
+from msgbus.server_call import ServerCall, time_left
+from msgbus.target import Target, topic_hint
+
+LOG = get_logger(__name__)
+
+STOP_TIMEOUT = 5.0
+"""Seconds for the message system to confirm that it has stopped delivering."""
+
+
+class Ping:
+    """The endpoint that answers `RPCClient.ping`."""
+
+    target = Target(namespace=PING_NAMESPACE)
+
+    def __init__(self, target: Target) -> None:
+        from importlib.metadata import version  # slow to import
+
+        self._answer = {
+            "server": target.server,
+            "topic": target.topic,
+            "host": socket.gethostname(),
+            "version": version("msgbus"),
+        }
+
+    def ping(self, _ctxt: object) -> dict[str, Any]:
+        """Say who this is."""
+        return {**self._answer, "pid": os.getpid()}  # It may be that of a forked child.
+
+
+class BaseServer:
+    """A server's addresses, its subscription, and the processor of its requests. See `msgbus.RPCServer`."""
+
+    def __init__(
+        self,
+        transport: BaseTransport,
+        target: Target,
+        dispatcher: RPCDispatcher,
+        on_dead_letter: OnDeadLetter | None = None,
+        addresses: Sequence[Address] | None = None,
+    ) -> None:
+        if not isinstance(target, Target):
+            raise TypeError(
+                f"a server's target has to be a Target: Target(topic={target!r}, server=NAME), with a name for it"
+            )
+        if not target.topic or not target.server:
+            raise InvalidTarget(f"a server's target needs a topic and a server{topic_hint(target)}", target)
+        self.transport = transport
+        self.target = target
+        self.dispatcher = dispatcher
+        from msgbus.configuration import SERVER_OPTIONS
+
+        for name in SERVER_OPTIONS:  # Read now: the server may start much later.
+            transport.option(name)
+        if transport.option("rpc_ping_enabled"):
+            dispatcher.add_endpoint(Ping(target))
+        if addresses is None:
+            topic = transport.address(target(server=None, fanout=None))
+            addresses = [
+                topic,
+                topic._replace(kind="server", server=target.server),
+                topic._replace(kind="fanout", server=target.server),
+            ]
+        self._addresses = addresses
+        self._on_dead_letter = on_dead_letter
+        self._start_clean()
+
+    def _start_clean(self) -> None:
+        """Serve nothing."""
+        self._subscription: Subscription | None = None
+        self._workers: Workers | None = None
+        self._stopping = False
+        self._processor = Processor(self.transport, self.target.server or "", self.dispatcher, self._on_dead_letter)
+
+    def __repr__(self) -> str:
+        if self._subscription is None:
+            state = "not serving"
+        elif self._stopping:
+            state = "stopping"
+        else:
+            state = "serving" if self._subscription.ready.done() else "starting"
+        return f"<{type(self).__name__} {self.target}, {state}, over {self.transport}>"
+
+    def _subscribe(self, workers: Workers) -> Subscription:
+        """Have requests run on `workers`, which the processor knows."""
+        self._stopping = False
+        self._workers = workers
+        # Each delivery that runs holds a thread or a task; the workers queue those for which there is none.
+        subscription = self._subscription = self.transport.driver.subscribe(
+            self._addresses, workers.submit, prefetch=self.transport.option("rpc_prefetch")
+        )
+        return subscription
+
+    def _on_started(self) -> None:
+        self._warn_of_same_name()
+        LOG.info(
+            "server %s of topic %s serves on %s", self.target.server, self.target.topic, self.transport.driver.state
+        )
+
+    def _warn_of_same_name(self) -> None:
+        """Log a warning if another server has the same name. This does not block."""
+        named = [address for address in self._addresses if address.kind == "server"]
+        if not named or Capability.INSPECT not in self.transport.driver.capabilities:
+            return
+
+        def look(found: Future[QueueInfo]) -> None:
+            if found.exception() is None and found.result().consumers > 1:
+                LOG.warning("%s: another server has this name; a request for it goes to either of them", self.target)
+
+        self.transport.driver.inspect(named[0]).add_done_callback(look)
+
+    def _give_back_all(self, backlog: Sequence[Delivery | ServerCall]) -> None:
+        """Let other servers run what has not begun here."""
+        for item in backlog:
+            if isinstance(item, ServerCall):
+                self._processor.run_again(item)
+            else:
+                self._give_back(item)
+
+    def _give_back(self, delivery: Delivery) -> None:
+        """Let another server run what has not begun here."""
+        processor, message = self._processor, delivery.message
+        try:
+            request = decode_request(message.body, message.content_type)
+        except SerializationError:
+            processor.process(delivery)  # Other servers cannot read it either; this drops and logs it.
+            return
+        if delivery.address.kind in ("fanout", "pool") or delivery.redelivered:
+            # Only this server has it (nobody can send to a pool), or it has to count as one that may have run.
+            if self._workers is not None:
+                self._workers.submit(delivery)
+        elif request.call_id is not None and processor.policy_of(request) == AT_LEAST_ONCE:
+            delivery.reject(requeue=True)
+        else:
+            # A message that was given back would look like one that may have run, which is not run again under
+            # at_most_once, and counts as an attempt of a cast. So a new copy is sent.
+            left = time_left(request, delivery)
+            copy = Message(message.body, message.content_type, message.id, left, message.durable)
+            call = ServerCall(processor, delivery, request, None, at_least_once=False)
+            processor.calls.add(call)
+
+            def done(sent: Future[Sent]) -> None:
+                if processor.forks != fork_count():
+                    return  # The parent settles it.
+                if sent.exception() is None:
+                    delivery.accept()
+                else:
+                    delivery.reject(requeue=True)
+                processor.calls.remove(call)
+
+            self.transport.send(delivery.address, copy, mandatory=True).add_done_callback(done)
