@@ -279,7 +279,7 @@ class RPCDispatcher:
                 the method returned something that would have to be awaited.
             Exception: whatever the method raises.
         """
-        method = self._found.get((request.namespace, request.version, request.method)) or self.find(request)
+        method = self.find(request)
         serializer, context, args = self.serializer, request.context, request.args
         is_plain = type(serializer) is NoOpSerializer
         if not is_plain:

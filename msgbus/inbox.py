@@ -13,7 +13,7 @@ from msgbus.drivers.base import Delivery, Driver, Inbox, Message
 from msgbus.encoding import call_ids_in, decode_inbox_frame
 from msgbus.exceptions import MessagingException, SerializationError
 from msgbus.foreign import get_logger
-from msgbus.message import Control, Reply
+from msgbus.message import MAX_NAME, Control, Reply
 from msgbus.patched import check_unpatched
 from msgbus.replies import ReplyRouter
 from msgbus.sending import Sender, send_control
@@ -52,7 +52,11 @@ class ProcessInbox:
         self._opening = threading.Lock()
 
     def open(self, deadline: float) -> str:
-        """Open it, and return its name; see `Transport.inbox`."""
+        """Open it, and return its name; see `Transport.inbox`.
+
+        Raises:
+            SerializationError: the driver has given it a name that is too long to travel.
+        """
         inbox = self._inbox
         if inbox is None:
             check_unpatched()
@@ -67,8 +71,13 @@ class ProcessInbox:
                 self._inbox = None
                 inbox.close()
             raise
-        self.name = inbox.address.name
-        return self.name
+        name = inbox.address.name
+        if len(name) > MAX_NAME:  # Servers would drop the requests that name it.
+            raise SerializationError(
+                f"the name of the inbox has {len(name)} characters, and may have {MAX_NAME}: {name[:40]}…"
+            )
+        self.name = name
+        return name
 
     def _on_delivery(self, delivery: Delivery) -> None:
         transport, message = self._transport(), delivery.message

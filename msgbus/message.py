@@ -28,6 +28,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
+from msgbus import forking
 from msgbus.exceptions import SerializationError
 
 JSON = "application/json"
@@ -231,8 +232,11 @@ def new_id() -> str:
         try:
             return _ids.pop()
         except IndexError:
+            forks = forking.forks
             digits = os.urandom(16 * IDS_AT_ONCE).hex()
-            _ids.extend([digits[at : at + 32] for at in range(0, len(digits), 32)])
+            made = [digits[at : at + 32] for at in range(0, len(digits), 32)]
+            if forks == forking.forks:  # Otherwise a handler of a signal has just forked: these are the parent's too.
+                _ids.extend(made)
 
 
 # Otherwise a forked child would use the same ids as its parent.

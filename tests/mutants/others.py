@@ -656,7 +656,7 @@ def _wait_longer(seconds: float | None) -> None:
     def wait(old: Any, bus: Bus, address: Address, message: Message, mandatory: bool, sent: Future[Sent]) -> None:
         if bus._paused:
             longer = None if seconds is None else max(seconds, message.publish_within or 0.0)
-            message = msgspec.structs.replace(message, ttl=None, wait=longer)
+            message = msgspec.structs.replace(message, ttl=None, send_timeout=longer)
         old(bus, address, message, mandatory, sent)
 
     spoil(Bus, "_wait_for_start", wait)

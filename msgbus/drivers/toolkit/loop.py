@@ -10,7 +10,7 @@ from threading import get_ident
 from typing import Any
 
 from msgbus.drivers.toolkit import descriptors
-from msgbus.drivers.toolkit.futures import fail, fail_inherited
+from msgbus.drivers.toolkit.futures import fail, fail_inherited, forget_callback
 from msgbus.drivers.toolkit.poller import Poller
 from msgbus.drivers.toolkit.signals import HeldSignals
 from msgbus.drivers.toolkit.steps import FOREVER, LINGER, Call, Steps
@@ -363,10 +363,19 @@ class Loop(Steps):
             return True
         ready = threading.Lock()
         ready.acquire()
-        future.add_done_callback(lambda _: self.wake(ready))
-        while not future.done() and self.now() < until:
-            self.wait(ready, until)
-        return future.done()
+
+        def on_done(_future: Future[Any]) -> None:
+            self.wake(ready)
+
+        future.add_done_callback(on_done)
+        try:
+            while not future.done() and self.now() < until:
+                self.wait(ready, until)
+        finally:
+            is_done = future.done()
+            if not is_done:  # Many may wait, one after another, for what is never done.
+                forget_callback(future, on_done)
+        return is_done
 
     def _drive(self, ready: threading.Lock, until: float) -> None:
         me = get_ident()
