@@ -91,6 +91,7 @@ class ProcessInbox:
         if LOG.isEnabledFor(logging.DEBUG):
             LOG.debug("received %s: %s for %s", message.id, frame.kind, frame.call_id)
         if isinstance(frame, Reply):
+            frame.redelivered = delivery.redelivered
             if frame.confirm is not None:  # Even if no call waits any more: else it is sent again.
                 # Before the caller gets its answer, after which the program may end.
                 send_control(transport, frame.confirm, Control(frame.call_id, "confirm"), message.content_type)

@@ -164,6 +164,7 @@ class Reply(msgspec.Struct):
         seq: the number of the first of them.
         confirm: the server's inbox, where the client confirms this reply; None if no confirmation is wanted.
         size: of one that has come: the bytes of its message.
+        redelivered: it may have come before, over a connection that was lost.
     """
 
     call_id: str
@@ -178,6 +179,7 @@ class Reply(msgspec.Struct):
     seq: int = 0
     confirm: str | None = None
     size: int = 0
+    redelivered: bool = False
 
 
 class Control(msgspec.Struct):

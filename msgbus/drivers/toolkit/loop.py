@@ -285,6 +285,28 @@ class Loop(Steps):
         if me == self._main_thread:
             self._signals.release()
 
+    def hold_signals(self) -> bool:
+        """On the main thread, put off handlers of signals: for what an exception must not leave half done. Any thread.
+
+        Returns:
+            whether `release_signals` has to follow. It does not on other threads, or if they are put off already.
+
+        Raises:
+            BaseException: a handler of a signal has raised it.
+        """
+        if get_ident() != self._main_thread or self._signals.holds:
+            return False
+        self._signals.hold()
+        return True
+
+    def release_signals(self) -> None:
+        """Run the handlers that were put off. On the main thread.
+
+        Raises:
+            BaseException: a handler of a signal has raised it.
+        """
+        self._signals.release()
+
     def go_away(self) -> None:
         """Keep the turn while this thread does something short, until `come_back`. Without the turn it does nothing.
 
