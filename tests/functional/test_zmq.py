@@ -156,7 +156,10 @@ def peers() -> Iterator[Callable[[str], Peer]]:
 
 
 def test_receipt_of_a_call_travels_with_its_answer(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call waits for its answer, so its receipt needs no frame of its own; a cast gets its receipt at once."""
+    """A call waits for its answer, so its receipt needs no frame of its own.
+
+    A cast waits for its receipt, and gets it at once, whether it expires or not.
+    """
     asked, write = [], frames.data
 
     def data(seq: int, wire: bytes, sent: Message, ttl: float | None, flags: int) -> bytes:
@@ -168,7 +171,9 @@ def test_receipt_of_a_call_travels_with_its_answer(place: Place, monkeypatch: py
     monkeypatch.setattr(frames, "data", data)
     assert client.call({}, "echo", value=1) == 1
     client.cast({}, "echo", value=1)
-    assert asked == [True, False]
+    client.prepare(timeout=60).cast({}, "echo", value=1)
+    client.prepare(timeout=60).cast_many({}, [("echo", {"value": 1})])
+    assert asked == [True, False, False, False]
 
 
 def test_answer_is_sent_without_looking_for_other_nodes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

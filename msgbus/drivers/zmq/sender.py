@@ -178,9 +178,10 @@ class ZmqSender:
         seq = next(link.numbers)
         flags = frames.REDELIVERED if parcel.redelivered else 0
         ttl = None
-        if message.ttl is not None:  # A call waits for its answer. Only a cast never expires.
+        if message.ttl is not None:
             ttl = parcel.expires - Loop.now()
-            flags |= frames.LAZY_RECEIPT
+            if message.send_timeout is None or parcel.send_until < parcel.expires:
+                flags |= frames.LAZY_RECEIPT  # Else it is a cast, whose sender waits for nothing but the receipt.
         try:
             data = frames.data(seq, wire, message, ttl, flags)
         except (ValueError, AttributeError, TypeError) as exc:
