@@ -196,6 +196,7 @@ class ZmqSender:
         parcel.confirmed = False
         parcel.size = len(data)
         consumer.outstanding += 1
+        consumer.unconfirmed += 1
         link.in_flight[seq] = parcel
         link.unconfirmed += 1
         link.unconfirmed_bytes += parcel.size
@@ -263,6 +264,10 @@ class ZmqSender:
         if parcel.confirmed:
             return
         parcel.confirmed = True
+        consumer = parcel.consumer
+        consumer.unconfirmed -= 1
+        if consumer.must_resume and not consumer.unconfirmed:
+            self._returned.setdefault(consumer.queue, [])
         link.unconfirmed -= 1
         link.unconfirmed_bytes -= parcel.size
         if link.congested and link.unconfirmed < WINDOW_MESSAGES // 2 and link.unconfirmed_bytes < WINDOW // 2:
@@ -331,7 +336,8 @@ class ZmqSender:
             elif kind == frames.RELEASED:
                 parcel.mark_taken(1)
             elif kind == frames.FULL:
-                consumer.full = consumer.busy = True
+                if not consumer.must_resume:  # Else it was sent before the node reported that it has room again.
+                    consumer.full = consumer.busy = True
             elif parcel.entry is consumer.entry:
                 consumer.unsubscribed = True  # Else its entry has changed since the message was sent.
             self._give_back(parcel)
