@@ -461,6 +461,27 @@ def test_messages_to_a_full_server_wait_at_their_sender_or_fail_as_blocked(place
     assert receiver.bodies == [str(n) for n in range(40)]
 
 
+@pytest.mark.parametrize("kind", ["topic", "fanout"])
+def test_messages_go_on_when_a_full_subscriber_is_replaced(place: Place, kind: Any) -> None:
+    """A subscriber without room leaves, and at the same moment another one comes in its place, in the same process.
+
+    Nothing waits for the one that has left. (What is sent while neither is there reaches nobody.)
+    """
+    sending, serving = place.driver(), place.driver("backlog=1")
+    address = Address(kind, "msgbus", "foo")
+    own = address._replace(server="s1") if kind == "fanout" else address
+    full, idle = Receiver(accept=False), Receiver()
+    subscription = full.subscribe(serving, own, prefetch=1)
+    sent = [sending.send(address, message(str(n)), mandatory=False) for n in range(10)]
+    full.wait(1)
+    sent[1].result(15)  # It waits there, and the others have come back.
+    closed = subscription.close()
+    idle.subscribe(serving, own)
+    closed.result(15)
+    for future in sent:
+        future.result(15)
+
+
 def test_fanout_waits_for_a_full_subscriber(place: Place) -> None:
     """A subscriber of a fanout that takes nothing is waited for, and nothing is dropped."""
     slow, quick = Receiver(accept=False), Receiver()

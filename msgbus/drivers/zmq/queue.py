@@ -182,6 +182,8 @@ class Queue:
             if consumer.entry is not entry:
                 consumer.entry = entry
                 consumer.unsubscribed = False  # Its entry is newer than what it said.
+                if consumer.full:  # With a subscriber that has left, it has forgotten that it was to report.
+                    consumer.full, consumer.must_resume = False, True
             if service is not None:
                 consumer.weight, consumer.prefetch = max(1, service.consumers), service.prefetch
         self.consumers = [self.by_node[node] for node in services if not self.by_node[node].unsubscribed]

@@ -226,3 +226,18 @@ def test_what_a_full_node_refuses_after_it_has_room_again_goes_first(sender: Sen
     sender.hear(frames.numbers(frames.FULL, [5]))
     sender.send(60.0, address, b"6")
     assert len(sender.links.sent) == 6, "it is full again"
+
+
+def test_full_node_with_a_new_entry_is_tried_again(sender: Sender) -> None:
+    """The subscriber that had no room has left, and with it what would have reported that there is room."""
+    for number in range(1, 4):
+        sender.send(60.0, TOPIC, b"%d" % number)
+    del sender.links.sent[:]
+    sender.hear(frames.numbers(frames.FULL, [1]))
+    sender.news = {"there": Entry("there", 1, "here", [], [Service((*TOPIC,), 2, 10)])}
+    sender.refresh()
+    sender.hear(frames.numbers(frames.FULL, [2]))
+    assert sender.links.sent == []
+    sender.hear(frames.numbers(frames.FULL, [3]))
+    bodies = [b"1", b"2", b"3"]
+    assert sender.links.sent == [(frames.RESUME, frames.write_address(TOPIC)), *((frames.DATA, b) for b in bodies)]
