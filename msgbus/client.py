@@ -198,10 +198,10 @@ class RPCClient(BaseClient):
             message = self._message_of(request, pending)
             try:
                 call.send(message)
+                call.stop_driving()  # It may raise what a handler of a signal raises.
             except BaseException:
                 call.close()
                 raise
-            call.stop_driving()
             return Stream(call, stack.pop_all(), self.serializer, ctxt)
 
     def ping(self, timeout: float = 1.0) -> Answers:

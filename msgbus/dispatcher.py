@@ -168,7 +168,7 @@ class RPCDispatcher:
         self.asynchronous = asynchronous
         self.has_async = False
         self._endpoints: list[tuple[object, Target]] = []
-        self._async: set[tuple[str | None, str | None, str]] = set()  # keys of `_found`
+        self._is_async: dict[Method, bool] = {}
         self._found: dict[tuple[str | None, str | None, str], Method] = {}
         if isinstance(endpoints, str | bytes | dict | type) or not isinstance(endpoints, Iterable):
             raise TypeError(f"endpoints is a list of objects, [endpoint], not {endpoints!r}")
@@ -226,18 +226,17 @@ class RPCDispatcher:
             method = self._search(*key)
             if len(self._found) >= _CACHED_METHODS:  # Clients choose the version: it must not fill the memory.
                 self._found.clear()
-                self._async.clear()
-            if is_async(method):
-                self._async.add(key)
+                self._is_async.clear()
             self._found[key] = method
         return method
 
     def runs_async(self, request: Request) -> bool:
         """Whether `dispatch_async` has to run a request. Raises as `find` does."""
-        key = (request.namespace, request.version, request.method)
-        if key not in self._found:
-            self.find(request)
-        return key in self._async
+        method = self.find(request)
+        known = self._is_async.get(method)
+        if known is None:
+            known = self._is_async[method] = is_async(method)
+        return known
 
     def _search(self, namespace: str | None, version: str | None, name: str) -> Method:
         asked = version or "1.0"
@@ -327,7 +326,7 @@ class RPCDispatcher:
 
     def _call(self, request: Request) -> tuple[Any, Any]:
         """Call the method. Returns the context that it was given, and what it returned: of an async one a coroutine."""
-        method = self._found.get((request.namespace, request.version, request.method)) or self.find(request)
+        method = self.find(request)
         serializer, context, args = self.serializer, request.context, request.args
         if type(serializer) is not NoOpSerializer:
             context = serializer.deserialize_context(context)

@@ -170,6 +170,9 @@ class CastsFailed(MessageDeliveryFailure):
             if isinstance(error, OutcomeUnknown) or getattr(error, "maybe_delivered", False)
         ]
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"  # There may be hundreds of errors, and this goes to logs.
+
     def __str__(self) -> str:
         unknown = self.unknown
         maybe = f", of which {len(unknown)} may have been delivered (from number {unknown[0]} on)" if unknown else ""

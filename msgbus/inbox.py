@@ -13,7 +13,7 @@ from msgbus.drivers.base import Delivery, Driver, Inbox, Message
 from msgbus.encoding import call_ids_in, decode_inbox_frame
 from msgbus.exceptions import MessagingException, SerializationError
 from msgbus.foreign import get_logger
-from msgbus.message import Control, Reply
+from msgbus.message import MAX_NAME, Control, Reply
 from msgbus.patched import check_unpatched
 from msgbus.replies import ReplyRouter
 from msgbus.sending import Sender, send_control
@@ -52,7 +52,11 @@ class ProcessInbox:
         self._opening = threading.Lock()
 
     def open(self, deadline: float) -> str:
-        """Open it, and return its name; see `Transport.inbox`."""
+        """Open it, and return its name; see `Transport.inbox`.
+
+        Raises:
+            SerializationError: the driver has given it a name that is too long to travel.
+        """
         inbox = self.begin()
         try:
             wait_for(self._loop, inbox.ready, deadline, "cannot reach", self._driver)
@@ -71,9 +75,18 @@ class ProcessInbox:
         return self._inbox
 
     def on_open(self, inbox: Inbox) -> str:
-        """It is open. Returns its name."""
-        self.name = inbox.address.name
-        return self.name
+        """It is open. Returns its name.
+
+        Raises:
+            SerializationError: the driver has given it a name that is too long to travel.
+        """
+        name = inbox.address.name
+        if len(name) > MAX_NAME:  # Servers would drop the requests that name it.
+            raise SerializationError(
+                f"the name of the inbox has {len(name)} characters, and may have {MAX_NAME}: {name[:40]}…"
+            )
+        self.name = name
+        return name
 
     def on_failed(self, inbox: Inbox) -> None:
         """It was not opened in time, or was refused. In that case the next try may succeed."""
@@ -93,6 +106,7 @@ class ProcessInbox:
         if LOG.isEnabledFor(logging.DEBUG):
             LOG.debug("received %s: %s for %s", message.id, frame.kind, frame.call_id)
         if isinstance(frame, Reply):
+            frame.redelivered = delivery.redelivered
             if frame.confirm is not None:  # Even if no call waits any more: else it is sent again.
                 # Before the caller gets its answer, after which the program may end.
                 send_control(transport, frame.confirm, Control(frame.call_id, "confirm"), message.content_type)

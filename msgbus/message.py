@@ -28,6 +28,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
+from msgbus import forking
 from msgbus.exceptions import SerializationError
 
 JSON = "application/json"
@@ -163,6 +164,7 @@ class Reply(msgspec.Struct):
         seq: the number of the first of them.
         confirm: the server's inbox, where the client confirms this reply; None if no confirmation is wanted.
         size: of one that has come: the bytes of its message.
+        redelivered: it may have come before, over a connection that was lost.
     """
 
     call_id: str
@@ -177,6 +179,7 @@ class Reply(msgspec.Struct):
     seq: int = 0
     confirm: str | None = None
     size: int = 0
+    redelivered: bool = False
 
 
 class Control(msgspec.Struct):
@@ -231,8 +234,11 @@ def new_id() -> str:
         try:
             return _ids.pop()
         except IndexError:
+            forks = forking.forks
             digits = os.urandom(16 * IDS_AT_ONCE).hex()
-            _ids.extend([digits[at : at + 32] for at in range(0, len(digits), 32)])
+            made = [digits[at : at + 32] for at in range(0, len(digits), 32)]
+            if forks == forking.forks:  # Otherwise a handler of a signal has just forked: these are the parent's too.
+                _ids.extend(made)
 
 
 # Otherwise a forked child would use the same ids as its parent.

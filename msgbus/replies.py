@@ -311,6 +311,8 @@ class PendingAnswers(Pending, kw_only=True):
     def on_reply(self, reply: Reply, now: float) -> None:
         """Handle an answer of one of the servers."""
         if reply.ending and isinstance(reply.result, dict):
+            if reply.redelivered and any(answer == reply.result for answer, _ in self.answers):
+                return  # The connection broke before the message system read that it had come.
             self.answers.append((reply.result, now))
             self.wake()
 

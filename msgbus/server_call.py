@@ -263,7 +263,11 @@ class ServerCall(RunningRequest):
         """Notify the client that the request runs, and to which inbox control frames for it go."""
         if not self.started and self._extended:
             self.started = True
-            self.send(Reply(self.request.call_id or "", "started", inbox=self.take_control()))
+            inbox = self.take_control()
+            if not self.active and not self.is_unconfirmed:  # Its method has just ended, on another thread.
+                self.end_control()
+                return
+            self.send(Reply(self.request.call_id or "", "started", inbox=inbox))
 
     def take_control(self) -> str:
         """From now on control frames reach this call. Returns the inbox that the client is to send them to.

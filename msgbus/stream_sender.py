@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from msgbus import forking
 from msgbus.awaitables import refuse_awaitable
 from msgbus.drivers.base import Address, Delivery
 from msgbus.drivers.toolkit.loop import Loop
@@ -86,6 +87,7 @@ class StreamSender:
     def __init__(self, call: StreamCall) -> None:
         """Make one that has not begun. The call's `on_answer_sent` is called once, when the stream is over."""
         self._call = call
+        self._forks = forking.forks
         hints = call.request.hints
         self._window = min(call.request.window or 1, MAX_WINDOW)
         self._window_bytes = None if hints is None or hints.window_bytes is None else min(hints.window_bytes, MAX_BYTES)
@@ -255,6 +257,8 @@ class StreamSender:
         return items
 
     def _on_sent(self, error: BaseException | None, seq: int, ending: bool) -> None:
+        if self._forks != forking.forks:
+            return  # The parent goes on with the stream. One of its threads may hold the lock.
         with self._lock:
             self._sending = False
             if isinstance(error, MessageTooLarge) and not self._too_large:

@@ -55,6 +55,8 @@ class Target:
                 raise InvalidTarget(f"the {name} must not be empty or hold control characters", repr(value))
             if len(value.encode("utf-8", "replace")) > MAX_NAME_BYTES:
                 raise InvalidTarget(f"the {name} is longer than {MAX_NAME_BYTES} bytes", value)
+        if not isinstance(self.namespace, str | None):
+            raise InvalidTarget(f"the namespace must be a string, not {type(self.namespace).__name__}", self.namespace)
         for name, limit in _MAX_CHARACTERS.items():
             value = getattr(self, name)
             if isinstance(value, str) and len(value) > limit:

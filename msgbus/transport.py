@@ -60,6 +60,7 @@ class Transport(BaseTransport):
         Raises:
             TransportUnavailable: it could not be opened by `deadline` (seconds of `Loop.now`).
             CallCancelled: the transport is closed.
+            SerializationError: the driver has given it a name that is too long to travel.
             ConfigurationError: as for `send`.
         """
         name = self._inbox.name

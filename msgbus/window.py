@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from msgbus import forking
+
 
 class SendWindow:
     """A semaphore that costs next to nothing while it is not exhausted: every request passes through it.
@@ -20,6 +22,7 @@ class SendWindow:
         self._places: list[None] = [None] * self.size  # Taking from and adding to a list are atomic.
         self._waiting = 0
         self._freed = threading.Condition()
+        self._forks = forking.forks
 
     @property
     def idle(self) -> bool:
@@ -46,7 +49,8 @@ class SendWindow:
         """Give the place back."""
         if len(self._places) < self.size:  # In a forked child it may be one that its parent had taken.
             self._places.append(None)
-        if self._waiting:
+        # Not in a child that is being forked, before it starts clean: a thread of the parent may hold the lock.
+        if self._waiting and self._forks == forking.forks:
             with self._freed:
                 self._freed.notify()
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 import pathlib
+import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -68,6 +72,40 @@ def new_transport(
 ) -> Transport:
     """A transport in memory; without `url`, on a bus of its own."""
     return get_rpc_transport(new_conf(**overrides), url or new_url(), allowed_remote_exmods)
+
+
+@contextmanager
+def holding(lock: AbstractContextManager[object]) -> Iterator[None]:
+    """Have another thread hold a lock meanwhile."""
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold, daemon=True)
+    thread.start()
+    assert held.wait(EVENT_TIMEOUT)
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def exit_code_of(func: Callable[[], object]) -> int:
+    """Run a function in a forked child: 0 if it returns, something else if it raises, or does not return in time."""
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(int(EVENT_TIMEOUT / 4))
+            func()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 class VirtualClock:

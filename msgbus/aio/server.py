@@ -48,8 +48,8 @@ class AsyncRPCServer(BaseServer):
         async with get_rpc_server(transport, Target(topic="hello", server="one"), [Hello()]):
             await asyncio.Event().wait()
 
-    A request whose client cancels it, or stops waiting, is cancelled: its method gets `asyncio.CancelledError`. (A plain
-    method can ask ``current_request().cancelled``.)
+    A request whose client cancels it, or stops waiting, is cancelled: its method gets `asyncio.CancelledError`. (A
+    plain method can ask ``current_request().cancelled``.)
     """
 
     transport: AsyncTransport

@@ -291,7 +291,7 @@ class Inbox(ABC):
     """A private address of this process, for replies. Messages that are delivered from it count as accepted.
 
     Attributes:
-        address: stays the same over reconnects; its ``name`` is short enough to travel in every request.
+        address: stays the same over reconnects; its ``name``, of at most 255 characters, travels in every request.
         ready: done when messages to it will arrive; fails like `Subscription.ready`.
     """
 

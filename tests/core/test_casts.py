@@ -282,6 +282,14 @@ def test_the_first_error_stops_it(held: Held, client: RPCClient, transport: Tran
     assert transport.window.idle
 
 
+def test_an_error_with_hundreds_of_casts_has_a_short_text() -> None:
+    """Logs show an exception as its text or its repr: neither tells of each cast."""
+    failure = CastsFailed({number: OutcomeUnknown("cut " * 50) for number in range(7, 500)}, 1000)
+    assert "cast number 7 failed: OutcomeUnknown: cut" in repr(failure)
+    assert "none was sent from number 1000 on" in repr(failure)
+    assert max(len(str(failure)), len(repr(failure))) < 1000
+
+
 def test_nothing_is_sent_after_an_error_that_comes_while_the_iterable_is_slow(held: Held, client: RPCClient) -> None:
     """A request that the iterable gives after an error is not sent either."""
     went_on = threading.Event()

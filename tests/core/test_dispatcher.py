@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -404,3 +404,18 @@ def test_a_class_is_no_endpoint() -> None:
     with pytest.raises(TypeError, match="list of objects"):
         RPCDispatcher(Shop())  # type: ignore[arg-type]  # that is the mistake
     assert RPCDispatcher([Plain]).dispatch(Request("order")) == "tea"
+
+
+def test_a_dispatcher_with_its_own_find_is_asked_for_each_request() -> None:
+    """Also for one whose method is known already: `find` may look at the caller's context, and refuse it."""
+
+    class Guarded(RPCDispatcher):
+        def find(self, request: Request) -> Callable[..., Any]:
+            if request.context["user"] != "u":
+                raise AccessDenied("not for you")
+            return super().find(request)
+
+    found = Guarded([Endpoint()])
+    assert found.dispatch(request("who")) == "u"
+    with pytest.raises(AccessDenied, match="not for you"):
+        found.dispatch(Request("who", context={"user": "another"}))

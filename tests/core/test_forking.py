@@ -10,6 +10,7 @@ import pytest
 from oslo_config import cfg
 
 from msgbus import deadline, forking, get_rpc_transport
+from msgbus.message import IDS_AT_ONCE, new_id
 from tests.support import PROTON
 
 
@@ -72,3 +73,41 @@ def test_closed_transports_leave_nothing_behind(url: str) -> None:
     before = objects_after(20)
     assert objects_after(500) - before < 200
     assert len(forking._methods) == registered
+
+
+@pytest.mark.parametrize("when", ["between two ids", "while ids are made"])
+def test_a_child_makes_ids_of_its_own(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids are made many at a time, and a reply is accepted by its id alone: so parent and child never use the same."""
+    read, write = os.pipe()
+    child: int | None = None
+    last = ""
+
+    def fork() -> None:
+        nonlocal child
+        if child is None:
+            child = os.fork()
+
+    if when == "between two ids":
+        new_id()
+        fork()
+        last = new_id()
+    else:
+        random = os.urandom
+
+        def urandom(size: int) -> bytes:
+            made = random(size)
+            fork()  # As a handler of a signal may do.
+            return made
+
+        monkeypatch.setattr(os, "urandom", urandom)
+        while child is None:
+            last = new_id()
+    found = [last, *(new_id() for _ in range(2 * IDS_AT_ONCE))]
+    if not child:
+        os.write(write, " ".join(found).encode())
+        os._exit(0)
+    os.close(write)
+    with open(read) as pipe:
+        others = pipe.read().split()
+    os.waitpid(child, 0)
+    assert len({*found, *others}) == 2 * (2 * IDS_AT_ONCE + 1)

@@ -428,6 +428,17 @@ def test_answers_of_many() -> None:
     assert pending.ready
 
 
+def test_an_answer_to_a_ping_that_comes_again_counts_once() -> None:
+    """As after the connection broke. Two servers whose answers are equal both count."""
+    pending = PendingAnswers("c", "ping", Address("fanout", "x", "foo"), enough=3, **options())
+    for redelivered in (False, False, True, True):
+        pending.on_reply(Reply("c", result={"n": 1}, ending=True, redelivered=redelivered), NOW)
+    assert pending.answers == [({"n": 1}, NOW)] * 2
+    assert not pending.ready
+    pending.on_reply(Reply("c", result={"n": 2}, ending=True, redelivered=True), NOW)
+    assert pending.ready
+
+
 def test_a_ping_ends_at_its_deadline_and_with_its_request_alone() -> None:
     """Neither silence nor an unknown outcome of the request ends it, nor is it ever sent again."""
     pending = PendingAnswers(

@@ -106,6 +106,24 @@ def failure(frame: Reply) -> Exception:
     return rebuild_failure(frame.failure, ())
 
 
+def test_a_call_that_is_answered_just_when_it_is_to_be_said_that_it_runs(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it stays in the table of those that control frames may come for."""
+    call = peer.call(Hints())
+    inbox = peer.transport.inbox(EVENT_TIMEOUT)
+
+    def while_it_ends(_deadline: float) -> str:
+        call.result(1)  # On the method's thread.
+        call.active = False
+        return inbox
+
+    monkeypatch.setattr(peer.transport, "inbox", while_it_ends)
+    call.tick(call._last_frame + 2 * STARTED_AFTER)
+    assert peer.take() == [("reply", True)]
+    assert not peer.transport.server_calls
+
+
 def test_failure(peer: Peer) -> None:
     """An exception is an answer too."""
     peer.call().error(KeyError("x"))

@@ -9,14 +9,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from msgbus import MessageTooLarge, MessageUndeliverable, SerializationError, stream_sender
+from msgbus import CallCancelled, MessageTooLarge, MessageUndeliverable, SerializationError, stream_sender
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Message
 from msgbus.failures import rebuild_failure, serialize_failure
 from msgbus.message import JSON, LOST_AFTER, Control, Hints, Reply, Request
 from msgbus.sending import OnOutcome
 from msgbus.stream_sender import StreamSender
-from tests.support import EVENT_TIMEOUT
+from tests.support import EVENT_TIMEOUT, exit_code_of, holding
 
 
 class Client:
@@ -475,3 +475,18 @@ def test_an_item_that_is_too_large() -> None:
     client.confirm()
     assert len(client.ends) == 1
     assert items.closed
+
+
+def test_a_forked_child_leaves_the_stream_to_its_parent() -> None:
+    """What it is told of a frame that was on its way changes nothing, even if a thread of the parent is at work."""
+    client = Client(at_once=False)
+    sender = client.sender()
+    run = in_thread(lambda: sender.run(Items(range(2))()))
+    until(lambda: sender._ended, "the end of the generator", EVENT_TIMEOUT)
+    run.join()
+    with holding(sender._lock):
+        assert exit_code_of(lambda: client.confirm(CallCancelled("the process forked"))) == 0
+    client.confirm()
+    client.confirm()
+    assert client.items == [0, 1]
+    assert client.ends == [None]

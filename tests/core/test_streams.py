@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -189,6 +191,37 @@ def test_a_stream_that_is_closed_before_the_server_is_known(played: PlayedServer
     played.started()
     assert played.kinds() == [("cancel", 0)]
     assert len(played.transport.router) == 0
+
+
+def test_a_signal_that_ends_multicall_leaves_nothing(
+    played: PlayedServer, client: RPCClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C, while the request is sent by the thread that drives the loop: the call is not waited for any more."""
+    transport = played.transport
+    real = transport.driver.send
+
+    def send(*args: Any, **kwargs: Any) -> Any:
+        sent = real(*args, **kwargs)
+        if transport.loop.is_here:
+            signal.raise_signal(signal.SIGINT)  # It is put off until this thread drives no more.
+        return sent
+
+    monkeypatch.setattr(transport.driver, "send", send)
+
+    def interrupted() -> bool:
+        due: Future[None] = Future()
+        transport.loop.call_later(0.01, due.set_result, None)
+        transport.loop.wait_for(due, transport.loop.now() + EVENT_TIMEOUT)  # It has driven meanwhile, or soon will.
+        try:
+            client.multicall({}, "count").close()  # Another thread was driving.
+        except KeyboardInterrupt:
+            return True
+        played.started()
+        return False
+
+    until(interrupted, "an interrupted multicall", EVENT_TIMEOUT)
+    assert len(transport.router) == 0
+    assert transport.window.idle
 
 
 def test_a_stream_that_has_ended_is_not_cancelled(played: PlayedServer, client: RPCClient) -> None:

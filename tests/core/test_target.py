@@ -20,7 +20,7 @@ def test_refuses_names_that_no_message_system_carries(name: str, value: str) -> 
         Target()(**{name: value})
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "namespace"])
 @pytest.mark.parametrize("value", [1, b"bytes", ["list"], True])
 def test_refuses_names_that_are_not_strings(name: str, value: Any) -> None:
     """A name that is not a string is refused, and the text says what it was."""

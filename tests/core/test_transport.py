@@ -20,6 +20,7 @@ from msgbus import (
     MessageUndeliverable,
     MessagingException,
     MessagingTimeout,
+    SerializationError,
     Target,
     TransportBlocked,
     TransportUnavailable,
@@ -181,6 +182,22 @@ def test_inbox_that_is_refused(scripted: tuple[Transport, ScriptedDriver]) -> No
         transport.inbox(time.monotonic())
     driver.inboxes[1].ready.set_result(None)
     assert transport.inbox(time.monotonic()) == "inbox-1"
+
+
+@pytest.mark.parametrize("length", [255, 256])
+def test_inbox_with_a_long_name(scripted: tuple[Transport, ScriptedDriver], length: int) -> None:
+    """A server drops requests whose inbox has a longer name than it reads: the client says so at once."""
+    transport, driver = scripted
+    with pytest.raises(TransportUnavailable):
+        transport.inbox(time.monotonic())
+    driver.inboxes[0].address = Address("inbox", name="x" * length)
+    driver.inboxes[0].ready.set_result(None)
+    if length <= 255:
+        assert transport.inbox(time.monotonic()) == "x" * length
+        return
+    for _ in range(2):
+        with pytest.raises(SerializationError, match="the name of the inbox has 256 characters, and may have 255"):
+            transport.inbox(time.monotonic())
 
 
 def test_inbox_after_cleanup(scripted: tuple[Transport, ScriptedDriver]) -> None:

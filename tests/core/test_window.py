@@ -4,8 +4,9 @@ import threading
 
 import pytest
 
+from msgbus.conformance.waiting import until
 from msgbus.window import SendWindow
-from tests.support import EVENT_TIMEOUT
+from tests.support import EVENT_TIMEOUT, exit_code_of, holding
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -74,3 +75,16 @@ def test_a_place_is_given_back_after_an_exception() -> None:
     with pytest.raises(KeyError), window:
         raise KeyError
     assert window.idle
+
+
+def test_a_child_does_not_wait_for_a_thread_of_its_parent() -> None:
+    """In the middle of a fork, what ends there gives places back, while a thread of the parent waits for one."""
+    window = SendWindow(1)
+    assert window.acquire(0)
+    waiting = threading.Thread(target=window.acquire, args=(EVENT_TIMEOUT,))
+    waiting.start()
+    until(lambda: window._waiting, "a thread that waits", EVENT_TIMEOUT)
+    with holding(window._freed):
+        assert exit_code_of(window.release) == 0
+    window.release()
+    waiting.join()

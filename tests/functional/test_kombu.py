@@ -558,6 +558,20 @@ def test_a_forked_child_starts_clean(rabbitmq: RabbitMQ, connect: Connect) -> No
         assert client.call({}, "echo", value=3) == 3
 
 
+def test_ping_counts_a_server_once_over_a_reconnect(rabbitmq: RabbitMQ, proxy: Proxy, connect: Connect) -> None:
+    """Its answer comes again if the connection breaks before RabbitMQ has read that it arrived."""
+    transport, client = connect(rabbitmq.url), connect(through(rabbitmq, proxy))
+    silent = [Address("topic", "msgbus", "pinged"), Address("fanout", "msgbus", "pinged", "silent")]
+    subscription = transport.driver.subscribe(silent, lambda _delivery: None, prefetch=10)
+    with serving(transport, "pinged"):
+        pinging = Task(client_of(client, "pinged").ping, 4.0)
+        until(lambda: any(getattr(pending, "answers", ()) for pending in client.router.waiting()), "an answer")
+        proxy.cut()
+        found = pinging.result(20)
+    subscription.close()
+    assert ([answer["server"] for answer in found], found.expected) == (["s1"], 2)
+
+
 def test_what_is_closed_during_a_reconnect_is_removed_too(rabbitmq: RabbitMQ, proxy: Proxy, connect: Connect) -> None:
     """A close while the connection is away for a moment waits for it, and leaves no queue of its own behind."""
     before = set(rabbitmq.queues())

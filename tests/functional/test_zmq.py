@@ -156,7 +156,10 @@ def peers() -> Iterator[Callable[[str], Peer]]:
 
 
 def test_receipt_of_a_call_travels_with_its_answer(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call waits for its answer, so its receipt needs no frame of its own; a cast gets its receipt at once."""
+    """A call waits for its answer, so its receipt needs no frame of its own.
+
+    A cast waits for its receipt, and gets it at once, whether it expires or not.
+    """
     asked, write = [], frames.data
 
     def data(seq: int, wire: bytes, sent: Message, ttl: float | None, flags: int) -> bytes:
@@ -168,7 +171,9 @@ def test_receipt_of_a_call_travels_with_its_answer(place: Place, monkeypatch: py
     monkeypatch.setattr(frames, "data", data)
     assert client.call({}, "echo", value=1) == 1
     client.cast({}, "echo", value=1)
-    assert asked == [True, False]
+    client.prepare(timeout=60).cast({}, "echo", value=1)
+    client.prepare(timeout=60).cast_many({}, [("echo", {"value": 1})])
+    assert asked == [True, False, False, False]
 
 
 def test_answer_is_sent_without_looking_for_other_nodes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -454,6 +459,27 @@ def test_messages_to_a_full_server_wait_at_their_sender_or_fail_as_blocked(place
     for future in waiting:
         future.result(15)
     assert receiver.bodies == [str(n) for n in range(40)]
+
+
+@pytest.mark.parametrize("kind", ["topic", "fanout"])
+def test_messages_go_on_when_a_full_subscriber_is_replaced(place: Place, kind: Any) -> None:
+    """A subscriber without room leaves, and at the same moment another one comes in its place, in the same process.
+
+    Nothing waits for the one that has left. (What is sent while neither is there reaches nobody.)
+    """
+    sending, serving = place.driver(), place.driver("backlog=1")
+    address = Address(kind, "msgbus", "foo")
+    own = address._replace(server="s1") if kind == "fanout" else address
+    full, idle = Receiver(accept=False), Receiver()
+    subscription = full.subscribe(serving, own, prefetch=1)
+    sent = [sending.send(address, message(str(n)), mandatory=False) for n in range(10)]
+    full.wait(1)
+    sent[1].result(15)  # It waits there, and the others have come back.
+    closed = subscription.close()
+    idle.subscribe(serving, own)
+    closed.result(15)
+    for future in sent:
+        future.result(15)
 
 
 def test_fanout_waits_for_a_full_subscriber(place: Place) -> None:

@@ -289,6 +289,14 @@ OTHERS = (
         "and False:",
         "core/test_casts.py::test_the_first_error_stops_it",
     ),
+    Mutant(
+        "a_child_uses_the_ids_of_its_parent",
+        "Requests do not affect one another (guarantees, when all goes well), also those of a forked child.",
+        "message.py",
+        "os.register_at_fork(after_in_child=_ids.clear)",
+        "",
+        "core/test_forking.py::test_a_child_makes_ids_of_its_own",
+    ),
     # Nobody there
     Mutant(
         "fanout_to_nobody_fails",

@@ -230,7 +230,7 @@ def changes_the_id_of_what_comes_again() -> None:
     _change_delivery(change)
 
 
-@caught_by("a_ttl_counts_seconds", "a_wait_is_no_ttl")
+@caught_by("a_ttl_counts_seconds", "a_short_wait_does_not_expire_a_stored_message")
 def takes_ttl_for_milliseconds() -> None:
     """A message lives a thousandth of its time."""
 
@@ -511,7 +511,7 @@ def leaks_threads() -> None:
     spoil(driver_module.FakeInbox, "__init__", init)
 
 
-@caught_by("subscriptions_and_inboxes_come_back", "a_wait_that_is_too_long_ends")
+@caught_by("subscriptions_and_inboxes_come_back", "a_message_fails_when_its_wait_ends")
 def forgets_subscriptions_after_a_cut() -> None:
     """After a cut nobody consumes any more, and nobody says so."""
 
@@ -656,7 +656,7 @@ def _wait_longer(seconds: float | None) -> None:
     def wait(old: Any, bus: Bus, address: Address, message: Message, mandatory: bool, sent: Future[Sent]) -> None:
         if bus._paused:
             longer = None if seconds is None else max(seconds, message.publish_within or 0.0)
-            message = msgspec.structs.replace(message, ttl=None, wait=longer)
+            message = msgspec.structs.replace(message, ttl=None, send_timeout=longer)
         old(bus, address, message, mandatory, sent)
 
     spoil(Bus, "_wait_for_start", wait)

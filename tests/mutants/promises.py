@@ -15,7 +15,7 @@ import msgspec
 from msgbus.drivers.base import Address, Message, Sent
 from msgbus.drivers.fake import Bus, FakeDriver
 from msgbus.drivers.fake import bus as bus_module
-from msgbus.drivers.toolkit.futures import fail
+from msgbus.drivers.toolkit.futures import fail, finish
 from msgbus.exceptions import CallCancelled, TransportUnavailable
 from tests.mutants.tools import Mutants, collector, spoil
 
@@ -31,9 +31,17 @@ def sends_late_what_has_failed() -> None:
         if bus._up:
             old(bus, address, message, mandatory, sent)
             return
+
+        def on_end(_: object) -> None:
+            error = hidden.exception()
+            if error is None:
+                finish(sent, Sent())
+            else:
+                fail(sent, error)
+
         hidden: Future[Sent] = Future()
-        hidden.add_done_callback(lambda _: None if sent.done() else sent.set_result(Sent()))
-        old(bus, address, msgspec.structs.replace(message, ttl=None, wait=None), mandatory, hidden)
+        hidden.add_done_callback(on_end)
+        old(bus, address, msgspec.structs.replace(message, ttl=None, send_timeout=None), mandatory, hidden)
         if message.publish_within is not None:
             error = TransportUnavailable("a buffer has it", maybe_delivered=False)
             bus._loop.call_later(message.publish_within, lambda: fail(sent, error))

@@ -27,8 +27,10 @@ LOG = get_logger(__name__)
 PULL_TIMEOUT: Final = 0.5
 """Seconds that one pull request lasts. A subscription that stops waits for the last one, so that nothing which is on
 its way to it gets lost, and comes again elsewhere as redelivered."""
-PULL_LOST: Final = 5.0
+PULL_LOST: Final = 2.0
 """Seconds after its end for which a pull request may have had no answer, before another one follows."""
+PULL_CHECK: Final = 1.0
+"""Seconds between two checks for that."""
 _WORDS: Final = {Outcome.ACCEPT: b"+ACK", Outcome.DROP: b"+TERM"}
 _IN_PROGRESS: Final = b"+WPI"
 
@@ -169,6 +171,7 @@ class JetStreamFeed(NatsFeed):
 
     def _on_active(self) -> None:
         self._pull()
+        self._watch_pull()
 
     # Pulling
 
@@ -181,6 +184,14 @@ class JetStreamFeed(NatsFeed):
         self._pulled_at = Loop.now()
         reply = f"{self._inbox}.{self._request}"
         self._session.jetstream.pull(self._source.address, self._consumer, room, PULL_TIMEOUT, reply)
+
+    def _watch_pull(self) -> None:
+        """See that the pull request under way was not forgotten: NATS may lose one, and its end."""
+        if not self._alive:
+            return
+        if self._missing and Loop.now() - self._pulled_at > PULL_TIMEOUT + PULL_LOST:
+            self._on_pull_end(self._request)
+        self._session.loop.call_later(PULL_CHECK, self._watch_pull)
 
     async def _on_message(self, msg: Msg) -> None:
         status = status_of(msg)
@@ -232,13 +243,11 @@ class JetStreamFeed(NatsFeed):
         self._connection.publish(msg.reply, b"")
 
     def keep_alive(self) -> None:
-        """Have JetStream go on waiting for what is open, and see that the pull request was not forgotten."""
+        """Have JetStream go on waiting for what is open."""
         now = Loop.now()
         for reply, since in list(self._open.items()):
             if since < now - self._session.ack_wait / 4:
                 self._connection.publish(reply, _IN_PROGRESS)
-        if self._missing and now - self._pulled_at > PULL_TIMEOUT + PULL_LOST:
-            self._on_pull_end(self._request)
 
     # Settling
 

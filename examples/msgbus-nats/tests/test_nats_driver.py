@@ -16,6 +16,7 @@ from msgbus.drivers.toolkit.loop import Loop
 from msgbus_nats.clock import Clock
 from msgbus_nats.connection import Connection
 from msgbus_nats.errors import SUBJECTS_OVERLAP, JetStreamError
+from msgbus_nats.jetstream import JetStream
 from msgbus_nats.names import escape, headers_of, message_of, stream_of, subject_of
 
 NAMES = [
@@ -174,3 +175,26 @@ def test_a_stream_that_another_makes_at_the_same_moment(
     monkeypatch.setattr(Connection, "ask", ask_too_late)
     address = Address("topic", "x", "at-once")
     transports().driver.subscribe([address], lambda delivery: None, prefetch=1).ready.result(15)
+
+
+def test_a_pull_request_that_is_lost_is_followed_by_another(
+    transports: Callable[..., Transport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NATS may forget one: messages are not kept waiting for its answer."""
+    pull, lost = JetStream.pull, []
+
+    def lose_the_first(jetstream: JetStream, *args: Any) -> None:
+        if lost:
+            pull(jetstream, *args)
+        else:
+            lost.append(args)
+
+    monkeypatch.setattr(JetStream, "pull", lose_the_first)
+    address = Address("topic", "x", "forgotten")
+    got: list[Delivery] = []
+    driver = transports().driver
+    driver.subscribe([address], got.append, prefetch=1).ready.result(15)
+    driver.send(address, Message(b"x", "t", "i", 30.0), mandatory=True).result(15)
+    wait_for(lambda: got)
+    assert lost
+    assert got[0].accept()

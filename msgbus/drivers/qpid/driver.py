@@ -70,7 +70,8 @@ OPTIONS = [
         "keep_topic_queues",
         default=True,
         help="Keep the queue of a topic while it has no server, so that casts are stored until one comes. If topics "
-        "are not used again, as in tests, say false, and each queue is deleted with the last server.",
+        "are not used again, as in tests, say false: then each queue, with what waits in it, is deleted when the last "
+        "server ends or loses its connection.",
     ),
     cfg.IntOpt(
         "queue_limit",

@@ -158,6 +158,16 @@ def done(value: Any = None) -> Future[Any]:
     return future
 
 
+def forget_callback(future: Future[T], callback: Callable[[Future[T]], object]) -> None:
+    """Do not call a function when a future is done, unless it is done already. Any thread."""
+    with future._condition:
+        if not future.done():  # Otherwise the callbacks are being gone through.
+            try:
+                future._done_callbacks.remove(callback)  # type: ignore[attr-defined]  # of the standard library
+            except ValueError:
+                pass
+
+
 def fail_inherited(future: Future[Any]) -> None:
     """Fail a future that a forked child inherited. A thread that exists only in the parent may hold its lock."""
     if isinstance(future, LightFuture):

@@ -10,7 +10,7 @@ from threading import get_ident
 from typing import Any
 
 from msgbus.drivers.toolkit import descriptors
-from msgbus.drivers.toolkit.futures import fail, fail_inherited
+from msgbus.drivers.toolkit.futures import fail, fail_inherited, forget_callback
 from msgbus.drivers.toolkit.poller import Poller
 from msgbus.drivers.toolkit.signals import HeldSignals
 from msgbus.drivers.toolkit.steps import FOREVER, LINGER, Call, Steps
@@ -285,6 +285,28 @@ class Loop(Steps):
         if me == self._main_thread:
             self._signals.release()
 
+    def hold_signals(self) -> bool:
+        """On the main thread, put off handlers of signals: for what an exception must not leave half done. Any thread.
+
+        Returns:
+            whether `release_signals` has to follow. It does not on other threads, or if they are put off already.
+
+        Raises:
+            BaseException: a handler of a signal has raised it.
+        """
+        if get_ident() != self._main_thread or self._signals.holds:
+            return False
+        self._signals.hold()
+        return True
+
+    def release_signals(self) -> None:
+        """Run the handlers that were put off. On the main thread.
+
+        Raises:
+            BaseException: a handler of a signal has raised it.
+        """
+        self._signals.release()
+
     def go_away(self) -> None:
         """Keep the turn while this thread does something short, until `come_back`. Without the turn it does nothing.
 
@@ -363,10 +385,19 @@ class Loop(Steps):
             return True
         ready = threading.Lock()
         ready.acquire()
-        future.add_done_callback(lambda _: self.wake(ready))
-        while not future.done() and self.now() < until:
-            self.wait(ready, until)
-        return future.done()
+
+        def on_done(_future: Future[Any]) -> None:
+            self.wake(ready)
+
+        future.add_done_callback(on_done)
+        try:
+            while not future.done() and self.now() < until:
+                self.wait(ready, until)
+        finally:
+            is_done = future.done()
+            if not is_done:  # Many may wait, one after another, for what is never done.
+                forget_callback(future, on_done)
+        return is_done
 
     def _drive(self, ready: threading.Lock, until: float) -> None:
         me = get_ident()

@@ -236,25 +236,35 @@ class Sender:
     # Any thread
 
     def send(self, outgoing: Outgoing) -> None:
-        """Send a message now if that is possible, or keep it until it is."""
+        """Send a message now if that is possible, or keep it until it is.
+
+        Raises:
+            BaseException: a handler of a signal has raised it, before the message was sent or after that.
+        """
         outlet = None
+        # An exception in the middle would leave a part of the message, or a lock that is held, to all later ones.
+        holds = self._loop.hold_signals()
         try:
-            with self._lock:
-                if self._closed is not None:
-                    raise self._closed
-                self._unfinished[outgoing] = None
-                if outgoing.send_until < self._next_check:
-                    self._schedule_check(outgoing.send_until)
-                if self._released and not self._waiting:
-                    outlet = self._outlet
-                    self._offer(outgoing)
-                else:
-                    self._waiting.append(outgoing)
-        except Exception as exc:
-            outgoing.failed(as_our_error(exc, outgoing.address))
-            return
-        if outlet is not None:
-            outlet.flush()
+            try:
+                with self._lock:
+                    if self._closed is not None:
+                        raise self._closed
+                    self._unfinished[outgoing] = None
+                    if outgoing.send_until < self._next_check:
+                        self._schedule_check(outgoing.send_until)
+                    if self._released and not self._waiting:
+                        outlet = self._outlet
+                        self._offer(outgoing)
+                    else:
+                        self._waiting.append(outgoing)
+            except Exception as exc:
+                outgoing.failed(as_our_error(exc, outgoing.address))
+                return
+            if outlet is not None:
+                outlet.flush()
+        finally:
+            if holds:
+                self._loop.release_signals()
 
     def remove(self, outgoing: Outgoing) -> None:
         """Forget a message: its outcome is known."""

@@ -102,10 +102,12 @@ class RemoteConsumer:
         prefetch: how many messages they hold at most.
         unsubscribed: it said that it has no subscriber, whatever the directory says.
         outstanding: how many of our messages it has.
+        unconfirmed: how many of these have no receipt yet.
         queued: those of them, by number, that wait there for a subscriber, as far as is known.
         busy: when it last reported, its subscribers had no room.
         full: it has refused messages, and will report when it accepts them again.
-        must_resume: it has reported that, and is to be sent RESUME before the next message.
+        must_resume: it has reported that. What was under way meanwhile is refused too, and has to go before what comes
+            after it: so RESUME and the next message are sent once all that was sent before has a receipt.
         recalling: RECALL was sent, and RECALLED has not come.
     """
 
@@ -117,6 +119,7 @@ class RemoteConsumer:
     prefetch: int = 0
     unsubscribed: bool = False
     outstanding: int = 0
+    unconfirmed: int = 0
     queued: dict[int, None] = field(default_factory=dict)
     busy: bool = False
     full: bool = False
@@ -126,14 +129,16 @@ class RemoteConsumer:
     def reset(self) -> None:
         """Its connection is lost, with all that was sent on it."""
         self.link = None
-        self.outstanding = 0
+        self.outstanding = self.unconfirmed = 0
         self.queued = {}
         self.busy = self.full = self.must_resume = self.recalling = False
 
     @property
     def is_open(self) -> bool:
         """Whether it can be sent a message now."""
-        return not (self.link is None or self.full or self.unsubscribed or self.link.congested)
+        if self.link is None or self.full or self.unsubscribed or self.link.congested:
+            return False
+        return not (self.must_resume and self.unconfirmed)
 
     @property
     def room(self) -> int:
@@ -177,6 +182,8 @@ class Queue:
             if consumer.entry is not entry:
                 consumer.entry = entry
                 consumer.unsubscribed = False  # Its entry is newer than what it said.
+                if consumer.full:  # With a subscriber that has left, it has forgotten that it was to report.
+                    consumer.full, consumer.must_resume = False, True
             if service is not None:
                 consumer.weight, consumer.prefetch = max(1, service.consumers), service.prefetch
         self.consumers = [self.by_node[node] for node in services if not self.by_node[node].unsubscribed]

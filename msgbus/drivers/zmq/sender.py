@@ -178,9 +178,10 @@ class ZmqSender:
         seq = next(link.numbers)
         flags = frames.REDELIVERED if parcel.redelivered else 0
         ttl = None
-        if message.ttl is not None:  # A call waits for its answer. Only a cast never expires.
+        if message.ttl is not None:
             ttl = parcel.expires - Loop.now()
-            flags |= frames.LAZY_RECEIPT
+            if message.send_timeout is None or parcel.send_until < parcel.expires:
+                flags |= frames.LAZY_RECEIPT  # Else it is a cast, whose sender waits for nothing but the receipt.
         try:
             data = frames.data(seq, wire, message, ttl, flags)
         except (ValueError, AttributeError, TypeError) as exc:
@@ -195,6 +196,7 @@ class ZmqSender:
         parcel.confirmed = False
         parcel.size = len(data)
         consumer.outstanding += 1
+        consumer.unconfirmed += 1
         link.in_flight[seq] = parcel
         link.unconfirmed += 1
         link.unconfirmed_bytes += parcel.size
@@ -262,6 +264,10 @@ class ZmqSender:
         if parcel.confirmed:
             return
         parcel.confirmed = True
+        consumer = parcel.consumer
+        consumer.unconfirmed -= 1
+        if consumer.must_resume and not consumer.unconfirmed:
+            self._returned.setdefault(consumer.queue, [])
         link.unconfirmed -= 1
         link.unconfirmed_bytes -= parcel.size
         if link.congested and link.unconfirmed < WINDOW_MESSAGES // 2 and link.unconfirmed_bytes < WINDOW // 2:
@@ -330,7 +336,8 @@ class ZmqSender:
             elif kind == frames.RELEASED:
                 parcel.mark_taken(1)
             elif kind == frames.FULL:
-                consumer.full = consumer.busy = True
+                if not consumer.must_resume:  # Else it was sent before the node reported that it has room again.
+                    consumer.full = consumer.busy = True
             elif parcel.entry is consumer.entry:
                 consumer.unsubscribed = True  # Else its entry has changed since the message was sent.
             self._give_back(parcel)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import importlib.util
 import itertools
+import signal
 import ssl
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -87,6 +89,42 @@ def test_messages_are_published_on_the_loops_thread(newdriver: ModuleType) -> No
             inbox.close().result(10)
             subscription.close().result(10)
     assert threads == {"test"}
+
+
+class Stop(Exception):
+    """What a handler of a signal raises."""
+
+
+def test_a_handler_of_a_signal_runs_when_the_message_is_written(newdriver: ModuleType) -> None:
+    """Where a driver publishes on the main thread: a part of a message, or a lock, would be left to all others."""
+    done: list[str] = []
+
+    def stop(*_: object) -> None:
+        done.append("handler")
+        raise Stop
+
+    def note(name: str, old: Any, *args: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            return old(*args)
+        if not done:
+            signal.raise_signal(signal.SIGUSR1)
+        done.append(name)
+        return old(*args)
+
+    before = signal.signal(signal.SIGUSR1, stop)
+    newdriver.NewdriverDriver.publishes_on_any_thread = True
+    try:
+        with open_driver(newdriver) as driver:
+            driver.open_inbox(lambda _got: None).ready.result(10)
+            driver.send(TOPIC, message("x"), mandatory=False).result(10)
+            for name in ("publish", "flush"):
+                change(newdriver._Session, name, partial(note, name))
+            with pytest.raises(Stop):
+                driver.send(TOPIC, message("y"), mandatory=False)
+            assert done == ["publish", "flush", "handler"]
+            driver.send(TOPIC, message("z"), mandatory=False).result(10)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_close_waits_for_calls_on_the_loop(newdriver: ModuleType) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from msgbus.drivers.toolkit.futures import LightFuture
 from msgbus.drivers.toolkit.loop import FOREVER, LINGER, Loop
 from msgbus.drivers.toolkit.signals import HeldSignals
 from msgbus.drivers.toolkit.turn import Turn
@@ -52,6 +53,20 @@ def test_a_caller_who_waits_drives(loop: Loop) -> None:
     """What it waits for is done on its own thread; the loop's thread stands by."""
     wait_until_driving(loop)
     assert not loop.is_here
+
+
+@pytest.mark.parametrize("cls", [Future, LightFuture])
+def test_waits_that_end_early_leave_nothing(loop: Loop, cls: type[Future[None]]) -> None:
+    """So any number may wait for one future, which is done later or never. Other callbacks of it stay."""
+    future = cls()
+    done = threading.Event()
+    future.add_done_callback(lambda _future: done.set())
+    for _ in range(100):
+        assert not loop.wait_for(future, loop.now() + 0.0001)
+    assert len(vars(future)["_done_callbacks"]) == 1
+    future.set_result(None)
+    assert done.wait(EVENT_TIMEOUT)
+    assert loop.wait_for(future, loop.now())
 
 
 def test_the_loops_thread_drives_again_when_nobody_waits(loop: Loop) -> None:

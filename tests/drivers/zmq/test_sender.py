@@ -45,6 +45,7 @@ class OneLink:
 
     def __init__(self) -> None:
         self.on_record: dict[int, Any] = {}
+        self.sent: list[tuple[int, bytes]] = []
         self.there: PeerLink | None = PeerLink("there", None, b"", -1, 1000, 0)
 
     def link(self, node: str) -> PeerLink | None:
@@ -59,7 +60,9 @@ class OneLink:
         return [] if self.there is None else [self.there]
 
     def send(self, link: PeerLink, data: bytes) -> None:
-        """Send a record."""
+        """Note a record that is sent, and the body or the address in it."""
+        ((kind, at, end),) = frames.records(data)
+        self.sent.append((kind, frames.read_data(data, at, end).message.body if kind == frames.DATA else data[at:end]))
 
 
 class Nobody:
@@ -100,11 +103,18 @@ class Sender:
         """Bring the directory up to date."""
         self.directory.update(self.news)
 
-    def send(self, ttl: float, address: Address = TOPIC) -> Future[Sent]:
+    def send(self, ttl: float, address: Address = TOPIC, body: bytes = b"") -> Future[Sent]:
         """Send a message with so many seconds."""
         sent: Future[Sent] = Future()
-        self.tested.send(Parcel(address, Message(b"", "text", "id", ttl), True, sent))
+        self.tested.send(Parcel(address, Message(body, "text", "id", ttl), True, sent))
         return sent
+
+    def hear(self, record: bytes) -> None:
+        """Read a frame with this record from the node."""
+        assert self.links.there is not None
+        for kind, at, end in frames.records(record):
+            self.links.on_record[kind](self.links.there, record, at, end)
+        self.tested.on_frame_end()
 
 
 @pytest.fixture
@@ -194,3 +204,40 @@ def test_message_without_a_receipt_fails_when_its_time_has_ended(sender: Sender)
     assert error.maybe_delivered
     assert not late.done()
     assert len(sender.timers.waiting) == 1
+
+
+@pytest.mark.parametrize("address", [TOPIC, FANOUT])
+def test_what_a_full_node_refuses_after_it_has_room_again_goes_first(sender: Sender, address: Address) -> None:
+    """Messages were under way when it reported that it has room. It refuses them, and reports nothing more."""
+    sender.news = {"there": Entry("there", 1, "here", [], [Service((*address,), 1, 10)])}
+    sender.refresh()
+    for number in range(1, 5):
+        sender.send(60.0, address, b"%d" % number)
+    wire = frames.write_address(address)
+    del sender.links.sent[:]
+    sender.hear(frames.numbers(frames.FULL, [1]))
+    sender.hear(frames.numbered(frames.READY, 1, wire))
+    sender.send(60.0, address, b"5")
+    sender.hear(frames.numbers(frames.FULL, [2, 3]))
+    assert sender.links.sent == []
+    sender.hear(frames.numbers(frames.FULL, [4]))
+    bodies = [b"%d" % number for number in range(1, 6)]
+    assert sender.links.sent == [(frames.RESUME, wire), *((frames.DATA, body) for body in bodies)]
+    sender.hear(frames.numbers(frames.FULL, [5]))
+    sender.send(60.0, address, b"6")
+    assert len(sender.links.sent) == 6, "it is full again"
+
+
+def test_full_node_with_a_new_entry_is_tried_again(sender: Sender) -> None:
+    """The subscriber that had no room has left, and with it what would have reported that there is room."""
+    for number in range(1, 4):
+        sender.send(60.0, TOPIC, b"%d" % number)
+    del sender.links.sent[:]
+    sender.hear(frames.numbers(frames.FULL, [1]))
+    sender.news = {"there": Entry("there", 1, "here", [], [Service((*TOPIC,), 2, 10)])}
+    sender.refresh()
+    sender.hear(frames.numbers(frames.FULL, [2]))
+    assert sender.links.sent == []
+    sender.hear(frames.numbers(frames.FULL, [3]))
+    bodies = [b"1", b"2", b"3"]
+    assert sender.links.sent == [(frames.RESUME, frames.write_address(TOPIC)), *((frames.DATA, b) for b in bodies)]
