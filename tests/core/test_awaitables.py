@@ -152,7 +152,7 @@ def transport() -> Iterator[Transport]:
 def test_async_methods_are_refused_when_the_server_is_made(transport: Transport, endpoint: object) -> None:
     """The error names class and method, and what to do; the classic API refuses likewise."""
     with pytest.raises(TypeError, match=rf"{name_of(endpoint)}\.work is async.*plain.*access policy"):
-        get_rpc_server(transport, Target(topic="foo", server="h1"), [object(), endpoint])
+        get_rpc_server(transport, Target(topic="foo", server="h1"), [object(), endpoint], "threading")
     with pytest.raises(TypeError, match=r"work is async"):
         RPCDispatcher([]).add_endpoint(endpoint)
     with pytest.raises(TypeError, match=r"work is async"):
