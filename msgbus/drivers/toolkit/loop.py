@@ -421,7 +421,7 @@ class Loop(Steps):
             if self._close_until is not None and self._is_done():
                 self._end()
                 return
-            self._step(FOREVER)
+            self._step(FOREVER if self._close_until is None else self._close_until)
             if self._turn.is_wanted and self._may_be_driven:
                 self._write_gathered(False)
                 return
@@ -435,6 +435,8 @@ class Loop(Steps):
             self.closed = True
         while self._calls:  # Calls that were made at the last moment.
             self._run_calls()
+        self._timers.clear()  # They may refer to much, and the loop may outlive its end.
+        self._turn.owner = None  # Another thread may be given the number of this one when it has ended.
         with self._changing:
             if self._poller is not None:
                 self._poller.close()
