@@ -187,12 +187,12 @@ class Loop(Steps):
         with self._changing:
             if self.closed or self._poller is None:
                 return
-            self.awake = True
-            if self._turn.is_free:
-                self._turn.call_thread()
-                return
             try:
-                self._poller.wake()
+                self.awake = True
+                if self._turn.is_free:
+                    self._turn.call_thread()
+                else:
+                    self._poller.wake()
             except OSError as exc:
                 # The driving thread sleeps where it cannot be woken. Another one takes over, so that deadlines still
                 # end what can only fail.
@@ -207,6 +207,9 @@ class Loop(Steps):
                     LOG.error("%s", descriptors.not_started(self._name, no_thread))
                 if not was_run:
                     raise self._explain(exc) from exc
+            except BaseException:  # A handler of a signal has raised it, perhaps before anybody was woken.
+                self.awake = False
+                raise
 
     def _explain(self, exc: OSError) -> TransportUnavailable:
         return TransportUnavailable(descriptors.descriptors_closed(self._name, exc))
