@@ -282,11 +282,16 @@ class Loop(Steps):
             BaseException: a handler of a signal has raised it that was put off.
         """
         me = get_ident()
-        if self._turn.owner == me:  # Otherwise another thread has taken over, because this one could not be woken.
-            self._context.run(self._write_gathered, False)
-            self._let_go()
-        if me == self._main_thread:
-            self._signals.release()
+        is_main = me == self._main_thread
+        try:
+            if is_main and not self._signals.holds:  # As when a handler has raised.
+                self._signals.hold()
+        finally:
+            if self._turn.owner == me:  # Otherwise another thread has taken over.
+                self._context.run(self._write_gathered, False)
+                self._let_go()
+            if is_main:
+                self._signals.release()
 
     def go_away(self) -> None:
         """Keep the turn while this thread does something short, until `come_back`. Without the turn it does nothing.
@@ -346,6 +351,8 @@ class Loop(Steps):
                 self._drive(ready, until)
             finally:
                 self.go_away()
+                if get_ident() == self._main_thread:  # It waits in a handler of a signal, where others may come.
+                    self._signals.release()
         elif self.take_turn():
             try:
                 self._drive(ready, until)
@@ -374,15 +381,30 @@ class Loop(Steps):
     def _drive(self, ready: threading.Lock, until: float) -> None:
         me = get_ident()
         is_main = me == self._main_thread
-        if is_main and not self._signals.holds:  # As when it is a handler of a signal that waits.
+        if is_main and not self._signals.holds:  # As in a handler of a signal.
             self._signals.hold()
         while self._turn.owner == me:  # Another turn, of nobody, in a child that was forked meanwhile.
             self._context.run(self._step, until, ready)
             if ready.acquire(blocking=False) or self.now() >= until or not self._may_be_driven:
                 return
             if is_main and self._signals.pending:
-                self._signals.release()
+                self._run_handlers()
+
+    def _run_handlers(self) -> None:
+        """Run the handlers of the signals that have come.
+
+        A handler may take long, and may wait for what the loop brings, or for a thread that waits for that: so this
+        thread is away meanwhile. If it comes back in time, signals are put off again, whatever a handler has raised.
+        """
+        self.go_away()
+        try:
+            self._signals.release()
+        finally:
+            try:
                 self._signals.hold()
+            finally:
+                if not self.come_back():
+                    self._signals.release()
 
     def _follow(self, ready: threading.Lock, until: float) -> None:
         """Wait while another thread drives, ready to take over."""

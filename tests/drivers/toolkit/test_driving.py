@@ -529,3 +529,124 @@ def test_handlers_that_are_replaced_between_two_waits() -> None:
         held.release()
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+class Stop(Exception):
+    """What a handler of a signal raises in these tests."""
+
+
+@pytest.fixture
+def on_signal() -> Iterator[Callable[[Callable[[], object]], None]]:
+    """Sets the handler of SIGUSR1, as a function without arguments. Afterwards it is as before."""
+    before = signal.getsignal(signal.SIGUSR1)
+
+    def set_handler(handler: Callable[[], object]) -> None:
+        signal.signal(signal.SIGUSR1, lambda *_: handler())
+
+    yield set_handler
+    signal.signal(signal.SIGUSR1, before)
+
+
+def signal_when_driving(loop: Loop) -> None:
+    """Have a signal come in the middle of the loop's work, as soon as the main thread does that."""
+    if threading.current_thread() is threading.main_thread():
+        signal.raise_signal(signal.SIGUSR1)
+    else:
+        loop.call_later(0.01, signal_when_driving, loop)
+
+
+def wait_for_handler(loop: Loop, ran: list[Any]) -> None:
+    """Wait as a caller until a handler has noted something."""
+    never: Future[object] = Future()
+    loop.call_later(0, signal_when_driving, loop)
+    end = loop.now() + EVENT_TIMEOUT
+    while not ran and loop.now() < end:
+        loop.wait_for(never, loop.now() + 0.1)
+
+
+def test_a_handler_of_a_signal_may_wait_for_others(loop: Loop, on_signal: Any) -> None:
+    """It joins a thread that waits for an answer: the loop is driven while the handler runs on the main thread."""
+    answers: list[bool] = []
+
+    def handler() -> None:
+        other = threading.Thread(
+            target=lambda: answers.append(loop.wait_for(answered(loop), loop.now() + EVENT_TIMEOUT))
+        )
+        other.start()
+        other.join()
+
+    on_signal(handler)
+    wait_for_handler(loop, answers)
+    assert answers == [True]
+
+
+def test_a_handler_of_a_signal_may_close_the_loop(loop: Loop, on_signal: Any) -> None:
+    """`close` waits for the end of the loop there too, though the main thread drove it when the signal came."""
+    closed: list[bool] = []
+
+    def handler() -> None:
+        loop.close()
+        closed.append(loop.closed)
+
+    on_signal(handler)
+    wait_for_handler(loop, closed)
+    assert closed == [True]
+
+
+def test_signals_come_while_a_handler_goes_on_that_has_waited(loop: Loop, on_signal: Any) -> None:
+    """A handler that makes a call, and does more after it, can be interrupted as before."""
+    ran: list[object] = []
+
+    def handler() -> None:
+        on_signal(lambda: ran.append("second"))
+        ran.append(loop.wait_for(answered(loop), loop.now() + EVENT_TIMEOUT))
+        signal.raise_signal(signal.SIGUSR1)
+        ran.append("first")
+
+    on_signal(handler)
+    wait_for_handler(loop, ran)
+    assert ran == [True, "second", "first"]
+
+
+def test_a_second_signal_does_not_keep_the_turn(loop: Loop, on_signal: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Ctrl-C twice: the second one, which comes while the turn is given back, is raised when that is done."""
+    raised: list[bool] = []
+    before_sleep = loop.before_sleep
+
+    def handler() -> None:
+        raised.append(True)
+        raise Stop
+
+    def write(is_over: bool) -> float:
+        if raised and threading.current_thread() is threading.main_thread():
+            loop.before_sleep = before_sleep
+            signal.raise_signal(signal.SIGUSR1)
+        return before_sleep(is_over)
+
+    on_signal(handler)
+    loop.before_sleep = write
+    with pytest.raises(Stop) as found:
+        wait_for_handler(loop, raised)
+    assert isinstance(found.value.__context__, Stop)
+    assert not loop.is_here
+    assert not caplog.records
+
+
+def test_handlers_run_in_the_order_of_their_signals() -> None:
+    """Of several that were put off, the first to come is the first to be handled."""
+    ran: list[str] = []
+    numbers = (signal.SIGUSR2, signal.SIGUSR1, signal.SIGHUP)
+    before = {
+        number: signal.signal(number, lambda number, _: ran.append(signal.Signals(number).name)) for number in numbers
+    }
+    held = HeldSignals(lambda: None)
+    try:
+        held.hold()
+        for number in numbers:
+            signal.raise_signal(number)
+        assert not ran
+        held.release()
+        assert ran == [number.name for number in numbers]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
