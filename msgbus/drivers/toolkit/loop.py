@@ -314,7 +314,7 @@ class Loop(Steps):
 
     def _let_go(self) -> None:
         self.lingers = False
-        self._fall_asleep()
+        self._context.run(self._fall_asleep)
         self._turn.release()
         # Checked after that: later calls wake the loop's own thread. (`awake` is not set: another thread may have taken
         # the turn by now, and sleep. If it is set and nobody has the turn, a thread that found the turn taken just
@@ -335,6 +335,7 @@ class Loop(Steps):
             until: when to give up, in seconds of `now`.
 
         Raises:
+            MessagingException: this is in a function that the loop calls.
             BaseException: a handler of a signal has raised it.
         """
         if ready.acquire(blocking=False):
@@ -342,6 +343,7 @@ class Loop(Steps):
         is_here = self._turn.owner == get_ident()
         was_away = not is_here and self._turn.come_back()
         if (is_here or was_away) and not self._may_be_driven:
+            self._check_whether_working()
             self.give_turn()  # The loop has to be driven by its own thread now.
             self._follow(ready, until)
         elif is_here:
@@ -384,11 +386,30 @@ class Loop(Steps):
         if is_main and not self._signals.holds:  # As in a handler of a signal.
             self._signals.hold()
         while self._turn.owner == me:  # Another turn, of nobody, in a child that was forked meanwhile.
-            self._context.run(self._step, until, ready)
+            try:
+                self._context.run(self._step, until, ready)
+            except RuntimeError:
+                self._check_whether_working()
+                raise
             if ready.acquire(blocking=False) or self.now() >= until or not self._may_be_driven:
                 return
             if is_main and self._signals.pending:
                 self._run_handlers()
+
+    def _check_whether_working(self) -> None:
+        """Check that the driving thread is between two steps, and not in one.
+
+        Raises:
+            MessagingException: it is in a step: in a function that the loop has called.
+        """
+        try:
+            self._context.run(_nothing)
+        except RuntimeError:
+            raise MessagingException(
+                f"{self._name}: a function that the loop has called waits for the loop, which would never end. It is a "
+                "callback of a future, or a __del__ method that the garbage collector has called there: let it use "
+                "another thread. What it was to send may be sent all the same"
+            ) from None
 
     def _run_handlers(self) -> None:
         """Run the handlers of the signals that have come.
@@ -434,7 +455,7 @@ class Loop(Steps):
         while self._thread is me:
             if self._turn.take() or (overdue and self._turn.take_away()):
                 self.awake = True
-                self._drive_as_thread()
+                self._context.run(self._drive_as_thread)
                 if self.closed or self._thread is not me:
                     return
                 self._let_go()

@@ -19,6 +19,7 @@ import pytest
 from msgbus.drivers.toolkit.loop import FOREVER, LINGER, Loop
 from msgbus.drivers.toolkit.signals import HeldSignals
 from msgbus.drivers.toolkit.turn import Turn
+from msgbus.exceptions import MessagingException
 from tests.support import EVENT_TIMEOUT
 
 
@@ -650,3 +651,41 @@ def test_handlers_run_in_the_order_of_their_signals() -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["any thread drives", "its own thread drives"])
+def test_a_function_that_the_loop_calls_cannot_wait_for_it(
+    loop: Loop, kept: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It gets an error at once, on whatever thread it runs, and no step begins in the middle of another."""
+    if kept:
+        loop.keep_thread()
+    waits: list[int] = []
+    errors: dict[bool, Exception] = {}
+
+    def wait(*_args: object) -> None:
+        assert not waits  # Otherwise another step has begun.
+        waits.append(1)
+        try:
+            loop.wait_for(answered(loop), loop.now() + EVENT_TIMEOUT)
+        except MessagingException as exc:
+            errors[threading.current_thread() is threading.main_thread()] = exc
+        waits.clear()
+
+    wanted = {False} if kept else {False, True}
+    end = loop.now() + EVENT_TIMEOUT
+    while set(errors) != wanted and loop.now() < end:
+        future = answered(loop)  # This thread drives, or the loop's.
+        future.add_done_callback(wait)
+        loop.wait_for(future, loop.now() + EVENT_TIMEOUT)
+        called = threading.Event()  # The loop's own thread drives.
+        loop.call_later(0, wait)
+        loop.call_later(0, called.set)
+        assert called.wait(EVENT_TIMEOUT)
+    assert set(errors) == wanted
+    assert not caplog.records
+    loop.write_rest = wait
+    loop.call(lambda: None)
+    assert loop.wait_for(answered(loop), loop.now() + EVENT_TIMEOUT)
+    loop.write_rest = None
+    assert not caplog.records
