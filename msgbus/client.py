@@ -347,10 +347,10 @@ class RPCClient:
             message = self._message(ctxt, method, kwargs, pending, now, window=STREAM_WINDOW, end=left)
             try:
                 call.send(message)
+                call.stop_driving()  # Handlers of signals that were put off meanwhile may raise.
             except BaseException:
                 call.close()
                 raise
-            call.stop_driving()
             return Stream(call, stack.pop_all(), self.serializer, ctxt)
 
     def ping(self, timeout: float = 1.0) -> Answers:

@@ -8,6 +8,7 @@ import pytest
 
 from msgbus import MessagingTimeout, RPCClient, Target, Transport, get_rpc_client, get_rpc_server, streams
 from msgbus.client import STREAM_BYTES, STREAM_WINDOW
+from msgbus.client_call import ClientCall
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Delivery, Message
 from msgbus.encoding import decode_inbox_frame, decode_request, encode_reply
@@ -189,6 +190,24 @@ def test_a_stream_that_is_closed_before_the_server_is_known(played: PlayedServer
     played.started()
     assert played.kinds() == [("cancel", 0)]
     assert len(played.transport.router) == 0
+
+
+def test_a_stream_is_forgotten_if_its_beginning_is_interrupted(
+    played: PlayedServer, client: RPCClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while the request is sent is raised after that: nothing of the stream is left then."""
+    stop_driving = ClientCall.stop_driving
+
+    def interrupted(call: ClientCall) -> None:
+        if len(played.transport.router):  # Once, when the request is sent.
+            stop_driving(call)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ClientCall, "stop_driving", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        client.multicall({}, "count")
+    assert len(played.transport.router) == 0
+    assert played.transport.window.idle
 
 
 def test_a_stream_that_has_ended_is_not_cancelled(played: PlayedServer, client: RPCClient) -> None:
