@@ -193,7 +193,7 @@ class Executor(Generic[T]):
             self._run_items(worker)
         finally:
             del self._workers_by_thread[threading.get_ident()]
-            if self._loop.come_back():
+            if self._loop.come_back() or self._loop.is_here:  # Here: other code has raised something in this thread.
                 self._loop.give_turn()
             self._take_idle(worker)
             with self._starting:

@@ -31,6 +31,7 @@ from msgbus import (
     rpc,
 )
 from msgbus.awaitables import is_async
+from msgbus.conformance.waiting import until
 from msgbus.rpc.dispatcher import ProxyDispatcher
 from tests.support import EVENT_TIMEOUT, new_conf, new_transport, new_url
 
@@ -397,7 +398,11 @@ def test_a_cast_whose_method_returns_an_awaitable_failed(
     (letter,) = served.letters
     assert letter.attempts == 1
     assert "does not await" in letter.reason
-    assert len([record for record in caplog.records if "does not await" in record.getMessage()]) == 2
+
+    def both_logged() -> bool:
+        return len([record for record in caplog.records if "does not await" in record.getMessage()]) == 2
+
+    until(both_logged, "two lines in the log", EVENT_TIMEOUT)
 
 
 def test_a_hook_that_returns_a_coroutine(transport: Transport, caplog: pytest.LogCaptureFixture) -> None:

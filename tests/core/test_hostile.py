@@ -425,7 +425,9 @@ def speaker(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of a bus with a server that says what no terminal may get."""
     transport = new_transport()
     monkeypatch.setattr(
-        msgbus.server._Ping, "ping", lambda _self, _ctxt: dict.fromkeys(("server", "host", "pid", "version"), TERMINAL)
+        msgbus.base_server.Ping,
+        "ping",
+        lambda _self, _ctxt: dict.fromkeys(("server", "host", "pid", "version"), TERMINAL),
     )
     server = get_rpc_server(transport, Target(topic="foo", server="h1"), [Speaker()])
     server.start()

@@ -367,7 +367,8 @@ def test_wait_waits_for_what_is_given_back(
     for value in range(2):
         client.cast({}, "hold", value=value)
     endpoint.wait()
-    until(lambda: server._executor and server._executor._backlog, "the second cast is here", EVENT_TIMEOUT)
+    executor: Any = server._executor
+    until(lambda: executor._backlog, "the second cast is here", EVENT_TIMEOUT)
     passed, copies, taken = 100.0, list[tuple[Message, bool]](), Future[Sent]()
     monkeypatch.setattr(msgbus.server_call, "Loop", types.SimpleNamespace(now=lambda: time.monotonic() + passed))
 
@@ -427,7 +428,7 @@ def test_a_handler_may_stop_its_server(server: RPCServer, client: RPCClient, end
     waiter.start()
     while not server._stopping:
         pass
-    executor = server._executor
+    executor: Any = server._executor
     while executor is not None and not executor._closed:
         pass
     waiting.set()

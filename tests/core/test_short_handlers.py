@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections import deque
@@ -313,6 +314,23 @@ def test_whatever_a_short_item_raises_its_thread_drives_on(
     executed.wait()
     assert len(executed.executor._workers) == len(executed.executor._workers_by_thread)
     assert "an item of a worker thread raised" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_worker_that_is_ended_while_it_drives_leaves_the_loop_to_others(executed: Executed, loop: Held) -> None:
+    """Some libraries raise exceptions in other threads: then the loop goes on, and another worker starts."""
+    ended = executed.executor._workers[0].thread
+    assert ended.ident is not None
+    number, error = ctypes.c_ulong(ended.ident), ctypes.py_object(SystemExit)
+    assert ctypes.pythonapi.PyThreadState_SetAsyncExc(number, error) == 1
+    loop.call(lambda: None)  # Ends its sleep.
+    ended.join(EVENT_TIMEOUT)
+    assert not ended.is_alive()
+    called = threading.Event()
+    loop.call(called.set)
+    assert called.wait(EVENT_TIMEOUT)
+    executed.read("item")
+    executed.wait()
 
 
 class Endpoint:

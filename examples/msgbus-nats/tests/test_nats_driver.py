@@ -181,7 +181,8 @@ def test_a_pull_request_that_is_lost_is_followed_by_another(
     transports: Callable[..., Transport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NATS may forget one: messages are not kept waiting for its answer."""
-    pull, lost = JetStream.pull, []
+    pull = JetStream.pull
+    lost: list[Any] = []
 
     def lose_the_first(jetstream: JetStream, *args: Any) -> None:
         if lost:

@@ -11,7 +11,7 @@ from msgbus.drivers.toolkit import descriptors
 from msgbus.drivers.toolkit.loop import CLOSE_TIMEOUT, Loop
 from msgbus.drivers.toolkit.poller import Poller
 from msgbus.drivers.toolkit.steps import FOREVER, Call
-from msgbus.exceptions import ConfigurationError, TransportUnavailable
+from msgbus.exceptions import ConfigurationError, MessagingException, TransportUnavailable
 from msgbus.foreign import get_logger
 
 LOG = get_logger(__name__)
@@ -83,7 +83,10 @@ class HostedLoop(Loop):
 
     def wait(self, ready: threading.Lock, until: float) -> None:
         if get_ident() == self.host_thread:
-            raise RuntimeError(f"{self._name}: something waits for the event loop on the event loop's own thread")
+            raise MessagingException(
+                f"{self._name}: something would wait for the event loop on the event loop's own thread, which would "
+                "never end: await it, or let it use another thread"
+            )
         super().wait(ready, until)
 
     # Starting and ending

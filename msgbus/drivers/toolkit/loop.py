@@ -187,12 +187,12 @@ class Loop(Steps):
         with self._changing:
             if self.closed or self._poller is None:
                 return
-            self.awake = True
-            if self._turn.is_free:
-                self._turn.call_thread()
-                return
             try:
-                self._poller.wake()
+                self.awake = True
+                if self._turn.is_free:
+                    self._turn.call_thread()
+                else:
+                    self._poller.wake()
             except OSError as exc:
                 # The driving thread sleeps where it cannot be woken. Another one takes over, so that deadlines still
                 # end what can only fail.
@@ -207,6 +207,9 @@ class Loop(Steps):
                     LOG.error("%s", descriptors.not_started(self._name, no_thread))
                 if not was_run:
                     raise self._explain(exc) from exc
+            except BaseException:  # A handler of a signal has raised it, perhaps before anybody was woken.
+                self.awake = False
+                raise
 
     def _explain(self, exc: OSError) -> TransportUnavailable:
         return TransportUnavailable(descriptors.descriptors_closed(self._name, exc))
@@ -279,11 +282,16 @@ class Loop(Steps):
             BaseException: a handler of a signal has raised it that was put off.
         """
         me = get_ident()
-        if self._turn.owner == me:  # Otherwise another thread has taken over, because this one could not be woken.
-            self._context.run(self._write_gathered, False)
-            self._let_go()
-        if me == self._main_thread:
-            self._signals.release()
+        is_main = me == self._main_thread
+        try:
+            if is_main and not self._signals.holds:  # As when a handler has raised.
+                self._signals.hold()
+        finally:
+            if self._turn.owner == me:  # Otherwise another thread has taken over.
+                self._context.run(self._write_gathered, False)
+                self._let_go()
+            if is_main:
+                self._signals.release()
 
     def hold_signals(self) -> bool:
         """On the main thread, put off handlers of signals: for what an exception must not leave half done. Any thread.
@@ -328,7 +336,7 @@ class Loop(Steps):
 
     def _let_go(self) -> None:
         self.lingers = False
-        self._fall_asleep()
+        self._context.run(self._fall_asleep)
         self._turn.release()
         # Checked after that: later calls wake the loop's own thread. (`awake` is not set: another thread may have taken
         # the turn by now, and sleep. If it is set and nobody has the turn, a thread that found the turn taken just
@@ -349,6 +357,7 @@ class Loop(Steps):
             until: when to give up, in seconds of `now`.
 
         Raises:
+            MessagingException: this is in a function that the loop calls.
             BaseException: a handler of a signal has raised it.
         """
         if ready.acquire(blocking=False):
@@ -356,6 +365,7 @@ class Loop(Steps):
         is_here = self._turn.owner == get_ident()
         was_away = not is_here and self._turn.come_back()
         if (is_here or was_away) and not self._may_be_driven:
+            self._check_whether_working()
             self.give_turn()  # The loop has to be driven by its own thread now.
             self._follow(ready, until)
         elif is_here:
@@ -365,6 +375,8 @@ class Loop(Steps):
                 self._drive(ready, until)
             finally:
                 self.go_away()
+                if get_ident() == self._main_thread:  # It waits in a handler of a signal, where others may come.
+                    self._signals.release()
         elif self.take_turn():
             try:
                 self._drive(ready, until)
@@ -402,15 +414,49 @@ class Loop(Steps):
     def _drive(self, ready: threading.Lock, until: float) -> None:
         me = get_ident()
         is_main = me == self._main_thread
-        if is_main and not self._signals.holds:  # As when it is a handler of a signal that waits.
+        if is_main and not self._signals.holds:  # As in a handler of a signal.
             self._signals.hold()
         while self._turn.owner == me:  # Another turn, of nobody, in a child that was forked meanwhile.
-            self._context.run(self._step, until, ready)
+            try:
+                self._context.run(self._step, until, ready)
+            except RuntimeError:
+                self._check_whether_working()
+                raise
             if ready.acquire(blocking=False) or self.now() >= until or not self._may_be_driven:
                 return
             if is_main and self._signals.pending:
-                self._signals.release()
+                self._run_handlers()
+
+    def _check_whether_working(self) -> None:
+        """Check that the driving thread is between two steps, and not in one.
+
+        Raises:
+            MessagingException: it is in a step: in a function that the loop has called.
+        """
+        try:
+            self._context.run(_nothing)
+        except RuntimeError:
+            raise MessagingException(
+                f"{self._name}: a function that the loop has called waits for the loop, which would never end. It is a "
+                "callback of a future, or a __del__ method that the garbage collector has called there: let it use "
+                "another thread. What it was to send may be sent all the same"
+            ) from None
+
+    def _run_handlers(self) -> None:
+        """Run the handlers of the signals that have come.
+
+        A handler may take long, and may wait for what the loop brings, or for a thread that waits for that: so this
+        thread is away meanwhile. If it comes back in time, signals are put off again, whatever a handler has raised.
+        """
+        self.go_away()
+        try:
+            self._signals.release()
+        finally:
+            try:
                 self._signals.hold()
+            finally:
+                if not self.come_back():
+                    self._signals.release()
 
     def _follow(self, ready: threading.Lock, until: float) -> None:
         """Wait while another thread drives, ready to take over."""
@@ -440,7 +486,7 @@ class Loop(Steps):
         while self._thread is me:
             if self._turn.take() or (overdue and self._turn.take_away()):
                 self.awake = True
-                self._drive_as_thread()
+                self._context.run(self._drive_as_thread)
                 if self.closed or self._thread is not me:
                     return
                 self._let_go()
@@ -452,7 +498,7 @@ class Loop(Steps):
             if self._close_until is not None and self._is_done():
                 self._end()
                 return
-            self._step(FOREVER)
+            self._step(FOREVER if self._close_until is None else self._close_until)
             if self._turn.is_wanted and self._may_be_driven:
                 self._write_gathered(False)
                 return
@@ -466,6 +512,8 @@ class Loop(Steps):
             self.closed = True
         while self._calls:  # Calls that were made at the last moment.
             self._run_calls()
+        self._timers.clear()  # They may refer to much, and the loop may outlive its end.
+        self._turn.owner = None  # Another thread may be given the number of this one when it has ended.
         self._close_poller()
 
     def _close_poller(self) -> None:

@@ -80,8 +80,8 @@ class HeldSignals:
                 if _signal.getsignal(number) is self._instead:
                     _signal.signal(number, handler)
             while self.pending:
-                number = self.pending[-1]
-                del self.pending[-1]
+                number = self.pending[0]
+                del self.pending[0]
                 self._handlers[number](number, sys._getframe())
         except BaseException:
             self.release()  # The other handlers have to run too.

@@ -20,6 +20,7 @@ from msgbus.drivers.toolkit.futures import LightFuture
 from msgbus.drivers.toolkit.loop import FOREVER, LINGER, Loop
 from msgbus.drivers.toolkit.signals import HeldSignals
 from msgbus.drivers.toolkit.turn import Turn
+from msgbus.exceptions import MessagingException
 from tests.support import EVENT_TIMEOUT
 
 
@@ -414,65 +415,104 @@ def test_fork_in_a_function_that_a_caller_drives() -> None:
 
 
 INTERRUPTED = """
-import os, signal, sys, threading, time
+import os, signal, sys, threading
 from concurrent.futures import Future
+import msgbus.drivers.toolkit
 from msgbus.drivers.toolkit.loop import Loop
+
+TIMEOUT = 60
+number = getattr(signal, sys.argv[1])
+folder = os.path.dirname(msgbus.drivers.toolkit.__file__)
+loop = Loop("loop")
+half_done = []
 
 class Stop(Exception):
     pass
 
-waits = False
-
 def stop(*_):
-    if waits:
-        raise Stop
+    raise Stop
 
-number = getattr(signal, sys.argv[1])
-signal.signal(number, stop)
-parent, sender = os.getpid(), os.fork()
-while sender == 0:  # Another process: a thread would get its turn mostly when this one sleeps.
-    time.sleep(0.003)
-    os.kill(parent, number)
-loop = Loop("loop")
-half_done = []
-by_main = []
+def work(done):
+    half_done.append(done)
+    sum(range(10))
+    half_done.remove(done)
+    done.set_result(None)
 
-def work(n):  # Long enough for a signal to come in the middle of it.
-    ends = time.monotonic() + 0.0005
-    half_done.append(n)
-    while time.monotonic() < ends:
-        pass
-    half_done.remove(n)
-    if threading.current_thread() is threading.main_thread():
-        by_main.append(n)
-    loop.call_later(0, work, n + 1)
+def send_signal_at(point):
+    # Python runs handlers of signals when a function has begun, or has returned. Here it comes at one such point.
+    def profile(frame, event, _arg):
+        nonlocal point
+        code = frame.f_code
+        if event == "c_call" or (not code.co_filename.startswith(folder) and code is not work.__code__):
+            return
+        point -= 1
+        if point == 0:
+            sys.setprofile(None)
+            signal.raise_signal(number)
+    sys.setprofile(profile)
 
-loop.call(work, 0)
-stops, never = 0, Future()
-while stops < 50:
+def wait(point, drives):
+    # As a caller does, who drives from the beginning, or perhaps later. Returns whether it was stopped.
+    done = Future()
     try:
-        waits = True
-        loop.wait_for(never, loop.now() + 60)
+        send_signal_at(point)
+        drives = loop.take_turn() or drives
+        loop.call(work, done)
+        assert loop.wait_for(done, loop.now() + TIMEOUT), (point, drives)
     except Stop:
-        waits = False
-        stops += 1
-os.kill(sender, signal.SIGKILL)
-os.waitpid(sender, 0)
-found = Future()
-loop.call(lambda: found.set_result(len(half_done)))
-loop.wait_for(found, loop.now() + 60)
-print(len(by_main) > 10, found.result())
+        return True
+    finally:
+        try:
+            if drives:
+                loop.give_turn()
+        except Stop:
+            return True
+        finally:
+            sys.setprofile(None)
+    return False
+
+def take_turn():
+    never = threading.Lock()
+    never.acquire()
+    while not loop.take_turn():
+        loop.call(lambda: None)  # After that the loop's thread gives the turn to one that waits.
+        loop.wait(never, loop.now() + 0.01)
+
+loop.call(lambda: None)
+signal.signal(number, stop)
+stops = {}
+for drives in (True, False):
+    point = stops[drives] = 0
+    while point < stops[drives] + 5:  # The last ones come after the last point.
+        point += 1
+        if drives:
+            take_turn()
+        stops[drives] += wait(point, drives)
+        assert not half_done, (point, drives)
+        assert not loop.is_here, (point, drives)
+        assert signal.getsignal(number) is stop, (point, drives)
+        called = threading.Event()
+        loop.call(called.set)
+        assert called.wait(TIMEOUT), (point, drives)
+print(stops[True] > 30, stops[False] > 10)
 """
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGALRM"])
 def test_a_handler_of_a_signal_runs_between_two_steps(name: str) -> None:
-    """What it raises ends the main thread's wait, and nothing that the loop does is left half done."""
+    """What it raises ends the main thread's wait, and nothing is left half done, wherever the signal comes.
+
+    No step of the loop, nor a call to it that has to wake a thread, nor the turn, which others need.
+    """
     child = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, name], capture_output=True, text=True, timeout=EVENT_TIMEOUT, check=False
+        [sys.executable, "-c", INTERRUPTED, name],
+        capture_output=True,
+        text=True,
+        timeout=10 * EVENT_TIMEOUT,
+        check=False,
     )
     assert child.stderr == ""
-    assert child.stdout.split() == ["True", "0"]
+    assert child.stdout.split() == ["True", "True"]
 
 
 def test_handlers_are_as_before_after_a_wait(loop: Loop) -> None:
@@ -505,3 +545,162 @@ def test_handlers_that_are_replaced_between_two_waits() -> None:
         held.release()
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+class Stop(Exception):
+    """What a handler of a signal raises in these tests."""
+
+
+@pytest.fixture
+def on_signal() -> Iterator[Callable[[Callable[[], object]], None]]:
+    """Sets the handler of SIGUSR1, as a function without arguments. Afterwards it is as before."""
+    before = signal.getsignal(signal.SIGUSR1)
+
+    def set_handler(handler: Callable[[], object]) -> None:
+        signal.signal(signal.SIGUSR1, lambda *_: handler())
+
+    yield set_handler
+    signal.signal(signal.SIGUSR1, before)
+
+
+def signal_when_driving(loop: Loop) -> None:
+    """Have a signal come in the middle of the loop's work, as soon as the main thread does that."""
+    if threading.current_thread() is threading.main_thread():
+        signal.raise_signal(signal.SIGUSR1)
+    else:
+        loop.call_later(0.01, signal_when_driving, loop)
+
+
+def wait_for_handler(loop: Loop, ran: list[Any]) -> None:
+    """Wait as a caller until a handler has noted something."""
+    never: Future[object] = Future()
+    loop.call_later(0, signal_when_driving, loop)
+    end = loop.now() + EVENT_TIMEOUT
+    while not ran and loop.now() < end:
+        loop.wait_for(never, loop.now() + 0.1)
+
+
+def test_a_handler_of_a_signal_may_wait_for_others(loop: Loop, on_signal: Any) -> None:
+    """It joins a thread that waits for an answer: the loop is driven while the handler runs on the main thread."""
+    answers: list[bool] = []
+
+    def handler() -> None:
+        other = threading.Thread(
+            target=lambda: answers.append(loop.wait_for(answered(loop), loop.now() + EVENT_TIMEOUT))
+        )
+        other.start()
+        other.join()
+
+    on_signal(handler)
+    wait_for_handler(loop, answers)
+    assert answers == [True]
+
+
+def test_a_handler_of_a_signal_may_close_the_loop(loop: Loop, on_signal: Any) -> None:
+    """`close` waits for the end of the loop there too, though the main thread drove it when the signal came."""
+    closed: list[bool] = []
+
+    def handler() -> None:
+        loop.close()
+        closed.append(loop.closed)
+
+    on_signal(handler)
+    wait_for_handler(loop, closed)
+    assert closed == [True]
+
+
+def test_signals_come_while_a_handler_goes_on_that_has_waited(loop: Loop, on_signal: Any) -> None:
+    """A handler that makes a call, and does more after it, can be interrupted as before."""
+    ran: list[object] = []
+
+    def handler() -> None:
+        on_signal(lambda: ran.append("second"))
+        ran.append(loop.wait_for(answered(loop), loop.now() + EVENT_TIMEOUT))
+        signal.raise_signal(signal.SIGUSR1)
+        ran.append("first")
+
+    on_signal(handler)
+    wait_for_handler(loop, ran)
+    assert ran == [True, "second", "first"]
+
+
+def test_a_second_signal_does_not_keep_the_turn(loop: Loop, on_signal: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Ctrl-C twice: the second one, which comes while the turn is given back, is raised when that is done."""
+    raised: list[bool] = []
+    before_sleep = loop.before_sleep
+
+    def handler() -> None:
+        raised.append(True)
+        raise Stop
+
+    def write(is_over: bool) -> float:
+        if raised and threading.current_thread() is threading.main_thread():
+            loop.before_sleep = before_sleep
+            signal.raise_signal(signal.SIGUSR1)
+        return before_sleep(is_over)
+
+    on_signal(handler)
+    loop.before_sleep = write
+    with pytest.raises(Stop) as found:
+        wait_for_handler(loop, raised)
+    assert isinstance(found.value.__context__, Stop)
+    assert not loop.is_here
+    assert not caplog.records
+
+
+def test_handlers_run_in_the_order_of_their_signals() -> None:
+    """Of several that were put off, the first to come is the first to be handled."""
+    ran: list[str] = []
+    numbers = (signal.SIGUSR2, signal.SIGUSR1, signal.SIGHUP)
+    before = {
+        number: signal.signal(number, lambda number, _: ran.append(signal.Signals(number).name)) for number in numbers
+    }
+    held = HeldSignals(lambda: None)
+    try:
+        held.hold()
+        for number in numbers:
+            signal.raise_signal(number)
+        assert not ran
+        held.release()
+        assert ran == [number.name for number in numbers]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["any thread drives", "its own thread drives"])
+def test_a_function_that_the_loop_calls_cannot_wait_for_it(
+    loop: Loop, kept: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It gets an error at once, on whatever thread it runs, and no step begins in the middle of another."""
+    if kept:
+        loop.keep_thread()
+    waits: list[int] = []
+    errors: dict[bool, Exception] = {}
+
+    def wait(*_args: object) -> None:
+        assert not waits  # Otherwise another step has begun.
+        waits.append(1)
+        try:
+            loop.wait_for(answered(loop), loop.now() + EVENT_TIMEOUT)
+        except MessagingException as exc:
+            errors[threading.current_thread() is threading.main_thread()] = exc
+        waits.clear()
+
+    wanted = {False} if kept else {False, True}
+    end = loop.now() + EVENT_TIMEOUT
+    while set(errors) != wanted and loop.now() < end:
+        future = answered(loop)  # This thread drives, or the loop's.
+        future.add_done_callback(wait)
+        loop.wait_for(future, loop.now() + EVENT_TIMEOUT)
+        called = threading.Event()  # The loop's own thread drives.
+        loop.call_later(0, wait)
+        loop.call_later(0, called.set)
+        assert called.wait(EVENT_TIMEOUT)
+    assert set(errors) == wanted
+    assert not caplog.records
+    loop.write_rest = wait
+    loop.call(lambda: None)
+    assert loop.wait_for(answered(loop), loop.now() + EVENT_TIMEOUT)
+    loop.write_rest = None
+    assert not caplog.records

@@ -296,3 +296,52 @@ def test_close_from_its_own_thread() -> None:
     assert closed.wait(EVENT_TIMEOUT)
     loop.close()
     assert running() == 0
+
+
+def test_close_ends_a_driver_that_does_not_finish_closing() -> None:
+    """A descriptor that is still watched, and never ready, does not keep the thread and its descriptors for ever."""
+    loop = Loop("test-loop")
+    read, write = os.pipe()
+    watched = threading.Event()
+    loop.call(loop.watch, read, lambda: None)
+    loop.call(watched.set)
+    assert watched.wait(EVENT_TIMEOUT)
+    loop.close()
+    end = time.monotonic() + EVENT_TIMEOUT  # `close` itself does not wait for ever.
+    while not loop.closed and time.monotonic() < end:
+        time.sleep(0.01)
+    assert loop.closed
+    os.close(read)
+    os.close(write)
+
+
+def test_close_drops_what_is_due_later() -> None:
+    """What a timer refers to is not kept by a loop that has ended."""
+
+    class Thing:
+        def method(self) -> None:
+            """Never called."""
+
+    loop, thing, dropped = Loop("test-loop"), Thing(), threading.Event()
+    weakref.finalize(thing, dropped.set)
+    loop.call_later(3600, thing.method)
+    del thing
+    loop.close()
+    gc.collect()
+    assert dropped.is_set()
+
+
+def test_no_other_thread_is_taken_for_the_one_that_has_ended() -> None:
+    """The operating system gives the number of an ended thread to a new one: that one does not drive the loop."""
+    loop = Loop("test-loop")
+    numbers: list[int] = []
+    loop.call(lambda: numbers.append(threading.get_ident()))
+    loop.close()
+    found: dict[int, bool] = {}
+    for _ in range(50):
+        thread = threading.Thread(target=lambda: found.update({threading.get_ident(): loop.is_here}))
+        thread.start()
+        thread.join()
+    if numbers[0] not in found:
+        pytest.skip("this system has not given the number to any of 50 threads")
+    assert not any(found.values())

@@ -32,6 +32,7 @@ _SBIN: Final = {
     "4.3": "usr/lib/rabbitmq/lib/rabbitmq_server-4.*/sbin",
 }
 _START_SECONDS: Final = 120.0  # a cluster's node waits for others
+_START_TRIES: Final = 3
 _STOP_SECONDS: Final = 30.0
 
 
@@ -157,14 +158,22 @@ class RabbitMQ(Console):
         """Start the node, and return when it serves AMQP; raise ``BrokerFailed`` if it does not within 120 s."""
         if self.alive():
             raise RuntimeError("already started")
+        for tries_left in range(_START_TRIES - 1, -1, -1):
+            try:
+                self._start()
+                return
+            except (TimeoutError, BrokerFailed) as error:
+                self.kill()
+                tail = self._log_tail()
+                # Erlang waits for its name server for a few seconds only, which a busy machine may need.
+                if not tries_left or "nodistribution" not in tail:
+                    raise BrokerFailed(f"RabbitMQ {self.version}: {error}\n{tail}") from error
+
+    def _start(self) -> None:
         data = self.base if self._root else None
         server = str(self._sbin / "rabbitmq-server")
         self._tree = ProcessTree([server], self._environment(), self.base / "log" / "output", self._root, data)
-        try:
-            poll(self._ready, _START_SECONDS, "the start of the broker")
-        except (TimeoutError, BrokerFailed) as error:
-            self.kill()
-            raise BrokerFailed(f"RabbitMQ {self.version}: {error}\n{self._log_tail()}") from error
+        poll(self._ready, _START_SECONDS, "the start of the broker")
 
     def _ready(self) -> bool:
         if not self.alive():
