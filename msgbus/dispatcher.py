@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 from contextlib import aclosing, closing
 from functools import cached_property, wraps
-from types import ModuleType, TracebackType
+from types import MethodType, ModuleType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from msgbus.awaitables import PLAIN, async_methods, is_async, refuse_async, refuse_awaitable
@@ -62,7 +62,7 @@ def expected_exceptions(*types: type[BaseException]) -> Callable[[Callable[P, R]
             @wraps(func)
             async def run_async_generator(*args: P.args, **kwargs: P.kwargs) -> Any:
                 try:
-                    async with aclosing(func(*args, **kwargs)) as items:
+                    async with aclosing(_begin(func, args, kwargs)) as items:
                         async for item in items:
                             yield item
                 except types:
@@ -75,7 +75,7 @@ def expected_exceptions(*types: type[BaseException]) -> Callable[[Callable[P, R]
             @wraps(func)
             async def run_coroutine(*args: P.args, **kwargs: P.kwargs) -> Any:
                 try:
-                    return await func(*args, **kwargs)
+                    return await _begin(func, args, kwargs)
                 except types:
                     raise ExpectedException from None
 
@@ -91,6 +91,19 @@ def expected_exceptions(*types: type[BaseException]) -> Callable[[Callable[P, R]
         return run
 
     return decorate
+
+
+def _begin(func: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call an ``async`` function. That runs none of its code: if it fails, the arguments do not fit.
+
+    Raises:
+        InvalidArguments: they do not.
+    """
+    try:
+        return func(*args, **kwargs)
+    except TypeError as exc:
+        hint = _forgotten_context(MethodType(func, args[0]), kwargs) if args else ""
+        raise InvalidArguments(f"{exc}{hint}") from None
 
 
 def expose(func: Callable[P, R]) -> Callable[P, R]:

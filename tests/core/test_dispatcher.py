@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -271,6 +272,53 @@ def test_a_decorated_generator_can_be_closed() -> None:
     assert next(items) == 1
     items.close()
     assert closed == [True]
+
+
+class Async:
+    """Decorated methods that are async. The last one forgets the context."""
+
+    @expected_exceptions(LookupError)
+    async def echo(self, ctxt: object, value: int) -> int:
+        return value
+
+    @expected_exceptions(LookupError)
+    async def count(self, ctxt: object, value: int) -> AsyncIterator[int]:
+        yield value
+
+    @expected_exceptions(LookupError)
+    async def type_error(self, ctxt: object) -> None:
+        raise TypeError("inside")
+
+    @expected_exceptions(LookupError)
+    async def forgets(self, value: int) -> int:
+        return value
+
+
+async def run_async(method: str, **args: Any) -> Any:
+    """What a method of `Async` returns, or the first item that it yields."""
+    result = await RPCDispatcher([Async()], asynchronous=True).dispatch_async(request(method, **args))
+    return await anext(result) if isinstance(result, AsyncGenerator) else result
+
+
+@pytest.mark.parametrize("method", ["echo", "count"])
+def test_arguments_of_a_decorated_async_method_that_do_not_fit(method: str) -> None:
+    """The client is told that its arguments are wrong, as for a plain method, before any of the method has run."""
+    assert asyncio.run(run_async(method, value=1)) == 1
+    with pytest.raises(InvalidArguments, match="unexpected keyword argument 'valeu'"):
+        asyncio.run(run_async(method, valeu=1))
+
+
+def test_a_decorated_async_method_that_forgets_the_context() -> None:
+    """The error says so."""
+    with pytest.raises(InvalidArguments, match=r"caller's context first: def forgets\(self, ctxt"):
+        asyncio.run(run_async("forgets", value=1))
+
+
+def test_a_type_error_inside_a_decorated_async_method() -> None:
+    """It comes as it is."""
+    with pytest.raises(TypeError, match="inside") as caught:
+        asyncio.run(run_async("type_error"))
+    assert type(caught.value) is TypeError
 
 
 def test_a_generator_is_returned_before_it_has_run() -> None:
