@@ -10,7 +10,8 @@ The rules:
 - A comment above a block may say one of these:
 
   - ``test: in a terminal of its own``: a shell of its own that goes on, with nothing of the other's environment. It has
-    to print that it is ready. A name in front of it (``test: one, in a terminal of its own``) is for what follows.
+    to print that it is ready, or what uvicorn prints then. A name in front of it (``test: one, in a terminal of its
+    own``) is for what follows.
   - ``test: in terminal NAME, after Ctrl-C``: what runs there is interrupted and has to end, then the block is pasted.
   - ``test: left out, since ...``.
 
@@ -41,6 +42,7 @@ OWN_TERMINAL = re.compile(r"(?:(?P<name>\w+), )?in a terminal of its own")
 AFTER_INTERRUPT = re.compile(r"in terminal (?P<name>\w+), after Ctrl-C")
 LEFT_OUT = re.compile(r"left out, since (?P<reason>.+)")
 RULES = (OWN_TERMINAL, AFTER_INTERRUPT, LEFT_OUT)
+READY = re.compile("is ready|Uvicorn running on")
 
 BLOCK = re.compile(
     r"(?:<!-- test: (?P<rule>.*?) -->\n)?^```(?P<kind>[\w{}-]*)(?: [^\n]*)?\n(?P<text>.*?)^```$",
@@ -121,7 +123,7 @@ class Terminal:
         printed: list[str] = []
         for line in self._lines():
             assert not line.startswith("FAILED"), "".join([text, *printed, line])
-            if "is ready" in line:
+            if READY.search(line):
                 return
             printed.append(line)
         pytest.fail(f"it ended: {text}{''.join(printed)}")

@@ -1,0 +1,1 @@
+"""An HTTP service (`app`) that answers by calling a msgbus server (`service`)."""
