@@ -35,7 +35,7 @@ class RunningRequest:
         deadline: seconds of `Loop.now`, or None where it has none.
         at_least_once: the delivery policy that holds for it.
         raised: how often it was begun here and raised.
-        cancelled: the client does not want the answer any more.
+        cancelled: the client does not want the answer any more, or takes no more items of a stream.
     """
 
     cancelled = False
@@ -137,7 +137,10 @@ class CurrentRequest:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the client has said that it does not want the answer any more. Always False for a cast."""
+        """Whether the client has said that it does not want the answer any more. Always False for a cast.
+
+        Of a stream also: whether its client has disappeared, or could not be sent an item.
+        """
         return self._running.cancelled
 
 

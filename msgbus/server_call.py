@@ -293,6 +293,8 @@ class ServerCall(RunningRequest):
             return
         if not self.active or self.cancelled or (self.answered and self._stream is None):
             return
+        if self._stream is not None:
+            self._stream.check(now)
         silent = now - self._last_frame
         if self._extended:
             if not self.started:
@@ -321,8 +323,14 @@ class ServerCall(RunningRequest):
             self._on_confirmed()
         if self._stream is not None:
             self._stream.on_control(control)
+        if control.kind == "cancel":
+            self.abandon()
+
+    def abandon(self) -> None:
+        """The client takes no answer any more, or has disappeared: interrupt the method, where it can be."""
+        self.cancelled = True
         interrupt = self.interrupt
-        if control.kind == "cancel" and interrupt is not None:
+        if interrupt is not None:
             interrupt()
 
 

@@ -51,6 +51,9 @@ class StreamCall(Protocol):
     def on_answer_sent(self, error: BaseException | None) -> None:
         """The last frame was sent, or could not be."""
 
+    def abandon(self) -> None:
+        """The client takes no more: interrupt the generator, where it can be."""
+
 
 class Event(Protocol):
     """What a coroutine waits with."""
@@ -205,16 +208,33 @@ class StreamSender:
         """How long credit may take; 0 if the generator may go on, or nothing more is sent. The lock is held."""
         if self._stopped is not None:
             return 0.0
-        now = Loop.now()
-        up_since = self._call.transport.driver.up_since
-        self._heard = now if up_since is None else max(self._heard, up_since)
-        silent = now - self._heard
+        silent = self._silence(Loop.now())
         if silent >= LOST_AFTER:
-            self._stop(f"the client at {self._call.address} has been silent for {silent:.0f} s")
+            self._stop_silent(silent)
             return 0.0
         if self._yielded < self._max_yielded and self._bytes < self._max_bytes:
             return 0.0
         return LOST_AFTER - silent
+
+    def _silence(self, now: float) -> float:
+        """For how long the client has been silent while this side was connected. The lock is held."""
+        up_since = self._call.transport.driver.up_since
+        self._heard = now if up_since is None else max(self._heard, up_since)
+        return now - self._heard
+
+    def _stop_silent(self, seconds: float) -> None:
+        self._stop(f"the client at {self._call.address} has been silent for {seconds:.0f} s")
+
+    def check(self, now: float) -> None:
+        """Interrupt the generator if the client has disappeared: it may wait for something, and never yield again."""
+        if now - self._heard < LOST_AFTER:
+            return
+        with self._lock:
+            silent = self._silence(now)
+            if self._stopped is not None or silent < LOST_AFTER:
+                return
+            self._stop_silent(silent)
+        self._call.abandon()
 
     def _flush_if_idle(self) -> None:
         with self._lock:
@@ -224,8 +244,8 @@ class StreamSender:
     def end(self, failure: str | None) -> None:
         """Send how the stream ended, after the items that are still buffered."""
         with self._lock:
-            if self._too_large:
-                return  # That error is being sent to the client already.
+            if self._too_large or self._over:
+                return  # That error is being sent to the client already; or the client could not be reached.
             self._ended = True
             self._failure = failure
             if not self._sending:
@@ -269,9 +289,11 @@ class StreamSender:
                 self._buffer.clear()
                 self._failure = serialize_failure(MessageTooLarge(f"an item of the stream: {error}"))
                 self._flush()
+                self._call.abandon()
                 return
             if error is not None:
                 self._stop(f"the client at {self._call.address} could not be reached: {error}")
+                self._call.abandon()
             elif not ending and (self._ended or (self._buffer and self._stopped is None)):
                 self._flush()
                 return

@@ -30,6 +30,7 @@ class Client:
         self.transport = SimpleNamespace(driver=self.driver, lossy=False)
         self.frames: list[Reply] = []
         self.ends: list[BaseException | None] = []
+        self.abandoned = 0
         self._at_once = at_once
         self._waiting: list[OnOutcome] = []
         self.come = threading.Semaphore(0)
@@ -57,6 +58,9 @@ class Client:
 
     def on_answer_sent(self, error: BaseException | None) -> None:
         self.ends.append(error)
+
+    def abandon(self) -> None:
+        self.abandoned += 1
 
 
 class Items:
@@ -353,6 +357,51 @@ def test_silence_while_this_side_is_cut_off_is_not_the_clients(monkeypatch: pyte
 
     sender.run(generator())
     assert client.items == [0, 1, 2]
+
+
+def test_a_client_falls_silent_while_the_generator_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is interrupted, once: it might never yield again. A time in which nothing can be heard does not count."""
+    clock = Clock()
+    monkeypatch.setattr(stream_sender, "Loop", clock)
+    client = Client()
+    sender = client.sender()
+
+    def passes(seconds: float) -> int:
+        clock.time += seconds
+        sender.check(clock.time)
+        return client.abandoned
+
+    assert passes(LOST_AFTER - 1) == 0
+    sender.on_control(Control("c", "keepalive"))
+    assert passes(LOST_AFTER - 1) == 0
+    client.driver.up_since = None
+    assert passes(LOST_AFTER) == 0
+    client.driver.up_since = clock.time
+    assert passes(LOST_AFTER - 1) == 0
+    assert passes(1) == 1
+    assert passes(LOST_AFTER) == 1
+
+
+@pytest.mark.parametrize("error", [MessageUndeliverable("gone"), MessageTooLarge("more than it takes")])
+def test_nobody_takes_more_while_the_generator_waits(error: Exception) -> None:
+    """A generator whose client cannot be reached, or has got an error, is interrupted; its own end sends no more."""
+    client = Client(at_once=False)
+    sender = client.sender()
+
+    def generator() -> Generator[int, None, None]:
+        yield 0
+        client.confirm(error)
+        if isinstance(error, MessageTooLarge):
+            client.confirm()  # the frame with that error
+        assert client.abandoned == 1
+        raise CallCancelled("interrupted")
+
+    with pytest.raises(CallCancelled) as caught:
+        sender.run(generator())
+    frames = len(client.frames)
+    sender.end(serialize_failure(caught.value))
+    assert len(client.frames) == frames
+    assert len(client.ends) == 1
 
 
 def test_a_client_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
