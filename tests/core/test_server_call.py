@@ -113,12 +113,12 @@ def test_a_call_that_is_answered_just_when_it_is_to_be_said_that_it_runs(
     call = peer.call(Hints())
     inbox = peer.transport.inbox(EVENT_TIMEOUT)
 
-    def while_it_ends(_deadline: float) -> str:
+    def while_it_ends(_transport: object) -> str:
         call.result(1)  # On the method's thread.
         call.active = False
         return inbox
 
-    monkeypatch.setattr(peer.transport, "inbox", while_it_ends)
+    monkeypatch.setattr(type(peer.transport), "inbox_name", property(while_it_ends))
     call.tick(call._last_frame + 2 * STARTED_AFTER)
     assert peer.take() == [("reply", True)]
     assert not peer.transport.server_calls
