@@ -22,16 +22,17 @@ from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import (
     CallCancelled,
     ConfigurationError,
+    MessagingException,
     MessagingTimeout,
     TransportUnavailable,
 )
 from msgbus.foreign import get_logger
 from msgbus.forking import call_in_child
 from msgbus.inbox import ControlHandler, ProcessInbox
-from msgbus.message import LOST_AFTER
+from msgbus.message import CONTENT_TYPES, LOST_AFTER, Control
 from msgbus.patched import check_unpatched
 from msgbus.replies import REPEAT_AFTER, Pending, ReplyRouter
-from msgbus.sending import OnOutcome, Sending, ignore, or_else
+from msgbus.sending import OnOutcome, Sending, ignore, or_else, send_control
 from msgbus.target import Target
 from msgbus.url import TransportURL
 from msgbus.window import SendWindow
@@ -319,6 +320,16 @@ class BaseTransport:
             f"{self.window.size} requests of this process (option rpc_send_window) were still unfinished at the "
             "deadline; nothing was sent"
         )
+
+    def _cancel_running(self) -> None:
+        """Cancel the calls of this side that servers have said to run: nobody will take the answers."""
+        content_type = CONTENT_TYPES[self.option("rpc_codec")]
+        for pending in self.router.waiting():
+            for inbox in list(pending.servers):
+                try:
+                    send_control(self, inbox, Control(pending.id, "cancel"), content_type)
+                except MessagingException as exc:
+                    LOG.debug("%s could not be cancelled at inbox %s: %s", pending.describe, inbox, exc)
 
     def _begin_close(self) -> CallCancelled:
         """Fail all that waits. Closing the driver and the loop has to follow, and then `_end_close`."""

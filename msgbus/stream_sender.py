@@ -185,7 +185,7 @@ class StreamSender:
 
     def _end_early(self) -> None:
         LOG.info("stream %s was ended: %s", self._call.request.call_id, self._stopped)
-        if not self._too_large:
+        if not self._ended:  # Otherwise it is finished when its last frame is sent.
             self._finish(None)
 
     def _may_go_on(self) -> bool:
@@ -244,12 +244,18 @@ class StreamSender:
     def end(self, failure: str | None) -> None:
         """Send how the stream ended, after the items that are still buffered."""
         with self._lock:
-            if self._too_large or self._over:
-                return  # That error is being sent to the client already; or the client could not be reached.
-            self._ended = True
-            self._failure = failure
-            if not self._sending:
-                self._flush()
+            if self._ended:
+                return  # An item that is too large, or the end of the server, has ended it, and this is being sent.
+            nobody_listens = failure is not None and self._stopped is not None
+            if not nobody_listens:
+                self._ended = True
+                self._failure = failure
+                if failure is not None:
+                    self._stop("it has failed")  # Its generator may still run, on another thread.
+                if not self._sending:
+                    self._flush()
+        if nobody_listens:
+            self._finish(None)
 
     def _flush(self) -> None:
         """Send what there is, as one frame. The lock is held; sending does not block."""

@@ -133,7 +133,7 @@ class TaskExecutor:
         if get_ident() == self._host_thread:
             task.cancel()
         else:
-            self._host.call_soon_threadsafe(task.cancel)
+            _call_soon(self._host, task.cancel)
 
     def make_event(self) -> Event:
         """What a coroutine waits with; any thread may set it."""
@@ -185,7 +185,7 @@ class Event:
         if get_ident() == self._host_thread:
             self._event.set()
         else:
-            self._host.call_soon_threadsafe(self._event.set)
+            _call_soon(self._host, self._event.set)
 
     async def wait(self, seconds: float) -> None:
         """Wait for `set`, but not longer than so many seconds."""
@@ -195,6 +195,14 @@ class Event:
         except TimeoutError:
             pass
         self._event.clear()
+
+
+def _call_soon(host: asyncio.AbstractEventLoop, func: Callable[[], object]) -> None:
+    """Have a function called by an event loop, unless that is closed: then nothing waits there any more."""
+    try:
+        host.call_soon_threadsafe(func)
+    except RuntimeError:
+        LOG.debug("the event loop of a server was closed")
 
 
 def _run(job: Job) -> None:

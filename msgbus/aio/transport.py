@@ -168,10 +168,15 @@ class AsyncTransport(BaseTransport):
             return None
 
     async def aclose(self) -> None:
-        """Close everything. Callers that still wait get `CallCancelled`. Idempotent."""
+        """Close everything. Callers that still wait get `CallCancelled`, and servers cancel what they run for them.
+
+        Idempotent.
+        """
         await asyncio.shield(self._close())
 
     async def _close(self) -> None:
+        if not self.closed:
+            self._cancel_running()
         error = self._begin_close()
         try:
             await asyncio.to_thread(self.driver.close)

@@ -1,4 +1,4 @@
-"""Clients whose process is killed while the server's asynchronous generator waits for something else."""
+"""Clients that end while the server's asynchronous methods wait for something else."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+import msgbus
+from msgbus import aio
+from msgbus.conformance.waiting import until
 from tests.functional.services import Connect, serving
+from tests.support import new_conf
 
+SAID = "the server has said that it runs the call and the stream"
 CLIENT = """
 import sys
 import msgbus
@@ -26,10 +31,11 @@ for item in client.multicall({}, "news"):
 
 
 class News:
-    """An endpoint whose generator yields once, and then nothing for a long time."""
+    """An endpoint that has nothing to say for a long time; its generator after it has yielded once."""
 
     def __init__(self) -> None:
         self.closed = threading.Event()
+        self.cancelled = threading.Event()
 
     async def news(self, ctxt: object) -> AsyncIterator[str]:
         try:
@@ -38,13 +44,21 @@ class News:
         finally:
             self.closed.set()
 
+    async def next(self, ctxt: object) -> None:
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            self.cancelled.set()
 
-@pytest.mark.parametrize("system", ["zmq", "rabbitmq_310"])
-def test_the_generator_of_a_killed_client_is_closed(
-    system: str, request: pytest.FixtureRequest, connect: Connect, tmp_path: pathlib.Path
-) -> None:
+
+@pytest.fixture(params=["zmq", "rabbitmq_310"])
+def url(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> str:
+    """ZeroMQ, and RabbitMQ."""
+    return f"zmq://{tmp_path}" if request.param == "zmq" else str(request.getfixturevalue(request.param).url)
+
+
+def test_the_generator_of_a_killed_client_is_closed(url: str, connect: Connect) -> None:
     """Though it does not yield: it is interrupted where it waits, when its client has been silent for 15 seconds."""
-    url = f"zmq://{tmp_path}" if system == "zmq" else request.getfixturevalue(system).url
     news = News()
     with serving(connect(url), "news", news):
         with subprocess.Popen([sys.executable, "-c", CLIENT, url], stdout=subprocess.PIPE) as client:
@@ -53,3 +67,27 @@ def test_the_generator_of_a_killed_client_is_closed(
             assert not news.closed.is_set()
             client.kill()
         assert news.closed.wait(60)
+
+
+def test_a_transport_that_is_closed_cancels_what_runs_for_it(url: str, connect: Connect) -> None:
+    """A service that is stopped leaves no work on the servers: its calls are cancelled, and its generators closed."""
+
+    async def call_and_close() -> None:
+        transport = aio.get_rpc_transport(new_conf(), url)
+        client = aio.get_rpc_client(transport, msgbus.Target(topic="news"), timeout=300)
+        call = asyncio.create_task(client.call({}, "next"))
+        stream = client.multicall({}, "news")
+        assert await anext(stream) == "first"
+        item = asyncio.create_task(anext(stream))
+        await asyncio.to_thread(until, lambda: sum(bool(one.servers) for one in transport.router.waiting()) == 2, SAID)
+        await transport.aclose()
+        with pytest.raises(msgbus.CallCancelled):
+            await call
+        with pytest.raises(msgbus.CallCancelled):
+            await item
+
+    news = News()
+    with serving(connect(url), "news", news):
+        asyncio.run(asyncio.wait_for(call_and_close(), 60))
+        assert news.cancelled.wait(60)
+        assert news.closed.wait(10)
