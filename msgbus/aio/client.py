@@ -75,7 +75,7 @@ class AsyncRPCClient(BaseClient):
     async def cast(self, ctxt: Any, method: str = "", /, **kwargs: Any) -> None:
         """Have `method` run on one server, and do not wait for it; see `msgbus.RPCClient.cast`.
 
-        A cast whose task is cancelled may or may not have been delivered.
+        A cast whose task is cancelled may or may not have been delivered, and may still be until its deadline.
         """
         await self._cast(self._address, ctxt, method, kwargs)
 
