@@ -44,7 +44,7 @@ myst_ref_domains = ["std", "py"]
 nitpicky = True
 # What this documentation does not have: other projects' names, and (in lower case) parameters and attributes.
 nitpick_ignore_regex = [
-    ("py:.*", r"(collections|concurrent|threading|_thread|types|typing|queue|os|time|sys)\..*"),
+    ("py:.*", r"(asyncio|collections|concurrent|threading|_thread|types|typing|queue|os|time|sys)\..*"),
     ("py:.*", r"(cfg|oslo_config|msgspec|pytest)\..*"),
     (
         "py:.*",

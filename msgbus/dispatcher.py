@@ -219,9 +219,9 @@ class RPCDispatcher:
                 if self.asynchronous:
                     break
                 raise TypeError(
-                    f"{_name_of(endpoint)}.{name} is async, and this server runs plain methods, each on a thread of "
-                    "its own: use executor='asyncio', make it a plain one, or keep it from being called, by an "
-                    "underscore before its name or by an access policy"
+                    f"{_name_of(endpoint)}.{name} is async, and this server runs methods on threads, without awaiting "
+                    "them: use msgbus.get_rpc_server with executor='asyncio', make it a plain one, or keep it from "
+                    "being called, by an underscore before its name or by an access policy"
                 )
         self._endpoints.append((endpoint, target))
 

@@ -191,7 +191,10 @@ class ServerLost(MessagingTimeout):
 
 
 class CallCancelled(MessagingException):
-    """The transport was closed (or the process forked) while the caller waited for its answer."""
+    """The transport was closed (or the process forked) while the caller waited for its answer.
+
+    A server that is stopped, and waits no longer for what runs, answers with it too: the method has run in part.
+    """
 
 
 class RemoteError(MessagingException):

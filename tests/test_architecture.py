@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-import msgbus
+import msgbus.aio
 from msgbus.drivers.base import PUBLIC
 from msgbus.drivers.registry import DRIVERS as DRIVERS_GROUP
 from tests.support import ROOT
@@ -244,12 +244,17 @@ def names_of(node: ast.stmt) -> set[str]:
     return {inner.id for target in targets for inner in ast.walk(target) if isinstance(inner, ast.Name)}
 
 
-def test_the_page_says_where_to_change_what() -> None:
-    """Each name in that table is defined in the file before it: so the table stays in step with the code."""
-    section = PAGE.partition("## Where to change what")[2].partition("\n## ")[0]
+def section_of(title: str) -> str:
+    """A section of the page."""
+    return PAGE.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+@pytest.mark.parametrize(("title", "at_least"), [("Where to change what", 70), ("Threads and asyncio", 40)])
+def test_the_page_says_what_is_where(title: str, at_least: int) -> None:
+    """Each name in the table is defined in the file before it: so the table stays in step with the code."""
     folders = (ROOT / "msgbus", ROOT / "msgbus" / "drivers")
     missing, checked = [], 0
-    for cell in re.findall(r"(?<=\|)[^|\n]+(?=\|)", section):
+    for cell in re.findall(r"(?<=\|)[^|\n]+(?=\|)", section_of(title)):
         file, names = "", set[str]()
         for word in re.findall(r"`(.+?)`", cell):
             if word.endswith(".py"):
@@ -259,7 +264,15 @@ def test_the_page_says_where_to_change_what() -> None:
                 missing.append(f"{word} in {file or 'no file'}")
             checked += 1
     assert missing == []
-    assert checked > 50
+    assert checked >= at_least
+
+
+def test_the_page_names_each_file_for_asyncio() -> None:
+    """All of them, and the files whose code both worlds share, are in the section that compares these."""
+    section = section_of("Threads and asyncio")
+    files = {f"aio/{path.name}" for path in (ROOT / "msgbus" / "aio").glob("*.py")} - {"aio/__init__.py"}
+    files |= {path.name for path in (ROOT / "msgbus").glob("base_*.py")}
+    assert sorted(file for file in files if f"`{file}`" not in section) == []
 
 
 def strays(imports: list[Import], rooms: dict[str, str], arrows: set[tuple[str, str]]) -> list[str]:
@@ -301,7 +314,8 @@ def test_the_picture_has_no_arrow_too_many() -> None:
 
 def is_public(found: Import) -> bool:
     """Whether a name is public for the authors of drivers or of services, wherever it was imported from."""
-    return found.name in PUBLIC.get(found.module, ()) or found.name in msgbus.__all__
+    names = msgbus.aio.__all__ if found.module.startswith("msgbus.aio") else msgbus.__all__
+    return found.name in PUBLIC.get(found.module, ()) or found.name in names
 
 
 def foreign_to(room: str) -> set[Import]:
@@ -379,6 +393,37 @@ def test_importing_msgbus_imports_one_library() -> None:
     """Importing msgbus imports the codec alone, so it is fast: no driver, and no configuration."""
     # typing_extensions: msgspec imports that where it is installed.
     assert imported_by("msgbus") - {"typing_extensions"} == {"msgbus", "msgspec"}
+
+
+@pytest.mark.parametrize(
+    ("url", "executor"), [("fake://", None), ("fake://", "threading"), ("zmq://", None), ("rabbit://", None)]
+)
+def test_what_does_not_need_asyncio_does_not_import_it(url: str, executor: str | None) -> None:
+    """A synchronous program, also one that serves plain methods, starts without asyncio: only `msgbus.aio` needs it."""
+    code = f"""
+import sys
+from oslo_config import cfg
+there = "asyncio" in sys.modules
+import msgbus, msgbus.rpc, msgbus.drivers.toolkit, msgbus.drivers.fake
+conf = cfg.ConfigOpts()
+conf([], default_config_files=[])
+transport = msgbus.get_rpc_transport(conf, {url!r})
+client = msgbus.get_rpc_client(transport, msgbus.Target(topic="t"), timeout=5)
+class Endpoint:
+    def add(self, ctxt, a, b):
+        return a + b
+server = msgbus.get_rpc_server(transport, msgbus.Target(topic="t", server="s"), [Endpoint()], executor={executor!r})
+if {url!r} == "fake://":
+    server.start()
+    assert client.call({{}}, "add", a=1, b=2) == 3
+    server.stop()
+    server.wait()
+transport.cleanup()
+assert "msgbus.aio" not in sys.modules
+print(there, "asyncio" in sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (run.stdout, run.stderr) == ("False False\n", "")
 
 
 def test_all_drivers_are_among_the_doors() -> None:

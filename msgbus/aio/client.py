@@ -75,7 +75,7 @@ class AsyncRPCClient(BaseClient):
     async def cast(self, ctxt: Any, method: str = "", /, **kwargs: Any) -> None:
         """Have `method` run on one server, and do not wait for it; see `msgbus.RPCClient.cast`.
 
-        A cast whose task is cancelled may or may not have been delivered.
+        A cast whose task is cancelled may or may not have been delivered, and may still be until its deadline.
         """
         await self._cast(self._address, ctxt, method, kwargs)
 
@@ -133,7 +133,7 @@ class AsyncRPCClient(BaseClient):
         `msgbus.RPCClient.multicall`: the remote generator waits while this side does not consume, and is closed when
         the stream is closed or dropped, or its task cancelled.
         """
-        return AsyncStream(self, ctxt, method, kwargs)
+        return AsyncStream(self, self.transport, ctxt, method, kwargs)
 
     async def ping(self, timeout: float = 1.0) -> Answers:
         """Ask every server of the topic (or the one that the target names) for a sign of life.

@@ -33,8 +33,8 @@ def get_rpc_server(
     """Make a server. It serves once it is started.
 
     Arguments and errors are those of `msgbus.get_rpc_server`. Methods may be ``async``, and asynchronous generators;
-    plain ones run on threads of a pool. Serializer, access policy and `on_dead_letter` are plain, are called on the
-    event loop for methods that are ``async``, and must not block.
+    plain ones run on threads of a pool. Serializer, access policy and `on_dead_letter` are plain functions. The policy
+    and the hook are called on the event loop, and so is the serializer for ``async`` methods: they must not block.
     """
     dispatcher = RPCDispatcher(endpoints, serializer, access_policy, asynchronous=True)
     return AsyncRPCServer(transport, target, dispatcher, on_dead_letter)

@@ -6,15 +6,14 @@ import math
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgbus.aio.task_call import TaskCall
+from msgbus.aio.transport import AsyncTransport
+from msgbus.base_client import BaseClient
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.serializer import NoOpSerializer
 from msgbus.streams import StreamEnd
-
-if TYPE_CHECKING:
-    from msgbus.aio.client import AsyncRPCClient
 
 
 class AsyncStream(AsyncIterator[Any]):
@@ -24,9 +23,12 @@ class AsyncStream(AsyncIterator[Any]):
     waits for an item, when the iterator is dropped, and when this process dies.
     """
 
-    def __init__(self, client: AsyncRPCClient, ctxt: Any, method: str, kwargs: dict[str, Any]) -> None:
-        """Nothing is sent before the iteration begins."""
+    def __init__(
+        self, client: BaseClient, transport: AsyncTransport, ctxt: Any, method: str, kwargs: dict[str, Any]
+    ) -> None:
+        """Nothing is sent before the iteration begins. `transport` is the client's."""
         self._client = client
+        self._transport = transport
         self._ctxt = ctxt
         self._method = method
         self._kwargs = kwargs
@@ -35,8 +37,7 @@ class AsyncStream(AsyncIterator[Any]):
         self._end: StreamEnd | None = None
 
     async def _begin(self) -> StreamEnd:
-        client = self._client
-        transport = client.transport
+        client, transport = self._client, self._transport
         self._pending = pending = client._new_stream(self._method)
         self._has_deadline = pending.end != math.inf
         self._call = call = TaskCall(transport, pending, client._content_type, client._fallback)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import uuid
-from contextlib import closing
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from msgbus.cli.tables import print_json, print_table
 from msgbus.foreign import printable
 
 if TYPE_CHECKING:
+    from msgbus.cli.bench_clients import BenchClient
     from msgbus.cli.bench_rows import Figures, Row
     from msgbus.cli.own_servers import Plan, Running
 
@@ -25,6 +27,8 @@ LONGEST = 600
 """Seconds for a row at the most: the time of each call is kept in memory."""
 LARGEST = 1 << 30
 """Bytes of a message at the most: it is in memory several times."""
+WORLDS = ("threading", "asyncio")
+"""What clients and servers run on."""
 HEADINGS = ("client CPU", "servers CPU", "client memory", "server memory")
 """Of the last columns, unless all is one process."""
 
@@ -36,8 +40,8 @@ given time:
 
 \b
   calls, one caller     one call after the other, each waits for its answer
-  calls, 32 callers     32 threads do so at the same time
-  casts, one thread     each waits until the message system has taken it
+  calls, 32 callers     32 threads, or tasks, do so at the same time
+  casts, one caller     each waits until the message system has taken it
   fanouts to 3 servers  likewise; each of the servers gets it
   items of a stream     one server yields, the client takes them
 
@@ -52,7 +56,11 @@ to compare them with each other. A loaded machine gives figures that mean little
 
 @click.command(
     help=HELP,
-    epilog=example("msgbus bench --url rabbit://guest:guest@localhost:5672/", "msgbus bench --seconds 10 --size 10240"),
+    epilog=example(
+        "msgbus bench --url rabbit://guest:guest@localhost:5672/",
+        "msgbus bench --seconds 10 --size 10240",
+        "msgbus bench --client asyncio --server asyncio",
+    ),
 )
 @click.option(
     "--seconds",
@@ -70,6 +78,20 @@ to compare them with each other. A loaded machine gives figures that mean little
     metavar="BYTES",
     help="The length of the text that each message carries, besides what msgbus adds.",
 )
+@click.option(
+    "--client",
+    type=click.Choice(WORLDS),
+    default=WORLDS[0],
+    show_default=True,
+    help="Whether callers are threads, or tasks of an event loop.",
+)
+@click.option(
+    "--server",
+    type=click.Choice(WORLDS),
+    default=WORLDS[0],
+    show_default=True,
+    help="Whether the servers' methods run on threads, or are async and run on an event loop.",
+)
 @json_option("One line of JSON for each row: times in seconds, memory in bytes.", quiet=True)
 @bus_options
 @click.pass_context
@@ -77,21 +99,27 @@ def bench(
     ctx: click.Context,
     seconds: float,
     size: int,
+    client: str,
+    server: str,
     as_json: bool,
     url: str | None,
     config_files: tuple[str, ...],
     exchange: str | None,
 ) -> None:
     """Measure: see `HELP`."""
-    from msgbus.cli.bench_service import Process, Service
+    from msgbus.cli import bench_service
     from msgbus.cli.own_servers import Plan, temporary_options
 
     found = configured_url(url or None, config_files)
     options = temporary_options(found)
     full_url = replace(found, query={**found.query, **options}).unmasked()
     topic = f"msgbus-bench-{uuid.uuid4().hex[:12]}"
+    service: Callable[[str], object] = bench_service.Service
+    process: type = bench_service.Process
+    if server == "asyncio":
+        service, process = bench_service.AsyncService, bench_service.AsyncProcess
     # If the user has chosen no level: what the servers would warn of, the error of this command says.
-    plan = Plan(full_url, config_files, exchange, topic, level_of(ctx) or "error", Service, Process)
+    plan = Plan(full_url, config_files, exchange, topic, level_of(ctx) or "error", service, process)
     load, processors = os.getloadavg()[0], os.cpu_count() or 1
     if load > processors and not as_json:
         click.echo(
@@ -99,12 +127,20 @@ def bench(
             "mean little",
             err=True,
         )
-    about = {"size": size, "load": round(load, 2), "processors": processors, "busy": load > processors}
+    about = {
+        "client": client,
+        "server": server,
+        "size": size,
+        "load": round(load, 2),
+        "processors": processors,
+        "busy": load > processors,
+    }
     _run(plan, options, seconds, about, as_json=as_json)
 
 
 def _run(plan: Plan, options: dict[str, str], seconds: float, about: dict[str, Any], *, as_json: bool) -> None:
-    from msgbus.cli.bench_rows import NAMES, ROWS, TIMEOUT, Stage, Threads, measure
+    from msgbus.cli.bench_clients import TIMEOUT, ThreadClient, Threads, task_client
+    from msgbus.cli.bench_rows import NAMES, ROWS, Stage, measure
     from msgbus.cli.own_servers import start_here, start_processes, stopping_servers, what_is_left
     from msgbus.client import get_rpc_client
     from msgbus.target import Target
@@ -113,13 +149,18 @@ def _run(plan: Plan, options: dict[str, str], seconds: float, about: dict[str, A
     with (
         closing(Threads(servers)) as threads,
         open_transport(plan.url, plan.config_files, quiet=True) as transport,
+        ExitStack() as more,
         _Results(about, as_json=as_json) as results,
         stopping_servers() as cleanup,
         progress() as waiting,
     ):
         driver = transport.driver
         client = get_rpc_client(transport, Target(exchange=plan.exchange, topic=plan.topic), timeout=TIMEOUT)
-        stage = Stage(client, threads, "x" * about["size"], seconds, one_process=driver.one_process)
+        payload = "x" * about["size"]
+        callers: BenchClient = ThreadClient(client, threads, payload)
+        if about["client"] == "asyncio":
+            callers = more.enter_context(task_client(transport, client, plan.url, threads, payload))
+        stage = Stage(client, callers, threads, seconds, one_process=driver.one_process)
         with waiting(f"connecting to {transport.url}"):
             stage.connect()
         with waiting("starting the servers"):
@@ -155,7 +196,9 @@ class _Results:
         self._about = {"topic": topic, "message_system": where, "one_process": one_process, **self._about}
         if self._as_json:
             return
-        who = "A client and three servers, all in this process," if one_process else "A client and three servers"
+        who = "A client on asyncio" if self._about["client"] == "asyncio" else "A client"
+        who += " and three servers" + (" with async methods" if self._about["server"] == "asyncio" else "")
+        who += ", all in this process," if one_process else ""
         size = self._about["size"]
         click.echo(
             f"{who} of the topic {topic}, on {printable(where)}; {size} bytes in a message, {seconds:g} s for each row."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TypedDict
 
 from msgbus.cli.own_process import end_with_command
@@ -60,6 +60,38 @@ class Service:
 
 class Process(Service):
     """The same for a server in a process of its own, which ends when the command ends, even if that is killed."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        end_with_command()
+
+
+class AsyncService:
+    """The same with ``async`` methods, which run on an event loop."""
+
+    def __init__(self, _server: str) -> None:
+        self._noted = 0
+
+    async def echo(self, _ctxt: object, payload: str) -> str:
+        """See `Service`."""
+        return payload
+
+    async def note(self, _ctxt: object, payload: str) -> None:
+        """See `Service`."""
+        self._noted += 1
+
+    async def items(self, _ctxt: object, payload: str) -> AsyncIterator[str]:
+        """See `Service`."""
+        while True:
+            yield payload
+
+    async def usage(self, _ctxt: object) -> Usage:
+        """See `Service`."""
+        return usage_of_this_process(self._noted)
+
+
+class AsyncProcess(AsyncService):
+    """The same for a server in a process of its own, as `Process`."""
 
     def __init__(self) -> None:
         super().__init__("")

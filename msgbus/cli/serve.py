@@ -70,6 +70,8 @@ def serve(
     """Serve the methods of a class, which is imported with the current directory in front of the search path.
 
     A method gets the caller's context first, then its arguments by name. The class is instantiated without arguments.
+    Methods may be async: these run on one event loop, and plain ones on threads.
+
     Several classes are endpoints of the same server; with an attribute "target" each can have a namespace and a version
     of its own. If two have a method of the same name, that of the class named first is called.
 
@@ -85,7 +87,7 @@ def serve(
     with open_transport(url, config_files) as transport:
         try:
             running = get_rpc_server(transport, target, instances, serializer=made_serializer)
-        except TypeError as exc:  # an async method, or a wrong attribute "target"
+        except TypeError as exc:  # a wrong attribute "target"
             raise click.UsageError(f"{', '.join(endpoints)} cannot be served: {exc}") from exc
         ready = False
         with stopped_by_signal():
@@ -156,7 +158,9 @@ def _command_to_call(transport: Transport, topic: str, endpoints: Sequence[objec
     if not name:
         return None
     method: Any = getattr(endpoint, name)
-    verb = "multicall" if inspect.isgeneratorfunction(inspect.unwrap(method)) else "call"
+    function = inspect.unwrap(method)
+    yields = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+    verb = "multicall" if yields else "call"
     words = ["msgbus", verb, topic, name, *(f"{argument}=..." for argument in _arguments_of(method))]
     target = getattr(endpoint, "target", None)
     if target is not None and target.namespace:

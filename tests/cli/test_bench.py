@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from msgbus.cli import bench_rows, bench_service, own_servers
-from msgbus.cli.bench_rows import NAMES, ROWS, Load, Row, Stage
+from msgbus.cli import bench_clients, bench_rows, bench_service, own_servers
+from msgbus.cli.bench_clients import Load
+from msgbus.cli.bench_rows import NAMES, ROWS, Row, Stage
 from msgbus.cli.errors import Code
 from msgbus.conformance.waiting import until
 from msgbus.drivers.fake import get_bus
@@ -85,6 +86,52 @@ def test_bench_prints_each_row_as_json() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("msgbus")]
 
 
+@pytest.mark.parametrize(
+    ("client", "server"), [("asyncio", "threading"), ("threading", "asyncio"), ("asyncio", "asyncio")]
+)
+def test_bench_measures_asyncio(client: str, server: str) -> None:
+    """Callers may be tasks, and methods async: the same rows, which say what was measured; no thread is left."""
+    url = f"fake://test-bench-{client}-{server}/"
+    args = ("bench", "--seconds", "0.05", "--client", client, "--server", server, "--url", url)
+    result = run(*args, "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    rows = rows_of(result.stdout)
+    assert list(rows) == ROW_NAMES
+    for row in rows.values():
+        check_figures(row)
+        assert (row["client"], row["server"]) == (client, server)
+    assert rows["call_concurrent"]["operations"] >= 32
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("msgbus")]
+    result = run(*args)
+    assert (result.exit_code, result.stderr) == (0, "")
+    said = result.stdout.splitlines()[0]
+    assert ("A client on asyncio and" in said) == (client == "asyncio")
+    assert ("three servers with async methods, " in said) == (server == "asyncio")
+
+
+@pytest.mark.parametrize("client", ["threading", "asyncio"])
+def test_bench_says_that_threads_are_the_default(client: str) -> None:
+    """Of the client and of the servers, in the lines of JSON too."""
+    url = f"fake://test-bench-default-{client}/"
+    result = run("bench", "--json", "--seconds", "0.01", "--client", client, "--url", url)
+    assert {(row["client"], row["server"]) for row in rows_of(result.stdout).values()} == {(client, "threading")}
+
+
+def test_bench_with_tasks_passes_errors_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a task of the client meets is the error of the command, as what a thread meets."""
+
+    class Wrong(bench_service.AsyncService):
+        async def echo(self, _ctxt: object, payload: str) -> str:
+            return payload[1:]
+
+    monkeypatch.setattr(bench_service, "AsyncService", Wrong)
+    args = ("--client", "asyncio", "--server", "asyncio", "--url", "fake://test-bench-wrong-asyncio/")
+    result = run("bench", "--seconds", "0.01", *args)
+    assert result.exit_code == Code.REMOTE
+    assert "what a server answered is not what was sent" in result.stderr
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("msgbus")]
+
+
 def test_bench_prints_a_table_for_people() -> None:
     """It says that all of it is one process, and has a line for each row."""
     result = run("bench", "--seconds", "0.02", "--url", "fake://test-bench-people/")
@@ -125,6 +172,8 @@ def test_bench_sends_messages_of_the_size_that_is_asked_for(size: int, monkeypat
         ("--seconds", "nan"),
         ("--size", "-1"),
         ("--size", "1073741825"),
+        ("--client", "gevent"),
+        ("--server", "threads"),
     ],
 )
 def test_bench_refuses_sizes_and_times_that_make_no_sense(args: tuple[str, ...]) -> None:
@@ -168,10 +217,10 @@ def test_bench_says_that_the_message_system_went_away_and_prints_what_it_has(mon
 
     def hang(stage: Stage) -> Load:
         bus.pause()
-        stage.call()
+        stage.client.call({}, "echo", payload="")
         raise AssertionError("it answers")
 
-    monkeypatch.setattr(bench_rows, "TIMEOUT", 0.5)
+    monkeypatch.setattr(bench_clients, "TIMEOUT", 0.5)
     monkeypatch.setattr(bench_rows, "PROBE", 0.2)
     monkeypatch.setattr(bench_rows, "ROWS", (ROWS[0], Row("hang", "it hangs", "calls", hang), ROWS[1]))
     try:

@@ -397,7 +397,7 @@ def test_a_cast_whose_method_returns_an_awaitable_failed(
     assert served.given_up.wait(EVENT_TIMEOUT)
     (letter,) = served.letters
     assert letter.attempts == 1
-    assert "does not await" in letter.reason
+    assert "does not await, so nothing of it has run" in letter.reason
 
     def both_logged() -> bool:
         return len([record for record in caplog.records if "does not await" in record.getMessage()]) == 2
@@ -416,7 +416,8 @@ def test_a_hook_that_returns_a_coroutine(transport: Transport, caplog: pytest.Lo
     get_rpc_client(transport, Target(topic="foo"), delivery="at_least_once").cast({}, "nothing")
     server.stop()
     assert server.wait(EVENT_TIMEOUT) == 0
-    assert "the hook returned a coroutine" in caplog.text
+    assert "the hook returned a coroutine, which msgbus does not await" in caplog.text
+    assert "return a plain value" in caplog.text
     gc.collect()
 
 

@@ -137,6 +137,93 @@ def test_serves_several_classes_each_with_an_interface_of_its_own(bench: Bench) 
     assert [answer["server"] for answer in found] == ["one"]
 
 
+ASYNC = """
+import asyncio
+
+class Waiting:
+    async def count(self, ctxt, to):
+        try:
+            for number in range(to):
+                await asyncio.sleep(0)
+                yield number
+        finally:
+            print("count is closed", flush=True)
+
+    async def add(self, ctxt, a, b):
+        return a + b
+
+    async def sleep(self, ctxt, seconds):
+        print("sleep began", flush=True)
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            print("sleep is cancelled", flush=True)
+            raise
+        return "slept"
+
+    async def note(self, ctxt, text):
+        print("noted:", text, flush=True)
+
+    def plain(self, ctxt):
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return "on a thread"
+"""
+
+
+def test_serves_async_methods(bench: Bench) -> None:
+    """Nothing has to be said for that: every verb runs them, plain methods beside them run on threads."""
+    (bench.folder / "waiting.py").write_text(ASYNC)
+    server = Server(bench.start("serve", "waiting:Waiting", "--topic", bench.topic))
+    assert f": msgbus multicall {bench.topic} count to=... " in server.wait_for("to call it")
+    assert bench.run("call", "add", "a=1", "b=2").stdout == "3\n"
+    assert bench.run("call", "plain").stdout == '"on a thread"\n'
+    assert bench.run("multicall", "count", "to=3").stdout == "0\n1\n2\n"
+    server.wait_for("count is closed")
+    assert bench.run("call", "count", "to=3").stdout == "2\n"
+    assert bench.run("cast", "note", "text=one").returncode == 0
+    server.wait_for("noted: one")
+    assert bench.run("fanout-cast", "note", "text=all").returncode == 0
+    server.wait_for("noted: all")
+
+
+def test_call_that_is_given_up_cancels_the_async_method(bench: Bench) -> None:
+    """At the end of --timeout, and at Ctrl-C."""
+    (bench.folder / "waiting.py").write_text(ASYNC)
+    server = Server(bench.start("serve", "waiting:Waiting", "--topic", bench.topic))
+    server.wait_for("is ready")
+    assert bench.run("call", "sleep", "seconds=600", "--timeout", "1").returncode == 4
+    server.wait_for("sleep is cancelled")
+    call = bench.start("call", bench.topic, "sleep", "seconds=600", "--timeout", "600", "--debug")
+    assert call.stderr is not None
+    # Until the server says that it runs the call, nobody knows where it would have to be cancelled.
+    assert any("started" in line for line in iter(call.stderr.readline, ""))
+    call.send_signal(signal.SIGINT)
+    call.communicate(timeout=SECONDS)
+    assert call.returncode == 130
+    server.wait_for("sleep is cancelled")
+
+
+@pytest.mark.parametrize(("drain", "answered"), [("600", True), ("0.1", False)])
+def test_server_that_is_stopped_lets_async_methods_finish(bench: Bench, drain: str, answered: bool) -> None:
+    """What runs gets the time of --drain, and is cancelled then: the caller is told at once."""
+    (bench.folder / "waiting.py").write_text(ASYNC)
+    server = Server(bench.start("serve", "waiting:Waiting", "--topic", bench.topic, "--drain", drain))
+    server.wait_for("is ready")
+    seconds = "2" if answered else "600"
+    call = bench.start("call", bench.topic, "sleep", f"seconds={seconds}", "--timeout", "600")
+    server.wait_for("sleep began")
+    server.process.send_signal(signal.SIGTERM)
+    stdout, stderr = call.communicate(timeout=SECONDS)
+    assert server.process.wait(SECONDS) == 0
+    if answered:
+        assert (call.returncode, stdout) == (0, '"slept"\n')
+    else:
+        assert (call.returncode, stdout) == (1, "")
+        assert "the server was stopped while it ran" in stderr
+
+
 def test_command_that_it_shows_can_be_typed(bench: Bench) -> None:
     """What the server says to type calls it, once the dots are replaced: namespace, version and files included."""
     conf = bench.folder / "a file.conf"
