@@ -8,7 +8,8 @@ from collections.abc import AsyncGenerator
 from contextlib import closing
 from typing import Any
 
-from msgbus import MessagingTimeout, Target, aio, expected_exceptions, expose
+from msgbus import MessagingTimeout, Target, expected_exceptions, expose
+from msgbus.aio import AsyncTransport, get_rpc_client
 from msgbus.conformance.endpoint import GATE_TIMEOUT, Endpoint, Journal, Trouble
 from msgbus.drivers.toolkit.loop import Loop
 
@@ -19,7 +20,7 @@ CHECK_INTERVAL = 0.005
 class AsyncEndpoint:
     """`Endpoint`, with methods that are ``async``, and asynchronous generators. What waits, waits on the event loop."""
 
-    def __init__(self, journal: Journal, server: str, transport: aio.AsyncTransport) -> None:
+    def __init__(self, journal: Journal, server: str, transport: AsyncTransport) -> None:
         self._journal = journal
         self._server = server
         self._transport = transport
@@ -63,7 +64,7 @@ class AsyncEndpoint:
 
     async def nested(self, _ctxt: Any, topic: str, method: str, arguments: dict[str, Any]) -> Any:
         """Call another service with this process's default timeout."""
-        return await aio.get_rpc_client(self._transport, Target(topic=topic)).call({}, method, **arguments)
+        return await get_rpc_client(self._transport, Target(topic=topic)).call({}, method, **arguments)
 
     async def nested_hold(self, _ctxt: Any, topic: str, key: str, gate: str) -> None:
         """Call `hold`; the journal says whether that timed out, or its caller gave up first, which cancels this."""

@@ -14,7 +14,16 @@ from typing import Any, TypeVar
 
 from oslo_config import cfg
 
-from msgbus import Target, aio
+from msgbus import Target
+from msgbus.aio import (
+    AsyncRPCClient,
+    AsyncRPCServer,
+    AsyncStream,
+    AsyncTransport,
+    get_rpc_client,
+    get_rpc_server,
+    get_rpc_transport,
+)
 from msgbus.drivers.base import Driver
 
 T = TypeVar("T")
@@ -89,8 +98,8 @@ class BlockingTransport:
     ) -> None:
         """Make one for an event loop, which is closed with it if it `ends` that."""
 
-        async def make() -> aio.AsyncTransport:
-            return aio.get_rpc_transport(conf, url, allowed)
+        async def make() -> AsyncTransport:
+            return get_rpc_transport(conf, url, allowed)
 
         self.loop = loop
         self._ends = ends
@@ -123,7 +132,7 @@ class BlockingTransport:
 class BlockingClient:
     """An `AsyncRPCClient`, with what `RPCClient` has."""
 
-    def __init__(self, loop: EventLoop, client: aio.AsyncRPCClient) -> None:
+    def __init__(self, loop: EventLoop, client: AsyncRPCClient) -> None:
         self._loop = loop
         self._client = client
 
@@ -164,7 +173,7 @@ class BlockingClient:
 class BlockingStream(Iterator[Any]):
     """An `AsyncStream`. Where this is dropped, that is."""
 
-    def __init__(self, loop: EventLoop, stream: aio.AsyncStream) -> None:
+    def __init__(self, loop: EventLoop, stream: AsyncStream) -> None:
         self._loop = loop
         self._stream = stream
 
@@ -187,7 +196,7 @@ class BlockingStream(Iterator[Any]):
         self.close()
 
 
-async def _next(stream: aio.AsyncStream) -> Any:
+async def _next(stream: AsyncStream) -> Any:
     return await anext(stream, _ENDED)
 
 
@@ -199,8 +208,8 @@ class BlockingServer:
     """
 
     def __init__(self, transport: BlockingTransport, target: Target, endpoints: Sequence[object], **more: Any) -> None:
-        async def make() -> aio.AsyncRPCServer:
-            return aio.get_rpc_server(transport.transport, target, endpoints, **more)
+        async def make() -> AsyncRPCServer:
+            return get_rpc_server(transport.transport, target, endpoints, **more)
 
         self.transport = transport
         self._server = transport.loop.run(make())
@@ -220,4 +229,4 @@ class BlockingServer:
 
 def blocking_client(transport: BlockingTransport, target: Target, **options: Any) -> BlockingClient:
     """A client over a transport, with the options of `AsyncRPCClient`."""
-    return BlockingClient(transport.loop, aio.get_rpc_client(transport.transport, target, **options))
+    return BlockingClient(transport.loop, get_rpc_client(transport.transport, target, **options))
