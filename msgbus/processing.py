@@ -16,6 +16,7 @@ A dead letter goes to the topic's address for them, to the log, and to the serve
 from __future__ import annotations
 
 import logging
+import types
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
 from contextvars import Context
 from typing import Any, Protocol
@@ -50,6 +51,8 @@ from msgbus.stream_sender import Event
 
 LOG = get_logger(__name__)
 
+TURN = 100
+"""Items of an asynchronous generator after which the other tasks get their turn: it may never wait for anything."""
 RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0)
 """Seconds before a cast that raised is run again: the first, second, third time; then always the last."""
 
@@ -492,11 +495,21 @@ async def _last_of_async(items: AsyncGenerator[Any, None]) -> Any:
     """As `_last_of`, for an asynchronous generator: when the client cancels the call, this is cancelled."""
     last = None
     try:
+        count = 0
         async for item in items:
             last = item
+            count += 1
+            if count % TURN == 0:
+                await _yield_to_others()
     finally:
         await items.aclose()
     return last
+
+
+@types.coroutine
+def _yield_to_others() -> Generator[None, None, None]:
+    """Let the event loop run what else is due: what ``asyncio.sleep(0)`` does, without the import of asyncio."""
+    yield
 
 
 def _only(value: Any) -> Generator[Any, None, None]:

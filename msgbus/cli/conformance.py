@@ -48,6 +48,22 @@ NO_ARGUMENTS = "; it is instantiated without arguments"
 @click.option(
     "--level", type=click.Choice(["driver", "bus"]), help="Only the bare driver, or the whole bus.  [default: both]"
 )
+@click.option(
+    "--client",
+    "clients",
+    type=click.Choice(["threads", "asyncio"]),
+    default="threads",
+    show_default=True,
+    help="Which clients are used: those of msgbus, or those of msgbus.aio.",
+)
+@click.option(
+    "--server",
+    "servers",
+    type=click.Choice(["threads", "asyncio"]),
+    default="threads",
+    show_default=True,
+    help="Which servers are used, likewise. With asyncio, their methods are async.",
+)
 @click.option("-k", "keyword", metavar="EXPRESSION", default="", help="Only the checks that pytest's -k would select.")
 @click.option("--largest", type=click.IntRange(min=1024), metavar="BYTES", help="The largest message that is allowed.")
 @click.option("--one-process", is_flag=True, help="The message system exists within one process.")
@@ -60,6 +76,8 @@ def conformance(
     url: str | None,
     harness_name: str | None,
     level: Any,
+    clients: Any,
+    servers: Any,
     keyword: str,
     largest: int | None,
     one_process: bool,
@@ -76,16 +94,17 @@ def conformance(
     for module in ("pytest", "pytest_timeout"):
         if importlib.util.find_spec(module) is None:
             raise click.UsageError(f"the checks need {module}, which is missing: pip install 'msgbus[conformance]'")
+    from msgbus.conformance.harness import Worlds
     from msgbus.conformance.report import Recorder
     from msgbus.conformance.run import RunFailed, run
 
-    recorder = Recorder()
+    recorder, worlds = Recorder(), Worlds(clients, servers)
     with progress() as waiting:
         with waiting("preparing the message system"):
             harness = _make_harness(harness_name, url, largest, one_process)
         try:
             with waiting(lambda: f"{recorder.done} of {recorder.total} checks done: {recorder.running}"):
-                results = run(harness, recorder, level=level, keyword=keyword, junit=junit)
+                results = run(harness, recorder, level=level, keyword=keyword, junit=junit, worlds=worlds)
         except RunFailed as exc:
             raise click.UsageError(f"pytest could not run the checks: {exc}") from exc
         finally:

@@ -7,11 +7,13 @@ import threading
 import uuid
 from typing import Any, Protocol
 
-from msgbus import RPCClient, RPCServer, Target, Transport, get_rpc_client, get_rpc_transport
+from msgbus import RPCClient, Target, Transport, get_rpc_client, get_rpc_transport
+from msgbus.conformance.blocking import BlockingClient, BlockingTransport, EventLoop, blocking_client
 from msgbus.conformance.check import Findings
-from msgbus.conformance.endpoint import Journal, ServerSpec, make_conf, make_server
-from msgbus.conformance.harness import Harness
+from msgbus.conformance.endpoint import Journal, ServerSpec, make_conf
+from msgbus.conformance.harness import THREADS, Harness, Worlds
 from msgbus.conformance.processes import ProcessServer
+from msgbus.conformance.servers import make_server
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Driver
 from msgbus.drivers.toolkit.loop import Loop
@@ -37,7 +39,8 @@ class LocalServer:
 
     def __init__(self, spec: ServerSpec) -> None:
         self.name = spec.server
-        self._server: RPCServer = make_server(spec)
+        self._server = make_server(spec)
+        self._closed = False
 
     def ready(self) -> None:
         """Return when it takes requests."""
@@ -53,8 +56,10 @@ class LocalServer:
 
     def close(self) -> None:
         """Stop, wait, and close everything. Idempotent."""
-        self._server.wait(10)
-        self._server.transport.cleanup()
+        if not self._closed:
+            self._closed = True
+            self._server.wait(10)
+            self._server.transport.cleanup()
 
 
 class Bus:
@@ -67,23 +72,26 @@ class Bus:
         journal: what the servers of this check write.
         capabilities: what the driver declares.
         killed: whether a process was killed, so that what it left on the message system does not count.
+        worlds: which clients and servers it makes.
     """
 
-    def __init__(self, harness: Harness, folder: pathlib.Path, findings: Findings) -> None:
+    def __init__(self, harness: Harness, folder: pathlib.Path, findings: Findings, worlds: Worlds = THREADS) -> None:
         self.harness = harness
         self.findings = findings
         self.topic = f"conformance-{uuid.uuid4().hex[:12]}"
         self.journal = Journal(str(folder))
         self.killed = False
-        self._transports: list[Transport] = []
+        self.worlds = worlds
+        self._event_loop: EventLoop | None = None
+        self._transports: list[Transport | BlockingTransport] = []
         self._servers: list[LocalServer | ProcessServer] = []
         self._gates: list[str] = []
         self._shared = threading.Lock()
-        self._transport: Transport | None = None
+        self._transport: Transport | BlockingTransport | None = None
         self.capabilities = self.transport.driver.capabilities
 
     @property
-    def transport(self) -> Transport:
+    def transport(self) -> Transport | BlockingTransport:
         """The test's own transport, which its clients share."""
         with self._shared:
             if self._transport is None:
@@ -99,16 +107,34 @@ class Bus:
         """The name of the test's own inbox."""
         return self.transport.inbox(Loop.now() + 30)
 
-    def new_transport(self, allowed: list[str] | None = None, **options: Any) -> Transport:
+    def new_transport(self, allowed: list[str] | None = None, **options: Any) -> Transport | BlockingTransport:
         """Another transport, with these values of the core's options."""
-        transport = get_rpc_transport(make_conf(options), self.harness.url, allowed)
+        conf, url = make_conf(options), self.harness.url
+        transport: Transport | BlockingTransport
+        if self.worlds.clients == "asyncio":
+            if self._event_loop is None:
+                self._event_loop = EventLoop()
+            transport = BlockingTransport(self._event_loop, conf, url, allowed)
+        else:
+            transport = get_rpc_transport(conf, url, allowed)
         self._transports.append(transport)
         return transport
 
-    def client(self, topic: str | None = None, transport: Transport | None = None, **options: Any) -> RPCClient:
+    def client(
+        self, topic: str | None = None, transport: Transport | BlockingTransport | None = None, **options: Any
+    ) -> RPCClient | BlockingClient:
         """A client of this check's topic, or of another."""
         options.setdefault("timeout", 30)
-        return get_rpc_client(transport or self.transport, Target(topic=topic or self.topic), **options)
+        return self.client_of(Target(topic=topic or self.topic), transport, **options)
+
+    def client_of(
+        self, target: Target, transport: Transport | BlockingTransport | None = None, **options: Any
+    ) -> RPCClient | BlockingClient:
+        """A client of any target."""
+        transport = transport or self.transport
+        if isinstance(transport, BlockingTransport):
+            return blocking_client(transport, target, **options)
+        return get_rpc_client(transport, target, **options)
 
     def address(self, kind: Any = "topic", server: str = "", name: str = "", topic: str | None = None) -> Address:
         """An address of this check's topic."""
@@ -119,7 +145,8 @@ class Bus:
     ) -> ServerSpec:
         """A server of this check's topic, or another."""
         folder = str(self.journal.folder)
-        return ServerSpec(self.harness.url, topic or self.topic, server, folder, exchange, options, access)
+        world = self.worlds.servers
+        return ServerSpec(self.harness.url, topic or self.topic, server, folder, exchange, options, access, world)
 
     def serve(self, *servers: str, **more: Any) -> list[Any]:
         """Start servers with these names (default: one), and return them when all take requests; `more`: see `spec`."""
@@ -132,7 +159,9 @@ class Bus:
 
     def run_streamer(self, key: str) -> ProcessServer:
         """Start a process that reads a stream, and return it when it does."""
-        process = ProcessServer(self.spec(key), "streamer")
+        spec = self.spec(key)
+        spec.world = self.worlds.clients
+        process = ProcessServer(spec, "streamer")
         self._servers.append(process)
         process.ready()
         return process
@@ -178,9 +207,12 @@ class Bus:
         for gate in self._gates:
             self.journal.open_gate(gate)
         errors: list[Exception] = []
-        for opened in (*self._servers, *self._transports):
+        ends = [server.close for server in self._servers] + [transport.cleanup for transport in self._transports]
+        if self._event_loop is not None:
+            ends.append(self._event_loop.close)
+        for end in ends:
             try:
-                opened.close() if not isinstance(opened, Transport) else opened.cleanup()
+                end()
             except Exception as exc:
                 errors.append(exc)
         if errors:

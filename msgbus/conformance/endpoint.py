@@ -12,25 +12,17 @@ import msgspec
 from oslo_config import cfg
 
 from msgbus import (
-    DeadLetter,
-    ExplicitRPCAccessPolicy,
-    LegacyRPCAccessPolicy,
     MessagingTimeout,
-    RPCServer,
-    SerializationError,
     Target,
     Transport,
     configuration,
     expected_exceptions,
     expose,
     get_rpc_client,
-    get_rpc_server,
-    get_rpc_transport,
 )
+from msgbus.conformance.harness import World
 from msgbus.drivers.toolkit.loop import Loop
-from msgbus.encoding import decode_request
 
-POLICIES = {"": None, "explicit": ExplicitRPCAccessPolicy, "legacy": LegacyRPCAccessPolicy}
 GATE_TIMEOUT = 60.0
 """The most seconds that a handler waits for its gate to open."""
 
@@ -76,10 +68,14 @@ class Journal:
         """Let the handlers that wait at a gate continue."""
         (self.folder / f"gate-{name}").touch()
 
+    def is_open(self, name: str) -> bool:
+        """Whether a gate is open."""
+        return (self.folder / f"gate-{name}").exists()
+
     def await_gate(self, name: str) -> None:
         """Wait until a gate is open."""
         end = time.monotonic() + GATE_TIMEOUT
-        while not (self.folder / f"gate-{name}").exists() and time.monotonic() < end:
+        while not self.is_open(name) and time.monotonic() < end:
             time.sleep(0.005)
 
 
@@ -105,7 +101,8 @@ class ServerSpec(msgspec.Struct):
         topic, server, exchange: its target.
         folder: of its journal.
         options: values of the core's options.
-        access: the access policy; a key of `POLICIES`.
+        access: the access policy: "explicit", "legacy", or "" for the default.
+        world: whether it is a server for threads or for asyncio.
     """
 
     url: str
@@ -115,6 +112,7 @@ class ServerSpec(msgspec.Struct):
     exchange: str | None = None
     options: dict[str, Any] = {}
     access: str = ""
+    world: World = "threads"
 
 
 class Endpoint:
@@ -296,21 +294,3 @@ def make_conf(values: dict[str, Any]) -> cfg.ConfigOpts:
     for name, value in values.items():
         conf.set_override(name, value)
     return conf
-
-
-def make_server(spec: ServerSpec) -> RPCServer:
-    """Make the server that a spec describes, with a transport of its own. It is not started."""
-    transport = get_rpc_transport(make_conf(spec.options), spec.url)
-    journal = Journal(spec.folder)
-    endpoints = [Endpoint(journal, spec.server, transport), Versioned(spec.server), Older()]
-
-    def on_dead_letter(letter: DeadLetter) -> None:
-        try:
-            key = str(decode_request(letter.body, letter.content_type).args.get("key", ""))
-        except SerializationError:
-            key = ""
-        journal.add("dead", key, spec.server)
-
-    target = Target(exchange=spec.exchange, topic=spec.topic, server=spec.server)
-    access = POLICIES[spec.access]
-    return get_rpc_server(transport, target, endpoints, access_policy=access, on_dead_letter=on_dead_letter)

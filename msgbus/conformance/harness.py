@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Literal, NamedTuple
+
+World = Literal["threads", "asyncio"]
+"""What clients or servers are made for: those of `msgbus` for threads, those of `msgbus.aio` for an event loop."""
+
+
+class Worlds(NamedTuple):
+    """Which clients and servers the checks of the whole bus are run with."""
+
+    clients: World = "threads"
+    servers: World = "threads"
+
+
+THREADS = Worlds()
+
 
 class Harness:
     """Subclass it, set `url`, and override the methods that your message system allows. Others are not used.

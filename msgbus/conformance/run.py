@@ -13,7 +13,7 @@ import pytest
 
 from msgbus.conformance import REWRITTEN
 from msgbus.conformance.check import Level, about
-from msgbus.conformance.harness import Harness
+from msgbus.conformance.harness import THREADS, Harness, Worlds
 from msgbus.conformance.report import Recorder, Result
 
 STANDALONE = pathlib.Path(__file__).with_name("standalone.py")
@@ -28,9 +28,10 @@ class RunFailed(Exception):
 class _Selection:
     """A pytest plugin that selects the checks of a level, and provides the harness."""
 
-    def __init__(self, harness: Harness, level: Level | None) -> None:
+    def __init__(self, harness: Harness, level: Level | None, worlds: Worlds) -> None:
         self._harness = harness
         self._level = level
+        self._worlds = worlds
 
     def pytest_configure(self) -> None:
         """Have the suite's asserts rewritten. Earlier than this, pytest has no hook for it."""
@@ -40,6 +41,11 @@ class _Selection:
     def given_harness(self) -> Harness:
         """The harness that `run` was given."""
         return self._harness
+
+    @pytest.fixture(scope="session")
+    def given_worlds(self) -> Worlds:
+        """The clients and servers that `run` was to use."""
+        return self._worlds
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Leave out the checks of another level."""
@@ -55,7 +61,13 @@ def _forget_plain_modules() -> None:
 
 
 def run(
-    harness: Harness, recorder: Recorder, *, level: Level | None = None, keyword: str = "", junit: str | None = None
+    harness: Harness,
+    recorder: Recorder,
+    *,
+    level: Level | None = None,
+    keyword: str = "",
+    junit: str | None = None,
+    worlds: Worlds = THREADS,
 ) -> list[Result]:
     """Run the checks, and return their results.
 
@@ -65,6 +77,7 @@ def run(
         level: None means both.
         keyword: an expression as for pytest's ``-k``.
         junit: the file for a JUnit XML report.
+        worlds: the clients and the servers to use.
 
     Raises:
         RunFailed: pytest could not run them, for example because `keyword` is invalid.
@@ -85,7 +98,7 @@ def run(
             arguments.append(f"--junitxml={os.path.abspath(junit)}")
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            code = pytest.main([*arguments, str(STANDALONE)], plugins=[recorder, _Selection(harness, level)])
+            code = pytest.main([*arguments, str(STANDALONE)], plugins=[recorder, _Selection(harness, level, worlds)])
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
         raise RunFailed(said.getvalue().strip())
     return [result for results in recorder.results.values() for result in results.values()]

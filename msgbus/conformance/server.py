@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from multiprocessing.connection import Connection
 
-from msgbus.conformance.endpoint import ServerSpec, make_server
+from msgbus.conformance.endpoint import ServerSpec
+from msgbus.conformance.servers import make_server
 
 
 def serve(spec: ServerSpec, commands: Connection) -> None:

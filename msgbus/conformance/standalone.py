@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from msgbus.conformance.harness import Harness
+from msgbus.conformance.harness import Harness, Worlds
 from msgbus.conformance.suite import Conformance
 
 
@@ -16,3 +16,9 @@ class TestConformance(Conformance):
     def harness(cls, given_harness: Harness) -> Harness:
         """The harness that `run` was given."""
         return given_harness
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def worlds(cls, given_worlds: Worlds) -> Worlds:
+        """The clients and servers that `run` was to use."""
+        return given_worlds

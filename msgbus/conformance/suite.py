@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
 
@@ -11,12 +12,26 @@ from msgbus.conformance.bus import Bus
 from msgbus.conformance.census import Census
 from msgbus.conformance.check import Findings, Level, about, check
 from msgbus.conformance.checks import BUS, DRIVER
-from msgbus.conformance.harness import Harness
+from msgbus.conformance.harness import Harness, World, Worlds
 from msgbus.conformance.processes import prepare
 
 
 class _Suite:
-    """What all levels share: the fixtures."""
+    """What all levels share: the fixtures.
+
+    Attributes:
+        clients: which clients the checks of the whole bus use: ``"threads"`` or ``"asyncio"``.
+        servers: which servers they use, likewise.
+    """
+
+    clients: ClassVar[World] = "threads"
+    servers: ClassVar[World] = "threads"
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def worlds(cls) -> Worlds:
+        """Which clients and servers the checks use."""
+        return Worlds(cls.clients, cls.servers)
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -34,11 +49,16 @@ class _Suite:
 
     @pytest.fixture
     def bus(
-        self, harness: Harness, findings: Findings, tmp_path: pathlib.Path, request: pytest.FixtureRequest
+        self,
+        harness: Harness,
+        worlds: Worlds,
+        findings: Findings,
+        tmp_path: pathlib.Path,
+        request: pytest.FixtureRequest,
     ) -> Iterator[Bus]:
         """The message system, and everything that a check opens on it. What is left of it afterwards is noted."""
         before = Census(harness)
-        bus = Bus(harness, tmp_path, findings)
+        bus = Bus(harness, tmp_path, findings, worlds)
         try:
             yield bus
         finally:

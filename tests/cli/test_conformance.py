@@ -8,6 +8,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -15,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from msgbus.cli.app import cli
 from msgbus.cli.errors import Code
+from msgbus.conformance.bus import Bus
 from msgbus.conformance.census import Census
 from msgbus.conformance.fake import FakeHarness
 
@@ -43,6 +45,25 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(*args: str) -> Result:
     """Run the command in this process."""
     return CliRunner().invoke(cli, ["conformance", *args])
+
+
+@pytest.mark.parametrize("servers", ["threads", "asyncio"])
+@pytest.mark.parametrize("clients", ["threads", "asyncio"])
+def test_clients_and_servers_are_chosen(clients: str, servers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks make the clients and the servers that were asked for, and pass with each."""
+    made: list[tuple[str, str]] = []
+    serve = Bus.serve
+
+    def note(bus: Bus, *names: str, **more: Any) -> list[Any]:
+        started = serve(bus, *names, **more)
+        made.append((type(bus.client()).__name__, type(started[0]._server).__name__))
+        return started
+
+    monkeypatch.setattr(Bus, "serve", note)
+    result = run(*HARNESS, "--client", clients, "--server", servers, "-k", "test_contexts_travel", "--json")
+    assert [line["outcome"] for line in map(json.loads, result.stdout.splitlines())] == ["passed"], result.output
+    wanted = {"threads": ("RPCClient", "RPCServer"), "asyncio": ("BlockingClient", "BlockingServer")}
+    assert set(made) == {(wanted[clients][0], wanted[servers][1])}
 
 
 def test_table_has_guarantee_result_and_time() -> None:

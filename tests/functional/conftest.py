@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeVar
 import pytest
 
 import msgbus
+from msgbus.conformance.suite import BusConformance
 from tests.faults import figures
 from tests.functional.brokers.cluster import Cluster
 from tests.functional.brokers.nats import Nats
@@ -22,6 +23,15 @@ from tests.functional.services import Connect
 from tests.support import new_transport
 
 Broker = TypeVar("Broker", RabbitMQ, Cluster, Qpid, Redis, Nats)
+
+
+@pytest.hookimpl(tryfirst=True)  # before what is marked is left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow checks of the conformance suite are run with clients or servers for asyncio by ``tox -e soak`` only."""
+    for item in items:
+        cls = item.cls if isinstance(item, pytest.Function) and item.name.startswith("test_slow") else None
+        if cls is not None and issubclass(cls, BusConformance) and "asyncio" in (cls.clients, cls.servers):
+            item.add_marker("soak")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from msgbus.conformance import Harness
-from msgbus.conformance.suite import Conformance
+from msgbus.conformance.suite import BusConformance, Conformance
 from tests.conformance.documented import Documented
 from tests.functional.brokers.nats import MAX_PAYLOAD, Nats
 from tests.functional.brokers.proxy import Proxy
@@ -58,13 +58,38 @@ class NatsHarness(Harness):
         return found | ({f"{count} connections"} if count else set())
 
 
-class TestNats(Documented, Conformance):
-    """Every check, with processes of its own."""
-
-    column = "nats"
+class OnNats:
+    """A NATS server behind a proxy."""
 
     @pytest.fixture(scope="class")
     @classmethod
     def harness(cls, nats: Nats) -> Iterator[Harness]:
         with contextlib.closing(Proxy(nats.port)) as proxy:
             yield NatsHarness(nats, proxy)
+
+
+class TestNats(OnNats, Documented, Conformance):
+    """Every check, with processes of its own."""
+
+    column = "nats"
+
+
+@pytest.mark.soak
+class TestNatsAsyncioClients(OnNats, BusConformance):
+    """Clients for asyncio, servers for threads."""
+
+    clients = "asyncio"
+
+
+@pytest.mark.soak
+class TestNatsAsyncioServers(OnNats, BusConformance):
+    """Clients for threads, servers for asyncio."""
+
+    servers = "asyncio"
+
+
+@pytest.mark.soak
+class TestNatsAsyncio(OnNats, BusConformance):
+    """Clients and servers for asyncio."""
+
+    clients = servers = "asyncio"

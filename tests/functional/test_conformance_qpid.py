@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from msgbus.conformance import Harness
-from msgbus.conformance.suite import Conformance
+from msgbus.conformance.suite import BusConformance, Conformance
 from tests.conformance.documented import Documented
 from tests.functional.brokers.proxy import Proxy
 from tests.functional.brokers.qpid import Qpid
@@ -55,13 +55,38 @@ class QpidHarness(Harness):
         return own | self._broker.connections()
 
 
-class TestQpid(Documented, Conformance):
-    """Every check, with processes of its own."""
-
-    column = "qpid"
+class OnQpid:
+    """A Broker-J behind a proxy."""
 
     @pytest.fixture(scope="class")
     @classmethod
     def harness(cls, qpid_durable: Qpid) -> Iterator[Harness]:
         with contextlib.closing(Proxy(qpid_durable.port)) as proxy:
             yield QpidHarness(qpid_durable, proxy)
+
+
+class TestQpid(OnQpid, Documented, Conformance):
+    """Every check, with processes of its own."""
+
+    column = "qpid"
+
+
+@pytest.mark.soak
+class TestQpidAsyncioClients(OnQpid, BusConformance):
+    """Clients for asyncio, servers for threads."""
+
+    clients = "asyncio"
+
+
+@pytest.mark.soak
+class TestQpidAsyncioServers(OnQpid, BusConformance):
+    """Clients for threads, servers for asyncio."""
+
+    servers = "asyncio"
+
+
+@pytest.mark.soak
+class TestQpidAsyncio(OnQpid, BusConformance):
+    """Clients and servers for asyncio."""
+
+    clients = servers = "asyncio"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from msgbus.conformance import Harness
-from msgbus.conformance.suite import Conformance
+from msgbus.conformance.suite import BusConformance, Conformance
 from tests.conformance.documented import Documented
 from tests.functional.brokers.rabbitmq import RabbitMQ
 
@@ -51,10 +51,8 @@ class RabbitMQHarness(Harness):
         return own | ({f"{count} connections"} if count else set())
 
 
-class TestRabbitMQ310(Documented, Conformance):
-    """Every check, with processes of its own, on the oldest version."""
-
-    column = "RabbitMQ 3.10"
+class OnRabbitMQ310:
+    """The oldest version."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -62,12 +60,63 @@ class TestRabbitMQ310(Documented, Conformance):
         return RabbitMQHarness(rabbitmq_310)
 
 
-class TestRabbitMQ43(Documented, Conformance):
-    """Every check, with processes of its own, on the newest version."""
-
-    column = "RabbitMQ 4.3"
+class OnRabbitMQ43:
+    """The newest version."""
 
     @pytest.fixture(scope="class")
     @classmethod
     def harness(cls, rabbitmq_43: RabbitMQ) -> Harness:
         return RabbitMQHarness(rabbitmq_43)
+
+
+class TestRabbitMQ310(OnRabbitMQ310, Documented, Conformance):
+    """Every check, with processes of its own, on the oldest version."""
+
+    column = "RabbitMQ 3.10"
+
+
+class TestRabbitMQ43(OnRabbitMQ43, Documented, Conformance):
+    """Every check, with processes of its own, on the newest version."""
+
+    column = "RabbitMQ 4.3"
+
+
+@pytest.mark.soak
+class TestRabbitMQ310AsyncioClients(OnRabbitMQ310, BusConformance):
+    """Clients for asyncio, servers for threads."""
+
+    clients = "asyncio"
+
+
+@pytest.mark.soak
+class TestRabbitMQ310AsyncioServers(OnRabbitMQ310, BusConformance):
+    """Clients for threads, servers for asyncio."""
+
+    servers = "asyncio"
+
+
+class TestRabbitMQ310Asyncio(OnRabbitMQ310, BusConformance):
+    """Clients and servers for asyncio."""
+
+    clients = servers = "asyncio"
+
+
+@pytest.mark.soak
+class TestRabbitMQ43AsyncioClients(OnRabbitMQ43, BusConformance):
+    """Clients for asyncio, servers for threads."""
+
+    clients = "asyncio"
+
+
+@pytest.mark.soak
+class TestRabbitMQ43AsyncioServers(OnRabbitMQ43, BusConformance):
+    """Clients for threads, servers for asyncio."""
+
+    servers = "asyncio"
+
+
+@pytest.mark.soak
+class TestRabbitMQ43Asyncio(OnRabbitMQ43, BusConformance):
+    """Clients and servers for asyncio."""
+
+    clients = servers = "asyncio"

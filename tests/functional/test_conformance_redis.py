@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from msgbus.conformance import Harness
-from msgbus.conformance.suite import Conformance
+from msgbus.conformance.suite import BusConformance, Conformance
 from tests.conformance.documented import Documented
 from tests.functional.brokers.proxy import Proxy
 from tests.functional.brokers.redis import Redis
@@ -58,13 +58,38 @@ class RedisHarness(Harness):
         return found | ({f"{count} connections"} if count else set())
 
 
-class TestRedis(Documented, Conformance):
-    """Every check, with processes of its own."""
-
-    column = "redis"
+class OnRedis:
+    """A Redis behind a proxy."""
 
     @pytest.fixture(scope="class")
     @classmethod
     def harness(cls, lasting_redis: Redis) -> Iterator[Harness]:
         with contextlib.closing(Proxy(lasting_redis.port)) as proxy:
             yield RedisHarness(lasting_redis, proxy)
+
+
+class TestRedis(OnRedis, Documented, Conformance):
+    """Every check, with processes of its own."""
+
+    column = "redis"
+
+
+@pytest.mark.soak
+class TestRedisAsyncioClients(OnRedis, BusConformance):
+    """Clients for asyncio, servers for threads."""
+
+    clients = "asyncio"
+
+
+@pytest.mark.soak
+class TestRedisAsyncioServers(OnRedis, BusConformance):
+    """Clients for threads, servers for asyncio."""
+
+    servers = "asyncio"
+
+
+@pytest.mark.soak
+class TestRedisAsyncio(OnRedis, BusConformance):
+    """Clients and servers for asyncio."""
+
+    clients = servers = "asyncio"

@@ -11,7 +11,7 @@ import pytest
 
 from msgbus.conformance import Harness
 from msgbus.conformance.check import Findings
-from msgbus.conformance.suite import Conformance
+from msgbus.conformance.suite import BusConformance, Conformance
 from tests.conformance.documented import Documented
 from tests.functional.brokers.redis import Redis
 from tests.functional.zmq_conformance import CHECKS, FileBus, FileHarness
@@ -32,15 +32,39 @@ class ZmqHarness(Harness):
         return set(os.listdir(self._run_dir)) - {"changes"}
 
 
-class TestZmq(Documented, Conformance):
-    """Every check, with processes of its own."""
-
-    column = "zmq"
+class OnZmq:
+    """Processes of this host."""
 
     @pytest.fixture(scope="class")
     @classmethod
     def harness(cls, tmp_path_factory: pytest.TempPathFactory) -> Harness:
         return ZmqHarness(tmp_path_factory.mktemp("zmq"))
+
+
+class TestZmq(OnZmq, Documented, Conformance):
+    """Every check, with processes of its own."""
+
+    column = "zmq"
+
+
+@pytest.mark.soak
+class TestZmqAsyncioClients(OnZmq, BusConformance):
+    """Clients for asyncio, servers for threads."""
+
+    clients = "asyncio"
+
+
+class TestZmqAsyncioServers(OnZmq, BusConformance):
+    """Clients for threads, servers for asyncio."""
+
+    servers = "asyncio"
+
+
+@pytest.mark.soak
+class TestZmqAsyncio(OnZmq, BusConformance):
+    """Clients and servers for asyncio."""
+
+    clients = servers = "asyncio"
 
 
 class RedisHarness(Harness):

@@ -15,7 +15,6 @@ from msgbus import (
     SerializationError,
     Target,
     UnsupportedVersion,
-    get_rpc_client,
 )
 from msgbus.conformance.bus import Bus
 from msgbus.conformance.check import check
@@ -147,4 +146,4 @@ class ErrorChecks:
         with pytest.raises(InvalidTarget):
             bus.client().prepare(fanout=True).call({}, "echo")
         with pytest.raises(InvalidTarget):
-            get_rpc_client(bus.transport, Target(server="s1"))
+            bus.client_of(Target(server="s1"))

@@ -66,7 +66,7 @@ def _run_all(self: LastingChecks, bus: Bus) -> None:
 def _run(func: Callable[[Any, Bus], None], self: Any, bus: Bus, name: str) -> None:
     folder = pathlib.Path(bus.journal.folder, name)
     folder.mkdir()
-    with closing(Bus(bus.harness, folder, bus.findings)) as own:
+    with closing(Bus(bus.harness, folder, bus.findings, bus.worlds)) as own:
         func(self, own)
 
 

@@ -158,7 +158,10 @@ class StoppingChecks:
 
     @check("bus", since="0.1")
     def test_wait_reports_what_it_abandons(self, bus: Bus) -> None:
-        """A handler that does not end in time is counted, and `wait` returns in time."""
+        """A handler that does not end in time is counted, and `wait` returns in time.
+
+        It is cancelled if it is a task; on a thread, it goes on.
+        """
         (server,) = bus.serve("s1")
         gate = bus.gate()
         bus.client().cast({}, "hold", key="k", gate=gate)
@@ -167,8 +170,11 @@ class StoppingChecks:
         waiting = Task(server.wait, 0.5)
         assert waiting.result(15) == 1
         assert waiting.seconds < 8, f"wait() was to end soon after its timeout, and took {waiting.seconds:.1f} s"
-        bus.journal.open_gate(gate)
-        bus.saw("done", "k")
+        if bus.worlds.servers == "asyncio":
+            bus.saw("cancelled", "k")
+        else:
+            bus.journal.open_gate(gate)
+            bus.saw("done", "k")
 
     @check(
         "bus",

@@ -91,7 +91,7 @@ class VerbChecks:
         bus.serve()
         client = bus.client()
         gate = bus.gate()
-        assert client.cast({}, "hold", key="k", gate=gate) is None  # type: ignore[func-returns-value]
+        assert client.cast({}, "hold", key="k", gate=gate) is None
         bus.ran("k")
         assert bus.journal.entries("done") == []
         bus.journal.open_gate(gate)

@@ -1,0 +1,52 @@
+"""Asynchronous generators on a server, as methods of calls and streams."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+
+from msgbus import MessagingTimeout, Target, get_rpc_client, get_rpc_server
+from msgbus.drivers.toolkit.loop import Loop
+from tests.support import EVENT_TIMEOUT, new_transport
+
+
+class Busy:
+    """A generator that awaits nothing, for as long as a test may take."""
+
+    def __init__(self) -> None:
+        self.closed = threading.Event()
+        self.began = 0.0
+        self.ended = 0.0
+
+    async def items(self, _ctxt: Any) -> AsyncGenerator[int, None]:
+        self.began = Loop.now()
+        try:
+            while Loop.now() < self.began + EVENT_TIMEOUT:
+                yield 1
+        finally:
+            self.ended = Loop.now()
+            self.closed.set()
+
+    async def echo(self, _ctxt: Any, value: Any) -> Any:
+        return value
+
+
+def test_a_call_on_a_generator_that_awaits_nothing_is_cancelled() -> None:
+    """When its caller gives up, it is closed; other methods run meanwhile."""
+    endpoint = Busy()
+    transport = new_transport()
+    server = get_rpc_server(transport, Target(topic="t", server="s"), [endpoint])
+    server.start()
+    try:
+        client = get_rpc_client(transport, Target(topic="t"), timeout=0.5)
+        with pytest.raises(MessagingTimeout):
+            client.call({}, "items")
+        assert client.prepare(timeout=EVENT_TIMEOUT).call({}, "echo", value=1) == 1
+        assert endpoint.closed.wait(2 * EVENT_TIMEOUT)
+        assert endpoint.ended < endpoint.began + EVENT_TIMEOUT, "it was not closed: it ran to its end"
+    finally:
+        server.wait(EVENT_TIMEOUT)
+        transport.cleanup()
