@@ -13,7 +13,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError
 
 from msgbus.drivers.base import Address, Capability
-from msgbus.drivers.toolkit.aio import AsyncioLoop
+from msgbus.drivers.toolkit.aio import DriverEventLoop, event_loop_of
 from msgbus.drivers.toolkit.broker import BrokerDriver
 from msgbus.drivers.toolkit.connecting import peer_of
 from msgbus.drivers.toolkit.loop import Loop
@@ -34,7 +34,7 @@ OLDEST: Final = (6, 2)  # the first Redis whose commands suffice
 class Dialled:
     """A connection that was opened, and the event loop that it belongs to."""
 
-    loop: AsyncioLoop
+    loop: DriverEventLoop
     link: Link
     host: TransportHost
     peer: str
@@ -121,15 +121,15 @@ class RedisDriver(BrokerDriver):
         return SSLConnection(**words, ssl_check_hostname=True)
 
     def dial(self, host: TransportHost, purpose: str) -> Dialled:
-        loop = AsyncioLoop(self.loop)
+        loop = event_loop_of(self.loop)
         link = self.link_to(host)
         try:
-            return loop.run_until_complete(self._connect(loop, link, host))
+            return loop.run(self._connect(loop, link, host))
         except BaseException:
             loop.end(connection.close(link), CONNECT_TIMEOUT)
             raise
 
-    async def _connect(self, loop: AsyncioLoop, link: Link, host: TransportHost) -> Dialled:
+    async def _connect(self, loop: DriverEventLoop, link: Link, host: TransportHost) -> Dialled:
         await connection.connect(link)
         self._check_server(_fields(await ask(link, CONNECT_TIMEOUT, "INFO")))
         await connection.load_scripts(link)

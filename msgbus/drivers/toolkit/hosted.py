@@ -44,6 +44,7 @@ class HostedLoop(Loop):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = FOREVER
         self._ended: list[Callable[[], object]] = []
+        self._finishing: set[asyncio.Task[Any]] = set()
         self._successor: threading.Thread | None = None  # runs the steps since the event loop was closed
         super().__init__(name)
 
@@ -178,6 +179,19 @@ class HostedLoop(Loop):
             ended = asyncio.Event()
             self._ended.append(ended.set)
             await ended.wait()
+
+    def finish_before_end(self, task: asyncio.Task[Any]) -> None:
+        """Have the end wait for a task of the driver's, which closes a connection. On the event loop."""
+        self._finishing.add(task)
+        task.add_done_callback(self._on_finished)
+
+    def _on_finished(self, task: asyncio.Task[Any]) -> None:
+        self._finishing.discard(task)
+        self._request_step()
+
+    def _is_done(self) -> bool:
+        assert self._close_until is not None
+        return super()._is_done() and (not self._finishing or self.now() >= self._close_until)
 
     def _end(self) -> None:
         if self._poller is not None:
