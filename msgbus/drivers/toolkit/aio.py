@@ -121,8 +121,29 @@ class HostEventLoop(DriverEventLoop):
         self._loop = loop
         self._host = loop.host
         self._spawned = set()
+        self._opening: asyncio.Task[Any] | None = None
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
+        self._loop.await_end_of(self, self._cancel)  # until `attach` or the end of `end`
+        try:
+            return self._run(self._open(work))
+        except CallCancelled:
+            work.close()
+            raise
+
+    async def _open(self, work: Coroutine[Any, Any, T]) -> T:
+        self._opening = asyncio.current_task()
+        try:
+            return await work
+        finally:
+            self._opening = None
+
+    def _cancel(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine, and wait for it. On another thread."""
         try:
             future = asyncio.run_coroutine_threadsafe(work, self._host)
         except RuntimeError as exc:
@@ -134,18 +155,23 @@ class HostEventLoop(DriverEventLoop):
         return future.result()
 
     def attach(self) -> None:
-        pass  # It runs already.
+        self._loop.forget(self)
 
     def create_future(self) -> asyncio.Future[Any]:
         return self._host.create_future()
 
     def end(self, last: Coroutine[Any, Any, object], timeout: float) -> None:
-        if self._host.is_closed():
-            last.close()
-        elif get_ident() != self._loop.host_thread:
-            self.run(self._finish(last, timeout))
-        else:
-            self._loop.finish_before_end(self._host.create_task(self._finish(last, timeout)))
+        work = self._finish(last, timeout)
+        if get_ident() == self._loop.host_thread and not self._host.is_closed():
+            self._loop.await_end_of(self, int)
+            self._host.create_task(work).add_done_callback(lambda _: self._loop.forget(self))
+            return
+        try:
+            self._run(work)
+        except CallCancelled:
+            last.close()  # Nothing can be closed in order any more.
+        finally:
+            self._loop.forget(self)
 
     def _create_task(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[Any]:
         return self._host.create_task(work)

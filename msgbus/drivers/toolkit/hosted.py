@@ -44,7 +44,7 @@ class HostedLoop(Loop):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = FOREVER
         self._ended: list[Callable[[], object]] = []
-        self._finishing: set[asyncio.Task[Any]] = set()
+        self._guests: dict[object, Callable[[], object]] = {}
         self._successor: threading.Thread | None = None  # runs the steps since the event loop was closed
         super().__init__(name)
 
@@ -168,6 +168,7 @@ class HostedLoop(Loop):
             if self._thread is None:
                 self.closed = True
         if not self.closed:
+            self._calls.append((self._cancel_guests, ()))
             self._wake_up()
         if self._successor is not None and not self.is_here:
             self._successor.join(2 * CLOSE_TIMEOUT)
@@ -180,18 +181,27 @@ class HostedLoop(Loop):
             self._ended.append(ended.set)
             await ended.wait()
 
-    def finish_before_end(self, task: asyncio.Task[Any]) -> None:
-        """Have the end wait for a task of the driver's, which closes a connection. On the event loop."""
-        self._finishing.add(task)
-        task.add_done_callback(self._on_finished)
+    def await_end_of(self, guest: object, cancel: Callable[[], object]) -> None:
+        """Have the end wait, for a moment, until `forget` is called for this guest. Any thread.
 
-    def _on_finished(self, task: asyncio.Task[Any]) -> None:
-        self._finishing.discard(task)
-        self._request_step()
+        Args:
+            guest: what a driver does on the event loop besides the steps: connecting, or closing a connection.
+            cancel: called on the event loop when this loop is closed.
+        """
+        self._guests[guest] = cancel
+
+    def forget(self, guest: object) -> None:
+        """The guest of `await_end_of` has ended, or the end need not wait for it. Any thread."""
+        if self._guests.pop(guest, None) is not None:
+            self._wake_up()
+
+    def _cancel_guests(self) -> None:
+        for cancel in list(self._guests.values()):
+            cancel()
 
     def _is_done(self) -> bool:
         assert self._close_until is not None
-        return super()._is_done() and (not self._finishing or self.now() >= self._close_until)
+        return super()._is_done() and (not self._guests or self.now() >= self._close_until)
 
     def _end(self) -> None:
         if self._poller is not None:
