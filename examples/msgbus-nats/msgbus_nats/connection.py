@@ -228,6 +228,9 @@ class Connection:
             while not self.lost.done():
                 await asyncio.sleep(HEARTBEAT)
                 await self.flush()
+        except asyncio.CancelledError:
+            self._lose("the program has cancelled what reads and writes")
+            raise
         except (OSError, nats.errors.Error) as exc:
             self._lose(str(exc))
 

@@ -149,6 +149,9 @@ class Pipe:
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
+        except asyncio.CancelledError:
+            self._on_lost(RedisConnectionError("the program has cancelled what reads and writes"))
+            raise
         except Exception as exc:
             self._on_lost(exc)
 

@@ -78,6 +78,7 @@ class RedisDriver(BrokerDriver):
         if not (database.isascii() and database.isdecimal()):
             raise InvalidTransportURL(str(url), f"{database!r} is no database of Redis: they have numbers, as in /0")
         self._database = int(database)
+        self._driver_info = _driver_info()
         self.max_message_size = options.max_message_size
         self.max_queue_length: int = options.max_queue_length
         if not options.durable:
@@ -112,6 +113,7 @@ class RedisDriver(BrokerDriver):
             "health_check_interval": 0,
             "protocol": 2,
             "client_name": "msgbus",
+            **self._driver_info,
         }
         if not options.ssl:
             return Connection(**words)
@@ -166,6 +168,15 @@ class RedisDriver(BrokerDriver):
 
     def open_session(self, line: Line, connection_: Dialled) -> Session:
         return RedisSession(self, line, connection_)
+
+
+def _driver_info() -> dict[str, Any]:
+    """What redis-py says of itself: else it would read files for each connection, perhaps on a program's event loop."""
+    try:
+        from redis.driver_info import DriverInfo
+    except ImportError:  # of redis-py before 7.2, which reads them once
+        return {}
+    return {"driver_info": DriverInfo()}
 
 
 def _fields(info: bytes) -> dict[str, str]:
