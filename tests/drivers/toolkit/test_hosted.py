@@ -266,7 +266,7 @@ def test_a_signals_handler_that_raises_ends_the_program_and_no_step() -> None:
         loop = HostedLoop("test-hosted")
 
         def step() -> None:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGUSR1)
             seen.append("done")
 
         loop.call(step)
@@ -279,8 +279,12 @@ def test_a_signals_handler_that_raises_ends_the_program_and_no_step() -> None:
     host = asyncio.new_event_loop()
     task = host.create_task(main(seen))
     host.call_later(EVENT_TIMEOUT / 2, host.stop)
-    with pytest.raises(KeyboardInterrupt):
-        host.run_forever()
+    former = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            host.run_forever()
+    finally:
+        signal.signal(signal.SIGUSR1, former)
     assert seen == ["done"]
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
