@@ -253,6 +253,13 @@ class AsyncioLoop(asyncio.SelectorEventLoop, DriverEventLoop):
 
     # What asyncio asks of an event loop
 
+    def default_exception_handler(self, context: dict[str, Any]) -> None:
+        # Tasks of a library that nobody awaits end with an error when the connection breaks. `spawn` logs its own.
+        if "future" in context:
+            LOG.debug("in a task of a driver's library: %s", context)
+        else:
+            super().default_exception_handler(context)
+
     def time(self) -> float:
         return self._outer.now()
 

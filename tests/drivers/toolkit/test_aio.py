@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 from collections.abc import Coroutine, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any
 
 import pytest
@@ -190,6 +191,27 @@ def test_an_error_of_a_coroutine_is_logged(loop: Loop, aio: AsyncioLoop, caplog:
     assert caplog.text.count("ValueError: a fault of the driver") == 1
 
 
+def test_an_error_in_a_task_of_the_library_is_not_the_drivers(
+    loop: Loop, aio: AsyncioLoop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such a task may end with the connection, and nobody awaits it. What a callback raises is logged."""
+
+    async def fail() -> None:
+        raise ConnectionError("the connection broke")
+
+    async def work() -> None:
+        task = asyncio.create_task(fail())
+        await asyncio.wait({task})
+        del task
+        asyncio.get_running_loop().call_soon(lambda: 1 // 0)
+        await asyncio.sleep(0.01)
+
+    run(loop, aio, work())
+    gc.collect()
+    assert "the connection broke" not in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
 def test_it_leaves_no_descriptor(loop: Loop) -> None:
     """Once it is closed, all it has opened is closed."""
     loop.call_later(0, int)  # The loop opens its own.
@@ -283,6 +305,33 @@ def test_closing_waits_for_what_a_driver_still_closes_and_cancels_the_rest() -> 
         hosted.call(lambda: seen.append("goes on"))
         await hosted.closing()
         assert seen == ["goes on", "last", "cancelled"]
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
+
+
+def test_closing_ends_what_is_still_connecting() -> None:
+    """Its thread learns of that, and what it closes then is waited for: nothing is left on the program's event loop."""
+    seen: list[str] = []
+
+    def connect(aio: DriverEventLoop) -> None:
+        async def last() -> None:
+            await asyncio.sleep(0.05)
+            seen.append("closed")
+
+        try:
+            aio.run(asyncio.sleep(EVENT_TIMEOUT))
+        except CancelledError:
+            aio.end(last(), EVENT_TIMEOUT)
+
+    async def main() -> None:
+        hosted = HostedLoop("test-hosted")
+        hosted.call_later(60.0, int)
+        connecting = asyncio.create_task(asyncio.to_thread(connect, event_loop_of(hosted)))
+        await asyncio.sleep(0.05)
+        await hosted.closing()
+        assert seen == ["closed"]
+        await connecting
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(main())
