@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 from collections.abc import Sequence
@@ -27,19 +28,25 @@ STOP_TIMEOUT = 5.0
 """Seconds for the message system to confirm that it has stopped delivering."""
 
 
+@functools.cache
+def own_version() -> str:
+    """The version of msgbus. The first call reads files."""
+    from importlib.metadata import version  # slow to import
+
+    return version("msgbus")
+
+
 class Ping:
     """The endpoint that answers `RPCClient.ping`."""
 
     target = Target(namespace=PING_NAMESPACE)
 
     def __init__(self, target: Target) -> None:
-        from importlib.metadata import version  # slow to import
-
         self._answer = {
             "server": target.server,
             "topic": target.topic,
             "host": socket.gethostname(),
-            "version": version("msgbus"),
+            "version": own_version(),
         }
 
     def ping(self, _ctxt: object) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from msgbus.aio.executor import TaskExecutor
 from msgbus.aio.transport import AsyncTransport, check_transport
-from msgbus.base_server import STOP_TIMEOUT, BaseServer
+from msgbus.base_server import STOP_TIMEOUT, BaseServer, own_version
 from msgbus.dead_lettering import OnDeadLetter
 from msgbus.dispatcher import RPCAccessPolicyBase, RPCDispatcher
 from msgbus.drivers.base import Address
@@ -20,6 +20,8 @@ from msgbus.serializer import Serializer
 from msgbus.target import Target
 
 LOG = get_logger(__name__)
+
+own_version()  # Now, since later it would read files on the event loop.
 
 
 def get_rpc_server(

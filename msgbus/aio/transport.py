@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+import weakref
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Future
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from types import AsyncGeneratorType, TracebackType
+from typing import TYPE_CHECKING, Any, cast
 
 from msgbus.aio.waiting import Deadlines, Waiter
 from msgbus.aio.window import AsyncWindow
@@ -23,12 +25,15 @@ from msgbus.exceptions import (
     MessagingTimeout,
     TransportUnavailable,
 )
+from msgbus.foreign import get_logger
 from msgbus.sending import server_named_by
 
 if TYPE_CHECKING:
     from oslo_config import cfg
 
     from msgbus.url import TransportURL
+
+LOG = get_logger(__name__)
 
 
 def get_rpc_transport(
@@ -69,6 +74,9 @@ class AsyncTransport(BaseTransport):
     ) -> None:
         super().__init__(conf, url, driver, loop, allowed_remote_exmods)
         self.deadlines = Deadlines(loop)
+        self._guard = cast("AsyncGeneratorType[None, None]", _close_with_event_loop(weakref.ref(self)))
+        with contextlib.suppress(StopIteration):  # It waits for its end from now on.
+            self._guard.asend(None).send(None)
 
     @staticmethod
     def _make_window(size: int) -> AsyncWindow:
@@ -184,6 +192,22 @@ class AsyncTransport(BaseTransport):
             open_drivers.discard(self.driver)
         await self.loop.closing()
         self._end_close(error)
+        if not self._guard.ag_running:
+            await self._guard.aclose()
+
+
+async def _close_with_event_loop(found: weakref.ref[AsyncTransport]) -> AsyncGenerator[None]:
+    """Close a transport that its program has left open. An event loop that ends closes all asynchronous generators."""
+    try:
+        yield
+    finally:
+        transport = found()
+        if transport is not None and not transport.closed:
+            LOG.warning(
+                "the event loop ended before the transport to %s was closed: use 'async with', or await its aclose()",
+                transport.url,
+            )
+            await transport.aclose()
 
 
 def check_transport(transport: object, whose: str) -> None:

@@ -92,7 +92,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     "msgbus.options": ("connection_opts", "hosts_of", "read_driver_options"),
     "msgbus.url": ("TransportHost", "TransportURL"),
     # `msgbus.drivers.toolkit` says when to use which.
-    "msgbus.drivers.toolkit.aio": ("AsyncioLoop",),
+    "msgbus.drivers.toolkit.aio": ("DriverEventLoop", "event_loop_of"),
     "msgbus.drivers.toolkit.broker": ("BrokerDriver",),
     "msgbus.drivers.toolkit.connecting": ("Connector", "Dialler", "peer_of"),
     "msgbus.drivers.toolkit.consuming": ("Feed", "Outcome", "Source"),

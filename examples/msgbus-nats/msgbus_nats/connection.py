@@ -15,7 +15,7 @@ import nats.aio.subscription
 import nats.errors
 from nats.aio.msg import Msg
 
-from msgbus.drivers.toolkit.aio import AsyncioLoop
+from msgbus.drivers.toolkit.aio import event_loop_of
 from msgbus.drivers.toolkit.loop import FOREVER, Loop
 from msgbus.foreign import get_logger
 from msgbus.url import TransportHost
@@ -49,9 +49,7 @@ class Connection:
     """
 
     def __init__(self, host: TransportHost, loop: Loop) -> None:
-        self.aio = AsyncioLoop(loop)
-        # Errors of a lost connection in tasks of nats-py that nobody awaits. Those of our own tasks are logged anyway.
-        self.aio.set_exception_handler(lambda _, context: LOG.debug("in a task of nats-py: %s", context))
+        self.aio = event_loop_of(loop)
         self.lost: asyncio.Future[str] = self.aio.create_future()
         self.max_payload = 0
         self.on_room: Callable[[], object] = lambda: None
@@ -72,7 +70,7 @@ class Connection:
             OSError, nats.errors.Error: it cannot be done.
         """
         try:
-            self.aio.run_until_complete(within(CONNECT_TIMEOUT, self._open()))
+            self.aio.run(within(CONNECT_TIMEOUT, self._open()))
         except BaseException as exc:
             self.close()
             if isinstance(exc, nats.errors.NoServersError) and self._error:
@@ -230,6 +228,9 @@ class Connection:
             while not self.lost.done():
                 await asyncio.sleep(HEARTBEAT)
                 await self.flush()
+        except asyncio.CancelledError:
+            self._lose("the program has cancelled what reads and writes")
+            raise
         except (OSError, nats.errors.Error) as exc:
             self._lose(str(exc))
 

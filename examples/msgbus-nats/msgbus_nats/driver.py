@@ -1,7 +1,7 @@
 """The driver ``nats``: NATS with JetStream.
 
-nats-py is made for asyncio. An event loop for each connection runs on the transport's own loop, so that all of it but
-the opening of connections is on one thread.
+nats-py is made for asyncio. It runs on the thread of the transport's loop, so that all of it is on one thread: on the
+program's own event loop, or else on one that the transport's loop runs.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from redis.asyncio.connection import Connection, SSLConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
-from msgbus.drivers.toolkit.aio import AsyncioLoop
+from msgbus.drivers.toolkit.aio import DriverEventLoop
 from msgbus_redis import scripts
 from msgbus_redis.scripts import Script
 
@@ -93,7 +93,11 @@ class Pipe:
     """Many commands on their way over one connection, which are answered in their order. On the loop's thread."""
 
     def __init__(
-        self, loop: AsyncioLoop, link: Link, on_lost: Callable[[BaseException], None], on_written: Callable[[], None]
+        self,
+        loop: DriverEventLoop,
+        link: Link,
+        on_lost: Callable[[BaseException], None],
+        on_written: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._link = link
@@ -145,6 +149,9 @@ class Pipe:
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
+        except asyncio.CancelledError:
+            self._on_lost(RedisConnectionError("the program has cancelled what reads and writes"))
+            raise
         except Exception as exc:
             self._on_lost(exc)
 

@@ -13,7 +13,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError
 
 from msgbus.drivers.base import Address, Capability
-from msgbus.drivers.toolkit.aio import AsyncioLoop
+from msgbus.drivers.toolkit.aio import DriverEventLoop, event_loop_of
 from msgbus.drivers.toolkit.broker import BrokerDriver
 from msgbus.drivers.toolkit.connecting import peer_of
 from msgbus.drivers.toolkit.loop import Loop
@@ -34,7 +34,7 @@ OLDEST: Final = (6, 2)  # the first Redis whose commands suffice
 class Dialled:
     """A connection that was opened, and the event loop that it belongs to."""
 
-    loop: AsyncioLoop
+    loop: DriverEventLoop
     link: Link
     host: TransportHost
     peer: str
@@ -78,6 +78,7 @@ class RedisDriver(BrokerDriver):
         if not (database.isascii() and database.isdecimal()):
             raise InvalidTransportURL(str(url), f"{database!r} is no database of Redis: they have numbers, as in /0")
         self._database = int(database)
+        self._driver_info = _driver_info()
         self.max_message_size = options.max_message_size
         self.max_queue_length: int = options.max_queue_length
         if not options.durable:
@@ -112,6 +113,7 @@ class RedisDriver(BrokerDriver):
             "health_check_interval": 0,
             "protocol": 2,
             "client_name": "msgbus",
+            **self._driver_info,
         }
         if not options.ssl:
             return Connection(**words)
@@ -121,15 +123,15 @@ class RedisDriver(BrokerDriver):
         return SSLConnection(**words, ssl_check_hostname=True)
 
     def dial(self, host: TransportHost, purpose: str) -> Dialled:
-        loop = AsyncioLoop(self.loop)
+        loop = event_loop_of(self.loop)
         link = self.link_to(host)
         try:
-            return loop.run_until_complete(self._connect(loop, link, host))
+            return loop.run(self._connect(loop, link, host))
         except BaseException:
             loop.end(connection.close(link), CONNECT_TIMEOUT)
             raise
 
-    async def _connect(self, loop: AsyncioLoop, link: Link, host: TransportHost) -> Dialled:
+    async def _connect(self, loop: DriverEventLoop, link: Link, host: TransportHost) -> Dialled:
         await connection.connect(link)
         self._check_server(_fields(await ask(link, CONNECT_TIMEOUT, "INFO")))
         await connection.load_scripts(link)
@@ -166,6 +168,15 @@ class RedisDriver(BrokerDriver):
 
     def open_session(self, line: Line, connection_: Dialled) -> Session:
         return RedisSession(self, line, connection_)
+
+
+def _driver_info() -> dict[str, Any]:
+    """What redis-py says of itself: else it would read files for each connection, perhaps on a program's event loop."""
+    try:
+        from redis.driver_info import DriverInfo
+    except ImportError:  # of redis-py before 7.2, which reads them once
+        return {}
+    return {"driver_info": DriverInfo()}
 
 
 def _fields(info: bytes) -> dict[str, str]:

@@ -213,6 +213,8 @@ class KombuDriver(BrokerDriver):
             raise
 
     def discard(self, connection: Connection) -> None:
+        # Else the end of TLS would wait for RabbitMQ's answer, perhaps on a program's event loop.
+        connection.transport.sock.setblocking(False)
         connection.transport.close()
 
     def open_session(self, line: Line, connection: Connection) -> KombuSession:

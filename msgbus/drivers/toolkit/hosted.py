@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from threading import get_ident
+from typing import Any
 
 from msgbus.drivers.toolkit import descriptors
 from msgbus.drivers.toolkit.loop import CLOSE_TIMEOUT, Loop
@@ -22,12 +23,12 @@ class HostedLoop(Loop):
 
     What the program's tasks send in one turn of the event loop goes out together, in one step after it.
 
-    Other threads may call it as they may any loop. Nobody may wait for it on the thread of the event loop. When that
-    ends, this one is closed, and calls fail.
+    Other threads may call it as they may any loop. Nobody may wait for it on the thread of the event loop. If that is
+    closed first, the next call starts a thread that takes over, so that the driver can still be closed in order.
 
     Attributes:
         host: the event loop.
-        host_thread: the id of its thread.
+        host_thread: the id of its thread, or of the one that has taken over.
     """
 
     def __init__(self, name: str) -> None:
@@ -43,6 +44,8 @@ class HostedLoop(Loop):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = FOREVER
         self._ended: list[Callable[[], object]] = []
+        self._guests: dict[object, Callable[[], object]] = {}
+        self._successor: threading.Thread | None = None  # runs the steps since the event loop was closed
         super().__init__(name)
 
     def _start_clean(self) -> None:
@@ -58,11 +61,21 @@ class HostedLoop(Loop):
 
     @property
     def is_here(self) -> bool:
-        """Whether this is in a step of the loop."""
-        return self._steps and get_ident() == self.host_thread
+        """Whether this thread runs the steps, and so must not wait for one."""
+        return get_ident() == self.host_thread
+
+    def call(self, func: Callable[..., Any], *args: Any) -> bool:
+        if self._successor is None and self.host.is_closed():
+            self._lose_host()
+        return super().call(func, *args)
+
+    def call_last(self, func: Callable[..., Any], *args: Any) -> None:
+        super().call_last(func, *args)
+        if not self._steps:  # A coroutine of a driver calls it.
+            self._request_step()
 
     def will_step(self) -> bool:
-        if get_ident() != self.host_thread:
+        if self._steps or get_ident() != self.host_thread:
             return self.awake
         self._request_step()
         return True
@@ -121,14 +134,31 @@ class HostedLoop(Loop):
             self._lose_host()
 
     def _lose_host(self) -> None:
-        """The event loop was closed first: nothing can be read or written any more."""
-        if not self.closed:
-            self.closed = True
-            LOG.warning(
-                "%s: the event loop was closed before the transport: use 'async with', or await its aclose()",
-                self._name,
-            )
+        """The event loop was closed first: have a thread take over, for the rest."""
+        with self._changing:
+            if self.closed or self._successor is not None:
+                return
+            if self._thread is None:
+                self.closed = True
+                return
+            self._successor = threading.Thread(target=self._run_alone, name=self._name, daemon=True)
+            self._steps = True
+            try:
+                self._successor.start()
+            except RuntimeError:  # There are too many, or the interpreter is ending.
+                self.closed = True
+        LOG.warning(
+            "%s: the event loop was closed before the transport: use 'async with', or await its aclose()", self._name
+        )
+        if self.closed:
             self._close_poller()
+
+    def _run_alone(self) -> None:
+        """On the thread that has taken over."""
+        self.host_thread = get_ident()
+        while self._close_until is None or not self._is_done():
+            self._context.run(self._step, FOREVER if self._close_until is None else self._close_until)
+        super()._end()
 
     def close(self) -> None:
         """End, once all calls were run. It may take a moment, for a driver that is still closing. Any thread."""
@@ -138,7 +168,10 @@ class HostedLoop(Loop):
             if self._thread is None:
                 self.closed = True
         if not self.closed:
+            self._calls.append((self._cancel_guests, ()))
             self._wake_up()
+        if self._successor is not None and not self.is_here:
+            self._successor.join(2 * CLOSE_TIMEOUT)
 
     async def closing(self) -> None:
         """`close`, and wait for the end. On the event loop."""
@@ -147,6 +180,28 @@ class HostedLoop(Loop):
             ended = asyncio.Event()
             self._ended.append(ended.set)
             await ended.wait()
+
+    def await_end_of(self, guest: object, cancel: Callable[[], object]) -> None:
+        """Have the end wait, for a moment, until `forget` is called for this guest. Any thread.
+
+        Args:
+            guest: what a driver does on the event loop besides the steps: connecting, or closing a connection.
+            cancel: called on the event loop when this loop is closed.
+        """
+        self._guests[guest] = cancel
+
+    def forget(self, guest: object) -> None:
+        """The guest of `await_end_of` has ended, or the end need not wait for it. Any thread."""
+        if self._guests.pop(guest, None) is not None:
+            self._wake_up()
+
+    def _cancel_guests(self) -> None:
+        for cancel in list(self._guests.values()):
+            cancel()
+
+    def _is_done(self) -> bool:
+        assert self._close_until is not None
+        return super()._is_done() and (not self._guests or self.now() >= self._close_until)
 
     def _end(self) -> None:
         if self._poller is not None:
@@ -163,19 +218,20 @@ class HostedLoop(Loop):
         if self._poller is None or self.closed:
             return
         self.awake = True
-        if get_ident() == self.host_thread:
+        if self._successor is not None:
+            with self._changing:
+                if self._poller is not None:
+                    self._poller.wake()
+        elif get_ident() == self.host_thread:
             self._request_step()
         else:
             self._on_host(self._request_step)
 
     def _request_step(self) -> None:
         """Do a step when the callbacks that are due now have run. On the event loop's thread."""
-        if not self._step_is_due:
+        if not self._step_is_due and self._successor is None:
             self._step_is_due = True
-            try:
-                self.host.call_soon(self._step_soon)
-            except RuntimeError:
-                self._lose_host()
+            self._on_host(self._step_soon)
 
     def _step_soon(self) -> None:
         if self._step_is_due:  # Otherwise it was done by another callback.
@@ -198,26 +254,40 @@ class HostedLoop(Loop):
         self._step_is_due = False
         if self._poller is None:
             return
+        try:
+            # What a handler raises is for the program, as with Ctrl-C: within a step it would only be logged.
+            holds = self.hold_signals()
+        except BaseException:
+            self._request_step()
+            raise
         self.awake = self._steps = True
         try:
             rest = self._context.run(self._step_once, self._poller, looks, is_over)
+            self._steps = False
+            if self._close_until is not None and self._is_done():
+                self._end()
+            elif self._calls or not rest:
+                self._request_step()
+            else:
+                self._set_timer(rest)
         finally:
             self._steps = False
-        if self._close_until is not None and self._is_done():
-            self._end()
-        elif self._calls or not rest:
-            self._request_step()
-        else:
-            self._set_timer(rest)
+            if holds:
+                self.release_signals()
 
     def _step_once(self, poller: Poller, looks: bool, is_over: bool) -> float:
         """Read, run calls and timers, and write. Returns how many seconds may pass until the next step."""
+        # What is due may be a check for silence: if the event loop was busy for long, what has come is still unread.
+        looks = looks or self._is_due()
         readable = poller.sleep(0.0) if looks else []
         had_work = bool(readable or self._calls)
         self._work(poller, readable)
         rest = self._write_gathered(is_over and not had_work)
         self._fall_asleep()
         return rest
+
+    def _is_due(self) -> bool:
+        return bool(self._timers) and self._timers[0][0] <= self.now()
 
     def _set_timer(self, rest: float) -> None:
         until = self.now() + rest

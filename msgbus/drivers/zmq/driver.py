@@ -275,7 +275,10 @@ class ZmqDriver(DriverShell):
 
     def _disconnect(self, error: CallCancelled, deadline: float) -> None:
         self._wait(self._wait_for(deadline, self._node.unfinished) or (), deadline)
-        self._wait_for(self.loop.now() + self.close_timeout, self._node.leave, error)
+        until = self.loop.now() + self.close_timeout
+        self._wait_for(until, self._node.leave, error)
+        if not self.loop.is_here:
+            self._node.wait_closed(until)
 
     def _abandon(self) -> Iterable[Future[Any]]:
         futures, inherited = self._node.abandon()

@@ -171,6 +171,10 @@ class Node:
         self._matchmaker.close()
         finish(done)
 
+    def wait_closed(self, until: float) -> None:
+        """Wait until others have been told of the end. Not on the loop's thread."""
+        self._matchmaker.wait_closed(until)
+
     def abandon(self) -> tuple[list[Future[Any]], list[Any]]:
         """In a forked child: returns the futures that nothing will finish, and the objects that must not be closed."""
         self._matchmaker.abandon()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from msgbus.drivers.base import Capability
@@ -26,3 +28,23 @@ HOSTS = "rabbit://a:pw@one:5672,a:pw@two:5672,a:pw@three:5672/"
 def test_capabilities(url: str, lacking: set[Capability]) -> None:
     """Only quorum queues count deliveries, and are there on the next host; those of stock peers outlive no restart."""
     assert new_transport(url).driver.capabilities == ALL - lacking
+
+
+def test_a_connection_that_is_not_needed_any_more_is_closed_without_waiting() -> None:
+    """The end of TLS would wait for RabbitMQ's answer, and it may be a program's event loop that drops it."""
+    near, far = socket.socketpair()
+    blocking: list[bool] = []
+
+    class Transport:
+        sock = near
+
+        def close(self) -> None:
+            blocking.append(near.getblocking())
+            near.close()
+
+    class Connection:
+        transport = Transport()
+
+    new_transport("rabbit://localhost/").driver.discard(Connection())  # type: ignore[attr-defined]
+    far.close()
+    assert blocking == [False]

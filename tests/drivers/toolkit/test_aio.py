@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 from collections.abc import Coroutine, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any
 
 import pytest
 
-from msgbus.drivers.toolkit.aio import AsyncioLoop
+from msgbus.drivers.toolkit.aio import AsyncioLoop, DriverEventLoop, event_loop_of
+from msgbus.drivers.toolkit.hosted import HostedLoop
 from msgbus.drivers.toolkit.loop import Loop
+from msgbus.exceptions import CallCancelled
 from tests.support import EVENT_TIMEOUT
 
 
@@ -188,6 +191,27 @@ def test_an_error_of_a_coroutine_is_logged(loop: Loop, aio: AsyncioLoop, caplog:
     assert caplog.text.count("ValueError: a fault of the driver") == 1
 
 
+def test_an_error_in_a_task_of_the_library_is_not_the_drivers(
+    loop: Loop, aio: AsyncioLoop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such a task may end with the connection, and nobody awaits it. What a callback raises is logged."""
+
+    async def fail() -> None:
+        raise ConnectionError("the connection broke")
+
+    async def work() -> None:
+        task = asyncio.create_task(fail())
+        await asyncio.wait({task})
+        del task
+        asyncio.get_running_loop().call_soon(lambda: 1 // 0)
+        await asyncio.sleep(0.01)
+
+    run(loop, aio, work())
+    gc.collect()
+    assert "the connection broke" not in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
 def test_it_leaves_no_descriptor(loop: Loop) -> None:
     """Once it is closed, all it has opened is closed."""
     loop.call_later(0, int)  # The loop opens its own.
@@ -212,3 +236,164 @@ def test_in_a_forked_child_it_is_the_parents(loop: Loop, aio: AsyncioLoop) -> No
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert run(loop, aio, asyncio.sleep(0.01, 7)) == 7
+
+
+# On the program's own event loop
+
+
+async def dial(aio: DriverEventLoop, work: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine as `BrokerDriver.dial` does, on a thread of its own."""
+    return await asyncio.to_thread(aio.run, work)
+
+
+def test_each_kind_of_transport_has_its_event_loop(loop: Loop) -> None:
+    """One that the transport's loop runs; or, with msgbus.aio, that of the program."""
+    own = event_loop_of(loop)
+    assert isinstance(own, AsyncioLoop)
+    own.close()
+
+    async def main() -> None:
+        hosted = HostedLoop("test-hosted")
+        aio = event_loop_of(hosted)
+
+        async def work() -> Any:
+            return asyncio.get_running_loop(), threading.get_ident(), hosted.is_here
+
+        assert await dial(aio, work()) == (asyncio.get_running_loop(), threading.get_ident(), True)
+        assert aio.create_future().get_loop() is asyncio.get_running_loop()
+        await hosted.closing()
+
+    asyncio.run(main())
+
+
+def test_an_error_while_connecting_is_raised_where_it_is_waited_for() -> None:
+    """Its driver explains it, as any other."""
+
+    async def fail() -> None:
+        raise ConnectionRefusedError("nobody is there")
+
+    async def main() -> None:
+        hosted = HostedLoop("test-hosted")
+        with pytest.raises(ConnectionRefusedError, match="nobody"):
+            await dial(event_loop_of(hosted), fail())
+        await hosted.closing()
+
+    asyncio.run(main())
+
+
+def test_closing_waits_for_what_a_driver_still_closes_and_cancels_the_rest() -> None:
+    """`end` returns at once there; the transport is closed when the last coroutine has ended, and its tasks too."""
+    seen: list[str] = []
+
+    async def forever() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            seen.append("cancelled")
+
+    async def last() -> None:
+        await asyncio.sleep(0.05)
+        seen.append("last")
+
+    async def main() -> None:
+        hosted = HostedLoop("test-hosted")
+        aio = event_loop_of(hosted)
+        hosted.call(aio.attach)
+        hosted.call(aio.spawn, forever())
+        await asyncio.sleep(0.01)
+        hosted.call(aio.end, last(), EVENT_TIMEOUT)
+        hosted.call(lambda: seen.append("goes on"))
+        await hosted.closing()
+        assert seen == ["goes on", "last", "cancelled"]
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
+
+
+def test_closing_ends_what_is_still_connecting() -> None:
+    """Its thread learns of that, and what it closes then is waited for: nothing is left on the program's event loop."""
+    seen: list[str] = []
+
+    def connect(aio: DriverEventLoop) -> None:
+        async def last() -> None:
+            await asyncio.sleep(0.05)
+            seen.append("closed")
+
+        try:
+            aio.run(asyncio.sleep(EVENT_TIMEOUT))
+        except CancelledError:
+            aio.end(last(), EVENT_TIMEOUT)
+
+    async def main() -> None:
+        hosted = HostedLoop("test-hosted")
+        hosted.call_later(60.0, int)
+        connecting = asyncio.create_task(asyncio.to_thread(connect, event_loop_of(hosted)))
+        await asyncio.sleep(0.05)
+        await hosted.closing()
+        assert seen == ["closed"]
+        await connecting
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
+
+
+def test_a_last_coroutine_that_does_not_end_is_cancelled() -> None:
+    """After its time, wherever it was begun: by a thread that gives up connecting, or on the event loop."""
+
+    async def main() -> None:
+        hosted = HostedLoop("test-hosted")
+        hosted.call_later(60.0, int)
+        aio = event_loop_of(hosted)
+        await asyncio.to_thread(aio.end, asyncio.Event().wait(), 0.01)
+        hosted.call(aio.end, asyncio.Event().wait(), 0.01)
+        await hosted.closing()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
+
+
+def test_an_error_of_a_drivers_coroutine_is_logged_there_too(caplog: pytest.LogCaptureFixture) -> None:
+    """Once; the program's event loop learns nothing of it."""
+
+    async def fail() -> None:
+        raise ValueError("a fault of the driver")
+
+    async def main() -> None:
+        hosted = HostedLoop("test-hosted")
+        hosted.call(event_loop_of(hosted).spawn, fail())
+        await asyncio.sleep(0.05)
+        await hosted.closing()
+
+    asyncio.run(main())
+    assert caplog.text.count("ValueError: a fault of the driver") == 1
+
+
+def test_a_program_that_ends_its_event_loop_ends_the_wait_of_the_thread_that_connects() -> None:
+    """Whether the event loop was closed before, or is meanwhile."""
+    made: list[DriverEventLoop] = []
+    errors: list[BaseException] = []
+
+    def connect() -> None:
+        try:
+            made[0].run(asyncio.sleep(EVENT_TIMEOUT))
+        except BaseException as exc:
+            errors.append(exc)
+
+    async def main() -> None:
+        made.append(event_loop_of(HostedLoop("test-hosted")))
+        await asyncio.sleep(0)
+
+    host = asyncio.new_event_loop()
+    host.run_until_complete(main())
+    meanwhile = threading.Thread(target=connect)
+    meanwhile.start()
+    host.run_until_complete(asyncio.sleep(0.05))
+    for task in asyncio.all_tasks(host):
+        task.cancel()
+    host.run_until_complete(asyncio.sleep(0))
+    meanwhile.join(EVENT_TIMEOUT)
+    host.close()
+    connect()
+    made[0].end(nothing(), EVENT_TIMEOUT)
+    assert len(errors) == 2
+    assert isinstance(errors[1], CallCancelled)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import pathlib
+import socket
 import sys
+import threading
 
 import msgspec
 import pytest
 
-from msgbus import ConfigurationError, DriverLoadFailure
+from msgbus import ConfigurationError, DriverLoadFailure, TransportUnavailable
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.zmq.matchmakers import redis as zmq_redis
 from msgbus.drivers.zmq.matchmakers.base import Entry
-from msgbus.drivers.zmq.matchmakers.redis import folder_for
+from msgbus.drivers.zmq.matchmakers.redis import RedisMatchmaker, folder_for
 from msgbus.drivers.zmq.matchmakers.redis_server import Server
+from tests.support import EVENT_TIMEOUT
 
 NODE = "0123456789abcdef"
 
@@ -103,3 +108,24 @@ def test_unknown_options_in_a_url_are_refused(url: str) -> None:
 def test_options_of_tls_in_a_url_with_tls_are_accepted() -> None:
     """Options of TLS are right in a URL that begins with rediss://."""
     assert Server("rediss://:pw@h:7/2?ssl_ca_certs=/x").name == "h:7/2"
+
+
+def test_closing_does_not_wait_for_a_redis_that_says_nothing(tmp_path: pathlib.Path) -> None:
+    """It is called where all I/O is done, perhaps on a program's event loop; other threads may wait for the end."""
+    loop = Loop("test-redis")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        matchmaker = RedisMatchmaker(loop, Server(url), str(tmp_path), lambda: None)
+        matchmaker.open()
+        matchmaker.register(Entry(matchmaker.node, 1, "here", ["tcp://127.0.0.1:1"], []))
+        connection = silent.accept()[0]
+        matchmaker.close()
+        assert not matchmaker.node
+        with pytest.raises(TransportUnavailable, match="still being closed"):
+            matchmaker.open()
+        connection.close()
+    matchmaker.wait_closed(loop.now() + EVENT_TIMEOUT)
+    assert not [thread for thread in threading.enumerate() if "msgbus-zmq-redis" in thread.name]
+    matchmaker.open()
+    matchmaker.close()
+    loop.close()

@@ -47,8 +47,8 @@ class Entry(msgspec.Struct, frozen=True):
 class Matchmaker(ABC):
     """Where nodes find each other.
 
-    All methods but `is_alive` are called on the loop's thread, and must return soon: what takes longer needs a thread
-    of its own.
+    All methods but `is_alive` and `wait_closed` are called on the loop's thread, which may be that of a program's event
+    loop, and must return soon: what takes longer, or waits for another process, needs a thread of its own.
 
     Attributes:
         is_opening: `entries` is not complete yet, and soon will be. When that ends the node's `on_change` is called.
@@ -136,7 +136,10 @@ class Matchmaker(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Remove this node. Idempotent."""
+        """Remove this node, or begin to. Idempotent."""
+
+    def wait_closed(self, until: float) -> None:  # noqa: B027 - most are closed at once
+        """Wait for the end of what `close` has begun, up to a time of `Loop.now`. Not on the loop's thread."""
 
     @abstractmethod
     def abandon(self) -> None:

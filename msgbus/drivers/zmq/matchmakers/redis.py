@@ -34,7 +34,8 @@ from msgbus.drivers.toolkit.connecting import backoff
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.zmq.matchmakers.base import Entry, Matchmaker
 from msgbus.drivers.zmq.matchmakers.local import ENTRY_MAX, LocalMatchmaker, prepare
-from msgbus.drivers.zmq.matchmakers.redis_server import TIMEOUT, Server
+from msgbus.drivers.zmq.matchmakers.redis_server import Server
+from msgbus.exceptions import TransportUnavailable
 from msgbus.foreign import get_logger
 
 LOG = get_logger(__name__)
@@ -99,6 +100,7 @@ class RedisMatchmaker(Matchmaker):
         self._threads: list[threading.Thread] = []
         # Guarded by the condition: what the worker is to do, and which errors either thread has had.
         self._closing = False
+        self._id = ""  # of the node, until the threads have ended
         self._own: Entry | None = None
         self._unpublished = False
         self._on_published: list[Callable[[], None]] = []
@@ -129,18 +131,25 @@ class RedisMatchmaker(Matchmaker):
         return self._local.node
 
     def open(self) -> str:
+        if any(thread.is_alive() for thread in self._threads):
+            raise TransportUnavailable(f"the former connections to Redis at {self._server.name} are still being closed")
         prepare(self._run_dir)
         folder = self._local.open()
         self._start_clean()
+        self._id = self._local.node
         self.is_opening = True
+        return folder
+
+    def _start_threads(self) -> None:
         for name, run in (("work", self._work), ("listen", self._listen)):
             thread = threading.Thread(target=run, name=f"msgbus-zmq-redis-{name}", daemon=True)
             self._threads.append(thread)
             thread.start()
-        return folder
 
     def register(self, entry: Entry, published: Callable[[], None] | None = None) -> None:
         self._local.register(entry)
+        if not self._threads:  # Not before: the node may turn out not to be able to listen.
+            self._start_threads()
         # Other hosts cannot use the Unix socket; a node without another endpoint is not published to them.
         endpoints = [endpoint for endpoint in entry.endpoints if endpoint.startswith("tcp://")]
         if endpoints:
@@ -212,10 +221,11 @@ class RedisMatchmaker(Matchmaker):
         with self._condition:
             self._closing = True
             self._condition.notify_all()
-        for thread in self._threads:
-            thread.join(TIMEOUT)
-        self._threads.clear()
         self._local.close()
+
+    def wait_closed(self, until: float) -> None:
+        for thread in self._threads:
+            thread.join(max(0.0, until - Loop.now()))
 
     def abandon(self) -> None:
         self._local.abandon()
@@ -256,7 +266,7 @@ class RedisMatchmaker(Matchmaker):
             client = self._server.connect()
             pubsub = client.pubsub()
             try:
-                pubsub.subscribe(self._channel, f"{self._channel}:{self.node}")
+                pubsub.subscribe(self._channel, f"{self._channel}:{self._id}")
                 self._read_messages(pubsub)
             except self._server.errors as exc:
                 self._failed("listen", exc)
@@ -286,7 +296,7 @@ class RedisMatchmaker(Matchmaker):
                 self._must_read_all = True
                 self._renew_at = 0.0
                 self._condition.notify_all()
-        elif (node := _node_of(message["data"])) and node != self.node:
+        elif (node := _node_of(message["data"])) and node != self._id:
             with self._condition:
                 self._changed_nodes.add(node)
                 self._condition.notify_all()
@@ -310,7 +320,7 @@ class RedisMatchmaker(Matchmaker):
         try:
             self._unregister(client)
         except self._server.errors as exc:
-            LOG.debug("node %s could not be removed from Redis at %s: %s", self.node, self._server.name, exc)
+            LOG.debug("node %s could not be removed from Redis at %s: %s", self._id, self._server.name, exc)
         _close(client)
 
     def _wait(self) -> bool:
@@ -356,7 +366,7 @@ class RedisMatchmaker(Matchmaker):
 
     def _renew(self, client: Any, own: Entry | None) -> None:
         with client.pipeline() as pipe:
-            pipe.publish(f"{self._channel}:{self.node}", b"")
+            pipe.publish(f"{self._channel}:{self._id}", b"")
             if own is not None:
                 pipe.sadd(_NODES, own.node)  # Another node may have removed it a moment ago.
                 pipe.expire(_NODES, _NODES_KEPT)
@@ -392,7 +402,7 @@ class RedisMatchmaker(Matchmaker):
                 self._loop.call(self._opened)
 
     def _members(self, client: Any) -> set[str]:
-        return {node for data in client.smembers(_NODES) if (node := _node_of(data))} - {self.node}
+        return {node for data in client.smembers(_NODES) if (node := _node_of(data))} - {self._id}
 
     def _has_changed(self, client: Any) -> bool:
         """Whether there are other nodes than those that are known, or a lease has run out."""
@@ -443,10 +453,10 @@ class RedisMatchmaker(Matchmaker):
             return
         with client.pipeline() as pipe:
             if self._is_published:
-                pipe.delete(_key(self.node))
-                pipe.srem(_NODES, self.node)
-                pipe.publish(self._channel, self.node)
-            pipe.publish(f"{self._channel}:{self.node}", b"")  # It wakes the thread that listens.
+                pipe.delete(_key(self._id))
+                pipe.srem(_NODES, self._id)
+                pipe.publish(self._channel, self._id)
+            pipe.publish(f"{self._channel}:{self._id}", b"")  # It wakes the thread that listens.
             pipe.execute()
 
 
