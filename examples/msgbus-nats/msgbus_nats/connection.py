@@ -112,6 +112,11 @@ class Connection:
             writer = getattr(self._client._transport, "_io_writer", None)
             if writer is not None:
                 writer.transport.abort()
+        finally:
+            # If the connection has failed, nats-py leaves the tasks of its subscriptions, on the program's event loop.
+            for subscription in self._client._subs.values():
+                if subscription._wait_for_msgs_task is not None:
+                    subscription._wait_for_msgs_task.cancel()
 
     async def _write_and_close(self) -> None:
         if self._writer is not None:
