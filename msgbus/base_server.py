@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Sequence
 from concurrent.futures import Future
+from functools import cache
 from typing import Any
 
 from msgbus.base_transport import BaseTransport
@@ -27,19 +28,25 @@ STOP_TIMEOUT = 5.0
 """Seconds for the message system to confirm that it has stopped delivering."""
 
 
+@cache
+def own_version() -> str:
+    """The version of msgbus. This reads a file, the first time: so `msgbus.aio` does it when it is imported."""
+    from importlib.metadata import version  # slow to import
+
+    return version("msgbus")
+
+
 class Ping:
     """The endpoint that answers `RPCClient.ping`."""
 
     target = Target(namespace=PING_NAMESPACE)
 
     def __init__(self, target: Target) -> None:
-        from importlib.metadata import version  # slow to import
-
         self._answer = {
             "server": target.server,
             "topic": target.topic,
             "host": socket.gethostname(),
-            "version": version("msgbus"),
+            "version": own_version(),
         }
 
     def ping(self, _ctxt: object) -> dict[str, Any]:

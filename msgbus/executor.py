@@ -138,6 +138,9 @@ class Executor(Generic[T]):
             except IndexError:
                 return taken
 
+    def check_thread(self) -> None:
+        """Check that this thread may call `close`: any may."""
+
     def close(self, timeout: float | None) -> int:
         """Let the threads end once they have run all that was submitted. What is submitted later is run too.
 
