@@ -127,10 +127,19 @@ class Processor:
         for call in list(self._delayed):
             self._end_delay(call)
 
-    def wait(self, timeout: float | None) -> int:
-        """Wait until all requests but the calling one are finished; returns how many are not in `timeout` seconds."""
+    def begin_wait(self) -> None:
+        """The server's end is going to be waited for. If a request does so, others that do the same ignore it."""
         own = current.running.get()
-        return self.calls.wait(timeout, own if isinstance(own, ServerCall) else None)
+        if isinstance(own, ServerCall) and own.owner is self:
+            self.calls.closers.add(own)
+
+    def wait(self, timeout: float | None) -> int:
+        """Wait until all requests but the calling one are finished; returns how many are not in `timeout` seconds.
+
+        `begin_wait` comes first, before other things are waited for.
+        """
+        own = current.running.get()
+        return self.calls.wait(timeout, own if isinstance(own, ServerCall) and own.owner is self else None)
 
     # One delivery
 

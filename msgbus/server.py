@@ -187,6 +187,7 @@ class RPCServer(BaseServer):
         subscription, executor = self._subscription, self._executor
         if subscription is None or executor is None:
             return 0
+        self._processor.begin_wait()
         running = executor.close(timeout)
         left = None if end is None else max(0.0, end - Loop.now())
         abandoned = max(running, self._processor.wait(left))

@@ -51,7 +51,7 @@ class ServerCalls:
         self._lock = threading.Lock()
         self._changed = threading.Condition()
         self._waiting = False
-        self._waiting_calls: set[ServerCall] = set()  # whose methods wait for all others
+        self.closers: set[ServerCall] = set()  # whose methods wait for the end of the server
         self.ticks = False
         self._tick_lock = threading.Lock()
 
@@ -106,6 +106,8 @@ class ServerCalls:
     def remove(self, call: ServerCall) -> None:
         """A request is finished: its delivery and its duplicates are settled."""
         self._unfinished.discard(call)
+        if self.closers:
+            self.closers.discard(call)
         if self._waiting:
             with self._changed:
                 self._changed.notify_all()
@@ -116,9 +118,7 @@ class ServerCalls:
         If the request `own` waits, it does not wait for itself, nor for others that do the same.
         """
         end = None if timeout is None else Loop.now() + timeout
-        if own is not None:
-            self._waiting_calls.add(own)
-        ignored = self._waiting_calls if own is not None else set()
+        ignored = self.closers if own is not None else set()
         with self._changed:
             self._waiting = True
             # Once its transport is closed nothing can be finished any more: checked every second.

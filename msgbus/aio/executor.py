@@ -174,6 +174,8 @@ class TaskExecutor:
             how many were still running then, or had not begun.
         """
         own = current.running.get()
+        if all(context.get(current.running) is not own for context in self._tasks.values()):
+            own = None  # The request is another server's, or there is none.
         if own is not None:
             self._closers.add(own)
         end = None if timeout is None else Loop.now() + timeout

@@ -150,6 +150,7 @@ class AsyncRPCServer(BaseServer):
         subscription, executor = self._subscription, self._executor
         if subscription is None or executor is None:
             return 0
+        self._processor.begin_wait()
         running = await executor.close(timeout)
         left = None if end is None else max(0.0, end - Loop.now())
         unfinished = self._processor.wait(0.0)

@@ -20,7 +20,7 @@ from tests.support import EVENT_TIMEOUT, new_conf
 METHODS = ["nap", "plain_nap"]
 
 
-async def cancel_task(bus: Bus, method: str) -> None:
+async def cancel_task(bus: Bus, method: str) -> None:  # noqa: D103 - its name says it
     task = asyncio.create_task(bus.client.call({}, method))
     await until(lambda: "began" in bus.service.log)
     task.cancel()
@@ -28,28 +28,28 @@ async def cancel_task(bus: Bus, method: str) -> None:
         await task
 
 
-async def end_by_asyncio_timeout(bus: Bus, method: str) -> None:
+async def end_by_asyncio_timeout(bus: Bus, method: str) -> None:  # noqa: D103 - its name says it
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await bus.client.call({}, method)
 
 
-async def end_by_own_timeout(bus: Bus, method: str) -> None:
+async def end_by_own_timeout(bus: Bus, method: str) -> None:  # noqa: D103 - its name says it
     with pytest.raises(msgbus.MessagingTimeout):
         await bus.client.prepare(timeout=0.05).call({}, method)
 
 
-async def end_by_blocking_timeout(bus: Bus, method: str) -> None:
+async def end_by_blocking_timeout(bus: Bus, method: str) -> None:  # noqa: D103 - its name says it
     with pytest.raises(msgbus.MessagingTimeout):
         await asyncio.to_thread(bus.blocking.prepare(timeout=0.05).call, {}, method)
 
 
-async def end_by_failing_group(bus: Bus, method: str) -> None:
+async def end_by_failing_group(bus: Bus, method: str) -> None:  # noqa: D103 - its name says it
     async def fail() -> None:
         await until(lambda: "began" in bus.service.log)
         raise ZeroDivisionError
 
-    with pytest.raises(ExceptionGroup) as raised:
+    with pytest.raises(ExceptionGroup) as raised:  # noqa: PT012 - a block is what is tested
         async with asyncio.TaskGroup() as group:
             group.create_task(bus.client.call({}, method))
             group.create_task(fail())
@@ -99,8 +99,9 @@ async def test_a_method_may_clean_up_when_it_is_cancelled(fake_url: str) -> None
     """What it awaits in its `finally` is awaited, and its server goes on serving."""
 
     class Cleaning:
-        log: list[str] = []
-        go_on = threading.Event()
+        def __init__(self) -> None:
+            self.log: list[str] = []
+            self.go_on = threading.Event()
 
         async def work(self, _ctxt: Any) -> None:
             try:
@@ -127,8 +128,9 @@ async def test_a_method_that_swallows_its_cancellation_is_not_answered(fake_url:
     """It runs on, its result goes nowhere, and the server does not wait for it afterwards."""
 
     class Stubborn:
-        log: list[str] = []
-        go_on = threading.Event()
+        def __init__(self) -> None:
+            self.log: list[str] = []
+            self.go_on = threading.Event()
 
         async def work(self, _ctxt: Any) -> int:
             try:
@@ -210,7 +212,7 @@ async def test_a_call_that_waits_for_the_message_system_can_be_cancelled(fake_ur
     async with aio.get_rpc_transport(await conf_with(), fake_url) as transport:
         never: LightFuture[None] = LightFuture()
         inbox = transport._inbox.begin()
-        inbox.ready = never  # type: ignore[misc]
+        inbox.ready = never
         client = aio.get_rpc_client(transport, TOPIC, timeout=LONG)
         tasks = [asyncio.create_task(client.call({}, "echo")) for _ in range(3)]
         await until(lambda: len(never._done_callbacks) == 3)
