@@ -30,7 +30,7 @@ STOP_TIMEOUT = 5.0
 
 @cache
 def own_version() -> str:
-    """The version of msgbus. This reads a file, the first time: so `msgbus.aio` does it when it is imported."""
+    """The version of msgbus. This reads a file, the first time."""
     from importlib.metadata import version  # slow to import
 
     return version("msgbus")
@@ -46,12 +46,11 @@ class Ping:
             "server": target.server,
             "topic": target.topic,
             "host": socket.gethostname(),
-            "version": own_version(),
         }
 
     def ping(self, _ctxt: object) -> dict[str, Any]:
         """Say who this is."""
-        return {**self._answer, "pid": os.getpid()}  # It may be that of a forked child.
+        return {**self._answer, "version": own_version(), "pid": os.getpid()}  # It may be that of a forked child.
 
 
 class BaseServer:

@@ -324,6 +324,8 @@ class Processor:
             self._answer_error(call, exc)
         finally:
             call.active = False
+            if call.finished:
+                call.forget_stream()
             if call.controlled and not call.is_unconfirmed:
                 call.end_control()
 
@@ -339,6 +341,8 @@ class Processor:
         """Finish a call whose client has its answer or does not want it, or cannot be sent it because of `error`."""
         if call.controlled:
             call.end_control()
+        if not call.active:
+            call.forget_stream()
         self._finish(call, done=error is None or _is_permanent(error), confirmed=call.confirmed)
 
     async def _dispatch(self, call: ServerCall, *, streams: bool = False) -> Any:

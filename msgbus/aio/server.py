@@ -11,7 +11,7 @@ from types import TracebackType
 from msgbus.aio.executor import TaskExecutor
 from msgbus.aio.transport import AsyncTransport, check_transport
 from msgbus.aio.waiting import run_in_thread
-from msgbus.base_server import STOP_TIMEOUT, BaseServer, own_version
+from msgbus.base_server import STOP_TIMEOUT, BaseServer
 from msgbus.dead_lettering import OnDeadLetter
 from msgbus.dispatcher import RPCAccessPolicyBase, RPCDispatcher
 from msgbus.drivers.base import Address
@@ -22,8 +22,6 @@ from msgbus.serializer import Serializer
 from msgbus.target import Target
 
 LOG = get_logger(__name__)
-
-own_version()  # It reads a file, which must not happen on an event loop.
 
 
 def get_rpc_server(

@@ -40,7 +40,10 @@ class TaskCall(ClientCall):
                     found = await self.transport.inspect(pending.address, INSPECT_TIMEOUT) if asks else None
                     error = self.explain_timeout(found)
                 if error is not None:
-                    raise error
+                    try:
+                        raise error
+                    finally:
+                        del error  # Its traceback refers to this frame.
 
     def end_wait(self) -> None:
         """Have `wait` return, now and from now on: nobody wants the outcome any more."""

@@ -157,7 +157,7 @@ class Service:
         """Wait until the test lets it go on."""
         self.log.append("began")
         try:
-            while not self.may_go:  # noqa: ASYNC110 - a test of another thread may set it
+            while not self.may_go:  # noqa: ASYNC110 - a test may set it on another thread
                 await asyncio.sleep(0.005)
         except asyncio.CancelledError:
             self.log.append("cancelled")
@@ -225,7 +225,7 @@ async def serving(
     *,
     server: str = "aio",
     executor: str | None = None,
-    timeout: float = EVENT_TIMEOUT,  # noqa: ASYNC109 - the client's
+    timeout: float = EVENT_TIMEOUT,  # noqa: ASYNC109 - that of the clients
     **overrides: Any,
 ) -> AsyncIterator[Bus]:
     """A server for asyncio, or for threads, and clients for both, each with a transport of its own."""

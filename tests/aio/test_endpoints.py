@@ -265,7 +265,7 @@ async def test_serializers_translate_for_async_methods_and_generators(fake_url: 
         def deserialize_entity(self, ctxt: Any, entity: Any) -> Any:
             return entity // 2
 
-    async with aio.get_rpc_transport(await conf_with(), fake_url) as transport:
+    async with aio.get_rpc_transport(await conf_with(), fake_url) as transport:  # noqa: SIM117 - one belongs to the other
         async with aio.get_rpc_server(transport, SERVER, [Service()], serializer=Doubling()):
             client = aio.get_rpc_client(transport, TOPIC, serializer=Doubling(), timeout=EVENT_TIMEOUT)
             assert await client.call({}, "echo", value=21) == 21
@@ -284,7 +284,7 @@ async def test_an_access_policy_that_raises_is_answered(fake_url: str, method: s
                 raise ZeroDivisionError
             return True
 
-    async with aio.get_rpc_transport(await conf_with(), fake_url) as transport:
+    async with aio.get_rpc_transport(await conf_with(), fake_url) as transport:  # noqa: SIM117 - one belongs to the other
         async with aio.get_rpc_server(transport, SERVER, [Service()], access_policy=Policy):
             client = aio.get_rpc_client(transport, TOPIC, timeout=EVENT_TIMEOUT)
             with pytest.raises(ZeroDivisionError):
@@ -332,7 +332,7 @@ async def test_casts_of_async_methods_that_raise_are_tried_again_and_given_up(
             raise ZeroDivisionError("never works")
 
     conf = await conf_with(rpc_cast_retries=2)
-    async with aio.get_rpc_transport(conf, fake_url) as transport:
+    async with aio.get_rpc_transport(conf, fake_url) as transport:  # noqa: SIM117 - one belongs to the other
         async with aio.get_rpc_server(transport, SERVER, [Failing()], on_dead_letter=letters.append):
             await aio.get_rpc_client(transport, TOPIC, delivery="at_least_once").cast({}, "work")
             await until(lambda: letters)

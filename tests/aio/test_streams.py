@@ -72,7 +72,7 @@ async def test_a_generator_that_waits_is_cancelled_when_its_stream_is_closed(url
 async def test_a_task_that_is_cancelled_while_it_waits_for_an_item_closes_the_stream(url: str) -> None:
     """So does a timeout of an item, which the client raises."""
     async with serving(url) as bus:
-        with pytest.raises(TimeoutError):  # noqa: PT012 - a loop is what is tested
+        with pytest.raises(TimeoutError):  # noqa: PT012 - a block is what is tested
             async with asyncio.timeout(0.3):
                 async for _ in bus.client.multicall({}, "drip"):
                     pass
@@ -139,7 +139,7 @@ async def test_the_deadline_of_a_whole_stream_ends_it(fake_url: str) -> None:
     """However fast its items come."""
     async with serving(fake_url) as bus:
         taken = 0
-        with pytest.raises(msgbus.MessagingTimeout):  # noqa: PT012 - a loop is what is tested
+        with pytest.raises(msgbus.MessagingTimeout):  # noqa: PT012 - a block is what is tested
             async for _ in bus.client.prepare(deadline=0.3).multicall({}, "count", to=10**9):
                 taken += 1
                 await asyncio.sleep(0)

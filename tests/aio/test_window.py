@@ -233,7 +233,7 @@ def test_nothing_is_left_to_the_garbage_collector(fake_url: str, kind: str) -> N
             ours = [found for found in gc.garbage if type(found).__module__.startswith("msgbus")]
             gc.garbage.clear()
             gc.enable()
-            assert ours == []
+            assert [type(found).__name__ for found in ours] == []
             assert bus.client.transport.window.idle
             assert not len(bus.client.transport.router)
             assert asyncio.all_tasks() == {asyncio.current_task()} or kind in ("cancelled", "timed out")
