@@ -302,7 +302,10 @@ class BaseClient:
         reply = pending.answer
         assert reply is not None
         if reply.failure is not None and (error := pending.failure_of(reply)) is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # Its traceback refers to this frame.
         if type(self.serializer) is NoOpSerializer:
             return reply.result
         return self.serializer.deserialize_entity(ctxt, reply.result)

@@ -46,12 +46,11 @@ class Ping:
             "server": target.server,
             "topic": target.topic,
             "host": socket.gethostname(),
-            "version": own_version(),
         }
 
     def ping(self, _ctxt: object) -> dict[str, Any]:
         """Say who this is."""
-        return {**self._answer, "pid": os.getpid()}  # It may be that of a forked child.
+        return {**self._answer, "version": own_version(), "pid": os.getpid()}  # It may be that of a forked child.
 
 
 class BaseServer:

@@ -116,8 +116,7 @@ class BaseTransport:
         self._start_clean()
         call_in_child(self._forked)
 
-    @staticmethod
-    def _make_window(size: int) -> SendWindow:
+    def _make_window(self, size: int) -> SendWindow:
         return SendWindow(size)
 
     def _forked(self) -> None:

@@ -225,7 +225,10 @@ class ThreadCall(ClientCall):
                     found = None if pending.servers else self.transport.inspect(pending.address, INSPECT_TIMEOUT)
                     error = self.explain_timeout(found)
                 if error is not None:
-                    raise error
+                    try:
+                        raise error
+                    finally:
+                        del error  # Its traceback refers to this frame.
 
     def stop_driving(self) -> None:
         """Let others drive the loop."""

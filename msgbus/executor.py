@@ -77,6 +77,7 @@ class Executor(Generic[T]):
         self._idle: list[_Worker] = []
         self._backlog: deque[tuple[float, T]] = deque()  # with the time since when each waits
         self._workers: list[_Worker] = []
+        self._closers: set[threading.Thread] = set()  # those of the workers that have called `close`
         self._starting = threading.Lock()
         self._average = 2 * SHORT  # until more is known
         self._watching = False
@@ -138,6 +139,9 @@ class Executor(Generic[T]):
             except IndexError:
                 return taken
 
+    def check_thread(self) -> None:
+        """Check that this thread may call `close`: any may."""
+
     def close(self, timeout: float | None) -> int:
         """Let the threads end once they have run all that was submitted. What is submitted later is run too.
 
@@ -145,14 +149,19 @@ class Executor(Generic[T]):
             timeout: seconds to wait for them; None for as long as it takes.
 
         Returns:
-            how many are still running then, besides the one that calls this.
+            how many are still running then, besides the ones that call this.
         """
         self._closed = True
         while self._wake():
             pass
         end = None if timeout is None else Loop.now() + timeout
+        own = threading.current_thread()
         with self._starting:
-            workers = [worker for worker in self._workers if worker.thread is not threading.current_thread()]
+            is_worker = any(worker.thread is own for worker in self._workers)
+            if is_worker:
+                self._closers.add(own)
+            # A worker does not wait for those that wait likewise: each would wait for the other.
+            workers = [worker for worker in self._workers if not (is_worker and worker.thread in self._closers)]
         for worker in workers:
             worker.thread.join(None if end is None else max(0.0, end - Loop.now()))
         return sum(worker.thread.is_alive() for worker in workers)

@@ -127,10 +127,19 @@ class Processor:
         for call in list(self._delayed):
             self._end_delay(call)
 
-    def wait(self, timeout: float | None) -> int:
-        """Wait until all requests but the calling one are finished; returns how many are not in `timeout` seconds."""
+    def begin_wait(self) -> None:
+        """The server's end is going to be waited for. If a request does so, others that do the same ignore it."""
         own = current.running.get()
-        return self.calls.wait(timeout, own if isinstance(own, ServerCall) else None)
+        if isinstance(own, ServerCall) and own.owner is self:
+            self.calls.closers.add(own)
+
+    def wait(self, timeout: float | None) -> int:
+        """Wait until all requests but the calling one are finished; returns how many are not in `timeout` seconds.
+
+        `begin_wait` comes first, before other things are waited for.
+        """
+        own = current.running.get()
+        return self.calls.wait(timeout, own if isinstance(own, ServerCall) and own.owner is self else None)
 
     # One delivery
 
@@ -315,6 +324,8 @@ class Processor:
             self._answer_error(call, exc)
         finally:
             call.active = False
+            if call.finished:
+                call.forget_stream()
             if call.controlled and not call.is_unconfirmed:
                 call.end_control()
 
@@ -330,6 +341,8 @@ class Processor:
         """Finish a call whose client has its answer or does not want it, or cannot be sent it because of `error`."""
         if call.controlled:
             call.end_control()
+        if not call.active:
+            call.forget_stream()
         self._finish(call, done=error is None or _is_permanent(error), confirmed=call.confirmed)
 
     async def _dispatch(self, call: ServerCall, *, streams: bool = False) -> Any:

@@ -174,17 +174,28 @@ class RPCServer(BaseServer):
 
         Returns:
             how many requests were abandoned since they were still running or unanswered.
+
+        Raises:
+            MessagingException: an ``async`` method calls it, whose event loop would stand still meanwhile:
+                ``await asyncio.to_thread(server.wait)`` is the way.
         """
+        if self._executor is not None:
+            self._executor.check_thread()
         self.stop()
         end = None if timeout is None else Loop.now() + timeout
+        # Without the lock: while one thread waits, another may, or a method for which that one waits.
+        subscription, executor = self._subscription, self._executor
+        if subscription is None or executor is None:
+            return 0
+        self._processor.begin_wait()
+        running = executor.close(timeout)
+        left = None if end is None else max(0.0, end - Loop.now())
+        abandoned = max(running, self._processor.wait(left))
         with self._state:
-            if self._subscription is None or self._executor is None:
-                return 0
-            running = self._executor.close(timeout)
-            left = None if end is None else max(0.0, end - Loop.now())
-            abandoned = max(running, self._processor.wait(left))
+            if self._subscription is not subscription:
+                return abandoned
             try:
-                self._subscription.close().result(STOP_TIMEOUT)
+                subscription.close().result(STOP_TIMEOUT)
             except (MessagingException, TimeoutError) as exc:
                 LOG.warning("%s: the subscription could not be closed cleanly: %r", self.target, exc)
             self._subscription = self._executor = None

@@ -259,6 +259,10 @@ class ServerCall(RunningRequest):
         self.send_started()
         return stream
 
+    def forget_stream(self) -> None:
+        """The stream is over, and so is its generator. It refers to this: so memory is freed at once."""
+        self._stream = None
+
     def send_started(self) -> None:
         """Notify the client that the request runs, and to which inbox control frames for it go."""
         if not self.started and self._extended:

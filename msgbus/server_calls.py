@@ -51,6 +51,7 @@ class ServerCalls:
         self._lock = threading.Lock()
         self._changed = threading.Condition()
         self._waiting = False
+        self.closers: set[ServerCall] = set()  # whose methods wait for the end of the server
         self.ticks = False
         self._tick_lock = threading.Lock()
 
@@ -105,22 +106,28 @@ class ServerCalls:
     def remove(self, call: ServerCall) -> None:
         """A request is finished: its delivery and its duplicates are settled."""
         self._unfinished.discard(call)
+        if self.closers:
+            self.closers.discard(call)
         if self._waiting:
             with self._changed:
                 self._changed.notify_all()
 
     def wait(self, timeout: float | None, own: ServerCall | None) -> int:
-        """Wait until all but `own` are finished; returns how many are not after `timeout` seconds."""
+        """Wait until all are finished; returns how many are not after `timeout` seconds.
+
+        If the request `own` waits, it does not wait for itself, nor for others that do the same.
+        """
         end = None if timeout is None else Loop.now() + timeout
+        ignored = self.closers if own is not None else set()
         with self._changed:
             self._waiting = True
             # Once its transport is closed nothing can be finished any more: checked every second.
-            while self._unfinished - {own} and not self._transport.closed:
+            while self._unfinished - ignored and not self._transport.closed:
                 left = 1.0 if end is None else min(1.0, end - Loop.now())
                 if left <= 0:
                     break
                 self._changed.wait(left)
-        return len(self._unfinished - {own})
+        return len(self._unfinished - ignored)
 
     def _tick(self) -> None:
         """Send keepalives to the clients that wait, and unconfirmed answers. Goes on while there is any such call."""

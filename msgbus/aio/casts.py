@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from contextlib import aclosing
 
 from msgbus.aio.transport import AsyncTransport
 from msgbus.aio.waiting import Waiter
@@ -20,7 +21,13 @@ class AsyncCasts(BaseCasts):
     async def run(self, requests: Iterable[CastRequest] | AsyncIterable[CastRequest], write: Write) -> int:
         """Send all requests, and return how many there were once all are confirmed; see `Casts.run`."""
         self._waiter = Waiter(self._transport.deadlines)
-        iterator = _iterate(requests)
+        async with aclosing(_iterate(requests)) as iterator:
+            await self._send_all(iterator, write)
+        await self._wait(0)
+        return self._result()
+
+    async def _send_all(self, iterator: AsyncIterator[CastRequest], write: Write) -> None:
+        """Send all, or all until one has failed."""
         while True:
             if len(self._in_flight) >= self._most:
                 await self._wait(self._most // 2)
@@ -44,8 +51,6 @@ class AsyncCasts(BaseCasts):
                 self._refuse(exc)
             else:
                 self._send(checked, write, deadline)
-        await self._wait(0)
-        return self._result()
 
     def _wake(self) -> None:
         self._waiter.wake()
@@ -61,8 +66,12 @@ class AsyncCasts(BaseCasts):
             self._give_up()
 
 
-async def _iterate(requests: Iterable[CastRequest] | AsyncIterable[CastRequest]) -> AsyncIterator[CastRequest]:
-    if isinstance(requests, AsyncIterable):
+async def _iterate(requests: Iterable[CastRequest] | AsyncIterable[CastRequest]) -> AsyncGenerator[CastRequest, None]:
+    if isinstance(requests, AsyncGenerator):
+        async with aclosing(requests):  # Nobody else would before the garbage collector does.
+            async for request in requests:
+                yield request
+    elif isinstance(requests, AsyncIterable):
         async for request in requests:
             yield request
     else:

@@ -140,6 +140,7 @@ class AsyncRPCClient(BaseClient):
 
         See `msgbus.RPCClient.ping`.
         """
+        self.transport.check_loop()
         client = self._ping_client(timeout)
         pending = client._new_ping(Loop.now())
         call = TaskCall(self.transport, pending, self._content_type, None)

@@ -10,6 +10,9 @@ from functools import partial
 from threading import get_ident
 from typing import Any
 
+from msgbus import current, forking
+from msgbus.closing import end_child
+from msgbus.current import RunningRequest
 from msgbus.drivers.base import Delivery
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.executor import Executor, Interrupted
@@ -50,7 +53,10 @@ class TaskExecutor:
         self._host_thread = get_ident()
         self._process = process
         self._limit = tasks
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Context] = {}
+        self._closers: set[RunningRequest | None] = set()  # whose methods wait for the end of the server
+        self._ended = False
+        self._forks = forking.forks
         self._backlog: deque[Item] = deque()
         self._is_looking = False
         self._threads: Executor[Job] = Executor(threads, _run, name, loop)
@@ -64,11 +70,14 @@ class TaskExecutor:
             self._run_backlog()
         elif not self._is_looking:
             self._is_looking = True
-            self._host.call_soon_threadsafe(self._run_backlog)
+            try:
+                self._host.call_soon_threadsafe(self._run_backlog)
+            except RuntimeError:  # It was closed. What is not begun is given back with its subscription.
+                self._is_looking = False
 
     def _run_backlog(self) -> None:
         self._is_looking = False
-        while self._backlog and len(self._tasks) < self._limit:
+        while self._backlog and len(self._tasks) < self._limit and not self._ended:
             item = self._backlog.popleft()
             try:
                 self._process(item)
@@ -78,11 +87,11 @@ class TaskExecutor:
     def begin(self, context: Context, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine as a task, in a context."""
         task = self._host.create_task(work, context=context)
-        self._tasks.add(task)
+        self._tasks[task] = context
         task.add_done_callback(self._on_done)
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             LOG.error("a request ended with an error", exc_info=error)
         if self._backlog:
@@ -107,6 +116,8 @@ class TaskExecutor:
             result, error = func(), None
         except BaseException as exc:  # sys.exit() too: somebody waits for the answer
             result, error = None, exc
+        if self._forks != forking.forks:  # The method has forked, and this is the child.
+            end_child(error)
         try:
             self._host.call_soon_threadsafe(_finish, done, result, error)
         except RuntimeError:
@@ -156,19 +167,49 @@ class TaskExecutor:
         Args:
             timeout: seconds to wait; None for as long as it takes.
 
+        A method may call this, also from a task or thread of its own that has a copy of its context. It does not wait
+        for its own request, nor for others that wait in the same way.
+
         Returns:
-            how many were still running then, besides the one that calls this.
+            how many were still running then, or had not begun.
         """
-        others = self._tasks - {asyncio.current_task()}
-        if others:
-            await asyncio.wait(others, timeout=timeout)
-        running = [task for task in others if not task.done()]
+        own = current.running.get()
+        if all(context.get(current.running) is not own for context in self._tasks.values()):
+            own = None  # The request is another server's, or there is none.
+        if own is not None:
+            self._closers.add(own)
+        end = None if timeout is None else Loop.now() + timeout
+        try:
+            # Anew each time: one that ends may let another one begin.
+            while others := self._others(own):
+                left = None if end is None else max(0.0, end - Loop.now())
+                await asyncio.wait(others, timeout=left)
+                if left == 0.0:
+                    break
+        except BaseException:
+            if own is not None:
+                self._closers.discard(own)
+            raise
+        self._ended = True
+        running = self._others(own)
         for task in running:
             task.cancel()
         if running:
             await asyncio.wait(running, timeout=CANCEL_TIMEOUT)
         self._threads.close(0)
-        return len(running)
+        return len(running) + len(self._backlog)
+
+    def _others(self, own: RunningRequest | None) -> list[asyncio.Task[None]]:
+        """The tasks that `close` waits for, where the request `own` calls it."""
+        if own is None:
+            return list(self._tasks)
+        return [task for task, context in self._tasks.items() if context.get(current.running) not in self._closers]
+
+    async def wait_for_closers(self) -> None:
+        """Wait for the requests that have called `close`: they have still to be answered."""
+        tasks = [task for task, context in self._tasks.items() if context.get(current.running) in self._closers]
+        if tasks:
+            await asyncio.wait(tasks)
 
 
 class Event:

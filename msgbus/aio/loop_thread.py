@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError
 from contextvars import Context
 from functools import partial
 from typing import Any
 
-from msgbus.aio.executor import Event, Item, TaskExecutor
+from msgbus import current
+from msgbus.aio.executor import CANCEL_TIMEOUT, Event, Item, TaskExecutor
 from msgbus.drivers.toolkit.loop import Loop
-from msgbus.exceptions import TransportUnavailable
+from msgbus.exceptions import MessagingException, TransportUnavailable
 from msgbus.server_call import ServerCall
 
 
@@ -39,6 +41,7 @@ class LoopThreadExecutor:
         self._ending = asyncio.Event()
         self._made.set()
         await self._ending.wait()
+        await self._executor.wait_for_closers()
 
     def submit(self, item: Item) -> None:
         """See `TaskExecutor.submit`."""
@@ -65,10 +68,29 @@ class LoopThreadExecutor:
         return self._executor.take_backlog()
 
     def close(self, timeout: float | None) -> int:
-        """Wait for what runs, then cancel what still does, and end the thread; see `TaskExecutor.close`."""
-        if threading.current_thread() is self._thread:
-            raise RuntimeError("an async method cannot wait for its own server: its event loop would stand still")
-        running = asyncio.run_coroutine_threadsafe(self._executor.close(timeout), self._host).result()
-        self._host.call_soon_threadsafe(self._ending.set)
-        self._thread.join()
+        """Wait for what runs, then cancel what still does, and end the thread; see `TaskExecutor.close`.
+
+        If a method calls this, the thread ends when that has returned.
+        """
+        work = self._executor.close(timeout)
+        try:
+            running = asyncio.run_coroutine_threadsafe(work, self._host).result()
+            self._host.call_soon_threadsafe(self._ending.set)
+        except (RuntimeError, CancelledError):  # Another thread has closed it meanwhile.
+            work.close()
+            return 0
+        if current.running.get() is None:
+            self._thread.join(CANCEL_TIMEOUT)  # A method that cannot be cancelled must not keep this one.
         return running
+
+    def check_thread(self) -> None:
+        """Check that this is not the event loop's thread, on which nobody may wait for its end.
+
+        Raises:
+            MessagingException: it is.
+        """
+        if threading.current_thread() is self._thread:
+            raise MessagingException(
+                "an async method cannot wait like this for the end of its own server, whose event loop would stand "
+                "still: await asyncio.to_thread(server.wait)"
+            )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Future
+from functools import partial
 from types import TracebackType
 
 from msgbus.aio.executor import TaskExecutor
 from msgbus.aio.transport import AsyncTransport, check_transport
+from msgbus.aio.waiting import run_in_thread
 from msgbus.base_server import STOP_TIMEOUT, BaseServer, own_version
 from msgbus.dead_lettering import OnDeadLetter
 from msgbus.dispatcher import RPCAccessPolicyBase, RPCDispatcher
@@ -79,7 +81,12 @@ class AsyncRPCServer(BaseServer):
         await self.wait()
 
     async def start(self, timeout: float | None = None) -> None:
-        """Begin to serve; returns when requests will arrive; see `msgbus.RPCServer.start`."""
+        """Begin to serve; returns when requests will arrive; see `msgbus.RPCServer.start`.
+
+        Raises:
+            ConfigurationError: another event loop than the transport's runs here.
+        """
+        self.transport.check_loop()
         if self._subscription is not None and self._subscription.ready.done():
             return
         transport = self.transport
@@ -109,7 +116,12 @@ class AsyncRPCServer(BaseServer):
         return executor
 
     async def stop(self) -> None:
-        """Take no new requests, and give back those that have not begun. What runs goes on: see `wait`."""
+        """Take no new requests, and give back those that have not begun. What runs goes on: see `wait`.
+
+        Raises:
+            ConfigurationError: another event loop than the transport's runs here.
+        """
+        self.transport.check_loop()
         if self._subscription is None or self._stopping or self._executor is None:
             return
         self._stopping = True
@@ -128,16 +140,27 @@ class AsyncRPCServer(BaseServer):
 
         Returns:
             how many requests were abandoned since they were still running or unanswered.
+
+        Raises:
+            ConfigurationError: another event loop than the transport's runs here.
         """
         await self.stop()
         end = None if timeout is None else Loop.now() + timeout
+        # Without the lock: while one task waits, another may, or a method for which that one waits.
+        subscription, executor = self._subscription, self._executor
+        if subscription is None or executor is None:
+            return 0
+        self._processor.begin_wait()
+        running = await executor.close(timeout)
+        left = None if end is None else max(0.0, end - Loop.now())
+        unfinished = self._processor.wait(0.0)
+        if unfinished and left != 0.0:
+            unfinished = await run_in_thread(partial(self._processor.wait, left), "msgbus-stopping")
+        abandoned = max(running, unfinished)
         async with self._state:
-            if self._subscription is None or self._executor is None:
-                return 0
-            running = await self._executor.close(timeout)
-            left = None if end is None else max(0.0, end - Loop.now())
-            abandoned = max(running, await asyncio.to_thread(self._processor.wait, left))
-            await self._confirmed(self._subscription.close(), "the subscription could not be closed cleanly")
+            if self._subscription is not subscription:
+                return abandoned
+            await self._confirmed(subscription.close(), "the subscription could not be closed cleanly")
             self._subscription = self._executor = None
         if abandoned:
             LOG.warning("%s: %d requests were abandoned after %s s", self.target, abandoned, timeout)

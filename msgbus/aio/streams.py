@@ -89,6 +89,8 @@ class AsyncStream(AsyncIterator[Any]):
         except BaseException:
             self._close()
             raise
+        if self._closed:  # By another task, meanwhile.
+            raise StopAsyncIteration
         if not self._pending.items:
             self._close()
             error = self._pending.error
@@ -100,6 +102,7 @@ class AsyncStream(AsyncIterator[Any]):
             if self._end is not None:
                 self._pending.items.clear()
                 self._end.close()
+                self._call.end_wait()  # Another task may wait for an item.
 
     async def aclose(self) -> None:
         """Cancel the stream on the server, and drop the items that have not been taken. Idempotent."""

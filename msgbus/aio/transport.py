@@ -10,11 +10,13 @@ from concurrent.futures import Future
 from types import AsyncGeneratorType, TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
-from msgbus.aio.waiting import Deadlines, Waiter
+from msgbus.aio.waiting import Deadlines, Waiter, run_in_thread
 from msgbus.aio.window import AsyncWindow
 from msgbus.base_transport import INSPECT_TIMEOUT, NO_TIME, BaseTransport, make_driver, send_error
 from msgbus.closing import open_drivers
 from msgbus.drivers.base import Address, Capability, Driver, Message, QueueInfo
+from msgbus.drivers.registry import entry_points
+from msgbus.drivers.toolkit.futures import forget_callback
 from msgbus.drivers.toolkit.hosted import HostedLoop
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import (
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from msgbus.url import TransportURL
 
 LOG = get_logger(__name__)
+
+entry_points()  # This reads files, which must not happen on an event loop.
 
 
 def get_rpc_transport(
@@ -78,9 +82,8 @@ class AsyncTransport(BaseTransport):
         with contextlib.suppress(StopIteration):  # It waits for its end from now on.
             self._guard.asend(None).send(None)
 
-    @staticmethod
-    def _make_window(size: int) -> AsyncWindow:
-        return AsyncWindow(size)
+    def _make_window(self, size: int) -> AsyncWindow:
+        return AsyncWindow(size, self.loop)
 
     async def __aenter__(self) -> AsyncTransport:
         return self
@@ -121,10 +124,19 @@ class AsyncTransport(BaseTransport):
         if future.done():
             return True
         waiter = Waiter(self.deadlines)
-        future.add_done_callback(lambda _: waiter.wake())
-        while not future.done() and Loop.now() < until:
-            await waiter.wait(until)
-        return future.done()
+
+        def on_done(_future: Future[Any]) -> None:
+            waiter.wake()
+
+        future.add_done_callback(on_done)
+        try:
+            while not future.done() and Loop.now() < until:
+                await waiter.wait(until)
+        finally:
+            is_done = future.done()
+            if not is_done:  # Many may wait, one after another, for what is never done.
+                forget_callback(future, on_done)
+        return is_done
 
     async def send_and_wait(
         self,
@@ -145,6 +157,18 @@ class AsyncTransport(BaseTransport):
         if error is not None:
             raise error
 
+    def check_loop(self) -> None:
+        """Check that this transport's event loop runs here.
+
+        Raises:
+            ConfigurationError: another event loop runs here.
+        """
+        if asyncio.get_running_loop() is not self.loop.host:
+            raise ConfigurationError(
+                f"the transport to {self.url} belongs to another event loop, of this or another thread: make one in "
+                "each, and close it there"
+            )
+
     async def slot(self, deadline: float) -> AsyncWindow:
         """Take a place in the send window: ``with await transport.slot(deadline):`` gives it back.
 
@@ -152,8 +176,7 @@ class AsyncTransport(BaseTransport):
             MessagingTimeout: as for `msgbus.Transport.slot`.
             ConfigurationError: another event loop runs here.
         """
-        if asyncio.get_running_loop() is not self.loop.host:
-            raise ConfigurationError(f"the transport to {self.url} belongs to another event loop: make one in each")
+        self.check_loop()
         if deadline <= Loop.now():
             raise MessagingTimeout(NO_TIME)
         window = self.window
@@ -179,7 +202,11 @@ class AsyncTransport(BaseTransport):
         """Close everything. Callers that still wait get `CallCancelled`, and servers cancel what they run for them.
 
         Idempotent.
+
+        Raises:
+            ConfigurationError: another event loop runs here.
         """
+        self.check_loop()
         await asyncio.shield(self._close())
 
     async def _close(self) -> None:
@@ -187,7 +214,7 @@ class AsyncTransport(BaseTransport):
             self._cancel_running()
         error = self._begin_close()
         try:
-            await asyncio.to_thread(self.driver.close)
+            await run_in_thread(self.driver.close, "msgbus-closing")
         finally:
             open_drivers.discard(self.driver)
         await self.loop.closing()

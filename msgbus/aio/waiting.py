@@ -1,15 +1,25 @@
-"""Waiter: what a task waits with. Deadlines: ends the waits whose time is over."""
+"""Waiter: what a task waits with. Deadlines: ends the waits whose time is over. And a thread for what may block."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable
+from contextvars import copy_context
 from threading import get_ident
+from typing import Any, TypeVar
 
 from msgbus.drivers.toolkit.hosted import HostedLoop
 from msgbus.drivers.toolkit.steps import FOREVER
 
 GRAIN = 0.02
 """Seconds by which the end of a wait may be late. All waits that end within so many seconds share a timer."""
+
+
+HORIZON = 60.0
+"""Seconds. What waits for longer is woken by then, and waits again: so there are never many timers."""
+
+T = TypeVar("T")
 
 
 class Deadlines:
@@ -21,14 +31,21 @@ class Deadlines:
         self._waits: dict[int, dict[Waiter, None]] = {}  # by the number of the grain in which they end
 
     def add(self, waiter: Waiter, until: float) -> dict[Waiter, None]:
-        """Have a waiter woken at `until`, in seconds of `Loop.now`. It may be removed from what this returns before."""
+        """Have a waiter woken at `until`, in seconds of `Loop.now`, or earlier if that is far away.
+
+        Returns:
+            what it may be removed from before.
+        """
         if until == FOREVER:
             return {}
+        now = self.loop.now()
+        if until - now > HORIZON:
+            until = now + HORIZON
         number = int(until / GRAIN) + 1
         waits = self._waits.get(number)
         if waits is None:
             waits = self._waits[number] = {}
-            self.loop.call_later(max(0.0, number * GRAIN - self.loop.now()), self._on_due, number)
+            self.loop.call_later(max(0.0, number * GRAIN - now), self._on_due, number)
         waits[waiter] = None
         return waits
 
@@ -49,7 +66,7 @@ class Waiter:
         self._woken = False
 
     async def wait(self, until: float) -> None:
-        """Wait to be woken, but not beyond `until`, in seconds of `Loop.now`."""
+        """Wait to be woken, but not beyond `until`, in seconds of `Loop.now`. It may also end early."""
         if not self._woken:
             deadlines = self._deadlines
             self._future = future = deadlines.loop.host.create_future()
@@ -74,3 +91,30 @@ class Waiter:
         future = self._future
         if future is not None and not future.done():
             future.set_result(None)
+
+
+async def run_in_thread(func: Callable[[], T], name: str) -> T:
+    """Call a function that may block on a thread of its own, and return its value.
+
+    Not on one of `asyncio.to_thread`: the program may have filled all of those with what waits for this.
+    """
+    host = asyncio.get_running_loop()
+    done: asyncio.Future[T] = host.create_future()
+
+    def run() -> None:
+        outcome: tuple[Callable[[Any], None], Any]
+        try:
+            outcome = done.set_result, func()
+        except BaseException as exc:
+            outcome = done.set_exception, exc
+        try:
+            host.call_soon_threadsafe(finish, *outcome)
+        except RuntimeError:
+            pass  # The event loop was closed, and nobody waits any more.
+
+    def finish(set_outcome: Callable[[Any], None], value: Any) -> None:
+        if not done.done():
+            set_outcome(value)
+
+    threading.Thread(target=copy_context().run, args=(run,), name=name, daemon=True).start()
+    return await done

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from msgbus.drivers.base import CONTRACT, Driver
 from msgbus.exceptions import DriverLoadFailure
 from msgbus.foreign import get_logger
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
 
 LOG = get_logger(__name__)
 
@@ -26,6 +30,14 @@ def installed_drivers() -> dict[str, type[Driver]]:
     return {extension.name: extension.plugin for extension in manager}
 
 
+@cache
+def entry_points() -> EntryPoints:
+    """The entry points of all drivers. This reads files the first time: `msgbus.aio` does it when it is imported."""
+    import importlib.metadata  # slow to import
+
+    return importlib.metadata.entry_points(group=DRIVERS)
+
+
 def load_driver_class(name: str) -> type[Driver]:
     """The class of the driver of that name.
 
@@ -33,18 +45,16 @@ def load_driver_class(name: str) -> type[Driver]:
         DriverLoadFailure: there is none (the text names the nearest, and all that are installed), it cannot be
             imported, or it was written for another major version of the contract.
     """
-    from importlib.metadata import entry_points  # slow to import, like those below
-
-    from stevedore import DriverManager
-
-    # Only their names: no driver is imported for that. (stevedore would log a warning besides raising.)
-    known = sorted(entry_points(group=DRIVERS).names)
+    if name not in entry_points().names:
+        entry_points.cache_clear()  # It may have been installed since.
+    # Only their names: no driver is imported for that.
+    known = sorted(entry_points().names)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise DriverLoadFailure(name, f"no such driver is installed; {hint}there are {', '.join(known)}")
     try:
-        cls: Any = DriverManager(DRIVERS, name).driver
+        cls: Any = entry_points()[name].load()
     except Exception as exc:
         raise DriverLoadFailure(name, exc) from exc
     if not (isinstance(cls, type) and issubclass(cls, Driver)):

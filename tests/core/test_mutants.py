@@ -42,7 +42,7 @@ def test_each_mutant_says_what_it_breaks() -> None:
         code = (ROOT / "msgbus" / mutant.file).read_text()
         assert code.count(mutant.old) == 1, f"{mutant.name}: what it changes in msgbus/{mutant.file} has changed"
         file, _, test = mutant.test.partition("::")
-        assert re.search(rf"^def {test}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE), mutant.test
+        assert re.search(rf"^(async )?def {test}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE), mutant.test
 
 
 @pytest.mark.parametrize(

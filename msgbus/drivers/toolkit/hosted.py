@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextvars import Context
 from threading import get_ident
 from typing import Any
 
@@ -120,7 +121,8 @@ class HostedLoop(Loop):
 
     def _register(self) -> None:
         if self._poller is not None:
-            self.host.add_reader(self._poller.fileno(), self._on_readable)
+            # In a context of its own: that of the task that happens to be the first would be kept.
+            Context().run(self.host.add_reader, self._poller.fileno(), self._on_readable)
             self._request_step()
 
     def _on_host(self, func: Callable[[], object]) -> None:
@@ -299,4 +301,4 @@ class HostedLoop(Loop):
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_at = until
-            self._timer = self.host.call_later(max(0.0, until - self.now()), self._on_timer)
+            self._timer = self.host.call_later(max(0.0, until - self.now()), self._on_timer, context=Context())

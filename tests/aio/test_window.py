@@ -1,0 +1,246 @@
+"""The send window of tasks, thousands of calls at once, and the ends of waits."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import tracemalloc
+from typing import Any
+
+import pytest
+
+import msgbus
+from msgbus import aio
+from msgbus.aio.waiting import GRAIN, HORIZON, Deadlines, Waiter
+from msgbus.drivers.toolkit.loop import Loop
+from tests.aio.support import LONG, TOPIC, conf_with, on_loop, serving, until
+from tests.support import EVENT_TIMEOUT, new_conf
+
+MANY = 10_000
+
+
+@on_loop
+async def test_tasks_get_places_in_the_order_in_which_they_came(fake_url: str) -> None:
+    """Also where each place becomes free while others wait."""
+    async with serving(fake_url, rpc_send_window=2, executor_tasks=1) as bus:
+        calls = [asyncio.create_task(bus.client.call({}, "note", value=number)) for number in range(20)]
+        await asyncio.gather(*calls)
+        assert bus.service.log == list(range(20))
+
+
+@on_loop
+async def test_a_task_that_calls_again_and_again_leaves_places_to_others(fake_url: str) -> None:
+    """A place that becomes free goes to who waits for it, and not to whoever has just given it back."""
+    async with serving(fake_url, rpc_send_window=1) as bus:
+        made: list[str] = []
+
+        async def work(name: str) -> None:
+            for _ in range(10):
+                await bus.client.call({}, "echo", value=1)
+                made.append(name)
+
+        await asyncio.gather(work("a"), work("b"))
+        assert made == ["a", "b"] * 10
+
+
+@on_loop
+async def test_a_place_that_does_not_become_free_in_time_is_a_timeout(fake_url: str) -> None:
+    """It says how many requests are unfinished, and that nothing was sent; later calls find the places."""
+    async with serving(fake_url, rpc_send_window=2) as bus:
+        running = [asyncio.create_task(bus.client.call({}, "nap", value=1)) for _ in range(2)]
+        await until(lambda: bus.service.log == ["began", "began"])
+        hasty = bus.client.prepare(timeout=0.05)
+        for verb in (hasty.call({}, "note", value=1), hasty.cast({}, "note", value=1)):
+            with pytest.raises(msgbus.MessagingTimeout, match=r"2 requests .* still unfinished .* nothing was sent"):
+                await verb
+        with pytest.raises(msgbus.CastsFailed):
+            await hasty.cast_many({}, [("note", {"value": 1})])
+        bus.service.may_go = True
+        assert await asyncio.gather(*running) == [1, 1]
+        assert await bus.client.call({}, "echo", value=2) == 2
+        assert bus.service.log.count(1) == 0
+        assert bus.client.transport.window.idle
+
+
+@on_loop
+async def test_a_place_that_another_thread_gives_back_goes_to_a_task(fake_url: str) -> None:
+    """A driver may finish messages on a thread of its own."""
+    async with aio.get_rpc_transport(await conf_with(rpc_send_window=1), fake_url) as transport:
+        window = await transport.slot(Loop.now() + EVENT_TIMEOUT)
+        task = asyncio.create_task(transport.slot(Loop.now() + EVENT_TIMEOUT))
+        await asyncio.sleep(0)
+        thread = threading.Thread(target=window.release)
+        thread.start()
+        assert await task is window
+        thread.join()
+        assert not window.take()
+        window.release()
+        assert window.idle
+
+
+@on_loop
+async def test_cast_many_leaves_room_for_others(fake_url: str) -> None:
+    """However many casts there are, half of the window is free for calls meanwhile."""
+    async with serving(fake_url, rpc_send_window=4, executor_tasks=1000) as bus:
+        window = bus.client.transport.window
+        most = 0
+
+        def requests() -> Any:
+            nonlocal most
+            for number in range(200):
+                most = max(most, window.size - len(window._places))
+                yield "note", {"value": number}
+
+        casting = asyncio.create_task(bus.client.cast_many({}, requests()))
+        assert await bus.client.call({}, "echo", value=1) == 1
+        assert await casting == 200
+        assert most <= 2
+        await until(lambda: len(bus.service.log) == 200)
+
+
+def test_thousands_of_calls_in_flight_need_no_thread_task_or_timer_each(fake_url: str) -> None:
+    """10,000 calls that wait at once take less than 40 MB, with the tasks that make them and what the bus holds."""
+
+    async def main() -> None:
+        arrived: list[Any] = []
+        conf = new_conf(rpc_send_window=2 * MANY)
+        async with aio.get_rpc_transport(conf, fake_url) as served, aio.get_rpc_transport(conf, fake_url) as transport:
+            served.driver.subscribe([served.address(TOPIC)], arrived.append, prefetch=2 * MANY)
+            client = aio.get_rpc_client(transport, TOPIC, timeout=LONG)
+            host: Any = asyncio.get_running_loop()
+            threads = threading.active_count()
+            tracemalloc.start()
+            try:
+                calls = [asyncio.create_task(client.call({}, "hold", value=number)) for number in range(MANY)]
+                await until(lambda: len(arrived) == MANY, 60.0)
+                used, _ = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+            assert used < 40e6
+            assert threading.active_count() == threads
+            assert len(asyncio.all_tasks()) == MANY + 1  # the callers', and this one
+            assert len([timer for timer in host._scheduled if not timer.cancelled()]) < 10
+            assert len(transport.loop._timers) < MANY / 10
+            for call in calls:
+                call.cancel()
+            await asyncio.wait(calls)
+            assert transport.window.idle
+            assert not any(transport.deadlines._waits.values())
+
+    asyncio.run(main())
+
+
+@on_loop
+async def test_waits_end_at_their_deadline_and_not_before(fake_url: str) -> None:
+    """Within the grain; waits that end in the same grain share a timer."""
+    async with aio.get_rpc_transport(await conf_with(), fake_url) as transport:
+        loop = transport.loop
+        deadlines = Deadlines(loop)
+        now = Loop.now()
+        untils = [now + 0.001 * number for number in range(200)]
+        late: list[float] = []
+
+        async def wait(until: float) -> None:
+            await Waiter(deadlines).wait(until)
+            late.append(Loop.now() - until)
+
+        waits = [asyncio.create_task(wait(until)) for until in untils]
+        await asyncio.sleep(0)
+        assert len(loop._timers) <= 0.2 / GRAIN + 2
+        await asyncio.gather(*waits)
+        assert min(late) >= 0.0
+        assert deadlines._waits == {}
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0])
+@on_loop
+async def test_a_wait_whose_time_is_over_ends_in_the_next_grain(fake_url: str, seconds: float) -> None:
+    """It does not wait for ever."""
+    async with aio.get_rpc_transport(await conf_with(), fake_url) as transport:
+        async with asyncio.timeout(EVENT_TIMEOUT):
+            await Waiter(transport.deadlines).wait(Loop.now() + seconds)
+
+
+@on_loop
+async def test_far_deadlines_leave_no_timers_behind(fake_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the timeout of calls is that are answered at once, their timers are gone a minute later."""
+    async with aio.get_rpc_transport(await conf_with(), fake_url) as transport:
+        deadlines = transport.deadlines
+        now = Loop.now()
+        for number in range(100):
+            deadlines.add(Waiter(deadlines), now + 1e6 + number)
+        assert len(deadlines._waits) <= 2
+        assert max(deadlines._waits) * GRAIN <= Loop.now() + HORIZON + 2 * GRAIN
+        assert deadlines.add(Waiter(deadlines), float("inf")) == {}
+
+
+@on_loop
+async def test_a_call_whose_deadline_is_far_waits_on(fake_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked at now and then, and answered."""
+    monkeypatch.setattr("msgbus.aio.waiting.HORIZON", 0.02)
+    async with serving(fake_url, timeout=LONG, rpc_send_window=1) as bus:
+        call = asyncio.create_task(bus.client.call({}, "nap", value=1))
+        other = asyncio.create_task(bus.client.call({}, "echo", value=2))
+        await asyncio.sleep(0.2)
+        assert not call.done()
+        assert not other.done()
+        bus.service.may_go = True
+        assert (await call, await other) == (1, 2)
+
+
+@pytest.mark.parametrize("kind", ["answered", "failed", "cancelled", "timed out", "streams", "left streams", "casts"])
+def test_nothing_is_left_to_the_garbage_collector(fake_url: str, kind: str) -> None:
+    """Calls, casts and streams, also those that fail or are cancelled, leave no cycles of objects of msgbus."""
+
+    async def once(bus: Any) -> None:
+        client = bus.client
+        if kind == "answered":
+            await client.call({}, "echo", value=1)
+        elif kind == "failed":
+            with pytest.raises(KeyError):
+                await client.call({}, "fail")
+        elif kind == "cancelled":
+            task = asyncio.create_task(client.call({}, "sleep"))
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+        elif kind == "timed out":
+            with pytest.raises(msgbus.MessagingTimeout):
+                await client.prepare(timeout=0.001).call({}, "sleep")
+        elif kind == "streams":
+            assert len([item async for item in client.multicall({}, "count", to=10)]) == 10
+        elif kind == "left streams":
+            async with client.multicall({}, "count", to=10**6) as stream:
+                await anext(stream)
+        else:
+            await client.cast({}, "note", value=1)
+            await client.cast_many({}, [("note", {"value": 1})] * 3)
+
+    async def main() -> None:
+        async with serving(fake_url) as bus:
+            for _ in range(3):
+                await once(bus)
+            await asyncio.sleep(0.3)
+            gc.collect()
+            gc.disable()
+            for _ in range(20):
+                await once(bus)
+            await asyncio.sleep(0.3)
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            gc.set_debug(0)
+            ours = [found for found in gc.garbage if type(found).__module__.startswith("msgbus")]
+            gc.garbage.clear()
+            gc.enable()
+            assert [type(found).__name__ for found in ours] == []
+            assert bus.client.transport.window.idle
+            assert not len(bus.client.transport.router)
+            assert asyncio.all_tasks() == {asyncio.current_task()} or kind in ("cancelled", "timed out")
+
+    try:
+        asyncio.run(main())
+    finally:
+        gc.set_debug(0)
+        gc.enable()
+        gc.garbage.clear()
