@@ -115,8 +115,9 @@ class Connection:
         finally:
             # If the connection has failed, nats-py leaves the tasks of its subscriptions, on the program's event loop.
             for subscription in self._client._subs.values():
-                if subscription._wait_for_msgs_task is not None:
-                    subscription._wait_for_msgs_task.cancel()
+                task: asyncio.Task[None] | None = getattr(subscription, "_wait_for_msgs_task", None)
+                if task is not None:
+                    task.cancel()
 
     async def _write_and_close(self) -> None:
         if self._writer is not None:
