@@ -998,7 +998,7 @@ OTHERS = (
         "client_call.py",
         "router.abandon_later(pending.id, self._cancel)",
         "pass",
-        "aio/test_cancelling.py::test_a_call_that_nobody_waits_for_is_cancelled_on_the_server",
+        "aio/test_cancelling.py::test_a_request_that_the_server_begins_after_its_caller_has_gone_is_cancelled",
     ),
     Mutant(
         "interrupts_no_async_method",
@@ -1023,14 +1023,6 @@ OTHERS = (
         "await asyncio.wait(others, timeout=left)",
         "await asyncio.wait(others, timeout=0.0)\n                break",
         "aio/test_stopping.py::test_wait_lets_what_runs_finish",
-    ),
-    Mutant(
-        "waits_for_the_request_that_waits",
-        "A method may wait for the end of its own server.",
-        "aio/executor.py",
-        "context.get(current.running) not in self._closers]",
-        "context is not None]",
-        "aio/test_stopping.py::test_a_method_may_wait_for_its_own_server",
     ),
     Mutant(
         "gives_a_free_place_to_whoever_comes",
