@@ -1097,11 +1097,11 @@ OTHERS = (
         "aio/test_transports.py::test_a_transport_is_refused_on_another_event_loop_or_thread",
     ),
     Mutant(
-        "blocks_the_event_loop_to_close",
-        "Closing a transport of msgbus.aio does not block the event loop.",
+        "closes_on_the_threads_of_the_program",
+        "Closing a transport of msgbus.aio does not wait for threads that the program has filled.",
         "aio/transport.py",
         'await run_in_thread(self.driver.close, "msgbus-closing")',
-        "self.driver.close()",
+        "await asyncio.to_thread(self.driver.close)",
         "aio/test_transports.py::test_closing_does_not_wait_for_the_programs_own_threads",
     ),
     Mutant(
