@@ -192,13 +192,12 @@ class RPCServer(BaseServer):
         left = None if end is None else max(0.0, end - Loop.now())
         abandoned = max(running, self._processor.wait(left))
         with self._state:
-            if self._subscription is not subscription:
-                return abandoned
-            try:
-                subscription.close().result(STOP_TIMEOUT)
-            except (MessagingException, TimeoutError) as exc:
-                LOG.warning("%s: the subscription could not be closed cleanly: %r", self.target, exc)
-            self._subscription = self._executor = None
+            if self._subscription is subscription:
+                try:
+                    subscription.close().result(STOP_TIMEOUT)
+                except (MessagingException, TimeoutError) as exc:
+                    LOG.warning("%s: the subscription could not be closed cleanly: %r", self.target, exc)
+                self._subscription = self._executor = None
         if abandoned:
             LOG.warning("%s: %d requests were abandoned after %s s", self.target, abandoned, timeout)
         return abandoned

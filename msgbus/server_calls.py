@@ -118,16 +118,19 @@ class ServerCalls:
         If the request `own` waits, it does not wait for itself, nor for others that do the same.
         """
         end = None if timeout is None else Loop.now() + timeout
-        ignored = self.closers if own is not None else set()
         with self._changed:
             self._waiting = True
             # Once its transport is closed nothing can be finished any more: checked every second.
-            while self._unfinished - ignored and not self._transport.closed:
+            while self._others(own) and not self._transport.closed:
                 left = 1.0 if end is None else min(1.0, end - Loop.now())
                 if left <= 0:
                     break
                 self._changed.wait(left)
-        return len(self._unfinished - ignored)
+        return len(self._others(own))
+
+    def _others(self, own: ServerCall | None) -> set[ServerCall]:
+        """The unfinished requests that `wait` waits for."""
+        return self._unfinished if own is None else self._unfinished - self.closers - {own}
 
     def _tick(self) -> None:
         """Send keepalives to the clients that wait, and unconfirmed answers. Goes on while there is any such call."""

@@ -158,7 +158,7 @@ def check_transport(transport: object, whose: str) -> None:
     Raises:
         TypeError: it is something else. Its value is not shown: it may be a URL with a password.
     """
-    if not hasattr(transport, "driver"):
+    if not hasattr(transport, "driver") or hasattr(transport, "aclose"):  # That is one of msgbus.aio.
         raise TypeError(
             f"the first argument of a {whose} is a Transport, not {type(transport).__name__}: "
             "transport = get_rpc_transport(conf, url)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -115,6 +116,7 @@ async def test_a_method_may_wait_for_its_own_server(fake_url: str, server: str, 
 
         async def end(self, _ctxt: Any) -> int:
             self.log.append("waits")
+            await until(lambda: self.log.count("waits") == 2)  # The server takes no more once one waits.
             found: int = await self.waits() if server == "aio" else await asyncio.to_thread(self.waits)
             return found
 
@@ -123,6 +125,8 @@ async def test_a_method_may_wait_for_its_own_server(fake_url: str, server: str, 
 
         def plain_end(self, _ctxt: Any) -> int:
             self.log.append("waits")
+            while self.log.count("waits") < 2:
+                time.sleep(0.001)
             if server == "aio":
                 found: int = asyncio.run_coroutine_threadsafe(self.waits(), self.loop).result()
                 return found
