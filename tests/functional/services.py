@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -45,3 +47,11 @@ def serving(
 def client_of(transport: msgbus.Transport, topic: str, timeout: float = 20.0) -> msgbus.RPCClient:
     """A client with a short timeout, so that no test lasts long."""
     return msgbus.get_rpc_client(transport, msgbus.Target(topic=topic), timeout=timeout)
+
+
+def nothing_is_added(state: Callable[[], Counter[str]], before: Counter[str]) -> None:
+    """What there is more of than `before` goes within 20 s; what there is less of does not count."""
+    end = time.monotonic() + 20
+    while (added := state() - before) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not added

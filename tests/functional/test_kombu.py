@@ -24,7 +24,7 @@ from msgbus.message import JSON, DeadLetter
 from tests.functional.brokers.processes import free_ports
 from tests.functional.brokers.proxy import Proxy
 from tests.functional.brokers.rabbitmq import RabbitMQ
-from tests.functional.services import Connect, Endpoint, client_of, serving
+from tests.functional.services import Connect, Endpoint, client_of, nothing_is_added, serving
 from tests.support import new_conf
 
 
@@ -472,10 +472,7 @@ def test_twenty_reconnects_leave_nothing_behind(rabbitmq: RabbitMQ, proxy: Proxy
             proxy.cut()
             assert client.call({}, "echo", value=number) == number
         until(lambda: rabbitmq.connections() == 2, "two connections again")
-        end = time.monotonic() + 20
-        while (left := state() - before) and time.monotonic() < end:
-            time.sleep(0.1)
-        assert not left
+        nothing_is_added(state, before)
 
 
 # Queues

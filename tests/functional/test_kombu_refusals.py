@@ -171,11 +171,16 @@ def test_a_frozen_rabbitmq_is_reported_at_the_deadline(rabbitmq: RabbitMQ, conne
         transport = connect(rabbitmq.url)
         client = client_of(transport, "frozen", timeout)
         client.prepare(timeout=20).call({}, "echo", value=0)
+
+        def cast() -> None:
+            client.cast({}, "echo", value=1)
+            pytest.fail(f"it was confirmed; RabbitMQ is frozen: {rabbitmq.paused()}")
+
         rabbitmq.pause()
         try:
             for _ in range(3):
                 with pytest.raises(msgbus.OutcomeUnknown, match="did not confirm"):
-                    client.cast({}, "echo", value=1)
+                    cast()
                 with pytest.raises(msgbus.TransportUnavailable, match="did not confirm") as caught:
                     client.prepare(delivery="at_least_once").cast({}, "echo", value=2)
                 assert caught.value.maybe_delivered

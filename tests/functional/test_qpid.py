@@ -7,7 +7,6 @@ import logging
 import os
 import pathlib
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -25,7 +24,7 @@ from msgbus.message import JSON, DeadLetter
 from tests.functional.brokers.processes import free_ports
 from tests.functional.brokers.proxy import Proxy
 from tests.functional.brokers.qpid import Qpid
-from tests.functional.services import Connect, Endpoint, client_of, serving
+from tests.functional.services import Connect, Endpoint, client_of, nothing_is_added, serving
 
 MEMORY = "?durable=false"
 """The broker of most of these tests keeps all in memory, and refuses what is marked durable."""
@@ -549,10 +548,7 @@ def test_twenty_reconnects_leave_nothing_behind(broker: Qpid, proxy: Proxy, conn
             proxy.cut()
             assert client.call({}, "echo", value=number) == number
         until(lambda: len(broker.connections()) == 1, "one connection again")
-        end = time.monotonic() + 20
-        while (left := state() - before) and time.monotonic() < end:
-            time.sleep(0.1)
-        assert not left
+        nothing_is_added(state, before)
 
 
 # Queues

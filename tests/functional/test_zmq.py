@@ -458,6 +458,7 @@ def test_messages_to_a_full_server_wait_at_their_sender_or_fail_as_blocked(place
         assert receiver.deliveries[settled].accept()
     for future in waiting:
         future.result(15)
+    receiver.wait(40)
     assert receiver.bodies == [str(n) for n in range(40)]
 
 
@@ -496,6 +497,7 @@ def test_fanout_waits_for_a_full_subscriber(place: Place) -> None:
     for settled in range(20):
         slow.wait(settled + 1)[settled].accept()
     assert {future.result(15).reached for future in futures} == {2}
+    quick.wait(20)
     assert slow.bodies == quick.bodies == [str(n) for n in range(20)]
 
 

@@ -132,6 +132,7 @@ def test_keys_in_the_file_are_names_in_keys_dir(meeting: FileMeeting, tmp_path: 
         until(is_refused, why)
     meeting.write({"foo": {"s1": {"address": address, "key": "server"}}})
     send(client, TOPIC, "x")
+    receiver.wait(1)
     assert receiver.bodies == ["x"]
 
 

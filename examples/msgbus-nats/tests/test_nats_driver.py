@@ -161,7 +161,7 @@ def test_what_a_dead_subscriber_held_comes_again_soon(transports: Callable[..., 
 
 
 def test_a_stream_that_another_makes_at_the_same_moment(
-    transports: Callable[..., Transport], server: Any, monkeypatch: pytest.MonkeyPatch
+    transports: Callable[..., Transport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """JetStream then says that its subjects overlap with a stream, which is the one that was wanted."""
     ask = Connection.ask
@@ -178,9 +178,9 @@ def test_a_stream_that_another_makes_at_the_same_moment(
 
 
 def test_a_pull_request_that_is_lost_is_followed_by_another(
-    transports: Callable[..., Transport], monkeypatch: pytest.MonkeyPatch
+    transports: Callable[..., Transport], server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NATS may forget one: messages are not kept waiting for its answer."""
+    """NATS may forget one: messages are not kept waiting for its answer, nor for the next keepalive."""
     pull = JetStream.pull
     lost: list[Any] = []
 
@@ -193,7 +193,7 @@ def test_a_pull_request_that_is_lost_is_followed_by_another(
     monkeypatch.setattr(JetStream, "pull", lose_the_first)
     address = Address("topic", "x", "forgotten")
     got: list[Delivery] = []
-    driver = transports().driver
+    driver = transports(server.url + "?ack_wait=600").driver  # A keepalive comes after 150 s.
     driver.subscribe([address], got.append, prefetch=1).ready.result(15)
     driver.send(address, Message(b"x", "t", "i", 30.0), mandatory=True).result(15)
     wait_for(lambda: got)

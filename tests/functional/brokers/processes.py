@@ -192,7 +192,12 @@ def send_signal(pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
         if number == signal.SIGSTOP:
-            poll(lambda: not _running_threads(pid), 10.0, f"process {pid} to stop")
+            poll(lambda: is_stopped(pid), 10.0, f"process {pid} to stop")
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process was stopped by a signal, or has ended."""
+    return not _running_threads(pid)
 
 
 def _running_threads(pid: int) -> list[str]:

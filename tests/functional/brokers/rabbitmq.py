@@ -18,6 +18,7 @@ from tests.functional.brokers.processes import (
     BrokerMissing,
     ProcessTree,
     free_ports,
+    is_stopped,
     poll,
     send_signal,
 )
@@ -218,6 +219,10 @@ class RabbitMQ(Console):
     def pause(self) -> None:
         """Freeze the node (SIGSTOP): connections stay open, and nothing answers until ``resume()``."""
         self._signal(signal.SIGSTOP)
+
+    def paused(self) -> bool:
+        """Whether the node is frozen."""
+        return is_stopped(self._beam())
 
     def resume(self) -> None:
         """Let a paused node go on."""
