@@ -10,7 +10,6 @@ import pytest
 
 from msgbus import MessagingTimeout, RPCClient, Target, Transport, get_rpc_client, get_rpc_server, streams
 from msgbus.client import STREAM_BYTES, STREAM_WINDOW
-from msgbus.client_call import ClientCall
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Delivery, Message
 from msgbus.encoding import decode_inbox_frame, decode_request, encode_reply
