@@ -307,8 +307,11 @@ def started(url: str, *args: str) -> Iterator[subprocess.Popen[str]]:
 
 def children_of(pid: int) -> list[int]:
     """The processes that a process has started."""
-    tasks = pathlib.Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    found = []
+    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # A thread that has ended meanwhile.
+            found += [int(child) for child in (task / "children").read_text().split()]
+    return found
 
 
 def wait_for_end(pids: list[int]) -> None:
