@@ -128,7 +128,10 @@ class Executor(Generic[T]):
     @staticmethod
     async def run_plain(func: Callable[..., Any], *args: Any) -> Any:
         """Call a function: this thread may block."""
-        return func(*args)
+        try:
+            return func(*args)
+        except StopIteration as exc:  # A coroutine must not raise it.
+            raise RuntimeError(f"the method raised {exc!r}") from exc
 
     def take_backlog(self) -> list[T]:
         """Remove and return the items that no thread has begun."""

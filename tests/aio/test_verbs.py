@@ -165,6 +165,7 @@ async def test_a_method_calls_on_with_what_is_left_of_its_time(fake_url: str) ->
             with pytest.raises(msgbus.MessagingTimeout):
                 await self.client.call({}, "nap")
             self.log.append("timed out")
+            await asyncio.Event().wait()  # Its client waits no longer either.
             return 0.0
 
     middle = Middle()

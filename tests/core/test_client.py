@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import msgbus.base_client
 import msgbus.client
 from msgbus import (
     CallCancelled,
@@ -425,7 +426,9 @@ def test_time_that_was_spent_waiting_for_the_window(monkeypatch: pytest.MonkeyPa
     transport.inbox(time.monotonic() + EVENT_TIMEOUT)
     found = requests_of(transport)
     passed = [0.0]
-    monkeypatch.setattr(msgbus.client, "Loop", types.SimpleNamespace(now=lambda: time.monotonic() + passed[0]))
+    later = types.SimpleNamespace(now=lambda: time.monotonic() + passed[0])
+    for module in (msgbus.client, msgbus.base_client):
+        monkeypatch.setattr(module, "Loop", later)
     acquire = transport.window.acquire
 
     def slow(timeout: float) -> bool:
@@ -567,9 +570,8 @@ def test_multicall_that_is_closed(client: RPCClient, endpoint: Endpoint, how: st
 
 def test_multicall_whose_method_raises_stop_iteration(client: RPCClient) -> None:
     """A method that raises StopIteration has failed: it does not look like a stream without items."""
-    with pytest.raises(RemoteError) as caught:
+    with pytest.raises(RuntimeError, match="StopIteration"):
         list(client.multicall({}, "stop_iteration"))
-    assert caught.value.exc_type in ("StopIteration", "RuntimeError")
 
 
 def test_multicall_timeout_of_an_item(quiet: Transport) -> None:
@@ -823,7 +825,8 @@ def test_nobody_there_after_an_unknown_outcome_is_an_error_at_the_deadline(
     verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under at_least_once the error is not that nobody listens: the first try may have run, and the text says so."""
-    monkeypatch.setattr(msgbus.client, "SEND_SHARE", 0.4)  # A busy machine needs more than the usual share to say so.
+    # A busy machine needs more than the usual share to say so.
+    monkeypatch.setattr(msgbus.base_client, "SEND_SHARE", 0.4)
     transport = new_transport()
     client = get_rpc_client(transport, Target(topic="foo"), timeout=2.0, delivery="at_least_once")
     get_bus(transport.url).fail_next(TransportUnavailable("the server was lost", maybe_delivered=True))
