@@ -15,7 +15,7 @@ from msgbus.aio.window import AsyncWindow
 from msgbus.base_transport import INSPECT_TIMEOUT, NO_TIME, BaseTransport, make_driver, send_error
 from msgbus.closing import open_drivers
 from msgbus.drivers.base import Address, Capability, Driver, Message, QueueInfo
-from msgbus.drivers.registry import entry_points
+from msgbus.drivers.registry import installed_names
 from msgbus.drivers.toolkit.futures import forget_callback
 from msgbus.drivers.toolkit.hosted import HostedLoop
 from msgbus.drivers.toolkit.loop import Loop
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 LOG = get_logger(__name__)
 
-entry_points()  # This reads files, which must not happen on an event loop.
+installed_names()  # The first call reads files, which must not happen on an event loop.
 
 
 def get_rpc_transport(

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgbus.drivers.base import CONTRACT, Driver
 from msgbus.exceptions import DriverLoadFailure
 from msgbus.foreign import get_logger
-
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoints
 
 LOG = get_logger(__name__)
 
@@ -30,12 +26,15 @@ def installed_drivers() -> dict[str, type[Driver]]:
     return {extension.name: extension.plugin for extension in manager}
 
 
-@cache
-def entry_points() -> EntryPoints:
-    """The entry points of all drivers. This reads files the first time: `msgbus.aio` does it when it is imported."""
-    import importlib.metadata  # slow to import
+def installed_names() -> list[str]:
+    """The names of all drivers; none is imported for that.
 
-    return importlib.metadata.entry_points(group=DRIVERS)
+    The first time in a process stevedore reads files, then it remembers. `msgbus.aio` calls this when it is imported,
+    so that no event loop waits for it.
+    """
+    from stevedore import NamedExtensionManager  # slow to import
+
+    return sorted({point.name for point in NamedExtensionManager(DRIVERS, names=[]).list_entry_points()})
 
 
 def load_driver_class(name: str) -> type[Driver]:
@@ -45,16 +44,15 @@ def load_driver_class(name: str) -> type[Driver]:
         DriverLoadFailure: there is none (the text names the nearest, and all that are installed), it cannot be
             imported, or it was written for another major version of the contract.
     """
-    if name not in entry_points().names:
-        entry_points.cache_clear()  # It may have been installed since.
-    # Only their names: no driver is imported for that.
-    known = sorted(entry_points().names)
+    from stevedore import DriverManager
+
+    known = installed_names()  # Looked at first: stevedore would log a warning besides raising.
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise DriverLoadFailure(name, f"no such driver is installed; {hint}there are {', '.join(known)}")
     try:
-        cls: Any = entry_points()[name].load()
+        cls: Any = DriverManager(DRIVERS, name).driver
     except Exception as exc:
         raise DriverLoadFailure(name, exc) from exc
     if not (isinstance(cls, type) and issubclass(cls, Driver)):
