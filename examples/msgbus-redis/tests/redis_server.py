@@ -17,19 +17,29 @@ import redis
 PASSWORD = "s3cret"
 
 
+def free_port() -> int:
+    """A port that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 class Server:
-    """redis-server, on a port and with data of its own; `lines` go into its configuration."""
+    """redis-server, on a port and with data of its own.
+
+    `lines` go into its configuration; in them PORT is that port, and OTHER a free one.
+    """
 
     def __init__(self, folder: pathlib.Path, *lines: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"redis://:{PASSWORD}@127.0.0.1:{self.port}/"
         own = [f"dir {folder}", f"requirepass {PASSWORD}", 'save ""', "bind 127.0.0.1"]
         ports = [] if any(line.startswith("port ") for line in lines) else [f"port {self.port}"]
         aof = [] if any(line.startswith("appendonly ") for line in lines) else ["appendonly yes"]
         self._config = folder / "redis.conf"
-        self._config.write_text("\n".join([*own, *ports, *aof, *lines]).replace("PORT", str(self.port)) + "\n")
+        text = "\n".join([*own, *ports, *aof, *lines]) + "\n"
+        self._config.write_text(text.replace("PORT", str(self.port)).replace("OTHER", str(free_port())))
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

@@ -85,7 +85,7 @@ def test_a_wrong_password_fails_at_once(server: Any, connect: Callable[..., Tran
     [
         (("appendonly no",), "set its appendonly to yes"),
         (("maxmemory 100mb", "maxmemory-policy allkeys-lru"), "set its maxmemory-policy to noeviction"),
-        (("cluster-enabled yes",), "Redis Cluster"),
+        (("cluster-enabled yes", "cluster-port OTHER"), "Redis Cluster"),
     ],
 )
 def test_a_redis_that_loses_messages_is_refused(
