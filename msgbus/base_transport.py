@@ -124,7 +124,7 @@ class BaseTransport:
         self._finalizer.detach()
         router = self.router
         self._start_clean()
-        router.abandon(CallCancelled(f"the process forked: the call over {self.url} belongs to the parent"))
+        router.abandon(f"the process forked, and a call over {self.url} belongs to the parent")
 
     def _start_clean(self) -> None:
         """Make everything new but the driver. Also in a forked child, where the parent's threads do not exist."""
@@ -330,17 +330,20 @@ class BaseTransport:
                 except MessagingException as exc:
                     LOG.debug("%s could not be cancelled at inbox %s: %s", pending.describe, inbox, exc)
 
-    def _begin_close(self) -> CallCancelled:
+    @property
+    def closed_reason(self) -> str:
+        """What the errors of whoever waits say when the transport is closed."""
+        return f"the transport to {self.url} was closed"
+
+    def _begin_close(self) -> None:
         """Fail all that waits. Closing the driver and the loop has to follow, and then `_end_close`."""
         self.closed = True
         self._finalizer.detach()
-        error = CallCancelled(f"the transport to {self.url} was closed")
-        self.router.fail_all(error)
-        return error
+        self.router.fail_all(self.closed_reason)
 
-    def _end_close(self, error: CallCancelled) -> None:
+    def _end_close(self) -> None:
         for sending in list(self.retries):  # The loop would have sent them again.
-            sending.give_up(error)
+            sending.give_up(CallCancelled(f"to {sending.address}: {self.closed_reason}"))
 
     def __repr__(self) -> str:
         return f"<Transport {self.url}>"

@@ -53,7 +53,7 @@ class ClientCall:
         transport.router.add(pending)
         if transport.closed:  # Checked last: if it is closed after this, it finds the call in the router.
             transport.router.discard(pending)
-            raise CallCancelled(f"{pending.describe}: the transport to {transport.url} was closed")
+            raise CallCancelled(f"{pending.describe}: {transport.closed_reason}")
         mandatory = pending.address.kind != "fanout"
         if not pending.repeatable:
             sent = transport.send(pending.address, message, mandatory=mandatory, fallback=self._fallback)
@@ -226,7 +226,7 @@ class ThreadCall(ClientCall):
                     error = self.explain_timeout(found)
                 if error is not None:
                     try:
-                        raise error
+                        raise error.with_traceback(None)  # Others may get the same error, without our frames.
                     finally:
                         del error  # Its traceback refers to this frame.
 

@@ -14,6 +14,7 @@ import msgspec
 
 from msgbus.drivers.base import Address, Message
 from msgbus.exceptions import (
+    CallCancelled,
     MessageDeliveryFailure,
     MessagingException,
     MessagingTimeout,
@@ -500,13 +501,13 @@ class ReplyRouter:
         for pending in self.waiting():
             pending.wake()
 
-    def abandon(self, error: BaseException) -> None:
-        """In a forked child: the calls are the parent's. A thread that still waits for one gets `error`."""
+    def abandon(self, reason: str) -> None:
+        """In a forked child: the calls are the parent's. A thread that still waits for one gets `CallCancelled`."""
         for pending in self.waiting():
-            pending.abandon(error)
+            pending.abandon(CallCancelled(f"{pending.describe}: {reason}"))
 
-    def fail_all(self, error: BaseException) -> None:
-        """End every waiting call with `error`."""
+    def fail_all(self, reason: str) -> None:
+        """End every waiting call with `CallCancelled`."""
         for pending in self.waiting():
-            pending.send_error = error
+            pending.send_error = CallCancelled(f"{pending.describe}: {reason}")
             pending.wake()

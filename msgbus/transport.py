@@ -111,7 +111,7 @@ class Transport(BaseTransport):
             raise self.unconfirmed(what, address)
         error = send_error(outcome)
         if error is not None:
-            raise error
+            raise error.with_traceback(None)  # Others may get the same error: their frames have no place in it.
 
     def slot(self, deadline: float) -> SendWindow:
         """Take a place in the send window: ``with transport.slot(deadline):`` gives it back.
@@ -143,13 +143,13 @@ class Transport(BaseTransport):
 
     def cleanup(self) -> None:
         """Close everything. Callers that still wait get `CallCancelled`. Idempotent."""
-        error = self._begin_close()
+        self._begin_close()
         try:
             self.driver.close()
         finally:
             open_drivers.discard(self.driver)
         self.loop.close()
-        self._end_close(error)
+        self._end_close()
 
 
 def check_transport(transport: object, whose: str) -> None:

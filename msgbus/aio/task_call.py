@@ -41,7 +41,7 @@ class TaskCall(ClientCall):
                     error = self.explain_timeout(found)
                 if error is not None:
                     try:
-                        raise error
+                        raise error.with_traceback(None)  # Others may get the same error, without our frames.
                     finally:
                         del error  # Its traceback refers to this frame.
 

@@ -155,7 +155,7 @@ class AsyncTransport(BaseTransport):
             raise self.unconfirmed(what, address)
         error = send_error(outcome)
         if error is not None:
-            raise error
+            raise error.with_traceback(None)  # Others may get the same error: their frames have no place in it.
 
     def check_loop(self) -> None:
         """Check that this transport's event loop runs here.
@@ -212,13 +212,13 @@ class AsyncTransport(BaseTransport):
     async def _close(self) -> None:
         if not self.closed:
             self._cancel_running()
-        error = self._begin_close()
+        self._begin_close()
         try:
             await run_in_thread(self.driver.close, "msgbus-closing")
         finally:
             open_drivers.discard(self.driver)
         await self.loop.closing()
-        self._end_close(error)
+        self._end_close()
         if not self._guard.ag_running:
             await self._guard.aclose()
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import threading
+import traceback
 import tracemalloc
 from typing import Any
 
@@ -117,7 +119,8 @@ def test_thousands_of_calls_in_flight_need_no_thread_task_or_timer_each(fake_url
                 used, _ = tracemalloc.get_traced_memory()
             finally:
                 tracemalloc.stop()
-            assert used < 40e6
+            if sys.gettrace() is None:  # Whoever measures coverage keeps something for each frame.
+                assert used < 40e6
             assert threading.active_count() == threads
             assert len(asyncio.all_tasks()) == MANY + 1  # the callers', and this one
             assert len([timer for timer in host._scheduled if not timer.cancelled()]) < 10
@@ -129,6 +132,24 @@ def test_thousands_of_calls_in_flight_need_no_thread_task_or_timer_each(fake_url
             assert not any(transport.deadlines._waits.values())
 
     asyncio.run(main())
+
+
+@on_loop
+async def test_each_call_has_an_error_of_its_own_when_its_transport_is_closed(fake_url: str) -> None:
+    """It says which call it was, and its traceback is of this call alone."""
+    arrived: list[Any] = []
+    async with aio.get_rpc_transport(await conf_with(), fake_url) as served:
+        served.driver.subscribe([served.address(TOPIC)], arrived.append, prefetch=100)
+        async with aio.get_rpc_transport(await conf_with(), fake_url) as transport:
+            client = aio.get_rpc_client(transport, TOPIC, timeout=LONG)
+            calls = [asyncio.create_task(client.call({}, f"hold{number}")) for number in range(50)]
+            await until(lambda: len(arrived) == 50)
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+    for number, end in enumerate(ends):
+        assert isinstance(end, msgbus.CallCancelled)
+        assert f"'hold{number}' on " in str(end)
+        assert "was closed" in str(end)
+        assert len(traceback.extract_tb(end.__traceback__)) < 10
 
 
 @on_loop

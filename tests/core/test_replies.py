@@ -665,10 +665,13 @@ def test_router_fails_all() -> None:
     router = ReplyRouter()
     pending, woken = call()
     router.add(pending)
-    error = CallCancelled("closed")
-    router.fail_all(error)
+    other = PendingCall("other", "echo", Address("topic", "x", "foo"), **options())
+    router.add(other)
+    router.fail_all("it is closed")
     assert woken.take()
-    assert check(pending, NOW) is error
+    for each in (pending, other):
+        error = check(each, NOW)
+        assert (type(error), str(error)) == (CallCancelled, f"{each.describe}: it is closed")
 
 
 def test_pending_is_abstract() -> None:

@@ -298,7 +298,7 @@ class SendingChecks:
 
     @check("driver", since="0.1", lacks=(Capability.STORAGE,))
     def test_store_is_declared_or_refused(self, bus: Bus) -> None:
-        """A driver that does not declare store refuses stored addresses, and keeps nothing for absent listeners."""
+        """A driver that does not declare storage refuses stored addresses, and keeps nothing for absent listeners."""
         with pytest.raises(CapabilityMissing):
             bus.driver.send(bus.address("stored"), message("x"), mandatory=True).result(15)
         leave_behind(bus, bus.address())

@@ -138,7 +138,7 @@ class SubscribingChecks:
     def test_exchanges_and_topics_are_apart(self, bus: Bus, kind: str) -> None:
         """The same address in another exchange, or with another topic, gets nothing."""
         if kind == "dead" and Capability.STORAGE not in bus.capabilities:
-            pytest.skip("the driver does not declare store")
+            pytest.skip("the driver does not declare storage")
         here = address_of(bus, kind)
         addresses = [here, here._replace(exchange="conformance-2"), here._replace(topic=bus.topic + "/x")]
         receivers = [Receiver() for _ in addresses]
