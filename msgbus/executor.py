@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context
+from time import thread_time
 from typing import Any, Generic, TypeVar
 
 from msgbus.drivers.toolkit.loop import FOREVER, Loop
@@ -47,6 +48,10 @@ QUICK = 0.005
 """Seconds; items that take less on average are not worth more threads."""
 SHORT = 0.0005
 """Seconds; while items take less on average, the thread that has read them runs them, and then reads on."""
+WAITS = 0.0001
+"""Seconds; unless so much of it is spent waiting, for example for a database: several threads can wait at once."""
+SAMPLE = 16
+"""One in so many items is looked at for how long it waits."""
 AWAY_MAX = 0.002
 """Seconds for which such a thread may run one after another before it reads and writes again."""
 MAX_WAIT = 0.02
@@ -79,7 +84,8 @@ class Executor(Generic[T]):
         self._workers: list[_Worker] = []
         self._closers: set[threading.Thread] = set()  # those of the workers that have called `close`
         self._starting = threading.Lock()
-        self._average = 2 * SHORT  # until more is known
+        self._average = 2 * SHORT  # seconds that an item takes; until more is known
+        self._waits = 0.0  # of these, the seconds without using the processor
         self._watching = False
         self._closed = False
         self._next_start = 0.0
@@ -94,12 +100,17 @@ class Executor(Generic[T]):
         if reader is not None and self._take_idle(reader):
             unlock(reader.wake)
         elif self._average > QUICK or (
-            len(self._workers) - len(self._idle) < EAGER and (reader is None or self._average >= SHORT)
+            len(self._workers) - len(self._idle) < EAGER and (reader is None or not self._is_short)
         ):
             self._wake_or_start()
         elif not self._watching:
             self._watching = True
             self._loop.call_later(MAX_WAIT, self._watch)
+
+    @property
+    def _is_short(self) -> bool:
+        """Whether a thread may run items one after another, while nobody drives the loop."""
+        return self._average < SHORT and self._waits < WAITS
 
     def _take_idle(self, worker: _Worker) -> bool:
         """Take a worker out of the idle ones. False: it is none of them, or has been woken already."""
@@ -216,6 +227,7 @@ class Executor(Generic[T]):
 
     def _run_items(self, worker: _Worker) -> None:
         now = away_since = Loop.now()
+        count = 0
         while True:
             try:
                 _, item = self._backlog.popleft()
@@ -233,12 +245,18 @@ class Executor(Generic[T]):
                 now = away_since = Loop.now()
                 continue
             began = now
+            count += 1
+            busy_since = thread_time() if count % SAMPLE == 0 else None
             try:
                 self._func(item)
             except BaseException:  # A handler's sys.exit() too: it must not cost the server a thread.
                 LOG.exception("an item of a worker thread raised")
             now = Loop.now()
             self._average += (now - began - self._average) / 16
+            if busy_since is not None:
+                waited = now - began - (thread_time() - busy_since)
+                # At most so much, since another thread may have had the interpreter just then.
+                self._waits += (min(waited, SHORT) - self._waits) / 16
             del item  # It must not live until the next one comes.
             if now - away_since > AWAY_MAX and self._loop.come_back():
                 worker.reads = True
@@ -261,7 +279,7 @@ class Executor(Generic[T]):
 
     def _go_on_or_give_turn(self) -> None:
         """Run items, and keep the loop's turn only if that does not take long."""
-        if self._average < SHORT and not self._closed:
+        if self._is_short and not self._closed:
             self._loop.go_away()
         elif self._loop.is_here:
             self._loop.give_turn()

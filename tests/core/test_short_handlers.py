@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import types
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -273,6 +274,29 @@ def test_an_item_that_never_returns_costs_one_thread(executed: Executed) -> None
         executed.wait()
     let_go.set()
     executed.wait()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "of_them_busy", "short"),
+    [(0.0003, 0.0003, True), (0.0003, 0.00025, True), (0.0003, 0.0, False), (0.0006, 0.0006, False), (2.0, 0.0, False)],
+)
+def test_items_that_wait_are_left_to_several_threads(
+    seconds: float, of_them_busy: float, short: bool, loop: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However short they are, no thread that drives the loop runs them one after another: they can wait together."""
+    clock = types.SimpleNamespace(now=0.0, busy=0.0)
+
+    def run(_item: int) -> None:
+        clock.now += seconds
+        clock.busy += of_them_busy
+
+    monkeypatch.setattr("msgbus.executor.Loop", types.SimpleNamespace(now=lambda: clock.now))
+    monkeypatch.setattr("msgbus.executor.thread_time", lambda: clock.busy)
+    executor = Executor[int](1, run, "waits", loop)
+    for number in range(500):
+        executor.submit(number)
+    assert executor.close(None) == 0
+    assert executor._is_short is short
 
 
 def test_no_worker_is_idle_twice(executed: Executed) -> None:
