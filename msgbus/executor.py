@@ -6,7 +6,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context
-from time import thread_time
 from typing import Any, Generic, TypeVar
 
 from msgbus.drivers.toolkit.loop import FOREVER, Loop
@@ -246,7 +245,7 @@ class Executor(Generic[T]):
                 continue
             began = now
             count += 1
-            busy_since = thread_time() if count % SAMPLE == 0 else None
+            busy_since = Loop.busy_seconds() if count % SAMPLE == 0 else None
             try:
                 self._func(item)
             except BaseException:  # A handler's sys.exit() too: it must not cost the server a thread.
@@ -254,7 +253,7 @@ class Executor(Generic[T]):
             now = Loop.now()
             self._average += (now - began - self._average) / 16
             if busy_since is not None:
-                waited = now - began - (thread_time() - busy_since)
+                waited = now - began - (Loop.busy_seconds() - busy_since)
                 # At most so much, since another thread may have had the interpreter just then.
                 self._waits += (min(waited, SHORT) - self._waits) / 16
             del item  # It must not live until the next one comes.
