@@ -48,7 +48,7 @@ class Answers(list[dict[str, Any]]):
 
     Attributes:
         expected: how many servers the message system knows, or None if it does not say. Those that have not answered
-            are frozen, have all their threads busy, or have just ended.
+            are frozen, are too busy to answer, or have just ended.
     """
 
     expected: int | None = None

@@ -207,8 +207,8 @@ class RPCClient(BaseClient):
     def ping(self, timeout: float = 1.0) -> Answers:
         """Ask every server of the topic (or the one that the target names) for a sign of life.
 
-        A server that is frozen, or all of whose threads are busy, does not answer, and is still counted: compare the
-        number of answers with `Answers.expected`.
+        A server that is frozen or too busy (all of its threads or tasks are taken) does not answer, and is still
+        counted: compare the number of answers with `Answers.expected`.
 
         Args:
             timeout: seconds to gather answers. Returns earlier if as many answer as the message system knows.

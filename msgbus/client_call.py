@@ -164,8 +164,7 @@ class ClientCall:
             found: what is known of the address, if no server has said that it runs the call.
         """
         pending, driver = self.pending, self.transport.driver
-        seconds = pending.deadline - pending.began
-        known = [f"{pending.describe}: no answer within {seconds:.4g} s over {driver.state}"]
+        known = [f"{pending.describe}: {pending.missing} over {driver.state}"]
         known.append("the message system has taken the request" if pending.sent else "it is not known to be delivered")
         for server in list(pending.servers.values()):
             silent = Loop.now() - server.last_sign

@@ -45,7 +45,8 @@ CORE_OPTS: list[cfg.Opt] = [
         "executor_tasks",
         default=1000,
         min=1,
-        help="The most requests that a server runs at the same time on an event loop.",
+        help="The most requests that a server of msgbus.aio, or one with async methods, runs at the same time, with "
+        "plain methods and open streams among them.",
     ),
     cfg.IntOpt(
         "rpc_prefetch",
@@ -80,7 +81,8 @@ CORE_OPTS: list[cfg.Opt] = [
         "rpc_send_window",
         default=1000,
         min=1,
-        help="The most unfinished requests of one transport; a further one waits, within its deadline.",
+        help="The most unfinished requests of one transport, with open streams among them; a further one waits, within "
+        "its deadline.",
     ),
     cfg.FloatOpt(
         "rpc_reply_grace",

@@ -113,6 +113,11 @@ class Pending(msgspec.Struct, eq=False):
         return f"{self.method!r} on {self.address}, call {self.id}"
 
     @property
+    def missing(self) -> str:
+        """What has not come by the deadline, for the text of a timeout."""
+        return f"no answer within {self.deadline - self.began:.4g} s"
+
+    @property
     def server_inbox(self) -> str | None:
         """Where the server that runs the call takes control frames; of several, the first."""
         servers = list(self.servers)
@@ -352,6 +357,7 @@ class PendingStream(Pending, kw_only=True):
     items: deque[Any] = msgspec.field(default_factory=deque)
     taken: int = 0
     ended: bool = False
+    _expected_since: float = 0.0  # when the wait for the next item began
     _last: Reply | None = None
     _gap: Exception | None = None
     _credited: int = 0  # how many were taken when credit was sent last
@@ -418,6 +424,14 @@ class PendingStream(Pending, kw_only=True):
     def expect_item(self, now: float) -> None:
         """Begin to wait for the next item: its timeout counts from now, within the deadline of the whole."""
         self.deadline = min(now + self.idle_timeout, self.end)
+        self._expected_since = now
+
+    @property
+    def missing(self) -> str:
+        """As `Pending.missing`: each item has a time of its own."""
+        plural = "" if self.taken == 1 else "s"
+        seconds = self.deadline - self._expected_since
+        return f"no item within {seconds:.4g} s, after {self.taken} item{plural}"
 
     def take(self) -> tuple[Any, bool]:
         """The next of `items`, and whether to send credit now: the server may be waiting for that."""

@@ -167,6 +167,9 @@ class RPCServer(BaseServer):
     def wait(self, timeout: float | None = None) -> int:
         """Wait until what runs has finished and is answered, then close the subscription.
 
+        After `timeout` seconds, ``async`` methods that still run are cancelled, and plain ones run on without being
+        waited for.
+
         A method that the server runs may call it: this does not wait for the request that calls it.
 
         Args:

@@ -1,4 +1,9 @@
-"""msgbus for asyncio: transports, clients and servers on the event loop that runs. No thread, and no hand-off."""
+"""msgbus for asyncio: transports, clients and servers on the event loop that runs.
+
+A call takes no thread and no hand-off between threads. Threads are used for plain methods of servers, and to connect
+and close. All else (`msgbus.Target`, the errors, `msgbus.current_request`, serializers, access policies) is that of
+`msgbus`.
+"""
 
 from msgbus.aio.client import AsyncRPCClient, get_rpc_client
 from msgbus.aio.server import AsyncRPCServer, get_rpc_server

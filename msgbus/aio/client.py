@@ -38,7 +38,10 @@ def get_rpc_client(transport: AsyncTransport, target: Target, **options: Any) ->
 class AsyncRPCClient(BaseClient):
     """Sends requests to a target, as `msgbus.RPCClient` does, with the same arguments and errors, for tasks.
 
-    A task that is cancelled while it waits, also by `asyncio.timeout`, cancels its call on the server.
+    Only tasks of its transport's event loop may use it; in another one the verbs raise `msgbus.ConfigurationError`.
+
+    A task that is cancelled while it waits, also by `asyncio.timeout`, cancels its call on the server. It does not wait
+    for that.
     """
 
     transport: AsyncTransport

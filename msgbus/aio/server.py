@@ -52,8 +52,13 @@ class AsyncRPCServer(BaseServer):
         async with get_rpc_server(transport, Target(topic="hello", server="one"), [Hello()]):
             await asyncio.Event().wait()
 
-    A request whose client cancels it, or stops waiting, is cancelled: its method gets `asyncio.CancelledError`. (A
-    plain method can ask ``current_request().cancelled``.)
+    The end of the ``async with`` stops the server, and waits for what runs as long as it takes; `stop` and `wait` bound
+    that.
+
+    A call whose client cancels it, or stops waiting, is cancelled: its ``async`` method gets `asyncio.CancelledError`.
+    (A plain method can ask ``current_request().cancelled``.) A cast is never cancelled by its client.
+
+    At most ``executor_tasks`` requests run at the same time, and of these ``executor_thread_pool_size`` plain methods.
     """
 
     transport: AsyncTransport
@@ -132,8 +137,8 @@ class AsyncRPCServer(BaseServer):
     async def wait(self, timeout: float | None = None) -> int:
         """Stop, wait until what runs has finished and is answered, then close the subscription.
 
-        What still runs after `timeout` seconds is cancelled. A method that the server runs may call this: it does not
-        wait for the request that calls it.
+        After `timeout` seconds, ``async`` methods that still run are cancelled, and plain ones run on without being
+        waited for. A method that the server runs may call this: it does not wait for the request that calls it.
 
         Args:
             timeout: None means as long as it takes.

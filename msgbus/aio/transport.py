@@ -62,7 +62,8 @@ def get_rpc_transport(
 class AsyncTransport(BaseTransport):
     """The connection to one message system, for all clients and servers of one event loop.
 
-    Use it by ``async with``, or await `aclose` at the end. Only the event loop's thread may use it.
+    Use it by ``async with``, or await `aclose` at the end. Only the event loop's thread may use it. At most
+    ``rpc_send_window`` calls, casts and open streams are unfinished at the same time; further ones wait.
     """
 
     loop: HostedLoop
@@ -199,7 +200,9 @@ class AsyncTransport(BaseTransport):
             return None
 
     async def aclose(self) -> None:
-        """Close everything. Callers that still wait get `CallCancelled`, and servers cancel what they run for them.
+        """Close everything. Tasks that still wait get `CallCancelled`.
+
+        What servers have said to run for them is cancelled there.
 
         Idempotent.
 

@@ -43,7 +43,8 @@ def ping(
 ) -> None:
     """List the servers of TOPIC that answer, how fast each is, and how many there should be.
 
-    A server does not answer if it is frozen or all its threads are busy. If none answers, that is an error (3).
+    A server does not answer if it is frozen, or too busy: all its threads or tasks are taken, or an async method blocks
+    its event loop. If none answers, that is an error (3).
     """
     from msgbus.client import get_rpc_client
     from msgbus.exceptions import MessageUndeliverable
@@ -60,7 +61,7 @@ def ping(
             known = f" ({_how_many(found)})" if found.expected else ""
             raise MessageUndeliverable(
                 f"{who} of topic {topic}{negation} within {timeout:g} s{known} over {transport.driver.state}: "
-                "it is not running, or all its threads are busy (then a longer --timeout helps)"
+                "it is not running, or too busy to answer (then a longer --timeout helps)"
             )
         found.sort(key=lambda answer: str(answer.get("server")))
         if as_json:
@@ -71,7 +72,7 @@ def ping(
         if strict and (found.expected is None or len(found) < found.expected):
             raise MessageUndeliverable(
                 f"{_how_many(found)} within {timeout:g} s over {transport.driver.state}: the others are frozen, have "
-                "just stopped, or all their threads are busy (then a longer --timeout helps)"
+                "just stopped, or are too busy to answer (then a longer --timeout helps)"
             )
 
 

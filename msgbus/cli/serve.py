@@ -51,7 +51,8 @@ NO_ARGUMENTS = "; give its arguments defaults, or write a program with get_rpc_s
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long to wait for running methods when the server is stopped.",
+    help="How long to wait for running methods when the server is stopped; then async ones are cancelled, and plain "
+    "ones given up.",
 )
 @json_option("A line of JSON when the server is ready.")
 @serializer_option

@@ -105,6 +105,16 @@ def test_credit_is_sent_for_large_items(played: PlayedServer, client: RPCClient)
         assert played.kinds() == [("credit", 2)]
 
 
+def test_the_timeout_of_an_item_says_how_long_that_item_was_waited_for(played: PlayedServer, client: RPCClient) -> None:
+    """Not how long the stream has been open; and how many items there were before."""
+    stream = client.prepare(timeout=0.5).multicall({}, "count")
+    played.started()
+    played.say("items", items=[0, 1], seq=0)
+    assert [next(stream), next(stream)] == [0, 1]
+    with pytest.raises(MessagingTimeout, match=r"no item within 0\.5 s, after 2 items over .*server 'h1' runs it"):
+        next(stream)
+
+
 def test_the_deadline_ends_a_stream_whose_items_wait(
     played: PlayedServer, client: RPCClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,6 +84,8 @@ class Terminal:
         env = {name: value for name, value in os.environ.items() if not name.startswith("MSGBUS_")}
         if run_dir:
             env["XDG_RUNTIME_DIR"] = run_dir
+        # The pages need pytest alone. Where this plugin is installed, it warns that it is not configured.
+        env["PYTEST_ADDOPTS"] = "-p no:asyncio"
         env["PATH"] = f"{pathlib.Path(sys.executable).parent}:{env['PATH']}"
         self.shell = subprocess.Popen(
             ["bash"],
