@@ -216,12 +216,14 @@ class AsyncTransport(BaseTransport):
         if not self.closed:
             self._cancel_running()
         self._begin_close()
+        self.window.close()
         try:
             await run_in_thread(self.driver.close, "msgbus-closing")
         finally:
             open_drivers.discard(self.driver)
         await self.loop.closing()
         self._end_close()
+        self.deadlines.wake_all()
         if not self._guard.ag_running:
             await self._guard.aclose()
 

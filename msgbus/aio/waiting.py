@@ -44,10 +44,17 @@ class Deadlines:
         number = int(until / GRAIN) + 1
         waits = self._waits.get(number)
         if waits is None:
+            # Once that loop has ended, which runs no timers then, there may still be something to wait for.
+            later = self.loop.host.call_later if self.loop.closed else self.loop.call_later
+            later(max(0.0, number * GRAIN - now), self._on_due, number)
             waits = self._waits[number] = {}
-            self.loop.call_later(max(0.0, number * GRAIN - now), self._on_due, number)
         waits[waiter] = None
         return waits
+
+    def wake_all(self) -> None:
+        """Have all waiters look again: the loop has ended, and its timers with it. On the event loop."""
+        for number in list(self._waits):
+            self._on_due(number)
 
     def _on_due(self, number: int) -> None:
         for waiter in self._waits.pop(number, ()):

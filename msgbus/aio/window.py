@@ -27,6 +27,7 @@ class AsyncWindow(SendWindow):
         super().start_clean()
         self._tasks: dict[Waiter, None] = {}  # Only changed on the event loop's thread.
         self._given: set[Waiter] = set()  # likewise: those that have a place, and do not know yet
+        self._closed = False
 
     async def wait_for_place(self, waiter: Waiter, deadline: float) -> bool:
         """Take a place; wait for one until `deadline`, in seconds of `Loop.now`. Returns whether there was one."""
@@ -59,9 +60,17 @@ class AsyncWindow(SendWindow):
 
     __exit__ = release
 
+    def close(self) -> None:
+        """Let all in, from now on: the transport is closed, so each of them fails at once, and says of what.
+
+        Otherwise they would wait for streams that nobody reads any more. On the event loop's thread.
+        """
+        self._closed = True
+        self._give_places()
+
     def _give_places(self) -> None:
         """Give free places to tasks. On the event loop's thread."""
-        while self._tasks and self.take():
+        while self._tasks and (self._closed or self.take()):
             waiter = next(iter(self._tasks))
             del self._tasks[waiter]
             self._given.add(waiter)

@@ -15,6 +15,7 @@ import pytest
 import msgbus
 from msgbus import aio
 from msgbus.aio.waiting import GRAIN, HORIZON, Deadlines, Waiter
+from msgbus.drivers.toolkit.futures import LightFuture
 from msgbus.drivers.toolkit.loop import Loop
 from tests.aio.support import LONG, TOPIC, conf_with, on_loop, serving, until
 from tests.support import EVENT_TIMEOUT, new_conf
@@ -150,6 +151,35 @@ async def test_each_call_has_an_error_of_its_own_when_its_transport_is_closed(fa
         assert f"'hold{number}' on " in str(end)
         assert "was closed" in str(end)
         assert len(traceback.extract_tb(end.__traceback__)) < 10
+
+
+@on_loop
+async def test_who_waits_for_a_place_is_told_that_the_transport_was_closed(fake_url: str) -> None:
+    """Also where streams that nobody reads keep the places. So is who comes later."""
+    async with serving(fake_url, rpc_send_window=1) as bus:
+        stream = bus.client.multicall({}, "drip")
+        assert await anext(stream) == 1
+        verbs = (lambda: bus.client.call({}, "echo", value=1), lambda: bus.client.cast({}, "note", value=1))
+        waiting = [asyncio.create_task(verb()) for verb in verbs]
+        await until(lambda: len(bus.client.transport.window._tasks) == len(verbs))
+        await bus.client.transport.aclose()
+        async with asyncio.timeout(EVENT_TIMEOUT):
+            for end in [*waiting, *(verb() for verb in verbs)]:
+                with pytest.raises(msgbus.CallCancelled, match="was closed"):
+                    await end
+        await stream.aclose()
+
+
+@on_loop
+async def test_waits_end_at_their_deadline_when_the_transport_was_closed(fake_url: str) -> None:
+    """Those that begin before, and those that begin after it: its loop runs no timers then."""
+    async with aio.get_rpc_transport(await conf_with(), fake_url) as transport:
+        transport.loop.call(int)
+        before = asyncio.create_task(transport.wait_for(LightFuture[None](), Loop.now() + 1.0))
+        await asyncio.sleep(0)
+    async with asyncio.timeout(EVENT_TIMEOUT):
+        assert not await before
+        assert not await transport.wait_for(LightFuture[None](), Loop.now() + 0.05)
 
 
 @on_loop
