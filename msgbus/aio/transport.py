@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from types import AsyncGeneratorType, TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
-from msgbus.aio.waiting import Deadlines, Waiter, run_in_thread
+from msgbus.aio.waiting import Deadlines, Waiter, run_in_thread, wait_in_any_case
 from msgbus.aio.window import AsyncWindow
 from msgbus.base_transport import INSPECT_TIMEOUT, NO_TIME, BaseTransport, make_driver, send_error
 from msgbus.closing import open_drivers
@@ -213,15 +213,16 @@ class AsyncTransport(BaseTransport):
         await asyncio.shield(self._close())
 
     async def _close(self) -> None:
+        # A program that ends cancels all tasks, this one too. Half closed, the transport would keep a thread for ever.
         if not self.closed:
             self._cancel_running()
         self._begin_close()
         self.window.close()
         try:
-            await run_in_thread(self.driver.close, "msgbus-closing")
+            await wait_in_any_case(run_in_thread(self.driver.close, "msgbus-closing"))
         finally:
             open_drivers.discard(self.driver)
-        await self.loop.closing()
+        await wait_in_any_case(self.loop.closing())
         self._end_close()
         self.deadlines.wake_all()
         if not self._guard.ag_running:

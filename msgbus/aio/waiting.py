@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
@@ -100,8 +101,8 @@ class Waiter:
             future.set_result(None)
 
 
-async def run_in_thread(func: Callable[[], T], name: str) -> T:
-    """Call a function that may block on a thread of its own, and return its value.
+def run_in_thread(func: Callable[[], T], name: str) -> asyncio.Future[T]:
+    """Call a function that may block on a thread of its own. Returns a future for its value.
 
     Not on one of `asyncio.to_thread`: the program may have filled all of those with what waits for this.
     """
@@ -124,4 +125,15 @@ async def run_in_thread(func: Callable[[], T], name: str) -> T:
             set_outcome(value)
 
     threading.Thread(target=copy_context().run, args=(run,), name=name, daemon=True).start()
-    return await done
+    return done
+
+
+async def wait_in_any_case(future: asyncio.Future[T]) -> T:
+    """Wait for a future, and return its value, even if this task is cancelled meanwhile.
+
+    Only for what must not be left half done, and takes a bounded time.
+    """
+    while not future.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([future])
+    return future.result()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
@@ -19,6 +20,7 @@ import uvloop
 
 import msgbus
 from msgbus import Target, aio
+from msgbus.drivers.toolkit.loop import Loop
 from tests.aio.support import LONG, SERVER, TOPIC, Service, conf_with, guarded, on_loop, request_var, serving, until
 from tests.support import EVENT_TIMEOUT, ROOT, exit_code_of, new_conf
 
@@ -102,6 +104,34 @@ async def test_a_transport_that_is_closed_while_calls_run_ends_them(url: str) ->
         await transport.aclose()
         service.may_go = True
         await server.wait(EVENT_TIMEOUT / 10)
+
+
+def test_a_program_that_is_cancelled_while_it_closes_its_transport_leaves_nothing(url: str) -> None:
+    """The end of `asyncio.run` cancels all tasks, and waits until the transport is closed."""
+    closing = threading.Event()
+    kept: list[aio.AsyncTransport] = []
+
+    async def main() -> None:
+        transport = aio.get_rpc_transport(await conf_with(), url)
+        kept.append(transport)
+        await transport.inbox(Loop.now() + EVENT_TIMEOUT)
+        close = transport.driver.close
+
+        def close_slowly() -> None:
+            closing.set()
+            time.sleep(0.5)
+            close()
+
+        transport.driver.close = close_slowly  # type: ignore[method-assign]
+        task = asyncio.create_task(transport.aclose())
+        await until(closing.is_set)
+        task.cancel()
+        await task
+
+    with guarded(), pytest.raises(asyncio.CancelledError):
+        asyncio.run(main())
+    assert kept[0].loop.closed
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("msgbus")]
 
 
 def test_a_transport_is_refused_on_another_event_loop_or_thread(fake_url: str) -> None:
@@ -298,6 +328,7 @@ import asyncio
 from blockbuster import blockbuster_ctx
 from oslo_config import cfg
 from msgbus import Target, aio
+from msgbus.drivers.toolkit.loop import Loop
 conf = cfg.ConfigOpts()
 conf([], project="none", default_config_files=[], default_config_dirs=[])
 

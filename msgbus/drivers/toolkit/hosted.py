@@ -175,13 +175,20 @@ class HostedLoop(Loop):
         if self._successor is not None and not self.is_here:
             self._successor.join(2 * CLOSE_TIMEOUT)
 
-    async def closing(self) -> None:
-        """`close`, and wait for the end. On the event loop."""
+    def closing(self) -> asyncio.Future[None]:
+        """`close`. Returns a future that is done at the end. On the event loop."""
         self.close()
-        if not self.closed:
-            ended = asyncio.Event()
-            self._ended.append(ended.set)
-            await ended.wait()
+        ended: asyncio.Future[None] = self.host.create_future()
+
+        def on_end() -> None:
+            if not ended.done():  # The task that waits for it may have been cancelled.
+                ended.set_result(None)
+
+        if self.closed:
+            on_end()
+        else:
+            self._ended.append(on_end)
+        return ended
 
     def await_end_of(self, guest: object, cancel: Callable[[], object]) -> None:
         """Have the end wait, for a moment, until `forget` is called for this guest. Any thread.
