@@ -97,7 +97,8 @@ class Waiter:
     def _wake(self) -> None:
         self._woken = True
         future = self._future
-        if future is not None and not future.done():
+        # If the program has closed its event loop, nobody waits any more.
+        if future is not None and not future.done() and not self._deadlines.loop.host.is_closed():
             future.set_result(None)
 
 

@@ -134,6 +134,34 @@ def test_a_program_that_is_cancelled_while_it_closes_its_transport_leaves_nothin
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("msgbus")]
 
 
+def test_calls_that_an_event_loop_has_left_behind_do_no_harm(fake_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The program has only closed its event loop: its transport can be closed, and just says what was wrong."""
+    loop = asyncio.new_event_loop()
+    transports: list[aio.AsyncTransport] = []
+    arrived: list[Any] = []
+
+    async def main() -> asyncio.Task[Any]:
+        conf = await conf_with()
+        transports.extend(aio.get_rpc_transport(conf, fake_url) for _ in range(2))
+        transports[0].driver.subscribe([transports[0].address(TOPIC)], arrived.append, prefetch=100)
+        task = asyncio.create_task(aio.get_rpc_client(transports[1], TOPIC, timeout=LONG).call({}, "echo", value=1))
+        await until(lambda: arrived)
+        return task
+
+    task = loop.run_until_complete(main())
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+    for transport in transports:
+        transport.router.wake_all()
+        transport.driver.close()
+        transport.loop.call(transport.router.wake_all)
+        transport.loop.close()
+        transport._begin_close()
+    assert not task.done()
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    assert [text for text in caplog.messages if "the event loop was closed before the transport" not in text] == []
+
+
 def test_a_transport_is_refused_on_another_event_loop_or_thread(fake_url: str) -> None:
     """Each verb, and what a server does, says that each event loop needs a transport of its own; and works here."""
 
