@@ -37,9 +37,26 @@ class AsyncStream(AsyncIterator[Any]):
         self._kwargs = kwargs
         self._is_plain = type(client.serializer) is NoOpSerializer
         self._closed = False
+        self._waits = False  # a task waits for the beginning, or for an item
         self._end: StreamEnd | None = None
 
-    async def _begin(self) -> StreamEnd:
+    async def _begin(self) -> None:
+        """Send the request, unless another task closes the stream meanwhile."""
+        self._check_alone()
+        self._waits = True
+        try:
+            await self._send_request()
+        except BaseException:
+            self._close()
+            raise
+        finally:
+            self._waits = False
+
+    def _check_alone(self) -> None:
+        if self._waits:
+            raise RuntimeError(f"{self!r} is for one task, and another one waits for its next item")
+
+    async def _send_request(self) -> None:
         client, transport = self._client, self._transport
         self._pending = pending = client._new_stream(self._method)
         self._has_deadline = pending.end != math.inf
@@ -48,14 +65,15 @@ class AsyncStream(AsyncIterator[Any]):
             stack.enter_context(await transport.slot(pending.deadline))
             request = client._stream_request(self._ctxt, self._method, self._kwargs, pending)
             request.reply_to = await transport.inbox(pending.deadline)
+            if self._closed:
+                return
             message = client._message_of(request, pending)
             try:
                 call.send(message)
             except BaseException:
                 call.close()
                 raise
-            end = self._end = StreamEnd(call, pending, stack.pop_all())
-        return end
+            self._end = StreamEnd(call, pending, stack.pop_all())
 
     def __aiter__(self) -> AsyncStream:
         return self
@@ -71,10 +89,15 @@ class AsyncStream(AsyncIterator[Any]):
 
         Raises:
             StopAsyncIteration: the remote generator has ended, or the stream was closed.
+            RuntimeError: another task waits for the next item.
         """
         if self._closed:
             raise StopAsyncIteration
-        end = self._end or await self._begin()
+        if self._end is None:
+            await self._begin()
+        end = self._end
+        if end is None:  # Another task has closed it.
+            raise StopAsyncIteration
         pending = self._pending
         if not pending.items or (self._has_deadline and Loop.now() >= pending.end):
             await self._wait_for_item(end)
@@ -86,12 +109,16 @@ class AsyncStream(AsyncIterator[Any]):
         return self._client.serializer.deserialize_entity(self._ctxt, item)
 
     async def _wait_for_item(self, end: StreamEnd) -> None:
+        self._check_alone()
+        self._waits = True
         try:
             end.expect_item()
             await self._call.wait()
         except BaseException:
             self._close()
             raise
+        finally:
+            self._waits = False
         if self._closed:  # By another task, meanwhile.
             raise StopAsyncIteration
         if not self._pending.items:

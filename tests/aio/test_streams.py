@@ -102,6 +102,57 @@ async def test_a_stream_that_another_task_closes_ends(fake_url: str) -> None:
 
 
 @on_loop
+async def test_a_stream_that_another_task_closes_before_its_request_is_sent_never_begins(fake_url: str) -> None:
+    """While it waited for a place in the send window."""
+    async with serving(fake_url, rpc_send_window=1) as bus:
+        calling = asyncio.create_task(bus.client.call({}, "nap", value=1))
+        await until(lambda: "began" in bus.service.log)
+        stream = bus.client.multicall({}, "count", to=3)
+        task = asyncio.create_task(anext(stream, "the end"))
+        await until(lambda: bus.client.transport.window._tasks)
+        await stream.aclose()
+        bus.service.may_go = True
+        assert await calling == 1
+        assert await task == "the end"
+        assert await bus.client.call({}, "echo", value=2) == 2
+        assert bus.client.transport.window.idle
+        assert bus.service.log == ["began", "ended"]
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first item", "second item"])
+@on_loop
+async def test_a_stream_is_for_one_task_at_a_time(fake_url: str, first: bool) -> None:
+    """A second task that asks for an item meanwhile gets an error at once; the first one goes on."""
+    async with serving(fake_url) as bus:
+        stream = bus.client.multicall({}, "count" if first else "drip", **({"to": 1} if first else {}))
+        if not first:
+            assert await anext(stream) == 1
+        task = asyncio.create_task(anext(stream, "the end"))
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match=r"AsyncStream '(count|drip)' .* another one waits"):
+            await anext(stream)
+        if first:
+            assert await task == 0
+            assert [item async for item in stream] == []
+        else:
+            await stream.aclose()
+            assert await task == "the end"
+        await until(lambda: "closed" in bus.service.log)
+        await until(lambda: bus.client.transport.window.idle and not len(bus.client.transport.router))
+
+
+@on_loop
+async def test_a_stream_that_could_not_begin_is_closed(fake_url: str) -> None:
+    """As after any other error: to go on would send the request again."""
+    async with serving(fake_url) as bus:
+        stream = bus.client.prepare(topic="nobody").multicall({}, "count", to=object())
+        with pytest.raises(msgbus.SerializationError):
+            await anext(stream)
+        assert [item async for item in stream] == []
+        assert bus.client.transport.window.idle
+
+
+@on_loop
 async def test_a_remote_generator_goes_no_further_ahead_than_the_window(fake_url: str) -> None:
     """While the client takes nothing, an asynchronous generator waits, and so does a plain one."""
 
