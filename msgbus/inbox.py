@@ -67,12 +67,14 @@ class ProcessInbox:
 
     def begin(self) -> Inbox:
         """Begin to open it, unless that was done. `on_open` or `on_failed` has to follow."""
-        if self._inbox is None:
+        inbox = self._inbox
+        if inbox is None:
             check_unpatched()
             with self._opening:
-                if self._inbox is None:
-                    self._inbox = self._driver.open_inbox(self._on_delivery)
-        return self._inbox
+                inbox = self._inbox
+                if inbox is None:
+                    inbox = self._inbox = self._driver.open_inbox(self._on_delivery)
+        return inbox
 
     def on_open(self, inbox: Inbox) -> str:
         """It is open. Returns its name.
@@ -90,9 +92,13 @@ class ProcessInbox:
 
     def on_failed(self, inbox: Inbox) -> None:
         """It was not opened in time, or was refused. In that case the next try may succeed."""
-        if inbox.ready.done():
+        if not inbox.ready.done() or inbox.ready.exception() is None:  # It may have been opened meanwhile, for others.
+            return
+        with self._opening:
+            if self._inbox is not inbox:  # Another caller was first, and may have begun to open the next one.
+                return
             self._inbox = None
-            inbox.close()
+        inbox.close()
 
     def _on_delivery(self, delivery: Delivery) -> None:
         transport, message = self._transport(), delivery.message

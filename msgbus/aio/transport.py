@@ -118,7 +118,9 @@ class AsyncTransport(BaseTransport):
         """
         if not await self.wait_for(ready, deadline):
             raise TransportUnavailable(f"{what} {self.driver.state}: gave up at the deadline")
-        ready.result()
+        error = ready.exception()
+        if error is not None:
+            raise error.with_traceback(None)  # Thousands may get the same error: it would grow with each of them.
 
     async def wait_for(self, future: Future[Any], until: float) -> bool:
         """Wait until a driver's future is done, or `until` (seconds of `Loop.now`). Returns whether it is."""

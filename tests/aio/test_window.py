@@ -8,6 +8,7 @@ import sys
 import threading
 import traceback
 import tracemalloc
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ import pytest
 import msgbus
 from msgbus import aio
 from msgbus.aio.waiting import GRAIN, HORIZON, Deadlines, Waiter
-from msgbus.drivers.toolkit.futures import LightFuture
+from msgbus.drivers.base import Driver, Inbox, OnDelivery
+from msgbus.drivers.toolkit.futures import LightFuture, done, fail
 from msgbus.drivers.toolkit.loop import Loop
 from tests.aio.support import LONG, TOPIC, conf_with, on_loop, serving, until
 from tests.support import EVENT_TIMEOUT, new_conf
@@ -151,6 +153,69 @@ async def test_each_call_has_an_error_of_its_own_when_its_transport_is_closed(fa
         assert f"'hold{number}' on " in str(end)
         assert "was closed" in str(end)
         assert len(traceback.extract_tb(end.__traceback__)) < 10
+
+
+class RefusedInboxes:
+    """Stands in for the `open_inbox` of a driver whose message system refuses the first inbox, and may allow others.
+
+    Attributes:
+        first: the first one.
+        opened: how many were asked for.
+        closed: how many were closed.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self._open = driver.open_inbox
+        self.first = self._open(lambda _delivery: None)
+        self.first.ready = LightFuture()
+        self.first.close = self._close  # type: ignore[method-assign]
+        self.opened = self.closed = 0
+        driver.open_inbox = self.open_inbox  # type: ignore[method-assign]
+
+    def open_inbox(self, on_delivery: OnDelivery) -> Inbox:
+        self.opened += 1
+        return self.first if self.opened == 1 else self._open(on_delivery)
+
+    def refuse(self) -> None:
+        """Refuse the first one, now."""
+        fail(self.first.ready, msgbus.TransportUnavailable("no right to open an inbox"))
+
+    def _close(self) -> Future[None]:
+        self.closed += 1
+        return done()
+
+
+@on_loop
+async def test_an_inbox_that_is_refused_is_opened_once_more_for_all(fake_url: str) -> None:
+    """Each caller gets the error, which does not grow with their number. Those that try again share the next inbox."""
+    async with serving(fake_url) as bus:
+        inboxes = RefusedInboxes(bus.client.transport.driver)
+        frames: list[int] = []
+
+        async def call() -> Any:
+            try:
+                return await bus.client.call({}, "echo", value=1)
+            except msgbus.TransportUnavailable as exc:
+                frames.append(len(traceback.extract_tb(exc.__traceback__)))
+                return await bus.client.call({}, "echo", value=2)
+
+        calls = [asyncio.create_task(call()) for _ in range(50)]
+        await until(lambda: inboxes.opened)
+        inboxes.refuse()
+        assert await asyncio.gather(*calls) == [2] * 50
+        assert len(frames) == 50
+        assert max(frames) < 10
+        assert (inboxes.opened, inboxes.closed) == (2, 1)
+
+
+@on_loop
+async def test_a_caller_whose_time_is_over_as_the_inbox_opens_leaves_it_open(fake_url: str) -> None:
+    """Others may use it already."""
+    async with serving(fake_url) as bus:
+        transport = bus.client.transport
+        await transport.inbox(Loop.now() + EVENT_TIMEOUT)
+        transport._inbox.on_failed(transport._inbox.begin())
+        assert await bus.client.call({}, "echo", value=2) == 2
 
 
 @on_loop
