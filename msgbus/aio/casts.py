@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from contextlib import aclosing
 
@@ -11,6 +12,9 @@ from msgbus.base_transport import INSPECT_TIMEOUT
 from msgbus.casts import BaseCasts, CastRequest, Write, checked_request
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import MessagingException
+
+AT_ONCE = 100
+"""Casts that are sent in one turn of the event loop: a few milliseconds."""
 
 
 class AsyncCasts(BaseCasts):
@@ -51,6 +55,8 @@ class AsyncCasts(BaseCasts):
                 self._refuse(exc)
             else:
                 self._send(checked, write, deadline)
+            if self._begun % AT_ONCE == 0:
+                await asyncio.sleep(0)  # Other tasks come in between, even if every cast is confirmed at once.
 
     def _wake(self) -> None:
         self._waiter.wake()

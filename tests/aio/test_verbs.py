@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -214,6 +214,40 @@ async def test_cast_many_takes_asynchronous_iterables(url: str) -> None:
         assert closed == [True]
         await until(lambda: len(bus.service.log) == 100)
         assert bus.service.log == list(range(100))
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+@on_loop
+async def test_cast_many_lets_other_tasks_run_meanwhile(fake_url: str, is_async: bool) -> None:
+    """Also where the message system takes each cast at once, and the iterable never waits."""
+    most = longest = 0
+
+    def step() -> None:
+        nonlocal most, longest
+        most += 1
+        longest = max(longest, most)
+
+    async def steps() -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        for number in range(1000):
+            step()
+            yield "note", {"value": number}
+
+    def plain_steps() -> Iterator[tuple[str, dict[str, Any]]]:
+        for number in range(1000):
+            step()
+            yield "note", {"value": number}
+
+    async def other() -> None:
+        nonlocal most
+        while True:
+            most = 0
+            await asyncio.sleep(0)
+
+    async with serving(fake_url) as bus:
+        task = asyncio.create_task(other())
+        assert await bus.client.cast_many({}, steps() if is_async else plain_steps()) == 1000
+        task.cancel()
+        assert longest <= 200
 
 
 @on_loop
