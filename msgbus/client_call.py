@@ -134,6 +134,7 @@ class ClientCall:
     def _cancel_later(self) -> None:
         """A server may have begun the call, and not have said so yet, or may still begin it."""
         pending, router = self.pending, self.transport.router
+        pending.request = None  # It is not sent again, and may be large.
         router.abandon_later(pending.id, self._cancel)
         left = pending.deadline - Loop.now()
         self.transport.loop.call_later(max(left, 0.0) + SAID_AFTER, router.forget, pending.id)

@@ -170,6 +170,23 @@ async def test_a_caller_that_is_cancelled_while_its_request_is_sent_leaves_nothi
 
 
 @on_loop
+async def test_the_request_of_a_call_that_is_cancelled_before_it_began_is_let_go(fake_url: str) -> None:
+    """What is kept until its deadline, in order to cancel it on the server, is small."""
+    arrived: list[Any] = []
+    conf = await conf_with()
+    async with aio.get_rpc_transport(conf, fake_url) as served, aio.get_rpc_transport(conf, fake_url) as transport:
+        served.driver.subscribe([served.address(TOPIC)], arrived.append, prefetch=10)
+        client = aio.get_rpc_client(transport, TOPIC, timeout=LONG, delivery="at_least_once")
+        task = asyncio.create_task(client.call({}, "echo", value="x" * 1_000_000))
+        await until(lambda: arrived)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        kept: list[Any] = [getattr(cancel, "__self__") for cancel in transport.router._abandoned.values()]  # noqa: B009
+        assert [call.pending.request for call in kept] == [None]
+
+
+@on_loop
 async def test_a_caller_that_is_cancelled_while_it_waits_for_a_place_sends_nothing(fake_url: str) -> None:
     """Neither a call nor a cast that waits for the send window is sent, and the place goes to the next one."""
     async with serving(fake_url, rpc_send_window=1) as bus:
