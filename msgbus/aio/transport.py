@@ -79,6 +79,7 @@ class AsyncTransport(BaseTransport):
     ) -> None:
         super().__init__(conf, url, driver, loop, allowed_remote_exmods)
         self.deadlines = Deadlines(loop)
+        self._closing: asyncio.Task[None] | None = None
         self._guard = cast("AsyncGeneratorType[None, None]", _close_with_event_loop(weakref.ref(self)))
         with contextlib.suppress(StopIteration):  # It waits for its end from now on.
             self._guard.asend(None).send(None)
@@ -212,21 +213,22 @@ class AsyncTransport(BaseTransport):
             ConfigurationError: another event loop runs here.
         """
         self.check_loop()
-        await asyncio.shield(self._close())
+        if self._closing is None:  # Two at once would not leave each other the time to send what is under way.
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
         # A program that ends cancels all tasks, this one too. Half closed, the transport would keep a thread for ever.
-        if not self.closed:
-            self._cancel_running()
+        self._cancel_running()
         self._begin_close()
         self.window.close()
         try:
             await wait_in_any_case(run_in_thread(self.driver.close, "msgbus-closing"))
         finally:
             open_drivers.discard(self.driver)
-        await wait_in_any_case(self.loop.closing())
-        self._end_close()
-        self.deadlines.wake_all()
+            await wait_in_any_case(self.loop.closing())
+            self._end_close()
+            self.deadlines.wake_all()
         if not self._guard.ag_running:
             await self._guard.aclose()
 
@@ -237,11 +239,13 @@ async def _close_with_event_loop(found: weakref.ref[AsyncTransport]) -> AsyncGen
         yield
     finally:
         transport = found()
-        if transport is not None and not transport.closed:
-            LOG.warning(
-                "the event loop ended before the transport to %s was closed: use 'async with', or await its aclose()",
-                transport.url,
-            )
+        if transport is not None and not transport.loop.closed:
+            if not transport.closed:  # Otherwise it is just being closed.
+                LOG.warning(
+                    "the event loop ended before the transport to %s was closed: use 'async with', or await its "
+                    "aclose()",
+                    transport.url,
+                )
             await transport.aclose()
 
 

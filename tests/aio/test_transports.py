@@ -20,7 +20,7 @@ import uvloop
 
 import msgbus
 from msgbus import Target, aio
-from msgbus.drivers.toolkit.loop import Loop
+from msgbus.drivers.toolkit.loop import CLOSE_TIMEOUT, Loop
 from tests.aio.support import LONG, SERVER, TOPIC, Service, conf_with, guarded, on_loop, request_var, serving, until
 from tests.support import EVENT_TIMEOUT, ROOT, exit_code_of, new_conf
 
@@ -130,6 +130,59 @@ def test_a_program_that_is_cancelled_while_it_closes_its_transport_leaves_nothin
 
     with guarded(), pytest.raises(asyncio.CancelledError):
         asyncio.run(main())
+    assert kept[0].loop.closed
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("msgbus")]
+
+
+@on_loop
+async def test_who_closes_a_transport_that_is_being_closed_waits_for_that(url: str) -> None:
+    """It gets all the time that the driver needs: longer than a loop waits for a driver that does not end."""
+    transport = aio.get_rpc_transport(await conf_with(), url)
+    await transport.inbox(Loop.now() + EVENT_TIMEOUT)
+    closing, may_close = threading.Event(), threading.Event()
+    ended: list[bool] = []
+    close = transport.driver.close
+
+    def close_slowly() -> None:
+        closing.set()
+        may_close.wait(CLOSE_TIMEOUT + 1.0)
+        ended.append(transport.loop.closed)
+        close()
+
+    transport.driver.close = close_slowly  # type: ignore[method-assign]
+    first = asyncio.create_task(transport.aclose())
+    await until(closing.is_set)
+    await transport.aclose()
+    await first
+    await transport.aclose()
+    assert ended == [False]
+    assert transport.loop.closed
+
+
+def test_an_event_loop_that_ends_while_a_transport_is_being_closed_waits_for_that(url: str) -> None:
+    """Also one that the program runs by hand: it closes the asynchronous generators at the end."""
+    kept: list[aio.AsyncTransport] = []
+
+    async def main() -> None:
+        transport = aio.get_rpc_transport(await conf_with(), url)
+        kept.append(transport)
+        await transport.inbox(Loop.now() + EVENT_TIMEOUT)
+        close = transport.driver.close
+
+        def close_slowly() -> None:
+            time.sleep(0.3)
+            close()
+
+        transport.driver.close = close_slowly  # type: ignore[method-assign]
+        async with asyncio.timeout(0.05):
+            await transport.aclose()
+
+    loop = asyncio.new_event_loop()
+    with pytest.raises(TimeoutError):
+        loop.run_until_complete(main())
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
     assert kept[0].loop.closed
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("msgbus")]
 
