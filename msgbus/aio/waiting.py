@@ -91,8 +91,9 @@ class Waiter:
         loop = self._deadlines.loop
         if get_ident() == loop.host_thread:
             self._wake()
-        else:
-            loop.call(self._wake)
+        elif not loop.call(self._wake):
+            with contextlib.suppress(RuntimeError):  # Otherwise the event loop has been closed too.
+                loop.host.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
         self._woken = True

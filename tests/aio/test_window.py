@@ -248,6 +248,19 @@ async def test_waits_end_at_their_deadline_when_the_transport_was_closed(fake_ur
 
 
 @on_loop
+async def test_another_thread_ends_a_wait_when_the_transport_was_closed(fake_url: str) -> None:
+    """As a driver may that finishes on a thread of its own what was under way."""
+    async with aio.get_rpc_transport(await conf_with(), fake_url) as transport:
+        transport.loop.call(int)
+    future = LightFuture[None]()
+    task = asyncio.create_task(transport.wait_for(future, Loop.now() + LONG))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(EVENT_TIMEOUT):
+        await asyncio.to_thread(future.set_result, None)
+        assert await task
+
+
+@on_loop
 async def test_waits_end_at_their_deadline_and_not_before(fake_url: str) -> None:
     """Within the grain; waits that end in the same grain share a timer."""
     async with aio.get_rpc_transport(await conf_with(), fake_url) as transport:
