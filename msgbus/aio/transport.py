@@ -167,7 +167,7 @@ class AsyncTransport(BaseTransport):
         Raises:
             ConfigurationError: another event loop runs here.
         """
-        if asyncio.get_running_loop() is not self.loop.host:
+        if not self.loop.runs_here():
             raise ConfigurationError(
                 f"the transport to {self.url} belongs to another event loop, of this or another thread: make one in "
                 "each, and close it there"

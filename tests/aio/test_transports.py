@@ -187,6 +187,34 @@ def test_an_event_loop_that_ends_while_a_transport_is_being_closed_waits_for_tha
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("msgbus")]
 
 
+def test_an_event_loop_may_go_on_on_another_thread(url: str) -> None:
+    """As in a program that prepares it, and then runs it on a thread: the first thread is one like others from then."""
+    loop = asyncio.new_event_loop()
+    loop.set_debug(True)  # To use it from a wrong thread is an error then.
+
+    async def prepare() -> aio.AsyncTransport:
+        transport = aio.get_rpc_transport(await conf_with(), url)
+        await transport.inbox(Loop.now() + EVENT_TIMEOUT)
+        return transport
+
+    async def use(transport: aio.AsyncTransport) -> None:
+        await aio.get_rpc_client(transport, TOPIC).ping(0.01)
+
+    transport = loop.run_until_complete(prepare())
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    asyncio.run_coroutine_threadsafe(use(transport), loop).result(EVENT_TIMEOUT)
+    called = threading.Event()
+    transport.loop.call(called.set)
+    assert called.wait(EVENT_TIMEOUT)
+    assert transport.loop._successor is None
+    asyncio.run_coroutine_threadsafe(transport.aclose(), loop).result(EVENT_TIMEOUT)
+    asyncio.run_coroutine_threadsafe(loop.shutdown_default_executor(), loop).result(EVENT_TIMEOUT)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
 def test_calls_that_an_event_loop_has_left_behind_do_no_harm(fake_url: str, caplog: pytest.LogCaptureFixture) -> None:
     """The program has only closed its event loop: its transport can be closed, and just says what was wrong."""
     loop = asyncio.new_event_loop()

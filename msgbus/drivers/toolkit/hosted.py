@@ -29,7 +29,7 @@ class HostedLoop(Loop):
 
     Attributes:
         host: the event loop.
-        host_thread: the id of its thread, or of the one that has taken over.
+        host_thread: the id of the thread on which it ran last, or of the one that has taken over.
     """
 
     def __init__(self, name: str) -> None:
@@ -253,6 +253,13 @@ class HostedLoop(Loop):
         self._timer, self._timer_at = None, FOREVER
         self._run_step(False, is_over=self.lingers)
 
+    def runs_here(self) -> bool:
+        """Whether the event loop runs on this thread, now. It need not be the thread on which it ran at first."""
+        if asyncio.get_running_loop() is not self.host:
+            return False
+        self.host_thread = get_ident()
+        return True
+
     def _run_step(self, looks: bool, *, is_over: bool = False) -> None:
         """Do a step, and see to it that the next one comes.
 
@@ -261,6 +268,7 @@ class HostedLoop(Loop):
             is_over: the time for which the loop has lingered is over.
         """
         self._step_is_due = False
+        self.host_thread = get_ident()  # The program may run the event loop on another thread than before.
         if self._poller is None:
             return
         try:
