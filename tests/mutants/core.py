@@ -1028,8 +1028,8 @@ OTHERS = (
         "gives_a_free_place_to_whoever_comes",
         "Tasks get places in the send window in the order in which they came.",
         "aio/window.py",
-        "while self._tasks and self.take():\n            waiter = next(iter(self._tasks))",
-        "while self._tasks and self.take():\n            waiter = list(self._tasks)[-1]",
+        "while self._tasks and (self._closed or self.take()):\n            waiter = next(iter(self._tasks))",
+        "while self._tasks and (self._closed or self.take()):\n            waiter = list(self._tasks)[-1]",
         "aio/test_window.py::test_tasks_get_places_in_the_order_in_which_they_came",
     ),
     Mutant(
