@@ -127,12 +127,16 @@ class AsyncRPCServer(BaseServer):
             ConfigurationError: another event loop than the transport's runs here.
         """
         self.transport.check_loop()
-        if self._subscription is None or self._stopping or self._executor is None:
-            return
-        self._stopping = True
-        await self._confirmed(self._subscription.stop(), "the message system did not confirm that it has stopped")
-        self._processor.stop()
-        self._give_back_all(self._executor.take_backlog())
+        async with self._state:  # A second caller returns when it is done, too.
+            subscription, executor = self._subscription, self._executor
+            if subscription is None or self._stopping or executor is None:
+                return
+            self._stopping = True
+            try:
+                await self._confirmed(subscription.stop(), "the message system did not confirm that it has stopped")
+            finally:  # Also where the caller is cancelled: nobody calls this a second time.
+                self._processor.stop()
+                self._give_back_all(executor.take_backlog())
 
     async def wait(self, timeout: float | None = None) -> int:
         """Stop, wait until what runs has finished and is answered, then close the subscription.

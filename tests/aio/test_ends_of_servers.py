@@ -1,0 +1,94 @@
+"""How servers of async methods end where something does not go as it should."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from msgbus import aio
+from msgbus.drivers.toolkit.futures import LightFuture
+from tests.aio.support import SERVER, TOPIC, Service, conf_with, on_loop, serving, until
+from tests.support import EVENT_TIMEOUT
+
+
+class SlowToConfirm:
+    """Has a server's message system confirm that it has stopped delivering only when the test says so."""
+
+    def __init__(self, server: aio.AsyncRPCServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked = False
+        self._confirmed: LightFuture[None] = LightFuture()
+        subscription: Any = server._subscription
+        stop = subscription.stop
+
+        def stop_slowly() -> LightFuture[None]:
+            stop()
+            self.asked = True
+            return self._confirmed
+
+        monkeypatch.setattr(subscription, "stop", stop_slowly)
+
+    def confirm(self) -> None:
+        self._confirmed.set_result(None)
+
+
+@on_loop
+async def test_a_wait_begun_while_a_stop_is_not_confirmed_waits_for_that(
+    fake_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both return, and what has not begun is given back before the server ends."""
+    async with serving(fake_url, executor_tasks=1) as bus:
+        slow = SlowToConfirm(bus.server, monkeypatch)
+        await bus.client.cast({}, "nap")
+        await until(lambda: "began" in bus.service.log)
+        stopping = asyncio.create_task(bus.server.stop())
+        await until(lambda: slow.asked)
+        waiting = asyncio.create_task(bus.server.wait(0.0))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        slow.confirm()
+        async with asyncio.timeout(EVENT_TIMEOUT):
+            await stopping
+            assert await waiting == 1
+
+
+@on_loop
+async def test_a_stop_that_is_cancelled_has_stopped_the_server(fake_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other servers get what has not begun, and casts that are to be run again; `wait` returns."""
+    raised = threading.Event()
+
+    class Failing(Service):
+        async def work(self, _ctxt: Any) -> None:
+            raised.set()
+            raise ZeroDivisionError
+
+    first, second = Failing(), Failing()
+    second.may_go = True
+    conf = await conf_with(executor_tasks=1)
+    async with aio.get_rpc_transport(conf, fake_url) as one, aio.get_rpc_transport(conf, fake_url) as two:
+        server = aio.get_rpc_server(one, SERVER, [first])
+        other = aio.get_rpc_server(two, SERVER(server="two"), [second])
+        await server.start()
+        client = aio.get_rpc_client(two, TOPIC, timeout=EVENT_TIMEOUT)
+        await client.prepare(delivery="at_least_once").cast({}, "work")
+        await until(raised.is_set)
+        nap = asyncio.create_task(client.call({}, "nap", value=0))
+        await until(lambda: first.log == ["began"])
+        echo = asyncio.create_task(client.call({}, "echo", value=1))
+        await asyncio.sleep(0.05)
+        await other.start()
+        raised.clear()
+        slow = SlowToConfirm(server, monkeypatch)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await server.stop()
+        assert slow.asked
+        async with asyncio.timeout(EVENT_TIMEOUT):
+            assert await echo == 1
+            await until(raised.is_set)
+            first.may_go = True
+            assert await nap == 0
+            assert await server.wait() == 0
+            await other.wait(EVENT_TIMEOUT)
