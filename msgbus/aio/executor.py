@@ -161,6 +161,11 @@ class TaskExecutor:
             except IndexError:
                 return taken
 
+    @property
+    def unfinished(self) -> int:
+        """How many requests run, or have not begun. Any thread."""
+        return len(self._tasks) + len(self._backlog)
+
     async def close(self, timeout: float | None) -> int:
         """Wait for what runs, then cancel what still does.
 

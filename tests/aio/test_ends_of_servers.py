@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+import msgbus
 from msgbus import aio
 from msgbus.drivers.toolkit.futures import LightFuture
 from tests.aio.support import SERVER, TOPIC, Service, conf_with, on_loop, serving, until
-from tests.support import EVENT_TIMEOUT
+from tests.support import EVENT_TIMEOUT, new_conf
 
 
 class SlowToConfirm:
@@ -92,3 +93,57 @@ async def test_a_stop_that_is_cancelled_has_stopped_the_server(fake_url: str, mo
             assert await nap == 0
             assert await server.wait() == 0
             await other.wait(EVENT_TIMEOUT)
+
+
+def test_a_method_that_blocks_its_event_loop_does_not_keep_whoever_waits(fake_url: str) -> None:
+    """`wait` of a server for threads returns when its time is over, and counts the request."""
+    began, go_on = threading.Event(), threading.Event()
+
+    class Blocking:
+        async def block(self, _ctxt: Any) -> None:
+            began.set()
+            go_on.wait(2 * EVENT_TIMEOUT)
+
+    transport = msgbus.get_rpc_transport(new_conf(), fake_url)
+    server = msgbus.get_rpc_server(transport, SERVER, [Blocking()])
+    server.start()
+    try:
+        msgbus.get_rpc_client(transport, TOPIC).cast({}, "block")
+        assert began.wait(EVENT_TIMEOUT)
+        abandoned: list[int] = []
+        waiting = threading.Thread(target=lambda: abandoned.append(server.wait(0.05)), daemon=True)
+        waiting.start()
+        waiting.join(EVENT_TIMEOUT)
+        assert abandoned == [1]
+    finally:
+        go_on.set()
+        transport.cleanup()
+
+
+def test_a_server_whose_event_loop_cannot_be_made_says_so(fake_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the process may open no more files. It can be started later."""
+
+    def refuse() -> asyncio.AbstractEventLoop:
+        raise OSError(24, "Too many open files")
+
+    transport = msgbus.get_rpc_transport(new_conf(), fake_url)
+    server = msgbus.get_rpc_server(transport, SERVER, [Service()])
+    errors: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            server.start()
+        except BaseException as exc:
+            errors.append(exc)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio.events, "new_event_loop", refuse)
+        starting = threading.Thread(target=start, daemon=True)
+        starting.start()
+        starting.join(EVENT_TIMEOUT)
+    assert [type(error) for error in errors] == [msgbus.TransportUnavailable]
+    assert "Too many open files" in str(errors[0])
+    server.start()
+    assert msgbus.get_rpc_client(transport, TOPIC).call({}, "echo", value=1) == 1
+    assert server.wait(EVENT_TIMEOUT) == 0
+    transport.cleanup()
