@@ -77,8 +77,11 @@ class TaskExecutor:
 
     def _run_backlog(self) -> None:
         self._is_looking = False
-        while self._backlog and len(self._tasks) < self._limit and not self._ended:
-            item = self._backlog.popleft()
+        while len(self._tasks) < self._limit and not self._ended:
+            try:
+                item = self._backlog.popleft()
+            except IndexError:  # Not checked before: `take_backlog` may empty it meanwhile.
+                return
             try:
                 self._process(item)
             except BaseException:  # It must not cost the others their turn.
@@ -196,6 +199,7 @@ class TaskExecutor:
                 self._closers.discard(own)
             raise
         self._ended = True
+        await asyncio.sleep(0)  # A task that is cancelled before its first step could not settle its request.
         running = self._others(own)
         for task in running:
             task.cancel()

@@ -147,3 +147,28 @@ def test_a_server_whose_event_loop_cannot_be_made_says_so(fake_url: str, monkeyp
     assert msgbus.get_rpc_client(transport, TOPIC).call({}, "echo", value=1) == 1
     assert server.wait(EVENT_TIMEOUT) == 0
     transport.cleanup()
+
+
+@on_loop
+async def test_a_request_that_has_just_become_a_task_when_time_is_over_is_settled(
+    fake_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the server, if it is started again, would take a redelivery for a duplicate of it, and never end."""
+    async with serving(fake_url, executor_tasks=1) as bus:
+        await bus.client.fanout_cast({}, "nap")
+        await until(lambda: bus.service.log == ["began"])
+        await bus.client.fanout_cast({}, "sleep")
+        executor: Any = bus.server._executor
+        await until(lambda: executor._backlog)
+        wait = asyncio.wait
+
+        async def wait_and_begin(*args: Any, **kwargs: Any) -> Any:
+            found = await wait(*args, **kwargs)
+            executor._limit = 2  # As where another request has ended in that moment.
+            executor._run_backlog()
+            return found
+
+        monkeypatch.setattr(asyncio, "wait", wait_and_begin)
+        await bus.server.wait(0.0)
+        assert list(bus.server._processor.calls) == []
+        monkeypatch.undo()
