@@ -18,7 +18,15 @@ T = TypeVar("T")
 
 
 class Interrupted(Exception):
-    """The server was stopped while a request ran, and has not waited for it any longer."""
+    """The server was stopped while a request ran, and has not waited for it any longer.
+
+    Attributes:
+        begun: its method may have run. False: it is known not to have.
+    """
+
+    def __init__(self, reason: str, *, begun: bool = True) -> None:
+        super().__init__(reason)
+        self.begun = begun
 
 
 def run_to_end(context: Context, work: Coroutine[Any, Any, None]) -> None:

@@ -57,6 +57,10 @@ RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0)
 """Seconds before a cast that raised is run again: the first, second, third time; then always the last."""
 
 
+class Unwanted(Exception):
+    """When a thread was free for a plain method, its client did not want it any more."""
+
+
 class Workers(Protocol):
     """What requests run on: the threads of an `Executor`, or the tasks of an event loop."""
 
@@ -310,6 +314,9 @@ class Processor:
         except (RPCDispatcherError, SerializationError) as exc:
             LOG.error("%r (call %s): %s", request.method, request.call_id, exc)
             self._answer_error(call, exc)
+        except Unwanted as exc:
+            LOG.info("%r (call %s) %s", request.method, request.call_id, exc)
+            self.on_answered(call, None)
         except Interrupted as exc:
             LOG.warning("%r (call %s): %s", request.method, request.call_id, exc)
             if call.at_least_once and not call.accepted:
@@ -367,6 +374,11 @@ class Processor:
         return result
 
     def _dispatch_plain(self, call: ServerCall, streams: bool) -> Any:
+        if self._tasks is not None:  # It may have waited for a thread.
+            if call.cancelled:
+                raise Unwanted("was cancelled by its client before it began, and was not run")
+            if call.deadline is not None and call.deadline <= Loop.now():
+                raise Unwanted("could not begin before its deadline, and was not run")
         result = self._dispatcher.dispatch(call.request)
         if type(result) not in PLAIN:
             method = call.request.method
@@ -383,6 +395,13 @@ class Processor:
             await self._dispatch(call)
         except ExpectedException:
             LOG.debug("the cast %r raised an expected exception", request.method, exc_info=True)
+        except Unwanted as exc:
+            LOG.info("the cast %r (%s) %s", request.method, request.unique_id, exc)
+        except Interrupted as exc:
+            LOG.warning("the cast %r (%s): %s", request.method, request.unique_id, exc)
+            if call.at_least_once or not exc.begun:
+                self._pass_on(call, exc)
+                return
         except BaseException as exc:  # sys.exit() too: the delivery has to be settled
             if call.at_least_once:
                 self._retry_or_dead_letter(call, exc)
@@ -392,6 +411,17 @@ class Processor:
             else:
                 LOG.exception("the cast %r (%s) raised", request.method, request.unique_id)
         self._finish(call, done=True)
+
+    def _pass_on(self, call: ServerCall, exc: Interrupted) -> None:
+        """Let another server run a cast that was interrupted. If it had begun, that counts as an attempt."""
+        if exc.begun:
+            call.raised += 1
+        call.failure = f"{name_of(type(exc))}: {exc}", traceback_of(exc)
+        try:
+            self._send_to_others(call)
+        except Exception:  # The message system still has it.
+            LOG.exception("the cast %r (%s) is given back", call.request.method, call.request.unique_id)
+            self._finish(call, done=False)
 
     def _retry_or_dead_letter(self, call: ServerCall, exc: BaseException) -> None:
         request = call.request
@@ -429,30 +459,40 @@ class Processor:
             self._workers.submit(call)
 
     def _send_to_others(self, call: ServerCall) -> None:
-        """Let another server run a cast that raised here.
+        """Let another server run a cast that raised here, or could not begin or finish.
 
         It is sent a copy that holds the number of attempts. If no copy can be sent, the message itself is given back:
-        then other servers only know that it was delivered before.
+        then other servers only know that it was delivered before. One that was accepted becomes a dead letter then.
         """
         address, message = call.delivery.address, call.delivery.message
         if address.kind == "fanout":  # Only this server has it, and only until it ends.
             reason = f"the server was stopped before it could be run again; it had raised {call.failure[0]}"
             self._context.copy().run(self._dead_letter_after, call, reason)
             return
+
+        def give_back(why: object) -> None:
+            if call.accepted:
+                reason = f"the server was stopped, and no other could be sent it: {why}"
+                self._context.copy().run(self._dead_letter_after, call, reason)
+                return
+            LOG.info("the cast %r (%s) is given back: %s", call.request.method, call.request.unique_id, why)
+            self._finish(call, done=False, remember=False)
+
         left = time_left(call.request, call.delivery)
         try:
             body = with_attempts(message.body, message.content_type, call.attempts)
         except SerializationError:
             body = None
         if body is None or address.kind == "pool" or (left is not None and left <= 0):  # Nobody can send to a pool.
-            self._finish(call, done=False)
+            give_back("nobody can be sent a copy of it")
             return
 
         def on_outcome(error: BaseException | None) -> None:
             if error is not None:
-                LOG.info("the cast %r (%s) is given back: %s", call.request.method, call.request.unique_id, error)
+                give_back(error)
+                return
             # It is not remembered: the copy may come here, if the server starts again.
-            self._finish(call, done=error is None, remember=False)
+            self._finish(call, done=True, remember=False)
 
         seconds = max(self.grace, 1.0)
         copy = Message(body, message.content_type, message.id, left, message.durable, seconds)

@@ -25,6 +25,7 @@ CANCEL_TIMEOUT = 1.0
 """Seconds in which a task that is cancelled has to end."""
 
 NOT_AWAITED = "the server was stopped while it ran, and has not waited for it any longer"
+NOT_BEGUN = "the server was stopped before a thread was free for it"
 
 Item = Delivery | ServerCall
 Job = Callable[[], None]
@@ -104,17 +105,27 @@ class TaskExecutor:
         """Call a function on a thread, in a copy of this context, and return its value.
 
         Raises:
-            Interrupted: the server has stopped, and waits for it no longer.
+            Interrupted: the server has stopped, and waits for it no longer. If no thread has begun it, none does.
         """
+        task = asyncio.current_task()
+        assert task is not None
         done: asyncio.Future[Any] = self._host.create_future()
-        self._threads.submit(partial(self._call, done, partial(copy_context().run, func, *args)))
+        begun: list[bool] = []  # Not empty once a thread has taken it.
+        self._threads.submit(partial(self._call, done, begun, partial(copy_context().run, func, *args)))
         try:
             return await done
-        except asyncio.CancelledError:  # The function goes on, and nobody waits for it.
-            raise Interrupted(NOT_AWAITED) from None
+        except asyncio.CancelledError:
+            if task.cancelling() == 0:  # The function has raised it.
+                raise
+            if begun:  # It goes on, and nobody waits for it.
+                raise Interrupted(NOT_AWAITED) from None
+            raise Interrupted(NOT_BEGUN, begun=False) from None
 
-    def _call(self, done: asyncio.Future[Any], func: Callable[[], Any]) -> None:
+    def _call(self, done: asyncio.Future[Any], begun: list[bool], func: Callable[[], Any]) -> None:
         """On a thread of the pool."""
+        begun.append(True)
+        if done.cancelled():  # Looked at last: who cancels it looks at `begun` afterwards.
+            return
         try:
             result, error = func(), None
         except BaseException as exc:  # sys.exit() too: somebody waits for the answer

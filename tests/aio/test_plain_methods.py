@@ -1,0 +1,154 @@
+"""Plain methods on a server of async ones: what becomes of those that wait for a thread, or are given up."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+import msgbus
+from msgbus import aio
+from tests.aio.support import SERVER, TOPIC, Service, conf_with, on_loop, serving, until
+from tests.support import EVENT_TIMEOUT
+
+
+class Noting(Service):
+    """Plain methods: one holds its thread, the other notes what it gets."""
+
+    ended = False
+
+    def hold(self, _ctxt: Any) -> None:
+        self.log.append("began")
+        self.go_on.wait(2 * EVENT_TIMEOUT)
+        self.ended = True
+
+    def plain_note(self, _ctxt: Any, value: Any) -> None:
+        self.log.append(value)
+
+
+@pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
+@on_loop
+async def test_what_waits_for_a_thread_when_time_is_over_is_never_run(fake_url: str, delivery: str) -> None:
+    """Its caller gets `CallCancelled`, or another server runs it: so this one must not run it afterwards."""
+    conf = await conf_with(executor_thread_pool_size=1, rpc_delivery=delivery)
+    first, second = Noting(), Noting()
+    async with aio.get_rpc_transport(conf, fake_url) as one, aio.get_rpc_transport(conf, fake_url) as two:
+        server = aio.get_rpc_server(one, SERVER, [first])
+        other = aio.get_rpc_server(two, SERVER(server="two"), [second])
+        await server.start()
+        client = aio.get_rpc_client(two, TOPIC, timeout=EVENT_TIMEOUT)
+        await client.prepare(delivery="at_most_once").cast({}, "hold")
+        await until(lambda: first.log == ["began"])
+        call = asyncio.create_task(client.call({}, "plain_note", value=1))
+        await until(lambda: len(list(server._processor.calls)) == 2)
+        await asyncio.sleep(0.05)
+        await other.start()
+        assert await server.wait(0.0) >= 1
+        if delivery == "at_most_once":
+            with pytest.raises(msgbus.CallCancelled, match="server was stopped"):
+                await call
+        else:
+            await call
+            assert second.log == [1]
+        first.go_on.set()
+        await until(lambda: first.ended)
+        await asyncio.sleep(0.2)
+        assert first.log == ["began"]
+        await other.wait(EVENT_TIMEOUT)
+
+
+@on_loop
+async def test_what_has_waited_for_a_thread_beyond_its_deadline_is_not_run(fake_url: str) -> None:
+    """As anything that has expired. What is still wanted is run."""
+    service = Noting()
+    async with serving(fake_url, service, executor_thread_pool_size=1) as bus:
+        await bus.client.cast({}, "hold")
+        await until(lambda: service.log == ["began"])
+        for verb in (
+            bus.client.prepare(timeout=0.1).call,
+            bus.client.prepare(timeout=0.1, delivery="at_least_once").call,
+        ):
+            with pytest.raises(msgbus.MessagingTimeout):
+                await verb({}, "plain_note", value="late")
+        await bus.client.prepare(timeout=0.1).cast({}, "plain_note", value="late")
+        await asyncio.sleep(0.2)
+        wanted = asyncio.create_task(bus.client.call({}, "plain_note", value="wanted"))
+        await asyncio.sleep(0.05)
+        service.go_on.set()
+        await wanted
+        assert service.log == ["began", "wanted"]
+        assert await bus.server.wait(EVENT_TIMEOUT) == 0
+
+
+@pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
+@on_loop
+async def test_a_cast_that_waits_for_a_thread_when_time_is_over_goes_to_another_server(
+    fake_url: str, delivery: str
+) -> None:
+    """It has not begun: so nothing is lost, and that does not count as an attempt."""
+    conf = await conf_with(executor_thread_pool_size=1, rpc_delivery=delivery)
+    attempts: list[int] = []
+
+    class Counting(Noting):
+        def plain_note(self, _ctxt: Any, value: Any) -> None:
+            attempts.append(msgbus.current_request().attempts)
+            self.log.append(value)
+
+    first, second = Counting(), Counting()
+    async with aio.get_rpc_transport(conf, fake_url) as one, aio.get_rpc_transport(conf, fake_url) as two:
+        server = aio.get_rpc_server(one, SERVER, [first])
+        other = aio.get_rpc_server(two, SERVER(server="two"), [second])
+        await server.start()
+        client = aio.get_rpc_client(two, TOPIC, timeout=EVENT_TIMEOUT)
+        await client.prepare(delivery="at_most_once").cast({}, "hold")
+        await until(lambda: first.log == ["began"])
+        await client.cast({}, "plain_note", value=1)
+        await until(lambda: len(list(server._processor.calls)) == 2)
+        await asyncio.sleep(0.05)
+        await other.start()
+        assert await server.wait(0.0) >= 1
+        await until(lambda: second.log == [1])
+        first.go_on.set()
+        await until(lambda: first.ended)
+        await other.wait(EVENT_TIMEOUT)
+        assert (first.log, attempts) == (["began"], [1])
+
+
+@on_loop
+async def test_a_cast_that_is_cancelled_is_run_by_another_server_also_without_retries(fake_url: str) -> None:
+    """Its method has not raised: under at_least_once it does not become a dead letter."""
+    conf = await conf_with(rpc_delivery="at_least_once", rpc_cast_retries=0)
+    letters: list[Any] = []
+    first, second = Service(), Service()
+    second.may_go = True
+    async with aio.get_rpc_transport(conf, fake_url) as one, aio.get_rpc_transport(conf, fake_url) as two:
+        server = aio.get_rpc_server(one, SERVER, [first], on_dead_letter=letters.append)
+        other = aio.get_rpc_server(two, SERVER(server="two"), [second], on_dead_letter=letters.append)
+        await server.start()
+        await aio.get_rpc_client(two, TOPIC, timeout=EVENT_TIMEOUT).cast({}, "nap")
+        await until(lambda: first.log == ["began"])
+        await other.start()
+        assert await server.wait(0.0) == 1
+        await until(lambda: "ended" in second.log or letters)
+        assert letters == []
+        await other.wait(EVENT_TIMEOUT)
+
+
+@pytest.mark.parametrize("server", ["aio", "sync"])
+@pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
+@on_loop
+async def test_a_plain_method_that_raises_the_error_of_a_cancelled_task_is_answered_with_it(
+    fake_url: str, server: str, delivery: str
+) -> None:
+    """As with any other exception. It is not taken for the end of the server, and the call is not run again."""
+
+    class Raising(Service):
+        def work(self, _ctxt: Any) -> None:
+            self.log.append("ran")
+            raise asyncio.CancelledError
+
+    async with serving(fake_url, Raising(), server=server, executor="asyncio", rpc_delivery=delivery) as bus:
+        with pytest.raises(msgbus.RemoteError, match="CancelledError"):
+            await bus.client.call({}, "work")
+        assert bus.service.log == ["ran"]
