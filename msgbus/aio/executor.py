@@ -110,21 +110,24 @@ class TaskExecutor:
         task = asyncio.current_task()
         assert task is not None
         done: asyncio.Future[Any] = self._host.create_future()
-        begun: list[bool] = []  # Not empty once a thread has taken it.
-        self._threads.submit(partial(self._call, done, begun, partial(copy_context().run, func, *args)))
+        waiting = [done]  # until a thread takes it
+        context = copy_context()
+        self._threads.submit(partial(self._call, waiting, partial(context.run, func, *args)))
         try:
             return await done
         except asyncio.CancelledError:
             if task.cancelling() == 0:  # The function has raised it.
                 raise
-            if begun:  # It goes on, and nobody waits for it.
-                raise Interrupted(NOT_AWAITED) from None
-            raise Interrupted(NOT_BEGUN, begun=False) from None
+            if waiting:
+                raise Interrupted(NOT_BEGUN, begun=False) from None
+            raise Interrupted(NOT_AWAITED) from None  # It goes on, and nobody waits for it.
+        finally:
+            del done, waiting  # An exception that it holds refers to this frame.
 
-    def _call(self, done: asyncio.Future[Any], begun: list[bool], func: Callable[[], Any]) -> None:
+    def _call(self, waiting: list[asyncio.Future[Any]], func: Callable[[], Any]) -> None:
         """On a thread of the pool."""
-        begun.append(True)
-        if done.cancelled():  # Looked at last: who cancels it looks at `begun` afterwards.
+        done = waiting.pop()
+        if done.cancelled():  # Checked last: who cancels it looks afterwards whether a thread has taken it.
             return
         try:
             result, error = func(), None
@@ -136,6 +139,8 @@ class TaskExecutor:
             self._host.call_soon_threadsafe(_finish, done, result, error)
         except RuntimeError:
             LOG.warning("the event loop was closed while a plain method ran")
+        finally:
+            del done, error  # The error refers to this frame and to those that called it.
 
     async def run_async(self, call: ServerCall, work: Coroutine[Any, Any, Any]) -> Any:
         """Await what an ``async`` method does; see `msgbus.processing.Tasks`."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
+import weakref
 from typing import Any
 
 import pytest
@@ -152,3 +155,32 @@ async def test_a_plain_method_that_raises_the_error_of_a_cancelled_task_is_answe
         with pytest.raises(msgbus.RemoteError, match="CancelledError"):
             await bus.client.call({}, "work")
         assert bus.service.log == ["ran"]
+
+
+@pytest.mark.parametrize("method", ["fail", "plain_fail"])
+@on_loop
+async def test_requests_that_raise_leave_nothing_to_the_garbage_collector(
+    fake_url: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they have used is freed when they are over: thousands of them must not make the memory grow."""
+    monkeypatch.setattr(logging.getLogger("msgbus.processing"), "disabled", True)  # Its lines hold the traceback.
+    async with serving(fake_url) as bus:
+        calls = bus.server._processor.calls
+        kept: list[weakref.ref[Any]] = []
+        begin = calls.begin
+
+        def note(call: Any, **options: Any) -> Any:
+            kept.append(weakref.ref(call))
+            return begin(call, **options)
+
+        monkeypatch.setattr(calls, "begin", note)
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(5):
+                with pytest.raises(KeyError):
+                    await bus.client.call({}, method)
+            assert len(kept) == 5
+            await until(lambda: all(ref() is None for ref in kept))
+        finally:
+            gc.enable()
