@@ -102,7 +102,9 @@ class TaskExecutor:
             self._run_backlog()
 
     async def run_plain(self, func: Callable[..., Any], *args: Any) -> Any:
-        """Call a function on a thread, in a copy of this context, and return its value.
+        """Call a function on a thread, and return its value.
+
+        It runs in a copy of this context. What it sets there, this context has afterwards.
 
         Raises:
             Interrupted: the server has stopped, and waits for it no longer. If no thread has begun it, none does.
@@ -122,6 +124,8 @@ class TaskExecutor:
                 raise Interrupted(NOT_BEGUN, begun=False) from None
             raise Interrupted(NOT_AWAITED) from None  # It goes on, and nobody waits for it.
         finally:
+            if not done.cancelled():
+                _take_over(context)
             del done, waiting  # An exception that it holds refers to this frame.
 
     def _call(self, waiting: list[asyncio.Future[Any]], func: Callable[[], Any]) -> None:
@@ -269,6 +273,13 @@ def _call_soon(host: asyncio.AbstractEventLoop, func: Callable[[], object]) -> N
         host.call_soon_threadsafe(func)
     except RuntimeError:
         LOG.debug("the event loop of a server was closed")
+
+
+def _take_over(context: Context) -> None:
+    """Set here what was set in a copy of this context."""
+    for var, value in context.items():
+        if var.get(None) is not value:
+            var.set(value)
 
 
 def _run(job: Job) -> None:

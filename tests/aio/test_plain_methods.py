@@ -6,13 +6,15 @@ import asyncio
 import gc
 import logging
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 import msgbus
 from msgbus import aio
-from tests.aio.support import SERVER, TOPIC, Service, conf_with, on_loop, serving, until
+from msgbus.serializer import NoOpSerializer
+from tests.aio.support import SERVER, TOPIC, Service, conf_with, on_loop, request_var, serving, until
 from tests.support import EVENT_TIMEOUT
 
 
@@ -155,6 +157,69 @@ async def test_a_plain_method_that_raises_the_error_of_a_cancelled_task_is_answe
         with pytest.raises(msgbus.RemoteError, match="CancelledError"):
             await bus.client.call({}, "work")
         assert bus.service.log == ["ran"]
+
+
+@pytest.mark.parametrize("kind", ["aio", "asyncio", "threading"])
+@on_loop
+async def test_all_steps_of_a_request_run_in_one_context(fake_url: str, kind: str) -> None:
+    """What a serializer or a plain method sets, each step of a generator and the hook for dead letters find."""
+
+    class Remembering(NoOpSerializer):
+        def deserialize_context(self, context: Any) -> Any:
+            request_var.set(context["who"])
+            return context
+
+        def serialize_entity(self, context: Any, entity: Any) -> Any:
+            return [entity, request_var.get()]
+
+    class Endpoint:
+        def items(self, _ctxt: Any) -> Iterator[str]:
+            yield request_var.get()
+            yield request_var.get()
+
+        def other_items(self, _ctxt: Any) -> Iterator[str]:
+            request_var.set("other")
+            return iter_var()
+
+        def fail(self, _ctxt: Any) -> None:
+            request_var.set("failed")
+            raise ZeroDivisionError
+
+    def iter_var() -> Iterator[str]:
+        yield request_var.get()
+
+    letters: list[str] = []
+
+    def hook(_letter: Any) -> None:
+        letters.append(request_var.get())
+
+    conf = await conf_with(rpc_cast_retries=0)
+    blocking = await asyncio.to_thread(msgbus.get_rpc_transport, conf, fake_url)
+    async with aio.get_rpc_transport(conf, fake_url) as transport:
+        server: Any
+        if kind == "aio":
+            server = aio.get_rpc_server(transport, SERVER, [Endpoint()], Remembering(), on_dead_letter=hook)
+            await server.start()
+        else:
+            server = msgbus.get_rpc_server(
+                blocking, SERVER, [Endpoint()], kind, serializer=Remembering(), on_dead_letter=hook
+            )
+            await asyncio.to_thread(server.start)
+        client = aio.get_rpc_client(transport, TOPIC, timeout=EVENT_TIMEOUT)
+        for _ in range(2):
+            found = [item async for item in client.multicall({"who": "me"}, "items")]
+            assert found == [["me", "me"], ["me", "me"]]
+            found = [item async for item in client.multicall({"who": "me"}, "other_items")]
+            assert found == [["other", "other"]]
+        await client.prepare(delivery="at_least_once").cast({"who": "me"}, "fail")
+        await until(lambda: letters)
+        assert letters == ["failed"]
+        assert request_var.get() == "none"
+        if kind == "aio":
+            await server.wait(EVENT_TIMEOUT)
+        else:
+            await asyncio.to_thread(server.wait, EVENT_TIMEOUT)
+    await asyncio.to_thread(blocking.cleanup)
 
 
 @pytest.mark.parametrize("method", ["fail", "plain_fail"])
