@@ -16,7 +16,6 @@ A dead letter goes to the topic's address for them, to the log, and to the serve
 from __future__ import annotations
 
 import logging
-import types
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
 from contextvars import Context
 from typing import Any, Protocol
@@ -47,12 +46,10 @@ from msgbus.foreign import get_logger, name_of, text_of, traceback_of
 from msgbus.message import AT_LEAST_ONCE, POLICIES, Request, UnacceptableRequest
 from msgbus.server_call import ServerCall, deadline_of, time_left
 from msgbus.server_calls import Seen, ServerCalls
-from msgbus.stream_sender import Event
+from msgbus.stream_sender import TURN, Event, yield_to_others
 
 LOG = get_logger(__name__)
 
-TURN = 100
-"""Items of an asynchronous generator after which the other tasks get their turn: it may never wait for anything."""
 RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0)
 """Seconds before a cast that raised is run again: the first, second, third time; then always the last."""
 
@@ -553,16 +550,10 @@ async def _last_of_async(items: AsyncGenerator[Any, None]) -> Any:
             last = item
             count += 1
             if count % TURN == 0:
-                await _yield_to_others()
+                await yield_to_others()
     finally:
         await items.aclose()
     return last
-
-
-@types.coroutine
-def _yield_to_others() -> Generator[None, None, None]:
-    """Let the event loop run what else is due: what ``asyncio.sleep(0)`` does, without the import of asyncio."""
-    yield
 
 
 def _only(value: Any) -> Generator[Any, None, None]:
