@@ -17,6 +17,10 @@ LOG = get_logger(__name__)
 T = TypeVar("T")
 
 
+CANCEL_TIMEOUT = 1.0
+"""Seconds in which a task that is cancelled has to end, and its request to be answered or given to another server."""
+
+
 class Interrupted(Exception):
     """The server was stopped while a request ran, and has not waited for it any longer.
 

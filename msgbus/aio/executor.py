@@ -15,14 +15,11 @@ from msgbus.closing import end_child
 from msgbus.current import RunningRequest
 from msgbus.drivers.base import Delivery
 from msgbus.drivers.toolkit.loop import Loop
-from msgbus.executor import Executor, Interrupted
+from msgbus.executor import CANCEL_TIMEOUT, Executor, Interrupted
 from msgbus.foreign import get_logger
 from msgbus.server_call import ServerCall
 
 LOG = get_logger(__name__)
-
-CANCEL_TIMEOUT = 1.0
-"""Seconds in which a task that is cancelled has to end."""
 
 NOT_AWAITED = "the server was stopped while it ran, and has not waited for it any longer"
 NOT_BEGUN = "the server was stopped before a thread was free for it"

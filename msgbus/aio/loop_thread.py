@@ -11,9 +11,10 @@ from functools import partial
 from typing import Any
 
 from msgbus import current
-from msgbus.aio.executor import CANCEL_TIMEOUT, Event, Item, TaskExecutor
+from msgbus.aio.executor import Event, Item, TaskExecutor
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import MessagingException, TransportUnavailable
+from msgbus.executor import CANCEL_TIMEOUT
 from msgbus.foreign import get_logger
 from msgbus.server_call import ServerCall
 

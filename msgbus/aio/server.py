@@ -17,6 +17,7 @@ from msgbus.dispatcher import RPCAccessPolicyBase, RPCDispatcher
 from msgbus.drivers.base import Address
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import MessagingException
+from msgbus.executor import CANCEL_TIMEOUT
 from msgbus.foreign import get_logger
 from msgbus.serializer import Serializer
 from msgbus.target import Target
@@ -161,6 +162,8 @@ class AsyncRPCServer(BaseServer):
             return 0
         self._processor.begin_wait()
         running = await executor.close(timeout)
+        if running and end is not None:
+            end += CANCEL_TIMEOUT
         left = None if end is None else max(0.0, end - Loop.now())
         unfinished = self._processor.wait(0.0)
         if unfinished and left != 0.0:

@@ -172,3 +172,41 @@ async def test_a_request_that_has_just_become_a_task_when_time_is_over_is_settle
         await bus.server.wait(0.0)
         assert list(bus.server._processor.calls) == []
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("server", ["aio", "sync"])
+@pytest.mark.parametrize("verb", ["call", "cast"])
+@on_loop
+async def test_what_is_cancelled_is_answered_or_passed_on_before_wait_returns(
+    fake_url: str, server: str, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Afterwards the program closes the transport, and what the message system has not confirmed would be lost."""
+    async with serving(
+        fake_url, server=server, rpc_delivery="at_least_once" if verb == "cast" else "at_most_once"
+    ) as bus:
+        begun = asyncio.create_task(getattr(bus.client, verb)({}, "nap"))
+        await until(lambda: "began" in bus.service.log)
+        found: Any = bus.server if server == "aio" else bus.blocking_server
+        send = found.transport.driver.send
+        outcomes: list[str] = []
+
+        def confirm_late(*args: Any, **kwargs: Any) -> LightFuture[Any]:
+            sent = send(*args, **kwargs)
+            late: LightFuture[Any] = LightFuture()
+
+            def confirm() -> None:
+                outcomes.append("confirmed")
+                late.set_result(sent.result(EVENT_TIMEOUT))
+
+            found.transport.loop.call_later(0.2, confirm)
+            return late
+
+        monkeypatch.setattr(found.transport.driver, "send", confirm_late)
+        if server == "aio":
+            assert await bus.server.wait(0.0) == 1
+        else:
+            assert await asyncio.to_thread(bus.blocking_server.wait, 0.0) == 1
+        assert outcomes[:1] == ["confirmed"]
+        assert list(found._processor.calls) == []
+        await asyncio.wait([begun])
+        begun.exception()
