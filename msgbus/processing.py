@@ -50,6 +50,7 @@ from msgbus.stream_sender import TURN, Event, yield_to_others
 
 LOG = get_logger(__name__)
 
+TOO_LATE = "its deadline passes before it could be run again"
 RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0)
 """Seconds before a cast that raised is run again: the first, second, third time; then always the last."""
 
@@ -147,6 +148,9 @@ class Processor:
     def process(self, item: Delivery | ServerCall) -> None:
         """Run a delivery, or again a cast that raised. On a worker's thread."""
         if isinstance(item, ServerCall):
+            if item.deadline is not None and item.deadline <= Loop.now():  # All threads or tasks were busy.
+                self._context.copy().run(self._dead_letter_after, item, f"{item.failure[0]}; {TOO_LATE}")
+                return
             message = item.delivery.message
             # Read anew: the method may have changed its arguments before it raised.
             item.request = decode_request(message.body, message.content_type)
@@ -393,6 +397,9 @@ class Processor:
         except ExpectedException:
             LOG.debug("the cast %r raised an expected exception", request.method, exc_info=True)
         except Unwanted as exc:
+            if call.raised:
+                self._dead_letter(call, f"{call.failure[0]}; {TOO_LATE}", call.attempts, call.failure[1])
+                return
             LOG.info("the cast %r (%s) %s", request.method, request.unique_id, exc)
         except Interrupted as exc:
             LOG.warning("the cast %r (%s): %s", request.method, request.unique_id, exc)
@@ -429,8 +436,7 @@ class Processor:
             return
         delay = RETRY_DELAYS[min(call.attempts, len(RETRY_DELAYS)) - 1]
         if call.deadline is not None and Loop.now() + delay >= call.deadline:
-            reason = f"{reason}; its deadline passes before it could be run again"
-            self._dead_letter(call, reason, call.attempts, traceback)
+            self._dead_letter(call, f"{reason}; {TOO_LATE}", call.attempts, traceback)
             return
         LOG.warning(
             "the cast %r (%s) raised %r, and is run again in %g s", request.method, request.unique_id, exc, delay

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import threading
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -249,3 +250,54 @@ async def test_requests_that_raise_leave_nothing_to_the_garbage_collector(
             await until(lambda: all(ref() is None for ref in kept))
         finally:
             gc.enable()
+
+
+@pytest.mark.parametrize(("server", "executor"), [("aio", None), ("sync", "asyncio"), ("sync", "threading")])
+@on_loop
+async def test_a_cast_that_raised_and_gets_a_thread_again_too_late_is_a_dead_letter(
+    fake_url: str, server: str, executor: str | None, retries_at_once: None
+) -> None:
+    """As one whose deadline passes during the delay: it is not run after that, and not forgotten either."""
+    letters: list[Any] = []
+
+    may_raise = threading.Event()
+    go_on = threading.Event()
+    log: list[str] = []
+
+    class Endpoint:
+        def fail(self, _ctxt: Any) -> None:
+            log.append("ran")
+            may_raise.wait(EVENT_TIMEOUT)
+            raise ZeroDivisionError
+
+        def hold(self, _ctxt: Any) -> None:
+            log.append("held")
+            go_on.wait(EVENT_TIMEOUT)
+
+    conf = await conf_with(executor_thread_pool_size=1, rpc_prefetch=10)
+    blocking = await asyncio.to_thread(msgbus.get_rpc_transport, conf, fake_url)
+    async with aio.get_rpc_transport(conf, fake_url) as transport:
+        found: Any
+        if server == "aio":
+            found = aio.get_rpc_server(transport, SERVER, [Endpoint()], on_dead_letter=letters.append)
+            await found.start()
+        else:
+            found = msgbus.get_rpc_server(blocking, SERVER, [Endpoint()], executor, on_dead_letter=letters.append)
+            await asyncio.to_thread(found.start)
+        client = aio.get_rpc_client(transport, TOPIC, timeout=EVENT_TIMEOUT)
+        await client.prepare(timeout=1.0, delivery="at_least_once").cast({}, "fail")
+        await until(lambda: log == ["ran"])
+        await client.cast({}, "hold")
+        await asyncio.sleep(0.1)  # It waits for the thread, and gets it before the other is run again.
+        may_raise.set()
+        await until(lambda: log == ["ran", "held"])
+        await asyncio.sleep(1.0)
+        go_on.set()
+        await until(lambda: letters)
+        assert log == ["ran", "held"]
+        assert "its deadline passes before it could be run again" in letters[0].reason
+        if server == "aio":
+            await found.wait(EVENT_TIMEOUT)
+        else:
+            await asyncio.to_thread(found.wait, EVENT_TIMEOUT)
+    await asyncio.to_thread(blocking.cleanup)
