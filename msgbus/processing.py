@@ -50,6 +50,7 @@ from msgbus.stream_sender import TURN, Event, yield_to_others
 
 LOG = get_logger(__name__)
 
+TASK_CANCELLED = "its task was cancelled, by the method itself or by the program"
 TOO_LATE = "its deadline passes before it could be run again"
 RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0)
 """Seconds before a cast that raised is run again: the first, second, third time; then always the last."""
@@ -319,11 +320,13 @@ class Processor:
             LOG.info("%r (call %s) %s", request.method, request.call_id, exc)
             self.on_answered(call, None)
         except Interrupted as exc:
-            LOG.warning("%r (call %s): %s", request.method, request.call_id, exc)
-            if call.at_least_once and not call.accepted:
+            reason = exc if self._stopped else TASK_CANCELLED
+            LOG.warning("%r (call %s): %s", request.method, request.call_id, reason)
+            # Where the server has not been stopped, it may get the request again, and the same may happen each time.
+            if call.at_least_once and not call.accepted and (self._stopped or not call.delivery.redelivered):
                 self._finish(call, done=False)
             else:
-                self._answer_error(call, CallCancelled(f"{request.method!r}: {exc}"))
+                self._answer_error(call, CallCancelled(f"{request.method!r}: {reason}"))
         except BaseException as exc:  # sys.exit() too: somebody waits for the answer
             if call.cancelled:
                 LOG.info("%r (call %s) was cancelled by its client", request.method, request.call_id)
@@ -402,9 +405,13 @@ class Processor:
                 return
             LOG.info("the cast %r (%s) %s", request.method, request.unique_id, exc)
         except Interrupted as exc:
-            LOG.warning("the cast %r (%s): %s", request.method, request.unique_id, exc)
-            if call.at_least_once or not exc.begun:
+            reason = exc if self._stopped else TASK_CANCELLED
+            LOG.warning("the cast %r (%s): %s", request.method, request.unique_id, reason)
+            if self._stopped and (call.at_least_once or not exc.begun):
                 self._pass_on(call, exc)
+                return
+            if call.at_least_once:
+                self._retry_or_dead_letter(call, Interrupted(TASK_CANCELLED))
                 return
         except BaseException as exc:  # sys.exit() too: the delivery has to be settled
             if call.at_least_once:
