@@ -404,16 +404,13 @@ class Processor:
                 self._dead_letter(call, f"{call.failure[0]}; {TOO_LATE}", call.attempts, call.failure[1])
                 return
             LOG.info("the cast %r (%s) %s", request.method, request.unique_id, exc)
-        except Interrupted as exc:
-            reason = exc if self._stopped else TASK_CANCELLED
-            LOG.warning("the cast %r (%s): %s", request.method, request.unique_id, reason)
-            if self._stopped and (call.at_least_once or not exc.begun):
-                self._pass_on(call, exc)
-                return
-            if call.at_least_once:
-                self._retry_or_dead_letter(call, Interrupted(TASK_CANCELLED))
-                return
         except BaseException as exc:  # sys.exit() too: the delivery has to be settled
+            if isinstance(exc, Interrupted):
+                if self._stopped and (call.at_least_once or not exc.begun):
+                    self._pass_on(call, exc)
+                    return
+                if not self._stopped:
+                    exc = Interrupted(TASK_CANCELLED)
             if call.at_least_once:
                 self._retry_or_dead_letter(call, exc)
                 return
@@ -425,6 +422,7 @@ class Processor:
 
     def _pass_on(self, call: ServerCall, exc: Interrupted) -> None:
         """Let another server run a cast that was interrupted. If it had begun, that counts as an attempt."""
+        LOG.warning("the cast %r (%s) is passed on: %s", call.request.method, call.request.unique_id, exc)
         if exc.begun:
             call.raised += 1
         call.failure = f"{name_of(type(exc))}: {exc}", traceback_of(exc)
