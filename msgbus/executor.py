@@ -17,8 +17,20 @@ LOG = get_logger(__name__)
 T = TypeVar("T")
 
 
+CANCEL_TIMEOUT = 1.0
+"""Seconds in which a task that is cancelled has to end, and its request to be answered or given to another server."""
+
+
 class Interrupted(Exception):
-    """The server was stopped while a request ran, and has not waited for it any longer."""
+    """The server was stopped while a request ran, and has not waited for it any longer.
+
+    Attributes:
+        begun: its method may have run. False: it is known not to have.
+    """
+
+    def __init__(self, reason: str, *, begun: bool = True) -> None:
+        super().__init__(reason)
+        self.begun = begun
 
 
 def run_to_end(context: Context, work: Coroutine[Any, Any, None]) -> None:

@@ -16,7 +16,6 @@ A dead letter goes to the topic's address for them, to the log, and to the serve
 from __future__ import annotations
 
 import logging
-import types
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
 from contextvars import Context
 from typing import Any, Protocol
@@ -47,14 +46,18 @@ from msgbus.foreign import get_logger, name_of, text_of, traceback_of
 from msgbus.message import AT_LEAST_ONCE, POLICIES, Request, UnacceptableRequest
 from msgbus.server_call import ServerCall, deadline_of, time_left
 from msgbus.server_calls import Seen, ServerCalls
-from msgbus.stream_sender import Event
+from msgbus.stream_sender import TURN, Event, yield_to_others
 
 LOG = get_logger(__name__)
 
-TURN = 100
-"""Items of an asynchronous generator after which the other tasks get their turn: it may never wait for anything."""
+TASK_CANCELLED = "its task was cancelled, by the method itself or by the program"
+TOO_LATE = "its deadline passes before it could be run again"
 RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0)
 """Seconds before a cast that raised is run again: the first, second, third time; then always the last."""
+
+
+class Unwanted(Exception):
+    """When a thread was free for a plain method, its client did not want it any more."""
 
 
 class Workers(Protocol):
@@ -146,6 +149,9 @@ class Processor:
     def process(self, item: Delivery | ServerCall) -> None:
         """Run a delivery, or again a cast that raised. On a worker's thread."""
         if isinstance(item, ServerCall):
+            if item.deadline is not None and item.deadline <= Loop.now():  # All threads or tasks were busy.
+                self._context.copy().run(self._dead_letter_after, item, f"{item.failure[0]}; {TOO_LATE}")
+                return
             message = item.delivery.message
             # Read anew: the method may have changed its arguments before it raised.
             item.request = decode_request(message.body, message.content_type)
@@ -310,12 +316,17 @@ class Processor:
         except (RPCDispatcherError, SerializationError) as exc:
             LOG.error("%r (call %s): %s", request.method, request.call_id, exc)
             self._answer_error(call, exc)
+        except Unwanted as exc:
+            LOG.info("%r (call %s) %s", request.method, request.call_id, exc)
+            self.on_answered(call, None)
         except Interrupted as exc:
-            LOG.warning("%r (call %s): %s", request.method, request.call_id, exc)
-            if call.at_least_once and not call.accepted:
+            reason = exc if self._stopped else TASK_CANCELLED
+            LOG.warning("%r (call %s): %s", request.method, request.call_id, reason)
+            # Where the server has not been stopped, it may get the request again, and the same may happen each time.
+            if call.at_least_once and not call.accepted and (self._stopped or not call.delivery.redelivered):
                 self._finish(call, done=False)
             else:
-                self._answer_error(call, CallCancelled(f"{request.method!r}: {exc}"))
+                self._answer_error(call, CallCancelled(f"{request.method!r}: {reason}"))
         except BaseException as exc:  # sys.exit() too: somebody waits for the answer
             if call.cancelled:
                 LOG.info("%r (call %s) was cancelled by its client", request.method, request.call_id)
@@ -367,6 +378,11 @@ class Processor:
         return result
 
     def _dispatch_plain(self, call: ServerCall, streams: bool) -> Any:
+        if self._tasks is not None:  # It may have waited for a thread.
+            if call.cancelled:
+                raise Unwanted("was cancelled by its client before it began, and was not run")
+            if call.deadline is not None and call.deadline <= Loop.now():
+                raise Unwanted("could not begin before its deadline, and was not run")
         result = self._dispatcher.dispatch(call.request)
         if type(result) not in PLAIN:
             method = call.request.method
@@ -383,7 +399,18 @@ class Processor:
             await self._dispatch(call)
         except ExpectedException:
             LOG.debug("the cast %r raised an expected exception", request.method, exc_info=True)
+        except Unwanted as exc:
+            if call.raised:
+                self._dead_letter(call, f"{call.failure[0]}; {TOO_LATE}", call.attempts, call.failure[1])
+                return
+            LOG.info("the cast %r (%s) %s", request.method, request.unique_id, exc)
         except BaseException as exc:  # sys.exit() too: the delivery has to be settled
+            if isinstance(exc, Interrupted):
+                if self._stopped and (call.at_least_once or not exc.begun):
+                    self._pass_on(call, exc)
+                    return
+                if not self._stopped:
+                    exc = Interrupted(TASK_CANCELLED)
             if call.at_least_once:
                 self._retry_or_dead_letter(call, exc)
                 return
@@ -392,6 +419,18 @@ class Processor:
             else:
                 LOG.exception("the cast %r (%s) raised", request.method, request.unique_id)
         self._finish(call, done=True)
+
+    def _pass_on(self, call: ServerCall, exc: Interrupted) -> None:
+        """Let another server run a cast that was interrupted. If it had begun, that counts as an attempt."""
+        LOG.warning("the cast %r (%s) is passed on: %s", call.request.method, call.request.unique_id, exc)
+        if exc.begun:
+            call.raised += 1
+        call.failure = f"{name_of(type(exc))}: {exc}", traceback_of(exc)
+        try:
+            self._send_to_others(call)
+        except Exception:  # The message system still has it.
+            LOG.exception("the cast %r (%s) is given back", call.request.method, call.request.unique_id)
+            self._finish(call, done=False)
 
     def _retry_or_dead_letter(self, call: ServerCall, exc: BaseException) -> None:
         request = call.request
@@ -402,8 +441,7 @@ class Processor:
             return
         delay = RETRY_DELAYS[min(call.attempts, len(RETRY_DELAYS)) - 1]
         if call.deadline is not None and Loop.now() + delay >= call.deadline:
-            reason = f"{reason}; its deadline passes before it could be run again"
-            self._dead_letter(call, reason, call.attempts, traceback)
+            self._dead_letter(call, f"{reason}; {TOO_LATE}", call.attempts, traceback)
             return
         LOG.warning(
             "the cast %r (%s) raised %r, and is run again in %g s", request.method, request.unique_id, exc, delay
@@ -429,30 +467,40 @@ class Processor:
             self._workers.submit(call)
 
     def _send_to_others(self, call: ServerCall) -> None:
-        """Let another server run a cast that raised here.
+        """Let another server run a cast that raised here, or could not begin or finish.
 
         It is sent a copy that holds the number of attempts. If no copy can be sent, the message itself is given back:
-        then other servers only know that it was delivered before.
+        then other servers only know that it was delivered before. One that was accepted becomes a dead letter then.
         """
         address, message = call.delivery.address, call.delivery.message
         if address.kind == "fanout":  # Only this server has it, and only until it ends.
             reason = f"the server was stopped before it could be run again; it had raised {call.failure[0]}"
             self._context.copy().run(self._dead_letter_after, call, reason)
             return
+
+        def give_back(why: object) -> None:
+            if call.accepted:
+                reason = f"the server was stopped, and no other could be sent it: {why}"
+                self._context.copy().run(self._dead_letter_after, call, reason)
+                return
+            LOG.info("the cast %r (%s) is given back: %s", call.request.method, call.request.unique_id, why)
+            self._finish(call, done=False, remember=False)
+
         left = time_left(call.request, call.delivery)
         try:
             body = with_attempts(message.body, message.content_type, call.attempts)
         except SerializationError:
             body = None
         if body is None or address.kind == "pool" or (left is not None and left <= 0):  # Nobody can send to a pool.
-            self._finish(call, done=False)
+            give_back("nobody can be sent a copy of it")
             return
 
         def on_outcome(error: BaseException | None) -> None:
             if error is not None:
-                LOG.info("the cast %r (%s) is given back: %s", call.request.method, call.request.unique_id, error)
+                give_back(error)
+                return
             # It is not remembered: the copy may come here, if the server starts again.
-            self._finish(call, done=error is None, remember=False)
+            self._finish(call, done=True, remember=False)
 
         seconds = max(self.grace, 1.0)
         copy = Message(body, message.content_type, message.id, left, message.durable, seconds)
@@ -513,16 +561,10 @@ async def _last_of_async(items: AsyncGenerator[Any, None]) -> Any:
             last = item
             count += 1
             if count % TURN == 0:
-                await _yield_to_others()
+                await yield_to_others()
     finally:
         await items.aclose()
     return last
-
-
-@types.coroutine
-def _yield_to_others() -> Generator[None, None, None]:
-    """Let the event loop run what else is due: what ``asyncio.sleep(0)`` does, without the import of asyncio."""
-    yield
 
 
 def _only(value: Any) -> Generator[Any, None, None]:

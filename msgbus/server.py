@@ -13,7 +13,7 @@ from msgbus.dispatcher import RPCAccessPolicyBase, RPCDispatcher
 from msgbus.drivers.base import Address, Delivery
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import MessagingException
-from msgbus.executor import Executor
+from msgbus.executor import CANCEL_TIMEOUT, Executor
 from msgbus.foreign import get_logger
 from msgbus.forking import call_in_child
 from msgbus.serializer import Serializer
@@ -192,6 +192,8 @@ class RPCServer(BaseServer):
             return 0
         self._processor.begin_wait()
         running = executor.close(timeout)
+        if running and end is not None and self.dispatcher.asynchronous:
+            end += CANCEL_TIMEOUT
         left = None if end is None else max(0.0, end - Loop.now())
         abandoned = max(running, self._processor.wait(left))
         with self._state:

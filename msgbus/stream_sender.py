@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import types
 from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncGenerator, Generator
@@ -35,6 +36,8 @@ MAX_BYTES = 4 << 20
 For a client that gives no credit by bytes it bounds what waits to be sent."""
 FRAME_BYTES = 1 << 20
 """The most bytes of items in one frame. (A single item may be larger.)"""
+TURN = 100
+"""Items of an asynchronous generator after which the other tasks get their turn: it may never wait for anything."""
 
 
 class StreamCall(Protocol):
@@ -63,6 +66,12 @@ class Event(Protocol):
 
     async def wait(self, seconds: float) -> None:
         """Wait for `set`, but not longer than so many seconds."""
+
+
+@types.coroutine
+def yield_to_others() -> Generator[None, None, None]:
+    """Let the event loop run what else is due: what ``asyncio.sleep(0)`` does, without the import of asyncio."""
+    yield
 
 
 class StreamSender:
@@ -157,6 +166,8 @@ class StreamSender:
                 async for item in items:
                     if add(item) and not await self._may_go_on_async():
                         break
+                    if self._yielded % TURN == 0:
+                        await yield_to_others()
                 else:
                     self.end(None)
                     return

@@ -15,16 +15,14 @@ from msgbus.closing import end_child
 from msgbus.current import RunningRequest
 from msgbus.drivers.base import Delivery
 from msgbus.drivers.toolkit.loop import Loop
-from msgbus.executor import Executor, Interrupted
+from msgbus.executor import CANCEL_TIMEOUT, Executor, Interrupted
 from msgbus.foreign import get_logger
 from msgbus.server_call import ServerCall
 
 LOG = get_logger(__name__)
 
-CANCEL_TIMEOUT = 1.0
-"""Seconds in which a task that is cancelled has to end."""
-
 NOT_AWAITED = "the server was stopped while it ran, and has not waited for it any longer"
+NOT_BEGUN = "the server was stopped before a thread was free for it"
 
 Item = Delivery | ServerCall
 Job = Callable[[], None]
@@ -77,8 +75,11 @@ class TaskExecutor:
 
     def _run_backlog(self) -> None:
         self._is_looking = False
-        while self._backlog and len(self._tasks) < self._limit and not self._ended:
-            item = self._backlog.popleft()
+        while len(self._tasks) < self._limit and not self._ended:
+            try:
+                item = self._backlog.popleft()
+            except IndexError:  # Not checked before: `take_backlog` may empty it meanwhile.
+                return
             try:
                 self._process(item)
             except BaseException:  # It must not cost the others their turn.
@@ -98,20 +99,37 @@ class TaskExecutor:
             self._run_backlog()
 
     async def run_plain(self, func: Callable[..., Any], *args: Any) -> Any:
-        """Call a function on a thread, in a copy of this context, and return its value.
+        """Call a function on a thread, and return its value.
+
+        It runs in a copy of this context. What it sets there, this context has afterwards.
 
         Raises:
-            Interrupted: the server has stopped, and waits for it no longer.
+            Interrupted: the server has stopped, and waits for it no longer. If no thread has begun it, none does.
         """
+        task = asyncio.current_task()
+        assert task is not None
         done: asyncio.Future[Any] = self._host.create_future()
-        self._threads.submit(partial(self._call, done, partial(copy_context().run, func, *args)))
+        waiting = [done]  # until a thread takes it
+        context = copy_context()
+        self._threads.submit(partial(self._call, waiting, partial(context.run, func, *args)))
         try:
             return await done
-        except asyncio.CancelledError:  # The function goes on, and nobody waits for it.
-            raise Interrupted(NOT_AWAITED) from None
+        except asyncio.CancelledError:
+            if task.cancelling() == 0:  # The function has raised it.
+                raise
+            if waiting:
+                raise Interrupted(NOT_BEGUN, begun=False) from None
+            raise Interrupted(NOT_AWAITED) from None  # It goes on, and nobody waits for it.
+        finally:
+            if not done.cancelled():
+                _take_over(context)
+            del done, waiting  # An exception that it holds refers to this frame.
 
-    def _call(self, done: asyncio.Future[Any], func: Callable[[], Any]) -> None:
+    def _call(self, waiting: list[asyncio.Future[Any]], func: Callable[[], Any]) -> None:
         """On a thread of the pool."""
+        done = waiting.pop()
+        if done.cancelled():  # Checked last: who cancels it looks afterwards whether a thread has taken it.
+            return
         try:
             result, error = func(), None
         except BaseException as exc:  # sys.exit() too: somebody waits for the answer
@@ -122,6 +140,8 @@ class TaskExecutor:
             self._host.call_soon_threadsafe(_finish, done, result, error)
         except RuntimeError:
             LOG.warning("the event loop was closed while a plain method ran")
+        finally:
+            del done, error  # The error refers to this frame and to those that called it.
 
     async def run_async(self, call: ServerCall, work: Coroutine[Any, Any, Any]) -> Any:
         """Await what an ``async`` method does; see `msgbus.processing.Tasks`."""
@@ -161,6 +181,11 @@ class TaskExecutor:
             except IndexError:
                 return taken
 
+    @property
+    def unfinished(self) -> int:
+        """How many requests run, or have not begun. Any thread."""
+        return len(self._tasks) + len(self._backlog)
+
     async def close(self, timeout: float | None) -> int:
         """Wait for what runs, then cancel what still does.
 
@@ -191,6 +216,7 @@ class TaskExecutor:
                 self._closers.discard(own)
             raise
         self._ended = True
+        await asyncio.sleep(0)  # A task that is cancelled before its first step could not settle its request.
         running = self._others(own)
         for task in running:
             task.cancel()
@@ -244,6 +270,13 @@ def _call_soon(host: asyncio.AbstractEventLoop, func: Callable[[], object]) -> N
         host.call_soon_threadsafe(func)
     except RuntimeError:
         LOG.debug("the event loop of a server was closed")
+
+
+def _take_over(context: Context) -> None:
+    """Set here what was set in a copy of this context."""
+    for var, value in context.items():
+        if var.get(None) is not value:
+            var.set(value)
 
 
 def _run(job: Job) -> None:

@@ -5,16 +5,23 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from contextvars import Context
 from functools import partial
 from typing import Any
 
 from msgbus import current
-from msgbus.aio.executor import CANCEL_TIMEOUT, Event, Item, TaskExecutor
+from msgbus.aio.executor import Event, Item, TaskExecutor
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import MessagingException, TransportUnavailable
+from msgbus.executor import CANCEL_TIMEOUT
+from msgbus.foreign import get_logger
 from msgbus.server_call import ServerCall
+
+LOG = get_logger(__name__)
+
+LOOK_AGAIN = 1.0
+"""Seconds after which who waits for the event loop checks that it has not ended."""
 
 
 class LoopThreadExecutor:
@@ -26,20 +33,34 @@ class LoopThreadExecutor:
         Raises:
             TransportUnavailable: the operating system gives no thread.
         """
-        self._made = threading.Event()
+        self._name = name
+        self._made: Future[None] = Future()
         self._make: Callable[[], TaskExecutor] = partial(TaskExecutor, process, name, loop, tasks, threads)
-        self._thread = threading.Thread(target=asyncio.run, args=(self._run(),), name=f"{name}-asyncio", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=f"{name}-asyncio", daemon=True)
         try:
             self._thread.start()
         except RuntimeError as exc:
             raise TransportUnavailable(f"no thread can be started for {name}: {exc}") from exc
-        self._made.wait()
+        try:
+            self._made.result()
+        except OSError as exc:  # Too many files are open.
+            raise TransportUnavailable(f"no event loop can be made for {name}: {exc}") from exc
+
+    def _work(self) -> None:
+        work = self._run()
+        try:
+            asyncio.run(work)
+        except BaseException as exc:
+            if self._made.done():
+                raise
+            work.close()
+            self._made.set_exception(exc)
 
     async def _run(self) -> None:
         self._host = asyncio.get_running_loop()
         self._executor = self._make()
         self._ending = asyncio.Event()
-        self._made.set()
+        self._made.set_result(None)
         await self._ending.wait()
         await self._executor.wait_for_closers()
 
@@ -72,16 +93,36 @@ class LoopThreadExecutor:
 
         If a method calls this, the thread ends when that has returned.
         """
+        end = None if timeout is None else Loop.now() + timeout + 2 * CANCEL_TIMEOUT
         work = self._executor.close(timeout)
         try:
-            running = asyncio.run_coroutine_threadsafe(work, self._host).result()
+            running = self._wait_for(asyncio.run_coroutine_threadsafe(work, self._host), end)
             self._host.call_soon_threadsafe(self._ending.set)
         except (RuntimeError, CancelledError):  # Another thread has closed it meanwhile.
             work.close()
             return 0
+        if running is None:
+            LOG.warning("%s: an async method blocks the event loop, and cannot be cancelled", self._name)
+            return self._executor.unfinished
         if current.running.get() is None:
             self._thread.join(CANCEL_TIMEOUT)  # A method that cannot be cancelled must not keep this one.
         return running
+
+    def _wait_for(self, closed: Future[int], end: float | None) -> int | None:
+        """Wait until the event loop has closed the executor. None: it has not until `end`, in seconds of `Loop.now`.
+
+        Raises:
+            CancelledError: the event loop has ended first.
+        """
+        while True:
+            left = LOOK_AGAIN if end is None else min(LOOK_AGAIN, max(0.0, end - Loop.now()))
+            try:
+                return closed.result(left)
+            except TimeoutError:
+                if not self._thread.is_alive() and not closed.done():
+                    raise CancelledError from None
+                if end is not None and Loop.now() >= end:
+                    return None
 
     def check_thread(self) -> None:
         """Check that this is not the event loop's thread, on which nobody may wait for its end.

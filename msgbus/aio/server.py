@@ -17,6 +17,7 @@ from msgbus.dispatcher import RPCAccessPolicyBase, RPCDispatcher
 from msgbus.drivers.base import Address
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import MessagingException
+from msgbus.executor import CANCEL_TIMEOUT
 from msgbus.foreign import get_logger
 from msgbus.serializer import Serializer
 from msgbus.target import Target
@@ -127,12 +128,16 @@ class AsyncRPCServer(BaseServer):
             ConfigurationError: another event loop than the transport's runs here.
         """
         self.transport.check_loop()
-        if self._subscription is None or self._stopping or self._executor is None:
-            return
-        self._stopping = True
-        await self._confirmed(self._subscription.stop(), "the message system did not confirm that it has stopped")
-        self._processor.stop()
-        self._give_back_all(self._executor.take_backlog())
+        async with self._state:  # A second caller returns when it is done, too.
+            subscription, executor = self._subscription, self._executor
+            if subscription is None or self._stopping or executor is None:
+                return
+            self._stopping = True
+            try:
+                await self._confirmed(subscription.stop(), "the message system did not confirm that it has stopped")
+            finally:  # Also where the caller is cancelled: nobody calls this a second time.
+                self._processor.stop()
+                self._give_back_all(executor.take_backlog())
 
     async def wait(self, timeout: float | None = None) -> int:
         """Stop, wait until what runs has finished and is answered, then close the subscription.
@@ -157,6 +162,8 @@ class AsyncRPCServer(BaseServer):
             return 0
         self._processor.begin_wait()
         running = await executor.close(timeout)
+        if running and end is not None:
+            end += CANCEL_TIMEOUT
         left = None if end is None else max(0.0, end - Loop.now())
         unfinished = self._processor.wait(0.0)
         if unfinished and left != 0.0:

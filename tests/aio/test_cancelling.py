@@ -14,7 +14,7 @@ import msgbus
 from msgbus import aio
 from msgbus.drivers.toolkit.futures import LightFuture
 from msgbus.drivers.toolkit.loop import Loop
-from tests.aio.support import LONG, TOPIC, Bus, conf_with, on_loop, serving, until
+from tests.aio.support import LONG, TOPIC, Bus, Service, conf_with, on_loop, serving, until
 from tests.support import EVENT_TIMEOUT, new_conf
 
 METHODS = ["nap", "plain_nap"]
@@ -309,3 +309,32 @@ async def test_a_request_that_the_server_begins_after_its_caller_has_gone_is_can
         else:  # Its deadline came along with it.
             assert await bus.server.wait(EVENT_TIMEOUT) == 0
             assert bus.service.log == ["began", "ended"]
+
+
+@pytest.mark.parametrize("server", ["aio", "sync"])
+@pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
+@on_loop
+async def test_a_method_that_cancels_its_own_task_is_not_run_for_ever(
+    fake_url: str, server: str, delivery: str, retries_at_once: None
+) -> None:
+    """Under at_least_once it is tried again: a call once, a cast as often as one that raises."""
+
+    class Ending(Service):
+        async def end(self, _ctxt: Any) -> None:
+            self.log.append("ran")
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(LONG)
+
+    options: dict[str, Any] = {"rpc_delivery": delivery, "rpc_cast_retries": 2}
+    async with serving(fake_url, Ending(), server=server, **options) as bus:
+        with pytest.raises(msgbus.CallCancelled, match="its task was cancelled"):
+            await bus.client.call({}, "end")
+        assert len(bus.service.log) == (1 if delivery == "at_most_once" else 2)
+        bus.service.log.clear()
+        await bus.client.cast({}, "end")
+        await until(lambda: len(bus.service.log) == (1 if delivery == "at_most_once" else 3))
+        assert await bus.client.call({}, "echo", value=1) == 1
+        await asyncio.sleep(0.1)
+        assert len(bus.service.log) == (1 if delivery == "at_most_once" else 3)

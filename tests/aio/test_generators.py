@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -9,7 +10,12 @@ from typing import Any
 import pytest
 
 from msgbus import MessagingTimeout, Target, get_rpc_client, get_rpc_server
+from msgbus.aio.executor import Event
 from msgbus.drivers.toolkit.loop import Loop
+from msgbus.message import Control, Reply
+from msgbus.sending import OnOutcome
+from msgbus.stream_sender import StreamSender
+from tests.core.test_stream_sender import Client
 from tests.support import EVENT_TIMEOUT, new_transport
 
 
@@ -50,3 +56,42 @@ def test_a_call_on_a_generator_that_awaits_nothing_is_cancelled() -> None:
     finally:
         server.wait(EVENT_TIMEOUT)
         transport.cleanup()
+
+
+def test_a_stream_that_awaits_nothing_lets_others_have_their_turn() -> None:
+    """Also where its client has always given credit by the time that the generator needs it."""
+
+    async def main() -> int:
+        turns = 0
+        client = Generous()
+
+        async def count_turns() -> None:
+            nonlocal turns
+            while not client.ends:
+                turns += 1
+                await asyncio.sleep(0)
+
+        async def items() -> AsyncGenerator[int, None]:
+            for number in range(10_000):
+                yield number
+
+        sender = client.sender(window=100)
+        counting = asyncio.create_task(count_turns())
+        await sender.run_async(items(), Event(asyncio.get_running_loop(), threading.get_ident()))
+        await counting
+        assert len(client.items) == 10_000
+        return turns
+
+    assert asyncio.run(main()) > 10
+
+
+class Generous(Client):
+    """A client that takes each item at once."""
+
+    def sender(self, window: int = 100, window_bytes: int | None = None) -> StreamSender:
+        self._sender = super().sender(window, window_bytes)
+        return self._sender
+
+    def send(self, reply: Reply, on_outcome: OnOutcome) -> None:
+        super().send(reply, on_outcome)
+        self._sender.on_control(Control("c", "credit", taken=(reply.seq or 0) + len(reply.items or ())))
