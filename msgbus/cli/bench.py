@@ -217,7 +217,7 @@ class _Results:
             names = ("", "rate", "p50", "p95", "p99", *own)
             kept = [at for at, name in enumerate(names) if name or not at]
             print_table([names[at] for at in kept], [[row[at] for at in kept] for row in self._rows])
-        if self.left:
+        if self.left and not self._as_json:
             click.echo(self.left)
 
 

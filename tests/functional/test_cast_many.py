@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -23,9 +24,14 @@ SECONDS = 60.0
 
 
 class Noting:
-    """Counts how often each request runs."""
+    """Counts how often each request runs.
+
+    Attributes:
+        topic: a new one. (What may have been delivered can be in the topic's queue at the end of a test.)
+    """
 
     def __init__(self) -> None:
+        self.topic = f"casts-{uuid.uuid4().hex}"
         self.ran: Counter[int] = Counter()
         self._lock = threading.Lock()
 
@@ -38,7 +44,7 @@ class Noting:
 def noting(rabbitmq: RabbitMQ, connect: Connect) -> Iterator[Noting]:
     """What runs on a server whose own connection does not break."""
     endpoint = Noting()
-    server = get_rpc_server(connect(rabbitmq.url), Target(topic="casts", server="s"), [endpoint])
+    server = get_rpc_server(connect(rabbitmq.url), Target(topic=endpoint.topic, server="s"), [endpoint])
     server.start()
     yield endpoint
     server.stop()
@@ -53,7 +59,7 @@ def test_a_connection_that_breaks_in_the_middle(
     """What counts as confirmed runs. Of the rest, only what counts as unknown may. At most once, nothing runs twice."""
     with closing(Proxy(rabbitmq.port)) as proxy:
         sending = connect(rabbitmq.url.replace(f":{rabbitmq.port}/", f":{proxy.port}/"))
-        client = get_rpc_client(sending, Target(topic="casts"), delivery=delivery)
+        client = get_rpc_client(sending, Target(topic=noting.topic), delivery=delivery)
         if fault == "stall":
             client = client.prepare(deadline=5.0)
 

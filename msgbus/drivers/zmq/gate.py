@@ -24,6 +24,8 @@ ADDRESSES_MAX = 1000
 """How many addresses are remembered for that. Nothing is logged about further ones."""
 
 UNKNOWN_ADDRESS = "an unknown address"
+HUNG_UP = "handshake failed: no answer, or the other side hung up"
+"""Over a Unix socket; over TCP it may be a matter of keys."""
 
 _MISMATCH = int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
 _CRYPTOGRAPHIC = int(zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC)
@@ -96,7 +98,9 @@ class Gate:
         elif kind == zmq.EVENT_DISCONNECTED:  # It comes right after the reason.
             address = self._addresses.pop(value, UNKNOWN_ADDRESS)
             failure, self._failure = self._failure, ""
-            if failure:
+            if failure == HUNG_UP:  # Another program of this user: it has ended, or is very busy, and tries again.
+                LOG.info("node %s lost a connection from %s: %s", self._node, address, failure)
+            elif failure:
                 self._log_rejected(address, failure)
 
     def _log_rejected(self, address: str, reason: str) -> None:
@@ -125,7 +129,7 @@ def explain_handshake(event: Any) -> str:
         return "handshake failed: the other side does not speak ZMTP as we do"
     if event["endpoint"].startswith(b"tcp:"):
         return "handshake failed: no answer, or the other side hung up; check keys_dir and key_file on both"
-    return "handshake failed: no answer, or the other side hung up"
+    return HUNG_UP
 
 
 def _address_of(fd: int) -> str:

@@ -65,3 +65,16 @@ def test_rejection_is_logged_without_the_address_if_that_is_unknown(
     gate.on_event({"event": zmq.EVENT_DISCONNECTED, "value": 999_999, "endpoint": endpoint})
     (record,) = caplog.records
     assert "a connection from an unknown address" in record.getMessage()
+
+
+@pytest.mark.parametrize(("endpoint", "level"), [(b"ipc:///run/x.sock", "INFO"), (b"tcp://127.0.0.1:1", "WARNING")])
+def test_a_handshake_that_was_not_finished_is_a_warning_only_between_hosts(
+    endpoint: bytes, level: str, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Over TCP it may be a matter of keys; another program of this user has ended, or is busy."""
+    caplog.set_level("DEBUG")
+    for event in (zmq.EVENT_ACCEPTED, zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_DISCONNECTED):
+        gate.on_event({"event": event, "value": 999_999, "endpoint": endpoint})
+    (record,) = caplog.records
+    assert record.levelname == level
+    assert "no answer, or the other side hung up" in record.getMessage()

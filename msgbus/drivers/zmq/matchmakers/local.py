@@ -232,7 +232,9 @@ class LocalMatchmaker(Matchmaker):
     def _read_entry(self, node: str, name: str) -> Entry | None:
         try:
             with open(self._path(name), "rb") as file:
-                entry = _decode(file.read(ENTRY_MAX))
+                # Not more than is there: `read` makes room for all that it is asked for.
+                size = os.fstat(file.fileno()).st_size
+                entry = _decode(file.read(min(size, ENTRY_MAX)))
             if entry.node != node:
                 raise ValueError(f"it belongs to node {entry.node!r}")
         except FileNotFoundError:
