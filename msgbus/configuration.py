@@ -52,6 +52,7 @@ CORE_OPTS: list[cfg.Opt] = [
         "rpc_prefetch",
         default=64,
         min=1,
+        max=65_535,  # what RabbitMQ's protocol has a number for
         help="The most requests that a server holds for each of its addresses without having begun (at_most_once) or "
         "finished (at_least_once) them.",
     ),

@@ -45,6 +45,7 @@ def test_core_defaults(name: str, value: object) -> None:
         ("rpc_response_timeout", 0),
         ("executor_thread_pool_size", 0),
         ("rpc_prefetch", 0),
+        ("rpc_prefetch", 65_536),
         ("rpc_delivery", "exactly_once"),
         ("rpc_codec", "pickle"),
         ("rpc_send_window", 0),
