@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from benchmarks.payloads import Payload, WrongAnswer, check, items, make_payload, window
-from benchmarks.workloads import THREADS
+from benchmarks.workloads import TASKS, THREADS
 
 
 class Broker(NamedTuple):
@@ -236,11 +236,14 @@ class AsyncClient(Client):
 
     def call_conc(self, work: Work) -> int:
         """Calls from many tasks."""
+        return self._runner.run(in_tasks(self._checked_call_async, work, THREADS))
 
-        async def once(payload: Payload) -> None:
-            check(await self.call_async(payload), payload)
+    def call_tasks(self, work: Work) -> int:
+        """Calls from very many tasks."""
+        return self._runner.run(in_tasks(self._checked_call_async, work, TASKS))
 
-        return self._runner.run(in_tasks(once, work, THREADS))
+    async def _checked_call_async(self, payload: Payload) -> None:
+        check(await self.call_async(payload), payload)
 
     def cast(self, work: Work) -> int:
         """One cast after another."""

@@ -1,7 +1,7 @@
 """Which rows there are: on which message system, in which workloads, and what they need.
 
-A new way to use msgbus, such as an API for asyncio, is a module in `benchmarks.peers` and a line here: `AsyncClient`
-has its load, with tasks in place of threads, and tables, plots and ratios are made of whatever rows were measured.
+A new way to use msgbus is a module in `benchmarks.peers` and a line here: tables, plots and ratios are made of whatever
+rows were measured.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from typing import Literal, NamedTuple
 
 from benchmarks.workloads import WORKLOADS
 
-OURS = "msgbus"
+OURS, OURS_ASYNC = "msgbus", "msgbus-aio"
 ALL = tuple(WORKLOADS)
+BLOCKING = tuple(name for name in WORKLOADS if name != "call_tasks")
+"""Those that threads can do."""
 
 
 class Own(NamedTuple):
@@ -62,11 +64,13 @@ _PYRO5 = Own(("Pyro5",), "benchmarks.peers.pyro5", ("Pyro5", "serpent"))
 _RPYC = Own(("rpyc",), "benchmarks.peers.rpyc", ("rpyc",))
 _GRPC = Own(("grpcio",), "benchmarks.peers.grpc_sync", ("grpcio",))
 _CALLS = ("call_seq", "call_conc")
+_TASKS = (*_CALLS, "call_tasks")
 _CASTS = ("cast", "cast_many")
 
 SYSTEMS: dict[str, tuple[Row, ...]] = {
     "rabbit": (
-        Row(OURS, "ours", "benchmarks.peers.msgbus:PEER", ALL, shown=_KOMBU),
+        Row(OURS, "ours", "benchmarks.peers.msgbus:PEER", BLOCKING, shown=_KOMBU),
+        Row(OURS_ASYNC, "ours", "benchmarks.peers.msgbus_aio:PEER", ALL, shown=_KOMBU),
         Row("pyamqp", "floor", "benchmarks.peers.pyamqp:PLAIN", (*_CALLS, "cast_many", "multicall"), shown=_AMQP),
         Row("pyamqp-windowed", "floor", "benchmarks.peers.pyamqp:WINDOWED", ("call_conc",), shown=_AMQP),
         Row("pyamqp-confirmed", "floor", "benchmarks.peers.pyamqp:CONFIRMED", ("call_seq", "cast"), shown=_AMQP),
@@ -75,29 +79,44 @@ SYSTEMS: dict[str, tuple[Row, ...]] = {
         Row("kombu-confirmed", "floor", "benchmarks.peers.kombu:CONFIRMED", ("cast", "fanout"), shown=_KOMBU),
         Row("oslo.messaging", "peer", "benchmarks.peers.oslo:PEER", (*_CALLS, *_CASTS, "fanout"), own=_OSLO),
         Row("nameko", "peer", "benchmarks.peers.nameko:PEER", (*_CALLS, *_CASTS, "fanout"), own=_NAMEKO),
-        Row("FastStream", "peer", "benchmarks.peers.faststream:PEER", (*_CALLS, *_CASTS, "fanout"), own=_FASTSTREAM),
-        Row("aio-pika", "peer", "benchmarks.peers.aio_pika:PEER", (*_CALLS, *_CASTS, "fanout"), own=_AIO_PIKA),
+        Row(
+            "FastStream",
+            "peer",
+            "benchmarks.peers.faststream:PEER",
+            (*_TASKS, *_CASTS, "fanout"),
+            own=_FASTSTREAM,
+        ),
+        Row("aio-pika", "peer", "benchmarks.peers.aio_pika:PEER", (*_TASKS, *_CASTS, "fanout"), own=_AIO_PIKA),
     ),
     "zmq": (
-        Row(OURS, "ours", "benchmarks.peers.msgbus:PEER", ALL, shown=("pyzmq",)),
+        Row(OURS, "ours", "benchmarks.peers.msgbus:PEER", BLOCKING, shown=("pyzmq",)),
+        Row(OURS_ASYNC, "ours", "benchmarks.peers.msgbus_aio:PEER", ALL, shown=("pyzmq",)),
         Row("pyzmq", "floor", "benchmarks.peers.pyzmq:PLAIN", (*_CALLS, "cast_many", "multicall"), shown=("pyzmq",)),
         Row("pyzmq-pubsub", "floor", "benchmarks.peers.pyzmq:FANOUT", ("fanout",), shown=("pyzmq",)),
         Row("zerorpc", "peer", "benchmarks.peers.zerorpc:PEER", (*_CALLS, "cast_many", "multicall"), own=_ZERORPC),
         Row("Pyro5", "peer", "benchmarks.peers.pyro5:PEER", (*_CALLS, *_CASTS, "multicall"), own=_PYRO5),
         Row("rpyc", "peer", "benchmarks.peers.rpyc:PEER", (*_CALLS, "cast_many", "multicall"), own=_RPYC),
         Row("grpcio", "peer", "benchmarks.peers.grpc_sync:PEER", (*_CALLS, "cast_many", "multicall"), own=_GRPC),
-        Row("grpcio-aio", "peer", "benchmarks.peers.grpc_aio:PEER", (*_CALLS, "cast_many", "multicall"), own=_GRPC),
+        Row("grpcio-aio", "peer", "benchmarks.peers.grpc_aio:PEER", (*_TASKS, "cast_many", "multicall"), own=_GRPC),
     ),
     "qpid": (
-        Row(OURS, "ours", "benchmarks.peers.msgbus:PEER", ALL, shown=("python-qpid-proton",)),
+        Row(OURS, "ours", "benchmarks.peers.msgbus:PEER", BLOCKING, shown=("python-qpid-proton",)),
+        Row(OURS_ASYNC, "ours", "benchmarks.peers.msgbus_aio:PEER", ALL, shown=("python-qpid-proton",)),
         Row("proton", "floor", "benchmarks.peers.proton:PEER", (*_CALLS, *_CASTS), shown=("python-qpid-proton",)),
     ),
     "fake": (
-        Row(OURS, "ours", "benchmarks.peers.msgbus:TOGETHER", ALL, together=True),
-        Row("queues", "floor", "benchmarks.peers.queues:PEER", ALL, together=True),
+        Row(OURS, "ours", "benchmarks.peers.msgbus:TOGETHER", BLOCKING, together=True),
+        Row(OURS_ASYNC, "ours", "benchmarks.peers.msgbus_aio:TOGETHER", ALL, together=True),
+        Row("queues", "floor", "benchmarks.peers.queues:PEER", BLOCKING, together=True),
     ),
-    "nats": (Row(OURS, "ours", "benchmarks.peers.msgbus:PEER", ALL, shown=("nats-py",)),),
-    "redis": (Row(OURS, "ours", "benchmarks.peers.msgbus:PEER", ALL, shown=("redis",)),),
+    "nats": (
+        Row(OURS, "ours", "benchmarks.peers.msgbus:PEER", BLOCKING, shown=("nats-py",)),
+        Row(OURS_ASYNC, "ours", "benchmarks.peers.msgbus_aio:PEER", ALL, shown=("nats-py",)),
+    ),
+    "redis": (
+        Row(OURS, "ours", "benchmarks.peers.msgbus:PEER", BLOCKING, shown=("redis",)),
+        Row(OURS_ASYNC, "ours", "benchmarks.peers.msgbus_aio:PEER", ALL, shown=("redis",)),
+    ),
 }
 """Message system -> its rows, ours first. Its name is the driver's in a transport URL."""
 

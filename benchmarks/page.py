@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 
 from benchmarks import svg
-from benchmarks.catalogue import OURS, SYSTEMS, Row
+from benchmarks.catalogue import OURS, OURS_ASYNC, SYSTEMS, Row
 from benchmarks.payloads import SMALL
 from benchmarks.results import FIGURES, Results, Spread
 from benchmarks.scaling.points import SCALING_FIGURES, SCENARIOS, Points
@@ -126,7 +126,7 @@ def _bars(results: Results, system: str, workload: str, size: int) -> str | None
     """The plot of a group of small payloads, if there is something to compare."""
     figure = WORKLOADS[workload].figure
     found = [
-        svg.Bar(row, spread.median, spread.low, spread.high, row == OURS)
+        svg.Bar(row, spread.median, spread.low, spread.high, row in (OURS, OURS_ASYNC))
         for row in results.rows(system, workload, size)
         if (spread := results.spread(system, workload, size, row, figure)) is not None
     ]
@@ -190,17 +190,18 @@ def _targets(results: Results) -> str:
         " row, or of a figure of msgbus, with payloads of 100 bytes. Limits in microseconds of CPU are half of what"
         " release 0.1.0 needed on the machine where it was measured: on another they say little.",
         "",
-        "| on | workload | figure | compared with | target | found | min - max | |",
-        "|---|---|---|---|---:|---:|---:|---|",
+        "| on | workload | of | figure | compared with | target | found | min - max | |",
+        "|---|---|---|---|---|---:|---:|---:|---|",
     ]
     for target, value, is_met in verdicts:
-        compared, verdict = target.other or "", "met" if is_met else "**missed**"
-        cells = (target.system, target.workload, FIGURES[target.name], compared, target, number(value.median))
+        compared, verdict = target.compared, "met" if is_met else "**missed**"
+        of = (target.system, target.workload, target.row, FIGURES[target.name])
+        cells = (*of, compared, target, number(value.median))
         lines.append(f"| {' | '.join(map(str, cells))} | {low_high(value)} | {verdict} |")
     if results.import_ms:
         spread, verdict = Spread.of(results.import_ms), "met" if results.import_is_met else "**missed**"
         median = number(statistics.median(results.import_ms))
-        lines.append(f"| | `import msgbus` | ms | | <= {IMPORT_MS:g} | {median} | {low_high(spread)} | {verdict} |")
+        lines.append(f"| | `import msgbus` | | ms | | <= {IMPORT_MS:g} | {median} | {low_high(spread)} | {verdict} |")
     return "\n".join([*lines, "", *_missed(results)])
 
 
@@ -217,8 +218,9 @@ def _missed(results: Results) -> list[str]:
         f"| on | workload | | {' | '.join(FIGURES[figure] for figure in cpu)} |",
         "|---|---|---|---:|---:|---:|",
     ]
-    places = [(target.system, target.workload, row) for target in missed for row in (OURS, target.other or "")]
-    for system, workload, row in dict.fromkeys(places):
+    places = [(target.system, target.workload, target.row) for target in missed]
+    places += [(target.system, target.others_workload or target.workload, target.other or "") for target in missed]
+    for system, workload, row in sorted(dict.fromkeys(places)):
         spreads = (results.spread(system, workload, SMALL, row, figure) for figure in cpu)
         cells = ("-" if spread is None else number(spread.median) for spread in spreads)
         lines.append(f"| {system} | {workload} | {row} | {' | '.join(cells)} |")
@@ -231,7 +233,7 @@ def _slower(results: Results) -> str:
     for system, workload, size in results.groups():
         kind = WORKLOADS[workload]
         for row in results.rows(system, workload, size):
-            ratio = None if row == OURS else results.ratio(system, workload, size, row, kind.figure)
+            ratio = None if row in (OURS, OURS_ASYNC) else results.ratio(system, workload, size, row, kind.figure)
             if ratio is None:
                 continue
             # By how much the other is better, whichever direction is better.

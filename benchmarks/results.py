@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
-from benchmarks.catalogue import OURS, SYSTEMS
+from benchmarks.catalogue import OURS, OURS_ASYNC, SYSTEMS
 from benchmarks.payloads import SMALL
 from benchmarks.targets import IMPORT_MS, TARGETS, Target
 
@@ -95,17 +95,30 @@ class Results:
         """The rows of a group, ours first."""
         group = (system, workload, size)
         names = [it.row for it in self.measurements if (it.system, it.workload, it.size) == group]
-        return sorted(dict.fromkeys(names), key=lambda name: name != OURS)
+        return sorted(dict.fromkeys(names), key=lambda name: (name != OURS, name != OURS_ASYNC))
 
     def spread(self, system: str, workload: str, size: int, row: str, figure: str) -> Spread | None:
         """A figure over all rounds; None if it was not measured."""
         values = self._by_round(system, workload, size, row, figure).values()
         return Spread.of(list(values)) if values else None
 
-    def ratio(self, system: str, workload: str, size: int, other: str, figure: str) -> Spread | None:
-        """The figure of msgbus divided by that of another row, taken in each round, and summed up."""
-        ours = self._by_round(system, workload, size, OURS, figure)
-        theirs = self._by_round(system, workload, size, other, figure)
+    def ratio(
+        self,
+        system: str,
+        workload: str,
+        size: int,
+        other: str,
+        figure: str,
+        *,
+        row: str = OURS,
+        others_workload: str | None = None,
+    ) -> Spread | None:
+        """The figure of msgbus divided by that of another row, taken in each round, and summed up.
+
+        `row` is which row of msgbus. The other one may have had another workload.
+        """
+        ours = self._by_round(system, workload, size, row, figure)
+        theirs = self._by_round(system, others_workload or workload, size, other, figure)
         ratios = [ours[number] / theirs[number] for number in ours if theirs.get(number)]
         return Spread.of(ratios) if ratios else None
 
@@ -121,10 +134,13 @@ class Results:
         """What became of each target for which all was measured."""
         found = []
         for target in TARGETS:
+            where = (target.system, target.workload, SMALL)
             value = (
-                self.spread(target.system, target.workload, SMALL, OURS, target.name)
+                self.spread(*where, target.row, target.name)
                 if target.other is None
-                else self.ratio(target.system, target.workload, SMALL, target.other, target.name)
+                else self.ratio(
+                    *where, target.other, target.name, row=target.row, others_workload=target.others_workload
+                )
             )
             if value is not None:
                 found.append(Verdict(target, value, target.is_met(value.median)))

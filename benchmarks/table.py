@@ -65,10 +65,10 @@ def _targets(results: Results) -> Table:
     for header in ("limit", "found", "min - max", ""):
         table.add_column(header, justify="right")
     for target, value, met in results.verdicts():
-        compared = FIGURES[target.name] if target.other is None else f"{FIGURES[target.name]}, ratio to {target.other}"
+        of = FIGURES[target.name] + (f", ratio to {target.compared}" if target.compared else "")
         table.add_row(
-            f"{target.system} {target.workload}",
-            compared,
+            f"{target.system} {target.workload} {target.row}",
+            of,
             str(target),
             number(value.median),
             low_high(value),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from benchmarks.catalogue import Cell
+from benchmarks.catalogue import OURS, OURS_ASYNC, Cell
 from benchmarks.payloads import SMALL
 from benchmarks.workloads import WORKLOADS
 
@@ -17,6 +18,8 @@ class Target(NamedTuple):
         at_least: the limit is the least, and not the most.
         other: the row that it is compared with; None means that the limit is absolute.
         figure: its name; None is the one that is compared in this workload.
+        row: which of ours.
+        others_workload: that of the other row; None is the same.
     """
 
     system: str
@@ -25,11 +28,18 @@ class Target(NamedTuple):
     at_least: bool
     other: str | None = None
     figure: str | None = None
+    row: str = OURS
+    others_workload: str | None = None
 
     @property
     def name(self) -> str:
         """The name of the figure."""
         return self.figure or WORKLOADS[self.workload].figure
+
+    @property
+    def compared(self) -> str:
+        """What it is compared with; nothing where the limit is absolute."""
+        return f"{self.other or ''}{f', {self.others_workload}' if self.others_workload else ''}"
 
     def is_met(self, value: float) -> bool:
         """Whether `value` is good enough."""
@@ -45,6 +55,26 @@ def _at_least(system: str, workload: str, limit: float, other: str) -> Target:
 
 def _at_most(system: str, workload: str, limit: float, other: str) -> Target:
     return Target(system, workload, limit, False, other)
+
+
+def _asynchronous() -> Iterator[Target]:
+    """Those of the API for asyncio, on both sides."""
+    for system, workload, limit, other, others in (
+        ("rabbit", "call_conc", 3.5, "pyamqp-windowed", None),
+        ("rabbit", "call_tasks", 4.5, "pyamqp-windowed", "call_conc"),
+        ("zmq", "call_conc", 1.5, "pyzmq", None),
+        ("zmq", "call_tasks", 1.0, "pyzmq", "call_conc"),
+    ):
+        yield Target(system, workload, limit, True, other, row=OURS_ASYNC, others_workload=others)
+    for system in ("rabbit", "zmq"):
+        yield Target(system, "call_seq", 1.0, False, OURS, row=OURS_ASYNC)
+    for system, peers, workloads in (
+        ("rabbit", ("FastStream", "aio-pika"), ("call_conc", "call_tasks", "cast", "cast_many", "fanout")),
+        ("zmq", ("grpcio-aio",), ("call_conc", "call_tasks", "cast_many", "multicall")),
+    ):
+        for peer in peers:
+            yield Target(system, "call_seq", 1.0, False, peer, row=OURS_ASYNC)
+            yield from (Target(system, workload, 1.0, True, peer, row=OURS_ASYNC) for workload in workloads)
 
 
 TARGETS = (
@@ -73,14 +103,20 @@ TARGETS = (
         Target(system, "call_seq", 40, False, figure="client_memory_mb")
         for system in ("rabbit", "zmq", "qpid", "nats", "redis")
     ),
+    *_asynchronous(),
 )
 IMPORT_MS = 60.0
 """``import msgbus`` takes at most so many milliseconds."""
 
 
 def main_cells(cells: list[Cell]) -> list[Cell]:
-    """Those with which the targets are compared that need no library of somebody else's: for a quick run."""
-    wanted = {(target.system, target.workload, name) for target in TARGETS for name in ("msgbus", target.other)}
+    """Of the API without asyncio, those that need no library of somebody else's: for a quick run."""
+    wanted = {
+        (target.system, target.workload, name)
+        for target in TARGETS
+        for name in (target.row, target.other)
+        if target.row == OURS
+    }
     return [
         cell
         for cell in cells

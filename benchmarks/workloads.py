@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 THREADS = 32
 """Callers in one process: threads, or tasks of asyncio."""
+TASKS = 1000
+"""Callers in one process that are so many that they have to be tasks."""
 SUBSCRIBERS = 8
 TIMEOUT = 60.0
 """Seconds after which an answer that has not come is an error."""
@@ -34,6 +36,7 @@ class Workload(NamedTuple):
 WORKLOADS = {
     "call_seq": Workload("one caller, one call after another", "p50_us", "p50 us", less_is_better=True),
     "call_conc": Workload(f"{THREADS} callers in one process", "per_second", "calls/s"),
+    "call_tasks": Workload(f"{TASKS:,} callers in one process, tasks of asyncio", "per_second", "calls/s"),
     "cast": Workload(
         "one caller, one cast after another, until the server has processed all", "per_second", "casts/s", counts=True
     ),

@@ -21,11 +21,11 @@ _SHORT_LIVED = {
     "qpid": "keep_server_queues=false",  # the others go with their server by themselves
 }
 """Options with which the queues of a run do not outlive it for long, by driver."""
-_names = itertools.count()
+_numbers = itertools.count()
 
 
-def transport(url: str, **options: Any) -> Transport:
-    """A transport with a configuration of its own, and `options` of the core."""
+def configure(url: str, **options: Any) -> tuple[cfg.ConfigOpts, str]:
+    """A configuration, with `options` of the core, and the URL of queues that do not outlive the run for long."""
     conf = cfg.ConfigOpts()
     conf([], project="msgbus-benchmarks", default_config_files=[], default_config_dirs=[])
     short_lived = _SHORT_LIVED.get(url.partition(":")[0], "")
@@ -35,7 +35,12 @@ def transport(url: str, **options: Any) -> Transport:
         configuration.register(conf)
         for name, value in options.items():
             conf.set_override(name, value)
-    return get_rpc_transport(conf, f"{url}{'&' if '?' in url else '?'}{short_lived}")
+    return conf, f"{url}{'&' if '?' in url else '?'}{short_lived}"
+
+
+def transport(url: str, **options: Any) -> Transport:
+    """A transport with a configuration of its own, and `options` of the core."""
+    return get_rpc_transport(*configure(url, **options))
 
 
 class Endpoint:
@@ -53,9 +58,14 @@ class Endpoint:
         yield from self._service.items(count, size)
 
 
+def server_target(topic: str) -> Target:
+    """That of a new server."""
+    return Target(topic=topic, server=f"server-{os.getpid()}-{next(_numbers)}")
+
+
 class _Server(base.Server):
     def serve(self, service: Service, ready: Callable[[], None]) -> None:
-        target = Target(topic=self.topic, server=f"server-{os.getpid()}-{next(_names)}")
+        target = server_target(self.topic)
         server = get_rpc_server(transport(self.url), target, [Endpoint(service)])
         server.start(TIMEOUT)
         ready()

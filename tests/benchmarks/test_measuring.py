@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks import proc
-from benchmarks.catalogue import ALL, Cell, Row
+from benchmarks.catalogue import BLOCKING, Cell, Row
 from benchmarks.process import Failed, Process
 from benchmarks.results import Figures
 from benchmarks.runner import figures, measure
@@ -27,7 +27,7 @@ def measured(
 ) -> Figures:
     """What is found of the made-up library, which may have a fault."""
     peer = f"tests.benchmarks.peer:{'TOGETHER' if together else 'APART'}"
-    row = Row("made-up", "floor", peer, ALL, together)
+    row = Row("made-up", "floor", peer, BLOCKING, together)
     pids = frozenset({broker} if broker else ())
     system = System(f"zmq://{folder}/run?{fault}", "", pids)
     return measure(Cell("zmq", workload, size, row), sys.executable, system, SECONDS)
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
     assert not list(path.iterdir())
 
 
-@pytest.mark.parametrize("workload", ALL)
+@pytest.mark.parametrize("workload", BLOCKING)
 def test_every_workload_is_measured(folder: pathlib.Path, workload: str) -> None:
     """A rate, CPU and memory of both sides; the median time of a call only where single calls are timed."""
     found = measured(folder, workload)

@@ -80,10 +80,12 @@ def test_what_is_compared_is_measured_in_turns(made_up: Run) -> None:
     made_up.results()
     once = [
         "call_seq msgbus",
+        "call_seq msgbus-aio",
         "call_seq pyamqp",
         "call_seq pyamqp-confirmed",
         "call_seq oslo.messaging",
         "cast msgbus",
+        "cast msgbus-aio",
         "cast pyamqp-confirmed",
         "cast oslo.messaging",
     ]
@@ -114,7 +116,7 @@ def test_a_missing_broker_is_named(made_up: Run) -> None:
     cells = [*CELLS, *catalogue.cells(("fake",), ("cast",), (100,), ())]
     results = made_up.results(cells)
     assert results.left_out == {"rabbit": "it is not installed"}
-    assert made_up.order == ["cast msgbus"] * 2
+    assert made_up.order == ["cast msgbus", "cast msgbus-aio"] * 2
 
 
 def test_a_failure_is_kept_and_the_run_goes_on(made_up: Run) -> None:
@@ -132,7 +134,7 @@ def test_the_command_keeps_and_shows_results(
     """The file has every measurement, the page is written, and a busy machine is named."""
     words = ["--only", "rabbit,call_seq", "--peers", "pyamqp", "--sizes", "100", "--rounds", "2"]
     assert command.main([*words, "--json", str(tmp_path / "found.json"), "--record", str(tmp_path / "docs")]) == 0
-    assert len(Results.read(tmp_path / "found.json").measurements) == 4
+    assert len(Results.read(tmp_path / "found.json").measurements) == 6
     assert "call_seq" in (tmp_path / "docs" / "performance.md").read_text()
     assert (tmp_path / "docs" / "performance" / "rabbit-call-seq.svg").exists()
     output = capsys.readouterr()
@@ -188,11 +190,13 @@ def test_what_is_measured_can_be_chosen() -> None:
     some = chosen("--only", "zmq,call_seq", "--peers", "rpyc", "--sizes", "100,200")
     assert [(cell.size, cell.row.name) for cell in some] == [
         (100, "msgbus"),
+        (100, "msgbus-aio"),
         (100, "rpyc"),
         (200, "msgbus"),
+        (200, "msgbus-aio"),
         (200, "rpyc"),
     ]
-    assert {cell.row.name for cell in chosen("--peers", "none")} == {"msgbus"}
+    assert {cell.row.name for cell in chosen("--peers", "none")} == {"msgbus", "msgbus-aio"}
 
 
 def test_quick_needs_no_library_of_others() -> None:
@@ -215,4 +219,4 @@ def test_results_are_of_whole_rounds(made_up: Run) -> None:
     results = made_up.results()
     first = Measurement(0, "rabbit", "call_seq", 100, "msgbus", {"p50_us": 101.0, "client_cpu_us": 10.0})
     assert results.measurements[0] == first
-    assert [it.round for it in results.measurements] == [0] * 7 + [1] * 7
+    assert [it.round for it in results.measurements] == [0] * 9 + [1] * 9
