@@ -163,6 +163,16 @@ class Loop(Steps):
             self._wake_up()
 
     def _start(self) -> None:
+        # Since Python 3.14 a handler of a signal may run when a lock has just been acquired: what it raised would leave
+        # the lock acquired for ever.
+        holds = self.hold_signals()
+        try:
+            self._start_thread()
+        finally:
+            if holds:
+                self.release_signals()
+
+    def _start_thread(self) -> None:
         with self._changing:
             if self._thread is not None or self.closed:
                 return
@@ -184,6 +194,14 @@ class Loop(Steps):
         Raises:
             TransportUnavailable: the driving thread cannot be woken, and the call `entry` will never be run.
         """
+        holds = self.hold_signals()  # as in `_start`
+        try:
+            self._wake_driver(entry)
+        finally:
+            if holds:
+                self.release_signals()
+
+    def _wake_driver(self, entry: Call | None) -> None:
         with self._changing:
             if self.closed or self._poller is None:
                 return
@@ -220,14 +238,19 @@ class Loop(Steps):
         Timers that are not due yet are not run. On the driving thread this returns at once, and the loop goes on for a
         moment for a driver that is still closing.
         """
-        with self._changing:
-            self._may_be_driven = False
-            if self._close_until is None:
-                self._close_until = self.now() + CLOSE_TIMEOUT
-            thread = self._thread
-            if thread is None or self.closed:
-                self.closed = True
-                return
+        holds = self.hold_signals()  # as in `_start`
+        try:
+            with self._changing:
+                self._may_be_driven = False
+                if self._close_until is None:
+                    self._close_until = self.now() + CLOSE_TIMEOUT
+                thread = self._thread
+                if thread is None or self.closed:
+                    self.closed = True
+                    return
+        finally:
+            if holds:
+                self.release_signals()
         self._calls.append((_nothing, ()))
         try:
             self._wake_up()

@@ -454,22 +454,21 @@ def send_signal_at(point):
 def wait(point, drives):
     # As a caller does, who drives from the beginning, or perhaps later. Returns whether it was stopped.
     done = Future()
+    stopped = False
     try:
         send_signal_at(point)
         drives = loop.take_turn() or drives
         loop.call(work, done)
         assert loop.wait_for(done, loop.now() + TIMEOUT), (point, drives)
     except Stop:
-        return True
-    finally:
-        try:
-            if drives:
-                loop.give_turn()
-        except Stop:
-            return True
-        finally:
-            sys.setprofile(None)
-    return False
+        stopped = True
+    try:
+        if drives:
+            loop.give_turn()
+    except Stop:
+        stopped = True
+    sys.setprofile(None)
+    return stopped
 
 def take_turn():
     never = threading.Lock()
