@@ -6,8 +6,9 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import Context
+from functools import wraps
 from threading import get_ident
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from msgbus.drivers.toolkit import descriptors
 from msgbus.drivers.toolkit.futures import fail, fail_inherited, forget_callback
@@ -23,11 +24,36 @@ __all__ = ("FOREVER", "LINGER", "Loop")
 
 LOG = get_logger(__name__)
 
+LoopType = TypeVar("LoopType", bound="Loop")
+P = ParamSpec("P")
+T = TypeVar("T")
+
 CLOSE_TIMEOUT = 2.0
 """Seconds for which a closed loop goes on while a driver that is closing still watches a descriptor."""
 
 _inherited: list[Any] = []
 """Kept in a forked child and never used: to release a library's socket may be to close the parent's connection."""
+
+
+def _putting_off_signals(
+    method: Callable[Concatenate[LoopType, P], T],
+) -> Callable[Concatenate[LoopType, P], T]:
+    """The same method, during which handlers of signals are put off. For what takes a lock on the main thread.
+
+    In Python 3.14 a handler may run when a ``with`` statement has just acquired a lock: what it raises would leave the
+    lock acquired for ever.
+    """
+
+    @wraps(method)
+    def run(self: LoopType, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        holds = self.hold_signals()
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            if holds:
+                self.release_signals()
+
+    return run
 
 
 class Loop(Steps):
@@ -147,6 +173,7 @@ class Loop(Steps):
         if not self.awake and not self.lingers:
             self._wake_up()
 
+    @_putting_off_signals
     def call_later(self, delay: float, func: Callable[..., Any], *args: Any) -> None:
         """Run a function on the driving thread in so many seconds, unless the loop is closed before. Any thread.
 
@@ -162,17 +189,8 @@ class Loop(Steps):
         if self._add_timer(delay, func, args) and not self.awake:
             self._wake_up()
 
+    @_putting_off_signals
     def _start(self) -> None:
-        # Since Python 3.14 a handler of a signal may run when a lock has just been acquired: what it raised would leave
-        # the lock acquired for ever.
-        holds = self.hold_signals()
-        try:
-            self._start_thread()
-        finally:
-            if holds:
-                self.release_signals()
-
-    def _start_thread(self) -> None:
         with self._changing:
             if self._thread is not None or self.closed:
                 return
@@ -188,20 +206,13 @@ class Loop(Steps):
             self._thread = thread
             self._may_be_driven = not self._keeps_thread and self._close_until is None
 
+    @_putting_off_signals
     def _wake_up(self, entry: Call | None = None) -> None:
         """Have the driving thread, or else the loop's own, do what there is to do.
 
         Raises:
             TransportUnavailable: the driving thread cannot be woken, and the call `entry` will never be run.
         """
-        holds = self.hold_signals()  # as in `_start`
-        try:
-            self._wake_driver(entry)
-        finally:
-            if holds:
-                self.release_signals()
-
-    def _wake_driver(self, entry: Call | None) -> None:
         with self._changing:
             if self.closed or self._poller is None:
                 return
@@ -225,7 +236,7 @@ class Loop(Steps):
                     LOG.error("%s", descriptors.not_started(self._name, no_thread))
                 if not was_run:
                     raise self._explain(exc) from exc
-            except BaseException:  # A handler of a signal has raised it, perhaps before anybody was woken.
+            except BaseException:  # Other code has raised it in this thread, perhaps before anybody was woken.
                 self.awake = False
                 raise
 
@@ -238,19 +249,9 @@ class Loop(Steps):
         Timers that are not due yet are not run. On the driving thread this returns at once, and the loop goes on for a
         moment for a driver that is still closing.
         """
-        holds = self.hold_signals()  # as in `_start`
-        try:
-            with self._changing:
-                self._may_be_driven = False
-                if self._close_until is None:
-                    self._close_until = self.now() + CLOSE_TIMEOUT
-                thread = self._thread
-                if thread is None or self.closed:
-                    self.closed = True
-                    return
-        finally:
-            if holds:
-                self.release_signals()
+        thread = self._begin_close()
+        if thread is None:
+            return
         self._calls.append((_nothing, ()))
         try:
             self._wake_up()
@@ -260,8 +261,21 @@ class Loop(Steps):
         if thread is not threading.current_thread() and not self.is_here:
             thread.join(2 * CLOSE_TIMEOUT)
 
+    @_putting_off_signals
+    def _begin_close(self) -> threading.Thread | None:
+        """Returns the thread that has to end, if there is one."""
+        with self._changing:
+            self._may_be_driven = False
+            if self._close_until is None:
+                self._close_until = self.now() + CLOSE_TIMEOUT
+            if self._thread is None or self.closed:
+                self.closed = True
+                return None
+            return self._thread
+
     # Waiting, and driving the loop meanwhile
 
+    @_putting_off_signals
     def keep_thread(self) -> None:
         """From now on the loop's own thread is the only one that drives. Any thread.
 

@@ -458,6 +458,7 @@ def wait(point, drives):
     try:
         send_signal_at(point)
         drives = loop.take_turn() or drives
+        loop.call_later(0.0, len, "")
         loop.call(work, done)
         assert loop.wait_for(done, loop.now() + TIMEOUT), (point, drives)
     except Stop:
