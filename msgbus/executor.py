@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context
+from resource import RUSAGE_THREAD, getrusage
 from typing import Any, Generic, TypeVar
 
 from msgbus.drivers.toolkit.loop import FOREVER, Loop
@@ -31,6 +32,14 @@ class Interrupted(Exception):
     def __init__(self, reason: str, *, begun: bool = True) -> None:
         super().__init__(reason)
         self.begun = begun
+
+
+def call_plain(func: Callable[..., T], *args: Any) -> T:
+    """Call a function for a coroutine, which must not raise `StopIteration`: that is a `RuntimeError`."""
+    try:
+        return func(*args)
+    except StopIteration as exc:
+        raise RuntimeError(f"the method raised {exc!r}") from exc
 
 
 def run_to_end(context: Context, work: Coroutine[Any, Any, None]) -> None:
@@ -60,9 +69,9 @@ QUICK = 0.005
 SHORT = 0.0005
 """Seconds; while items take less on average, the thread that has read them runs them, and then reads on."""
 WAITS = 0.0001
-"""Seconds; unless so much of it is spent waiting, for example for a database: several threads can wait at once."""
+"""Seconds; unless items that wait, for example for a database, take as much: several threads can wait at once."""
 SAMPLE = 16
-"""One in so many items is looked at for how long it waits."""
+"""One in so many items is looked at for whether it waits."""
 AWAY_MAX = 0.002
 """Seconds for which such a thread may run one after another before it reads and writes again."""
 MAX_WAIT = 0.02
@@ -70,6 +79,11 @@ MAX_WAIT = 0.02
 
 START_AGAIN = 1.0
 """Seconds until the next try after the operating system has refused a thread."""
+
+
+def _count_waits() -> int:
+    """How often this thread has waited. What other programs take from the processor does not count."""
+    return getrusage(RUSAGE_THREAD).ru_nvcsw
 
 
 class Executor(Generic[T]):
@@ -96,7 +110,7 @@ class Executor(Generic[T]):
         self._closers: set[threading.Thread] = set()  # those of the workers that have called `close`
         self._starting = threading.Lock()
         self._average = 2 * SHORT  # seconds that an item takes; until more is known
-        self._waits = 0.0  # of these, the seconds without using the processor
+        self._waits = 0.0  # the same, where those that do not wait count as 0
         self._watching = False
         self._closed = False
         self._next_start = 0.0
@@ -150,10 +164,7 @@ class Executor(Generic[T]):
     @staticmethod
     async def run_plain(func: Callable[..., Any], *args: Any) -> Any:
         """Call a function: this thread may block."""
-        try:
-            return func(*args)
-        except StopIteration as exc:  # A coroutine must not raise it.
-            raise RuntimeError(f"the method raised {exc!r}") from exc
+        return call_plain(func, *args)
 
     def take_backlog(self) -> list[T]:
         """Remove and return the items that no thread has begun."""
@@ -257,17 +268,17 @@ class Executor(Generic[T]):
                 continue
             began = now
             count += 1
-            busy_since = Loop.busy_seconds() if count % SAMPLE == 0 else None
+            waits_before = _count_waits() if count % SAMPLE == 0 else None
             try:
                 self._func(item)
             except BaseException:  # A handler's sys.exit() too: it must not cost the server a thread.
                 LOG.exception("an item of a worker thread raised")
             now = Loop.now()
             self._average += (now - began - self._average) / 16
-            if busy_since is not None:
-                waited = now - began - (Loop.busy_seconds() - busy_since)
+            if waits_before is not None:
                 # At most so much, since another thread may have had the interpreter just then.
-                self._waits += (min(waited, SHORT) - self._waits) / 16
+                seconds = 0.0 if _count_waits() == waits_before else min(now - began, SHORT)
+                self._waits += (seconds - self._waits) / 16
             del item  # It must not live until the next one comes.
             if now - away_since > AWAY_MAX and self._loop.come_back():
                 worker.reads = True

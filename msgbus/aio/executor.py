@@ -15,7 +15,7 @@ from msgbus.closing import end_child
 from msgbus.current import RunningRequest
 from msgbus.drivers.base import Delivery
 from msgbus.drivers.toolkit.loop import Loop
-from msgbus.executor import CANCEL_TIMEOUT, Executor, Interrupted
+from msgbus.executor import CANCEL_TIMEOUT, Executor, Interrupted, call_plain
 from msgbus.foreign import get_logger
 from msgbus.server_call import ServerCall
 
@@ -111,7 +111,7 @@ class TaskExecutor:
         done: asyncio.Future[Any] = self._host.create_future()
         waiting = [done]  # until a thread takes it
         context = copy_context()
-        self._threads.submit(partial(self._call, waiting, partial(context.run, func, *args)))
+        self._threads.submit(partial(self._call, waiting, partial(context.run, call_plain, func, *args)))
         try:
             return await done
         except asyncio.CancelledError:
@@ -288,7 +288,5 @@ def _finish(done: asyncio.Future[Any], result: Any, error: BaseException | None)
         return
     if error is None:
         done.set_result(result)
-    elif isinstance(error, StopIteration):  # A future does not take it.
-        done.set_exception(RuntimeError(f"the method raised {error!r}"))
     else:
         done.set_exception(error)

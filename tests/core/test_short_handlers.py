@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import time
 import types
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import pytest
 from msgbus import RemoteError, RPCClient, Target, TransportUnavailable, get_rpc_server
 from msgbus.conformance.waiting import Task, until
 from msgbus.drivers.toolkit.loop import FOREVER, Loop
-from msgbus.executor import EAGER, SHORT, Executor
+from msgbus.executor import EAGER, SHORT, Executor, _count_waits
 from tests.support import EVENT_TIMEOUT, new_transport
 
 
@@ -277,26 +278,33 @@ def test_an_item_that_never_returns_costs_one_thread(executed: Executed) -> None
 
 
 @pytest.mark.parametrize(
-    ("seconds", "of_them_busy", "short"),
-    [(0.0003, 0.0003, True), (0.0003, 0.00025, True), (0.0003, 0.0, False), (0.0006, 0.0006, False), (2.0, 0.0, False)],
+    ("seconds", "waits", "short"),
+    [(0.0003, False, True), (0.0003, True, False), (0.00005, True, True), (0.0006, False, False), (2.0, True, False)],
 )
 def test_items_that_wait_are_left_to_several_threads(
-    seconds: float, of_them_busy: float, short: bool, loop: Held, monkeypatch: pytest.MonkeyPatch
+    seconds: float, waits: bool, short: bool, loop: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However short they are, no thread that drives the loop runs them one after another: they can wait together."""
-    clock = types.SimpleNamespace(now=0.0, busy=0.0)
+    counts = types.SimpleNamespace(now=0.0, waits=0)
 
     def run(_item: int) -> None:
-        clock.now += seconds
-        clock.busy += of_them_busy
+        counts.now += seconds
+        counts.waits += waits
 
-    clocks = types.SimpleNamespace(now=lambda: clock.now, busy_seconds=lambda: clock.busy)
-    monkeypatch.setattr("msgbus.executor.Loop", clocks)
+    monkeypatch.setattr("msgbus.executor.Loop", types.SimpleNamespace(now=lambda: counts.now))
+    monkeypatch.setattr("msgbus.executor._count_waits", lambda: counts.waits)
     executor = Executor[int](1, run, "waits", loop)
     for number in range(500):
         executor.submit(number)
     assert executor.close(None) == 0
     assert executor._is_short is short
+
+
+def test_a_thread_knows_whether_it_has_waited() -> None:
+    """By what the system says of it."""
+    before = _count_waits()
+    time.sleep(0.0001)
+    assert _count_waits() > before
 
 
 def test_no_worker_is_idle_twice(executed: Executed) -> None:

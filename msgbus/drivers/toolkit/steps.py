@@ -41,8 +41,6 @@ class Steps(ABC):
 
     now = staticmethod(time.monotonic)
     """Seconds. The clock of all timers here, and of all deadlines."""
-    busy_seconds = staticmethod(time.thread_time)
-    """Seconds for which this thread has used the processor so far."""
 
     def __init__(self) -> None:
         self.before_sleep: Callable[[bool], float] = lambda _over: FOREVER
