@@ -219,6 +219,18 @@ class Bus:
 
 
 @asynccontextmanager
+async def two_servers(
+    conf: cfg.ConfigOpts, url: str, first: object, second: object, **options: Any
+) -> AsyncIterator[tuple[aio.AsyncRPCServer, aio.AsyncRPCServer, aio.AsyncRPCClient]]:
+    """Two servers of one topic, with a transport each, of which the first is started; and a client."""
+    async with aio.get_rpc_transport(conf, url) as one, aio.get_rpc_transport(conf, url) as two:
+        server = aio.get_rpc_server(one, SERVER, [first], **options)
+        other = aio.get_rpc_server(two, SERVER(server="two"), [second], **options)
+        await server.start()
+        yield server, other, aio.get_rpc_client(two, TOPIC, timeout=EVENT_TIMEOUT)
+
+
+@asynccontextmanager
 async def serving(
     url: str,
     service: Any = None,

@@ -11,7 +11,7 @@ import pytest
 import msgbus
 from msgbus import aio
 from msgbus.drivers.toolkit.futures import LightFuture
-from tests.aio.support import SERVER, TOPIC, Service, conf_with, on_loop, serving, until
+from tests.aio.support import SERVER, TOPIC, Service, conf_with, on_loop, serving, two_servers, until
 from tests.support import EVENT_TIMEOUT, new_conf
 
 
@@ -68,11 +68,7 @@ async def test_a_stop_that_is_cancelled_has_stopped_the_server(fake_url: str, mo
     first, second = Failing(), Failing()
     second.may_go = True
     conf = await conf_with(executor_tasks=1)
-    async with aio.get_rpc_transport(conf, fake_url) as one, aio.get_rpc_transport(conf, fake_url) as two:
-        server = aio.get_rpc_server(one, SERVER, [first])
-        other = aio.get_rpc_server(two, SERVER(server="two"), [second])
-        await server.start()
-        client = aio.get_rpc_client(two, TOPIC, timeout=EVENT_TIMEOUT)
+    async with two_servers(conf, fake_url, first, second) as (server, other, client):
         await client.prepare(delivery="at_least_once").cast({}, "work")
         await until(raised.is_set)
         nap = asyncio.create_task(client.call({}, "nap", value=0))

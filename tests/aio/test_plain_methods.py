@@ -15,7 +15,7 @@ import pytest
 import msgbus
 from msgbus import aio
 from msgbus.serializer import NoOpSerializer
-from tests.aio.support import SERVER, TOPIC, Service, conf_with, on_loop, request_var, serving, until
+from tests.aio.support import SERVER, TOPIC, Service, conf_with, on_loop, request_var, serving, two_servers, until
 from tests.support import EVENT_TIMEOUT
 
 
@@ -39,11 +39,7 @@ async def test_what_waits_for_a_thread_when_time_is_over_is_never_run(fake_url: 
     """Its caller gets `CallCancelled`, or another server runs it: so this one must not run it afterwards."""
     conf = await conf_with(executor_thread_pool_size=1, rpc_delivery=delivery)
     first, second = Noting(), Noting()
-    async with aio.get_rpc_transport(conf, fake_url) as one, aio.get_rpc_transport(conf, fake_url) as two:
-        server = aio.get_rpc_server(one, SERVER, [first])
-        other = aio.get_rpc_server(two, SERVER(server="two"), [second])
-        await server.start()
-        client = aio.get_rpc_client(two, TOPIC, timeout=EVENT_TIMEOUT)
+    async with two_servers(conf, fake_url, first, second) as (server, other, client):
         await client.prepare(delivery="at_most_once").cast({}, "hold")
         await until(lambda: first.log == ["began"])
         call = asyncio.create_task(client.call({}, "plain_note", value=1))
@@ -102,11 +98,7 @@ async def test_a_cast_that_waits_for_a_thread_when_time_is_over_goes_to_another_
             self.log.append(value)
 
     first, second = Counting(), Counting()
-    async with aio.get_rpc_transport(conf, fake_url) as one, aio.get_rpc_transport(conf, fake_url) as two:
-        server = aio.get_rpc_server(one, SERVER, [first])
-        other = aio.get_rpc_server(two, SERVER(server="two"), [second])
-        await server.start()
-        client = aio.get_rpc_client(two, TOPIC, timeout=EVENT_TIMEOUT)
+    async with two_servers(conf, fake_url, first, second) as (server, other, client):
         await client.prepare(delivery="at_most_once").cast({}, "hold")
         await until(lambda: first.log == ["began"])
         await client.cast({}, "plain_note", value=1)

@@ -11,7 +11,7 @@ import pytest
 
 import msgbus
 from msgbus import aio
-from tests.aio.support import LONG, SERVER, TOPIC, Service, conf_with, on_loop, serving, until
+from tests.aio.support import LONG, SERVER, TOPIC, Service, conf_with, on_loop, serving, two_servers, until
 from tests.support import EVENT_TIMEOUT, new_conf
 
 
@@ -88,11 +88,7 @@ async def test_what_is_cancelled_under_at_least_once_runs_on_another_server(fake
     conf = await conf_with(rpc_delivery="at_least_once")
     first, second = Service(), Service()
     second.may_go = True
-    async with aio.get_rpc_transport(conf, fake_url) as one, aio.get_rpc_transport(conf, fake_url) as two:
-        server = aio.get_rpc_server(one, SERVER, [first])
-        other = aio.get_rpc_server(two, SERVER(server="two"), [second])
-        await server.start()
-        client = aio.get_rpc_client(two, TOPIC, timeout=EVENT_TIMEOUT)
+    async with two_servers(conf, fake_url, first, second) as (server, other, client):
         call = asyncio.create_task(client.call({}, "nap", value=1))
         await client.cast({}, "nap")
         await until(lambda: first.log == ["began", "began"])
@@ -235,15 +231,13 @@ async def test_what_has_not_begun_is_given_to_others_when_a_server_stops(fake_ur
     """Requests that wait for a free task are run by another server."""
     conf = await conf_with(executor_tasks=1, rpc_prefetch=10)
     first, second = Service(), Service()
-    async with aio.get_rpc_transport(conf, fake_url) as one, aio.get_rpc_transport(conf, fake_url) as two:
-        server = aio.get_rpc_server(one, SERVER, [first])
-        other = aio.get_rpc_server(two, SERVER(server="two"), [second])
-        await server.start()
-        client = aio.get_rpc_client(two, TOPIC, timeout=EVENT_TIMEOUT)
+    async with two_servers(conf, fake_url, first, second) as (server, other, client):
         nap = asyncio.create_task(client.call({}, "nap", value=0))
         await until(lambda: first.log == ["began"])
         calls = [asyncio.create_task(client.call({}, "echo", value=number)) for number in range(5)]
-        await asyncio.sleep(0.02)
+        executor = server._executor
+        assert executor is not None
+        await until(lambda: executor.unfinished == 6)
         await other.start()
         await server.stop()
         assert await asyncio.gather(*calls) == list(range(5))

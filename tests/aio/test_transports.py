@@ -106,23 +106,29 @@ async def test_a_transport_that_is_closed_while_calls_run_ends_them(url: str) ->
         await server.wait(EVENT_TIMEOUT / 10)
 
 
+def close_slowly(transport: aio.AsyncTransport, seconds: float) -> threading.Event:
+    """Have the transport's driver take so long to close. Returns what is set when that begins."""
+    closing = threading.Event()
+    close = transport.driver.close
+
+    def slowly() -> None:
+        closing.set()
+        time.sleep(seconds)
+        close()
+
+    transport.driver.close = slowly  # type: ignore[method-assign]
+    return closing
+
+
 def test_a_program_that_is_cancelled_while_it_closes_its_transport_leaves_nothing(url: str) -> None:
     """The end of `asyncio.run` cancels all tasks, and waits until the transport is closed."""
-    closing = threading.Event()
     kept: list[aio.AsyncTransport] = []
 
     async def main() -> None:
         transport = aio.get_rpc_transport(await conf_with(), url)
         kept.append(transport)
         await transport.inbox(Loop.now() + EVENT_TIMEOUT)
-        close = transport.driver.close
-
-        def close_slowly() -> None:
-            closing.set()
-            time.sleep(0.5)
-            close()
-
-        transport.driver.close = close_slowly  # type: ignore[method-assign]
+        closing = close_slowly(transport, 0.5)
         task = asyncio.create_task(transport.aclose())
         await until(closing.is_set)
         task.cancel()
@@ -167,13 +173,7 @@ def test_an_event_loop_that_ends_while_a_transport_is_being_closed_waits_for_tha
         transport = aio.get_rpc_transport(await conf_with(), url)
         kept.append(transport)
         await transport.inbox(Loop.now() + EVENT_TIMEOUT)
-        close = transport.driver.close
-
-        def close_slowly() -> None:
-            time.sleep(0.3)
-            close()
-
-        transport.driver.close = close_slowly  # type: ignore[method-assign]
+        close_slowly(transport, 0.3)
         async with asyncio.timeout(0.05):
             await transport.aclose()
 

@@ -5,6 +5,7 @@ libzmq asks by the protocol ZAP, which pyzmq speaks. The answers are given on th
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from typing import Any
@@ -98,12 +99,11 @@ class Gate:
         elif kind == zmq.EVENT_DISCONNECTED:  # It comes right after the reason.
             address = self._addresses.pop(value, UNKNOWN_ADDRESS)
             failure, self._failure = self._failure, ""
-            if failure == HUNG_UP:  # Another program of this user: it has ended, or is very busy, and tries again.
-                LOG.info("node %s lost a connection from %s: %s", self._node, address, failure)
-            elif failure:
-                self._log_rejected(address, failure)
+            if failure:
+                # Another program of this user has ended, or is very busy and tries again: nobody has to do anything.
+                self._log_rejected(address, failure, logging.INFO if failure == HUNG_UP else logging.WARNING)
 
-    def _log_rejected(self, address: str, reason: str) -> None:
+    def _log_rejected(self, address: str, reason: str, level: int = logging.WARNING) -> None:
         now = Loop.now()
         if now < self._quiet.get(address, 0.0):
             return
@@ -111,7 +111,7 @@ class Gate:
             self._quiet = {known: until for known, until in self._quiet.items() if now < until}
         if len(self._quiet) < ADDRESSES_MAX:
             self._quiet[address] = now + LOG_INTERVAL
-            LOG.warning("node %s rejected a connection from %s: %s", self._node, address, reason)
+            LOG.log(level, "node %s rejected a connection from %s: %s", self._node, address, reason)
 
 
 def explain_handshake(event: Any) -> str:
