@@ -119,7 +119,10 @@ def test_a_server_for_threads_with_an_async_method_runs_an_event_loop_by_itself(
     msgbus.get_rpc_client(transport, TOPIC).cast({}, "note")
     assert noted.wait(EVENT_TIMEOUT)
     assert server.wait(EVENT_TIMEOUT) == 0
-    assert not [thread for thread in threading.enumerate() if thread.name.endswith("-asyncio")]
+    for thread in threading.enumerate():
+        if thread.name.endswith("-asyncio"):  # It has nothing more to do, and is about to end.
+            thread.join(EVENT_TIMEOUT)
+            assert not thread.is_alive()
     transport.cleanup()
 
 

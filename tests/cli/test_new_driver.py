@@ -54,10 +54,11 @@ def check(folder: pathlib.Path, which: str) -> tuple[int, str]:
     # pytest-asyncio, which is there for tests of ours, warns of an option that the author of a driver need not know.
     options = ["-p", "no:cacheprovider", "-p", "no:asyncio", "-q", "-k", which]
     command = [sys.executable, "-W", "error", "-m", "pytest", *options]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=280, check=False)
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.timeout(300)
 def test_a_new_driver_passes_checks(tmp_path: pathlib.Path) -> None:
     """What is written is a distribution with an entry point; it works, and its own tests show it."""
     folder = tmp_path / "made" / "here"
@@ -134,6 +135,7 @@ def test_an_existing_directory_has_to_be_empty(tmp_path: pathlib.Path) -> None:
         assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.timeout(300)
 def test_the_guides_driver_passes_checks(tmp_path: pathlib.Path) -> None:
     """Its three files, put where it says, are a driver that passes the checks, also where its broker fails."""
     run("carrier_pigeon", tmp_path / "x")
