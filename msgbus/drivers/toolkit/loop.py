@@ -1,21 +1,22 @@
-"""The loop of a transport: it reads, writes, and runs timers and calls, on whichever thread drives it."""
+"""The loop of a transport: it reads, writes, and runs timers and calls, on whichever thread drives it.
+
+What a step of it does is in `steps`, and which thread does it, in `driving`. Here are calls and timers from any thread,
+the loop's own thread, and the loop's beginning and end.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextvars import Context
-from functools import wraps
-from threading import get_ident
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
 from msgbus.drivers.toolkit import descriptors
-from msgbus.drivers.toolkit.futures import fail, fail_inherited, forget_callback
+from msgbus.drivers.toolkit.driving import Driving
+from msgbus.drivers.toolkit.futures import fail, fail_inherited
 from msgbus.drivers.toolkit.poller import Poller
-from msgbus.drivers.toolkit.signals import HeldSignals
-from msgbus.drivers.toolkit.steps import FOREVER, LINGER, Call, Steps
-from msgbus.drivers.toolkit.turn import Turn, unlock
+from msgbus.drivers.toolkit.signals import putting_off_signals
+from msgbus.drivers.toolkit.steps import FOREVER, LINGER, Call
 from msgbus.exceptions import CallCancelled, MessagingException, TransportUnavailable
 from msgbus.foreign import get_logger
 from msgbus.forking import call_in_child
@@ -24,10 +25,6 @@ __all__ = ("FOREVER", "LINGER", "Loop")
 
 LOG = get_logger(__name__)
 
-LoopType = TypeVar("LoopType", bound="Loop")
-P = ParamSpec("P")
-T = TypeVar("T")
-
 CLOSE_TIMEOUT = 2.0
 """Seconds for which a closed loop goes on while a driver that is closing still watches a descriptor."""
 
@@ -35,28 +32,7 @@ _inherited: list[Any] = []
 """Kept in a forked child and never used: to release a library's socket may be to close the parent's connection."""
 
 
-def _putting_off_signals(
-    method: Callable[Concatenate[LoopType, P], T],
-) -> Callable[Concatenate[LoopType, P], T]:
-    """The same method, during which handlers of signals are put off. For what takes a lock on the main thread.
-
-    In Python 3.14 a handler may run when a ``with`` statement has just acquired a lock: what it raises would leave the
-    lock acquired for ever.
-    """
-
-    @wraps(method)
-    def run(self: LoopType, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        holds = self.hold_signals()
-        try:
-            return method(self, *args, **kwargs)
-        finally:
-            if holds:
-                self.release_signals()
-
-    return run
-
-
-class Loop(Steps):
+class Loop(Driving):
     """One thread at a time drives it. Nothing is opened, and no thread is started, before the first `call`.
 
     The first `call` or `call_later` starts a thread of the loop's own. A thread that waits for something that the loop
@@ -79,9 +55,8 @@ class Loop(Steps):
 
     def __init__(self, name: str) -> None:
         """Make a loop that does not run yet; `name` is its thread's."""
-        self._name = name
         self._keeps_thread = False
-        super().__init__()
+        super().__init__(name)
         call_in_child(self._forked)
 
     def _start_clean(self) -> None:
@@ -90,11 +65,6 @@ class Loop(Steps):
         self._thread: threading.Thread | None = None
         self._close_until: float | None = None
         self.closed = False
-        self._context = Context()
-        self._signals = HeldSignals(self._on_signal)
-        self._turn = Turn()
-        self._may_be_driven = False
-        self._main_thread = threading.main_thread().ident
 
     def _forked(self) -> None:
         """In a forked child: all of it belongs to the parent, whose threads may hold the lock."""
@@ -112,11 +82,6 @@ class Loop(Steps):
         self.closed = was_closing
         for future in futures:
             fail_inherited(future)
-
-    @property
-    def is_here(self) -> bool:
-        """Whether this thread drives the loop now."""
-        return self._turn.owner == get_ident()
 
     @property
     def started(self) -> bool:
@@ -173,7 +138,7 @@ class Loop(Steps):
         if not self.awake and not self.lingers:
             self._wake_up()
 
-    @_putting_off_signals
+    @putting_off_signals
     def call_later(self, delay: float, func: Callable[..., Any], *args: Any) -> None:
         """Run a function on the driving thread in so many seconds, unless the loop is closed before. Any thread.
 
@@ -189,7 +154,7 @@ class Loop(Steps):
         if self._add_timer(delay, func, args) and not self.awake:
             self._wake_up()
 
-    @_putting_off_signals
+    @putting_off_signals
     def _start(self) -> None:
         with self._changing:
             if self._thread is not None or self.closed:
@@ -206,7 +171,7 @@ class Loop(Steps):
             self._thread = thread
             self._may_be_driven = not self._keeps_thread and self._close_until is None
 
-    @_putting_off_signals
+    @putting_off_signals
     def _wake_up(self, entry: Call | None = None) -> None:
         """Have the driving thread, or else the loop's own, do what there is to do.
 
@@ -261,7 +226,7 @@ class Loop(Steps):
         if thread is not threading.current_thread() and not self.is_here:
             thread.join(2 * CLOSE_TIMEOUT)
 
-    @_putting_off_signals
+    @putting_off_signals
     def _begin_close(self) -> threading.Thread | None:
         """Returns the thread that has to end, if there is one."""
         with self._changing:
@@ -273,9 +238,9 @@ class Loop(Steps):
                 return None
             return self._thread
 
-    # Waiting, and driving the loop meanwhile
+    # The loop's own thread
 
-    @_putting_off_signals
+    @putting_off_signals
     def keep_thread(self) -> None:
         """From now on the loop's own thread is the only one that drives. Any thread.
 
@@ -286,233 +251,6 @@ class Loop(Steps):
             self._may_be_driven = False
         if self._thread is not None:
             self._wake_up()
-
-    def take_turn(self) -> bool:
-        """Let this thread drive, if no other does. `wait` then does the work; `give_turn` has to follow.
-
-        A thread that is going to wait takes the turn before it sends, so that no other thread is woken for that. Until
-        it waits or gives the turn back, the loop does nothing. On the main thread, handlers of signals are put off
-        while the loop works, and run between two of its steps.
-
-        Returns:
-            whether the turn has to be given back. It does not if another thread drives, or this one did already.
-
-        Raises:
-            BaseException: a handler of a signal has raised it.
-        """
-        if not self._may_be_driven or not self._turn.is_free:
-            return False
-        is_main = get_ident() == self._main_thread
-        if is_main:
-            self._signals.hold()
-        if not self._turn.take():
-            if is_main:
-                self._signals.release()
-            return False
-        self.awake = True
-        return True
-
-    def give_turn(self) -> None:
-        """Let other threads drive, once everything that has gathered is written.
-
-        Raises:
-            BaseException: a handler of a signal has raised it that was put off.
-        """
-        me = get_ident()
-        is_main = me == self._main_thread
-        try:
-            if is_main and not self._signals.holds:  # As when a handler has raised.
-                self._signals.hold()
-        finally:
-            if self._turn.owner == me:  # Otherwise another thread has taken over.
-                self._context.run(self._write_gathered, False)
-                self._let_go()
-            if is_main:
-                self._signals.release()
-
-    def hold_signals(self) -> bool:
-        """On the main thread, put off handlers of signals: for what an exception must not leave half done. Any thread.
-
-        Returns:
-            whether `release_signals` has to follow. It does not on other threads, or if they are put off already.
-
-        Raises:
-            BaseException: a handler of a signal has raised it.
-        """
-        if get_ident() != self._main_thread or self._signals.holds:
-            return False
-        self._signals.hold()
-        return True
-
-    def release_signals(self) -> None:
-        """Run the handlers that were put off. On the main thread.
-
-        Raises:
-            BaseException: a handler of a signal has raised it.
-        """
-        self._signals.release()
-
-    def go_away(self) -> None:
-        """Keep the turn while this thread does something short, until `come_back`. Without the turn it does nothing.
-
-        Calls to the loop, and everything that is to be written, wait until then. If it takes more than a few
-        milliseconds, the loop's own thread takes over. If only that may drive any more, it gets the turn now.
-        """
-        if self._may_be_driven:
-            self._turn.go_away()
-        elif self.is_here:
-            self.give_turn()
-
-    def come_back(self) -> bool:
-        """Drive again after `go_away`. False if another thread has taken over, or this one never had the turn."""
-        return self._turn.come_back()
-
-    def step(self) -> None:
-        """Do what there is to do, without sleeping. On the driving thread, between two pieces of other work."""
-        self._context.run(self._step, 0.0)
-
-    def _let_go(self) -> None:
-        self.lingers = False
-        self._context.run(self._fall_asleep)
-        self._turn.release()
-        # Checked after that: later calls wake the loop's own thread. (`awake` is not set: another thread may have taken
-        # the turn by now, and sleep. If it is set and nobody has the turn, a thread that found the turn taken just
-        # before has set it, and has woken nobody who would do something.)
-        if self._calls or not self._may_be_driven or (self.awake and self._turn.is_free):
-            self._turn.call_thread()
-        else:
-            self._turn.offer()
-
-    def wait(self, ready: threading.Lock, until: float) -> None:
-        """Wait until `ready` is released, and acquire it again. Drive the loop meanwhile, if no other thread does.
-
-        It may also return early: check for the result, and wait again. Any thread, but not in a function that the loop
-        calls.
-
-        Args:
-            ready: a lock that is held. `wake` releases it.
-            until: when to give up, in seconds of `now`.
-
-        Raises:
-            MessagingException: this is in a function that the loop calls.
-            BaseException: a handler of a signal has raised it.
-        """
-        if ready.acquire(blocking=False):
-            return
-        is_here = self._turn.owner == get_ident()
-        was_away = not is_here and self._turn.come_back()
-        if (is_here or was_away) and not self._may_be_driven:
-            self._check_whether_working()
-            self.give_turn()  # The loop has to be driven by its own thread now.
-            self._follow(ready, until)
-        elif is_here:
-            self._drive(ready, until)
-        elif was_away:
-            try:
-                self._drive(ready, until)
-            finally:
-                self.go_away()
-                if get_ident() == self._main_thread:  # It waits in a handler of a signal, where others may come.
-                    self._signals.release()
-        elif self.take_turn():
-            try:
-                self._drive(ready, until)
-            finally:
-                self.give_turn()
-        else:
-            self._follow(ready, until)
-
-    def wake(self, ready: threading.Lock) -> None:
-        """End the `wait` of a thread, or its next one. Any thread, any number of times."""
-        unlock(ready)
-        if not self.awake and not self._turn.is_free:
-            self._wake_up()  # It may be the driving thread, which sleeps until there is something to read.
-
-    def wait_for(self, future: Future[Any], until: float) -> bool:
-        """Wait like `wait`, until a future is done. Returns whether it is."""
-        if future.done():
-            return True
-        ready = threading.Lock()
-        ready.acquire()
-
-        def on_done(_future: Future[Any]) -> None:
-            self.wake(ready)
-
-        future.add_done_callback(on_done)
-        try:
-            while not future.done() and self.now() < until:
-                self.wait(ready, until)
-        finally:
-            is_done = future.done()
-            if not is_done:  # Many may wait, one after another, for what is never done.
-                forget_callback(future, on_done)
-        return is_done
-
-    def _drive(self, ready: threading.Lock, until: float) -> None:
-        me = get_ident()
-        is_main = me == self._main_thread
-        if is_main and not self._signals.holds:  # As in a handler of a signal.
-            self._signals.hold()
-        while self._turn.owner == me:  # Another turn, of nobody, in a child that was forked meanwhile.
-            try:
-                self._context.run(self._step, until, ready)
-            except RuntimeError:
-                self._check_whether_working()
-                raise
-            if ready.acquire(blocking=False) or self.now() >= until or not self._may_be_driven:
-                return
-            if is_main and self._signals.pending:
-                self._run_handlers()
-
-    def _check_whether_working(self) -> None:
-        """Check that the driving thread is between two steps, and not in one.
-
-        Raises:
-            MessagingException: it is in a step: in a function that the loop has called.
-        """
-        try:
-            self._context.run(_nothing)
-        except RuntimeError:
-            raise MessagingException(
-                f"{self._name}: a function that the loop has called waits for the loop, which would never end. It is a "
-                "callback of a future, or a __del__ method that the garbage collector has called there: let it use "
-                "another thread. What it was to send may be sent all the same"
-            ) from None
-
-    def _run_handlers(self) -> None:
-        """Run the handlers of the signals that have come.
-
-        A handler may take long, and may wait for what the loop brings, or for a thread that waits for that: so this
-        thread is away meanwhile. If it comes back in time, signals are put off again, whatever a handler has raised.
-        """
-        self.go_away()
-        try:
-            self._signals.release()
-        finally:
-            try:
-                self._signals.hold()
-            finally:
-                if not self.come_back():
-                    self._signals.release()
-
-    def _follow(self, ready: threading.Lock, until: float) -> None:
-        """Wait while another thread drives, ready to take over."""
-        self._turn.want(ready)
-        try:
-            # Checked after that: a thread that gives the turn back later wakes one that wants it.
-            if not self._turn.is_free or not self._may_be_driven:
-                ready.acquire(timeout=min(max(until - self.now(), 0.0), threading.TIMEOUT_MAX))
-        finally:
-            self._turn.want_no_more()
-
-    def _on_signal(self) -> None:
-        """A signal has come while the main thread drives: end its sleep."""
-        poller = self._poller
-        if poller is not None:
-            try:
-                poller.wake()
-            except OSError:
-                pass  # The next call to the loop notices that the descriptors were closed.
 
     def _run(self) -> None:
         """The loop's own thread."""

@@ -1,4 +1,4 @@
-"""HeldSignals: puts off the handlers of signals while the main thread drives a loop."""
+"""Puts off the handlers of signals on the main thread: while it drives a loop, and while it holds a lock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import _signal  # type: ignore[import-not-found]
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import wraps
 from types import FrameType
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 SIGNALS: Sequence[int] = tuple(
     int(number)
@@ -27,6 +29,10 @@ SIGNALS: Sequence[int] = tuple(
     )
 )
 """The signals whose handlers are put off: those for which programs have handlers that may raise."""
+
+HolderType = TypeVar("HolderType", bound="Holder")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class HeldSignals:
@@ -91,3 +97,34 @@ class HeldSignals:
         """In a forked child: the signals were the parent's."""
         self.pending.clear()
         self.release()
+
+
+class Holder(Protocol):
+    """What puts off signals on the main thread, as a loop does."""
+
+    def hold_signals(self) -> bool:
+        """See `Loop.hold_signals`."""
+
+    def release_signals(self) -> None:
+        """See `Loop.release_signals`."""
+
+
+def putting_off_signals(
+    method: Callable[Concatenate[HolderType, P], T],
+) -> Callable[Concatenate[HolderType, P], T]:
+    """The same method, during which handlers of signals are put off. For what takes a lock on the main thread.
+
+    In Python 3.14 a handler may run when a ``with`` statement has just acquired a lock: what it raises would leave the
+    lock acquired for ever.
+    """
+
+    @wraps(method)
+    def run(self: HolderType, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        holds = self.hold_signals()
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            if holds:
+                self.release_signals()
+
+    return run

@@ -26,7 +26,7 @@ Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 class Steps(ABC):
-    """Calls, timers and descriptors, and the step that runs them. Which thread does the steps, `Loop` decides.
+    """Calls, timers and descriptors, and the step that runs them. Which thread does the steps, `Driving` decides.
 
     Attributes:
         before_sleep: called when all work is done, to write what has gathered; with True when lingering has brought no
