@@ -16,16 +16,8 @@ from typing import Protocol
 from msgbus.drivers.base import Address, Message, Sent
 from msgbus.drivers.toolkit.futures import LightFuture, fail
 from msgbus.drivers.toolkit.loop import FOREVER, Loop
-from msgbus.exceptions import (
-    MessageDeliveryFailure,
-    MessageUndeliverable,
-    MessagingException,
-    TransportBlocked,
-    TransportUnavailable,
-)
-from msgbus.foreign import get_logger
-
-LOG = get_logger(__name__)
+from msgbus.drivers.toolkit.send_errors import Names, as_our_error, cut_off, not_confirmed, not_declared, not_sent
+from msgbus.exceptions import MessageUndeliverable, MessagingException, TransportBlocked, TransportUnavailable
 
 HOLD_FIRST, HOLD_MAX = 0.1, 1.0
 """Seconds until a message that the message system did not take is offered again: at first, and at most."""
@@ -81,19 +73,6 @@ class Outlet(Protocol):
 
     def flush(self) -> None:
         """Have written what was published, soon. Any thread."""
-
-
-class Names(Protocol):
-    """How a driver describes its message system in errors."""
-
-    def name(self) -> str:
-        """The message system: host, port and user."""
-
-    def why_away(self) -> str:
-        """Why messages cannot be sent at present, if nothing is known to block them."""
-
-    def why_blocked(self) -> str | None:
-        """Why the message system takes no messages although the connection lives, or None."""
 
 
 class _State(Enum):
@@ -412,8 +391,7 @@ class Sender:
     def lost(self, error: TransportUnavailable) -> None:
         """The connection has broken: fail the messages that were sent and not answered. The others wait."""
         for outgoing in self.disconnected():
-            text = f"the connection broke while a message to {outgoing.address} was being sent: {error}"
-            outgoing.failed(TransportUnavailable(text, maybe_delivered=True))
+            outgoing.failed(cut_off(outgoing.address, error))
 
     def disconnected(self) -> list[Outgoing]:
         """Messages cannot be sent any more; the driver has to finish those that are returned. On the loop's thread.
@@ -485,23 +463,10 @@ class Sender:
 
     def _explain(self, outgoing: Outgoing) -> MessagingException:
         """Why the message system has not answered a message in time."""
-        name, where, reason = self._names.name(), outgoing.address, self._names.why_blocked()
-        seconds = outgoing.message.publish_within or 0.0
         if outgoing._state is _State.SENT:
-            if reason is not None:
-                return TransportBlocked(f"{name} takes no messages ({reason}): to {where}", maybe_delivered=True)
-            return TransportUnavailable(f"{name} did not confirm a message to {where} in time", maybe_delivered=True)
+            return not_confirmed(self._names, outgoing.address)
         if outgoing.refusal is not None:
             return outgoing.refusal
         if outgoing._state is _State.DECLARING:
-            return TransportUnavailable(f"{name} did not declare {where} in time")
-        if reason is not None:
-            return TransportBlocked(f"{name} takes no messages ({reason}), and did not for {seconds:.3g} s: to {where}")
-        return TransportUnavailable(f"gave up after {seconds:.3g} s: {self._names.why_away()}")
-
-
-def as_our_error(error: BaseException, address: Address) -> MessagingException:
-    """The msgbus error for an exception while a message was written, or its address was declared."""
-    if isinstance(error, MessagingException):
-        return error
-    return MessageDeliveryFailure(f"a message to {address} cannot be written: {error!r}")
+            return not_declared(self._names, outgoing.address)
+        return not_sent(self._names, outgoing.address, outgoing.message)
