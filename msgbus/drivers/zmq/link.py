@@ -18,6 +18,11 @@ _RECEIPTS = (
 )
 """Kinds of records that consist of message numbers, in the order in which they are written."""
 
+WINDOW = 32 * 1024 * 1024
+"""Bytes on one connection that may be without a receipt, give or take a message; then sending waits for receipts."""
+WINDOW_MESSAGES = 4000
+"""The same in messages. So a peer that does not read can use only a bounded amount of memory."""
+
 
 @dataclass(frozen=True)
 class LinkSettings:

@@ -38,6 +38,7 @@ class LostLinks:
         self._matchmaker = matchmaker
         self._give_back = give_back
         self._lost: dict[int, _Lost] = {}  # by session, the number by which both ends know a connection
+        router.links.on_record[frames.UNBEGUN] = self._on_unbegun
 
     def count(self) -> int:
         """How many messages are affected."""
@@ -67,8 +68,9 @@ class LostLinks:
             if lost.node == link.node:
                 self._router.links.send(link, frames.numbers(frames.LOST, [session]))
 
-    def on_unbegun(self, link: PeerLink, session: int, unbegun: Sequence[int]) -> None:
+    def _on_unbegun(self, link: PeerLink, frame: bytes, at: int, end: int) -> None:
         """The node has answered: these had not reached a subscriber."""
+        session, *unbegun = frames.read_numbers(frame, at, end) or (0,)
         lost = self._lost.get(session)
         if lost is not None and lost.node == link.node:
             self._send_to_others(session, unbegun)

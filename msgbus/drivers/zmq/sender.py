@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from functools import partial
 
 from msgbus.drivers.base import Address, Message, Sent
 from msgbus.drivers.toolkit.futures import done, fail, finish
 from msgbus.drivers.toolkit.loop import FOREVER, Loop
 from msgbus.drivers.zmq import frames
-from msgbus.drivers.zmq.link import PeerLink
+from msgbus.drivers.zmq.link import WINDOW, WINDOW_MESSAGES, PeerLink
 from msgbus.drivers.zmq.lost import LostLinks
 from msgbus.drivers.zmq.matchmakers.base import Matchmaker
 from msgbus.drivers.zmq.queue import Parcel, Queue, Receipts, RemoteConsumer
+from msgbus.drivers.zmq.receipts import ReceiptReader
 from msgbus.drivers.zmq.routing import Router
 from msgbus.exceptions import (
     MessageDeliveryFailure,
@@ -31,11 +31,6 @@ from msgbus.exceptions import (
 from msgbus.foreign import get_logger
 
 LOG = get_logger(__name__)
-
-WINDOW = 32 * 1024 * 1024
-"""Bytes on one connection that may be without a receipt, give or take a message; then sending waits for receipts."""
-WINDOW_MESSAGES = 4000
-"""The same in messages. So a peer that does not read can use only a bounded amount of memory."""
 
 TICK = 0.05
 """Seconds between two checks of messages that wait for a server."""
@@ -64,7 +59,7 @@ class ZmqSender:
             server_expires: seconds for which a message without ttl is kept after its server has died.
         """
         self._loop = loop
-        self._links = links = router.links
+        self._links = router.links
         self._directory = router.directory
         self._refresh = refresh
         self._matchmaker = matchmaker
@@ -72,25 +67,13 @@ class ZmqSender:
         self._router = router
         self._queues = router.queues
         self._unrouted: list[Parcel] = []  # without a known server, kept until it is certain that there is none
-        self._lost = LostLinks(router, matchmaker, self._give_back)
+        self._receipts = ReceiptReader(router, server_expires)
+        self._returned = self._receipts.returned
+        self._lost = LostLinks(router, matchmaker, self._receipts.give_back)
         self._waiting: dict[Queue, None] = {}  # queues in which something waits
-        # Queues to be redistributed, each with the messages that were given back.
-        self._returned: dict[Queue, list[Parcel]] = {}
-        self._held_up: dict[PeerLink, dict[Queue, None]] = {}  # queues that wait for a congested connection
         self._number = 0
         self._is_ticking = False
         self._next_check = FOREVER
-        links.on_record |= {
-            frames.TAKEN: self._on_taken,
-            frames.QUEUED: self._on_queued,
-            frames.REACHED: self._on_reached,
-            frames.SETTLED: self._on_settled,
-            frames.READY: self._on_ready,
-            frames.RECALLED: self._on_recalled,
-            frames.UNBEGUN: self._on_unbegun,
-        }
-        for kind in (frames.FULL, frames.NOBODY, frames.REQUEUED, frames.RELEASED):
-            links.on_record[kind] = partial(self._on_given_back, kind)
 
     # Sending
 
@@ -229,7 +212,7 @@ class ZmqSender:
             if consumer.link is None:
                 consumer.link = self._router.reach(consumer.node)
             elif consumer.link.congested:
-                self._held_up.setdefault(consumer.link, {})[queue] = None
+                self._receipts.held_up.setdefault(consumer.link, {})[queue] = None
 
     # Outcomes
 
@@ -257,120 +240,7 @@ class ZmqSender:
         else:
             LOG.error("message %s to %s is lost: %s", parcel.message.id, parcel.address, error)
 
-    # Receipts and other records
-
-    def _confirm(self, link: PeerLink, parcel: Parcel) -> None:
-        """There is a receipt: the message does not count for the connection's window any more."""
-        if parcel.confirmed:
-            return
-        parcel.confirmed = True
-        consumer = parcel.consumer
-        consumer.unconfirmed -= 1
-        if consumer.must_resume and not consumer.unconfirmed:
-            self._returned.setdefault(consumer.queue, [])
-        link.unconfirmed -= 1
-        link.unconfirmed_bytes -= parcel.size
-        if link.congested and link.unconfirmed < WINDOW_MESSAGES // 2 and link.unconfirmed_bytes < WINDOW // 2:
-            link.congested = False
-            for queue in self._held_up.pop(link, ()):
-                self._returned.setdefault(queue, [])
-
-    def _remove(self, link: PeerLink, seq: int) -> Parcel | None:
-        """A message that the other side does not have any more."""
-        parcel: Parcel | None = link.in_flight.pop(seq, None)
-        if parcel is not None:
-            self._confirm(link, parcel)
-            consumer = parcel.consumer
-            consumer.outstanding -= 1
-            if consumer.queued:
-                consumer.queued.pop(seq, None)
-        return parcel
-
-    def _on_taken(self, link: PeerLink, frame: bytes, at: int, end: int) -> None:
-        for seq in frames.read_numbers(frame, at, end):
-            parcel = link.in_flight.get(seq)
-            if parcel is None:
-                continue
-            if parcel.queue.settles:
-                self._confirm(link, parcel)
-            else:
-                self._remove(link, seq)
-            parcel.mark_taken(1)
-
-    def _on_queued(self, link: PeerLink, frame: bytes, at: int, end: int) -> None:
-        self._on_taken(link, frame, at, end)
-        for seq in frames.read_numbers(frame, at, end):
-            parcel = link.in_flight.get(seq)
-            if parcel is not None:
-                parcel.consumer.queued[seq] = None
-                parcel.consumer.busy = True
-                self._returned.setdefault(parcel.queue, [])
-
-    def _on_reached(self, link: PeerLink, frame: bytes, at: int, end: int) -> None:
-        pairs = frames.read_numbers(frame, at, end)
-        for seq, count in zip(pairs[::2], pairs[1::2], strict=False):
-            parcel = self._remove(link, seq)
-            if parcel is not None:
-                parcel.mark_taken(count)
-
-    def _on_settled(self, link: PeerLink, frame: bytes, at: int, end: int) -> None:
-        for seq in frames.read_numbers(frame, at, end):
-            parcel = self._remove(link, seq)
-            if parcel is None:
-                continue
-            if not parcel.taken:
-                parcel.mark_taken(1)
-            queue = parcel.queue
-            if queue.waiting or (len(queue.consumers) > 1 and queue.has_queued()):
-                self._returned.setdefault(queue, [])
-
-    def _on_given_back(self, kind: int, link: PeerLink, frame: bytes, at: int, end: int) -> None:
-        for seq in frames.read_numbers(frame, at, end):
-            parcel = self._remove(link, seq)
-            if parcel is None:
-                continue
-            consumer = parcel.consumer
-            if kind == frames.REQUEUED:
-                parcel.redelivered = True
-                parcel.mark_taken(1)
-            elif kind == frames.RELEASED:
-                parcel.mark_taken(1)
-            elif kind == frames.FULL:
-                if not consumer.must_resume:  # Else it was sent before the node reported that it has room again.
-                    consumer.full = consumer.busy = True
-            elif parcel.entry is consumer.entry:
-                consumer.unsubscribed = True  # Else its entry has changed since the message was sent.
-            self._give_back(parcel)
-
-    def _give_back(self, parcel: Parcel) -> None:
-        """Another node is to get it, once the whole frame has been read."""
-        if parcel.taken:
-            parcel.send_until = min(parcel.expires, Loop.now() + self._server_expires)
-        elif parcel.sent.done():
-            return  # It has failed, with maybe_delivered=True.
-        self._returned.setdefault(parcel.queue, []).append(parcel)
-
-    def _on_ready(self, link: PeerLink, frame: bytes, at: int, end: int) -> None:
-        room, address = frames.read_numbered(frame, at, end)
-        for queue, consumer in self._router.at(link, address):
-            if consumer.full:
-                consumer.full = False
-                consumer.must_resume = True
-            if room:
-                consumer.busy = False
-            self._returned.setdefault(queue, [])
-
-    def _on_recalled(self, link: PeerLink, frame: bytes, at: int, end: int) -> None:
-        missing, address = frames.read_numbered(frame, at, end)
-        for queue, consumer in self._router.at(link, address):
-            consumer.recalling = False
-            if missing:  # None of our messages waits there any more: its subscribers have them.
-                consumer.queued.clear()
-            self._returned.setdefault(queue, [])
-
-    def _on_unbegun(self, link: PeerLink, frame: bytes, at: int, end: int) -> None:
-        session, *unbegun = frames.read_numbers(frame, at, end) or (0,)
-        self._lost.on_unbegun(link, session, unbegun)
+    # What was given back
 
     def on_frame_end(self) -> None:
         """Send the messages that were given back, and those that waited for a node that has room now."""
@@ -415,7 +285,7 @@ class ZmqSender:
         self._router.forget_routes()
         in_flight, link.in_flight = link.in_flight, {}
         link.unconfirmed = 0
-        self._held_up.pop(link, None)
+        self._receipts.held_up.pop(link, None)
         alive = None if link.peer_left else self._matchmaker.is_alive(link.node)
         for queue in list(self._queues.values()):
             consumer = queue.by_node.get(link.node)
@@ -430,7 +300,7 @@ class ZmqSender:
             if parcel.taken:
                 pass
             elif link.peer_left:
-                self._give_back(parcel)  # A node that leaves cleanly has sent all receipts before.
+                self._receipts.give_back(parcel)  # A node that leaves cleanly has sent all receipts before.
             elif parcel.queue.address.kind == "fanout" and alive is False:
                 self._drop(parcel)
             else:
