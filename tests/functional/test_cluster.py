@@ -130,6 +130,23 @@ class ClusterChecks:
             cluster.kill(1)
             assert [call.result(40) for call in calls] == [1.0] * 20
 
+    def test_an_inbox_that_the_cluster_has_lost_comes_back(self, cluster: Cluster) -> None:
+        """Nobody is told: a node that could not form the queue deletes it, though another node serves it already."""
+        with contextlib.ExitStack() as stack:
+            connect = _connecting(stack)
+            serve(stack, connect(cluster.urls[0] + QUORUM), "lost-inbox", _Slow())
+            target = msgbus.Target(topic="lost-inbox")
+            client = msgbus.get_rpc_client(
+                connect(cluster.urls[1] + QUORUM), target, timeout=GOES_ON, delivery="at_least_once"
+            )
+            assert client.call({}, "wait", seconds=0) == 0
+            node = cluster.nodes[2]
+            inboxes = [name for name in node.queues() if name.startswith("reply_")]
+            assert len(inboxes) == 2
+            for name in inboxes:
+                node.forget_queue(name)
+            assert client.call({}, "wait", seconds=0) == 0
+
     # On 4.3 the killed node is sometimes not back within two minutes, which is still to be understood.
     @pytest.mark.soak
     def test_a_classic_queue_on_a_lost_node_harms_no_other(self, cluster: Cluster) -> None:

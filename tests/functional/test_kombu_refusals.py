@@ -72,6 +72,26 @@ def test_a_fanout_comes_back_by_itself(rabbitmq: RabbitMQ, connect: Connect) -> 
         until(arrived, "a request to all arrives", 30)
 
 
+def test_a_queue_that_goes_without_a_word_comes_back(rabbitmq: RabbitMQ, connect: Connect) -> None:
+    """RabbitMQ may lose a queue and not tell who consumes from it. Each kind is missed and declared again.
+
+    Here it forgets the queues of a server and the inboxes, while their processes live on with their consumers.
+    """
+    before = set(rabbitmq.queues())
+    with serving(connect(rabbitmq.url), "forgotten") as endpoint:
+        client = client_of(connect(rabbitmq.url), "forgotten", 30)
+        assert client.call({}, "echo", value="first") == "first"
+        found = set(rabbitmq.queues()) - before
+        assert len(found) == 5, found
+        for name in found:
+            rabbitmq.forget_queue(name)
+        until(lambda: found <= set(rabbitmq.queues()), "all queues are back", 30)
+        assert client.call({}, "echo", value="any") == "any"
+        assert client.prepare(server="s1").call({}, "echo", value="one") == "one"
+        client.fanout_cast({}, "echo", value="all")
+        until(lambda: "all" in endpoint.runs, "a request to all arrives")
+
+
 def test_a_deleted_queue_of_dead_letters_is_made_again(rabbitmq: RabbitMQ, connect: Connect) -> None:
     """A queue that the sender declares is declared again where somebody has deleted it: nothing is lost or refused."""
     driver = connect(rabbitmq.url).driver

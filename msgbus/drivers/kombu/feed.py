@@ -22,8 +22,8 @@ LOG = get_logger(__name__)
 
 ACK_AT_ONCE = 64
 """So many messages of an inbox are acknowledged at once, if nothing else is written that takes it along before."""
-BIND_TIMEOUT = 5.0
-"""Seconds that binding a queue again may take: a node of a cluster that is cut off from the others cannot do it."""
+CHECK_TIMEOUT = 5.0
+"""Seconds that checking a queue may take: a node of a cluster that is cut off from the others cannot do it."""
 
 
 class KombuFeed(Feed, Channel):
@@ -131,19 +131,32 @@ class KombuFeed(Feed, Channel):
             self.end()
             self.source.closed(self)
 
-    def bind_again(self) -> None:
-        """Restore the exchange or the binding, if somebody has deleted it while this consumes."""
-        queue = self._queue
-        if self.source.consuming and self._alive and queue.key is not None:
-            ask = partial(questions.inspect_and_bind, queue=queue)
-            Question(self._session, ask, frames.QUEUE_BIND_OK, self._on_bound, BIND_TIMEOUT).start()
+    def check_queue(self) -> None:
+        """See that the queue is still there, and restore its exchange and its binding if somebody has deleted them.
 
-    def _on_bound(self, answer: Answer) -> None:
-        if answer.code == questions.SILENT and self._alive and self._queue.is_quorum:
-            self._session.move(f"{self._session.name()} has not answered for {BIND_TIMEOUT:g} s")
-        elif answer.code > 0 and answer.code != questions.NOT_FOUND:
+        A quorum queue may go without a word to those who consume from it: where one node could not form it, for
+        example since another is frozen, it deletes it, though a third node has found it meanwhile and serves it
+        (``rabbit_quorum_queue:declare_queue_error``, in 3.10 and 4.3).
+        """
+        queue = self._queue
+        if not self.source.consuming or not self._alive:
+            return
+        if queue.key is None:
+            ask, last = partial(questions.inspect_queue, queue=queue.name), frames.QUEUE_DECLARE_OK
+        else:
+            ask, last = partial(questions.inspect_and_bind, queue=queue), frames.QUEUE_BIND_OK
+        Question(self._session, ask, last, self._on_checked, CHECK_TIMEOUT).start()
+
+    def _on_checked(self, answer: Answer) -> None:
+        if answer.code <= 0:
+            if answer.code == questions.SILENT and self._alive and self._queue.is_quorum:
+                self._session.move(f"{self._session.name()} has not answered for {CHECK_TIMEOUT:g} s")
+        elif answer.code != questions.NOT_FOUND:
             why = explain(answer.code, answer.text)
             LOG.warning("%s: it is not known whether its queue is bound: %s", self.source.address, why)
+        elif self._alive and answer.info is None and not answer.node_is_down:
+            self._end(frames.channel_close(self.number))
+            self.source.lost(self, f"{self._session.name()} has lost queue {self._queue.name!r}")
 
     def waits(self, now: float) -> float:
         """Seconds for which the declaration of a quorum queue has had no answer."""

@@ -44,8 +44,8 @@ TICK = 1.0
 """Seconds between two checks of heartbeats, and of missing answers."""
 NOT_DELIVERED = "a message could not be delivered"
 """For the log: an error over one message must not cost the connection, and everything else on it."""
-BIND_INTERVAL = 10.0
-"""Seconds after which queues are bound again: somebody may have deleted a binding or an exchange."""
+CHECK_INTERVAL = 5.0
+"""Seconds after which queues are checked: one, its binding or its exchange may have been deleted."""
 
 
 class Connection(Protocol):
@@ -116,7 +116,7 @@ class KombuSession(Session):
         self._channels: dict[int, Channel] = {}
         self._contents: dict[int, _Content] = {}
         self._next_channel = 1
-        self._last_read = self._last_write = self._bound_at = self.loop.now()
+        self._last_read = self._last_write = self._checked_at = self.loop.now()
         self._inspections = Inspections(self)
         self._publisher = Publisher(self, driver.route, driver.sender) if line is driver.sending else None
 
@@ -434,15 +434,15 @@ class KombuSession(Session):
         self._check_feeds(now)
 
     def _check_feeds(self, now: float) -> None:
-        """Bind queues again every `BIND_INTERVAL`; and leave a node that does not answer declarations.
+        """Check queues every `CHECK_INTERVAL`; and leave a node that does not answer declarations.
 
         It may be cut off from the others of its cluster.
         """
         feeds = [channel for channel in self._channels.values() if isinstance(channel, KombuFeed)]
-        if now - self._bound_at >= BIND_INTERVAL:
-            self._bound_at = now
+        if now - self._checked_at >= CHECK_INTERVAL:
+            self._checked_at = now
             for feed in feeds:
-                feed.bind_again()
+                feed.check_queue()
         for feed in feeds:
             if (waits := feed.waits(now)) >= STALL_TIMEOUT:
                 self.move(f"{self.name()} has not declared {feed.source.address} in {waits:.0f} s")

@@ -116,6 +116,21 @@ class Console:
             f"{{ok, _}} = rabbit_amqqueue:delete(Queue, false, false, {binary('tests')}), ok."
         )
 
+    def forget_queue(self, name: str, vhost: str = "/") -> None:
+        """Remove a queue from what the node knows, as where it could not be formed on all nodes of a cluster.
+
+        Nobody is told. The process of a classic queue lives on, with its consumers; that of a quorum queue ends.
+        """
+        self.eval(
+            f"{{ok, Queue}} = rabbit_amqqueue:lookup({{resource, {binary(vhost)}, queue, {binary(name)}}}), "
+            "{ok, Version} = application:get_key(rabbit, vsn), "
+            'What = case Version of "3." ++ _ -> amqqueue:get_name(Queue); _ -> Queue end, '
+            f"rabbit_amqqueue:internal_delete(What, {binary('tests')}), "
+            "case amqqueue:get_pid(Queue) of "
+            "{Name, _} -> [ra:force_delete_server(quorum_queues, {Name, Node}) || Node <- [node() | nodes()]]; "
+            "_ -> ok end, ok."
+        )
+
 
 def binary(text: str) -> str:
     """``text`` as an Erlang binary, whatever is in it."""
