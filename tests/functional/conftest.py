@@ -27,11 +27,24 @@ Broker = TypeVar("Broker", RabbitMQ, Cluster, Qpid, Redis, Nats)
 
 @pytest.hookimpl(tryfirst=True)  # before what is marked is left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow checks of the conformance suite are run with clients or servers for asyncio by ``tox -e soak`` only."""
+    """The slow checks of the conformance suite are run with clients or servers for asyncio by ``tox -e soak`` only.
+
+    Classes and modules whose tests may take longest come first: what begins last would keep all others waiting.
+    """
+    longest: dict[str, float] = {}
     for item in items:
         cls = item.cls if isinstance(item, pytest.Function) and item.name.startswith("test_slow") else None
         if cls is not None and issubclass(cls, BusConformance) and "asyncio" in (cls.clients, cls.servers):
             item.add_marker("soak")
+        timeout = item.get_closest_marker("timeout")
+        scope = _scope(item)
+        longest[scope] = max(longest.get(scope, 0.0), 0.0 if timeout is None else timeout.args[0])
+    items.sort(key=lambda item: -longest[_scope(item)])
+
+
+def _scope(item: pytest.Item) -> str:
+    """What pytest-xdist keeps together: the tests of a class, or of a module outside of its classes."""
+    return item.nodeid.rpartition("::")[0]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
