@@ -51,7 +51,7 @@ nitpick_ignore_regex = [
         r"(Any|Callable|Future|Iterator|Generator|Sequence|TracebackType|OnDeadLetter|Policy|None|P|R|T|optional)",
     ),
     ("py:.*", r"[A-Z][A-Za-z]*(Error|Exception|Iteration)"),
-    ("py:class", r"msgbus\.replies\.Pending"),  # It is the core's own.
+    ("py:class", r"msgbus\.pending\.Pending"),  # It is the core's own.
     ("py:class", r"msgbus\.drivers\.toolkit\.futures\.T"),
     ("py:obj", r"[a-z_.]+"),
 ]

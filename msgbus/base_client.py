@@ -23,7 +23,8 @@ from msgbus.exceptions import (
     TransportUnavailable,
 )
 from msgbus.message import AT_LEAST_ONCE, CONTENT_TYPES, PING_NAMESPACE, POLICIES, Hints, Policy, Request, new_id
-from msgbus.replies import Pending, PendingAnswers, PendingCall, PendingStream
+from msgbus.pending import Pending, PendingAnswers, PendingCall
+from msgbus.pending_stream import PendingStream
 from msgbus.sending import server_named_by
 from msgbus.serializer import NoOpSerializer, Serializer
 from msgbus.target import Target, topic_hint

@@ -18,9 +18,10 @@ from msgbus.exceptions import InvalidTarget, SerializationError
 from msgbus.foreign import get_logger
 from msgbus.forking import fork_count
 from msgbus.message import AT_LEAST_ONCE, PING_NAMESPACE
-from msgbus.processing import Processor, Workers
+from msgbus.processing import Processor
 from msgbus.server_call import ServerCall, time_left
 from msgbus.target import Target, topic_hint
+from msgbus.workers import Workers
 
 LOG = get_logger(__name__)
 
@@ -138,7 +139,7 @@ class BaseServer:
         """Let other servers run what has not begun here."""
         for item in backlog:
             if isinstance(item, ServerCall):
-                self._processor.run_again(item)
+                self._processor.failed_casts.run_again(item)
             else:
                 self._give_back(item)
 

@@ -31,7 +31,8 @@ from msgbus.forking import call_in_child
 from msgbus.inbox import ControlHandler, ProcessInbox
 from msgbus.message import CONTENT_TYPES, LOST_AFTER, Control
 from msgbus.patched import check_unpatched
-from msgbus.replies import REPEAT_AFTER, Pending, ReplyRouter
+from msgbus.pending import REPEAT_AFTER, Pending
+from msgbus.replies import ReplyRouter
 from msgbus.sending import OnOutcome, Sending, ignore, or_else, send_control
 from msgbus.target import Target
 from msgbus.url import TransportURL

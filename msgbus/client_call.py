@@ -13,7 +13,7 @@ from msgbus.encoding import encode_repeat
 from msgbus.exceptions import CallCancelled, MessagingException, MessagingTimeout
 from msgbus.foreign import get_logger
 from msgbus.message import Control
-from msgbus.replies import Pending, PendingCall, nobody
+from msgbus.pending import Pending, PendingCall, nobody
 from msgbus.sending import send_control
 from msgbus.transport import Transport
 

@@ -16,7 +16,8 @@ from msgbus.foreign import get_logger
 from msgbus.message import Control, new_id
 
 if TYPE_CHECKING:
-    from msgbus.replies import Pending, ReplyRouter
+    from msgbus.pending import Pending
+    from msgbus.replies import ReplyRouter
 
 LOG = get_logger(__name__)
 

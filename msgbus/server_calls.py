@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from msgbus import forking
 from msgbus.drivers.base import Delivery
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.foreign import get_logger
@@ -102,6 +103,34 @@ class ServerCalls:
                 if len(self.done) > REMEMBERED_IDS:
                     self.done.popitem(last=False)
         return call.duplicates
+
+    def finish(self, call: ServerCall, *, done: bool, remember: bool = True, confirmed: bool = False) -> None:
+        """Accept a request's delivery and duplicates if it is done, else give them back.
+
+        Args:
+            call: the request. If it is finished already, nothing happens.
+            done: it is not run again. One that was accepted is done in any case.
+            remember: without it the request is run if it comes here again.
+            confirmed: as for `end`.
+        """
+        if call.finished or call.owner.forks != forking.forks:  # In a forked child: the parent settles it.
+            return
+        call.finished = True
+        done = done or call.accepted
+        duplicates = self.end(call, done=done and remember, confirmed=confirmed)
+        for delivery in duplicates if call.accepted else (call.delivery, *duplicates):
+            try:
+                if done:
+                    delivery.accept()
+                else:
+                    delivery.reject(requeue=True)
+            except Exception:  # The others have to be settled too.
+                LOG.exception(
+                    "a delivery of %r (%s) could not be accepted or given back",
+                    call.request.method,
+                    call.request.unique_id,
+                )
+        self.remove(call)
 
     def remove(self, call: ServerCall) -> None:
         """A request is finished: its delivery and its duplicates are settled."""

@@ -12,7 +12,7 @@ from msgbus.client_call import ClientCall, ThreadCall
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import MessagingTimeout
 from msgbus.message import KEEPALIVE, LOST_AFTER, Control, ControlKind
-from msgbus.replies import PendingStream
+from msgbus.pending_stream import PendingStream
 from msgbus.serializer import NoOpSerializer, Serializer
 
 DROP_CHECK = 0.5

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-import msgbus.processing
+import msgbus.failed_casts
 from msgbus.conformance.report import Recorder
 
 
@@ -23,4 +23,4 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def retries_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Casts that raised are run again without much delay."""
-    monkeypatch.setattr(msgbus.processing, "RETRY_DELAYS", (0.001,))
+    monkeypatch.setattr(msgbus.failed_casts, "RETRY_DELAYS", (0.001,))

@@ -19,7 +19,7 @@ from msgbus.drivers.base import Address, QueueInfo
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import MessagingTimeout, TransportUnavailable
 from msgbus.message import Policy
-from msgbus.replies import PendingCall
+from msgbus.pending import PendingCall
 from msgbus.serializer import Serializer, check_serializer
 from msgbus.target import Target
 

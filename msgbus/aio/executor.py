@@ -144,7 +144,7 @@ class TaskExecutor:
             del done, error  # The error refers to this frame and to those that called it.
 
     async def run_async(self, call: ServerCall, work: Coroutine[Any, Any, Any]) -> Any:
-        """Await what an ``async`` method does; see `msgbus.processing.Tasks`."""
+        """Await what an ``async`` method does; see `msgbus.workers.Tasks`."""
         task = asyncio.current_task()
         assert task is not None
         call.interrupt = partial(self._interrupt, task)

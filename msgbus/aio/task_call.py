@@ -8,7 +8,7 @@ from msgbus.base_transport import INSPECT_TIMEOUT
 from msgbus.client_call import ClientCall
 from msgbus.drivers.base import Address
 from msgbus.exceptions import MessagingTimeout
-from msgbus.replies import Pending
+from msgbus.pending import Pending
 
 
 class TaskCall(ClientCall):

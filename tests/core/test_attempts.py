@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import msgbus.processing
+import msgbus.failed_casts
 from msgbus import DeadLetter, RPCServer, Target, Transport, current_request, get_rpc_client, get_rpc_server
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Message
@@ -49,7 +49,7 @@ class Failing(Awaited):
 def delays(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds until a cast is run again, which the test may change: at first, longer than any test runs."""
     delays = [1000.0]
-    monkeypatch.setattr(msgbus.processing, "RETRY_DELAYS", delays)
+    monkeypatch.setattr(msgbus.failed_casts, "RETRY_DELAYS", delays)
     return delays
 
 

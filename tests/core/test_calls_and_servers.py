@@ -18,7 +18,7 @@ from msgbus import (
     TransportUnavailable,
     base_transport,
     get_rpc_client,
-    replies,
+    pending,
     sending,
 )
 from msgbus.conformance.waiting import Task, until
@@ -99,8 +99,7 @@ def connection(monkeypatch: pytest.MonkeyPatch) -> Connection:
     """What the test says of the connection, and no long waits."""
     made = Connection()
     monkeypatch.setattr(FakeDriver, "up_since", property(lambda _driver: made.up_since))
-    for module in (replies, base_transport):
-        monkeypatch.setattr(module, "REPEAT_AFTER", 0.05)
+    monkeypatch.setattr(base_transport, "REPEAT_AFTER", 0.05)
     monkeypatch.setattr(base_transport, "CONNECTION_CHECK", 0.01)
     return made
 
@@ -208,7 +207,7 @@ def test_a_request_whose_server_was_heard_of_is_not_sent_again(play: Play, conne
 
 def test_a_request_whose_server_has_fallen_silent_is_sent_again(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under at_least_once, to any server; the answer of the silent one would count too."""
-    monkeypatch.setattr(replies, "LOST_AFTER", 0.2)
+    monkeypatch.setattr(pending, "LOST_AFTER", 0.2)
     task = play.call("at_least_once")
     play.first.begin(play.requests[0])
     again = play.wait(2)
@@ -236,7 +235,7 @@ def fail_requests(monkeypatch: pytest.MonkeyPatch, outcome_of: Callable[[int], E
 
 def test_a_request_that_is_sent_again_is_tried_until_its_deadline(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody may be there at that moment: the server that has fallen silent was the only one, until another comes."""
-    monkeypatch.setattr(replies, "LOST_AFTER", 0.2)
+    monkeypatch.setattr(pending, "LOST_AFTER", 0.2)
     fail_requests(monkeypatch, lambda number: MessageUndeliverable("nobody") if number in (1, 2) else None)
     task = play.call("at_least_once", timeout=5.0)
     play.first.begin(play.requests[0])

@@ -24,7 +24,7 @@ from msgbus import (
     get_rpc_transport,
 )
 from msgbus.message import KEEPALIVE, Reply
-from msgbus.replies import PendingCall
+from msgbus.pending import PendingCall
 from tests.support import EVENT_TIMEOUT, VirtualClock, new_conf, new_url
 
 HOUR = 3600.0

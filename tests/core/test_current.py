@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 import msgbus
-import msgbus.processing
 from msgbus import CurrentRequest, NoCurrentRequest, RPCClient, Target, Transport, current_request
 from msgbus.deadline import current
 from msgbus.drivers.base import Address

@@ -48,11 +48,11 @@ def test_each_mutant_says_what_it_breaks() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("nobody has written this", "", r"is 0 times in msgbus/replies\.py.* write the mutant anew"),
+        ("nobody has written this", "", r"is 0 times in msgbus/pending\.py.* write the mutant anew"),
         (
             "if now >= self.deadline:",
             "if now >= self.deadline:  # the same",
-            r"survives core/test_replies\.py::test_a_call_ends",
+            r"survives core/test_pending\.py::test_a_call_ends",
         ),
         ("if now >= self.deadline:", "if now >=:", r"pytest could not run it \(exit code [1245]\)"),
     ],
@@ -60,7 +60,7 @@ def test_each_mutant_says_what_it_breaks() -> None:
 def test_a_mutant_that_shows_nothing_is_an_error(old: str, new: str, says: str, project: pathlib.Path) -> None:
     """A mutant whose text is not found, that changes nothing, or that is not code does not count as noticed."""
     mutant = Mutant(
-        "it", "A promise.", "replies.py", old, new, "core/test_replies.py::test_a_call_ends_at_its_deadline"
+        "it", "A promise.", "pending.py", old, new, "core/test_pending.py::test_a_call_ends_at_its_deadline"
     )
     reason = why_unnoticed(mutant, project)
     assert reason is not None

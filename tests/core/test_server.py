@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import msgbus.processing
+import msgbus.failed_casts
 import msgbus.server_call
 import msgbus.server_calls
 from msgbus import (
@@ -89,13 +89,13 @@ class Endpoint:
             assert self.began.acquire(timeout=EVENT_TIMEOUT)
 
 
-PAUSES = msgbus.processing.RETRY_DELAYS
+PAUSES = msgbus.failed_casts.RETRY_DELAYS
 
 
 @pytest.fixture
 def transport(monkeypatch: pytest.MonkeyPatch) -> Iterator[Transport]:
     """A transport in memory, on which casts are run again without much delay."""
-    monkeypatch.setattr(msgbus.processing, "RETRY_DELAYS", (0.001,))
+    monkeypatch.setattr(msgbus.failed_casts, "RETRY_DELAYS", (0.001,))
     transport = new_transport()
     yield transport
     transport.cleanup()
@@ -579,7 +579,7 @@ def test_a_cast_is_run_again_after_one_two_and_four_seconds(
     server: RPCServer, client: RPCClient, endpoint: Endpoint, transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """These are the pauses between the tries of a cast that raises; from the fourth on, eight seconds."""
-    monkeypatch.setattr(msgbus.processing, "RETRY_DELAYS", PAUSES)
+    monkeypatch.setattr(msgbus.failed_casts, "RETRY_DELAYS", PAUSES)
     pauses: list[float] = []
     call_later = transport.loop.call_later
 
@@ -666,7 +666,7 @@ def test_a_cast_that_no_try_could_help_is_given_up_at_once(
 @pytest.mark.parametrize("retries", [0, 1])
 def test_how_often_is_an_option(endpoint: Endpoint, retries: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The option rpc_cast_retries says how often a cast is run again."""
-    monkeypatch.setattr(msgbus.processing, "RETRY_DELAYS", (0.001,))
+    monkeypatch.setattr(msgbus.failed_casts, "RETRY_DELAYS", (0.001,))
     transport = new_transport(rpc_cast_retries=retries, rpc_delivery="at_least_once")
     server = new_server(transport, endpoint)
     server.start()
@@ -695,7 +695,7 @@ def test_at_most_once_casts_are_never_run_again(
     endpoint: Endpoint, letters: list[DeadLetter], retries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under at_most_once a cast that raises is logged, and that is all: it is neither run again nor a dead letter."""
-    monkeypatch.setattr(msgbus.processing, "RETRY_DELAYS", (0.0,))
+    monkeypatch.setattr(msgbus.failed_casts, "RETRY_DELAYS", (0.0,))
     transport = new_transport(rpc_cast_retries=retries)
     server = new_server(transport, endpoint, on_dead_letter=letters.append)
     server.start()
@@ -746,7 +746,7 @@ def test_a_dead_letter_that_cannot_be_stored(
         letters.append(letter)
         bus.fail_next(LOST)
 
-    server._processor._dead_letters._hook = hook
+    server._processor.failed_casts._dead_letters._hook = hook
     server.start()
     client.prepare(delivery="at_least_once").cast({}, "nothing")
     server.wait(EVENT_TIMEOUT)

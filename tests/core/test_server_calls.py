@@ -23,7 +23,7 @@ class Handed(Delivery):
         return True
 
     def reject(self, requeue: bool) -> None:
-        raise AssertionError("the table settles nothing")
+        raise AssertionError("nothing is given back here")
 
 
 class Owner:

@@ -34,7 +34,7 @@ from msgbus.drivers.fake import FakeDriver, get_bus
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import encode_control, encode_reply
 from msgbus.message import JSON, Control, Reply
-from msgbus.replies import PendingCall
+from msgbus.pending import PendingCall
 from msgbus.sending import send_control
 from msgbus.transport import Transport
 from tests.support import EVENT_TIMEOUT, new_conf, new_transport, new_url

@@ -101,10 +101,10 @@ TEN = (
     Mutant(
         "never_gives_up_a_call",
         "A verb ends in time (guarantees, when all goes well).",
-        "replies.py",
+        "pending.py",
         "if now >= self.deadline:",
         "if now >= self.deadline + 1.0:",
-        "core/test_replies.py::test_a_call_ends_at_its_deadline",
+        "core/test_pending.py::test_a_call_ends_at_its_deadline",
     ),
     Mutant(
         "runs_what_has_expired",
@@ -142,10 +142,10 @@ TEN = (
         "sends_no_unanswered_request_again",
         "Where a message system has lost a request, an at_least_once call is sent again 2 s after the connection is "
         "back (guarantees, when something fails).",
-        "replies.py",
+        "pending.py",
         "back = self._taken_at < up_since and",
         "back = False and",
-        "core/test_replies.py::test_a_call_is_sent_again_when_the_connection_has_come_back_and_nothing_is_heard",
+        "core/test_pending.py::test_a_call_is_sent_again_when_the_connection_has_come_back_and_nothing_is_heard",
     ),
     Mutant(
         "runs_duplicates",
@@ -202,10 +202,10 @@ OTHERS = (
     Mutant(
         "each_item_has_its_own_time_alone",
         "prepare(deadline=...) bounds the whole of a multicall (guarantees, when all goes well).",
-        "replies.py",
+        "pending_stream.py",
         "min(now + self.idle_timeout, self.end)",
         "now + self.idle_timeout",
-        "core/test_replies.py::test_timeout_of_each_item",
+        "core/test_pending_stream.py::test_timeout_of_each_item",
     ),
     Mutant(
         "time_spent_waiting_is_given_again",
@@ -243,7 +243,7 @@ OTHERS = (
         "a_casts_deadline_is_forgotten_between_tries",
         "A cast whose deadline passes before it could be run again goes to the dead letters (delivery, how "
         "attempts are counted).",
-        "processing.py",
+        "failed_casts.py",
         "if call.deadline is not None and Loop.now() + delay >= call.deadline:",
         "if False:",
         "core/test_attempts.py::test_a_cast_whose_deadline_passes_before_its_next_try",
@@ -376,17 +376,17 @@ OTHERS = (
         "a_cast_that_may_have_run_vanishes",
         "Under at_most_once a cast that may have run before goes to the dead letters (delivery, what the server does).",
         "processing.py",
-        "self._dead_letter(call, reason, 1, [])",
-        "self._finish(call, done=True)",
+        "self.failed_casts.give_up(call, reason, 1, [])",
+        "self.calls.finish(call, done=True)",
         "core/test_server.py::test_a_cast_that_may_have_run",
     ),
     Mutant(
         "waits_after_the_grace",
         "A call that was declined raises OutcomeUnknown after rpc_reply_grace (delivery, what the server does).",
-        "replies.py",
+        "pending.py",
         "if self._uncertain_since is not None and now >= self._uncertain_since + self.grace:",
         "if self._uncertain_since is not None and now >= self._uncertain_since + 2 * self.grace:",
-        "core/test_replies.py::test_outcome_unknown_after_the_grace",
+        "core/test_pending.py::test_outcome_unknown_after_the_grace",
     ),
     Mutant(
         "at_most_once_is_sent_again_after_an_unknown_outcome",
@@ -400,15 +400,15 @@ OTHERS = (
     Mutant(
         "at_most_once_is_sent_again_after_a_reconnect",
         "Under at_most_once a request is never run a second time (delivery).",
-        "replies.py",
+        "pending.py",
         "if not self.repeatable or self._taken_at is None",
         "if self._taken_at is None",
-        "core/test_replies.py::test_what_is_not_sent_again",
+        "core/test_pending.py::test_what_is_not_sent_again",
     ),
     Mutant(
         "a_second_server_is_heard",
         "Under at_most_once a method runs once, on one server (guarantees, when all goes well).",
-        "replies.py",
+        "pending.py",
         "if self.servers and not self.repeatable:",
         "if False:",
         "core/test_calls_and_servers.py::test_a_second_server_is_cancelled_under_at_most_once",
@@ -425,17 +425,17 @@ OTHERS = (
         "the_loss_of_the_server_goes_unsaid",
         "The server dies while it runs an at_most_once call: ServerLost after 15 s of silence (guarantees, when "
         "something fails).",
-        "replies.py",
+        "pending.py",
         "if not self.repeatable and now >= server.silent_since + LOST_AFTER:",
         "if False:",
-        "core/test_replies.py::test_server_lost",
+        "core/test_pending.py::test_server_lost",
     ),
     Mutant(
         "at_most_once_casts_are_run_again",
         "An at_most_once cast that raises is logged, that is all (delivery, what the server does).",
-        "processing.py",
-        "if call.at_least_once:\n                self._retry",
-        "if True:\n                self._retry",
+        "failed_casts.py",
+        "elif call.at_least_once:\n            self._retry",
+        "elif True:\n            self._retry",
         "core/test_server.py::test_at_most_once_casts_are_never_run_again",
     ),
     # At least once
@@ -477,7 +477,7 @@ OTHERS = (
     Mutant(
         "a_call_whose_server_is_lost_is_not_sent_again",
         "The server hangs: a call is sent again after 15 s of silence (guarantees, when something fails).",
-        "replies.py",
+        "pending.py",
         "self.last_sign = self._repeat_at = now",
         "self.last_sign = now",
         "core/test_calls_and_servers.py::test_a_request_whose_server_has_fallen_silent_is_sent_again",
@@ -486,18 +486,18 @@ OTHERS = (
         "what_shows_life_is_sent_again",
         "A message system that keeps nothing restarts: a call is sent again unless a server shows life (guarantees, "
         "when something fails).",
-        "replies.py",
+        "pending.py",
         "self._taken_at < up_since and self._heard_at < up_since and",
         "self._taken_at < up_since and",
-        "core/test_replies.py::test_a_sign_of_life_after_the_reconnect_needs_no_repeat",
+        "core/test_pending.py::test_a_sign_of_life_after_the_reconnect_needs_no_repeat",
     ),
     Mutant(
         "the_loss_of_one_server_counts_as_that_of_all",
         "Whichever server runs an at_least_once call is heard (guarantees, when something fails).",
-        "replies.py",
+        "pending.py",
         "if not self.servers:\n                    self.last_sign",
         "if True:\n                    self.last_sign",
-        "core/test_replies.py::test_the_loss_of_one_server_takes_nothing_from_another",
+        "core/test_pending.py::test_the_loss_of_one_server_takes_nothing_from_another",
     ),
     Mutant(
         "the_loser_runs_on",
@@ -528,7 +528,7 @@ OTHERS = (
     Mutant(
         "casts_wait_twice_as_long",
         "A cast that raises is run again after 1, 2 and 4 seconds (delivery, what the server does).",
-        "processing.py",
+        "failed_casts.py",
         "RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0)",
         "RETRY_DELAYS = (2.0, 4.0, 8.0, 8.0)",
         "core/test_server.py::test_a_cast_is_run_again_after_one_two_and_four_seconds",
@@ -536,9 +536,9 @@ OTHERS = (
     Mutant(
         "gives_casts_up_a_try_too_early",
         "A cast is run again rpc_cast_retries times, then it is a dead letter (guarantees, when something fails).",
-        "processing.py",
-        "if call.attempts > self._cast_retries or",
-        "if call.attempts >= self._cast_retries or",
+        "failed_casts.py",
+        "if call.attempts > self._retries or",
+        "if call.attempts >= self._retries or",
         "core/test_server.py::test_how_often_is_an_option",
     ),
     Mutant(
@@ -577,9 +577,9 @@ OTHERS = (
     Mutant(
         "dead_letters_have_no_traceback",
         "A dead letter holds the reason, the attempts, and the traceback (delivery, dead letters).",
-        "processing.py",
-        "SerializationError):\n            self._dead_letter(call, reason, call.attempts, traceback)",
-        "SerializationError):\n            self._dead_letter(call, reason, call.attempts, [])",
+        "failed_casts.py",
+        "SerializationError):\n            self.give_up(call, reason, call.attempts, traceback)",
+        "SerializationError):\n            self.give_up(call, reason, call.attempts, [])",
         "core/test_server.py::test_a_cast_that_always_raises_is_given_up",
     ),
     Mutant(
@@ -594,18 +594,18 @@ OTHERS = (
     Mutant(
         "mixes_the_items_of_two_servers",
         "A stream is run once, on one server (guarantees, multicall).",
-        "replies.py",
+        "pending_stream.py",
         "if bound and bound[0].name != reply.server:",
         "if False:",
-        "core/test_replies.py::test_stream_is_never_mixed_from_two_servers",
+        "core/test_pending_stream.py::test_stream_is_never_mixed_from_two_servers",
     ),
     Mutant(
         "a_stream_is_started_again_elsewhere",
         "A stream that has begun is never begun again elsewhere (guarantees, multicall).",
-        "replies.py",
+        "pending_stream.py",
         "self.repeatable = False  # It has begun",
         "pass  # It has begun",
-        "core/test_replies.py::test_a_stream_that_has_begun_is_never_started_again",
+        "core/test_pending_stream.py::test_a_stream_that_has_begun_is_never_started_again",
     ),
     Mutant(
         "the_server_holds_a_stream_that_has_begun",
@@ -618,18 +618,18 @@ OTHERS = (
     Mutant(
         "a_frame_that_comes_twice_doubles_its_items",
         "Each item comes once, as it is yielded (guarantees, when all goes well).",
-        "replies.py",
+        "pending_stream.py",
         "items = reply.items[known:]",
         "items = reply.items",
-        "core/test_replies.py::test_stream_frames_that_come_twice",
+        "core/test_pending_stream.py::test_stream_frames_that_come_twice",
     ),
     Mutant(
         "a_gap_goes_unnoticed",
         "RabbitMQ restarts: a stream goes on, unless frames were lost: then an error (guarantees, multicall).",
-        "replies.py",
+        "pending_stream.py",
         "if known >= 0:",
         "if True:",
-        "core/test_replies.py::test_stream_with_a_gap",
+        "core/test_pending_stream.py::test_stream_with_a_gap",
     ),
     Mutant(
         "a_closed_stream_runs_on",
@@ -685,10 +685,10 @@ OTHERS = (
     Mutant(
         "silence_counts_while_the_client_is_cut_off",
         "RabbitMQ restarts, request running: the answer is sent when it is back (guarantees, when something fails).",
-        "replies.py",
+        "pending.py",
         "heard_since = now if up_since is None else up_since",
         "heard_since = 0.0",
-        "core/test_replies.py::test_silence_counts_only_while_one_can_hear",
+        "core/test_pending.py::test_silence_counts_only_while_one_can_hear",
     ),
     Mutant(
         "stock_clients_get_extensions",
@@ -765,7 +765,7 @@ OTHERS = (
     Mutant(
         "what_is_passed_on_never_expires",
         "What comes too late is not run (guarantees, when all goes well).",
-        "processing.py",
+        "failed_casts.py",
         "left, message.durable, seconds)",
         "None, message.durable, seconds)",
         "core/test_attempts.py::test_a_cast_that_is_passed_on_keeps_its_limits",
@@ -830,7 +830,7 @@ OTHERS = (
     Mutant(
         "large_items_get_no_credit",
         "Each item comes once, as it is yielded, however large it is (guarantees, when all goes well).",
-        "replies.py",
+        "pending_stream.py",
         " or self._uncredited_bytes * 2 >= self.window_bytes",
         "",
         "core/test_streams.py::test_credit_is_sent_for_large_items",
@@ -895,10 +895,10 @@ OTHERS = (
     Mutant(
         "items_are_no_sign_of_life",
         "A stream's server is lost after 15 s of silence, and not before (guarantees, multicall).",
-        "replies.py",
+        "pending.py",
         "if server.name == reply.server:",
         "if False:",
-        "core/test_replies.py::test_items_are_a_sign_of_life",
+        "core/test_pending_stream.py::test_items_are_a_sign_of_life",
     ),
     Mutant(
         "sends_what_has_no_time_left",
@@ -1013,8 +1013,8 @@ OTHERS = (
         "What a stopping server cancels under at_least_once runs on another server.",
         "processing.py",
         "if call.at_least_once and not call.accepted and (self._stopped or not call.delivery.redelivered):\n"
-        "                self._finish(call, done=False)",
-        "if False:\n                self._finish(call, done=False)",
+        "                self.calls.finish(call, done=False)",
+        "if False:\n                self.calls.finish(call, done=False)",
         "aio/test_stopping.py::test_what_is_cancelled_under_at_least_once_runs_on_another_server",
     ),
     Mutant(
@@ -1108,7 +1108,7 @@ OTHERS = (
     Mutant(
         "runs_plain_methods_too_late",
         "Expired requests are not run, wherever they have waited (guarantees, when all goes well).",
-        "processing.py",
+        "method_runner.py",
         "if call.deadline is not None and call.deadline <= Loop.now():\n                raise",
         "if False:\n                raise",
         "aio/test_plain_methods.py::test_what_has_waited_for_a_thread_beyond_its_deadline_is_not_run",
