@@ -13,7 +13,7 @@ import click
 
 from msgbus.cli.connecting import configured_url, open_transport
 from msgbus.cli.context import level_of
-from msgbus.cli.options import Seconds, bus_options, example, json_option
+from msgbus.cli.options import WORLDS, Seconds, bus_options, example, json_option
 from msgbus.cli.progress import progress
 from msgbus.cli.tables import print_json, print_table
 from msgbus.foreign import printable
@@ -27,8 +27,6 @@ LONGEST = 600
 """Seconds for a row at the most: the time of each call is kept in memory."""
 LARGEST = 1 << 30
 """Bytes of a message at the most: it is in memory several times."""
-WORLDS = ("threading", "asyncio")
-"""What clients and servers run on."""
 HEADINGS = ("client CPU", "servers CPU", "client memory", "server memory")
 """Of the last columns, unless all is one process."""
 

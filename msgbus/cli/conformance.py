@@ -12,7 +12,7 @@ import click
 from msgbus.cli.connecting import open_transport
 from msgbus.cli.errors import Code
 from msgbus.cli.instances import make_instance
-from msgbus.cli.options import beginnings_of_urls, example, json_option, log_options
+from msgbus.cli.options import WORLDS, beginnings_of_urls, example, json_option, log_options
 from msgbus.cli.progress import progress
 from msgbus.cli.tables import print_json, print_table
 from msgbus.foreign import printable, printable_lines
@@ -51,16 +51,16 @@ NO_ARGUMENTS = "; it is instantiated without arguments"
 @click.option(
     "--client",
     "clients",
-    type=click.Choice(["threads", "asyncio"]),
-    default="threads",
+    type=click.Choice(WORLDS),
+    default=WORLDS[0],
     show_default=True,
     help="Which clients are used: those of msgbus, or those of msgbus.aio.",
 )
 @click.option(
     "--server",
     "servers",
-    type=click.Choice(["threads", "asyncio"]),
-    default="threads",
+    type=click.Choice(WORLDS),
+    default=WORLDS[0],
     show_default=True,
     help="Which servers are used, likewise. With asyncio, their methods are async.",
 )

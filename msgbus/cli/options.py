@@ -15,6 +15,9 @@ from msgbus.cli.context import level_of, note_level
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+WORLDS = ("threading", "asyncio")
+"""What clients and servers run on, in the words of the argument `executor` of `msgbus.get_rpc_server`."""
+
 
 class Seconds(click.FloatRange):
     """An option's value in seconds."""

@@ -112,7 +112,7 @@ class ServerSpec(msgspec.Struct):
     exchange: str | None = None
     options: dict[str, Any] = {}
     access: str = ""
-    world: World = "threads"
+    world: World = "threading"
 
 
 class Endpoint:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-World = Literal["threads", "asyncio"]
+World = Literal["threading", "asyncio"]
 """What clients or servers are made for: those of `msgbus` for threads, those of `msgbus.aio` for an event loop."""
 
 
 class Worlds(NamedTuple):
     """Which clients and servers the checks of the whole bus are run with."""
 
-    clients: World = "threads"
-    servers: World = "threads"
+    clients: World = "threading"
+    servers: World = "threading"
 
 
 THREADS = Worlds()

@@ -20,12 +20,12 @@ class _Suite:
     """What all levels share: the fixtures.
 
     Attributes:
-        clients: which clients the checks of the whole bus use: ``"threads"`` or ``"asyncio"``.
+        clients: which clients the checks of the whole bus use: ``"threading"`` or ``"asyncio"``.
         servers: which servers they use, likewise.
     """
 
-    clients: ClassVar[World] = "threads"
-    servers: ClassVar[World] = "threads"
+    clients: ClassVar[World] = "threading"
+    servers: ClassVar[World] = "threading"
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -47,8 +47,8 @@ def run(*args: str) -> Result:
     return CliRunner().invoke(cli, ["conformance", *args])
 
 
-@pytest.mark.parametrize("servers", ["threads", "asyncio"])
-@pytest.mark.parametrize("clients", ["threads", "asyncio"])
+@pytest.mark.parametrize("servers", ["threading", "asyncio"])
+@pytest.mark.parametrize("clients", ["threading", "asyncio"])
 def test_clients_and_servers_are_chosen(clients: str, servers: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checks make the clients and the servers that were asked for, and pass with each."""
     made: list[tuple[str, str]] = []
@@ -62,7 +62,7 @@ def test_clients_and_servers_are_chosen(clients: str, servers: str, monkeypatch:
     monkeypatch.setattr(Bus, "serve", note)
     result = run(*HARNESS, "--client", clients, "--server", servers, "-k", "test_contexts_travel", "--json")
     assert [line["outcome"] for line in map(json.loads, result.stdout.splitlines())] == ["passed"], result.output
-    wanted = {"threads": ("RPCClient", "RPCServer"), "asyncio": ("BlockingClient", "BlockingServer")}
+    wanted = {"threading": ("RPCClient", "RPCServer"), "asyncio": ("BlockingClient", "BlockingServer")}
     assert set(made) == {(wanted[clients][0], wanted[servers][1])}
 
 
