@@ -9,7 +9,6 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from msgbus.base_transport import BaseTransport
-from msgbus.casts import outcome_unknown
 from msgbus.deadline import bounded
 from msgbus.drivers.base import Address, Capability, Message, QueueInfo
 from msgbus.drivers.toolkit.loop import Loop
@@ -172,10 +171,6 @@ class BaseClient:
         request = self._request(ctxt, method, kwargs, Hints(ttl, time.time(), self._policy), unique_id)
         body = encode_request(request, self._content_type, lossy=self.transport.lossy)
         return Message(body, self._content_type, unique_id, ttl, not is_fanout, left)
-
-    def _refuse_unknown(self, method: str, address: Address, exc: TransportUnavailable) -> Exception:
-        """The error for a cast whose outcome is unknown, as its policy says."""
-        return exc if not exc.maybe_delivered or self._repeatable else outcome_unknown(method, address, exc)
 
     def _new_stream(self, method: str) -> PendingStream:
         end = math.inf if self.deadline is None else Loop.now() + self.deadline

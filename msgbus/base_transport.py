@@ -24,6 +24,7 @@ from msgbus.exceptions import (
     ConfigurationError,
     MessagingException,
     MessagingTimeout,
+    OutcomeUnknown,
     TransportUnavailable,
 )
 from msgbus.foreign import get_logger
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 LOG = get_logger(__name__)
 
 LoopType = TypeVar("LoopType", bound=Loop)
+Error = TypeVar("Error", bound=BaseException)
 
 CONNECTION_CHECK = 0.5
 """Seconds between two checks whether the connection has come back, while at_least_once requests are unanswered."""
@@ -306,13 +308,50 @@ class BaseTransport:
         )
         return sent if repeated is None else repeated
 
-    def unconfirmed(self, what: str, address: Address) -> TransportUnavailable:
+    def unconfirmed(self) -> TransportUnavailable:
         """The error for a message whose outcome the driver did not report in time."""
         return TransportUnavailable(
-            f"{what} {address}: {self.driver.state} did not confirm it by the deadline; it may or may not have "
-            "been delivered",
+            f"{self.driver.state} did not confirm it by the deadline, and may or may not have taken it",
             maybe_delivered=True,
         )
+
+    def about(self, subject: object, error: Error) -> Error:
+        """An error of the driver, with what it is about, and this transport, before its text.
+
+        A driver does not know for which method it sends a message.
+
+        Args:
+            subject: for example the method and the address of a request.
+            error: it is not changed, since others may get the same one.
+
+        Returns:
+            a copy; or the error itself, if it is none of msgbus's, or one whose class makes the text.
+        """
+        cls = type(error)
+        if not isinstance(error, MessagingException) or cls.__str__ is not BaseException.__str__:
+            return error
+        named = cls.__new__(cls, f"{subject} over {self.url}: {error}")
+        named.__dict__.update(error.__dict__)
+        named.__cause__ = error.__cause__
+        return named
+
+    def send_failure(self, subject: str, error: Error, *, repeated: bool) -> Error | OutcomeUnknown:
+        """The error for who sent a message that was not taken, or may not have been.
+
+        Args:
+            subject: what was sent, and where to.
+            error: the driver's.
+            repeated: after an unknown outcome it was sent again. Otherwise the outcome remains unknown.
+        """
+        if isinstance(error, TransportUnavailable) and error.maybe_delivered and not repeated:
+            unknown = OutcomeUnknown(f"{subject} over {self.url}: it may or may not have been delivered: {error}")
+            unknown.__cause__ = error
+            return unknown
+        return self.about(subject, error)
+
+    def inbox_failure(self, whose: object, error: Error) -> Error:
+        """The error for who needs this process's inbox, which could not be opened because of `error`."""
+        return self.about(f"{whose}: cannot open the inbox of this process", error)
 
     def window_full(self) -> MessagingTimeout:
         """The error for a request that got no place in the send window by its deadline."""

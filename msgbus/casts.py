@@ -12,7 +12,7 @@ from typing import Any
 from msgbus.base_transport import INSPECT_TIMEOUT, BaseTransport
 from msgbus.drivers.base import Address, Message, Sent
 from msgbus.drivers.toolkit.loop import Loop
-from msgbus.exceptions import CastsFailed, MessagingException, OutcomeUnknown, TransportUnavailable
+from msgbus.exceptions import CallCancelled, CastsFailed, MessageDeliveryFailure, MessagingException
 from msgbus.transport import Transport
 
 CastRequest = tuple[str, dict[str, Any]]
@@ -95,8 +95,8 @@ class BaseCasts(ABC):
 
     def _give_up(self) -> None:
         """Nobody waits any longer: what is not known by now never will be, and is noted as such."""
-        for number, method in list(self._in_flight.items()):
-            self._on_outcome(number, self._transport.unconfirmed(f"{method!r} on", self._address))
+        for number in list(self._in_flight):
+            self._on_outcome(number, self._transport.unconfirmed())
 
     def _failure(self) -> CastsFailed:
         return CastsFailed(dict(sorted(self._failed.items())), self._begun)
@@ -140,9 +140,9 @@ class BaseCasts(ABC):
             self._wake()
 
     def _explain(self, method: str, error: Exception) -> Exception:
-        if isinstance(error, TransportUnavailable) and error.maybe_delivered and not self._repeat:
-            return outcome_unknown(method, self._address, error)
-        return error
+        if not isinstance(error, MessageDeliveryFailure | CallCancelled):  # The request cannot be written.
+            return error
+        return self._transport.send_failure(f"{method!r} on {self._address}", error, repeated=self._repeat)
 
 
 class Casts(BaseCasts):
@@ -214,10 +214,3 @@ def checked_request(request: object) -> CastRequest:
         "each request of cast_many is a pair of a method's name and a dict of its arguments: "
         f"('METHOD', {{'name': value}}). This one, of type {type(request).__name__}, is not"
     )
-
-
-def outcome_unknown(method: str, address: Address, error: TransportUnavailable) -> OutcomeUnknown:
-    """The error for a cast that may have been delivered, and must not be sent again."""
-    unknown = OutcomeUnknown(f"{method!r} on {address}: it may or may not have been delivered: {error}")
-    unknown.__cause__ = error
-    return unknown

@@ -91,7 +91,7 @@ class RPCClient(BaseClient):
         pending: PendingCall = self._new_pending(PendingCall, method, Loop.now())
         with self.transport.slot(pending.deadline):
             request = self._request_of(ctxt, method, kwargs, pending)
-            request.reply_to = self.transport.inbox(pending.deadline)
+            request.reply_to = self.transport.inbox(pending.deadline, pending)
             message = self._message_of(request, pending)
             call = ThreadCall(self.transport, pending, self._content_type, self._fallback)
             try:
@@ -163,21 +163,15 @@ class RPCClient(BaseClient):
         with transport.slot(deadline):
             is_fanout = address.kind == "fanout"
             message = self._cast_message(ctxt, is_fanout, method, kwargs, deadline)
-            try:
-                transport.send_and_wait(
-                    address,
-                    message,
-                    deadline,
-                    what=f"{method!r} on",
-                    mandatory=not is_fanout,
-                    repeat=self._repeatable,
-                    fallback=None if is_fanout else self._fallback,
-                )
-            except TransportUnavailable as exc:
-                error = self._refuse_unknown(method, address, exc)
-                if error is exc:
-                    raise
-                raise error from exc
+            transport.send_and_wait(
+                address,
+                message,
+                deadline,
+                what=f"{method!r} on",
+                mandatory=not is_fanout,
+                repeat=self._repeatable,
+                fallback=None if is_fanout else self._fallback,
+            )
 
     def multicall(self, ctxt: Any, method: str = "", /, **kwargs: Any) -> Stream:
         """Run a generator method on one server and iterate over its values as it yields them.
@@ -194,7 +188,7 @@ class RPCClient(BaseClient):
         with ExitStack() as stack:
             stack.enter_context(self.transport.slot(pending.deadline))
             request = self._stream_request(ctxt, method, kwargs, pending)
-            request.reply_to = self.transport.inbox(pending.deadline)
+            request.reply_to = self.transport.inbox(pending.deadline, pending)
             message = self._message_of(request, pending)
             try:
                 call.send(message)
@@ -226,7 +220,7 @@ class RPCClient(BaseClient):
         pending = client._new_ping(now)
         call = ThreadCall(self.transport, pending, self._content_type, None)
         request = client._request_of({}, "ping", {}, pending)
-        request.reply_to = self.transport.inbox(pending.deadline)
+        request.reply_to = self.transport.inbox(pending.deadline, pending)
         message = client._message_of(request, pending)
         counted: Future[QueueInfo] | None = None
         unreachable: TransportUnavailable | None = None

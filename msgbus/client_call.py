@@ -76,9 +76,11 @@ class ClientCall:
         if error is None:
             self.pending.sent = True  # When that was matters only to a request that may be repeated.
         else:
-            self.pending.on_sent(error, Loop.now())
+            self._on_outcome(error)
 
     def _on_outcome(self, error: BaseException | None) -> None:
+        if error is not None:
+            error = self.transport.about(self.pending.describe, error)
         self.pending.on_sent(error, Loop.now())
 
     def check(self) -> Exception | None:

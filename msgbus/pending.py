@@ -105,6 +105,9 @@ class Pending(msgspec.Struct, eq=False):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.describe}>"
 
+    def __str__(self) -> str:
+        return self.describe
+
     @property
     def describe(self) -> str:
         """Which method of which target, and the id that is in the logs: the beginning of every error's text."""

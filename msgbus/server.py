@@ -114,7 +114,7 @@ class RPCServer(BaseServer):
             return
         transport = self.transport
         end = Loop.now() + (transport.option("rpc_response_timeout") if timeout is None else timeout)
-        transport.inbox(end)
+        transport.inbox(end, self.target)
         with self._state:
             if self._subscription is None or self._executor is None:
                 self._executor = self._make_executor()

@@ -54,21 +54,28 @@ class Transport(BaseTransport):
     parent raise `CallCancelled` there.
     """
 
-    def inbox(self, deadline: float) -> str:
+    def inbox(self, deadline: float, whose: object = "a request") -> str:
         """The name of this process's inbox, which is opened on the first call.
 
+        Args:
+            deadline: seconds of `Loop.now`.
+            whose: who needs it, for the text of an error.
+
         Raises:
-            TransportUnavailable: it could not be opened by `deadline` (seconds of `Loop.now`).
+            TransportUnavailable: it could not be opened by `deadline`.
             CallCancelled: the transport is closed.
             SerializationError: the driver has given it a name that is too long to travel.
             ConfigurationError: as for `send`.
         """
-        name = self._inbox.name
-        if name is not None:
-            return name
+        return self._inbox.name or self._open_inbox(deadline, whose)
+
+    def _open_inbox(self, deadline: float, whose: object) -> str:
         if self.closed:
-            raise CallCancelled(f"the transport to {self.url} is closed")
-        return self._inbox.open(deadline)
+            raise CallCancelled(f"{whose}: the transport to {self.url} is closed")
+        try:
+            return self._inbox.open(deadline)
+        except MessagingException as exc:
+            raise self.inbox_failure(whose, exc) from exc.__cause__
 
     def send_and_wait(
         self,
@@ -86,10 +93,10 @@ class Transport(BaseTransport):
 
         Arguments that are not described here are those of `send`. The driver itself knows best why a message was not
         sent by the deadline (seconds of `Loop.now`), and gets a moment to say so. With `repeat` it is sent again, until
-        the deadline. The text of a timeout begins with `what` and the address.
+        the deadline. The text of an error begins with `what` and the address.
 
         Raises:
-            TransportUnavailable: its outcome is not known: it may have been delivered.
+            OutcomeUnknown: it may have been delivered, and is not sent again.
             MessagingException: why it was not taken.
         """
         drives = self.loop.take_turn()
@@ -107,11 +114,10 @@ class Transport(BaseTransport):
         finally:
             if drives:
                 self.loop.give_turn()
-        if not known:
-            raise self.unconfirmed(what, address)
-        error = send_error(outcome)
+        error = send_error(outcome) if known else self.unconfirmed()
         if error is not None:
-            raise error.with_traceback(None)  # Others may get the same error: their frames have no place in it.
+            # Others may get the same error: their frames have no place in it.
+            raise self.send_failure(f"{what} {address}", error, repeated=repeat).with_traceback(None)
 
     def slot(self, deadline: float) -> SendWindow:
         """Take a place in the send window: ``with transport.slot(deadline):`` gives it back.

@@ -65,7 +65,7 @@ class AsyncRPCClient(BaseClient):
         transport = self.transport
         with await transport.slot(pending.deadline):
             request = self._request_of(ctxt, method, kwargs, pending)
-            request.reply_to = await transport.inbox(pending.deadline)
+            request.reply_to = await transport.inbox(pending.deadline, pending)
             message = self._message_of(request, pending)
             call = TaskCall(transport, pending, self._content_type, self._fallback)
             try:
@@ -93,21 +93,15 @@ class AsyncRPCClient(BaseClient):
         with await transport.slot(deadline):
             is_fanout = address.kind == "fanout"
             message = self._cast_message(ctxt, is_fanout, method, kwargs, deadline)
-            try:
-                await transport.send_and_wait(
-                    address,
-                    message,
-                    deadline,
-                    what=f"{method!r} on",
-                    mandatory=not is_fanout,
-                    repeat=self._repeatable,
-                    fallback=None if is_fanout else self._fallback,
-                )
-            except TransportUnavailable as exc:
-                error = self._refuse_unknown(method, address, exc)
-                if error is exc:
-                    raise
-                raise error from exc
+            await transport.send_and_wait(
+                address,
+                message,
+                deadline,
+                what=f"{method!r} on",
+                mandatory=not is_fanout,
+                repeat=self._repeatable,
+                fallback=None if is_fanout else self._fallback,
+            )
 
     async def cast_many(self, ctxt: Any, requests: Iterable[CastRequest] | AsyncIterable[CastRequest], /) -> int:
         """Cast many requests, in order, without waiting for each; see `msgbus.RPCClient.cast_many`.
@@ -148,7 +142,7 @@ class AsyncRPCClient(BaseClient):
         pending = client._new_ping(Loop.now())
         call = TaskCall(self.transport, pending, self._content_type, None)
         request = client._request_of({}, "ping", {}, pending)
-        request.reply_to = await self.transport.inbox(pending.deadline)
+        request.reply_to = await self.transport.inbox(pending.deadline, pending)
         message = client._message_of(request, pending)
         counted: Future[QueueInfo] | None = None
         unreachable: TransportUnavailable | None = None

@@ -97,7 +97,7 @@ class AsyncRPCServer(BaseServer):
             return
         transport = self.transport
         end = Loop.now() + (transport.option("rpc_response_timeout") if timeout is None else timeout)
-        await transport.inbox(end)
+        await transport.inbox(end, self.target)
         if self._subscription is None or self._executor is None:
             self._executor = self._make_executor()
             self._subscribe(self._executor)

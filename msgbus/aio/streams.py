@@ -64,7 +64,7 @@ class AsyncStream(AsyncIterator[Any]):
         with ExitStack() as stack:
             stack.enter_context(await transport.slot(pending.deadline))
             request = client._stream_request(self._ctxt, self._method, self._kwargs, pending)
-            request.reply_to = await transport.inbox(pending.deadline)
+            request.reply_to = await transport.inbox(pending.deadline, pending)
             if self._closed:
                 return
             message = client._message_of(request, pending)

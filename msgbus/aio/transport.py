@@ -95,20 +95,23 @@ class AsyncTransport(BaseTransport):
     ) -> None:
         await self.aclose()
 
-    async def inbox(self, deadline: float) -> str:
+    async def inbox(self, deadline: float, whose: object = "a request") -> str:
         """The name of this process's inbox, which is opened on the first call; see `msgbus.Transport.inbox`."""
-        name = self._inbox.name
-        if name is not None:
-            return name
+        return self._inbox.name or await self._open_inbox(deadline, whose)
+
+    async def _open_inbox(self, deadline: float, whose: object) -> str:
         if self.closed:
-            raise CallCancelled(f"the transport to {self.url} is closed")
-        inbox = self._inbox.begin()
+            raise CallCancelled(f"{whose}: the transport to {self.url} is closed")
         try:
-            await self.wait_until_ready(inbox.ready, deadline, "cannot reach")
-        except MessagingException:
-            self._inbox.on_failed(inbox)
-            raise
-        return self._inbox.on_open(inbox)
+            inbox = self._inbox.begin()
+            try:
+                await self.wait_until_ready(inbox.ready, deadline, "cannot reach")
+            except MessagingException:
+                self._inbox.on_failed(inbox)
+                raise
+            return self._inbox.on_open(inbox)
+        except MessagingException as exc:
+            raise self.inbox_failure(whose, exc) from exc.__cause__
 
     async def wait_until_ready(self, ready: Future[None], deadline: float, what: str) -> None:
         """Wait for a driver's future.
@@ -155,11 +158,11 @@ class AsyncTransport(BaseTransport):
     ) -> None:
         """Send a message, and return when the message system has taken it; see `msgbus.Transport.send_and_wait`."""
         outcome = self.begin_send(address, message, deadline, mandatory=mandatory, repeat=repeat, fallback=fallback)
-        if not await self.wait_for(outcome, max(deadline, Loop.now()) + INSPECT_TIMEOUT):
-            raise self.unconfirmed(what, address)
-        error = send_error(outcome)
+        known = await self.wait_for(outcome, max(deadline, Loop.now()) + INSPECT_TIMEOUT)
+        error = send_error(outcome) if known else self.unconfirmed()
         if error is not None:
-            raise error.with_traceback(None)  # Others may get the same error: their frames have no place in it.
+            # Others may get the same error: their frames have no place in it.
+            raise self.send_failure(f"{what} {address}", error, repeated=repeat).with_traceback(None)
 
     def check_loop(self) -> None:
         """Check that this transport's event loop runs here.

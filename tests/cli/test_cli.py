@@ -759,15 +759,15 @@ def test_ctrl_c_in_a_call_says_that_the_server_continues(own_process: list[str])
 def test_long_error_is_wrapped_on_a_terminal_only() -> None:
     """Between words, and what follows the first line is indented; into a pipe it is one line."""
     code = "import os\nos.environ['COLUMNS'] = '60'\nfrom msgbus.cli import main\nmain()"
-    call = [sys.executable, "-c", code, "call", "cli-nobody-at-all", "a-method", "--url", FAKE]
-    with Terminal(call, os.environ) as terminal:
+    command = [sys.executable, "-c", code, "cast", "cli-nobody-at-all", "a-method", "--url", FAKE]
+    with Terminal(command, os.environ) as terminal:
         assert terminal.finish() == Code.NO_SERVER
     first, *others = terminal.screen
-    assert first.startswith("msgbus call: MessageUndeliverable: ")
+    assert first.startswith("msgbus cast: MessageUndeliverable: ")
     assert others
     assert all(line.startswith("  ") for line in others)
     assert max(map(len, terminal.screen)) <= 60
-    found = subprocess.run(call, capture_output=True, text=True, check=False)
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.stderr.count("\n") == 1
     assert found.stderr.split() == " ".join(terminal.screen).split()
 

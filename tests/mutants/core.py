@@ -284,8 +284,8 @@ OTHERS = (
     Mutant(
         "many_casts_are_certain_to_have_failed",
         "`cast_many` says which casts may have been delivered (guarantees, when something fails).",
-        "casts.py",
-        "and error.maybe_delivered and not self._repeat:",
+        "base_transport.py",
+        "and error.maybe_delivered and not repeated:",
         "and False:",
         "core/test_casts.py::test_the_first_error_stops_it",
     ),
@@ -393,8 +393,8 @@ OTHERS = (
         "The connection breaks while a cast is sent: OutcomeUnknown at once under at_most_once (guarantees, when "
         "something fails).",
         "client.py",
-        "repeat=self._repeatable,\n                    fallback=None",
-        "repeat=True,\n                    fallback=None",
+        "repeat=self._repeatable,\n                fallback=None",
+        "repeat=True,\n                fallback=None",
         "core/test_client.py::test_casts_that_cannot_be_sent",
     ),
     Mutant(
