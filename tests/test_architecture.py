@@ -211,6 +211,21 @@ def test_the_table_of_rooms_names_what_is_there() -> None:
     assert set(PLACES.values()) == {room for arrow in drawn() for room in arrow}
 
 
+def test_no_file_is_too_long_to_be_read_at_once() -> None:
+    """A file of more than 500 lines has more than one job."""
+    lengths = {path: len(path.read_text().splitlines()) for path in (ROOT / "msgbus").rglob("*.py")}
+    assert {str(path.relative_to(ROOT)): lines for path, lines in lengths.items() if lines > 500} == {}
+
+
+def test_the_pages_name_loggers_that_there_are() -> None:
+    """An operator who sets an alarm on a logger gets its lines."""
+    text = "".join(path.read_text() for path in (ROOT / "docs").rglob("*.md"))
+    named = re.findall(r"^\| `(msgbus[\w.]*)` \| (?:DEBUG|INFO|WARNING|ERROR) \|", text, re.MULTILINE)
+    assert len(named) >= 5
+    paths = {name: ROOT / f"{name.replace('.', '/')}.py" for name in named}
+    assert [name for name, path in paths.items() if not path.exists() or "get_logger" not in path.read_text()] == []
+
+
 def test_the_page_names_each_file_of_the_drivers() -> None:
     """The tables of the drivers' files have all of them, and no other."""
     drivers = ROOT / "msgbus" / "drivers"

@@ -16,6 +16,8 @@ from msgbus.drivers.toolkit.loop import Loop
 from msgbus_nats.clock import Clock
 from msgbus_nats.connection import Connection
 from msgbus_nats.errors import SUBJECTS_OVERLAP, JetStreamError
+from msgbus_nats.connection import Connection
+from msgbus_nats.errors import SUBJECTS_OVERLAP, JetStreamError
 from msgbus_nats.jetstream import JetStream
 from msgbus_nats.names import escape, headers_of, message_of, stream_of, subject_of
 
@@ -199,3 +201,20 @@ def test_a_pull_request_that_is_lost_is_followed_by_another(
     wait_for(lambda: got)
     assert lost
     assert got[0].accept()
+
+
+def test_a_stream_that_another_makes_at_the_same_moment(
+    transports: Callable[..., Transport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JetStream then says that its subjects overlap with a stream, which is the one that was wanted."""
+    ask = Connection._api
+
+    async def ask_too_late(connection: Connection, subject: str, payload: Any = None) -> dict[str, Any]:
+        answer = await ask(connection, subject, payload)
+        if subject.startswith("STREAM.CREATE."):
+            raise JetStreamError({"code": 400, "err_code": SUBJECTS_OVERLAP, "description": "subjects overlap"})
+        return answer
+
+    monkeypatch.setattr(Connection, "_api", ask_too_late)
+    address = Address("topic", "x", "at-once")
+    transports().driver.subscribe([address], lambda delivery: None, prefetch=1).ready.result(15)
