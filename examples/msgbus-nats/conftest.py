@@ -24,10 +24,10 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"nats://127.0.0.1:{self.port}/"
+        self.store = folder / "store"
         self._config = folder / "nats.conf"
         self._config.write_text(
-            f'listen: "127.0.0.1:{self.port}"\nmax_payload: {MAX_PAYLOAD}\n'
-            f'jetstream {{ store_dir: "{folder / "store"}" }}\n'
+            f'listen: "127.0.0.1:{self.port}"\nmax_payload: {MAX_PAYLOAD}\njetstream {{ store_dir: "{self.store}" }}\n'
         )
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -7,6 +7,11 @@ from datetime import datetime
 from msgbus.drivers.toolkit.loop import Loop
 
 
+def seconds_of(written: str) -> float:
+    """A time as JetStream writes it (RFC 3339, in UTC, with up to nine decimals), in seconds since 1970."""
+    return datetime.fromisoformat(written[:19] + "+00:00").timestamp() + float(f"0{written[19:-1]}")
+
+
 class Clock:
     """Learns how far the server's clock is from ours, of times that the server has just written.
 
@@ -19,9 +24,7 @@ class Clock:
 
     def see(self, written: str | float) -> None:
         """The server wrote this time not long ago: seconds since 1970, or RFC 3339."""
-        if isinstance(written, str):
-            written = datetime.fromisoformat(written[:19] + "+00:00").timestamp() + float(f"0{written[19:-1]}")
-        ahead = Loop.now() - written
+        ahead = Loop.now() - (seconds_of(written) if isinstance(written, str) else written)
         if self._ahead is None or ahead < self._ahead:
             self._ahead = ahead
 

@@ -45,6 +45,7 @@ class Connection:
         aio: runs nats-py.
         lost: done when the connection is; its result says why.
         max_payload: bytes that a message may have, with its headers.
+        server_id: the server's, which has another one each time it starts.
         on_room: called when all that was published has been given to nats-py.
     """
 
@@ -52,6 +53,7 @@ class Connection:
         self.aio = event_loop_of(loop)
         self.lost: asyncio.Future[str] = self.aio.create_future()
         self.max_payload = 0
+        self.server_id = ""
         self.on_room: Callable[[], object] = lambda: None
         self._host = host
         self._client = nats.aio.client.Client()
@@ -90,6 +92,7 @@ class Connection:
             closed_cb=self._on_closed,
         )
         self.max_payload = self._client.max_payload
+        self.server_id = self._client._server_info["server_id"]
         await self.subscribe(f"{self._prefix}.*", self._on_answer)
         await self.ask("INFO")
 
@@ -191,11 +194,20 @@ class Connection:
             JetStreamError: it refuses.
             TimeoutError: it does not answer.
         """
+        return await self.store(f"$JS.API.{subject}", b"" if order is None else json.dumps(order).encode())
+
+    async def store(self, subject: str, body: bytes, headers: dict[str, str] | None = None) -> dict[str, Any]:
+        """Publish something that JetStream answers, and return the answer.
+
+        Raises:
+            JetStreamError: it refuses.
+            TimeoutError: it does not answer.
+        """
         answer: asyncio.Future[Msg] = self.aio.create_future()
         reply = self.expect(lambda msg: None if answer.done() else answer.set_result(msg))
         waiting: set[asyncio.Future[Any]] = {answer, self.lost}
         try:
-            self.publish(f"$JS.API.{subject}", b"" if order is None else json.dumps(order).encode(), reply)
+            self.publish(subject, body, reply, headers)
             await asyncio.wait(waiting, timeout=API_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self.forget(reply)

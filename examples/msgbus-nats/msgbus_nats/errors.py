@@ -13,7 +13,9 @@ STREAM_EXISTS = 10058
 """A stream of that name exists, with another configuration."""
 SUBJECTS_OVERLAP = 10065
 """A stream has such subjects: another one, or the same one where somebody else is making it at this moment."""
-CONSUMER_MISSING, STREAM_MISSING = 10014, 10059
+CONSUMER_MISSING, STREAM_MISSING, MESSAGE_MISSING = 10014, 10059, 10037
+WRONG_SEQUENCE = 10071
+"""The last message of a subject is not the one that was expected: somebody else has published meanwhile."""
 _NO_ROOM = frozenset((10002, 10023, 10026, 10027, 10028, 10047, 10077))
 """The account or the server has no more room or resources, or the stream is full."""
 _RIGHTS = ("authorization", "permissions violation", "authentication")

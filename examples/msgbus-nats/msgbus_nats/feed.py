@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import nats.aio.subscription
@@ -17,6 +18,7 @@ from msgbus.foreign import get_logger
 from msgbus_nats.connection import NOBODY, status_of
 from msgbus_nats.errors import is_refusal, reason_of
 from msgbus_nats.jetstream import NAK
+from msgbus_nats.mark import Mark
 from msgbus_nats.names import consumer_of, message_of, roll_call_of, subject_of
 
 if TYPE_CHECKING:
@@ -147,6 +149,8 @@ class JetStreamFeed(NatsFeed):
         self._request = 0
         self._pulled_at = 0.0
         self._stopping = False
+        self._mark: Mark | None = None
+        self._arrived: deque[Msg] = deque()  # what waits for the mark, and what came behind it
         super().__init__(session, source)
 
     async def _begin(self) -> None:
@@ -162,6 +166,11 @@ class JetStreamFeed(NatsFeed):
         await jetstream.declare(address)
         if self._is_fanout:
             await jetstream.add_fanout_consumer(address, self._consumer)
+        else:
+            # A fanout's consumer needs none: it delivers to one server only, which recognizes what it has had before.
+            mark = Mark(self._connection, jetstream, address, self._consumer)
+            await mark.begin()
+            self._mark = mark
 
     async def _give_back(self) -> None:
         """Give back what earlier feeds delivered: it cannot be accepted any more, and JetStream would wait for it."""
@@ -189,16 +198,48 @@ class JetStreamFeed(NatsFeed):
         """See that the pull request under way was not forgotten: NATS may lose one, and its end."""
         if not self._alive:
             return
-        if self._missing and Loop.now() - self._pulled_at > PULL_TIMEOUT + PULL_LOST:
+        if self._missing and not self._arrived and Loop.now() - self._pulled_at > PULL_TIMEOUT + PULL_LOST:
             self._on_pull_end(self._request)
         self._session.loop.call_later(PULL_CHECK, self._watch_pull)
 
     async def _on_message(self, msg: Msg) -> None:
-        status = status_of(msg)
+        is_message = status_of(msg) is None
         if not self._alive:
-            if status is None:
+            if is_message:
                 self._connection.publish(msg.reply, NAK)
-        elif status is None:
+            return
+        is_covered = self._is_covered(msg)
+        if is_message:
+            self._open[msg.reply] = Loop.now()
+        if is_covered and not self._arrived:
+            self._take(msg)
+            return
+        self._arrived.append(msg)
+        if len(self._arrived) == 1:
+            self._connection.aio.spawn(self._take_arrived())
+
+    def _is_covered(self, msg: Msg) -> bool:
+        """Whether NATS cannot forget any more that it has delivered this."""
+        return self._mark is None or status_of(msg) is not None or self._mark.covers(msg.metadata.sequence.stream)
+
+    async def _take_arrived(self) -> None:
+        """Take what has arrived, in its order, as soon as it is covered."""
+        while self._arrived and self._alive:
+            arrived = list(self._arrived)
+            numbers = [msg.metadata.sequence.stream for msg in arrived if status_of(msg) is None]
+            if self._mark is not None and numbers:
+                try:
+                    await self._mark.cover(max(numbers))
+                except (OSError, nats.errors.Error) as exc:
+                    await self._refused(exc)
+            for msg in arrived:
+                if self._alive:  # Otherwise it is given back.
+                    self._take(msg)
+                    self._arrived.popleft()
+
+    def _take(self, msg: Msg) -> None:
+        status = status_of(msg)
+        if status is None:
             self._deliver(msg)
             self._missing -= 1
             if self._missing <= 0:
@@ -210,10 +251,10 @@ class JetStreamFeed(NatsFeed):
 
     def _deliver(self, msg: Msg) -> None:
         metadata = msg.metadata
-        before = metadata.num_delivered - 1
-        age = self._session.jetstream.clock.age(metadata.timestamp.timestamp())
-        self._open[msg.reply] = Loop.now()
-        message = message_of(msg.data, msg.headers, age)
+        before, stored = metadata.num_delivered - 1, metadata.timestamp.timestamp()
+        if before == 0 and self._mark is not None and self._mark.doubts(metadata.sequence.stream, stored):
+            before = 1
+        message = message_of(msg.data, msg.headers, self._session.jetstream.clock.age(stored))
         self._source.deliver(self, msg.reply, message, before > 0, before)
 
     def _on_pull_end(self, request: int, *, deleted: bool = False) -> None:

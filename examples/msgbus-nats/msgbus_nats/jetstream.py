@@ -14,7 +14,7 @@ from msgbus.drivers.toolkit.loop import Loop
 from msgbus_nats.clock import Clock
 from msgbus_nats.connection import NOBODY, Connection, status_of
 from msgbus_nats.errors import STREAM_EXISTS, SUBJECTS_OVERLAP, JetStreamError
-from msgbus_nats.names import consumer_of, roll_call_of, stream_of, subject_of
+from msgbus_nats.names import MARKS, consumer_of, roll_call_of, stream_of, subject_of
 
 FANOUT_KEPT: Final = 60.0
 """Seconds that what is sent to a fanout is kept for a subscriber that is away."""
@@ -60,20 +60,34 @@ class JetStream:
             "retention": "workqueue" if kept else "interest",
             "storage": "file",
         }
-        try:
-            found = await self._connection.ask(f"STREAM.CREATE.{stream}", config)
-        except JetStreamError as exc:
-            if exc.code not in (STREAM_EXISTS, SUBJECTS_OVERLAP):
-                raise
-            try:
-                found = await self._connection.ask(f"STREAM.INFO.{stream}")
-            except JetStreamError:
-                raise exc from None
+        found = await self._add_stream(config)
         if address.kind != "fanout":
             await self._add_consumer(address, consumer_of(address), {"durable_name": consumer_of(address)})
         if late and found["config"]["subjects"] != [subject]:
             await self._connection.ask(f"STREAM.UPDATE.{stream}", found["config"] | {"subjects": [subject]})
         self._declared.add(address)
+
+    async def declare_marks(self) -> None:
+        """Have the stream of the marks."""
+        await self._add_stream(
+            {"name": MARKS, "subjects": ["msgbus.mark.>"], "storage": "file", "max_msgs_per_subject": 1}
+        )
+
+    async def _add_stream(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Have a stream of that name, and return what JetStream says of it. One that exists stays as it is."""
+        try:
+            return await self._connection.ask(f"STREAM.CREATE.{config['name']}", config)
+        except JetStreamError as exc:
+            if exc.code not in (STREAM_EXISTS, SUBJECTS_OVERLAP):
+                raise
+            try:
+                return await self._connection.ask(f"STREAM.INFO.{config['name']}")
+            except JetStreamError:
+                raise exc from None
+
+    async def stream_info(self, address: Address) -> dict[str, Any]:
+        """What JetStream knows of an address's stream."""
+        return await self._connection.ask(f"STREAM.INFO.{stream_of(address)}")
 
     async def add_fanout_consumer(self, address: Address, name: str) -> None:
         """Make the consumer of one subscriber, which JetStream deletes when that has been away for a while."""

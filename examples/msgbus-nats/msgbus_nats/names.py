@@ -10,6 +10,8 @@ dead                ``msgbus,dead,EXCHANGE,TOPIC``           work queue  ``dead`
 fanout              ``msgbus,fanout,EXCHANGE,TOPIC``         interest    one for each
                                                                          subscriber
 inbox               none: core NATS                                                           ``msgbus.inbox.NAME``
+(marks)             ``msgbus,mark``                          limits      none                 ``msgbus.mark.``, stream
+                                                                                              and consumer
 ==================  =======================================  ==========  ===================  ==========================
 """
 
@@ -22,6 +24,8 @@ from urllib.parse import quote, unquote
 
 from msgbus.drivers.base import Address, Message
 
+MARKS: Final = "msgbus,mark"
+"""The stream of the marks, see `msgbus_nats.mark`."""
 _PLAIN: Final = frozenset(string.ascii_letters + string.digits + "-_")
 _LONGEST: Final = 50  # A stream's name is the name of a folder: 255 bytes at most, for up to four such parts.
 _TYPE: Final = "Content-Type"
@@ -64,6 +68,11 @@ def consumer_of(address: Address) -> str:
 def roll_call_of(address: Address) -> str:
     """Where the subscribers of an address answer, so that they can be counted: JetStream knows only those that wait."""
     return f"msgbus.roll-call.{stream_of(address)}.{consumer_of(address)}"
+
+
+def mark_of(address: Address, consumer: str) -> str:
+    """Where the mark of a consumer is published."""
+    return f"msgbus.mark.{stream_of(address)}.{consumer}"
 
 
 def headers_of(message: Message, ttl: float | None) -> dict[str, str]:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import pathlib
+import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
+import nats
 import pytest
 from oslo_config import cfg
 
 from msgbus import CallCancelled, ConfigurationError, Transport, TransportUnavailable, get_rpc_transport
 from msgbus.drivers.base import Address, Delivery, Message
 from msgbus.drivers.toolkit.loop import Loop
+from msgbus_nats import mark
 from msgbus_nats.clock import Clock
 from msgbus_nats.connection import Connection
 from msgbus_nats.errors import SUBJECTS_OVERLAP, JetStreamError
-from msgbus_nats.connection import Connection
-from msgbus_nats.errors import SUBJECTS_OVERLAP, JetStreamError
 from msgbus_nats.jetstream import JetStream
-from msgbus_nats.names import escape, headers_of, message_of, stream_of, subject_of
+from msgbus_nats.names import MARKS, escape, headers_of, mark_of, message_of, stream_of, subject_of
 
 NAMES = [
     "",
@@ -203,18 +207,257 @@ def test_a_pull_request_that_is_lost_is_followed_by_another(
     assert got[0].accept()
 
 
-def test_a_stream_that_another_makes_at_the_same_moment(
+# What NATS forgets
+
+
+def state_of(server: Any, address: Address) -> pathlib.Path:
+    """The file in which NATS keeps what the consumer of a topic has delivered."""
+    path: pathlib.Path = server.store / "jetstream/$G/streams" / stream_of(address) / "obs/topic/o.dat"
+    return path
+
+
+def send(driver: Any, address: Address, *bodies: str) -> None:
+    """Return when NATS has them."""
+    sent = [driver.send(address, Message(body.encode(), "t", body, 60.0), mandatory=True) for body in bodies]
+    for future in sent:
+        future.result(30)
+
+
+def delete(server: Any, stream: str) -> None:
+    """Delete a stream, as an operator would."""
+
+    async def work() -> None:
+        client = await nats.connect(server.url)
+        await client.jetstream().delete_stream(stream)
+        await client.close()
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("left", ["nothing", "what was true before"])
+def test_what_nats_forgets_at_a_restart_comes_as_redelivered(
+    transports: Callable[..., Transport], server: Any, number: signal.Signals, left: str
+) -> None:
+    """NATS may leave an empty or an old file of what was delivered: another server is warned nevertheless."""
+    address = Address("topic", "x", f"restart-{number.name}-{left}")
+    first = transports()
+    got: list[Delivery] = []
+    first.driver.subscribe([address], got.append, prefetch=1).ready.result(15)
+    before = state_of(server, address).read_bytes()
+    send(first.driver, address, "a")
+    wait_for(lambda: got)
+    assert not got[0].redelivered
+    server.stop(number)
+    first.cleanup()  # What it held it cannot give back.
+    state_of(server, address).write_bytes(b"" if left == "nothing" else before)
+    server.start()
+    again: list[Delivery] = []
+    second = transports().driver
+    second.subscribe([address], again.append, prefetch=5).ready.result(15)
+    send(second, address, "b")
+    wait_for(lambda: len(again) == 2, 30)
+    found = {delivery.message.id: (delivery.redelivered, delivery.attempts) for delivery in again}
+    assert found == {"a": (True, 1), "b": (False, 0)}
+
+
+def stop_and_forget(server: Any, address: Address) -> None:
+    """Stop NATS, and have it start without knowing what the consumer of a topic has delivered."""
+    server.stop()
+    state_of(server, address).write_bytes(b"")
+    server.start()
+
+
+def test_every_subscriber_knows_what_was_forgotten(transports: Callable[..., Transport], server: Any) -> None:
+    """Also one that comes later, when others have received messages since the restart."""
+    address = Address("topic", "x", "doubt")
+    first = transports()
+    got: list[Delivery] = []
+    first.driver.subscribe([address], got.append, prefetch=2).ready.result(15)
+    send(first.driver, address, "a", "b")
+    wait_for(lambda: len(got) == 2)
+    stop_and_forget(server, address)
+    first.cleanup()
+    for body in ("a", "b"):
+        again: list[Delivery] = []
+        transports().driver.subscribe([address], again.append, prefetch=1).ready.result(15)
+        wait_for(lambda: again)  # noqa: B023
+        assert (again[0].message.id, again[0].redelivered) == (body, True)
+
+
+def test_what_waits_is_not_suspected(
+    transports: Callable[..., Transport], server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a restart only as many messages as a mark reaches ahead are suspected although nobody has had them."""
+    monkeypatch.setattr(mark, "AHEAD", 2)
+    address = Address("topic", "x", "waits")
+    first = transports()
+    got: list[Delivery] = []
+    first.driver.subscribe([address], got.append, prefetch=1).ready.result(15)
+    send(first.driver, address, *"abcdefgh")
+    wait_for(lambda: got)
+    stop_and_forget(server, address)
+    first.cleanup()
+    again: list[Delivery] = []
+    transports().driver.subscribe([address], again.append, prefetch=8).ready.result(15)
+    wait_for(lambda: len(again) == 8)
+    assert [delivery.message.id for delivery in again if delivery.redelivered] == ["a", "b", "c"]
+
+
+def test_what_is_stored_later_is_not_suspected(
+    transports: Callable[..., Transport], server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message that came when no mark was in use any more cannot have been delivered."""
+    monkeypatch.setattr(mark, "RENEW", 0.0)
+    monkeypatch.setattr(mark, "USED", 0.0)
+    address = Address("topic", "x", "later")
+    first = transports()
+    got: list[Delivery] = []
+    first.driver.subscribe([address], got.append, prefetch=1).ready.result(15)
+    send(first.driver, address, "a")
+    wait_for(lambda: got)
+    send(first.driver, address, "b")
+    stop_and_forget(server, address)
+    first.cleanup()
+    again: list[Delivery] = []
+    transports().driver.subscribe([address], again.append, prefetch=5).ready.result(15)
+    wait_for(lambda: len(again) == 2)
+    assert {delivery.message.id: delivery.redelivered for delivery in again} == {"a": True, "b": False}
+
+
+def test_subscribers_share_a_mark(transports: Callable[..., Transport], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if each message needs one: all are delivered, each once, in the order in which they came."""
+    monkeypatch.setattr(mark, "AHEAD", 0)
+    address = Address("topic", "x", "shared")
+    got: list[list[Delivery]] = [[], []]
+
+    def take(to: list[Delivery], delivery: Delivery) -> None:
+        to.append(delivery)
+        delivery.accept()
+
+    for to in got:
+        transports().driver.subscribe([address], partial(take, to), prefetch=5).ready.result(15)
+    bodies = [f"{n:03}" for n in range(200)]
+    send(transports().driver, address, *bodies)
+    wait_for(lambda: sum(map(len, got)) == 200, 60)
+    assert sorted(delivery.message.id for to in got for delivery in to) == bodies
+    for to in got:
+        ids = [delivery.message.id for delivery in to]
+        assert ids == sorted(ids)
+        assert not any(delivery.redelivered for delivery in to)
+
+
+def test_a_mark_is_never_lowered(
+    transports: Callable[..., Transport], server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a subscriber that does not know how far another one is, and is given an earlier message again."""
+    monkeypatch.setattr(mark, "AHEAD", 0)
+    monkeypatch.setattr(mark, "RENEW", 0.0)
+    address = Address("topic", "x", "lowered")
+    first, second = transports(), transports()
+    got: list[list[Delivery]] = [[], []]
+    for n, transport in enumerate((first, second)):
+        transport.driver.subscribe([address], got[n].append, prefetch=1).ready.result(15)
+        send(transport.driver, address, "ab"[n])
+        wait_for(lambda: got[n])  # noqa: B023
+    send(first.driver, address, "c")
+    got[0][0].accept()
+    wait_for(lambda: len(got[0]) == 2)
+    got[1][0].reject(requeue=True)
+    wait_for(lambda: len(got[1]) == 2)
+    assert [[delivery.message.id for delivery in to] for to in got] == [["a", "c"], ["b", "b"]]
+    stop_and_forget(server, address)
+    first.cleanup()
+    second.cleanup()
+    again: list[Delivery] = []
+    transports().driver.subscribe([address], again.append, prefetch=5).ready.result(15)
+    wait_for(lambda: len(again) == 2)
+    assert all(delivery.redelivered for delivery in again)
+
+
+def test_a_stream_that_was_deleted_leaves_no_suspicion(
+    transports: Callable[..., Transport], server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The numbers of its messages begin anew, below the mark of the old one."""
+    monkeypatch.setattr(mark, "USED", 600.0)
+    address = Address("topic", "x", "anew")
+    first = transports()
+    got: list[Delivery] = []
+    first.driver.subscribe([address], got.append, prefetch=5).ready.result(15)
+    send(first.driver, address, "a")
+    wait_for(lambda: got)
+    first.cleanup()
+    delete(server, stream_of(address))
+    second = transports().driver
+    send(second, address._replace(kind="stored"), "b")
+    server.stop()
+    server.start()
+    again: list[Delivery] = []
+    second.subscribe([address], again.append, prefetch=5).ready.result(15)
+    wait_for(lambda: again)
+    assert (again[0].message.id, again[0].redelivered) == ("b", False)
+
+
+def test_a_message_is_handed_over_after_its_mark(
     transports: Callable[..., Transport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """JetStream then says that its subjects overlap with a stream, which is the one that was wanted."""
-    ask = Connection._api
+    """However long NATS takes to confirm it, and also the messages that come meanwhile."""
+    store = Connection.store
+    seen: list[str] = []
 
-    async def ask_too_late(connection: Connection, subject: str, payload: Any = None) -> dict[str, Any]:
-        answer = await ask(connection, subject, payload)
-        if subject.startswith("STREAM.CREATE."):
-            raise JetStreamError({"code": 400, "err_code": SUBJECTS_OVERLAP, "description": "subjects overlap"})
+    async def store_late(connection: Connection, subject: str, *args: Any) -> dict[str, Any]:
+        answer = await store(connection, subject, *args)
+        if subject.startswith("msgbus.mark."):
+            await asyncio.sleep(0.2)
+            seen.append("mark")
         return answer
 
-    monkeypatch.setattr(Connection, "_api", ask_too_late)
-    address = Address("topic", "x", "at-once")
-    transports().driver.subscribe([address], lambda delivery: None, prefetch=1).ready.result(15)
+    monkeypatch.setattr(Connection, "store", store_late)
+    monkeypatch.setattr(mark, "AHEAD", 0)
+    monkeypatch.setattr(mark, "RENEW", 0.1)  # It is over before the confirmation comes.
+    address = Address("topic", "x", "after")
+    driver = transports().driver
+    driver.subscribe([address], lambda delivery: seen.append(delivery.message.id), prefetch=9).ready.result(15)
+    send(driver, address, *"abc")
+    wait_for(lambda: {"a", "b", "c"} <= set(seen))
+    assert seen[:2] == ["mark", "a"]
+    assert [what for what in seen if what != "mark"] == ["a", "b", "c"]
+    assert seen.count("mark") <= 3
+
+
+def test_without_a_mark_nothing_is_handed_over(transports: Callable[..., Transport], server: Any) -> None:
+    """If an operator deletes the stream of the marks, messages wait until there is one again."""
+    address = Address("topic", "x", "markless")
+    driver = transports().driver
+    got: list[Delivery] = []
+    driver.subscribe([address], got.append, prefetch=5).ready.result(15)
+    delete(server, MARKS)
+    send(driver, address, "a")
+    wait_for(lambda: got, 30)
+    assert got[0].accept()
+    asyncio.run(_check_mark(server, mark_of(address, "topic")))
+
+
+def test_what_is_no_mark_is_reported(transports: Callable[..., Transport], server: Any) -> None:
+    """If somebody else has published to a mark's subject, its address is not consumed from, and the state says why."""
+    address = Address("topic", "x", "foreign")
+    transports().driver.subscribe([address], lambda delivery: None, prefetch=5).ready.result(15)
+    asyncio.run(_publish(server, mark_of(address, "topic"), b"[]"))
+    driver = transports().driver
+    subscription = driver.subscribe([address], lambda delivery: None, prefetch=5)
+    wait_for(lambda: f"{mark_of(address, 'topic')} is no mark" in driver.state)
+    assert not subscription.ready.done()
+    delete(server, MARKS)
+    subscription.ready.result(30)
+
+
+async def _publish(server: Any, subject: str, body: bytes) -> None:
+    client = await nats.connect(server.url)
+    await client.jetstream().publish(subject, body)
+    await client.close()
+
+
+async def _check_mark(server: Any, subject: str) -> None:
+    client = await nats.connect(server.url)
+    assert (await client.jetstream().get_last_msg(MARKS, subject)).subject == subject
+    await client.close()
