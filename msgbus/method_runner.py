@@ -22,6 +22,10 @@ class Unwanted(Exception):
     """When a thread was free for a plain method, its client did not want it any more."""
 
 
+class NotAccepted(Exception):
+    """A request under at_most_once could not be accepted, and was not run: its connection was lost."""
+
+
 class MethodRunner:
     """Runs requests' methods, wherever they have to run: plain ones on threads, those that are async as tasks.
 
@@ -37,6 +41,8 @@ class MethodRunner:
     async def run(self, call: ServerCall, streams: bool = False) -> Any:
         """Run a request's method, and return its value. Of a generator that is the last item.
 
+        Under at_most_once the request is accepted just before: so the prefetch bounds those that wait for a thread too.
+
         A forked child that comes back from it ends: the parent answers and settles the request.
 
         Args:
@@ -45,12 +51,14 @@ class MethodRunner:
 
         Raises:
             Unwanted: its client did not want it any more when there was a thread for it.
+            NotAccepted: it could not be accepted.
             Interrupted: the server has stopped, and waits for it no longer.
             BaseException: whatever the dispatcher or the method raises.
         """
         dispatcher, tasks = self._dispatcher, self._tasks
         try:
             if tasks is not None and dispatcher.runs_async(call.request):
+                _accept(call)
                 result = await tasks.run_async(call, dispatcher.dispatch_async(call.request))
                 if isinstance(result, AsyncGenerator) and not streams:
                     result = await tasks.run_async(call, _last_of_async(result))
@@ -70,6 +78,7 @@ class MethodRunner:
                 raise Unwanted("was cancelled by its client before it began, and was not run")
             if call.deadline is not None and call.deadline <= Loop.now():
                 raise Unwanted("could not begin before its deadline, and was not run")
+        _accept(call)
         result = self._dispatcher.dispatch(call.request)
         if type(result) not in PLAIN:
             method = call.request.method
@@ -87,6 +96,18 @@ class MethodRunner:
         if self._tasks is not None and isinstance(result, AsyncGenerator):
             return self._tasks.run_async(call, call.stream_async(result, self._tasks.make_event()))
         return self._workers.run_plain(call.stream, result if isinstance(result, Generator) else _only(result))
+
+
+def _accept(call: ServerCall) -> None:
+    """Accept a request that its policy has accepted before it runs.
+
+    Raises:
+        NotAccepted: its connection was lost.
+    """
+    if not call.at_least_once:
+        call.accepted = call.delivery.accept()
+        if not call.accepted:
+            raise NotAccepted
 
 
 def _last_of(items: Generator[Any, Any, Any], call: ServerCall) -> Any:

@@ -41,7 +41,7 @@ from msgbus.executor import Executor, Interrupted
 from msgbus.failed_casts import FailedCasts
 from msgbus.foreign import get_logger
 from msgbus.message import AT_LEAST_ONCE, POLICIES, Request, UnacceptableRequest
-from msgbus.method_runner import TASK_CANCELLED, MethodRunner, Unwanted
+from msgbus.method_runner import TASK_CANCELLED, MethodRunner, NotAccepted, Unwanted
 from msgbus.server_call import ServerCall, deadline_of
 from msgbus.server_calls import Seen, ServerCalls
 from msgbus.workers import Tasks, Workers
@@ -157,15 +157,9 @@ class Processor:
         current.running.set(call)
         inherited.current.set(call.deadline)
         try:
-            if not call.at_least_once:
-                if call.delivery.redelivered:
-                    self._decline(call)
-                    return
-                call.accepted = call.delivery.accept()
-                if not call.accepted:
-                    self._leave_to_redelivery(call)
-                    return
-            if call.is_call:
+            if call.delivery.redelivered and not call.at_least_once:
+                self._decline(call)
+            elif call.is_call:
                 await self._run_call(call)
             else:
                 await self._run_cast(call)
@@ -250,6 +244,8 @@ class Processor:
         except (RPCDispatcherError, SerializationError) as exc:
             LOG.error("%r (call %s): %s", request.method, request.call_id, exc)
             self._answer_error(call, exc)
+        except NotAccepted:
+            self._leave_to_redelivery(call)
         except Unwanted as exc:
             LOG.info("%r (call %s) %s", request.method, request.call_id, exc)
             self.on_answered(call, None)
@@ -295,6 +291,8 @@ class Processor:
     async def _run_cast(self, call: ServerCall) -> None:
         try:
             await self._methods.run(call)
+        except NotAccepted:
+            self._leave_to_redelivery(call)
         except BaseException as exc:  # sys.exit() too: the delivery has to be settled
             self.failed_casts.settle(call, exc)
         else:

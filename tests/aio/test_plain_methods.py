@@ -61,6 +61,25 @@ async def test_what_waits_for_a_thread_when_time_is_over_is_never_run(fake_url: 
 
 
 @on_loop
+async def test_a_server_without_a_free_thread_holds_no_more_than_its_prefetch(fake_url: str) -> None:
+    """Under at_most_once too, where a request is accepted when its method begins: the rest is left to other servers."""
+    conf = await conf_with(executor_thread_pool_size=1, rpc_prefetch=1)
+    first, second = Noting(), Noting()
+    async with two_servers(conf, fake_url, first, second) as (server, other, client):
+        await client.cast({}, "hold")
+        await until(lambda: first.log == ["began"])
+        for number in range(10):
+            await client.cast({}, "plain_note", value=number)
+        await until(lambda: len(list(server._processor.calls)) == 2)
+        await other.start()
+        await until(lambda: len(second.log) == 9)
+        first.go_on.set()
+        await until(lambda: len(first.log) == 2)
+        assert sorted(first.log[1:] + second.log) == list(range(10))
+        await other.wait(EVENT_TIMEOUT)
+
+
+@on_loop
 async def test_what_has_waited_for_a_thread_beyond_its_deadline_is_not_run(fake_url: str) -> None:
     """As anything that has expired. What is still wanted is run."""
     service = Noting()
