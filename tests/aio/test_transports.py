@@ -120,17 +120,16 @@ def close_slowly(transport: aio.AsyncTransport, seconds: float) -> threading.Eve
     return closing
 
 
-def no_thread_is_left() -> None:
+def no_thread_is_left(before: set[threading.Thread]) -> None:
     """A thread that has done all its work may end a moment later than what waited for that work."""
-    for thread in threading.enumerate():
-        if thread.name.startswith("msgbus"):
-            thread.join(EVENT_TIMEOUT)
-            assert not thread.is_alive(), thread.name
+    for thread in set(threading.enumerate()) - before:
+        thread.join(EVENT_TIMEOUT)
+        assert not thread.is_alive(), thread.name
 
 
 def test_a_program_that_is_cancelled_while_it_closes_its_transport_leaves_nothing(url: str) -> None:
     """The end of `asyncio.run` cancels all tasks, and waits until the transport is closed."""
-    kept: list[aio.AsyncTransport] = []
+    before, kept = set(threading.enumerate()), list[aio.AsyncTransport]()
 
     async def main() -> None:
         transport = aio.get_rpc_transport(await conf_with(), url)
@@ -145,7 +144,7 @@ def test_a_program_that_is_cancelled_while_it_closes_its_transport_leaves_nothin
     with guarded(), pytest.raises(asyncio.CancelledError):
         asyncio.run(main())
     assert kept[0].loop.closed
-    no_thread_is_left()
+    no_thread_is_left(before)
 
 
 @on_loop
@@ -175,7 +174,7 @@ async def test_who_closes_a_transport_that_is_being_closed_waits_for_that(url: s
 
 def test_an_event_loop_that_ends_while_a_transport_is_being_closed_waits_for_that(url: str) -> None:
     """Also one that the program runs by hand: it closes the asynchronous generators at the end."""
-    kept: list[aio.AsyncTransport] = []
+    before, kept = set(threading.enumerate()), list[aio.AsyncTransport]()
 
     async def main() -> None:
         transport = aio.get_rpc_transport(await conf_with(), url)
@@ -192,7 +191,7 @@ def test_an_event_loop_that_ends_while_a_transport_is_being_closed_waits_for_tha
     loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()
     assert kept[0].loop.closed
-    no_thread_is_left()
+    no_thread_is_left(before)
 
 
 def test_an_event_loop_may_go_on_on_another_thread(url: str) -> None:
