@@ -52,6 +52,7 @@ from msgbus.streams import Stream
 from msgbus.target import Target
 from msgbus.transport import Transport, get_rpc_transport
 from msgbus.url import TransportHost, TransportURL
+from msgbus.validation import validated
 
 __all__ = [
     "AccessDenied",
@@ -106,4 +107,5 @@ __all__ = [
     "get_rpc_client",
     "get_rpc_server",
     "get_rpc_transport",
+    "validated",
 ]

@@ -8,14 +8,16 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 from contextlib import aclosing, closing
 from functools import cached_property, wraps
-from types import MethodType, ModuleType, TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
+from msgbus.arguments import begin, forgotten_context
 from msgbus.awaitables import PLAIN, async_methods, is_async, refuse_async, refuse_awaitable
 from msgbus.exceptions import AccessDenied, InvalidArguments, NoSuchMethod, UnsupportedVersion
 from msgbus.message import PING_NAMESPACE, Request
 from msgbus.serializer import NoOpSerializer, Serializer, check_serializer
 from msgbus.target import Target
+from msgbus.validation import methods_to_validate, with_validation
 from msgbus.versions import parse_version, version_is_compatible
 
 P = ParamSpec("P")
@@ -23,6 +25,8 @@ R = TypeVar("R")
 
 Method = Callable[..., Any]
 _CACHED_METHODS = 1000
+_OWN_FRAMES = (__name__, "msgbus.validation")
+"""Modules whose functions call an endpoint's method."""
 _NOT_ENDPOINTS = (type(None), str, bytes, int, float, list, tuple, dict, set, frozenset, Target)
 """Types whose objects have methods, but are only passed as an endpoint by mistake."""
 
@@ -62,7 +66,7 @@ def expected_exceptions(*types: type[BaseException]) -> Callable[[Callable[P, R]
             @wraps(func)
             async def run_async_generator(*args: P.args, **kwargs: P.kwargs) -> Any:
                 try:
-                    async with aclosing(_begin(func, args, kwargs)) as items:
+                    async with aclosing(begin(func, args, kwargs)) as items:
                         async for item in items:
                             yield item
                 except types:
@@ -75,7 +79,7 @@ def expected_exceptions(*types: type[BaseException]) -> Callable[[Callable[P, R]
             @wraps(func)
             async def run_coroutine(*args: P.args, **kwargs: P.kwargs) -> Any:
                 try:
-                    return await _begin(func, args, kwargs)
+                    return await begin(func, args, kwargs)
                 except types:
                     raise ExpectedException from None
 
@@ -91,19 +95,6 @@ def expected_exceptions(*types: type[BaseException]) -> Callable[[Callable[P, R]
         return run
 
     return decorate
-
-
-def _begin(func: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call an ``async`` function. That runs none of its code: if it fails, the arguments do not fit.
-
-    Raises:
-        InvalidArguments: they do not.
-    """
-    try:
-        return func(*args, **kwargs)
-    except TypeError as exc:
-        hint = _forgotten_context(MethodType(func, args[0]), kwargs) if args else ""
-        raise InvalidArguments(f"{exc}{hint}") from None
 
 
 def expose(func: Callable[P, R]) -> Callable[P, R]:
@@ -162,13 +153,14 @@ class RPCDispatcher:
         access_policy: type[RPCAccessPolicyBase] | None = None,
         *,
         asynchronous: bool = False,
+        validate: bool = False,
     ) -> None:
-        """Check and keep the endpoints; `asynchronous`: their methods may be ``async``.
+        """Check and keep the endpoints; `asynchronous`: their methods may be ``async``; `validate`: as `validated`.
 
         Raises:
             TypeError: an endpoint's ``target`` is not a `Target`, its version is invalid, the policy is not a subclass
-                of `RPCAccessPolicyBase`, or something is ``async`` that is called without awaiting it: without
-                `asynchronous` each method.
+                of `RPCAccessPolicyBase`, something is ``async`` that is called without awaiting it (without
+                `asynchronous` each method), or an annotation of a method that is to be validated cannot be used.
         """
         policy = access_policy or DefaultRPCAccessPolicy
         given: object = policy
@@ -183,21 +175,23 @@ class RPCDispatcher:
         self._endpoints: list[tuple[object, Target]] = []
         self._is_async: dict[Method, bool] = {}
         self._found: dict[tuple[str | None, str | None, str], Method] = {}
+        self._validated: dict[tuple[int, str], Method] = {}  # in the place of an endpoint's method
         if isinstance(endpoints, str | bytes | dict | type) or not isinstance(endpoints, Iterable):
             raise TypeError(f"endpoints is a list of objects, [endpoint], not {endpoints!r}")
         for endpoint in endpoints:
-            self.add_endpoint(endpoint)
+            self.add_endpoint(endpoint, validate=validate)
 
-    def add_endpoint(self, endpoint: object, target: Target | None = None) -> None:
+    def add_endpoint(self, endpoint: object, target: Target | None = None, *, validate: bool = False) -> None:
         """Serve an endpoint's methods too; endpoints that were added earlier are searched first.
 
         Args:
             endpoint: any object.
             target: its namespace and version; None means those of its attribute ``target``.
+            validate: check and convert the arguments of all of its methods, as `validated` does.
 
         Raises:
             TypeError: it is a class whose methods need an object, its ``target`` is not a `Target`, the version in that
-                is invalid, or a method that may be called is ``async``.
+                is invalid, a method that may be called is ``async``, or an annotation cannot be used.
         """
         if isinstance(endpoint, _NOT_ENDPOINTS) or inspect.isroutine(endpoint):
             raise TypeError(f"an endpoint is an object whose methods are called, not {endpoint!r}")
@@ -223,6 +217,11 @@ class RPCDispatcher:
                     "them: use msgbus.get_rpc_server with executor='asyncio', make it a plain one, or keep it from "
                     "being called, by an underscore before its name or by an access policy"
                 )
+        has_serializer = type(self.serializer) is not NoOpSerializer
+        for name, method in methods_to_validate(endpoint, everything=validate):
+            if self._allows(endpoint, name):
+                wrapper = with_validation(endpoint, name, method, has_serializer=has_serializer)
+                self._validated[id(endpoint), name] = wrapper
         self._endpoints.append((endpoint, target))
 
     def find(self, request: Request) -> Method:
@@ -269,7 +268,7 @@ class RPCDispatcher:
             if method is None:
                 continue
             if self._allows(endpoint, name):
-                return method
+                return self._validated.get((id(endpoint), name), method)
             denied = True
         if denied:
             raise AccessDenied(f"RPC method {name} may not be called from outside")
@@ -347,8 +346,8 @@ class RPCDispatcher:
         try:
             return context, method(context, **args)
         except TypeError as exc:
-            if _is_of_the_call(exc):
-                raise InvalidArguments(f"{exc}{_forgotten_context(method, args)}") from None
+            if type(exc) is TypeError and _is_of_the_call(exc):
+                raise InvalidArguments(f"{exc}{forgotten_context(method, args)}") from None
             raise
 
     async def dispatch_async(self, request: Request) -> Any:
@@ -384,21 +383,12 @@ def _name_of(endpoint: object) -> str:
 def _is_of_the_call(exc: TypeError) -> bool:
     """Whether it was raised by the call of a method itself, and not inside the method.
 
-    Then there is no frame below that of `dispatch`, or below our decorator's.
+    Then there is no frame below that of `dispatch`, or below our decorator's or wrapper's.
     """
     tb = exc.__traceback__
-    while tb is not None and tb.tb_frame.f_globals is globals():
+    while tb is not None and tb.tb_frame.f_globals.get("__name__") in _OWN_FRAMES:
         tb = tb.tb_next
     return tb is None
-
-
-def _forgotten_context(method: Method, args: dict[str, Any]) -> str:
-    """A hint, where a method would take the arguments if there were no context before them."""
-    try:
-        inspect.signature(method).bind(**args)
-    except (TypeError, ValueError):
-        return ""
-    return f"; a method takes the caller's context first: def {getattr(method, '__name__', 'method')}(self, ctxt, ...)"
 
 
 def each_plain(name: str, items: Generator[Any, Any, Any]) -> Generator[Any, None, None]:

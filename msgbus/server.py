@@ -35,6 +35,7 @@ def get_rpc_server(
     serializer: Serializer | None = None,
     access_policy: type[RPCAccessPolicyBase] | None = None,
     on_dead_letter: OnDeadLetter | None = None,
+    validate: bool = False,
 ) -> RPCServer:
     """Make a server. It serves once it is started.
 
@@ -48,17 +49,21 @@ def get_rpc_server(
         serializer: undoes what the client's serializer did to arguments and context, and does the same to results.
         access_policy: which methods may be called; a subclass of `RPCAccessPolicyBase`.
         on_dead_letter: called with each message that is given up, besides the log and the dead letters' address.
+        validate: check and convert the arguments of all methods by their annotations, as `validated` does.
 
     Raises:
         InvalidTarget: topic or server is missing.
         TypeError: the transport or target is something else; an endpoint or the policy is invalid; or something that
             the server would call is ``async``: the policy, the serializer, `on_dead_letter`, and with the executor
-            ``"threading"`` a method that may be called. The text names it.
+            ``"threading"`` a method that may be called; or an annotation of a method that is validated cannot be
+            used. The text names it.
         ValueError: an executor that does not exist.
     """
     if executor not in (None, "threading", "asyncio"):
         raise ValueError(f"there is no executor {executor!r}; there are 'threading' and 'asyncio'")
-    dispatcher = RPCDispatcher(endpoints, serializer, access_policy, asynchronous=executor != "threading")
+    dispatcher = RPCDispatcher(
+        endpoints, serializer, access_policy, asynchronous=executor != "threading", validate=validate
+    )
     if executor is None:
         dispatcher.asynchronous = dispatcher.has_async
     return RPCServer(transport, target, dispatcher, on_dead_letter)

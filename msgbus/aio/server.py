@@ -34,6 +34,7 @@ def get_rpc_server(
     serializer: Serializer | None = None,
     access_policy: type[RPCAccessPolicyBase] | None = None,
     on_dead_letter: OnDeadLetter | None = None,
+    validate: bool = False,
 ) -> AsyncRPCServer:
     """Make a server. It serves once it is started.
 
@@ -41,7 +42,7 @@ def get_rpc_server(
     plain ones run on threads of a pool. Serializer, access policy and `on_dead_letter` are plain functions. The policy
     and the hook are called on the event loop, and so is the serializer for ``async`` methods: they must not block.
     """
-    dispatcher = RPCDispatcher(endpoints, serializer, access_policy, asynchronous=True)
+    dispatcher = RPCDispatcher(endpoints, serializer, access_policy, asynchronous=True, validate=validate)
     return AsyncRPCServer(transport, target, dispatcher, on_dead_letter)
 
 

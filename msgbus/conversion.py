@@ -1,0 +1,230 @@
+"""Typed values and plain data: what the values of a type are sent as, and what is made of what arrives.
+
+msgspec does both, by type: Structs, dataclasses, attrs classes, enums, dates, UUIDs, unions and so on. Models of
+pydantic are asked themselves; pydantic is never imported here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+from msgspec import inspect
+
+from msgbus.exceptions import SerializationError
+
+MAX_TEXT = 500
+"""Characters of an error's text about a value: parts of it may come from the value."""
+_BINARY = (bytes, bytearray, memoryview)
+_AT = re.compile(r"(?P<what>.*) - at (?P<key>`key` in )?`\$(?P<path>.*)`", re.DOTALL)
+_STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
+_FIELD = re.compile(r"Object (?:contains )?(?P<what>missing|unknown)(?: required)? field `(?P<name>.*)`", re.DOTALL)
+
+
+class Mismatch(ValueError):
+    """A value does not fit its type. The text begins with where: ``image.width: expected int >= 1, got -3``."""
+
+
+class _ModelError(ValueError):
+    """A model of pydantic refuses a value.
+
+    Attributes:
+        path: where in the value.
+    """
+
+    def __init__(self, path: str, what: str) -> None:
+        super().__init__(what)
+        self.path = path
+
+
+class Fields:
+    """Converts values that have names, each to its type. What msgspec needs to know of the types is prepared once."""
+
+    def __init__(self, types: Mapping[str, Any]) -> None:
+        """Prepare a conversion.
+
+        Raises:
+            TypeError: msgspec cannot make values of a type, such as a union of two classes; the text names its value.
+        """
+        self._struct: Any = msgspec.UNSET
+        self._names = frozenset(types)
+        try:
+            self._struct = _struct_of(types)
+        except TypeError as error:
+            for name, kind in types.items():
+                try:
+                    _struct_of({name: kind})
+                except TypeError as exc:
+                    raise TypeError(f"{name}: {exc}") from None
+            raise error
+
+    def convert(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the values in their types; those of other names as they are.
+
+        Raises:
+            Mismatch: a value does not fit its type.
+        """
+        try:
+            made = msgspec.convert(values, self._struct, str_keys=True, dec_hook=_make_model)
+        except (msgspec.ValidationError, RecursionError) as exc:
+            raise Mismatch(_explain(exc, values)) from None
+        names = self._names
+        return {name: getattr(made, name) if name in names else value for name, value in values.items()}
+
+
+def _struct_of(types: Mapping[str, Any]) -> Any:
+    struct = msgspec.defstruct("Values", [(name, kind, msgspec.UNSET) for name, kind in types.items()], kw_only=True)
+    msgspec.convert({}, struct)  # Now, since msgspec looks at the types when they are first used.
+    return struct
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and hasattr(kind, "model_validate_json") and hasattr(kind, "model_dump")
+
+
+def _make_model(kind: Any, value: Any) -> Any:
+    """Make what msgspec does not know itself: a model of pydantic. msgspec refuses what is of another type.
+
+    A model is made from JSON, since it may be strict: then it takes text for a date from JSON only.
+    """
+    if not _is_model(kind) or isinstance(value, kind):
+        return value
+    try:
+        return kind.model_validate_json(msgspec.json.encode(value))
+    except ValueError as exc:
+        errors = getattr(exc, "errors", None)
+        if errors is None:
+            raise
+        first = errors(include_url=False, include_input=False, include_context=False)[0]
+        path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"])
+        raise _ModelError(path, first["msg"]) from None
+
+
+def _explain(exc: Exception, values: dict[str, Any]) -> str:
+    """Where the problem is, and what: ``image.width: expected int >= 1, got -3``."""
+    found = _AT.fullmatch(str(exc))
+    what, path = (found["what"], found["path"]) if found else (str(exc), "")
+    cause = exc.__cause__
+    if isinstance(cause, _ModelError):
+        path, what = path + cause.path, str(cause)
+    elif field := _FIELD.fullmatch(what):
+        path = f"{path}.{field['name']}"
+        what = "it is missing" if field["what"] == "missing" else "there is no such field"
+    what = f"{what[:1].lower()}{what[1:]}".replace("`", "")
+    if found and found["key"]:
+        what = f"a key of it: {what}"
+    elif what.startswith("expected ") and "got" not in what:
+        what += _shown(_value_at(values, path), is_length="length" in what)
+    text = f"{path.removeprefix('.')}: {what}" if path else what
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}..."
+
+
+def _value_at(values: Any, path: str) -> Any:
+    """The value at a path, or `...` if it cannot be found."""
+    position = 0
+    while position < len(path):
+        step = _STEP.match(path, position)
+        if step is None:
+            return ...
+        position = step.end()
+        key: Any = step[1] if step[1] is not None else int(step[2])
+        if not isinstance(values, dict | list | tuple) or isinstance(values, dict) != (step[1] is not None):
+            return ...
+        try:
+            values = values[key]
+        except LookupError:
+            return ...
+    return values
+
+
+def _shown(value: Any, *, is_length: bool) -> str:
+    """The end of a text, with the value if it is a number. Other values may be long, or secret."""
+    if is_length and isinstance(value, str | bytes | list | tuple | dict):
+        return f", got {len(value)}"
+    if isinstance(value, float) or (isinstance(value, int) and -(1 << 64) < value < 1 << 64):
+        return f", got {value!r}"
+    return ""
+
+
+def to_plain(value: Any, *, binary: bool) -> Any:
+    """Return a value in plain data. Binary data becomes base64 text, unless it is to be kept as it is (`binary`).
+
+    Raises:
+        SerializationError: there is something in it that cannot be turned into plain data.
+    """
+    try:
+        return msgspec.to_builtins(
+            value, str_keys=True, builtin_types=_BINARY if binary else None, enc_hook=_model_to_plain
+        )
+    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+        raise SerializationError(f"cannot be turned into plain data: {exc}") from None
+
+
+def _model_to_plain(value: Any) -> Any:
+    if _is_model(type(value)):
+        return value.model_dump(mode="json", by_alias=True)
+    raise TypeError(f"{type(value).__module__}.{type(value).__qualname__} is not plain data")
+
+
+def is_anything(kind: Any) -> bool:
+    """Whether it says nothing of a value."""
+    return kind is Any or kind is object
+
+
+def is_record(kind: Any) -> bool:
+    """Whether it is a class of named fields: a Struct, dataclass, attrs class, TypedDict, or model of pydantic."""
+    if not isinstance(kind, type):
+        return False
+    names = ("__struct_fields__", "__dataclass_fields__", "__attrs_attrs__", "__total__")
+    return _is_model(kind) or any(hasattr(kind, name) for name in names)
+
+
+class Contents:
+    """What is in the values of a type.
+
+    Attributes:
+        is_plain: only what msgbus sends as it is; bytes are not among it, since JSON has none.
+        foreign: classes that neither msgspec nor pydantic can make of plain data.
+        unchecked: dataclasses of pydantic, whose own checks would not run.
+    """
+
+    def __init__(self, kind: Any) -> None:
+        plain = (
+            *(inspect.AnyType, inspect.NoneType, inspect.BoolType, inspect.IntType, inspect.FloatType),
+            *(inspect.StrType, inspect.DateTimeType, inspect.DateType, inspect.TimeType, inspect.TimeDeltaType),
+            *(inspect.UUIDType, inspect.DecimalType, inspect.LiteralType, inspect.UnionType, inspect.Metadata),
+            *(inspect.ListType, inspect.SetType, inspect.FrozenSetType, inspect.DictType),
+            *(inspect.TupleType, inspect.VarTupleType),
+        )
+        self.is_plain = True
+        self.foreign: list[Any] = []
+        self.unchecked: list[Any] = []
+        for part in _parts(inspect.type_info(kind), set()):
+            if isinstance(part, inspect.CustomType):
+                if part.cls is object:
+                    continue
+                if not _is_model(part.cls):
+                    self.foreign.append(part.cls)
+            elif isinstance(part, inspect.DataclassType) and hasattr(part.cls, "__pydantic_validator__"):
+                self.unchecked.append(part.cls)
+            elif isinstance(part, plain) and not (
+                isinstance(part, inspect.DictType) and not isinstance(part.key_type, inspect.StrType | inspect.AnyType)
+            ):
+                continue
+            self.is_plain = False
+
+
+def _parts(info: Any, seen: set[int]) -> Iterator[Any]:
+    """A description of a type by msgspec, and those of all that it holds, each once: a type may hold itself."""
+    if id(info) in seen:
+        return
+    seen.add(id(info))
+    if isinstance(info, inspect.Type):
+        yield info
+    for name in getattr(info, "__struct_fields__", ()):
+        value = getattr(info, name)
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, inspect.Type | inspect.Field):
+                yield from _parts(part, seen)
