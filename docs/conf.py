@@ -52,7 +52,7 @@ nitpick_ignore_regex = [
     ),
     ("py:.*", r"[A-Z][A-Za-z]*(Error|Exception|Iteration)"),
     ("py:class", r"msgbus\.pending\.Pending"),  # It is the core's own.
-    ("py:class", r"msgbus\.drivers\.toolkit\.futures\.T"),
+    ("py:class", r"msgbus\.(drivers\.toolkit\.futures\.T|base_client\.Api)"),
     ("py:obj", r"[a-z_.]+"),
 ]
 

@@ -51,6 +51,7 @@ from msgbus.server import RPCServer, get_rpc_server
 from msgbus.streams import Stream
 from msgbus.target import Target
 from msgbus.transport import Transport, get_rpc_transport
+from msgbus.typed_client import one_way
 from msgbus.url import TransportHost, TransportURL
 from msgbus.validation import validated
 
@@ -107,5 +108,6 @@ __all__ = [
     "get_rpc_client",
     "get_rpc_server",
     "get_rpc_transport",
+    "one_way",
     "validated",
 ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from msgbus.base_transport import BaseTransport
 from msgbus.deadline import bounded
@@ -27,6 +28,7 @@ from msgbus.pending_stream import PendingStream
 from msgbus.sending import server_named_by
 from msgbus.serializer import NoOpSerializer, Serializer
 from msgbus.target import Target, topic_hint
+from msgbus.typed_client import make_proxy
 from msgbus.versions import version_is_compatible
 
 STREAM_WINDOW = 2000
@@ -41,6 +43,7 @@ SEND_SHARE = 0.95
 _UNSET: Any = object()
 
 Client = TypeVar("Client", bound="BaseClient")
+Api = TypeVar("Api")
 
 
 class Answers(list[dict[str, Any]]):
@@ -55,7 +58,13 @@ class Answers(list[dict[str, Any]]):
 
 
 class BaseClient:
-    """See `msgbus.RPCClient`, whose arguments these are."""
+    """See `msgbus.RPCClient`, whose arguments these are.
+
+    Attributes:
+        asynchronous: its verbs are awaited.
+    """
+
+    asynchronous = False
 
     def __init__(
         self,
@@ -102,6 +111,11 @@ class BaseClient:
             raise ValueError(f"a timeout is a number of seconds, not {self._seconds!r}")
         self._grace: float = option("rpc_reply_grace")
         self._content_type = CONTENT_TYPES[option("rpc_codec")]
+
+    @property
+    def content_type(self) -> str:
+        """That of its requests."""
+        return self._content_type
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.target} over {self.transport}>"
@@ -152,6 +166,40 @@ class BaseClient:
             prepared.deadline = deadline
         prepared._derive()
         return prepared
+
+    def proxy(self, api: Callable[..., Api], ctxt: Any = None) -> Api:
+        """Return an object with the methods of a class, which calls the server's methods of these names.
+
+        ::
+
+            class Images(Protocol):
+                target: ClassVar = Target(namespace="images", version="1.2")
+
+                def resize(self, image: Image, size: tuple[int, int]) -> Thumbnail: ...
+                def tiles(self, image: Image) -> Iterator[Tile]: ...
+                @msgbus.one_way
+                def forget(self, name: str) -> None: ...
+
+            images = client.proxy(Images)
+            small = images.resize(image=Image("cat.png"), size=(30, 20))
+
+        Type checkers see the class's methods. Arguments are turned into plain data by their annotations, and results
+        are what the methods are declared to return. A method that returns an ``Iterator[T]`` or a ``Generator`` is a
+        `multicall`, one that is marked with `one_way` a `cast`, and all others are a `call`. For a client of
+        `msgbus.aio` methods are declared with ``async def``, and streams with ``def`` and ``AsyncIterator[T]``.
+
+        A `Target` in the class's attribute ``target`` gives the namespace and version.
+
+        Args:
+            api: the class, often a `typing.Protocol`. Its methods do nothing. What it says is read once.
+            ctxt: the caller's context in each call; None means an empty one. If a method's first parameter is named
+                ``ctxt`` or ``context``, also with an underscore before it, that is the context of the call instead.
+
+        Raises:
+            TypeError: `api` is not a class, or has a method that such a client cannot call, or an annotation that
+                cannot be used; the text names it.
+        """
+        return cast(Api, make_proxy(self, api, ctxt, asynchronous=self.asynchronous))
 
     def can_send_version(self, version: str | None = _UNSET) -> bool:
         """Whether the version cap lets a request of `version` (default: the target's) go."""

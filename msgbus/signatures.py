@@ -14,10 +14,8 @@ from typing import Any, NamedTuple
 
 EMPTY: Any = inspect.Parameter.empty
 """There is no annotation, or no default."""
-_STREAMS = (
-    *(collections.abc.Iterator, collections.abc.Generator),
-    *(collections.abc.AsyncIterator, collections.abc.AsyncGenerator),
-)
+ASYNC_STREAMS = (collections.abc.AsyncIterator, collections.abc.AsyncGenerator)
+STREAMS = (collections.abc.Iterator, collections.abc.Generator, *ASYNC_STREAMS)
 
 
 class Argument(NamedTuple):
@@ -43,7 +41,7 @@ class Signature(NamedTuple):
         arguments: those that are passed by name.
         others: the type of further ones (``**kwargs``); `EMPTY` if it is not annotated, None if there are none.
         result: the type of its result, or, if it is a stream, of its items.
-        is_stream: it is declared to be an iterator.
+        stream: the kind of iterator that it is declared to return, one of `STREAMS`; None if it returns something else.
     """
 
     name: str
@@ -51,7 +49,7 @@ class Signature(NamedTuple):
     arguments: Mapping[str, Argument]
     others: Any
     result: Any
-    is_stream: bool
+    stream: Any
 
 
 def read_signature(method: Callable[..., Any], owner: type, name: str, *, takes_context: bool = True) -> Signature:
@@ -75,7 +73,7 @@ def read_signature(method: Callable[..., Any], owner: type, name: str, *, takes_
     except NameError as exc:  # From Python 3.14 on annotations are evaluated there.
         raise TypeError(f"{name}: an annotation cannot be resolved: {exc}; {_WHERE}") from None
     except (ValueError, TypeError):  # It is not written in Python.
-        return Signature(name, None, {}, EMPTY, EMPTY, False)
+        return Signature(name, None, {}, EMPTY, EMPTY, None)
     names = _namespace(function, owner)
     for parameter in signature.parameters.values():
         kind = _resolved(parameter.annotation, names, f"{name}: the annotation of {parameter.name}")
@@ -88,10 +86,11 @@ def read_signature(method: Callable[..., Any], owner: type, name: str, *, takes_
             elif parameter.kind is not parameter.POSITIONAL_ONLY:
                 arguments[argument.name] = argument
     result = _resolved(signature.return_annotation, names, f"{name}: the annotation of the result")
-    is_stream = (typing.get_origin(result) or result) in _STREAMS
-    if is_stream:
+    origin = typing.get_origin(result) or result
+    stream = origin if origin in STREAMS else None
+    if stream is not None:
         result = next(iter(typing.get_args(result)), EMPTY)
-    return Signature(name, context, arguments, others, result, is_stream)
+    return Signature(name, context, arguments, others, result, stream)
 
 
 def function_of(method: Any) -> Any:

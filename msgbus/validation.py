@@ -167,7 +167,7 @@ def _giver(signature: Signature) -> Callable[[Any], Any] | None:
     else:
         if contents.is_plain or contents.foreign:  # What is foreign is for the serializer.
             return None
-    what = "an item" if signature.is_stream else "the result"
+    what = "an item" if signature.stream else "the result"
     method = signature.name
 
     def give(value: Any) -> Any:

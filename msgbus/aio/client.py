@@ -45,6 +45,7 @@ class AsyncRPCClient(BaseClient):
     """
 
     transport: AsyncTransport
+    asynchronous = True
 
     def __init__(
         self,

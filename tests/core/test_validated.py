@@ -160,6 +160,16 @@ def test_missing_and_unknown_arguments_are_refused_as_without_validation(images:
         images.client.prepare(namespace="f", version=None).call({}, "greet", name="n")
 
 
+def test_a_wrong_argument_is_not_taken_for_a_forgotten_context(serve: Callable[..., Serving]) -> None:
+    """The text says what is wrong, and nothing else, also where the context has a default."""
+
+    class Optional:
+        def double(self, ctxt: object = None, width: int = 1) -> int:
+            return 2 * width
+
+    assert serve(Optional(), validate=True).refusal("double", width="x") == "width: expected int, got str"
+
+
 def test_a_type_error_of_the_method_stays_one(images: Serving) -> None:
     """What a method itself raises is not taken for arguments that do not fit."""
     with pytest.raises(TypeError) as caught:
