@@ -11,7 +11,8 @@ from typing import Any
 
 from msgbus.base_transport import BaseTransport
 from msgbus.dead_lettering import OnDeadLetter
-from msgbus.dispatcher import RPCDispatcher
+from msgbus.describing import Describe
+from msgbus.dispatcher import RPCDispatcher, expose
 from msgbus.drivers.base import Address, Capability, Delivery, Message, QueueInfo, Sent, Subscription
 from msgbus.encoding import decode_request
 from msgbus.exceptions import InvalidTarget, SerializationError
@@ -49,6 +50,7 @@ class Ping:
             "host": socket.gethostname(),
         }
 
+    @expose
     def ping(self, _ctxt: object) -> dict[str, Any]:
         """Say who this is."""
         return {**self._answer, "version": own_version(), "pid": os.getpid()}  # It may be that of a forked child.
@@ -80,6 +82,8 @@ class BaseServer:
             transport.option(name)
         if transport.option("rpc_ping_enabled"):
             dispatcher.add_endpoint(Ping(target))
+        if transport.option("rpc_describe_enabled"):
+            dispatcher.add_endpoint(Describe(target, dispatcher))
         if addresses is None:
             topic = transport.address(target(server=None, fanout=None))
             addresses = [

@@ -99,6 +99,13 @@ CORE_OPTS: list[cfg.Opt] = [
         help="How often a server runs an at_least_once cast again that raised, before it goes to the dead letters.",
     ),
     cfg.BoolOpt("rpc_ping_enabled", default=True, help="Whether a server answers pings."),
+    cfg.BoolOpt(
+        "rpc_describe_enabled",
+        default=True,
+        help="Whether a server says which methods it has, with their signatures, docstrings and types, to everybody "
+        "who may send requests to its topic (msgbus describe, msgbus stub). On, since those can call the methods "
+        "anyway, and nothing is said of any value. Turn it off if docstrings or names are not for them.",
+    ),
 ]
 
 RPC_OPTS: list[cfg.Opt] = [

@@ -80,7 +80,8 @@ def _struct_of(types: Mapping[str, Any]) -> Any:
     return struct
 
 
-def _is_model(kind: Any) -> bool:
+def is_model(kind: Any) -> bool:
+    """Whether it is a model of pydantic (2)."""
     return isinstance(kind, type) and hasattr(kind, "model_validate_json") and hasattr(kind, "model_dump")
 
 
@@ -89,7 +90,7 @@ def _make_model(kind: Any, value: Any) -> Any:
 
     A model is made from JSON, since it may be strict: then it takes text for a date from JSON only.
     """
-    if not _is_model(kind) or isinstance(value, kind):
+    if not is_model(kind) or isinstance(value, kind):
         return value
     try:
         return kind.model_validate_json(msgspec.json.encode(value))
@@ -163,7 +164,7 @@ def to_plain(value: Any, *, binary: bool) -> Any:
 
 
 def _model_to_plain(value: Any) -> Any:
-    if _is_model(type(value)):
+    if is_model(type(value)):
         return value.model_dump(mode="json", by_alias=True)
     raise TypeError(f"{type(value).__module__}.{type(value).__qualname__} is not plain data")
 
@@ -178,7 +179,7 @@ def is_record(kind: Any) -> bool:
     if not isinstance(kind, type):
         return False
     names = ("__struct_fields__", "__dataclass_fields__", "__attrs_attrs__", "__total__")
-    return _is_model(kind) or any(hasattr(kind, name) for name in names)
+    return is_model(kind) or any(hasattr(kind, name) for name in names)
 
 
 class Contents:
@@ -205,7 +206,7 @@ class Contents:
             if isinstance(part, inspect.CustomType):
                 if part.cls is object:
                     continue
-                if not _is_model(part.cls):
+                if not is_model(part.cls):
                     self.foreign.append(part.cls)
             elif isinstance(part, inspect.DataclassType) and hasattr(part.cls, "__pydantic_validator__"):
                 self.unchecked.append(part.cls)

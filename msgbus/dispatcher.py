@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import sys
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import aclosing, closing
 from functools import cached_property, wraps
 from types import ModuleType, TracebackType
@@ -317,6 +317,20 @@ class RPCDispatcher:
         }
         near = difflib.get_close_matches(name, sorted(known), n=1)
         return near[0] if near else None
+
+    def public_methods(self) -> Iterator[tuple[object, Target, str, Method, bool]]:
+        """The methods that may be called, without private ones and those of msgbus itself.
+
+        Each comes with its endpoint, the target, its name, and whether its arguments are checked.
+        """
+        for endpoint, target in self._endpoints:
+            if target.namespace == PING_NAMESPACE:
+                continue
+            for name in dir(endpoint):
+                method = None if name.startswith("_") else _method(endpoint, name)
+                if method is None or isinstance(method, type) or not self._allows(endpoint, name):
+                    continue
+                yield endpoint, target, name, method, self._validated.get((id(endpoint), name), method) != method
 
     def dispatch(self, request: Request) -> Any:
         """Run a request and return the method's result, serialized. A generator comes back as one, not run yet.

@@ -47,6 +47,11 @@ def one_way(method: OneWay) -> OneWay:
     return method
 
 
+def is_one_way(function: Any) -> bool:
+    """Whether a function is marked with `one_way`."""
+    return getattr(function, _ONE_WAY, False) is True
+
+
 class Method(NamedTuple):
     """A method of an API class.
 
@@ -225,25 +230,25 @@ def _method(api: type, name: str, function: Any, asynchronous: bool) -> Method:
     signature = read_signature(function, api, shown, takes_context=False)
     shape = inspect.signature(function)
     _check_kind(function, signature, asynchronous)
-    is_one_way = getattr(function, _ONE_WAY, False) is True
+    casts = is_one_way(function)
     first, others = None, None
     for number, parameter in enumerate(shape.parameters.values()):
         if parameter.kind is parameter.VAR_POSITIONAL:
             raise TypeError(f"{shown} takes *{parameter.name}, and arguments are sent by name")
         if parameter.kind is parameter.VAR_KEYWORD:
             others = parameter.name
-        elif number == 0 and parameter.name in _CONTEXTS:
+        elif number == 0 and parameter.name in _CONTEXTS and parameter.kind is not parameter.KEYWORD_ONLY:
             first = parameter.name
     kinds = {argument.name: argument.kind for argument in signature.arguments.values() if argument.name != first}
     result = None
     try:
         encoded = frozenset(name for name, kind in kinds.items() if _needs_encoding(kind))
         encodes_others = others is not None and _needs_encoding(signature.others)
-        if not is_one_way and signature.result is not EMPTY and not is_anything(signature.result):
+        if not casts and signature.result is not EMPTY and not is_anything(signature.result):
             result = Result(signature.result, shown)
     except TypeError as exc:
         raise TypeError(f"{shown} cannot be used by a client: {exc}") from None
-    verb = "cast" if is_one_way else "multicall" if signature.stream else "call"
+    verb = "cast" if casts else "multicall" if signature.stream else "call"
     return Method(name, verb, shape, first, others, encoded, encodes_others, result)
 
 

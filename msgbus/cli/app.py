@@ -24,6 +24,8 @@ COMMANDS = {
     "fanout-cast": ("msgbus.cli.verbs", "Have a method run on every server of a topic."),
     "multicall": ("msgbus.cli.verbs", "Call a generator method, and print each item as it arrives."),
     "ping": ("msgbus.cli.ping", "List the servers of a topic that answer."),
+    "describe": ("msgbus.cli.describe", "Show the methods of a topic's servers, with arguments and results."),
+    "stub": ("msgbus.cli.stub", "Write a Python module for typed clients of a topic."),
     "dead": ("msgbus.cli.dead", "Look at what servers have given up, send it again, or remove it."),
     "demo": ("msgbus.cli.demo", "Show what msgbus does: servers and a client at work."),
     "bench": ("msgbus.cli.bench", "Measure how fast your message system is, from this machine."),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from msgbus.awaitables import refuse_async
@@ -25,16 +25,19 @@ class RpcDispatcher:
         callbacks: the objects, in the order in which they are asked.
         serializer: has ``serialize_entity(context, entity)`` for results and ``deserialize_entity`` for arguments.
 
+    Attributes:
+        dispatcher: what runs the methods.
+
     Raises:
         TypeError: a callback's version is invalid, or one of its public methods or the serializer is ``async``.
     """
 
     def __init__(self, callbacks: Sequence[object], serializer: Any = None) -> None:
-        self._dispatcher = RPCDispatcher([], None if serializer is None else EntitySerializer(serializer))
+        self.dispatcher = RPCDispatcher([], None if serializer is None else EntitySerializer(serializer))
         for callback in callbacks:
             namespace = getattr(callback, "RPC_API_NAMESPACE", None)
             version = getattr(callback, "RPC_API_VERSION", None) or "1.0"
-            self._dispatcher.add_endpoint(callback, Target(namespace=namespace, version=version))
+            self.dispatcher.add_endpoint(callback, Target(namespace=namespace, version=version))
 
     def dispatch(
         self, ctxt: Any, version: str | None, method: str, namespace: str | None = None, /, **kwargs: Any
@@ -55,7 +58,7 @@ class RpcDispatcher:
             InvalidArguments: the arguments do not fit the method.
             Exception: what the method raises.
         """
-        return self._dispatcher.dispatch(Request(method, kwargs, namespace=namespace, version=version, context=ctxt))
+        return self.dispatcher.dispatch(Request(method, kwargs, namespace=namespace, version=version, context=ctxt))
 
 
 class ProxyDispatcher(RPCDispatcher):
@@ -72,6 +75,7 @@ class ProxyDispatcher(RPCDispatcher):
         refuse_async(f"dispatch of {type(proxy).__name__}", getattr(proxy, "dispatch", None))
         if not callable(getattr(proxy, "dispatch", None)):
             proxy = RpcDispatcher([proxy])
+        self._callbacks = proxy.dispatcher if isinstance(proxy, RpcDispatcher) else None
         self._run: Any = proxy.dispatch  # type: ignore[attr-defined]  # it was just made sure that it has one
         self._namespaces = _takes(self._run, None, "1.0", "method", None)
         if not self._namespaces and not _takes(self._run, None, "1.0", "method"):
@@ -79,6 +83,10 @@ class ProxyDispatcher(RPCDispatcher):
                 f"the dispatch of {proxy!r} does not take (context, version, method, **args): if it is a method for "
                 "callers, give the consumer RpcDispatcher([proxy])"
             )
+
+    def public_methods(self) -> Iterator[tuple[object, Target, str, Any, bool]]:
+        """The methods of the callbacks; none if the proxy has a ``dispatch`` of its own, which knows them alone."""
+        return iter(()) if self._callbacks is None else self._callbacks.public_methods()
 
     def dispatch(self, request: Request) -> Any:
         """Run a request, with the caller's context as an `RpcContext`."""

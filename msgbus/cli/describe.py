@@ -1,0 +1,152 @@
+"""``msgbus describe``, and asking servers what they are, for other commands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from msgbus.cli.connecting import open_transport
+from msgbus.cli.options import Seconds, bus_options, example, json_option
+from msgbus.cli.progress import progress
+from msgbus.cli.tables import print_json, print_table
+
+if TYPE_CHECKING:
+    from msgbus.client import RPCClient
+    from msgbus.describing import Description
+
+MAX_SERVERS = 100
+"""The most servers that are asked."""
+
+timeout_option = click.option(
+    "--timeout",
+    type=Seconds(min=0, min_open=True),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long each server may take to answer.",
+)
+
+
+@click.command(epilog=example("msgbus describe hello", "msgbus describe hello --json"))
+@click.argument("topic")
+@click.option("--server", metavar="NAME", help="That server of the topic only.")
+@timeout_option
+@json_option(
+    "One line of JSON for each server, with JSON Schemas of the methods' arguments and results, and whole docstrings.",
+    quiet=True,
+)
+@bus_options
+def describe(
+    topic: str,
+    server: str | None,
+    timeout: float,
+    as_json: bool,
+    url: str | None,
+    config_files: tuple[str, ...],
+    exchange: str | None,
+) -> None:
+    """Show what the servers of TOPIC have: interfaces with their versions, methods, arguments and results.
+
+    Servers that have the same are shown together. Methods are those that may be called. A server with the option
+    rpc_describe_enabled = false does not say what it has.
+    """
+    from msgbus.client import get_rpc_client
+    from msgbus.target import Target
+
+    target = Target(exchange=exchange, topic=topic, server=server)
+    with open_transport(url, config_files, quiet=True) as transport:
+        client = get_rpc_client(transport, target, timeout=timeout)
+        with progress() as waiting, waiting("asking the servers"):
+            found = [ask(client.prepare(server=name)) for name in _servers_of(client)]
+    if as_json:
+        print_json(found)
+        return
+    for servers, description in _grouped(found):
+        click.echo(
+            f"topic {_shown(topic)}, {'server' if len(servers) == 1 else 'servers'} {_shown(', '.join(servers))}"
+        )
+        print_table(("interface", "method", "kind", "what it does"), _rows(description))
+        if description.left_out:
+            click.echo(
+                f"too large to be described whole, left out: {_shown(', '.join(description.left_out))}", err=True
+            )
+
+
+def _shown(text: str) -> str:
+    from msgbus.foreign import printable
+
+    return printable(text)
+
+
+def _servers_of(client: RPCClient) -> Sequence[str | None]:
+    """The servers to ask; None for any one, where none answers a ping."""
+    if client.target.server:
+        return [client.target.server]
+    names = sorted({str(answer["server"]) for answer in client.ping(1.0) if answer.get("server")})
+    if len(names) > MAX_SERVERS:
+        click.echo(f"{len(names)} servers answer, and {MAX_SERVERS} of them are asked", err=True)
+    return names[:MAX_SERVERS] or [None]
+
+
+def ask(client: RPCClient) -> dict[str, Any]:
+    """What a server, or any one of the topic, says that it is.
+
+    Raises:
+        RPCDispatcherError: it does not say.
+        MessagingException: it could not be asked.
+    """
+    from msgbus.exceptions import RPCDispatcherError
+
+    try:
+        found: dict[str, Any] = client.prepare(namespace="msgbus", version=None).call({}, "describe")
+    except RPCDispatcherError as exc:
+        target = client.target
+        who = f"the server {target.server!r}" if target.server else "a server"
+        raise RPCDispatcherError(
+            f"{who} of topic {target.topic!r} does not say what it has: its option rpc_describe_enabled is off, or its "
+            "msgbus is older than this command"
+        ) from exc
+    return found
+
+
+def read(found: dict[str, Any]) -> Description:
+    """Read what a server has said.
+
+    Raises:
+        SerializationError: it is nothing that a server says.
+    """
+    import msgspec
+
+    from msgbus.describing import Description
+    from msgbus.exceptions import SerializationError
+
+    try:
+        return msgspec.convert(found, Description)
+    except msgspec.ValidationError as exc:
+        raise SerializationError(f"what the server says of itself cannot be read: {exc}") from exc
+
+
+def _grouped(found: Sequence[dict[str, Any]]) -> list[tuple[list[str], Description]]:
+    """The servers that have the same, and what."""
+    groups: list[tuple[list[str], Description]] = []
+    for one in map(read, found):
+        for servers, other in groups:
+            if (one.interfaces, one.definitions) == (other.interfaces, other.definitions):
+                servers.append(str(one.server))
+                break
+        else:
+            groups.append(([str(one.server)], one))
+    return groups
+
+
+def _rows(description: Description) -> list[list[str]]:
+    rows = []
+    for interface in description.interfaces:
+        name = " ".join(filter(None, [interface.namespace, interface.version]))
+        for method in interface.methods:
+            kind = "stream" if method.stream else "cast" if method.one_way else "call"
+            does = method.doc.partition("\n")[0]
+            rows.append([name, f"{method.name}{method.signature}", kind, does])
+    return rows

@@ -1,0 +1,43 @@
+"""``msgbus stub``."""
+
+from __future__ import annotations
+
+import click
+
+from msgbus.cli.connecting import open_transport
+from msgbus.cli.describe import ask, read, timeout_option
+from msgbus.cli.options import bus_options, example, json_option
+from msgbus.cli.progress import progress
+
+
+@click.command(epilog=example("msgbus stub hello > hello_api.py"))
+@click.argument("topic")
+@click.option("--server", metavar="NAME", help="Ask that server of the topic.  [default: any one]")
+@click.option("--asyncio", "asynchronous", is_flag=True, help="For clients of msgbus.aio: methods are async.")
+@timeout_option
+@json_option(quiet=True)
+@bus_options
+def stub(
+    topic: str,
+    server: str | None,
+    asynchronous: bool,
+    timeout: float,
+    url: str | None,
+    config_files: tuple[str, ...],
+    exchange: str | None,
+) -> None:
+    """Write a Python module for typed clients of TOPIC, as a running server of it describes itself.
+
+    It has a class for each interface, for client.proxy(CLASS), and the classes of arguments and results. What is not
+    annotated on the server is Any. Names that Python does not allow are left out, with a comment.
+    """
+    from msgbus.cli.stub_writer import write_stub
+    from msgbus.client import get_rpc_client
+    from msgbus.target import Target
+
+    target = Target(exchange=exchange, topic=topic, server=server)
+    with open_transport(url, config_files, quiet=True) as transport:
+        client = get_rpc_client(transport, target, timeout=timeout)
+        with progress() as waiting, waiting("asking a server"):
+            description = read(ask(client))
+    click.echo(write_stub(description, topic, asynchronous=asynchronous), nl=False)

@@ -1,0 +1,283 @@
+"""``msgbus describe`` and ``msgbus stub``."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+
+import msgbus
+from msgbus import Target, get_rpc_client, get_rpc_server
+from msgbus.cli.app import cli
+from msgbus.cli.errors import Code
+from msgbus.cli.stub_types import Types
+from msgbus.cli.stub_writer import write_stub
+from msgbus.describing import Description, Interface, MethodInfo
+from tests.core.typed_service import Images
+from tests.support import ROOT, new_transport, new_url
+
+AT = datetime(2026, 1, 2, tzinfo=UTC)
+
+
+class Plain:
+    """Not annotated."""
+
+    def greet(self, ctxt, name="you"):  # type: ignore[no-untyped-def]  # that is what it is about
+        r"""Greet somebody.
+
+        With a "quotation", and a backslash: \n.
+        """
+        return f"Hello, {name}"
+
+    @msgbus.one_way
+    def note(self, ctxt: object, text: str) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def _no_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MSGBUS_URL", raising=False)
+
+
+class Bus:
+    """A bus in memory with servers of the topic images."""
+
+    def __init__(self) -> None:
+        self.url = new_url()
+        self.transport = new_transport(self.url)
+        self.servers: list[msgbus.RPCServer] = []
+
+    def serve(self, name: str, *endpoints: Any, transport: msgbus.Transport | None = None) -> None:
+        target = Target(topic="images", server=name)
+        server = get_rpc_server(transport or self.transport, target, endpoints, validate=True)
+        server.start()
+        self.servers.append(server)
+
+    def run(self, *args: str) -> Result:
+        return CliRunner().invoke(cli, [*args, "--url", self.url])
+
+
+@pytest.fixture
+def bus() -> Iterator[Bus]:
+    """Servers end with the test."""
+    made = Bus()
+    yield made
+    for server in made.servers:
+        server.stop()
+        server.wait(20)
+    made.transport.cleanup()
+
+
+# describe
+
+
+def test_describe_shows_methods_in_a_table(bus: Bus) -> None:
+    """Servers that have the same are shown together."""
+    bus.serve("one", Plain())
+    bus.serve("two", Plain())
+    bus.serve("other", Images())
+    result = bus.run("describe", "images")
+    assert result.exit_code == 0, result.output
+    rest, other = result.stdout.split("topic images, server other\n")
+    assert rest.startswith("topic images, servers one, two\n")
+    assert "images 1.2  thumbnails(image: Image, count: int) -> Iterator[Thumbnail]" in other
+    assert [line.split() for line in rest.splitlines()[2:]] == [
+        ["1.0", "greet(name='you')", "call", "Greet", "somebody."],
+        ["1.0", "note(text:", "str)", "->", "None", "cast"],
+    ]
+    only = bus.run("describe", "images", "--server", "two").stdout
+    assert only.startswith("topic images, server two\n")
+
+
+def test_describe_as_json_has_all(bus: Bus) -> None:
+    """A line for each server, with schemas and whole docstrings."""
+    bus.serve("one", Plain())
+    bus.serve("two", Images())
+    one, two = map(json.loads, bus.run("describe", "images", "--json").stdout.splitlines())
+    assert (one["server"], two["server"]) == ("one", "two")
+    assert "backslash" in one["interfaces"][0]["methods"][0]["doc"]
+    assert two["definitions"]["Image"]["required"] == ["name"]
+
+
+def test_describe_says_why_a_server_does_not(bus: Bus) -> None:
+    """Its option is off, or it is older."""
+    transport = new_transport(bus.url, rpc_describe_enabled=False)
+    bus.serve("one", Plain(), transport=transport)
+    for command in ("describe", "stub"):
+        result = bus.run(command, "images")
+        assert result.exit_code == Code.REMOTE, result.output
+        assert "of topic 'images' does not say what it has: its option rpc_describe_enabled is off" in result.stderr
+    bus.servers.pop().wait(20)
+    transport.cleanup()
+
+
+def test_describe_without_any_server_is_exit_code_3(bus: Bus) -> None:
+    """The same as for a call."""
+    for command in ("describe", "stub"):
+        assert bus.run(command, "images", "--timeout", "0.2").exit_code == Code.NO_SERVER
+
+
+def test_describe_escapes_what_servers_say(bus: Bus) -> None:
+    """A docstring may hold what a terminal would obey."""
+
+    class Hostile:
+        def greet(self, ctxt: object) -> None: ...
+
+    Hostile.greet.__doc__ = "\x1b[31mred"
+    bus.serve("one", Hostile())
+    assert "\x1b" not in bus.run("describe", "images").stdout
+
+
+# stub
+
+
+def module_of(text: str, name: str = "images_api") -> types.ModuleType:
+    """Run a module that was written."""
+    spec = importlib.util.spec_from_loader(name, None)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    exec(compile(text, f"{name}.py", "exec"), module.__dict__)  # noqa: S102 - that is what is tested
+    return module
+
+
+def test_a_stub_works_against_the_server_that_it_came_from(bus: Bus) -> None:
+    """Its classes have the types of the arguments and results."""
+    bus.serve("one", Images(), Plain())
+    result = bus.run("stub", "images")
+    assert result.exit_code == 0, result.output
+    api: Any = module_of(result.stdout)
+    client = get_rpc_client(bus.transport, Target(topic="images"), timeout=20)
+    images = client.proxy(api.ImagesApi)
+    image = api.Image(name="n", width=3)
+    made = images.resize(image=image, size=(1, 2), at=AT)
+    assert made == api.Thumbnail(image=image, size=(1, 2), at=AT)
+    assert images.area(shape=api.Square(side=2.0)) == 4
+    assert [item.size for item in images.thumbnails(image=image, count=2)] == [(0, 0), (1, 1)]
+    assert images.inherited(colour="red") == "RED"
+    assert images.names(users=[api.User(name="n", since=AT)]) == [api.User(name="n", since=AT)]
+    assert images.raw() == b"\xff\x00"
+    kinds = images.scalars(id=UUID(int=5), price="1.5", colour="red", raw=b"", count=None)
+    assert kinds == ["UUID", "Decimal", "Colour", "bytes", "NoneType"]
+    assert images.numbers(first=1, more=2) == [1, 2]
+    plain = client.proxy(api.PlainApi)
+    assert plain.greet() == "Hello, you"
+    assert plain.note(text="x") is None
+    assert "backslash" in api.PlainApi.greet.__doc__
+
+
+def hostile() -> Description:
+    """What a server might say in order to have its text run, or to write a module that is no Python."""
+    evil = '"""\nraise SystemExit("run")\n\'\'\'\n'
+    names = ["class", "a-b", "self", "_x", "ok", "__x", evil, "int", "Any", "list", "é"]
+    properties = {name: {"type": "integer", "default": evil, "minimum": evil} for name in names}
+    fields = {
+        **properties,
+        "many": {"type": "array", "items": {"$ref": "#/$defs/Loop"}, "default": []},
+        "when": {"type": "string", "format": "date-time", "default": evil},
+        "datetime": {"type": "string", "format": "date-time"},
+        "word": {"enum": [evil, "b"], "default": evil},
+        "text": {"type": "string", "pattern": "(", "default": evil},
+        "mixed": {"anyOf": [{"type": "string"}, {"type": "string", "format": "date"}]},
+        "either": {"anyOf": [{"$ref": "#/$defs/Circle"}, {"$ref": f"#/$defs/{evil}"}]},
+    }
+    tagged = {"propertyName": evil, "mapping": {evil: "#/$defs/Circle"}}
+    definitions: dict[str, Any] = {
+        evil: {"type": "object", "properties": fields, "required": ["ok"], "description": evil},
+        "Circle": {"type": "object", "properties": {evil: {"enum": [evil]}}, "discriminator": tagged},
+        "Any": {"type": "object", "properties": {"x": {}}},
+        "Colour": {"enum": ["a", evil]},
+        "Loop": {"$ref": "#/$defs/Loop"},
+        "Odd": {"type": "object", "properties": {"x": {"type": 5}, "y": {"anyOf": 5}, "z": 5}},
+        "None": 5,
+    }
+    arguments = {"type": "object", "properties": {**properties, "odd": {"$ref": "#/$defs/Odd"}}, "required": ["ok"]}
+    refer = [{"$ref": f"#/$defs/{name}"} for name in definitions]
+    methods = [
+        MethodInfo(name, evil, evil, stream=name == "list", one_way=True, arguments=arguments, result=refer[number % 7])
+        for number, name in enumerate([*names, "target", "Iterator", "str", "datetime", "others"])
+    ]
+    odd = MethodInfo(
+        "odd", arguments={"properties": 5, "required": 5, "additionalProperties": 5}, result={"type": "null"}
+    )
+    interfaces = [Interface(evil, evil, [], evil, evil, [*methods, odd]), Interface("class"), Interface("Any")]
+    return Description(evil, evil, evil, interfaces, definitions, [evil])
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_stub_is_python_whatever_the_server_says(asynchronous: bool) -> None:
+    """Text of a server is only ever a literal or a comment, and what has no name in Python is left out."""
+    text = write_stub(hostile(), "images", asynchronous=asynchronous)
+    module = module_of(text)
+    assert "# left out, since Python has no method of that name here: 'class'" in text
+    assert "# an argument is left out, since Python has none of that name: 'a-b'" in text
+    client = get_rpc_client(new_transport(), Target(topic="t"))
+    apis = [name for name in vars(module) if name.endswith("Api")]
+    assert len(apis) == 3
+    assert module.__doc__ == "What topic images has, as a server of it says. Written by msgbus stub."
+    if not asynchronous:
+        with pytest.raises(TypeError, match="has no methods"):
+            client.proxy(vars(module)[apis[1]])
+    client.transport.cleanup()
+
+
+@pytest.mark.parametrize(
+    ("schema", "kind"),
+    [
+        ({"type": "integer", "minimum": 1, "exclusiveMaximum": 9}, "Annotated[int, Meta(ge=1, lt=9)]"),
+        ({"type": "number", "multipleOf": 0.5}, "Annotated[float, Meta(multiple_of=0.5)]"),
+        ({"type": "string", "minLength": 2, "pattern": "^a"}, 'Annotated[str, Meta(min_length=2, pattern="^a")]'),
+        ({"type": "string", "pattern": "("}, "str"),
+        ({"type": "string", "contentEncoding": "base64"}, "bytes"),
+        ({"type": "string", "format": "duration"}, "timedelta"),
+        ({"type": "string", "format": "e-mail"}, "str"),
+        ({"type": "array", "items": {"type": "null"}, "minItems": 1}, "Annotated[list[None], Meta(min_length=1)]"),
+        ({"type": "array", "prefixItems": [{}, {"type": "null"}], "minItems": 2}, "tuple[Any, None]"),
+        ({"type": "array", "prefixItems": [{}, {"type": "null"}], "minItems": 1}, "list[Any]"),
+        ({"type": "object", "additionalProperties": {"type": "boolean"}}, "dict[str, bool]"),
+        ({"type": ["integer", "null"]}, "int | None"),
+        ({"anyOf": [{"type": "integer"}, {"type": "number"}, {"type": "null"}]}, "int | float | None"),
+        ({"anyOf": [{"type": "string"}, {"type": "string", "format": "date"}]}, "Any"),
+        ({"enum": ["a", 1, None]}, 'Literal["a", 1, None]'),
+        ({"enum": [1.5]}, "Any"),
+        ({"const": "a"}, 'Literal["a"]'),
+        ({"allOf": [{"type": "string"}]}, "str"),
+        ({}, "Any"),
+        (True, "Any"),
+        ({"$ref": "#/$defs/Nowhere"}, "Any"),
+    ],
+)
+def test_types_of_schemas(schema: Any, kind: str) -> None:
+    """What a schema says, as far as msgspec can check it; what it could not is Any."""
+    types_ = Types({}, [])
+    assert types_.of(schema) == kind
+    made = {line.split()[1] for line in types_.imports() if line}
+    assert made <= {"collections.abc", "datetime", "decimal", "typing", "uuid", "msgspec"}
+    msgspec.convert({}, msgspec.defstruct("S", [("x", eval(kind, vars(module_of("\n".join(types_.imports())))), None)]))  # noqa: S307
+
+
+def test_mypy_accepts_stubs(tmp_path: Path) -> None:
+    """Also of what a hostile server says, with the strictest settings."""
+    pytest.importorskip("mypy")
+    description = msgspec.convert(msgspec.to_builtins(hostile()), Description)
+    (tmp_path / "hostile_api.py").write_text(write_stub(description, "images", asynchronous=False))
+    (tmp_path / "async_api.py").write_text(write_stub(description, "images", asynchronous=True))
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={tmp_path / 'cache'}"]
+    run = subprocess.run(
+        [*command, "--follow-imports=silent", *map(str, tmp_path.glob("*.py"))],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert run.stdout == "Success: no issues found in 2 source files\n"
