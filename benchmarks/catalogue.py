@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple
 
 from benchmarks.workloads import WORKLOADS
 
-OURS, OURS_ASYNC = "msgbus", "msgbus-aio"
+OURS, OURS_ASYNC, OURS_TYPED = "msgbus", "msgbus-aio", "msgbus-typed"
+OUR_ROWS = (OURS, OURS_ASYNC, OURS_TYPED)
 ALL = tuple(WORKLOADS)
 BLOCKING = tuple(name for name in WORKLOADS if name != "call_tasks")
 """Those that threads can do."""
@@ -91,6 +92,7 @@ SYSTEMS: dict[str, tuple[Row, ...]] = {
     "zmq": (
         Row(OURS, "ours", "benchmarks.peers.msgbus:PEER", BLOCKING, shown=("pyzmq",)),
         Row(OURS_ASYNC, "ours", "benchmarks.peers.msgbus_aio:PEER", ALL, shown=("pyzmq",)),
+        Row(OURS_TYPED, "ours", "benchmarks.peers.msgbus:TYPED", _CALLS, shown=("pyzmq",)),
         Row("pyzmq", "floor", "benchmarks.peers.pyzmq:PLAIN", (*_CALLS, "cast_many", "multicall"), shown=("pyzmq",)),
         Row("pyzmq-pubsub", "floor", "benchmarks.peers.pyzmq:FANOUT", ("fanout",), shown=("pyzmq",)),
         Row("zerorpc", "peer", "benchmarks.peers.zerorpc:PEER", (*_CALLS, "cast_many", "multicall"), own=_ZERORPC),

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 
 from benchmarks import svg
-from benchmarks.catalogue import OURS, OURS_ASYNC, SYSTEMS, Row
+from benchmarks.catalogue import OUR_ROWS, OURS, SYSTEMS, Row
 from benchmarks.payloads import SMALL
 from benchmarks.results import FIGURES, Results, Spread
 from benchmarks.scaling.points import SCALING_FIGURES, SCENARIOS, Points
@@ -126,7 +126,7 @@ def _bars(results: Results, system: str, workload: str, size: int) -> str | None
     """The plot of a group of small payloads, if there is something to compare."""
     figure = WORKLOADS[workload].figure
     found = [
-        svg.Bar(row, spread.median, spread.low, spread.high, row in (OURS, OURS_ASYNC))
+        svg.Bar(row, spread.median, spread.low, spread.high, row in OUR_ROWS)
         for row in results.rows(system, workload, size)
         if (spread := results.spread(system, workload, size, row, figure)) is not None
     ]
@@ -233,7 +233,7 @@ def _slower(results: Results) -> str:
     for system, workload, size in results.groups():
         kind = WORKLOADS[workload]
         for row in results.rows(system, workload, size):
-            ratio = None if row in (OURS, OURS_ASYNC) else results.ratio(system, workload, size, row, kind.figure)
+            ratio = None if row in OUR_ROWS else results.ratio(system, workload, size, row, kind.figure)
             if ratio is None:
                 continue
             # By how much the other is better, whichever direction is better.

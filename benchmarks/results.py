@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
-from benchmarks.catalogue import OURS, OURS_ASYNC, SYSTEMS
+from benchmarks.catalogue import OUR_ROWS, OURS, SYSTEMS
 from benchmarks.payloads import SMALL
 from benchmarks.targets import IMPORT_MS, TARGETS, Target
 
@@ -95,7 +95,9 @@ class Results:
         """The rows of a group, ours first."""
         group = (system, workload, size)
         names = [it.row for it in self.measurements if (it.system, it.workload, it.size) == group]
-        return sorted(dict.fromkeys(names), key=lambda name: (name != OURS, name != OURS_ASYNC))
+        return sorted(
+            dict.fromkeys(names), key=lambda name: OUR_ROWS.index(name) if name in OUR_ROWS else len(OUR_ROWS)
+        )
 
     def spread(self, system: str, workload: str, size: int, row: str, figure: str) -> Spread | None:
         """A figure over all rounds; None if it was not measured."""

@@ -6,7 +6,6 @@ pydantic are asked themselves; pydantic is never imported here.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,29 +13,9 @@ import msgspec
 from msgspec import inspect
 
 from msgbus.exceptions import SerializationError
+from msgbus.mismatch import Mismatch, ModelError, explain
 
-MAX_TEXT = 500
-"""Characters of an error's text about a value: parts of it may come from the value."""
 _BINARY = (bytes, bytearray, memoryview)
-_AT = re.compile(r"(?P<what>.*) - at (?P<key>`key` in )?`\$(?P<path>.*)`", re.DOTALL)
-_STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
-_FIELD = re.compile(r"Object (?:contains )?(?P<what>missing|unknown)(?: required)? field `(?P<name>.*)`", re.DOTALL)
-
-
-class Mismatch(ValueError):
-    """A value does not fit its type. The text begins with where: ``image.width: expected int >= 1, got -3``."""
-
-
-class _ModelError(ValueError):
-    """A model of pydantic refuses a value.
-
-    Attributes:
-        path: where in the value.
-    """
-
-    def __init__(self, path: str, what: str) -> None:
-        super().__init__(what)
-        self.path = path
 
 
 class Fields:
@@ -67,11 +46,14 @@ class Fields:
             Mismatch: a value does not fit its type.
         """
         try:
-            made = msgspec.convert(values, self._struct, str_keys=True, dec_hook=_make_model)
+            made = self._convert(values)
         except (msgspec.ValidationError, RecursionError) as exc:
-            raise Mismatch(_explain(exc, values)) from None
+            raise Mismatch(explain(exc, values, self._convert)) from None
         names = self._names
         return {name: getattr(made, name) if name in names else value for name, value in values.items()}
+
+    def _convert(self, values: Any) -> Any:
+        return msgspec.convert(values, self._struct, str_keys=True, dec_hook=_make_model)
 
 
 def _struct_of(types: Mapping[str, Any]) -> Any:
@@ -99,54 +81,7 @@ def _make_model(kind: Any, value: Any) -> Any:
         if errors is None:
             raise
         first = errors(include_url=False, include_input=False, include_context=False)[0]
-        path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"])
-        raise _ModelError(path, first["msg"]) from None
-
-
-def _explain(exc: Exception, values: dict[str, Any]) -> str:
-    """Where the problem is, and what: ``image.width: expected int >= 1, got -3``."""
-    found = _AT.fullmatch(str(exc))
-    what, path = (found["what"], found["path"]) if found else (str(exc), "")
-    cause = exc.__cause__
-    if isinstance(cause, _ModelError):
-        path, what = path + cause.path, str(cause)
-    elif field := _FIELD.fullmatch(what):
-        path = f"{path}.{field['name']}"
-        what = "it is missing" if field["what"] == "missing" else "there is no such field"
-    what = f"{what[:1].lower()}{what[1:]}".replace("`", "")
-    if found and found["key"]:
-        what = f"a key of it: {what}"
-    elif what.startswith("expected ") and "got" not in what:
-        what += _shown(_value_at(values, path), is_length="length" in what)
-    text = f"{path.removeprefix('.')}: {what}" if path else what
-    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}..."
-
-
-def _value_at(values: Any, path: str) -> Any:
-    """The value at a path, or `...` if it cannot be found."""
-    position = 0
-    while position < len(path):
-        step = _STEP.match(path, position)
-        if step is None:
-            return ...
-        position = step.end()
-        key: Any = step[1] if step[1] is not None else int(step[2])
-        if not isinstance(values, dict | list | tuple) or isinstance(values, dict) != (step[1] is not None):
-            return ...
-        try:
-            values = values[key]
-        except LookupError:
-            return ...
-    return values
-
-
-def _shown(value: Any, *, is_length: bool) -> str:
-    """The end of a text, with the value if it is a number. Other values may be long, or secret."""
-    if is_length and isinstance(value, str | bytes | list | tuple | dict):
-        return f", got {len(value)}"
-    if isinstance(value, float) or (isinstance(value, int) and -(1 << 64) < value < 1 << 64):
-        return f", got {value!r}"
-    return ""
+        raise ModelError(list(first["loc"]), first["msg"]) from None
 
 
 def to_plain(value: Any, *, binary: bool) -> Any:

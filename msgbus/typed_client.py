@@ -13,9 +13,10 @@ from collections.abc import Callable, Coroutine
 from types import MethodType
 from typing import Any, NamedTuple, TypeVar
 
-from msgbus.conversion import Contents, Fields, Mismatch, is_anything, to_plain
+from msgbus.conversion import Contents, Fields, is_anything, to_plain
 from msgbus.exceptions import SerializationError
 from msgbus.message import JSON
+from msgbus.mismatch import Mismatch
 from msgbus.serializer import Serializer
 from msgbus.signatures import ASYNC_STREAMS, EMPTY, Signature, read_signature
 from msgbus.target import Target

@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 from msgbus import current
 from msgbus.arguments import begin
 from msgbus.awaitables import is_async, refuse_awaitable
-from msgbus.conversion import Contents, Fields, Mismatch, is_anything, is_record, to_plain
+from msgbus.conversion import Contents, Fields, is_anything, is_record, to_plain
 from msgbus.exceptions import InvalidArguments, SerializationError
 from msgbus.message import JSON
+from msgbus.mismatch import Mismatch
 from msgbus.signatures import EMPTY, Signature, function_of, read_signature
 
 T = TypeVar("T", bound=Callable[..., Any])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import msgspec
 from oslo_config import cfg
 
 from benchmarks import base
@@ -58,6 +59,25 @@ class Endpoint:
         yield from self._service.items(count, size)
 
 
+class Record(msgspec.Struct, omit_defaults=True):
+    """A payload, as a typed server has it."""
+
+    number: int
+    name: str
+    state: str
+    host: str
+    tags: list[str]
+    text: str = ""
+
+
+class TypedEndpoint:
+    """What clients call whose arguments are checked: it costs what becomes a `Record`, and plain data again."""
+
+    def echo(self, _ctxt: dict[str, Any], payload: Record) -> Record:
+        """Give back what came."""
+        return payload
+
+
 def server_target(topic: str) -> Target:
     """That of a new server."""
     return Target(topic=topic, server=f"server-{os.getpid()}-{next(_numbers)}")
@@ -65,11 +85,19 @@ def server_target(topic: str) -> Target:
 
 class _Server(base.Server):
     def serve(self, service: Service, ready: Callable[[], None]) -> None:
+        self._serve([Endpoint(service)], ready)
+
+    def _serve(self, endpoints: Sequence[object], ready: Callable[[], None], *, validate: bool = False) -> None:
         target = server_target(self.topic)
-        server = get_rpc_server(transport(self.url), target, [Endpoint(service)])
+        server = get_rpc_server(transport(self.url), target, endpoints, validate=validate)
         server.start(TIMEOUT)
         ready()
         threading.Event().wait()
+
+
+class _TypedServer(_Server):
+    def serve(self, service: Service, ready: Callable[[], None]) -> None:
+        self._serve([TypedEndpoint()], ready, validate=True)
 
 
 class _Client(base.Client):
@@ -96,4 +124,5 @@ class _Client(base.Client):
 
 
 PEER = Peer(_Server, _Client)
+TYPED = Peer(_TypedServer, _Client)
 TOGETHER = Peer(_Server, _Client, together=True)

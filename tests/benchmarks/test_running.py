@@ -191,12 +191,14 @@ def test_what_is_measured_can_be_chosen() -> None:
     assert [(cell.size, cell.row.name) for cell in some] == [
         (100, "msgbus"),
         (100, "msgbus-aio"),
+        (100, "msgbus-typed"),
         (100, "rpyc"),
         (200, "msgbus"),
         (200, "msgbus-aio"),
+        (200, "msgbus-typed"),
         (200, "rpyc"),
     ]
-    assert {cell.row.name for cell in chosen("--peers", "none")} == {"msgbus", "msgbus-aio"}
+    assert {cell.row.name for cell in chosen("--peers", "none")} == {"msgbus", "msgbus-aio", "msgbus-typed"}
 
 
 def test_quick_needs_no_library_of_others() -> None:

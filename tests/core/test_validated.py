@@ -104,7 +104,15 @@ def test_arguments_arrive_in_their_types_and_results_as_plain_data(images: Servi
         ("decorated", {"text": "x"}, "text: expected str of length >= 2, got 1"),
         ("inherited", {"colour": "grey"}, "colour: invalid enum value 'grey'"),
         ("by_number", {"texts": {"one": "1"}}, "texts: a key of it: expected int, got str"),
-        ("by_number", {"texts": {"1": 1}}, "texts[...]: expected str, got int"),
+        ("by_number", {"texts": {"1": "one", "2": 2}}, "texts['2']: expected str, got int"),
+        (
+            "by_number",
+            {"texts": {str(n): "x" if n < 100 else 5 for n in range(101)}},
+            "texts[...]: expected str, got int",
+        ),
+        ("by_number", {"texts": {"1": 1, "2": "x" * 100_000}}, "texts[...]: expected str, got int"),
+        ("deep", {"it": {"a": [{}, {"b": {"x": 1}, "c": {"x": 0}}]}}, "it['a'][1]['c'].x: expected int >= 1, got 0"),
+        ("deep", {"it": {"a": [{"k" * 99: {}}]}}, f"it['a'][0]['{'k' * 49}...].x: it is missing"),
         ("area", {"shape": {"type": "Hexagon"}}, "shape.type: invalid value 'Hexagon'"),
         ("names", {"users": [{"name": "n", "since": AT}, {"name": 5, "since": AT}]}, "users[1].name: input should be"),
         ("names", {"users": [{"name": "n"}]}, "users[0].since: field required"),
@@ -163,11 +171,11 @@ def test_missing_and_unknown_arguments_are_refused_as_without_validation(images:
 def test_a_wrong_argument_is_not_taken_for_a_forgotten_context(serve: Callable[..., Serving]) -> None:
     """The text says what is wrong, and nothing else, also where the context has a default."""
 
-    class Optional:
+    class WithDefault:
         def double(self, ctxt: object = None, width: int = 1) -> int:
             return 2 * width
 
-    assert serve(Optional(), validate=True).refusal("double", width="x") == "width: expected int, got str"
+    assert serve(WithDefault(), validate=True).refusal("double", width="x") == "width: expected int, got str"
 
 
 def test_a_type_error_of_the_method_stays_one(images: Serving) -> None:

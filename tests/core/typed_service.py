@@ -51,6 +51,10 @@ class Square(msgspec.Struct, tag=True):
     side: float
 
 
+class Deep(msgspec.Struct):
+    x: Positive
+
+
 class Caller(msgspec.Struct):
     user: str
 
@@ -109,6 +113,8 @@ class Images(Base):
 
     def nested(self, ctxt: object, it: Nested) -> Nested:
         return it
+
+    def deep(self, ctxt: object, it: dict[str, list[dict[str, Deep]]]) -> None: ...
 
     def who(self, ctxt: Caller) -> str:
         return ctxt.user
