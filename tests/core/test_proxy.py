@@ -5,8 +5,10 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -38,6 +40,8 @@ class ImagesApi(Protocol):
     def numbers(self, *, first: Positive = 5, **others: int) -> set[int]: ...
 
     def raw(self) -> bytes: ...
+
+    def scalars(self, id: UUID, price: Decimal, colour: Colour, raw: bytes, count: int | None) -> list[str]: ...
 
     def thumbnails(self, image: Image, count: int) -> Generator[Thumbnail, None, None]: ...
 
@@ -121,6 +125,8 @@ def test_arguments_and_results_have_the_declared_types(images: ImagesApi) -> Non
     assert images.by_number({1: "one"}) == {2: "one"}
     assert images.numbers(second=7) == {5, 7}
     assert images.raw() == b"\xff\x00"
+    kinds = images.scalars(UUID(int=5), Decimal("1.5"), Colour.BLUE, raw=b"\xff", count=None)
+    assert kinds == ["UUID", "Decimal", "Colour", "bytes", "NoneType"]
     assert images.what(value=(1,)) == "list"
     assert images.who() == "u"
 
