@@ -280,7 +280,10 @@ class UnsupportedVersion(RPCDispatcherError):
 
 
 class InvalidArguments(RPCDispatcherError, TypeError):
-    """The arguments do not fit the method's signature."""
+    """The arguments do not fit the method's signature, or, where they are validated, its annotations.
+
+    In the second case the text begins with the place in the arguments: ``image.width: expected int >= 1, got -3``.
+    """
 
 
 class AccessDenied(RPCDispatcherError):

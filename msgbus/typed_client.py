@@ -41,7 +41,10 @@ def one_way(method: OneWay) -> OneWay:
     Raises:
         TypeError: it is declared to return something else.
     """
-    returns = getattr(method, "__annotations__", {}).get("return")
+    try:
+        returns = getattr(method, "__annotations__", {}).get("return")
+    except NameError:  # From Python 3.14 on names are looked up here, and may be defined later; see `_method`.
+        returns = None
     if returns not in (None, "None"):
         raise TypeError(f"{method.__qualname__} is one way, so it returns None, and not {returns!r}")
     setattr(method, _ONE_WAY, True)
@@ -232,6 +235,8 @@ def _method(api: type, name: str, function: Any, asynchronous: bool) -> Method:
     shape = inspect.signature(function)
     _check_kind(function, signature, asynchronous)
     casts = is_one_way(function)
+    if casts and signature.result not in (EMPTY, None, type(None)):
+        raise TypeError(f"{shown} is one way, so it returns None, and not {signature.result!r}")
     first, others = None, None
     for number, parameter in enumerate(shape.parameters.values()):
         if parameter.kind is parameter.VAR_POSITIONAL:

@@ -15,7 +15,10 @@ AT = "2026-01-02T00:00:00"
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
 @on_loop
 async def test_arguments_are_checked_and_converted(fake_url: str, codec: str) -> None:
-    """Of async methods, asynchronous generators and plain methods; one that does not fit keeps them from running."""
+    """Of async methods, asynchronous generators and plain methods; one that does not fit keeps them from running.
+
+    The server describes itself as others do.
+    """
     conf = await conf_with(rpc_codec=codec)
     endpoint = AsyncImages()
     async with (
@@ -37,3 +40,7 @@ async def test_arguments_are_checked_and_converted(fake_url: str, codec: str) ->
         assert await client.call({}, "plain", image=IMAGE) == IMAGE
         sizes = [item["size"] async for item in client.multicall({}, "thumbnails", image=IMAGE, count=2)]
         assert sizes == [[0, 0], [1, 1]]
+        described = await client.prepare(namespace="msgbus").call({}, "describe")
+        assert [method["name"] for method in described["interfaces"][0]["methods"] if method["stream"]] == [
+            "thumbnails"
+        ]
