@@ -4,7 +4,7 @@ A service says what it wants: `RPCClient.call`, `cast`, `fanout_cast` and `multi
 configuration says how: ``rpc_backend`` or ``transport_url``. See the README for a start in a minute.
 """
 
-from msgbus.base_client import Answers
+from msgbus.answers import Answer, Answers
 from msgbus.client import RPCClient, get_rpc_client
 from msgbus.current import CurrentRequest, RequestLogFilter, current_request
 from msgbus.dispatcher import (
@@ -45,6 +45,7 @@ from msgbus.exceptions import (
     TransportUnavailable,
     UnsupportedVersion,
 )
+from msgbus.gathering import Gathering
 from msgbus.message import DeadLetter
 from msgbus.serializer import JsonPayloadSerializer, NoOpSerializer, Serializer
 from msgbus.server import RPCServer, get_rpc_server
@@ -55,6 +56,7 @@ from msgbus.url import TransportHost, TransportURL
 
 __all__ = [
     "AccessDenied",
+    "Answer",
     "Answers",
     "CallCancelled",
     "CapabilityMissing",
@@ -66,6 +68,7 @@ __all__ = [
     "DriverLoadFailure",
     "ExpectedException",
     "ExplicitRPCAccessPolicy",
+    "Gathering",
     "InvalidArguments",
     "InvalidTarget",
     "InvalidTransportURL",

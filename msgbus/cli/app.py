@@ -23,6 +23,7 @@ COMMANDS = {
     "cast": ("msgbus.cli.verbs", "Have a method run on one server, and do not wait for it."),
     "fanout-cast": ("msgbus.cli.verbs", "Have a method run on every server of a topic."),
     "multicall": ("msgbus.cli.verbs", "Call a generator method, and print each item as it arrives."),
+    "gather": ("msgbus.cli.verbs", "Call a method on every server of a topic, and print each answer."),
     "ping": ("msgbus.cli.ping", "List the servers of a topic that answer."),
     "dead": ("msgbus.cli.dead", "Look at what servers have given up, send it again, or remove it."),
     "demo": ("msgbus.cli.demo", "Show what msgbus does: servers and a client at work."),
