@@ -11,7 +11,7 @@ from typing import Any
 
 from msgbus.base_transport import BaseTransport
 from msgbus.dead_lettering import OnDeadLetter
-from msgbus.dispatcher import RPCDispatcher
+from msgbus.dispatcher import RPCDispatcher, expose
 from msgbus.drivers.base import Address, Capability, Delivery, Message, QueueInfo, Sent, Subscription
 from msgbus.encoding import decode_request
 from msgbus.exceptions import InvalidTarget, SerializationError
@@ -20,6 +20,7 @@ from msgbus.forking import fork_count
 from msgbus.message import AT_LEAST_ONCE, PING_NAMESPACE
 from msgbus.processing import Processor
 from msgbus.server_call import ServerCall, time_left
+from msgbus.stats import Stats
 from msgbus.target import Target, topic_hint
 from msgbus.workers import Workers
 
@@ -49,6 +50,7 @@ class Ping:
             "host": socket.gethostname(),
         }
 
+    @expose
     def ping(self, _ctxt: object) -> dict[str, Any]:
         """Say who this is."""
         return {**self._answer, "version": own_version(), "pid": os.getpid()}  # It may be that of a forked child.
@@ -78,8 +80,12 @@ class BaseServer:
 
         for name in SERVER_OPTIONS:  # Read now: the server may start much later.
             transport.option(name)
+        ping = Ping(target)
         if transport.option("rpc_ping_enabled"):
-            dispatcher.add_endpoint(Ping(target))
+            dispatcher.add_endpoint(ping)
+        self._stats = Stats(ping.ping)
+        if "stats" in transport.option("rpc_built_in_methods"):
+            dispatcher.add_endpoint(self._stats)
         if addresses is None:
             topic = transport.address(target(server=None, fanout=None))
             addresses = [
@@ -97,6 +103,7 @@ class BaseServer:
         self._workers: Workers | None = None
         self._stopping = False
         self._processor = Processor(self.transport, self.target.server or "", self.dispatcher, self._on_dead_letter)
+        self._stats.processor = self._processor
 
     def __repr__(self) -> str:
         if self._subscription is None:
@@ -163,6 +170,7 @@ class BaseServer:
             left = time_left(request, delivery)
             copy = Message(message.body, message.content_type, message.id, left, message.durable)
             call = ServerCall(processor, delivery, request, None, at_least_once=False)
+            call.waits = True
             processor.calls.add(call)
 
             def done(sent: Future[Sent]) -> None:

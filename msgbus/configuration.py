@@ -8,13 +8,16 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from oslo_config import cfg
+from oslo_config import cfg, types
 
 from msgbus.exceptions import ConfigurationError
 from msgbus.foreign import get_logger
 from msgbus.message import AT_MOST_ONCE, POLICIES
 
 LOG = get_logger(__name__)
+
+BUILT_IN = ("stats",)
+"""The methods in the namespace ``msgbus`` that a server may leave out."""
 
 CORE_OPTS: list[cfg.Opt] = [
     cfg.StrOpt(
@@ -99,6 +102,13 @@ CORE_OPTS: list[cfg.Opt] = [
         help="How often a server runs an at_least_once cast again that raised, before it goes to the dead letters.",
     ),
     cfg.BoolOpt("rpc_ping_enabled", default=True, help="Whether a server answers pings."),
+    cfg.ListOpt(
+        "rpc_built_in_methods",
+        default=list(BUILT_IN),
+        item_type=types.String(choices=BUILT_IN),
+        help="Which methods a server answers in the namespace msgbus, besides ping: stats says what it runs and has "
+        "run, with names of methods and ids of requests. Empty: none of them.",
+    ),
 ]
 
 RPC_OPTS: list[cfg.Opt] = [

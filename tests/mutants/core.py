@@ -546,8 +546,10 @@ OTHERS = (
         "An exception is an answer: a call that raised is not tried again, under either policy (guarantees, when all "
         "goes well).",
         "processing.py",
-        ' raised", request.method, request.call_id)\n            self._answer_error(call, exc)',
-        ' raised", request.method, request.call_id)\n            self.on_answered(call, exc)',
+        ' raised", request.method, request.call_id)\n            self._count_failure(call, exc)\n'
+        "            self._answer_error(call, exc)",
+        ' raised", request.method, request.call_id)\n            self._count_failure(call, exc)\n'
+        "            self.on_answered(call, exc)",
         "core/test_server.py::test_an_exception_is_an_answer",
     ),
     Mutant(
@@ -1192,5 +1194,21 @@ OTHERS = (
         "self._failed.append((question, error))",
         "pass",
         "core/test_gather.py::test_a_message_system_that_is_away_is_an_error",
+    ),
+    Mutant(
+        "counts_failures_as_finished",
+        "stats says how often each method has failed (how to deploy, watch it).",
+        "counting.py",
+        "CANCELLED if cancelled else FAILED",
+        "CANCELLED if cancelled else FINISHED",
+        "core/test_stats.py::test_each_way_in_which_a_method_ends_is_counted",
+    ),
+    Mutant(
+        "counts_methods_without_number",
+        "What a server remembers of clients has a bounded size (how to secure).",
+        "counting.py",
+        "self.others if len(self) >= MOST_METHODS else",
+        "self.others if False else",
+        "core/test_stats.py::test_methods_without_number_are_counted_together",
     ),
 )
