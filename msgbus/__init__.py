@@ -46,6 +46,7 @@ from msgbus.exceptions import (
     UnsupportedVersion,
 )
 from msgbus.gathering import Gathering
+from msgbus.health import Health
 from msgbus.message import DeadLetter
 from msgbus.serializer import JsonPayloadSerializer, NoOpSerializer, Serializer
 from msgbus.server import RPCServer, get_rpc_server
@@ -69,6 +70,7 @@ __all__ = [
     "ExpectedException",
     "ExplicitRPCAccessPolicy",
     "Gathering",
+    "Health",
     "InvalidArguments",
     "InvalidTarget",
     "InvalidTransportURL",

@@ -13,10 +13,12 @@ from msgbus.base_transport import BaseTransport
 from msgbus.dead_lettering import OnDeadLetter
 from msgbus.dispatcher import RPCDispatcher, expose
 from msgbus.drivers.base import Address, Capability, Delivery, Message, QueueInfo, Sent, Subscription
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import decode_request
 from msgbus.exceptions import InvalidTarget, SerializationError
 from msgbus.foreign import get_logger
 from msgbus.forking import fork_count
+from msgbus.health import Health, why_it_stands
 from msgbus.message import AT_LEAST_ONCE, PING_NAMESPACE
 from msgbus.processing import Processor
 from msgbus.server_call import ServerCall, time_left
@@ -113,6 +115,47 @@ class BaseServer:
         else:
             state = "serving" if self._subscription.ready.done() else "starting"
         return f"<{type(self).__name__} {self.target}, {state}, over {self.transport}>"
+
+    def healthy(self, timeout: float = 1.0) -> Health:
+        """Whether the server takes requests, and whether it works at all; see `Health`. Any thread.
+
+        It sends nothing. A server whose threads or tasks are all busy is healthy: it has much to do.
+
+        Args:
+            timeout: seconds for which it may wait for the server's I/O, and for its event loop, to react. On the thread
+                of that it does not wait: they are at work.
+        """
+        wrong = self._why_not_live(timeout)
+        why = [wrong] if wrong is not None else []
+        not_ready = self._why_not_ready()
+        if not_ready is not None:
+            why.append(not_ready)
+        return Health(wrong is None, not why, tuple(why))
+
+    def _why_not_live(self, timeout: float) -> str | None:
+        if self.transport.closed:
+            return "its transport was closed"
+        if self._subscription is None:  # Nothing of it works yet that could stand still.
+            return None
+        end = Loop.now() + timeout
+        wrong = why_it_stands(self.transport.loop, timeout)
+        workers = self._workers
+        if wrong is None and workers is not None and not workers.reacts(max(0.0, end - Loop.now())):
+            return f"its event loop has not reacted for {timeout:g} s: an async method blocks it, or it was closed"
+        return wrong
+
+    def _why_not_ready(self) -> str | None:
+        subscription, driver = self._subscription, self.transport.driver
+        if subscription is None:
+            return "it was not started, or it was stopped"
+        if self._stopping:
+            return "it is being stopped"
+        if not subscription.ready.done():
+            return f"it is being started, over {driver.state}"
+        error = subscription.ready.exception()
+        if error is not None:
+            return f"it could not be started: {error}"
+        return None if driver.up_since is not None else f"it has no connection: {driver.state}"
 
     def _subscribe(self, workers: Workers) -> Subscription:
         """Have requests run on `workers`, which the processor knows."""

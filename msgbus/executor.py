@@ -203,6 +203,10 @@ class Executor(Generic[T]):
         busy = len(self._workers_by_thread) - len(self._idle)
         return Load(Busy(busy, self._size, len(self._backlog)))
 
+    def reacts(self, _timeout: float) -> bool:
+        """Yes: there is no event loop."""
+        return True
+
     def take_backlog(self) -> list[T]:
         """Remove and return the items that no thread has begun."""
         taken: list[T] = []

@@ -28,6 +28,9 @@ class Workers(Protocol):
     def load(self) -> Load:
         """What they are occupied with. Any thread."""
 
+    def reacts(self, timeout: float) -> bool:
+        """Whether requests could be begun: the event loop, if there is one, reacts in `timeout` seconds. Any thread."""
+
 
 class Tasks(Workers, Protocol):
     """Workers that also run methods which are ``async``."""

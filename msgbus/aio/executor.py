@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
@@ -176,6 +177,17 @@ class TaskExecutor:
     def load(self) -> Load:
         """What the tasks, and the threads for plain methods, are occupied with. Any thread."""
         return self._threads.load._replace(tasks=Busy(len(self._tasks), self._limit, len(self._backlog)))
+
+    def reacts(self, timeout: float) -> bool:
+        """Whether the event loop does, in so many seconds. Any thread."""
+        if get_ident() == self._host_thread:
+            return True
+        reacted = threading.Event()
+        try:
+            self._host.call_soon_threadsafe(reacted.set)
+        except RuntimeError:  # It was closed.
+            return False
+        return reacted.wait(timeout)
 
     def take_backlog(self) -> list[Item]:
         """Remove and return the items that have not begun. Any thread."""

@@ -89,6 +89,10 @@ class LoopThreadExecutor:
         """See `TaskExecutor.load`."""
         return self._executor.load
 
+    def reacts(self, timeout: float) -> bool:
+        """See `TaskExecutor.reacts`."""
+        return self._executor.reacts(timeout)
+
     def take_backlog(self) -> list[Item]:
         """See `TaskExecutor.take_backlog`."""
         return self._executor.take_backlog()

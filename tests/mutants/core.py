@@ -1211,4 +1211,20 @@ OTHERS = (
         "self.others if False else",
         "core/test_stats.py::test_methods_without_number_are_counted_together",
     ),
+    Mutant(
+        "is_ready_while_it_stops",
+        "A server that is being stopped is not ready (how to deploy, Kubernetes).",
+        "base_server.py",
+        "if self._stopping:\n            return",
+        "if False:\n            return",
+        "core/test_health.py::test_a_server_is_ready_from_its_start_to_its_stop",
+    ),
+    Mutant(
+        "is_live_while_its_event_loop_is_blocked",
+        "A server whose event loop does not react is not live (how to deploy, Kubernetes).",
+        "aio/executor.py",
+        "return reacted.wait(timeout)",
+        "return True",
+        "core/test_health.py::test_a_server_whose_event_loop_is_blocked_is_not_live",
+    ),
 )
