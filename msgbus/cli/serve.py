@@ -18,6 +18,7 @@ from msgbus.cli.health import health_endpoint
 from msgbus.cli.instances import make_instance, make_serializer
 from msgbus.cli.options import Seconds, bus_options, example, json_option, serializer_option
 from msgbus.cli.progress import progress
+from msgbus.cli.reload import end_with_watcher, serve_and_reload
 from msgbus.cli.signals import stopped_by_signal
 from msgbus.cli.tables import print_json
 from msgbus.foreign import get_logger, printable
@@ -69,6 +70,13 @@ NO_ARGUMENTS = "; give its arguments defaults, or write a program with get_rpc_s
     metavar="ADDRESS",
     help="Where --health listens.",
 )
+@click.option(
+    "--reload",
+    "reloads",
+    is_flag=True,
+    help="For development: start the server anew when a .py file in the current directory, or below it, changes. What "
+    "runs has --drain to finish. Needs pip install 'msgbus[reload]'.",
+)
 @json_option("A line of JSON when the server is ready.")
 @serializer_option
 @bus_options
@@ -79,6 +87,7 @@ def serve(
     drain: float,
     health: int | None,
     health_address: str,
+    reloads: bool,
     as_json: bool,
     url: str | None,
     config_files: tuple[str, ...],
@@ -99,6 +108,9 @@ def serve(
     from msgbus.server import get_rpc_server
     from msgbus.target import Target
 
+    if reloads:
+        click.get_current_context().exit(serve_and_reload(drain))
+    end_with_watcher()
     target = Target(exchange=exchange, topic=topic, server=server or f"{socket.gethostname()}-{os.getpid()}")
     instances = [make_instance(endpoint, NO_ARGUMENTS) for endpoint in endpoints]
     made_serializer = make_serializer(serializer)

@@ -536,6 +536,13 @@ def test_ping_of_a_server_that_does_not_answer_names_it(monkeypatch: pytest.Monk
     assert "it is not running, or too busy to answer" in line
 
 
+def test_reload_without_watchfiles_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is served."""
+    monkeypatch.setitem(sys.modules, "watchfiles", None)
+    line = fails(run("serve", "hello:Hello", "--topic", "cli", "--reload", "--url", FAKE), Code.USAGE)
+    assert "pip install 'msgbus[reload]'" in line
+
+
 # Gather
 
 
