@@ -4,7 +4,7 @@ A service says what it wants: `RPCClient.call`, `cast`, `fanout_cast` and `multi
 configuration says how: ``rpc_backend`` or ``transport_url``. See the README for a start in a minute.
 """
 
-from msgbus.base_client import Answers
+from msgbus.answers import Answer, Answers
 from msgbus.client import RPCClient, get_rpc_client
 from msgbus.current import CurrentRequest, RequestLogFilter, current_request
 from msgbus.dispatcher import (
@@ -45,6 +45,8 @@ from msgbus.exceptions import (
     TransportUnavailable,
     UnsupportedVersion,
 )
+from msgbus.gathering import Gathering
+from msgbus.health import Health
 from msgbus.message import DeadLetter
 from msgbus.serializer import JsonPayloadSerializer, NoOpSerializer, Serializer
 from msgbus.server import RPCServer, get_rpc_server
@@ -57,6 +59,7 @@ from msgbus.validation import validated
 
 __all__ = [
     "AccessDenied",
+    "Answer",
     "Answers",
     "CallCancelled",
     "CapabilityMissing",
@@ -68,6 +71,8 @@ __all__ = [
     "DriverLoadFailure",
     "ExpectedException",
     "ExplicitRPCAccessPolicy",
+    "Gathering",
+    "Health",
     "InvalidArguments",
     "InvalidTarget",
     "InvalidTransportURL",

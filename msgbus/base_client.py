@@ -5,25 +5,32 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
+from msgbus.answers import PendingAnswers
 from msgbus.base_transport import BaseTransport
 from msgbus.deadline import bounded
-from msgbus.drivers.base import Address, Capability, Message, QueueInfo
+from msgbus.drivers.base import Capability, Message
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import encode_request
 from msgbus.exceptions import (
     InvalidTarget,
-    MessageUndeliverable,
-    MessagingException,
     RPCVersionCapError,
     SerializationError,
-    TransportUnavailable,
 )
-from msgbus.message import AT_LEAST_ONCE, CONTENT_TYPES, PING_NAMESPACE, POLICIES, Hints, Policy, Request, new_id
-from msgbus.pending import Pending, PendingAnswers, PendingCall
+from msgbus.message import (
+    AT_LEAST_ONCE,
+    AT_MOST_ONCE,
+    CONTENT_TYPES,
+    PING_NAMESPACE,
+    POLICIES,
+    Hints,
+    Policy,
+    Request,
+    new_id,
+)
+from msgbus.pending import Pending, PendingCall
 from msgbus.pending_stream import PendingStream
 from msgbus.sending import server_named_by
 from msgbus.serializer import NoOpSerializer, Serializer
@@ -44,17 +51,6 @@ _UNSET: Any = object()
 
 Client = TypeVar("Client", bound="BaseClient")
 Api = TypeVar("Api")
-
-
-class Answers(list[dict[str, Any]]):
-    """What `RPCClient.ping` has gathered: a list with one dict for each server that has answered.
-
-    Attributes:
-        expected: how many servers the message system knows, or None if it does not say. Those that have not answered
-            are frozen, are too busy to answer, or have just ended.
-    """
-
-    expected: int | None = None
 
 
 class BaseClient:
@@ -84,6 +80,7 @@ class BaseClient:
         self.call_monitor_timeout = call_monitor_timeout
         self.delivery = delivery
         self.deadline: float | None = None
+        self.topics: Sequence[str] | None = None
         self._derive()
 
     def _derive(self) -> None:
@@ -133,14 +130,17 @@ class BaseClient:
         call_monitor_timeout: float | None = _UNSET,
         delivery: Policy | None = _UNSET,
         deadline: float | None = _UNSET,
+        topics: Sequence[str] | None = _UNSET,
     ) -> Client:
         """Return a client with other settings; None is a value like others, and restores the default.
 
         `deadline` is in seconds, and bounds a whole `multicall`, from its beginning to its last item, and a whole
-        `cast_many`, until the last cast is confirmed.
+        `cast_many`, until the last cast is confirmed. `topics` are those that `gather` asks, in place of the target's;
+        other verbs go to the target's.
 
         Raises:
             InvalidTarget, ValueError: as for the constructor.
+            TypeError: `topics` is one string.
         """
         wanted = {
             "exchange": exchange,
@@ -164,6 +164,10 @@ class BaseClient:
             prepared.delivery = delivery
         if deadline is not _UNSET:
             prepared.deadline = deadline
+        if topics is not _UNSET:
+            if isinstance(topics, str):
+                raise TypeError(f"topics is a list of names: [{topics!r}]")
+            prepared.topics = topics
         prepared._derive()
         return prepared
 
@@ -237,7 +241,26 @@ class BaseClient:
         left = None if pending.end == math.inf else pending.end - Loop.now()
         return self._request_of(ctxt, method, kwargs, pending, window=STREAM_WINDOW, end=left)
 
-    def _ping_client(self: Client, timeout: float) -> Client:
+    def _askers(self: Client) -> list[Client]:
+        """A client for each topic that a `gather` asks: all its servers, or the one that the target names.
+
+        Raises:
+            ValueError: this client asks for at_least_once.
+        """
+        if self.delivery == AT_LEAST_ONCE:
+            raise ValueError(
+                "gather is at_most_once: a question to many servers is not sent again, since those that have answered "
+                "would be asked twice; nothing was sent. Use client.prepare(delivery='at_most_once').gather(...)"
+            )
+        topics = [self.target.topic] if self.topics is None else dict.fromkeys(self.topics)
+        # Where the target names a server, fanout would be the stronger one.
+        fanout = not self.target.server or None
+        askers = [self.prepare(topic=topic, fanout=fanout, delivery=AT_MOST_ONCE) for topic in topics]
+        for asker in askers:
+            asker._fallback = None
+        return askers
+
+    def _ping_asker(self: Client, timeout: float) -> Client:
         """A client for a ping: all servers of the topic, or the one that the target names, are asked."""
         target = self.target(namespace=PING_NAMESPACE, version=None, fanout=not self.target.server or None)
         client = self.prepare(timeout=timeout, version_cap=None)
@@ -245,28 +268,6 @@ class BaseClient:
         client.target, client._address = target, self.transport.address(target)
         client._fallback = None
         return client
-
-    def _new_ping(self, now: float) -> PendingAnswers:
-        answers: PendingAnswers = self._new_pending(
-            PendingAnswers, "ping", now, enough=1 if self.target.server else math.inf
-        )
-        return answers
-
-    def _count_consumers(self, address: Address, pending: PendingAnswers) -> Future[QueueInfo] | None:
-        """Ask how many consumers an address has: there will be as many answers. None if the driver cannot say."""
-        driver = self.transport.driver
-        if Capability.INSPECT not in driver.capabilities:
-            return None
-
-        def on_counted(counted: Future[QueueInfo]) -> None:
-            consumers = consumers_of(counted, 1)
-            if consumers is not None:
-                pending.enough = consumers
-                pending.wake()
-
-        counted = driver.inspect(address)
-        counted.add_done_callback(on_counted)
-        return counted
 
     def _request(
         self,
@@ -353,34 +354,6 @@ class BaseClient:
         if type(self.serializer) is NoOpSerializer:
             return reply.result
         return self.serializer.deserialize_entity(ctxt, reply.result)
-
-
-def answers_of(
-    pending: PendingAnswers, counted: Future[QueueInfo] | None, unreachable: TransportUnavailable | None
-) -> Answers:
-    """What `ping` returns; `unreachable` is why the request could not be sent.
-
-    Raises:
-        TransportUnavailable: `unreachable`, if the message system knows of no servers.
-    """
-    found = Answers({**answer, "seconds": round(at - pending.began, 6)} for answer, at in pending.answers)
-    found.expected = consumers_of(counted, len(found))
-    # If the message system knows of servers, one that cannot be reached is frozen: it counts as one without an answer.
-    if unreachable is not None and not found and not found.expected:
-        raise unreachable
-    return found
-
-
-def consumers_of(counted: Future[QueueInfo] | None, answered: int) -> int | None:
-    """The number of consumers, or of answers if that is higher; None if it is unknown."""
-    if counted is None:
-        return None
-    try:
-        return max(answered, counted.result(0).consumers)
-    except MessageUndeliverable:
-        return answered
-    except (MessagingException, TimeoutError):
-        return None
 
 
 def _no_method(ctxt: Any, method: Any, kwargs: dict[str, Any]) -> Exception:

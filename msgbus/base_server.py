@@ -14,13 +14,16 @@ from msgbus.dead_lettering import OnDeadLetter
 from msgbus.describing import Describe
 from msgbus.dispatcher import RPCDispatcher, expose
 from msgbus.drivers.base import Address, Capability, Delivery, Message, QueueInfo, Sent, Subscription
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import decode_request
 from msgbus.exceptions import InvalidTarget, SerializationError
 from msgbus.foreign import get_logger
 from msgbus.forking import fork_count
+from msgbus.health import Health, why_it_stands
 from msgbus.message import AT_LEAST_ONCE, PING_NAMESPACE
 from msgbus.processing import Processor
 from msgbus.server_call import ServerCall, time_left
+from msgbus.stats import Stats
 from msgbus.target import Target, topic_hint
 from msgbus.workers import Workers
 
@@ -80,10 +83,15 @@ class BaseServer:
 
         for name in SERVER_OPTIONS:  # Read now: the server may start much later.
             transport.option(name)
+        ping = Ping(target)
         if transport.option("rpc_ping_enabled"):
-            dispatcher.add_endpoint(Ping(target))
-        if transport.option("rpc_describe_enabled"):
+            dispatcher.add_endpoint(ping)
+        built_in = transport.option("rpc_built_in_methods")
+        if "describe" in built_in:
             dispatcher.add_endpoint(Describe(target, dispatcher))
+        self._stats = Stats(ping.ping)
+        if "stats" in built_in:
+            dispatcher.add_endpoint(self._stats)
         if addresses is None:
             topic = transport.address(target(server=None, fanout=None))
             addresses = [
@@ -101,6 +109,7 @@ class BaseServer:
         self._workers: Workers | None = None
         self._stopping = False
         self._processor = Processor(self.transport, self.target.server or "", self.dispatcher, self._on_dead_letter)
+        self._stats.processor = self._processor
 
     def __repr__(self) -> str:
         if self._subscription is None:
@@ -110,6 +119,47 @@ class BaseServer:
         else:
             state = "serving" if self._subscription.ready.done() else "starting"
         return f"<{type(self).__name__} {self.target}, {state}, over {self.transport}>"
+
+    def healthy(self, timeout: float = 1.0) -> Health:
+        """Whether the server takes requests, and whether it works at all; see `Health`. Any thread.
+
+        It sends nothing. A server whose threads or tasks are all busy is healthy: it has much to do.
+
+        Args:
+            timeout: seconds for which it may wait for the server's I/O, and for its event loop, to react. On the thread
+                of that it does not wait: they are at work.
+        """
+        wrong = self._why_not_live(timeout)
+        why = [wrong] if wrong is not None else []
+        not_ready = self._why_not_ready()
+        if not_ready is not None:
+            why.append(not_ready)
+        return Health(wrong is None, not why, tuple(why))
+
+    def _why_not_live(self, timeout: float) -> str | None:
+        if self.transport.closed:
+            return "its transport was closed"
+        if self._subscription is None:  # Nothing of it works yet that could stand still.
+            return None
+        end = Loop.now() + timeout
+        wrong = why_it_stands(self.transport.loop, timeout)
+        workers = self._workers
+        if wrong is None and workers is not None and not workers.reacts(max(0.0, end - Loop.now())):
+            return f"its event loop has not reacted for {timeout:g} s: an async method blocks it, or it was closed"
+        return wrong
+
+    def _why_not_ready(self) -> str | None:
+        subscription, driver = self._subscription, self.transport.driver
+        if subscription is None:
+            return "it was not started, or it was stopped"
+        if self._stopping:
+            return "it is being stopped"
+        if not subscription.ready.done():
+            return f"it is being started, over {driver.state}"
+        error = subscription.ready.exception()
+        if error is not None:
+            return f"it could not be started: {error}"
+        return None if driver.up_since is not None else f"it has no connection: {driver.state}"
 
     def _subscribe(self, workers: Workers) -> Subscription:
         """Have requests run on `workers`, which the processor knows."""
@@ -167,6 +217,7 @@ class BaseServer:
             left = time_left(request, delivery)
             copy = Message(message.body, message.content_type, message.id, left, message.durable)
             call = ServerCall(processor, delivery, request, None, at_least_once=False)
+            call.waits = True
             processor.calls.add(call)
 
             def done(sent: Future[Sent]) -> None:

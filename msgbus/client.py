@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from concurrent.futures import Future
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from msgbus.base_client import Answers, BaseClient, answers_of
-from msgbus.base_transport import INSPECT_TIMEOUT
+from msgbus.answers import Answers
+from msgbus.base_client import BaseClient
 from msgbus.casts import CastRequest, Casts
 from msgbus.client_call import ThreadCall
-from msgbus.drivers.base import Address, QueueInfo
+from msgbus.drivers.base import Address
 from msgbus.drivers.toolkit.loop import Loop
-from msgbus.exceptions import MessagingTimeout, TransportUnavailable
+from msgbus.gathering import Gather, Gathering, pings_of
 from msgbus.message import Policy
 from msgbus.pending import PendingCall
 from msgbus.serializer import Serializer, check_serializer
@@ -198,6 +197,45 @@ class RPCClient(BaseClient):
                 raise
             return Stream(call, stack.pop_all(), self.serializer, ctxt)
 
+    def gather(self, ctxt: Any, method: str = "", /, **kwargs: Any) -> Gathering:
+        """Run `method` on every server of the topic, and iterate over their answers as they come.
+
+        ::
+
+            for answer in client.gather({}, "status"):
+                print(answer.server, answer.value if answer.error is None else answer.error)
+
+        The request is sent at once, to the servers that there are at that moment: to those of the topic; to the one
+        that the target names; or to those of many topics, after ``prepare(topics=[...])``. What a method raises is in
+        `Answer.error`, and not raised from the iteration. Of a generator method the answer is the last value.
+
+        The iteration ends when as many servers have answered as the message system knew when it had been asked, and at
+        the deadline: `timeout`, or the inherited one. A server that dies meanwhile is waited for until then, or, if it
+        had said that it runs the method, until it has been silent for 15 s; one that joins later is not asked. If the
+        message system knows of no server, it ends at once. Afterwards `Gathering.expected` and `Gathering.answered`
+        say whether somebody is missing.
+
+        Each server runs it at most once, whatever the option ``rpc_delivery`` says, and the question is never sent
+        again. A gather takes one place of ``rpc_send_window`` until it ends, is closed, or is dropped; what servers
+        still run for it then is cancelled there. Its answers are kept until they are taken.
+
+        Stock oslo.messaging servers answer too, without their names.
+
+        Args:
+            ctxt: the caller's context, as for `call`.
+            method: its name.
+            kwargs: its arguments.
+
+        Raises:
+            ValueError: the client was made with ``delivery="at_least_once"``; nothing was sent.
+            TransportUnavailable: the message system could not be reached by the deadline.
+            MessagingTimeout: nothing was sent: the deadline had passed before, or there was no place in the send
+                window.
+            SerializationError, RPCVersionCapError, InvalidTarget: the request is not allowed as it is.
+            TypeError: the context or the method's name is missing.
+        """
+        return Gathering(self.transport, Gather(self.transport, self._askers(), ctxt, method), kwargs)
+
     def ping(self, timeout: float = 1.0) -> Answers:
         """Ask every server of the topic (or the one that the target names) for a sign of life.
 
@@ -215,26 +253,6 @@ class RPCClient(BaseClient):
             MessageUndeliverable: the target names a server, and nobody listens there.
             TransportUnavailable: the message system could not be reached, or took no request in that time.
         """
-        now = Loop.now()
-        client = self._ping_client(timeout)
-        pending = client._new_ping(now)
-        call = ThreadCall(self.transport, pending, self._content_type, None)
-        request = client._request_of({}, "ping", {}, pending)
-        request.reply_to = self.transport.inbox(pending.deadline, pending)
-        message = client._message_of(request, pending)
-        counted: Future[QueueInfo] | None = None
-        unreachable: TransportUnavailable | None = None
-        try:
-            call.send(message)
-            # Each server of a topic consumes from it, so there will be as many answers.
-            counted = self._count_consumers(self.transport.address(self.target(fanout=None)), pending)
-            call.wait(explain=False)
-        except MessagingTimeout:
-            pass  # Not all have answered.
-        except TransportUnavailable as exc:
-            unreachable = exc
-        finally:
-            call.close()
-        if counted is not None:
-            self.transport.loop.wait_for(counted, Loop.now() + INSPECT_TIMEOUT)
-        return answers_of(pending, counted, unreachable)
+        gather = Gather(self.transport, [self._ping_asker(timeout)], {}, "ping", is_ping=True)
+        with Gathering(self.transport, gather, {}, takes_place=False) as answers:
+            return pings_of(list(answers), answers)

@@ -130,7 +130,9 @@ class ClientCall:
         self.transport.router.discard(pending)
         if pending.servers:
             self._cancel_unanswered()
-        elif not pending.ready and pending.send_error is None and not self.transport.closed:
+        if pending.ready or (pending.servers and not pending.for_many):
+            return
+        if pending.send_error is None and not self.transport.closed:
             self._cancel_later()
 
     def _cancel_later(self) -> None:

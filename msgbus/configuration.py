@@ -8,13 +8,16 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from oslo_config import cfg
+from oslo_config import cfg, types
 
 from msgbus.exceptions import ConfigurationError
 from msgbus.foreign import get_logger
 from msgbus.message import AT_MOST_ONCE, POLICIES
 
 LOG = get_logger(__name__)
+
+BUILT_IN = ("describe", "stats")
+"""The methods in the namespace ``msgbus`` that a server may leave out."""
 
 CORE_OPTS: list[cfg.Opt] = [
     cfg.StrOpt(
@@ -99,12 +102,13 @@ CORE_OPTS: list[cfg.Opt] = [
         help="How often a server runs an at_least_once cast again that raised, before it goes to the dead letters.",
     ),
     cfg.BoolOpt("rpc_ping_enabled", default=True, help="Whether a server answers pings."),
-    cfg.BoolOpt(
-        "rpc_describe_enabled",
-        default=True,
-        help="Whether a server says which methods it has, with their signatures, docstrings and types, to everybody "
-        "who may send requests to its topic (msgbus describe, msgbus stub). On, since those can call the methods "
-        "anyway, and nothing is said of any value. Turn it off if docstrings or names are not for them.",
+    cfg.ListOpt(
+        "rpc_built_in_methods",
+        default=list(BUILT_IN),
+        item_type=types.String(choices=BUILT_IN),
+        help="Which methods a server answers in the namespace msgbus, besides ping, to everybody who may send requests "
+        "to its topic. describe says which methods it has, with their signatures, docstrings and types (msgbus describe, "
+        "msgbus stub); stats says what it runs and has run, with names of methods and ids of requests. Empty: none.",
     ),
 ]
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from resource import RUSAGE_THREAD, getrusage
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from msgbus.drivers.toolkit.loop import FOREVER, Loop
 from msgbus.drivers.toolkit.turn import unlock
@@ -50,6 +50,37 @@ def run_to_end(context: Context, work: Coroutine[Any, Any, None]) -> None:
         return
     work.close()
     raise RuntimeError("a request waits for something, on a thread that only runs plain methods")
+
+
+class Busy(NamedTuple):
+    """How much of something is in use.
+
+    Attributes:
+        busy: how many threads or tasks run something.
+        limit: how many may.
+        waiting: how many requests (of a server with tasks: plain methods) wait for one.
+    """
+
+    busy: int
+    limit: int
+    waiting: int
+
+
+class Load(NamedTuple):
+    """What a server is occupied with. Where requests are tasks, threads run plain methods, and requests wait for tasks.
+
+    Attributes:
+        threads: those that run requests or plain methods.
+        tasks: None where requests run on threads.
+    """
+
+    threads: Busy
+    tasks: Busy | None = None
+
+    @property
+    def backlog(self) -> int:
+        """How many requests have come, and have not begun."""
+        return self.threads.waiting if self.tasks is None else self.tasks.waiting
 
 
 class _Worker:
@@ -165,6 +196,16 @@ class Executor(Generic[T]):
     async def run_plain(func: Callable[..., Any], *args: Any) -> Any:
         """Call a function: this thread may block."""
         return call_plain(func, *args)
+
+    @property
+    def load(self) -> Load:
+        """What the threads are occupied with. Any thread."""
+        busy = len(self._workers_by_thread) - len(self._idle)
+        return Load(Busy(busy, self._size, len(self._backlog)))
+
+    def reacts(self, _timeout: float) -> bool:
+        """Yes: there is no event loop."""
+        return True
 
     def take_backlog(self) -> list[T]:
         """Remove and return the items that no thread has begun."""

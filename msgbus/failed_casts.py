@@ -111,6 +111,7 @@ class FailedCasts:
     def _retry_or_give_up(self, call: ServerCall, exc: BaseException) -> None:
         request = call.request
         call.raised += 1
+        call.waits = True
         reason, traceback = call.failure = f"{name_of(type(exc))}: {text_of(exc)}", traceback_of(exc)
         if call.attempts > self._retries or isinstance(exc, RPCDispatcherError | SerializationError):
             self.give_up(call, reason, call.attempts, traceback)
@@ -148,6 +149,7 @@ class FailedCasts:
         It is sent a copy that holds the number of attempts. If no copy can be sent, the message itself is given back:
         then other servers only know that it was delivered before. One that was accepted becomes a dead letter then.
         """
+        call.waits = True
         address, message = call.delivery.address, call.delivery.message
         if address.kind == "fanout":  # Only this server has it, and only until it ends.
             reason = f"the server was stopped before it could be run again; it had raised {call.failure[0]}"
@@ -200,6 +202,7 @@ class FailedCasts:
 
         In the context of the cast, since the hook is the user's code.
         """
+        call.waits = True
         LOG.error(
             "%r (%s) to %s is given up after %d attempts: %s",
             call.request.method,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from msgbus.deadline import wait_for
-from msgbus.drivers.base import Delivery, Driver, Inbox, Message
+from msgbus.drivers.base import Delivery, Driver, Inbox
 from msgbus.encoding import call_ids_in, decode_inbox_frame
 from msgbus.exceptions import MessagingException, SerializationError
 from msgbus.foreign import get_logger
@@ -107,7 +107,7 @@ class ProcessInbox:
         try:
             frame = decode_inbox_frame(message.body, message.content_type)
         except SerializationError as exc:
-            self._end_call_of(message, exc, transport)
+            self._end_call_of(delivery, exc, transport)
             return
         if LOG.isEnabledFor(logging.DEBUG):
             LOG.debug("received %s: %s for %s", message.id, frame.kind, frame.call_id)
@@ -122,8 +122,9 @@ class ProcessInbox:
         else:
             LOG.debug("a control frame (%s) for call %s, which is not running here", frame.kind, frame.call_id)
 
-    def _end_call_of(self, message: Message, error: SerializationError, transport: Sender) -> None:
+    def _end_call_of(self, delivery: Delivery, error: SerializationError, transport: Sender) -> None:
         """End the call that an unreadable frame belongs to: no readable one will follow."""
+        message = delivery.message
         ids = call_ids_in(message.body)
         calls = [pending for pending in self._router.waiting() if pending.id in ids]
         if len(calls) != 1:  # With several ids, all but one are only quoted in the frame.
@@ -132,7 +133,6 @@ class ProcessInbox:
         pending = calls[0]
         text = f"{pending.describe}: the server has begun it, and its reply {error}"
         LOG.warning("%s", text)
-        pending.send_error = SerializationError(text)
-        pending.wake()
+        pending.on_unreadable(SerializationError(text), delivery.arrived)
         if pending.server_inbox is not None:
             send_control(transport, pending.server_inbox, Control(pending.id, "cancel"), message.content_type)

@@ -7,7 +7,7 @@ caller is woken through `Pending.wake`. So threads and event loops use the same 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import ClassVar
 
 import msgspec
 
@@ -80,7 +80,10 @@ class Pending(msgspec.Struct, eq=False):
         sent: whether the message system has taken responsibility for the request.
         send_error: why the request could not be sent.
         last_sign: when any server was last heard from; 0 before that.
+        for_many: several servers run it, and each of them answers.
     """
+
+    for_many: ClassVar[bool] = False
 
     id: str
     method: str
@@ -180,6 +183,11 @@ class Pending(msgspec.Struct, eq=False):
         self._repeat_at = None
         self.wake()
         return True
+
+    def on_unreadable(self, error: Exception, now: float) -> None:
+        """Handle a reply that cannot be read: no readable one will follow."""
+        self.send_error = error
+        self.wake()
 
     def abandon(self, error: BaseException) -> None:
         """Fail with `error`, and forget the servers, so that they are not cancelled."""
@@ -297,42 +305,3 @@ class PendingCall(Pending, kw_only=True):
             self.answer = reply
             self.ready = True
             self.wake()
-
-
-class PendingAnswers(Pending, kw_only=True):
-    """Waits for many answers to a ping: one from each server that it reaches.
-
-    Attributes:
-        enough: the number of answers at which the wait ends.
-        answers: those that have arrived, each with its time. Exceptions are left out.
-    """
-
-    enough: float
-    answers: list[tuple[dict[str, Any], float]] = []
-
-    @property
-    def ready(self) -> bool:
-        """Whether all answers are there."""
-        return len(self.answers) >= self.enough
-
-    def on_reply(self, reply: Reply, now: float) -> None:
-        """Handle an answer of one of the servers."""
-        if reply.ending and isinstance(reply.result, dict):
-            if reply.redelivered and any(answer == reply.result for answer, _ in self.answers):
-                return  # The connection broke before the message system read that it had come.
-            self.answers.append((reply.result, now))
-            self.wake()
-
-    def next_check(self) -> float:
-        """The deadline: no server's silence ends a ping."""
-        return self.deadline
-
-    def check(self, now: float) -> Exception | None:
-        """Why no further answer will come, or None."""
-        if self.send_error is not None:
-            return super().check(now)
-        return MessagingTimeout(self.describe) if now >= self.deadline else None
-
-    def needs_repeat(self, now: float, up_since: float | None, repeat_after: float) -> bool:
-        """False: a server that has answered would answer again."""
-        return False

@@ -21,6 +21,7 @@ from msgbus import current, forking
 from msgbus import deadline as inherited
 from msgbus.base_transport import BaseTransport
 from msgbus.closing import end_child
+from msgbus.counting import CANCELLED, FINISHED, MethodCounts
 from msgbus.current import ServerContext
 from msgbus.dead_lettering import DeadLetterSender, OnDeadLetter
 from msgbus.dispatcher import ExpectedException, RPCDispatcher
@@ -37,7 +38,7 @@ from msgbus.exceptions import (
     RPCDispatcherError,
     SerializationError,
 )
-from msgbus.executor import Executor, Interrupted
+from msgbus.executor import Executor, Interrupted, Load
 from msgbus.failed_casts import FailedCasts
 from msgbus.foreign import get_logger
 from msgbus.message import AT_LEAST_ONCE, POLICIES, Request, UnacceptableRequest
@@ -69,6 +70,8 @@ class Processor:
         self.grace: float = transport.option("rpc_reply_grace")
         self.forks = forking.forks
         self.calls = ServerCalls(transport)
+        self.counts = MethodCounts()
+        self.started_at = 0.0
         self._dispatcher = dispatcher
         self._policy: str = transport.option("rpc_delivery")
         self._context = ServerContext()
@@ -85,6 +88,7 @@ class Processor:
         self._methods = MethodRunner(self._dispatcher, workers, tasks)
         self.failed_casts.start(workers, self._context)
         self._stopped = False
+        self.started_at = Loop.now()
 
     def stop(self) -> None:
         """The server stops: casts that are to be run again go to other servers, now and from now on."""
@@ -105,6 +109,11 @@ class Processor:
         own = current.running.get()
         return self.calls.wait(timeout, own if isinstance(own, ServerCall) and own.owner is self else None)
 
+    @property
+    def load(self) -> Load:
+        """What its threads or tasks are occupied with."""
+        return self._workers.load
+
     # One delivery
 
     def process(self, item: Delivery | ServerCall) -> None:
@@ -116,6 +125,7 @@ class Processor:
             message = item.delivery.message
             # Read anew: the method may have changed its arguments before it raised.
             item.request = decode_request(message.body, message.content_type)
+            item.waits, item.began = False, Loop.now()
             self._begin(item)
             return
         message = item.message
@@ -238,20 +248,25 @@ class Processor:
                 await self._methods.stream(call, result)
             else:
                 call.result(result)
+            self.counts[request.namespace, request.method][CANCELLED if call.cancelled else FINISHED] += 1
         except ExpectedException as exc:
             LOG.debug("%r raised an expected exception", request.method, exc_info=True)
+            self._count_failure(call, exc)
             self._answer_error(call, exc.exc_info[1] or exc)
         except (RPCDispatcherError, SerializationError) as exc:
             LOG.error("%r (call %s): %s", request.method, request.call_id, exc)
+            self._count_failure(call, exc)
             self._answer_error(call, exc)
         except NotAccepted:
             self._leave_to_redelivery(call)
         except Unwanted as exc:
             LOG.info("%r (call %s) %s", request.method, request.call_id, exc)
+            self._count_failure(call, exc)
             self.on_answered(call, None)
         except Interrupted as exc:
             reason = exc if self._stopped else TASK_CANCELLED
             LOG.warning("%r (call %s): %s", request.method, request.call_id, reason)
+            self._count_failure(call, exc)
             # Where the server has not been stopped, it may get the request again, and the same may happen each time.
             if call.at_least_once and not call.accepted and (self._stopped or not call.delivery.redelivered):
                 self.calls.finish(call, done=False)
@@ -262,6 +277,7 @@ class Processor:
                 LOG.info("%r (call %s) was cancelled by its client", request.method, request.call_id)
             else:
                 LOG.exception("%r (call %s) raised", request.method, request.call_id)
+            self._count_failure(call, exc)
             self._answer_error(call, exc)
         finally:
             call.active = False
@@ -269,6 +285,14 @@ class Processor:
                 call.forget_stream()
             if call.controlled and not call.is_unconfirmed:
                 call.end_control()
+
+    def _count_failure(self, call: ServerCall, exc: BaseException) -> None:
+        method = call.request.namespace, call.request.method
+        if isinstance(exc, ExpectedException):
+            self.counts[method][FINISHED] += 1
+        else:
+            cancelled = call.cancelled or isinstance(exc, Unwanted | Interrupted)
+            self.counts.note_failure(method, exc, cancelled=cancelled)
 
     def _answer_error(self, call: ServerCall, exc: BaseException) -> None:
         """Answer a call with an exception; if not even that can be sent, finish it."""
@@ -294,8 +318,10 @@ class Processor:
         except NotAccepted:
             self._leave_to_redelivery(call)
         except BaseException as exc:  # sys.exit() too: the delivery has to be settled
+            self._count_failure(call, exc)
             self.failed_casts.settle(call, exc)
         else:
+            self.counts[call.request.namespace, call.request.method][FINISHED] += 1
             self.calls.finish(call, done=True)
 
 

@@ -76,6 +76,8 @@ class ServerCall(RunningRequest):
         finished: its delivery and the duplicates were accepted or given back.
         duplicates: further deliveries of the same request, which wait for its outcome.
         failure: of a cast that raised, the reason and the traceback.
+        began: when it was begun here last, in seconds of `Loop.now`.
+        waits: of a cast: its method does not run now, since it is to be run again, or is given up.
         active: of a call: its method runs, and it sends keepalives.
         controlled: control frames reach it.
         started: the client has been notified that the call runs.
@@ -85,7 +87,7 @@ class ServerCall(RunningRequest):
     """
 
     # Most requests keep most of these defaults. Slots would have to be set for each, which saves nothing.
-    accepted = finished = active = controlled = started = answered = confirmed = False
+    accepted = finished = active = controlled = started = answered = confirmed = waits = False
     duplicates: Sequence[Delivery] = ()
     failure: tuple[str, Sequence[str]] = ("", ())
     interrupt: Callable[[], object] | None = None
@@ -113,8 +115,13 @@ class ServerCall(RunningRequest):
         self.is_call = reply_to is not None and request.call_id is not None
         self._extended = hints is not None
         self._confirms = hints is not None and hints.confirms
-        self._last_frame = Loop.now()
+        self.began = self._last_frame = Loop.now()
         self._reply_deadline = deadline  # That of the first item, while `deadline` may become that of a whole stream.
+
+    @property
+    def runs(self) -> bool:
+        """Whether its method runs."""
+        return self.active if self.is_call else not (self.finished or self.waits)
 
     @property
     def is_unconfirmed(self) -> bool:

@@ -7,6 +7,7 @@ from contextvars import Context
 from typing import Any, Protocol
 
 from msgbus.drivers.base import Delivery
+from msgbus.executor import Load
 from msgbus.server_call import ServerCall
 from msgbus.stream_sender import Event
 
@@ -22,6 +23,13 @@ class Workers(Protocol):
 
     async def run_plain(self, func: Callable[..., Any], *args: Any) -> Any:
         """Call a function that may block, and return its value."""
+
+    @property
+    def load(self) -> Load:
+        """What they are occupied with. Any thread."""
+
+    def reacts(self, timeout: float) -> bool:
+        """Whether requests could be begun: the event loop, if there is one, reacts in `timeout` seconds. Any thread."""
 
 
 class Tasks(Workers, Protocol):

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterable, Iterable
-from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
 from msgbus.aio.casts import AsyncCasts
+from msgbus.aio.gathering import AsyncGathering
 from msgbus.aio.streams import AsyncStream
 from msgbus.aio.task_call import TaskCall
 from msgbus.aio.transport import AsyncTransport, check_transport
-from msgbus.base_client import Answers, BaseClient, answers_of
-from msgbus.base_transport import INSPECT_TIMEOUT
+from msgbus.answers import Answers
+from msgbus.base_client import BaseClient
 from msgbus.casts import CastRequest
-from msgbus.drivers.base import Address, QueueInfo
+from msgbus.drivers.base import Address
 from msgbus.drivers.toolkit.loop import Loop
-from msgbus.exceptions import MessagingTimeout, TransportUnavailable
+from msgbus.gathering import Gather, pings_of
 from msgbus.message import Policy
 from msgbus.pending import PendingCall
 from msgbus.serializer import Serializer, check_serializer
@@ -133,31 +133,25 @@ class AsyncRPCClient(BaseClient):
         """
         return AsyncStream(self, self.transport, ctxt, method, kwargs)
 
+    def gather(self, ctxt: Any, method: str = "", /, **kwargs: Any) -> AsyncGathering:
+        """Run `method` on every server of the topic, and iterate over their answers as they come.
+
+        ::
+
+            async for answer in client.gather({}, "status"):
+                print(answer.server, answer.value if answer.error is None else answer.error)
+
+        The request is sent when the iteration, or an ``async with``, begins. All else is as for
+        `msgbus.RPCClient.gather`. A task that is cancelled while it waits for an answer cancels what servers still run
+        for it.
+        """
+        return AsyncGathering(self.transport, Gather(self.transport, self._askers(), ctxt, method), kwargs)
+
     async def ping(self, timeout: float = 1.0) -> Answers:
         """Ask every server of the topic (or the one that the target names) for a sign of life.
 
         See `msgbus.RPCClient.ping`.
         """
-        self.transport.check_loop()
-        client = self._ping_client(timeout)
-        pending = client._new_ping(Loop.now())
-        call = TaskCall(self.transport, pending, self._content_type, None)
-        request = client._request_of({}, "ping", {}, pending)
-        request.reply_to = await self.transport.inbox(pending.deadline, pending)
-        message = client._message_of(request, pending)
-        counted: Future[QueueInfo] | None = None
-        unreachable: TransportUnavailable | None = None
-        try:
-            call.send(message)
-            # Each server of a topic consumes from it, so there will be as many answers.
-            counted = self._count_consumers(self.transport.address(self.target(fanout=None)), pending)
-            await call.wait(explain=False)
-        except MessagingTimeout:
-            pass  # Not all have answered.
-        except TransportUnavailable as exc:
-            unreachable = exc
-        finally:
-            call.close()
-        if counted is not None:
-            await self.transport.wait_for(counted, Loop.now() + INSPECT_TIMEOUT)
-        return answers_of(pending, counted, unreachable)
+        gather = Gather(self.transport, [self._ping_asker(timeout)], {}, "ping", is_ping=True)
+        async with AsyncGathering(self.transport, gather, {}, takes_place=False) as answers:
+            return pings_of([answer async for answer in answers], answers)

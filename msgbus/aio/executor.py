@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
@@ -15,7 +16,7 @@ from msgbus.closing import end_child
 from msgbus.current import RunningRequest
 from msgbus.drivers.base import Delivery
 from msgbus.drivers.toolkit.loop import Loop
-from msgbus.executor import CANCEL_TIMEOUT, Executor, Interrupted, call_plain
+from msgbus.executor import CANCEL_TIMEOUT, Busy, Executor, Interrupted, Load, call_plain
 from msgbus.foreign import get_logger
 from msgbus.server_call import ServerCall
 
@@ -171,6 +172,22 @@ class TaskExecutor:
         return Event(self._host, self._host_thread)
 
     # The end
+
+    @property
+    def load(self) -> Load:
+        """What the tasks, and the threads for plain methods, are occupied with. Any thread."""
+        return self._threads.load._replace(tasks=Busy(len(self._tasks), self._limit, len(self._backlog)))
+
+    def reacts(self, timeout: float) -> bool:
+        """Whether the event loop does, in so many seconds. Any thread."""
+        if get_ident() == self._host_thread:
+            return True
+        reacted = threading.Event()
+        try:
+            self._host.call_soon_threadsafe(reacted.set)
+        except RuntimeError:  # It was closed.
+            return False
+        return reacted.wait(timeout)
 
     def take_backlog(self) -> list[Item]:
         """Remove and return the items that have not begun. Any thread."""

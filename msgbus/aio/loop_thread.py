@@ -14,7 +14,7 @@ from msgbus import current
 from msgbus.aio.executor import Event, Item, TaskExecutor
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import MessagingException, TransportUnavailable
-from msgbus.executor import CANCEL_TIMEOUT
+from msgbus.executor import CANCEL_TIMEOUT, Load
 from msgbus.foreign import get_logger
 from msgbus.server_call import ServerCall
 
@@ -83,6 +83,15 @@ class LoopThreadExecutor:
     def make_event(self) -> Event:
         """See `TaskExecutor.make_event`."""
         return self._executor.make_event()
+
+    @property
+    def load(self) -> Load:
+        """See `TaskExecutor.load`."""
+        return self._executor.load
+
+    def reacts(self, timeout: float) -> bool:
+        """See `TaskExecutor.reacts`."""
+        return self._executor.reacts(timeout)
 
     def take_backlog(self) -> list[Item]:
         """See `TaskExecutor.take_backlog`."""

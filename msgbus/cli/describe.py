@@ -50,7 +50,7 @@ def describe(
     """Show what the servers of TOPIC have: interfaces with their versions, methods, arguments and results.
 
     Servers that have the same are shown together. Methods are those that may be called. A server with the option
-    rpc_describe_enabled = false does not say what it has.
+    rpc_built_in_methods = stats does not say what it has.
     """
     from msgbus.client import get_rpc_client
     from msgbus.target import Target
@@ -105,8 +105,8 @@ def ask(client: RPCClient) -> dict[str, Any]:
         target = client.target
         who = f"the server {target.server!r}" if target.server else "a server"
         raise RPCDispatcherError(
-            f"{who} of topic {target.topic!r} does not say what it has: its option rpc_describe_enabled is off, or its "
-            "msgbus is older than this command"
+            f"{who} of topic {target.topic!r} does not say what it has: its option rpc_built_in_methods has no describe, "
+            "or its msgbus is older than this command"
         ) from exc
     return found
 

@@ -12,7 +12,7 @@ from msgbus.cli.progress import progress
 from msgbus.cli.tables import print_json, print_table
 
 if TYPE_CHECKING:
-    from msgbus.base_client import Answers
+    from msgbus.answers import Answers
 
 
 @click.command(epilog=example("msgbus ping hello", "msgbus ping hello --strict"))

@@ -7,16 +7,18 @@ import os
 import shlex
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from msgbus.cli.connecting import open_transport
+from msgbus.cli.health import health_endpoint
 from msgbus.cli.instances import make_instance, make_serializer
 from msgbus.cli.options import Seconds, bus_options, example, json_option, serializer_option
 from msgbus.cli.progress import progress
+from msgbus.cli.reload import end_with_watcher, serve_and_reload
 from msgbus.cli.signals import stopped_by_signal
 from msgbus.cli.tables import print_json
 from msgbus.foreign import get_logger, printable
@@ -54,6 +56,27 @@ NO_ARGUMENTS = "; give its arguments defaults, or write a program with get_rpc_s
     help="How long to wait for running methods when the server is stopped; then async ones are cancelled, and plain "
     "ones given up.",
 )
+@click.option(
+    "--health",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="Answer HTTP requests on this port: /ready with 200 if the server takes requests, /live if it works at all, "
+    "else with 503 and why not. 0 takes a free port.",
+)
+@click.option(
+    "--health-address",
+    default="0.0.0.0",  # noqa: S104  # probes of Kubernetes come from outside of the container
+    show_default=True,
+    metavar="ADDRESS",
+    help="Where --health listens.",
+)
+@click.option(
+    "--reload",
+    "reloads",
+    is_flag=True,
+    help="For development: start the server anew when a .py file in the current directory, or below it, changes. What "
+    "runs has --drain to finish. Needs pip install 'msgbus[reload]'.",
+)
 @json_option("A line of JSON when the server is ready.")
 @serializer_option
 @bus_options
@@ -62,6 +85,9 @@ def serve(
     topic: str,
     server: str | None,
     drain: float,
+    health: int | None,
+    health_address: str,
+    reloads: bool,
     as_json: bool,
     url: str | None,
     config_files: tuple[str, ...],
@@ -82,6 +108,9 @@ def serve(
     from msgbus.server import get_rpc_server
     from msgbus.target import Target
 
+    if reloads:
+        click.get_current_context().exit(serve_and_reload(drain))
+    end_with_watcher()
     target = Target(exchange=exchange, topic=topic, server=server or f"{socket.gethostname()}-{os.getpid()}")
     instances = [make_instance(endpoint, NO_ARGUMENTS) for endpoint in endpoints]
     made_serializer = make_serializer(serializer)
@@ -90,39 +119,47 @@ def serve(
             running = get_rpc_server(transport, target, instances, serializer=made_serializer)
         except TypeError as exc:  # a wrong attribute "target"
             raise click.UsageError(f"{', '.join(endpoints)} cannot be served: {exc}") from exc
-        ready = False
-        with stopped_by_signal():
-            try:
-                with progress() as waiting, waiting(f"connecting to {transport.url}"):
-                    running.start()
-                ready = True
-                if as_json:
-                    _print_ready(running)
-                else:
-                    _say_ready(running, dict(zip(endpoints, instances, strict=True)))
-                while True:
-                    # Not signal.pause(): a signal right before it would be handled only when pause returns.
-                    time.sleep(0.5)
-            finally:
-                LOG.info("stopping: running methods have %g s to finish", drain)
-                if ready and not as_json:
-                    click.echo(
-                        f"stopping: running methods have {drain:g} s to finish; a second signal ends it at once",
-                        err=True,
-                    )
-                with progress() as waiting, waiting(f"stopping: running methods have {drain:g} s to finish"):
-                    running.stop()
-                    running.wait(drain)
+        with health_endpoint(running, health_address, health) as health_url:
+            if as_json:
+                _serve(running, drain, lambda: _print_ready(running, health_url))
+            else:
+                named = dict(zip(endpoints, instances, strict=True))
+                _serve(running, drain, lambda: _say_ready(running, named, health_url), says_end=True)
 
 
-def _print_ready(server: RPCServer) -> None:
+def _serve(server: RPCServer, drain: float, say_ready: Callable[[], None], *, says_end: bool = False) -> None:
+    """Start a server, serve until a signal comes, and stop it."""
+    ready = False
+    stopping = f"stopping: running methods have {drain:g} s to finish"
+    with stopped_by_signal():
+        try:
+            with progress() as waiting, waiting(f"connecting to {server.transport.url}"):
+                server.start()
+            ready = True
+            say_ready()
+            while True:
+                # Not signal.pause(): a signal right before it would be handled only when pause returns.
+                time.sleep(0.5)
+        finally:
+            LOG.info("%s", stopping)
+            if ready and says_end:
+                click.echo(f"{stopping}; a second signal ends it at once", err=True)
+            with progress() as waiting, waiting(stopping):
+                server.stop()
+                server.wait(drain)
+
+
+def _print_ready(server: RPCServer, health: str | None) -> None:
     """Print as JSON that the server is ready."""
     target, where = server.target, server.transport.driver.state
-    ready = {"state": "ready", "server": target.server, "topic": target.topic}
-    print_json([{**ready, "host": socket.gethostname(), "pid": os.getpid(), "message_system": where}])
+    ready: dict[str, Any] = {"state": "ready", "server": target.server, "topic": target.topic}
+    ready.update(host=socket.gethostname(), pid=os.getpid(), message_system=where)
+    if health is not None:
+        ready["health"] = health
+    print_json([ready])
 
 
-def _say_ready(server: RPCServer, endpoints: dict[str, object]) -> None:
+def _say_ready(server: RPCServer, endpoints: dict[str, object], health: str | None) -> None:
     """Print what is served, where, and what to type to call it."""
     target = server.target
     # Without the details of its connection, which follow a colon.
@@ -132,6 +169,8 @@ def _say_ready(server: RPCServer, endpoints: dict[str, object]) -> None:
     command = _command_to_call(server.transport, target.topic or "", list(endpoints.values()))
     if command is not None:
         lines.append(f"  to call it, type in another terminal: {command}")
+    if health is not None:
+        lines.append(f"  its health: {health}/ready and {health}/live")
     lines.append("  to stop it: Ctrl-C here, or SIGTERM")
     click.echo("\n".join(lines))
 

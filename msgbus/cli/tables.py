@@ -58,6 +58,17 @@ def print_value(value: Any, *, as_json: bool, one_line: bool = False) -> None:
     print_rich(compact if fits else _laid_out(line, 2), soft_wrap=True)
 
 
+def print_named_value(name: str, value: Any) -> None:
+    """Print a value as a line of JSON, after a name; on a terminal in colours."""
+    line = _json(value)
+    if not sys.stdout.isatty():
+        click.echo(f"{printable(name)}: {line}")
+        return
+    from rich.text import Text
+
+    print_rich(Text.assemble((printable(name), "bold"), ": ", _laid_out(line, None)), soft_wrap=True)
+
+
 def _laid_out(line: str, indent: int | None) -> Text:
     """Lay JSON out, in colours. Not with rich's own JSON class, which would undo the escapes."""
     from rich.highlighter import JSONHighlighter

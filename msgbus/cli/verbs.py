@@ -1,4 +1,4 @@
-"""``msgbus call``, ``cast``, ``fanout-cast`` and ``multicall``."""
+"""``msgbus call``, ``cast``, ``fanout-cast``, ``multicall`` and ``gather``."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ import click
 import msgspec
 
 from msgbus.cli.connecting import open_transport
+from msgbus.cli.errors import Code, details_of, line_of
 from msgbus.cli.instances import check_module, make_serializer
 from msgbus.cli.options import Seconds, bus_options, example, json_option, serializer_option
 from msgbus.cli.progress import progress
-from msgbus.cli.tables import print_value
+from msgbus.cli.tables import print_json, print_named_value, print_value
+from msgbus.foreign import printable
 from msgbus.message import POLICIES
 
 if TYPE_CHECKING:
+    from msgbus.answers import Answer
     from msgbus.client import RPCClient
+    from msgbus.gathering import Gathering
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,16 +44,18 @@ def _parse(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...])
     return arguments
 
 
+_delivery = click.option(
+    "--delivery",
+    type=click.Choice(POLICIES),
+    help="What to do if it is unknown whether a request has run.  [default: the option rpc_delivery]",
+)
+
+
 def _verb(func: F) -> F:
-    """Add the options and arguments that all four verbs have."""
+    """Add the options and arguments that all verbs have."""
     for add in (
         bus_options,
         serializer_option,
-        click.option(
-            "--delivery",
-            type=click.Choice(POLICIES),
-            help="What to do if it is unknown whether a request has run.  [default: the option rpc_delivery]",
-        ),
         click.option("--namespace", metavar="NAME", help="The interface that the method belongs to."),
         click.option("--version", metavar="X.Y", help="The lowest version of the interface that will do."),
         click.argument("arguments", nargs=-1, callback=_parse, metavar="[KEY=VALUE]..."),
@@ -96,8 +102,8 @@ def _client(
     version: str | None,
     namespace: str | None,
     timeout: float | None,
-    delivery: Any,
     serializer: str | None,
+    delivery: Any = None,
     server: str | None = None,
     allowed: tuple[str, ...] = (),
 ) -> Iterator[RPCClient]:
@@ -126,6 +132,7 @@ def _check_version(version: str) -> None:
 @_timeout("How long to wait for the answer.")
 @json_option("A line of JSON, on a terminal too.", quiet=True)
 @_allow_exceptions
+@_delivery
 @_verb
 def call(topic: str, method: str, arguments: dict[str, Any], as_json: bool, **options: Any) -> None:
     """Call METHOD on one server of TOPIC, and print what it returns: as JSON, laid out if stdout is a terminal.
@@ -149,6 +156,7 @@ def call(topic: str, method: str, arguments: dict[str, Any], as_json: bool, **op
 @_server
 @_timeout("How long to wait for the message system to take the request.")
 @json_option(quiet=True)
+@_delivery
 @_verb
 def cast(topic: str, method: str, arguments: dict[str, Any], **options: Any) -> None:
     """Have METHOD run on one server of TOPIC. Ends when the message system has taken the request; prints nothing."""
@@ -163,6 +171,7 @@ def cast(topic: str, method: str, arguments: dict[str, Any], **options: Any) -> 
 @click.command("fanout-cast", epilog=example("msgbus fanout-cast hello note text='good morning, all'"))
 @_timeout("How long to wait for the message system to take the request.")
 @json_option(quiet=True)
+@_delivery
 @_verb
 def fanout_cast(topic: str, method: str, arguments: dict[str, Any], **options: Any) -> None:
     """Have METHOD run on every server of TOPIC. Prints nothing; it is not an error if there is no server."""
@@ -180,6 +189,7 @@ def fanout_cast(topic: str, method: str, arguments: dict[str, Any], **options: A
 @click.option("--deadline", type=Seconds(min=0, min_open=True), metavar="SECONDS", help="How long the whole may take.")
 @json_option("A line of JSON for each item, on a terminal too.", quiet=True)
 @_allow_exceptions
+@_delivery
 @_verb
 def multicall(
     topic: str, method: str, arguments: dict[str, Any], deadline: float | None, as_json: bool, **options: Any
@@ -198,3 +208,87 @@ def multicall(
                 if item is _END:
                     break
                 print_value(item, as_json=as_json, one_line=True)
+
+
+@click.command(epilog=example("msgbus gather hello status", "msgbus gather hello stats --namespace msgbus --strict"))
+@_server
+@_timeout("How long to gather answers.")
+@click.option(
+    "--also", "further", multiple=True, metavar="TOPIC", help="Another topic to ask. May be given more than once."
+)
+@click.option("--strict", is_flag=True, help="End with 3 if any server that the message system knows does not answer.")
+@json_option("A line of JSON for each answer, and a last one with the numbers.", quiet=True)
+@_allow_exceptions
+@_verb
+def gather(
+    topic: str,
+    method: str,
+    arguments: dict[str, Any],
+    further: tuple[str, ...],
+    strict: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Call METHOD on every server of TOPIC, and print each answer as it comes, with the server's name.
+
+    It ends when all servers have answered that the message system knows, and after --timeout. Each server runs METHOD
+    at most once. If no server answers, that is an error (3); if any server answers with an error, this ends with 1.
+    """
+    from msgbus.exceptions import MessageUndeliverable
+
+    topics = [topic, *further]
+    with _client(topic, **options) as client, progress() as waiting:
+        with waiting(f"waiting to ask for {method}"):
+            answers = client.prepare(topics=topics).gather({}, method, **arguments)
+        failed = _print_answers(answers, method, waiting, names_topics=bool(further), as_json=as_json)
+        if answers.answered:
+            _print_numbers(answers, as_json=as_json)
+        is_missing = answers.expected is None or answers.answered < answers.expected
+        if not answers.answered or (strict and is_missing):
+            raise MessageUndeliverable(
+                f"{_how_many(answers)}, of topic {', '.join(dict.fromkeys(topics))} over "
+                f"{client.transport.driver.state}: the others are not running, frozen, or too busy to answer (then a "
+                "longer --timeout helps)"
+            )
+    if failed:
+        click.get_current_context().exit(Code.REMOTE)
+
+
+def _print_answers(answers: Gathering, method: str, waiting: Any, *, names_topics: bool, as_json: bool) -> int:
+    """Print each answer as it comes; returns how many were errors."""
+    failed = 0
+    with answers:
+        while True:
+            with waiting(lambda: f"waiting for answers of {method}: {answers.answered} so far"):
+                answer = next(answers, None)
+            if answer is None:
+                return failed
+            failed += answer.error is not None
+            if as_json:
+                print_json([_as_json(answer)])
+                continue
+            name = "a server without a name" if answer.server is None else answer.server
+            name = f"{name} of {answer.topic}" if names_topics else name
+            if answer.error is None:
+                print_named_value(name, answer.value)
+            else:
+                click.echo(f"{printable(name)}: {printable(line_of(answer.error))}")
+
+
+def _print_numbers(answers: Gathering, *, as_json: bool) -> None:
+    if as_json:
+        print_json([{"answered": answers.answered, "expected": answers.expected}])
+    else:
+        click.echo(_how_many(answers), err=True)
+
+
+def _how_many(answers: Gathering) -> str:
+    expected = "an unknown number" if answers.expected is None else answers.expected
+    return f"{answers.answered} of {expected} answered"
+
+
+def _as_json(answer: Answer) -> dict[str, Any]:
+    shown = {"topic": answer.topic, "server": answer.server, "seconds": round(answer.seconds, 6)}
+    if answer.error is None:
+        return {**shown, "value": answer.value}
+    return {**shown, "error": details_of(answer.error)}

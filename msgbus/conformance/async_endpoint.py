@@ -55,6 +55,14 @@ class AsyncEndpoint:
         self._journal.add("done", key, self._server)
         return self._server
 
+    async def each(self, _ctxt: Any, key: str, fails: str = "", waits: str = "", gate: str = "") -> str:
+        """Return this server's name. The server that is named raises, or waits until the gate opens."""
+        if self._server == waits:
+            self._journal.add("run", key, self._server)
+            await self._await_gate(gate)
+            return self._server
+        return self._plain.each(_ctxt, key, fails)
+
     async def work(self, _ctxt: Any, key: str, seconds: float) -> str:
         """Take some time, and return the key."""
         self._journal.add("run", key, self._server)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
 from oslo_config import cfg
 
-from msgbus import Target
+from msgbus import Answer, Target
 from msgbus.aio import (
+    AsyncGathering,
     AsyncRPCClient,
     AsyncRPCServer,
     AsyncStream,
@@ -157,6 +158,11 @@ class BlockingClient:
         stream = self._client.multicall(ctxt, method, **kwargs)
         return BlockingStream(self._loop, self._loop.run(stream.__aenter__()))
 
+    def gather(self, ctxt: Any, method: str = "", /, **kwargs: Any) -> BlockingGathering:
+        """As `RPCClient.gather`: the request is sent at once."""
+        answers = self._client.gather(ctxt, method, **kwargs)
+        return BlockingGathering(self._loop, self._loop.run(answers.__aenter__()))
+
     def ping(self, timeout: float = 1.0) -> Any:
         """As `RPCClient.ping`."""
         return self._loop.run(self._client.ping(timeout))
@@ -196,8 +202,37 @@ class BlockingStream(Iterator[Any]):
         self.close()
 
 
-async def _next(stream: AsyncStream) -> Any:
-    return await anext(stream, _ENDED)
+class BlockingGathering(Iterator[Answer]):
+    """An `AsyncGathering`."""
+
+    def __init__(self, loop: EventLoop, answers: AsyncGathering) -> None:
+        self._loop = loop
+        self._answers = answers
+
+    @property
+    def answered(self) -> int:
+        """As `Gathering.answered`."""
+        return self._answers.answered
+
+    @property
+    def expected(self) -> int | None:
+        """As `Gathering.expected`."""
+        return self._answers.expected
+
+    def __next__(self) -> Answer:
+        answer = self._loop.run(_next(self._answers))
+        if answer is _ENDED:
+            raise StopIteration
+        assert isinstance(answer, Answer)
+        return answer
+
+    def close(self) -> None:
+        """As `Gathering.close`."""
+        self._loop.run(self._answers.aclose())
+
+
+async def _next(iterator: AsyncIterator[Any]) -> Any:
+    return await anext(iterator, _ENDED)
 
 
 class BlockingServer:

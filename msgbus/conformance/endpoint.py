@@ -147,6 +147,15 @@ class Endpoint:
         self._note("done", key)
         return self._server
 
+    def each(self, _ctxt: Any, key: str, fails: str = "", waits: str = "", gate: str = "") -> str:
+        """Return this server's name. The server that is named raises, or waits until the gate opens."""
+        self._note("run", key)
+        if self._server == fails:
+            raise ValueError(f"on {self._server}")
+        if self._server == waits:
+            self._journal.await_gate(gate)
+        return self._server
+
     def work(self, _ctxt: Any, key: str, seconds: float) -> str:
         """Take some time, and return the key."""
         self._note("run", key)

@@ -536,6 +536,112 @@ def test_ping_of_a_server_that_does_not_answer_names_it(monkeypatch: pytest.Monk
     assert "it is not running, or too busy to answer" in line
 
 
+def test_reload_without_watchfiles_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is served."""
+    monkeypatch.setitem(sys.modules, "watchfiles", None)
+    line = fails(run("serve", "hello:Hello", "--topic", "cli", "--reload", "--url", FAKE), Code.USAGE)
+    assert "pip install 'msgbus[reload]'" in line
+
+
+# Gather
+
+
+class Asked:
+    """What "one" of the topic "cli-gather" serves."""
+
+    def status(self, _ctxt: Any, of: str = "all") -> dict[str, Any]:
+        return {"of": of, "text": "\x1b[31mred"}
+
+    def fail(self, _ctxt: Any) -> Any:
+        raise KeyError("no \x1b[31msuch")
+
+
+class AskedToo(Asked):
+    """The same of "two", where one method does not raise."""
+
+    def fail(self, _ctxt: Any) -> Any:
+        return 1
+
+
+@pytest.fixture
+def asked() -> Iterator[None]:
+    """Servers "one" and "two" of the topic "cli-gather", and "three" of another."""
+    conf = cfg.ConfigOpts()
+    conf([], default_config_files=[])
+    transport = msgbus.get_rpc_transport(conf, FAKE)
+    targets = {"one": Asked(), "two": AskedToo(), "three": Asked()}
+    servers = []
+    for name, endpoint in targets.items():
+        topic = "cli-further" if name == "three" else "cli-gather"
+        servers.append(msgbus.get_rpc_server(transport, msgbus.Target(topic=topic, server=name), [endpoint]))
+        servers[-1].start()
+    yield
+    for server in servers:
+        server.wait(5)
+    transport.cleanup()
+
+
+@pytest.mark.usefixtures("asked")
+def test_gather_prints_each_answer_with_its_server() -> None:
+    """A line for each, and how many there should be; what would change a terminal is escaped."""
+    result = run("gather", "cli-gather", "status", "of=disks", "--url", FAKE, "--strict")
+    assert (result.exit_code, result.stderr) == (0, "2 of 2 answered\n")
+    lines = [f'{name}: {{"of":"disks","text":"\\u001b[31mred"}}' for name in ("one", "two")]
+    assert sorted(result.stdout.splitlines()) == lines
+
+
+@pytest.mark.usefixtures("asked")
+def test_gather_as_json_ends_with_the_numbers() -> None:
+    """Each answer has its topic, its server, how long it took, and a value or an error."""
+    result = run("gather", "cli-gather", "fail", "--url", FAKE, "--json")
+    assert (result.exit_code, result.stderr) == (Code.REMOTE, "")
+    *answers, numbers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert numbers == {"answered": 2, "expected": 2}
+    found = {answer["server"]: answer for answer in answers}
+    assert found["two"]["value"] == 1
+    assert (found["one"]["error"]["error"], found["one"]["error"]["exit_code"]) == ("KeyError", 1)
+    assert all(answer["topic"] == "cli-gather" and answer["seconds"] > 0 for answer in answers)
+
+
+@pytest.mark.usefixtures("asked")
+def test_gather_with_an_error_is_exit_code_1() -> None:
+    """The others' answers are printed; the error is a line, too."""
+    result = run("gather", "cli-gather", "fail", "--url", FAKE)
+    assert (result.exit_code, result.stderr) == (Code.REMOTE, "2 of 2 answered\n")
+    found = sorted(result.stdout.splitlines())
+    assert found[0].startswith("one: the server raised KeyError: ")
+    assert "\x1b" not in found[0]
+    assert found[1] == "two: 1"
+
+
+@pytest.mark.usefixtures("asked")
+def test_gather_of_many_topics_names_them() -> None:
+    """Servers of two topics may have one name."""
+    result = run("gather", "cli-gather", "status", "--also", "cli-further", "--url", FAKE)
+    assert (result.exit_code, result.stderr) == (0, "3 of 3 answered\n")
+    names = sorted(line.partition(": ")[0] for line in result.stdout.splitlines())
+    assert names == ["one of cli-gather", "three of cli-further", "two of cli-gather"]
+
+
+@pytest.mark.usefixtures("asked")
+def test_gather_is_strict_where_it_is_asked_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If not all have answered, or nobody knows whether they have, it ends with 3 after the answers."""
+    monkeypatch.setattr(FakeDriver, "capabilities", FakeDriver.capabilities - {"inspect"})
+    words = ["gather", "cli-gather", "status", "--url", FAKE, "--timeout", "0.5"]
+    result = run(*words)
+    assert (result.exit_code, result.stderr) == (0, "2 of an unknown number answered\n")
+    result = run(*words, "--strict")
+    assert result.exit_code == Code.NO_SERVER
+    assert "MessageUndeliverable: 2 of an unknown number answered, of topic cli-gather over " in result.stderr
+    assert len(result.stdout.splitlines()) == 2
+
+
+def test_gather_without_any_server_is_exit_code_3() -> None:
+    """At once. The line says over which message system they were looked for."""
+    line = fails(run("gather", "cli-nobody", "status", "--timeout", "3600", "--url", FAKE), Code.NO_SERVER)
+    assert f"0 of 0 answered, of topic cli-nobody over the in-memory message system {FAKE}" in line
+
+
 # Exit codes
 
 

@@ -111,12 +111,15 @@ def test_describe_as_json_has_all(bus: Bus) -> None:
 
 def test_describe_says_why_a_server_does_not(bus: Bus) -> None:
     """Its option is off, or it is older."""
-    transport = new_transport(bus.url, rpc_describe_enabled=False)
+    transport = new_transport(bus.url, rpc_built_in_methods=["stats"])
     bus.serve("one", Plain(), transport=transport)
     for command in ("describe", "stub"):
         result = bus.run(command, "images")
         assert result.exit_code == Code.REMOTE, result.output
-        assert "of topic 'images' does not say what it has: its option rpc_describe_enabled is off" in result.stderr
+        assert (
+            "of topic 'images' does not say what it has: its option rpc_built_in_methods has no describe"
+            in result.stderr
+        )
     bus.servers.pop().wait(20)
     transport.cleanup()
 

@@ -32,7 +32,7 @@ from tests.support import conf_from_file, new_conf
         ("rpc_reply_grace", 10.0),
         ("rpc_cast_retries", 3),
         ("rpc_ping_enabled", True),
-        ("rpc_describe_enabled", True),
+        ("rpc_built_in_methods", ["describe", "stats"]),
     ],
 )
 def test_core_defaults(name: str, value: object) -> None:

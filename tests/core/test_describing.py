@@ -230,9 +230,9 @@ def test_a_server_with_an_explicit_access_policy_answers_pings() -> None:
 
 
 def test_it_can_be_turned_off(described: Described) -> None:
-    """With rpc_describe_enabled off a server says nothing of itself, and still answers a ping."""
+    """Without describe in rpc_built_in_methods a server says nothing of itself, and still answers a ping."""
     with pytest.raises(msgbus.NoSuchMethod):
-        described(Shop(), conf={"rpc_describe_enabled": False})
+        described(Shop(), conf={"rpc_built_in_methods": ["stats"]})
 
 
 def many(count: int, doc: str, length: int = 1) -> Any:

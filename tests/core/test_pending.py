@@ -17,7 +17,7 @@ from msgbus import (
 from msgbus.drivers.base import Address
 from msgbus.failures import serialize_failure
 from msgbus.message import LOST_AFTER, Reply
-from msgbus.pending import REPEAT_AFTER, Pending, PendingAnswers, PendingCall
+from msgbus.pending import REPEAT_AFTER, Pending, PendingCall
 from tests.core.waiting_calls import DEADLINE, GRACE, NOW, Woken, call, check, keepalive, options, started
 
 
@@ -332,50 +332,6 @@ def test_failure_of_a_reply() -> None:
     assert type(pending.failure_of(Reply("c", failure=serialize_failure(ValueError("x"))))) is ValueError
     other = Reply("c", failure='{"class": "Thing", "module": "somewhere"}')
     assert type(pending.failure_of(other)) is RemoteError
-
-
-def test_answers_of_many() -> None:
-    """A request to all servers gathers every answer, and no other frame."""
-    pending = PendingAnswers("c", "ping", Address("fanout", "x", "foo"), enough=3, **options())
-    woken = Woken(pending)
-    pending.on_reply(started(), NOW)
-    pending.on_reply(Reply("c", failure="an exception", ending=True), NOW)
-    assert not woken.take()
-    for number in range(3):
-        assert not pending.ready
-        pending.on_reply(Reply("c", result={"n": number}, ending=True), NOW + number)
-        assert woken.take()
-    assert pending.answers == [({"n": number}, NOW + number) for number in range(3)]
-    assert pending.ready
-
-
-def test_an_answer_to_a_ping_that_comes_again_counts_once() -> None:
-    """As after the connection broke. Two servers whose answers are equal both count."""
-    pending = PendingAnswers("c", "ping", Address("fanout", "x", "foo"), enough=3, **options())
-    for redelivered in (False, False, True, True):
-        pending.on_reply(Reply("c", result={"n": 1}, ending=True, redelivered=redelivered), NOW)
-    assert pending.answers == [({"n": 1}, NOW)] * 2
-    assert not pending.ready
-    pending.on_reply(Reply("c", result={"n": 2}, ending=True, redelivered=True), NOW)
-    assert pending.ready
-
-
-def test_a_ping_ends_at_its_deadline_and_with_its_request_alone() -> None:
-    """Neither silence nor an unknown outcome of the request ends it, nor is it ever sent again."""
-    pending = PendingAnswers(
-        "c", "ping", Address("fanout", "x", "foo"), enough=3, **options(repeatable=True, monitor=1.0)
-    )
-    pending.on_sent(None, NOW)
-    assert pending.next_check() == DEADLINE
-    assert not pending.needs_repeat(NOW + 30, NOW + 20, REPEAT_AFTER)
-    assert check(pending, DEADLINE - 1) is None
-    assert type(check(pending, DEADLINE)) is MessagingTimeout
-    uncertain = PendingAnswers("c", "ping", Address("fanout", "x", "foo"), enough=3, **options())
-    uncertain.on_sent(LOST, NOW)
-    assert uncertain.next_check() == DEADLINE
-    assert check(uncertain, NOW + GRACE) is None
-    uncertain.send_error = error = TransportUnavailable("away")
-    assert check(uncertain, NOW + GRACE) is error
 
 
 def test_check_and_needs_repeat_change_nothing() -> None:

@@ -1,4 +1,4 @@
-"""`msgbus ping` where servers are frozen or busy, with real processes."""
+"""`msgbus ping` and `msgbus gather` where servers are frozen or busy, with real processes."""
 
 from __future__ import annotations
 
@@ -62,3 +62,22 @@ def test_only_server_that_is_frozen_is_counted(bench: Bench) -> None:
         result = bench.run("ping", "--timeout", "2", *words)
         assert (result.returncode, result.stdout) == (3, "")
         assert "within 2 s (0 of 1 answered) over " in result.stderr
+
+
+def test_gather_has_the_answers_of_those_that_are_well(bench: Bench) -> None:
+    """One that is frozen, or dies, is counted as missing, and holds up no other answer."""
+    one, two, three = (serve(bench, name) for name in ("one", "two", "three"))
+    ask = ["gather", "greet", "name=Ada"]
+    result = bench.run(*ask, "--strict", "--timeout", "20")
+    assert (result.returncode, result.stderr) == (0, "3 of 3 answered\n")
+    assert sorted(result.stdout.splitlines()) == [f'{name}: "Hello, Ada"' for name in ("one", "three", "two")]
+    three.process.send_signal(signal.SIGSTOP)
+    result = bench.run(*ask, "--strict", "--timeout", "3")
+    assert (result.returncode, len(result.stdout.splitlines())) == (3, 2)
+    assert "2 of 3 answered" in result.stderr
+    three.process.kill()
+    two.process.kill()
+    two.process.wait()
+    result = bench.run(*ask, "--timeout", "3")
+    assert (result.returncode, result.stdout) == (0, 'one: "Hello, Ada"\n')
+    del one

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 
@@ -135,6 +137,52 @@ def test_serves_several_classes_each_with_an_interface_of_its_own(bench: Bench) 
     assert bench.run("call", "greet", "name=Ada", "--namespace", "admin").returncode == 1
     found = [json.loads(line) for line in bench.run("ping", "--json").stdout.splitlines()]
     assert [answer["server"] for answer in found] == ["one"]
+
+
+def health(url: str, path: str) -> tuple[int, str]:
+    """The status of a server, and why."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    connection = http.client.HTTPConnection("127.0.0.1" if host == "0.0.0.0" else host, int(port), timeout=SECONDS)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, ", ".join(json.loads(response.read())["why"])
+    finally:
+        connection.close()
+
+
+def test_health_says_whether_the_server_is_ready_and_live(bench: Bench) -> None:
+    """Over HTTP: also while it stops, until its running methods have finished."""
+    server = Server(bench.start("serve", "hello:Hello", "--topic", bench.topic, "--health", "0", "--json"))
+    url = json.loads(server.wait_for("ready"))["health"]
+    assert health(url, "/ready") == health(url, "/live") == (200, "")
+    path, go_on = bench.gate()
+    call = bench.start("call", bench.topic, "wait_for", f"path={path}")
+    server.wait_for("waiting")
+    server.process.terminate()
+    until(lambda: health(url, "/ready") == (503, "it is being stopped"), "the server stops", SECONDS)
+    assert health(url, "/live")[0] == 200
+    go_on()
+    assert call.communicate(timeout=SECONDS) == ('"waited"\n', "")
+    assert server.process.wait(SECONDS) == 0
+
+
+def test_a_server_is_live_while_it_waits_for_its_message_system(bench: Bench) -> None:
+    """It is not ready then. Kubernetes must not start it anew because of that."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = ["serve", "hello:Hello", "--topic", bench.topic, "--url", "rabbit://guest:guest@127.0.0.1:1/"]
+    process = bench.start(*words, "--health", str(port), "--health-address", "127.0.0.1")
+
+    def status(path: str) -> tuple[int, str]:
+        try:
+            return health(f"http://127.0.0.1:{port}", path)
+        except ConnectionRefusedError:
+            return 0, ""
+
+    until(lambda: status("/live")[0] == 200, "it is live", SECONDS)
+    assert status("/ready")[0] == 503
+    assert process.poll() is None
 
 
 ASYNC = """

@@ -1,4 +1,4 @@
-"""What each verb returns and raises; contexts, nested calls and pings."""
+"""What each verb returns and raises; contexts, nested calls, gathers and pings."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from msgbus import CastsFailed, MessageTooLarge, SerializationError
 from msgbus.conformance.bus import Bus
 from msgbus.conformance.check import check
 from msgbus.conformance.waiting import Task, gather, until
+from msgbus.drivers.base import Capability
 
 VALUES = [
     None,
@@ -30,7 +31,7 @@ VALUES = [
 
 
 class VerbChecks:
-    """Of `call`, `cast`, `cast_many`, `fanout_cast`, `multicall` and `ping`."""
+    """Of `call`, `cast`, `cast_many`, `fanout_cast`, `multicall`, `gather` and `ping`."""
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     @pytest.mark.parametrize("codec", ["json", "msgpack"])
@@ -195,6 +196,58 @@ class VerbChecks:
         assert sorted(answer["server"] for answer in answers) == ["s1", "s2", "s3"]
         assert all(answer["topic"] == bus.topic and answer["pid"] and answer["seconds"] >= 0 for answer in answers)
         assert [answer["server"] for answer in bus.client().prepare(server="s2").ping(timeout=3)] == ["s2"]
+
+    @check("bus", since="0.1", builds_on=("test_a_fanout_goes_to_all", "test_an_inbox_keeps_the_order"))
+    @pytest.mark.parametrize("codec", ["json", "msgpack"])
+    def test_gather_has_an_answer_of_each_server(self, bus: Bus, codec: str) -> None:
+        """Each server runs the method once, and its answer says whose it is, also if the method has raised there."""
+        bus.serve("s1", "s2", "s3")
+        # Where nobody counts the servers, more answers are waited for until the deadline.
+        counts = Capability.INSPECT in bus.capabilities
+        client = bus.client(transport=bus.new_transport(rpc_codec=codec), timeout=30 if counts else 5)
+        for n in range(3):
+            answers = client.gather({}, "each", key=f"{n}", fails="s2")
+            found = {answer.server: answer for answer in answers}
+            assert sorted(map(str, found)) == ["s1", "s2", "s3"]
+            assert [found[name].value for name in ("s1", "s3")] == ["s1", "s3"]
+            with pytest.raises(ValueError, match="on s2"):
+                found["s2"].result()
+            assert answers.answered == 3
+            assert answers.expected == (3 if counts else None)
+        assert sorted(entry.key for entry in bus.journal.entries("run")) == [f"{n}" for n in range(3) for _ in range(3)]
+
+    @check("bus", since="0.1", builds_on=("test_a_fanout_goes_to_all", "test_an_inbox_keeps_the_order"))
+    def test_gather_gives_answers_as_they_come(self, bus: Bus) -> None:
+        """A server that takes long holds up no other answer; and one may stop before it has answered."""
+        bus.serve("s1", "s2", "s3")
+        client = bus.client()
+        gate = bus.gate()
+        answers = client.gather({}, "each", key="k", waits="s2", gate=gate)
+        assert sorted(str(next(answers).server) for _ in range(2)) == ["s1", "s3"]
+        bus.journal.open_gate(gate)
+        assert next(answers).value == "s2"
+        gate = bus.gate()
+        answers = client.gather({}, "each", key="other", waits="s2", gate=gate)
+        assert sorted(str(next(answers).server) for _ in range(2)) == ["s1", "s3"]
+        answers.close()
+        assert list(answers) == []
+        bus.journal.open_gate(gate)
+        assert len(list(client.gather({}, "echo", value=1))) == 3
+
+    @check("bus", since="0.1", builds_on=("test_a_fanout_goes_to_all", "test_exchanges_and_topics_are_apart"))
+    def test_gather_asks_many_topics(self, bus: Bus) -> None:
+        """The answers say which topic they are from. A topic without servers adds none, and nothing is waited for."""
+        other = f"{bus.topic}-other"
+        bus.serve("s1", "s2")
+        bus.serve("s1", topic=other)
+        topics = [bus.topic, other, f"{bus.topic}-nobody"]
+        answers = bus.client().prepare(topics=topics).gather({}, "echo", value=1)
+        assert sorted((answer.topic, answer.server, answer.value) for answer in answers) == [
+            (bus.topic, "s1", 1),
+            (bus.topic, "s2", 1),
+            (other, "s1", 1),
+        ]
+        assert [answer.server for answer in bus.client().prepare(server="s2").gather({}, "echo")] == ["s2"]
 
     @check("bus", since="0.1")
     @pytest.mark.parametrize(("threads", "calls"), [(32, 100)])
