@@ -105,8 +105,8 @@ def ask(client: RPCClient) -> dict[str, Any]:
         target = client.target
         who = f"the server {target.server!r}" if target.server else "a server"
         raise RPCDispatcherError(
-            f"{who} of topic {target.topic!r} does not say what it has: its option rpc_built_in_methods has no describe, "
-            "or its msgbus is older than this command"
+            f"{who} of topic {target.topic!r} does not say what it has: its option rpc_built_in_methods has no "
+            "describe, or its msgbus is older than this command"
         ) from exc
     return found
 
