@@ -108,7 +108,8 @@ CORE_OPTS: list[cfg.Opt] = [
         item_type=types.String(choices=BUILT_IN),
         help="Which methods a server answers in the namespace msgbus, besides ping, to everybody who may send requests "
         "to its topic. describe says which methods it has, with their signatures, docstrings and types (msgbus "
-        "describe, msgbus stub); stats says what it runs and has run, with names of methods and ids of requests. Empty: none.",
+        "describe, msgbus stub); stats says what it runs and has run, with names of methods and ids of requests. "
+        "Empty: none.",
     ),
 ]
 
