@@ -45,6 +45,7 @@ from msgbus.exceptions import (
     TransportUnavailable,
     UnsupportedVersion,
 )
+from msgbus.interceptors import InterceptedRequest, Interceptor, Proceed
 from msgbus.message import DeadLetter
 from msgbus.serializer import JsonPayloadSerializer, NoOpSerializer, Serializer
 from msgbus.server import RPCServer, get_rpc_server
@@ -66,6 +67,8 @@ __all__ = [
     "DriverLoadFailure",
     "ExpectedException",
     "ExplicitRPCAccessPolicy",
+    "InterceptedRequest",
+    "Interceptor",
     "InvalidArguments",
     "InvalidTarget",
     "InvalidTransportURL",
@@ -80,6 +83,7 @@ __all__ = [
     "NoOpSerializer",
     "NoSuchMethod",
     "OutcomeUnknown",
+    "Proceed",
     "RPCAccessPolicyBase",
     "RPCClient",
     "RPCDispatcher",

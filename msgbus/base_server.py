@@ -17,6 +17,7 @@ from msgbus.encoding import decode_request
 from msgbus.exceptions import InvalidTarget, SerializationError
 from msgbus.foreign import get_logger
 from msgbus.forking import fork_count
+from msgbus.interceptors import checked_interceptors
 from msgbus.message import AT_LEAST_ONCE, PING_NAMESPACE
 from msgbus.processing import Processor
 from msgbus.server_call import ServerCall, time_left
@@ -64,6 +65,7 @@ class BaseServer:
         dispatcher: RPCDispatcher,
         on_dead_letter: OnDeadLetter | None = None,
         addresses: Sequence[Address] | None = None,
+        interceptors: Sequence[Any] = (),
     ) -> None:
         if not isinstance(target, Target):
             raise TypeError(
@@ -89,6 +91,8 @@ class BaseServer:
             ]
         self._addresses = addresses
         self._on_dead_letter = on_dead_letter
+        asynchronous = dispatcher.asynchronous
+        self._interceptors = checked_interceptors(interceptors, asynchronous=asynchronous, owner="this server")
         self._start_clean()
 
     def _start_clean(self) -> None:
@@ -96,7 +100,9 @@ class BaseServer:
         self._subscription: Subscription | None = None
         self._workers: Workers | None = None
         self._stopping = False
-        self._processor = Processor(self.transport, self.target.server or "", self.dispatcher, self._on_dead_letter)
+        self._processor = Processor(
+            self.transport, self.target.server or "", self.dispatcher, self._on_dead_letter, self._interceptors
+        )
 
     def __repr__(self) -> str:
         if self._subscription is None:

@@ -36,9 +36,11 @@ class RunningRequest:
         at_least_once: the delivery policy that holds for it.
         raised: how often it was begun here and raised.
         cancelled: the client does not want the answer any more, or takes no more items of a stream.
+        metadata: what interceptors have made of the client's; None where there are none.
     """
 
     cancelled = False
+    metadata: dict[str, str] | None = None
     raised = 0
 
     def __init__(
@@ -108,6 +110,7 @@ class CurrentRequest:
         redelivered: the message system has delivered it before, to this or another server: it may have run.
         attempts: how often it has been begun, as far as that is known; 1 the first time. See
             ``docs/explanation/delivery.md``.
+        metadata: texts by name, from the client's interceptors; see `InterceptedRequest`. Do not change them either.
     """
 
     request_id: str
@@ -119,6 +122,7 @@ class CurrentRequest:
     delivery: str
     redelivered: bool
     attempts: int
+    metadata: dict[str, str] = field(repr=False)  # likewise
     _running: RunningRequest = field(repr=False)
 
     @property
@@ -159,22 +163,26 @@ def current_request() -> CurrentRequest:
             "no request is being run here; a thread that a method starts knows of the request only if it runs in a "
             "copy of the method's context: Thread(target=contextvars.copy_context().run, args=(function,))"
         )
-    request = found.request
+    request, metadata = found.request, found.metadata
+    if metadata is None:
+        hints = request.hints
+        metadata = {} if hints is None or hints.metadata is None else hints.metadata
     return CurrentRequest(
         request_id=request.unique_id or request.call_id or "",
         call_id=request.call_id,
         method=request.method,
-        target=_target(found.delivery.address, request),
+        target=target_of(found.delivery.address, request),
         server=found.server,
         context=request.context,
         delivery=AT_LEAST_ONCE if found.at_least_once else AT_MOST_ONCE,
         redelivered=found.delivery.redelivered,
         attempts=found.attempts + 1,
+        metadata=metadata,
         _running=found,
     )
 
 
-def _target(address: Address, request: Request) -> Target:
+def target_of(address: Address, request: Request) -> Target:
     """Where a request was sent to, as far as the server can know."""
     return Target(
         exchange=address.exchange or None,

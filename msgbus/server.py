@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgbus.base_server import STOP_TIMEOUT, BaseServer
 from msgbus.dead_lettering import OnDeadLetter
@@ -35,6 +35,7 @@ def get_rpc_server(
     serializer: Serializer | None = None,
     access_policy: type[RPCAccessPolicyBase] | None = None,
     on_dead_letter: OnDeadLetter | None = None,
+    interceptors: Sequence[Any] = (),
 ) -> RPCServer:
     """Make a server. It serves once it is started.
 
@@ -48,12 +49,16 @@ def get_rpc_server(
         serializer: undoes what the client's serializer did to arguments and context, and does the same to results.
         access_policy: which methods may be called; a subclass of `RPCAccessPolicyBase`.
         on_dead_letter: called with each message that is given up, besides the log and the dead letters' address.
+        interceptors: functions ``(request, proceed)`` around each method, the first is the outermost. On threads they
+            are plain, and run on the method's thread; on an event loop they are ``async``, and run there, also around
+            plain methods. See ``docs/howto/interceptors.md``.
 
     Raises:
         InvalidTarget: topic or server is missing.
         TypeError: the transport or target is something else; an endpoint or the policy is invalid; or something that
             the server would call is ``async``: the policy, the serializer, `on_dead_letter`, and with the executor
-            ``"threading"`` a method that may be called. The text names it.
+            ``"threading"`` a method that may be called, or an interceptor. (On an event loop one that is plain is
+            refused.) The text names it.
         ValueError: an executor that does not exist.
     """
     if executor not in (None, "threading", "asyncio"):
@@ -61,7 +66,7 @@ def get_rpc_server(
     dispatcher = RPCDispatcher(endpoints, serializer, access_policy, asynchronous=executor != "threading")
     if executor is None:
         dispatcher.asynchronous = dispatcher.has_async
-    return RPCServer(transport, target, dispatcher, on_dead_letter)
+    return RPCServer(transport, target, dispatcher, on_dead_letter, interceptors=interceptors)
 
 
 class RPCServer(BaseServer):
@@ -71,7 +76,7 @@ class RPCServer(BaseServer):
     server that was not started: the parent's goes on, and the child may start its own.
 
     Args:
-        transport, target, on_dead_letter: as for `get_rpc_server`.
+        transport, target, on_dead_letter, interceptors: as for `get_rpc_server`.
         dispatcher: runs the requests; if it is asynchronous, on an event loop.
         addresses: what it listens to, if not the three addresses of its target.
     """
@@ -85,9 +90,10 @@ class RPCServer(BaseServer):
         dispatcher: RPCDispatcher,
         on_dead_letter: OnDeadLetter | None = None,
         addresses: Sequence[Address] | None = None,
+        interceptors: Sequence[Any] = (),
     ) -> None:
         check_transport(transport, "server")
-        super().__init__(transport, target, dispatcher, on_dead_letter, addresses)
+        super().__init__(transport, target, dispatcher, on_dead_letter, addresses, interceptors)
         call_in_child(self._start_clean)
 
     def _start_clean(self) -> None:
