@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -94,8 +95,8 @@ class ServerContext:
 class CurrentRequest:
     """What a method can learn about the request that it serves. `msgbus.current_request` returns it.
 
-    `cancelled` and `time_left` are looked up each time they are read; the rest never changes. Any thread may read it,
-    also after the request has ended.
+    `cancelled`, `time_left` and `age` are looked up each time they are read; the rest never changes. Any thread may
+    read it, also after the request has ended.
 
     Attributes:
         request_id: names the request in the logs of both sides. It stays the same when the request is repeated.
@@ -138,6 +139,15 @@ class CurrentRequest:
         """
         deadline = self._running.deadline
         return None if deadline is None else max(0.0, deadline - Loop.now())
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since its client has sent it, by the clocks of both machines; None if the client did not say when.
+
+        Since clocks differ, it says little if it is short. It is never negative.
+        """
+        hints = self._running.request.hints
+        return None if hints is None or hints.at is None else max(0.0, time.time() - hints.at)
 
     @property
     def cancelled(self) -> bool:

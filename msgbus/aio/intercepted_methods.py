@@ -149,9 +149,10 @@ async def _each_restored(result: Any, shown: Items | None, expected: ExpectedErr
         expected.restore(exc)
         raise
     finally:
-        for generator in (items, shown):
-            if isinstance(generator, AsyncGenerator):
-                await generator.aclose()
+        for iterator in (items, shown):
+            aclose = getattr(iterator, "aclose", None)
+            if aclose is not None:
+                await aclose()
 
 
 async def _only(value: Any) -> Items:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -222,8 +222,9 @@ class InterceptedAsyncStream(AsyncStream):
 
     @staticmethod
     async def _close_items(items: AsyncIterator[Any]) -> None:
-        if isinstance(items, AsyncGenerator):
-            await items.aclose()
+        aclose = getattr(items, "aclose", None)
+        if aclose is not None:
+            await aclose()
 
     async def __aenter__(self) -> AsyncStream:
         if self._items is None and not self._closed:

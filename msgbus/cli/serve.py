@@ -15,6 +15,7 @@ from click.core import ParameterSource
 
 from msgbus.cli.connecting import open_transport
 from msgbus.cli.instances import make_instance, make_serializer
+from msgbus.cli.metrics import metrics_at
 from msgbus.cli.options import Seconds, bus_options, example, json_option, serializer_option
 from msgbus.cli.progress import progress
 from msgbus.cli.signals import stopped_by_signal
@@ -54,6 +55,13 @@ NO_ARGUMENTS = "; give its arguments defaults, or write a program with get_rpc_s
     help="How long to wait for running methods when the server is stopped; then async ones are cancelled, and plain "
     "ones given up.",
 )
+@click.option(
+    "--metrics",
+    "metrics_address",
+    metavar="[HOST:]PORT",
+    help="Let Prometheus read metrics there, at /metrics, on all addresses of this machine if no host is given. Needs "
+    "msgbus[prometheus]. Port 0 takes a free one.",
+)
 @json_option("A line of JSON when the server is ready.")
 @serializer_option
 @bus_options
@@ -62,6 +70,7 @@ def serve(
     topic: str,
     server: str | None,
     drain: float,
+    metrics_address: str | None,
     as_json: bool,
     url: str | None,
     config_files: tuple[str, ...],
@@ -85,9 +94,10 @@ def serve(
     target = Target(exchange=exchange, topic=topic, server=server or f"{socket.gethostname()}-{os.getpid()}")
     instances = [make_instance(endpoint, NO_ARGUMENTS) for endpoint in endpoints]
     made_serializer = make_serializer(serializer)
-    with open_transport(url, config_files) as transport:
+    with open_transport(url, config_files) as transport, metrics_at(metrics_address) as metrics:
         try:
-            running = get_rpc_server(transport, target, instances, serializer=made_serializer)
+            options = {} if metrics is None else metrics.options_for(transport, instances)
+            running = get_rpc_server(transport, target, instances, serializer=made_serializer, **options)
         except TypeError as exc:  # a wrong attribute "target"
             raise click.UsageError(f"{', '.join(endpoints)} cannot be served: {exc}") from exc
         ready = False
@@ -96,10 +106,11 @@ def serve(
                 with progress() as waiting, waiting(f"connecting to {transport.url}"):
                     running.start()
                 ready = True
+                metrics_url = None if metrics is None else metrics.url
                 if as_json:
-                    _print_ready(running)
+                    _print_ready(running, metrics_url)
                 else:
-                    _say_ready(running, dict(zip(endpoints, instances, strict=True)))
+                    _say_ready(running, dict(zip(endpoints, instances, strict=True)), metrics_url)
                 while True:
                     # Not signal.pause(): a signal right before it would be handled only when pause returns.
                     time.sleep(0.5)
@@ -115,14 +126,15 @@ def serve(
                     running.wait(drain)
 
 
-def _print_ready(server: RPCServer) -> None:
+def _print_ready(server: RPCServer, metrics_url: str | None) -> None:
     """Print as JSON that the server is ready."""
     target, where = server.target, server.transport.driver.state
     ready = {"state": "ready", "server": target.server, "topic": target.topic}
+    ready |= {} if metrics_url is None else {"metrics": metrics_url}
     print_json([{**ready, "host": socket.gethostname(), "pid": os.getpid(), "message_system": where}])
 
 
-def _say_ready(server: RPCServer, endpoints: dict[str, object]) -> None:
+def _say_ready(server: RPCServer, endpoints: dict[str, object], metrics_url: str | None) -> None:
     """Print what is served, where, and what to type to call it."""
     target = server.target
     # Without the details of its connection, which follow a colon.
@@ -132,6 +144,8 @@ def _say_ready(server: RPCServer, endpoints: dict[str, object]) -> None:
     command = _command_to_call(server.transport, target.topic or "", list(endpoints.values()))
     if command is not None:
         lines.append(f"  to call it, type in another terminal: {command}")
+    if metrics_url is not None:
+        lines.append(f"  its metrics: {metrics_url}")
     lines.append("  to stop it: Ctrl-C here, or SIGTERM")
     click.echo("\n".join(lines))
 
