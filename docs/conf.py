@@ -45,13 +45,13 @@ nitpicky = True
 # What this documentation does not have: other projects' names, and (in lower case) parameters and attributes.
 nitpick_ignore_regex = [
     ("py:.*", r"(asyncio|collections|concurrent|threading|_thread|types|typing|queue|os|time|sys)\..*"),
-    ("py:.*", r"(cfg|oslo_config|msgspec|pytest)\..*"),
+    ("py:.*", r"(cfg|oslo_config|msgspec|opentelemetry|pytest)\..*"),
     (
         "py:.*",
         r"(Any|Callable|Future|Iterator|Generator|Sequence|TracebackType|OnDeadLetter|Policy|None|P|R|T|optional)",
     ),
     ("py:.*", r"[A-Z][A-Za-z]*(Error|Exception|Iteration)"),
-    ("py:class", r"msgbus\.pending\.Pending"),  # It is the core's own.
+    ("py:class", r"msgbus\.(pending\.Pending|base_transport\.BaseTransport)"),  # They are the core's own.
     ("py:class", r"msgbus\.(drivers\.toolkit\.futures\.T|base_client\.Api)"),
     ("py:obj", r"[a-z_.]+"),
 ]

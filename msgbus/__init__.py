@@ -47,6 +47,7 @@ from msgbus.exceptions import (
 )
 from msgbus.gathering import Gathering
 from msgbus.health import Health
+from msgbus.interceptors import InterceptedRequest, Interceptor, Proceed
 from msgbus.message import DeadLetter
 from msgbus.serializer import JsonPayloadSerializer, NoOpSerializer, Serializer
 from msgbus.server import RPCServer, get_rpc_server
@@ -73,6 +74,8 @@ __all__ = [
     "ExplicitRPCAccessPolicy",
     "Gathering",
     "Health",
+    "InterceptedRequest",
+    "Interceptor",
     "InvalidArguments",
     "InvalidTarget",
     "InvalidTransportURL",
@@ -87,6 +90,7 @@ __all__ = [
     "NoOpSerializer",
     "NoSuchMethod",
     "OutcomeUnknown",
+    "Proceed",
     "RPCAccessPolicyBase",
     "RPCClient",
     "RPCDispatcher",

@@ -16,9 +16,12 @@ from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import encode_request
 from msgbus.exceptions import (
     InvalidTarget,
+    MessagingException,
+    MessagingTimeout,
     RPCVersionCapError,
     SerializationError,
 )
+from msgbus.interceptors import Deadline, InterceptedRequest, Kind, checked_interceptors, checked_metadata
 from msgbus.message import (
     AT_LEAST_ONCE,
     AT_MOST_ONCE,
@@ -57,7 +60,7 @@ class BaseClient:
     """See `msgbus.RPCClient`, whose arguments these are.
 
     Attributes:
-        asynchronous: its verbs are awaited.
+        asynchronous: its verbs are awaited, and its interceptors are ``async``.
     """
 
     asynchronous = False
@@ -71,6 +74,7 @@ class BaseClient:
         serializer: Serializer | None = None,
         call_monitor_timeout: float | None = None,
         delivery: Policy | None = None,
+        interceptors: Sequence[Any] = (),
     ) -> None:
         self.transport = transport
         self.target = target
@@ -81,6 +85,8 @@ class BaseClient:
         self.delivery = delivery
         self.deadline: float | None = None
         self.topics: Sequence[str] | None = None
+        self.interceptors = checked_interceptors(interceptors, asynchronous=self.asynchronous, owner="this client")
+        self._metadata: dict[str, str] | None = None
         self._derive()
 
     def _derive(self) -> None:
@@ -212,6 +218,76 @@ class BaseClient:
         asked = self.target.version if version is _UNSET else version
         return asked is not None and version_is_compatible(self.version_cap, asked)
 
+    def _intercepted(
+        self, kind: Kind, ctxt: Any, method: str, kwargs: dict[str, Any], deadline: float, *, fanout: bool = False
+    ) -> InterceptedRequest:
+        """A request, as its first interceptor gets it.
+
+        Args:
+            kind: what it is.
+            ctxt: the caller's context.
+            method: the method's name.
+            kwargs: its arguments.
+            deadline: seconds of `Loop.now`, or infinity.
+            fanout: it goes to all servers, whatever the target says.
+
+        Raises:
+            TypeError, SerializationError: there is no method's name.
+        """
+        if not method or not isinstance(method, str):
+            raise _no_method(ctxt, method, kwargs)
+        context = dict(ctxt) if type(ctxt) is dict else ctxt
+        target = self.target(fanout=True, server=None) if fanout else self.target
+        timed = Deadline(None if deadline == math.inf else deadline)
+        return InterceptedRequest(kind, method, target, context, kwargs, {}, timed)
+
+    def _end_of(self, kind: Kind) -> float:
+        """The deadline of a request that begins now, in seconds of `Loop.now`; infinity for one that has none."""
+        now = Loop.now()
+        if kind == "cast":  # The deadline that a handler inherits does not apply: nobody waits for a cast.
+            return now + self._seconds
+        if kind == "call":
+            return bounded(now + self._seconds)
+        return bounded(math.inf if self.deadline is None else now + self.deadline)
+
+    def _without_interceptors(self: Client, request: InterceptedRequest) -> Client:
+        """A client that sends one request, whose interceptors have all proceeded, in the time that is left to it.
+
+        Raises:
+            MessagingTimeout: there is none.
+            SerializationError: its metadata cannot be sent.
+        """
+        client = copy.copy(self)
+        client.interceptors = ()
+        client._metadata = checked_metadata(request.metadata)
+        left = request.time_left
+        if left is None:
+            return client
+        if left <= 0:
+            raise MessagingTimeout(f"{request.method!r} on {request.target}: its interceptors took all of its time")
+        if request.kind == "multicall":
+            client.deadline = left
+        else:
+            client._seconds = left
+        return client
+
+    def _intercepted_cast_message(
+        self, ctxt: Any, is_fanout: bool, method: str, kwargs: dict[str, Any], deadline: float
+    ) -> tuple[InterceptedRequest, Callable[[InterceptedRequest], None], list[Message]]:
+        """What the interceptors of one cast of many need: the request, what writes its message, and where that goes."""
+        request = self._intercepted("cast", ctxt, method, dict(kwargs), deadline)
+        messages: list[Message] = []
+
+        def write(request: InterceptedRequest) -> None:
+            if messages:
+                raise MessagingException(
+                    "an interceptor called proceed a second time for a cast of cast_many, of which it has no outcome"
+                )
+            client = self._without_interceptors(request)
+            messages.append(client._cast_message(request.context, is_fanout, request.method, request.args, deadline))
+
+        return request, write, messages
+
     def _cast_message(
         self, ctxt: Any, is_fanout: bool, method: str, kwargs: dict[str, Any], deadline: float
     ) -> Message:
@@ -220,7 +296,10 @@ class BaseClient:
         left = deadline - Loop.now()
         ttl = None if self.timeout is None else left
         unique_id = new_id()
-        request = self._request(ctxt, method, kwargs, Hints(ttl, time.time(), self._policy), unique_id)
+        hints = Hints(ttl, time.time(), self._policy)
+        if self._metadata is not None:
+            hints.metadata = self._metadata
+        request = self._request(ctxt, method, kwargs, hints, unique_id)
         body = encode_request(request, self._content_type, lossy=self.transport.lossy)
         return Message(body, self._content_type, unique_id, ttl, not is_fanout, left)
 
@@ -326,6 +405,8 @@ class BaseClient:
         hints = Hints(ttl, time.time(), self._policy, window, end, confirms)
         if window is not None:
             hints.window_bytes = STREAM_BYTES
+        if self._metadata is not None:
+            hints.metadata = self._metadata
         request = self._request(ctxt, method, kwargs, hints, pending.id)
         request.call_id = pending.id
         request.monitor = self.call_monitor_timeout

@@ -20,6 +20,7 @@ from msgbus.exceptions import InvalidTarget, SerializationError
 from msgbus.foreign import get_logger
 from msgbus.forking import fork_count
 from msgbus.health import Health, why_it_stands
+from msgbus.interceptors import checked_interceptors
 from msgbus.message import AT_LEAST_ONCE, PING_NAMESPACE
 from msgbus.processing import Processor
 from msgbus.server_call import ServerCall, time_left
@@ -69,6 +70,7 @@ class BaseServer:
         dispatcher: RPCDispatcher,
         on_dead_letter: OnDeadLetter | None = None,
         addresses: Sequence[Address] | None = None,
+        interceptors: Sequence[Any] = (),
     ) -> None:
         if not isinstance(target, Target):
             raise TypeError(
@@ -101,6 +103,8 @@ class BaseServer:
             ]
         self._addresses = addresses
         self._on_dead_letter = on_dead_letter
+        asynchronous = dispatcher.asynchronous
+        self._interceptors = checked_interceptors(interceptors, asynchronous=asynchronous, owner="this server")
         self._start_clean()
 
     def _start_clean(self) -> None:
@@ -108,7 +112,9 @@ class BaseServer:
         self._subscription: Subscription | None = None
         self._workers: Workers | None = None
         self._stopping = False
-        self._processor = Processor(self.transport, self.target.server or "", self.dispatcher, self._on_dead_letter)
+        self._processor = Processor(
+            self.transport, self.target.server or "", self.dispatcher, self._on_dead_letter, self._interceptors
+        )
         self._stats.processor = self._processor
 
     def __repr__(self) -> str:

@@ -18,8 +18,8 @@ from msgbus.transport import Transport
 CastRequest = tuple[str, dict[str, Any]]
 """A method's name and its arguments."""
 
-Write = Callable[[str, dict[str, Any], float], Message]
-"""Makes a message of a method, its arguments, and the deadline in seconds of `Loop.now`."""
+Write = Callable[[str, dict[str, Any], float], Message | None]
+"""Makes a message of a method, its arguments, and the deadline in seconds of `Loop.now`; None if none is to be sent."""
 
 
 class BaseCasts(ABC):
@@ -109,6 +109,9 @@ class BaseCasts(ABC):
         self._deadline = deadline
         try:
             message = write(method, kwargs, deadline)
+            if message is None:
+                self._on_outcome(number, None)
+                return
             sent = self._transport.send(
                 self._address,
                 message,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -12,13 +12,14 @@ from msgbus.answers import Answers
 from msgbus.base_client import BaseClient
 from msgbus.casts import CastRequest, Casts
 from msgbus.client_call import ThreadCall
-from msgbus.drivers.base import Address
+from msgbus.drivers.base import Address, Message
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.gathering import Gather, Gathering, pings_of
+from msgbus.interceptors import InterceptedRequest, Interceptor, Kind, chain
 from msgbus.message import Policy
 from msgbus.pending import PendingCall
 from msgbus.serializer import Serializer, check_serializer
-from msgbus.streams import Stream
+from msgbus.streams import InterceptedStream, Stream
 from msgbus.target import Target
 from msgbus.transport import Transport, check_transport
 
@@ -47,11 +48,14 @@ class RPCClient(BaseClient):
         call_monitor_timeout: seconds of silence of a stock oslo.messaging server after which a call is given up; None
             means no limit. (Servers of msgbus send keepalives of their own accord.)
         delivery: ``"at_most_once"`` or ``"at_least_once"``; None means the option ``rpc_delivery``.
+        interceptors: functions ``(request, proceed)``, each around the next one, for all verbs but `gather` and `ping`;
+            the first is the outermost. `prepare` keeps them. They run on the caller's thread. See
+            ``docs/howto/interceptors.md``.
 
     Raises:
         InvalidTarget: there is no topic.
         ValueError: an invalid version, timeout or delivery policy.
-        TypeError: the transport or the target has another type.
+        TypeError: the transport or the target has another type, or an interceptor is none, or is ``async``.
     """
 
     transport: Transport
@@ -65,9 +69,12 @@ class RPCClient(BaseClient):
         serializer: Serializer | None = None,
         call_monitor_timeout: float | None = None,
         delivery: Policy | None = None,
+        interceptors: Sequence[Interceptor] = (),
     ) -> None:
         check_transport(transport, "client")
-        super().__init__(transport, target, timeout, version_cap, serializer, call_monitor_timeout, delivery)
+        super().__init__(
+            transport, target, timeout, version_cap, serializer, call_monitor_timeout, delivery, interceptors
+        )
 
     def call(self, ctxt: Any, method: str = "", /, **kwargs: Any) -> Any:
         """Run `method` on one server and return its value (of a generator: the last).
@@ -87,6 +94,8 @@ class RPCClient(BaseClient):
             RPCVersionCapError, InvalidTarget: the request is not allowed as it is.
             TypeError: the context or the method's name is missing.
         """
+        if self.interceptors:
+            return self._run_interceptors("call", "call", ctxt, method, kwargs)
         pending: PendingCall = self._new_pending(PendingCall, method, Loop.now())
         with self.transport.slot(pending.deadline):
             request = self._request_of(ctxt, method, kwargs, pending)
@@ -108,6 +117,9 @@ class RPCClient(BaseClient):
 
         It raises what `call` raises, except for the errors that concern the answer.
         """
+        if self.interceptors:
+            self._run_interceptors("cast", "cast", ctxt, method, kwargs)
+            return
         self._cast(self._address, ctxt, method, kwargs)
 
     def fanout_cast(self, ctxt: Any, method: str = "", /, **kwargs: Any) -> None:
@@ -115,6 +127,9 @@ class RPCClient(BaseClient):
 
         It raises what `cast` raises.
         """
+        if self.interceptors:
+            self._run_interceptors("fanout_cast", "cast", ctxt, method, kwargs)
+            return
         self._cast(Address("fanout", self._address.exchange, self._address.topic), ctxt, method, kwargs)
 
     def cast_many(self, ctxt: Any, requests: Iterable[CastRequest], /) -> int:
@@ -153,7 +168,52 @@ class RPCClient(BaseClient):
             seconds=self._seconds,
             end=math.inf if self.deadline is None else Loop.now() + self.deadline,
         )
-        return casts.run(requests, partial(self._cast_message, ctxt, self._address.kind == "fanout"))
+        write = self._intercept_cast if self.interceptors else self._cast_message
+        return casts.run(requests, partial(write, ctxt, self._address.kind == "fanout"))
+
+    def _intercept_cast(
+        self, ctxt: Any, is_fanout: bool, method: str, kwargs: dict[str, Any], deadline: float
+    ) -> Message | None:
+        """Run the interceptors of one cast of many. Returns the message to send, or None if they have answered it."""
+        request, write, messages = self._intercepted_cast_message(ctxt, is_fanout, method, kwargs, deadline)
+        chain(self.interceptors, write)(request)
+        return messages[0] if messages else None
+
+    def _intercept_multicall(self, ctxt: Any, method: str, kwargs: dict[str, Any]) -> Stream:
+        """Run the interceptors of a multicall."""
+        begun: list[Stream] = []
+        items = None
+        try:
+            items = self._run_interceptors("multicall", "multicall", ctxt, method, kwargs, begun.append)
+        finally:
+            for stream in begun:
+                if items is None or (isinstance(items, Stream) and stream is not items):
+                    stream.close()
+        return items if isinstance(items, Stream) else InterceptedStream(items, begun, self, method)
+
+    def _run_interceptors(
+        self,
+        verb: str,
+        kind: Kind,
+        ctxt: Any,
+        method: str,
+        kwargs: dict[str, Any],
+        note: Callable[[Any], None] | None = None,
+    ) -> Any:
+        """Run the interceptors of a request, and what they proceed with by this client without them.
+
+        `note`, if given, is called with each result of that.
+        """
+
+        def send(request: InterceptedRequest) -> Any:
+            client = self._without_interceptors(request)
+            result = getattr(client, verb)(request.context, request.method, **request.args)
+            if note is not None:
+                note(result)
+            return result
+
+        request = self._intercepted(kind, ctxt, method, kwargs, self._end_of(kind), fanout=verb == "fanout_cast")
+        return chain(self.interceptors, send)(request)
 
     def _cast(self, address: Address, ctxt: Any, method: str, kwargs: dict[str, Any]) -> None:
         transport = self.transport
@@ -182,6 +242,8 @@ class RPCClient(BaseClient):
         It raises what `call` raises. An exception of the remote generator is raised from the iteration, after the
         values before it.
         """
+        if self.interceptors:
+            return self._intercept_multicall(ctxt, method, kwargs)
         pending = self._new_stream(method)
         call = ThreadCall(self.transport, pending, self._content_type, self._fallback)
         with ExitStack() as stack:
@@ -219,7 +281,8 @@ class RPCClient(BaseClient):
         again. A gather takes one place of ``rpc_send_window`` until it ends, is closed, or is dropped; what servers
         still run for it then is cancelled there. Its answers are kept until they are taken.
 
-        Stock oslo.messaging servers answer too, without their names.
+        Stock oslo.messaging servers answer too, without their names. Interceptors of this client do not see a gather,
+        and those of the servers see a call without metadata.
 
         Args:
             ctxt: the caller's context, as for `call`.

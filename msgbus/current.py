@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -36,9 +37,11 @@ class RunningRequest:
         at_least_once: the delivery policy that holds for it.
         raised: how often it was begun here and raised.
         cancelled: the client does not want the answer any more, or takes no more items of a stream.
+        metadata: what interceptors have made of the client's; None where there are none.
     """
 
     cancelled = False
+    metadata: dict[str, str] | None = None
     raised = 0
 
     def __init__(
@@ -92,8 +95,8 @@ class ServerContext:
 class CurrentRequest:
     """What a method can learn about the request that it serves. `msgbus.current_request` returns it.
 
-    `cancelled` and `time_left` are looked up each time they are read; the rest never changes. Any thread may read it,
-    also after the request has ended.
+    `cancelled`, `time_left` and `age` are looked up each time they are read; the rest never changes. Any thread may
+    read it, also after the request has ended.
 
     Attributes:
         request_id: names the request in the logs of both sides. It stays the same when the request is repeated.
@@ -108,6 +111,7 @@ class CurrentRequest:
         redelivered: the message system has delivered it before, to this or another server: it may have run.
         attempts: how often it has been begun, as far as that is known; 1 the first time. See
             ``docs/explanation/delivery.md``.
+        metadata: texts by name, from the client's interceptors; see `InterceptedRequest`. Do not change them either.
     """
 
     request_id: str
@@ -119,6 +123,7 @@ class CurrentRequest:
     delivery: str
     redelivered: bool
     attempts: int
+    metadata: dict[str, str] = field(repr=False)  # likewise
     _running: RunningRequest = field(repr=False)
 
     @property
@@ -134,6 +139,15 @@ class CurrentRequest:
         """
         deadline = self._running.deadline
         return None if deadline is None else max(0.0, deadline - Loop.now())
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since its client has sent it, by the clocks of both machines; None if the client did not say when.
+
+        Since clocks differ, it says little if it is short. It is never negative.
+        """
+        hints = self._running.request.hints
+        return None if hints is None or hints.at is None else max(0.0, time.time() - hints.at)
 
     @property
     def cancelled(self) -> bool:
@@ -159,22 +173,26 @@ def current_request() -> CurrentRequest:
             "no request is being run here; a thread that a method starts knows of the request only if it runs in a "
             "copy of the method's context: Thread(target=contextvars.copy_context().run, args=(function,))"
         )
-    request = found.request
+    request, metadata = found.request, found.metadata
+    if metadata is None:
+        hints = request.hints
+        metadata = {} if hints is None or hints.metadata is None else hints.metadata
     return CurrentRequest(
         request_id=request.unique_id or request.call_id or "",
         call_id=request.call_id,
         method=request.method,
-        target=_target(found.delivery.address, request),
+        target=target_of(found.delivery.address, request),
         server=found.server,
         context=request.context,
         delivery=AT_LEAST_ONCE if found.at_least_once else AT_MOST_ONCE,
         redelivered=found.delivery.redelivered,
         attempts=found.attempts + 1,
+        metadata=metadata,
         _running=found,
     )
 
 
-def _target(address: Address, request: Request) -> Target:
+def target_of(address: Address, request: Request) -> Target:
     """Where a request was sent to, as far as the server can know."""
     return Target(
         exchange=address.exchange or None,

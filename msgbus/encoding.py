@@ -12,6 +12,7 @@ import msgspec
 from msgbus import payload as payloads
 from msgbus.exceptions import SerializationError
 from msgbus.message import (
+    MAX_METADATA,
     MAX_NAME,
     MAX_VERSION,
     MSGPACK,
@@ -20,6 +21,7 @@ from msgbus.message import (
     Reply,
     Request,
     UnacceptableRequest,
+    metadata_size,
     new_id,
 )
 from msgbus.values import is_plain, read_extension
@@ -122,11 +124,17 @@ def encode_repeat(body: bytes, content_type: str, left: float) -> bytes:
 
 
 def encode_notification(
-    notification: dict[str, Any], context: dict[str, Any], unique_id: str, content_type: str, *, lossy: bool = False
+    notification: dict[str, Any],
+    context: dict[str, Any],
+    unique_id: str,
+    content_type: str,
+    *,
+    lossy: bool = False,
+    metadata: dict[str, str] | None = None,
 ) -> bytes:
     """Write a notification: any dict, together with the context, in the places where oslo.messaging has them.
 
-    One that was received and is sent on keeps its own id.
+    One that was received and is sent on keeps its own id. The metadata is where that of a request is.
 
     Raises:
         SerializationError: the text names the key that cannot travel.
@@ -134,9 +142,12 @@ def encode_notification(
     codec = payloads.VALUES[content_type, lossy]
     notification = payloads.each_simplified(notification, "key", codec)
     context = payloads.each_simplified(context, "context key", codec)
-    payload = {**notification, **{f"{_CONTEXT}{key}": value for key, value in context.items()}}
+    # What was received, and is sent on, may hold keys of another context.
+    payload = {"_unique_id": unique_id, **notification, **{f"{_CONTEXT}{key}": context[key] for key in context}}
+    if metadata is not None:
+        payload[EXTENSION] = {"metadata": metadata}
     try:
-        return payloads.encode({"_unique_id": unique_id, **payload}, content_type)
+        return payloads.encode(payload, content_type)
     except SerializationError as exc:
         raise _error_with_name({"key": notification, "context key": context}, content_type, exc) from exc
 
@@ -177,7 +188,10 @@ def decode_request(body: bytes, content_type: str) -> Request:
             hints.ttl = None
         if hints.at is not None and not -_MAX_SECONDS < hints.at < _MAX_SECONDS:
             hints.at = None
-    if problem := _too_long(request):
+    problem = _too_long(request)
+    if hints is not None and hints.metadata is not None:
+        problem = problem or _too_much_metadata(hints.metadata)
+    if problem:
         if max(len(request.call_id or ""), len(request.reply_to or "")) > MAX_NAME:
             request.call_id = request.reply_to = None
         raise UnacceptableRequest(problem, request)
@@ -223,6 +237,15 @@ def _too_long(request: Request) -> str | None:
     return _length("the name of the inbox", request.reply_to or "", MAX_NAME)
 
 
+def _too_much_metadata(metadata: dict[str, str]) -> str | None:
+    """What is wrong with the metadata of a request, in words."""
+    try:
+        size = metadata_size(metadata)
+    except UnicodeEncodeError:
+        return "the metadata holds a lone surrogate"
+    return None if size <= MAX_METADATA else f"the metadata has {size} bytes, and may have {MAX_METADATA}"
+
+
 def _length(what: str, value: str, limit: int) -> str:
     return f"{what} has {len(value)} characters, and may have {limit}: {value[:40]}…"
 
@@ -230,6 +253,24 @@ def _length(what: str, value: str, limit: int) -> str:
 def context_of(payload: payloads.Payload) -> dict[str, Any]:
     """The sender's context in a payload, of a request or a notification."""
     return {key[len(_CONTEXT) :]: payload[key] for key in payload if key.startswith(_CONTEXT)}
+
+
+def with_context(payload: payloads.Payload, context: dict[str, Any]) -> payloads.Payload:
+    """A payload with this context in it, and no other."""
+    others = {key: value for key, value in payload.items() if not key.startswith(_CONTEXT)}
+    return others | {f"{_CONTEXT}{key}": value for key, value in context.items()}
+
+
+def take_metadata(payload: payloads.Payload) -> dict[str, str]:
+    """Take out of a notification what `encode_notification` has added to the sender's: its metadata; empty if none."""
+    extension = payload.get(EXTENSION)
+    if not isinstance(extension, dict) or list(extension) != ["metadata"]:
+        return {}
+    del payload[EXTENSION]
+    found = extension["metadata"]
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in (*found, *found.values())):
+        return {}
+    return {} if _too_much_metadata(found) else found
 
 
 def with_attempts(body: bytes, content_type: str, attempts: int) -> bytes:

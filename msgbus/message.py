@@ -9,7 +9,7 @@ peer that has sent that key is sent control frames.
 frame      goes to                       its ``_msgbus`` holds
 ========== ============================= ==================================================================
 request    topic, server or fanout       ttl (seconds left), at (wall clock when sent), policy, window and window_bytes
-                                         (streams), confirms, again, attempts (where a server passes it on)
+                                         (streams), confirms, again, attempts (where a server passes it on), metadata
 reply      the client's inbox            after a stream: its last items, seq; confirm: where to confirm it
 started    the client's inbox            inbox (of the server), server (its name)
 items      the client's inbox            items, seq (number of the first of them)
@@ -46,6 +46,8 @@ MAX_NAME = 255
 bounded."""
 MAX_VERSION = 64
 """The most characters in a version."""
+MAX_METADATA = 16 * 1024
+"""The most bytes of names and values together in a request's metadata. W3C's baggage may have 8 KiB."""
 
 KEEPALIVE = 5.0
 """Seconds of silence after which each side of a running call or stream sends a sign of life."""
@@ -80,6 +82,7 @@ class Hints(msgspec.Struct, omit_defaults=True):
             again.
         attempts: for a cast that raised on other servers, how often they have begun it. Set by those servers, not by
             the client.
+        metadata: texts by name, from the client's interceptors for the server's; None if there are none.
     """
 
     ttl: float | None = None
@@ -91,6 +94,16 @@ class Hints(msgspec.Struct, omit_defaults=True):
     again: bool = False
     attempts: Annotated[int, msgspec.Meta(ge=0)] = 0
     window_bytes: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    metadata: dict[str, str] | None = None
+
+
+def metadata_size(metadata: dict[str, str]) -> int:
+    """The bytes of all names and values.
+
+    Raises:
+        UnicodeEncodeError: there is a lone surrogate, which no message can hold.
+    """
+    return sum(len(name.encode()) + len(value.encode()) for name, value in metadata.items())
 
 
 class Request(msgspec.Struct):

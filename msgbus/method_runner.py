@@ -58,7 +58,7 @@ class MethodRunner:
         dispatcher, tasks = self._dispatcher, self._tasks
         try:
             if tasks is not None and dispatcher.runs_async(call.request):
-                _accept(call)
+                accept(call)
                 result = await tasks.run_async(call, dispatcher.dispatch_async(call.request))
                 if isinstance(result, AsyncGenerator) and not streams:
                     result = await tasks.run_async(call, _last_of_async(result))
@@ -78,7 +78,7 @@ class MethodRunner:
                 raise Unwanted("was cancelled by its client before it began, and was not run")
             if call.deadline is not None and call.deadline <= Loop.now():
                 raise Unwanted("could not begin before its deadline, and was not run")
-        _accept(call)
+        accept(call)
         result = self._dispatcher.dispatch(call.request)
         if type(result) not in PLAIN:
             method = call.request.method
@@ -98,13 +98,13 @@ class MethodRunner:
         return self._workers.run_plain(call.stream, result if isinstance(result, Generator) else _only(result))
 
 
-def _accept(call: ServerCall) -> None:
-    """Accept a request that its policy has accepted before it runs.
+def accept(call: ServerCall) -> None:
+    """Accept a request that its policy has accepted before it runs. Interceptors may have done so already.
 
     Raises:
         NotAccepted: its connection was lost.
     """
-    if not call.at_least_once:
+    if not call.at_least_once and not call.accepted:
         call.accepted = call.delivery.accept()
         if not call.accepted:
             raise NotAccepted

@@ -16,6 +16,8 @@ A dead letter goes to the topic's address for them, to the log, and to the serve
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 from msgbus import current, forking
 from msgbus import deadline as inherited
@@ -41,6 +43,7 @@ from msgbus.exceptions import (
 from msgbus.executor import Executor, Interrupted, Load
 from msgbus.failed_casts import FailedCasts
 from msgbus.foreign import get_logger
+from msgbus.intercepted_methods import InterceptedMethods
 from msgbus.message import AT_LEAST_ONCE, POLICIES, Request, UnacceptableRequest
 from msgbus.method_runner import TASK_CANCELLED, MethodRunner, NotAccepted, Unwanted
 from msgbus.server_call import ServerCall, deadline_of
@@ -58,9 +61,14 @@ class Processor:
     """
 
     def __init__(
-        self, transport: BaseTransport, server: str, dispatcher: RPCDispatcher, on_dead_letter: OnDeadLetter | None
+        self,
+        transport: BaseTransport,
+        server: str,
+        dispatcher: RPCDispatcher,
+        on_dead_letter: OnDeadLetter | None,
+        interceptors: Sequence[Any] = (),
     ) -> None:
-        """Make one that has not been started.
+        """Make one that has not been started. `interceptors` are around each method; they were checked.
 
         Raises:
             TypeError: `on_dead_letter` is ``async``.
@@ -73,6 +81,7 @@ class Processor:
         self.counts = MethodCounts()
         self.started_at = 0.0
         self._dispatcher = dispatcher
+        self._interceptors = interceptors
         self._policy: str = transport.option("rpc_delivery")
         self._context = ServerContext()
         self._workers: Workers = Executor(0, self.process, server, transport.loop)  # until `start`
@@ -85,10 +94,19 @@ class Processor:
         """Run requests on `workers`, in copies of the caller's context. Methods that are async need `tasks`."""
         self._context = ServerContext()
         self._workers = workers
-        self._methods = MethodRunner(self._dispatcher, workers, tasks)
+        self._methods = self._method_runner(workers, tasks)
         self.failed_casts.start(workers, self._context)
         self._stopped = False
         self.started_at = Loop.now()
+
+    def _method_runner(self, workers: Workers, tasks: Tasks | None) -> MethodRunner:
+        if not self._interceptors:
+            return MethodRunner(self._dispatcher, workers, tasks)
+        if tasks is None:
+            return InterceptedMethods(self._dispatcher, workers, self._interceptors)
+        from msgbus.aio.intercepted_methods import InterceptedTasks  # It imports asyncio, which is slow.
+
+        return InterceptedTasks(self._dispatcher, workers, tasks, self._interceptors)
 
     def stop(self) -> None:
         """The server stops: casts that are to be run again go to other servers, now and from now on."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgbus.base_server import STOP_TIMEOUT, BaseServer
 from msgbus.dead_lettering import OnDeadLetter
@@ -36,6 +36,7 @@ def get_rpc_server(
     access_policy: type[RPCAccessPolicyBase] | None = None,
     on_dead_letter: OnDeadLetter | None = None,
     validate: bool = False,
+    interceptors: Sequence[Any] = (),
 ) -> RPCServer:
     """Make a server. It serves once it is started.
 
@@ -50,13 +51,16 @@ def get_rpc_server(
         access_policy: which methods may be called; a subclass of `RPCAccessPolicyBase`.
         on_dead_letter: called with each message that is given up, besides the log and the dead letters' address.
         validate: check and convert the arguments of all methods by their annotations, as `validated` does.
+        interceptors: functions ``(request, proceed)`` around each method, the first is the outermost. On threads they
+            are plain, and run on the method's thread; on an event loop they are ``async``, and run there, also around
+            plain methods. See ``docs/howto/interceptors.md``.
 
     Raises:
         InvalidTarget: topic or server is missing.
         TypeError: the transport or target is something else; an endpoint or the policy is invalid; or something that
             the server would call is ``async``: the policy, the serializer, `on_dead_letter`, and with the executor
-            ``"threading"`` a method that may be called; or an annotation of a method that is validated cannot be
-            used. The text names it.
+            ``"threading"`` a method that may be called, or an interceptor (on an event loop one that is plain is
+            refused); or an annotation of a method that is validated cannot be used. The text names it.
         ValueError: an executor that does not exist.
     """
     if executor not in (None, "threading", "asyncio"):
@@ -66,7 +70,7 @@ def get_rpc_server(
     )
     if executor is None:
         dispatcher.asynchronous = dispatcher.has_async
-    return RPCServer(transport, target, dispatcher, on_dead_letter)
+    return RPCServer(transport, target, dispatcher, on_dead_letter, interceptors=interceptors)
 
 
 class RPCServer(BaseServer):
@@ -76,7 +80,7 @@ class RPCServer(BaseServer):
     server that was not started: the parent's goes on, and the child may start its own.
 
     Args:
-        transport, target, on_dead_letter: as for `get_rpc_server`.
+        transport, target, on_dead_letter, interceptors: as for `get_rpc_server`.
         dispatcher: runs the requests; if it is asynchronous, on an event loop.
         addresses: what it listens to, if not the three addresses of its target.
     """
@@ -90,9 +94,10 @@ class RPCServer(BaseServer):
         dispatcher: RPCDispatcher,
         on_dead_letter: OnDeadLetter | None = None,
         addresses: Sequence[Address] | None = None,
+        interceptors: Sequence[Any] = (),
     ) -> None:
         check_transport(transport, "server")
-        super().__init__(transport, target, dispatcher, on_dead_letter, addresses)
+        super().__init__(transport, target, dispatcher, on_dead_letter, addresses, interceptors)
         call_in_child(self._start_clean)
 
     def _start_clean(self) -> None:

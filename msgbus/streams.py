@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -112,6 +112,43 @@ class Stream(Iterator[Any]):
         # note; the loop does the rest.
         if hasattr(self, "_end"):
             self._end.dropped = True
+
+
+class InterceptedStream(Stream):
+    """A stream of what a client's interceptors have made of the streams with which they proceeded."""
+
+    def __init__(self, items: Any, begun: Sequence[Stream], client: object, method: str) -> None:
+        """Iterate over `items`, or yield it alone if it is no iterator. `begun` are closed at the end."""
+        self._items: Iterator[Any] = items if isinstance(items, Iterator) else iter([items])
+        self._begun = begun
+        self._name = f"{method!r} of {client!r}"
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Stream {self._name}, {'closed' if self._closed else 'open'}>"
+
+    def __next__(self) -> Any:
+        """Get the next item from the interceptors; whatever they raise ends the stream."""
+        if self._closed:
+            raise StopIteration
+        try:
+            return next(self._items)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close what the interceptors iterate with, and then each stream that was begun. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            close = getattr(self._items, "close", None)
+            if close is not None:
+                close()
+        finally:
+            for stream in self._begun:
+                stream.close()
 
 
 class StreamEnd:

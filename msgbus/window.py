@@ -29,6 +29,11 @@ class SendWindow:
         """Whether nothing is unfinished."""
         return len(self._places) == self.size
 
+    @property
+    def used(self) -> int:
+        """How many places are taken."""
+        return self.size - len(self._places)
+
     def acquire(self, timeout: float) -> bool:
         """Take a place; wait up to `timeout` seconds for one. Returns whether there was one."""
         try:

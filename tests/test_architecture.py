@@ -31,6 +31,7 @@ CLI = {
     "msgbus.dead_letters": "the commands `msgbus dead`",
     "msgbus.dead_letters.Letters": "likewise",
     "msgbus.dead_letters.Stored": "likewise",
+    "msgbus.otel": "serve --metrics",
     "msgbus.versions.version_is_compatible": "checks --version before anything is sent",
     "msgbus.drivers.registry.DRIVERS": "lists drivers without importing them",
     "msgbus.drivers.registry.load_driver_class": "lists drivers",

@@ -7,12 +7,15 @@ and close. All else (`msgbus.Target`, the errors, `msgbus.current_request`, seri
 
 from msgbus.aio.client import AsyncRPCClient, get_rpc_client
 from msgbus.aio.gathering import AsyncGathering
+from msgbus.aio.interceptors import AsyncInterceptor, AsyncProceed
 from msgbus.aio.server import AsyncRPCServer, get_rpc_server
 from msgbus.aio.streams import AsyncStream
 from msgbus.aio.transport import AsyncTransport, get_rpc_transport
 
 __all__ = [
     "AsyncGathering",
+    "AsyncInterceptor",
+    "AsyncProceed",
     "AsyncRPCClient",
     "AsyncRPCServer",
     "AsyncStream",

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
+from typing import Any
 
 from msgbus.aio.transport import AsyncTransport
 from msgbus.aio.waiting import Waiter
 from msgbus.base_transport import INSPECT_TIMEOUT
 from msgbus.casts import BaseCasts, CastRequest, Write, checked_request
+from msgbus.drivers.base import Message
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import MessagingException
 
 AT_ONCE = 100
 """Casts that are sent in one turn of the event loop: a few milliseconds."""
+
+Intercept = Callable[[str, dict[str, Any], float], Awaitable[Message | None]]
+"""As `msgbus.casts.Write`, by way of interceptors."""
 
 
 class AsyncCasts(BaseCasts):
@@ -22,8 +27,17 @@ class AsyncCasts(BaseCasts):
 
     _transport: AsyncTransport
 
-    async def run(self, requests: Iterable[CastRequest] | AsyncIterable[CastRequest], write: Write) -> int:
-        """Send all requests, and return how many there were once all are confirmed; see `Casts.run`."""
+    async def run(
+        self,
+        requests: Iterable[CastRequest] | AsyncIterable[CastRequest],
+        write: Write,
+        intercept: Intercept | None = None,
+    ) -> int:
+        """Send all requests, and return how many there were once all are confirmed; see `Casts.run`.
+
+        `intercept`, if given, takes the place of `write`.
+        """
+        self._intercept = intercept
         self._waiter = Waiter(self._transport.deadlines)
         async with aclosing(_iterate(requests)) as iterator:
             await self._send_all(iterator, write)
@@ -54,9 +68,24 @@ class AsyncCasts(BaseCasts):
             except (MessagingException, TypeError) as exc:
                 self._refuse(exc)
             else:
-                self._send(checked, write, deadline)
+                if self._intercept is None:
+                    self._send(checked, write, deadline)
+                else:
+                    await self._send_intercepted(checked, self._intercept, deadline)
             if self._begun % AT_ONCE == 0:
                 await asyncio.sleep(0)  # Other tasks come in between, even if every cast is confirmed at once.
+
+    async def _send_intercepted(self, request: CastRequest, intercept: Intercept, deadline: float) -> None:
+        """Run the interceptors of a request that has a place in the window, and send what they proceed with."""
+        try:
+            message = await intercept(*request, deadline)
+        except BaseException as exc:
+            self._transport.window.release()
+            if not isinstance(exc, Exception):
+                raise
+            self._refuse(exc)
+            return
+        self._send(request, lambda *_: message, deadline)
 
     def _wake(self) -> None:
         self._waiter.wake()

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 from msgbus.aio.casts import AsyncCasts
 from msgbus.aio.gathering import AsyncGathering
-from msgbus.aio.streams import AsyncStream
+from msgbus.aio.interceptors import AsyncInterceptor, async_chain
+from msgbus.aio.streams import AsyncStream, InterceptedAsyncStream
 from msgbus.aio.task_call import TaskCall
 from msgbus.aio.transport import AsyncTransport, check_transport
 from msgbus.answers import Answers
 from msgbus.base_client import BaseClient
 from msgbus.casts import CastRequest
-from msgbus.drivers.base import Address
+from msgbus.drivers.base import Address, Message
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.gathering import Gather, pings_of
+from msgbus.interceptors import InterceptedRequest, Kind
 from msgbus.message import Policy
 from msgbus.pending import PendingCall
 from msgbus.serializer import Serializer, check_serializer
@@ -42,6 +44,8 @@ class AsyncRPCClient(BaseClient):
 
     A task that is cancelled while it waits, also by `asyncio.timeout`, cancels its call on the server. It does not wait
     for that.
+
+    Its interceptors are ``async``, and run in the caller's task.
     """
 
     transport: AsyncTransport
@@ -56,12 +60,17 @@ class AsyncRPCClient(BaseClient):
         serializer: Serializer | None = None,
         call_monitor_timeout: float | None = None,
         delivery: Policy | None = None,
+        interceptors: Sequence[AsyncInterceptor] = (),
     ) -> None:
         check_transport(transport, "a client of msgbus.aio")
-        super().__init__(transport, target, timeout, version_cap, serializer, call_monitor_timeout, delivery)
+        super().__init__(
+            transport, target, timeout, version_cap, serializer, call_monitor_timeout, delivery, interceptors
+        )
 
     async def call(self, ctxt: Any, method: str = "", /, **kwargs: Any) -> Any:
         """Run `method` on one server and return its value; see `msgbus.RPCClient.call`."""
+        if self.interceptors:
+            return await self._run_interceptors("call", "call", ctxt, method, kwargs)
         pending: PendingCall = self._new_pending(PendingCall, method, Loop.now())
         transport = self.transport
         with await transport.slot(pending.deadline):
@@ -81,10 +90,16 @@ class AsyncRPCClient(BaseClient):
 
         A cast whose task is cancelled may or may not have been delivered, and may still be until its deadline.
         """
+        if self.interceptors:
+            await self._run_interceptors("cast", "cast", ctxt, method, kwargs)
+            return
         await self._cast(self._address, ctxt, method, kwargs)
 
     async def fanout_cast(self, ctxt: Any, method: str = "", /, **kwargs: Any) -> None:
         """Have `method` run on every server of the topic; see `msgbus.RPCClient.fanout_cast`."""
+        if self.interceptors:
+            await self._run_interceptors("fanout_cast", "cast", ctxt, method, kwargs)
+            return
         await self._cast(Address("fanout", self._address.exchange, self._address.topic), ctxt, method, kwargs)
 
     async def _cast(self, address: Address, ctxt: Any, method: str, kwargs: dict[str, Any]) -> None:
@@ -117,7 +132,31 @@ class AsyncRPCClient(BaseClient):
             seconds=self._seconds,
             end=math.inf if self.deadline is None else Loop.now() + self.deadline,
         )
-        return await casts.run(requests, partial(self._cast_message, ctxt, self._address.kind == "fanout"))
+        fanout = self._address.kind == "fanout"
+        intercept = partial(self._intercept_cast, ctxt, fanout) if self.interceptors else None
+        return await casts.run(requests, partial(self._cast_message, ctxt, fanout), intercept)
+
+    async def _intercept_cast(
+        self, ctxt: Any, is_fanout: bool, method: str, kwargs: dict[str, Any], deadline: float
+    ) -> Message | None:
+        """Run the interceptors of one cast of many. Returns the message to send, or None if they have answered it."""
+        request, write, messages = self._intercepted_cast_message(ctxt, is_fanout, method, kwargs, deadline)
+
+        async def proceed(request: InterceptedRequest) -> None:
+            write(request)
+
+        await async_chain(self.interceptors, proceed)(request)
+        return messages[0] if messages else None
+
+    async def _run_interceptors(self, verb: str, kind: Kind, ctxt: Any, method: str, kwargs: dict[str, Any]) -> Any:
+        """Run the interceptors of a request, and what they proceed with by this client without them."""
+
+        async def send(request: InterceptedRequest) -> Any:
+            client = self._without_interceptors(request)
+            return await getattr(client, verb)(request.context, request.method, **request.args)
+
+        request = self._intercepted(kind, ctxt, method, kwargs, self._end_of(kind), fanout=verb == "fanout_cast")
+        return await async_chain(self.interceptors, send)(request)
 
     def multicall(self, ctxt: Any, method: str = "", /, **kwargs: Any) -> AsyncStream:
         """Run a generator method on one server and iterate over its values as it yields them.
@@ -131,6 +170,8 @@ class AsyncRPCClient(BaseClient):
         `msgbus.RPCClient.multicall`: the remote generator waits while this side does not consume, and is closed when
         the stream is closed or dropped, or its task cancelled.
         """
+        if self.interceptors:
+            return InterceptedAsyncStream(self, self.transport, ctxt, method, kwargs)
         return AsyncStream(self, self.transport, ctxt, method, kwargs)
 
     def gather(self, ctxt: Any, method: str = "", /, **kwargs: Any) -> AsyncGathering:

@@ -9,6 +9,7 @@ from functools import partial
 from types import TracebackType
 
 from msgbus.aio.executor import TaskExecutor
+from msgbus.aio.interceptors import AsyncInterceptor
 from msgbus.aio.transport import AsyncTransport, check_transport
 from msgbus.aio.waiting import run_in_thread
 from msgbus.base_server import STOP_TIMEOUT, BaseServer, own_version
@@ -35,15 +36,17 @@ def get_rpc_server(
     access_policy: type[RPCAccessPolicyBase] | None = None,
     on_dead_letter: OnDeadLetter | None = None,
     validate: bool = False,
+    interceptors: Sequence[AsyncInterceptor] = (),
 ) -> AsyncRPCServer:
     """Make a server. It serves once it is started.
 
     Arguments and errors are those of `msgbus.get_rpc_server`. Methods may be ``async``, and asynchronous generators;
     plain ones run on threads of a pool. Serializer, access policy and `on_dead_letter` are plain functions. The policy
     and the hook are called on the event loop, and so is the serializer for ``async`` methods: they must not block.
+    Interceptors are ``async``, and run in the request's task, also around plain methods.
     """
     dispatcher = RPCDispatcher(endpoints, serializer, access_policy, asynchronous=True, validate=validate)
-    return AsyncRPCServer(transport, target, dispatcher, on_dead_letter)
+    return AsyncRPCServer(transport, target, dispatcher, on_dead_letter, interceptors=interceptors)
 
 
 class AsyncRPCServer(BaseServer):
@@ -72,9 +75,10 @@ class AsyncRPCServer(BaseServer):
         dispatcher: RPCDispatcher,
         on_dead_letter: OnDeadLetter | None = None,
         addresses: Sequence[Address] | None = None,
+        interceptors: Sequence[AsyncInterceptor] = (),
     ) -> None:
         check_transport(transport, "a server of msgbus.aio")
-        super().__init__(transport, target, dispatcher, on_dead_letter, addresses)
+        super().__init__(transport, target, dispatcher, on_dead_letter, addresses, interceptors)
         self._executor: TaskExecutor | None = None
         self._state = asyncio.Lock()
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
+from msgbus.aio.interceptors import async_chain
 from msgbus.aio.task_call import TaskCall
 from msgbus.aio.transport import AsyncTransport
 from msgbus.base_client import BaseClient
 from msgbus.drivers.toolkit.loop import Loop
+from msgbus.interceptors import InterceptedRequest
 from msgbus.serializer import NoOpSerializer
 from msgbus.streams import StreamEnd
 
@@ -153,3 +155,87 @@ class AsyncStream(AsyncIterator[Any]):
         end: StreamEnd | None = getattr(self, "_end", None)
         if end is not None:
             end.dropped = True
+
+
+class InterceptedAsyncStream(AsyncStream):
+    """A stream of what a client's interceptors make of the streams with which they proceed.
+
+    They run when the iteration begins.
+    """
+
+    _items: AsyncIterator[Any] | None = None
+    _begun: Sequence[AsyncStream] = ()
+
+    async def _send_request(self) -> None:
+        client = self._client
+        self._begun = []
+        request = client._intercepted("multicall", self._ctxt, self._method, self._kwargs, client._end_of("multicall"))
+        items = await async_chain(client.interceptors, self._proceed)(request)
+        self._items = items if isinstance(items, AsyncIterator) else _only(items)
+        if self._closed:  # By another task, meanwhile.
+            await self._close_items(self._items)
+
+    async def _proceed(self, request: InterceptedRequest) -> AsyncStream:
+        client = self._client._without_interceptors(request)
+        stream = AsyncStream(client, self._transport, request.context, request.method, request.args)
+        self._begun = [*self._begun, stream]
+        await stream._begin()
+        return stream
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open" if self._items is not None else "not begun"
+        return f"<AsyncStream {self._method!r} of {self._client!r}, {state}>"
+
+    async def __anext__(self) -> Any:
+        """Get the next item from the interceptors; whatever they raise ends the stream."""
+        if self._items is None and not self._closed:
+            await self._begin()
+        items = self._items
+        if self._closed or items is None:  # It may be that another task has closed it.
+            raise StopAsyncIteration
+        self._check_alone()
+        self._waits = True
+        try:
+            return await anext(items)
+        except BaseException:
+            await self._close_items(items)
+            self._close()
+            raise
+        finally:
+            self._waits = False
+
+    def _close(self) -> None:
+        """Close the streams that were begun, also where another task waits for their next item."""
+        self._closed = True
+        for stream in self._begun:
+            stream._close()
+
+    async def aclose(self) -> None:
+        """Close what the interceptors iterate with, and each stream that was begun. Idempotent."""
+        items = None if self._closed or self._waits else self._items
+        self._closed = True
+        try:
+            if items is not None:
+                await self._close_items(items)
+        finally:
+            self._close()
+
+    @staticmethod
+    async def _close_items(items: AsyncIterator[Any]) -> None:
+        aclose = getattr(items, "aclose", None)
+        if aclose is not None:
+            await aclose()
+
+    async def __aenter__(self) -> AsyncStream:
+        if self._items is None and not self._closed:
+            await self._begin()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+async def _only(value: Any) -> AsyncIterator[Any]:
+    yield value

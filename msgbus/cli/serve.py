@@ -16,6 +16,7 @@ from click.core import ParameterSource
 from msgbus.cli.connecting import open_transport
 from msgbus.cli.health import health_endpoint
 from msgbus.cli.instances import make_instance, make_serializer
+from msgbus.cli.metrics import metrics_at
 from msgbus.cli.options import Seconds, bus_options, example, json_option, serializer_option
 from msgbus.cli.progress import progress
 from msgbus.cli.reload import end_with_watcher, serve_and_reload
@@ -57,6 +58,13 @@ NO_ARGUMENTS = "; give its arguments defaults, or write a program with get_rpc_s
     "ones given up.",
 )
 @click.option(
+    "--metrics",
+    "metrics_address",
+    metavar="[HOST:]PORT",
+    help="Let Prometheus read metrics there, at /metrics, on all addresses of this machine if no host is given. Needs "
+    "msgbus[prometheus]. Port 0 takes a free one.",
+)
+@click.option(
     "--health",
     type=click.IntRange(0, 65535),
     metavar="PORT",
@@ -85,6 +93,7 @@ def serve(
     topic: str,
     server: str | None,
     drain: float,
+    metrics_address: str | None,
     health: int | None,
     health_address: str,
     reloads: bool,
@@ -114,17 +123,19 @@ def serve(
     target = Target(exchange=exchange, topic=topic, server=server or f"{socket.gethostname()}-{os.getpid()}")
     instances = [make_instance(endpoint, NO_ARGUMENTS) for endpoint in endpoints]
     made_serializer = make_serializer(serializer)
-    with open_transport(url, config_files) as transport:
+    with open_transport(url, config_files) as transport, metrics_at(metrics_address) as metrics:
         try:
-            running = get_rpc_server(transport, target, instances, serializer=made_serializer)
+            options = {} if metrics is None else metrics.options_for(transport, instances)
+            running = get_rpc_server(transport, target, instances, serializer=made_serializer, **options)
         except TypeError as exc:  # a wrong attribute "target"
             raise click.UsageError(f"{', '.join(endpoints)} cannot be served: {exc}") from exc
+        metrics_url = None if metrics is None else metrics.url
         with health_endpoint(running, health_address, health) as health_url:
             if as_json:
-                _serve(running, drain, lambda: _print_ready(running, health_url))
+                _serve(running, drain, lambda: _print_ready(running, health_url, metrics_url))
             else:
                 named = dict(zip(endpoints, instances, strict=True))
-                _serve(running, drain, lambda: _say_ready(running, named, health_url), says_end=True)
+                _serve(running, drain, lambda: _say_ready(running, named, health_url, metrics_url), says_end=True)
 
 
 def _serve(server: RPCServer, drain: float, say_ready: Callable[[], None], *, says_end: bool = False) -> None:
@@ -149,17 +160,19 @@ def _serve(server: RPCServer, drain: float, say_ready: Callable[[], None], *, sa
                 server.wait(drain)
 
 
-def _print_ready(server: RPCServer, health: str | None) -> None:
+def _print_ready(server: RPCServer, health: str | None, metrics: str | None) -> None:
     """Print as JSON that the server is ready."""
     target, where = server.target, server.transport.driver.state
     ready: dict[str, Any] = {"state": "ready", "server": target.server, "topic": target.topic}
     ready.update(host=socket.gethostname(), pid=os.getpid(), message_system=where)
     if health is not None:
         ready["health"] = health
+    if metrics is not None:
+        ready["metrics"] = metrics
     print_json([ready])
 
 
-def _say_ready(server: RPCServer, endpoints: dict[str, object], health: str | None) -> None:
+def _say_ready(server: RPCServer, endpoints: dict[str, object], health: str | None, metrics: str | None) -> None:
     """Print what is served, where, and what to type to call it."""
     target = server.target
     # Without the details of its connection, which follow a colon.
@@ -171,6 +184,8 @@ def _say_ready(server: RPCServer, endpoints: dict[str, object], health: str | No
         lines.append(f"  to call it, type in another terminal: {command}")
     if health is not None:
         lines.append(f"  its health: {health}/ready and {health}/live")
+    if metrics is not None:
+        lines.append(f"  its metrics: {metrics}")
     lines.append("  to stop it: Ctrl-C here, or SIGTERM")
     click.echo("\n".join(lines))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,6 +12,7 @@ from msgbus import configuration
 from msgbus.exceptions import ConfigurationError
 from msgbus.foreign import get_logger
 from msgbus.forking import call_in_child
+from msgbus.interceptors import Interceptor, checked_interceptors
 from msgbus.rpc.removed import warn_of_removed_options
 from msgbus.transport import Transport, get_rpc_transport
 from msgbus.url import TransportHost, TransportURL
@@ -38,6 +39,8 @@ class _Bound:
         self.lock = threading.RLock()
         self.conf: cfg.ConfigOpts | None = None
         self.exchange: str | None = None
+        self.client_interceptors: tuple[Interceptor, ...] = ()
+        self.server_interceptors: tuple[Interceptor, ...] = ()
         self.transports: dict[str | None, Transport] = {}  # by URL; None is the configured one
         self.connections: weakref.WeakSet[_Consuming] = weakref.WeakSet()
 
@@ -56,22 +59,45 @@ def remember(connection: _Consuming) -> None:
         _bound.connections.add(connection)
 
 
-def init(conf: cfg.ConfigOpts) -> None:
+def init(
+    conf: cfg.ConfigOpts,
+    client_interceptors: Sequence[Interceptor] = (),
+    server_interceptors: Sequence[Interceptor] = (),
+) -> None:
     """Set the configuration of `msgbus.rpc`, and register the options on it.
 
     May be called before the configuration is parsed, and again. What was open for another configuration is closed.
 
+    Args:
+        conf: the configuration.
+        client_interceptors: functions ``(request, proceed)`` around all that is sent from now on; see
+            ``docs/howto/interceptors.md``.
+        server_interceptors: likewise, around all that consumers run which are created from now on.
+
     Raises:
-        TypeError: `conf` is not a configuration.
+        TypeError: `conf` is not a configuration, or an interceptor is none, or is ``async``.
     """
+    sending = checked_interceptors(client_interceptors, asynchronous=False, owner="msgbus.rpc")
+    serving = checked_interceptors(server_interceptors, asynchronous=False, owner="msgbus.rpc")
     with _bound.lock:
         configuration.register(conf)
         configuration.register(conf, configuration.RPC_OPTS)
         if _bound.exchange is not None:
             conf.set_default("control_exchange", _bound.exchange)
+        _bound.client_interceptors, _bound.server_interceptors = sending, serving
         before, _bound.conf = _bound.conf, conf
         opened = _take_transports() if before is not None and before is not conf else []
     _close(opened)
+
+
+def client_interceptors() -> tuple[Interceptor, ...]:
+    """Those of all that is sent."""
+    return _bound.client_interceptors
+
+
+def server_interceptors() -> tuple[Interceptor, ...]:
+    """Those of consumers that are created now."""
+    return _bound.server_interceptors
 
 
 def set_defaults(control_exchange: str) -> None:

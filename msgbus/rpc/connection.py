@@ -55,6 +55,7 @@ class Connection:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
+        self._interceptors = binding.server_interceptors()
         self._pid = os.getpid()
         self._lock = threading.RLock()  # A signal handler may close what its own thread is starting.
         self._waiting: list[_Served | _Pooled] = []  # for `consume_in_thread`
@@ -189,7 +190,9 @@ class Connection:
     def _start(self, wanted: Sequence[_Served | _Pooled]) -> None:
         end = Loop.now() + self._transport.option("rpc_response_timeout")
         consumers = self._servers([one for one in wanted if isinstance(one, _Served)])
-        consumers += [PoolConsumer(self._transport, *one) for one in wanted if isinstance(one, _Pooled)]
+        consumers += [
+            PoolConsumer(self._transport, *one, self._interceptors) for one in wanted if isinstance(one, _Pooled)
+        ]
         with self._lock:
             self._check()
             self._consumers += consumers  # From now on `close` ends them.
@@ -218,7 +221,9 @@ class Connection:
         addresses = [one.address for one in group]
         addresses = [at._replace(server=name) if at.kind == "fanout" else at for at in addresses]
         target = Target(exchange=addresses[0].exchange, topic=addresses[0].topic, server=name)
-        return RPCServer(self._transport, target, group[0].dispatcher, addresses=list(dict.fromkeys(addresses)))
+        addresses = list(dict.fromkeys(addresses))
+        dispatcher, interceptors = group[0].dispatcher, self._interceptors
+        return RPCServer(self._transport, target, dispatcher, addresses=addresses, interceptors=interceptors)
 
     def close(self, timeout: float | None = None) -> None:
         """Take no more messages, let running ones finish and answer, and give back those not begun. Idempotent.

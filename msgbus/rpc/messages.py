@@ -68,7 +68,9 @@ def client_for(
     target = Target(
         topic=base, server=host, fanout=fanout or None, namespace=msg.get("namespace"), version=msg.get("version")
     )
-    client = RPCClient(transport or binding.transport(), target, timeout=timeout, serializer=serializer)
+    transport = transport or binding.transport()  # which may be what reads the configuration
+    interceptors = binding.client_interceptors()
+    client = RPCClient(transport, target, timeout=timeout, serializer=serializer, interceptors=interceptors)
     return client, msg["method"], msg.get("args") or {}
 
 

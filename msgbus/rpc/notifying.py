@@ -8,6 +8,7 @@ from msgbus.drivers.base import Address, Capability, Message
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import encode_notification
 from msgbus.exceptions import InvalidTarget, MessageDeliveryFailure, MessageUndeliverable, SerializationError
+from msgbus.interceptors import Deadline, InterceptedRequest, chain, checked_metadata
 from msgbus.message import CONTENT_TYPES, new_id
 from msgbus.rpc import binding
 from msgbus.serializer import NoOpSerializer
@@ -38,13 +39,34 @@ def notify(context: Any, topic: str, msg: dict[str, Any]) -> None:
     transport = binding.transport()
     if not isinstance(topic, str):
         raise InvalidTarget(f"the topic must be a string, not {type(topic).__name__}", topic)
-    address = transport.address(Target(topic=topic))
+    target = Target(topic=topic)
+    context = NoOpSerializer().serialize_context(context)
+    address = transport.address(target)
+    deadline = Loop.now() + transport.option("rpc_response_timeout")
+    interceptors = binding.client_interceptors()
+    if not interceptors:
+        _notify(transport, address, context, msg, None, deadline)
+        return
+
+    def proceed(request: InterceptedRequest) -> None:
+        metadata = checked_metadata(request.metadata)
+        _notify(transport, address, request.context, request.args, metadata, deadline)
+
+    request = InterceptedRequest("notification", "", target, context, dict(msg), {}, Deadline(deadline))
+    chain(interceptors, proceed)(request)
+
+
+def _notify(
+    transport: Transport,
+    address: Address,
+    context: dict[str, Any],
+    msg: dict[str, Any],
+    metadata: dict[str, str] | None,
+    deadline: float,
+) -> None:
     content_type = CONTENT_TYPES[transport.option("rpc_codec")]
     unique_id = new_id()
-    body = encode_notification(
-        msg, NoOpSerializer().serialize_context(context), unique_id, content_type, lossy=transport.lossy
-    )
-    deadline = Loop.now() + transport.option("rpc_response_timeout")
+    body = encode_notification(msg, context, unique_id, content_type, lossy=transport.lossy, metadata=metadata)
     with transport.slot(deadline):
         message = Message(body, content_type, unique_id, None, True, deadline - Loop.now())
         try:

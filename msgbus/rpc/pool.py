@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from msgbus import current
@@ -15,12 +15,14 @@ from msgbus.current import RunningRequest, ServerContext
 from msgbus.deadline import wait_for
 from msgbus.drivers.base import Address, Delivery, Subscription
 from msgbus.drivers.toolkit.loop import Loop
-from msgbus.encoding import context_of
+from msgbus.encoding import context_of, take_metadata, with_context
 from msgbus.exceptions import MessagingException, SerializationError
 from msgbus.executor import Executor
 from msgbus.foreign import get_logger
+from msgbus.interceptors import InterceptedRequest, Interceptor, Once, chain
 from msgbus.message import Request
 from msgbus.payload import Payload, decode
+from msgbus.target import Target
 from msgbus.transport import Transport
 
 LOG = get_logger(__name__)
@@ -39,11 +41,19 @@ def process_name() -> str:
 class PoolConsumer:
     """See `Connection.join_consumer_pool`. `start`, `stop` and `wait` are called in that order."""
 
-    def __init__(self, transport: Transport, address: Address, callback: Callback, ack_on_error: bool) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        address: Address,
+        callback: Callback,
+        ack_on_error: bool,
+        interceptors: Sequence[Interceptor] = (),
+    ) -> None:
         self._transport = transport
         self._address = address
         self._callback = callback
         self._ack_on_error = ack_on_error
+        self._interceptors = interceptors
         self._subscription: Subscription | None = None
         self._stopping = False
         self._context = ServerContext()
@@ -119,10 +129,33 @@ class PoolConsumer:
         """Call the callback, in a context of its own as for a request's method."""
         unique_id = payload.get("_unique_id")
         request_id = unique_id if isinstance(unique_id, str) else delivery.message.id
+        metadata = take_metadata(payload)
         request = Request("", unique_id=request_id, context=context_of(payload))
-        current.running.set(RunningRequest(self._server, delivery, request, None, at_least_once=True))
+        running = RunningRequest(self._server, delivery, request, None, at_least_once=True)
+        running.metadata = metadata
+        current.running.set(running)
         inherited.current.set(None)
-        refuse_awaitable("the callback returned", self._callback(payload))
+        if self._interceptors:
+            self._intercept(running, payload)
+        else:
+            refuse_awaitable("the callback returned", self._callback(payload))
+
+    def _intercept(self, running: RunningRequest, payload: Payload) -> None:
+        """Call the callback by way of the interceptors: they see the message as its sender's do."""
+        once, context = Once(), running.request.context
+
+        def last(request: InterceptedRequest) -> None:
+            once.use("a notification")
+            running.request.context, running.metadata = request.context, request.metadata
+            refuse_awaitable("the callback returned", self._callback(with_context(request.args, request.context)))
+
+        target = Target(exchange=self._address.exchange or None, topic=self._address.topic)
+        args = with_context(payload, {})
+        request = InterceptedRequest("notification", "", target, context, args, running.metadata or {}, running)
+        try:
+            chain(self._interceptors, last)(request)
+        finally:
+            once.end()
 
     def _try_again(self, delivery: Delivery) -> None:
         # It is not given back meanwhile: RabbitMQ 4 drops a message that was given back twenty times.

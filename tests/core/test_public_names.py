@@ -48,7 +48,9 @@ def test_is_typed() -> None:
     assert (pathlib.Path(msgbus.__file__).parent / "py.typed").exists()
 
 
-@pytest.mark.parametrize("library", ["kombu", "amqp", "zmq", "proton", "redis", "stevedore", "rich", "click"])
+@pytest.mark.parametrize(
+    "library", ["kombu", "amqp", "zmq", "proton", "redis", "stevedore", "rich", "click", "opentelemetry"]
+)
 def test_importing_msgbus_imports_no_driver_library(library: str) -> None:
     """`import msgbus` leaves every driver's library, and whatever else is not needed yet, unimported."""
     code = "import sys, msgbus; print(*(name.partition('.')[0] for name in sys.modules))"

@@ -15,7 +15,7 @@ The rules:
   - ``test: in terminal NAME, after Ctrl-C``: what runs there is interrupted and has to end, then the block is pasted.
   - ``test: left out, since ...``.
 
-- The RabbitMQ of the test takes the place of ``rabbit://guest:guest@localhost:5672/``.
+- The RabbitMQ of the test takes the place of ``rabbit://guest:guest@localhost:5672/``, and a free port that of 9464.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ from typing import NamedTuple
 import pytest
 
 from msgbus.options import list_opts
+from tests.functional.brokers.processes import free_ports
 
 ROOT = pathlib.Path(__file__).parents[2]
+METRICS_PORT = "9464"
 URL = "rabbit://guest:guest@localhost:5672/"
 OWN_TERMINAL = re.compile(r"(?:(?P<name>\w+), )?in a terminal of its own")
 AFTER_INTERRUPT = re.compile(r"in terminal (?P<name>\w+), after Ctrl-C")
@@ -158,6 +160,7 @@ def run(page: pathlib.Path, folder: pathlib.Path, url: str) -> None:
     Where nothing is configured, processes meet in a folder of the page's own: sockets want a short path.
     """
     printed = ""
+    (metrics_port,) = free_ports(1)
     terminals: dict[str | None, Terminal] = {}
     with ExitStack() as cleanup:
         run_dir = cleanup.enter_context(TemporaryDirectory(prefix="msgbus-"))
@@ -170,6 +173,7 @@ def run(page: pathlib.Path, folder: pathlib.Path, url: str) -> None:
         terminal = new_terminal("")
         for block in blocks(page):
             text, rule = block.text.replace(URL, url), block.rule or ""
+            text = text.replace(METRICS_PORT, str(metrics_port))
             if block.left_out:
                 continue
             if block.file:

@@ -11,6 +11,7 @@ import re
 import signal
 import socket
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 
 import pytest
@@ -63,6 +64,22 @@ class Raising:
         raise OutOfPlane("too far")
 """
 
+MEASURED = """
+from opentelemetry import metrics
+
+COUNTER = metrics.get_meter("shapes").create_counter("measured")
+
+class Metrics:
+    def measure(self, ctxt):
+        COUNTER.add(1)
+        return 1
+
+class AsyncMetrics:
+    async def measure(self, ctxt):
+        COUNTER.add(1)
+        return 1
+"""
+
 
 @pytest.fixture
 def bench(tmp_path: pathlib.Path) -> Iterator[Bench]:
@@ -71,6 +88,7 @@ def bench(tmp_path: pathlib.Path) -> Iterator[Bench]:
         made = Bench(tmp_path, "zmq://", cleanup)
         made.env["XDG_RUNTIME_DIR"] = str(tmp_path)
         (tmp_path / "shapes.py").write_text(SHELL)
+        (tmp_path / "measured.py").write_text(MEASURED)
         yield made
 
 
@@ -339,3 +357,71 @@ def test_error_of_a_class_says_what_to_do(bench: Bench, words: list[str], text: 
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.count("\n") == 1
     assert text in result.stderr
+
+
+def metrics_of(url: str) -> dict[str, float]:
+    """What Prometheus would read: by name, the sum over all labels."""
+    with urllib.request.urlopen(url, timeout=SECONDS) as answer:  # noqa: S310 - it is the server's
+        lines = answer.read().decode().splitlines()
+    found: dict[str, float] = {}
+    for line in lines:
+        if not line.startswith("#"):
+            name = re.split(r"[{ ]", line)[0]
+            found[name] = found.get(name, 0.0) + float(line.rpartition(" ")[2])
+    return found
+
+
+@pytest.mark.parametrize("kind", ["Metrics", "AsyncMetrics"])
+def test_prometheus_reads_metrics(bench: Bench, kind: str) -> None:
+    """Of servers with plain methods and with async ones: requests, what the service measures, and the transport."""
+    ready = json.loads(
+        Server(
+            bench.start("serve", f"measured:{kind}", "--topic", bench.topic, "--metrics", "127.0.0.1:0", "--json")
+        ).wait_for("ready")
+    )
+    url = ready["metrics"]
+    assert url.startswith("http://127.0.0.1:")
+    assert bench.run("call", "measure").stdout == "1\n"
+    assert bench.run("call", "nothing").returncode == 1
+    until(lambda: metrics_of(url).get("rpc_server_call_duration_seconds_count") == 2, "both are counted", SECONDS)
+    found = metrics_of(url)
+    assert found["measured_total"] == 1
+    assert found["msgbus_server_active_requests"] == 0
+    assert found["msgbus_server_queue_duration_seconds_count"] == 2
+    assert found["msgbus_send_window_size"] == 1000
+
+
+def test_where_metrics_are_is_said_on_a_terminal(bench: Bench) -> None:
+    """With the port that was free."""
+    server = Server(bench.start("serve", "hello:Hello", "--topic", bench.topic, "--metrics", "0"))
+    line = server.wait_for("its metrics")
+    found = re.search(r"http://localhost:\d+/metrics", line)
+    assert found is not None
+    assert "msgbus_send_window_size" in metrics_of(found[0])
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        ("port", "a port is a number from 0 to 65535"),
+        ("65536", "a port is a number from 0 to 65535"),
+        ("192.0.2.1:0", "Cannot assign requested address"),
+    ],
+)
+def test_an_address_for_metrics_that_cannot_be_used(bench: Bench, address: str, text: str) -> None:
+    """One line says why, and exit code 2."""
+    process = bench.start("serve", "hello:Hello", "--topic", bench.topic, "--metrics", address)
+    stdout, stderr = process.communicate(timeout=SECONDS)
+    assert (process.returncode, stdout) == (2, "")
+    assert f"--metrics {address}: {text}" in stderr
+
+
+def test_metrics_without_their_libraries_say_what_to_install(bench: Bench) -> None:
+    """As where only msgbus itself is installed."""
+    (bench.folder / "opentelemetry").mkdir()
+    (bench.folder / "opentelemetry" / "__init__.py").touch()
+    bench.env["PYTHONPATH"] = str(bench.folder)
+    process = bench.start("serve", "hello:Hello", "--topic", bench.topic, "--metrics", "0")
+    _, stderr = process.communicate(timeout=SECONDS)
+    assert process.returncode == 2
+    assert "pip install 'msgbus[prometheus]'" in stderr
