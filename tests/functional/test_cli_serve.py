@@ -400,6 +400,14 @@ def test_where_metrics_are_is_said_on_a_terminal(bench: Bench) -> None:
     assert "msgbus_send_window_size" in metrics_of(found[0])
 
 
+def test_a_server_has_a_port_for_its_health_and_one_for_its_metrics(bench: Bench) -> None:
+    """Both are said when it is ready."""
+    words = ["serve", "hello:Hello", "--topic", bench.topic, "--health", "0", "--metrics", "127.0.0.1:0", "--json"]
+    ready = json.loads(Server(bench.start(*words)).wait_for("ready"))
+    assert health(ready["health"], "/ready") == (200, "")
+    assert "msgbus_send_window_size" in metrics_of(ready["metrics"])
+
+
 @pytest.mark.parametrize(
     ("address", "text"),
     [
