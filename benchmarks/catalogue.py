@@ -75,6 +75,7 @@ SYSTEMS: dict[str, tuple[Row, ...]] = {
         Row("pyamqp", "floor", "benchmarks.peers.pyamqp:PLAIN", (*_CALLS, "cast_many", "multicall"), shown=_AMQP),
         Row("pyamqp-windowed", "floor", "benchmarks.peers.pyamqp:WINDOWED", ("call_conc",), shown=_AMQP),
         Row("pyamqp-confirmed", "floor", "benchmarks.peers.pyamqp:CONFIRMED", ("call_seq", "cast"), shown=_AMQP),
+        Row("pyamqp-durable", "floor", "benchmarks.peers.pyamqp:DURABLE", ("cast",), shown=_AMQP),
         Row("pyamqp-pipelined", "floor", "benchmarks.peers.pyamqp:PIPELINED", ("cast_many",), shown=_AMQP),
         Row("kombu", "floor", "benchmarks.peers.kombu:PLAIN", ("cast_many", "fanout"), shown=_KOMBU),
         Row("kombu-confirmed", "floor", "benchmarks.peers.kombu:CONFIRMED", ("cast", "fanout"), shown=_KOMBU),

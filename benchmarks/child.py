@@ -69,7 +69,7 @@ class Sink(Service):
         return now
 
 
-class _Role:
+class Role:
     """What the process does, and how it talks to who started it."""
 
     def __init__(self, name: str, url: str, topic: str, workload: str, size: int, output: IO[str]) -> None:
@@ -122,9 +122,9 @@ class _Role:
 def end_on_error(func: Callable[..., None]) -> Callable[..., None]:
     """The same function, after whose error the process ends, whatever its threads wait for."""
 
-    def run(*args: Any) -> None:
+    def run(*args: Any, **kwargs: Any) -> None:
         try:
-            func(*args)
+            func(*args, **kwargs)
         except BaseException:
             traceback.print_exc()
             sys.stderr.flush()
@@ -133,13 +133,13 @@ def end_on_error(func: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def main(role: str, *words: str) -> None:
+def main(role: str, *words: str, kind: type[Role] = Role) -> None:
     """Be the process."""
     # What libraries print goes to stderr: the output is for answers.
     output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     name, url, topic, workload, size = words
-    this = _Role(name, url, topic, workload, int(size), output)
+    this = kind(name, url, topic, workload, int(size), output)
     if role in ("serve", "both"):
         for _ in range(this._kind.servers if role == "both" else 1):
             this.start_server()

@@ -1,4 +1,4 @@
-"""Writes docs/performance.md, with its plots, from the results of runs. Nothing of it is written by hand."""
+"""Writes docs/performance.md, with its plots, from the results of runs; and takes the explanation of them along."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from benchmarks.text import low_high, number, size_text
 from benchmarks.workloads import WORKLOADS
 
 COMPARISON, SCALING = "comparison.json", "scaling.json"
+EXPLANATION = "explanation.md"
+"""Of what missed targets consist: the only part of the page that is written by hand."""
 _HEAD = """\
 # Performance
 
 What msgbus costs, next to loops that are written by hand on the libraries under it, and to other libraries of its
-kind. Nothing here is written by hand: `python -m benchmarks --record docs` and the same with `--scaling` measure and
-write the page, and `docs/performance/generate.py` writes it again from what they have kept in
+kind. No figure of a run is written by hand: `python -m benchmarks --record docs` and the same with `--scaling` measure
+and write the page, and `docs/performance/generate.py` writes it again from what they have kept in
 `docs/performance/results`. Anybody can make it on their own machine: `CONTRIBUTING.md` says how.
 """
 _METHOD = """\
@@ -66,17 +68,24 @@ def write(docs: pathlib.Path) -> pathlib.Path:
     for name, drawing in drawings(results, points).items():
         (plots / name).write_text(drawing)
     path = docs / "performance.md"
-    path.write_text(page(results, points))
+    path.write_text(page(results, points, explanation(docs)))
     return path
 
 
-def page(results: Results | None, points: Points | None) -> str:
-    """The text of the page."""
+def explanation(docs: pathlib.Path) -> str:
+    """Why targets are missed, in words; empty if nobody has written it."""
+    path = docs / "performance" / EXPLANATION
+    return path.read_text() if path.exists() else ""
+
+
+def page(results: Results | None, points: Points | None, why: str = "") -> str:
+    """The text of the page; `why` explains the targets that are missed."""
     parts = [_HEAD]
     if results is None and points is None:
         parts.append("No run has been recorded yet.\n")
     if results is not None:
-        parts += [_METHOD, _about(results), _rows(results), _targets(results), _slower(results), _tables(results)]
+        parts += [_METHOD, _about(results), _rows(results), _targets(results)]
+        parts += [why, _slower(results), _tables(results)] if why else [_slower(results), _tables(results)]
     if points is not None:
         parts.append(_scaling(points))
     left_out = (results.left_out if results else {}) | (points.left_out if points else {})

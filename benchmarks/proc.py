@@ -36,6 +36,15 @@ def own_memory(pid: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) * 1024 / 1e6
 
 
+def waits(pid: int) -> int:
+    """How often the threads of a process have given up the processor by themselves. Ended threads count nothing."""
+    total = 0
+    for path in pathlib.Path(f"/proc/{pid}/task").glob("*/status"):
+        with contextlib.suppress(OSError):
+            total += int(path.read_text().partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+    return total
+
+
 def descriptors(pid: int) -> tuple[int, int]:
     """How many file descriptors a process has open, and how many of them are sockets."""
     links = []

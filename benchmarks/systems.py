@@ -8,11 +8,14 @@ import pathlib
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 from benchmarks import proc
+
+_REDUCTIONS = "element(1, erlang:statistics(exact_reductions))."
 
 
 class SystemMissing(Exception):
@@ -26,11 +29,13 @@ class System(NamedTuple):
         url: of transports.
         broker: what the broker is, with its version; "" if there is none.
         pids: the broker's processes on this machine. Without them its CPU is not known.
+        reductions: how much work RabbitMQ has done so far, in its own unit.
     """
 
     url: str
     broker: str
     pids: frozenset[int] = frozenset()
+    reductions: Callable[[], int] | None = None
 
 
 @contextlib.contextmanager
@@ -74,7 +79,8 @@ def _broker(name: str, folder: pathlib.Path) -> Iterator[System]:
         except BrokerMissing as exc:
             raise SystemMissing(str(exc)) from exc
         url = f"{broker.url}?durable=false" if name == "qpid" else broker.url  # It keeps nothing on disk.
-        yield System(url, _version(name, broker), frozenset(proc.children(os.getpid()) - before))
+        reductions = partial(broker.eval, _REDUCTIONS) if name == "rabbit" else None
+        yield System(url, _version(name, broker), frozenset(proc.children(os.getpid()) - before), reductions)
     finally:
         broker.close()
 

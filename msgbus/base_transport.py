@@ -265,7 +265,7 @@ class BaseTransport:
             self._used = True
         if LOG.isEnabledFor(logging.DEBUG):
             LOG.debug("sending %s to %s (%d bytes)", message.id, address, len(message.body))
-        if until is not None:
+        if until is not None and self._first_up is None:
             self._note_first_connection()
         sent = self.driver.send(address, message, mandatory=mandatory)
         if fallback is not None:

@@ -60,7 +60,7 @@ class MethodRunner:
             if tasks is not None and dispatcher.runs_async(call.request):
                 accept(call)
                 result = await tasks.run_async(call, dispatcher.dispatch_async(call.request))
-                if isinstance(result, AsyncGenerator) and not streams:
+                if not streams and type(result) not in PLAIN and isinstance(result, AsyncGenerator):
                     result = await tasks.run_async(call, _last_of_async(result))
             else:
                 result = await self._workers.run_plain(self._run_plain, call, streams)

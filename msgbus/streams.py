@@ -53,6 +53,8 @@ class Stream(Iterator[Any]):
         Raises:
             StopIteration: the remote generator has ended, or the stream was closed.
         """
+        if self._closed:  # Checked first: items may arrive while it is being closed.
+            raise StopIteration
         pending = self._pending
         if not pending.items or (self._has_deadline and Loop.now() >= pending.end):
             self._wait_for_item()
@@ -65,8 +67,6 @@ class Stream(Iterator[Any]):
 
     def _wait_for_item(self) -> None:
         pending = self._pending
-        if self._closed:
-            raise StopIteration
         try:
             self._end.expect_item()
             self._call.wait()

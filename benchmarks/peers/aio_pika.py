@@ -1,4 +1,7 @@
-"""aio-pika: its pattern RPC, with JSON in place of pickle, for calls; its exchanges, with confirms, for the rest."""
+"""aio-pika: its pattern RPC, with JSON in place of pickle, for calls; its exchanges, with confirms, for the rest.
+
+Messages are in the broker's memory only, as they are by default.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""FastStream over RabbitMQ, with its defaults."""
+"""FastStream over RabbitMQ, with its defaults.
+
+Each cast waits for its confirmation. Messages are in the broker's memory only.
+"""
 
 from __future__ import annotations
 

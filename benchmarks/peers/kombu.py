@@ -1,6 +1,7 @@
 """kombu's own Producer and Consumer, as its documentation shows them: they cast only.
 
-The server acknowledges each message. Nothing is confirmed, but in kombu-confirmed each message before the next.
+The server acknowledges each message. Nothing is confirmed, but in kombu-confirmed each message before the next. Queues
+and messages are durable, as they are by default: so the broker writes each to disk before it confirms it.
 """
 
 from __future__ import annotations

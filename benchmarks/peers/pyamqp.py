@@ -1,9 +1,10 @@
 """A loop that is written by hand on py-amqp: a private reply queue, and JSON by the standard library.
 
-The server runs its handler on the thread that reads. Nothing is acknowledged or confirmed, but in two rows:
-pyamqp-confirmed waits for the confirmation of each message before the next, pyamqp-pipelined has many wait for theirs.
-Concurrent callers are threads, which share a connection under a lock; in pyamqp-windowed they are one thread with as
-many requests under way.
+The server runs its handler on the thread that reads. Nothing is acknowledged or confirmed, but in three rows:
+pyamqp-confirmed and pyamqp-durable wait for the confirmation of each message before the next, pyamqp-pipelined has many
+wait for theirs. The queue and its messages are in the broker's memory only, but in pyamqp-durable, where the broker
+writes each to disk before it confirms it. Concurrent callers are threads, which share a connection under a lock; in
+pyamqp-windowed they are one thread with as many requests under way.
 """
 
 from __future__ import annotations
@@ -42,11 +43,12 @@ def _connect(url: str, *, confirm: bool = False) -> Any:
 
 class _Server(base.Server):
     ack = False
+    durable = False
 
     def serve(self, service: Service, ready: Callable[[], None]) -> None:
         connection = _connect(self.url)
         channel = connection.channel()
-        channel.queue_declare(self.topic, auto_delete=True)
+        channel.queue_declare(self.topic, durable=self.durable, auto_delete=True)
         if self.ack:
             channel.basic_qos(0, 64, False)
 
@@ -84,6 +86,7 @@ class _Call:
 
 class _Client(base.WindowedClient):
     confirm = False
+    delivery_mode = 1
 
     def __init__(self, url: str, topic: str) -> None:
         super().__init__(url, topic)
@@ -102,7 +105,8 @@ class _Client(base.WindowedClient):
         if inbox is not None:
             self._calls[call_id] = call
         body = wrap(request(call_id, inbox, method, **args))
-        message = amqp.Message(body, content_type="application/json", correlation_id=call_id)
+        properties = {"correlation_id": call_id, "delivery_mode": self.delivery_mode}
+        message = amqp.Message(body, content_type="application/json", **properties)
         with self._writing:
             self._channel.basic_publish(message, routing_key=self.topic)
         return call
@@ -171,6 +175,14 @@ class _ConfirmedClient(_Client):
     confirm = True
 
 
+class _DurableServer(_ConfirmedServer):
+    durable = True
+
+
+class _DurableClient(_ConfirmedClient):
+    delivery_mode = 2
+
+
 class _PipelinedClient(_Client):
     def __init__(self, url: str, topic: str) -> None:
         super().__init__(url, topic)
@@ -202,4 +214,5 @@ class _PipelinedClient(_Client):
 PLAIN = Peer(_Server, _ThreadsClient)
 WINDOWED = Peer(_Server, _Client)
 CONFIRMED = Peer(_ConfirmedServer, _ConfirmedClient)
+DURABLE = Peer(_DurableServer, _DurableClient)
 PIPELINED = Peer(_ConfirmedServer, _PipelinedClient)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes performance.md, beside this folder, and its plots, from results/*.json.
+"""Makes performance.md, beside this folder, and its plots, from results/*.json and explanation.md.
 
 The results are what ``python -m benchmarks --record docs`` has measured, without and with ``--scaling``.
 """

@@ -107,7 +107,7 @@ class TaskExecutor:
         Raises:
             Interrupted: the server has stopped, and waits for it no longer. If no thread has begun it, none does.
         """
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._host)
         assert task is not None
         done: asyncio.Future[Any] = self._host.create_future()
         waiting = [done]  # until a thread takes it
@@ -146,7 +146,7 @@ class TaskExecutor:
 
     async def run_async(self, call: ServerCall, work: Coroutine[Any, Any, Any]) -> Any:
         """Await what an ``async`` method does; see `msgbus.workers.Tasks`."""
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._host)
         assert task is not None
         call.interrupt = partial(self._interrupt, task)
         try:

@@ -154,12 +154,24 @@ def test_every_plot_of_the_page_is_drawn(tmp_path: pathlib.Path) -> None:
         elements(path.read_text())
 
 
+def test_what_explains_the_results_is_a_part_of_the_page(tmp_path: pathlib.Path) -> None:
+    """It stands after the targets, and a run leaves it as it is. Without it there is none."""
+    made_up().write(page.results_folder(tmp_path) / page.COMPARISON)
+    assert page.explanation(tmp_path) == ""
+    assert "## Why" not in page.write(tmp_path).read_text()
+    path = tmp_path / "performance" / page.EXPLANATION
+    path.write_text("## Why\n\nSince.\n")
+    text = page.write(tmp_path).read_text()
+    assert text.index("## Targets") < text.index("## Why") < text.index("## Where others are faster")
+    assert path.read_text() == "## Why\n\nSince.\n"
+
+
 def test_the_page_is_made_from_the_results() -> None:
     """Nobody has changed it by hand, nor forgotten to make it anew."""
     comparison, scaling = (page.results_folder(DOCS) / name for name in (page.COMPARISON, page.SCALING))
     results = Results.read(comparison) if comparison.exists() else None
     points = Points.read(scaling) if scaling.exists() else None
-    assert (DOCS / "performance.md").read_text() == page.page(results, points)
+    assert (DOCS / "performance.md").read_text() == page.page(results, points, page.explanation(DOCS))
     for name, drawing in page.drawings(results, points).items():
         assert (DOCS / "performance" / name).read_text() == drawing
 

@@ -245,6 +245,25 @@ def test_a_stream_that_has_ended_is_not_cancelled(played: PlayedServer, client: 
     assert len(played.transport.router) == 0
 
 
+def test_what_arrives_while_a_stream_is_being_closed_is_not_handed_out(
+    played: PlayedServer, client: RPCClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A closed stream has ended, also for whoever still iterates over it."""
+    stream = client.multicall({}, "count")
+    played.started()
+    played.say("items", items=[0, 1], seq=0)
+    assert next(stream) == 0
+    close = streams.StreamEnd.close
+
+    def close_after_another_frame(end: streams.StreamEnd) -> None:
+        played.say("items", items=[2], seq=2)
+        close(end)
+
+    monkeypatch.setattr(streams.StreamEnd, "close", close_after_another_frame)
+    stream.close()
+    assert list(stream) == []
+
+
 def test_the_reader_sends_keepalives(played: PlayedServer, client: RPCClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as a stream is open its server is sent keepalives; after that no more."""
     monkeypatch.setattr(streams, "KEEPALIVE", 0.0)

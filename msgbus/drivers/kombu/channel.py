@@ -1,4 +1,4 @@
-"""`Channel`, which handles the frames of one AMQP channel, and `Wire`, what it uses of its connection."""
+"""`Channel`, which handles the frames of one AMQP channel; `Wire`, what it uses of its connection; and `Settling`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from msgbus.drivers.base import Message
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.toolkit.session import Line
 from msgbus.exceptions import TransportUnavailable
+
+
+class Settling(Protocol):
+    """What settles deliveries: a consumer's channel."""
+
+    def take_settlements(self) -> bytes:
+        """The frames for what was settled since the last time, once. Any thread; empty where the channel is closed."""
 
 
 class Wire(Protocol):
@@ -46,13 +53,10 @@ class Wire(Protocol):
     def append(self, data: bytes) -> None:
         """Have `data` written by the next `flush`. The caller may hold a lock that orders it."""
 
-    def append_acknowledgement(self, data: bytes, unsettled: int, prefetch: int) -> None:
-        """As `append`, but if many more deliveries may come before it is written, it may wait a moment for others.
+    def settle_soon(self, settling: Settling, *, is_urgent: bool) -> None:
+        """Have what `settling` has settled written by the next `flush`, before all else that is to be written then.
 
-        Args:
-            data: acknowledges one delivery.
-            unsettled: how many others of the same consumer are not settled.
-            prefetch: how many may be.
+        If it is not urgent, it may wait a moment for more. Any thread.
         """
 
     def acknowledge_later(self, channel: int, tag: int) -> None:

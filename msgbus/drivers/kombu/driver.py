@@ -160,14 +160,16 @@ class KombuDriver(BrokerDriver):
         """See `Loop.before_sleep`. What may not wait is written by `_write` right after."""
         rest = FOREVER
         for session in self.sessions:
-            if session.unwritten and not session.is_urgent and session.holds_back(is_over):
+            has_work = session.unwritten or session.settling
+            if has_work and not session.is_urgent and session.holds_back(is_over):
                 rest = LINGER
         return rest
 
     def _write(self) -> None:
         for session in self.sessions:
             # A thread may have left something here since `_before_sleep`: unless the loop lingers, all is written.
-            if session.unwritten and (session.is_urgent or not self.loop.lingers):
+            has_work = session.unwritten or session.settling
+            if has_work and (session.is_urgent or not self.loop.lingers):
                 session.send_all()
 
     # Connecting

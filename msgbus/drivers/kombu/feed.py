@@ -43,6 +43,8 @@ class KombuFeed(Feed, Channel):
         self._lock = threading.Lock()
         self._alive = True
         self._unsettled: set[int] = set()
+        self._accepted: list[int] = []  # settled, but not written yet
+        self._rejected: dict[int, bool] = {}  # likewise; with whether to requeue
 
     def start(self) -> None:
         """Declare and consume."""
@@ -77,14 +79,42 @@ class KombuFeed(Feed, Channel):
                 unsettled.remove(tag)
             except KeyError:
                 return True
-            # Under the lock: on a closed channel RabbitMQ closes the connection over this.
             if outcome is Outcome.ACCEPT:
-                frame = frames.basic_ack(self.number, tag)
-                self._session.append_acknowledgement(frame, len(unsettled), self.source.prefetch)
+                self._accepted.append(tag)
+                # While RabbitMQ knows of few unsettled ones, it delivers on.
+                is_urgent = 2 * (len(unsettled) + len(self._accepted)) >= self.source.prefetch
             else:
-                self._session.append(frames.basic_reject(self.number, tag, outcome is Outcome.REQUEUE))
+                self._rejected[tag] = outcome is Outcome.REQUEUE
+                is_urgent = True
+        self._session.settle_soon(self, is_urgent=is_urgent)
         self._session.flush()
         return True
+
+    def take_settlements(self) -> bytes:
+        with self._lock:
+            # On a closed channel RabbitMQ closes the connection over this.
+            return self._settlements() if self._alive else b""
+
+    def _settlements(self) -> bytes:
+        """The frames for what was settled since the last time. The lock is held.
+
+        One acknowledgement stands for all up to its tag, if none of those is to be rejected or still to be settled.
+        RabbitMQ has less work with one than with many.
+        """
+        accepted, self._accepted = self._accepted, []
+        rejected, self._rejected = self._rejected, {}
+        parts = []
+        if len(accepted) > 1:
+            # The loop's thread may add to these meanwhile, and to copy them is one step of the interpreter.
+            others = [*self._unsettled, *rejected]
+            first = min(others, default=max(accepted) + 1)
+            together = [tag for tag in accepted if tag < first]
+            if together:
+                parts.append(frames.basic_ack(self.number, max(together), multiple=True))
+                accepted = [tag for tag in accepted if tag > first]
+        parts += [frames.basic_ack(self.number, tag) for tag in accepted]
+        parts += [frames.basic_reject(self.number, tag, requeue) for tag, requeue in rejected.items()]
+        return b"".join(parts)
 
     def trouble(self) -> str | None:
         since = self.source.waits_since
@@ -181,6 +211,7 @@ class KombuFeed(Feed, Channel):
         with self._lock:
             self._alive = False
             self._session.acknowledge_no_more(self.number)
+            last_words = self._settlements() + last_words
             if last_words:
                 self._session.append(last_words)
         self._session.flush()

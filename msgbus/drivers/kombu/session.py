@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from msgbus.drivers.base import Address, Message, QueueInfo
 from msgbus.drivers.kombu import frames
-from msgbus.drivers.kombu.channel import Channel
+from msgbus.drivers.kombu.channel import Channel, Settling
 from msgbus.drivers.kombu.feed import KombuFeed
 from msgbus.drivers.kombu.publisher import Publisher
 from msgbus.drivers.kombu.questions import Inspections, Question
@@ -90,7 +90,8 @@ class KombuSession(Session):
 
     Attributes:
         unwritten: appended data that is still to be written.
-        is_urgent: some of it may not wait for more.
+        settling: whose settled deliveries are still to be written.
+        is_urgent: some of all that may not wait for more.
     """
 
     def __init__(self, driver: Owner, line: Line, connection: Connection) -> None:
@@ -107,6 +108,7 @@ class KombuSession(Session):
         self._fd = sock.fileno()
         self._heartbeat = float(connection.heartbeat or 0)
         self.unwritten: list[bytes] = []
+        self.settling: dict[Settling, None] = {}
         self.is_urgent = False
         self._linger_until = 0.0
         self._acknowledged: dict[int, int] = {}  # by channel, the last tag to acknowledge with the next write
@@ -202,14 +204,13 @@ class KombuSession(Session):
         self.unwritten.append(data)
         self.is_urgent = True  # Set after that: whoever writes in between takes the data along, and all is written.
 
-    def append_acknowledgement(self, data: bytes, unsettled: int, prefetch: int) -> None:
-        self.unwritten.append(data)
-        # What is unwritten is unsettled for RabbitMQ, whichever consumer it belongs to.
-        if 2 * (unsettled + len(self.unwritten)) >= prefetch:
-            self.is_urgent = True
+    def settle_soon(self, settling: Settling, *, is_urgent: bool) -> None:
+        self.settling[settling] = None
+        if is_urgent:
+            self.is_urgent = True  # As in `append`.
 
     def holds_back(self, is_over: bool) -> bool:
-        """Whether the acknowledgements that have gathered, where that is all, may wait for more, up to ``LINGER``.
+        """Whether the acknowledgements that have gathered, if that is all, may wait for more, up to ``LINGER``.
 
         On the loop's thread, before it sleeps. With `is_over` it has lingered already.
         """
@@ -226,14 +227,18 @@ class KombuSession(Session):
         """Acknowledge all up to `tag` with what is written next, or within ``TICK``. On the loop's thread."""
         self._acknowledged[channel] = tag
 
-    def _add_acknowledgements(self) -> None:
-        """Put them before what is written: it may end with the close of their channel."""
+    def _add_settlements(self) -> None:
+        """Put them before what is written: it may end with the close of their channel. The write lock is held."""
         while self._acknowledged:
             try:
                 channel, tag = self._acknowledged.popitem()
             except KeyError:
-                return  # The channel has been closed.
+                break  # The channel has been closed.
             self.unwritten.insert(0, frames.basic_ack(channel, tag, multiple=True))
+        while self.settling:
+            settling, _ = self.settling.popitem()
+            if data := settling.take_settlements():
+                self.unwritten.insert(0, data)
 
     def acknowledge_no_more(self, channel: int) -> None:
         """The channel is being closed. Any thread."""
@@ -246,7 +251,7 @@ class KombuSession(Session):
     def send_all(self) -> None:
         """Write what has gathered: the first thread also writes what others append meanwhile."""
         out = self.unwritten
-        while out:
+        while out or self.settling:
             if not self._writing.acquire(blocking=False):
                 return
             try:
@@ -254,12 +259,13 @@ class KombuSession(Session):
                     return  # The socket takes no more at present; the loop goes on when it does.
                 self.is_urgent = False
                 self._linger_until = 0.0
-                if self._acknowledged:
-                    self._add_acknowledgements()
+                if self._acknowledged or self.settling:
+                    self._add_settlements()
                 count = len(out)
                 data = out[0] if count == 1 else b"".join(out[:count])
                 del out[:count]
-                self._send(data)
+                if data:  # Otherwise the channels of what was to be settled have been closed.
+                    self._send(data)
             finally:
                 self._writing.release()
 

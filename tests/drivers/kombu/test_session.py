@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import struct
 from collections.abc import Iterator
@@ -129,8 +130,8 @@ class Still:
         """Have the session read deliveries."""
         self.session._feed(b"".join(delivery(feed.number, tag) for tag in tags))
 
-    def written(self) -> list[tuple[bytes, int]]:
-        """Ids and delivery tag of what has reached the peer since the last time."""
+    def payloads(self) -> list[bytes]:
+        """The payloads of the frames that have reached the peer since the last time."""
         found = []
         try:
             data = self._socket.recv(1 << 16)
@@ -138,9 +139,13 @@ class Still:
             return []
         while data:
             _, _, size = struct.unpack_from("!BHI", data)
-            payload, data = data[7 : 7 + size], data[8 + size :]
-            found.append((payload[:4], int.from_bytes(payload[4:12], "big")))
+            found.append(data[7 : 7 + size])
+            data = data[8 + size :]
         return found
+
+    def written(self) -> list[tuple[bytes, int]]:
+        """Ids and delivery tag of what has reached the peer since the last time."""
+        return [(payload[:4], int.from_bytes(payload[4:12], "big")) for payload in self.payloads()]
 
 
 def delivery(channel: int, tag: int, body: bytes = b"body", frame_max: int = 131072) -> bytes:
@@ -225,7 +230,7 @@ def test_acknowledgements_that_are_not_urgent_wait_a_moment(
     still.read(feed, *tags)
     for tag in tags[:accepted]:
         assert feed.settle(tag, Outcome.ACCEPT)
-    acknowledgements = [(ACK, tag) for tag in tags[:accepted]]
+    acknowledgements = [(ACK, accepted)]  # for all of them
     assert still.before_sleep() == (LINGER if waits else FOREVER)
     still.loop.write_rest()
     assert still.written() == ([] if waits else acknowledgements)
@@ -254,6 +259,99 @@ def test_acknowledgements_do_not_wait_while_the_loop_sleeps(still: Still) -> Non
     assert feed.settle(1, Outcome.ACCEPT)
     still.loop.awake = True
     assert still.written() == [(ACK, 1)]
+
+
+class Unsettled:
+    """The deliveries of a channel that a broker knows as unsettled, and what it is told of them."""
+
+    def __init__(self) -> None:
+        self.tags: list[int] = []
+        self.told: dict[int, Outcome] = {}
+
+    def read(self, payloads: list[bytes]) -> int:
+        """Do what a broker does with these frames. Returns how many there were."""
+        for payload in payloads:
+            tag, flag = int.from_bytes(payload[4:12], "big"), payload[12]
+            if payload[:4] == ACK:
+                found = [each for each in self.tags if each <= tag] if flag else [tag]
+                outcome = Outcome.ACCEPT
+            else:
+                assert payload[:4] == frames.BASIC_REJECT
+                found, outcome = [tag], Outcome.REQUEUE if flag else Outcome.DROP
+            assert tag in self.tags, "RabbitMQ closes the channel over a tag that it does not know"
+            for each in found:
+                self.tags.remove(each)
+                self.told[each] = outcome
+        return len(payloads)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_each_delivery_is_settled_as_it_was_asked_for(still: Still, seed: int) -> None:
+    """In whatever order they are accepted and rejected, and whenever that is written, while more are delivered."""
+    chance = random.Random(seed)
+    feed, broker = still.feed(1000), Unsettled()
+    held: list[int] = []
+    asked: dict[int, Outcome] = {}
+    for step in range(1, 300):
+        if chance.random() < 0.5:
+            still.read(feed, step)
+            broker.tags.append(step)
+            held.append(step)
+        elif held:
+            # Mostly the oldest, as servers do.
+            tag = held.pop(0 if chance.random() < 0.8 else chance.randrange(len(held)))
+            asked[tag] = chance.choice([*[Outcome.ACCEPT] * 5, Outcome.REQUEUE, Outcome.DROP])
+            assert feed.settle(tag, asked[tag])
+        if chance.random() < 0.2:
+            still.session.send_all()
+            broker.read(still.payloads())
+            assert broker.told == asked
+            assert broker.tags == held
+
+
+def test_one_acknowledgement_stands_for_many(still: Still) -> None:
+    """For all up to the first that is still to be settled; later ones have their own."""
+    feed, broker = still.feed(1000), Unsettled()
+    still.read(feed, *range(1, 101))
+    broker.tags += range(1, 101)
+    for tag in range(1, 101):
+        if tag != 97:
+            feed.settle(tag, Outcome.ACCEPT)
+    still.session.send_all()
+    assert broker.read(still.payloads()) == 4
+    assert broker.tags == [97]
+    feed.settle(97, Outcome.ACCEPT)
+    still.session.send_all()
+    assert broker.read(still.payloads()) == 1
+    assert broker.tags == []
+
+
+def test_what_was_settled_before_a_channel_closes_is_written_before(still: Still) -> None:
+    """And nothing for it afterwards, over which RabbitMQ would close the connection."""
+    feed, broker = still.feed(1000), Unsettled()
+    still.read(feed, 1, 2, 3)
+    broker.tags += [1, 2, 3]
+    feed.settle(1, Outcome.ACCEPT)
+    feed.settle(2, Outcome.REQUEUE)
+    feed.close()
+    assert not feed.settle(3, Outcome.ACCEPT)
+    still.session.send_all()
+    *settled, last = still.payloads()
+    assert last[:4] == frames.CHANNEL_CLOSE
+    broker.read(settled)
+    assert broker.told == {1: Outcome.ACCEPT, 2: Outcome.REQUEUE}
+    still.session.send_all()
+    assert still.payloads() == []
+
+
+def test_what_was_settled_before_the_connection_closes_is_written_before(still: Still) -> None:
+    """RabbitMQ reads nothing after the close."""
+    feed = still.feed(1000)
+    still.read(feed, 1, 2)
+    feed.settle(1, Outcome.ACCEPT)
+    feed.settle(2, Outcome.ACCEPT)
+    still.session.close()
+    assert [payload[:4] for payload in still.payloads()] == [ACK, frames.CONNECTION_CLOSE]
 
 
 @pytest.mark.parametrize("end", ["reject", "cancel", "close"])
