@@ -204,6 +204,13 @@ class BaseClient:
         )
         return answers
 
+    def _not_taken(self, pending: PendingAnswers) -> TransportUnavailable | None:
+        """Why a ping has no answers at its end, if its request was not taken. The driver may say so a moment later."""
+        if pending.sent or pending.answers:
+            return None
+        state = f"not taken in {self._seconds:g} s: {self.transport.driver.state}"
+        return self.transport.about(pending.describe, TransportUnavailable(state, maybe_delivered=True))
+
     def _count_consumers(self, address: Address, pending: PendingAnswers) -> Future[QueueInfo] | None:
         """Ask how many consumers an address has: there will be as many answers. None if the driver cannot say."""
         driver = self.transport.driver

@@ -229,8 +229,8 @@ class RPCClient(BaseClient):
             # Each server of a topic consumes from it, so there will be as many answers.
             counted = self._count_consumers(self.transport.address(self.target(fanout=None)), pending)
             call.wait(explain=False)
-        except MessagingTimeout:
-            pass  # Not all have answered.
+        except MessagingTimeout:  # Not all have answered.
+            unreachable = client._not_taken(pending)
         except TransportUnavailable as exc:
             unreachable = exc
         finally:
