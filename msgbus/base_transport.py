@@ -325,7 +325,7 @@ class BaseTransport:
             error: it is not changed, since others may get the same one.
 
         Returns:
-            a copy; or the error itself, if it is none of msgbus's, or one whose class makes the text.
+            a copy. The error itself, if it is not a `MessagingException`, or its class writes its own text.
         """
         cls = type(error)
         if not isinstance(error, MessagingException) or cls.__str__ is not BaseException.__str__:

@@ -171,7 +171,14 @@ class Gather:
             return pending.ready
         if type(error) is not MessagingTimeout:
             self._failed.append((question, error))
+        elif not pending.sent and not pending.answers:
+            self._failed.append((question, self._not_taken(pending)))
         return True
+
+    def _not_taken(self, pending: PendingAnswers) -> TransportUnavailable:
+        """The time was over before the message system took the question. The driver may say why a moment later."""
+        state = f"not taken in {pending.deadline - pending.began:g} s: {self.transport.driver.state}"
+        return self.transport.about(pending.describe, TransportUnavailable(state, maybe_delivered=True))
 
     def next_check(self) -> float:
         """When `is_over` has to be asked again even if nothing arrives."""

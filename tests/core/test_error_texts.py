@@ -117,6 +117,20 @@ def test_errors_while_a_broker_cannot_be_reached_name_method_target_and_system(w
         assert ("cannot open the inbox of this process" in str(error)) == (verb in CALLS)
 
 
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_ping_that_the_message_system_does_not_take_in_time_is_an_error(
+    world: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no empty list, also if the driver has not said yet that it gives the message up."""
+    url = new_url()
+    monkeypatch.setattr(FakeDriver, "send", lambda *_args, **_more: Future())
+    monkeypatch.setattr(FakeDriver, "inspect", lambda *_args: Future())
+    [error] = Asking(world, url).errors("ping")
+    assert isinstance(error, msgbus.TransportUnavailable)
+    check(error, "ping", url)
+    assert "not taken in" in str(error)
+
+
 class Unopened(Inbox):
     """An inbox that is never open, or was refused."""
 
