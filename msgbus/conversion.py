@@ -6,6 +6,7 @@ pydantic are asked themselves; pydantic is never imported here.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -38,6 +39,7 @@ class Fields:
                 except TypeError as exc:
                     raise TypeError(f"{name}: {exc}") from None
             raise error
+        self._leaves_defaults = any(Contents(kind).leaves_defaults for kind in types.values())
 
     def convert(self, values: dict[str, Any]) -> dict[str, Any]:
         """Return the values in their types; those of other names as they are.
@@ -49,6 +51,8 @@ class Fields:
             made = self._convert(values)
         except (msgspec.ValidationError, RecursionError) as exc:
             raise Mismatch(explain(exc, values, self._convert)) from None
+        if self._leaves_defaults:
+            _set_defaults(made)
         names = self._names
         return {name: getattr(made, name) if name in names else value for name, value in values.items()}
 
@@ -60,6 +64,50 @@ def _struct_of(types: Mapping[str, Any]) -> Any:
     struct = msgspec.defstruct("Values", [(name, kind, msgspec.UNSET) for name, kind in types.items()], kw_only=True)
     msgspec.convert({}, struct)  # Now, since msgspec looks at the types when they are first used.
     return struct
+
+
+def _set_defaults(made: Any) -> None:
+    """Give the dataclasses in what msgspec has made the defaults of what was not sent.
+
+    msgspec leaves these to the class, where the method finds them. But it does not send what only the class has: in an
+    answer, or in a call to another service, such a field would be missing.
+    """
+    rest, seen = [made], set()
+    while rest:
+        value = rest.pop()
+        if isinstance(value, _SCALARS) or id(value) in seen:  # A method of the class may have made a cycle.
+            continue
+        seen.add(id(value))
+        if isinstance(value, list | tuple | set | frozenset):
+            rest.extend(value)
+        elif isinstance(value, dict):
+            rest.extend(value.values())
+        else:
+            own = getattr(value, "__dict__", {})
+            for name in _missing_defaults(type(value)):
+                own.setdefault(name, getattr(value, name))
+            rest.extend(getattr(value, name) for name in _names_of_fields(type(value)) if hasattr(value, name))
+
+
+_SCALARS = (type(None), bool, int, float, str, bytes)
+
+
+def _missing_defaults(kind: type) -> tuple[str, ...]:
+    """The fields of a dataclass that msgspec leaves to the class if they are not sent."""
+    if not dataclasses.is_dataclass(kind) or "__slots__" in vars(kind):
+        return ()
+    return tuple(
+        field.name for field in dataclasses.fields(kind) if field.init and field.default is not dataclasses.MISSING
+    )
+
+
+def _names_of_fields(kind: type) -> tuple[str, ...]:
+    """Those of a dataclass, Struct, or attrs class."""
+    if hasattr(kind, "__struct_fields__"):
+        return tuple(kind.__struct_fields__)
+    if dataclasses.is_dataclass(kind):
+        return tuple(field.name for field in dataclasses.fields(kind))
+    return tuple(field.name for field in getattr(kind, "__attrs_attrs__", ()))
 
 
 def is_model(kind: Any) -> bool:
@@ -124,6 +172,7 @@ class Contents:
         is_plain: only what msgbus sends as it is; bytes are not among it, since JSON has none.
         foreign: classes that neither msgspec nor pydantic can make of plain data.
         unchecked: dataclasses of pydantic, whose own checks would not run.
+        leaves_defaults: there are dataclasses whose defaults msgspec leaves to the class.
     """
 
     def __init__(self, kind: Any) -> None:
@@ -137,14 +186,17 @@ class Contents:
         self.is_plain = True
         self.foreign: list[Any] = []
         self.unchecked: list[Any] = []
+        self.leaves_defaults = False
         for part in _parts(inspect.type_info(kind), set()):
             if isinstance(part, inspect.CustomType):
                 if part.cls is object:
                     continue
                 if not is_model(part.cls):
                     self.foreign.append(part.cls)
-            elif isinstance(part, inspect.DataclassType) and hasattr(part.cls, "__pydantic_validator__"):
-                self.unchecked.append(part.cls)
+            elif isinstance(part, inspect.DataclassType):
+                self.leaves_defaults |= bool(_missing_defaults(part.cls))
+                if hasattr(part.cls, "__pydantic_validator__"):
+                    self.unchecked.append(part.cls)
             elif isinstance(part, plain) and not (
                 isinstance(part, inspect.DictType) and not isinstance(part.key_type, inspect.StrType | inspect.AnyType)
             ):

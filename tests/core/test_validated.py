@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import types
@@ -189,6 +190,80 @@ def test_defaults_and_further_arguments(images: Serving) -> None:
     """A default stays as it is; arguments of `**others` are checked by its annotation."""
     assert images.call("numbers") == [5]
     assert images.call("numbers", first=1, second=2, third=3) == [1, 2, 3]
+
+
+@dataclasses.dataclass
+class Line:
+    item: str
+    quantity: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenLine:
+    item: str
+    quantity: int = 1
+
+
+@dataclasses.dataclass(slots=True)
+class SlottedLine:
+    item: str
+    quantity: int = 1
+
+
+class Box(msgspec.Struct):
+    lines: dict[str, tuple[Line, ...]]
+
+
+@dataclasses.dataclass
+class Node:
+    """Each knows the one that it is in, so that they hold each other."""
+
+    inner: Node | None = None
+    outer: Node | None = None
+    depth: int = 0
+
+    def __post_init__(self) -> None:
+        if self.inner is not None:
+            self.inner.outer = self
+
+
+class Echo:
+    """What it returns has come with a call."""
+
+    def line(self, ctxt: object, line: Line) -> Line:
+        return line
+
+    def lines(self, ctxt: object, lines: list[Line]) -> Iterator[Line]:
+        yield from lines
+
+    def frozen(self, ctxt: object, line: FrozenLine) -> FrozenLine:
+        return line
+
+    def slotted(self, ctxt: object, line: SlottedLine | None) -> SlottedLine | None:
+        return line
+
+    def box(self, ctxt: object, box: Box) -> Box:
+        return box
+
+    def inner(self, ctxt: object, node: Node) -> dict[str, Any]:
+        assert node.inner is not None
+        return {name: value for name, value in vars(node.inner).items() if name != "outer"}
+
+
+def test_defaults_of_dataclasses_are_sent_on(serve: Callable[..., Serving]) -> None:
+    """A field that was not sent has its default in what the method gets, and in what it returns or sends on."""
+    echo = serve(Echo(), validate=True)
+    pear = {"item": "pear", "quantity": 1}
+    assert echo.call("line", line={"item": "pear"}) == pear
+    assert list(echo.client.multicall({}, "lines", lines=[{"item": "pear"}, {"item": "fig", "quantity": 2}])) == [
+        pear,
+        {"item": "fig", "quantity": 2},
+    ]
+    assert echo.call("frozen", line={"item": "pear"}) == pear
+    assert echo.call("slotted", line={"item": "pear"}) == pear
+    assert echo.call("slotted", line=None) is None
+    assert echo.call("box", box={"lines": {"a": [{"item": "pear"}]}}) == {"lines": {"a": [pear]}}
+    assert echo.call("inner", node={"inner": {}}) == {"inner": None, "depth": 0}
 
 
 def test_what_is_not_annotated_stays_as_it_was(images: Serving) -> None:

@@ -15,7 +15,8 @@ The rules:
   - ``test: in terminal NAME, after Ctrl-C``: what runs there is interrupted and has to end, then the block is pasted.
   - ``test: left out, since ...``.
 
-- The RabbitMQ of the test takes the place of ``rabbit://guest:guest@localhost:5672/``, and a free port that of 9464.
+- The RabbitMQ of the test takes the place of ``rabbit://guest:guest@localhost:5672/``, and free ports that of 9464 and
+  8080. mypy finds msgbus in this checkout, as it would where that is installed.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ from msgbus.options import list_opts
 from tests.functional.brokers.processes import free_ports
 
 ROOT = pathlib.Path(__file__).parents[2]
-METRICS_PORT = "9464"
+PORTS = ("9464", "8080")
+"""Those of metrics and of health on the pages."""
+PORT = re.compile(rf"\b(?:{'|'.join(PORTS)})\b")
 URL = "rabbit://guest:guest@localhost:5672/"
 OWN_TERMINAL = re.compile(r"(?:(?P<name>\w+), )?in a terminal of its own")
 AFTER_INTERRUPT = re.compile(r"in terminal (?P<name>\w+), after Ctrl-C")
@@ -88,6 +91,7 @@ class Terminal:
             env["XDG_RUNTIME_DIR"] = run_dir
         # The pages need pytest alone. Where this plugin is installed, it warns that it is not configured.
         env["PYTEST_ADDOPTS"] = "-p no:asyncio"
+        env["MYPYPATH"] = str(ROOT)
         env["PATH"] = f"{pathlib.Path(sys.executable).parent}:{env['PATH']}"
         self.shell = subprocess.Popen(
             ["bash"],
@@ -160,7 +164,7 @@ def run(page: pathlib.Path, folder: pathlib.Path, url: str) -> None:
     Where nothing is configured, processes meet in a folder of the page's own: sockets want a short path.
     """
     printed = ""
-    (metrics_port,) = free_ports(1)
+    ports = dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True))
     terminals: dict[str | None, Terminal] = {}
     with ExitStack() as cleanup:
         run_dir = cleanup.enter_context(TemporaryDirectory(prefix="msgbus-"))
@@ -173,7 +177,7 @@ def run(page: pathlib.Path, folder: pathlib.Path, url: str) -> None:
         terminal = new_terminal("")
         for block in blocks(page):
             text, rule = block.text.replace(URL, url), block.rule or ""
-            text = text.replace(METRICS_PORT, str(metrics_port))
+            text = PORT.sub(lambda found: ports[found[0]], text)
             if block.left_out:
                 continue
             if block.file:

@@ -43,6 +43,7 @@ LEFT_OUT = {
         "it is for RabbitMQ; another test starts one with it",
         "it is for the operator's RabbitMQ; another test applies the rights and uses all verbs",
     ],
+    "howto/typed-and-watched.md": ["it installs packages"],
     "howto/write-a-driver.md": [
         *["it installs packages"] * 2,
         *["another test runs it"] * 3,
