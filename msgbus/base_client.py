@@ -183,7 +183,7 @@ class BaseClient:
         ::
 
             class Images(Protocol):
-                target: ClassVar = Target(namespace="images", version="1.2")
+                target: ClassVar[Target] = Target(namespace="images", version="1.2")
 
                 def resize(self, image: Image, size: tuple[int, int]) -> Thumbnail: ...
                 def tiles(self, image: Image) -> Iterator[Tile]: ...

@@ -72,7 +72,7 @@ def make_instance(text: str, hint: str) -> object:
     try:
         return found()
     except (Exception, SystemExit) as exc:
-        _fail(f"making a {attribute} (without arguments)", exc, hint)
+        _fail(f"{attribute}()", exc, hint)
 
 
 def _import(name: str, attribute: str) -> ModuleType:

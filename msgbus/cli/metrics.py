@@ -44,8 +44,12 @@ class Metrics:
 
 
 @contextmanager
-def metrics_at(address: str | None) -> Iterator[Metrics | None]:
+def metrics_at(address: str | None, service: str) -> Iterator[Metrics | None]:
     """Let Prometheus read at an address, ``[HOST:]PORT``, while the block runs; None: no metrics.
+
+    Args:
+        address: where.
+        service: the name of the service, unless OpenTelemetry's environment variables name it.
 
     Raises:
         click.UsageError: the address cannot be used, or a library is missing.
@@ -58,6 +62,7 @@ def metrics_at(address: str | None) -> Iterator[Metrics | None]:
         from opentelemetry import metrics
         from opentelemetry.exporter.prometheus import PrometheusMetricReader
         from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.resources import SERVICE_NAME, Resource
         from prometheus_client import start_http_server
     except ImportError as exc:
         raise click.UsageError(f"--metrics: {exc}: pip install 'msgbus[prometheus]'") from exc
@@ -65,7 +70,10 @@ def metrics_at(address: str | None) -> Iterator[Metrics | None]:
         server, _ = start_http_server(port, host or "0.0.0.0")  # noqa: S104 - as the help says
     except OSError as exc:
         raise click.UsageError(f"--metrics {address}: {exc.strerror or exc}") from exc
-    provider = MeterProvider([PrometheusMetricReader()])
+    resource = Resource.create()
+    if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
+        resource = resource.merge(Resource({SERVICE_NAME: service}))
+    provider = MeterProvider([PrometheusMetricReader()], resource)
     metrics.set_meter_provider(provider)  # The service may measure something too.
     try:
         shown = "localhost" if host == "" else host

@@ -123,7 +123,7 @@ def serve(
     target = Target(exchange=exchange, topic=topic, server=server or f"{socket.gethostname()}-{os.getpid()}")
     instances = [make_instance(endpoint, NO_ARGUMENTS) for endpoint in endpoints]
     made_serializer = make_serializer(serializer)
-    with open_transport(url, config_files) as transport, metrics_at(metrics_address) as metrics:
+    with open_transport(url, config_files) as transport, metrics_at(metrics_address, topic) as metrics:
         try:
             options = {} if metrics is None else metrics.options_for(transport, instances)
             running = get_rpc_server(transport, target, instances, serializer=made_serializer, **options)

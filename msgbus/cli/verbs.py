@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +16,8 @@ from msgbus.cli.instances import check_module, make_serializer
 from msgbus.cli.options import Seconds, bus_options, example, json_option, serializer_option
 from msgbus.cli.progress import progress
 from msgbus.cli.tables import print_json, print_named_value, print_value
-from msgbus.foreign import printable
+from msgbus.exceptions import InvalidArguments
+from msgbus.foreign import printable, text_of
 from msgbus.message import POLICIES
 
 if TYPE_CHECKING:
@@ -26,9 +28,11 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _END = object()
+_NO_JSON = f"{__name__}.no_json"
+"""The key of what is known in a `click.Context` of arguments that look like JSON and are not."""
 
 
-def _parse(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
+def _parse(ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
     """Read ``KEY=VALUE``; a value that is not valid JSON is a string."""
     arguments: dict[str, Any] = {}
     for text in texts:
@@ -39,9 +43,19 @@ def _parse(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...])
             raise click.UsageError(f"the argument {key} is given twice")
         try:
             arguments[key] = msgspec.json.decode(value)
-        except (msgspec.DecodeError, UnicodeError):
+        except (msgspec.DecodeError, UnicodeError) as exc:
             arguments[key] = value
+            if value.startswith(("{", "[", '"')):
+                ctx.meta.setdefault(_NO_JSON, {})[key] = f"{key} was sent as a string, since it is no valid JSON: {exc}"
     return arguments
+
+
+def _add_hint(exc: BaseException) -> None:
+    """Where the server refuses an argument that looks like JSON and is not, say so in the error's text."""
+    no_json = click.get_current_context().meta.get(_NO_JSON, {})
+    name = re.split(r"[.:\[]", text_of(exc), maxsplit=1)[0]
+    if isinstance(exc, InvalidArguments) and name in no_json:
+        exc.args = (f"{exc}; {no_json[name]}",)
 
 
 _delivery = click.option(
@@ -115,7 +129,11 @@ def _client(
     target = Target(exchange=exchange, topic=topic, namespace=namespace, version=version, server=server)
     made_serializer = make_serializer(serializer)
     with open_transport(url, config_files, quiet=True, allowed=allowed) as transport:
-        yield get_rpc_client(transport, target, timeout=timeout, delivery=delivery, serializer=made_serializer)
+        try:
+            yield get_rpc_client(transport, target, timeout=timeout, delivery=delivery, serializer=made_serializer)
+        except InvalidArguments as exc:
+            _add_hint(exc)
+            raise
 
 
 def _check_version(version: str) -> None:
@@ -247,8 +265,7 @@ def gather(
         if not answers.answered or (strict and is_missing):
             raise MessageUndeliverable(
                 f"{_how_many(answers)}, of topic {', '.join(dict.fromkeys(topics))} over "
-                f"{client.transport.driver.state}: the others are not running, frozen, or too busy to answer (then a "
-                "longer --timeout helps)"
+                f"{client.transport.driver.state}: {_why_missing(answers)}"
             )
     if failed:
         click.get_current_context().exit(Code.REMOTE)
@@ -263,7 +280,9 @@ def _print_answers(answers: Gathering, method: str, waiting: Any, *, names_topic
                 answer = next(answers, None)
             if answer is None:
                 return failed
-            failed += answer.error is not None
+            if answer.error is not None:
+                failed += 1
+                _add_hint(answer.error)
             if as_json:
                 print_json([_as_json(answer)])
                 continue
@@ -285,6 +304,13 @@ def _print_numbers(answers: Gathering, *, as_json: bool) -> None:
 def _how_many(answers: Gathering) -> str:
     expected = "an unknown number" if answers.expected is None else answers.expected
     return f"{answers.answered} of {expected} answered"
+
+
+def _why_missing(answers: Gathering) -> str:
+    if answers.expected == 0:
+        return "no server is known there; is it started, over the same message system, and is the topic spelt right?"
+    who = "the others are" if answers.answered else "they are"
+    return f"{who} not running, frozen, or too busy to answer (then a longer --timeout helps)"
 
 
 def _as_json(answer: Answer) -> dict[str, Any]:

@@ -555,6 +555,10 @@ class Asked:
     def fail(self, _ctxt: Any) -> Any:
         raise KeyError("no \x1b[31msuch")
 
+    @msgbus.validated
+    def total(self, _ctxt: Any, sizes: list[int], name: str = "") -> int:
+        return sum(sizes)
+
 
 class AskedToo(Asked):
     """The same of "two", where one method does not raise."""
@@ -640,6 +644,21 @@ def test_gather_without_any_server_is_exit_code_3() -> None:
     """At once. The line says over which message system they were looked for."""
     line = fails(run("gather", "cli-nobody", "status", "--timeout", "3600", "--url", FAKE), Code.NO_SERVER)
     assert f"0 of 0 answered, of topic cli-nobody over the in-memory message system {FAKE}" in line
+    assert "no server is known there; is it started, over the same message system" in line
+
+
+@pytest.mark.usefixtures("asked")
+def test_an_argument_that_looks_like_json_and_is_not_is_named_where_it_is_refused() -> None:
+    """It was sent as a string. Where a string is right, and where other things are wrong, nothing is said of it."""
+    hint = "sizes: expected array, got str; sizes was sent as a string, since it is no valid JSON: "
+    line = fails(run("call", "cli-gather", "total", "sizes=[1, 2", "--url", FAKE), Code.REMOTE)
+    assert hint in line
+    result = run("gather", "cli-gather", "total", "sizes=[1, 2", "--url", FAKE)
+    assert [hint in line for line in result.stdout.splitlines()] == [True, True]
+    result = run("call", "cli-gather", "total", "sizes=[1, 2]", "name=[draft", "--url", FAKE)
+    assert (result.exit_code, result.stdout) == (0, "3\n")
+    line = fails(run("call", "cli-gather", "total", "sizes=many", "name=[draft", "--url", FAKE), Code.REMOTE)
+    assert line.endswith("sizes: expected array, got str")
 
 
 # Exit codes

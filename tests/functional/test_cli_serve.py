@@ -391,6 +391,18 @@ def test_prometheus_reads_metrics(bench: Bench, kind: str) -> None:
     assert found["msgbus_send_window_size"] == 1000
 
 
+@pytest.mark.parametrize("name", [None, "shop"])
+def test_metrics_name_the_service(bench: Bench, name: str | None) -> None:
+    """By its topic, unless the environment says what OpenTelemetry is to call it."""
+    if name is not None:
+        bench.env["OTEL_SERVICE_NAME"] = name
+    words = ["serve", "hello:Hello", "--topic", bench.topic, "--metrics", "127.0.0.1:0", "--json"]
+    ready = json.loads(Server(bench.start(*words)).wait_for("ready"))
+    with urllib.request.urlopen(ready["metrics"], timeout=SECONDS) as answer:  # noqa: S310 - it is the server's
+        found = re.findall(r'target_info{.*service_name="([^"]*)"', answer.read().decode())
+    assert found == [name or bench.topic]
+
+
 def test_where_metrics_are_is_said_on_a_terminal(bench: Bench) -> None:
     """With the port that was free."""
     server = Server(bench.start("serve", "hello:Hello", "--topic", bench.topic, "--metrics", "0"))
