@@ -25,7 +25,7 @@ ACK_AT_ONCE = 64
 CHECK_TIMEOUT = 5.0
 """Seconds that checking a queue may take: a node of a cluster that is cut off from the others cannot do it."""
 CHECKS_WITHOUT_LEADER = 3
-"""So often in a row a quorum queue may know of no consumer before it is consumed from again."""
+"""So often in a row a quorum queue of its own may know of no consumer before it is consumed from again."""
 STALL_TIMEOUT = 5.0
 """Seconds that declaring a quorum queue may take before the next host is tried."""
 LOST_AFTER = 30.0
@@ -57,6 +57,7 @@ class KombuFeed(Feed, Channel):
         self._is_inbox = not source.prefetch
         self._counts = self._queue.is_quorum
         self._without_leader = 0  # So many checks in a row have found no consumer.
+        self._is_cancelled = False
         self._lock = threading.Lock()
         self._alive = True
         self._unsettled: set[int] = set()
@@ -154,7 +155,7 @@ class KombuFeed(Feed, Channel):
     @property
     def _is_lost(self) -> bool:
         """Whether no host could declare the queue for so long that most of its members must be gone."""
-        return (self.source.notes or 0.0) >= LOST_AFTER
+        return self._queue.is_quorum and (self.source.notes or 0.0) >= LOST_AFTER
 
     def _lost_hint(self) -> str:
         if self._queue.own:
@@ -235,7 +236,13 @@ class KombuFeed(Feed, Channel):
             self.source.lost(self, f"{self._session.name()} has lost queue {self._queue.name!r}")
 
     def _check_leader(self, answer: Answer) -> None:
-        has_none = self._queue.is_quorum and answer.info is not None and not answer.info.consumers
+        """Consume again where RabbitMQ knows of no consumer.
+
+        One that was stopped has none, and goes on settling. It is not done where shared requests would be delivered
+        again: RabbitMQ also counts none where a busy leader does not answer within a quarter of a second.
+        """
+        expects_one = self._queue.own and self._queue.is_quorum and not self._is_cancelled
+        has_none = expects_one and answer.info is not None and not answer.info.consumers
         self._without_leader = self._without_leader + 1 if has_none else 0
         if self._alive and self._without_leader >= CHECKS_WITHOUT_LEADER:
             self._end(frames.channel_close(self.number))
@@ -247,22 +254,22 @@ class KombuFeed(Feed, Channel):
         Returns:
             whether it was left.
         """
-        since = self.source.waits_since
-        if since is None or not self._alive or not self._queue.is_quorum:
+        if not self._alive or not self._queue.is_quorum or self.source.waits_since is None:
             return False
         limit = STALL_TIMEOUT
         if self._is_lost:
             limit = DELETE_TIMEOUT if self._queue.own else LOST_TIMEOUT
-        if now - since < limit:
+        waits = now - self.source.waits_since
+        if waits < limit:
             return False
-        self._session.move(self._not_declared(now - since))
+        self._session.move(self._not_declared(waits))
         return True
 
     def _count_in_vain(self, at_least: float = 0.0) -> None:
         """The declaration ends without success; say so once in the log if the queue counts as lost by that."""
-        since, was_lost = self.source.waits_since, self._is_lost
-        if since is None or not self._alive or not self._queue.is_quorum:
+        if not self._alive or not self._queue.is_quorum or self.source.waits_since is None:
             return
+        since, was_lost = self.source.waits_since, self._is_lost
         waits = max(Loop.now() - since, at_least)
         self.source.notes = (self.source.notes or 0.0) + waits
         if self._is_lost and not was_lost:
@@ -272,6 +279,7 @@ class KombuFeed(Feed, Channel):
     # The end
 
     def cancel(self) -> None:
+        self._is_cancelled = True
         self._session.write(frames.basic_cancel(self.number, frames.CONSUMER_TAG))
 
     def close(self) -> None:
