@@ -31,6 +31,8 @@ STALL_TIMEOUT = 5.0
 LOST_AFTER = 30.0
 """Seconds of waiting, over all hosts, after which a quorum queue that none of them could declare counts as lost: most
 of its members are gone. A cluster that is well elects a leader within seconds."""
+REFUSAL_COUNTS = 2.0
+"""Seconds of waiting as which a refusal counts that came sooner. The pauses between tries grow to five seconds."""
 LOST_TIMEOUT = 25.0
 """Seconds that declaring a queue that counts as lost may take, instead of `STALL_TIMEOUT`: each change of the host
 disturbs the other addresses too."""
@@ -74,7 +76,7 @@ class KombuFeed(Feed, Channel):
         parts = [frames.channel_open(channel)]
         queue = self._queue
         if queue.own and self._is_lost:
-            # Nothing is kept in it for others, as there is in a topic's. RabbitMQ forms a new one.
+            # It holds nothing that was promised to others, unlike the queue of a topic. RabbitMQ forms a new one.
             parts.append(frames.queue_delete(channel, queue.name))
         if self.source.prefetch:
             parts.append(frames.basic_qos(channel, self.source.prefetch))
@@ -192,7 +194,7 @@ class KombuFeed(Feed, Channel):
         elif ids == frames.CHANNEL_CLOSE:
             code, text = frames.read_close(buffer, at, end)
             if code == questions.INTERNAL_ERROR:
-                self._count_in_vain(at_least=STALL_TIMEOUT)
+                self._count_in_vain(at_least=REFUSAL_COUNTS)
             self._end(frames.method(self.number, frames.CHANNEL_CLOSE_OK))
             self._session.remove_channel(self)
             name, where = self._session.name(), f"{self.source.address}, queue {self._queue.name!r}"
