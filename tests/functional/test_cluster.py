@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -38,6 +39,8 @@ _SHRINK = (
     'ok = rabbit_quorum_queue:force_shrink_member_to_current_member(<<"/">>, <<"msgbus/kept-lost">>) end end.'
 )
 """What docs/howto/debug.md tells operators to do, on the node that still has a member."""
+_WAITS_LONG = re.compile(r"'msgbus/kept-lost' .* in 1\d s, and other hosts")
+"""RabbitMQ would have deleted and declared it after five seconds."""
 
 Disturb = Callable[[Cluster, int, float], None]
 
@@ -193,6 +196,8 @@ class ClusterChecks:
             assert not subscription.ready.done()
             until(lambda: _sent(driver, kept, "kept") is None, "the other address is served", REFORMED)
             until(lambda: "kept" in {delivery.message.id for delivery in got}, "it is delivered", REFORMED)
+            until(lambda: _WAITS_LONG.search(driver.state), "it goes on waiting: nobody has made it anew", REFORMED)
+            assert not subscription.ready.done()
             assert "msgbus/kept-lost" in cluster.nodes[0].queues()
             if cluster.version != "3.10":  # which has no such command
                 for node in cluster.nodes:
