@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NoReturn, TypeVar
 
 import pytest
@@ -54,6 +54,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(figures.text(found))
         if os.environ.get("MSGBUS_RECORD"):
             figures.record(found)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test shows the ends of the logs of the cluster that it used, which are removed with the cluster."""
+    report = yield
+    values: dict[str, object] = getattr(item, "funcargs", {})
+    if report.failed:
+        for cluster in {value for value in values.values() if isinstance(value, Cluster)}:
+            report.sections += [(f"Log of {node.node_name}", node.log_tail()) for node in cluster.nodes]
+    return report
 
 
 def skip_or_fail(what: str) -> NoReturn:

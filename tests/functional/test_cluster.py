@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,6 +29,18 @@ AWAY = 60.0
 GIVEN_BACK = 180.0
 """Seconds within which RabbitMQ requeues what it had delivered through a node that froze."""
 QUORUM = "?quorum_queues=true"
+
+REFORMED = 240.0
+"""Seconds within which a queue that has lost most of its members for good is in use again: 30 until it counts as lost,
+up to half a minute for RabbitMQ to delete it, and time for a busy machine."""
+_SHRINK = (
+    'case rabbit_amqqueue:lookup({resource, <<"/">>, queue, <<"msgbus/kept-lost">>}) of {ok, Queue} -> '
+    "{Member, _} = amqqueue:get_pid(Queue), case whereis(Member) of undefined -> none; _ -> "
+    'ok = rabbit_quorum_queue:force_shrink_member_to_current_member(<<"/">>, <<"msgbus/kept-lost">>) end end.'
+)
+"""What docs/howto/debug.md tells operators to do, on the node that still has a member."""
+_WAITS_LONG = re.compile(r"'msgbus/kept-lost' .* in 1\d s, and other hosts")
+"""RabbitMQ would have deleted and declared it after five seconds."""
 
 Disturb = Callable[[Cluster, int, float], None]
 
@@ -147,6 +160,51 @@ class ClusterChecks:
                 node.forget_queue(name)
             assert client.call({}, "wait", seconds=0) == 0
 
+    def test_what_belongs_to_one_process_comes_back_without_its_majority(self, cluster: Cluster) -> None:
+        """An inbox or a fanout's queue that has lost most of its members for good is deleted, and made anew."""
+        with contextlib.ExitStack() as stack:
+            connect = _connecting(stack)
+            endpoint = _Slow()
+            serve(stack, connect(cluster.urls[0] + QUORUM), "own-lost", endpoint)
+            target = msgbus.Target(topic="own-lost")
+            client = msgbus.get_rpc_client(
+                connect(cluster.urls[1] + QUORUM), target, timeout=REFORMED, delivery="at_least_once"
+            )
+            assert client.call({}, "wait", seconds=0) == 0
+            own = [name for name in cluster.nodes[0].queues() if name.startswith(("reply_", "msgbus/own-lost/!fanout"))]
+            assert len(own) == 3
+            for name in own:
+                lose_majority(cluster, name)
+            assert client.call({}, "wait", seconds=0) == 0
+            begun = endpoint.begun
+            until(lambda: _fanned_out(client) and endpoint.begun > begun, "the fanout has arrived", REFORMED)
+
+    def test_a_topic_without_its_majority_is_kept_for_an_operator(self, cluster: Cluster) -> None:
+        """Confirmed messages may be in it: it is not deleted, the state says what to do, and other addresses go on."""
+        lost, kept = Address("topic", "msgbus", "kept-lost"), Address("topic", "msgbus", "kept-served")
+        got: list[Delivery] = []
+        with contextlib.ExitStack() as stack:
+            connect = _connecting(stack)
+            driver = connect(cluster.urls[1] + QUORUM).driver
+            earlier = driver.subscribe([lost], got.append, prefetch=10)
+            earlier.ready.result(30)
+            earlier.close().result(30)
+            assert _sent(driver, lost, "stored") is None
+            lose_majority(cluster, "msgbus/kept-lost")
+            subscription = driver.subscribe([lost, kept], got.append, prefetch=10)
+            until(lambda: "quorum_status 'msgbus/kept-lost'" in driver.state, "the state says what to do", REFORMED)
+            assert not subscription.ready.done()
+            until(lambda: _sent(driver, kept, "kept") is None, "the other address is served", REFORMED)
+            until(lambda: "kept" in {delivery.message.id for delivery in got}, "it is delivered", REFORMED)
+            until(lambda: _WAITS_LONG.search(driver.state), "it goes on waiting: nobody has made it anew", REFORMED)
+            assert not subscription.ready.done()
+            assert "msgbus/kept-lost" in cluster.nodes[0].queues()
+            if cluster.version != "3.10":  # which has no such command
+                for node in cluster.nodes:
+                    node.eval(_SHRINK)
+                subscription.ready.result(REFORMED)
+                until(lambda: "stored" in {delivery.message.id for delivery in got}, "what was in it is there", 30)
+
     # On 4.3 the killed node is sometimes not back within two minutes, which is still to be understood.
     @pytest.mark.soak
     def test_a_classic_queue_on_a_lost_node_harms_no_other(self, cluster: Cluster) -> None:
@@ -252,6 +310,20 @@ def serve(stack: contextlib.ExitStack, transport: msgbus.Transport, topic: str, 
     server.start(60)
     stack.callback(server.wait, 30)
     stack.callback(server.stop)
+
+
+def lose_majority(cluster: Cluster, name: str) -> None:
+    """Leave a quorum queue the one member that does not lead it: so its consumers notice."""
+    leader = cluster.nodes[0].queue_leader(name)
+    next(node for node in cluster.nodes if node.node_name != leader).lose_other_members(name)
+
+
+def _fanned_out(client: msgbus.RPCClient) -> bool:
+    try:
+        client.prepare(fanout=True).cast({}, "wait", seconds=0)
+    except msgbus.MessagingException:
+        return False
+    return True
 
 
 def _in_trouble(driver: Any) -> str:

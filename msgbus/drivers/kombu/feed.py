@@ -24,10 +24,28 @@ ACK_AT_ONCE = 64
 """So many messages of an inbox are acknowledged at once, if nothing else is written that takes it along before."""
 CHECK_TIMEOUT = 5.0
 """Seconds that checking a queue may take: a node of a cluster that is cut off from the others cannot do it."""
+CHECKS_WITHOUT_LEADER = 3
+"""So often in a row a quorum queue of its own may know of no consumer before it is consumed from again."""
+STALL_TIMEOUT = 5.0
+"""Seconds that declaring a quorum queue may take before the next host is tried."""
+LOST_AFTER = 30.0
+"""Seconds of waiting, over all hosts, after which a quorum queue that none of them could declare counts as lost: most
+of its members are gone. A cluster that is well elects a leader within seconds."""
+REFUSAL_COUNTS = 2.0
+"""Seconds of waiting as which a refusal counts that came sooner. The pauses between tries grow to five seconds."""
+LOST_TIMEOUT = 25.0
+"""Seconds that declaring a queue that counts as lost may take, instead of `STALL_TIMEOUT`: each change of the host
+disturbs the other addresses too."""
+DELETE_TIMEOUT = 60.0
+"""The same where it is deleted before. RabbitMQ gives each member five seconds, and then does it by force. Whoever asks
+again before it is done may delete the new queue as well."""
 
 
 class KombuFeed(Feed, Channel):
     """See the module's text, and `Feed`.
+
+    `Source.notes` is for how many seconds RabbitMQ was asked in vain to declare the queue and consume from it, since
+    that was last done; None: not at all. Only of quorum queues.
 
     Attributes:
         source: the source that this serves over the present connection.
@@ -40,6 +58,8 @@ class KombuFeed(Feed, Channel):
         self._queue = queue
         self._is_inbox = not source.prefetch
         self._counts = self._queue.is_quorum
+        self._without_leader = 0  # So many checks in a row have found no consumer.
+        self._is_cancelled = False
         self._lock = threading.Lock()
         self._alive = True
         self._unsettled: set[int] = set()
@@ -54,9 +74,12 @@ class KombuFeed(Feed, Channel):
 
     def _declarations(self, channel: int) -> bytes:
         parts = [frames.channel_open(channel)]
+        queue = self._queue
+        if queue.own and self._is_lost:
+            # It holds nothing that was promised to others, unlike the queue of a topic. RabbitMQ forms a new one.
+            parts.append(frames.queue_delete(channel, queue.name))
         if self.source.prefetch:
             parts.append(frames.basic_qos(channel, self.source.prefetch))
-        queue = self._queue
         if queue.exchange.name:
             parts.append(questions.exchange_declare(channel, queue.exchange))
         parts += [questions.queue_declare(channel, queue), questions.bind(channel, queue)]
@@ -120,9 +143,26 @@ class KombuFeed(Feed, Channel):
         since = self.source.waits_since
         if since is None or (waits := Loop.now() - since) <= questions.INSPECT_TIMEOUT:
             return None
+        return self._not_declared(waits)
+
+    def _not_declared(self, waits: float) -> str:
         name, queue = self._session.name(), self._queue
         text = f"{name} has not declared queue {queue.name!r} of {self.source.address} in {waits:.0f} s"
-        return text if queue.is_quorum else f"{text}; perhaps {questions.NODE_HINT}"
+        if not queue.is_quorum:
+            text = f"{text}; perhaps {questions.NODE_HINT}"
+        elif self._is_lost:
+            text = f"{text}, and other hosts have not before; {self._lost_hint()}"
+        return text
+
+    @property
+    def _is_lost(self) -> bool:
+        """Whether no host could declare the queue for so long that most of its members must be gone."""
+        return self._queue.is_quorum and (self.source.notes or 0.0) >= LOST_AFTER
+
+    def _lost_hint(self) -> str:
+        if self._queue.own:
+            return "it is deleted and made anew"
+        return questions.members_hint(self._queue.name)
 
     # What RabbitMQ says: the loop's thread
 
@@ -141,6 +181,8 @@ class KombuFeed(Feed, Channel):
 
     def on_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
         if ids == frames.BASIC_CONSUME_OK:
+            if self._queue.is_quorum:
+                self.source.notes = None
             self.source.active(self)
         elif ids == frames.BASIC_CANCEL_OK:
             self.source.cancelled(self)
@@ -151,10 +193,14 @@ class KombuFeed(Feed, Channel):
             self.source.lost(self, why)
         elif ids == frames.CHANNEL_CLOSE:
             code, text = frames.read_close(buffer, at, end)
+            if code == questions.INTERNAL_ERROR:
+                self._count_in_vain(at_least=REFUSAL_COUNTS)
             self._end(frames.method(self.number, frames.CHANNEL_CLOSE_OK))
             self._session.remove_channel(self)
             name, where = self._session.name(), f"{self.source.address}, queue {self._queue.name!r}"
             why = f"{name} refuses {where}: {explain(code, text)}"
+            if self._is_lost:
+                why = f"{why} - {self._lost_hint()}"
             self.source.refused(self, why, permanent=not is_temporary(code, text))
         elif ids == frames.CHANNEL_CLOSE_OK:
             self._session.remove_channel(self)
@@ -166,7 +212,8 @@ class KombuFeed(Feed, Channel):
 
         A quorum queue may go without a word to those who consume from it: where one node could not form it, for
         example since another is frozen, it deletes it, though a third node has found it meanwhile and serves it
-        (``rabbit_quorum_queue:declare_queue_error``, in 3.10 and 4.3).
+        (``rabbit_quorum_queue:declare_queue_error``, in 3.10 and 4.3). Nor does anybody say that its leader is gone and
+        that there will be no other; then RabbitMQ counts no consumers (``rabbit_quorum_queue:stat``).
         """
         queue = self._queue
         if not self.source.consuming or not self._alive:
@@ -178,7 +225,9 @@ class KombuFeed(Feed, Channel):
         Question(self._session, ask, last, self._on_checked, CHECK_TIMEOUT).start()
 
     def _on_checked(self, answer: Answer) -> None:
-        if answer.code <= 0:
+        if answer.code == 0:
+            self._check_leader(answer)
+        elif answer.code < 0:
             if answer.code == questions.SILENT and self._alive and self._queue.is_quorum:
                 self._session.move(f"{self._session.name()} has not answered for {CHECK_TIMEOUT:g} s")
         elif answer.code != questions.NOT_FOUND:
@@ -188,14 +237,51 @@ class KombuFeed(Feed, Channel):
             self._end(frames.channel_close(self.number))
             self.source.lost(self, f"{self._session.name()} has lost queue {self._queue.name!r}")
 
-    def waits(self, now: float) -> float:
-        """Seconds for which the declaration of a quorum queue has had no answer."""
-        since = self.source.waits_since
-        return now - since if since is not None and self._alive and self._queue.is_quorum else 0.0
+    def _check_leader(self, answer: Answer) -> None:
+        """Consume again where RabbitMQ knows of no consumer.
+
+        One that was stopped has none, and goes on settling. It is not done where shared requests would be delivered
+        again: RabbitMQ also counts none where a busy leader does not answer within a quarter of a second.
+        """
+        expects_one = self._queue.own and self._queue.is_quorum and not self._is_cancelled
+        has_none = expects_one and answer.info is not None and not answer.info.consumers
+        self._without_leader = self._without_leader + 1 if has_none else 0
+        if self._alive and self._without_leader >= CHECKS_WITHOUT_LEADER:
+            self._end(frames.channel_close(self.number))
+            self.source.lost(self, f"{self._session.name()}: queue {self._queue.name!r} has no leader, or no consumer")
+
+    def check_declared(self, now: float) -> bool:
+        """Leave a node that does not declare a quorum queue in time: it may be cut off from the others of its cluster.
+
+        Returns:
+            whether it was left.
+        """
+        if not self._alive or not self._queue.is_quorum or self.source.waits_since is None:
+            return False
+        limit = STALL_TIMEOUT
+        if self._is_lost:
+            limit = DELETE_TIMEOUT if self._queue.own else LOST_TIMEOUT
+        waits = now - self.source.waits_since
+        if waits < limit:
+            return False
+        self._session.move(self._not_declared(waits))
+        return True
+
+    def _count_in_vain(self, at_least: float = 0.0) -> None:
+        """The declaration ends without success; say so once in the log if the queue counts as lost by that."""
+        if not self._alive or not self._queue.is_quorum or self.source.waits_since is None:
+            return
+        since, was_lost = self.source.waits_since, self._is_lost
+        waits = max(Loop.now() - since, at_least)
+        self.source.notes = (self.source.notes or 0.0) + waits
+        if self._is_lost and not was_lost:
+            text = "%s: no host of the cluster has declared queue %r within %.0f s; %s"
+            LOG.error(text, self.source.address, self._queue.name, self.source.notes, self._lost_hint())
 
     # The end
 
     def cancel(self) -> None:
+        self._is_cancelled = True
         self._session.write(frames.basic_cancel(self.number, frames.CONSUMER_TAG))
 
     def close(self) -> None:
@@ -204,6 +290,7 @@ class KombuFeed(Feed, Channel):
         self._end(deletion + frames.channel_close(self.number))
 
     def end(self) -> None:
+        self._count_in_vain()
         self._end()
 
     def _end(self, last_words: bytes = b"") -> None:

@@ -16,6 +16,8 @@ from msgbus.exceptions import MessageUndeliverable, TransportUnavailable
 
 NOT_FOUND = 404
 """RabbitMQ's code for a queue or exchange that does not exist, or whose node cannot be reached."""
+INTERNAL_ERROR = 541
+"""RabbitMQ's code, among others, for a quorum queue that cannot be formed, or has no leader to consume from."""
 DISCONNECTED = -1
 """The connection broke before the answer came."""
 SILENT = -2
@@ -196,6 +198,18 @@ class Inspections:
 # Words
 
 
+def members_hint(queue: str) -> str:
+    """What to do about a quorum queue that has lost most of its members.
+
+    Only an operator may give up what is in it.
+    """
+    return (
+        f"it is a quorum queue, and most of its members do not answer: see rabbitmq-queues quorum_status {queue!r}, "
+        "and start the nodes that are away; where they are lost for good, an operator has to shrink the queue to the "
+        "member that is left, or delete it with what is in it: see docs/howto/debug.md"
+    )
+
+
 def is_node_down(text: str) -> bool:
     """Whether RabbitMQ says that a queue exists, and that its node cannot be reached."""
     return "home node" in text or "due to timeout" in text or "stopped by supervisor" in text
@@ -203,7 +217,7 @@ def is_node_down(text: str) -> bool:
 
 def is_temporary(code: int, text: str) -> bool:
     """Whether the refusal may end by itself, without anybody changing rights or queues."""
-    return is_node_down(text) or code in (311, 320, 405, 541)
+    return is_node_down(text) or code in (311, 320, 405, INTERNAL_ERROR)
 
 
 def explain(code: int, text: str) -> str:

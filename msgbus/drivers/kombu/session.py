@@ -36,8 +36,6 @@ LOG = get_logger(__name__)
 
 READ_SIZE = 1 << 16
 """Bytes; above 128 KiB the C library would map and unmap memory for every read."""
-STALL_TIMEOUT = 5.0
-"""Seconds for which RabbitMQ may confirm nothing, or not declare a queue, before the next host is tried."""
 MAX_CHANNELS = 2000
 """The most channels of one connection; RabbitMQ's limit is 2047 by default."""
 TICK = 1.0
@@ -440,18 +438,14 @@ class KombuSession(Session):
         self._check_feeds(now)
 
     def _check_feeds(self, now: float) -> None:
-        """Check queues every `CHECK_INTERVAL`; and leave a node that does not answer declarations.
-
-        It may be cut off from the others of its cluster.
-        """
+        """Check queues every `CHECK_INTERVAL`; and leave a node that does not answer declarations."""
         feeds = [channel for channel in self._channels.values() if isinstance(channel, KombuFeed)]
         if now - self._checked_at >= CHECK_INTERVAL:
             self._checked_at = now
             for feed in feeds:
                 feed.check_queue()
         for feed in feeds:
-            if (waits := feed.waits(now)) >= STALL_TIMEOUT:
-                self.move(f"{self.name()} has not declared {feed.source.address} in {waits:.0f} s")
+            if feed.check_declared(now):
                 return
 
     # Channels

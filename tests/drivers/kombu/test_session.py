@@ -13,9 +13,10 @@ from typing import Any, cast
 import pytest
 
 from msgbus.conformance.waiting import until
-from msgbus.drivers.base import Address
+from msgbus.drivers.base import Address, QueueInfo
 from msgbus.drivers.kombu import frames
 from msgbus.drivers.kombu.feed import KombuFeed
+from msgbus.drivers.kombu.questions import Answer
 from msgbus.drivers.kombu.session import KombuSession
 from msgbus.drivers.toolkit.consuming import Outcome
 from msgbus.drivers.toolkit.loop import FOREVER, LINGER, Loop
@@ -98,6 +99,7 @@ class Still:
         self._socket = peer.accepted[0]
         self._socket.setblocking(False)
         self.delivered: list[tuple[int, Any]] = []
+        self.queue = SimpleNamespace(is_quorum=False, own=False, name="q")
         until(self.take_turn, "the turn")
 
     def take_turn(self) -> bool:
@@ -118,8 +120,7 @@ class Still:
     def feed(self, prefetch: int) -> KombuFeed:
         """A feed on a channel of its own, which counts as open."""
         source = SimpleNamespace(prefetch=prefetch, address=Address("topic", "t", "t"), deliver=self._deliver)
-        queue = SimpleNamespace(is_quorum=False, own=False, name="q")
-        feed = KombuFeed(self.session, cast("Any", source), cast("Any", queue))
+        feed = KombuFeed(self.session, cast("Any", source), cast("Any", self.queue))
         self.session.add(feed)
         return feed
 
@@ -182,6 +183,26 @@ def test_deliveries_of_a_closed_channel_are_skipped(still: Still) -> None:
     still.session.remove_channel(closed)
     still.session._feed(delivery(closed.number, 1) + delivery(closed.number, 2, b"") + delivery(open_.number, 3))
     assert [tag for tag, _ in still.delivered] == [3]
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_queue_without_consumers_is_consumed_from_again_unless_it_was_stopped(still: Still, stopped: bool) -> None:
+    """A fanout's quorum queue without a leader has no consumers; nor has that of a server that finishes its work."""
+    lost: list[str] = []
+    still.queue.is_quorum = still.queue.own = True
+    feed = still.feed(100)
+    source: Any = feed.source
+    source.lost = lambda _feed, why: lost.append(why)
+    still.read(feed, 1)
+    if stopped:
+        feed.cancel()
+    none = Answer(0, info=QueueInfo(0, 0))
+    for answer in (none, none, Answer(0, info=QueueInfo(1, 0)), none, none):
+        feed._on_checked(answer)
+    assert not lost
+    feed._on_checked(none)
+    assert bool(lost) is not stopped
+    assert feed.settle(1, Outcome.ACCEPT) is stopped
 
 
 def test_messages_of_an_inbox_are_acknowledged_in_order(still: Still) -> None:

@@ -34,6 +34,8 @@ maps:from_list(lists:map(fun(Exchange) ->
 end, rabbit_exchange:list(@VHOST@))).
 """
 
+_LOOK_UP: Final = '{ok, Queue} = rabbit_amqqueue:lookup({resource, <<"/">>, queue, @NAME@}),'
+
 
 class Console:
     """Talks to the small server that console.erl is inside a node, on 127.0.0.1, ``port``.
@@ -129,6 +131,21 @@ class Console:
             "case amqqueue:get_pid(Queue) of "
             "{Name, _} -> [ra:force_delete_server(quorum_queues, {Name, Node}) || Node <- [node() | nodes()]]; "
             "_ -> ok end, ok."
+        )
+
+    def queue_leader(self, name: str) -> str:
+        """The name of the node that leads a quorum queue of vhost /, as far as this node knows."""
+        found: str = self.eval(f"{_LOOK_UP.replace('@NAME@', binary(name))} element(2, amqqueue:get_pid(Queue)).")
+        return found
+
+    def lose_other_members(self, name: str) -> None:
+        """Take the members of a quorum queue of vhost / on all other nodes away for good, with what is in them.
+
+        As where their disks are lost: most members are gone, the queue can have no leader, and nobody is told.
+        """
+        self.eval(
+            f"{_LOOK_UP.replace('@NAME@', binary(name))} {{Member, _}} = amqqueue:get_pid(Queue), "
+            "[ok = ra:force_delete_server(quorum_queues, {Member, Node}) || Node <- nodes()], ok."
         )
 
 

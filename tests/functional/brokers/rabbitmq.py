@@ -165,7 +165,7 @@ class RabbitMQ(Console):
                 return
             except (TimeoutError, BrokerFailed) as error:
                 self.kill()
-                tail = self._log_tail()
+                tail = self.log_tail()
                 # Erlang waits for its name server for a few seconds only, which a busy machine may need.
                 if not tries_left or "nodistribution" not in tail:
                     raise BrokerFailed(f"RabbitMQ {self.version}: {error}\n{tail}") from error
@@ -195,7 +195,7 @@ class RabbitMQ(Console):
         self._signal(signal.SIGTERM)
         if not self._tree.wait(_STOP_SECONDS):
             self.kill()
-            raise BrokerFailed(f"RabbitMQ {self.version} did not stop in {_STOP_SECONDS} s\n{self._log_tail()}")
+            raise BrokerFailed(f"RabbitMQ {self.version} did not stop in {_STOP_SECONDS} s\n{self.log_tail()}")
 
     def kill(self) -> None:
         """SIGKILL the node with all its helpers, and return when they have ended."""
@@ -239,7 +239,7 @@ class RabbitMQ(Console):
     def _beam(self) -> int:
         found = self._tree.pids("beam.smp") if self._tree is not None else []
         if not found:
-            raise BrokerFailed(f"RabbitMQ {self.version} does not run\n{self._log_tail()}")
+            raise BrokerFailed(f"RabbitMQ {self.version} does not run\n{self.log_tail()}")
         return found[0]
 
     def ctl(self, *args: str, seconds: float = 80.0) -> str:
@@ -259,7 +259,8 @@ class RabbitMQ(Console):
             raise BrokerFailed(f"rabbitmqctl {' '.join(args)}: {result.returncode}: {result.stdout}{result.stderr}")
         return result.stdout
 
-    def _log_tail(self) -> str:
+    def log_tail(self) -> str:
+        """The last lines of its log files, and of what it has printed."""
         found: list[str] = []
         for path in [*(self.base / "log").glob("*.log"), self.base / "log" / "output"]:
             with contextlib.suppress(OSError):
