@@ -14,7 +14,7 @@ import msgspec
 from msgspec import inspect
 
 from msgbus.exceptions import SerializationError
-from msgbus.mismatch import Mismatch, ModelError, explain
+from msgbus.mismatch import MISFITS, Mismatch, ModelError, explain
 
 _BINARY = (bytes, bytearray, memoryview)
 
@@ -49,7 +49,7 @@ class Fields:
         """
         try:
             made = self._convert(values)
-        except (msgspec.ValidationError, RecursionError) as exc:
+        except MISFITS as exc:
             raise Mismatch(explain(exc, values, self._convert)) from None
         if self._leaves_defaults:
             _set_defaults(made)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import msgspec
 
+from msgbus.foreign import printable
+
+MISFITS = (msgspec.ValidationError, TypeError, ValueError, OverflowError, RecursionError)
+"""What a conversion raises for values that do not fit: msgspec its own error, and Python others, for example for what
+has no hash and is to be in a set."""
 MAX_TEXT = 500
 """Characters of a text: parts of it may come from the value."""
 MAX_KEYS = 100
-"""How many values of a dict are tried, to find the one that is wrong."""
+"""How many values of dicts are tried in all, to find the one that is wrong."""
 MAX_BYTES = 100_000
 """Larger values are not tried: somebody may send many of them on purpose."""
 _AT = re.compile(r"(?P<what>.*) - at (?P<key>`key` in )?`\$(?P<path>.*)`", re.DOTALL)
@@ -53,14 +59,21 @@ def explain(exc: Exception, values: dict[str, Any], convert: Callable[[Any], Any
         convert: the conversion. It is tried with parts of `values`.
     """
     what, path = _what_and_where(exc)
-    found = _with_keys(path, what, values, convert) if ... in path and _is_small(values) else path
+    if path:
+        found = _with_keys(path, what, values, convert) if ... in path and _is_small(values) else path
+    else:
+        found = _first_wrong(values, convert)
     if what.startswith("expected ") and "got" not in what:
         what += _shown(_value_at(values, found), is_length="length" in what)
     text = f"{_text_of(found)}: {what}" if found else what
-    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}..."
+    return printable(text, MAX_TEXT)
 
 
 def _what_and_where(exc: Exception) -> tuple[str, Path]:
+    if isinstance(exc, UnicodeError):
+        return "it holds half a character, which is no text", []
+    if isinstance(exc, RecursionError):
+        return "it is nested too deep", []
     found = _AT.fullmatch(str(exc))
     what, text = (found["what"], found["path"]) if found else (str(exc), "")
     path: Path = []
@@ -79,11 +92,13 @@ def _what_and_where(exc: Exception) -> tuple[str, Path]:
 def _with_keys(path: Path, what: str, values: Any, convert: Callable[[Any], Any]) -> Path:
     """The path with the keys of dicts, which msgspec does not say: the values of these are tried one by one."""
     path = list(path)
+    tries = MAX_KEYS
     for at, step in enumerate(path):
         if step is not ...:
             continue
         inside = _value_at(values, path[:at])
-        for key in list(inside)[:MAX_KEYS] if isinstance(inside, dict) else ():
+        for key in islice(inside, tries) if isinstance(inside, dict) else ():
+            tries -= 1
             only = _replaced(values, path[:at], {key: inside[key]})
             if _fails_alike(only, what, path, convert):
                 path[at], values = Key(key), only
@@ -91,6 +106,16 @@ def _with_keys(path: Path, what: str, values: Any, convert: Callable[[Any], Any]
         else:
             break
     return path
+
+
+def _first_wrong(values: dict[str, Any], convert: Callable[[Any], Any]) -> Path:
+    """Which of the values cannot be converted, of an error that does not say it: the values are tried one by one."""
+    for name, value in values.items():
+        try:
+            convert({name: value})
+        except MISFITS:
+            return [name]
+    return []
 
 
 def _is_small(values: Any) -> bool:
@@ -103,7 +128,7 @@ def _is_small(values: Any) -> bool:
 def _fails_alike(values: Any, what: str, path: Path, convert: Callable[[Any], Any]) -> bool:
     try:
         convert(values)
-    except (msgspec.ValidationError, RecursionError) as exc:
+    except MISFITS as exc:
         found, where = _what_and_where(exc)
         return found == what and len(where) == len(path)
     return False

@@ -18,6 +18,7 @@ from msgbus.arguments import begin
 from msgbus.awaitables import is_async, refuse_awaitable
 from msgbus.conversion import Contents, Fields, is_anything, is_record, to_plain
 from msgbus.exceptions import InvalidArguments, SerializationError
+from msgbus.foreign import printable
 from msgbus.message import JSON
 from msgbus.mismatch import Mismatch
 from msgbus.signatures import EMPTY, Signature, function_of, read_signature
@@ -129,7 +130,7 @@ class _Arguments:
         try:
             return fields.convert({_OTHER: value})[_OTHER]
         except Mismatch as exc:
-            raise Mismatch(f"{name[:100]}{str(exc).removeprefix(_OTHER)}") from None
+            raise Mismatch(f"{printable(name, 100)}{str(exc).removeprefix(_OTHER)}") from None
 
 
 def _fields_of(types: dict[str, Any], signature: Signature, has_serializer: bool) -> Fields | None:

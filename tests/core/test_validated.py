@@ -6,7 +6,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 import pytest
@@ -153,6 +153,70 @@ def test_text_that_came_from_outside_is_bounded(serve: Callable[..., Serving]) -
     assert len(images.refusal("inherited", colour="x" * 10_000)) < 600
     assert "secret" not in images.refusal("resize", image=IMAGE, size=[1, "secret"], at=AT)
     assert images.refusal("numbers", first=-(10**400)) == "first: expected int >= 1"
+
+
+class Node(msgspec.Struct):
+    made: ClassVar[int] = 0
+
+    x: int = 0
+    kids: dict[str, Node] = {}
+
+    def __post_init__(self) -> None:
+        Node.made += 1
+
+
+class Odd:
+    """Methods whose arguments can be wrong in ways of their own."""
+
+    @validated
+    def tag(self, ctxt: object, number: int = 0, tags: set[Any] | None = None) -> None: ...
+
+    @validated
+    def grow(self, ctxt: object, node: Node) -> None: ...
+
+    @validated
+    def more(self, ctxt: object, **others: int) -> None: ...
+
+
+def refusal_of(method: str, **args: Any) -> str:
+    """The text of the error for arguments of a method of `Odd`, also for what no client of msgbus sends."""
+    with pytest.raises(InvalidArguments) as caught:
+        RpcDispatcher([Odd()]).dispatch({}, None, method, **args)
+    return str(caught.value)
+
+
+def test_what_python_itself_refuses_is_a_wrong_argument() -> None:
+    """What has no hash is no part of a set, and half a character no text; the error says which argument it is."""
+    assert refusal_of("tag", number=1, tags=[[1]]) == "tags: unhashable type: 'list'"
+    assert refusal_of("tag", tags=[1], number="\ud800") == "number: it holds half a character, which is no text"
+    nested: list[Any] = []
+    for _ in range(100_000):
+        nested = [nested]
+    assert refusal_of("tag", tags=nested) == "tags: unhashable type: 'list'"
+
+
+def test_what_is_nested_too_deep_is_a_wrong_argument() -> None:
+    """It is no error of the method."""
+    node: dict[str, Any] = {}
+    for _ in range(100_000):
+        node = {"kids": {"a": node}}
+    assert refusal_of("grow", node=node) == "node: it is nested too deep"
+
+
+def test_a_refusal_can_be_shown_on_a_terminal() -> None:
+    """Names in what has come may hold control characters: they are escaped."""
+    assert refusal_of("more", **{"\x1b[31m": "x"}) == r"\x1b[31m: expected int, got str"
+    assert "\x1b" not in refusal_of("grow", node={"kids": {"\x1b[31m": {"x": ""}}})
+
+
+def test_a_wrong_argument_costs_little_to_explain() -> None:
+    """However many keys in however many dicts may be the wrong one: somebody may send them on purpose."""
+    node: dict[str, Any] = {"x": "wrong"}
+    for _ in range(200):
+        node = {"kids": {**{str(number): {} for number in range(9)}, "z": node}}
+    before = Node.made
+    assert refusal_of("grow", node=node).startswith("node.kids['z'].kids['z']")
+    assert Node.made - before < 30_000
 
 
 def test_missing_and_unknown_arguments_are_refused_as_without_validation(images: Serving) -> None:
