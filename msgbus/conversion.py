@@ -7,6 +7,7 @@ pydantic are asked themselves; pydantic is never imported here.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from msgspec import inspect
 
 from msgbus.exceptions import SerializationError
 from msgbus.mismatch import MISFITS, Mismatch, ModelError, explain
+from msgbus.signatures import WHERE
 
 _BINARY = (bytes, bytearray, memoryview)
 
@@ -22,24 +24,25 @@ _BINARY = (bytes, bytearray, memoryview)
 class Fields:
     """Converts values that have names, each to its type. What msgspec needs to know of the types is prepared once."""
 
-    def __init__(self, types: Mapping[str, Any]) -> None:
+    def __init__(self, types: Mapping[str, Any], *, has_serializer: bool) -> None:
         """Prepare a conversion.
 
+        Args:
+            types: the type of each value.
+            has_serializer: values may be of any class, since a serializer makes them.
+
         Raises:
-            TypeError: msgspec cannot make values of a type, such as a union of two classes; the text names its value.
+            TypeError: no values of a type can be made, such as of a union of two classes; the text names its value.
         """
-        self._struct: Any = msgspec.UNSET
+        for name, kind in types.items():
+            try:
+                _struct_of({name: kind})
+                _refuse_unusable(Contents(kind), has_serializer)
+            except Exception as exc:  # Annotations of classes are evaluated here.
+                raise TypeError(f"{name}: {_why(exc)}") from None
         self._names = frozenset(types)
-        try:
-            self._struct = _struct_of(types)
-        except TypeError as error:
-            for name, kind in types.items():
-                try:
-                    _struct_of({name: kind})
-                except TypeError as exc:
-                    raise TypeError(f"{name}: {exc}") from None
-            raise error
         self._leaves_defaults = any(Contents(kind).leaves_defaults for kind in types.values())
+        self._struct = _struct_of(types)
 
     def convert(self, values: dict[str, Any]) -> dict[str, Any]:
         """Return the values in their types; those of other names as they are.
@@ -110,26 +113,71 @@ def _names_of_fields(kind: type) -> tuple[str, ...]:
     return tuple(field.name for field in getattr(kind, "__attrs_attrs__", ()))
 
 
+def _refuse_unusable(contents: Contents, has_serializer: bool) -> None:
+    """Refuse a type of which no values can be made, or only without the checks that belong to it.
+
+    Raises:
+        TypeError, NameError: no values can be made of what is in it.
+    """
+    for model in contents.models:
+        if not model.__pydantic_complete__:  # It names what may be defined by now.
+            model.model_rebuild()
+    if contents.unchecked:
+        raise TypeError(
+            f"{contents.unchecked[0].__qualname__} is a dataclass of pydantic, whose checks would not run: make it a "
+            "pydantic.BaseModel, or a plain dataclass"
+        )
+    if contents.foreign and not has_serializer:
+        raise TypeError(
+            f"no {contents.foreign[0].__qualname__} can be made of what arrives, which is plain data: annotate it with "
+            "a dataclass or the like, or with Any, or give a serializer that makes it"
+        )
+
+
+def _why(exc: Exception) -> str:
+    text = str(exc).partition("\n")[0]
+    return f"{text}; {WHERE}" if isinstance(exc, NameError) else text
+
+
 def is_model(kind: Any) -> bool:
     """Whether it is a model of pydantic (2)."""
     return isinstance(kind, type) and hasattr(kind, "model_validate_json") and hasattr(kind, "model_dump")
 
 
 def _make_model(kind: Any, value: Any) -> Any:
-    """Make what msgspec does not know itself: a model of pydantic. msgspec refuses what is of another type.
-
-    A model is made from JSON, since it may be strict: then it takes text for a date from JSON only.
-    """
+    """Make what msgspec does not know itself: a model of pydantic. msgspec refuses what is of another type."""
     if not is_model(kind) or isinstance(value, kind):
         return value
     try:
-        return kind.model_validate_json(msgspec.json.encode(value))
+        return _validated_model(kind, value)
     except ValueError as exc:
         errors = getattr(exc, "errors", None)
         if errors is None:
             raise
         first = errors(include_url=False, include_input=False, include_context=False)[0]
         raise ModelError(list(first["loc"]), first["msg"]) from None
+
+
+def _validated_model(kind: Any, value: Any) -> Any:
+    """Make a model from JSON, since it may be strict: then it takes text for a date from JSON only.
+
+    JSON has no binary data. What holds some is given to the model as it is.
+    """
+    try:
+        text = json.dumps(value, default=_in_json)  # With NaN, of which msgspec would make null.
+    except _BinaryError:
+        return kind.model_validate(value)
+    return kind.model_validate_json(text)
+
+
+class _BinaryError(Exception):
+    """There is binary data in a value."""
+
+
+def _in_json(value: Any) -> Any:
+    if isinstance(value, _BINARY):
+        raise _BinaryError
+    return msgspec.to_builtins(value, str_keys=True)
 
 
 def to_plain(value: Any, *, binary: bool) -> Any:
@@ -170,12 +218,18 @@ class Contents:
 
     Attributes:
         is_plain: only what msgbus sends as it is; bytes are not among it, since JSON has none.
+        models: those of pydantic.
         foreign: classes that neither msgspec nor pydantic can make of plain data.
         unchecked: dataclasses of pydantic, whose own checks would not run.
         leaves_defaults: there are dataclasses whose defaults msgspec leaves to the class.
     """
 
     def __init__(self, kind: Any) -> None:
+        """Look into a type.
+
+        Raises:
+            TypeError: msgspec cannot read it.
+        """
         plain = (
             *(inspect.AnyType, inspect.NoneType, inspect.BoolType, inspect.IntType, inspect.FloatType),
             *(inspect.StrType, inspect.DateTimeType, inspect.DateType, inspect.TimeType, inspect.TimeDeltaType),
@@ -184,15 +238,19 @@ class Contents:
             *(inspect.TupleType, inspect.VarTupleType),
         )
         self.is_plain = True
+        self.models: list[Any] = []
         self.foreign: list[Any] = []
         self.unchecked: list[Any] = []
         self.leaves_defaults = False
-        for part in _parts(inspect.type_info(kind), set()):
+        try:
+            info = inspect.type_info(kind)
+        except Exception as exc:  # Annotations of classes are evaluated here.
+            raise TypeError(_why(exc)) from None
+        for part in _parts(info, set()):
             if isinstance(part, inspect.CustomType):
                 if part.cls is object:
                     continue
-                if not is_model(part.cls):
-                    self.foreign.append(part.cls)
+                (self.models if is_model(part.cls) else self.foreign).append(part.cls)
             elif isinstance(part, inspect.DataclassType):
                 self.leaves_defaults |= bool(_missing_defaults(part.cls))
                 if hasattr(part.cls, "__pydantic_validator__"):

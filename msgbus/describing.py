@@ -14,7 +14,7 @@ import msgspec
 from msgbus.dispatcher import expose
 from msgbus.message import PING_NAMESPACE
 from msgbus.schemas import Schemas
-from msgbus.signatures import EMPTY, Signature, function_of, read_signature
+from msgbus.signatures import EMPTY, Signature, function_of, is_generator, read_signature
 from msgbus.target import Target
 from msgbus.typed_client import is_one_way
 
@@ -153,7 +153,7 @@ def _doc_of(thing: Any) -> str:
 def _method_info(endpoint: object, name: str, method: Any, validated: bool, schemas: Schemas) -> MethodInfo:
     function = function_of(method)
     found = MethodInfo(name, doc=_doc_of(function), validated=validated, one_way=is_one_way(function))
-    found.stream = inspect.isgeneratorfunction(inspect.unwrap(function)) or inspect.isasyncgenfunction(function)
+    found.stream = is_generator(function)
     found.signature = _signature_text(method)
     owner = endpoint if isinstance(endpoint, type) else type(endpoint)
     try:
@@ -161,7 +161,7 @@ def _method_info(endpoint: object, name: str, method: Any, validated: bool, sche
     except TypeError:  # An annotation cannot be resolved, which only matters to a server that validates.
         found.arguments = {"type": "object"}
         return found
-    found.stream = found.stream or signature.stream is not None
+    found.stream = signature.stream is not None
     found.arguments = _arguments_schema(signature, schemas)
     found.result = None if signature.result is EMPTY else schemas.of(signature.result)
     return found

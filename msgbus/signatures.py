@@ -16,6 +16,10 @@ EMPTY: Any = inspect.Parameter.empty
 """There is no annotation, or no default."""
 ASYNC_STREAMS = (collections.abc.AsyncIterator, collections.abc.AsyncGenerator)
 STREAMS = (collections.abc.Iterator, collections.abc.Generator, *ASYNC_STREAMS)
+_ITERABLES = (*STREAMS, collections.abc.Iterable, collections.abc.AsyncIterable)
+"""What a generator may be declared to return."""
+WHERE = "define or import it where the module is loaded, and not in a function or under TYPE_CHECKING"
+"""What to do about a name in an annotation that cannot be resolved."""
 
 
 class Argument(NamedTuple):
@@ -41,7 +45,8 @@ class Signature(NamedTuple):
         arguments: those that are passed by name.
         others: the type of further ones (``**kwargs``); `EMPTY` if it is not annotated, None if there are none.
         result: the type of its result, or, if it is a stream, of its items.
-        stream: the kind of iterator that it is declared to return, one of `STREAMS`; None if it returns something else.
+        stream: the kind of iterator that it returns, one of `STREAMS`: so it is declared, or is a generator. None if it
+            returns something else.
     """
 
     name: str
@@ -71,7 +76,7 @@ def read_signature(method: Callable[..., Any], owner: type, name: str, *, takes_
     try:
         signature = inspect.signature(method)
     except NameError as exc:  # From Python 3.14 on annotations are evaluated there.
-        raise TypeError(f"{name}: an annotation cannot be resolved: {exc}; {_WHERE}") from None
+        raise TypeError(f"{name}: an annotation cannot be resolved: {exc}; {WHERE}") from None
     except (ValueError, TypeError):  # It is not written in Python.
         return Signature(name, None, {}, EMPTY, EMPTY, None)
     names = _namespace(function, owner)
@@ -87,10 +92,23 @@ def read_signature(method: Callable[..., Any], owner: type, name: str, *, takes_
                 arguments[argument.name] = argument
     result = _resolved(signature.return_annotation, names, f"{name}: the annotation of the result")
     origin = typing.get_origin(result) or result
-    stream = origin if origin in STREAMS else None
+    stream = origin if origin in STREAMS else _kind_of_generator(function)
     if stream is not None:
-        result = next(iter(typing.get_args(result)), EMPTY)
+        result = next(iter(typing.get_args(result)), EMPTY) if origin in _ITERABLES else EMPTY
     return Signature(name, context, arguments, others, result, stream)
+
+
+def is_generator(method: Any) -> bool:
+    """Whether a method, under its decorators, is a generator."""
+    return _kind_of_generator(function_of(method)) is not None
+
+
+def _kind_of_generator(function: Any) -> Any:
+    """The kind of iterator that a function returns, if it is a generator; else None."""
+    innermost = inspect.unwrap(function)
+    if inspect.isasyncgenfunction(innermost):
+        return collections.abc.AsyncIterator
+    return collections.abc.Iterator if inspect.isgeneratorfunction(innermost) else None
 
 
 def function_of(method: Any) -> Any:
@@ -106,9 +124,6 @@ def function_of(method: Any) -> Any:
         called = getattr(type(method), "__call__", None)  # noqa: B004 - the method is needed
         return called if isinstance(called, types.FunctionType) else method
     return method
-
-
-_WHERE = "define or import it where the module is loaded, and not in a function or under TYPE_CHECKING"
 
 
 def _namespace(function: Any, owner: type) -> dict[str, Any]:
@@ -138,4 +153,4 @@ def _resolved(annotation: Any, names: dict[str, Any], what: str) -> Any:
         return typing.get_type_hints(bearer, names, include_extras=True)["it"]
     except (NameError, AttributeError, SyntaxError, TypeError) as exc:
         shown = annotation if isinstance(annotation, str) else repr(annotation)
-        raise TypeError(f"{what}, {shown}, cannot be resolved: {exc}; {_WHERE}") from None
+        raise TypeError(f"{what}, {shown}, cannot be resolved: {exc}; {WHERE}") from None

@@ -17,7 +17,7 @@ from msgbus.conversion import Contents, Fields, is_anything, to_plain
 from msgbus.exceptions import SerializationError
 from msgbus.message import JSON
 from msgbus.mismatch import Mismatch
-from msgbus.serializer import Serializer
+from msgbus.serializer import NoOpSerializer, Serializer
 from msgbus.signatures import ASYNC_STREAMS, EMPTY, Signature, read_signature
 from msgbus.target import Target
 
@@ -79,8 +79,16 @@ class Method(NamedTuple):
     encodes_others: bool
     result: Result | None
 
-    def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, binary: bool) -> dict[str, Any]:
-        """What is sent for the arguments of a call, and the context, if it is one of them.
+    def arguments(
+        self, ctxt: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, binary: bool
+    ) -> tuple[Any, dict[str, Any]]:
+        """The context of a call, and what is sent for its arguments.
+
+        Args:
+            ctxt: the context, if it is none of the arguments.
+            args: the arguments.
+            kwargs: likewise.
+            binary: binary data may be sent.
 
         Raises:
             TypeError: they do not fit the method's signature.
@@ -88,11 +96,14 @@ class Method(NamedTuple):
         """
         given = self.shape.bind(*args, **kwargs).arguments
         others = {} if self.others is None else given.pop(self.others, {})
+        context = ctxt if self.context is None else given.pop(self.context, ctxt)
         if self.encodes_others:
             others = {name: self._plain(name, value, binary) for name, value in others.items()}
         for name in self.encoded & given.keys():
             given[name] = self._plain(name, given[name], binary)
-        return {**given, **others}
+        for name in given.keys() & others.keys():  # The signature takes the one by position, the other by name.
+            raise TypeError(f"{self.name}() got multiple values for argument {name!r}, and arguments are sent by name")
+        return context, {**given, **others}
 
     def _plain(self, name: str, value: Any, binary: bool) -> Any:
         try:
@@ -104,10 +115,15 @@ class Method(NamedTuple):
 class Result:
     """Makes of what a server has sent what a method is declared to return."""
 
-    def __init__(self, kind: Any, name: str) -> None:
+    def __init__(self, kind: Any, name: str, *, has_serializer: bool) -> None:
+        """Prepare it; as `Fields`.
+
+        Raises:
+            TypeError: no such result can be made.
+        """
         self._name = name
         self._is_none = kind is None or kind is type(None)
-        self._fields = Fields({_RESULT: kind})
+        self._fields = Fields({_RESULT: kind}, has_serializer=has_serializer)
 
     def convert(self, value: Any) -> Any:
         """Convert a result.
@@ -174,11 +190,10 @@ def _bound(method: Method, client: Any, ctxt: Any) -> Callable[..., Any]:
         client.serializer = _Results(client.serializer, method.result)
     verb = getattr(client, method.verb)
     binary = client.content_type != JSON
-    name, takes_context = method.name, method.context
+    name = method.name
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        given = method.arguments(args, kwargs, binary=binary)
-        context = ctxt if takes_context is None else given.pop(takes_context, ctxt)
+        context, given = method.arguments(ctxt, args, kwargs, binary=binary)
         return verb(context, name, **given)
 
     run.__name__ = run.__qualname__ = name
@@ -194,16 +209,17 @@ def make_proxy(client: Any, api: Any, ctxt: Any, *, asynchronous: bool) -> Any:
     if not isinstance(api, type):
         raise TypeError(f"a proxy is made of a class whose methods are annotated, not of {api!r}")
     known = _apis.setdefault(api, {})
-    methods = known.get(asynchronous)
+    has_serializer = type(client.serializer) is not NoOpSerializer
+    methods = known.get((asynchronous, has_serializer))
     if methods is None:
-        methods = known[asynchronous] = _methods_of(api, asynchronous)
+        methods = known[asynchronous, has_serializer] = _methods_of(api, asynchronous, has_serializer)
     target = getattr(api, "target", None)
     if isinstance(target, Target):
         client = client.prepare(namespace=target.namespace, version=target.version)
     return Proxy(client, api, methods, {} if ctxt is None else ctxt)
 
 
-_apis: weakref.WeakKeyDictionary[type, dict[bool, dict[str, Method]]] = weakref.WeakKeyDictionary()
+_apis: weakref.WeakKeyDictionary[type, dict[tuple[bool, bool], dict[str, Method]]] = weakref.WeakKeyDictionary()
 
 
 def functions_of(api: type) -> dict[str, Callable[..., Any]]:
@@ -222,14 +238,14 @@ def functions_of(api: type) -> dict[str, Callable[..., Any]]:
     return found
 
 
-def _methods_of(api: type, asynchronous: bool) -> dict[str, Method]:
-    methods = {name: _method(api, name, func, asynchronous) for name, func in functions_of(api).items()}
+def _methods_of(api: type, asynchronous: bool, has_serializer: bool) -> dict[str, Method]:
+    methods = {name: _method(api, name, func, asynchronous, has_serializer) for name, func in functions_of(api).items()}
     if not methods:
         raise TypeError(f"{api.__qualname__} has no methods to call")
     return methods
 
 
-def _method(api: type, name: str, function: Any, asynchronous: bool) -> Method:
+def _method(api: type, name: str, function: Any, asynchronous: bool, has_serializer: bool) -> Method:
     shown = f"{api.__qualname__}.{name}"
     signature = read_signature(function, api, shown, takes_context=False)
     shape = inspect.signature(function)
@@ -248,10 +264,10 @@ def _method(api: type, name: str, function: Any, asynchronous: bool) -> Method:
     kinds = {argument.name: argument.kind for argument in signature.arguments.values() if argument.name != first}
     result = None
     try:
-        encoded = frozenset(name for name, kind in kinds.items() if _needs_encoding(kind))
-        encodes_others = others is not None and _needs_encoding(signature.others)
+        encoded = frozenset(name for name, kind in kinds.items() if _needs_encoding(name, kind))
+        encodes_others = others is not None and _needs_encoding(others, signature.others)
         if not casts and signature.result is not EMPTY and not is_anything(signature.result):
-            result = Result(signature.result, shown)
+            result = Result(signature.result, shown, has_serializer=has_serializer)
     except TypeError as exc:
         raise TypeError(f"{shown} cannot be used by a client: {exc}") from None
     verb = "cast" if casts else "multicall" if signature.stream else "call"
@@ -279,9 +295,16 @@ def _check_kind(function: Any, signature: Signature, asynchronous: bool) -> None
         )
 
 
-def _needs_encoding(kind: Any) -> bool:
-    """Whether values of a type may hold more than plain data. What only a serializer knows is left to that."""
+def _needs_encoding(name: str, kind: Any) -> bool:
+    """Whether values of a type may hold more than plain data. What only a serializer knows is left to that.
+
+    Raises:
+        TypeError: msgspec cannot read the type.
+    """
     if kind is EMPTY or is_anything(kind):
         return False
-    contents = Contents(kind)
+    try:
+        contents = Contents(kind)
+    except TypeError as exc:
+        raise TypeError(f"{name}: {exc}") from None
     return not contents.is_plain and not contents.foreign

@@ -80,7 +80,7 @@ def with_validation(endpoint: object, name: str, method: Method, *, has_serializ
     owner = endpoint if isinstance(endpoint, type) else type(endpoint)
     shown = endpoint.__name__ if isinstance(endpoint, ModuleType) else owner.__qualname__
     signature = read_signature(method, owner, f"{shown}.{name}")
-    take, give = _Arguments(signature, has_serializer=has_serializer), _giver(signature)
+    take, give = _Arguments(signature, has_serializer=has_serializer), _giver(signature, has_serializer)
     if not take and give is None:
         return method
     return _wrapper(method, take, give or _as_it_is)
@@ -139,26 +139,15 @@ def _fields_of(types: dict[str, Any], signature: Signature, has_serializer: bool
     if not known:
         return None
     try:
-        fields = Fields(known)
+        return Fields(known, has_serializer=has_serializer)
     except TypeError as exc:
-        raise TypeError(f"{signature.name} cannot be validated: {exc}") from None
-    for name, kind in known.items():
-        contents = Contents(kind)
-        if contents.unchecked:
-            raise TypeError(
-                f"{signature.name} cannot be validated: {name}: {contents.unchecked[0].__qualname__} is a dataclass of "
-                "pydantic, whose checks would not run: make it a pydantic.BaseModel, or a plain dataclass"
-            )
-        if contents.foreign and not has_serializer:
-            raise TypeError(
-                f"{signature.name} cannot be validated: {name}: no {contents.foreign[0].__qualname__} can be made of "
-                "what arrives, which is plain data: annotate it with a dataclass or the like, or with Any, give a "
-                "serializer that makes it, or keep the method from being called, by an underscore before its name"
-            )
-    return fields
+        raise TypeError(
+            f"{signature.name} cannot be validated: {exc} (or keep the method from being called, by an underscore "
+            "before its name)"
+        ) from None
 
 
-def _giver(signature: Signature) -> Callable[[Any], Any] | None:
+def _giver(signature: Signature, has_serializer: bool) -> Callable[[Any], Any] | None:
     """What turns a method's results or items into plain data; None if they are left as they are."""
     if signature.result is EMPTY or is_anything(signature.result):
         return None
@@ -167,7 +156,7 @@ def _giver(signature: Signature) -> Callable[[Any], Any] | None:
     except TypeError:  # msgspec cannot read such a type, and a result is not checked against it.
         pass
     else:
-        if contents.is_plain or contents.foreign:  # What is foreign is for the serializer.
+        if contents.is_plain or (contents.foreign and has_serializer):  # What is foreign is for the serializer.
             return None
     what = "an item" if signature.stream else "the result"
     method = signature.name

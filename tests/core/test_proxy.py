@@ -3,7 +3,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 from uuid import UUID
 
 import msgspec
+import pydantic.dataclasses
 import pytest
 
 import msgbus
@@ -181,6 +182,48 @@ def test_the_class_of_the_server_itself_may_be_the_api(serve: Callable[..., RPCC
     assert images.who({"user": "v"}) == "v"  # type: ignore[arg-type]  # a client's context is a dict
 
 
+class Numbers:
+    """A server's class with generators that do not say so."""
+
+    def count(self, ctxt, to):  # type: ignore[no-untyped-def]  # that is what it is about
+        yield from range(to)
+
+    def squares(self, ctxt: Any, to: int) -> Iterable[int]:
+        yield from (number**2 for number in range(to))
+
+    @msgbus.expected_exceptions(LookupError)
+    def words(self, ctxt: Any) -> Any:
+        yield "one"
+        yield "two"
+
+
+def test_generators_are_streams_however_they_are_annotated(serve: Callable[..., RPCClient]) -> None:
+    """A call of one would only give its last item."""
+    numbers: Any = serve(Numbers()).proxy(Numbers)
+    assert list(numbers.count({}, 3)) == [0, 1, 2]
+    assert list(numbers.squares({}, to=3)) == [0, 1, 4]
+    assert list(numbers.words({})) == ["one", "two"]
+
+
+class TellingApi(Protocol):
+    def tell(self, ctxt: Any, /, **others: int) -> Any: ...
+
+    def both(self, name: int, /, **others: int) -> Any: ...
+
+
+class Telling:
+    def tell(self, caller: Any, **others: int) -> Any:
+        return [caller, others]
+
+
+def test_an_argument_may_be_named_like_what_is_given_by_position(serve: Callable[..., RPCClient]) -> None:
+    """It is not taken for the context; two that would be sent by the same name are refused."""
+    api: Any = serve(Telling()).proxy(TellingApi)
+    assert api.tell({"user": "u"}, ctxt=5) == [{"user": "u"}, {"ctxt": 5}]
+    with pytest.raises(TypeError, match="multiple values for argument 'name', and arguments are sent by name"):
+        api.both(1, name=2)
+
+
 def test_one_way_methods_are_cast(serve: Callable[..., RPCClient]) -> None:
     """They return when the message system has the request; to all servers if the client's target says so."""
     endpoint = Notes()
@@ -206,6 +249,22 @@ def test_what_a_server_returns_instead_is_an_error(serve: Callable[..., RPCClien
     with pytest.raises(SerializationError, match=r"NotesApi\.items .* result: expected int, got str"):
         next(items)
     assert notes.none() is None  # type: ignore[func-returns-value]
+
+
+class Places(NoOpSerializer):
+    def deserialize_entity(self, ctxt: Any, entity: Any) -> Any:
+        return Path(entity)
+
+
+class Where:
+    def where(self, ctxt: Any) -> str:
+        return "/tmp"
+
+
+def test_a_serializer_may_make_results_that_only_it_knows(serve: Callable[..., RPCClient]) -> None:
+    """A class that cannot be made of plain data can be declared then."""
+    client = get_rpc_client(serve(Where()).transport, Target(topic="t"), timeout=20, serializer=Places())
+    assert client.proxy(ForeignApi).where() == Path("/tmp")
 
 
 class Boxing(NoOpSerializer):
@@ -246,6 +305,23 @@ class UnionApi(Protocol):
     def shape(self) -> Image | dict[str, int]: ...
 
 
+class UnionArgumentApi(Protocol):
+    def paint(self, name: str, shape: Image | dict[str, int]) -> None: ...
+
+
+class ForeignApi(Protocol):
+    def where(self) -> Path: ...
+
+
+@pydantic.dataclasses.dataclass
+class Checked:
+    width: int
+
+
+class PydanticDataclassApi(Protocol):
+    def checked(self) -> Checked: ...
+
+
 class EmptyApi(Protocol):
     target: ClassVar[Target] = Target()
 
@@ -258,6 +334,9 @@ class EmptyApi(Protocol):
         (ManyApi, r"ManyApi.items takes \*names"),
         (UnresolvedApi, "UnresolvedApi.items: the annotation of name, Nowhere, cannot be resolved"),
         (UnionApi, "UnionApi.shape cannot be used by a client: result: Type unions may not contain"),
+        (UnionArgumentApi, "UnionArgumentApi.paint cannot be used by a client: shape: Type unions may not contain"),
+        (ForeignApi, "ForeignApi.where cannot be used by a client: result: no Path can be made of what arrives"),
+        (PydanticDataclassApi, "result: Checked is a dataclass of pydantic, whose checks would not run"),
         (EmptyApi, "EmptyApi has no methods"),
         (Images(), "a proxy is made of a class"),
     ],

@@ -4,11 +4,13 @@ import dataclasses
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
+import pydantic
+import pydantic.dataclasses
 import pytest
 
 import msgbus
@@ -357,6 +359,27 @@ def test_streams(images: Serving) -> None:
         next(stream)
 
 
+class Shelf:
+    """Its methods return what can be iterated over, in each of the ways that are declared as `Iterable`."""
+
+    def each(self, ctxt: object) -> Iterable[Image]:
+        yield Image("n")
+
+    def all(self, ctxt: object) -> Iterable[Image]:
+        return [Image("n")]
+
+    def priced(self, ctxt: object) -> Priced:
+        return Priced(5)  # type: ignore[arg-type]  # it is not looked at
+
+
+def test_results_that_are_only_said_to_be_iterable(serve: Callable[..., Serving]) -> None:
+    """Items are plain data whether they are yielded or in a list, and so are results of classes that are not read."""
+    shelf = serve(Shelf(), validate=True)
+    assert list(shelf.client.multicall({}, "each")) == [{"name": "n", "width": 1}]
+    assert shelf.call("all") == [{"name": "n", "width": 1}]
+    assert shelf.call("priced") == {"price": 5}
+
+
 def test_casts(serve: Callable[..., Serving]) -> None:
     """A cast with a wrong argument is not run, and under at_least_once it is a dead letter at once."""
     letters: list[msgbus.DeadLetter] = []
@@ -374,6 +397,26 @@ def test_models_of_pydantic(images: Serving) -> None:
     """They are made of what arrives by pydantic's own rules, also strict ones, and travel as plain data."""
     users = [{"name": "n", "since": AT}]
     assert images.call("names", users=users) == users
+
+
+class Reading(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True)
+
+    number: float | None = None
+    raw: bytes = b""
+
+
+class Readings:
+    def take(self, ctxt: object, reading: Reading) -> Iterable[Any]:
+        yield repr(reading.number)
+        yield reading.raw
+
+
+def test_models_of_pydantic_are_given_what_has_come(serve: Callable[..., Serving]) -> None:
+    """Also what JSON does not have: a NaN does not become None, and bytes not their base64 text."""
+    readings = serve(Readings(), "msgpack", validate=True)
+    found = list(readings.client.multicall({}, "take", reading={"number": float("nan"), "raw": b"\xff\x00"}))
+    assert found == ["nan", b"\xff\x00"]
 
 
 def test_binary_results_travel_with_each_codec(images: Serving) -> None:
@@ -520,6 +563,36 @@ class UnresolvedResult:
     def price(self, ctxt: object) -> Decimal: ...  # type: ignore[empty-body]
 
 
+@dataclasses.dataclass
+class Priced:
+    price: Decimal
+
+
+class PricedModel(pydantic.BaseModel):
+    price: Decimal
+
+
+@pydantic.dataclasses.dataclass
+class Checked:
+    width: int
+
+
+class UnresolvedField:
+    def price(self, ctxt: object, item: Priced) -> None: ...
+
+
+class UnresolvedModel:
+    def price(self, ctxt: object, item: PricedModel) -> None: ...
+
+
+class UnresolvedContext:
+    def price(self, ctxt: Priced) -> None: ...
+
+
+class PydanticDataclass:
+    def price(self, ctxt: object, item: list[Checked]) -> None: ...
+
+
 class Ambiguous:
     def start(self, ctxt: object, one: int, shape: Image | dict[str, int]) -> None: ...
 
@@ -534,6 +607,10 @@ class Foreign:
         (Unresolved, "Unresolved.price: the annotation of value, Decimal, cannot be resolved: name 'Decimal'"),
         (UnresolvedInside, r"annotation of value, dict\[str, Nowhere\], cannot be resolved: name 'Nowhere'"),
         (UnresolvedResult, "UnresolvedResult.price: the annotation of the result, Decimal, cannot be resolved"),
+        (UnresolvedField, "UnresolvedField.price cannot be validated: item: name 'Decimal' is not defined; define or"),
+        (UnresolvedModel, "UnresolvedModel.price cannot be validated: item: name 'Decimal' is not defined; define or"),
+        (UnresolvedContext, "UnresolvedContext.price cannot be validated: ctxt: name 'Decimal' is not defined"),
+        (PydanticDataclass, "item: Checked is a dataclass of pydantic, whose checks would not run"),
         (Ambiguous, "Ambiguous.start cannot be validated: shape: Type unions may not contain more than one dict-like"),
         (Foreign, "Foreign.read cannot be validated: path: no Path can be made of what arrives"),
         (Garage, "Garage.start cannot be validated: engine: no Engine can be made of what arrives"),
