@@ -17,7 +17,7 @@ from msgbus.exceptions import AccessDenied, InvalidArguments, NoSuchMethod, Unsu
 from msgbus.message import PING_NAMESPACE, Request
 from msgbus.serializer import NoOpSerializer, Serializer, check_serializer
 from msgbus.target import Target
-from msgbus.validation import methods_to_validate, with_validation
+from msgbus.validation import methods_to_validate, validates_all, with_validation
 from msgbus.versions import parse_version, version_is_compatible
 
 P = ParamSpec("P")
@@ -176,6 +176,7 @@ class RPCDispatcher:
         self._is_async: dict[Method, bool] = {}
         self._found: dict[tuple[str | None, str | None, str], Method] = {}
         self._validated: dict[tuple[int, str], Method] = {}  # in the place of an endpoint's method
+        self._validates: set[int] = set()  # endpoints all of whose methods are validated
         if isinstance(endpoints, str | bytes | dict | type) or not isinstance(endpoints, Iterable):
             raise TypeError(f"endpoints is a list of objects, [endpoint], not {endpoints!r}")
         for endpoint in endpoints:
@@ -217,12 +218,20 @@ class RPCDispatcher:
                     "them: use msgbus.get_rpc_server with executor='asyncio', make it a plain one, or keep it from "
                     "being called, by an underscore before its name or by an access policy"
                 )
-        has_serializer = type(self.serializer) is not NoOpSerializer
-        for name, method in methods_to_validate(endpoint, everything=validate):
-            if self._allows(endpoint, name):
-                wrapper = with_validation(endpoint, name, method, has_serializer=has_serializer)
-                self._validated[id(endpoint), name] = wrapper
+        validate = validate or validates_all(endpoint)
+        wrappers = {
+            (id(endpoint), name): self._with_validation(endpoint, name, method)
+            for name, method in methods_to_validate(endpoint, everything=validate)
+            if self._allows(endpoint, name)
+        }
+        self._validated.update(wrappers)
+        if validate:
+            self._validates.add(id(endpoint))
         self._endpoints.append((endpoint, target))
+
+    def _with_validation(self, endpoint: object, name: str, method: Method) -> Method:
+        has_serializer = type(self.serializer) is not NoOpSerializer
+        return with_validation(endpoint, name, method, has_serializer=has_serializer)
 
     def find(self, request: Request) -> Method:
         """The method that serves a request.
@@ -268,7 +277,10 @@ class RPCDispatcher:
             if method is None:
                 continue
             if self._allows(endpoint, name):
-                return self._validated.get((id(endpoint), name), method)
+                wrapper = self._validated.get((id(endpoint), name))
+                if wrapper is None and id(endpoint) in self._validates:  # a method that __getattr__ has made
+                    wrapper = self._with_validation(endpoint, name, method)
+                return wrapper or method
             denied = True
         if denied:
             raise AccessDenied(f"RPC method {name} may not be called from outside")
@@ -327,7 +339,10 @@ class RPCDispatcher:
             if target.namespace == PING_NAMESPACE:
                 continue
             for name in dir(endpoint):
-                method = None if name.startswith("_") else _method(endpoint, name)
+                try:
+                    method = None if name.startswith("_") else _method(endpoint, name)
+                except Exception:  # noqa: S112 - a descriptor may do anything
+                    continue
                 if method is None or isinstance(method, type) or not self._allows(endpoint, name):
                     continue
                 yield endpoint, target, name, method, self._validated.get((id(endpoint), name), method) != method

@@ -113,17 +113,22 @@ def _kind_of_generator(function: Any) -> Any:
 
 def function_of(method: Any) -> Any:
     """The function that a method runs first: without what binds it, and with its decorators."""
+    method = unbound(method)
+    if not isinstance(method, types.FunctionType) and not hasattr(method, "__wrapped__"):
+        called = getattr(type(method), "__call__", None)  # noqa: B004 - the method is needed
+        return called if isinstance(called, types.FunctionType) else method
+    return method
+
+
+def unbound(method: Any) -> Any:
+    """What a method is without what binds it, and its arguments."""
     while True:
         if isinstance(method, staticmethod | classmethod | types.MethodType):
             method = method.__func__
         elif isinstance(method, functools.partial | functools.partialmethod):
             method = method.func
         else:
-            break
-    if not isinstance(method, types.FunctionType) and not hasattr(method, "__wrapped__"):
-        called = getattr(type(method), "__call__", None)  # noqa: B004 - the method is needed
-        return called if isinstance(called, types.FunctionType) else method
-    return method
+            return method
 
 
 def _namespace(function: Any, owner: type) -> dict[str, Any]:

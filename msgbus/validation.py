@@ -10,7 +10,7 @@ import inspect
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import aclosing, closing
 from functools import cached_property, wraps
-from types import ModuleType
+from types import MemberDescriptorType, ModuleType
 from typing import Any, TypeVar
 
 from msgbus import current
@@ -21,7 +21,7 @@ from msgbus.exceptions import InvalidArguments, SerializationError
 from msgbus.foreign import printable
 from msgbus.message import JSON
 from msgbus.mismatch import Mismatch
-from msgbus.signatures import EMPTY, Signature, function_of, read_signature
+from msgbus.signatures import EMPTY, Signature, function_of, read_signature, unbound
 
 T = TypeVar("T", bound=Callable[..., Any])
 Method = Callable[..., Any]
@@ -49,20 +49,40 @@ def validated(thing: T) -> T:
     return thing
 
 
+def validates_all(endpoint: object) -> bool:
+    """Whether all methods of an endpoint are to be checked, since its class is marked."""
+    return inspect.getattr_static(endpoint, _MARK, False) is True
+
+
 def methods_to_validate(endpoint: object, *, everything: bool) -> Iterator[tuple[str, Method]]:
-    """The methods of an endpoint whose arguments are to be checked: all, or those that are marked."""
-    everything = everything or inspect.getattr_static(endpoint, _MARK, False) is True
+    """The methods of an endpoint whose arguments are to be checked: all, or those that are marked.
+
+    Those that ``__getattr__`` or a descriptor makes are not among them, if they cannot be had now. No property is
+    evaluated; nor is anything else that is not marked, unless it is for `everything`.
+    """
     for name in dir(endpoint):
         static = inspect.getattr_static(endpoint, name, None)
         if name.startswith("__") or isinstance(static, property | cached_property):
             continue
-        method = getattr(endpoint, name, None)
+        if isinstance(static, MemberDescriptorType):  # made by __slots__: reading it runs no code
+            static = getattr(endpoint, name, None)
+        if not everything and not _is_marked(static):
+            continue
+        try:
+            method = getattr(endpoint, name)
+        except Exception:  # noqa: S112 - a descriptor may do anything; it is asked again when it is called
+            continue
         if not callable(method) or isinstance(method, type):
             continue
         if isinstance(endpoint, ModuleType) and getattr(method, "__module__", None) != endpoint.__name__:
             continue  # It is imported there.
-        if everything or getattr(function_of(method), _MARK, False) is True:
-            yield name, method
+        yield name, method
+
+
+def _is_marked(static: Any) -> bool:
+    """Whether what an endpoint has, as it is kept there, is marked. None of its code runs."""
+    candidates = (unbound(static), inspect.getattr_static(type(static), "__call__", None))
+    return any(inspect.getattr_static(one, _MARK, False) is True for one in candidates)
 
 
 def with_validation(endpoint: object, name: str, method: Method, *, has_serializer: bool) -> Method:

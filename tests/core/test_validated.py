@@ -649,6 +649,69 @@ def test_properties_are_not_evaluated(serve: Callable[..., Serving]) -> None:
     assert serve(Careful(), validate=True).call("double", n=2) == 4
 
 
+class Later:
+    """A descriptor that has a method only when the endpoint is ready."""
+
+    def __get__(self, endpoint: Any, owner: type) -> Any:
+        if not endpoint.is_ready:
+            raise RuntimeError("not yet")
+        return endpoint.double
+
+
+class Dynamic:
+    is_ready = False
+    later = Later()
+
+    def double(self, ctxt: object, n: int) -> int:
+        return 2 * n
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "made":
+            return self.double
+        raise AttributeError(name)
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_methods_that_are_made_when_they_are_called(serve: Callable[..., Serving], validate: bool) -> None:
+    """They are validated like the others, though a server that is made before does not know them."""
+    endpoint = Dynamic()
+    dynamic = serve(endpoint, validate=validate)
+    endpoint.is_ready = True
+    for name in ("later", "made"):
+        assert dynamic.call(name, n=2) == 4
+        if validate:
+            assert dynamic.refusal(name, n="x") == "n: expected int, got str"
+        else:
+            assert dynamic.call(name, n="x") == "xx"
+
+
+def test_descriptors_are_not_evaluated_without_validation() -> None:
+    """A server that does not validate runs none of the endpoint's code when it is made."""
+    evaluated = []
+
+    class Watched:
+        def __get__(self, endpoint: Any, owner: type) -> Any:
+            evaluated.append(endpoint)
+
+    transport = new_transport()
+    endpoint = type("Endpoint", (), {"watched": Watched(), "checked": Marked.checked})()
+    get_rpc_server(transport, Target(topic="t", server="s"), [endpoint])
+    assert evaluated == []
+    transport.cleanup()
+
+
+def test_an_endpoint_that_was_refused_leaves_nothing_behind() -> None:
+    """Another one at the same place in memory is not taken for it."""
+    dispatcher = msgbus.RPCDispatcher([])
+    endpoint = Images()
+    endpoint.wrong = Garage().start  # type: ignore[attr-defined]  # comes after the others
+    with pytest.raises(TypeError, match="no Engine can be made"):
+        dispatcher.add_endpoint(endpoint, validate=True)
+    del endpoint.wrong  # type: ignore[attr-defined]  # likewise
+    dispatcher.add_endpoint(endpoint)
+    assert not any(validated for *_, validated in dispatcher.public_methods())
+
+
 def test_a_module_as_endpoint(serve: Callable[..., Serving]) -> None:
     """Its own functions are validated; what it imports is not looked at."""
     module = types.ModuleType("shop")
