@@ -128,15 +128,19 @@ def _filled(description: Description, dispatcher: Methods) -> Description:
             break
         if id(endpoint) not in interfaces:
             interfaces[id(endpoint)] = _interface_of(endpoint, target)
-        interfaces[id(endpoint)].methods.append(_method_info(endpoint, name, method, validated, schemas))
+        try:
+            info = _method_info(endpoint, name, method, validated, schemas)
+        except Exception:  # Its annotations and its docstring may be anything.
+            info = MethodInfo(name, validated=validated)
+        interfaces[id(endpoint)].methods.append(info)
     description.interfaces = list(interfaces.values())
     return description
 
 
 def _interface_of(endpoint: object, target: Target) -> Interface:
-    named: Any = endpoint if hasattr(endpoint, "__name__") else type(endpoint)
+    named: Any = endpoint if isinstance(endpoint, type | types.ModuleType) else type(endpoint)
     return Interface(
-        getattr(named, "__qualname__", named.__name__),
+        named.__qualname__ if isinstance(named, type) else named.__name__,
         target.namespace,
         list(target.legacy_namespaces or ()),
         target.version or "1.0",
@@ -147,6 +151,7 @@ def _interface_of(endpoint: object, target: Target) -> Interface:
 def _doc_of(thing: Any) -> str:
     doc = vars(thing).get("__doc__") if isinstance(thing, type) else getattr(thing, "__doc__", None)
     text = inspect.cleandoc(doc) if isinstance(doc, str) else ""
+    text = text.encode(errors="replace").decode()  # It may hold half a character, which cannot be sent.
     return text if len(text) <= MAX_DOC else f"{text[:MAX_DOC]}..."
 
 
@@ -187,10 +192,7 @@ def _signature_text(method: Any) -> str:
         parameter.replace(annotation=_annotation_text(parameter.annotation), default=_default_text(parameter.default))
         for parameter in signature.parameters.values()
     ]
-    if parameters and parameters[0].kind in (
-        inspect.Parameter.POSITIONAL_ONLY,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    ):
+    if parameters and parameters[0].kind in _BY_POSITION:
         del parameters[0]
     shown = signature.replace(parameters=parameters, return_annotation=_annotation_text(signature.return_annotation))
     text = str(shown)
@@ -227,8 +229,16 @@ def _default_text(default: Any) -> Any:
     """A default value; only short plain ones are shown, since others may be anything."""
     if default is EMPTY:
         return EMPTY
-    shown = repr(default) if default is None or type(default) in (bool, int, float, str, tuple) else "..."
+    shown = "..."
+    if _is_shown(default) or (type(default) is tuple and len(default) <= _MAX_DEFAULT and all(map(_is_shown, default))):
+        shown = repr(default)
     return _Text(shown if len(shown) <= _MAX_DEFAULT else "...")
+
+
+def _is_shown(value: Any) -> bool:
+    if type(value) is int:
+        return abs(value) < 1 << 64
+    return value is None or type(value) in (bool, float) or (type(value) is str and len(value) <= _MAX_DEFAULT)
 
 
 def _arguments_schema(signature: Signature, schemas: Schemas) -> dict[str, Any]:
@@ -264,4 +274,5 @@ def _bounded(description: Description) -> Description:
             description.left_out.append("methods")
         for interface in description.interfaces:
             del interface.methods[len(interface.methods) // 2 :]
+        description.interfaces = [interface for interface in description.interfaces if interface.methods]
     return description

@@ -10,6 +10,7 @@ from msgspec import inspect
 
 from msgbus.conversion import Contents, is_anything, is_model
 from msgbus.signatures import EMPTY
+from msgbus.values import JSON_VALUES, is_plain
 
 REF = "#/$defs/"
 """Before the name of a definition, where a schema refers to it."""
@@ -33,21 +34,35 @@ class Schemas:
         try:
             if Contents(kind).foreign:
                 return {}
-            (schema,), found = msgspec.json.schema_components(
+            (found,), classes = msgspec.json.schema_components(
                 [kind], schema_hook=_schema_of_model, ref_template=f"{REF}{{name}}"
             )
             info = inspect.type_info(kind)
-        except (TypeError, ValueError, NameError, RecursionError):
+        except Exception:  # Classes have code of their own, and pydantic errors of its own.
             return {}
-        definitions = dict(found)
+        schema: dict[str, Any] = _without_odd_values(found)
+        definitions: dict[str, Any] = _without_odd_values(classes)
         _mark_times(info, schema, definitions, set())
-        for inner in (schema, *found.values()):
+        for inner in (schema, *definitions.values()):
             definitions.update(_taken_out(inner))
         known = self.definitions
         if any(known.get(name, definition) != definition for name, definition in definitions.items()):
             return {}  # Another class has the same name.
         known.update(definitions)
         return schema
+
+
+def _without_odd_values(schema: Any) -> Any:
+    """A schema without defaults and bounds that JSON does not have, such as infinity."""
+    if isinstance(schema, list | tuple):
+        return [_without_odd_values(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        name: _without_odd_values(part)
+        for name, part in schema.items()
+        if not (name == "default" or isinstance(part, float)) or is_plain((part,), JSON_VALUES)
+    }
 
 
 def _schema_of_model(kind: Any) -> dict[str, Any]:

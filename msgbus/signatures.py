@@ -156,6 +156,6 @@ def _resolved(annotation: Any, names: dict[str, Any], what: str) -> Any:
     bearer.__annotations__ = {"it": annotation}
     try:
         return typing.get_type_hints(bearer, names, include_extras=True)["it"]
-    except (NameError, AttributeError, SyntaxError, TypeError) as exc:
+    except Exception as exc:  # Text is evaluated, and may do anything.
         shown = annotation if isinstance(annotation, str) else repr(annotation)
         raise TypeError(f"{what}, {shown}, cannot be resolved: {exc}; {WHERE}") from None

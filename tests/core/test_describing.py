@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from datetime import datetime, time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Optional, TypeVar
@@ -272,6 +274,81 @@ def test_descriptions_are_bounded(described: Described, count: int, doc: str, le
     assert found["left_out"] == left_out
     assert len(methods_of(found)) == min(count, 500)
     assert len(msgspec.json.encode(found)) <= 250_000
+
+
+def test_a_server_that_cannot_be_described_in_one_message_says_so(described: Described) -> None:
+    """It answers nevertheless."""
+
+    class Old(Shop):
+        target = Target(namespace="shop", legacy_namespaces=["x" * 100 + str(n) for n in range(3000)])
+
+    found = described(Old(), Images())
+    assert found["left_out"] == ["schemas", "docstrings", "methods"]
+    assert [interface["endpoint"] for interface in found["interfaces"]] in ([], ["Images"])
+
+
+class Unspeakable:
+    """An annotation that cannot be shown."""
+
+    def __repr__(self) -> str:
+        raise AssertionError("it was shown")
+
+
+class Uncalled(pydantic.BaseModel):
+    hook: Callable[[int], int]
+
+
+@dataclasses.dataclass
+class Limits:
+    high: float = math.inf
+    low: float = 1.5
+    default: list[float] = dataclasses.field(default_factory=lambda: [math.nan])
+
+
+class Odd:
+    """Its annotations and defaults are of the kind that one does not expect."""
+
+    def model(self, ctxt: object, call: Uncalled) -> None: ...
+
+    def text(self, ctxt: object, it: Any) -> None: ...
+
+    def shown(self, ctxt: object, it: Any) -> None: ...
+
+    def hidden(
+        self, ctxt: object, pair: Any = (SECRET, 1), big: int = 10**5000, many: Any = (1, "a", None)
+    ) -> None: ...
+
+    def limits(self, ctxt: object, limits: Limits) -> None: ...
+
+    def half(self, ctxt: object) -> None: ...
+
+    def __getattr__(self, name: str) -> Any:
+        """Has everything, as objects that pass calls on have."""
+        if name in ("target", "_msgbus_validated"):
+            raise AttributeError
+        return self.half
+
+
+Odd.text.__annotations__ = {"it": "{}['nothing']"}
+Odd.shown.__annotations__ = {"it": Unspeakable()}
+Odd.half.__doc__ = "half \ud800 a character"
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+def test_whatever_methods_look_like_the_server_is_described(described: Described, codec: str) -> None:
+    """What cannot be shown is left out of the method, which is there."""
+    found = described(Odd(), conf={"rpc_codec": codec})
+    methods = methods_of(found)
+    assert sorted(methods) == ["half", "hidden", "limits", "model", "shown", "text"]
+    assert found["interfaces"][0]["endpoint"] == "Odd"
+    assert methods["model"]["arguments"]["properties"] == {"call": {}}
+    assert methods["text"]["arguments"] == {"type": "object"}
+    assert methods["hidden"]["signature"] == "(pair: Any = ..., big: int = ..., many: Any = (1, 'a', None)) -> None"
+    assert methods["half"]["doc"] == "half ? a character"
+    limits = found["definitions"]["Limits"]["properties"]
+    assert limits["high"] == {"type": "number"}
+    assert limits["low"] == {"type": "number", "default": 1.5}
+    assert limits["default"]["type"] == "array"
 
 
 def test_a_long_docstring_or_signature_is_cut(described: Described) -> None:
