@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from msgbus.cli.connecting import open_transport
+from msgbus.cli.errors import code_of, line_of
 from msgbus.cli.options import Seconds, bus_options, example, json_option
 from msgbus.cli.progress import progress
 from msgbus.cli.tables import print_json, print_table
+from msgbus.foreign import printable
 
 if TYPE_CHECKING:
     from msgbus.client import RPCClient
     from msgbus.describing import Description
+    from msgbus.exceptions import MessagingException
 
 MAX_SERVERS = 100
 """The most servers that are asked."""
@@ -50,7 +53,8 @@ def describe(
     """Show what the servers of TOPIC have: interfaces with their versions, methods, arguments and results.
 
     Servers that have the same are shown together. Methods are those that may be called. A server with the option
-    rpc_built_in_methods = stats does not say what it has.
+    rpc_built_in_methods = stats does not say what it has. If any server does not say it, this ends with the code of
+    that error.
     """
     from msgbus.client import get_rpc_client
     from msgbus.target import Target
@@ -59,25 +63,47 @@ def describe(
     with open_transport(url, config_files, quiet=True) as transport:
         client = get_rpc_client(transport, target, timeout=timeout)
         with progress() as waiting, waiting("asking the servers"):
-            found = [ask(client.prepare(server=name)) for name in _servers_of(client)]
+            found, errors = _ask_all(client)
     if as_json:
         print_json(found)
-        return
+    else:
+        _print_groups(topic, found)
+    for exc in errors:
+        click.echo(printable(line_of(exc)), err=True)
+    if errors:
+        click.get_current_context().exit(code_of(errors[0]))
+
+
+def _ask_all(client: RPCClient) -> tuple[list[dict[str, Any]], list[MessagingException]]:
+    """What each server says that it is, and the errors of those that do not.
+
+    Raises:
+        MessagingException: none does.
+    """
+    from msgbus.exceptions import MessagingException
+
+    found, errors = [], []
+    for name in _servers_of(client):
+        try:
+            one = ask(client.prepare(server=name))
+            read(one)
+        except MessagingException as exc:
+            errors.append(exc)
+        else:
+            found.append(one)
+    if errors and not found:
+        raise errors[0]
+    return found, errors
+
+
+def _print_groups(topic: str, found: Sequence[dict[str, Any]]) -> None:
     for servers, description in _grouped(found):
-        click.echo(
-            f"topic {_shown(topic)}, {'server' if len(servers) == 1 else 'servers'} {_shown(', '.join(servers))}"
-        )
+        names = printable(", ".join(servers))
+        click.echo(f"topic {printable(topic)}, {'server' if len(servers) == 1 else 'servers'} {names}")
         print_table(("interface", "method", "kind", "what it does"), _rows(description))
         if description.left_out:
-            click.echo(
-                f"too large to be described whole, left out: {_shown(', '.join(description.left_out))}", err=True
-            )
-
-
-def _shown(text: str) -> str:
-    from msgbus.foreign import printable
-
-    return printable(text)
+            left_out = printable(", ".join(description.left_out))
+            click.echo(f"too large to be described whole, left out: {left_out}", err=True)
 
 
 def _servers_of(client: RPCClient) -> Sequence[str | None]:
@@ -124,7 +150,7 @@ def read(found: dict[str, Any]) -> Description:
 
     try:
         return msgspec.convert(found, Description)
-    except msgspec.ValidationError as exc:
+    except (msgspec.ValidationError, RecursionError) as exc:
         raise SerializationError(f"what the server says of itself cannot be read: {exc}") from exc
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from msgbus.cli.stub_types import INDENT, Types, docstring, is_identifier, literal, shown
+from msgbus.cli.stub_types import INDENT, Types, docstring, is_identifier, literal, properties_of, shown
 from msgbus.describing import Description, Interface, MethodInfo
 
 MAX_LINE = 116
@@ -49,8 +49,7 @@ def _method(method: MethodInfo, types: Types, asynchronous: bool) -> Iterator[st
     if not is_identifier(method.name) or method.name.startswith("_") or method.name == "target":
         yield f"{INDENT}# left out, since Python has no method of that name here: {shown(method.name)}"
         return
-    properties = method.arguments.get("properties")
-    for name in properties if isinstance(properties, dict) else ():
+    for name in properties_of(method.arguments):
         if not _is_argument(name):
             yield f"{INDENT}# an argument is left out, since Python has none of that name: {shown(name)}"
     arguments = ["self", *_arguments(method, types)]
@@ -77,9 +76,8 @@ def _is_argument(name: str) -> bool:
 
 def _arguments(method: MethodInfo, types: Types) -> Iterator[str]:
     """The arguments, which are passed by name."""
-    properties, required = method.arguments.get("properties"), method.arguments.get("required")
-    given = properties if isinstance(properties, dict) else {}
-    known = {name: schema for name, schema in given.items() if _is_argument(name)}
+    required = method.arguments.get("required")
+    known = {name: schema for name, schema in properties_of(method.arguments).items() if _is_argument(name)}
     if known:
         yield "*"
     for name, schema in known.items():

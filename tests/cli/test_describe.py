@@ -124,6 +124,20 @@ def test_describe_says_why_a_server_does_not(bus: Bus) -> None:
     transport.cleanup()
 
 
+def test_describe_shows_the_others_if_one_server_does_not_say(bus: Bus) -> None:
+    """The error, and its exit code, come after what the others have."""
+    transport = new_transport(bus.url, rpc_built_in_methods=["stats"])
+    bus.serve("one", Plain())
+    bus.serve("two", Plain(), transport=transport)
+    for options in ([], ["--json"]):
+        result = bus.run("describe", "images", *options)
+        assert result.exit_code == Code.REMOTE, result.output
+        assert "greet" in result.stdout
+        assert "the server 'two' of topic 'images' does not say what it has" in result.stderr
+    bus.servers.pop().wait(20)
+    transport.cleanup()
+
+
 def test_describe_without_any_server_is_exit_code_3(bus: Bus) -> None:
     """The same as for a call."""
     for command in ("describe", "stub"):
@@ -239,8 +253,16 @@ def test_a_stub_is_python_whatever_the_server_says(asynchronous: bool) -> None:
     [
         ({"type": "integer", "minimum": 1, "exclusiveMaximum": 9}, "Annotated[int, Meta(ge=1, lt=9)]"),
         ({"type": "number", "multipleOf": 0.5}, "Annotated[float, Meta(multiple_of=0.5)]"),
-        ({"type": "string", "minLength": 2, "pattern": "^a"}, 'Annotated[str, Meta(min_length=2, pattern="^a")]'),
-        ({"type": "string", "pattern": "("}, "str"),
+        ({"type": "string", "minLength": 2, "pattern": "^a"}, "Annotated[str, Meta(min_length=2)]"),
+        ({"type": "string", "pattern": "(a+)+$"}, "str"),
+        ({"type": "integer", "minimum": 10**400}, "int"),
+        ({"type": "integer", "minimum": 10**30}, "int"),
+        ({"type": "integer", "minimum": 1.5}, "int"),
+        ({"type": "integer", "minimum": 1, "exclusiveMinimum": 2}, "int"),
+        ({"type": "number", "multipleOf": -1}, "float"),
+        ({"type": "number", "minimum": float("inf")}, "float"),
+        ({"type": "string", "minLength": -1}, "str"),
+        ({"type": "array", "minItems": 1.5}, "list[Any]"),
         ({"type": "string", "contentEncoding": "base64"}, "bytes"),
         ({"type": "string", "format": "duration"}, "timedelta"),
         ({"type": "string", "format": "e-mail"}, "str"),
@@ -253,6 +275,8 @@ def test_a_stub_is_python_whatever_the_server_says(asynchronous: bool) -> None:
         ({"anyOf": [{"type": "string"}, {"type": "string", "format": "date"}]}, "Any"),
         ({"enum": ["a", 1, None]}, 'Literal["a", 1, None]'),
         ({"enum": [1.5]}, "Any"),
+        ({"enum": [10**30]}, "Any"),
+        ({"enum": ["\ud800"]}, "Any"),
         ({"const": "a"}, 'Literal["a"]'),
         ({"allOf": [{"type": "string"}]}, "str"),
         ({}, "Any"),
@@ -267,6 +291,88 @@ def test_types_of_schemas(schema: Any, kind: str) -> None:
     made = {line.split()[1] for line in types_.imports() if line}
     assert made <= {"collections.abc", "datetime", "decimal", "typing", "uuid", "msgspec"}
     msgspec.convert({}, msgspec.defstruct("S", [("x", eval(kind, vars(module_of("\n".join(types_.imports())))), None)]))  # noqa: S307
+
+
+def used(description: Description) -> types.ModuleType:
+    """Make the proxy of each class that is written for a description, so that all of its types are used."""
+    module = module_of(write_stub(description, "images", asynchronous=False))
+    client = get_rpc_client(new_transport(), Target(topic="t"))
+    for name, made in [*vars(module).items()]:
+        if name.endswith("Api"):
+            client.proxy(made)
+        elif isinstance(made, type) and issubclass(made, msgspec.Struct) and made is not msgspec.Struct:
+            msgspec.json.Decoder(made)
+    client.transport.cleanup()
+    return module
+
+
+def described(result: Any, definitions: dict[str, Any] | None = None, doc: str = "") -> Description:
+    """A description with one method, of that result."""
+    method = MethodInfo("method", doc=doc, arguments={"properties": {"x": result}}, result=result)
+    return Description("t", "s", "h", [Interface("E", doc=doc, methods=[method])], definitions or {})
+
+
+def nested(levels: int, inside: Any) -> dict[str, Any]:
+    """The schema of lists within each other."""
+    for _ in range(levels):
+        inside = {"type": "array", "items": inside}
+    return inside  # type: ignore[no-any-return]  # there is one level at least
+
+
+def tagged(*values: Any, field: str = "kind") -> tuple[Any, dict[str, Any]]:
+    """The schema of a union of classes that a field tells apart, and the definitions of these."""
+    names = [f"C{number}" for number in range(len(values))]
+    definitions = {
+        name: {"type": "object", "properties": {field: {"enum": [value]}, "x": {}}}
+        for name, value in zip(names, values, strict=True)
+    }
+    told = {"propertyName": field, "mapping": {name: f"#/$defs/{name}" for name in names}}
+    return {"anyOf": [{"$ref": f"#/$defs/{name}"} for name in names], "discriminator": told}, definitions
+
+
+@pytest.mark.parametrize(
+    ("result", "definitions"),
+    [
+        tagged("a", "b"),
+        tagged("a", "a"),
+        tagged("a", 1),
+        tagged(10**30, 1),
+        tagged("\ud800", "b"),
+        ({"$ref": "#/$defs/A"}, {"A": {"anyOf": [{"$ref": "#/$defs/A"}, {"type": "null"}]}}),
+        ({"$ref": "#/$defs/A"}, {"A": {"enum": ["a"], "anyOf": [{"$ref": "#/$defs/A"}]}}),
+        ({"$ref": "#/$defs/A"}, {"A": {"enum": ["a"], "$ref": "#/$defs/B"}, "B": tagged("a")[1]["C0"]}),
+        ({"$ref": "#/$defs/A"}, {"A": {"enum": 5}}),
+        ({"$ref": "#/$defs/A"}, {"A": {"type": "object", "properties": {5: {}, "x": {}}}}),
+        (nested(150, {"type": "integer"}), {}),
+        (nested(900, {"type": "integer"}), {}),
+        ({"$ref": "#/$defs/A"}, {"A": {"type": "object", "properties": {"x": nested(900, {})}}}),
+    ],
+)
+def test_a_stub_can_be_used_whatever_the_server_says(result: Any, definitions: dict[str, Any]) -> None:
+    """Schemas that make no sense are Any, as far as they do not, and keep no class from being used."""
+    used(described(result, definitions))
+
+
+def test_unions_are_told_apart_if_their_classes_can_be() -> None:
+    """A field of each class has another value."""
+    result, definitions = tagged("a", "b")
+    module = used(described(result, definitions))
+    assert module.EApi.method.__annotations__["return"] == "C0 | C1"
+
+
+def test_docstrings_with_half_characters() -> None:
+    """Python would refuse them in a class."""
+    assert used(described({}, doc="half \ud800")).EApi.__doc__ == "half ?"
+
+
+def test_a_short_description_does_not_become_a_long_stub() -> None:
+    """Definitions may refer to each other again and again, and have the same names."""
+    last = {"D60": {"type": "integer"}}
+    many = {f"D{n}": {"type": "array", "prefixItems": [{"$ref": f"#/$defs/D{n + 1}"}] * 2} for n in range(60)}
+    text = write_stub(described({"$ref": "#/$defs/D0"}, {**many, **last}), "images", asynchronous=False)
+    assert len(text) < 5000
+    names = {f"a{number}.Same": {"type": "object", "properties": {"x": {}}} for number in range(20_000)}
+    assert "class Same20000(" in write_stub(described({}, names), "images", asynchronous=False)
 
 
 def test_mypy_accepts_stubs(tmp_path: Path) -> None:

@@ -284,7 +284,7 @@ def test_a_server_that_cannot_be_described_in_one_message_says_so(described: Des
 
     found = described(Old(), Images())
     assert found["left_out"] == ["schemas", "docstrings", "methods"]
-    assert [interface["endpoint"] for interface in found["interfaces"]] in ([], ["Images"])
+    assert [interface["endpoint"] for interface in found["interfaces"]] == ["Images"]
 
 
 class Unspeakable:
