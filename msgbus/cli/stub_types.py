@@ -207,8 +207,8 @@ class Types:
 
     def _union(self, members: list[Kind]) -> Kind:
         members = list({member.text: member for member in members}.values())
-        if len(members) == 1:
-            return members[0]
+        if len(members) < 2:
+            return members[0] if members else self._any()
         parts = [part for member in members for part in member.parts]
         tags = {part[:2] for part in parts if isinstance(part, tuple)}
         if len(parts) != len(set(parts)) or len(tags) > 1 or (tags and "object" in parts):

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 from msgbus.cli.stub_types import INDENT, Types, docstring, is_identifier, literal, properties_of, shown
 from msgbus.describing import Description, Interface, MethodInfo
+from msgbus.exceptions import InvalidTarget
+from msgbus.target import Target
+from msgbus.versions import is_version
 
 MAX_LINE = 116
 
@@ -31,6 +34,10 @@ def write_stub(description: Description, topic: str, *, asynchronous: bool) -> s
 
 def _class_of(interface: Interface, types: Types, asynchronous: bool) -> Iterator[str]:
     """The class of an interface."""
+    if not _is_target(interface):
+        what = f"{shown(interface.namespace or '')}, version {shown(interface.version)}"
+        yield f"# an interface is left out, since nobody can ask for it: namespace {what}"
+        return
     yield f"class {types.new_name(f'{interface.endpoint}Api')}({types.use('Protocol')}):"
     if interface.doc:
         yield docstring(interface.doc, INDENT)
@@ -43,6 +50,14 @@ def _class_of(interface: Interface, types: Types, asynchronous: bool) -> Iterato
     for method in interface.methods:
         yield ""
         yield from _method(method, types, asynchronous)
+
+
+def _is_target(interface: Interface) -> bool:
+    try:
+        Target(namespace=interface.namespace, version=interface.version)
+    except InvalidTarget:
+        return False
+    return is_version(interface.version)
 
 
 def _method(method: MethodInfo, types: Types, asynchronous: bool) -> Iterator[str]:

@@ -227,7 +227,7 @@ def hostile() -> Description:
     odd = MethodInfo(
         "odd", arguments={"properties": 5, "required": 5, "additionalProperties": 5}, result={"type": "null"}
     )
-    interfaces = [Interface(evil, evil, [], evil, evil, [*methods, odd]), Interface("class"), Interface("Any")]
+    interfaces = [Interface(evil, evil, [], "1.0", evil, [*methods, odd]), Interface("class"), Interface("Any")]
     return Description(evil, evil, evil, interfaces, definitions, [evil])
 
 
@@ -271,6 +271,7 @@ def test_a_stub_is_python_whatever_the_server_says(asynchronous: bool) -> None:
         ({"type": "array", "prefixItems": [{}, {"type": "null"}], "minItems": 1}, "list[Any]"),
         ({"type": "object", "additionalProperties": {"type": "boolean"}}, "dict[str, bool]"),
         ({"type": ["integer", "null"]}, "int | None"),
+        ({"type": []}, "Any"),
         ({"anyOf": [{"type": "integer"}, {"type": "number"}, {"type": "null"}]}, "int | float | None"),
         ({"anyOf": [{"type": "string"}, {"type": "string", "format": "date"}]}, "Any"),
         ({"enum": ["a", 1, None]}, 'Literal["a", 1, None]'),
@@ -351,6 +352,15 @@ def tagged(*values: Any, field: str = "kind") -> tuple[Any, dict[str, Any]]:
 def test_a_stub_can_be_used_whatever_the_server_says(result: Any, definitions: dict[str, Any]) -> None:
     """Schemas that make no sense are Any, as far as they do not, and keep no class from being used."""
     used(described(result, definitions))
+
+
+@pytest.mark.parametrize(("namespace", "version"), [(None, "1" * 65), ("shop", "one\n"), ("x" * 256, "1.0")])
+def test_a_stub_has_no_interface_that_nobody_can_ask_for(namespace: str | None, version: str) -> None:
+    """A comment says which one it was."""
+    interface = Interface("E", namespace, version=version)
+    text = write_stub(Description("t", "s", "h", [interface]), "images", asynchronous=False)
+    assert "# an interface is left out, since nobody can ask for it: namespace '" in text
+    assert "EApi" not in vars(module_of(text))
 
 
 def test_unions_are_told_apart_if_their_classes_can_be() -> None:
