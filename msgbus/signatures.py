@@ -138,7 +138,9 @@ def _namespace(function: Any, owner: type) -> dict[str, Any]:
     if module is None:
         module = vars(sys.modules.get(getattr(innermost, "__module__", ""), builtins))
     inside = {name: value for cls in reversed(owner.__mro__) for name, value in vars(cls).items()}
-    return {**inside, **vars(builtins), **module}
+    # From Python 3.12 on: def method[T](...), class Endpoint[T]
+    generic = [kind for one in (*reversed(owner.__mro__), innermost) for kind in getattr(one, "__type_params__", ())]
+    return {**inside, **vars(builtins), **module, **{kind.__name__: kind for kind in generic}}
 
 
 def _resolved(annotation: Any, names: dict[str, Any], what: str) -> Any:

@@ -94,7 +94,10 @@ class Method(NamedTuple):
             TypeError: they do not fit the method's signature.
             SerializationError: one cannot be turned into plain data.
         """
-        given = self.shape.bind(*args, **kwargs).arguments
+        try:
+            given = self.shape.bind(*args, **kwargs).arguments
+        except TypeError as exc:
+            raise TypeError(f"{self.name}(): {exc}") from None
         others = {} if self.others is None else given.pop(self.others, {})
         context = ctxt if self.context is None else given.pop(self.context, ctxt)
         if self.encodes_others:

@@ -635,6 +635,28 @@ def test_methods_that_may_not_be_called_may_have_any_annotations() -> None:
     transport.cleanup()
 
 
+GENERIC = """
+from __future__ import annotations
+type Width = int
+class Store[T]:
+    def put(self, ctxt, item: T, width: Width = 1) -> T:
+        return item
+    def add[N: int](self, ctxt, number: N) -> N:
+        return number
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="this syntax is new in Python 3.12")
+def test_type_parameters_are_known(serve: Callable[..., Serving]) -> None:
+    """Those of classes and of methods: what they are bound to is checked."""
+    module = types.ModuleType("store")
+    exec(GENERIC, module.__dict__)  # noqa: S102 - a module of its own
+    store = serve(module.Store(), validate=True)
+    assert store.call("put", item=[1]) == [1]
+    assert store.refusal("put", item=1, width="x") == "width: expected int, got str"
+    assert store.refusal("add", number="x") == "number: expected int, got str"
+
+
 def test_properties_are_not_evaluated(serve: Callable[..., Serving]) -> None:
     """Making a server runs none of the endpoint's code."""
 
