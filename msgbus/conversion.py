@@ -127,11 +127,22 @@ def _refuse_unusable(contents: Contents, has_serializer: bool) -> None:
             f"{contents.unchecked[0].__qualname__} is a dataclass of pydantic, whose checks would not run: make it a "
             "pydantic.BaseModel, or a plain dataclass"
         )
+    refuse_mixed_keys(contents)
     if contents.foreign and not has_serializer:
         raise TypeError(
             f"no {contents.foreign[0].__qualname__} can be made of what arrives, which is plain data: annotate it with "
             "a dataclass or the like, or with Any, or give a serializer that makes it"
         )
+
+
+def refuse_mixed_keys(contents: Contents) -> None:
+    """Refuse a type with dicts whose keys would not arrive as they are.
+
+    Raises:
+        TypeError: there are such.
+    """
+    if contents.mixes_keys:
+        raise TypeError("the keys of a dict are texts or numbers, and not both: all of them travel as texts")
 
 
 def _why(exc: Exception) -> str:
@@ -222,6 +233,7 @@ class Contents:
         foreign: classes that neither msgspec nor pydantic can make of plain data.
         unchecked: dataclasses of pydantic, whose own checks would not run.
         leaves_defaults: there are dataclasses whose defaults msgspec leaves to the class.
+        mixes_keys: the keys of a dict may be texts and numbers, and all travel as texts: 1 and "1" would be the same.
     """
 
     def __init__(self, kind: Any) -> None:
@@ -234,10 +246,10 @@ class Contents:
             *(inspect.AnyType, inspect.NoneType, inspect.BoolType, inspect.IntType, inspect.FloatType),
             *(inspect.StrType, inspect.DateTimeType, inspect.DateType, inspect.TimeType, inspect.TimeDeltaType),
             *(inspect.UUIDType, inspect.DecimalType, inspect.LiteralType, inspect.UnionType, inspect.Metadata),
-            *(inspect.ListType, inspect.SetType, inspect.FrozenSetType, inspect.DictType),
-            *(inspect.TupleType, inspect.VarTupleType),
+            *(inspect.ListType, inspect.SetType, inspect.FrozenSetType, inspect.TupleType, inspect.VarTupleType),
         )
         self.is_plain = True
+        self.mixes_keys = False
         self.models: list[Any] = []
         self.foreign: list[Any] = []
         self.unchecked: list[Any] = []
@@ -255,11 +267,20 @@ class Contents:
                 self.leaves_defaults |= bool(_missing_defaults(part.cls))
                 if hasattr(part.cls, "__pydantic_validator__"):
                     self.unchecked.append(part.cls)
-            elif isinstance(part, plain) and not (
-                isinstance(part, inspect.DictType) and not isinstance(part.key_type, inspect.StrType | inspect.AnyType)
-            ):
+            elif isinstance(part, inspect.DictType):
+                self.mixes_keys = self.mixes_keys or _mixes_texts_and_numbers(part.key_type)
+                if isinstance(part.key_type, inspect.StrType | inspect.AnyType):
+                    continue
+            elif isinstance(part, plain):
                 continue
             self.is_plain = False
+
+
+def _mixes_texts_and_numbers(key: Any) -> bool:
+    kinds = key.types if isinstance(key, inspect.UnionType) else ()
+    return any(isinstance(kind, inspect.StrType) for kind in kinds) and any(
+        isinstance(kind, inspect.IntType | inspect.FloatType) for kind in kinds
+    )
 
 
 def _parts(info: Any, seen: set[int]) -> Iterator[Any]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from types import MethodType
 from typing import Any, NamedTuple, TypeVar
 
-from msgbus.conversion import Contents, Fields, is_anything, to_plain
+from msgbus.conversion import Contents, Fields, is_anything, refuse_mixed_keys, to_plain
 from msgbus.exceptions import SerializationError
 from msgbus.message import JSON
 from msgbus.mismatch import Mismatch
@@ -302,12 +302,13 @@ def _needs_encoding(name: str, kind: Any) -> bool:
     """Whether values of a type may hold more than plain data. What only a serializer knows is left to that.
 
     Raises:
-        TypeError: msgspec cannot read the type.
+        TypeError: msgspec cannot read the type, or its values would not arrive as they are.
     """
     if kind is EMPTY or is_anything(kind):
         return False
     try:
         contents = Contents(kind)
+        refuse_mixed_keys(contents)
     except TypeError as exc:
         raise TypeError(f"{name}: {exc}") from None
     return not contents.is_plain and not contents.foreign

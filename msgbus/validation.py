@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from msgbus import current
 from msgbus.arguments import begin
 from msgbus.awaitables import is_async, refuse_awaitable
-from msgbus.conversion import Contents, Fields, is_anything, is_record, to_plain
+from msgbus.conversion import Contents, Fields, is_anything, is_record, refuse_mixed_keys, to_plain
 from msgbus.exceptions import InvalidArguments, SerializationError
 from msgbus.foreign import printable
 from msgbus.message import JSON
@@ -174,8 +174,12 @@ def _giver(signature: Signature, has_serializer: bool) -> Callable[[Any], Any] |
     try:
         contents = Contents(signature.result)
     except TypeError:  # msgspec cannot read such a type, and a result is not checked against it.
-        pass
-    else:
+        contents = None
+    if contents is not None:
+        try:
+            refuse_mixed_keys(contents)
+        except TypeError as exc:
+            raise TypeError(f"{signature.name} cannot be validated: result: {exc}") from None
         if contents.is_plain or (contents.foreign and has_serializer):  # What is foreign is for the serializer.
             return None
     what = "an item" if signature.stream else "the result"

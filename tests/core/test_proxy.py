@@ -309,6 +309,10 @@ class UnionArgumentApi(Protocol):
     def paint(self, name: str, shape: Image | dict[str, int]) -> None: ...
 
 
+class MixedKeysApi(Protocol):
+    def paint(self, shapes: dict[int | str, int]) -> None: ...
+
+
 class ForeignApi(Protocol):
     def where(self) -> Path: ...
 
@@ -335,6 +339,10 @@ class EmptyApi(Protocol):
         (UnresolvedApi, "UnresolvedApi.items: the annotation of name, Nowhere, cannot be resolved"),
         (UnionApi, "UnionApi.shape cannot be used by a client: result: Type unions may not contain"),
         (UnionArgumentApi, "UnionArgumentApi.paint cannot be used by a client: shape: Type unions may not contain"),
+        (
+            MixedKeysApi,
+            "MixedKeysApi.paint cannot be used by a client: shapes: the keys of a dict are texts or numbers",
+        ),
         (ForeignApi, "ForeignApi.where cannot be used by a client: result: no Path can be made of what arrives"),
         (PydanticDataclassApi, "result: Checked is a dataclass of pydantic, whose checks would not run"),
         (EmptyApi, "EmptyApi has no methods"),

@@ -597,6 +597,14 @@ class Ambiguous:
     def start(self, ctxt: object, one: int, shape: Image | dict[str, int]) -> None: ...
 
 
+class MixedKeys:
+    def price(self, ctxt: object, prices: list[dict[int | str, int]]) -> None: ...
+
+
+class MixedResult:
+    def price(self, ctxt: object) -> dict[int | str, int]: ...  # type: ignore[empty-body]
+
+
 class Foreign:
     def read(self, ctxt: object, path: Path) -> None: ...
 
@@ -612,6 +620,11 @@ class Foreign:
         (UnresolvedContext, "UnresolvedContext.price cannot be validated: ctxt: name 'Decimal' is not defined"),
         (PydanticDataclass, "item: Checked is a dataclass of pydantic, whose checks would not run"),
         (Ambiguous, "Ambiguous.start cannot be validated: shape: Type unions may not contain more than one dict-like"),
+        (
+            MixedKeys,
+            "MixedKeys.price cannot be validated: prices: the keys of a dict are texts or numbers, and not both",
+        ),
+        (MixedResult, "MixedResult.price cannot be validated: result: the keys of a dict are texts or numbers"),
         (Foreign, "Foreign.read cannot be validated: path: no Path can be made of what arrives"),
         (Garage, "Garage.start cannot be validated: engine: no Engine can be made of what arrives"),
     ],
