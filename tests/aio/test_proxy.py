@@ -38,6 +38,14 @@ class Api(Protocol):
     async def old(self) -> Image: ...
 
 
+class Unannotated:
+    """A server's class with a generator that does not say so."""
+
+    async def count(self, ctxt, to):  # type: ignore[no-untyped-def]  # that is what it is about
+        for number in range(to):
+            yield number
+
+
 class PlainApi(Protocol):
     def plain(self, image: Image) -> Image: ...
 
@@ -73,3 +81,15 @@ async def test_calls_streams_and_casts(fake_url: str, codec: str) -> None:
             client.proxy(PlainApi)
         with pytest.raises(TypeError, match=r"WrongStreamApi\.thumbnails is a stream if it is declared with 'def'"):
             client.proxy(WrongStreamApi)
+
+
+@on_loop
+async def test_asynchronous_generators_are_streams_however_they_are_annotated(fake_url: str) -> None:
+    """A call of one would only give its last item."""
+    conf = await conf_with()
+    async with (
+        aio.get_rpc_transport(conf, fake_url) as transport,
+        aio.get_rpc_server(transport, SERVER, [Unannotated()]),
+    ):
+        api = aio.get_rpc_client(transport, TOPIC, timeout=20).proxy(Unannotated)
+        assert [number async for number in api.count({}, 3)] == [0, 1, 2]
