@@ -64,7 +64,7 @@ def explain(exc: Exception, values: dict[str, Any], convert: Callable[[Any], Any
     else:
         found = _first_wrong(values, convert)
     if what.startswith("expected ") and "got" not in what:
-        what += _shown(_value_at(values, found), is_length="length" in what)
+        what += _shown(_value_at(values, found), what)
     text = f"{_text_of(found)}: {what}" if found else what
     return printable(text, MAX_TEXT)
 
@@ -167,10 +167,11 @@ def _text_of(path: Path) -> str:
     return text.removeprefix(".")
 
 
-def _shown(value: Any, *, is_length: bool) -> str:
-    """The end of a text, with the value if it is a number. Other values may be long, or secret."""
-    if is_length and isinstance(value, str | bytes | list | tuple | dict):
-        return f", got {len(value)}"
+def _shown(value: Any, what: str) -> str:
+    """The end of a text, with the value if it is a number, or its length. Other values may be long, or secret."""
+    if "length" in what and isinstance(value, str | bytes | list | tuple | dict):
+        is_encoded = isinstance(value, str) and "bytes" in what  # It is longer than what it stands for.
+        return "" if is_encoded else f", got {len(value)}"
     if isinstance(value, float) or (isinstance(value, int) and -(1 << 64) < value < 1 << 64):
         return f", got {value!r}"
     return ""

@@ -6,7 +6,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import msgspec
 import pydantic
@@ -177,6 +177,9 @@ class Odd:
     def grow(self, ctxt: object, node: Node) -> None: ...
 
     @validated
+    def raw(self, ctxt: object, raw: Annotated[bytes, msgspec.Meta(max_length=2)]) -> None: ...
+
+    @validated
     def more(self, ctxt: object, **others: int) -> None: ...
 
 
@@ -195,6 +198,12 @@ def test_what_python_itself_refuses_is_a_wrong_argument() -> None:
     for _ in range(100_000):
         nested = [nested]
     assert refusal_of("tag", tags=nested) == "tags: unhashable type: 'list'"
+
+
+def test_lengths_are_those_of_the_value() -> None:
+    """Text in which bytes travel is longer than these are."""
+    assert refusal_of("raw", raw=b"abc") == "raw: expected bytes of length <= 2, got 3"
+    assert refusal_of("raw", raw="YWJj") == "raw: expected bytes of length <= 2"
 
 
 def test_what_is_nested_too_deep_is_a_wrong_argument() -> None:
