@@ -18,6 +18,8 @@ from msgbus.exceptions import SerializationError
 from msgbus.mismatch import MISFITS, Mismatch, ModelError, explain
 from msgbus.signatures import WHERE
 
+MAX_ERRORS = 100
+"""Of a model with more errors the first one is not looked for: pydantic has only all of them, and each takes memory."""
 _BINARY = (bytes, bytearray, memoryview)
 
 
@@ -162,9 +164,12 @@ def _make_model(kind: Any, value: Any) -> Any:
     try:
         return _validated_model(kind, value)
     except ValueError as exc:
-        errors = getattr(exc, "errors", None)
+        errors: Any = getattr(exc, "errors", None)
         if errors is None:
             raise
+        count = exc.error_count()  # type: ignore[attr-defined]  # it is pydantic's own error
+        if count > MAX_ERRORS:
+            raise ModelError([], f"{count} values in it do not fit") from None
         first = errors(include_url=False, include_input=False, include_context=False)[0]
         raise ModelError(list(first["loc"]), first["msg"]) from None
 

@@ -91,5 +91,5 @@ async def test_asynchronous_generators_are_streams_however_they_are_annotated(fa
         aio.get_rpc_transport(conf, fake_url) as transport,
         aio.get_rpc_server(transport, SERVER, [Unannotated()]),
     ):
-        api = aio.get_rpc_client(transport, TOPIC, timeout=20).proxy(Unannotated)
+        api: Any = aio.get_rpc_client(transport, TOPIC, timeout=20).proxy(Unannotated)
         assert [number async for number in api.count({}, 3)] == [0, 1, 2]

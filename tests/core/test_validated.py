@@ -428,6 +428,21 @@ def test_models_of_pydantic_are_given_what_has_come(serve: Callable[..., Serving
     assert found == ["nan", b"\xff\x00"]
 
 
+class Group(pydantic.BaseModel):
+    sizes: list[int]
+
+
+class Groups:
+    def add(self, ctxt: object, group: Group) -> None: ...
+
+
+def test_models_with_very_many_errors(serve: Callable[..., Serving]) -> None:
+    """Only their number is said: a list of all of them would take much more memory than what has come."""
+    groups = serve(Groups(), validate=True)
+    assert groups.refusal("add", group={"sizes": ["x"] * 100}).startswith("group.sizes[0]: input should be a valid int")
+    assert groups.refusal("add", group={"sizes": ["x"] * 101}) == "group: 101 values in it do not fit"
+
+
 def test_binary_results_travel_with_each_codec(images: Serving) -> None:
     """The codec msgpack has bytes; in JSON they are base64 text."""
     assert images.call("raw") == (b"\xff\x00" if images.transport.option("rpc_codec") == "msgpack" else "/wA=")
