@@ -36,14 +36,16 @@ class Fields:
         Raises:
             TypeError: no values of a type can be made, such as of a union of two classes; the text names its value.
         """
+        self._leaves_defaults = False
         for name, kind in types.items():
             try:
                 _struct_of({name: kind})
-                _refuse_unusable(Contents(kind), has_serializer)
+                contents = Contents(kind)
+                _refuse_unusable(contents, has_serializer)
             except Exception as exc:  # Annotations of classes are evaluated here.
                 raise TypeError(f"{name}: {_why(exc)}") from None
+            self._leaves_defaults |= contents.leaves_defaults
         self._names = frozenset(types)
-        self._leaves_defaults = any(Contents(kind).leaves_defaults for kind in types.values())
         self._struct = _struct_of(types)
 
     def convert(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -254,11 +256,10 @@ class Contents:
             *(inspect.ListType, inspect.SetType, inspect.FrozenSetType, inspect.TupleType, inspect.VarTupleType),
         )
         self.is_plain = True
-        self.mixes_keys = False
         self.models: list[Any] = []
         self.foreign: list[Any] = []
         self.unchecked: list[Any] = []
-        self.leaves_defaults = False
+        self.leaves_defaults = self.mixes_keys = False
         try:
             info = inspect.type_info(kind)
         except Exception as exc:  # Annotations of classes are evaluated here.

@@ -157,14 +157,14 @@ def test_text_that_came_from_outside_is_bounded(serve: Callable[..., Serving]) -
     assert images.refusal("numbers", first=-(10**400)) == "first: expected int >= 1"
 
 
-class Node(msgspec.Struct):
+class Twig(msgspec.Struct):
     made: ClassVar[int] = 0
 
     x: int = 0
-    kids: dict[str, Node] = {}
+    kids: dict[str, Twig] = {}
 
     def __post_init__(self) -> None:
-        Node.made += 1
+        Twig.made += 1
 
 
 class Odd:
@@ -174,7 +174,7 @@ class Odd:
     def tag(self, ctxt: object, number: int = 0, tags: set[Any] | None = None) -> None: ...
 
     @validated
-    def grow(self, ctxt: object, node: Node) -> None: ...
+    def grow(self, ctxt: object, node: Twig) -> None: ...
 
     @validated
     def raw(self, ctxt: object, raw: Annotated[bytes, msgspec.Meta(max_length=2)]) -> None: ...
@@ -225,9 +225,9 @@ def test_a_wrong_argument_costs_little_to_explain() -> None:
     node: dict[str, Any] = {"x": "wrong"}
     for _ in range(200):
         node = {"kids": {**{str(number): {} for number in range(9)}, "z": node}}
-    before = Node.made
+    before = Twig.made
     assert refusal_of("grow", node=node).startswith("node.kids['z'].kids['z']")
-    assert Node.made - before < 30_000
+    assert Twig.made - before < 30_000
 
 
 def test_missing_and_unknown_arguments_are_refused_as_without_validation(images: Serving) -> None:
