@@ -727,6 +727,8 @@ class Dynamic:
     def __getattr__(self, name: str) -> Any:
         if name == "made":
             return self.double
+        if name == "unusable":
+            return Garage().start
         raise AttributeError(name)
 
 
@@ -742,6 +744,9 @@ def test_methods_that_are_made_when_they_are_called(serve: Callable[..., Serving
             assert dynamic.refusal(name, n="x") == "n: expected int, got str"
         else:
             assert dynamic.call(name, n="x") == "xx"
+    if validate:
+        with pytest.raises(TypeError, match=r"Dynamic\.unusable cannot be validated: engine: no Engine can be made"):
+            dynamic.call("unusable", engine=5)
 
 
 def test_descriptors_are_not_evaluated_without_validation() -> None:
