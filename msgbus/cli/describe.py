@@ -65,17 +65,17 @@ def describe(
         with progress() as waiting, waiting("asking the servers"):
             found, errors = _ask_all(client)
     if as_json:
-        print_json(found)
+        print_json(answer for answer, _ in found)
     else:
-        _print_groups(topic, found)
+        _print_groups(topic, [description for _, description in found])
     for exc in errors:
         click.echo(printable(line_of(exc)), err=True)
     if errors:
         click.get_current_context().exit(code_of(errors[0]))
 
 
-def _ask_all(client: RPCClient) -> tuple[list[dict[str, Any]], list[MessagingException]]:
-    """What each server says that it is, and the errors of those that do not.
+def _ask_all(client: RPCClient) -> tuple[list[tuple[Any, Description]], list[MessagingException]]:
+    """What each server says that it is, as it has come and as it is read, and the errors of those that do not.
 
     Raises:
         MessagingException: none does.
@@ -85,18 +85,15 @@ def _ask_all(client: RPCClient) -> tuple[list[dict[str, Any]], list[MessagingExc
     found, errors = [], []
     for name in _servers_of(client):
         try:
-            one = ask(client.prepare(server=name))
-            read(one)
+            found.append(ask(client.prepare(server=name)))
         except MessagingException as exc:
             errors.append(exc)
-        else:
-            found.append(one)
     if errors and not found:
         raise errors[0]
     return found, errors
 
 
-def _print_groups(topic: str, found: Sequence[dict[str, Any]]) -> None:
+def _print_groups(topic: str, found: Sequence[Description]) -> None:
     for servers, description in _grouped(found):
         names = printable(", ".join(servers))
         click.echo(f"topic {printable(topic)}, {'server' if len(servers) == 1 else 'servers'} {names}")
@@ -116,48 +113,37 @@ def _servers_of(client: RPCClient) -> Sequence[str | None]:
     return names[:MAX_SERVERS] or [None]
 
 
-def ask(client: RPCClient) -> dict[str, Any]:
-    """What a server, or any one of the topic, says that it is.
+def ask(client: RPCClient) -> tuple[Any, Description]:
+    """What a server, or any one of the topic, says that it is: as it has come, and as it is read.
 
     Raises:
         RPCDispatcherError: it does not say.
+        SerializationError: it says nothing that a server says.
         MessagingException: it could not be asked.
-    """
-    from msgbus.exceptions import RPCDispatcherError
-
-    try:
-        found: dict[str, Any] = client.prepare(namespace="msgbus", version=None).call({}, "describe")
-    except RPCDispatcherError as exc:
-        target = client.target
-        who = f"the server {target.server!r}" if target.server else "a server"
-        raise RPCDispatcherError(
-            f"{who} of topic {target.topic!r} does not say what it has: its option rpc_built_in_methods has no "
-            "describe, or its msgbus is older than this command"
-        ) from exc
-    return found
-
-
-def read(found: dict[str, Any]) -> Description:
-    """Read what a server has said.
-
-    Raises:
-        SerializationError: it is nothing that a server says.
     """
     import msgspec
 
     from msgbus.describing import Description
-    from msgbus.exceptions import SerializationError
+    from msgbus.exceptions import RPCDispatcherError, SerializationError
 
+    target = client.target
+    who = f"{f'the server {target.server!r}' if target.server else 'a server'} of topic {target.topic!r}"
     try:
-        return msgspec.convert(found, Description)
+        answer = client.prepare(namespace="msgbus", version=None).call({}, "describe")
+        return answer, msgspec.convert(answer, Description)
+    except RPCDispatcherError as exc:
+        raise RPCDispatcherError(
+            f"{who} does not say what it has: its option rpc_built_in_methods has no describe, or its msgbus is older "
+            "than this command"
+        ) from exc
     except (msgspec.ValidationError, RecursionError) as exc:
-        raise SerializationError(f"what the server says of itself cannot be read: {exc}") from exc
+        raise SerializationError(f"what {who} says of itself cannot be read: {exc}") from exc
 
 
-def _grouped(found: Sequence[dict[str, Any]]) -> list[tuple[list[str], Description]]:
+def _grouped(found: Sequence[Description]) -> list[tuple[list[str], Description]]:
     """The servers that have the same, and what."""
     groups: list[tuple[list[str], Description]] = []
-    for one in map(read, found):
+    for one in found:
         for servers, other in groups:
             if (one.interfaces, one.definitions) == (other.interfaces, other.definitions):
                 servers.append(str(one.server))

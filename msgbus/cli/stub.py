@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from msgbus.cli.connecting import open_transport
-from msgbus.cli.describe import ask, read, timeout_option
+from msgbus.cli.describe import ask, timeout_option
 from msgbus.cli.options import bus_options, example, json_option
 from msgbus.cli.progress import progress
 
@@ -39,5 +39,5 @@ def stub(
     with open_transport(url, config_files, quiet=True) as transport:
         client = get_rpc_client(transport, target, timeout=timeout)
         with progress() as waiting, waiting("asking a server"):
-            description = read(ask(client))
+            _, description = ask(client)
     click.echo(write_stub(description, topic, asynchronous=asynchronous), nl=False)

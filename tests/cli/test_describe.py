@@ -138,6 +138,27 @@ def test_describe_shows_the_others_if_one_server_does_not_say(bus: Bus) -> None:
     transport.cleanup()
 
 
+class NoDescription:
+    """Answers to describe by something else."""
+
+    target = Target(namespace="msgbus")
+
+    def describe(self, ctxt: object) -> dict[str, Any]:
+        return {"topic": 5}
+
+
+def test_an_answer_that_is_no_description_is_an_error(bus: Bus) -> None:
+    """It says whose answer it is."""
+    transport = new_transport(bus.url, rpc_built_in_methods=[])
+    bus.serve("one", NoDescription(), transport=transport)
+    for command in ("describe", "stub"):
+        result = bus.run(command, "images", "--server", "one")
+        assert result.exit_code == Code.USAGE, result.output
+        assert "what the server 'one' of topic 'images' says of itself cannot be read: Expected `str" in result.stderr
+    bus.servers.pop().wait(20)
+    transport.cleanup()
+
+
 def test_describe_without_any_server_is_exit_code_3(bus: Bus) -> None:
     """The same as for a call."""
     for command in ("describe", "stub"):
