@@ -44,6 +44,7 @@ CLI = {
     "msgbus.describing.Description": "what a server says of itself",
     "msgbus.describing.Interface": "likewise",
     "msgbus.describing.MethodInfo": "likewise",
+    "msgbus.schemas.REF": "reads the schemas in that",
     "msgbus.encoding.decode_request": "shows the request of a dead letter",
     "msgbus.message.POLICIES": "the values of --delivery",
     "msgbus.values.JSON_VALUES": "prints values as JSON",

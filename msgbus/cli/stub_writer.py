@@ -8,7 +8,7 @@ from msgbus.cli.stub_types import INDENT, Types, docstring, is_identifier, liter
 from msgbus.describing import Description, Interface, MethodInfo
 from msgbus.exceptions import InvalidTarget
 from msgbus.target import Target
-from msgbus.versions import is_version
+from msgbus.versions import version_is_compatible
 
 MAX_LINE = 116
 
@@ -55,9 +55,10 @@ def _class_of(interface: Interface, types: Types, asynchronous: bool) -> Iterato
 def _is_target(interface: Interface) -> bool:
     try:
         Target(namespace=interface.namespace, version=interface.version)
-    except InvalidTarget:
+        version_is_compatible(interface.version, interface.version)
+    except (InvalidTarget, ValueError):
         return False
-    return is_version(interface.version)
+    return True
 
 
 def _method(method: MethodInfo, types: Types, asynchronous: bool) -> Iterator[str]:
