@@ -127,16 +127,38 @@ class NatsSession(Session):
         address = outgoing.address
         if status_of(msg) == NOBODY:
             self.jetstream.forget(address)  # Somebody has deleted what was declared.
-            if outgoing.mandatory or address.kind in ("stored", "dead"):
-                outgoing.undeliverable(f"nobody listens at {address} on {self.name}")
-            else:
-                outgoing.confirmed(Sent(0))
+            self._on_nobody(outgoing)
         elif address.kind == "inbox":
             outgoing.confirmed(Sent(1))
         elif (error := json.loads(msg.data).get("error")) is not None:
             outgoing.failed(mapped(JetStreamError(error), f"{address} on {self.name}"))
         else:
             outgoing.confirmed()
+
+    def _on_nobody(self, outgoing: Outgoing) -> None:
+        """The server has given a message to nobody."""
+        refusal = MessageUndeliverable(f"nobody listens at {outgoing.address} on {self.name}")
+        if outgoing.address.kind == "inbox":
+            _end_without_listener(outgoing, refusal)
+        else:
+            outgoing.set_aside(refusal)
+            self.connection.aio.spawn(self._look_for_stream(outgoing, refusal))
+
+    async def _look_for_stream(self, outgoing: Outgoing, refusal: MessageUndeliverable) -> None:
+        """Have a message sent again if there is a stream for it, or may be: that keeps it, in a moment.
+
+        A server that shuts down stops its streams before it closes its connections. What is published in between is
+        given to nobody, though the stream will be there again.
+        """
+        try:
+            await self.jetstream.stream_info(outgoing.address)
+        except JetStreamError as exc:
+            if exc.code == STREAM_MISSING and outgoing.address.kind not in ("stored", "dead"):
+                _end_without_listener(outgoing, refusal)
+                return
+        except (OSError, nats.errors.Error):
+            pass  # Its connection is lost, or about to be.
+        outgoing.hold(refusal)
 
     def declare(self, address: Address, declared: OnDeclared) -> None:
         self.connection.aio.spawn(self._declare(address, declared))
@@ -189,3 +211,10 @@ class NatsSession(Session):
     def abandon(self) -> None:
         for feed in list(self._feeds):
             feed.end()
+
+
+def _end_without_listener(outgoing: Outgoing, refusal: MessageUndeliverable) -> None:
+    if outgoing.mandatory:
+        outgoing.failed(refusal)
+    else:
+        outgoing.confirmed(Sent(0))

@@ -8,6 +8,7 @@ import pathlib
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from oslo_config import cfg
 
 from msgbus import CallCancelled, ConfigurationError, Transport, TransportUnavailable, get_rpc_transport
-from msgbus.drivers.base import Address, Delivery, Message
+from msgbus.drivers.base import Address, Delivery, Message, Sent
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus_nats import mark
 from msgbus_nats.clock import Clock
@@ -259,6 +260,35 @@ def test_what_nats_forgets_at_a_restart_comes_as_redelivered(
     wait_for(lambda: len(again) == 2, 30)
     found = {delivery.message.id: (delivery.redelivered, delivery.attempts) for delivery in again}
     assert found == {"a": (True, 1), "b": (False, 0)}
+
+
+@pytest.mark.parametrize(
+    ("address", "mandatory"),
+    [(Address("topic", "x", "shuts-down"), True), (Address("fanout", "x", "shuts-down"), False)],
+    ids=["topic", "fanout"],
+)
+def test_a_stream_that_takes_nothing_for_a_moment_gets_what_was_sent(
+    transports: Callable[..., Transport], server: Any, address: Address, mandatory: bool
+) -> None:
+    """NATS says that nobody listens when it shuts down, before it closes connections: its streams are stopped first."""
+    driver = transports().driver
+    got: list[Delivery] = []
+    driver.subscribe([address], got.append, prefetch=1).ready.result(15)
+
+    async def send_while_it_takes_nothing() -> Future[Sent]:
+        client = await nats.connect(server.url)
+        streams = client.jetstream()
+        config = (await streams.stream_info(stream_of(address))).config
+        await streams.update_stream(config.evolve(subjects=[f"nobody.sends.{address.kind}"]))
+        looked = await client.subscribe(f"$JS.API.STREAM.INFO.{stream_of(address)}")
+        sent = driver.send(address, Message(b"x", "a/b", "late", 60.0), mandatory=mandatory)
+        await looked.next_msg(15)
+        await streams.update_stream(config)
+        await client.close()
+        return sent
+
+    assert asyncio.run(send_while_it_takes_nothing()).result(15) == Sent()
+    wait_for(lambda: [delivery.message.id for delivery in got] == ["late"])
 
 
 def stop_and_forget(server: Any, address: Address) -> None:
