@@ -74,6 +74,11 @@ class Service:
     def count(self, _ctxt: object, to: int) -> Iterator[int]:
         yield from range(to)
 
+    def halt(self, _ctxt: object) -> Iterator[int]:
+        yield 0
+        self.go_on.wait(EVENT_TIMEOUT)
+        yield 1
+
     def left(self, _ctxt: object) -> float:
         deadline = current.get()
         assert deadline is not None
@@ -460,3 +465,39 @@ def test_a_gather_in_a_method_asks_the_servers_of_another_topic(servers: Servers
     servers.start("h1", "h2")
     servers.start("asking", topic="bar", more=[Asking(servers.transport)])
     assert servers.client.prepare(topic="bar").call({}, "ask") == ["h1", "h2"]
+
+
+def test_one_that_waits_for_a_place_holds_up_nobody(cleanup: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has the places waits for what the transport brings, which another thread has to be able to read."""
+    servers = Servers(cleanup, rpc_send_window=1)
+    servers.start("h1")
+    loop, client = servers.transport.loop, servers.client.prepare(timeout=5.0)
+    take_turn = loop.take_turn
+
+    def take() -> bool:
+        """As if no other thread had it just now."""
+        end = Loop.now() + 1.0
+        while not (taken := take_turn()) and threading.current_thread().name == "check" and Loop.now() < end:
+            pass
+        return taken
+
+    stream = client.multicall({}, "halt")
+    assert next(stream) == 0
+    monkeypatch.setattr(loop, "take_turn", take)
+    gather = Task(lambda: list(client.gather({}, "name")))
+    until(lambda: servers.transport.window._waiting, "one that waits for a place")
+    servers.services["h1"].go_on.set()
+    assert list(stream) == [1]
+    assert shown(gather.result()) == {"h1": "h1"}
+
+
+def test_another_thread_may_close_it(servers: Servers) -> None:
+    """Who waits for an answer is woken, long before the deadline."""
+    servers.start("h1")
+    answers = servers.client.prepare(timeout=3600).gather({}, "wait", name="h1")
+    waiting = Task(list, answers)
+    assert servers.services["h1"].began.wait(EVENT_TIMEOUT)
+    answers.close()
+    assert waiting.result(EVENT_TIMEOUT) == []
+    until(lambda: "cancelled" in servers.services["h1"].events, "the cancelling of what runs")
+    assert servers.transport.window.idle
