@@ -49,6 +49,8 @@ class InterceptedTasks(MethodRunner):
         try:
             result = await self._tasks.run_async(call, self._run_chain(call, streams))
         except BaseException as exc:
+            if isinstance(exc, Interrupted) and not call.at_least_once:
+                exc.begun = call.accepted  # An interceptor may have been interrupted that has not proceeded.
             if call.owner.forks != forking.forks:
                 end_child(exc)
             raise
@@ -60,19 +62,18 @@ class InterceptedTasks(MethodRunner):
         run, once, expected = super().run, Once(), ExpectedErrors()
         items: Any = only(None)
         shown: Items | None = None
-        lost: NotAccepted | None = None
+        not_run: NotAccepted | Interrupted | None = None
 
         async def last(request: InterceptedRequest) -> Any:
-            nonlocal items, shown, lost
+            nonlocal items, shown, not_run
             once.use(repr(request.method))
             take_changes(call, request)
             interrupt, call.interrupt = call.interrupt, None
             try:
                 result = await run(call, streams)
-            except Interrupted:
-                raise asyncio.CancelledError from None
-            except NotAccepted as exc:
-                lost = exc
+            except (NotAccepted, Interrupted) as exc:
+                if isinstance(exc, NotAccepted) or not exc.begun:
+                    not_run = exc
                 raise asyncio.CancelledError from None
             finally:
                 call.interrupt = interrupt
@@ -92,8 +93,8 @@ class InterceptedTasks(MethodRunner):
             raise
         finally:
             once.end()
-            if lost is not None:  # Whatever the interceptors have made of that: the request is another server's.
-                raise lost
+            if not_run is not None:  # Whatever the interceptors have made of that: the request is another server's.
+                raise not_run
         if not streams:
             return result
         return items if result is shown else _each_restored(result, shown, expected)

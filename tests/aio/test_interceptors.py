@@ -346,9 +346,10 @@ async def test_a_plain_method_is_not_interrupted_behind_an_interceptor(delivery:
         assert bus.service.log == ["began", "cancelled", "ended"]
 
 
+@pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
 @on_loop
-async def test_a_server_that_stops_interrupts_an_interceptor_and_passes_a_cast_on() -> None:
-    """As it does with a method: under at_least_once another server runs it."""
+async def test_a_server_that_stops_interrupts_an_interceptor_and_passes_a_cast_on(delivery: Any) -> None:
+    """Another server runs it: its method has not begun here."""
     log: Log = []
 
     async def wait(request: InterceptedRequest, proceed: AsyncProceed) -> Any:
@@ -356,7 +357,7 @@ async def test_a_server_that_stops_interrupts_an_interceptor_and_passes_a_cast_o
         await asyncio.sleep(3600)
 
     async with intercepted([wait], []) as bus:
-        await bus.client.prepare(delivery="at_least_once").cast({}, "note", value=1)
+        await bus.client.prepare(delivery=delivery).cast({}, "note", value=1)
         await until(lambda: log == ["waiting"])
         async with aio.get_rpc_transport(await conf_with(), bus.url) as transport:
             other = aio.get_rpc_server(transport, SERVER(server="two"), [bus.service])
@@ -617,6 +618,36 @@ async def test_a_server_without_a_free_thread_holds_no_more_than_its_prefetch() 
         assert sorted(first.log[1:] + second.log) == list(range(10))
         await other.wait(EVENT_TIMEOUT)
         await server.wait(EVENT_TIMEOUT)
+
+
+@on_loop
+async def test_a_server_that_stops_passes_on_what_waits_for_a_thread() -> None:
+    """Also behind an interceptor, whatever that makes of it: under at_most_once the method was not begun, and is not lost.
+
+    What has begun is not run again.
+    """
+    conf = await conf_with(executor_thread_pool_size=1)
+    first, second = Methods(), Methods()
+    log: Log = []
+
+    async def keep_quiet(request: InterceptedRequest, proceed: AsyncProceed) -> Any:
+        try:
+            return await proceed(request)
+        except asyncio.CancelledError:
+            log.append(request.method)
+
+    async with two_servers(conf, new_url(), first, second, interceptors=[keep_quiet]) as (server, other, client):
+        await client.cast({}, "plain_hold_until_told")
+        await until(lambda: first.log == ["began"])
+        await client.cast({}, "plain_note", value=1)
+        await until(lambda: server._processor.load.threads.waiting == 1)
+        await server.wait(0.05)
+        assert log == ["plain_hold_until_told", "plain_note"]
+        await other.start()
+        await until(lambda: second.log == [1])
+        first.go_on.set()
+        await other.wait(EVENT_TIMEOUT)
+        assert second.log == [1]
 
 
 @on_loop
