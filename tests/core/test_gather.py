@@ -74,11 +74,6 @@ class Service:
     def count(self, _ctxt: object, to: int) -> Iterator[int]:
         yield from range(to)
 
-    def halt(self, _ctxt: object) -> Iterator[int]:
-        yield 0
-        self.go_on.wait(EVENT_TIMEOUT)
-        yield 1
-
     def left(self, _ctxt: object) -> float:
         deadline = current.get()
         assert deadline is not None
@@ -467,28 +462,16 @@ def test_a_gather_in_a_method_asks_the_servers_of_another_topic(servers: Servers
     assert servers.client.prepare(topic="bar").call({}, "ask") == ["h1", "h2"]
 
 
-def test_one_that_waits_for_a_place_holds_up_nobody(cleanup: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who has the places waits for what the transport brings, which another thread has to be able to read."""
-    servers = Servers(cleanup, rpc_send_window=1)
+def test_one_that_waits_for_a_place_holds_up_nobody(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has the places waits for what the transport reads. So it takes the turn of driving it afterwards."""
     servers.start("h1")
-    loop, client = servers.transport.loop, servers.client.prepare(timeout=5.0)
-    take_turn = loop.take_turn
-
-    def take() -> bool:
-        """As if no other thread had it just now."""
-        end = Loop.now() + 1.0
-        while not (taken := take_turn()) and threading.current_thread().name == "check" and Loop.now() < end:
-            pass
-        return taken
-
-    stream = client.multicall({}, "halt")
-    assert next(stream) == 0
-    monkeypatch.setattr(loop, "take_turn", take)
-    gather = Task(lambda: list(client.gather({}, "name")))
-    until(lambda: servers.transport.window._waiting, "one that waits for a place")
-    servers.services["h1"].go_on.set()
-    assert list(stream) == [1]
-    assert shown(gather.result()) == {"h1": "h1"}
+    loop, order = servers.transport.loop, []
+    slot, take_turn = servers.transport.slot, loop.take_turn
+    monkeypatch.setattr(loop, "take_turn", lambda: order.append("turn") or take_turn())
+    monkeypatch.setattr(servers.transport, "slot", lambda deadline: order.append("place") or slot(deadline))
+    answers = servers.client.gather({}, "name")
+    assert order[:2] == ["place", "turn"]
+    assert len(list(answers)) == 1
 
 
 def test_another_thread_may_close_it(servers: Servers) -> None:
