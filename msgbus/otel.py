@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as contexts
@@ -19,20 +20,26 @@ from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, TracerProvider
 
 from msgbus.base_transport import BaseTransport
+from msgbus.counting import Names
 from msgbus.current import current_request
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import AccessDenied, NoSuchMethod, RemoteError, UnsupportedVersion
-from msgbus.foreign import printable
+from msgbus.foreign import get_logger, printable, text_of
 from msgbus.interceptors import InterceptedRequest, Interceptor, Proceed
 from msgbus.message import DeadLetter
 
 if TYPE_CHECKING:
     from msgbus.aio.interceptors import AsyncInterceptor, AsyncProceed
 
+LOG = get_logger(__name__)
+
 SYSTEM = "msgbus"
 OTHER = "_OTHER"
-"""Stands for the method of a request that a server has refused: strangers choose such names, as many as they like."""
+"""Stands for methods that a server does not have: strangers choose such names, as many as they like. It stands also for
+methods and kinds of errors that have no room in `Names`."""
 _REFUSALS = (NoSuchMethod, UnsupportedVersion, AccessDenied)
+_MAX_HEADER = 8192
+"""The most characters of a part of a trace context that is read. W3C's baggage may have as many."""
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 """Those of the conventions, in seconds."""
 _MAX_NAME = 100
@@ -192,6 +199,8 @@ class _Side:
         self.active = self.meter.create_up_down_counter(
             self.active_name, "{request}", "Requests that have begun and not ended."
         )
+        self.methods = Names()
+        self.errors = Names()
 
     def histogram(self, name: str, description: str) -> metrics.Histogram:
         return self.meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=_BUCKETS)
@@ -210,8 +219,9 @@ class _Client(_Side):
         """Begin a span, and put its context into the metadata."""
         observed = _Observed(self, request, "send", self.calls, self.casts, self.sent)
         kind = SpanKind.PRODUCER if observed.one_way else SpanKind.CLIENT
-        observed.span = self.tracer.start_span(observed.name, kind=kind, attributes=observed.attributes)
-        propagate.inject(request.metadata, trace.set_span_in_context(observed.span))
+        with observed.beginning():
+            observed.span = self.tracer.start_span(observed.name, kind=kind, attributes=observed.attributes)
+            propagate.inject(request.metadata, trace.set_span_in_context(observed.span))
         return observed
 
 
@@ -231,7 +241,13 @@ class _Server(_Side):
     def begin(self, request: InterceptedRequest) -> _Observed:
         """Begin a span in the trace of the client, and make it that of all that the request does."""
         observed = _Observed(self, request, "process", self.calls, self.casts, self.consumed)
+        with observed.beginning():
+            self._begin(observed, request)
+        return observed
+
+    def _begin(self, observed: _Observed, request: InterceptedRequest) -> None:
         running, attributes = current_request(), observed.attributes
+        observed.is_method = lambda: running._running.names_method
         where: Attributes = {"messaging.destination.name": running.topic}
         if running.redelivered:
             self.redeliveries.add(1, where)
@@ -249,21 +265,33 @@ class _Server(_Side):
         observed.span = self.tracer.start_span(observed.name, parent, kind, {**attributes, **more}, links)
         # The request has a context of its own, which ends with it: so nothing has to be detached.
         contexts.attach(trace.set_span_in_context(observed.span, parent))
-        return observed
 
 
 def _carrier(request: InterceptedRequest) -> dict[str, str]:
-    """Where the trace context of a request is: in its metadata, or of a stock client in its context."""
-    if request.metadata:
-        return request.metadata
-    context = request.context if isinstance(request.context, dict) else {}
-    return {name: value for name, value in context.items() if isinstance(name, str) and isinstance(value, str)}
+    """Where the trace context of a request is: in its metadata, or of a stock client in its context.
+
+    What no propagator writes is left out: it logs what it cannot read, as it is, and may raise.
+    """
+    found = request.metadata or request.context
+    if not isinstance(found, dict):
+        return {}
+    return {name: value for name, value in found.items() if _is_header(name) and _is_header(value)}
+
+
+def _is_header(text: object) -> bool:
+    """Whether it is what the header of a trace context may be: of bounded length, in printable ASCII."""
+    return isinstance(text, str) and len(text) <= _MAX_HEADER and text.isascii() and text.isprintable()
 
 
 class _Observed:
-    """A request that is traced and measured, until `end`."""
+    """A request that is traced and measured, until `end`.
 
-    span: Span
+    Attributes:
+        is_method: says whether there is such a method; None where nobody knows.
+    """
+
+    span: Span = trace.INVALID_SPAN
+    is_method: Callable[[], bool] | None = None
 
     def __init__(
         self,
@@ -302,6 +330,15 @@ class _Observed:
         self._active: Attributes = {"msgbus.kind": kind, "messaging.destination.name": topic}
         side.active.add(1, self._active)
 
+    @contextmanager
+    def beginning(self) -> Iterator[None]:
+        """Around what begins it, which the program may have a part in: a sampler, a propagator."""
+        try:
+            yield
+        except BaseException as exc:
+            self.end(exc)
+            raise
+
     def as_current(self) -> Any:
         """A context manager in which the span is the current one. `end` says how it ended."""
         return trace.use_span(self.span, record_exception=False, set_status_on_exception=False)
@@ -333,26 +370,41 @@ class _Observed:
         if self._ended:
             return
         self._ended = True
+        try:
+            self._record(error, items)
+        finally:
+            self._side.active.add(-1, self._active)
+            self.span.end()
+
+    def _record(self, error: BaseException | None, items: int | None) -> None:
         span, attributes = self.span, self.attributes
         if items is not None:
             span.set_attribute("msgbus.stream.items", items)
         if error is not None:
-            attributes["error.type"] = _type_of(error)
-            span.set_attribute("error.type", attributes["error.type"])
-            span.set_status(Status(StatusCode.ERROR, printable(str(error))))
-            span.record_exception(error)
-            if isinstance(error, _REFUSALS) and isinstance(self._side, _Server) and "rpc.method" in attributes:
-                span.set_attribute("rpc.method_original", attributes["rpc.method"])
-                span.set_attribute("rpc.method", OTHER)
-                attributes["rpc.method"] = OTHER
-                if not self.one_way:
-                    span.update_name(OTHER)
+            kind = _type_of(error)
+            attributes["error.type"] = kind if self._side.errors.has(kind) else OTHER
+            span.set_attribute("error.type", kind)
+            span.set_status(Status(StatusCode.ERROR, printable(text_of(error))))
+            try:
+                span.record_exception(error)
+            except Exception:  # Its __str__ is the user's.
+                LOG.debug("an exception cannot be recorded in its span", exc_info=True)
+        if "rpc.method" in attributes:
+            self._name_method(str(attributes["rpc.method"]), error)
         context = trace.set_span_in_context(span)  # which an exemplar may name
         self._duration.record(Loop.now() - self._began, attributes, context)
         if self.one_way:
             self._messages.add(1, attributes, context)
-        self._side.active.add(-1, self._active)
-        span.end()
+
+    def _name_method(self, method: str, error: BaseException | None) -> None:
+        refused = isinstance(error, _REFUSALS) and isinstance(self._side, _Server)
+        if not refused and self._side.methods.has(method, self.is_method):
+            return
+        self.attributes["rpc.method"] = OTHER
+        self.span.set_attribute("rpc.method_original", method)
+        self.span.set_attribute("rpc.method", OTHER)
+        if not self.one_way:
+            self.span.update_name(OTHER)
 
 
 def _end_dropped() -> None:
@@ -364,13 +416,20 @@ def _end_dropped() -> None:
         stream.end(None, items)
 
 
-class _Items(Iterator[Any]):
+class _ObservedItems:
     """The items of a stream, which ends when they do, when it is closed, or when it is dropped."""
 
-    def __init__(self, items: Iterator[Any], observed: _Observed) -> None:
+    def __init__(self, items: Any, observed: _Observed) -> None:
         self._items = items
         self._observed = observed
         self._count = 0
+
+    def __del__(self) -> None:
+        self._observed.drop(self._count)
+
+
+class _Items(_ObservedItems, Iterator[Any]):
+    """For a thread."""
 
     def __next__(self) -> Any:
         try:
@@ -393,17 +452,9 @@ class _Items(Iterator[Any]):
         finally:
             self._observed.end(None, self._count)
 
-    def __del__(self) -> None:
-        self._observed.drop(self._count)
 
-
-class _AsyncItems(AsyncIterator[Any]):
-    """As `_Items`."""
-
-    def __init__(self, items: AsyncIterator[Any], observed: _Observed) -> None:
-        self._items = items
-        self._observed = observed
-        self._count = 0
+class _AsyncItems(_ObservedItems, AsyncIterator[Any]):
+    """For a task."""
 
     async def __anext__(self) -> Any:
         try:
@@ -425,9 +476,6 @@ class _AsyncItems(AsyncIterator[Any]):
                 await aclose()
         finally:
             self._observed.end(None, self._count)
-
-    def __del__(self) -> None:
-        self._observed.drop(self._count)
 
 
 def _type_of(error: BaseException) -> str:

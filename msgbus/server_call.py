@@ -58,6 +58,9 @@ class CallOwner(Protocol):
     grace: float
     forks: int
 
+    def may_have(self, request: Request) -> bool:
+        """Whether there is such a method, and it may be called."""
+
     def on_answered(self, call: ServerCall, error: BaseException | None) -> None:
         """The client has its answer or does not want it, or the answer could not be delivered because of `error`."""
 
@@ -117,6 +120,11 @@ class ServerCall(RunningRequest):
         self._confirms = hints is not None and hints.confirms
         self.began = self._last_frame = Loop.now()
         self._reply_deadline = deadline  # That of the first item, while `deadline` may become that of a whole stream.
+
+    @property
+    def names_method(self) -> bool:
+        """See `RunningRequest.names_method`."""
+        return self.owner.may_have(self.request)
 
     @property
     def runs(self) -> bool:

@@ -622,10 +622,7 @@ async def test_a_server_without_a_free_thread_holds_no_more_than_its_prefetch() 
 
 @on_loop
 async def test_a_server_that_stops_passes_on_what_waits_for_a_thread() -> None:
-    """Also behind an interceptor, whatever that makes of it: under at_most_once the method was not begun, and is not lost.
-
-    What has begun is not run again.
-    """
+    """Behind an interceptor too, whatever that makes of it: it was not begun. What has begun is not run again."""
     conf = await conf_with(executor_thread_pool_size=1)
     first, second = Methods(), Methods()
     log: Log = []

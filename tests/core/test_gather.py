@@ -34,6 +34,7 @@ from msgbus.drivers.fake import get_bus
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import decode_request, encode_reply
 from msgbus.message import LOST_AFTER, Reply
+from msgbus.window import SendWindow
 from tests.support import EVENT_TIMEOUT, VirtualClock, new_transport
 
 TARGET = Target(topic="foo")
@@ -465,10 +466,20 @@ def test_a_gather_in_a_method_asks_the_servers_of_another_topic(servers: Servers
 def test_one_that_waits_for_a_place_holds_up_nobody(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has the places waits for what the transport reads. So it takes the turn of driving it afterwards."""
     servers.start("h1")
-    loop, order = servers.transport.loop, []
-    slot, take_turn = servers.transport.slot, loop.take_turn
-    monkeypatch.setattr(loop, "take_turn", lambda: order.append("turn") or take_turn())
-    monkeypatch.setattr(servers.transport, "slot", lambda deadline: order.append("place") or slot(deadline))
+    transport, loop = servers.transport, servers.transport.loop
+    slot, take_turn = transport.slot, loop.take_turn
+    order: list[str] = []
+
+    def take_place(deadline: float) -> SendWindow:
+        order.append("place")
+        return slot(deadline)
+
+    def take() -> bool:
+        order.append("turn")
+        return take_turn()
+
+    monkeypatch.setattr(transport, "slot", take_place)
+    monkeypatch.setattr(loop, "take_turn", take)
     answers = servers.client.gather({}, "name")
     assert order[:2] == ["place", "turn"]
     assert len(list(answers)) == 1
