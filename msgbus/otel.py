@@ -7,11 +7,12 @@ travels in the metadata of each request. ``docs/howto/opentelemetry.md`` lists a
 
 from __future__ import annotations
 
-import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from opentelemetry import context as contexts
 from opentelemetry import metrics, propagate, trace
@@ -45,6 +46,7 @@ _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0
 _MAX_NAME = 100
 
 Attributes = dict[str, str | int]
+_transports: WeakKeyDictionary[Any, _Transports] = WeakKeyDictionary()  # by meter provider
 _dropped: deque[tuple[_Observed, int]] = deque()  # streams that have not ended yet; see `_Observed.drop`
 
 
@@ -147,38 +149,48 @@ def observe_transport(transport: BaseTransport, name: str = "", meter_provider: 
         name: tells it from others of this process; the attribute ``msgbus.transport``.
         meter_provider: None means the program's.
     """
-    meter = metrics.get_meter(SYSTEM, meter_provider=meter_provider)
-    observed = weakref.ref(transport)
-    attributes = {"msgbus.transport": name}
+    # The program's may be set later: the module that will have it stands for it.
+    provider = metrics if meter_provider is None else meter_provider
+    known = _transports.get(provider)
+    if known is None:
+        known = _transports[provider] = _Transports(metrics.get_meter(SYSTEM, meter_provider=meter_provider))
+    known.names[transport] = name
 
-    def observer(value: Callable[[BaseTransport], float | None]) -> Callable[[CallbackOptions], Iterable[Observation]]:
-        def observe(_options: CallbackOptions) -> Iterable[Observation]:
-            found = observed()
-            if found is None or found.closed:
-                return []
-            number = value(found)
-            return [] if number is None else [Observation(number, attributes)]
 
-        return observe
+class _Transports:
+    """Those that are observed for one meter provider, which has one gauge of each name.
 
-    meter.create_observable_gauge(
-        "msgbus.send_window.size",
-        [observer(lambda found: found.window.size)],
-        "{request}",
-        "The option rpc_send_window: how many requests may be unfinished.",
-    )
-    meter.create_observable_gauge(
-        "msgbus.send_window.used",
-        [observer(lambda found: found.window.used)],
-        "{request}",
-        "How many requests are unfinished. At its size, further ones wait.",
-    )
-    meter.create_observable_gauge(
-        "msgbus.connection.uptime",
-        [observer(_uptime)],
-        "s",
-        "For how long the message system is connected; 0 while it is not. It falls when it was reconnected.",
-    )
+    Attributes:
+        names: by transport.
+    """
+
+    def __init__(self, meter: metrics.Meter) -> None:
+        self.names: WeakKeyDictionary[BaseTransport, str] = WeakKeyDictionary()
+        gauge = meter.create_observable_gauge
+        gauge(
+            "msgbus.send_window.size",
+            [partial(self._observe, lambda found: found.window.size)],
+            "{request}",
+            "The option rpc_send_window: how many requests may be unfinished.",
+        )
+        gauge(
+            "msgbus.send_window.used",
+            [partial(self._observe, lambda found: found.window.used)],
+            "{request}",
+            "How many requests are unfinished. At its size, further ones wait.",
+        )
+        gauge(
+            "msgbus.connection.uptime",
+            [partial(self._observe, _uptime)],
+            "s",
+            "For how long the message system is connected; 0 while it is not. It falls when it was reconnected.",
+        )
+
+    def _observe(self, value: Callable[[BaseTransport], float | None], _: CallbackOptions) -> Iterator[Observation]:
+        for transport, name in list(self.names.items()):
+            number = None if transport.closed else value(transport)
+            if number is not None:
+                yield Observation(number, {"msgbus.transport": name})
 
 
 def _uptime(transport: BaseTransport) -> float | None:

@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any, cast
 
 import click
@@ -104,6 +105,15 @@ def test_a_client_that_sends_nothing_is_cut_off(port: int, monkeypatch: pytest.M
         sock.sendall(b"GET /live HT")
         assert read_to_end(sock) == b""
     assert get(port, "/live")[0] == 200
+
+
+def test_clients_that_send_nothing_keep_nobody_out(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, the oldest of them makes room. A probe that is refused would get the server restarted."""
+    monkeypatch.setattr(module, "REQUEST_TIMEOUT", 10 * EVENT_TIMEOUT)
+    with ExitStack() as opened:
+        idle = [opened.enter_context(socket.create_connection(("127.0.0.1", port), EVENT_TIMEOUT)) for _ in range(20)]
+        assert [get(port, "/live")[0] for _ in range(20)] == [200] * 20
+        assert read_to_end(idle[0]) == b""
 
 
 def test_too_many_requests_at_a_time_are_refused(served: Served, port: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,16 +9,19 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
-from opentelemetry import baggage, context, trace
+from opentelemetry import baggage, context, metrics, trace
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.metrics._internal import _ProxyMeterProvider
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.util._once import Once
 from prometheus_client import generate_latest
 
 import msgbus
@@ -572,6 +575,34 @@ def test_a_transport_is_observed(telemetry: Telemetry, monkeypatch: pytest.Monke
     assert telemetry.values("msgbus.connection.uptime") == []
     transport.cleanup()
     assert telemetry.values("msgbus.send_window.size") == []
+
+
+@pytest.mark.parametrize("is_programs", [False, True])
+def test_several_transports_are_observed(
+    telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch, is_programs: bool
+) -> None:
+    """Each under its name, until it is closed or dropped. The program may set its meter provider meanwhile."""
+    first, second, third = (new_transport() for _ in range(3))
+    provider = None if is_programs else telemetry.meters
+    if is_programs:
+        monkeypatch.setattr(otel, "_transports", WeakKeyDictionary())
+        monkeypatch.setattr("opentelemetry.metrics._internal._METER_PROVIDER", None)
+        monkeypatch.setattr("opentelemetry.metrics._internal._METER_PROVIDER_SET_ONCE", Once())
+        monkeypatch.setattr("opentelemetry.metrics._internal._PROXY_METER_PROVIDER", _ProxyMeterProvider())
+    otel.observe_transport(first, "first", provider)
+    if is_programs:
+        metrics.set_meter_provider(telemetry.meters)
+    otel.observe_transport(second, "second", provider)
+    otel.observe_transport(third, "third", provider)
+
+    def names() -> set[str]:
+        return {point.attributes["msgbus.transport"] for point in telemetry.points("msgbus.send_window.size")}
+
+    assert names() == {"first", "second", "third"}
+    first.cleanup()
+    third.cleanup()
+    assert names() == {"second"}
+    second.cleanup()
 
 
 def test_notifications_of_the_classic_api_are_traced(telemetry: Telemetry) -> None:
