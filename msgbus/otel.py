@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from msgbus.aio.interceptors import AsyncInterceptor, AsyncProceed
 
 LOG = get_logger(__name__)
-
 SYSTEM = "msgbus"
 OTHER = "_OTHER"
 """Stands for methods that a server does not have: strangers choose such names, as many as they like. It stands also for

@@ -198,8 +198,10 @@ class InterceptedAsyncStream(AsyncStream):
         try:
             return await anext(items)
         except BaseException:
-            await self._close_items(items)
-            self._close()
+            try:
+                await self._close_items(items)
+            finally:
+                self._close()
             raise
         finally:
             self._waits = False

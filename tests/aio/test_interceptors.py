@@ -483,6 +483,38 @@ async def test_streams_that_were_begun_are_closed_if_an_interceptor_raises() -> 
 
 
 @on_loop
+async def test_streams_that_were_begun_are_closed_if_what_is_around_them_cannot_be() -> None:
+    """An interceptor may return any asynchronous iterator, which may raise when it is closed."""
+
+    class Broken:
+        def __init__(self, items: AsyncIterator[Any]) -> None:
+            self.items = items
+
+        def __aiter__(self) -> AsyncIterator[Any]:
+            return self
+
+        async def __anext__(self) -> Any:
+            if await anext(self.items) == 1:
+                raise Refused("no")
+
+        async def aclose(self) -> None:
+            raise LookupError("cannot be closed")
+
+    async def intercept(request: InterceptedRequest, proceed: AsyncProceed) -> Any:
+        around.append(Broken(await proceed(request)))
+        return around[0]
+
+    around: list[Broken] = []
+    async with intercepted([], [intercept]) as bus:
+        stream = bus.client.multicall({}, "count", to=10**6)
+        assert await anext(stream) is None
+        with pytest.raises(LookupError):
+            await anext(stream)
+        await until(lambda: bus.service.log == ["closed"])
+        assert bus.client.transport.window.idle
+
+
+@on_loop
 async def test_another_task_may_close_an_intercepted_stream() -> None:
     """The one that waits for an item gets the end."""
     seen: Log = []
