@@ -72,6 +72,9 @@ class Service:
                 break
         return self._name
 
+    def wait_all(self, ctxt: object) -> str:
+        return self.wait(ctxt, self._name)
+
     def count(self, _ctxt: object, to: int) -> Iterator[int]:
         yield from range(to)
 
@@ -98,7 +101,10 @@ class Servers:
         transport: the client's.
         client: of the topic.
         services: by the server's name.
+        served: the transport of the server that was started last.
     """
+
+    served: Transport
 
     def __init__(self, cleanup: ExitStack, **overrides: Any) -> None:
         self._cleanup = cleanup
@@ -107,13 +113,16 @@ class Servers:
         self.client = get_rpc_client(self.transport, TARGET, timeout=EVENT_TIMEOUT)
         self.services: dict[str, Service] = {}
 
-    def start(self, *names: str, topic: str = "foo", more: list[object] | None = None) -> None:
-        """Start servers with these names."""
-        for name in names:
-            transport = new_transport(str(self.transport.url))
-            self._cleanup.callback(transport.cleanup)
+    def start(
+        self, *names: str, topic: str = "foo", more: list[object] | None = None, in_one_process: bool = False
+    ) -> None:
+        """Start servers with these names, each with a transport of its own, unless they are in one process."""
+        for number, name in enumerate(names):
+            if number == 0 or not in_one_process:
+                self.served = new_transport(str(self.transport.url))
+                self._cleanup.callback(self.served.cleanup)
             service = self.services[name] = Service(name)
-            server = get_rpc_server(transport, Target(topic=topic, server=name), [service, *(more or [])])
+            server = get_rpc_server(self.served, Target(topic=topic, server=name), [service, *(more or [])])
             server.start(EVENT_TIMEOUT)
             self._cleanup.callback(server.wait, EVENT_TIMEOUT)
             self._cleanup.callback(service.go_on.set)
@@ -325,6 +334,23 @@ def test_what_still_runs_is_cancelled_at_the_end(servers: Servers, way: str) -> 
     until(lambda: "cancelled" in servers.services["h2"].events, "the cancelling of what runs")
     until(lambda: servers.transport.window.idle, "a free place")
     assert not len(servers.transport.router)
+
+
+@pytest.mark.parametrize("ended", [None, "h1", "h2", "h3"])
+def test_what_servers_of_one_process_still_run_is_cancelled_too(servers: Servers, ended: str | None) -> None:
+    """All of them get what is sent to their inbox, which is one. Some may have answered before."""
+    servers.start("h1", "h2", "h3", in_one_process=True)
+    services = servers.services
+    answers = servers.client.gather({}, "wait_all")
+    (pending,) = servers.transport.router.waiting()
+    until(lambda: len(pending.running) == 3, "word of all that they run it")  # type: ignore[attr-defined]
+    if ended is not None:
+        services[ended].go_on.set()
+        assert next(answers).server == ended
+    answers.close()
+    for name in {"h1", "h2", "h3"} - {ended}:
+        until(lambda name=name: "cancelled" in services[name].events, f"the cancelling of {name}")  # type: ignore[misc]
+    until(lambda: not servers.served.server_calls and not servers.served.further_calls, "that nothing is remembered")
 
 
 def test_a_gather_takes_one_place_of_the_send_window(cleanup: ExitStack) -> None:
