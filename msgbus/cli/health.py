@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -27,6 +28,8 @@ REQUEST_TIMEOUT = 2.0
 """Seconds that a request may take, from its first byte to the end of the answer."""
 MOST_REQUESTS = 8
 """So many connections are open at a time. For a further one, the oldest is closed that has sent no request yet."""
+PAUSE = 0.1
+"""Seconds after a connection could not be accepted."""
 MAKE_ROOM = 0.2
 """Seconds for which a further connection waits for the place of the one that is closed for it."""
 
@@ -109,6 +112,14 @@ class _Endpoint(ThreadingHTTPServer):
         TCPServer.server_bind(self)
         host, self.server_port = self.server_address[:2]
         self.server_name = str(host)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection."""
+        try:
+            return super().get_request()
+        except OSError:  # No descriptor may be left. Then the same connection would be tried again without a pause.
+            time.sleep(PAUSE)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Begin to answer a request, if not too many are being answered."""
