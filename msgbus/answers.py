@@ -117,6 +117,12 @@ class PendingAnswers(Pending, kw_only=True):
         self._taken += 1
         return found
 
+    def drop(self) -> None:
+        """Free the answers that were not taken. How many have come stays known."""
+        self._taken = len(self.answers)
+        self.answers[:] = [None] * self._taken
+        self._known.clear()
+
     def on_reply(self, reply: Reply, now: float) -> None:
         """Handle a frame from one of the servers. What comes after the deadline is dropped."""
         if now >= self.deadline:

@@ -63,6 +63,11 @@ class Question(ClientCall):
         if not target.server:
             self.counted.add_done_callback(partial(_note_count, self.pending, least))
 
+    def close(self) -> None:
+        """As `ClientCall.close`. What is remembered until the deadline, for a server that begins late, is small."""
+        super().close()
+        self.pending.drop()
+
     @property
     def expected(self) -> int | None:
         """How many answers there should be; None if that is unknown."""

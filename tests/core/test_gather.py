@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -509,6 +510,27 @@ def test_one_that_waits_for_a_place_holds_up_nobody(servers: Servers, monkeypatc
     answers = servers.client.gather({}, "name")
     assert order[:2] == ["place", "turn"]
     assert len(list(answers)) == 1
+
+
+def test_one_that_is_closed_keeps_no_answers(servers: Servers) -> None:
+    """Also if its deadline is far away: until then the call is known, for a server that begins late."""
+
+    class Large:
+        def large(self, _ctxt: object) -> str:
+            return "x" * 1_000_000
+
+    servers.start("h1", "h2", more=[Large()])
+    servers.peer("h3")
+    tracemalloc.start()
+    try:
+        client = servers.client.prepare(timeout=3600)
+        for answers in [client.gather({}, "large") for _ in range(5)]:
+            until(lambda found=answers: found.answered == 2, "two answers")  # type: ignore[misc]
+            answers.close()
+            assert (list(answers), answers.answered) == ([], 2)
+        until(lambda: tracemalloc.get_traced_memory()[0] < 3_000_000, "free memory")
+    finally:
+        tracemalloc.stop()
 
 
 def test_another_thread_may_close_it(servers: Servers) -> None:
