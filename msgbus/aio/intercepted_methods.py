@@ -11,13 +11,13 @@ from functools import partial
 from typing import Any
 
 from msgbus import forking
-from msgbus.aio.interceptors import AsyncInterceptor, AsyncProceed, async_chain
+from msgbus.aio.interceptors import AsyncInterceptor, AsyncProceed, async_chain, async_only, close_items
 from msgbus.closing import end_child
 from msgbus.dispatcher import ExpectedException, RPCDispatcher
 from msgbus.executor import Interrupted
-from msgbus.intercepted_methods import ExpectedErrors, is_built_in, only, request_for, take_changes
+from msgbus.intercepted_methods import ExpectedErrors, is_built_in, request_for, take_changes
 from msgbus.interceptors import InterceptedRequest, Once
-from msgbus.method_runner import MethodRunner, NotAccepted
+from msgbus.method_runner import MethodRunner, NotAccepted, only
 from msgbus.server_call import ServerCall
 from msgbus.workers import Tasks, Workers
 
@@ -142,7 +142,7 @@ async def _each_on_thread(
 
 async def _each_restored(result: Any, shown: Items | None, expected: ExpectedErrors) -> Items:
     """The items that interceptors have made of those of the method, which are closed in any case."""
-    items = result if isinstance(result, AsyncIterator) else _only(result)
+    items = result if isinstance(result, AsyncIterator) else async_only(result)
     try:
         async for item in items:
             yield item
@@ -150,11 +150,7 @@ async def _each_restored(result: Any, shown: Items | None, expected: ExpectedErr
         expected.restore(exc)
         raise
     finally:
-        for iterator in (items, shown):
-            aclose = getattr(iterator, "aclose", None)
-            if aclose is not None:
-                await aclose()
-
-
-async def _only(value: Any) -> Items:
-    yield value
+        try:
+            await close_items(items)
+        finally:
+            await close_items(shown)

@@ -482,8 +482,9 @@ async def test_streams_that_were_begun_are_closed_if_an_interceptor_raises() -> 
         await until(lambda: bus.service.log == ["closed"])
 
 
+@pytest.mark.parametrize("side", ["client", "server"])
 @on_loop
-async def test_streams_that_were_begun_are_closed_if_what_is_around_them_cannot_be() -> None:
+async def test_streams_that_were_begun_are_closed_if_what_is_around_them_cannot_be(side: str) -> None:
     """An interceptor may return any asynchronous iterator, which may raise when it is closed."""
 
     class Broken:
@@ -505,7 +506,8 @@ async def test_streams_that_were_begun_are_closed_if_what_is_around_them_cannot_
         return around[0]
 
     around: list[Broken] = []
-    async with intercepted([], [intercept]) as bus:
+    on_server, on_client = ([intercept], []) if side == "server" else ([], [intercept])
+    async with intercepted(on_server, on_client) as bus:
         stream = bus.client.multicall({}, "count", to=10**6)
         assert await anext(stream) is None
         with pytest.raises(LookupError):
