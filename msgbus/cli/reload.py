@@ -137,7 +137,7 @@ class _Server:
             return child.wait(self._drain + KILL_AFTER)
         except subprocess.TimeoutExpired:
             _say("the server does not end, and is killed")
-            child.kill()
+            os.killpg(child.pid, signal.SIGKILL)  # With what it has started: that would keep its ports.
             return child.wait()
         finally:
             if child.stdin is not None:

@@ -66,3 +66,35 @@ def test_a_server_that_cannot_be_started_is_an_error() -> None:
     """Its text says so."""
     with pytest.raises(click.ClickException, match=r"the server cannot be started: .*nowhere"):
         _Server(["/nowhere"], drain=1.0).go_on([])
+
+
+STUBBORN = """
+import pathlib, signal, subprocess, sys, time
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
+path = pathlib.Path(sys.argv[1]) / "helper"
+path.with_suffix(".new").write_text(str(helper.pid))
+path.with_suffix(".new").rename(path)
+time.sleep(3600)
+"""
+
+
+def test_a_server_that_does_not_end_is_killed_with_what_it_has_started(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A helper that was left would keep what the next server needs: ports, for example."""
+    monkeypatch.setattr("msgbus.cli.reload.KILL_AFTER", 0.1)
+    server = _Server([sys.executable, "-c", STUBBORN, str(tmp_path)], drain=0.1)
+    server.go_on([])
+    until((tmp_path / "helper").exists, "a helper", EVENT_TIMEOUT)
+    status = pathlib.Path("/proc", (tmp_path / "helper").read_text(), "stat")
+    assert server.end() == 128 + signal.SIGKILL
+
+    def is_dead() -> bool:
+        try:
+            return status.read_text().rpartition(")")[2].split()[0] == "Z"
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+
+    until(is_dead, "the end of the helper", EVENT_TIMEOUT)
