@@ -251,6 +251,10 @@ class RPCDispatcher:
             self._found[key] = method
         return method
 
+    def in_namespace(self, namespace: str) -> list[object]:
+        """The endpoints that answer to a namespace."""
+        return [endpoint for endpoint, target in self._endpoints if namespace in target.accepted_namespaces]
+
     def may_have(self, namespace: str | None, name: str) -> bool:
         """Whether there is a method of that name, in any version, that may be called.
 
