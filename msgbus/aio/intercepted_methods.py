@@ -17,7 +17,7 @@ from msgbus.dispatcher import ExpectedException, RPCDispatcher
 from msgbus.executor import Interrupted
 from msgbus.intercepted_methods import ExpectedErrors, is_built_in, request_for, take_changes
 from msgbus.interceptors import InterceptedRequest, Once
-from msgbus.method_runner import MethodRunner, NotAccepted, only
+from msgbus.method_runner import MethodRunner, NotAccepted, Unwanted, only
 from msgbus.server_call import ServerCall
 from msgbus.workers import Tasks, Workers
 
@@ -62,7 +62,7 @@ class InterceptedTasks(MethodRunner):
         run, once, expected = super().run, Once(), ExpectedErrors()
         items: Any = only(None)
         shown: Items | None = None
-        not_run: NotAccepted | Interrupted | None = None
+        not_run: NotAccepted | Unwanted | Interrupted | None = None
 
         async def last(request: InterceptedRequest) -> Any:
             nonlocal items, shown, not_run
@@ -71,8 +71,8 @@ class InterceptedTasks(MethodRunner):
             interrupt, call.interrupt = call.interrupt, None
             try:
                 result = await run(call, streams)
-            except (NotAccepted, Interrupted) as exc:
-                if isinstance(exc, NotAccepted) or not exc.begun:
+            except (NotAccepted, Unwanted, Interrupted) as exc:
+                if not isinstance(exc, Interrupted) or not exc.begun:
                     not_run = exc
                 raise asyncio.CancelledError from None
             finally:
@@ -93,7 +93,7 @@ class InterceptedTasks(MethodRunner):
             raise
         finally:
             once.end()
-            if not_run is not None:  # Whatever the interceptors have made of that: the request is another server's.
+            if not_run is not None:  # Whatever the interceptors have made of that.
                 raise not_run
         if not streams:
             return result

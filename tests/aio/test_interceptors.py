@@ -682,6 +682,33 @@ async def test_a_server_that_stops_passes_on_what_waits_for_a_thread() -> None:
 
 
 @on_loop
+async def test_a_cast_that_gets_a_thread_too_late_was_not_run() -> None:
+    """Whatever an interceptor makes of that. It sees that it was cancelled."""
+    conf = await conf_with(executor_thread_pool_size=1)
+    first, second = Methods(), Methods()
+    log: Log = []
+
+    async def keep_quiet(request: InterceptedRequest, proceed: AsyncProceed) -> Any:
+        try:
+            return await proceed(request)
+        except BaseException as exc:
+            log.append(type(exc))
+
+    async with two_servers(conf, new_url(), first, second, interceptors=[keep_quiet]) as (server, _, client):
+        await client.cast({}, "plain_hold_until_told")
+        await until(lambda: first.log == ["began"])
+        await client.prepare(timeout=0.2).cast({}, "plain_note", value=1)
+        await until(lambda: server._processor.load.threads.waiting == 1)
+        await asyncio.sleep(0.3)
+        first.go_on.set()
+        await until(lambda: len(log) == 1)
+        assert log == [asyncio.CancelledError]
+        await until(lambda: server._processor.counts[None, "plain_note"] == [0, 0, 1])
+        assert 1 not in first.log
+        await server.wait(EVENT_TIMEOUT)
+
+
+@on_loop
 async def test_what_cannot_be_accepted_is_not_answered_by_an_interceptor() -> None:
     """Its connection was lost before its method began: whatever the interceptor makes of that, it was not run here."""
     seen: Log = []
