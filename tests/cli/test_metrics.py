@@ -21,7 +21,7 @@ def test_the_url_can_be_opened(host: str, monkeypatch: pytest.MonkeyPatch) -> No
         except OSError:
             pytest.skip("this machine has no IPv6")
     monkeypatch.setattr("opentelemetry.metrics.set_meter_provider", lambda _provider: None)
-    with metrics_at(f"{host}:0") as found:
+    with metrics_at(f"{host}:0", "shop") as found:
         assert found is not None
         assert found.url.startswith(f"http://{host}:")
         connection = http.client.HTTPConnection(urlsplit(found.url).netloc, timeout=EVENT_TIMEOUT)
