@@ -83,6 +83,7 @@ class PendingAnswers(Pending, kw_only=True):
         one_per_name: a second answer of one name is dropped, whatever it is. Otherwise it is dropped if it is the same:
             two servers by mistake have the same name, and a ping is to show both.
         answers: those that have arrived, in order; None in place of those that were taken.
+        running: the servers that run it, by inbox and name: servers of one process have one inbox.
     """
 
     for_many: ClassVar[bool] = True
@@ -90,6 +91,7 @@ class PendingAnswers(Pending, kw_only=True):
     enough: float
     one_per_name: bool = True
     answers: list[Arrived | None] = msgspec.field(default_factory=list)
+    running: dict[tuple[str, str | None], RunningServer] = msgspec.field(default_factory=dict)
     _taken: int = 0
     _known: dict[Any, object] = msgspec.field(default_factory=dict)
 
@@ -115,6 +117,12 @@ class PendingAnswers(Pending, kw_only=True):
         self._taken += 1
         return found
 
+    def drop(self) -> None:
+        """Free the answers that were not taken. How many have come stays known."""
+        self._taken = len(self.answers)
+        self.answers[:] = [None] * self._taken
+        self._known.clear()
+
     def on_reply(self, reply: Reply, now: float) -> None:
         """Handle a frame from one of the servers. What comes after the deadline is dropped."""
         if now >= self.deadline:
@@ -126,12 +134,19 @@ class PendingAnswers(Pending, kw_only=True):
             )
             self._add(reply.server, OutcomeUnknown(text), now)
         elif reply.ending:
-            for inbox, server in list(self.servers.items()):
-                if server.name == reply.server:
-                    self.servers.pop(inbox, None)
+            for inbox, name in list(self.running):
+                if name == reply.server:
+                    self._note_end(inbox, name)
             self._add(reply.server, reply, now)
         elif reply.inbox is not None:
-            self.servers[reply.inbox] = RunningServer(reply.server, now, now)
+            server = RunningServer(reply.server, now, now)
+            self.running[reply.inbox, reply.server] = self.servers[reply.inbox] = server
+
+    def _note_end(self, inbox: str, name: str | None) -> None:
+        """A server does not run it any more. Its inbox is kept while another one of its process does."""
+        self.running.pop((inbox, name), None)
+        if not any(inbox == other for other, _ in list(self.running)):
+            self.servers.pop(inbox, None)
 
     def on_unreadable(self, error: Exception, now: float) -> None:
         """Handle an answer that cannot be read: it is one server's, and the others' may still come."""
@@ -159,15 +174,15 @@ class PendingAnswers(Pending, kw_only=True):
     def update(self, now: float, up_since: float | None) -> None:
         """Note how long servers have been silent. The answer of one that is lost says so."""
         heard_since = now if up_since is None else up_since
-        for inbox, server in list(self.servers.items()):
+        for (inbox, name), server in list(self.running.items()):
             server.silent_since = max(server.silent_since, heard_since)
             if now >= server.silent_since + LOST_AFTER:
-                self.servers.pop(inbox, None)
+                self._note_end(inbox, name)
                 self._add(server.name, self._server_lost(server, now), now)
 
     def next_check(self) -> float:
         """The deadline, or when a server that runs it would be lost."""
-        return min([self.deadline, *(server.silent_since + LOST_AFTER for server in list(self.servers.values()))])
+        return min([self.deadline, *(server.silent_since + LOST_AFTER for server in list(self.running.values()))])
 
     def check(self, now: float) -> Exception | None:
         """Why no further answer will come, or None."""

@@ -105,6 +105,12 @@ class BaseServer:
         self._on_dead_letter = on_dead_letter
         asynchronous = dispatcher.asynchronous
         self._interceptors = checked_interceptors(interceptors, asynchronous=asynchronous, owner="this server")
+        for endpoint in dispatcher.in_namespace(PING_NAMESPACE) if self._interceptors else ():
+            if not isinstance(endpoint, Ping | Describe | Stats):
+                raise TypeError(
+                    f"endpoint {endpoint!r} has the namespace {PING_NAMESPACE!r}, in which msgbus itself answers, and "
+                    "interceptors would not see its requests: give it another one"
+                )
         self._start_clean()
 
     def _start_clean(self) -> None:

@@ -93,6 +93,7 @@ class BaseTransport:
         router: the calls that wait for replies.
         loop: runs timers, and the driver's I/O.
         server_calls: the calls that this process's servers run, by call id.
+        further_calls: those of an id that another server of this process runs too, by call id and the server's name.
         window: bounds the unfinished requests.
         retries: the messages that wait to be sent again.
         lossy: the option ``rpc_json_lossy``.
@@ -135,7 +136,8 @@ class BaseTransport:
         self.server_calls: dict[str, ControlHandler] = {}
         self.window.start_clean()
         self.retries: dict[Sending, None] = {}
-        self._inbox = ProcessInbox(self, self.driver, self.router, self.server_calls)
+        self.further_calls: dict[tuple[str, str], ControlHandler] = {}
+        self._inbox = ProcessInbox(self, self.driver, self.router, self.server_calls, self.further_calls)
         self._first_up: float | None = None  # since when the first connection was up
         self._watching = False
         self._watch_lock = threading.Lock()

@@ -54,6 +54,11 @@ class RunningRequest:
         self.at_least_once = at_least_once
 
     @property
+    def names_method(self) -> bool:
+        """Whether the server has such a method, and it may be called: a stranger may name any."""
+        return False
+
+    @property
     def attempts(self) -> int:
         """How often it was begun before, here and by other servers, as far as that is known."""
         # A server that was stopped has written its attempts into the request. Of one that was lost, only the

@@ -251,6 +251,24 @@ class RPCDispatcher:
             self._found[key] = method
         return method
 
+    def in_namespace(self, namespace: str) -> list[object]:
+        """The endpoints that answer to a namespace."""
+        return [endpoint for endpoint, target in self._endpoints if namespace in target.accepted_namespaces]
+
+    def may_have(self, namespace: str | None, name: str) -> bool:
+        """Whether there is a method of that name, in any version, that may be called.
+
+        A subclass that dispatches in a way of its own is taken to have all methods, unless it says otherwise here.
+        """
+        if type(self).dispatch is not RPCDispatcher.dispatch:
+            return True
+        return any(
+            namespace in target.accepted_namespaces
+            and _method(endpoint, name) is not None
+            and self._allows(endpoint, name)
+            for endpoint, target in self._endpoints
+        )
+
     def runs_async(self, request: Request) -> bool:
         """Whether `dispatch_async` has to run a request. Raises as `find` does."""
         method = self.find(request)

@@ -63,6 +63,11 @@ class Question(ClientCall):
         if not target.server:
             self.counted.add_done_callback(partial(_note_count, self.pending, least))
 
+    def close(self) -> None:
+        """As `ClientCall.close`. What is remembered until the deadline, for a server that begins late, is small."""
+        super().close()
+        self.pending.drop()
+
     @property
     def expected(self) -> int | None:
         """How many answers there should be; None if that is unknown."""
@@ -89,7 +94,8 @@ class Gather:
 
     Attributes:
         transport: where the question goes.
-        deadline: of the whole, in seconds of `Loop.now`.
+        questions: one for each topic, from `begin` on.
+        deadline: of the whole, in seconds of `Loop.now`, from `begin` on.
         slot: its place in the send window, which is given back at the end.
         dropped: nobody will read the answers any more.
     """
@@ -97,7 +103,7 @@ class Gather:
     def __init__(
         self, transport: BaseTransport, clients: Sequence[BaseClient], ctxt: Any, method: str, *, is_ping: bool = False
     ) -> None:
-        """Ask the targets of `clients`; nothing is sent before `send`.
+        """Ask the targets of `clients`; nothing is sent before `send`, which follows `begin`.
 
         `is_ping`: servers that have one name by mistake are all shown, and a topic for which the message system knows
         no server is waited for all the same.
@@ -105,17 +111,28 @@ class Gather:
         self.transport = transport
         self.slot = ExitStack()
         self.dropped = False
-        now = Loop.now()
-        self.questions = [Question(client, ctxt, method, now, one_per_name=not is_ping) for client in clients]
-        self.deadline = min([question.pending.deadline for question in self.questions], default=bounded(now))
+        self.questions: list[Question] = []
+        self.deadline = math.inf
         self._clients = clients
         self._ctxt = ctxt
         self._method = method
-        self._least = 1 if is_ping else 0
-        self._open = list(self.questions)
+        self._is_ping = is_ping
+        self._begun = False
+        self._open: list[Question] = []
         self._sent: list[Question] = []
         self._failed: list[tuple[Question, Exception]] = []
         self._closed = False
+
+    def begin(self) -> bool:
+        """From now on the time runs. Returns whether there is anybody to ask."""
+        now, by_name = Loop.now(), not self._is_ping
+        self.questions = [
+            Question(client, self._ctxt, self._method, now, one_per_name=by_name) for client in self._clients
+        ]
+        self.deadline = min([question.pending.deadline for question in self.questions], default=bounded(now))
+        self._open = list(self.questions)
+        self._begun = True
+        return bool(self.questions)
 
     def send(self, inbox: str, kwargs: dict[str, Any], wake: Wake) -> None:
         """Send the question to each topic. `wake` is called when there is something new.
@@ -134,7 +151,7 @@ class Gather:
         for question, message in zip(self.questions, messages, strict=True):
             self._sent.append(question)
             question.send(message)
-            question.count(self._least)
+            question.count(1 if self._is_ping else 0)
         self.transport.loop.call_later(DROP_CHECK, self._tick)
 
     def _tick(self) -> None:
@@ -208,20 +225,20 @@ class Gather:
     @property
     def expected(self) -> int | None:
         """How many should have; None if that is unknown."""
-        counts = [question.expected for question in self.questions]
+        counts = [question.expected for question in self.questions] if self._begun else [None]
         known = [count for count in counts if count is not None]
         return sum(known) if len(known) == len(counts) else None
 
     def close(self) -> None:
-        """Expect no more answers, and cancel what servers still run for it. Idempotent."""
-        if self._closed:
-            return
+        """Expect no more answers, and cancel what servers still run for it. Idempotent; any thread."""
         self._closed = True
+        sent, self._sent = self._sent, []
+        slot = self.slot.pop_all()
         try:
-            for question in self._sent:
+            for question in sent:
                 question.close()
         finally:
-            self.slot.close()
+            slot.close()
 
 
 class Gathering(Iterator[Answer]):
@@ -239,24 +256,26 @@ class Gathering(Iterator[Answer]):
         self._gather = gather
         self._lock = threading.Lock()
         self._lock.acquire()
-        self._closed = not gather.questions
+        self._closed = not gather.begin()
         if self._closed:
             return
-        drives = transport.loop.take_turn()
         try:
-            if takes_place:
+            if takes_place:  # Without the loop's turn: the places are those of others, who wait for what it brings.
                 gather.slot.enter_context(transport.slot(gather.deadline))
-            gather.send(
-                transport.inbox(gather.deadline, gather.questions[0].pending),
-                kwargs,
-                partial(transport.loop.wake, self._lock),
-            )
+            self._send(kwargs)
         except BaseException:
             self.close()
             raise
+
+    def _send(self, kwargs: dict[str, Any]) -> None:
+        loop, gather = self._transport.loop, self._gather
+        drives = loop.take_turn()
+        try:
+            inbox = self._transport.inbox(gather.deadline, gather.questions[0].pending)
+            gather.send(inbox, kwargs, partial(loop.wake, self._lock))
         finally:
             if drives:
-                transport.loop.give_turn()
+                loop.give_turn()
 
     def __iter__(self) -> Gathering:
         return self
@@ -315,9 +334,13 @@ class Gathering(Iterator[Answer]):
                 del error  # Its traceback refers to this frame.
 
     def close(self) -> None:
-        """Cancel what servers still run for it, and drop the answers that have not been taken. Idempotent."""
+        """Cancel what servers still run for it, and drop the answers that have not been taken. Idempotent.
+
+        Any thread may do so. One that waits for an answer then gets `StopIteration`.
+        """
         self._closed = True
         self._gather.close()
+        self._transport.loop.wake(self._lock)
 
     def __enter__(self) -> Gathering:
         return self

@@ -39,15 +39,24 @@ class ProcessInbox:
     """
 
     def __init__(
-        self, transport: Sender, driver: Driver, router: ReplyRouter, server_calls: Mapping[str, ControlHandler]
+        self,
+        transport: Sender,
+        driver: Driver,
+        router: ReplyRouter,
+        server_calls: Mapping[str, ControlHandler],
+        further_calls: Mapping[tuple[str, str], ControlHandler],
     ) -> None:
-        """Pass replies to `router`, and control frames to the calls in `server_calls`, by call id."""
+        """Pass replies to `router`, and control frames to the calls of their id.
+
+        Those are in `server_calls`, by call id, and in `further_calls`, by call id and server.
+        """
         self.name: str | None = None
         self._transport = weakref.ref(transport)
         self._loop = transport.loop
         self._driver = driver
         self._router = router
         self._server_calls = server_calls
+        self._further_calls = further_calls
         self._inbox: Inbox | None = None
         self._opening = threading.Lock()
 
@@ -117,9 +126,17 @@ class ProcessInbox:
                 # Before the caller gets its answer, after which the program may end.
                 send_control(transport, frame.confirm, Control(frame.call_id, "confirm"), message.content_type)
             self._router.route(frame, delivery.arrived)
-        elif (call := self._server_calls.get(frame.call_id)) is not None:
-            call.on_control(frame)
         else:
+            self._control(frame)
+
+    def _control(self, frame: Control) -> None:
+        first = self._server_calls.get(frame.call_id)
+        calls = [] if first is None else [first]
+        if self._further_calls:
+            calls += [call for (call_id, _), call in list(self._further_calls.items()) if call_id == frame.call_id]
+        for call in calls:
+            call.on_control(frame)
+        if not calls:
             LOG.debug("a control frame (%s) for call %s, which is not running here", frame.kind, frame.call_id)
 
     def _end_call_of(self, delivery: Delivery, error: SerializationError, transport: Sender) -> None:

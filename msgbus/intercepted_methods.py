@@ -10,7 +10,7 @@ from msgbus.current import target_of
 from msgbus.dispatcher import ExpectedException, RPCDispatcher
 from msgbus.interceptors import InterceptedRequest, Interceptor, Kind, Once, Proceed, chain
 from msgbus.message import PING_NAMESPACE
-from msgbus.method_runner import MethodRunner, accept
+from msgbus.method_runner import MethodRunner, accept, only
 from msgbus.server_call import ServerCall
 from msgbus.workers import Workers
 
@@ -129,8 +129,3 @@ def request_for(call: ServerCall, streams: bool) -> InterceptedRequest:
 def take_changes(call: ServerCall, request: InterceptedRequest) -> None:
     """Have the method see what the interceptors have changed."""
     call.request.context, call.request.args, call.metadata = request.context, request.args, request.metadata
-
-
-def only(value: Any) -> Generator[Any, None, None]:
-    """The items of a method that returns one value where a stream is wanted."""
-    yield value

@@ -95,7 +95,7 @@ class MethodRunner:
         """
         if self._tasks is not None and isinstance(result, AsyncGenerator):
             return self._tasks.run_async(call, call.stream_async(result, self._tasks.make_event()))
-        return self._workers.run_plain(call.stream, result if isinstance(result, Generator) else _only(result))
+        return self._workers.run_plain(call.stream, result if isinstance(result, Generator) else only(result))
 
 
 def accept(call: ServerCall) -> None:
@@ -138,5 +138,6 @@ async def _last_of_async(items: AsyncGenerator[Any, None]) -> Any:
     return last
 
 
-def _only(value: Any) -> Generator[Any, None, None]:
+def only(value: Any) -> Generator[Any, None, None]:
+    """The items of a method that returns one value where a stream is wanted."""
     yield value

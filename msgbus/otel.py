@@ -7,10 +7,12 @@ travels in the metadata of each request. ``docs/howto/opentelemetry.md`` lists a
 
 from __future__ import annotations
 
-import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from opentelemetry import context as contexts
 from opentelemetry import metrics, propagate, trace
@@ -19,25 +21,31 @@ from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, TracerProvider
 
 from msgbus.base_transport import BaseTransport
+from msgbus.counting import Names
 from msgbus.current import current_request
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import AccessDenied, NoSuchMethod, RemoteError, UnsupportedVersion
-from msgbus.foreign import printable
+from msgbus.foreign import get_logger, printable, text_of
 from msgbus.interceptors import InterceptedRequest, Interceptor, Proceed
 from msgbus.message import DeadLetter
 
 if TYPE_CHECKING:
     from msgbus.aio.interceptors import AsyncInterceptor, AsyncProceed
 
+LOG = get_logger(__name__)
 SYSTEM = "msgbus"
 OTHER = "_OTHER"
-"""Stands for the method of a request that a server has refused: strangers choose such names, as many as they like."""
+"""Stands for methods that a server does not have: strangers choose such names, as many as they like. It stands also for
+methods and kinds of errors that have no room in `Names`."""
 _REFUSALS = (NoSuchMethod, UnsupportedVersion, AccessDenied)
+_MAX_HEADER = 8192
+"""The most characters of a part of a trace context that is read. W3C's baggage may have as many."""
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 """Those of the conventions, in seconds."""
 _MAX_NAME = 100
 
 Attributes = dict[str, str | int]
+_transports: WeakKeyDictionary[Any, _Transports] = WeakKeyDictionary()  # by meter provider
 _dropped: deque[tuple[_Observed, int]] = deque()  # streams that have not ended yet; see `_Observed.drop`
 
 
@@ -140,38 +148,48 @@ def observe_transport(transport: BaseTransport, name: str = "", meter_provider: 
         name: tells it from others of this process; the attribute ``msgbus.transport``.
         meter_provider: None means the program's.
     """
-    meter = metrics.get_meter(SYSTEM, meter_provider=meter_provider)
-    observed = weakref.ref(transport)
-    attributes = {"msgbus.transport": name}
+    # The program's may be set later: the module that will have it stands for it.
+    provider = metrics if meter_provider is None else meter_provider
+    known = _transports.get(provider)
+    if known is None:
+        known = _transports[provider] = _Transports(metrics.get_meter(SYSTEM, meter_provider=meter_provider))
+    known.names[transport] = name
 
-    def observer(value: Callable[[BaseTransport], float | None]) -> Callable[[CallbackOptions], Iterable[Observation]]:
-        def observe(_options: CallbackOptions) -> Iterable[Observation]:
-            found = observed()
-            if found is None or found.closed:
-                return []
-            number = value(found)
-            return [] if number is None else [Observation(number, attributes)]
 
-        return observe
+class _Transports:
+    """Those that are observed for one meter provider, which has one gauge of each name.
 
-    meter.create_observable_gauge(
-        "msgbus.send_window.size",
-        [observer(lambda found: found.window.size)],
-        "{request}",
-        "The option rpc_send_window: how many requests may be unfinished.",
-    )
-    meter.create_observable_gauge(
-        "msgbus.send_window.used",
-        [observer(lambda found: found.window.used)],
-        "{request}",
-        "How many requests are unfinished. At its size, further ones wait.",
-    )
-    meter.create_observable_gauge(
-        "msgbus.connection.uptime",
-        [observer(_uptime)],
-        "s",
-        "For how long the message system is connected; 0 while it is not. It falls when it was reconnected.",
-    )
+    Attributes:
+        names: by transport.
+    """
+
+    def __init__(self, meter: metrics.Meter) -> None:
+        self.names: WeakKeyDictionary[BaseTransport, str] = WeakKeyDictionary()
+        gauge = meter.create_observable_gauge
+        gauge(
+            "msgbus.send_window.size",
+            [partial(self._observe, lambda found: found.window.size)],
+            "{request}",
+            "The option rpc_send_window: how many requests may be unfinished.",
+        )
+        gauge(
+            "msgbus.send_window.used",
+            [partial(self._observe, lambda found: found.window.used)],
+            "{request}",
+            "How many requests are unfinished. At its size, further ones wait.",
+        )
+        gauge(
+            "msgbus.connection.uptime",
+            [partial(self._observe, _uptime)],
+            "s",
+            "For how long the message system is connected; 0 while it is not. It falls when it was reconnected.",
+        )
+
+    def _observe(self, value: Callable[[BaseTransport], float | None], _: CallbackOptions) -> Iterator[Observation]:
+        for transport, name in list(self.names.items()):
+            number = None if transport.closed else value(transport)
+            if number is not None:
+                yield Observation(number, {"msgbus.transport": name})
 
 
 def _uptime(transport: BaseTransport) -> float | None:
@@ -192,6 +210,8 @@ class _Side:
         self.active = self.meter.create_up_down_counter(
             self.active_name, "{request}", "Requests that have begun and not ended."
         )
+        self.methods = Names()
+        self.errors = Names()
 
     def histogram(self, name: str, description: str) -> metrics.Histogram:
         return self.meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=_BUCKETS)
@@ -210,8 +230,9 @@ class _Client(_Side):
         """Begin a span, and put its context into the metadata."""
         observed = _Observed(self, request, "send", self.calls, self.casts, self.sent)
         kind = SpanKind.PRODUCER if observed.one_way else SpanKind.CLIENT
-        observed.span = self.tracer.start_span(observed.name, kind=kind, attributes=observed.attributes)
-        propagate.inject(request.metadata, trace.set_span_in_context(observed.span))
+        with observed.beginning():
+            observed.span = self.tracer.start_span(observed.name, kind=kind, attributes=observed.attributes)
+            propagate.inject(request.metadata, trace.set_span_in_context(observed.span))
         return observed
 
 
@@ -231,7 +252,13 @@ class _Server(_Side):
     def begin(self, request: InterceptedRequest) -> _Observed:
         """Begin a span in the trace of the client, and make it that of all that the request does."""
         observed = _Observed(self, request, "process", self.calls, self.casts, self.consumed)
+        with observed.beginning():
+            self._begin(observed, request)
+        return observed
+
+    def _begin(self, observed: _Observed, request: InterceptedRequest) -> None:
         running, attributes = current_request(), observed.attributes
+        observed.is_method = lambda: running._running.names_method
         where: Attributes = {"messaging.destination.name": running.topic}
         if running.redelivered:
             self.redeliveries.add(1, where)
@@ -249,21 +276,33 @@ class _Server(_Side):
         observed.span = self.tracer.start_span(observed.name, parent, kind, {**attributes, **more}, links)
         # The request has a context of its own, which ends with it: so nothing has to be detached.
         contexts.attach(trace.set_span_in_context(observed.span, parent))
-        return observed
 
 
 def _carrier(request: InterceptedRequest) -> dict[str, str]:
-    """Where the trace context of a request is: in its metadata, or of a stock client in its context."""
-    if request.metadata:
-        return request.metadata
-    context = request.context if isinstance(request.context, dict) else {}
-    return {name: value for name, value in context.items() if isinstance(name, str) and isinstance(value, str)}
+    """Where the trace context of a request is: in its metadata, or of a stock client in its context.
+
+    What no propagator writes is left out: it logs what it cannot read, as it is, and may raise.
+    """
+    found = request.metadata or request.context
+    if not isinstance(found, dict):
+        return {}
+    return {name: value for name, value in found.items() if _is_header(name) and _is_header(value)}
+
+
+def _is_header(text: object) -> bool:
+    """Whether it is what the header of a trace context may be: of bounded length, in printable ASCII."""
+    return isinstance(text, str) and len(text) <= _MAX_HEADER and text.isascii() and text.isprintable()
 
 
 class _Observed:
-    """A request that is traced and measured, until `end`."""
+    """A request that is traced and measured, until `end`.
 
-    span: Span
+    Attributes:
+        is_method: says whether there is such a method; None where nobody knows.
+    """
+
+    span: Span = trace.INVALID_SPAN
+    is_method: Callable[[], bool] | None = None
 
     def __init__(
         self,
@@ -302,6 +341,15 @@ class _Observed:
         self._active: Attributes = {"msgbus.kind": kind, "messaging.destination.name": topic}
         side.active.add(1, self._active)
 
+    @contextmanager
+    def beginning(self) -> Iterator[None]:
+        """Around what begins it, which the program may have a part in: a sampler, a propagator."""
+        try:
+            yield
+        except BaseException as exc:
+            self.end(exc)
+            raise
+
     def as_current(self) -> Any:
         """A context manager in which the span is the current one. `end` says how it ended."""
         return trace.use_span(self.span, record_exception=False, set_status_on_exception=False)
@@ -333,26 +381,41 @@ class _Observed:
         if self._ended:
             return
         self._ended = True
+        try:
+            self._record(error, items)
+        finally:
+            self._side.active.add(-1, self._active)
+            self.span.end()
+
+    def _record(self, error: BaseException | None, items: int | None) -> None:
         span, attributes = self.span, self.attributes
         if items is not None:
             span.set_attribute("msgbus.stream.items", items)
         if error is not None:
-            attributes["error.type"] = _type_of(error)
-            span.set_attribute("error.type", attributes["error.type"])
-            span.set_status(Status(StatusCode.ERROR, printable(str(error))))
-            span.record_exception(error)
-            if isinstance(error, _REFUSALS) and isinstance(self._side, _Server) and "rpc.method" in attributes:
-                span.set_attribute("rpc.method_original", attributes["rpc.method"])
-                span.set_attribute("rpc.method", OTHER)
-                attributes["rpc.method"] = OTHER
-                if not self.one_way:
-                    span.update_name(OTHER)
+            kind = _type_of(error)
+            attributes["error.type"] = kind if self._side.errors.has(kind) else OTHER
+            span.set_attribute("error.type", kind)
+            span.set_status(Status(StatusCode.ERROR, printable(text_of(error))))
+            try:
+                span.record_exception(error)
+            except Exception:  # Its __str__ is the user's.
+                LOG.debug("an exception cannot be recorded in its span", exc_info=True)
+        if "rpc.method" in attributes:
+            self._name_method(str(attributes["rpc.method"]), error)
         context = trace.set_span_in_context(span)  # which an exemplar may name
         self._duration.record(Loop.now() - self._began, attributes, context)
         if self.one_way:
             self._messages.add(1, attributes, context)
-        self._side.active.add(-1, self._active)
-        span.end()
+
+    def _name_method(self, method: str, error: BaseException | None) -> None:
+        refused = isinstance(error, _REFUSALS) and isinstance(self._side, _Server)
+        if not refused and self._side.methods.has(method, self.is_method):
+            return
+        self.attributes["rpc.method"] = OTHER
+        self.span.set_attribute("rpc.method_original", method)
+        self.span.set_attribute("rpc.method", OTHER)
+        if not self.one_way:
+            self.span.update_name(OTHER)
 
 
 def _end_dropped() -> None:
@@ -364,13 +427,20 @@ def _end_dropped() -> None:
         stream.end(None, items)
 
 
-class _Items(Iterator[Any]):
+class _ObservedItems:
     """The items of a stream, which ends when they do, when it is closed, or when it is dropped."""
 
-    def __init__(self, items: Iterator[Any], observed: _Observed) -> None:
+    def __init__(self, items: Any, observed: _Observed) -> None:
         self._items = items
         self._observed = observed
         self._count = 0
+
+    def __del__(self) -> None:
+        self._observed.drop(self._count)
+
+
+class _Items(_ObservedItems, Iterator[Any]):
+    """For a thread."""
 
     def __next__(self) -> Any:
         try:
@@ -393,17 +463,9 @@ class _Items(Iterator[Any]):
         finally:
             self._observed.end(None, self._count)
 
-    def __del__(self) -> None:
-        self._observed.drop(self._count)
 
-
-class _AsyncItems(AsyncIterator[Any]):
-    """As `_Items`."""
-
-    def __init__(self, items: AsyncIterator[Any], observed: _Observed) -> None:
-        self._items = items
-        self._observed = observed
-        self._count = 0
+class _AsyncItems(_ObservedItems, AsyncIterator[Any]):
+    """For a task."""
 
     async def __anext__(self) -> Any:
         try:
@@ -425,9 +487,6 @@ class _AsyncItems(AsyncIterator[Any]):
                 await aclose()
         finally:
             self._observed.end(None, self._count)
-
-    def __del__(self) -> None:
-        self._observed.drop(self._count)
 
 
 def _type_of(error: BaseException) -> str:

@@ -78,7 +78,7 @@ class Processor:
         self.grace: float = transport.option("rpc_reply_grace")
         self.forks = forking.forks
         self.calls = ServerCalls(transport)
-        self.counts = MethodCounts()
+        self.counts = MethodCounts(dispatcher.may_have)
         self.started_at = 0.0
         self._dispatcher = dispatcher
         self._interceptors = interceptors
@@ -126,6 +126,10 @@ class Processor:
         """
         own = current.running.get()
         return self.calls.wait(timeout, own if isinstance(own, ServerCall) and own.owner is self else None)
+
+    def may_have(self, request: Request) -> bool:
+        """Whether there is such a method, and it may be called."""
+        return self._dispatcher.may_have(request.namespace, request.method)
 
     @property
     def load(self) -> Load:

@@ -53,7 +53,8 @@ def get_rpc_server(
         validate: check and convert the arguments of all methods by their annotations, as `validated` does.
         interceptors: functions ``(request, proceed)`` around each method, the first is the outermost. On threads they
             are plain, and run on the method's thread; on an event loop they are ``async``, and run there, also around
-            plain methods. See ``docs/howto/interceptors.md``.
+            plain methods. See ``docs/howto/interceptors.md``. They do not see the namespace ``msgbus``, so no endpoint
+            may have that then.
 
     Raises:
         InvalidTarget: topic or server is missing.

@@ -58,6 +58,9 @@ class CallOwner(Protocol):
     grace: float
     forks: int
 
+    def may_have(self, request: Request) -> bool:
+        """Whether there is such a method, and it may be called."""
+
     def on_answered(self, call: ServerCall, error: BaseException | None) -> None:
         """The client has its answer or does not want it, or the answer could not be delivered because of `error`."""
 
@@ -117,6 +120,11 @@ class ServerCall(RunningRequest):
         self._confirms = hints is not None and hints.confirms
         self.began = self._last_frame = Loop.now()
         self._reply_deadline = deadline  # That of the first item, while `deadline` may become that of a whole stream.
+
+    @property
+    def names_method(self) -> bool:
+        """See `RunningRequest.names_method`."""
+        return self.owner.may_have(self.request)
 
     @property
     def runs(self) -> bool:
@@ -286,16 +294,20 @@ class ServerCall(RunningRequest):
         A client does not know the inbox before: so most calls, which are answered at once, are never in the table.
         """
         self.controlled = True
-        # If a peer uses one id for two calls at a time, its control frames reach the later one only.
-        self.transport.server_calls[self.request.call_id or ""] = self
-        return self.transport.inbox_name
+        transport, call_id = self.transport, self.request.call_id or ""
+        # Where a request goes to all servers of a topic, two of them may be in one process.
+        if transport.server_calls.setdefault(call_id, self) is not self:
+            transport.further_calls[call_id, self.server] = self
+        return transport.inbox_name
 
     def end_control(self) -> None:
         """No control frames need to reach this call any more."""
         self.controlled = False
-        by_call_id, call_id = self.transport.server_calls, self.request.call_id or ""
-        if by_call_id.get(call_id) is self:
-            by_call_id.pop(call_id, None)
+        transport, call_id = self.transport, self.request.call_id or ""
+        if transport.server_calls.get(call_id) is self:
+            transport.server_calls.pop(call_id, None)
+        if transport.further_calls and transport.further_calls.get((call_id, self.server)) is self:
+            transport.further_calls.pop((call_id, self.server), None)
 
     def tick(self, now: float) -> None:
         """Send what is due: that the call runs, a keepalive, or an unconfirmed answer once more."""

@@ -39,7 +39,7 @@ class AsyncGathering(AsyncIterator[Answer]):
         transport, gather = self._transport, self._gather
         transport.check_loop()
         self._begun = True
-        if not gather.questions:
+        if not gather.begin():
             self._closed = True
             return
         self._waits = True

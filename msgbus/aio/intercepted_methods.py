@@ -11,13 +11,13 @@ from functools import partial
 from typing import Any
 
 from msgbus import forking
-from msgbus.aio.interceptors import AsyncInterceptor, AsyncProceed, async_chain
+from msgbus.aio.interceptors import AsyncInterceptor, AsyncProceed, async_chain, async_only, close_items
 from msgbus.closing import end_child
 from msgbus.dispatcher import ExpectedException, RPCDispatcher
 from msgbus.executor import Interrupted
-from msgbus.intercepted_methods import ExpectedErrors, is_built_in, only, request_for, take_changes
+from msgbus.intercepted_methods import ExpectedErrors, is_built_in, request_for, take_changes
 from msgbus.interceptors import InterceptedRequest, Once
-from msgbus.method_runner import MethodRunner, NotAccepted
+from msgbus.method_runner import MethodRunner, NotAccepted, Unwanted, only
 from msgbus.server_call import ServerCall
 from msgbus.workers import Tasks, Workers
 
@@ -49,6 +49,8 @@ class InterceptedTasks(MethodRunner):
         try:
             result = await self._tasks.run_async(call, self._run_chain(call, streams))
         except BaseException as exc:
+            if isinstance(exc, Interrupted) and not call.at_least_once:
+                exc.begun = call.accepted  # An interceptor may have been interrupted that has not proceeded.
             if call.owner.forks != forking.forks:
                 end_child(exc)
             raise
@@ -60,19 +62,18 @@ class InterceptedTasks(MethodRunner):
         run, once, expected = super().run, Once(), ExpectedErrors()
         items: Any = only(None)
         shown: Items | None = None
-        lost: NotAccepted | None = None
+        not_run: NotAccepted | Unwanted | Interrupted | None = None
 
         async def last(request: InterceptedRequest) -> Any:
-            nonlocal items, shown, lost
+            nonlocal items, shown, not_run
             once.use(repr(request.method))
             take_changes(call, request)
             interrupt, call.interrupt = call.interrupt, None
             try:
                 result = await run(call, streams)
-            except Interrupted:
-                raise asyncio.CancelledError from None
-            except NotAccepted as exc:
-                lost = exc
+            except (NotAccepted, Unwanted, Interrupted) as exc:
+                if not isinstance(exc, Interrupted) or not exc.begun:
+                    not_run = exc
                 raise asyncio.CancelledError from None
             finally:
                 call.interrupt = interrupt
@@ -92,8 +93,8 @@ class InterceptedTasks(MethodRunner):
             raise
         finally:
             once.end()
-            if lost is not None:  # Whatever the interceptors have made of that: the request is another server's.
-                raise lost
+            if not_run is not None:  # Whatever the interceptors have made of that.
+                raise not_run
         if not streams:
             return result
         return items if result is shown else _each_restored(result, shown, expected)
@@ -141,7 +142,7 @@ async def _each_on_thread(
 
 async def _each_restored(result: Any, shown: Items | None, expected: ExpectedErrors) -> Items:
     """The items that interceptors have made of those of the method, which are closed in any case."""
-    items = result if isinstance(result, AsyncIterator) else _only(result)
+    items = result if isinstance(result, AsyncIterator) else async_only(result)
     try:
         async for item in items:
             yield item
@@ -149,11 +150,7 @@ async def _each_restored(result: Any, shown: Items | None, expected: ExpectedErr
         expected.restore(exc)
         raise
     finally:
-        for iterator in (items, shown):
-            aclose = getattr(iterator, "aclose", None)
-            if aclose is not None:
-                await aclose()
-
-
-async def _only(value: Any) -> Items:
-    yield value
+        try:
+            await close_items(items)
+        finally:
+            await close_items(shown)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -47,3 +47,15 @@ async def _run(interceptor: AsyncInterceptor, proceed: AsyncProceed, request: In
     if type(result) not in PLAIN:
         refuse_coroutine(interceptor, result)
     return result
+
+
+async def async_only(value: Any) -> AsyncIterator[Any]:
+    """The items of what is no iterator where a stream is wanted."""
+    yield value
+
+
+async def close_items(items: object) -> None:
+    """Close an iterator, if it can be closed."""
+    aclose = getattr(items, "aclose", None)
+    if aclose is not None:
+        await aclose()

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
-from msgbus.aio.interceptors import async_chain
+from msgbus.aio.interceptors import async_chain, async_only, close_items
 from msgbus.aio.task_call import TaskCall
 from msgbus.aio.transport import AsyncTransport
 from msgbus.base_client import BaseClient
@@ -171,9 +171,9 @@ class InterceptedAsyncStream(AsyncStream):
         self._begun = []
         request = client._intercepted("multicall", self._ctxt, self._method, self._kwargs, client._end_of("multicall"))
         items = await async_chain(client.interceptors, self._proceed)(request)
-        self._items = items if isinstance(items, AsyncIterator) else _only(items)
+        self._items = items if isinstance(items, AsyncIterator) else async_only(items)
         if self._closed:  # By another task, meanwhile.
-            await self._close_items(self._items)
+            await close_items(self._items)
 
     async def _proceed(self, request: InterceptedRequest) -> AsyncStream:
         client = self._client._without_interceptors(request)
@@ -198,8 +198,10 @@ class InterceptedAsyncStream(AsyncStream):
         try:
             return await anext(items)
         except BaseException:
-            await self._close_items(items)
-            self._close()
+            try:
+                await close_items(items)
+            finally:
+                self._close()
             raise
         finally:
             self._waits = False
@@ -216,15 +218,9 @@ class InterceptedAsyncStream(AsyncStream):
         self._closed = True
         try:
             if items is not None:
-                await self._close_items(items)
+                await close_items(items)
         finally:
             self._close()
-
-    @staticmethod
-    async def _close_items(items: AsyncIterator[Any]) -> None:
-        aclose = getattr(items, "aclose", None)
-        if aclose is not None:
-            await aclose()
 
     async def __aenter__(self) -> AsyncStream:
         if self._items is None and not self._closed:
@@ -235,7 +231,3 @@ class InterceptedAsyncStream(AsyncStream):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         await self.aclose()
-
-
-async def _only(value: Any) -> AsyncIterator[Any]:
-    yield value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -26,7 +27,19 @@ REACT_WITHIN = 0.5
 REQUEST_TIMEOUT = 2.0
 """Seconds that a request may take, from its first byte to the end of the answer."""
 MOST_REQUESTS = 8
-"""So many requests are answered at a time; further connections are closed."""
+"""So many connections are open at a time. For a further one, the oldest is closed that has sent no request yet."""
+PAUSE = 0.1
+"""Seconds after a connection could not be accepted."""
+MAKE_ROOM = 0.2
+"""Seconds for which a further connection waits for the place of the one that is closed for it."""
+
+
+def shut_down(connection: socket.socket) -> None:
+    """End a connection that another thread reads or writes."""
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        LOG.debug("a connection to the health endpoint has ended by itself")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -47,13 +60,11 @@ class _Handler(BaseHTTPRequestHandler):
             cut.cancel()
 
     def _cut(self) -> None:
-        try:
-            self.connection.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            LOG.debug("a connection to the health endpoint has ended by itself")
+        shut_down(self.connection)
 
     def do_GET(self) -> None:
         """Answer a probe."""
+        self.server.silent.pop(self.connection, None)
         path = self.path.partition("?")[0]
         if path not in ("/live", "/ready"):
             self._answer(HTTPStatus.NOT_FOUND, {"error": "there are /live and /ready"})
@@ -80,12 +91,18 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _Endpoint(ThreadingHTTPServer):
-    """Listens on a thread of its own, and answers a bounded number of requests at a time."""
+    """Listens on a thread of its own, and answers a bounded number of requests at a time.
+
+    Attributes:
+        served: whose health it is.
+        silent: the connections on which no request has come yet, the oldest first.
+    """
 
     daemon_threads = True
 
     def __init__(self, address: tuple[str, int], served: RPCServer) -> None:
         self.served = served
+        self.silent: dict[socket.socket, None] = {}
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self._places = threading.Semaphore(MOST_REQUESTS)
         super().__init__(address, _Handler)
@@ -96,23 +113,43 @@ class _Endpoint(ThreadingHTTPServer):
         host, self.server_port = self.server_address[:2]
         self.server_name = str(host)
 
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection."""
+        try:
+            return super().get_request()
+        except OSError:  # No descriptor may be left. Then the same connection would be tried again without a pause.
+            time.sleep(PAUSE)
+            raise
+
     def process_request(self, request: Any, client_address: Any) -> None:
         """Begin to answer a request, if not too many are being answered."""
-        if not self._places.acquire(blocking=False):
+        if not self._places.acquire(blocking=False) and not self._make_room():
             self.shutdown_request(request)
             return
+        self.silent[request] = None
         try:
             super().process_request(request, client_address)
         except BaseException:  # The operating system gives no thread.
-            self._places.release()
+            self._end(request)
             raise
+
+    def _make_room(self) -> bool:
+        """Take the place of the oldest client that has sent no request: others have to be answered all the same."""
+        for silent in list(self.silent):
+            shut_down(silent)
+            return self._places.acquire(timeout=MAKE_ROOM)
+        return False
+
+    def _end(self, request: Any) -> None:
+        self.silent.pop(request, None)
+        self._places.release()
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Answer a request, on a thread of its own."""
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._places.release()
+            self._end(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Its client is gone, or has sent nothing sensible."""

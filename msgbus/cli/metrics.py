@@ -76,7 +76,7 @@ def metrics_at(address: str | None, service: str) -> Iterator[Metrics | None]:
     provider = MeterProvider([PrometheusMetricReader()], resource)
     metrics.set_meter_provider(provider)  # The service may measure something too.
     try:
-        shown = "localhost" if host == "" else host
+        shown = "localhost" if host == "" else f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{server.server_port}/metrics"
         yield Metrics(url, provider)
     finally:

@@ -85,6 +85,7 @@ class _Server:
         self._drain = drain
         self._child: subprocess.Popen[bytes] | None = None
         self._is_watched = False  # its end has not been reported yet
+        self._is_ending = False  # it was asked to stop, to make room for the next one
         self._signal: int | None = None
 
     def go_on(self, changed: Sequence[str]) -> None:
@@ -106,20 +107,27 @@ class _Server:
         # The child reads from a pipe whose other end closes with this process. A group of its own: what a terminal
         # sends goes to this process alone, which passes it on.
         env = {**os.environ, IS_RELOADED: "1"}
-        self._child = subprocess.Popen(self._command, env=env, stdin=subprocess.PIPE, process_group=0)  # noqa: S603
-        self._is_watched = True
+        try:
+            self._child = subprocess.Popen(self._command, env=env, stdin=subprocess.PIPE, process_group=0)  # noqa: S603
+        except OSError as exc:
+            raise click.ClickException(f"the server cannot be started: {exc}") from exc
+        self._is_watched, self._is_ending = True, False
         if self._signal is not None:  # It came before there was a child.
             self._child.send_signal(self._signal)
 
     def pass_on(self, number: int) -> None:
-        """A signal has come. The second one ends the child at once."""
-        self._signal = number
+        """A signal has come. The second one ends the child at once.
+
+        A child that was asked to stop already takes the first one for its second.
+        """
+        is_first, self._signal = self._signal is None, number
         self.stopping.set()
-        if self._child is not None:
+        if self._child is not None and not (is_first and self._is_ending):
             self._child.send_signal(number)
 
     def _stop(self) -> None:
         assert self._child is not None
+        self._is_ending = True
         self._child.terminate()
         self._wait(self._child)
 
@@ -129,7 +137,7 @@ class _Server:
             return child.wait(self._drain + KILL_AFTER)
         except subprocess.TimeoutExpired:
             _say("the server does not end, and is killed")
-            child.kill()
+            os.killpg(child.pid, signal.SIGKILL)  # With what it has started: that would keep its ports.
             return child.wait()
         finally:
             if child.stdin is not None:

@@ -88,6 +88,10 @@ class ProxyDispatcher(RPCDispatcher):
         """The methods of the callbacks; none if the proxy has a ``dispatch`` of its own, which knows them alone."""
         return iter(()) if self._callbacks is None else self._callbacks.public_methods()
 
+    def may_have(self, namespace: str | None, name: str) -> bool:
+        """As of the callbacks; a proxy with a ``dispatch`` of its own may have any method."""
+        return self._callbacks is None or namespace == PING_NAMESPACE or self._callbacks.may_have(namespace, name)
+
     def dispatch(self, request: Request) -> Any:
         """Run a request, with the caller's context as an `RpcContext`."""
         if request.namespace == PING_NAMESPACE:

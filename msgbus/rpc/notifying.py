@@ -49,8 +49,8 @@ def notify(context: Any, topic: str, msg: dict[str, Any]) -> None:
         return
 
     def proceed(request: InterceptedRequest) -> None:
-        metadata = checked_metadata(request.metadata)
-        _notify(transport, address, request.context, request.args, metadata, deadline)
+        metadata, changed = checked_metadata(request.metadata), NoOpSerializer().serialize_context(request.context)
+        _notify(transport, address, changed, dict(request.args), metadata, deadline)
 
     request = InterceptedRequest("notification", "", target, context, dict(msg), {}, Deadline(deadline))
     chain(interceptors, proceed)(request)

@@ -199,3 +199,15 @@ async def test_an_event_loop_of_another_is_refused(fake_url: str) -> None:
 
         with pytest.raises(msgbus.ConfigurationError, match="another event loop"):
             await asyncio.to_thread(asyncio.run, elsewhere())
+
+
+@on_loop
+async def test_its_time_begins_with_the_iteration(fake_url: str) -> None:
+    """As that of a stream. What it asks is sent then, and no time was lost before."""
+    async with serving(fake_url) as bus:
+        answers = bus.client.prepare(timeout=1.0).gather({}, "echo", value=1)
+        assert repr(answers) == "<AsyncGathering, 0 of None answered, not begun>"
+        await asyncio.sleep(1.1)
+        (answer,) = [answer async for answer in answers]
+        assert answer.value == 1
+        assert answer.seconds < 1.0

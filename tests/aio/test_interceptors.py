@@ -346,9 +346,10 @@ async def test_a_plain_method_is_not_interrupted_behind_an_interceptor(delivery:
         assert bus.service.log == ["began", "cancelled", "ended"]
 
 
+@pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
 @on_loop
-async def test_a_server_that_stops_interrupts_an_interceptor_and_passes_a_cast_on() -> None:
-    """As it does with a method: under at_least_once another server runs it."""
+async def test_a_server_that_stops_interrupts_an_interceptor_and_passes_a_cast_on(delivery: Any) -> None:
+    """Another server runs it: its method has not begun here."""
     log: Log = []
 
     async def wait(request: InterceptedRequest, proceed: AsyncProceed) -> Any:
@@ -356,7 +357,7 @@ async def test_a_server_that_stops_interrupts_an_interceptor_and_passes_a_cast_o
         await asyncio.sleep(3600)
 
     async with intercepted([wait], []) as bus:
-        await bus.client.prepare(delivery="at_least_once").cast({}, "note", value=1)
+        await bus.client.prepare(delivery=delivery).cast({}, "note", value=1)
         await until(lambda: log == ["waiting"])
         async with aio.get_rpc_transport(await conf_with(), bus.url) as transport:
             other = aio.get_rpc_server(transport, SERVER(server="two"), [bus.service])
@@ -479,6 +480,40 @@ async def test_streams_that_were_begun_are_closed_if_an_interceptor_raises() -> 
         with pytest.raises(Refused):
             await anext(bus.client.multicall({}, "count", to=10**6))
         await until(lambda: bus.service.log == ["closed"])
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+@on_loop
+async def test_streams_that_were_begun_are_closed_if_what_is_around_them_cannot_be(side: str) -> None:
+    """An interceptor may return any asynchronous iterator, which may raise when it is closed."""
+
+    class Broken:
+        def __init__(self, items: AsyncIterator[Any]) -> None:
+            self.items = items
+
+        def __aiter__(self) -> AsyncIterator[Any]:
+            return self
+
+        async def __anext__(self) -> Any:
+            if await anext(self.items) == 1:
+                raise Refused("no")
+
+        async def aclose(self) -> None:
+            raise LookupError("cannot be closed")
+
+    async def intercept(request: InterceptedRequest, proceed: AsyncProceed) -> Any:
+        around.append(Broken(await proceed(request)))
+        return around[0]
+
+    around: list[Broken] = []
+    on_server, on_client = ([intercept], []) if side == "server" else ([], [intercept])
+    async with intercepted(on_server, on_client) as bus:
+        stream = bus.client.multicall({}, "count", to=10**6)
+        assert await anext(stream) is None
+        with pytest.raises(LookupError):
+            await anext(stream)
+        await until(lambda: bus.service.log == ["closed"])
+        assert bus.client.transport.window.idle
 
 
 @on_loop
@@ -616,6 +651,60 @@ async def test_a_server_without_a_free_thread_holds_no_more_than_its_prefetch() 
         await until(lambda: len(first.log) == 2)
         assert sorted(first.log[1:] + second.log) == list(range(10))
         await other.wait(EVENT_TIMEOUT)
+        await server.wait(EVENT_TIMEOUT)
+
+
+@on_loop
+async def test_a_server_that_stops_passes_on_what_waits_for_a_thread() -> None:
+    """Behind an interceptor too, whatever that makes of it: it was not begun. What has begun is not run again."""
+    conf = await conf_with(executor_thread_pool_size=1)
+    first, second = Methods(), Methods()
+    log: Log = []
+
+    async def keep_quiet(request: InterceptedRequest, proceed: AsyncProceed) -> Any:
+        try:
+            return await proceed(request)
+        except asyncio.CancelledError:
+            log.append(request.method)
+
+    async with two_servers(conf, new_url(), first, second, interceptors=[keep_quiet]) as (server, other, client):
+        await client.cast({}, "plain_hold_until_told")
+        await until(lambda: first.log == ["began"])
+        await client.cast({}, "plain_note", value=1)
+        await until(lambda: server._processor.load.threads.waiting == 1)
+        await server.wait(0.05)
+        assert log == ["plain_hold_until_told", "plain_note"]
+        await other.start()
+        await until(lambda: second.log == [1])
+        first.go_on.set()
+        await other.wait(EVENT_TIMEOUT)
+        assert second.log == [1]
+
+
+@on_loop
+async def test_a_cast_that_gets_a_thread_too_late_was_not_run() -> None:
+    """Whatever an interceptor makes of that. It sees that it was cancelled."""
+    conf = await conf_with(executor_thread_pool_size=1)
+    first, second = Methods(), Methods()
+    log: Log = []
+
+    async def keep_quiet(request: InterceptedRequest, proceed: AsyncProceed) -> Any:
+        try:
+            return await proceed(request)
+        except BaseException as exc:
+            log.append(type(exc))
+
+    async with two_servers(conf, new_url(), first, second, interceptors=[keep_quiet]) as (server, _, client):
+        await client.cast({}, "plain_hold_until_told")
+        await until(lambda: first.log == ["began"])
+        await client.prepare(timeout=0.2).cast({}, "plain_note", value=1)
+        await until(lambda: server._processor.load.threads.waiting == 1)
+        await asyncio.sleep(0.3)
+        first.go_on.set()
+        await until(lambda: len(log) == 1)
+        assert log == [asyncio.CancelledError]
+        await until(lambda: server._processor.counts[None, "plain_note"] == [0, 0, 1])
+        assert 1 not in first.log
         await server.wait(EVENT_TIMEOUT)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from socketserver import TCPServer
 from typing import Any, cast
 
 import click
@@ -104,6 +108,36 @@ def test_a_client_that_sends_nothing_is_cut_off(port: int, monkeypatch: pytest.M
         sock.sendall(b"GET /live HT")
         assert read_to_end(sock) == b""
     assert get(port, "/live")[0] == 200
+
+
+def test_clients_that_send_nothing_keep_nobody_out(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, the oldest of them makes room. A probe that is refused would get the server restarted."""
+    monkeypatch.setattr(module, "REQUEST_TIMEOUT", 10 * EVENT_TIMEOUT)
+    with ExitStack() as opened:
+        idle = [opened.enter_context(socket.create_connection(("127.0.0.1", port), EVENT_TIMEOUT)) for _ in range(20)]
+        assert [get(port, "/live")[0] for _ in range(20)] == [200] * 20
+        assert read_to_end(idle[0]) == b""
+
+
+def test_without_descriptors_it_tries_again_after_a_pause(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And takes no processor time from the server, which may need what is left."""
+    events: list[str] = []
+    accept, sleep = TCPServer.get_request, time.sleep
+
+    def refuse(server: TCPServer) -> Any:
+        events.append("tried")
+        if len(events) < 4:
+            raise OSError(errno.EMFILE, "too many open files")
+        return accept(server)
+
+    def pause(seconds: float) -> None:
+        events.append("paused")
+        sleep(seconds)
+
+    monkeypatch.setattr(TCPServer, "get_request", refuse)
+    monkeypatch.setattr("msgbus.cli.health.time.sleep", pause)
+    assert get(port, "/live")[0] == 200
+    assert events == ["tried", "paused", "tried", "paused", "tried"]
 
 
 def test_too_many_requests_at_a_time_are_refused(served: Served, port: int, monkeypatch: pytest.MonkeyPatch) -> None:

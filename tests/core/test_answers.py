@@ -136,6 +136,18 @@ def test_a_server_that_has_answered_is_not_lost() -> None:
     assert contents(pending) == [1]
 
 
+def test_servers_of_one_process_share_an_inbox() -> None:
+    """It is known, so that all can be cancelled, as long as one of them runs it; and each may be lost."""
+    pending = question()
+    for server in ("h1", "h2"):
+        pending.on_reply(Reply("c", "started", extended=True, server=server, inbox="i1"), NOW)
+    pending.on_reply(answer(2, "h2"), NOW)
+    assert list(pending.servers) == ["i1"]
+    pending.update(NOW + LOST_AFTER, NOW)
+    assert list(pending.servers) == []
+    assert [type(found) for found in contents(pending)] == [int, ServerLost]
+
+
 def test_a_server_that_declines_may_have_run_it() -> None:
     """It got the request again after its connection was lost: its answer is `OutcomeUnknown`, and the only one."""
     pending = question()

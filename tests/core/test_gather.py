@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -34,6 +35,7 @@ from msgbus.drivers.fake import get_bus
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import decode_request, encode_reply
 from msgbus.message import LOST_AFTER, Reply
+from msgbus.window import SendWindow
 from tests.support import EVENT_TIMEOUT, VirtualClock, new_transport
 
 TARGET = Target(topic="foo")
@@ -71,6 +73,9 @@ class Service:
                 break
         return self._name
 
+    def wait_all(self, ctxt: object) -> str:
+        return self.wait(ctxt, self._name)
+
     def count(self, _ctxt: object, to: int) -> Iterator[int]:
         yield from range(to)
 
@@ -97,7 +102,10 @@ class Servers:
         transport: the client's.
         client: of the topic.
         services: by the server's name.
+        served: the transport of the server that was started last.
     """
+
+    served: Transport
 
     def __init__(self, cleanup: ExitStack, **overrides: Any) -> None:
         self._cleanup = cleanup
@@ -106,13 +114,16 @@ class Servers:
         self.client = get_rpc_client(self.transport, TARGET, timeout=EVENT_TIMEOUT)
         self.services: dict[str, Service] = {}
 
-    def start(self, *names: str, topic: str = "foo", more: list[object] | None = None) -> None:
-        """Start servers with these names."""
-        for name in names:
-            transport = new_transport(str(self.transport.url))
-            self._cleanup.callback(transport.cleanup)
+    def start(
+        self, *names: str, topic: str = "foo", more: list[object] | None = None, in_one_process: bool = False
+    ) -> None:
+        """Start servers with these names, each with a transport of its own, unless they are in one process."""
+        for number, name in enumerate(names):
+            if number == 0 or not in_one_process:
+                self.served = new_transport(str(self.transport.url))
+                self._cleanup.callback(self.served.cleanup)
             service = self.services[name] = Service(name)
-            server = get_rpc_server(transport, Target(topic=topic, server=name), [service, *(more or [])])
+            server = get_rpc_server(self.served, Target(topic=topic, server=name), [service, *(more or [])])
             server.start(EVENT_TIMEOUT)
             self._cleanup.callback(server.wait, EVENT_TIMEOUT)
             self._cleanup.callback(service.go_on.set)
@@ -326,6 +337,23 @@ def test_what_still_runs_is_cancelled_at_the_end(servers: Servers, way: str) -> 
     assert not len(servers.transport.router)
 
 
+@pytest.mark.parametrize("ended", [None, "h1", "h2", "h3"])
+def test_what_servers_of_one_process_still_run_is_cancelled_too(servers: Servers, ended: str | None) -> None:
+    """All of them get what is sent to their inbox, which is one. Some may have answered before."""
+    servers.start("h1", "h2", "h3", in_one_process=True)
+    services = servers.services
+    answers = servers.client.gather({}, "wait_all")
+    (pending,) = servers.transport.router.waiting()
+    until(lambda: len(pending.running) == 3, "word of all that they run it")  # type: ignore[attr-defined]
+    if ended is not None:
+        services[ended].go_on.set()
+        assert next(answers).server == ended
+    answers.close()
+    for name in {"h1", "h2", "h3"} - {ended}:
+        until(lambda name=name: "cancelled" in services[name].events, f"the cancelling of {name}")  # type: ignore[misc]
+    until(lambda: not servers.served.server_calls and not servers.served.further_calls, "that nothing is remembered")
+
+
 def test_a_gather_takes_one_place_of_the_send_window(cleanup: ExitStack) -> None:
     """However many servers and topics it asks. Without a place nothing is sent; a ping needs none."""
     servers = Servers(cleanup, rpc_send_window=1)
@@ -460,3 +488,58 @@ def test_a_gather_in_a_method_asks_the_servers_of_another_topic(servers: Servers
     servers.start("h1", "h2")
     servers.start("asking", topic="bar", more=[Asking(servers.transport)])
     assert servers.client.prepare(topic="bar").call({}, "ask") == ["h1", "h2"]
+
+
+def test_one_that_waits_for_a_place_holds_up_nobody(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has the places waits for what the transport reads. So it takes the turn of driving it afterwards."""
+    servers.start("h1")
+    transport, loop = servers.transport, servers.transport.loop
+    slot, take_turn = transport.slot, loop.take_turn
+    order: list[str] = []
+
+    def take_place(deadline: float) -> SendWindow:
+        order.append("place")
+        return slot(deadline)
+
+    def take() -> bool:
+        order.append("turn")
+        return take_turn()
+
+    monkeypatch.setattr(transport, "slot", take_place)
+    monkeypatch.setattr(loop, "take_turn", take)
+    answers = servers.client.gather({}, "name")
+    assert order[:2] == ["place", "turn"]
+    assert len(list(answers)) == 1
+
+
+def test_one_that_is_closed_keeps_no_answers(servers: Servers) -> None:
+    """Also if its deadline is far away: until then the call is known, for a server that begins late."""
+
+    class Large:
+        def large(self, _ctxt: object) -> str:
+            return "x" * 1_000_000
+
+    servers.start("h1", "h2", more=[Large()])
+    servers.peer("h3")
+    tracemalloc.start()
+    try:
+        client = servers.client.prepare(timeout=3600)
+        for answers in [client.gather({}, "large") for _ in range(5)]:
+            until(lambda found=answers: found.answered == 2, "two answers")  # type: ignore[misc]
+            answers.close()
+            assert (list(answers), answers.answered) == ([], 2)
+        until(lambda: tracemalloc.get_traced_memory()[0] < 3_000_000, "free memory")
+    finally:
+        tracemalloc.stop()
+
+
+def test_another_thread_may_close_it(servers: Servers) -> None:
+    """Who waits for an answer is woken, long before the deadline."""
+    servers.start("h1")
+    answers = servers.client.prepare(timeout=3600).gather({}, "wait", name="h1")
+    waiting = Task(list, answers)
+    assert servers.services["h1"].began.wait(EVENT_TIMEOUT)
+    answers.close()
+    assert waiting.result(EVENT_TIMEOUT) == []
+    until(lambda: "cancelled" in servers.services["h1"].events, "the cancelling of what runs")
+    assert servers.transport.window.idle

@@ -9,21 +9,25 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
-from opentelemetry import baggage, context, trace
+from opentelemetry import baggage, context, metrics, trace
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.metrics._internal import _ProxyMeterProvider
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.util._once import Once
 from prometheus_client import generate_latest
 
 import msgbus
 from msgbus import InterceptedRequest, Proceed, Target, expected_exceptions, otel, rpc
 from msgbus.conformance.waiting import until
+from msgbus.counting import MOST_NAMES
 from msgbus.drivers.base import Message
 from msgbus.encoding import encode_request
 from msgbus.message import JSON, Request
@@ -81,6 +85,7 @@ class Endpoint:
         self.client: msgbus.RPCClient
         self.tracer: trace.Tracer
         self.fails = 0
+        self.kind: type[BaseException]
         self.baggage: list[object] = []
 
     def echo(self, ctxt: Any, value: Any = None) -> Any:
@@ -98,6 +103,9 @@ class Endpoint:
 
     def fail(self, ctxt: Any) -> None:
         raise Boom("no")
+
+    def raise_kind(self, ctxt: Any) -> None:
+        raise self.kind
 
     def items(self, ctxt: Any, to: int, fail: bool = False) -> Iterator[int]:
         for number in range(to):
@@ -152,7 +160,7 @@ def serve(transport: msgbus.Transport, telemetry: Telemetry, endpoint: Endpoint)
     servers: list[msgbus.RPCServer] = []
 
     def start(name: str = "one", **options: Any) -> msgbus.RPCServer:
-        interceptors = [otel.server_interceptor(**telemetry.providers)]
+        interceptors = [otel.server_interceptor(**telemetry.providers), *options.pop("more", ())]
         target = Target(topic="shop", server=name)
         server = msgbus.get_rpc_server(transport, target, [endpoint], interceptors=interceptors, **options)
         servers.append(server)
@@ -387,6 +395,109 @@ def test_methods_that_a_server_does_not_have_are_one(
     assert served[0].attributes["rpc.method_original"] == "shop/nothing0"
 
 
+def test_names_that_strangers_choose_are_one_in_metrics(
+    serve: Serve, transport: msgbus.Transport, telemetry: Telemetry
+) -> None:
+    """Also where another interceptor refuses or answers them. Those of methods are told apart, whoever refuses them."""
+
+    def refuse(request: msgbus.InterceptedRequest, proceed: msgbus.Proceed) -> Any:
+        if request.method.startswith("answered"):
+            return None
+        raise PermissionError(request.method)
+
+    serve(more=[refuse])
+    stranger = msgbus.get_rpc_client(transport, Target(topic="shop"))
+    for number in range(3):
+        stranger.call({}, f"answered{number}")
+        stranger.cast({}, f"cast{number}")
+        for method in (f"nothing{number}", "echo", "_private"):
+            with pytest.raises(PermissionError):
+                stranger.call({}, method)
+    telemetry.spans(15)
+    calls = {point.attributes["rpc.method"]: 0 for point in telemetry.points("rpc.server.call.duration")}
+    assert set(calls) == {"_OTHER", "shop/echo"}
+    assert {point.attributes["rpc.method"] for point in telemetry.points("messaging.process.duration")} == {"_OTHER"}
+
+
+def test_there_is_a_bound_to_methods_and_errors_in_metrics(
+    serve: Serve, client: msgbus.RPCClient, telemetry: Telemetry, endpoint: Endpoint
+) -> None:
+    """A client that passes on names of strangers, and a server that makes up classes of errors, fill no memory."""
+    serve()
+    for number in range(MOST_NAMES + 3):
+        with pytest.raises(msgbus.NoSuchMethod):
+            client.call({}, f"nothing{number}")
+        endpoint.kind = type(f"Kind{number}", (Exception,), {})
+        with pytest.raises(msgbus.RemoteError):
+            client.call({}, "raise_kind")
+    points = telemetry.points("rpc.client.call.duration")
+    for name in ("rpc.method", "error.type"):
+        found = {point.attributes[name] for point in points}
+        assert "_OTHER" in found
+        assert len(found) == MOST_NAMES + 1
+
+
+class Unprintable(Exception):
+    """Its text cannot be had."""
+
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+@pytest.mark.parametrize("kind", [Unprintable, KeyboardInterrupt])
+def test_whatever_is_raised_ends_the_span(
+    serve: Serve, client: msgbus.RPCClient, telemetry: Telemetry, endpoint: Endpoint, kind: type[BaseException]
+) -> None:
+    """On both sides, once, with its kind; and nothing is in flight any more."""
+    serve()
+    endpoint.kind = kind
+    with pytest.raises(msgbus.RemoteError):
+        client.call({}, "raise_kind")
+    spans = telemetry.spans(2)
+    assert all(span.status.status_code is StatusCode.ERROR for span in spans)
+    assert telemetry.values("msgbus.client.active_requests") == telemetry.values("msgbus.server.active_requests") == [0]
+
+
+@pytest.mark.parametrize("text", ["a\nforged line", "\N{LATIN SMALL LETTER E WITH ACUTE}", "k=v," * 10_000])
+@pytest.mark.parametrize("name", ["traceparent", "tracestate", "baggage"])
+def test_a_hostile_trace_context_is_not_read(
+    serve: Serve,
+    telemetry: Telemetry,
+    transport: msgbus.Transport,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    text: str,
+) -> None:
+    """Propagators raise for some, and log others as they are. The request is served."""
+    serve()
+    request = Request("note", {}, "u", context={"traceparent": SENT, name: text})
+    message = Message(encode_request(request, JSON), JSON, "u")
+    transport.driver.send(transport.address(Target(topic="shop")), message, mandatory=True).result(EVENT_TIMEOUT)
+    (span,) = telemetry.spans(1)
+    assert span.status.status_code is StatusCode.UNSET
+    assert (span.parent is None) == (name == "traceparent")
+    assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]
+    assert telemetry.values("msgbus.server.active_requests") == [0]
+
+
+def test_a_propagator_that_raises_leaves_nothing_open(
+    serve: Serve, client: msgbus.RPCClient, telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the program's. Its error is that of the request."""
+
+    def fail(*_args: object) -> None:
+        raise Boom("cannot propagate")
+
+    serve()
+    with monkeypatch.context() as patched:
+        patched.setattr("opentelemetry.propagate.inject", fail)
+        with pytest.raises(Boom):
+            client.call({}, "echo")
+    (span,) = telemetry.spans(1)
+    assert span.status.status_code is StatusCode.ERROR
+    assert telemetry.values("msgbus.client.active_requests") == [0]
+
+
 def test_a_redelivery_is_counted(
     serve: Serve, client: msgbus.RPCClient, telemetry: Telemetry, transport: msgbus.Transport
 ) -> None:
@@ -464,6 +575,34 @@ def test_a_transport_is_observed(telemetry: Telemetry, monkeypatch: pytest.Monke
     assert telemetry.values("msgbus.connection.uptime") == []
     transport.cleanup()
     assert telemetry.values("msgbus.send_window.size") == []
+
+
+@pytest.mark.parametrize("is_programs", [False, True])
+def test_several_transports_are_observed(
+    telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch, is_programs: bool
+) -> None:
+    """Each under its name, until it is closed or dropped. The program may set its meter provider meanwhile."""
+    first, second, third = (new_transport() for _ in range(3))
+    provider = None if is_programs else telemetry.meters
+    if is_programs:
+        monkeypatch.setattr(otel, "_transports", WeakKeyDictionary())
+        monkeypatch.setattr("opentelemetry.metrics._internal._METER_PROVIDER", None)
+        monkeypatch.setattr("opentelemetry.metrics._internal._METER_PROVIDER_SET_ONCE", Once())
+        monkeypatch.setattr("opentelemetry.metrics._internal._PROXY_METER_PROVIDER", _ProxyMeterProvider())
+    otel.observe_transport(first, "first", provider)
+    if is_programs:
+        metrics.set_meter_provider(telemetry.meters)
+    otel.observe_transport(second, "second", provider)
+    otel.observe_transport(third, "third", provider)
+
+    def names() -> set[str]:
+        return {point.attributes["msgbus.transport"] for point in telemetry.points("msgbus.send_window.size")}
+
+    assert names() == {"first", "second", "third"}
+    first.cleanup()
+    third.cleanup()
+    assert names() == {"second"}
+    second.cleanup()
 
 
 def test_notifications_of_the_classic_api_are_traced(telemetry: Telemetry) -> None:

@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 
 from msgbus import Transport
+from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Delivery, Message
 from msgbus.drivers.toolkit.loop import Loop
-from msgbus.message import JSON, Hints, Request
+from msgbus.message import JSON, Control, Hints, Request
+from msgbus.sending import send_control
 from msgbus.server_call import ServerCall
 from msgbus.server_calls import Seen, ServerCalls
 from tests.support import new_transport
@@ -90,13 +92,19 @@ def test_requests_without_an_id_are_never_duplicates(owner: Owner) -> None:
     assert calls.wait(0, None) == 0
 
 
-def test_of_two_calls_with_one_id_the_later_gets_the_control_frames(owner: Owner) -> None:
-    """The end of the earlier one takes nothing from it."""
-    first, second = owner.call("1"), owner.call("2")
-    found = owner.transport.server_calls
-    assert {first.take_control(), second.take_control()} == {owner.transport.inbox(0.0)}
-    assert found == {"c": second}
-    first.end_control()
-    assert found == {"c": second}
-    second.end_control()
-    assert not found
+def test_of_two_calls_with_one_id_each_gets_the_control_frames(owner: Owner) -> None:
+    """They may be those of two servers of one process. The end of one takes nothing from the other."""
+    transport = owner.transport
+    for ends_first in (0, 1):
+        calls = [owner.call("1"), owner.call("2")]
+        (inbox,) = {call.take_control() for call in calls}
+        assert inbox == transport.inbox(0.0)
+        ended, goes_on = calls[ends_first], calls[1 - ends_first]
+        ended.end_control()
+        goes_on.take_control()
+        send_control(transport, inbox, Control("c", "cancel"), JSON)
+        until(lambda found=goes_on: found.cancelled, "a control frame")  # type: ignore[misc]
+        assert not ended.cancelled
+        goes_on.end_control()
+        assert not transport.server_calls
+        assert not transport.further_calls

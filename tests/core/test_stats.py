@@ -14,7 +14,10 @@ import pytest
 from msgbus import (
     ConfigurationError,
     ExplicitRPCAccessPolicy,
+    InterceptedRequest,
     NoSuchMethod,
+    Proceed,
+    RPCAccessPolicyBase,
     RPCClient,
     RPCServer,
     Target,
@@ -90,14 +93,16 @@ class Bus:
     """
 
     def __init__(self, cleanup: ExitStack, service: Service, **overrides: Any) -> None:
-        access = overrides.pop("access", None)
+        access, interceptors = overrides.pop("access", None), overrides.pop("interceptors", ())
         transport = new_transport(**overrides)
         cleanup.callback(transport.cleanup)
         self.service = service
         self.client: RPCClient = get_rpc_client(transport, Target(topic="foo"), timeout=EVENT_TIMEOUT)
         served = new_transport(str(transport.url), **overrides)
         cleanup.callback(served.cleanup)
-        self.server: RPCServer = get_rpc_server(served, SERVER, [service, Admin()], access_policy=access)
+        self.server: RPCServer = get_rpc_server(
+            served, SERVER, [service, Admin()], access_policy=access, interceptors=interceptors
+        )
         self.server.start(EVENT_TIMEOUT)
         cleanup.callback(self.server.wait, EVENT_TIMEOUT)
         cleanup.callback(service.go_on.set)
@@ -176,6 +181,38 @@ def test_what_is_refused_is_counted_without_its_name(bus: Bus) -> None:
     found = bus.stats()
     assert found["refused"] == 4
     assert set(found["methods"]) <= {"msgbus.stats"}
+
+
+def test_names_of_no_method_get_no_entry(cleanup: ExitStack) -> None:
+    """Also where an interceptor answers or refuses them by itself: the names of methods keep their places."""
+
+    class Secret(RPCAccessPolicyBase):
+        def is_allowed(self, endpoint: object, method: str) -> bool:
+            if method == "strange":
+                raise LookupError(method)
+            return not method.startswith("_")
+
+    def around(request: InterceptedRequest, proceed: Proceed) -> Any:
+        if request.method == "echo":
+            return proceed(request)
+        if request.method.startswith("answered"):
+            return 1
+        raise PermissionError(request.method)
+
+    bus = Bus(cleanup, Service(), access=Secret, interceptors=[around])
+    for n in range(MOST_METHODS):
+        assert bus.client.call({}, f"answered {n}") == 1
+        with pytest.raises(PermissionError):
+            bus.client.call({}, f"refused {n}")
+    for method in ("strange", "_hidden"):
+        with pytest.raises(PermissionError):
+            bus.client.call({}, method)
+    bus.client.call({}, "echo")
+    with pytest.raises(PermissionError):
+        bus.client.call({}, "flaky")
+    found = bus.stats()
+    assert set(found["methods"]) == {"echo", "flaky"}
+    assert found["others"] == {"finished": MOST_METHODS, "failed": MOST_METHODS + 2, "cancelled": 0}
 
 
 def test_what_runs_is_shown_the_oldest_first(bus: Bus) -> None:

@@ -228,3 +228,21 @@ def test_stats_count_what_interceptors_answer(transport: Transport, serve: Any) 
     expected = {"begun": 3, "finished": 2, "failed": 1, "cancelled": 0}
     until(lambda: stats()["methods"].get("metadata") == expected, "all are counted")
     assert stats()["refused"] == 1
+
+
+@pytest.mark.parametrize("target", [Target(namespace="msgbus"), Target(legacy_namespaces=["msgbus"])])
+def test_no_method_of_the_user_can_be_called_past_interceptors(transport: Transport, target: Target) -> None:
+    """An endpoint in the namespace of msgbus is refused where there are interceptors, which may ask for tokens."""
+
+    class Hidden(Images):
+        pass
+
+    endpoint: Any = Hidden()
+    endpoint.target = target
+    named = Target(topic="images", server="one")
+    with pytest.raises(TypeError, match="interceptors would not see its requests"):
+        get_rpc_server(transport, named, [endpoint], interceptors=[noting([])])
+    server = get_rpc_server(transport, named, [endpoint])
+    RPCServer(transport, named, server.dispatcher)
+    plain = get_rpc_server(transport, named, [Images()])
+    RPCServer(transport, named, plain.dispatcher, interceptors=[noting([])])

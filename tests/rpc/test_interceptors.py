@@ -135,6 +135,41 @@ def test_interceptors_of_a_notification_may_change_it_or_keep_it(start: Start) -
     assert manager.came.empty()
 
 
+def test_a_notification_that_has_lost_its_context_has_an_empty_one(start: Start) -> None:
+    """As for the other verbs. What is no message is refused."""
+
+    def clear(request: InterceptedRequest, proceed: Proceed) -> Any:
+        request.context = None
+        if "refuse" in request.args:
+            request.args = None  # type: ignore[assignment]
+        return proceed(request)
+
+    manager = start([clear], [])
+    rpc.notify({"user": "ada"}, TOPIC, {"text": "one"})
+    message, context, _ = manager.came.get(timeout=EVENT_TIMEOUT)
+    assert (message["text"], context) == ("one", {})
+    with pytest.raises(TypeError):
+        rpc.notify({}, TOPIC, {"refuse": 1})
+
+
+def test_methods_of_the_classic_api_are_counted_by_name(start: Start) -> None:
+    """And others are not, where an interceptor refuses them."""
+
+    def refuse(request: InterceptedRequest, proceed: Proceed) -> Any:
+        if request.args:
+            return proceed(request)
+        raise PermissionError(request.method)
+
+    start([], [refuse])
+    rpc.call({}, "svc", {"method": "greet", "args": {"name": "Ada"}})
+    for method in ("stranger", "greet"):
+        with pytest.raises(PermissionError):
+            rpc.call({}, "svc", {"method": method})
+    found = rpc.call({}, "svc", {"method": "stats", "namespace": "msgbus"})
+    assert {name: counts["begun"] for name, counts in found["methods"].items()} == {"greet": 2}
+    assert found["others"]["failed"] == 1
+
+
 def test_a_callback_gets_a_notification_as_ever_without_interceptors(start: Start) -> None:
     """The metadata of its sender is not in the message; it can be read in the current request."""
 
