@@ -50,12 +50,13 @@ class MethodCounts(dict[Method, list[int]]):
             exists = False
         return self.setdefault(method, [0, 0, 0]) if exists else self.others
 
-    def note_failure(self, method: Method, error: BaseException, *, cancelled: bool) -> None:
-        """Count a request that has ended with an error."""
+    def note_failure(self, method: Method, error: BaseException, *, cancelled: bool) -> bool:
+        """Count a request that has ended with an error. Returns False if there was no method that could run."""
         if isinstance(error, NoSuchMethod | UnsupportedVersion | AccessDenied):
             self.refused += 1
-        else:
-            self[method][CANCELLED if cancelled else FAILED] += 1
+            return False
+        self[method][CANCELLED if cancelled else FAILED] += 1
+        return True
 
 
 class Names:

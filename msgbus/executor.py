@@ -117,6 +117,10 @@ def _count_waits() -> int:
     return getrusage(RUSAGE_THREAD).ru_nvcsw
 
 
+def _never(_item: Any) -> bool:
+    return False
+
+
 class Executor(Generic[T]):
     """Runs `func` on each submitted item, on up to `size` threads.
 
@@ -126,10 +130,19 @@ class Executor(Generic[T]):
 
     An idle thread drives the loop, if no other does, and runs the items that it has read. While items are short it
     keeps the loop's turn meanwhile: their writes are sent together, and no thread has to be woken.
+
+    An urgent item that waits while all threads are busy is run on one more thread, which runs nothing else.
     """
 
-    def __init__(self, size: int, func: Callable[[T], None], name: str, loop: Loop) -> None:
-        """Items come from what `loop` reads, mostly."""
+    def __init__(
+        self,
+        size: int,
+        func: Callable[[T], None],
+        name: str,
+        loop: Loop,
+        is_urgent: Callable[[T], bool] = _never,
+    ) -> None:
+        """Items come from what `loop` reads, mostly. `is_urgent` is quick, and never raises."""
         self._size = size
         self._func = func
         self._name = name
@@ -145,6 +158,9 @@ class Executor(Generic[T]):
         self._watching = False
         self._closed = False
         self._next_start = 0.0
+        self._is_urgent = is_urgent
+        self._looked_until = 0.0  # Of what came before, it is known whether it is urgent.
+        self._spare: threading.Thread | None = None  # runs urgent items; changed under `_starting`
 
     def submit(self, item: T) -> None:
         """Have `item` run, as soon as there is a thread for it. Never blocks."""
@@ -158,8 +174,13 @@ class Executor(Generic[T]):
         elif self._average > QUICK or (
             len(self._workers) - len(self._idle) < EAGER and (reader is None or not self._is_short)
         ):
-            self._wake_or_start()
-        elif not self._watching:
+            if not self._wake_or_start():
+                self._watch_later()
+        else:
+            self._watch_later()
+
+    def _watch_later(self) -> None:
+        if not self._watching:
             self._watching = True
             self._loop.call_later(MAX_WAIT, self._watch)
 
@@ -179,15 +200,66 @@ class Executor(Generic[T]):
     def _watch(self) -> None:
         """Give more threads to what has waited too long."""
         now = Loop.now()
+        too_early = False
         for since, _ in list(self._backlog):
-            if now - since < MAX_WAIT:
+            too_early = now - since < MAX_WAIT
+            if too_early:
                 break
-            self._wake_or_start()
+            if not self._wake_or_start():
+                self._run_urgent()
+                break
         self._watching = False
         # If all threads are busy and there may be no more of them, the next one that is free takes the backlog.
-        if self._backlog and not self._watching and (self._idle or len(self._workers) < self._size):
-            self._watching = True
-            self._loop.call_later(MAX_WAIT, self._watch)
+        if self._backlog and (too_early or self._idle or len(self._workers) < self._size):
+            self._watch_later()
+
+    # Urgent items
+
+    def _run_urgent(self) -> None:
+        """Run the urgent items of the backlog, on a thread for them."""
+        with self._starting:
+            if self._spare is not None:
+                return  # It looks for more when it has run those that it has.
+            items = self._take_urgent()
+            if not items:
+                return
+            self._spare = threading.Thread(
+                target=self._work_spare, args=(items,), name=f"{self._name}-urgent", daemon=True
+            )
+            try:
+                self._spare.start()
+            except RuntimeError as exc:
+                LOG.error("no thread can be started for %s: %s", self._name, exc)
+                self._spare = None
+                self._backlog.extendleft((Loop.now(), item) for item in reversed(items))
+
+    def _take_urgent(self) -> list[T]:
+        """Take the urgent items out of the backlog. Each item is looked at once."""
+        found = []
+        for entry in list(self._backlog):
+            since, item = entry
+            if since < self._looked_until:
+                continue
+            self._looked_until = since
+            if self._is_urgent(item):
+                try:
+                    self._backlog.remove(entry)
+                except ValueError:  # A worker has taken it.
+                    continue
+                found.append(item)
+        return found
+
+    def _work_spare(self, items: list[T]) -> None:
+        while items:
+            for item in items:
+                try:
+                    self._func(item)
+                except BaseException:
+                    LOG.exception("an urgent item of a worker thread raised")
+            with self._starting:
+                items = self._take_urgent()
+                if not items:
+                    self._spare = None
 
     begin = staticmethod(run_to_end)
     """Run a coroutine in a context, on this thread, to its end."""
@@ -243,10 +315,15 @@ class Executor(Generic[T]):
             worker.thread.join(None if end is None else max(0.0, end - Loop.now()))
         return sum(worker.thread.is_alive() for worker in workers)
 
-    def _wake_or_start(self) -> None:
-        """Wake the thread that became idle last, or start one."""
-        if not self._wake() and len(self._workers) < self._size and Loop.now() >= self._next_start:
+    def _wake_or_start(self) -> bool:
+        """Wake the thread that became idle last, or start one. False: all are busy, and there may be no more."""
+        if self._wake():
+            return True
+        if len(self._workers) >= self._size:
+            return False
+        if Loop.now() >= self._next_start:
             self._start()
+        return True
 
     def _wake(self) -> bool:
         try:

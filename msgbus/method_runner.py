@@ -12,6 +12,7 @@ from msgbus.dispatcher import RPCDispatcher, each_plain
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.server_call import ServerCall
 from msgbus.stream_sender import TURN, yield_to_others
+from msgbus.urgent import is_urgent
 from msgbus.workers import Tasks, Workers
 
 TASK_CANCELLED = "its task was cancelled, by the method itself or by the program"
@@ -62,6 +63,8 @@ class MethodRunner:
                 result = await tasks.run_async(call, dispatcher.dispatch_async(call.request))
                 if not streams and type(result) not in PLAIN and isinstance(result, AsyncGenerator):
                     result = await tasks.run_async(call, _last_of_async(result))
+            elif tasks is not None and is_urgent(call.request):  # It never waits, and all threads may be busy.
+                result = self._run_plain(call, streams)
             else:
                 result = await self._workers.run_plain(self._run_plain, call, streams)
         except BaseException as exc:

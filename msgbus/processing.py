@@ -29,6 +29,7 @@ from msgbus.dead_lettering import DeadLetterSender, OnDeadLetter
 from msgbus.dispatcher import ExpectedException, RPCDispatcher
 from msgbus.drivers.base import Delivery
 from msgbus.drivers.toolkit.loop import Loop
+from msgbus.durations import Durations
 from msgbus.encoding import decode_request
 from msgbus.exceptions import (
     CallCancelled,
@@ -44,7 +45,7 @@ from msgbus.executor import Executor, Interrupted, Load
 from msgbus.failed_casts import FailedCasts
 from msgbus.foreign import get_logger
 from msgbus.intercepted_methods import InterceptedMethods
-from msgbus.message import AT_LEAST_ONCE, POLICIES, Request, UnacceptableRequest
+from msgbus.message import AT_LEAST_ONCE, PING_NAMESPACE, POLICIES, Request, UnacceptableRequest
 from msgbus.method_runner import TASK_CANCELLED, MethodRunner, NotAccepted, Unwanted
 from msgbus.server_call import ServerCall, deadline_of
 from msgbus.server_calls import Seen, ServerCalls
@@ -79,6 +80,7 @@ class Processor:
         self.forks = forking.forks
         self.calls = ServerCalls(transport)
         self.counts = MethodCounts(dispatcher.may_have)
+        self.durations = Durations()
         self.started_at = 0.0
         self._dispatcher = dispatcher
         self._interceptors = interceptors
@@ -270,7 +272,7 @@ class Processor:
                 await self._methods.stream(call, result)
             else:
                 call.result(result)
-            self.counts[request.namespace, request.method][CANCELLED if call.cancelled else FINISHED] += 1
+            self._count(call, CANCELLED if call.cancelled else FINISHED)
         except ExpectedException as exc:
             LOG.debug("%r raised an expected exception", request.method, exc_info=True)
             self._count_failure(call, exc)
@@ -308,13 +310,22 @@ class Processor:
             if call.controlled and not call.is_unconfirmed:
                 call.end_control()
 
+    def _count(self, call: ServerCall, outcome: int) -> None:
+        """Count a request whose method has ended."""
+        request = call.request
+        self.counts[request.namespace, request.method][outcome] += 1
+        if request.namespace != PING_NAMESPACE:
+            self.durations.add(Loop.now() - call.began)
+
     def _count_failure(self, call: ServerCall, exc: BaseException) -> None:
-        method = call.request.namespace, call.request.method
+        namespace = call.request.namespace
         if isinstance(exc, ExpectedException):
-            self.counts[method][FINISHED] += 1
+            self._count(call, FINISHED)
         else:
             cancelled = call.cancelled or isinstance(exc, Unwanted | Interrupted)
-            self.counts.note_failure(method, exc, cancelled=cancelled)
+            has_run = self.counts.note_failure((namespace, call.request.method), exc, cancelled=cancelled)
+            if has_run and namespace != PING_NAMESPACE:
+                self.durations.add(Loop.now() - call.began)
 
     def _answer_error(self, call: ServerCall, exc: BaseException) -> None:
         """Answer a call with an exception; if not even that can be sent, finish it."""
@@ -343,7 +354,7 @@ class Processor:
             self._count_failure(call, exc)
             self.failed_casts.settle(call, exc)
         else:
-            self.counts[call.request.namespace, call.request.method][FINISHED] += 1
+            self._count(call, FINISHED)
             self.calls.finish(call, done=True)
 
 

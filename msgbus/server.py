@@ -20,6 +20,7 @@ from msgbus.serializer import Serializer
 from msgbus.server_call import ServerCall
 from msgbus.target import Target
 from msgbus.transport import Transport, check_transport
+from msgbus.urgent import holds_urgent
 
 if TYPE_CHECKING:
     from msgbus.aio.loop_thread import LoopThreadExecutor
@@ -153,7 +154,7 @@ class RPCServer(BaseServer):
             tasks = LoopThreadExecutor(process, name, transport.loop, transport.option("executor_tasks"), threads)
             self._processor.start(tasks, tasks)
             return tasks
-        executor: Executor[Delivery | ServerCall] = Executor(threads, process, name, transport.loop)
+        executor: Executor[Delivery | ServerCall] = Executor(threads, process, name, transport.loop, holds_urgent)
         self._processor.start(executor)
         return executor
 

@@ -34,7 +34,10 @@ class Stats:
 
     @expose
     def stats(self, ctxt: object) -> dict[str, Any]:
-        """What the server does now, and has done since it was started. It is described in docs/howto/deploy.md."""
+        """What the server does now, and has done since it was started. It is described in docs/howto/deploy.md.
+
+        It never waits: see `msgbus.urgent`.
+        """
         processor, now = self.processor, Loop.now()
         own = current.running.get()
         unfinished = list(processor.calls)
@@ -48,6 +51,7 @@ class Stats:
             "methods": _methods(processor, running),
             "others": dict(zip(OUTCOMES, processor.counts.others, strict=True)),
             "refused": processor.counts.refused,
+            "durations": processor.durations.shown(),
             "threads": load.threads._asdict(),
             "tasks": None if load.tasks is None else load.tasks._asdict(),
             "backlog": load.backlog,

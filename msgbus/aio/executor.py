@@ -19,6 +19,7 @@ from msgbus.drivers.toolkit.loop import Loop
 from msgbus.executor import CANCEL_TIMEOUT, Busy, Executor, Interrupted, Load, call_plain
 from msgbus.foreign import get_logger
 from msgbus.server_call import ServerCall
+from msgbus.urgent import holds_urgent
 
 LOG = get_logger(__name__)
 
@@ -63,7 +64,10 @@ class TaskExecutor:
     # Requests
 
     def submit(self, item: Item) -> None:
-        """Have an item run, as soon as there is room for it. Any thread."""
+        """Have an item run, as soon as there is room for it, or at once if it is urgent. Any thread."""
+        if len(self._tasks) + len(self._backlog) >= self._limit and holds_urgent(item):
+            _call_soon(self._host, self._run_urgent, item)
+            return
         self._backlog.append(item)
         if get_ident() == self._host_thread:
             self._run_backlog()
@@ -81,10 +85,19 @@ class TaskExecutor:
                 item = self._backlog.popleft()
             except IndexError:  # Not checked before: `take_backlog` may empty it meanwhile.
                 return
-            try:
-                self._process(item)
-            except BaseException:  # It must not cost the others their turn.
-                LOG.exception("a request could not be begun")
+            self._run_item(item)
+
+    def _run_urgent(self, item: Item) -> None:
+        if self._ended:
+            self._backlog.append(item)
+        else:
+            self._run_item(item)
+
+    def _run_item(self, item: Item) -> None:
+        try:
+            self._process(item)
+        except BaseException:  # It must not cost the others their turn.
+            LOG.exception("a request could not be begun")
 
     def begin(self, context: Context, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine as a task, in a context."""
@@ -281,10 +294,10 @@ class Event:
         self._event.clear()
 
 
-def _call_soon(host: asyncio.AbstractEventLoop, func: Callable[[], object]) -> None:
+def _call_soon(host: asyncio.AbstractEventLoop, func: Callable[..., object], *args: Any) -> None:
     """Have a function called by an event loop, unless that is closed: then nothing waits there any more."""
     try:
-        host.call_soon_threadsafe(func)
+        host.call_soon_threadsafe(func, *args)
     except RuntimeError:
         LOG.debug("the event loop of a server was closed")
 

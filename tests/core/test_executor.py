@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from msgbus.conformance.waiting import until
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.executor import EAGER, Executor
 from tests.support import EVENT_TIMEOUT
@@ -393,3 +394,109 @@ def test_no_item_costs_a_thread(loop: Loop, error: BaseException) -> None:
     loop.call_later(0, lambda: fail(None))
     loop.call_later(0, done.set)
     assert done.wait(EVENT_TIMEOUT)
+
+
+class Urgency:
+    """Items are numbers, and the negative ones are urgent. Those that are positive wait until `go_on` is set.
+
+    Attributes:
+        ran: what was run, in order.
+    """
+
+    def __init__(self, loop: Loop, size: int) -> None:
+        self.ran: list[int] = []
+        self.go_on = threading.Event()
+        self.began = threading.Semaphore(0)
+        self.executor: Executor[int] = Executor(size, self._run, "urgent", loop, lambda item: item < 0)
+
+    def _run(self, item: int) -> None:
+        self.began.release()
+        if item > 0:
+            assert self.go_on.wait(EVENT_TIMEOUT)
+        if item == -99:
+            raise KeyError(item)
+        self.ran.append(item)
+
+    def fill(self, count: int) -> None:
+        """Have all threads busy."""
+        for item in range(1, count + 1):
+            self.executor.submit(item)
+            assert self.began.acquire(timeout=EVENT_TIMEOUT)
+
+    def end(self) -> None:
+        """Let all go on, and wait for the end."""
+        self.go_on.set()
+        assert self.executor.close(EVENT_TIMEOUT) == 0
+
+
+@pytest.mark.parametrize("size", [1, 3, 6])
+def test_what_is_urgent_is_run_while_all_threads_are_busy(loop: Loop, size: int) -> None:
+    """Whether it comes before or after others that wait. These go on waiting, in their order."""
+    urgency = Urgency(loop, size)
+    urgency.fill(size)
+    for item in (-1, 50, -2, 51, -3):
+        urgency.executor.submit(item)
+    until(lambda: sorted(urgency.ran) == [-3, -2, -1], "the urgent ones")
+    assert urgency.executor.load.threads == (size, size, 2)
+    urgency.end()
+    assert set(urgency.ran[3:]) == {*range(1, size + 1), 50, 51}
+
+
+def test_what_is_urgent_is_found_when_it_comes_just_before_the_next_look() -> None:
+    """It has not waited long enough then, and is looked for again."""
+    loop = Later()
+    urgency = Urgency(loop, 1)
+    urgency.fill(1)
+    urgency.executor.submit(-1)
+
+    def looked() -> bool:
+        loop.run()
+        return urgency.ran == [-1]
+
+    until(looked, "the urgent one")
+    urgency.end()
+    loop.close()
+
+
+def test_an_urgent_item_that_raises_costs_the_next_one_nothing(loop: Loop) -> None:
+    """As on the other threads."""
+    urgency = Urgency(loop, 1)
+    urgency.fill(1)
+    urgency.executor.submit(-99)
+    until(lambda: urgency.executor.load.threads.waiting == 0, "the one that raises")
+    urgency.executor.submit(-1)
+    until(lambda: urgency.ran == [-1], "the next one")
+    urgency.end()
+
+
+def test_what_is_urgent_takes_no_thread_of_its_own_while_one_is_free(loop: Loop) -> None:
+    """It is run as all else is."""
+    urgency = Urgency(loop, 2)
+    urgency.fill(1)
+    urgency.executor.submit(-1)
+    until(lambda: urgency.ran == [-1], "the urgent one")
+    assert not [thread for thread in threading.enumerate() if thread.name == "urgent-urgent"]
+    urgency.end()
+
+
+def test_what_is_urgent_waits_where_there_is_no_thread_for_it(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not lost: there is another try when more comes, and else the next one that is free runs it."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "urgent-urgent" and not refused.is_set():
+            refused.set()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    refused = threading.Event()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    urgency = Urgency(loop, 1)
+    urgency.fill(1)
+    urgency.executor.submit(50)
+    urgency.executor.submit(-1)
+    assert refused.wait(EVENT_TIMEOUT)
+    urgency.executor.submit(-2)
+    until(lambda: sorted(urgency.ran) == [-2, -1], "the urgent ones")
+    urgency.end()
+    assert urgency.ran[2:] == [1, 50]

@@ -30,6 +30,7 @@ from msgbus import (
 )
 from msgbus.conformance.waiting import Task, gather, until
 from msgbus.counting import MOST_METHODS
+from msgbus.durations import Durations
 from msgbus.message import Request
 from msgbus.stats import MOST_RUNNING
 from tests.support import EVENT_TIMEOUT, conf_from_file, new_transport, new_url
@@ -256,7 +257,7 @@ def test_not_all_that_runs_is_shown(bus: Bus) -> None:
 
 
 def test_what_waits_for_a_thread_is_the_backlog(cleanup: ExitStack) -> None:
-    """It has come, and has not begun; the server holds it. Nor would the server answer then, as with a ping."""
+    """It has come, and has not begun; the server holds it."""
     bus = Bus(cleanup, Service(), executor_thread_pool_size=2)
 
     def found() -> Any:
@@ -273,6 +274,75 @@ def test_what_waits_for_a_thread_is_the_backlog(cleanup: ExitStack) -> None:
     bus.service.go_on.set()
     gather(stuck)
     until(lambda: bus.counts("echo") == (3, 3, 0, 0), "the casts")
+
+
+@pytest.mark.parametrize(
+    ("service", "options"),
+    [
+        (Service, {"executor_thread_pool_size": 2}),
+        (Asynchronous, {"executor_thread_pool_size": 2}),
+        (Asynchronous, {"executor_tasks": 2}),
+    ],
+)
+def test_a_server_answers_however_busy_it_is(
+    cleanup: ExitStack, service: type[Service], options: dict[str, int]
+) -> None:
+    """It says so when all threads or tasks are taken, and other requests wait. A ping waits with them."""
+    bus = Bus(cleanup, service(), **options)
+    stuck = [Task(bus.client.call, {}, "wait") for _ in range(2)]
+    until(lambda: bus.stats()["running_count"] == 2, "two that run")
+    waiting = [Task(bus.client.call, {}, "echo") for _ in range(3)]
+    tasks = "executor_tasks" in options
+
+    def waits() -> int:
+        found = bus.stats()
+        return int(found["threads"]["waiting"] if found["tasks"] and not tasks else found["backlog"])
+
+    until(lambda: waits() == 3, "three that wait")
+    assert bus.client.ping(0.3) == []
+    (answer,) = bus.client.prepare(namespace="msgbus").gather({}, "stats")
+    assert answer.value["tasks" if tasks else "threads"]["limit"] == 2
+    bus.service.go_on.set()
+    gather([*stuck, *waiting])
+
+
+def test_how_long_methods_take_is_counted(bus: Bus) -> None:
+    """By an upper bound, at most a quarter above. What msgbus itself answers, and what is refused, does not count."""
+    assert bus.stats()["durations"] == []
+    with pytest.raises(NoSuchMethod):
+        bus.client.call({}, "nothing")
+    task = Task(bus.client.call, {}, "wait")
+    until(lambda: bus.stats()["running_count"] == 1, "one that runs")
+    until(lambda: bus.stats()["running"][0]["seconds"] > 0.1, "a tenth of a second")
+    bus.service.go_on.set()
+    gather([task])
+    bus.client.call({}, "echo")
+    with pytest.raises(KeyError):
+        bus.client.call({}, "fail")
+    until(lambda: sum(count for _, count in bus.stats()["durations"]) == 3, "three")
+    bounds = [bound for bound, _ in bus.stats()["durations"]]
+    assert bounds == sorted(bounds)
+    assert 0.1 < bounds[-1] < EVENT_TIMEOUT
+
+
+@pytest.mark.parametrize("seconds", [2e-6, 1e-5, 2.0**-10, 0.00099, 0.1, 0.125, 0.99999, 1.0, 59.9, 3600.0, 100_000.0])
+def test_the_bound_of_a_duration_is_near(seconds: float) -> None:
+    """It is at most a quarter above it."""
+    durations = Durations()
+    durations.add(seconds)
+    ((bound, count),) = durations.shown()
+    assert count == 1
+    assert seconds < bound <= 1.25 * seconds
+
+
+@pytest.mark.parametrize(("seconds", "bound"), [(-1.0, 1.8e-7), (0.0, 1.8e-7), (1e-9, 1.8e-7), (1e9, 262144.0)])
+def test_a_duration_beyond_all_bounds_counts_at_the_nearest(seconds: float, bound: float) -> None:
+    """Clocks may be anything."""
+    durations = Durations()
+    durations.add(seconds)
+    ((found, count),) = durations.shown()
+    assert found == pytest.approx(bound, rel=0.05)
+    assert count == 1
 
 
 def test_methods_without_number_are_counted_together(cleanup: ExitStack) -> None:

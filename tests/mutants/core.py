@@ -1220,6 +1220,22 @@ OTHERS = (
         "core/test_stats.py::test_names_of_no_method_get_no_entry",
     ),
     Mutant(
+        "a_busy_server_says_nothing",
+        "stats is answered even where all threads are busy (how to deploy, watch it).",
+        "server.py",
+        "transport.loop, holds_urgent)",
+        "transport.loop)",
+        "core/test_stats.py::test_a_server_answers_however_busy_it_is",
+    ),
+    Mutant(
+        "a_busy_event_loop_says_nothing",
+        "stats is answered even where all tasks are taken (how to deploy, watch it).",
+        "aio/executor.py",
+        "and holds_urgent(item):",
+        "and False:",
+        "core/test_stats.py::test_a_server_answers_however_busy_it_is",
+    ),
+    Mutant(
         "is_ready_while_it_stops",
         "A server that is being stopped is not ready (how to deploy, Kubernetes).",
         "base_server.py",
