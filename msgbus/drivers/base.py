@@ -391,6 +391,16 @@ class Driver(ABC):
         """
         raise_missing(self, Capability.INSPECT)
 
+    def known_servers(self) -> Future[Sequence[Address]] | None:
+        """Which servers there are: an address of the kind server for each that subscribes now, on every exchange.
+
+        For operators who look around; nothing else relies on it. The future fails as that of `inspect`.
+
+        Returns:
+            None, the default, if the message system cannot list them.
+        """
+        return None
+
     @property
     def up_since(self) -> float | None:
         """Since when messages can be sent and received, in seconds of `Loop.now`; None while they cannot.

@@ -58,6 +58,13 @@ def test_inspect_is_refused_by_default() -> None:
     transport.cleanup()
 
 
+def test_a_driver_need_not_list_servers() -> None:
+    """One that does not override `known_servers` cannot."""
+    transport = new_transport()
+    assert Driver.known_servers(transport.driver) is None
+    transport.cleanup()
+
+
 def test_default_state_is_the_class() -> None:
     """Where a driver says nothing about its state, its class's name stands for it."""
 

@@ -394,6 +394,11 @@ class Bus:
             now = Loop.now()
             return QueueInfo(len(queue.consumers), sum(item.expires > now for item in queue.items))
 
+    def servers(self) -> list[Address]:
+        """The addresses of the servers that consume."""
+        with self._lock:
+            return [address for address, queue in self._queues.items() if address.kind == "server" and queue.consumers]
+
     def fail_waiting(self, mine: Callable[[Future[Sent]], bool], error: Exception) -> None:
         """Fail the waiting sends for which `mine` returns True."""
         with self._lock:

@@ -151,6 +151,9 @@ class FakeDriver(Driver):
             return failed(MessageUndeliverable(f"there is no {address} on {self.state}"))
         return done(found)
 
+    def known_servers(self) -> Future[Sequence[Address]]:
+        return failed(self._was_closed()) if self._closed else done(self.bus.servers())
+
     def close(self) -> None:
         self._closed = True
         for opened in list(self._opened):

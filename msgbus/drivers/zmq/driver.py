@@ -269,6 +269,9 @@ class ZmqDriver(DriverShell):
     def inspect(self, address: Address) -> Future[QueueInfo]:
         return self.ask(self._node.inspect, address)
 
+    def known_servers(self) -> Future[Sequence[Address]]:
+        return self.ask(self._node.known_servers)
+
     def end(self, func: Callable[..., None], *args: Any) -> Future[None]:
         """End something of the node, as by `ask`; done at once if the node is closed or not started."""
         return done() if self._closed or not self.loop.started else self.ask(func, *args)

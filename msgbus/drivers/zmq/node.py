@@ -290,6 +290,18 @@ class Node:
 
     def inspect(self, address: Address, found: Future[QueueInfo]) -> None:
         """See `Driver.inspect`."""
+
+        def look() -> None:
+            self._inspector.inspect(address, self._sender.waiting_for(address), found)
+
+        self._look(look, found)
+
+    def known_servers(self, found: Future[Sequence[Address]]) -> None:
+        """See `Driver.known_servers`."""
+        self._look(lambda: finish(found, self._directory.servers()), found)
+
+    def _look(self, look: Callable[[], None], found: Future[Any]) -> None:
+        """Call a function once the directory is up to date, or fail `found`."""
         try:
             self.open()
         except MessagingException as exc:
@@ -297,9 +309,9 @@ class Node:
             return
         self._refresh()
         if self._matchmaker.is_opening and not found.done():
-            self._loop.call_later(TICK, self.inspect, address, found)
+            self._loop.call_later(TICK, self._look, look, found)
             return
-        self._inspector.inspect(address, self._sender.waiting_for(address), found)
+        look()
 
     # Called by the links
 

@@ -286,6 +286,19 @@ def test_inspect(driver: FakeDriver) -> None:
     assert driver.inspect(TOPIC).result() == QueueInfo(0, 2)
 
 
+def test_servers_are_listed_while_they_subscribe(driver: FakeDriver) -> None:
+    """Their addresses; not one whose queue is all that is left."""
+    found = driver.known_servers().result()
+    assert found == []
+    server = TOPIC._replace(kind="server", server="h1")
+    subscription = driver.subscribe([TOPIC, server], Inbox(), prefetch=1)
+    assert driver.known_servers().result() == [server]
+    subscription.close()
+    assert driver.known_servers().result() == []
+    driver.close()
+    assert type(driver.known_servers().exception()) is CallCancelled
+
+
 def test_expired_messages_are_dropped(driver: FakeDriver) -> None:
     """Messages that expired while they waited are not delivered; the others carry what is left of their ttl."""
     subscription = driver.subscribe([TOPIC], Inbox(), prefetch=1)

@@ -175,6 +175,10 @@ class Directory:
         """The nodes that serve an address. That of a fanout is without server."""
         return self._nodes.get(address, {})
 
+    def servers(self) -> list[Address]:
+        """The addresses of all servers."""
+        return [address for address in self._nodes if address.kind == "server"]
+
     def pools(self, exchange: str, topic: str) -> list[Address]:
         """The pools of a topic."""
         return list(self._pools.get((exchange, topic), ()))
