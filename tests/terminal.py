@@ -79,10 +79,10 @@ class Terminal:
         """Press keys."""
         os.write(self._fd, text.encode())
 
-    def wait_for(self, text: str) -> None:
-        """Read until `text` has appeared."""
+    def wait_for(self, text: str, times: int = 1) -> None:
+        """Read until `text` has appeared, so many times."""
         end = time.monotonic() + SECONDS
-        while text not in self.raw:
+        while self.raw.count(text) < times:
             assert self._read(end), f"it ended without {text!r}: {self.raw!r}"
 
     def finish(self, number: signal.Signals | None = None) -> int:

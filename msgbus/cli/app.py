@@ -27,6 +27,8 @@ COMMANDS = {
     "ping": ("msgbus.cli.ping", "List the servers of a topic that answer."),
     "describe": ("msgbus.cli.describe", "Show the methods of a topic's servers, with arguments and results."),
     "stub": ("msgbus.cli.stub", "Write a Python module for typed clients of a topic."),
+    "top": ("msgbus.cli.top", "Show what servers do, again and again: rates, what runs, queues."),
+    "stuck": ("msgbus.cli.stuck", "Say which servers, requests and queues are stuck, and what to look at next."),
     "dead": ("msgbus.cli.dead", "Look at what servers have given up, send it again, or remove it."),
     "demo": ("msgbus.cli.demo", "Show what msgbus does: servers and a client at work."),
     "bench": ("msgbus.cli.bench", "Measure how fast your message system is, from this machine."),

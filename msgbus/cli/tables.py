@@ -17,6 +17,7 @@ from msgbus.values import JSON_VALUES, is_plain
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
     from rich.text import Text
 
 
@@ -83,8 +84,6 @@ def _laid_out(line: str, indent: int | None) -> Text:
 def print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table; on a terminal that is too narrow for it, each row as a paragraph."""
     from rich.cells import cell_len
-    from rich.table import Table
-    from rich.text import Text
 
     rows = [[printable(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
@@ -93,10 +92,20 @@ def print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         if sum(widths) + 2 * (len(widths) - 1) > columns:
             _print_paragraphs(names, rows, columns)
             return
+    print_rich(make_table(names, rows), width=1000)
+
+
+def make_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table, for `print_rich`."""
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(*names, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in table.columns:
+        column.overflow = "fold"  # Where it is too narrow, nothing is left out.
     for row in rows:
-        table.add_row(*map(Text, row))  # Text: brackets in it are no markup
-    print_rich(table, width=1000)
+        table.add_row(*(Text(printable(cell)) for cell in row))  # Text: brackets in it are no markup
+    return table
 
 
 def _print_paragraphs(names: Sequence[str], rows: Iterable[Sequence[str]], columns: int) -> None:

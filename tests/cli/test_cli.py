@@ -103,7 +103,7 @@ def test_log_level_is_taken_before_and_after_the_command(name: str, args: tuple[
     root = logging.getLogger()
     for words in ([*args, name], [name, *args], ["--debug", name, *args]):
         root.setLevel(logging.NOTSET)
-        run(*words, *(["--url", "nonsense"] if name in ("demo", "bench") else []))
+        run(*words, *(["--url", "nonsense"] if name in ("demo", "bench", "top", "stuck") else []))
         assert root.level == logging.INFO, words
 
 
