@@ -52,6 +52,8 @@ def describe(
 ) -> None:
     """Show what the servers of TOPIC have: interfaces with their versions, methods, arguments and results.
 
+    For each method it says since which version of its interface it is there.
+
     Servers that have the same are shown together. Methods are those that may be called. A server with the option
     rpc_built_in_methods = stats does not say what it has. If any server does not say it, this ends with the code of
     that error.
@@ -97,7 +99,7 @@ def _print_groups(topic: str, found: Sequence[Description]) -> None:
     for servers, description in _grouped(found):
         names = printable(", ".join(servers))
         click.echo(f"topic {printable(topic)}, {'server' if len(servers) == 1 else 'servers'} {names}")
-        print_table(("interface", "method", "kind", "what it does"), _rows(description))
+        print_table(("interface", "method", "kind", "since", "what it does"), _rows(description))
         if description.left_out:
             left_out = printable(", ".join(description.left_out))
             click.echo(f"too large to be described whole, left out: {left_out}", err=True)
@@ -158,7 +160,6 @@ def _rows(description: Description) -> list[list[str]]:
     for interface in description.interfaces:
         name = " ".join(filter(None, [interface.namespace, interface.version]))
         for method in interface.methods:
-            kind = "stream" if method.stream else "cast" if method.one_way else "call"
             does = method.doc.partition("\n")[0]
-            rows.append([name, f"{method.name}{method.signature}", kind, does])
+            rows.append([name, f"{method.name}{method.signature}", method.kind, method.since or "", does])
     return rows
