@@ -11,7 +11,7 @@ from msgbus.cli.connecting import open_transport
 from msgbus.cli.errors import code_of, line_of
 from msgbus.cli.options import Seconds, bus_options, example, json_option
 from msgbus.cli.progress import progress
-from msgbus.cli.tables import print_json, print_table
+from msgbus.cli.tables import print_document, print_json, print_table
 from msgbus.foreign import printable
 
 if TYPE_CHECKING:
@@ -32,10 +32,20 @@ timeout_option = click.option(
 )
 
 
-@click.command(epilog=example("msgbus describe hello", "msgbus describe hello --json"))
+@click.command(
+    epilog=example(
+        "msgbus describe hello", "msgbus describe hello --json", "msgbus describe hello --asyncapi > hello.json"
+    )
+)
 @click.argument("topic")
 @click.option("--server", metavar="NAME", help="That server of the topic only.")
 @timeout_option
+@click.option(
+    "--asyncapi",
+    "as_asyncapi",
+    is_flag=True,
+    help="An AsyncAPI document of the topic, version 3.0, as JSON; with --json on one line.",
+)
 @json_option(
     "One line of JSON for each server, with JSON Schemas of the methods' arguments and results, and whole docstrings.",
     quiet=True,
@@ -45,6 +55,7 @@ def describe(
     topic: str,
     server: str | None,
     timeout: float,
+    as_asyncapi: bool,
     as_json: bool,
     url: str | None,
     config_files: tuple[str, ...],
@@ -66,10 +77,14 @@ def describe(
         client = get_rpc_client(transport, target, timeout=timeout)
         with progress() as waiting, waiting("asking the servers"):
             found, errors = _ask_all(client)
+        descriptions = [description for _, description in found]
+        document = _asyncapi(client, descriptions) if as_asyncapi else None
     if as_json:
-        print_json(answer for answer, _ in found)
+        print_json([answer for answer, _ in found] if document is None else [document])
+    elif document is not None:
+        print_document(document)
     else:
-        _print_groups(topic, [description for _, description in found])
+        _print_groups(topic, descriptions)
     for exc in errors:
         click.echo(printable(line_of(exc)), err=True)
     if errors:
@@ -100,9 +115,13 @@ def _print_groups(topic: str, found: Sequence[Description]) -> None:
         names = printable(", ".join(servers))
         click.echo(f"topic {printable(topic)}, {'server' if len(servers) == 1 else 'servers'} {names}")
         print_table(("interface", "method", "kind", "since", "what it does"), _rows(description))
-        if description.left_out:
-            left_out = printable(", ".join(description.left_out))
-            click.echo(f"too large to be described whole, left out: {left_out}", err=True)
+        _say_left_out(description)
+
+
+def _say_left_out(description: Description) -> None:
+    if description.left_out:
+        left_out = printable(", ".join(description.left_out))
+        click.echo(f"too large to be described whole, left out: {left_out}", err=True)
 
 
 def _servers_of(client: RPCClient) -> Sequence[str | None]:
@@ -140,6 +159,28 @@ def ask(client: RPCClient) -> tuple[Any, Description]:
         ) from exc
     except (msgspec.ValidationError, RecursionError) as exc:
         raise SerializationError(f"what {who} says of itself cannot be read: {exc}") from exc
+
+
+def _asyncapi(client: RPCClient, found: Sequence[Description]) -> dict[str, Any]:
+    """An AsyncAPI document of what servers have said.
+
+    Raises:
+        click.UsageError: they have not said the same.
+    """
+    from msgbus.cli.asyncapi import asyncapi_document
+    from msgbus.cli.asyncapi_servers import servers_of
+
+    transport, target = client.transport, client.target
+    (names, description), *others = _grouped(found)
+    if others:
+        groups = "; ".join(", ".join(names) for names, _ in [(names, description), *others])
+        raise click.UsageError(
+            f"the servers of topic {target.topic!r} do not all have the same methods, and a document is about those "
+            f"that have: name one by --server ({printable(groups)})"
+        )
+    _say_left_out(description)
+    address = transport.address(target(server=None, fanout=None))
+    return asyncapi_document(description, address, servers_of(transport), client.content_type)
 
 
 def _grouped(found: Sequence[Description]) -> list[tuple[list[str], Description]]:
