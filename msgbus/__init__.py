@@ -57,6 +57,7 @@ from msgbus.transport import Transport, get_rpc_transport
 from msgbus.typed_client import one_way
 from msgbus.url import TransportHost, TransportURL
 from msgbus.validation import validated
+from msgbus.versions import since
 
 __all__ = [
     "AccessDenied",
@@ -118,5 +119,6 @@ __all__ = [
     "get_rpc_server",
     "get_rpc_transport",
     "one_way",
+    "since",
     "validated",
 ]

@@ -17,6 +17,7 @@ from msgbus.schemas import Schemas
 from msgbus.signatures import EMPTY, Signature, function_of, is_generator, read_signature
 from msgbus.target import Target
 from msgbus.typed_client import is_one_way
+from msgbus.versions import first_version, since_of
 
 MAX_METHODS = 500
 """The most methods that a server describes."""
@@ -40,6 +41,7 @@ class MethodInfo(msgspec.Struct):
         stream: it is a generator, for `multicall`.
         one_way: it is marked with `one_way`.
         validated: its arguments are checked.
+        since: the version of the interface that added it; None if the server does not say.
         arguments: a JSON Schema of an object with the arguments.
         result: a JSON Schema of its result, or of each item; None if nothing is known.
     """
@@ -50,8 +52,14 @@ class MethodInfo(msgspec.Struct):
     stream: bool = False
     one_way: bool = False
     validated: bool = False
+    since: str | None = None
     arguments: dict[str, Any] = {}
     result: dict[str, Any] | None = None
+
+    @property
+    def kind(self) -> str:
+        """How it is called: ``"call"``, ``"stream"`` (by multicall) or ``"cast"``."""
+        return "stream" if self.stream else "cast" if self.one_way else "call"
 
 
 class Interface(msgspec.Struct):
@@ -132,6 +140,7 @@ def _filled(description: Description, dispatcher: Methods) -> Description:
             info = _method_info(endpoint, name, method, validated, schemas)
         except Exception:  # Its annotations and its docstring may be anything.
             info = MethodInfo(name, validated=validated)
+        info.since = since_of(method) or first_version(target.version or "1.0")
         interfaces[id(endpoint)].methods.append(info)
     description.interfaces = list(interfaces.values())
     return description

@@ -18,7 +18,7 @@ from msgbus.message import PING_NAMESPACE, Request
 from msgbus.serializer import NoOpSerializer, Serializer, check_serializer
 from msgbus.target import Target
 from msgbus.validation import methods_to_validate, validates_all, with_validation
-from msgbus.versions import parse_version, version_is_compatible
+from msgbus.versions import check_since, methods_since, parse_version, version_is_compatible
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -160,7 +160,8 @@ class RPCDispatcher:
         Raises:
             TypeError: an endpoint's ``target`` is not a `Target`, its version is invalid, the policy is not a subclass
                 of `RPCAccessPolicyBase`, something is ``async`` that is called without awaiting it (without
-                `asynchronous` each method), or an annotation of a method that is to be validated cannot be used.
+                `asynchronous` each method), `since` of a method does not fit the endpoint's version, or an annotation
+                of a method that is to be validated cannot be used.
         """
         policy = access_policy or DefaultRPCAccessPolicy
         given: object = policy
@@ -192,7 +193,8 @@ class RPCDispatcher:
 
         Raises:
             TypeError: it is a class whose methods need an object, its ``target`` is not a `Target`, the version in that
-                is invalid, a method that may be called is ``async``, or an annotation cannot be used.
+                is invalid, a method that may be called is ``async``, `since` of one does not fit the version, or an
+                annotation cannot be used.
         """
         if isinstance(endpoint, _NOT_ENDPOINTS) or inspect.isroutine(endpoint):
             raise TypeError(f"an endpoint is an object whose methods are called, not {endpoint!r}")
@@ -218,6 +220,9 @@ class RPCDispatcher:
                     "them: use msgbus.get_rpc_server with executor='asyncio', make it a plain one, or keep it from "
                     "being called, by an underscore before its name or by an access policy"
                 )
+        for name, added in methods_since(endpoint):
+            if self._allows(endpoint, name):
+                check_since(f"{_name_of(endpoint)}.{name}", added, target.version or "1.0")
         validate = validate or validates_all(endpoint)
         wrappers = {
             (id(endpoint), name): self._with_validation(endpoint, name, method)

@@ -131,6 +131,16 @@ def unbound(method: Any) -> Any:
             return method
 
 
+def mark_of(method: Any, name: str) -> Any:
+    """What a decorator has noted under a name on a method, as it is kept in an endpoint; None: nothing.
+
+    None of the method's code runs.
+    """
+    candidates = (unbound(method), inspect.getattr_static(type(method), "__call__", None))
+    found = (inspect.getattr_static(one, name, None) for one in candidates)
+    return next((mark for mark in found if mark is not None), None)
+
+
 def _namespace(function: Any, owner: type) -> dict[str, Any]:
     """The names that annotations may use: those of the function's module come first, then those of its class."""
     innermost = inspect.unwrap(function)

@@ -21,7 +21,7 @@ from msgbus.exceptions import InvalidArguments, SerializationError
 from msgbus.foreign import printable
 from msgbus.message import JSON
 from msgbus.mismatch import Mismatch
-from msgbus.signatures import EMPTY, Signature, function_of, read_signature, unbound
+from msgbus.signatures import EMPTY, Signature, function_of, mark_of, read_signature
 
 T = TypeVar("T", bound=Callable[..., Any])
 Method = Callable[..., Any]
@@ -66,7 +66,7 @@ def methods_to_validate(endpoint: object, *, everything: bool) -> Iterator[tuple
             continue
         if isinstance(static, MemberDescriptorType):  # made by __slots__: reading it runs no code
             static = getattr(endpoint, name, None)
-        if not everything and not _is_marked(static):
+        if not everything and mark_of(static, _MARK) is not True:
             continue
         try:
             method = getattr(endpoint, name)
@@ -77,12 +77,6 @@ def methods_to_validate(endpoint: object, *, everything: bool) -> Iterator[tuple
         if isinstance(endpoint, ModuleType) and getattr(method, "__module__", None) != endpoint.__name__:
             continue  # It is imported there.
         yield name, method
-
-
-def _is_marked(static: Any) -> bool:
-    """Whether what an endpoint has, as it is kept there, is marked. None of its code runs."""
-    candidates = (unbound(static), inspect.getattr_static(type(static), "__call__", None))
-    return any(inspect.getattr_static(one, _MARK, False) is True for one in candidates)
 
 
 def with_validation(endpoint: object, name: str, method: Method, *, has_serializer: bool) -> Method:

@@ -33,6 +33,8 @@ CLI = {
     "msgbus.dead_letters.Stored": "likewise",
     "msgbus.otel": "serve --metrics",
     "msgbus.versions.version_is_compatible": "checks --version before anything is sent",
+    "msgbus.versions.is_version": "reads the versions that a server says",
+    "msgbus.versions.parse_version": "likewise",
     "msgbus.drivers.registry.DRIVERS": "lists drivers without importing them",
     "msgbus.drivers.registry.load_driver_class": "lists drivers",
     "msgbus.exceptions": "has an exit code for each",

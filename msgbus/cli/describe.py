@@ -11,7 +11,7 @@ from msgbus.cli.connecting import open_transport
 from msgbus.cli.errors import code_of, line_of
 from msgbus.cli.options import Seconds, bus_options, example, json_option
 from msgbus.cli.progress import progress
-from msgbus.cli.tables import print_json, print_table
+from msgbus.cli.tables import print_document, print_json, print_table
 from msgbus.foreign import printable
 
 if TYPE_CHECKING:
@@ -32,10 +32,20 @@ timeout_option = click.option(
 )
 
 
-@click.command(epilog=example("msgbus describe hello", "msgbus describe hello --json"))
+@click.command(
+    epilog=example(
+        "msgbus describe hello", "msgbus describe hello --json", "msgbus describe hello --asyncapi > hello.json"
+    )
+)
 @click.argument("topic")
 @click.option("--server", metavar="NAME", help="That server of the topic only.")
 @timeout_option
+@click.option(
+    "--asyncapi",
+    "as_asyncapi",
+    is_flag=True,
+    help="An AsyncAPI document of the topic, version 3.0, as JSON; with --json on one line.",
+)
 @json_option(
     "One line of JSON for each server, with JSON Schemas of the methods' arguments and results, and whole docstrings.",
     quiet=True,
@@ -45,12 +55,15 @@ def describe(
     topic: str,
     server: str | None,
     timeout: float,
+    as_asyncapi: bool,
     as_json: bool,
     url: str | None,
     config_files: tuple[str, ...],
     exchange: str | None,
 ) -> None:
     """Show what the servers of TOPIC have: interfaces with their versions, methods, arguments and results.
+
+    For each method it says since which version of its interface it is there.
 
     Servers that have the same are shown together. Methods are those that may be called. A server with the option
     rpc_built_in_methods = stats does not say what it has. If any server does not say it, this ends with the code of
@@ -64,10 +77,14 @@ def describe(
         client = get_rpc_client(transport, target, timeout=timeout)
         with progress() as waiting, waiting("asking the servers"):
             found, errors = _ask_all(client)
+        descriptions = [description for _, description in found]
+        document = _asyncapi(client, descriptions) if as_asyncapi else None
     if as_json:
-        print_json(answer for answer, _ in found)
+        print_json([answer for answer, _ in found] if document is None else [document])
+    elif document is not None:
+        print_document(document)
     else:
-        _print_groups(topic, [description for _, description in found])
+        _print_groups(topic, descriptions)
     for exc in errors:
         click.echo(printable(line_of(exc)), err=True)
     if errors:
@@ -97,10 +114,14 @@ def _print_groups(topic: str, found: Sequence[Description]) -> None:
     for servers, description in _grouped(found):
         names = printable(", ".join(servers))
         click.echo(f"topic {printable(topic)}, {'server' if len(servers) == 1 else 'servers'} {names}")
-        print_table(("interface", "method", "kind", "what it does"), _rows(description))
-        if description.left_out:
-            left_out = printable(", ".join(description.left_out))
-            click.echo(f"too large to be described whole, left out: {left_out}", err=True)
+        print_table(("interface", "method", "kind", "since", "what it does"), _rows(description))
+        _say_left_out(description)
+
+
+def _say_left_out(description: Description) -> None:
+    if description.left_out:
+        left_out = printable(", ".join(description.left_out))
+        click.echo(f"too large to be described whole, left out: {left_out}", err=True)
 
 
 def _servers_of(client: RPCClient) -> Sequence[str | None]:
@@ -140,6 +161,28 @@ def ask(client: RPCClient) -> tuple[Any, Description]:
         raise SerializationError(f"what {who} says of itself cannot be read: {exc}") from exc
 
 
+def _asyncapi(client: RPCClient, found: Sequence[Description]) -> dict[str, Any]:
+    """An AsyncAPI document of what servers have said.
+
+    Raises:
+        click.UsageError: they have not said the same.
+    """
+    from msgbus.cli.asyncapi import asyncapi_document
+    from msgbus.cli.asyncapi_servers import servers_of
+
+    transport, target = client.transport, client.target
+    (names, description), *others = _grouped(found)
+    if others:
+        groups = "; ".join(", ".join(names) for names, _ in [(names, description), *others])
+        raise click.UsageError(
+            f"the servers of topic {target.topic!r} do not all have the same methods, and a document is about those "
+            f"that have: name one by --server ({printable(groups)})"
+        )
+    _say_left_out(description)
+    address = transport.address(target(server=None, fanout=None))
+    return asyncapi_document(description, address, servers_of(transport), client.content_type)
+
+
 def _grouped(found: Sequence[Description]) -> list[tuple[list[str], Description]]:
     """The servers that have the same, and what."""
     groups: list[tuple[list[str], Description]] = []
@@ -158,7 +201,6 @@ def _rows(description: Description) -> list[list[str]]:
     for interface in description.interfaces:
         name = " ".join(filter(None, [interface.namespace, interface.version]))
         for method in interface.methods:
-            kind = "stream" if method.stream else "cast" if method.one_way else "call"
             does = method.doc.partition("\n")[0]
-            rows.append([name, f"{method.name}{method.signature}", kind, does])
+            rows.append([name, f"{method.name}{method.signature}", method.kind, method.since or "", does])
     return rows

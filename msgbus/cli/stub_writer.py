@@ -8,7 +8,7 @@ from msgbus.cli.stub_types import INDENT, Types, docstring, is_identifier, liter
 from msgbus.describing import Description, Interface, MethodInfo
 from msgbus.exceptions import InvalidTarget
 from msgbus.target import Target
-from msgbus.versions import version_is_compatible
+from msgbus.versions import is_version, parse_version, version_is_compatible
 
 MAX_LINE = 116
 
@@ -68,6 +68,8 @@ def _method(method: MethodInfo, types: Types, asynchronous: bool) -> Iterator[st
     for name in properties_of(method.arguments):
         if not _is_argument(name):
             yield f"{INDENT}# an argument is left out, since Python has none of that name: {shown(name)}"
+    if method.since is not None and is_version(method.since) and parse_version(method.since)[1:] != (0, 0):
+        yield f"{INDENT}# since version {shown(method.since)}"
     arguments = ["self", *_arguments(method, types)]
     result = types.use("Any") if method.result is None else types.of(method.result)
     if method.one_way and result == "None" and not method.stream:

@@ -59,6 +59,15 @@ def print_value(value: Any, *, as_json: bool, one_line: bool = False) -> None:
     print_rich(compact if fits else _laid_out(line, 2), soft_wrap=True)
 
 
+def print_document(value: Any) -> None:
+    """Print a value as JSON that is laid out on several lines; on a terminal in colours."""
+    line = _json(value)
+    if sys.stdout.isatty():
+        print_rich(_laid_out(line, 2), soft_wrap=True)
+    else:
+        click.echo(_indented(line, 2))
+
+
 def print_named_value(name: str, value: Any) -> None:
     """Print a value as a line of JSON, after a name; on a terminal in colours."""
     line = _json(value)
@@ -75,10 +84,14 @@ def _laid_out(line: str, indent: int | None) -> Text:
     from rich.highlighter import JSONHighlighter
     from rich.text import Text
 
-    text = json.dumps(json.loads(line), indent=indent, ensure_ascii=False)
-    coloured = Text("\n".join(map(printable_json, text.split("\n"))), no_wrap=True)
+    coloured = Text(_indented(line, indent), no_wrap=True)
     JSONHighlighter().highlight(coloured)
     return coloured
+
+
+def _indented(line: str, indent: int | None) -> str:
+    text = json.dumps(json.loads(line), indent=indent, ensure_ascii=False)
+    return "\n".join(map(printable_json, text.split("\n")))
 
 
 def print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,67 +14,17 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from click.testing import CliRunner, Result
 
-import msgbus
-from msgbus import Target, get_rpc_client, get_rpc_server
-from msgbus.cli.app import cli
+from msgbus import Target, get_rpc_client, since
 from msgbus.cli.errors import Code
 from msgbus.cli.stub_types import Types
 from msgbus.cli.stub_writer import write_stub
 from msgbus.describing import Description, Interface, MethodInfo
+from tests.cli.described import Bus, Plain, hostile
 from tests.core.typed_service import Images
-from tests.support import ROOT, new_transport, new_url
+from tests.support import ROOT, new_transport
 
 AT = datetime(2026, 1, 2, tzinfo=UTC)
-
-
-class Plain:
-    """Not annotated."""
-
-    def greet(self, ctxt, name="you"):  # type: ignore[no-untyped-def]  # that is what it is about
-        r"""Greet somebody.
-
-        With a "quotation", and a backslash: \n.
-        """
-        return f"Hello, {name}"
-
-    @msgbus.one_way
-    def note(self, ctxt: object, text: str) -> None: ...
-
-
-@pytest.fixture(autouse=True)
-def _no_url(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MSGBUS_URL", raising=False)
-
-
-class Bus:
-    """A bus in memory with servers of the topic images."""
-
-    def __init__(self) -> None:
-        self.url = new_url()
-        self.transport = new_transport(self.url)
-        self.servers: list[msgbus.RPCServer] = []
-
-    def serve(self, name: str, *endpoints: Any, transport: msgbus.Transport | None = None) -> None:
-        target = Target(topic="images", server=name)
-        server = get_rpc_server(transport or self.transport, target, endpoints, validate=True)
-        server.start()
-        self.servers.append(server)
-
-    def run(self, *args: str) -> Result:
-        return CliRunner().invoke(cli, [*args, "--url", self.url])
-
-
-@pytest.fixture
-def bus() -> Iterator[Bus]:
-    """Servers end with the test."""
-    made = Bus()
-    yield made
-    for server in made.servers:
-        server.stop()
-        server.wait(20)
-    made.transport.cleanup()
 
 
 # describe
@@ -92,8 +41,8 @@ def test_describe_shows_methods_in_a_table(bus: Bus) -> None:
     assert rest.startswith("topic images, servers one, two\n")
     assert "images 1.2  thumbnails(image: Image, count: int) -> Iterator[Thumbnail]" in other
     assert [line.split() for line in rest.splitlines()[2:]] == [
-        ["1.0", "greet(name='you')", "call", "Greet", "somebody."],
-        ["1.0", "note(text:", "str)", "->", "None", "cast"],
+        ["1.0", "greet(name='you')", "call", "1.0", "Greet", "somebody."],
+        ["1.0", "note(text:", "str)", "->", "None", "cast", "1.0"],
     ]
     only = bus.run("describe", "images", "--server", "two").stdout
     assert only.startswith("topic images, server two\n")
@@ -107,6 +56,28 @@ def test_describe_as_json_has_all(bus: Bus) -> None:
     assert (one["server"], two["server"]) == ("one", "two")
     assert "backslash" in one["interfaces"][0]["methods"][0]["doc"]
     assert two["definitions"]["Image"]["required"] == ["name"]
+
+
+class Grown:
+    target = Target(namespace="grown", version="2.3")
+
+    @since("2.1")
+    def added(self, ctxt: object) -> None: ...
+
+    def old(self, ctxt: object) -> None: ...
+
+
+def test_describe_says_which_version_added_a_method(bus: Bus) -> None:
+    """In the table and as JSON; a method that is not marked is there since the first one of its major version."""
+    bus.serve("one", Grown())
+    rows = [line.split() for line in bus.run("describe", "images").stdout.splitlines()[1:]]
+    assert rows == [
+        ["interface", "method", "kind", "since", "what", "it", "does"],
+        ["grown", "2.3", "added()", "->", "None", "call", "2.1"],
+        ["grown", "2.3", "old()", "->", "None", "call", "2.0"],
+    ]
+    (interface,) = json.loads(bus.run("describe", "images", "--json").stdout)["interfaces"]
+    assert {method["name"]: method["since"] for method in interface["methods"]} == {"added": "2.1", "old": "2.0"}
 
 
 def test_describe_says_why_a_server_does_not(bus: Bus) -> None:
@@ -214,42 +185,20 @@ def test_a_stub_works_against_the_server_that_it_came_from(bus: Bus) -> None:
     assert "backslash" in api.PlainApi.greet.__doc__
 
 
-def hostile() -> Description:
-    """What a server might say in order to have its text run, or to write a module that is no Python."""
-    evil = '"""\nraise SystemExit("run")\n\'\'\'\n'
-    names = ["class", "a-b", "self", "_x", "ok", "__x", evil, "int", "Any", "list", "é"]
-    properties = {name: {"type": "integer", "default": evil, "minimum": evil} for name in names}
-    fields = {
-        **properties,
-        "many": {"type": "array", "items": {"$ref": "#/$defs/Loop"}, "default": []},
-        "when": {"type": "string", "format": "date-time", "default": evil},
-        "datetime": {"type": "string", "format": "date-time"},
-        "word": {"enum": [evil, "b"], "default": evil},
-        "text": {"type": "string", "pattern": "(", "default": evil},
-        "mixed": {"anyOf": [{"type": "string"}, {"type": "string", "format": "date"}]},
-        "either": {"anyOf": [{"$ref": "#/$defs/Circle"}, {"$ref": f"#/$defs/{evil}"}]},
-    }
-    tagged = {"propertyName": evil, "mapping": {evil: "#/$defs/Circle"}}
-    definitions: dict[str, Any] = {
-        evil: {"type": "object", "properties": fields, "required": ["ok"], "description": evil},
-        "Circle": {"type": "object", "properties": {evil: {"enum": [evil]}}, "discriminator": tagged},
-        "Any": {"type": "object", "properties": {"x": {}}},
-        "Colour": {"enum": ["a", evil]},
-        "Loop": {"$ref": "#/$defs/Loop"},
-        "Odd": {"type": "object", "properties": {"x": {"type": 5}, "y": {"anyOf": 5}, "z": 5}},
-        "None": 5,
-    }
-    arguments = {"type": "object", "properties": {**properties, "odd": {"$ref": "#/$defs/Odd"}}, "required": ["ok"]}
-    refer = [{"$ref": f"#/$defs/{name}"} for name in definitions]
-    methods = [
-        MethodInfo(name, evil, evil, stream=name == "list", one_way=True, arguments=arguments, result=refer[number % 7])
-        for number, name in enumerate([*names, "target", "Iterator", "str", "datetime", "others"])
-    ]
-    odd = MethodInfo(
-        "odd", arguments={"properties": 5, "required": 5, "additionalProperties": 5}, result={"type": "null"}
-    )
-    interfaces = [Interface(evil, evil, [], "1.0", evil, [*methods, odd]), Interface("class"), Interface("Any")]
-    return Description(evil, evil, evil, interfaces, definitions, [evil])
+def test_a_stub_says_which_version_added_a_method(bus: Bus) -> None:
+    """In a comment before the method, unless it was there from the beginning."""
+    bus.serve("one", Grown())
+    text = bus.run("stub", "images").stdout
+    assert "    # since version '2.1'\n    def added(self) -> None: ...\n\n    def old(" in text
+    assert text.count("# since") == 1
+    module_of(text)
+
+
+@pytest.mark.parametrize("version", ["2.1\nimport os", "x", "", "2", "2.0.0", None])
+def test_a_stub_says_nothing_of_what_is_no_later_version(version: str | None) -> None:
+    """A server may say anything."""
+    interface = Interface("Grown", methods=[MethodInfo("added", since=version)])
+    assert "since" not in write_stub(Description("t", "s", interfaces=[interface]), "t", asynchronous=False)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
