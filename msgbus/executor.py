@@ -159,7 +159,6 @@ class Executor(Generic[T]):
         self._closed = False
         self._next_start = 0.0
         self._is_urgent = is_urgent
-        self._looked_until = 0.0  # Of what came before, it is known whether it is urgent.
         self._spare: threading.Thread | None = None  # runs urgent items; changed under `_starting`
 
     def submit(self, item: T) -> None:
@@ -199,6 +198,7 @@ class Executor(Generic[T]):
 
     def _watch(self) -> None:
         """Give more threads to what has waited too long."""
+        self._watching = False  # What is submitted from now on may not be seen below.
         now = Loop.now()
         too_early = False
         for since, _ in list(self._backlog):
@@ -208,7 +208,6 @@ class Executor(Generic[T]):
             if not self._wake_or_start():
                 self._run_urgent()
                 break
-        self._watching = False
         # If all threads are busy and there may be no more of them, the next one that is free takes the backlog.
         if self._backlog and (too_early or self._idle or len(self._workers) < self._size):
             self._watch_later()
@@ -234,19 +233,15 @@ class Executor(Generic[T]):
                 self._backlog.extendleft((Loop.now(), item) for item in reversed(items))
 
     def _take_urgent(self) -> list[T]:
-        """Take the urgent items out of the backlog. Each item is looked at once."""
+        """Take the urgent items out of the backlog."""
         found = []
         for entry in list(self._backlog):
-            since, item = entry
-            if since < self._looked_until:
-                continue
-            self._looked_until = since
-            if self._is_urgent(item):
+            if self._is_urgent(entry[1]):
                 try:
                     self._backlog.remove(entry)
                 except ValueError:  # A worker has taken it.
                     continue
-                found.append(item)
+                found.append(entry[1])
         return found
 
     def _work_spare(self, items: list[T]) -> None:

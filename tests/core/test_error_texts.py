@@ -104,7 +104,8 @@ def test_errors_while_the_message_system_is_away_name_method_target_and_system(w
     verbs = [*CASTS, *CALLS]
     for verb, error in zip(verbs, Asking(world, url, delivery=delivery).errors(*verbs), strict=True):
         check(error, verb, url)
-        assert "away" in str(error) or "it is not known to be delivered" in str(error)
+        # The last where a busy machine comes to it only after the ping's time.
+        assert any(words in str(error) for words in ("away", "it is not known to be delivered", "not taken in"))
 
 
 @pytest.mark.parametrize("world", WORLDS)

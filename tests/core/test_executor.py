@@ -401,13 +401,20 @@ class Urgency:
 
     Attributes:
         ran: what was run, in order.
+        during_look: submitted as soon as waiting items are looked at.
     """
 
     def __init__(self, loop: Loop, size: int) -> None:
         self.ran: list[int] = []
         self.go_on = threading.Event()
         self.began = threading.Semaphore(0)
-        self.executor: Executor[int] = Executor(size, self._run, "urgent", loop, lambda item: item < 0)
+        self.during_look: list[int] = []
+        self.executor: Executor[int] = Executor(size, self._run, "urgent", loop, self._is_urgent)
+
+    def _is_urgent(self, item: int) -> bool:
+        while self.during_look:
+            self.executor.submit(self.during_look.pop())
+        return item < 0
 
     def _run(self, item: int) -> None:
         self.began.release()
@@ -440,6 +447,16 @@ def test_what_is_urgent_is_run_while_all_threads_are_busy(loop: Loop, size: int)
     assert urgency.executor.load.threads == (size, size, 2)
     urgency.end()
     assert set(urgency.ran[3:]) == {*range(1, size + 1), 50, 51}
+
+
+def test_what_is_urgent_is_found_when_it_comes_during_a_look(loop: Loop) -> None:
+    """That look does not see it, and another one follows."""
+    urgency = Urgency(loop, 1)
+    urgency.fill(1)
+    urgency.during_look.append(-1)
+    urgency.executor.submit(50)
+    until(lambda: urgency.ran == [-1], "the urgent one")
+    urgency.end()
 
 
 def test_what_is_urgent_is_found_when_it_comes_just_before_the_next_look() -> None:
