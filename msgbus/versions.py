@@ -27,8 +27,8 @@ def since(version: str) -> Callable[[F], F]:
             @msgbus.since("1.2")
             def paint(self, ctxt, image, colour): ...
 
-    ``msgbus describe`` shows it. A method without it was there from the beginning: since 1.0 where the endpoint's version
-    is 1.2. It does not change who may call the method: a client that asks for version 1.0 may, too.
+    ``msgbus describe`` shows it. A method without it was there from the beginning: since 1.0 if the version of its
+    endpoint is 1.2. It does not change who may call the method: a client that asks for version 1.0 may, too.
 
     Args:
         version: like ``"1.2"``, of the same major version as the endpoint's, and not above that. This is checked when
