@@ -149,7 +149,7 @@ class Processor:
             message = item.delivery.message
             # Read anew: the method may have changed its arguments before it raised.
             item.request = decode_request(message.body, message.content_type)
-            item.waits, item.began = False, Loop.now()
+            item.waits, item.counted, item.began = False, False, Loop.now()
             self._begin(item)
             return
         message = item.message
@@ -311,9 +311,10 @@ class Processor:
                 call.end_control()
 
     def _count(self, call: ServerCall, outcome: int) -> None:
-        """Count a request whose method has ended."""
+        """Count a request whose method has ended. From that moment it does not count as running."""
         request = call.request
         self.counts[request.namespace, request.method][outcome] += 1
+        call.counted = True
         if request.namespace != PING_NAMESPACE:
             self.durations.add(Loop.now() - call.began)
 
@@ -324,6 +325,7 @@ class Processor:
         else:
             cancelled = call.cancelled or isinstance(exc, Unwanted | Interrupted)
             has_run = self.counts.note_failure((namespace, call.request.method), exc, cancelled=cancelled)
+            call.counted = True
             if has_run and namespace != PING_NAMESPACE:
                 self.durations.add(Loop.now() - call.began)
 

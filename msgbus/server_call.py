@@ -82,6 +82,7 @@ class ServerCall(RunningRequest):
         began: when it was begun here last, in seconds of `Loop.now`.
         waits: of a cast: its method does not run now, since it is to be run again, or is given up.
         active: of a call: its method runs, and it sends keepalives.
+        counted: its method has ended, and that is counted.
         controlled: control frames reach it.
         started: the client has been notified that the call runs.
         answered: the answer has begun to be sent.
@@ -90,7 +91,7 @@ class ServerCall(RunningRequest):
     """
 
     # Most requests keep most of these defaults. Slots would have to be set for each, which saves nothing.
-    accepted = finished = active = controlled = started = answered = confirmed = waits = False
+    accepted = finished = active = controlled = started = answered = confirmed = waits = counted = False
     duplicates: Sequence[Delivery] = ()
     failure: tuple[str, Sequence[str]] = ("", ())
     interrupt: Callable[[], object] | None = None
@@ -129,7 +130,7 @@ class ServerCall(RunningRequest):
     @property
     def runs(self) -> bool:
         """Whether its method runs."""
-        return self.active if self.is_call else not (self.finished or self.waits)
+        return not self.counted and (self.active if self.is_call else not (self.finished or self.waits))
 
     @property
     def is_unconfirmed(self) -> bool:

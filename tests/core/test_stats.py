@@ -162,6 +162,19 @@ def test_each_way_in_which_a_method_ends_is_counted(bus: Bus) -> None:
     until(lambda: bus.counts("fail") == (2, 0, 2, 0), "the failure of a cast")
 
 
+def test_a_request_whose_end_is_counted_does_not_run(cleanup: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was begun once, also in the moment before its server has finished with it."""
+    bus = Bus(cleanup, Service())
+    found: list[dict[str, Any]] = []
+    monkeypatch.setattr(Durations, "add", lambda _self, _seconds: found.append(bus.stats()))
+    bus.client.call({}, "echo")
+    until(lambda: found, "the end of the call")
+    bus.client.cast({}, "echo")
+    until(lambda: len(found) == 2, "the end of the cast")
+    assert [stats["methods"]["echo"]["begun"] for stats in found] == [1, 2]
+    assert [stats["running"] for stats in found] == [[], []]
+
+
 def test_a_cast_that_is_run_again_counts_each_time(cleanup: ExitStack) -> None:
     """Meanwhile it does not run, and the server holds it."""
     bus = Bus(cleanup, Service(), rpc_delivery="at_least_once")
