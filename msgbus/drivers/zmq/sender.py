@@ -293,8 +293,10 @@ class ZmqSender:
             if consumer is not None and consumer.link is link:
                 consumer.reset()
                 self._returned.setdefault(queue, [])
-        taken = {seq: parcel for seq, parcel in in_flight.items() if parcel.taken}
-        if taken and (link.peer_left or not link.left):  # else they are the peer's now
+        # After a BYE of this node the peer keeps what it has confirmed. What was sent after BYE it has not read.
+        kept = link.left and not link.peer_left
+        taken = {seq: parcel for seq, parcel in in_flight.items() if parcel.taken and not (kept and parcel.confirmed)}
+        if taken:
             self._lost.add(link, taken, may_answer=not link.peer_left and alive is not False)
             self._tick_soon()
         for parcel in in_flight.values():
