@@ -13,6 +13,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -189,12 +190,25 @@ def test_compose_leads_to_its_rabbitmq() -> None:
         assert service["depends_on"]["rabbitmq"]["condition"] == "service_healthy"
 
 
-def test_image_holds_what_it_copies() -> None:
-    """Each file that the Dockerfile copies out of the sources is there, and all deployments use its image."""
+def test_image_is_made_of_what_it_copies(tmp_path: pathlib.Path) -> None:
+    """The wheel is built of what the Dockerfile copies, the service is there, and all deployments use the image."""
     text = (EXAMPLES / "compose" / "Dockerfile").read_text()
-    copied = [word for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE) for word in line.split()[:-1]]
-    assert copied
-    assert [word for word in copied if not (ROOT / word).exists()] == []
+    for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE):
+        *names, folder = line.split()
+        for name in names:
+            copied = tmp_path / folder.strip("/")
+            copied.mkdir(parents=True, exist_ok=True)
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, copied, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(ROOT / name, copied)
+    assert [path.name for path in (tmp_path / "srv" / "shop").iterdir()] == ["shop.py"]
+    command = (sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "wheels"))
+    code, printed = output_of(*command, str(tmp_path / "src"))
+    assert code == 0, printed
+    (wheel,) = (tmp_path / "wheels").iterdir()
+    with zipfile.ZipFile(wheel) as files:
+        assert {"msgbus/__init__.py", "msgbus/drivers/kombu/__init__.py"} <= set(files.namelist())
     images = re.findall(r"image: (shop\S*)", "".join(path.read_text() for path in [COMPOSE, *MANIFESTS]))
     assert len(images) == 4
     assert set(images) == set(re.findall(r"--tag (\S+)", text))
