@@ -13,6 +13,7 @@ The rules:
     to print that it is ready, or what uvicorn prints then. A name in front of it (``test: one, in a terminal of its
     own``) is for what follows.
   - ``test: in terminal NAME, after Ctrl-C``: what runs there is interrupted and has to end, then the block is pasted.
+  - ``test: over RabbitMQ only``: it is pasted if the message system of the test is one.
   - ``test: left out, since ...``.
 
 - The RabbitMQ of the test takes the place of ``rabbit://guest:guest@localhost:5672/``, and free ports that of 9464 and
@@ -46,7 +47,8 @@ URL = "rabbit://guest:guest@localhost:5672/"
 OWN_TERMINAL = re.compile(r"(?:(?P<name>\w+), )?in a terminal of its own")
 AFTER_INTERRUPT = re.compile(r"in terminal (?P<name>\w+), after Ctrl-C")
 LEFT_OUT = re.compile(r"left out, since (?P<reason>.+)")
-RULES = (OWN_TERMINAL, AFTER_INTERRUPT, LEFT_OUT)
+ONLY_RABBITMQ = "over RabbitMQ only"
+RULES = (OWN_TERMINAL, AFTER_INTERRUPT, LEFT_OUT, re.compile(ONLY_RABBITMQ))
 READY = re.compile("is ready|Uvicorn running on")
 
 BLOCK = re.compile(
@@ -178,7 +180,7 @@ def run(page: pathlib.Path, folder: pathlib.Path, url: str) -> None:
         for block in blocks(page):
             text, rule = block.text.replace(URL, url), block.rule or ""
             text = PORT.sub(lambda found: ports[found[0]], text)
-            if block.left_out:
+            if block.left_out or (rule == ONLY_RABBITMQ and not url.startswith("rabbit:")):
                 continue
             if block.file:
                 (folder / block.file).write_text(text)

@@ -113,7 +113,7 @@ def test_example_runs(rabbitmq: RabbitMQ) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "RELEASING.md", "SECURITY.md"])
 def test_links_to_files_lead_somewhere(name: str) -> None:
     """Sphinx checks the pages of docs/; these are outside of it."""
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / name).read_text())

@@ -515,6 +515,26 @@ def test_messages_that_wait_at_a_busy_server_go_to_a_new_one(place: Place) -> No
     assert sorted(busy.bodies + idle.bodies) == sorted([*map(str, range(200)), "one more"])
 
 
+@pytest.mark.parametrize("count", [1, 20, 300])
+def test_sender_that_closes_at_once_loses_nothing(place: Place, count: int, caplog: pytest.LogCaptureFixture) -> None:
+    """What was recalled from a busy server when the sender closes goes to another one, and nobody says it is lost."""
+    receivers = [Receiver(), Receiver()]
+    for receiver in receivers:
+        receiver.subscribe(place.driver(), TOPIC, prefetch=2)
+    expected: list[str] = []
+    for sender_number in range(10):
+        sender = place.driver()
+        bodies = [f"{sender_number}-{n}" for n in range(count)]
+        sent = [sender.send(TOPIC, message(body), mandatory=True) for body in bodies]
+        for each in sent:
+            each.result(20)
+        sender.close()
+        expected += bodies
+    until(lambda: sum(len(receiver.bodies) for receiver in receivers) >= len(expected), "all are delivered", 60)
+    assert sorted(receivers[0].bodies + receivers[1].bodies) == sorted(expected)
+    assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
 def test_stopping_server_gives_back_what_waits(place: Place) -> None:
     """What was not delivered goes to another, unmarked; what was is settled as usual."""
     first, second, sender = Receiver(accept=False), Receiver(), place.driver()

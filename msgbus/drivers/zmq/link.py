@@ -53,6 +53,7 @@ class PeerLink:
         largest: bytes of the largest message body that the peer accepts.
         up: it can be used.
         peer_left: the peer has closed it cleanly, or is dead: it will not send its messages again.
+        left: this node has closed it cleanly, and the peer has read all that was sent before.
         loopback: the other end, on the connection of a node to itself; else None.
         out: records that are not written yet.
         receipts: likewise message numbers, by the kind of record.
@@ -72,6 +73,7 @@ class PeerLink:
     session: int
     up: bool = True
     peer_left: bool = False
+    left: bool = False
     loopback: PeerLink | None = None
     out: list[bytes] = field(default_factory=list)
     receipts: dict[int, list[int]] = field(default_factory=dict)

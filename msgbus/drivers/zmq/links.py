@@ -260,6 +260,7 @@ class Links:
 
     def _on_bye_ack(self, link: PeerLink, _frame: bytes, _at: int, _end: int) -> None:
         if link in self._leaving:
+            link.left = True
             self.drop(link, "this node has left")
 
     def _reject(self, link: PeerLink, why: str) -> None:

@@ -44,6 +44,10 @@ class LostLinks:
         """How many messages are affected."""
         return sum(len(lost.parcels) for lost in self._lost.values())
 
+    def clear(self) -> None:
+        """Forget them: this node has closed."""
+        self._lost.clear()
+
     def add(self, link: PeerLink, parcels: dict[int, Parcel], *, may_answer: bool) -> None:
         """A connection broke; `parcels` were taken over it, by their numbers on it."""
         self._lost[link.session] = _Lost(link.node, parcels, Loop.now() + ANSWER_TIMEOUT)

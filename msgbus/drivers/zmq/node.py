@@ -21,7 +21,7 @@ from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.zmq.endpoints import TO_OPEN
 from msgbus.drivers.zmq.inspecting import Inspector
 from msgbus.drivers.zmq.link import LinkSettings, PeerLink
-from msgbus.drivers.zmq.links import Links
+from msgbus.drivers.zmq.links import LEAVE_INTERVAL, Links
 from msgbus.drivers.zmq.matchmakers.base import Directory, Entry, Matchmaker, advertised
 from msgbus.drivers.zmq.queue import Parcel
 from msgbus.drivers.zmq.receiver import ZmqReceiver
@@ -78,6 +78,7 @@ class Node:
         self._listen = listen
         self._advertise = advertise
         self._security = settings.security
+        self._linger = settings.linger
         self._directory = Directory()
         self._links = links = Links(loop, settings, self)
         loop.before_sleep = links.flush
@@ -152,19 +153,29 @@ class Node:
             self._finish_inboxes()
 
     def leave(self, error: MessagingException, done: Future[None]) -> None:
-        """Close: give back unsettled messages, say BYE to all peers, and fail the messages without a receipt."""
+        """Close: give back unsettled messages, say BYE to all peers, and fail the messages without a receipt.
+
+        Before BYE, it sends once more what was given back to it, for `LinkSettings.linger` at the most.
+        """
         self._closed = error
         if not self.id:
             self._end(error, done)
             return
         self._stop(self._subscriptions, close=True)
         self._subscriptions.clear()
-        self._links.leave(lambda: self._end(error, done))
+        self._say_bye(lambda: self._end(error, done), Loop.now() + self._linger)
+
+    def _say_bye(self, then: Callable[[], None], deadline: float) -> None:
+        if self._sender.may_leave() or Loop.now() > deadline:
+            self._links.leave(then)
+        else:
+            self._loop.call_later(LEAVE_INTERVAL, self._say_bye, then, deadline)
 
     def _end(self, error: MessagingException, done: Future[None]) -> None:
-        if lost := self._sender.lost_at_close():
+        unfinished = self._sender.unfinished()
+        if lost := self._sender.end():
             LOG.error("node %s closes with %d messages that were given back to it, and no server", self.id, lost)
-        for sent in self._sender.unfinished():
+        for sent in unfinished:
             fail(sent, error)
         self.id = ""
         self._links.close()

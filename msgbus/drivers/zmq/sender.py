@@ -73,6 +73,7 @@ class ZmqSender:
         self._waiting: dict[Queue, None] = {}  # queues in which something waits
         self._number = 0
         self._is_ticking = False
+        self._is_leaving = False
         self._next_check = FOREVER
 
     # Sending
@@ -259,7 +260,7 @@ class ZmqSender:
             self._router.update(queue)
         queue.drop_unsubscribed()
         self._send_waiting(queue)
-        for consumer, count in queue.to_recall():
+        for consumer, count in () if self._is_leaving else queue.to_recall():
             assert consumer.link is not None
             consumer.recalling = True
             self._links.send(consumer.link, frames.numbered(frames.RECALL, count, queue.wire))
@@ -292,7 +293,9 @@ class ZmqSender:
             if consumer is not None and consumer.link is link:
                 consumer.reset()
                 self._returned.setdefault(queue, [])
-        taken = {seq: parcel for seq, parcel in in_flight.items() if parcel.taken}
+        # After a BYE of this node the peer keeps what it has confirmed. What was sent after BYE it has not read.
+        kept = link.left and not link.peer_left
+        taken = {seq: parcel for seq, parcel in in_flight.items() if parcel.taken and not (kept and parcel.confirmed)}
         if taken:
             self._lost.add(link, taken, may_answer=not link.peer_left and alive is not False)
             self._tick_soon()
@@ -401,7 +404,26 @@ class ZmqSender:
         parcels += [parcel for link in self._links.all() for parcel in link.in_flight.values()]
         return [parcel.sent for parcel in parcels + self._unrouted if not parcel.sent.done()]
 
-    def lost_at_close(self) -> int:
-        """How many messages that had a receipt now have neither a server nor a sender."""
-        waiting = sum(parcel.taken for queue in self._waiting for parcel in queue.waiting)
-        return waiting + self._lost.count()
+    def may_leave(self) -> bool:
+        """Whether nodes have all messages that had a receipt, as far as there are nodes. Nothing is recalled any more.
+
+        Once this node has said BYE it cannot send a message again that a node has given back.
+        """
+        self._is_leaving = True
+        if self._lost.count():
+            return False
+        for queue in self._queues.values():
+            if any(consumer.recalling for consumer in queue.by_node.values()):
+                return False
+            if queue.consumers and any(parcel.taken for parcel in queue.waiting):
+                return False
+        in_flight = (parcel for link in self._links.all() for parcel in link.in_flight.values())
+        return all(parcel.confirmed or not parcel.taken for parcel in in_flight)
+
+    def end(self) -> int:
+        """Send nothing any more. Returns how many messages that had a receipt have neither a server nor a sender."""
+        lost = self._lost.count() + sum(parcel.taken for queue in self._waiting for parcel in queue.waiting)
+        self._lost.clear()
+        self._waiting.clear()
+        self._unrouted.clear()
+        return lost

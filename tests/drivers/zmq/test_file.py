@@ -87,7 +87,7 @@ def test_file_without_servers_is_valid(write: Callable[[Any], str]) -> None:
         ("[]", "Expected `object`"),
         ({"foo": [ONE]}, "Expected `object`, got `array`"),
         ({"foo": {"s1": 5}}, "Expected `str | object`, got `int`"),
-        ({"foo": {"s1": {"adress": ONE}}}, "adress"),
+        ({"foo": {"s1": {"adress": ONE}}}, "adress"),  # codespell:ignore adress
         ({"foo": {"s1": "10.0.0.5"}}, "'10.0.0.5' is not HOST:PORT"),
         ({"foo": {"s1": "tcp://10.0.0.5:9501"}}, "is not HOST:PORT"),
         ({"foo": {"s1": "10.0.0.5:0"}}, "is not HOST:PORT"),
