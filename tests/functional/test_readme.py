@@ -24,7 +24,7 @@ ERRORS = ROOT / "docs" / "reference" / "errors.md"
 
 @pytest.mark.timeout(240)
 def test_all_blocks_work_when_pasted_in_order(rabbitmq: RabbitMQ, tmp_path: pathlib.Path) -> None:
-    """Files, commands and the output that is shown: all as the README says. (test_docs does so for docs/start.md.)"""
+    """Files, commands and the output that is shown: all as the README says."""
     run(README, tmp_path, rabbitmq.url)
 
 
