@@ -3,8 +3,7 @@
 Its first line names the participants, from left to right; each further line is a step:
 
     client | broker | server
-    client -> broker: request       (an arrow)
-    client -x broker: request       (an arrow that does not arrive)
+    client -> broker: request       (an arrow; a slash between spaces breaks a line)
     server: the method runs         (a note)
     server dies: killed             (the end of its line)
 """
@@ -18,12 +17,12 @@ from docutils import nodes
 from docutils.parsers.rst import Directive, directives
 from sphinx.ext.graphviz import graphviz
 
-STEP = re.compile(r"(?P<source>[^:]+?) (?P<arrow>->|-x) (?P<target>[^:]+?): (?P<text>.+)")
+STEP = re.compile(r"(?P<source>[^:]+?) -> (?P<target>[^:]+?): (?P<text>.+)")
 DEATH = re.compile(r"(?P<source>[^:]+?) dies: (?P<text>.+)")
 NOTE = re.compile(r"(?P<source>[^:]+?): (?P<text>.+)")
 
-WIDTH = 155
-"""Points between two participants."""
+WIDTHS = {2: 180, 3: 155, 4: 125}
+"""Points between two participants, by their number: so that the picture fits a narrow screen."""
 HEIGHT = 40
 """Points between two steps."""
 
@@ -38,56 +37,55 @@ HEAD = """digraph {
 def dot(lines: list[str]) -> str:
     """The picture as a graph whose nodes all have a place. Raises ValueError at a line that is no step."""
     names = [name.strip() for name in lines[0].split("|")]
+    width = WIDTHS[len(names)]
+    places = {name: column * width for column, name in enumerate(names)}
     ends: dict[str, tuple[int, str]] = {}
     drawn: list[str] = []
     for row, line in enumerate(lines[1:], 1):
         found = STEP.fullmatch(line) or DEATH.fullmatch(line) or NOTE.fullmatch(line)
         if found is None or not {found["source"], found.groupdict().get("target", names[0])} <= set(names):
             raise ValueError(f"not a step of {lines[0]!r}: {line!r}")
-        column = names.index(found["source"])
+        x = places[found["source"]]
         if found.re is STEP:
-            drawn += _arrow(column, names.index(found["target"]), row, found["arrow"], found["text"])
+            step = width if places[found["target"]] > x else -width
+            drawn += _arrow(x, places[found["target"]], step, row, found["text"])
         elif found.re is DEATH:
             ends[found["source"]] = (row, found["text"])
         else:
-            drawn.append(_node(f"note{row}", column, row, found["text"], 'fillcolor="#fef9c3", color="#ca8a04"'))
-    return HEAD + "\n".join([*_lives(names, ends, len(lines)), *drawn]) + "\n}\n"
+            drawn.append(_node(f"note{row}", x, row, found["text"], 'fillcolor="#fef9c3", color="#ca8a04"'))
+    return HEAD + "\n".join([*_lives(places, ends, len(lines)), *drawn]) + "\n}\n"
 
 
-def _node(name: str, column: float, row: float, text: str, style: str) -> str:
+def _node(name: str, x: float, row: float, text: str, style: str) -> str:
     label = text.replace("\\", "\\\\").replace('"', '\\"').replace(" / ", "\\n")
-    return f'{name} [label="{label}", pos="{column * WIDTH},{-row * HEIGHT}!", {style}];'
+    return f'{name} [label="{label}", pos="{x},{-row * HEIGHT}!", {style}];'
 
 
-def _point(name: str, column: float, row: float) -> str:
-    return _node(name, column, row, "", "shape=point, style=invis, width=0, height=0")
+def _point(name: str, x: float, row: float) -> str:
+    return _node(name, x, row, "", "shape=point, style=invis, width=0, height=0")
 
 
-def _lives(names: list[str], ends: dict[str, tuple[int, str]], rows: int) -> list[str]:
+def _lives(places: dict[str, int], ends: dict[str, tuple[int, str]], rows: int) -> list[str]:
     """Each participant's name, and its line down to its end."""
     drawn = []
-    for column, name in enumerate(names):
+    for number, (name, x) in enumerate(places.items()):
         row, text = ends.get(name, (rows, ""))
-        end = _node(f"end{column}", column, row, text, 'fillcolor="#fee2e2", color="#dc2626"')
+        end = _node(f"end{number}", x, row, text, 'fillcolor="#fee2e2", color="#dc2626"')
         drawn += [
-            _node(f"name{column}", column, 0, name, 'fillcolor="#dbeafe", color="#2563eb"'),
-            end if text else _point(f"end{column}", column, row),
-            f'name{column} -> end{column} [dir=none, style=dashed, color="#9ca3af", penwidth=1];',
+            _node(f"name{number}", x, 0, name, 'fillcolor="#dbeafe", color="#2563eb"'),
+            end if text else _point(f"end{number}", x, row),
+            f'name{number} -> end{number} [dir=none, style=dashed, color="#9ca3af", penwidth=1];',
         ]
     return drawn
 
 
-def _arrow(source: int, target: int, row: int, arrow: str, text: str) -> list[str]:
-    """An arrow with its text above."""
-    lost = arrow == "-x"
-    stop = target if not lost else source + (target - source) * 0.7
-    middle = (source + (target if abs(target - source) == 1 else source + (1 if target > source else -1))) / 2
-    style = '[style=dashed, color="#dc2626", arrowhead=obox]' if lost else ""
+def _arrow(source: int, target: int, step: int, row: int, text: str) -> list[str]:
+    """An arrow, and its text above, between the sender and its neighbour."""
     return [
         _point(f"from{row}", source, row + 0.15),
-        _point(f"to{row}", stop, row + 0.15),
-        f"from{row} -> to{row} {style};",
-        _node(f"text{row}", middle, row - 0.12, text, "shape=plaintext, style=solid, margin=0, height=0"),
+        _point(f"to{row}", target, row + 0.15),
+        f"from{row} -> to{row};",
+        _node(f"text{row}", source + step / 2, row - 0.12, text, "shape=plaintext, style=solid, margin=0, height=0"),
     ]
 
 
@@ -102,7 +100,7 @@ class Sequence(Directive):
         lines = [line for line in self.content if line.strip()]
         try:
             code = dot(lines)
-        except (IndexError, ValueError) as exc:
+        except (LookupError, ValueError) as exc:
             raise self.error(str(exc)) from exc
         node = graphviz()
         node["code"] = code
