@@ -68,6 +68,17 @@ def test_figures_are_those_of_the_measurements() -> None:
         assert figures(point[3:]) <= known, point
 
 
+def test_figures_of_the_explanations_are_those_of_the_measurements() -> None:
+    """The comparison with other projects and the page of limits name no other speed, ratio or size either."""
+    known = figures((ROOT / "docs" / "performance.md").read_text())
+    comparison = (ROOT / "docs" / "explanation" / "comparison.md").read_text()
+    runs = [part for part in comparison.split("\n\n") if part.startswith("In the recorded run")]
+    assert len(runs) == 4
+    costs = (ROOT / "docs" / "explanation" / "limits.md").read_text().partition("## What it costs")[2]
+    for text in (*runs, costs):
+        assert figures(text) <= known, text
+
+
 def test_reliability_is_as_the_readme_says() -> None:
     """On no message system anything was lost, ran twice against the promise, or ended late, in the recorded runs."""
     text = (ROOT / "docs" / "reliability.md").read_text()
