@@ -686,7 +686,7 @@ def test_an_argument_that_looks_like_json_and_is_not_is_named_where_it_is_refuse
     ],
 )
 def test_exit_code_of_each_error(error: Exception, code: int) -> None:
-    """As the help and the README have it; and 1 for the same error if a server raised it."""
+    """As the help and the table of errors have it; and 1 for the same error if a server raised it."""
     assert code_of(error) == code
     with pytest.raises(type(error)) as raised:
         raise error

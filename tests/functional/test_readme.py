@@ -1,4 +1,4 @@
-"""The README and the example are true. `tests.functional.pages` has the rules for blocks."""
+"""The README, the first steps and the example are true. `tests.functional.pages` has the rules for blocks."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from tests.functional.brokers.rabbitmq import RabbitMQ
 from tests.functional.pages import ROOT, Terminal, check_rules, run
 
 README = ROOT / "README.md"
+START = ROOT / "docs" / "start.md"
+ERRORS = ROOT / "docs" / "reference" / "errors.md"
 
 
 @pytest.mark.timeout(240)
@@ -27,34 +29,77 @@ def test_all_blocks_work_when_pasted_in_order(rabbitmq: RabbitMQ, tmp_path: path
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md", "docs/tutorial.md"])
 def test_all_blocks_work_without_a_message_system(page: str, tmp_path: pathlib.Path) -> None:
     """A reader who has no RabbitMQ, and writes zmq:// wherever its URL stands, sees the same."""
     run(ROOT / page, tmp_path, "zmq://")
 
 
 @pytest.mark.timeout(240)
-def test_all_blocks_work_on_qpid(qpid_durable: Qpid, tmp_path: pathlib.Path) -> None:
-    """The same three terminals, with another message system in the URL."""
-    run(README, tmp_path, qpid_durable.url)
+@pytest.mark.parametrize("page", [README, START], ids=["README", "start"])
+def test_all_blocks_work_on_qpid(page: pathlib.Path, qpid_durable: Qpid, tmp_path: pathlib.Path) -> None:
+    """The same terminals, with another message system in the URL."""
+    run(page, tmp_path, qpid_durable.url)
 
 
 def test_rules_of_blocks_are_known() -> None:
     """No block is left out by a comment that is mistyped, and every block is one that the test above can run."""
-    left_out = [block.text for block in check_rules(README)]
-    assert left_out == [
-        "examples/hello/run\n",
-        left_out[1],
-        "apt-get install --yes rabbitmq-server\n",
-        "tests/run\n",
-    ]
-    assert "pip install" in left_out[1]
+    install, tests = [block.text for block in check_rules(README)]
+    assert "pip install" in install
+    assert tests == "tests/run\n"
+
+
+def figures(text: str) -> set[str]:
+    """The numbers in a text, such as 4.3 and 23,736. Targets of links do not count."""
+    return set(re.findall(r"\d+(?:[.,]\d+)*", re.sub(r"\]\([^)]*\)", "]", text)))
+
+
+def test_figures_are_those_of_the_measurements() -> None:
+    """Each number among the reasons for msgbus is on a page that its reason links to, which a run has written.
+
+    If this fails after a new run, write the new numbers into the README, and see whether its sentences still hold.
+    """
+    reasons = README.read_text().partition("## Why you would want it")[2].partition("\n\n## ")[0]
+    points = re.split(r"^(?=\d\. )", reasons, flags=re.MULTILINE)[1:]
+    assert len(points) == 6
+    for point in points:
+        pages = re.findall(r"\((docs/(?:performance|reliability)\.md)\)", point)
+        known = figures("".join((ROOT / page).read_text() for page in pages))
+        assert figures(point[3:]) <= known, point
+
+
+def test_figures_of_the_explanations_are_those_of_the_measurements() -> None:
+    """The comparison with other projects and the page of limits name no other speed, ratio or size either."""
+    known = figures((ROOT / "docs" / "performance.md").read_text())
+    comparison = (ROOT / "docs" / "explanation" / "comparison.md").read_text()
+    runs = [part for part in comparison.split("\n\n") if part.startswith("In the recorded run")]
+    assert len(runs) == 4
+    costs = (ROOT / "docs" / "explanation" / "limits.md").read_text().partition("## What it costs")[2]
+    for text in (*runs, costs):
+        assert figures(text) <= known, text
+
+
+def rows_of(text: str) -> list[list[str]]:
+    """The rows of all tables of scenarios in a text: sent is cell 1, lost to late are 4 to 6, forgotten is 10."""
+    return [line.split(" | ") for line in text.splitlines() if re.match(r"\| .* \| \d+ \| ", line)]
+
+
+def test_reliability_is_as_the_readme_says() -> None:
+    """Nothing was lost, ran twice against the promise, or ended late; in the named run, nothing was forgotten."""
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    head = "| what is broken | sent | hit | errors | lost | doubled | late | other | ran twice | not kept | forgotten |"
+    assert head in text
+    assert len(rows_of(text)) > 100
+    assert [row for row in rows_of(text) if row[4:7] != ["0", "0", "0"]] == []
+    own = text.partition("## RabbitMQ 4.3, three nodes")[2].partition("\n## ")[0]
+    assert "39 faults" in own
+    assert {row[10] for row in rows_of(own)} == {"0"}
 
 
 def test_table_of_errors_is_complete() -> None:
     """Each error that a user can meet is there, with the exit code that the command has for it."""
     row = re.compile(r"^\| (?:\S )?`(?P<name>\w+)`:? \|.*\| (?P<code>\d?) ?\|$", re.MULTILINE)
-    codes = {found["name"]: found["code"] for found in row.finditer(README.read_text())}
+    codes = {found["name"]: found["code"] for found in row.finditer(ERRORS.read_text())}
     names = {name for name, value in vars(exceptions).items() if isinstance(value, type) and name in msgbus.__all__}
     assert set(codes) == names - {"MessagingException"}
     for name, code in codes.items():
@@ -68,7 +113,7 @@ def test_table_of_exit_codes_is_that_of_the_help() -> None:
     """Word for word."""
     for line in EXIT_CODES.splitlines():
         code, text = line.split(maxsplit=1)
-        assert f"| {code} | {text} |" in README.read_text()
+        assert f"| {code} | {text} |" in ERRORS.read_text()
 
 
 def test_configuration_of_the_example_names_real_options_and_their_defaults() -> None:
