@@ -89,6 +89,8 @@ class Threads:
                     thread.join(TICK)
                     self.check_servers()
             if errors:
+                time.sleep(TICK)  # A process has ended a moment after its connections, and that explains more.
+                self.check_servers()
                 raise errors[0]
         except BaseException:
             self.stopped.set()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.functional.brokers.processes import send_signal
 from tests.functional.test_cli import Bench, Server
 
 
@@ -37,7 +38,7 @@ def test_frozen_and_busy_servers_are_counted(bench: Bench) -> None:
     path, go_on = bench.gate()
     bench.start("call", bench.topic, "wait_for", f"path={path}", "--server", "two")
     two.wait_for("waiting")
-    three.process.send_signal(signal.SIGSTOP)
+    send_signal(three.process.pid, signal.SIGSTOP)
     result = bench.run("ping", "--timeout", "2")
     assert (result.returncode, result.stderr) == (0, "1 of 3 answered\n")
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["server", "one"]
@@ -57,7 +58,7 @@ def test_frozen_and_busy_servers_are_counted(bench: Bench) -> None:
 def test_only_server_that_is_frozen_is_counted(bench: Bench) -> None:
     """None answers, of one: exit code 3, with or without its name."""
     one = serve(bench, "one")
-    one.process.send_signal(signal.SIGSTOP)
+    send_signal(one.process.pid, signal.SIGSTOP)
     for words in ([], ["--server", "one"]):
         result = bench.run("ping", "--timeout", "2", *words)
         assert (result.returncode, result.stdout) == (3, "")
@@ -71,7 +72,7 @@ def test_gather_has_the_answers_of_those_that_are_well(bench: Bench) -> None:
     result = bench.run(*ask, "--strict", "--timeout", "20")
     assert (result.returncode, result.stderr) == (0, "3 of 3 answered\n")
     assert sorted(result.stdout.splitlines()) == [f'{name}: "Hello, Ada"' for name in ("one", "three", "two")]
-    three.process.send_signal(signal.SIGSTOP)
+    send_signal(three.process.pid, signal.SIGSTOP)
     result = bench.run(*ask, "--strict", "--timeout", "3")
     assert (result.returncode, len(result.stdout.splitlines())) == (3, 2)
     assert "2 of 3 answered" in result.stderr

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from msgbus.conformance.waiting import until
+from tests.functional.brokers.processes import send_signal
 from tests.functional.test_cli import MSGBUS, SECONDS, Bench, Server
 
 PATIENT = ("--timeout", "20")
@@ -67,7 +68,7 @@ def test_frozen_busy_and_stopped_servers_are_told_apart(bench: Bench) -> None:
     bench.start("call", bench.topic, "wait_for", f"path={path}", "--server", "busy")
     servers["busy"].wait_for("waiting")
     assert kinds(stuck(bench, *PATIENT)) == {("busy", "busy")}
-    servers["frozen"].process.send_signal(signal.SIGSTOP)
+    send_signal(servers["frozen"].process.pid, signal.SIGSTOP)
     found = stuck(bench, *BRIEF)
     assert kinds(found) == {("busy", "busy"), ("frozen", "frozen" if lists_servers(bench) else None)}
     names = [word for name in servers for word in ("--server", name)]
@@ -108,7 +109,7 @@ def test_top_shows_each_as_it_is(bench: Bench) -> None:
     bench.start("call", bench.topic, "wait_for", f"path={path}", "--server", "busy")
     servers["busy"].wait_for("waiting")
     assert bench.run("call", "greet", "name=Ada", "--server", "well").returncode == 0
-    servers["frozen"].process.send_signal(signal.SIGSTOP)
+    send_signal(servers["frozen"].process.pid, signal.SIGSTOP)
     result = bench.run("top", "--once", "--json", *BRIEF)
     assert (result.returncode, result.stderr) == (0, "")
     (topic,) = json.loads(result.stdout)["topics"]

@@ -46,6 +46,7 @@ from msgbus.drivers.base import Address, Driver, Message
 from msgbus.drivers.zmq import frames, node
 from msgbus.drivers.zmq.matchmakers.base import Entry, Service
 from msgbus.drivers.zmq.matchmakers.local import LocalMatchmaker
+from tests.functional.brokers.processes import send_signal
 from tests.functional.zmq_faults import cut_connections
 
 TOPIC = Address("topic", "msgbus", "foo")
@@ -265,7 +266,7 @@ def test_message_without_a_receipt_fails_as_maybe_delivered_when_its_server_is_k
     (server,) = place.serve("s1")
     driver = place.driver()
     send(driver, ONE, b"{}")
-    os.kill(server.pid, signal.SIGSTOP)
+    send_signal(server.pid, signal.SIGSTOP)
     sent = driver.send(ONE, message("x", ttl=60), mandatory=True)
     with pytest.raises(TimeoutError):
         sent.result(0.2)
@@ -358,7 +359,7 @@ def test_cast_to_a_frozen_server_fails_at_its_own_deadline(
     (frozen,) = place.serve("s1")
     client = get_rpc_client(place.transport(), Target(topic="foo"), delivery=delivery)
     client.prepare(timeout=30).call({}, "echo", value=1)
-    os.kill(frozen.pid, signal.SIGSTOP)
+    send_signal(frozen.pid, signal.SIGSTOP)
     try:
         longer = Task(client.prepare(timeout=60).cast, {}, "note", key="longer")
         for timeout in (0.05, 0.1, 0.3, 0.7):
@@ -377,7 +378,7 @@ def test_messages_of_a_frozen_server_go_to_another(place: Place) -> None:
     held = Task(client.call, {}, "hold", key="k", gate="never")
     until(lambda: place.journal.entries("run", "k"), "it runs")
     place.serve("s2", query="heartbeat=0.5")
-    os.kill(frozen.pid, signal.SIGSTOP)
+    send_signal(frozen.pid, signal.SIGSTOP)
     try:
         until(lambda: len(place.journal.entries("run", "k")) == 2, "it runs at the other server")
         assert client.call({}, "note", key="next") == "s2"

@@ -17,6 +17,7 @@ from msgbus import MessageUndeliverable, Target, get_rpc_client
 from msgbus.conformance.checks.receiver import Receiver, message, send
 from msgbus.conformance.waiting import Task, until
 from msgbus.drivers.base import Address
+from tests.functional.brokers.processes import send_signal
 from tests.functional.zmq_meetings import FileMeeting, LocalMeeting, Meeting, RedisMeeting
 
 TOPIC = Address("topic", "msgbus", "foo")
@@ -179,7 +180,7 @@ def test_frozen_server_loses_no_message_and_is_used_again(meeting: Meeting) -> N
     held = Task(client.call, {}, "hold", key="k", gate="never")
     until(lambda: meeting.journal.entries("run", "k"), "it runs")
     meeting.serve("s2", more=quick)
-    os.kill(frozen.pid, signal.SIGSTOP)
+    send_signal(frozen.pid, signal.SIGSTOP)
     try:
         until(lambda: len(meeting.journal.entries("run", "k")) == 2, "it runs at the other server")
     finally:
