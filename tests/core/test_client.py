@@ -577,7 +577,7 @@ def test_multicall_whose_method_raises_stop_iteration(client: RPCClient) -> None
 def test_multicall_timeout_of_an_item(quiet: Transport) -> None:
     """`timeout` bounds the wait for an item, `deadline` the whole; either ends the stream."""
     client = get_rpc_client(quiet, TARGET)
-    for prepared in (client.prepare(timeout=0.01), client.prepare(deadline=0.01)):
+    for prepared in (client.prepare(timeout=0.5), client.prepare(deadline=0.5)):
         stream = prepared.multicall({}, "count")
         with pytest.raises(MessagingTimeout):
             next(stream)

@@ -363,6 +363,9 @@ def test_close_while_the_driving_thread_is_away() -> None:
     closing.join(EVENT_TIMEOUT)
     assert loop.closed
     assert not loop.come_back()
+    before = signal.getsignal(signal.SIGINT)
+    loop.give_turn()
+    assert before != signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
 def test_fork_while_a_caller_drives() -> None:
