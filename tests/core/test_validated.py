@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 import types
@@ -192,12 +193,13 @@ def refusal_of(method: str, **args: Any) -> str:
 
 def test_what_python_itself_refuses_is_a_wrong_argument() -> None:
     """What has no hash is no part of a set, and half a character no text; the error says which argument it is."""
-    assert refusal_of("tag", number=1, tags=[[1]]) == "tags: unhashable type: 'list'"
+    unhashable = re.compile("tags: .*unhashable type: 'list'")  # Python 3.14 says more before that.
+    assert unhashable.match(refusal_of("tag", number=1, tags=[[1]]))
     assert refusal_of("tag", tags=[1], number="\ud800") == "number: it holds half a character, which is no text"
     nested: list[Any] = []
     for _ in range(100_000):
         nested = [nested]
-    assert refusal_of("tag", tags=nested) == "tags: unhashable type: 'list'"
+    assert unhashable.match(refusal_of("tag", tags=nested))
 
 
 def test_lengths_are_those_of_the_value() -> None:
