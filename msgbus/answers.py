@@ -63,7 +63,7 @@ class Arrived(NamedTuple):
 
     Attributes:
         server: the server's name, or None.
-        outcome: the reply; or why there is none.
+        outcome: the reply, or the error.
         at: when it came, in seconds of `Loop.now`.
     """
 

@@ -55,7 +55,7 @@ class RPCClient(BaseClient):
     Raises:
         InvalidTarget: there is no topic.
         ValueError: an invalid version, timeout or delivery policy.
-        TypeError: the transport or the target has another type, or an interceptor is none, or is ``async``.
+        TypeError: the transport or the target has another type, or an interceptor cannot be called, or is ``async``.
     """
 
     transport: Transport

@@ -58,8 +58,31 @@ def client_interceptor(
         tracer_provider: None means the program's.
         meter_provider: likewise.
     """
-    side = _Client(tracer_provider, meter_provider)
+    return _observing(_Client(tracer_provider, meter_provider))
 
+
+def async_client_interceptor(
+    tracer_provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None
+) -> AsyncInterceptor:
+    """Make one for `msgbus.aio.AsyncRPCClient`; see `client_interceptor`."""
+    return _observing_async(_Client(tracer_provider, meter_provider))
+
+
+def server_interceptor(
+    tracer_provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None
+) -> Interceptor:
+    """Make an interceptor for a server that runs on threads; see `client_interceptor`."""
+    return _observing(_Server(tracer_provider, meter_provider))
+
+
+def async_server_interceptor(
+    tracer_provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None
+) -> AsyncInterceptor:
+    """Make an interceptor for a server that runs on an event loop; see `client_interceptor`."""
+    return _observing_async(_Server(tracer_provider, meter_provider))
+
+
+def _observing(side: _Client | _Server) -> Interceptor:
     def trace_request(request: InterceptedRequest, proceed: Proceed) -> Any:
         observed = side.begin(request)
         try:
@@ -73,53 +96,12 @@ def client_interceptor(
     return trace_request
 
 
-def async_client_interceptor(
-    tracer_provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None
-) -> AsyncInterceptor:
-    """Make one for `msgbus.aio.AsyncRPCClient`; see `client_interceptor`."""
-    side = _Client(tracer_provider, meter_provider)
-
+def _observing_async(side: _Client | _Server) -> AsyncInterceptor:
     async def trace_request(request: InterceptedRequest, proceed: AsyncProceed) -> Any:
         observed = side.begin(request)
         try:
             with observed.as_current():
                 result = await proceed(request)
-        except BaseException as exc:
-            observed.end(exc)
-            raise
-        return observed.async_result(result)
-
-    return trace_request
-
-
-def server_interceptor(
-    tracer_provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None
-) -> Interceptor:
-    """Make an interceptor for a server that runs on threads; see `client_interceptor`."""
-    side = _Server(tracer_provider, meter_provider)
-
-    def trace_request(request: InterceptedRequest, proceed: Proceed) -> Any:
-        observed = side.begin(request)
-        try:
-            result = proceed(request)
-        except BaseException as exc:
-            observed.end(exc)
-            raise
-        return observed.result(result)
-
-    return trace_request
-
-
-def async_server_interceptor(
-    tracer_provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None
-) -> AsyncInterceptor:
-    """Make an interceptor for a server that runs on an event loop; see `client_interceptor`."""
-    side = _Server(tracer_provider, meter_provider)
-
-    async def trace_request(request: InterceptedRequest, proceed: AsyncProceed) -> Any:
-        observed = side.begin(request)
-        try:
-            result = await proceed(request)
         except BaseException as exc:
             observed.end(exc)
             raise
@@ -274,7 +256,7 @@ class _Server(_Side):
         if running.attempts > 1:
             more["msgbus.attempts"] = running.attempts
         observed.span = self.tracer.start_span(observed.name, parent, kind, {**attributes, **more}, links)
-        # The request has a context of its own, which ends with it: so nothing has to be detached.
+        # For a stream, which goes on later. The request's context ends with it: so nothing has to be detached.
         contexts.attach(trace.set_span_in_context(observed.span, parent))
 
 

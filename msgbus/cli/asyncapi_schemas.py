@@ -1,6 +1,6 @@
 """JSON Schemas in the dialect of AsyncAPI, which is draft 07; servers describe themselves in that of 2020-12.
 
-What comes from a server is foreign: it may make no sense. Where a schema is expected and there is none, all is allowed.
+What comes from a server is foreign: it may make no sense. Where a schema is missing, all is allowed.
 """
 
 from __future__ import annotations

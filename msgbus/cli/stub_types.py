@@ -320,7 +320,7 @@ class Types:
 
 
 def _properties(definition: dict[str, Any]) -> dict[str, Any]:
-    """The properties of an object's schema; empty if it is none."""
+    """The properties of an object's schema; empty if the schema has none, or is no object."""
     return properties_of(definition) if definition.get("type") == "object" else {}
 
 

@@ -30,7 +30,7 @@ QUEUES = ("topic", "queue of", "messages", "consumers", "dead letters")
 F = TypeVar("F", bound=Callable[..., Any])
 
 Show = Callable[[Look | None, Look | None, str], None]
-"""Shows a look, with the one before it, or why there is none."""
+"""Shows a look, with the one before it, or why there was no look."""
 
 
 def timeout_option(default: float) -> Callable[[F], F]:

@@ -75,7 +75,7 @@ def init(
         server_interceptors: likewise, around all that consumers run which are created from now on.
 
     Raises:
-        TypeError: `conf` is not a configuration, or an interceptor is none, or is ``async``.
+        TypeError: `conf` is not a configuration, or an interceptor cannot be called, or is ``async``.
     """
     sending = checked_interceptors(client_interceptors, asynchronous=False, owner="msgbus.rpc")
     serving = checked_interceptors(server_interceptors, asynchronous=False, owner="msgbus.rpc")
