@@ -24,11 +24,13 @@ class Wire(Protocol):
         loop: the transport's.
         line: the driver's line that this is a session of.
         frame_max: the largest frame, in bytes.
+        taken_at: when the network last took some of what had waited for it for a second.
     """
 
     loop: Loop
     line: Line
     frame_max: int
+    taken_at: float
 
     @property
     def is_open(self) -> bool:

@@ -25,7 +25,8 @@ one."""
 MAX_PREFIXES = 10_000
 """How many prepared basic.publish frames are kept: one for each client that is answered, and each topic."""
 STALL_TIMEOUT = 5.0
-"""Seconds for which RabbitMQ may confirm nothing before the next host is tried."""
+"""Seconds for which RabbitMQ may confirm nothing, and the network take nothing of what waits for it, before the next host
+is tried. A large message over a slow network takes longer until it is confirmed."""
 
 
 class Publisher(Channel):
@@ -223,7 +224,7 @@ class Publisher(Channel):
         self._close_when_empty()
         if self._session.line.blocked is not None:
             return
-        since = self._progress if self._in_flight else now
+        since = max(self._progress, self._session.taken_at) if self._in_flight else now
         if not self._is_open:
             since = self._opened_at
         if now - since >= STALL_TIMEOUT:

@@ -7,11 +7,14 @@ system calls.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import ssl
 import struct
+import termios
 import threading
+from array import array
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -90,6 +93,7 @@ class KombuSession(Session):
         unwritten: appended data that is still to be written.
         settling: whose settled deliveries are still to be written.
         is_urgent: some of all that may not wait for more.
+        taken_at: when the network last took some of what had waited for it for a second.
     """
 
     def __init__(self, driver: Owner, line: Line, connection: Connection) -> None:
@@ -110,13 +114,16 @@ class KombuSession(Session):
         self.is_urgent = False
         self._linger_until = 0.0
         self._acknowledged: dict[int, int] = {}  # by channel, the last tag to acknowledge with the next write
-        self._unsent = b""
+        self._unsent = memoryview(b"")  # A part of what may be large: a copy for each write would take very long.
         self._writing = threading.Lock()
         self._buffer = b""
         self._channels: dict[int, Channel] = {}
         self._contents: dict[int, _Content] = {}
         self._next_channel = 1
-        self._last_read = self._last_write = self._checked_at = self.loop.now()
+        self._last_read = self._last_write = self._checked_at = self.taken_at = self.loop.now()
+        self._written = 0  # bytes that the socket has taken
+        self._taken = 0  # bytes of these that the other end's machine had taken at the last tick
+        self._was_waiting = False  # then there were others
         self._inspections = Inspections(self)
         self._publisher = Publisher(self, driver.route, driver.sender) if line is driver.sending else None
 
@@ -263,11 +270,11 @@ class KombuSession(Session):
                 data = out[0] if count == 1 else b"".join(out[:count])
                 del out[:count]
                 if data:  # Otherwise the channels of what was to be settled have been closed.
-                    self._send(data)
+                    self._send(memoryview(data))
             finally:
                 self._writing.release()
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, data: memoryview) -> None:
         """The write lock is held."""
         assert self._socket is not None
         try:
@@ -278,6 +285,7 @@ class KombuSession(Session):
             self.loop.call(self.lose, exc)
             self._unsent = data
             return
+        self._written += sent
         if sent < len(data):
             self._unsent = data[sent:]
             self.loop.call(self._watch)
@@ -290,7 +298,7 @@ class KombuSession(Session):
 
     def _go_on_writing(self) -> None:
         with self._writing:
-            data, self._unsent = self._unsent, b""
+            data, self._unsent = self._unsent, memoryview(b"")
             if data and self._socket is not None:
                 self._send(data)
             if self._unsent:
@@ -433,9 +441,18 @@ class KombuSession(Session):
             if silent >= 2 * self._heartbeat:
                 self.lose(TimeoutError(f"no heartbeat of RabbitMQ for {silent:.0f} s"))
                 return
+        self._look_at_output(now)
         if self._publisher is not None:
             self._publisher.on_tick(now)
         self._check_feeds(now)
+
+    def _look_at_output(self, now: float) -> None:
+        """Note whether a network that is slower than this program takes what waits for it."""
+        in_socket = _unacknowledged(self._fd)
+        taken, is_waiting = self._written - in_socket, bool(in_socket or self._unsent)
+        if is_waiting and self._was_waiting and taken > self._taken:
+            self.taken_at = now
+        self._taken, self._was_waiting = taken, is_waiting
 
     def _check_feeds(self, now: float) -> None:
         """Check queues every `CHECK_INTERVAL`; and leave a node that does not answer declarations."""
@@ -463,3 +480,16 @@ class KombuSession(Session):
         if self._channels.get(channel.number) is channel:
             del self._channels[channel.number]
             self._contents.pop(channel.number, None)
+
+
+def _unacknowledged(fd: int) -> int:
+    """How many bytes a socket has sent that the other end's machine has not confirmed; 0 where it cannot be told.
+
+    Source: Linux, tcp(7), SIOCOUTQ, which has the number of TIOCOUTQ.
+    """
+    count = array("i", [0])
+    try:
+        fcntl.ioctl(fd, termios.TIOCOUTQ, count)
+    except OSError:
+        return 0
+    return count[0]

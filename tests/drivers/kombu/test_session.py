@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -83,6 +84,29 @@ def test_connection_that_breaks_while_it_comes_back_comes_back(peer: Peer, monke
     finally:
         transport.cleanup()
     assert not line.up
+
+
+def test_what_the_network_does_not_take_at_once_is_not_copied_for_each_write(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of a thousand large requests is on its way at once. With a copy for each write this would take an hour."""
+    transport = new_transport("rabbit://h")
+    driver: Any = transport.driver
+    monkeypatch.setattr(driver, "dial", peer.connect)
+    line = driver.consuming
+    waiting = 256 << 20
+    try:
+        line.connector.open()
+        until(lambda: line.up, "a connection")
+        line.session._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+        driver.loop.call(line.session.write, bytes(waiting))
+        peer.accepted[0].settimeout(EVENT_TIMEOUT)
+        end = time.monotonic() + 2 * EVENT_TIMEOUT
+        while waiting and time.monotonic() < end:
+            waiting -= len(peer.accepted[0].recv(1 << 20))
+    finally:
+        transport.cleanup()
+    assert not waiting
 
 
 class Still:
