@@ -25,8 +25,8 @@ one."""
 MAX_PREFIXES = 10_000
 """How many prepared basic.publish frames are kept: one for each client that is answered, and each topic."""
 STALL_TIMEOUT = 5.0
-"""Seconds for which RabbitMQ may confirm nothing, and the network take nothing of what waits for it, before the next host
-is tried. A large message over a slow network takes longer until it is confirmed."""
+"""Seconds for which RabbitMQ may confirm nothing, and the network take nothing of what waits for it, before the next
+host is tried. A large message on a slow network takes longer until it is confirmed."""
 
 
 class Publisher(Channel):

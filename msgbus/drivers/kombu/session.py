@@ -233,17 +233,23 @@ class KombuSession(Session):
         self._acknowledged[channel] = tag
 
     def _add_settlements(self) -> None:
-        """Put them before what is written: it may end with the close of their channel. The write lock is held."""
+        """Put them before what is written: it may end with the close of their channel. The write lock is held.
+
+        Others go on settling meanwhile, so a channel may come twice. What it has settled first is written first:
+        RabbitMQ closes a channel over a tag that an acknowledgement of several has covered.
+        """
+        parts: list[bytes] = []
         while self._acknowledged:
             try:
                 channel, tag = self._acknowledged.popitem()
             except KeyError:
                 break  # The channel has been closed.
-            self.unwritten.insert(0, frames.basic_ack(channel, tag, multiple=True))
+            parts.append(frames.basic_ack(channel, tag, multiple=True))
         while self.settling:
             settling, _ = self.settling.popitem()
             if data := settling.take_settlements():
-                self.unwritten.insert(0, data)
+                parts.append(data)
+        self.unwritten[:0] = parts
 
     def acknowledge_no_more(self, channel: int) -> None:
         """The channel is being closed. Any thread."""
@@ -292,8 +298,8 @@ class KombuSession(Session):
         self._last_write = self.loop.now()
 
     def _watch(self) -> None:
-        """Go on writing when the socket takes more."""
-        if self._socket is not None:
+        """Go on writing when the socket takes more, unless it has meanwhile: an event has come just before."""
+        if self._socket is not None and self._unsent:
             self.loop.watch(self._fd, self._on_event, write=True)
 
     def _go_on_writing(self) -> None:
@@ -483,10 +489,7 @@ class KombuSession(Session):
 
 
 def _unacknowledged(fd: int) -> int:
-    """How many bytes a socket has sent that the other end's machine has not confirmed; 0 where it cannot be told.
-
-    Source: Linux, tcp(7), SIOCOUTQ, which has the number of TIOCOUTQ.
-    """
+    """How many bytes of a socket the other end's machine has not confirmed; 0 if that cannot be told. See tcp(7)."""
     count = array("i", [0])
     try:
         fcntl.ioctl(fd, termios.TIOCOUTQ, count)

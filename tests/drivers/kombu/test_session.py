@@ -371,6 +371,29 @@ def test_one_acknowledgement_stands_for_many(still: Still) -> None:
     assert broker.tags == []
 
 
+def test_what_is_settled_while_settlements_are_gathered_is_written_after_them(
+    still: Still, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise one acknowledgement may stand for several before the one of them that comes after it.
+
+    RabbitMQ would close the channel over that, and requests under at_most_once that it has delivered would be lost.
+    """
+    feed = still.feed(10)
+    still.read(feed, 1, 2, 3)
+    take = feed.take_settlements
+
+    def take_while_others_settle() -> bytes:
+        taken = take()
+        for tag in sorted(feed._unsettled):
+            feed.settle(tag, Outcome.ACCEPT)
+        return taken
+
+    monkeypatch.setattr(feed, "take_settlements", take_while_others_settle)
+    feed.settle(1, Outcome.ACCEPT)
+    still.session.send_all()
+    assert still.written() == [(frames.BASIC_ACK, 1), (frames.BASIC_ACK, 3)]
+
+
 def test_what_was_settled_before_a_channel_closes_is_written_before(still: Still) -> None:
     """And nothing for it afterwards, over which RabbitMQ would close the connection."""
     feed, broker = still.feed(1000), Unsettled()
@@ -416,6 +439,16 @@ def test_acknowledgements_go_with_other_data(still: Still, end: str) -> None:
     last = {"reject": frames.BASIC_REJECT, "cancel": frames.BASIC_CANCEL, "close": frames.CHANNEL_CLOSE}[end]
     assert [ids for ids, _ in still.written()] == [ACK, last]
     assert feed.settle(2, Outcome.ACCEPT) is (end != "close")
+
+
+def test_the_loop_does_not_wait_for_room_when_everything_is_written(
+    still: Still, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An event may come first, by which the rest is written. The socket always has room then: nothing would sleep."""
+    watched: list[bool] = []
+    monkeypatch.setattr(still.loop, "watch", lambda _fd, _func, write=False: watched.append(write))
+    still.session._watch()
+    assert not watched
 
 
 def test_what_another_thread_leaves_while_the_loop_lingers_is_written(still: Still) -> None:
