@@ -141,7 +141,7 @@ def read_driver_options(
 
 def _refuse_settings_without_tls(conf: cfg.ConfigOpts, group: str, values: SimpleNamespace, url: TransportURL) -> None:
     """Refuse options of TLS while it is off: an operator who sets one believes that it is on."""
-    given = [name for name in vars(values) if name.startswith("ssl_") and _is_given(conf, group, name, values, url)]
+    given = [name for name in vars(values) if name.startswith("ssl_") and is_given(conf, group, name, values, url)]
     if given and not values.ssl:
         raise ConfigurationError(
             f"{given[0]} is set, and TLS is off, so that it would have no effect: set ssl = true in [{group}] (in a "
@@ -149,8 +149,8 @@ def _refuse_settings_without_tls(conf: cfg.ConfigOpts, group: str, values: Simpl
         )
 
 
-def _is_given(conf: cfg.ConfigOpts, group: str, name: str, values: SimpleNamespace, url: TransportURL) -> bool:
-    """Whether an option was set, even to its default. An empty value counts as not set."""
+def is_given(conf: cfg.ConfigOpts, group: str, name: str, values: SimpleNamespace, url: TransportURL) -> bool:
+    """Whether an option of a driver was set, even to its default. An empty value counts as not set."""
     if getattr(values, name) in (None, ""):
         return False
     found = conf.get_location(name, group)

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from msgbus.drivers.base import Address, Message, QueueInfo
 from msgbus.drivers.kombu import frames
 from msgbus.drivers.kombu.channel import Channel, Settling
+from msgbus.drivers.kombu.compression import decompress
 from msgbus.drivers.kombu.feed import KombuFeed
 from msgbus.drivers.kombu.publisher import Publisher
 from msgbus.drivers.kombu.questions import Inspections, Question
@@ -63,6 +64,7 @@ class Owner(Protocol):
     sessions: tuple[KombuSession, ...]
     topology: Topology
     route: Callable[[Address], Route]
+    compression: str
     has_more_hosts: bool
 
     def on_move(self, line: Line) -> None:
@@ -81,6 +83,17 @@ class _Content:
         self.header: frames.ContentHeader | None = None
         self.missing = 0
         self.parts: list[bytes] = []
+
+
+def _message(body: bytes, header: frames.ContentHeader) -> Message:
+    """A message that came in, decompressed. One that cannot be is for its receiver to refuse, by its content type."""
+    content_type = header.content_type
+    if (compression := header.headers.get("compression")) is not None:
+        try:
+            body = decompress(body, compression)
+        except ValueError as exc:
+            content_type = f"{content_type} ({exc})"
+    return Message(body, content_type, header.message_id)
 
 
 class KombuSession(Session):
@@ -118,7 +131,8 @@ class KombuSession(Session):
         self._next_channel = 1
         self._last_read = self._last_write = self._checked_at = self.loop.now()
         self._inspections = Inspections(self)
-        self._publisher = Publisher(self, driver.route, driver.sender) if line is driver.sending else None
+        is_sending = line is driver.sending
+        self._publisher = Publisher(self, driver.route, driver.sender, driver.compression) if is_sending else None
 
     def start(self) -> None:
         self._driver.sessions += (self,)
@@ -358,7 +372,7 @@ class KombuSession(Session):
                 channel = self._channels.get(number)
                 if channel is not None:  # Otherwise it was under way when the channel was closed.
                     try:
-                        channel.on_delivery(tag, redelivered, Message(body, content_type, message_id), None)
+                        channel.on_delivery(tag, redelivered, Message(body, content_type, message_id), frames.NO_HEADERS)
                     except Exception:
                         LOG.exception(NOT_DELIVERED)
             if self._socket is None:
@@ -402,8 +416,8 @@ class KombuSession(Session):
                 if deliver is None:
                     content.channel.on_returned(header.message_id, content.why_returned)
                 else:
-                    message = Message(b"".join(content.parts), header.content_type, header.message_id)
-                    content.channel.on_delivery(deliver.tag, deliver.redelivered, message, header.delivery_count)
+                    message = _message(b"".join(content.parts), header)
+                    content.channel.on_delivery(deliver.tag, deliver.redelivered, message, header.headers)
             except Exception:
                 LOG.exception(NOT_DELIVERED)
 
