@@ -89,7 +89,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     ),
     "msgbus.foreign": ("get_logger",),
     "msgbus.forking": ("call_in_child",),
-    "msgbus.options": ("connection_opts", "hosts_of", "read_driver_options"),
+    "msgbus.options": ("connection_opts", "hosts_of", "is_given", "read_driver_options", "read_foreign_group"),
     "msgbus.url": ("TransportHost", "TransportURL"),
     # `msgbus.drivers.toolkit` says when to use which.
     "msgbus.drivers.toolkit.aio": ("DriverEventLoop", "event_loop_of"),

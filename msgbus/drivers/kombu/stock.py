@@ -4,23 +4,18 @@ With ``topology = oslo`` all that is declared has to have the same properties as
 second declaration. So each option has to have the same value on both sides. It may be given in the transport URL, in
 the driver's group, or where the stock library itself reads it, in the group ``oslo_messaging_rabbit``; the first of
 these that has it wins.
-
-Nothing is registered in that group. The stock library has options there which may be registered later, and oslo.config
-raises DuplicateOptError if two definitions differ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from oslo_config import cfg
 
-from msgbus.configuration import in_words, read_files
 from msgbus.drivers.kombu.compression import CONTENT_TYPES
 from msgbus.exceptions import ConfigurationError
-from msgbus.options import is_given
+from msgbus.options import is_given, read_foreign_group
 
 if TYPE_CHECKING:
     from msgbus.url import TransportURL
@@ -141,7 +136,7 @@ def read_stock_options(conf: cfg.ConfigOpts, group: str, given: SimpleNamespace,
     """
     values = {opt.dest: getattr(given, opt.dest) for opt in OPTIONS}
     others = [opt for opt in OPTIONS if not is_given(conf, group, opt.dest, given, url)]
-    stock = StockOptions(**(values | _read_group(conf, others)))
+    stock = StockOptions(**(values | read_foreign_group(conf, GROUP, others)))
     if stock.rabbit_stream_fanout and not stock.rabbit_transient_quorum_queue:
         raise ConfigurationError(
             "rabbit_stream_fanout needs rabbit_transient_quorum_queue, as it does with oslo.messaging: set both"
@@ -152,38 +147,6 @@ def read_stock_options(conf: cfg.ConfigOpts, group: str, given: SimpleNamespace,
             "automatically: unset one of them, for the stock peers too"
         )
     return stock
-
-
-def _read_group(conf: cfg.ConfigOpts, opts: list[cfg.Opt]) -> dict[str, Any]:
-    """What the stock library's group says of some options, for those that are in it."""
-    in_files = _in_files(conf)
-    found = {}
-    for opt in opts:
-        try:
-            value = conf[GROUP][opt.dest]
-            where = f"[{GROUP}]"
-        except (cfg.NoSuchOptError, cfg.NoSuchGroupError):  # The stock library has not registered it.
-            value, where = in_files.get(opt.dest, (None, ""))
-        except (ValueError, cfg.Error) as exc:
-            raise ConfigurationError(f"option {opt.dest} of [{GROUP}]: {in_words(exc)}") from None
-        if value is None or value == "":
-            continue
-        try:
-            found[opt.dest] = opt.type(value)
-        except ValueError as exc:
-            raise ConfigurationError(f"option {opt.dest} of {where}: {in_words(exc)}") from None
-    return found
-
-
-def _in_files(conf: cfg.ConfigOpts) -> Mapping[str, tuple[str, str]]:
-    """The texts in the group of the configuration files, each with where it stands; the last one counts."""
-    return {
-        name: (values[-1], f"[{GROUP}] of {path}")
-        for path, groups in read_files(conf)
-        for found, names in groups.items()
-        if found.lower() == GROUP
-        for name, values in names.items()
-    }
 
 
 def refuse_without_topology(conf: cfg.ConfigOpts, group: str, given: SimpleNamespace, url: TransportURL) -> None:
