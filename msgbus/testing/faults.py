@@ -48,7 +48,7 @@ class Faults:
             self._bus.delay = before
 
     def cut(self) -> None:
-        """All connections break, and are there again at once. What was delivered and not accepted is delivered again."""
+        """All connections break, and are back at once. What was delivered and not accepted is delivered again."""
         self._bus.cut()
 
     def lose_next(self, count: int = 1) -> None:

@@ -260,9 +260,9 @@ def _notification_of(address: Address, message: Message) -> SentNotification | N
     except SerializationError:
         return None
     context = context_of(payload)
-    found = {key: payload.get(key) for key in ("event_type", "priority", "publisher_id")}
-    if "payload" in payload and all(isinstance(value, str) for value in found.values()):
-        return SentNotification(address.topic, payload["payload"], **found, context=context)  # type: ignore[arg-type]  # strings
+    texts = [text for key in ("event_type", "priority", "publisher_id") if isinstance(text := payload.get(key), str)]
+    if "payload" in payload and len(texts) == 3:
+        return SentNotification(address.topic, payload["payload"], *texts, context=context)
     own = {key: value for key, value in payload.items() if not key.startswith("_")}
     return SentNotification(address.topic, own, context=context)
 

@@ -141,8 +141,8 @@ def check_both_ways(ours: Ours, stock: StockPeer) -> None:
 def test_both_sides_declare_the_same_and_call_each_other(
     rabbitmq: RabbitMQ, tmp_path: Path, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest, options: str
 ) -> None:
-    """With the same options, a stock server and ours serve one topic, clients of both kinds call both, and nothing that
-    one declares is refused because of the other."""
+    """With the same options, a stock server and ours serve one topic, clients of both kinds call both, and nothing
+    that one declares is refused because of the other."""
     name = request.node.callspec.id
     theirs = f"{rabbitmq.url}?{options}" + ("&rabbit_qos_prefetch_count=10" if "stream" in options else "")
     with stock_peer(theirs, name, tmp_path / "journal") as stock:
@@ -157,7 +157,8 @@ def test_options_are_read_where_the_stock_library_has_them(rabbitmq: RabbitMQ, t
     config = tmp_path / "service.conf"
     config.write_text(
         "[msgbus_kombu]\ntopology = oslo\n"
-        "[oslo_messaging_rabbit]\namqp_durable_queues = true\nrabbit_transient_queues_ttl = 77\nkombu_compression = gzip\n"
+        "[oslo_messaging_rabbit]\namqp_durable_queues = true\nrabbit_transient_queues_ttl = 77\n"
+        "kombu_compression = gzip\n"
     )
     conf = cfg.ConfigOpts()
     conf([], default_config_files=[str(config)])
@@ -186,7 +187,7 @@ def test_an_exchange_that_is_not_durable_is_shared_as_stock_peers_share_it(
 
 
 def test_a_stream_of_fanouts_is_read_on_after_a_reconnect(rabbitmq: RabbitMQ, tmp_path: Path) -> None:
-    """What a stock peer casts to all while our server's connections are cut arrives, once, and nothing a second time."""
+    """What a stock peer casts to all while our server's connections are cut arrives once; nothing arrives twice."""
     options = SETTINGS["streams"]
     theirs = f"{rabbitmq.url}?{options}&rabbit_qos_prefetch_count=10"
     proxy = Proxy(rabbitmq.port)

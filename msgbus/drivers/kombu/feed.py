@@ -47,8 +47,8 @@ class KombuFeed(Feed, Channel):
     """See the module's text, and `Feed`.
 
     `Source.notes` is for how many seconds RabbitMQ was asked in vain to declare the queue and consume from it, since
-    that was last done; None: not at all. Of a stream it is where to go on reading; None: from now on. Of other queues it
-    is not used.
+    that was last done; None: not at all. Of a stream it is where to go on reading; None: from now on. Other queues do
+    not use it.
 
     Attributes:
         source: the source that this serves over the present connection.

@@ -45,8 +45,8 @@ OPTIONS: list[cfg.Opt] = [
         "rabbit_quorum_delivery_limit",
         default=0,
         min=0,
-        help="How often a quorum queue delivers a message before it drops it. 0: RabbitMQ's own default, which is 20 in "
-        f"4.x. {_ALL}",
+        help="How often a quorum queue delivers a message before it drops it. 0: RabbitMQ's own default, 20 in 4.x. "
+        f"{_ALL}",
     ),
     cfg.IntOpt(
         "rabbit_quorum_max_memory_length",

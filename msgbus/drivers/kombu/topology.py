@@ -67,7 +67,7 @@ class Queue(NamedTuple):
 
     @property
     def is_stream(self) -> bool:
-        """Whether it is a log that all consumers read from. RabbitMQ removes nothing from it when it is acknowledged."""
+        """Whether it is a log that all consumers read. What they acknowledge stays in it."""
         return self.arguments.get("x-queue-type") == "stream"
 
     @property
