@@ -36,12 +36,13 @@ def decompress(body: bytes, content_type: object, largest: int = LARGEST) -> byt
     """
     reader = _reader(content_type)
     try:
-        found = reader.decompress(body, largest)
+        found = reader.decompress(body, largest + 1)
     except (zlib.error, OSError) as exc:
         raise ValueError(f"it is compressed as {content_type}, and damaged: {exc}") from None
+    if len(found) > largest:
+        raise ValueError(f"it is compressed as {content_type}, and would have more than {largest} bytes")
     if not reader.eof:
-        why = f"would have more than {largest} bytes" if len(found) >= largest else "is cut off"
-        raise ValueError(f"it is compressed as {content_type}, and {why}")
+        raise ValueError(f"it is compressed as {content_type}, and is cut off")
     return found
 
 
