@@ -372,7 +372,8 @@ class KombuSession(Session):
                 channel = self._channels.get(number)
                 if channel is not None:  # Otherwise it was under way when the channel was closed.
                     try:
-                        channel.on_delivery(tag, redelivered, Message(body, content_type, message_id), frames.NO_HEADERS)
+                        message = Message(body, content_type, message_id)
+                        channel.on_delivery(tag, redelivered, message, frames.NO_HEADERS)
                     except Exception:
                         LOG.exception(NOT_DELIVERED)
             if self._socket is None:

@@ -93,6 +93,10 @@ METHODS: dict[str, tuple[Callable[[], bytes], Callable[[Any], object]]] = {
             "q", durable=True, auto_delete=False, arguments={"x-queue-type": "quorum", "x-expires": 1800000}
         ),
     ),
+    "queue.declare auto_delete": (
+        lambda: frames.queue_declare(CHANNEL, "q", auto_delete=True),
+        lambda channel: channel.queue_declare("q", auto_delete=True),
+    ),
     "queue.bind": (
         lambda: frames.queue_bind(CHANNEL, "q", "x", "k"),
         lambda channel: channel.queue_bind("q", "x", "k", arguments={}),
@@ -100,11 +104,11 @@ METHODS: dict[str, tuple[Callable[[], bytes], Callable[[Any], object]]] = {
     "queue.delete": (lambda: frames.queue_delete(CHANNEL, "q"), lambda channel: channel.queue_delete("q")),
     "basic.qos": (lambda: frames.basic_qos(CHANNEL, 65535), lambda channel: channel.basic_qos(0, 65535, False)),
     "basic.consume": (
-        lambda: frames.basic_consume(CHANNEL, "q", "tag", 0),
+        lambda: frames.basic_consume(CHANNEL, "q", "tag", {}),
         lambda channel: channel.basic_consume("q", "tag", arguments={}),
     ),
     "basic.consume with priority": (
-        lambda: frames.basic_consume(CHANNEL, "q", "tag", 5),
+        lambda: frames.basic_consume(CHANNEL, "q", "tag", {"x-priority": 5}),
         lambda channel: channel.basic_consume("q", "tag", arguments={"x-priority": 5}),
     ),
     "basic.cancel": (lambda: frames.basic_cancel(CHANNEL, "tag"), lambda channel: channel.basic_cancel("tag")),
