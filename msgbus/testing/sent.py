@@ -209,8 +209,8 @@ class Sent:
             await asyncio.sleep(CHECK_INTERVAL)
 
     def _missing(self, what: str, timeout: float) -> str:
-        sent = [str(one) for one in (*self.requests, *self.notifications)]
-        return "\n    ".join([f"no {what} that fits was sent within {timeout:g} s; there was:", *sent or ["nothing"]])
+        sent = [str(one) for one in (*self.requests, *self.notifications)] or ["nothing"]
+        return "\n    ".join([f"no {what} that fits was sent within {timeout:g} s; there was:", *sent])
 
     def watch(self, address: Address, message: Message) -> None:
         """Take a message that is sent; see `msgbus.drivers.fake.Bus.watch`."""
