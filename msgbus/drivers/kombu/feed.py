@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
+from typing import Any
 
 from msgbus.drivers.base import Message
 from msgbus.drivers.kombu import frames, questions
@@ -92,7 +93,7 @@ class KombuFeed(Feed, Channel):
         # If RabbitMQ has not noticed that an older connection broke, that one still consumes, and would take messages
         # that are meant for this process alone. RabbitMQ serves the higher priority first: the newer connection's.
         priority = int(time.time()) - 1_700_000_000 if queue.own or self.source.address.kind == "server" else 0
-        arguments = {"x-priority": priority} if priority else {}
+        arguments: dict[str, Any] = {"x-priority": priority} if priority else {}
         if queue.is_stream:
             arguments = {"x-stream-offset": FROM_NOW_ON if self.source.notes is None else self.source.notes}
         parts.append(frames.basic_consume(channel, queue.name, frames.CONSUMER_TAG, arguments))

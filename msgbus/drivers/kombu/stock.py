@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 GROUP = "oslo_messaging_rabbit"
 """Where the stock library's own options are."""
+_SSL = cfg.BoolOpt("ssl")
 _ALL = "Only with topology = oslo, where it has to be as the stock peers have it."
 
 OPTIONS: list[cfg.Opt] = [
@@ -132,11 +133,17 @@ def read_stock_options(conf: cfg.ConfigOpts, group: str, given: SimpleNamespace,
         url: the transport URL.
 
     Raises:
-        ConfigurationError: a value in the stock library's group does not fit, or two options contradict each other.
+        ConfigurationError: a value in the stock library's group does not fit, two options contradict each other, or
+            TLS is on for the stock library alone.
     """
     values = {opt.dest: getattr(given, opt.dest) for opt in OPTIONS}
     others = [opt for opt in OPTIONS if not is_given(conf, group, opt.dest, given, url)]
     stock = StockOptions(**(values | read_foreign_group(conf, GROUP, others)))
+    if not given.ssl and read_foreign_group(conf, GROUP, [_SSL]).get("ssl"):
+        raise ConfigurationError(
+            f"ssl is set in [{GROUP}], and not in [{group}]: set it there too (in a transport URL ?ssl=true), with "
+            "ssl_ca_file and the like, or messages would be sent without TLS"
+        )
     if stock.rabbit_stream_fanout and not stock.rabbit_transient_quorum_queue:
         raise ConfigurationError(
             "rabbit_stream_fanout needs rabbit_transient_quorum_queue, as it does with oslo.messaging: set both"

@@ -94,6 +94,14 @@ def test_wrong_values(tmp_path: Path, lines: str, error: str, is_registered: boo
         read(conf)
 
 
+def test_tls_of_the_stock_library_is_not_left_out_silently(tmp_path: Path) -> None:
+    """Where it is on for the stock library, messages here do not go without it."""
+    conf = conf_from_file(tmp_path, f"[{GROUP}]\nssl = true\n")
+    with pytest.raises(ConfigurationError, match=rf"ssl is set in \[{GROUP}\], and not in \[msgbus_kombu\]"):
+        read(conf)
+    assert read(conf, "ssl=true").rabbit_transient_queues_ttl == 1800
+
+
 @pytest.mark.parametrize("opt", OPTIONS, ids=lambda opt: opt.dest)
 def test_without_the_topology_they_are_refused(opt: cfg.Opt) -> None:
     """Whoever sets one believes that it has an effect."""
@@ -111,8 +119,9 @@ def test_without_the_topology_the_stock_librarys_group_is_not_read(tmp_path: Pat
 def test_the_log_names_only_what_is_not_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The operator learns which options of the stock library's group have no effect."""
     caplog.set_level(logging.WARNING, "msgbus.unread")
-    conf = conf_from_file(tmp_path, f"[{GROUP}]\nrabbit_quorum_queue = true\nssl = true\n")
+    conf = conf_from_file(tmp_path, f"[{GROUP}]\nrabbit_quorum_queue = true\nheartbeat_timeout_threshold = 7\n")
     get_rpc_transport(conf, OSLO).cleanup()
     assert [record.getMessage().partition("service.conf: ")[2] for record in caplog.records] == [
-        f"of the group [{GROUP}] only some options are read: for ssl write ssl in [msgbus_kombu]"
+        f"of the group [{GROUP}] only some options are read: for heartbeat_timeout_threshold write heartbeat in "
+        "[msgbus_kombu]"
     ]
