@@ -32,9 +32,7 @@ STALL_TIMEOUT = 5.0
 class Publisher(Channel):
     """See the module's text. `publish` may be called on any thread, all other methods on the loop's."""
 
-    def __init__(
-        self, session: Wire, route: Callable[[Address], Route], sender: Sender, compression: str = ""
-    ) -> None:
+    def __init__(self, session: Wire, route: Callable[[Address], Route], sender: Sender, compression: str = "") -> None:
         """Make it; `open` opens the channel.
 
         Args:

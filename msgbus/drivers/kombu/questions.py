@@ -221,7 +221,6 @@ def _precondition_hint(text: str) -> str:
     )
 
 
-
 def members_hint(queue: str) -> str:
     """What to do about a quorum queue that has lost most of its members.
 

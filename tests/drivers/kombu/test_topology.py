@@ -306,9 +306,7 @@ def test_options_of_stock_peers(
 @pytest.mark.parametrize(("seconds", "arguments"), [(1800, {"x-max-age": "1800s"}), (0, {})])
 def test_a_stream_of_fanouts(seconds: int, arguments: dict[str, Any]) -> None:
     """With rabbit_stream_fanout all servers of a topic read one stream, which no server deletes."""
-    topology = oslo(
-        rabbit_stream_fanout=True, rabbit_transient_quorum_queue=True, rabbit_transient_queues_ttl=seconds
-    )
+    topology = oslo(rabbit_stream_fanout=True, rabbit_transient_quorum_queue=True, rabbit_transient_queues_ttl=seconds)
     exchange = Exchange("foo_fanout", "fanout", True, True)
     arguments = {"x-queue-type": "stream", **arguments}
     assert topology.queue(FANOUT, UNIQUE) == Queue("foo_fanout", exchange, "foo", True, arguments, own=False)
