@@ -41,13 +41,13 @@ def msgbus_transport(msgbus_bus: MemoryBus) -> Transport:
 
 @pytest.fixture
 def msgbus_server(msgbus_bus: MemoryBus) -> Callable[..., RPCServer]:
-    """Starts servers: msgbus_server("hello", Hello()); see msgbus.testing.MemoryBus.serve."""
+    """Call it with a topic and endpoints, to start a server; see msgbus.testing.MemoryBus.serve."""
     return msgbus_bus.serve
 
 
 @pytest.fixture
 def msgbus_client(msgbus_bus: MemoryBus) -> Callable[..., RPCClient]:
-    """Makes clients: msgbus_client("hello"); see msgbus.testing.MemoryBus.client."""
+    """Call it with a topic, to make a client; see msgbus.testing.MemoryBus.client."""
     return msgbus_bus.client
 
 

@@ -39,7 +39,7 @@ class SentRequest(NamedTuple):
     method: str
     args: dict[str, Any]
     server: str | None = None
-    context: dict[str, Any] = {}
+    context: dict[str, Any] = {}  # noqa: RUF012 - nobody changes it
     exchange: str = ""
     namespace: str | None = None
     version: str | None = None
@@ -67,7 +67,7 @@ class SentNotification(NamedTuple):
     event_type: str = ""
     priority: str = ""
     publisher_id: str = ""
-    context: dict[str, Any] = {}
+    context: dict[str, Any] = {}  # noqa: RUF012 - nobody changes it
 
     def __str__(self) -> str:
         return f"notification {self.event_type} {self.payload!r} to {self.topic}"

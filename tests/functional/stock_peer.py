@@ -1,7 +1,8 @@
 """A stock oslo.messaging peer, in a process of its own: ``python stock_peer.py server|client RABBIT_URL TOPIC [FILE]``.
 
 Or ``python stock_peer.py both RABBIT_URL EXCHANGE TOPIC FILE [CONFIG]``: it serves, and does what standard input says,
-a line of JSON at a time: verb, server (or null), method, arguments. For each it prints a line with the result, or the error.
+a line of JSON at a time: verb, server (or null), method, arguments. For each it prints a line with the result, or the
+error.
 
 It knows nothing of msgbus. Its warnings about eventlet are its own affair, and its tracing needs the global CONF.
 """

@@ -86,4 +86,6 @@ def test_fixtures_say_what_they_are(tmp_path: pathlib.Path) -> None:
     assert {line.split(" ")[0] for line in named} == {
         f"msgbus_{name}" for name in ("bus", "conf", "transport", "server", "client", "sent", "faults")
     }
-    assert "no docstring available" not in printed
+    assert all(" -- " in line for line in named)
+    described = printed.partition("msgbus_bus -- ")[2].partition("msgbus_faults -- ")[2].splitlines()[1]
+    assert described.strip().endswith("see msgbus.testing.Faults.")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from msgbus import MessageUndeliverable, Target
+from msgbus import MessageUndeliverable
 from msgbus import rpc as classic
 from msgbus.drivers.base import Address, Message
 from msgbus.message import JSON

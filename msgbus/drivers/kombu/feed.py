@@ -62,6 +62,7 @@ class KombuFeed(Feed, Channel):
         self._queue = queue
         self._is_inbox = not source.prefetch
         self._counts = self._queue.is_quorum
+        self._is_stream = self._queue.is_stream
         self._without_leader = 0  # So many checks in a row have found no consumer.
         self._is_cancelled = False
         self._lock = threading.Lock()
@@ -110,8 +111,9 @@ class KombuFeed(Feed, Channel):
                 unsettled.remove(tag)
             except KeyError:
                 return True
-            self._offsets.pop(tag, None)
-            if outcome is Outcome.ACCEPT or self._queue.is_stream:  # A stream closes the channel over anything else.
+            if self._offsets:
+                self._offsets.pop(tag, None)
+            if outcome is Outcome.ACCEPT or self._is_stream:  # A stream closes the channel over anything else.
                 self._accepted.append(tag)
                 # While RabbitMQ knows of few unsettled ones, it delivers on.
                 is_urgent = 2 * (len(unsettled) + len(self._accepted)) >= self.source.prefetch
@@ -180,7 +182,7 @@ class KombuFeed(Feed, Channel):
         attempts = (_number(headers.get("x-delivery-count")) or 0) if self._counts else None
         if not self._is_inbox:
             self._unsettled.add(tag)
-            if self._queue.is_stream and (offset := _number(headers.get("x-stream-offset"))) is not None:
+            if self._is_stream and (offset := _number(headers.get("x-stream-offset"))) is not None:
                 self._offsets[tag] = offset
                 self.source.notes = offset + 1
             self.source.deliver(self, tag, message, redelivered, attempts)
@@ -240,6 +242,14 @@ class KombuFeed(Feed, Channel):
         self._queue = queue.not_durable
         self.start()
         return True
+
+    def on_transient_refused(self, code: int, text: str) -> None:
+        """RabbitMQ has closed the connection, since it takes no queues that do not outlive a restart."""
+        if self._alive and not self._queue.durable:
+            self._end()
+            where = f"{self.source.address}, queue {self._queue.name!r}"
+            why = f"{self._session.name()} refuses {where}: {explain(code, text)}"
+            self.source.refused(self, why, permanent=True)
 
     def check_queue(self) -> None:
         """See that the queue is still there, and restore its exchange and its binding if somebody has deleted them.

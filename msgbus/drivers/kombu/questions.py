@@ -252,13 +252,18 @@ def differs_in_durability(answer: Answer, exchange: Exchange) -> bool:
     )
 
 
+def refuses_transient(text: str) -> bool:
+    """Whether RabbitMQ says that it takes no queues that do not outlive a restart; it closes the connection then."""
+    return "transient_nonexcl_queues" in text
+
+
 def explain(code: int, text: str) -> str:
     """Why RabbitMQ closed a channel, and what to do about it."""
     hint = {
         403: " - check the user's rights: rabbitmqctl list_permissions",
         PRECONDITION_FAILED: _precondition_hint(text),
     }.get(code, "")
-    if "transient_nonexcl_queues" in text:
+    if refuses_transient(text):
         hint = (
             " - this RabbitMQ refuses queues that do not outlive a restart, as stock oslo.messaging declares them by "
             "default: set amqp_durable_queues and rabbit_transient_quorum_queue, here and for the stock peers"

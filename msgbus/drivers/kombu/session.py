@@ -23,7 +23,7 @@ from msgbus.drivers.kombu.channel import Channel, Settling
 from msgbus.drivers.kombu.compression import decompress
 from msgbus.drivers.kombu.feed import KombuFeed
 from msgbus.drivers.kombu.publisher import Publisher
-from msgbus.drivers.kombu.questions import Inspections, Question
+from msgbus.drivers.kombu.questions import Inspections, Question, explain, refuses_transient
 from msgbus.drivers.kombu.topology import Route, Topology
 from msgbus.drivers.toolkit.connecting import peer_of
 from msgbus.drivers.toolkit.consuming import Source
@@ -427,7 +427,11 @@ class KombuSession(Session):
             code, text = frames.read_close(buffer, at, end)
             self.append(frames.method(0, frames.CONNECTION_CLOSE_OK))
             self.send_all()
-            raise ConnectionResetError(f"RabbitMQ closed the connection: {code} {text}")
+            if refuses_transient(text):
+                for channel in list(self._channels.values()):
+                    if isinstance(channel, KombuFeed):
+                        channel.on_transient_refused(code, text)
+            raise ConnectionResetError(f"RabbitMQ closed the connection: {explain(code, text)}")
         if ids == frames.CONNECTION_BLOCKED:
             self.line.block(frames.read_short_string(buffer, at) or "unknown reason")
         elif ids == frames.CONNECTION_UNBLOCKED:

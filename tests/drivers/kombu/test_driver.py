@@ -38,8 +38,11 @@ HOSTS = "rabbit://a:pw@one:5672,a:pw@two:5672,a:pw@three:5672/"
     ],
 )
 def test_capabilities(url: str, lacking: set[Capability]) -> None:
-    """Only quorum queues count deliveries, and are there on the next host. Those of stock peers outlive a restart only
-    if all are durable, and keep nothing for servers that are away if they are deleted with their last consumer."""
+    """Only quorum queues count deliveries, and are there on the next host.
+
+    Those of stock peers outlive a restart only if all are durable, and keep nothing for servers that are away if they
+    are deleted with their last consumer.
+    """
     assert new_transport(url).driver.capabilities == ALL - lacking
 
 

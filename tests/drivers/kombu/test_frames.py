@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -293,7 +292,7 @@ def test_delivery_headers_with_every_set_of_properties() -> None:
         {"x-stream-offset": 0},
         {"compression": "application/x-gzip"},
         {"a": {"x-delivery-count": 5}},
-        {"x-delivery-count": 1, "a": "b" * 1000, "t": datetime(2026, 1, 2, tzinfo=UTC), "n": None},
+        {"x-delivery-count": 1, "a": "b" * 1000, "n": None},
     ],
 )
 def test_headers_are_read_where_one_matters(headers: dict[str, Any]) -> None:

@@ -99,7 +99,7 @@ class Still:
         self._socket = peer.accepted[0]
         self._socket.setblocking(False)
         self.delivered: list[tuple[int, Any]] = []
-        self.queue = SimpleNamespace(is_quorum=False, own=False, name="q")
+        self.queue = SimpleNamespace(is_quorum=False, is_stream=False, own=False, name="q")
         until(self.take_turn, "the turn")
 
     def take_turn(self) -> bool:

@@ -288,8 +288,11 @@ LIMITS = {
 def test_options_of_stock_peers(
     options: dict[str, Any], topic: tuple[bool, bool, dict[str, Any]], transient: tuple[bool, dict[str, Any]]
 ) -> None:
-    """Each option of a stock peer changes what it changes there: durable, auto_delete and the arguments of queues of
-    topics and servers, with their exchange; and durable and the arguments of those of fanouts and replies."""
+    """Each option of a stock peer changes what it changes there.
+
+    That is durable, auto_delete and the arguments of queues of topics and servers, with their exchange; and durable and
+    the arguments of those of fanouts and replies.
+    """
     topology = oslo(**options)
     for address in (TOPIC, SERVER, POOL):
         queue = topology.queue(address, UNIQUE)
