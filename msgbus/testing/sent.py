@@ -260,9 +260,10 @@ def _notification_of(address: Address, message: Message) -> SentNotification | N
     except SerializationError:
         return None
     context = context_of(payload)
-    texts = [text for key in ("event_type", "priority", "publisher_id") if isinstance(text := payload.get(key), str)]
-    if "payload" in payload and len(texts) == 3:
-        return SentNotification(address.topic, payload["payload"], *texts, context=context)
+    event_type, priority, publisher_id = (payload.get(key) for key in ("event_type", "priority", "publisher_id"))
+    if "payload" in payload and isinstance(event_type, str):
+        says = (event_type, str(priority or ""), str(publisher_id or ""))
+        return SentNotification(address.topic, payload["payload"], *says, context)
     own = {key: value for key, value in payload.items() if not key.startswith("_")}
     return SentNotification(address.topic, own, context=context)
 

@@ -35,9 +35,9 @@ def test_testtools_uses_it() -> None:
     conf = cfg.ConfigOpts()
     seen = []
 
-    class Case(testtools.TestCase):  # type: ignore[misc]  # it has no types
+    class Case(testtools.TestCase):
         def test_it(self) -> None:
-            fixture = self.useFixture(ConfFixture(conf, "fake://one/"))
+            fixture = self.useFixture(ConfFixture(conf, "fake://one/"))  # type: ignore[type-var]  # it has the methods
             fixture.response_timeout = 3
             seen.append((conf.transport_url, conf.rpc_response_timeout))
 

@@ -92,7 +92,7 @@ def test_expectations(bus: MemoryBus) -> None:
         {"verb": "cast", "method": "other"},
     ):
         with pytest.raises(AssertionError) as caught:
-            bus.sent.expect(**wrong, timeout=0)  # type: ignore[arg-type]  # of the table
+            bus.sent.expect(**wrong, timeout=0)
         assert str(caught.value).splitlines()[1:] == [
             "    cast greet(name='Ada') to hello",
             "    call greet(name='Bob') to hello, server test",
