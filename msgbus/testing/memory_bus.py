@@ -67,7 +67,7 @@ class MemoryBus:
         self._ending.callback(self.transport.cleanup)
 
     def serve(self, topic: str, *endpoints: object, server: str = "test", **arguments: Any) -> RPCServer:
-        """Start a server. It is stopped at the end, and waits `TIMEOUT` seconds for what it runs.
+        """Start a server. It is stopped at the end, and then waits five seconds at most for what it runs.
 
         Args:
             topic: what it serves.

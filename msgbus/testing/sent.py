@@ -104,7 +104,7 @@ class Sent:
 
     @property
     def calls(self) -> list[SentRequest]:
-        """The requests whose sender waits for an answer: those of ``call``, ``multicall`` and ``gather``."""
+        """The requests that want an answer, sent by ``call``, ``multicall`` and ``gather``."""
         return [request for request in self.requests if request.verb in ("call", "multicall", "gather")]
 
     @property
