@@ -394,6 +394,17 @@ def test_acknowledgements_go_with_other_data(still: Still, end: str) -> None:
     assert feed.settle(2, Outcome.ACCEPT) is (end != "close")
 
 
+@pytest.mark.parametrize("outcome", Outcome)
+def test_what_a_stream_delivers_is_only_acknowledged(still: Still, outcome: Outcome) -> None:
+    """RabbitMQ closes the channel over any other answer."""
+    still.queue.is_stream = True
+    feed = still.feed(10)
+    still.read(feed, 1)
+    assert feed.settle(1, outcome)
+    still.session.send_all()
+    assert still.written() == [(ACK, 1)]
+
+
 def test_what_another_thread_leaves_while_the_loop_lingers_is_written(still: Still) -> None:
     """It is not an acknowledgement, and comes when the loop has decided to wait for more."""
     feed = still.feed(10)
