@@ -16,7 +16,7 @@ from oslo_config import cfg
 
 import msgbus
 from msgbus.drivers.base import Capability
-from tests.functional.brokers.processes import poll
+from tests.functional.brokers.processes import BrokerMissing, poll
 from tests.functional.brokers.proxy import Proxy
 from tests.functional.brokers.rabbitmq import RabbitMQ
 from tests.functional.conftest import skip_or_fail
@@ -262,8 +262,8 @@ def test_a_rabbitmq_that_refuses_transient_queues(tmp_path: Path, tmp_path_facto
     config = {"deprecated_features.permit.transient_nonexcl_queues": "false"}
     try:
         broker = RabbitMQ("4.3", tmp_path_factory.mktemp("strict"), config=config)
-    except Exception as exc:
-        skip_or_fail(str(exc))
+    except BrokerMissing as error:
+        skip_or_fail(str(error))
     try:
         broker.start()
         refused = pytest.raises(

@@ -15,6 +15,7 @@ import pytest
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, QueueInfo
 from msgbus.drivers.kombu import frames
+from msgbus.drivers.kombu.compression import compress
 from msgbus.drivers.kombu.feed import KombuFeed
 from msgbus.drivers.kombu.questions import Answer
 from msgbus.drivers.kombu.session import KombuSession
@@ -392,6 +393,30 @@ def test_acknowledgements_go_with_other_data(still: Still, end: str) -> None:
     last = {"reject": frames.BASIC_REJECT, "cancel": frames.BASIC_CANCEL, "close": frames.CHANNEL_CLOSE}[end]
     assert [ids for ids, _ in still.written()] == [ACK, last]
     assert feed.settle(2, Outcome.ACCEPT) is (end != "close")
+
+
+@pytest.mark.parametrize(
+    ("body", "compression", "expected"),
+    [
+        (compress(b"text", "application/x-gzip"), "application/x-gzip", (b"text", "application/json")),
+        (compress(b"text", "application/x-bz2"), "application/x-bz2", (b"text", "application/json")),
+        (b"text", "application/x-bz2", (b"text", "application/json (it is compressed as application/x-bz2, and damag")),
+        (
+            b"text",
+            "application/x-lzma",
+            (b"text", "application/json (it is compressed as 'application/x-lzma', and "),
+        ),
+    ],
+)
+def test_compressed_deliveries(still: Still, body: bytes, compression: str, expected: tuple[bytes, str]) -> None:
+    """They are decompressed. One that cannot be is delivered with a content type that says why, for its receiver."""
+    feed = still.feed(10)
+    method = frames.method(feed.number, frames.BASIC_DELIVER, b"\x010" + (1).to_bytes(8, "big") + b"\0\0\0")
+    first = frames.publish(method, feed.number, body, "application/json", "id1", 1000, True, 131072, compression)
+    still.session._feed(first + delivery(feed.number, 2))
+    (_, message), (_, second) = still.delivered
+    assert (message.body, message.content_type[: len(expected[1])], message.id) == (*expected, "id1")
+    assert (second.body, second.content_type) == (b"body", "application/json")
 
 
 @pytest.mark.parametrize("outcome", Outcome)
