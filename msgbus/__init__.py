@@ -53,7 +53,7 @@ from msgbus.serializer import JsonPayloadSerializer, NoOpSerializer, Serializer
 from msgbus.server import RPCServer, get_rpc_server
 from msgbus.streams import Stream
 from msgbus.target import Target
-from msgbus.transport import Transport, get_rpc_transport
+from msgbus.transport import Transport, get_rpc_transport, set_transport_defaults
 from msgbus.typed_client import one_way
 from msgbus.url import TransportHost, TransportURL
 from msgbus.validation import validated
@@ -119,6 +119,7 @@ __all__ = [
     "get_rpc_server",
     "get_rpc_transport",
     "one_way",
+    "set_transport_defaults",
     "since",
     "validated",
 ]

@@ -88,6 +88,7 @@ class BaseServer:
         ping = Ping(target)
         if transport.option("rpc_ping_enabled"):
             dispatcher.add_endpoint(ping)
+            dispatcher.answers_stock_ping = True
         built_in = transport.option("rpc_built_in_methods")
         if "describe" in built_in:
             dispatcher.add_endpoint(Describe(target, dispatcher))

@@ -79,7 +79,8 @@ def make_driver(
     loop = make_loop(f"msgbus-{parsed.transport}")
     driver = cls(conf, parsed, loop)
     warn_of_misspelt(conf, cls.options()[0])
-    warn_of_unread(conf, *cls.options(), by_default=url is None and not configuration.has_message_system(conf))
+    by_default = url is None and not configuration.has_message_system(conf)
+    warn_of_unread(conf, *cls.options(), by_default=by_default, read=driver.reads_of_others)
     return parsed, driver, loop
 
 

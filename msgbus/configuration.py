@@ -101,7 +101,11 @@ CORE_OPTS: list[cfg.Opt] = [
         min=0,
         help="How often a server runs an at_least_once cast again that raised, before it goes to the dead letters.",
     ),
-    cfg.BoolOpt("rpc_ping_enabled", default=True, help="Whether a server answers pings."),
+    cfg.BoolOpt(
+        "rpc_ping_enabled",
+        default=True,
+        help="Whether a server answers pings, those of oslo.messaging (oslo_rpc_server_ping) among them.",
+    ),
     cfg.ListOpt(
         "rpc_built_in_methods",
         default=list(BUILT_IN),

@@ -24,6 +24,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Method = Callable[..., Any]
+STOCK_PING = "oslo_rpc_server_ping"
+"""The method, in no namespace, by which a stock oslo.messaging client pings a server."""
 _CACHED_METHODS = 1000
 _OWN_FRAMES = (__name__, "msgbus.validation")
 """Modules whose functions call an endpoint's method."""
@@ -144,6 +146,7 @@ class RPCDispatcher:
     Attributes:
         asynchronous: methods may be ``async``; `dispatch_async` runs them.
         has_async: there is such a method, and it may be called.
+        answers_stock_ping: the ping of oslo.messaging is answered, unless an endpoint has a method of that name.
     """
 
     def __init__(
@@ -173,6 +176,7 @@ class RPCDispatcher:
         refuse_async(f"is_allowed of {policy.__name__}", self._policy.is_allowed)
         self.asynchronous = asynchronous
         self.has_async = False
+        self.answers_stock_ping = False
         self._endpoints: list[tuple[object, Target]] = []
         self._is_async: dict[Method, bool] = {}
         self._found: dict[tuple[str | None, str | None, str], Method] = {}
@@ -267,6 +271,8 @@ class RPCDispatcher:
         """
         if type(self).dispatch is not RPCDispatcher.dispatch:
             return True
+        if name == STOCK_PING and namespace is None and self.answers_stock_ping:
+            return True
         return any(
             namespace in target.accepted_namespaces
             and _method(endpoint, name) is not None
@@ -305,6 +311,8 @@ class RPCDispatcher:
                     wrapper = self._with_validation(endpoint, name, method)
                 return wrapper or method
             denied = True
+        if name == STOCK_PING and namespace is None and self.answers_stock_ping:
+            return _pong
         if denied:
             raise AccessDenied(f"RPC method {name} may not be called from outside")
         if compatible:
@@ -417,6 +425,11 @@ class RPCDispatcher:
             return result if is_plain else _serialize_each_async(serializer, context, result)
         value = await result
         return value if is_plain else serializer.serialize_entity(context, value)
+
+
+def _pong(_context: object, **_arguments: object) -> str:
+    """The answer to a ping of oslo.messaging."""
+    return "pong"
 
 
 def _method(endpoint: object, name: str) -> Method | None:

@@ -45,6 +45,21 @@ def get_rpc_transport(
     return Transport(conf, parsed, driver, loop, allowed_remote_exmods)
 
 
+def set_transport_defaults(control_exchange: str) -> None:
+    """Set the default of the option ``control_exchange`` in this process, as services do that share a message system.
+
+    To be called before the first transport is made. What a configuration says wins.
+
+    Args:
+        control_exchange: the exchange of targets that name none.
+    """
+    from oslo_config import cfg
+
+    from msgbus.configuration import CORE_OPTS
+
+    cfg.set_defaults(CORE_OPTS, control_exchange=control_exchange)
+
+
 class Transport(BaseTransport):
     """The connection to one message system. Shared by all clients and servers of a process; thread-safe.
 

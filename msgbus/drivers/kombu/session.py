@@ -23,9 +23,10 @@ from typing import Any, Protocol
 from msgbus.drivers.base import Address, Message, QueueInfo
 from msgbus.drivers.kombu import frames
 from msgbus.drivers.kombu.channel import Channel, Settling
+from msgbus.drivers.kombu.compression import decompress
 from msgbus.drivers.kombu.feed import KombuFeed
 from msgbus.drivers.kombu.publisher import Publisher
-from msgbus.drivers.kombu.questions import Inspections, Question
+from msgbus.drivers.kombu.questions import Inspections, Question, explain, refuses_transient
 from msgbus.drivers.kombu.topology import Route, Topology
 from msgbus.drivers.toolkit.connecting import peer_of
 from msgbus.drivers.toolkit.consuming import Source
@@ -66,6 +67,7 @@ class Owner(Protocol):
     sessions: tuple[KombuSession, ...]
     topology: Topology
     route: Callable[[Address], Route]
+    compression: str
     has_more_hosts: bool
 
     def on_move(self, line: Line) -> None:
@@ -84,6 +86,17 @@ class _Content:
         self.header: frames.ContentHeader | None = None
         self.missing = 0
         self.parts: list[bytes] = []
+
+
+def _message(body: bytes, header: frames.ContentHeader) -> Message:
+    """A message that came in, decompressed. One that cannot be is for its receiver to refuse, by its content type."""
+    content_type = header.content_type
+    if (compression := header.headers.get("compression")) is not None:
+        try:
+            body = decompress(body, compression)
+        except ValueError as exc:
+            content_type = f"{content_type} ({exc})"
+    return Message(body, content_type, header.message_id)
 
 
 class KombuSession(Session):
@@ -125,7 +138,8 @@ class KombuSession(Session):
         self._taken = 0  # bytes of these that the other end's machine had taken at the last tick
         self._was_waiting = False  # then there were others
         self._inspections = Inspections(self)
-        self._publisher = Publisher(self, driver.route, driver.sender) if line is driver.sending else None
+        is_sending = line is driver.sending
+        self._publisher = Publisher(self, driver.route, driver.sender, driver.compression) if is_sending else None
 
     def start(self) -> None:
         self._driver.sessions += (self,)
@@ -372,7 +386,8 @@ class KombuSession(Session):
                 channel = self._channels.get(number)
                 if channel is not None:  # Otherwise it was under way when the channel was closed.
                     try:
-                        channel.on_delivery(tag, redelivered, Message(body, content_type, message_id), None)
+                        message = Message(body, content_type, message_id)
+                        channel.on_delivery(tag, redelivered, message, frames.NO_HEADERS)
                     except Exception:
                         LOG.exception(NOT_DELIVERED)
             if self._socket is None:
@@ -416,8 +431,8 @@ class KombuSession(Session):
                 if deliver is None:
                     content.channel.on_returned(header.message_id, content.why_returned)
                 else:
-                    message = Message(b"".join(content.parts), header.content_type, header.message_id)
-                    content.channel.on_delivery(deliver.tag, deliver.redelivered, message, header.delivery_count)
+                    message = _message(b"".join(content.parts), header)
+                    content.channel.on_delivery(deliver.tag, deliver.redelivered, message, header.headers)
             except Exception:
                 LOG.exception(NOT_DELIVERED)
 
@@ -426,7 +441,11 @@ class KombuSession(Session):
             code, text = frames.read_close(buffer, at, end)
             self.append(frames.method(0, frames.CONNECTION_CLOSE_OK))
             self.send_all()
-            raise ConnectionResetError(f"RabbitMQ closed the connection: {code} {text}")
+            if refuses_transient(text):
+                for channel in list(self._channels.values()):
+                    if isinstance(channel, KombuFeed):
+                        channel.on_transient_refused(code, text)
+            raise ConnectionResetError(f"RabbitMQ closed the connection: {explain(code, text)}")
         if ids == frames.CONNECTION_BLOCKED:
             self.line.block(frames.read_short_string(buffer, at) or "unknown reason")
         elif ids == frames.CONNECTION_UNBLOCKED:

@@ -16,6 +16,7 @@ import pytest
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, QueueInfo
 from msgbus.drivers.kombu import frames
+from msgbus.drivers.kombu.compression import compress
 from msgbus.drivers.kombu.feed import KombuFeed
 from msgbus.drivers.kombu.questions import Answer
 from msgbus.drivers.kombu.session import KombuSession
@@ -123,7 +124,7 @@ class Still:
         self._socket = peer.accepted[0]
         self._socket.setblocking(False)
         self.delivered: list[tuple[int, Any]] = []
-        self.queue = SimpleNamespace(is_quorum=False, own=False, name="q")
+        self.queue = SimpleNamespace(is_quorum=False, is_stream=False, own=False, name="q")
         until(self.take_turn, "the turn")
 
     def take_turn(self) -> bool:
@@ -449,6 +450,41 @@ def test_the_loop_does_not_wait_for_room_when_everything_is_written(
     monkeypatch.setattr(still.loop, "watch", lambda _fd, _func, write=False: watched.append(write))
     still.session._watch()
     assert not watched
+
+
+@pytest.mark.parametrize(
+    ("body", "compression", "expected"),
+    [
+        (compress(b"text", "application/x-gzip"), "application/x-gzip", (b"text", "application/json")),
+        (compress(b"text", "application/x-bz2"), "application/x-bz2", (b"text", "application/json")),
+        (b"text", "application/x-bz2", (b"text", "application/json (it is compressed as application/x-bz2, and damag")),
+        (
+            b"text",
+            "application/x-lzma",
+            (b"text", "application/json (it is compressed as 'application/x-lzma', and "),
+        ),
+    ],
+)
+def test_compressed_deliveries(still: Still, body: bytes, compression: str, expected: tuple[bytes, str]) -> None:
+    """They are decompressed. One that cannot be is delivered with a content type that says why, for its receiver."""
+    feed = still.feed(10)
+    method = frames.method(feed.number, frames.BASIC_DELIVER, b"\x010" + (1).to_bytes(8, "big") + b"\0\0\0")
+    first = frames.publish(method, feed.number, body, "application/json", "id1", 1000, True, 131072, compression)
+    still.session._feed(first + delivery(feed.number, 2))
+    (_, message), (_, second) = still.delivered
+    assert (message.body, message.content_type[: len(expected[1])], message.id) == (*expected, "id1")
+    assert (second.body, second.content_type) == (b"body", "application/json")
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_what_a_stream_delivers_is_only_acknowledged(still: Still, outcome: Outcome) -> None:
+    """RabbitMQ closes the channel over any other answer."""
+    still.queue.is_stream = True
+    feed = still.feed(10)
+    still.read(feed, 1)
+    assert feed.settle(1, outcome)
+    still.session.send_all()
+    assert still.written() == [(ACK, 1)]
 
 
 def test_what_another_thread_leaves_while_the_loop_lingers_is_written(still: Still) -> None:
