@@ -1238,7 +1238,7 @@ OTHERS = (
     Mutant(
         "is_ready_while_it_stops",
         "A server that is being stopped is not ready (how to deploy, Kubernetes).",
-        "base_server.py",
+        "base_listener.py",
         "if self._stopping:\n            return",
         "if False:\n            return",
         "core/test_health.py::test_a_server_is_ready_from_its_start_to_its_stop",
