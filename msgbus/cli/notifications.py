@@ -124,7 +124,7 @@ def listen(
             with progress() as waiting, waiting("waiting for the message system"):
                 listener.start()
             if not as_json:
-                click.echo(f"listening to notifications of {topic} over {transport.driver.state}", err=True)
+                click.echo(f"msgbus listen is ready: notifications of {topic}, over {transport.driver.state}", err=True)
             printer.ended.wait()
         listener.stop()
         listener.wait(DRAIN)

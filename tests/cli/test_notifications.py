@@ -54,7 +54,7 @@ def test_for_people_it_is_a_line() -> None:
     result = run("listen", "notifications", "--count", "2", "--url", FAKE)
     assert result.exit_code == 0
     assert result.stdout == 'info order.created from shop: {"id":7}\ninfo order.paid from nobody: null\n'
-    assert result.stderr.startswith("listening to notifications of notifications over ")
+    assert result.stderr.startswith("msgbus listen is ready: notifications of notifications, over ")
 
 
 def test_only_the_levels_that_are_asked_for() -> None:
