@@ -124,7 +124,8 @@ class BaseListener(ABC):
         """Have requests run on `workers`, which the processor knows."""
         self._stopping = False
         self._workers = workers
-        subscription = self._subscription = self.transport.driver.subscribe(
-            self._addresses, self._receiver(workers), prefetch=self._prefetch()
-        )
+        subscription = self._subscription = self._make_subscription(self._receiver(workers))
         return subscription
+
+    def _make_subscription(self, take: OnDelivery) -> Subscription:
+        return self.transport.driver.subscribe(self._addresses, take, prefetch=self._prefetch())

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from msgbus.base_listener import BaseListener, process_name
 from msgbus.base_transport import BaseTransport
-from msgbus.drivers.base import Address, Capability, Delivery, OnDelivery
+from msgbus.drivers.base import Address, Capability, Delivery, OnDelivery, Subscription
 from msgbus.exceptions import CapabilityMissing, InvalidTarget
 from msgbus.foreign import get_logger
 from msgbus.interceptors import checked_interceptors
 from msgbus.notify.batches import Gatherer
 from msgbus.notify.dispatcher import NotificationDispatcher
 from msgbus.notify.processing import NotificationProcessor
+from msgbus.notify.widening import WideSubscription
 from msgbus.server_call import ServerCall
 from msgbus.target import Target, topic_hint
 from msgbus.workers import Workers
@@ -92,8 +94,18 @@ class BaseNotificationListener(BaseListener):
             process_name(),
             self._dispatcher,
             allow_requeue=self._allow_requeue,
+            on_paused=self._on_paused,
             interceptors=self._interceptors,
         )
+
+    def _make_subscription(self, take: OnDelivery) -> Subscription:
+        subscribe = partial(super()._make_subscription, take)
+        return WideSubscription(subscribe, self._prefetch()) if self._allow_requeue else subscribe()
+
+    def _on_paused(self, paused: int) -> None:
+        """So many notifications of one address wait to come again: others must not wait for that."""
+        if isinstance(self._subscription, WideSubscription):
+            self._subscription.widen_for(paused)
 
     def _prefetch(self) -> int:
         prefetch = super()._prefetch()

@@ -54,15 +54,24 @@ class NotificationProcessor(BaseProcessor):
         dispatcher: NotificationDispatcher,
         *,
         allow_requeue: bool,
+        on_paused: Callable[[int], None],
         interceptors: Sequence[Any] = (),
     ) -> None:
-        """Make one that has not been started. `interceptors` are around the endpoints of each notification."""
+        """Make one that has not been started.
+
+        Args:
+            transport, server: as for `BaseProcessor`.
+            dispatcher: has the endpoints.
+            allow_requeue: notifications may come again.
+            on_paused: see `Requeueing`.
+            interceptors: are around the endpoints of each notification.
+        """
         super().__init__(transport, server)
         self._dispatcher = dispatcher
         self._allow_requeue = allow_requeue
         self._interceptors = interceptors
         self._tasks: Tasks | None = None
-        self._requeueing = Requeueing(transport, self.calls)
+        self._requeueing = Requeueing(transport, self.calls, on_paused)
 
     def start(self, workers: Workers, tasks: Tasks | None = None) -> None:
         """See `BaseProcessor.start`."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable
 
 from msgbus import failed_casts
 from msgbus.base_transport import BaseTransport
+from msgbus.drivers.base import Address
 from msgbus.foreign import get_logger
 from msgbus.server_call import ServerCall
 from msgbus.server_calls import ServerCalls
@@ -23,11 +26,20 @@ class Requeueing:
     second. So it is kept here for a moment; others are run meanwhile.
     """
 
-    def __init__(self, transport: BaseTransport, calls: ServerCalls) -> None:
-        """`calls` is the table that they are in."""
+    def __init__(self, transport: BaseTransport, calls: ServerCalls, on_paused: Callable[[int], None]) -> None:
+        """Make one.
+
+        Args:
+            transport: runs the timers.
+            calls: the table that they are in.
+            on_paused: called with how many of one address wait, each time that there is one more. Any thread.
+        """
         self._transport = transport
         self._calls = calls
-        self._held: set[ServerCall] = set()  # Adding and removing are atomic.
+        self._on_paused = on_paused
+        self._lock = threading.Lock()
+        self._paused: Counter[Address] = Counter()
+        self._held: set[ServerCall] = set()
         self._times: OrderedDict[str, int] = OrderedDict()  # by id
         self._stopped = True
 
@@ -38,13 +50,10 @@ class Requeueing:
     def stop(self) -> None:
         """The listener stops: others get them, now and from now on."""
         self._stopped = True
-        for call in list(self._held):
+        with self._lock:
+            held = list(self._held)
+        for call in held:
             self._give_back(call)
-
-    @property
-    def held(self) -> int:
-        """How many wait."""
-        return len(self._held)
 
     def add(self, call: ServerCall) -> None:
         """Give a notification back in a while, or at once where the listener stops."""
@@ -52,7 +61,11 @@ class Requeueing:
         delays = failed_casts.RETRY_DELAYS
         delay = delays[min(self._count(call), len(delays)) - 1]
         LOG.info("notification %s comes again in %g s or later", call.request.unique_id, delay)
-        self._held.add(call)
+        with self._lock:
+            self._held.add(call)
+            self._paused[call.delivery.address] += 1
+            paused = self._paused[call.delivery.address]
+        self._on_paused(paused)
         if self._stopped:  # Checked last: `stop` has found what was added before it.
             self._give_back(call)
         else:
@@ -69,8 +82,9 @@ class Requeueing:
         return max(known, call.attempts + 1)
 
     def _give_back(self, call: ServerCall) -> None:
-        try:
+        with self._lock:
+            if call not in self._held:
+                return  # It was given back when the listener stopped.
             self._held.remove(call)
-        except KeyError:
-            return  # It was given back when the listener stopped.
+            self._paused[call.delivery.address] -= 1
         self._calls.finish(call, done=False)

@@ -231,6 +231,29 @@ def test_the_pause_grows_and_others_are_served_meanwhile(
         assert counts["bad"] < 5
 
 
+def test_many_that_always_come_again_do_not_keep_others_waiting(transport: msgbus.Transport) -> None:
+    """More of them than the prefetch, and before the others in the queue."""
+    transport.conf.set_override("rpc_prefetch", 4)
+    notifier = msgbus.Notifier(transport, driver="messagingv2")
+    for _ in range(30):
+        notifier.info({}, "bad", {})
+    notifier.info({}, "good", {})
+    good = threading.Event()
+
+    class Picky:
+        def info(self, _ctxt: Any, _publisher: Any, event_type: str, _payload: Any, _metadata: Any) -> Any:
+            if event_type == "bad":
+                return REQUEUE
+            good.set()
+            return None
+
+    with listening(transport, Picky(), allow_requeue=True):
+        assert good.wait(EVENT_TIMEOUT)
+    rest = Endpoint()
+    with listening(transport, rest):
+        assert rest.events(30) == ["bad"] * 30
+
+
 def test_another_listener_gets_what_one_has_given_back(
     transport: msgbus.Transport, notifier: msgbus.Notifier
 ) -> None:
