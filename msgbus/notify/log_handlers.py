@@ -20,6 +20,8 @@ _METHODS = ((logging.CRITICAL, "critical"), (logging.ERROR, "error"), (logging.W
 """The level of a notification for each of a record: the first that is not above it; below all of them it is debug."""
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 """The attributes that every record has."""
+SECONDS = 5.0
+"""How long a record may take to be sent by `LoggingNotificationHandler`: who logs waits for it."""
 _sending: ContextVar[bool] = ContextVar("msgbus_log_notification", default=False)
 
 
@@ -65,7 +67,7 @@ class LoggingNotificationHandler(_NotifyingHandler):
     lineno, msg (with its arguments in it), funcName, thread, processName, process, and extra (what else the program has
     put into the record, as plain data or text). What msgbus itself logs is not sent.
 
-    Who logs waits until the message system has the notification, or has not taken it at once. A program that must not
+    Who logs waits until the message system has the notification, up to 5 seconds if it is away. A program that must not
     wait puts this handler behind a `logging.handlers.QueueHandler`.
 
     Args:
@@ -95,6 +97,7 @@ class LoggingNotificationHandler(_NotifyingHandler):
         conf = cfg.ConfigOpts()
         conf([], project="msgbus", default_config_files=[], default_config_dirs=[])
         transport = get_notification_transport(conf, url)
+        conf.set_override("rpc_response_timeout", SECONDS)
         topics = None if topic is None else [topic]
         notifier = Notifier(transport, publisher_id, driver or "messagingv2", serializer, retry=0, topics=topics)
         super().__init__(notifier, level)

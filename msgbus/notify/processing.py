@@ -251,6 +251,9 @@ class NotificationProcessor(BaseProcessor):
             for call, _ in group:
                 self._on_interrupted(call, exc)
             return
+        except BaseException:  # Whatever it is: a delivery that is never settled takes up prefetch for ever.
+            LOG.exception("a batch of %d notifications could not be handled", len(group))
+            requeued.update(call for call, _ in group)
         for call, _ in group:
             self._settle(call, requeue=call in requeued)
 
