@@ -28,6 +28,7 @@ from msgbus.target import Target, topic_hint
 
 LOG = get_logger(__name__)
 
+
 @functools.cache
 def own_version() -> str:
     """The version of msgbus. The first call reads files."""

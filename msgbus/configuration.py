@@ -148,8 +148,8 @@ NOTIFICATION_OPTS: list[cfg.Opt] = [
         "retry",
         default=-1,
         min=-1,
-        help="How often a notification is sent again if the message system did not take it; -1: again and again. In any "
-        "case it is given up after rpc_response_timeout.",
+        help="How often a notification is sent again if the message system did not take it; -1: again and again. It is "
+        "given up after rpc_response_timeout in any case.",
     ),
     cfg.StrOpt(
         "routing_config",

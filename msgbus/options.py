@@ -10,7 +10,15 @@ from typing import Any
 
 from oslo_config import cfg, types
 
-from msgbus.configuration import CORE_OPTS, NOTIFICATION_OPTS, NOTIFICATIONS, RPC_OPTS, in_words, names_in_files, read_value
+from msgbus.configuration import (
+    CORE_OPTS,
+    NOTIFICATION_OPTS,
+    NOTIFICATIONS,
+    RPC_OPTS,
+    in_words,
+    names_in_files,
+    read_value,
+)
 from msgbus.drivers.registry import installed_drivers
 from msgbus.exceptions import ConfigurationError, InvalidTransportURL
 from msgbus.url import TransportHost, TransportURL, host_named_twice, parse_host

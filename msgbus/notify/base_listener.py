@@ -48,7 +48,7 @@ def checked_batches(batch_size: int | None, batch_timeout: float | None) -> Batc
     if batch_size is not None and (not isinstance(batch_size, int) or not 1 <= batch_size <= MAX_BATCH):
         raise ValueError(f"batch_size is a whole number from 1 to {MAX_BATCH}, not {batch_size!r}")
     if batch_timeout is not None and not (
-        isinstance(batch_timeout, int | float) and 0 < batch_timeout and math.isfinite(batch_timeout)
+        isinstance(batch_timeout, int | float) and batch_timeout > 0 and math.isfinite(batch_timeout)
     ):
         raise ValueError(f"batch_timeout is a number of seconds above 0, not {batch_timeout!r}")
     return Batches(batch_size, batch_timeout)
@@ -82,7 +82,9 @@ class BaseNotificationListener(BaseListener):
         self._allow_requeue = allow_requeue
         self._batches = batches
         title = f"the listener for {', '.join(dict.fromkeys(target.topic or '' for target in targets))}"
-        super().__init__(transport, title if pool is None else f"{title}, pool {pool}", addresses, asynchronous=asynchronous)
+        super().__init__(
+            transport, title if pool is None else f"{title}, pool {pool}", addresses, asynchronous=asynchronous
+        )
         self._start_clean()
 
     def _start_clean(self) -> None:

@@ -99,7 +99,9 @@ class BaseNotifier:
             TypeError, SerializationError: they cannot be sent.
         """
         if isinstance(ctxt, str):
-            raise TypeError(f"the caller's context is missing, which comes before the event's type: ({{}}, {ctxt!r}, …)")
+            raise TypeError(
+                f"the caller's context is missing, which comes before the event's type: ({{}}, {ctxt!r}, …)"
+            )
         context, entity = self._serialized(ctxt, payload)
         message = make_message(self.publisher_id, event_type, entity, priority)
         chosen: dict[NotificationDriver, None] = {}

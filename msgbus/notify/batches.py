@@ -25,7 +25,8 @@ class Batch(Delivery):
 
     def accept(self) -> bool:
         """Accept all. False if any will come again."""
-        return all([delivery.accept() for delivery in self.deliveries])
+        outcomes = [delivery.accept() for delivery in self.deliveries]
+        return all(outcomes)
 
     def reject(self, requeue: bool) -> None:
         """Give all back, or drop them."""
@@ -36,9 +37,7 @@ class Batch(Delivery):
 class Gatherer:
     """Gathers deliveries until there are enough, or until the first has waited long enough. Thread-safe."""
 
-    def __init__(
-        self, size: int | None, timeout: float | None, loop: Loop, submit: Callable[[Delivery], None]
-    ) -> None:
+    def __init__(self, size: int | None, timeout: float | None, loop: Loop, submit: Callable[[Delivery], None]) -> None:
         """Make one.
 
         Args:

@@ -45,10 +45,10 @@ def get_notification_listener(
         transport: where it listens.
         targets: their topics and exchanges. For each level that an endpoint has a method for, ``TOPIC.LEVEL`` is
             listened to.
-        endpoints: objects with methods ``audit``, ``debug``, ``info``, ``warn``, ``error``, ``critical`` and ``sample``,
-            or some of them, called as ``(ctxt, publisher_id, event_type, payload, metadata)``; the last is a dict with
-            ``message_id`` and ``timestamp``. The attribute ``filter_rule``, a `NotificationFilter`, says which
-            notifications an endpoint gets. A method returns a `NotificationResult` or None.
+        endpoints: objects with methods ``audit``, ``debug``, ``info``, ``warn``, ``error``, ``critical`` or ``sample``,
+            called as ``(ctxt, publisher_id, event_type, payload, metadata)``; the last is a dict with ``message_id``
+            and ``timestamp``. The attribute ``filter_rule``, a `NotificationFilter`, says which notifications an
+            endpoint gets. A method returns a `NotificationResult` or None.
         executor: as for `get_rpc_server`.
         serializer: undoes what the notifier's serializer did to context and payload.
         allow_requeue: a notification for which a method returns `NotificationResult.REQUEUE`, or raises, comes again:
@@ -61,8 +61,8 @@ def get_notification_listener(
     Raises:
         CapabilityMissing: `allow_requeue`, and the driver cannot give a message back.
         InvalidTarget: a target has no topic, or one that is too long.
-        TypeError: `targets` or `endpoints` is no list of such, an endpoint has a method for no level, or one that cannot
-            be called as above; or something is ``async`` where that is not awaited.
+        TypeError: `targets` or `endpoints` is no list of such, an endpoint has a method for no level, or one that
+            cannot be called as above; or something is ``async`` where that is not awaited.
         ValueError: an executor that does not exist.
     """
     dispatcher = _dispatcher(endpoints, executor, serializer, batches=False)
@@ -90,7 +90,13 @@ def get_batch_notification_listener(
     has gathered until then is a batch.
 
     Args:
-        transport, targets, endpoints, executor, serializer, allow_requeue, pool: as for `get_notification_listener`.
+        transport: as for `get_notification_listener`.
+        targets: likewise.
+        endpoints: likewise, with methods that take a list.
+        executor: as for `get_notification_listener`.
+        serializer: likewise.
+        allow_requeue: likewise.
+        pool: likewise.
         batch_size: a batch is complete with so many notifications, of all levels together: at most 10,000.
         batch_timeout: it is complete so many seconds after its first notification has come.
 
@@ -100,9 +106,7 @@ def get_batch_notification_listener(
     """
     batches = checked_batches(batch_size, batch_timeout)
     dispatcher = _dispatcher(endpoints, executor, serializer, batches=True)
-    return NotificationListener(
-        transport, targets, dispatcher, allow_requeue=allow_requeue, pool=pool, batches=batches
-    )
+    return NotificationListener(transport, targets, dispatcher, allow_requeue=allow_requeue, pool=pool, batches=batches)
 
 
 def _dispatcher(
@@ -116,8 +120,8 @@ def _dispatcher(
 class NotificationListener(Listener, BaseNotificationListener):
     """Listens to notifications; `get_notification_listener` and `get_batch_notification_listener` make it.
 
-    It is started, stopped and waited for as an `RPCServer` is, from any thread. In a forked child that inherits it, it is
-    one that was not started.
+    It is started, stopped and waited for as an `RPCServer` is, from any thread. In a forked child that inherits it, it
+    is one that was not started.
     """
 
     def __init__(

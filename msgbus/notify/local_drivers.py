@@ -19,7 +19,9 @@ LOGGER = "msgbus.notification"
 """The loggers of the driver ``log`` are below this one: an event's type is the rest of the name."""
 LEVELS = {"debug": logging.DEBUG, "warn": logging.WARNING, "error": logging.ERROR, "critical": logging.CRITICAL}
 """The level of a record for each of a notification; of all others it is INFO."""
-_SECRET = re.compile(r"passw|secret|token|auth_?key|private_?key|api_?key|credential|adminPass|admin_pass", re.IGNORECASE)
+_SECRET = re.compile(
+    r"passw|secret|token|auth_?key|private_?key|api_?key|credential|adminPass|admin_pass", re.IGNORECASE
+)
 """A key of a payload that holds what nobody may read in a log."""
 HIDDEN = "***"
 

@@ -60,7 +60,8 @@ class NotificationProcessor(BaseProcessor):
         """Make one that has not been started.
 
         Args:
-            transport, server: as for `BaseProcessor`.
+            transport: where notifications come from.
+            server: the listener's name.
             dispatcher: has the endpoints.
             allow_requeue: notifications may come again.
             on_paused: see `Requeueing`.

@@ -75,9 +75,7 @@ class RoutingDriver(NotificationDriver):
         super().__init__(conf, topics, transport, interceptors)
         self._rules = read_rules(read_notification_option(conf, "routing_config"))
         names = dict.fromkeys(name for group in self._rules.values() for name in group)
-        self._drivers = {
-            name: load_notification_driver(name)(conf, topics, transport, interceptors) for name in names
-        }
+        self._drivers = {name: load_notification_driver(name)(conf, topics, transport, interceptors) for name in names}
 
     def chosen_for(self, message: dict[str, Any], priority: str) -> Sequence[NotificationDriver]:
         """The drivers that rules accept a notification for."""
@@ -113,7 +111,9 @@ def read_rules(path: str) -> Rules:
     except OSError as exc:
         raise ConfigurationError(f"routing_config of [oslo_messaging_notifications]: {exc}") from exc
     except ImportError as exc:  # oslo.config brings PyYAML
-        raise ConfigurationError(f"{path}: to read YAML, install PyYAML; or write it as JSON, in a file *.json") from exc
+        raise ConfigurationError(
+            f"{path}: to read YAML, install PyYAML; or write it as JSON, in a file *.json"
+        ) from exc
     except (msgspec.MsgspecError, UnicodeError) as exc:
         raise ConfigurationError(f"{path} does not hold rules for notifications: {exc}") from exc
     for group, drivers in rules.items():

@@ -32,7 +32,7 @@ class Endpoint:
 
     async def _take(self, *came: Any) -> Any:
         self.came.append(came)
-        while not self.may_go:
+        while not self.may_go:  # noqa: ASYNC110 - it never may
             await asyncio.sleep(0.001)
         answer = self.answers.pop(0) if self.answers else None
         if isinstance(answer, BaseException):

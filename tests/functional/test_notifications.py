@@ -56,9 +56,7 @@ def test_a_signal_ends_msgbus_listen(rabbitmq: RabbitMQ, number: signal.Signals)
         assert process.stderr is not None
         assert process.stdout is not None
         assert process.stderr.readline().startswith("msgbus listen is ready")
-        subprocess.run(
-            [MSGBUS, "notify", f"signal-{number}", "order.created", "[1]"], env=env, check=True, timeout=60
-        )
+        subprocess.run([MSGBUS, "notify", f"signal-{number}", "order.created", "[1]"], env=env, check=True, timeout=60)
         assert process.stdout.readline() == "info order.created from nobody: [1]\n"
         process.send_signal(number)
         assert process.wait(EVENT_TIMEOUT) == 0

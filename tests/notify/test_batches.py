@@ -68,7 +68,7 @@ def test_neither_size_nor_time_is_refused(transport: msgbus.Transport) -> None:
 )
 def test_wrong_sizes_and_times_are_refused(transport: msgbus.Transport, options: Any) -> None:
     """When the listener is made."""
-    with pytest.raises(ValueError, match="batch_(size|timeout) is a"):
+    with pytest.raises(ValueError, match=r"batch_(size|timeout) is a"):
         msgbus.get_batch_notification_listener(transport, [TARGET], [Batches()], **options)
 
 

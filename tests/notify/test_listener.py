@@ -167,7 +167,7 @@ def test_requeue_needs_a_message_system_that_can(monkeypatch: pytest.MonkeyPatch
     """It is refused when the listener is made, and not ignored."""
     monkeypatch.setattr(FakeDriver, "capabilities", FakeDriver.capabilities - {Capability.REQUEUE})
     transport = new_transport()
-    with pytest.raises(msgbus.CapabilityMissing, match="allow_requeue: FakeDriver does not declare .* 'requeue'"):
+    with pytest.raises(msgbus.CapabilityMissing, match=r"allow_requeue: FakeDriver does not declare .* 'requeue'"):
         msgbus.get_notification_listener(transport, [TARGET], [Endpoint()], allow_requeue=True)
     endpoint = Endpoint(REQUEUE)
     with listening(transport, endpoint):
@@ -254,9 +254,7 @@ def test_many_that_always_come_again_do_not_keep_others_waiting(transport: msgbu
         assert rest.events(30) == ["bad"] * 30
 
 
-def test_another_listener_gets_what_one_has_given_back(
-    transport: msgbus.Transport, notifier: msgbus.Notifier
-) -> None:
+def test_another_listener_gets_what_one_has_given_back(transport: msgbus.Transport, notifier: msgbus.Notifier) -> None:
     """A listener that stops gives back at once what it had kept for a pause."""
     refusing = Endpoint(*[REQUEUE] * 3)
     with listening(transport, refusing, allow_requeue=True):
@@ -331,9 +329,7 @@ def test_what_is_no_notification_is_logged_and_dropped(
     assert why in logged
 
 
-def test_hostile_texts_forge_no_line_of_the_log(
-    transport: msgbus.Transport, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_hostile_texts_forge_no_line_of_the_log(transport: msgbus.Transport, caplog: pytest.LogCaptureFixture) -> None:
     """They are escaped."""
     with listening(transport, Endpoint()):
         send_raw(transport, b'{"priority": "a\\nERROR forged", "event_type": "e"}')

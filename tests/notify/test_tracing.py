@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 import msgbus
@@ -13,9 +11,9 @@ from tests.notify.support import Endpoint, listening
 
 
 @pytest.fixture
-def telemetry() -> Iterator[Telemetry]:
+def telemetry() -> Telemetry:
     """An SDK of the test's own."""
-    yield Telemetry()
+    return Telemetry()
 
 
 def test_a_notification_is_traced_as_a_cast_is(transport: msgbus.Transport, telemetry: Telemetry) -> None:

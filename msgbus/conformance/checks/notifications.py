@@ -67,9 +67,7 @@ class NotificationChecks:
             assert sorted(server[0] for server in bus.ran(key, 3)) == ["a", "b", "f"]
         assert len(bus.journal.entries("run")) == 3 * len(keys)
 
-    @check(
-        "bus", since="0.1", needs=(Capability.REQUEUE,), builds_on=("test_reject_with_requeue_delivers_it_again",)
-    )
+    @check("bus", since="0.1", needs=(Capability.REQUEUE,), builds_on=("test_reject_with_requeue_delivers_it_again",))
     def test_a_requeued_notification_comes_again(self, bus: Bus) -> None:
         """One for which an endpoint returns REQUEUE twice comes three times, and then no more."""
         bus.listen("l1", "l2", allow_requeue=True)
@@ -79,9 +77,7 @@ class NotificationChecks:
         bus.ran("next")
         assert len(bus.journal.entries("run", "k")) == 3
 
-    @check(
-        "bus", since="0.1", needs=(Capability.REQUEUE,), builds_on=("test_reject_with_requeue_delivers_it_again",)
-    )
+    @check("bus", since="0.1", needs=(Capability.REQUEUE,), builds_on=("test_reject_with_requeue_delivers_it_again",))
     def test_one_that_always_comes_again_keeps_no_others_waiting(self, bus: Bus) -> None:
         """It pauses in between, and 100 others are handled meanwhile."""
         bus.listen(allow_requeue=True)
@@ -122,9 +118,7 @@ class NotificationChecks:
         assert sorted(key for batch in found for key in batch) == ["k0", "k1", "k2"]
         assert len(found) < 3, "each came by itself"
 
-    @check(
-        "bus", since="0.1", processes=True, builds_on=("test_closing_a_driver_gives_back_open_deliveries",)
-    )
+    @check("bus", since="0.1", processes=True, builds_on=("test_closing_a_driver_gives_back_open_deliveries",))
     def test_what_a_killed_listener_had_comes_to_another(self, bus: Bus) -> None:
         """A notification whose listener is killed while it handles it is handled by another one."""
         (first,) = bus.listen("l1")
@@ -158,7 +152,15 @@ class NotificationChecks:
         """A listener that gets such messages goes on."""
         bus.listen()
         address = Address("topic", "msgbus", f"{bus.topic}.info")
-        odd = [None, 7, "text", [], {}, {"priority": "LOUD", "event_type": "note"}, {"priority": "INFO", "event_type": 1}]
+        odd = [
+            None,
+            7,
+            "text",
+            [],
+            {},
+            {"priority": "LOUD", "event_type": "note"},
+            {"priority": "INFO", "event_type": 1},
+        ]
         messages = [raw(b"\xff"), raw(b"", "text/plain"), raw(b"{}"), *(raw(envelope(one)) for one in odd)]
         for message in messages:
             bus.driver.send(address, message, mandatory=True).result(15)
