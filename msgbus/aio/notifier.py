@@ -45,8 +45,8 @@ class AsyncNotifier(BaseNotifier):
         notifier = AsyncNotifier(transport, publisher_id="orders.host1", driver="messagingv2")
         await notifier.info({}, "order.created", {"id": 7})
 
-    Its interceptors are ``async``. Plug-ins that may block run on a thread. Only tasks of its transport's event loop may
-    use it. A notification whose task is cancelled may or may not have been sent.
+    Its interceptors are ``async``. Plug-ins that may block run on a thread. Only tasks of its transport's event loop
+    may use it. A notification whose task is cancelled may or may not have been sent.
     """
 
     transport: AsyncTransport
