@@ -17,6 +17,8 @@ LOG = get_logger(__name__)
 
 CUTOFF = 0.85
 """How similar two names are, for `difflib`, if one is likely a misspelling of the other."""
+CUTOFF_IN_GROUP = 0.75
+"""The same in a group in which few others have options."""
 PREFIX = "msgbus"
 """The prefix of the drivers' groups: a group with it is ours, unless other code has registered it."""
 
@@ -54,7 +56,7 @@ def warn_of_misspelt_in(conf: cfg.ConfigOpts, group: str, opts: Collection[cfg.O
     ours = {name for opt in opts for name in (opt.dest, opt.name)}
     for path, groups in configuration.read_files(conf):
         for name in groups.get(group, ()):
-            if name not in ours and name not in conf[group] and (near := nearest(name, ours)):
+            if name not in ours and name not in conf[group] and (near := nearest(name, ours, CUTOFF_IN_GROUP)):
                 LOG.warning("%s: there is no option %s of [%s]; did you mean %s?", path, name, group, near)
 
 
@@ -75,6 +77,6 @@ def _meant_group(name: str) -> str:
     return " or ".join(f"[{group}]" for group in known) if is_ours else ""
 
 
-def nearest(name: str, known: Collection[str]) -> str | None:
+def nearest(name: str, known: Collection[str], cutoff: float = CUTOFF) -> str | None:
     """The known name that a wrong one is likely to be a misspelling of."""
-    return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=CUTOFF)), None)
+    return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)), None)

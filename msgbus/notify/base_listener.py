@@ -34,7 +34,7 @@ class Batches(NamedTuple):
     timeout: float | None
 
 
-def checked_batches(batch_size: int | None, batch_timeout: float | None) -> Batches:
+def checked_batches(batch_size: Any, batch_timeout: Any) -> Batches:
     """What the user wants of batches.
 
     Raises:

@@ -32,10 +32,12 @@ class _NotifyingHandler(logging.Handler):
         super().__init__(level)
         self._notifier = notifier
 
-    def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:
-        """Whether a record is sent."""
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Send a record, if it is to be sent. It takes no lock for one that is not: this may be the loop's thread."""
         own = record.name == "msgbus" or record.name.startswith("msgbus.")
-        return False if own or _sending.get() or self._notifier.transport.loop.is_here else super().filter(record)
+        if own or _sending.get() or self._notifier.transport.loop.is_here:
+            return False
+        return super().handle(record)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send a record. It never raises, as any handler."""

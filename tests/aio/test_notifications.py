@@ -220,12 +220,13 @@ async def _interceptors(url: str) -> None:
         seen.append((request.kind, request.metadata, request.target.topic))
         return await proceed(request)
 
+    plain: Any = print
     endpoint = Endpoint()
     async with opened(url) as transport, listening(transport, endpoint, interceptors=[check]):
         await aio.AsyncNotifier(transport, driver="messagingv2", interceptors=[sign]).info({}, "e", {})
         await until(lambda: endpoint.events == ["e"])
         with pytest.raises(TypeError, match="plain function"):
-            aio.AsyncNotifier(transport, interceptors=[print])
+            aio.AsyncNotifier(transport, interceptors=[plain])
     assert seen == [("notification", {"token": "x"}, "notifications.info")]
 
 

@@ -11,7 +11,6 @@ import sys
 import pytest
 
 import msgbus
-from tests.functional.brokers.processes import poll
 from tests.functional.brokers.rabbitmq import RabbitMQ
 from tests.notify.support import Endpoint, listening
 from tests.support import EVENT_TIMEOUT, new_conf
@@ -25,7 +24,8 @@ def test_rabbitmq_keeps_unread_notifications_in_a_queue(rabbitmq: RabbitMQ) -> N
     notifier = msgbus.Notifier(transport, driver="messagingv2", topics=["unread"])
     for n in range(3):
         notifier.error({}, f"e{n}", {})
-    poll(lambda: rabbitmq.queues().get("msgbus/unread.error") == 3, 20, "three are kept")
+    kept = rabbitmq.queues()["msgbus/unread.error"]
+    assert (kept["messages"], kept["durable"], kept["consumers"]) == (3, True, 0)
     rabbitmq.restart()
     endpoint = Endpoint()
     with listening(transport, endpoint, targets=[msgbus.Target(topic="unread")]):

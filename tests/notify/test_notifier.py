@@ -346,7 +346,7 @@ def test_options_of_oslo_messaging_itself_are_shared() -> None:
 
 def test_interceptors_are_around_each_message(transport: msgbus.Transport) -> None:
     """They see the message, and what they put into the metadata reaches those of the listener."""
-    seen = []
+    seen: list[tuple[Any, ...]] = []
 
     def sign(request: msgbus.InterceptedRequest, proceed: msgbus.Proceed) -> Any:
         seen.append((request.kind, request.method, request.target.topic, request.args["event_type"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from msgbus.conformance.bus import Bus
 from msgbus.conformance.check import check
@@ -152,7 +153,7 @@ class NotificationChecks:
         """A listener that gets such messages goes on."""
         bus.listen()
         address = Address("topic", "msgbus", f"{bus.topic}.info")
-        odd = [
+        odd: list[Any] = [
             None,
             7,
             "text",
