@@ -7,6 +7,7 @@ ends. It knows nothing of msgbus.
 
 import json
 import sys
+import threading
 from typing import Any
 
 import oslo_messaging
@@ -31,11 +32,13 @@ class Endpoint:
     """Prints each notification. One that asks for it comes a second time."""
 
     def __init__(self) -> None:
+        self.printing = threading.Lock()
         self._seen: set[str] = set()
 
     def _take(self, level: str, ctxt: Any, publisher: Any, event_type: str, payload: Any, metadata: Any) -> Any:
         found = [level, ctxt, publisher, event_type, payload, sorted(metadata)]
-        print(json.dumps(found), flush=True)
+        with self.printing:
+            print(json.dumps(found), flush=True)
         if event_type == "again" and metadata["message_id"] not in self._seen:
             self._seen.add(metadata["message_id"])
             return oslo_messaging.NotificationResult.REQUEUE
@@ -58,11 +61,13 @@ def main() -> None:
             getattr(notifier, level)(Context(), f"stock.{level}", {"a": [1, "ü", None]})
     else:
         targets = [oslo_messaging.Target(topic=topic)]
+        endpoint = Endpoint()
         listener = oslo_messaging.get_notification_listener(
-            transport, targets, [Endpoint()], executor="threading", allow_requeue=True
+            transport, targets, [endpoint], executor="threading", allow_requeue=True
         )
-        listener.start()
-        print(json.dumps("ready"), flush=True)
+        with endpoint.printing:
+            listener.start()
+            print(json.dumps("ready"), flush=True)
         sys.stdin.read()
         listener.stop()
         listener.wait()
