@@ -67,7 +67,7 @@ class NotificationMessage:
         content_type = CONTENT_TYPES[transport.option("rpc_codec")]
         unique_id = new_id()
         body = encode_notification(
-            request.args,
+            dict(request.args),
             NoOpSerializer().serialize_context(request.context),
             unique_id,
             content_type,
