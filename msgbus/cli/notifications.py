@@ -125,7 +125,9 @@ def listen(
                 listener.start()
             if not as_json:
                 click.echo(f"msgbus listen is ready: notifications of {topic}, over {transport.driver.state}", err=True)
+            printer.begun.set()
             printer.ended.wait()
+        printer.begun.set()
         listener.stop()
         listener.wait(DRAIN)
         if printer.error is not None:
@@ -136,11 +138,13 @@ class _Printer:
     """Prints notifications, on one thread.
 
     Attributes:
+        begun: it may print; before that, notifications wait.
         ended: there is nothing more to print.
         error: nobody can be shown anything any more.
     """
 
     def __init__(self, count: int | None, *, as_json: bool) -> None:
+        self.begun = threading.Event()
         self.ended = threading.Event()
         self.error: OSError | None = None
         self._left = count
@@ -152,6 +156,7 @@ class _Printer:
         """Print one. What is not printed any more others may have."""
         from msgbus.notify.filter import NotificationResult
 
+        self.begun.wait()
         if self.ended.is_set():
             return NotificationResult.REQUEUE
         try:

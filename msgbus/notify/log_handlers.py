@@ -70,7 +70,7 @@ class LoggingNotificationHandler(_NotifyingHandler):
     put into the record, as plain data or text). What msgbus itself logs is not sent.
 
     Who logs waits until the message system has the notification, up to 5 seconds if it is away. A program that must not
-    wait puts this handler behind a `logging.handlers.QueueHandler`.
+    wait puts this handler behind a ``QueueHandler`` of `logging.handlers`.
 
     Args:
         url: a transport URL, with options of the driver in it; no configuration file is read.
