@@ -118,7 +118,7 @@ def test_what_cannot_be_sent_is_an_error_for_the_caller(notifier: msgbus.Notifie
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
-        ({"driver": "mesaging"}, msgbus.DriverLoadFailure, "did you mean 'messaging'"),
+        ({"driver": "messagin"}, msgbus.DriverLoadFailure, "did you mean 'messaging'"),  # codespell:ignore messagin
         ({"retry": -2}, ValueError, "retry is"),
         ({"retry": "5"}, ValueError, "retry is"),
         ({"topics": "notifications"}, TypeError, r"\['notifications'\]"),
