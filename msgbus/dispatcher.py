@@ -137,6 +137,30 @@ class ExplicitRPCAccessPolicy(RPCAccessPolicyBase):
         return bool(getattr(getattr(endpoint, method, None), "exposed", False))
 
 
+def check_endpoints(endpoints: object) -> None:
+    """Check that endpoints come as a list.
+
+    Raises:
+        TypeError: they do not.
+    """
+    if isinstance(endpoints, str | bytes | dict | type) or not isinstance(endpoints, Iterable):
+        raise TypeError(f"endpoints is a list of objects, [endpoint], not {endpoints!r}")
+
+
+def check_endpoint(endpoint: object) -> None:
+    """Check that an endpoint is an object, and none that is one by mistake.
+
+    Raises:
+        TypeError: it has no methods of its own, or is a class whose methods need an object.
+    """
+    if isinstance(endpoint, _NOT_ENDPOINTS) or inspect.isroutine(endpoint):
+        raise TypeError(f"an endpoint is an object whose methods are called, not {endpoint!r}")
+    if isinstance(endpoint, type) and any(
+        inspect.isfunction(inspect.getattr_static(endpoint, name, None)) for name in dir(endpoint) if name[0] != "_"
+    ):
+        raise TypeError(f"an endpoint is an object, and {endpoint.__name__} is a class: {endpoint.__name__}()")
+
+
 class RPCDispatcher:
     """Runs requests on endpoints. Thread-safe.
 
@@ -182,8 +206,7 @@ class RPCDispatcher:
         self._found: dict[tuple[str | None, str | None, str], Method] = {}
         self._validated: dict[tuple[int, str], Method] = {}  # in the place of an endpoint's method
         self._validates: set[int] = set()  # endpoints all of whose methods are validated
-        if isinstance(endpoints, str | bytes | dict | type) or not isinstance(endpoints, Iterable):
-            raise TypeError(f"endpoints is a list of objects, [endpoint], not {endpoints!r}")
+        check_endpoints(endpoints)
         for endpoint in endpoints:
             self.add_endpoint(endpoint, validate=validate)
 
@@ -200,12 +223,7 @@ class RPCDispatcher:
                 is invalid, a method that may be called is ``async``, `since` of one does not fit the version, or an
                 annotation cannot be used.
         """
-        if isinstance(endpoint, _NOT_ENDPOINTS) or inspect.isroutine(endpoint):
-            raise TypeError(f"an endpoint is an object whose methods are called, not {endpoint!r}")
-        if isinstance(endpoint, type) and any(
-            inspect.isfunction(inspect.getattr_static(endpoint, name, None)) for name in dir(endpoint) if name[0] != "_"
-        ):
-            raise TypeError(f"an endpoint is an object, and {endpoint.__name__} is a class: {endpoint.__name__}()")
+        check_endpoint(endpoint)
         if target is None:
             target = getattr(endpoint, "target", None) or Target()
         if not isinstance(target, Target):

@@ -10,7 +10,16 @@ from typing import Any
 
 from oslo_config import cfg, types
 
-from msgbus.configuration import CORE_OPTS, RPC_OPTS, in_words, names_in_files, read_files, read_value
+from msgbus.configuration import (
+    CORE_OPTS,
+    NOTIFICATION_OPTS,
+    NOTIFICATIONS,
+    RPC_OPTS,
+    in_words,
+    names_in_files,
+    read_files,
+    read_value,
+)
 from msgbus.drivers.registry import installed_drivers
 from msgbus.exceptions import ConfigurationError, InvalidTransportURL
 from msgbus.url import TransportHost, TransportURL, host_named_twice, parse_host
@@ -98,7 +107,7 @@ def _host(text: str) -> TransportHost:
 
 def list_opts() -> list[tuple[str | None, list[cfg.Opt]]]:
     """All options of msgbus and of the installed drivers, for oslo-config-generator."""
-    found: dict[str | None, list[cfg.Opt]] = {None: [*CORE_OPTS, *RPC_OPTS]}
+    found: dict[str | None, list[cfg.Opt]] = {None: [*CORE_OPTS, *RPC_OPTS], NOTIFICATIONS: NOTIFICATION_OPTS}
     for driver in installed_drivers().values():
         group, opts = driver.options()
         found[group] = list(opts)

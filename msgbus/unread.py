@@ -61,7 +61,6 @@ FOREIGN: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "matchmaker_redis": ("msgbus_zmq", {"host": "redis_url", "port": "redis_url", "password": "redis_url"}),
-    "oslo_messaging_notifications": ("DEFAULT", {"transport_url": "transport_url"}),
 }
 """Foreign group -> our group, and foreign option -> its name there."""
 

@@ -49,6 +49,9 @@ CLI = {
     "msgbus.schemas.REF": "reads the schemas in that",
     "msgbus.encoding.decode_request": "shows the request of a dead letter",
     "msgbus.message.POLICIES": "the values of --delivery",
+    "msgbus.notify.notification.PRIORITIES": "the values of --level",
+    "msgbus.notify.notification.make_message": "notify: what is sent",
+    "msgbus.notify.sending.send_notification": "notify: a notifier would log an error, and not raise it",
     "msgbus.values.JSON_VALUES": "prints values as JSON",
     "msgbus.values.is_plain": "likewise",
 }
