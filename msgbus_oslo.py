@@ -124,7 +124,8 @@ def _forward_logs(native_logging: Any, hub: Hub) -> None:
             return level > logging.root.manager.disable and level >= self._program.getEffectiveLevel()
 
         def callHandlers(self, record: Any) -> None:  # noqa: N802 - as in logging
-            hub.run(self._program.handle, record)
+            # Soon in any case: a handler may yield to other green threads, and msgbus may hold a lock here.
+            hub.run_soon(self._program.handle, record)
 
     native_logging.setLoggerClass(Forwarding)
 
@@ -145,21 +146,21 @@ class Hub:
 
     def _start_clean(self) -> None:
         self._todo: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
-        # The green thread is made when it is first needed: a forked child makes a new hub of eventlet's before.
+        self._ident: int = self._thread.get_ident()
+        # The green thread that reads it is made when it is first needed: a forked child makes a new hub of eventlet's
+        # before that.
         self._wake: int | None = None
-        self._ident: int | None = None
 
     @property
     def is_here(self) -> bool:
-        """Whether this is the hub's thread. The first thread that asks is taken for it."""
-        if self._wake is None:
+        """Whether this is the hub's thread. Then what is passed on is run from now on."""
+        is_here = self._ident == self._thread.get_ident()
+        if is_here and self._wake is None:
             from eventlet import spawn_n
 
-            self._ident = self._thread.get_ident()
-            self._wake = self._os.eventfd(0, self._os.EFD_NONBLOCK | self._os.EFD_CLOEXEC)
+            self._wake = self._os.eventfd(1, self._os.EFD_NONBLOCK | self._os.EFD_CLOEXEC)
             spawn_n(self._run, self._wake)
-            self._os.eventfd_write(self._wake, 1)  # Something may have been passed on before.
-        return bool(self._ident == self._thread.get_ident())
+        return is_here
 
     def run(self, func: Callable[..., object], *args: Any) -> None:
         """Call a function on the hub's thread: now, or soon if this is another thread. It must not block."""
