@@ -1,9 +1,9 @@
 """For those who build an RPC of their own on msgbus's message systems, over bytes that they have made themselves.
 
 `RPCClient` and `RPCServer` write and read messages in msgbus's own way. This module leaves that out: it opens a
-transport from plain values, sends and receives bytes, and waits for the reply to a request. What a reply looks like is
-known: it is oslo.messaging's envelope with ``_msg_id``, ``result``, ``failure`` and ``ending`` (see `Reply`), as JSON or
-msgpack. The driver of msgbus for oslo.messaging (`msgbus.oslo`) uses nothing else::
+transport from plain values, sends and receives bytes, and waits for the reply to a request. Only what a reply looks
+like is given: it is in oslo.messaging's envelope, with ``_msg_id``, ``result``, ``failure`` and ``ending`` (see
+`Reply`), as JSON or msgpack. The driver of msgbus for oslo.messaging (`msgbus.oslo`) uses nothing else::
 
     transport = open_transport("rabbit://guest:guest@localhost/?topology=oslo")
     deadline = now() + 10
@@ -90,10 +90,10 @@ class Waiter(ABC):
     def __enter__(self) -> Waiter:
         return self
 
-    def __exit__(
+    def __exit__(  # noqa: B027 - most have nothing to do
         self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
-        """The wait is over. This one does nothing."""
+        """The wait is over."""
 
     @abstractmethod
     def wait(self, until: float) -> None:

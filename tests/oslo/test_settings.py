@@ -17,6 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def settings_of(url: str, conf: cfg.ConfigOpts | None = None) -> Settings:
+    """What a service's driver is made from."""
     conf = conf or conf_of()
     return read_settings(conf, oslo_messaging.TransportURL.parse(conf, url))
 
@@ -111,6 +112,7 @@ def test_settings_of_tls_without_tls_are_left_out(tmp_path: pathlib.Path, caplog
 
 
 def load_failure(url: str, conf: cfg.ConfigOpts | None = None) -> str:
+    """The text of the error that oslo.messaging raises."""
     with pytest.raises(oslo_messaging.DriverLoadFailure) as caught:
         oslo_messaging.get_rpc_transport(conf or conf_of(), url)
     return str(caught.value)
