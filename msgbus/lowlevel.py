@@ -188,6 +188,36 @@ def _conf_of(settings: Mapping[str, Any]) -> cfg.ConfigOpts:
     return conf
 
 
+class _BytesCall(ClientCall):
+    """A call whose request is not the core's own: it is repeated only if its outcome is unknown."""
+
+    __slots__ = ()
+
+    lost_answer = "this side's connection was lost meanwhile, and the answer may have been lost with it"
+
+    def send_bytes(self, message: Message, retry_undeliverable: float | None) -> None:
+        """Send the request, again after each unknown outcome. `close` has to follow in any case.
+
+        Args:
+            message: the request.
+            retry_undeliverable: as for `MessageTransport.send`.
+
+        Raises:
+            CallCancelled: the transport is closed.
+        """
+        pending = self.pending
+        self._expect_replies()
+        self.transport.send(
+            pending.address,
+            message,
+            mandatory=True,
+            until=pending.deadline,
+            retry_undeliverable=retry_undeliverable,
+            pending=pending,
+            on_outcome=self._on_outcome,
+        )
+
+
 class MessageTransport(Transport):
     """A transport for bytes; `open_transport` makes it. Thread-safe; `cleanup` closes it.
 
@@ -263,11 +293,11 @@ class MessageTransport(Transport):
         )
         waiter = self._make_waiter(self.loop)
         pending.wake = waiter.wake
-        call = ClientCall(self, pending, message.content_type, None)
+        call = _BytesCall(self, pending, message.content_type, None)
         error: Exception | None = None
         with waiter:
             try:
-                call.send_until_known(message, deadline if wait_for_server else None)
+                call.send_bytes(message, deadline if wait_for_server else None)
                 while not pending.ready and error is None:
                     waiter.wait(pending.next_check())
                     if not pending.ready:
