@@ -109,6 +109,9 @@ def test_settings_of_tls_without_tls_are_left_out(tmp_path: pathlib.Path, caplog
     text = "[oslo_messaging_rabbit]\nssl_ca_file = /ca\n"
     assert settings_of("msgbus+rabbit://h/", conf_of(text, tmp_path)).url.query == {"topology": "oslo"}
     assert "ssl_ca_file (ssl is off)" in caplog.text
+    assert settings_of("msgbus+rabbits://h/", conf_of(text, tmp_path)).url.query["ssl_ca_file"] == "/ca"
+    text += "[msgbus_kombu]\nssl = true\n"
+    assert settings_of("msgbus+rabbit://h/", conf_of(text, tmp_path)).url.query["ssl_ca_file"] == "/ca"
 
 
 def load_failure(url: str, conf: cfg.ConfigOpts | None = None) -> str:
@@ -122,7 +125,7 @@ def test_what_is_wrong_is_a_load_failure() -> None:
     """With the text of msgbus, and no password."""
     assert "did you mean max_message_size" in load_failure(f"msgbus+{new_url()}?max_mesage_size=5")
     assert "no such driver is installed" in load_failure("msgbus+rabit://u:secret@h/")
-    assert "there are" in load_failure("msgbus://u:secret@h/")
+    assert "for example msgbus+rabbit://" in load_failure("msgbus://u:secret@h/")
     text = load_failure("msgbus+rabbit://u:secret@h/?conect_timeout=3")
     assert "did you mean connect_timeout" in text
     assert "secret" not in text
