@@ -2,8 +2,4 @@
 
 
 class OutOfPaper(Exception):
-    """A service's own exception, with an argument."""
-
-    def __init__(self, printer: str) -> None:
-        super().__init__(f"{printer} is out of paper")
-        self.printer = printer
+    """A service's own exception."""
