@@ -160,3 +160,10 @@ def read(name: str, folder: pathlib.Path = RESULTS) -> File | None:
 def is_recorded() -> bool:
     """Whether this run is to be kept for the documentation."""
     return bool(os.environ.get("MSGBUS_RECORD"))
+
+
+def text(found: list[Figures]) -> str:
+    """A line for each of the figures but those of pairs, of which there are many."""
+    lines = [msgspec.json.encode(it).decode() for it in found if not isinstance(it, Pair)]
+    pairs = sum(isinstance(it, Pair) for it in found)
+    return "\n".join([*lines, *([f"{pairs} checks of clients and servers passed"] if pairs else [])])

@@ -1,4 +1,4 @@
-"""Ironic, unchanged: its API and its conductor as two processes, without Keystone, with SQLite and its fake hardware."""
+"""Ironic, unchanged: its API and its conductor, two processes, without Keystone, with SQLite and its fake hardware."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """A client and server that knows oslo.messaging and nothing else: ``python -m tests.openstack.peer TRANSPORT_URL``.
 
-Orders come as lines of JSON on standard input, and each is answered by a line of JSON on standard output. An order names
-a method of `Peer` as "do", and has its arguments. A target is given as the arguments of `oslo_messaging.Target`.
+Orders come as lines of JSON on standard input, and each is answered by a line of JSON on standard output. An order has
+the name of a method of `Peer` as "do", and its arguments. A target is given as the arguments of
+`oslo_messaging.Target`.
 """
 
 from __future__ import annotations

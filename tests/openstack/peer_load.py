@@ -59,8 +59,8 @@ class Load:
         """Make it for so long, and say what the calls and the casts came to.
 
         Returns:
-            "answered" and "timed_out": calls; "slowest": the seconds that the slowest of the answered took. "casts": the
-            numbers of those that returned. "errors": of calls and casts, class -> how often.
+            "answered" and "timed_out": how many calls. "slowest": the seconds that the slowest of the answered took.
+            "casts": the numbers of those that returned. "errors": of calls and casts, class -> how often.
         """
         end = time.monotonic() + seconds
         with ThreadPoolExecutor(self._threads + 1) as pool:
