@@ -72,4 +72,3 @@ def test_the_section_sums_figures_up(generate: ModuleType) -> None:
     assert "| Qpid | msgbus | msgbus | 2 |" in "\n".join(generate.pairs([PAIR, PAIR]))
     row = "| connections cut | RabbitMQ 4.3 | msgbus | 14 | 902 | 2 | 1.2 s | 3,000 | 4 | 5 | 3 |"
     assert row in "\n".join(generate.loads([LOAD]))
-

@@ -114,7 +114,9 @@ class Ironic:
             self._configuration(name).write_text(text)
         try:
             command = [str(self._bin / "ironic-dbsync"), "--config-file", str(self._configuration("api"))]
-            subprocess.run([*command, "create_schema"], check=True, capture_output=True, env=_environment(), timeout=300)
+            subprocess.run(
+                [*command, "create_schema"], check=True, capture_output=True, env=_environment(), timeout=300
+            )
             self._start("conductor")
             self._start("api")
             poll(self._serves, _START_SECONDS, "Ironic's API to know its conductor")
@@ -143,7 +145,7 @@ class Ironic:
 
     def ask(self, method: str, path: str, body: Any = None) -> Answer:
         """Ask the API for something, whatever it answers."""
-        request = urllib.request.Request(  # noqa: S310  # it is http
+        request = urllib.request.Request(
             f"http://127.0.0.1:{self._port}/v1/{path}",
             method=method,
             data=None if body is None else json.dumps(body).encode(),

@@ -14,12 +14,12 @@ from typing import NamedTuple
 from tests.support import ROOT
 
 LEFT_OUT_MODULES = {
-    "test_rabbitmq": "starts a cluster of RabbitMQ itself, with pifpaf, and looks into the connections of the stock driver",
+    "test_rabbitmq": "starts a cluster of RabbitMQ itself, with pifpaf, and looks into connections of the stock driver",
 }
 """Modules of tests that are not run -> why."""
 LEFT_OUT = {
-    "test_functional.MetricsTestCase.test_functional": "starts the service of oslo.metrics on a fixed port; what it counts "
-    "are calls in oslo.messaging's client, above the driver",
+    "test_functional.MetricsTestCase.test_functional": "starts the service of oslo.metrics on a fixed port; what it "
+    "counts are calls in oslo.messaging's client, above the driver",
 }
 """Tests that are not run -> why. They do not depend on the driver."""
 LEFT_OUT_ON: dict[str, dict[str, str]] = {}
@@ -101,7 +101,12 @@ def _start(share: list[str], url: str, kind: str, path: pathlib.Path) -> _Runnin
     }
     with output.open("wb") as stdout, log.open("wb") as stderr:
         process = subprocess.Popen(
-            _command(kind, *share), cwd=path.parent, env=environment, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
+            _command(kind, *share),
+            cwd=path.parent,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
         )
     return _Running(process, output, log)
 

@@ -88,17 +88,17 @@ class Result(unittest.TestResult):
     def _print(self, test: Any, outcome: str, why: str) -> None:
         print(json.dumps([short(test.id()), outcome, why]), flush=True)
 
-    def addSuccess(self, test: Any) -> None:  # noqa: N802  # unittest's own name
+    def addSuccess(self, test: Any) -> None:  # unittest's own name
         self._print(test, "passed", "")
 
-    def addSkip(self, test: Any, reason: Any = "", details: Any = None) -> None:  # noqa: N802
+    def addSkip(self, test: Any, reason: Any = "", details: Any = None) -> None:
         self._print(test, "skipped", reason or _text(details))
 
-    def addFailure(self, test: Any, err: Any = None, details: Any = None) -> None:  # noqa: N802
+    def addFailure(self, test: Any, err: Any = None, details: Any = None) -> None:
         self._print(test, "failed", self._exc_info_to_string(err, test) if err else _text(details))
 
-    addError = addFailure  # noqa: N815
-    addExpectedFailure = addUnexpectedSuccess = addFailure  # noqa: N815  # there are none
+    addError = addFailure
+    addExpectedFailure = addUnexpectedSuccess = addFailure
 
 
 def _text(details: Any) -> str:

@@ -59,7 +59,9 @@ def use(service: ironic.Ironic) -> list[str]:
     valid = tour.expect("validate", 200, "GET", f"nodes/{NODE}/validate").body
     assert {kind: it["result"] for kind, it in valid.items()}["power"] is True
     port = tour.expect("create a port", 201, "POST", "ports", PORT | {"node_uuid": node["uuid"]}).body
-    tour.expect("an error that is 409: a second port of one address", 409, "POST", "ports", {**PORT, "node_uuid": node["uuid"]})
+    tour.expect(
+        "an error that is 409: a second port of one address", 409, "POST", "ports", {**PORT, "node_uuid": node["uuid"]}
+    )
     tour.provision("manage", "manage", "manageable")
     tour.provision("provide", "provide", "available")
     tour.power("power on", "power on", "power on")

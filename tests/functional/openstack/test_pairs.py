@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import pathlib
 import signal
 import uuid
 from collections.abc import Iterator
@@ -45,7 +44,9 @@ class Service:
         """The topic, in version 1.2."""
         return {"topic": self.topic, "version": "1.2", **more}
 
-    def call(self, method: str, args: dict[str, Any] | None = None, *, to: dict[str, Any] | None = None, **how: Any) -> Any:
+    def call(
+        self, method: str, args: dict[str, Any] | None = None, *, to: dict[str, Any] | None = None, **how: Any
+    ) -> Any:
         """What the client gets."""
         order = {"do": "call", "target": to or self.target(), "method": method, "args": args or {}}
         return self.client.ask(order | {"timeout": SECONDS} | how)

@@ -51,7 +51,9 @@ def test_all_pass_on_the_newest_rabbitmq(rabbitmq_43: RabbitMQ, driver: str, kin
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("kind", [THREADS, EVENTLET])
 @pytest.mark.parametrize("driver", [MSGBUS, STOCK])
-def test_all_pass_on_the_oldest_rabbitmq(rabbitmq_310: RabbitMQ, driver: str, kind: str, report_figures: Report) -> None:
+def test_all_pass_on_the_oldest_rabbitmq(
+    rabbitmq_310: RabbitMQ, driver: str, kind: str, report_figures: Report
+) -> None:
     """Likewise."""
     judge(buses.rabbitmq(rabbitmq_310), driver, kind, report_figures)
 
