@@ -98,7 +98,6 @@ class Result(unittest.TestResult):
         self._print(test, "failed", self._exc_info_to_string(err, test) if err else _text(details))
 
     addError = addFailure
-    addExpectedFailure = addUnexpectedSuccess = addFailure
 
 
 def _text(details: Any) -> str:
