@@ -50,10 +50,7 @@ class ClientCall:
             CallCancelled: the transport is closed.
         """
         pending, transport = self.pending, self.transport
-        transport.router.add(pending)
-        if transport.closed:  # Checked last: if it is closed after this, it finds the call in the router.
-            transport.router.discard(pending)
-            raise CallCancelled(f"{pending.describe}: {transport.closed_reason}")
+        self._expect_replies()
         mandatory = pending.address.kind != "fanout"
         if not pending.repeatable:
             sent = transport.send(pending.address, message, mandatory=mandatory, fallback=self._fallback)
@@ -70,6 +67,37 @@ class ClientCall:
             fallback=self._fallback,
             on_outcome=self._on_outcome,
         )
+
+    def send_until_known(self, message: Message, retry_undeliverable: float | None) -> None:
+        """Send a request that is not the core's own, again after each unknown outcome, until the call's deadline.
+
+        `close` has to follow in any case.
+
+        Args:
+            message: the request.
+            retry_undeliverable: as for `BaseTransport.send`.
+
+        Raises:
+            CallCancelled: the transport is closed.
+        """
+        pending = self.pending
+        self._expect_replies()
+        self.transport.send(
+            pending.address,
+            message,
+            mandatory=True,
+            until=pending.deadline,
+            retry_undeliverable=retry_undeliverable,
+            pending=pending,
+            on_outcome=self._on_outcome,
+        )
+
+    def _expect_replies(self) -> None:
+        pending, transport = self.pending, self.transport
+        transport.router.add(pending)
+        if transport.closed:  # Checked last: if it is closed after this, it finds the call in the router.
+            transport.router.discard(pending)
+            raise CallCancelled(f"{pending.describe}: {transport.closed_reason}")
 
     def _on_sent(self, sent: Future[Sent]) -> None:
         error = sent.exception()
