@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
+from tests.openstack import load  # noqa: E402
 from tests.openstack.figures import (  # noqa: E402  # the checkout is no installed package
     Figures,
     File,
@@ -50,16 +51,16 @@ RATES = """\
 ### Calls in a second
 
 One client calls one server, each a process, with a value of a few bytes: the median of the rounds, with the least and
-the most. Message system, client and server share the two processor cores of one machine, so only ratios say something.
+the most. Message system, client and server share one machine, so only ratios say something.
 """
 LOADS = """\
 ### Under load, while something breaks
 
-A client calls with 8 threads and casts 100 times in a second, for 30 s, to two servers with 4 threads each that take
-20 ms for each request. Meanwhile all connections to the broker are cut every two seconds; or, in another run, one of
-the servers ends in good order and a new one takes its place. *Timed out* are calls without an answer within 20 s,
-*lost* are casts that returned and that no server has run, *ran twice* those that were run more than once. *Errors* are
-calls and casts that raised something else.
+A client calls with {threads} threads and casts {casts} times in a second, for {seconds:g} s, to {servers} servers with
+{server_threads} threads each that take {work:g} ms for each request. Meanwhile all connections to the broker are cut
+every {cut:g} s; or, in another run, servers end in good order, one after the other, and a new one takes the place of
+each. *Timed out* are calls without an answer within {call_seconds:g} s, *lost* are casts that returned and that no
+server has run, *ran twice* those that were run more than once. *Errors* are calls and casts that raised something else.
 """
 IRONIC = """\
 ### Ironic
@@ -126,7 +127,16 @@ def loads(found: list[Load]) -> list[str]:
         )
         for it in found
     ]
-    return [LOADS, *table(headings, rows, 3)]
+    text = LOADS.format(
+        **{name: load.LOAD[name] for name in ("threads", "casts")},
+        seconds=load.SECONDS,
+        servers=load.SERVERS,
+        server_threads=load.SERVER_THREADS,
+        work=1000 * load.LOAD["work"],
+        cut=load.CUT_EVERY,
+        call_seconds=load.CALL_SECONDS,
+    )
+    return [text, *table(headings, rows, 3)]
 
 
 def ironic(found: list[Ironic]) -> list[str]:
