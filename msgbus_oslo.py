@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.metadata
 import logging
 import os
 import pkgutil
@@ -31,8 +32,8 @@ BUILT_ON_THEM = ("asyncio", "concurrent", "logging", "selectors", "ssl", "subpro
 """Modules of the standard library that keep references to those; also their submodules."""
 SHARED = ("msgspec", "oslo_config.cfg", "stevedore", "importlib.metadata")
 """What msgbus shares with the rest of the program; imported before."""
-LIBRARIES = ("amqp", "kombu", "vine", "zmq", "proton", "cproton", "nats", "redis", "msgbus_nats", "msgbus_redis")
-"""Libraries of message systems, and drivers. In a program under eventlet they work on native threads from then on."""
+LIBRARIES = ("amqp", "kombu", "vine", "zmq", "proton", "cproton", "nats", "redis")
+"""Libraries of message systems. In a program under eventlet they work on native threads from then on."""
 IMPORTED_LATE = ("kombu.connection", "kombu.messaging", "kombu.transport.pyamqp", "kombu.utils.amq_manager")
 """Modules of these libraries that they import themselves when they are first used."""
 LEFT_OUT = frozenset(f"msgbus.{name}" for name in ("aio", "cli", "conformance", "oslo", "otel", "rpc"))
@@ -59,28 +60,35 @@ def _hub_of_eventlet() -> Hub | None:
         return None
     if _hub is None and "msgbus" not in sys.modules:
         _hub = Hub()
-        with _originals(_hub):
-            _import_all("msgbus", LEFT_OUT)
+        points = importlib.metadata.entry_points(group="msgbus.drivers")
+        drivers = {point.module.partition(".")[0] for point in points} - {"msgbus"}
+        with _originals(_hub, frozenset(drivers.union(LIBRARIES))):
+            for name in ("msgbus", *sorted(drivers)):
+                _import_all(name)
             for name in (*LIBRARIES, *IMPORTED_LATE):
                 with contextlib.suppress(ImportError):
                     importlib.import_module(name)
     return _hub  # Without one msgbus says itself that it cannot work: it was imported before, for something else.
 
 
-def _import_all(package: str, left_out: frozenset[str]) -> None:
+def _import_all(package: str) -> None:
     """Import a package with all its modules, but for those whose library is missing."""
-    module = importlib.import_module(package)
-    for found in pkgutil.iter_modules(getattr(module, "__path__", ()), f"{package}."):
-        if found.name not in left_out:
-            with contextlib.suppress(ImportError):
-                _import_all(found.name, left_out)
+    with contextlib.suppress(ImportError):
+        module = importlib.import_module(package)
+        for found in pkgutil.iter_modules(getattr(module, "__path__", ()), f"{package}."):
+            if found.name not in LEFT_OUT:
+                _import_all(found.name)
 
 
 @contextlib.contextmanager
-def _originals(hub: Hub) -> Iterator[None]:
+def _originals(hub: Hub, libraries: frozenset[str]) -> Iterator[None]:
     """What is imported meanwhile gets the original modules of the standard library.
 
-    Afterwards the rest of the program finds the replaced ones in their places. What is logged there goes to `hub`.
+    Afterwards the rest of the program finds the replaced ones in their places.
+
+    Args:
+        hub: gets what is logged there.
+        libraries: packages that stay as they are imported here.
     """
     from eventlet import patcher
 
@@ -89,10 +97,10 @@ def _originals(hub: Hub) -> Iterator[None]:
     originals = {name: patcher.original(name) for name in ORIGINALS}
     # A copy that was made now would know the environment in which the process was started.
     originals["os"].environ = os.environ
-    fresh = (*BUILT_ON_THEM, *LIBRARIES)
+    fresh = libraries.union(BUILT_ON_THEM)
     before = dict(sys.modules)
     for name in before:
-        if _is_of(name, fresh):
+        if name.partition(".")[0] in fresh:
             del sys.modules[name]
     sys.modules.update(originals)
     try:
@@ -102,11 +110,8 @@ def _originals(hub: Hub) -> Iterator[None]:
         for name in list(sys.modules):
             if name not in before and name.partition(".")[0] in sys.stdlib_module_names:
                 del sys.modules[name]
-        sys.modules.update({name: module for name, module in before.items() if not _is_of(name, LIBRARIES)})
-
-
-def _is_of(module: str, packages: tuple[str, ...]) -> bool:
-    return module.partition(".")[0] in packages
+        restored = (name for name in before if name.partition(".")[0] not in libraries)
+        sys.modules.update({name: before[name] for name in restored})
 
 
 def _forward_logs(native_logging: Any, hub: Hub) -> None:
@@ -124,7 +129,8 @@ def _forward_logs(native_logging: Any, hub: Hub) -> None:
             return level > logging.root.manager.disable and level >= self._program.getEffectiveLevel()
 
         def callHandlers(self, record: Any) -> None:  # noqa: N802 - as in logging
-            hub.run(self._program.handle, record)
+            # Soon in any case: a handler may yield to other green threads, and msgbus may hold a lock here.
+            hub.run_soon(self._program.handle, record)
 
     native_logging.setLoggerClass(Forwarding)
 
@@ -145,21 +151,21 @@ class Hub:
 
     def _start_clean(self) -> None:
         self._todo: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
-        # The green thread is made when it is first needed: a forked child makes a new hub of eventlet's before.
+        self._ident: int = self._thread.get_ident()
+        # The green thread that reads it is made when it is first needed: a forked child makes a new hub of eventlet's
+        # before that.
         self._wake: int | None = None
-        self._ident: int | None = None
 
     @property
     def is_here(self) -> bool:
-        """Whether this is the hub's thread. The first thread that asks is taken for it."""
-        if self._wake is None:
+        """Whether this is the hub's thread. Then what is passed on is run from now on."""
+        is_here = self._ident == self._thread.get_ident()
+        if is_here and self._wake is None:
             from eventlet import spawn_n
 
-            self._ident = self._thread.get_ident()
-            self._wake = self._os.eventfd(0, self._os.EFD_NONBLOCK | self._os.EFD_CLOEXEC)
+            self._wake = self._os.eventfd(1, self._os.EFD_NONBLOCK | self._os.EFD_CLOEXEC)
             spawn_n(self._run, self._wake)
-            self._os.eventfd_write(self._wake, 1)  # Something may have been passed on before.
-        return bool(self._ident == self._thread.get_ident())
+        return is_here
 
     def run(self, func: Callable[..., object], *args: Any) -> None:
         """Call a function on the hub's thread: now, or soon if this is another thread. It must not block."""

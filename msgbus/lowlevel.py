@@ -212,20 +212,8 @@ class MessageTransport(Transport):
         if future.done():
             return True
         waiter = self._make_waiter(self.loop)
-
-        def on_done(_future: Future[Any]) -> None:
-            waiter.wake()
-
         with waiter:
-            future.add_done_callback(on_done)
-            try:
-                while not future.done() and Loop.now() < until:
-                    waiter.wait(until)
-            finally:
-                is_done = future.done()
-                if not is_done:  # Many may wait, one after another, for what is never done.
-                    forget_callback(future, on_done)
-        return is_done
+            return _wait_with(waiter, future, until)
 
     def call(
         self,
@@ -338,16 +326,18 @@ class MessageTransport(Transport):
             if isinstance(sent.exception(), MessageUndeliverable):
                 finish(returned)
 
-        sent = self.send(
-            address,
-            message,
-            mandatory=True,
-            until=deadline,
-            retry_undeliverable=Loop.now() + keep_trying,
-            on_outcome=on_outcome,
-        )
-        sent.add_done_callback(on_first_try)
-        known = self.wait_for(returned, deadline + INSPECT_TIMEOUT)
+        waiter = self._make_waiter(self.loop)
+        with waiter:
+            sent = self.send(
+                address,
+                message,
+                mandatory=True,
+                until=deadline,
+                retry_undeliverable=Loop.now() + keep_trying,
+                on_outcome=on_outcome,
+            )
+            sent.add_done_callback(on_first_try)
+            known = _wait_with(waiter, returned, deadline + INSPECT_TIMEOUT)
         error = returned.result() if known else self.unconfirmed()
         if error is not None:
             raise self.about(address, error).with_traceback(None)
@@ -382,3 +372,20 @@ class MessageTransport(Transport):
             subscription.close()
             raise
         return subscription
+
+
+def _wait_with(waiter: Waiter, future: Future[Any], until: float) -> bool:
+    """Wait until a future is done, or `until`. Returns whether it is."""
+
+    def on_done(_future: Future[Any]) -> None:
+        waiter.wake()
+
+    future.add_done_callback(on_done)
+    try:
+        while not future.done() and Loop.now() < until:
+            waiter.wait(until)
+    finally:
+        is_done = future.done()
+        if not is_done:  # Many may wait, one after another, for what is never done.
+            forget_callback(future, on_done)
+    return is_done

@@ -168,8 +168,8 @@ class MsgbusDriver(base.BaseDriver):  # type: ignore[misc]  # oslo.messaging has
     ) -> None:
         """Send a notification. Where the message system stores messages, it is kept until somebody reads it."""
         unique_id = new_id()
-        kind = "stored" if self._stores else "topic"
-        address = Address(kind, self._exchange(target), target.topic)
+        exchange, topic = self._exchange(target), target.topic
+        address = Address("stored", exchange, topic) if self._stores else Address("topic", exchange, topic)
         body = _pack(message, ctxt, envelope=version >= 2.0, _unique_id=unique_id)
         send_timeout = self._send_timeout(retry)
         out = Message(body, JSON, unique_id, durable=True, send_timeout=send_timeout)
@@ -230,8 +230,9 @@ class MsgbusDriver(base.BaseDriver):  # type: ignore[misc]  # oslo.messaging has
         """Listen to notifications of some topics and priorities, alone or as one of a pool."""
         addresses: dict[Address, None] = {}
         for target, priority in targets_and_priorities:
-            kind = "pool" if pool else "topic"
-            addresses[Address(kind, self._exchange(target), f"{target.topic}.{priority}", name=pool or "")] = None
+            exchange, topic = self._exchange(target), f"{target.topic}.{priority}"
+            address = Address("pool", exchange, topic, name=pool) if pool else Address("topic", exchange, topic)
+            addresses[address] = None
         return self._listen(list(addresses), IncomingNotification, batch_size, batch_timeout)
 
     def _listen(

@@ -7,27 +7,31 @@ from typing import Any
 import oslo_messaging
 from oslo_messaging._drivers import base
 
-import msgbus
+from msgbus import (
+    InvalidTarget,
+    MessageDeliveryFailure,
+    MessageUndeliverable,
+    MessagingException,
+    MessagingTimeout,
+)
 
 
-def translated(error: msgbus.MessagingException, target: Any = None, *, timed_out: bool = False) -> Exception:
+def translated(error: MessagingException, target: Any, *, timed_out: bool = False) -> Exception:
     """The error of oslo.messaging for one of msgbus.
 
     Args:
         error: of msgbus.
-        target: of oslo.messaging, where the message was sent to; None if nothing was sent.
+        target: of oslo.messaging, where the message was sent to.
         timed_out: the caller's time is over.
     """
     text = str(error)
-    if isinstance(error, msgbus.MessagingTimeout):
+    if isinstance(error, MessagingTimeout) or (isinstance(error, MessageDeliveryFailure) and timed_out):
         return oslo_messaging.MessagingTimeout(text)
-    if isinstance(error, msgbus.InvalidTarget):
+    if isinstance(error, InvalidTarget):
         return oslo_messaging.InvalidTarget(text, target)
-    if isinstance(error, msgbus.MessageDeliveryFailure) and timed_out:
-        return oslo_messaging.MessagingTimeout(text)
-    if isinstance(error, msgbus.MessageUndeliverable):
-        topic = target and (f"{target.topic}.{target.server}" if target.server else target.topic)
-        return oslo_messaging.MessageUndeliverable(error, target and target.exchange, topic, text)
-    if isinstance(error, msgbus.MessageDeliveryFailure):
+    if isinstance(error, MessageUndeliverable):
+        topic = f"{target.topic}.{target.server}" if target.server else target.topic
+        return oslo_messaging.MessageUndeliverable(error, target.exchange, topic, text)
+    if isinstance(error, MessageDeliveryFailure):
         return oslo_messaging.MessageDeliveryFailure(text)
     return base.TransportDriverError(text)

@@ -135,10 +135,9 @@ class Incoming(base.RpcIncomingMessage):  # type: ignore[misc]  # oslo.messaging
         if self._call_id is None or self._inbox is None:
             return
         replies = self._listener.replies
-        if failure:
-            failure = common.serialize_remote_exception(failure)
         try:
-            replies.send(self._inbox, self._call_id, {"result": reply, "failure": failure, "ending": True})
+            reason = common.serialize_remote_exception(failure) if failure else None
+            replies.send(self._inbox, self._call_id, {"result": reply, "failure": reason, "ending": True})
         except MessagingException:
             raise
         except Exception:
