@@ -197,7 +197,7 @@ class Ironic:
             if process.poll() is not None:
                 raise RuntimeError(f"ironic-{name} ended with {process.returncode}")
         try:
-            return bool(self.ask("GET", "drivers").body["drivers"])
+            return bool(self.ask("GET", "drivers").body.get("drivers"))
         except OSError:
             return False  # It does not listen yet.
 
