@@ -1,9 +1,9 @@
 """The entry point of msgbus's driver for oslo.messaging: ``transport_url = msgbus+rabbit://...``.
 
 It is a module of its own, beside the package msgbus, since it decides how that is imported. In a program whose threads
-eventlet has replaced by green threads, msgbus needs Python's own threads and sockets all the same: its I/O has a thread,
-and a green thread that waits for it must not stop the others. So msgbus and the libraries of its drivers are imported
-with the original modules in place, and `Hub` carries word from their threads to the green ones.
+eventlet has replaced by green threads, msgbus needs Python's own threads and sockets all the same: its I/O has a
+thread, and a green thread that waits for it must not stop the others. So msgbus and the libraries of its drivers are
+imported with the original modules in place, and `Hub` carries word from their threads to the green ones.
 """
 
 from __future__ import annotations
@@ -125,10 +125,10 @@ def _forward_logs(native_logging: Any, hub: Hub) -> None:
             super().__init__(name, level)
             self._program = logging.getLogger(name)
 
-        def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - as in logging
+        def isEnabledFor(self, level: int) -> bool:
             return level > logging.root.manager.disable and level >= self._program.getEffectiveLevel()
 
-        def callHandlers(self, record: Any) -> None:  # noqa: N802 - as in logging
+        def callHandlers(self, record: Any) -> None:
             # Soon in any case: a handler may yield to other green threads, and msgbus may hold a lock here.
             hub.run_soon(self._program.handle, record)
 

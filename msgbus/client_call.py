@@ -32,9 +32,15 @@ class ClientCall:
     Attributes:
         transport: where the request goes.
         pending: what is known of it.
+        lost_answer: what a timeout says of a connection that was lost, if the message system keeps no answers.
     """
 
     __slots__ = ("_content_type", "_fallback", "pending", "transport")
+
+    lost_answer = (
+        "this side's connection was lost meanwhile, and the answer may have been lost with it, which does not happen "
+        "under delivery='at_least_once'"
+    )
 
     def __init__(self, transport: BaseTransport, pending: Pending, content_type: str, fallback: Address | None) -> None:
         """`fallback` is where the request goes if nobody is at its address; see `BaseTransport.send`."""
@@ -65,30 +71,6 @@ class ClientCall:
             until=pending.deadline,
             pending=pending,
             fallback=self._fallback,
-            on_outcome=self._on_outcome,
-        )
-
-    def send_until_known(self, message: Message, retry_undeliverable: float | None) -> None:
-        """Send a request that is not the core's own, again after each unknown outcome, until the call's deadline.
-
-        `close` has to follow in any case.
-
-        Args:
-            message: the request.
-            retry_undeliverable: as for `BaseTransport.send`.
-
-        Raises:
-            CallCancelled: the transport is closed.
-        """
-        pending = self.pending
-        self._expect_replies()
-        self.transport.send(
-            pending.address,
-            message,
-            mandatory=True,
-            until=pending.deadline,
-            retry_undeliverable=retry_undeliverable,
-            pending=pending,
             on_outcome=self._on_outcome,
         )
 
@@ -209,10 +191,7 @@ class ClientCall:
         keeps = Capability.INBOX_STORAGE in driver.capabilities
         up_since = driver.up_since
         if not keeps and pending.request is None and up_since is not None and up_since > pending.began:
-            known.append(
-                "this side's connection was lost meanwhile, and the answer may have been lost with it, which does not "
-                "happen under delivery='at_least_once'"
-            )
+            known.append(self.lost_answer)
         return MessagingTimeout("; ".join(known))
 
 

@@ -1,9 +1,9 @@
 """For those who build an RPC of their own on msgbus's message systems, over bytes that they have made themselves.
 
 `RPCClient` and `RPCServer` write and read messages in msgbus's own way. This module leaves that out: it opens a
-transport from plain values, sends and receives bytes, and waits for the reply to a request. What a reply looks like is
-known: it is oslo.messaging's envelope with ``_msg_id``, ``result``, ``failure`` and ``ending`` (see `Reply`), as JSON or
-msgpack. The driver of msgbus for oslo.messaging (`msgbus.oslo`) uses nothing else::
+transport from plain values, sends and receives bytes, and waits for the reply to a request. Only what a reply looks
+like is given: it is in oslo.messaging's envelope, with ``_msg_id``, ``result``, ``failure`` and ``ending`` (see
+`Reply`), as JSON or msgpack. The driver of msgbus for oslo.messaging (`msgbus.oslo`) uses nothing else::
 
     transport = open_transport("rabbit://guest:guest@localhost/?topology=oslo")
     deadline = now() + 10
@@ -90,10 +90,10 @@ class Waiter(ABC):
     def __enter__(self) -> Waiter:
         return self
 
-    def __exit__(
+    def __exit__(  # noqa: B027 - most have nothing to do
         self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
-        """The wait is over. This one does nothing."""
+        """The wait is over."""
 
     @abstractmethod
     def wait(self, until: float) -> None:
@@ -188,6 +188,36 @@ def _conf_of(settings: Mapping[str, Any]) -> cfg.ConfigOpts:
     return conf
 
 
+class _BytesCall(ClientCall):
+    """A call whose request is not the core's own: it is repeated only if its outcome is unknown."""
+
+    __slots__ = ()
+
+    lost_answer = "this side's connection was lost meanwhile, and the answer may have been lost with it"
+
+    def send_bytes(self, message: Message, retry_undeliverable: float | None) -> None:
+        """Send the request, again after each unknown outcome. `close` has to follow in any case.
+
+        Args:
+            message: the request.
+            retry_undeliverable: as for `MessageTransport.send`.
+
+        Raises:
+            CallCancelled: the transport is closed.
+        """
+        pending = self.pending
+        self._expect_replies()
+        self.transport.send(
+            pending.address,
+            message,
+            mandatory=True,
+            until=pending.deadline,
+            retry_undeliverable=retry_undeliverable,
+            pending=pending,
+            on_outcome=self._on_outcome,
+        )
+
+
 class MessageTransport(Transport):
     """A transport for bytes; `open_transport` makes it. Thread-safe; `cleanup` closes it.
 
@@ -263,11 +293,11 @@ class MessageTransport(Transport):
         )
         waiter = self._make_waiter(self.loop)
         pending.wake = waiter.wake
-        call = ClientCall(self, pending, message.content_type, None)
+        call = _BytesCall(self, pending, message.content_type, None)
         error: Exception | None = None
         with waiter:
             try:
-                call.send_until_known(message, deadline if wait_for_server else None)
+                call.send_bytes(message, deadline if wait_for_server else None)
                 while not pending.ready and error is None:
                     waiter.wait(pending.next_check())
                     if not pending.ready:

@@ -175,9 +175,7 @@ class MsgbusDriver(base.BaseDriver):  # type: ignore[misc]  # oslo.messaging has
         out = Message(body, JSON, unique_id, durable=True, send_timeout=send_timeout)
         deadline = FOREVER if send_timeout is None else now() + send_timeout
         try:
-            self.transport.send_and_wait(
-                address, out, deadline, what="a notification to", mandatory=True, repeat=True
-            )
+            self.transport.send_and_wait(address, out, deadline, what="a notification to", mandatory=True, repeat=True)
         except MessageUndeliverable as exc:
             if self._stores:
                 raise translated(exc, target) from exc

@@ -42,9 +42,7 @@ class Replies:
         Raises:
             Exception: it cannot be written as JSON.
         """
-        body = jsonutils.dump_as_bytes(
-            common.serialize_msg({**payload, "_msg_id": call_id, "_unique_id": new_id()})
-        )
+        body = jsonutils.dump_as_bytes(common.serialize_msg({**payload, "_msg_id": call_id, "_unique_id": new_id()}))
         began = now()
         until = began if self._gone.get(inbox, 0.0) > began else began + self._timeout
 
@@ -116,7 +114,8 @@ class Incoming(base.RpcIncomingMessage):  # type: ignore[misc]  # oslo.messaging
             MessageDeliveryFailure: it will come again, to this server or another, since its connection is lost.
         """
         deliveries = self._settle()
-        if any([delivery.accept() for delivery in deliveries]) or not deliveries:
+        accepted = [delivery.accept() for delivery in deliveries]
+        if any(accepted) or not deliveries:
             self._listener.note_settled(self.unique_id)
             return
         self._listener.forget(self.unique_id)
@@ -159,7 +158,8 @@ class IncomingNotification(Incoming):
         """Accept it. If its connection is lost it will come again, and is dropped then, since its id is known."""
         deliveries = self._settle()
         self._listener.note_settled(self.unique_id)
-        if deliveries and not any([delivery.accept() for delivery in deliveries]):
+        accepted = [delivery.accept() for delivery in deliveries]
+        if deliveries and not any(accepted):
             LOG.info("notification %s was processed, and will come again: its connection is lost", self.unique_id)
 
 

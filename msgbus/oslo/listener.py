@@ -79,7 +79,9 @@ class Listener(base.Listener):  # type: ignore[misc]  # oslo.messaging has no ty
             MessagingException: it refuses.
         """
         self._subscription = self._transport.subscribe(
-            addresses, lambda delivery: self._run(self._on_delivery, delivery), prefetch=self._prefetch,
+            addresses,
+            lambda delivery: self._run(self._on_delivery, delivery),
+            prefetch=self._prefetch,
             deadline=FOREVER,
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from oslo_config import cfg
 
-from msgbus import TransportHost, TransportURL
+from msgbus import ConfigurationError, TransportHost, TransportURL
 from msgbus.foreign import get_logger
 from msgbus.lowlevel import load_driver_class
 
@@ -62,9 +62,11 @@ def read_settings(conf: cfg.ConfigOpts, url: Any) -> Settings:
     """
     name = url.transport.partition("+")[2].lower()
     query = dict(url.query)
+    if not name:
+        raise ConfigurationError("transport_url begins with msgbus+DRIVER://, for example msgbus+rabbit://")
     own: dict[str, Any] = {}
     if name in RABBIT:
-        own = _map_rabbit_options(conf, query)
+        own = _map_rabbit_options(conf, query, tls=name.endswith("s"))
     hosts = tuple(TransportHost(host.hostname, host.port, host.username, host.password) for host in url.hosts)
     # Written and read again, so that it is checked as any other, and the names with an s at the end mean TLS.
     text = TransportURL(name, url.virtual_host or None, hosts, query).unmasked()
@@ -80,10 +82,10 @@ def read_settings(conf: cfg.ConfigOpts, url: Any) -> Settings:
     )
 
 
-def _map_rabbit_options(conf: cfg.ConfigOpts, query: dict[str, str]) -> dict[str, Any]:
+def _map_rabbit_options(conf: cfg.ConfigOpts, query: dict[str, str], *, tls: bool) -> dict[str, Any]:
     """Put what is set of oslo.messaging's options into the query, under the names of msgbus's driver.
 
-    What the query or the driver's own group says already is left as it is.
+    What the query or the driver's own group says already is left as it is. `tls` is whether the URL's scheme says TLS.
 
     Returns:
         those options that are not the driver's.
@@ -111,7 +113,8 @@ def _map_rabbit_options(conf: cfg.ConfigOpts, query: dict[str, str]) -> dict[str
             without_effect.append(name)
         elif target not in query and not _is_set(conf, group, target):
             mapped[target] = str(value).lower() if isinstance(value, bool) else str(value)
-    if mapped.get("ssl", query.get("ssl", "false")) != "true":
+    tls = tls or conf[group].ssl or "true" in (mapped.get("ssl"), query.get("ssl", "").lower())
+    if not tls:
         # oslo.messaging does not look at these without TLS; msgbus's drivers refuse them.
         for name in [name for name in mapped if name.startswith("ssl_")]:
             del mapped[name]

@@ -22,11 +22,13 @@ TOPIC = Address("topic", "x", "foo")
 
 @pytest.fixture
 def url() -> str:
+    """Of a bus that no other test uses."""
     return new_url()
 
 
 @pytest.fixture
 def transport(url: str) -> Iterator[MessageTransport]:
+    """Open, for the time of a test."""
     opened = open_transport(url)
     yield opened
     opened.cleanup()
@@ -40,6 +42,7 @@ def request(transport: MessageTransport, call_id: str, value: object = None) -> 
 
 
 def call(transport: MessageTransport, value: object = None, **options: Any) -> lowlevel.Reply:
+    """Call the topic with a value."""
     call_id = new_id()
     options.setdefault("deadline", now() + EVENT_TIMEOUT)
     return transport.call(TOPIC, request(transport, call_id, value), call_id=call_id, **options)
@@ -124,6 +127,7 @@ def test_what_may_have_been_lost_is_sent_again_as_the_same_message(transport: Me
 
 
 def cast(transport: MessageTransport, lost: list[BaseException], keep_trying: float) -> None:
+    """Cast to the topic."""
     message = request(transport, new_id())
     transport.cast(TOPIC, message, now() + EVENT_TIMEOUT, keep_trying=keep_trying, on_lost=lost.append)
 
@@ -147,9 +151,7 @@ def test_a_cast_that_stays_undeliverable_is_reported(transport: MessageTransport
         lost.append(error)
         reported.set()
 
-    transport.cast(
-        TOPIC, request(transport, new_id()), now() + EVENT_TIMEOUT, keep_trying=0.2, on_lost=on_lost
-    )
+    transport.cast(TOPIC, request(transport, new_id()), now() + EVENT_TIMEOUT, keep_trying=0.2, on_lost=on_lost)
     assert reported.wait(EVENT_TIMEOUT)
     assert isinstance(lost[0], msgbus.MessageUndeliverable)
 
@@ -234,4 +236,5 @@ def test_a_services_configuration_gets_only_the_drivers_group(url: str) -> None:
 
 @pytest.mark.parametrize("name", lowlevel.__all__)
 def test_every_name_is_there(name: str) -> None:
+    """What the module lists as public."""
     assert hasattr(lowlevel, name)

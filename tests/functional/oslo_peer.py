@@ -3,6 +3,7 @@
 WORLD is threads or eventlet. ROLE is server, which serves requests and notifications until its standard input ends, or
 client, which calls, casts and notifies in many ways and prints what it found.
 """
+# ruff: noqa: E402 - eventlet replaces threads before anything else is imported
 
 import sys
 

@@ -47,6 +47,7 @@ NOTES = sorted(
 
 
 def command(world: str, role: str, url: str, topic: str, journal: pathlib.Path) -> list[str]:
+    """What starts a peer."""
     return [sys.executable, "-W", "ignore", str(PEER), world, role, url, topic, str(journal)]
 
 
@@ -75,6 +76,7 @@ def serving(world: str, url: str, topic: str, journal: pathlib.Path) -> Iterator
 
 
 def lines(journal: pathlib.Path) -> list[str]:
+    """What was noted so far."""
     return sorted(journal.read_text().splitlines()) if journal.exists() else []
 
 
@@ -179,6 +181,7 @@ print("done")
 
 
 def fork(url: str) -> None:
+    """Run the program above."""
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FORKING, url], capture_output=True, text=True, timeout=100, check=False
     )
