@@ -28,7 +28,7 @@ LEFT_OUT_ON: dict[str, dict[str, str]] = {}
 THREADS, EVENTLET = "threads", "eventlet"
 NEEDS = ("eventlet", "fixtures", "oslotest", "requests", "testscenarios", "testtools")
 """What these tests import."""
-_PROCESSES = 6
+_PROCESSES = 10
 """So many run at the same time: the tests wait most of the time, and each has topics of its own."""
 _SECONDS = 240.0
 """The longest that a process may take."""

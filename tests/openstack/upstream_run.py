@@ -36,7 +36,7 @@ def stay_on_threads() -> None:
     assert spec.submodule_search_locations is not None
     package = types.ModuleType(name)
     package.__path__ = list(spec.submodule_search_locations)
-    sys.modules[name] = package
+    sys.modules[name] = oslo_messaging.tests = package
     make = oslo_messaging.server.MessageHandlingServer.__init__
 
     def make_on_threads(self: Any, transport: Any, dispatcher: Any, executor: str | None = None) -> None:

@@ -36,7 +36,7 @@ def judge(bus: Bus, driver: str, kind: str, report: Report) -> None:
 @pytest.mark.parametrize(
     ("driver", "kind"),
     [
-        (MSGBUS, THREADS),
+        pytest.param(MSGBUS, THREADS, marks=everything),
         (MSGBUS, EVENTLET),
         pytest.param(STOCK, THREADS, marks=everything),
         pytest.param(STOCK, EVENTLET, marks=everything),
