@@ -152,24 +152,26 @@ class Hub:
     def _start_clean(self) -> None:
         self._todo: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._ident: int = self._thread.get_ident()
-        # The green thread that reads it is made when it is first needed: a forked child makes a new hub of eventlet's
-        # before that.
+        # Where its green thread is woken; both are made when they are needed: a forked child makes a new hub of
+        # eventlet's before that.
         self._wake: int | None = None
 
     @property
     def is_here(self) -> bool:
-        """Whether this is the hub's thread. Then what is passed on is run from now on."""
-        is_here = self._ident == self._thread.get_ident()
-        if is_here and self._wake is None:
+        """Whether this is the hub's thread."""
+        return self._ident == int(self._thread.get_ident())
+
+    def start(self) -> None:
+        """Begin to call what is passed on, unless that was done. Not in a child that is just being forked."""
+        if self._wake is None and self.is_here:
             from eventlet import spawn_n
 
             self._wake = self._os.eventfd(1, self._os.EFD_NONBLOCK | self._os.EFD_CLOEXEC)
             spawn_n(self._run, self._wake)
-        return is_here
 
     def run(self, func: Callable[..., object], *args: Any) -> None:
         """Call a function on the hub's thread: now, or soon if this is another thread. It must not block."""
-        if self._ident == self._thread.get_ident():
+        if self.is_here:
             func(*args)
         else:
             self.run_soon(func, *args)
@@ -194,7 +196,7 @@ class Hub:
             else:
                 self.run_soon(done.send, value)
 
-        assert self.is_here
+        self.start()
         self._thread.start_new_thread(run, ())
         result: T = done.wait()
         return result

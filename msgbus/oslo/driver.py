@@ -239,6 +239,8 @@ class MsgbusDriver(base.BaseDriver):  # type: ignore[misc]  # oslo.messaging has
         listener = Listener(
             self.transport, self._replies, kind, self._settings.prefetch, batch_size, batch_timeout, self._run
         )
+        if self._hub is not None:
+            self._hub.start()
         try:
             listener.listen(addresses)
         except MessagingException as exc:

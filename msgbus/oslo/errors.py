@@ -25,13 +25,16 @@ def translated(error: MessagingException, target: Any, *, timed_out: bool = Fals
         timed_out: the caller's time is over.
     """
     text = str(error)
+    translation: Exception
     if isinstance(error, MessagingTimeout) or (isinstance(error, MessageDeliveryFailure) and timed_out):
-        return oslo_messaging.MessagingTimeout(text)
-    if isinstance(error, InvalidTarget):
-        return oslo_messaging.InvalidTarget(text, target)
-    if isinstance(error, MessageUndeliverable):
+        translation = oslo_messaging.MessagingTimeout(text)
+    elif isinstance(error, InvalidTarget):
+        translation = oslo_messaging.InvalidTarget(text, target)
+    elif isinstance(error, MessageUndeliverable):
         topic = f"{target.topic}.{target.server}" if target.server else target.topic
-        return oslo_messaging.MessageUndeliverable(error, target.exchange, topic, text)
-    if isinstance(error, MessageDeliveryFailure):
-        return oslo_messaging.MessageDeliveryFailure(text)
-    return base.TransportDriverError(text)
+        translation = oslo_messaging.MessageUndeliverable(error, target.exchange, topic, text)
+    elif isinstance(error, MessageDeliveryFailure):
+        translation = oslo_messaging.MessageDeliveryFailure(text)
+    else:
+        translation = base.TransportDriverError(text)
+    return translation

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 def make_waiter(hub: Hub, loop: Loop) -> Waiter:
     """A waiter for the thread that asks: a green one, or a native one that eventlet's `tpool` has."""
-    return GreenWaiter(hub) if hub.is_here else ThreadWaiter(loop)
+    if not hub.is_here:
+        return ThreadWaiter(loop)
+    hub.start()
+    return GreenWaiter(hub)
 
 
 class GreenWaiter(Waiter):

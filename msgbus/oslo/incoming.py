@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import oslo_messaging
 from oslo_messaging._drivers import base, common
@@ -13,9 +13,6 @@ from oslo_serialization import jsonutils
 from msgbus import MessagingException
 from msgbus.foreign import get_logger
 from msgbus.lowlevel import JSON, Address, Capability, Delivery, Message, MessageTransport, new_id, now
-
-if TYPE_CHECKING:
-    from msgbus.oslo.listener import Listener
 
 LOG = get_logger(__name__)
 
@@ -71,6 +68,21 @@ class Replies:
         self._transport.send(Address("inbox", name=inbox), message, mandatory=False)
 
 
+class Owner(Protocol):
+    """The listener that a message has come to."""
+
+    replies: Replies
+
+    def note_settled(self, unique_id: str | None) -> None:
+        """A message is settled: if it comes again it is dropped."""
+
+    def forget(self, unique_id: str | None) -> None:
+        """A message was not run: if it comes again it is to be run."""
+
+    def give_back(self, delivery: Delivery, unique_id: str | None) -> None:
+        """Give a message back to the message system."""
+
+
 class Incoming(base.RpcIncomingMessage):  # type: ignore[misc]  # oslo.messaging has no types
     """A request. Its server acknowledges it before it runs it.
 
@@ -78,7 +90,7 @@ class Incoming(base.RpcIncomingMessage):  # type: ignore[misc]  # oslo.messaging
         unique_id: the same if the message comes again; None if the sender gave none.
     """
 
-    def __init__(self, listener: Listener, delivery: Delivery, payload: dict[str, Any]) -> None:
+    def __init__(self, listener: Owner, delivery: Delivery, payload: dict[str, Any]) -> None:
         """Read a payload, which is used up."""
         ctxt = {key.removeprefix(CONTEXT): payload.pop(key) for key in list(payload) if key.startswith(CONTEXT)}
         self.unique_id: str | None = payload.pop("_unique_id", None)

@@ -25,7 +25,7 @@ REQUEUE_DELAY, REQUEUE_DELAY_MAX = 0.1, 5.0
 listener it comes back to the one that has given it back."""
 
 Value = TypeVar("Value")
-Run = Callable[..., object]
+Run = Callable[..., None]
 """Calls a function with arguments, on a thread on which it may log and call oslo.messaging."""
 
 

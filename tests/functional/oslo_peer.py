@@ -84,6 +84,7 @@ class Endpoint:
 
 def serve() -> None:
     """Serve until standard input ends."""
+    oslo_messaging.RPCDispatcher([], None)  # It registers that option.
     cfg.CONF.set_override("rpc_ping_enabled", True)
     endpoint = Endpoint()
     transport = oslo_messaging.get_rpc_transport(cfg.CONF, URL)

@@ -115,7 +115,7 @@ def test_a_monitored_call_outlives_its_monitor(service: Service, monkeypatch: py
     """The server shows life while it runs, and only if it was asked to."""
     endpoint = Endpoint()
     service.serve(endpoint)
-    frames: list[dict[str, Any]] = []
+    frames: list[Any] = []
     client = service.client(call_monitor_timeout=2)
     transport = client.transport._driver.transport
     route = transport.router.route
@@ -224,12 +224,16 @@ def test_what_cannot_be_read_is_dropped_with_a_line_in_the_log(
 
 def test_a_stopped_server_runs_what_it_has_taken(service: Service) -> None:
     """Stopping waits for the calls that run, which are answered."""
-    endpoint = Endpoint()
+    begun = threading.Event()
+
+    class Slow(Endpoint):
+        def wait(self, ctxt: dict[str, Any]) -> str:
+            begun.set()
+            return super().wait(ctxt)
+
+    endpoint = Slow()
     server = service.serve(endpoint)
     answers: list[Any] = []
-    begun = threading.Event()
-    wait = endpoint.wait
-    endpoint.wait = lambda ctxt: (begun.set(), wait(ctxt))[1]  # type: ignore[method-assign]
     calling = threading.Thread(target=lambda: answers.append(service.client().call({}, "wait")))
     calling.start()
     assert begun.wait(EVENT_TIMEOUT)
