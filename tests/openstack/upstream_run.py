@@ -16,6 +16,7 @@ import importlib.machinery
 import importlib.util
 import json
 import sys
+import traceback
 import types
 import unittest
 from collections.abc import Iterator
@@ -95,7 +96,7 @@ class Result(unittest.TestResult):
         self._print(test, "skipped", reason or _text(details))
 
     def addFailure(self, test: Any, err: Any = None, details: Any = None) -> None:
-        self._print(test, "failed", self._exc_info_to_string(err, test) if err else _text(details))
+        self._print(test, "failed", "".join(traceback.format_exception(*err)) if err else _text(details))
 
     addError = addFailure
 
