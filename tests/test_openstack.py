@@ -67,8 +67,11 @@ def test_a_run_replaces_the_figures_of_the_run_before(tmp_path: pathlib.Path) ->
 
 
 def test_the_section_sums_figures_up(generate: ModuleType) -> None:
-    """Rounds become their median, checks are counted for each pair, and what failed is in its column."""
+    """Rounds become their median, checks are counted for each pair, and what did not pass is named."""
     assert "| 200 (100 - 300) | 1,000 (1,000 - 1,000) |" in "\n".join(generate.rates([RATE]))
-    assert "| Qpid | msgbus | msgbus | 2 |" in "\n".join(generate.pairs([PAIR, PAIR]))
+    other = msgspec.structs.replace(PAIR, client="stock", check="cast")
+    table = "\n".join(generate.pairs([PAIR, msgspec.structs.replace(PAIR, check="cast"), other]))
+    assert "| Qpid | msgbus | msgbus | 2 | none |" in table
+    assert "| Qpid | stock | msgbus | 1 | call |" in table
     row = "| connections cut | RabbitMQ 4.3 | msgbus | 14 | 902 | 2 | 1.2 s | 3,000 | 4 | 5 | 3 |"
     assert row in "\n".join(generate.loads([LOAD]))

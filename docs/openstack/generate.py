@@ -45,7 +45,8 @@ counts the tests that passed; none failed.
 PAIRS = """\
 ### Clients and servers, on stock and on msgbus
 
-A client and the servers are processes of their own, and each uses stock or msgbus. Each pair passed these checks:
+A client and the servers are processes of their own, and each uses stock or msgbus. The table counts what each pair
+passed of these checks, and names those that it did not:
 """
 RATES = """\
 ### Calls in a second
@@ -101,13 +102,17 @@ def upstream(found: list[Upstream]) -> list[str]:
 
 def pairs(found: list[Pair]) -> list[str]:
     """The checks of clients and servers."""
-    checks = dict.fromkeys(it.text for it in found)
-    counts: dict[tuple[str, str, str], int] = {}
+    passed: dict[tuple[str, str, str], set[str]] = {}
+    wanted: dict[str, set[str]] = {}
     for it in found:
-        counts[it.system, it.client, it.server] = counts.get((it.system, it.client, it.server), 0) + 1
-    rows = [(*pair, count) for pair, count in counts.items()]
-    lines = [PAIRS, *(f"- {text}" for text in checks), ""]
-    return [*lines, *table(("message system", "client", "server", "tests passed"), rows, 3)]
+        passed.setdefault((it.system, it.client, it.server), set()).add(it.check)
+        wanted.setdefault(it.system, set()).add(it.check)
+    rows = [
+        (*pair, len(checks), ", ".join(sorted(wanted[pair[0]] - checks)) or "none") for pair, checks in passed.items()
+    ]
+    texts = dict.fromkeys((it.check.partition("[")[0], it.text) for it in found)
+    lines = [PAIRS, *(f"- *{check}*: {text}" for check, text in texts), ""]
+    return [*lines, *table(("message system", "client", "server", "passed", "not passed"), rows, 3)]
 
 
 def rates(found: list[Rate]) -> list[str]:

