@@ -39,7 +39,7 @@ def rabbitmq(node: RabbitMQ) -> Bus:
 
 def qpid(broker: Qpid) -> Bus:
     """A Broker-J of the tests that keeps everything in memory."""
-    return Bus("Qpid", {MSGBUS: f"msgbus+{broker.url}?durable=false"}, broker.port)
+    return Bus("Qpid", {MSGBUS: f"msgbus+{broker.url}"}, broker.port)
 
 
 def zmq(folder: pathlib.Path) -> Bus:
