@@ -281,7 +281,7 @@ class BaseClient:
         def write(request: InterceptedRequest) -> None:
             if messages:
                 raise MessagingException(
-                    "an interceptor called proceed a second time for a cast of cast_many, of which it has no outcome"
+                    "an interceptor called proceed a second time for a cast of cast_many, whose outcome it cannot know"
                 )
             client = self._without_interceptors(request)
             messages.append(client._cast_message(request.context, is_fanout, request.method, request.args, deadline))
@@ -328,8 +328,8 @@ class BaseClient:
         """
         if self.delivery == AT_LEAST_ONCE:
             raise ValueError(
-                "gather is at_most_once: a question to many servers is not sent again, since those that have answered "
-                "would be asked twice; nothing was sent. Use client.prepare(delivery='at_most_once').gather(...)"
+                "gather is always at_most_once: it is never sent again, since servers that have answered would run "
+                "it twice; nothing was sent. Use client.prepare(delivery='at_most_once').gather(...)"
             )
         topics = [self.target.topic] if self.topics is None else dict.fromkeys(self.topics)
         # Where the target names a server, fanout would be the stronger one.
@@ -376,7 +376,10 @@ class BaseClient:
 
     def _new_pending(self, cls: Any, method: str, now: float, **more: Any) -> Any:
         if cls is not PendingAnswers and self._address.kind == "fanout":
-            raise InvalidTarget("a call has no answer from all servers at once; cast, or name a server", self.target)
+            raise InvalidTarget(
+                "call and multicall cannot be sent to all servers: use gather or fanout_cast, or name a server",
+                self.target,
+            )
         return cls(
             new_id(),
             method,

@@ -251,7 +251,9 @@ def checked_metadata(metadata: object) -> dict[str, str] | None:
     try:
         size = metadata_size(metadata)
     except UnicodeEncodeError as exc:
-        raise SerializationError(f"the metadata of a request holds what cannot be sent: {exc.reason}") from None
+        raise SerializationError(
+            f"the metadata of a request contains a value that cannot be sent: {exc.reason}"
+        ) from None
     if size > MAX_METADATA:
         raise SerializationError(f"the metadata of a request has {size} bytes, and may have {MAX_METADATA}")
     return dict(metadata) or None

@@ -52,7 +52,7 @@ class Target:
             if not isinstance(value, str):
                 raise InvalidTarget(f"the {name} must be a string, not {type(value).__name__}", value)
             if not value or not value.isprintable():
-                raise InvalidTarget(f"the {name} must not be empty or hold control characters", repr(value))
+                raise InvalidTarget(f"the {name} must not be empty or contain control characters", repr(value))
             if len(value.encode("utf-8", "replace")) > MAX_NAME_BYTES:
                 raise InvalidTarget(f"the {name} is longer than {MAX_NAME_BYTES} bytes", value)
         if not isinstance(self.namespace, str | None):

@@ -77,8 +77,8 @@ def check_since(method: str, added: str, version: str) -> None:
     """
     if not version_is_compatible(version, added):
         raise TypeError(
-            f"{method} is marked with since({added!r}), and the version of its endpoint is {version}: a method was "
-            "added by a version with the same first number, and by that one at the latest"
+            f"{method} is marked with since({added!r}), but the version of its endpoint is {version}: since has to "
+            "name the same major version, and no higher minor version"
         )
 
 

@@ -84,7 +84,7 @@ class AsyncGathering(AsyncIterator[Answer]):
             RuntimeError: another task waits for the next answer.
         """
         if self._waits:
-            raise RuntimeError(f"{self!r} is for one task, and another one waits for its next answer")
+            raise RuntimeError(f"{self!r} is for one task, and another task already waits for its next answer")
         if not self._begun and not self._closed:
             await self._begin()
         self._waits = True

@@ -56,7 +56,7 @@ class AsyncStream(AsyncIterator[Any]):
 
     def _check_alone(self) -> None:
         if self._waits:
-            raise RuntimeError(f"{self!r} is for one task, and another one waits for its next item")
+            raise RuntimeError(f"{self!r} is for one task, and another task already waits for its next item")
 
     async def _send_request(self) -> None:
         client, transport = self._client, self._transport

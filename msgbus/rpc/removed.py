@@ -43,4 +43,4 @@ REMOVED = {
 def warn_of_removed_options(conf: cfg.ConfigOpts) -> None:
     """Log a warning for each of `REMOVED` that is in group DEFAULT of the configuration files."""
     for name in sorted(names_in_files(conf, "DEFAULT").keys() & set(REMOVED)):
-        LOG.warning("the option %s of the configuration has no effect any more: %s", name, REMOVED[name])
+        LOG.warning("the option %s of the configuration no longer has an effect: %s", name, REMOVED[name])

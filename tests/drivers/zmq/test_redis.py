@@ -45,7 +45,7 @@ def test_explained_error_has_no_password() -> None:
 @pytest.mark.parametrize("url", ["", "h:6379", "http://h", "redis://h:x", "redis://h:99999999"])
 def test_invalid_url_is_refused(url: str) -> None:
     """The text says how such a URL is written."""
-    with pytest.raises(ConfigurationError, match=r"cannot be read: it is redis://USER:PASSWORD@HOST:PORT/DB"):
+    with pytest.raises(ConfigurationError, match=r"is invalid: write redis://USER:PASSWORD@HOST:PORT/DB"):
         Server(url)
 
 

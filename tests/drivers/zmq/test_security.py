@@ -127,7 +127,7 @@ def test_key_file_that_others_can_access_is_refused(keys: pathlib.Path, mode: in
 def test_key_file_of_another_user_is_refused(keys: pathlib.Path) -> None:
     """Its owner knows the secret."""
     os.chown(keys / "one.key_secret", 12345, 0)
-    with pytest.raises(ConfigurationError, match="belongs to the user 12345"):
+    with pytest.raises(ConfigurationError, match="belongs to user 12345"):
         read_key_file(str(keys / "one.key_secret"))
 
 
