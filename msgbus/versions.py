@@ -116,7 +116,7 @@ def parse_version(text: str) -> tuple[int, int, int]:
     if not isinstance(text, str):
         raise ValueError(f"a version is a string like '1.2', not {text!r}")
     if len(text) > MAX_VERSION:
-        raise ValueError(f"a version has {MAX_VERSION} characters at the most, and {text[:40]!r}… has {len(text)}")
+        raise ValueError(f"a version has at most {MAX_VERSION} characters, and {text[:40]!r}… has {len(text)}")
     parts = [int(part) for part in text.split(".")]
     if not 1 <= len(parts) <= 3 or min(parts) < 0:
         raise ValueError(f"{text!r} is not a version like 1.2")

@@ -25,7 +25,7 @@ REMOVED = {
     "rabbit_durable_queues": "queues are durable, and each message says whether it has to be",
     "amqp_durable_queues": "queues are durable, and each message says whether it has to be",
     "amqp_auto_delete": "see queue_expires and server_expires of [msgbus_kombu]",
-    "rabbit_ha_queues": "RabbitMQ has no mirrored queues any more; see quorum_queues of [msgbus_kombu]",
+    "rabbit_ha_queues": "RabbitMQ no longer has mirrored queues; see quorum_queues of [msgbus_kombu]",
     "rpc_zmq_ipc_dir": "see run_dir of [msgbus_zmq]",
     "rpc_zmq_bind_address": "see listen of [msgbus_zmq]",
     "rpc_zmq_port": "see listen of [msgbus_zmq]",

@@ -126,7 +126,7 @@ class ReconnectingChecks:
         )
         assert second.message.id == first.message.id, "the id of a message has changed when it was delivered again"
         assert first.accept() is False, (
-            "accept() of a delivery whose connection has ended has to return False: it has no effect any more"
+            "accept() of a delivery whose connection has ended has to return False: it no longer has an effect"
         )
         assert second.accept() is True, "accept() is to return True over a connection that lives"
 

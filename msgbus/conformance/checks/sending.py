@@ -39,7 +39,7 @@ class SendingChecks:
         """A ttl of None means no limit."""
         receiver = Receiver()
         receiver.subscribe(bus.driver, bus.address())
-        send(bus.driver, bus.address(), "for ever", ttl=None)
+        send(bus.driver, bus.address(), "forever", ttl=None)
         assert receiver.wait(1)[0].message.ttl is None, "a message that was sent without a ttl has one"
 
     @check("driver", since="0.1")

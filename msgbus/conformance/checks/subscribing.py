@@ -243,7 +243,7 @@ class SubscribingChecks:
 
     @check("driver", since="0.1", builds_on=("test_close_gives_back_open_deliveries",))
     def test_a_rejected_delivery_makes_room(self, bus: Bus) -> None:
-        """A rejected delivery does not count for the prefetch any more."""
+        """A rejected delivery no longer counts for the prefetch."""
         receiver = Receiver(accept=False)
         receiver.subscribe(another_driver(bus), bus.address(), prefetch=2)
         send_all(bus.driver, bus.address(), map(str, range(10)))
