@@ -60,7 +60,8 @@ def sentences(text: str) -> Iterator[str]:
     text = re.sub(r"`[^`]*`", "CODE", text)
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
     for block in re.split(r"\n\s*\n|\n(?=\s*(?:[-*:]|\d+\.) )|\n(?=\|)| \| ", text):
-        yield from END.split(" ".join(block.strip("| ").split()))
+        words = re.sub(r"^\s*(?:[-*:]|\d+\.) +", "", block).strip("| ").split()
+        yield from END.split(" ".join(words))
 
 
 def strings(path: pathlib.Path) -> Iterator[str]:

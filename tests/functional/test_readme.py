@@ -161,6 +161,7 @@ def test_example_runs(rabbitmq: RabbitMQ) -> None:
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "RELEASING.md", "SECURITY.md"])
 def test_links_to_files_lead_somewhere(name: str) -> None:
     """Sphinx checks the pages of docs/; these are outside of it. A link to a file in the repository counts as well."""
-    links = re.findall(r"\]\(([^)#]+)", (ROOT / name).read_text())
+    text = re.sub(r"^```.*?^```$", "", (ROOT / name).read_text(), flags=re.DOTALL | re.MULTILINE)
+    links = re.findall(r"\]\(([^)#]+)", text)
     files = [re.sub(r"^https://.*?/(?:blob|raw)/main/", "", link) for link in links]
     assert [file for file in files if "://" not in file and not (ROOT / file).exists()] == []
