@@ -182,8 +182,8 @@ class ClientCall:
         up_since = driver.up_since
         if not keeps and pending.request is None and up_since is not None and up_since > pending.began:
             known.append(
-                "this side's connection was lost meanwhile, and the answer may have been lost with it, which does not "
-                "happen under delivery='at_least_once'"
+                "the connection of this process was lost meanwhile, and the answer may have been lost with it, which "
+                "does not happen under delivery='at_least_once'"
             )
         return MessagingTimeout("; ".join(known))
 

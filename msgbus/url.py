@@ -20,7 +20,7 @@ _SCHEME = re.compile(r"([a-z][a-z0-9_.-]*)(\+[a-z0-9_.+-]*)?://(.*)", re.IGNOREC
 _HOST = re.compile(r"(?P<host>\[[^\[\]]*\]|[^:\[\]]*)(?::(?P<port>[0-9]*))?")
 TLS_SCHEMES = {"amqps": "amqp", "kombus": "kombu", "qpids": "qpid", "rabbits": "rabbit"}
 """Schemes that turn TLS on -> the driver's name. ``amqps://host/`` means ``amqp://host/?ssl=true``."""
-_HIDDEN = "what stands before the last @"
+_HIDDEN = "the part before the last @"
 
 # Up to three characters are shown, so that a typo in a port can be seen.
 _NO_PORT = re.compile(r"(:(?![0-9]{1,5}(?:[,/?]|$))|\?)(?=.{4}).*", re.DOTALL)

@@ -224,7 +224,7 @@ def explain(code: int, text: str) -> str:
     """Why RabbitMQ closed a channel, and what to do about it."""
     hint = {
         403: " - check the user's rights: rabbitmqctl list_permissions",
-        406: " - it exists with other properties: delete it, or set the options as they were when it was made",
+        406: " - it exists with other properties: delete it, or set the options as they were when it was created",
     }.get(code, "")
     if "delivery acknowledgement" in text:
         hint = " - a request ran for longer than RabbitMQ's consumer_timeout: raise that"
