@@ -195,9 +195,7 @@ def test_what_python_itself_refuses_is_a_wrong_argument() -> None:
     """What has no hash is no part of a set, and half a character no text; the error says which argument it is."""
     unhashable = re.compile("tags: .*unhashable type: 'list'")  # Python 3.14 says more before that.
     assert unhashable.match(refusal_of("tag", number=1, tags=[[1]]))
-    assert (
-        refusal_of("tag", tags=[1], number="\ud800") == "number: it contains half a character, which is not text"
-    )
+    assert refusal_of("tag", tags=[1], number="\ud800") == "number: it contains half a character, which is not text"
     nested: list[Any] = []
     for _ in range(100_000):
         nested = [nested]
