@@ -138,7 +138,7 @@ class BaseClient:
         deadline: float | None = _UNSET,
         topics: Sequence[str] | None = _UNSET,
     ) -> Client:
-        """Return a client with other settings; None is a value like others, and restores the default.
+        """Return a client with other settings; None restores the default.
 
         `deadline` is in seconds, and bounds a whole `multicall`, from its beginning to its last item, and a whole
         `cast_many`, until the last cast is confirmed. `topics` are those that `gather` asks, in place of the target's;
@@ -201,7 +201,7 @@ class BaseClient:
         A `Target` in the class's attribute ``target`` gives the namespace and version.
 
         Args:
-            api: the class, often a `typing.Protocol`. Its methods do nothing. What it says is read once.
+            api: the class, often a `typing.Protocol`. Its methods do nothing. Its annotations are read once.
             ctxt: the caller's context in each call; None means an empty one. If a method's first parameter is named
                 ``ctxt`` or ``context``, also with an underscore before it, that is the context of the call instead.
 
@@ -212,7 +212,7 @@ class BaseClient:
         return cast(Api, make_proxy(self, api, ctxt, asynchronous=self.asynchronous))
 
     def can_send_version(self, version: str | None = _UNSET) -> bool:
-        """Whether the version cap lets a request of `version` (default: the target's) go."""
+        """Whether the version cap allows a request of `version` (default: the target's)."""
         if self.version_cap is None:
             return True
         asked = self.target.version if version is _UNSET else version
