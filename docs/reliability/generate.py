@@ -16,9 +16,9 @@ PAGE = HERE.parent / "reliability.md"
 HEAD = """\
 # What happens when things fail
 
-[Guarantees](explanation/guarantees.md) says what msgbus promises. This page shows what happened when something was broken
-on purpose, on real message systems. It is generated: `tox -e faults` measures, and `docs/reliability/generate.py` writes
-the page.
+[Guarantees](explanation/guarantees.md) says what msgbus promises. This page shows what happened when something was
+broken on purpose, on real message systems. It is generated: `tox -e faults` measures, and
+`docs/reliability/generate.py` writes the page.
 
 ## How it is measured
 
