@@ -1,7 +1,7 @@
 """The texts that users read are plain English: the README, the documentation, help texts and errors.
 
-No linter for prose does this here. Those that take rules of one's own either download a program when they are first run
-(Vale), or need Node.js; the others judge style in general, and find nothing in these texts but quotation marks.
+Linters for prose did not fit. Vale and textlint take rules of one's own, but Vale downloads a program when it is first
+run, and textlint needs Node.js. proselint's rules are fixed, and codespell's dictionary takes single words only.
 """
 
 from __future__ import annotations
