@@ -24,10 +24,10 @@ class Answer:
         server: its name. None if it does not send its name (a stock oslo.messaging server), or the answer cannot be
             read.
         value: the result of the method (of a generator: the last value); None if there is an error.
-        error: None, or why there is no value. An exception of the method is rebuilt as for `RPCClient.call`. It is a
-            `NoSuchMethod` or another `RPCDispatcherError` if the server does not have the method, `ServerLost` if it
-            had said that it runs the method and then fell silent, and `OutcomeUnknown` if it may or may not have run
-            it.
+        error: None, or why there is no value. An exception of the method is rebuilt as for `RPCClient.call`. If the
+            server does not have the method, it is a `NoSuchMethod` or another `RPCDispatcherError`. If the server said
+            that it runs the method and then fell silent, it is `ServerLost`. If the method may or may not have run, it
+            is `OutcomeUnknown`.
         seconds: the time from the start of the gather to the answer.
     """
 

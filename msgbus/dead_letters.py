@@ -1,11 +1,10 @@
 """Dead letters: look at what the servers of a topic have given up, send it again, or remove it.
 
-They are read from the topic's ``dead`` address with nothing but the driver contract: a reader takes all letters, looks,
-and gives back those that are to stay, in their old order. While it has them (for a moment) no other reader gets them;
-if it dies, the message system gives them back. Letters that another reader has are not seen.
+They are read from the topic's ``dead`` address with nothing but the driver contract. A reader takes all letters, looks
+at them, and gives back those that are to stay, in their old order. While it has them (for a moment) no other reader
+gets them; if it dies, the message system gives them back. Letters that another reader has are not seen.
 
-Every function may be called from any thread, and blocks for `timeout` seconds at the most, and the time that sending
-takes.
+Every function may be called from any thread. It blocks for at most `timeout` seconds, plus the time that sending takes.
 """
 
 from __future__ import annotations

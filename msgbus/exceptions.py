@@ -163,7 +163,7 @@ class CastsFailed(MessageDeliveryFailure):
 
     @property
     def unknown(self) -> list[int]:
-        """The numbers of the failed casts that may have been delivered all the same."""
+        """The numbers of the failed casts that may have been delivered anyway."""
         return [
             number
             for number, error in self.failed.items()

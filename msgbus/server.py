@@ -111,8 +111,8 @@ class RPCServer(BaseServer):
     def start(self, timeout: float | None = None) -> None:
         """Begin to serve; returns when requests can arrive. Does nothing if the server runs already.
 
-        Each request runs in a fresh copy of the context (`contextvars`) in which this is called: no other request sees
-        what one sets, and all steps of a generator run in the context of its request.
+        Each request runs in a fresh copy of the context (`contextvars`) in which `start` is called. So a request does
+        not see what another one sets, and all steps of a generator run in the context of its request.
 
         Args:
             timeout: seconds to wait for the message system; None means the option ``rpc_response_timeout``.
