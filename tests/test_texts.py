@@ -1,7 +1,8 @@
 """The texts that users read are plain English: the README, the documentation, help texts and errors.
 
-Linters for prose did not fit. Vale and textlint take rules of one's own, but Vale downloads a program when it is first
-run, and textlint needs Node.js. proselint's rules are fixed, and codespell's dictionary takes single words only.
+`tox -e lint` runs proselint, whose rules are fixed: clichés, archaic and needless words. These tests hold the project's
+own rules. Linters that take such rules did not fit: Vale downloads a program when it is first run, textlint needs
+Node.js, and codespell's dictionary takes single words only.
 """
 
 from __future__ import annotations

@@ -276,7 +276,7 @@ def test_a_document_is_about_servers_that_have_the_same(bus: Bus) -> None:
     result = bus.run("describe", "images", "--asyncapi")
     assert (result.exit_code, result.stdout) == (Code.USAGE, "")
     assert "do not all have the same methods" in result.stderr
-    assert "name one by --server (one, three; two)" in result.stderr
+    assert "name one of them with --server (one, three; two)" in result.stderr
     assert "note" in document_of(bus, "--server", "two")["operations"]
     assert "shop.price" in document_of(bus, "--server", "three")["operations"]
 

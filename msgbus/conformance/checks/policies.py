@@ -180,7 +180,7 @@ class PolicyChecks:
 
     @check("bus", since="0.1")
     def test_a_cast_without_a_method_is_dead_lettered_at_once(self, bus: Bus) -> None:
-        """A cast for a missing method is not retried, since that could not succeed."""
+        """A cast for a missing method is not retried, since it would fail again."""
         bus.serve()
         client = bus.client(delivery="at_least_once")
         client.cast({}, "nowhere", key="a")
