@@ -139,7 +139,7 @@ def test_unmasked_can_be_read_again(url: str) -> None:
         ("rabbit://h:65536", "65536 is not a port"),
         ("rabbit://h:x", "'h:x' is not a host name"),
         ("rabbit://h:-1", "'h:-1' is not a host name"),
-        ("rabbit://::1", "IPv6 address goes in brackets"),
+        ("rabbit://::1", "write an IPv6 address in brackets"),
         ("rabbit://[::1", "is not a host name"),
         ("rabbit://a b", "is not a host name"),
         ("rabbit://[::1]x", "is not a host name"),

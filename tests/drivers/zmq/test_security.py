@@ -88,8 +88,8 @@ def test_listening_to_other_hosts_without_keys_is_refused(listen: str) -> None:
 @pytest.mark.parametrize(
     ("query", "text"),
     [
-        ("key_file=/a", "set both"),
-        ("keys_dir=/a", "set both"),
+        ("key_file=/a", "have to be set together"),
+        ("keys_dir=/a", "have to be set together"),
         ("key_file=/a&keys_dir=/b&insecure_let_anybody_send_and_read=true", "cannot be used with key_file"),
     ],
 )
