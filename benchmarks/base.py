@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from benchmarks.payloads import Payload, WrongAnswer, check, items, make_payload, window
-from benchmarks.workloads import TASKS, THREADS
+from benchmarks.workloads import THREADS
 
 
 class Broker(NamedTuple):
@@ -240,7 +240,7 @@ class AsyncClient(Client):
 
     def call_tasks(self, work: Work) -> int:
         """Calls from very many tasks."""
-        return self._runner.run(in_tasks(self._checked_call_async, work, TASKS))
+        return self._runner.run(in_tasks(self._checked_call_async, work, window(work.size)))
 
     async def _checked_call_async(self, payload: Payload) -> None:
         check(await self.call_async(payload), payload)

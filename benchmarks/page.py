@@ -46,6 +46,7 @@ _METHOD = """\
   confirmations are pipelined where the library can do that, else 32 threads send, or nothing is confirmed at all: rows
   that promise less are faster for that reason, and their text says so.
 - Messages that nobody answers are 256 MiB at most in one measurement: large ones end before the time does.
+- What waits for answers or confirmations is 64 MiB at most: *call_tasks* with payloads of 1 MiB has 64 callers.
 - Everything listens on the loopback of one machine, which clients, servers and brokers share.
 """
 _KINDS = {"floor": "a loop written by hand", "peer": "another library"}

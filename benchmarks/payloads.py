@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from benchmarks.workloads import TASKS
+
 Payload = dict[str, Any]
 
 SMALL = 100
@@ -12,6 +14,9 @@ SIZES = (SMALL, 10 * 1024, 1024 * 1024)
 """About so many bytes has a payload in JSON."""
 MOST_BYTES = 256 * 1024 * 1024
 """So much is sent at most in one measurement of messages that nobody answers: they are in somebody's memory."""
+
+MOST_WAITING_BYTES = 64 * 1024 * 1024
+"""So much waits for answers or confirmations at most: a broker may have it in memory, with the answers."""
 
 
 class WrongAnswer(Exception):
@@ -54,8 +59,8 @@ def most(size: int) -> int:
 
 
 def window(size: int) -> int:
-    """How many messages may wait for their confirmation where confirmations are pipelined: 1,000, or 64 MiB."""
-    return min(1000, max(64 * 1024 * 1024 // size, 2))
+    """How many messages may wait for an answer, or for a confirmation that is pipelined, at one moment."""
+    return min(TASKS, max(MOST_WAITING_BYTES // size, 2))
 
 
 def items(size: int) -> int:

@@ -29,7 +29,13 @@ extensions = [
     # docs/_extensions
     "sequence",
 ]
-exclude_patterns = ["_build", "qpid_broker.md", "performance/explanation.md"]  # the last two are parts of pages
+exclude_patterns = [
+    "_build",
+    # parts of pages
+    "openstack/figures.md",
+    "performance/explanation.md",
+    "qpid_broker.md",
+]
 
 # Pictures are drawn at the build, by the command dot of Graphviz: so no page waits for a network.
 graphviz_output_format = "svg"

@@ -49,11 +49,23 @@ from msgbus.gathering import Gathering
 from msgbus.health import Health
 from msgbus.interceptors import InterceptedRequest, Interceptor, Proceed
 from msgbus.message import DeadLetter
+from msgbus.notify import (
+    LoggingErrorNotificationHandler,
+    LoggingNotificationHandler,
+    NotificationFilter,
+    NotificationListener,
+    NotificationResult,
+    Notifier,
+    PublishErrorsHandler,
+    get_batch_notification_listener,
+    get_notification_listener,
+    get_notification_transport,
+)
 from msgbus.serializer import JsonPayloadSerializer, NoOpSerializer, Serializer
 from msgbus.server import RPCServer, get_rpc_server
 from msgbus.streams import Stream
 from msgbus.target import Target
-from msgbus.transport import Transport, get_rpc_transport
+from msgbus.transport import Transport, get_rpc_transport, set_transport_defaults
 from msgbus.typed_client import one_way
 from msgbus.url import TransportHost, TransportURL
 from msgbus.validation import validated
@@ -82,6 +94,8 @@ __all__ = [
     "InvalidTransportURL",
     "JsonPayloadSerializer",
     "LegacyRPCAccessPolicy",
+    "LoggingErrorNotificationHandler",
+    "LoggingNotificationHandler",
     "MessageDeliveryFailure",
     "MessageTooLarge",
     "MessageUndeliverable",
@@ -90,8 +104,13 @@ __all__ = [
     "NoCurrentRequest",
     "NoOpSerializer",
     "NoSuchMethod",
+    "NotificationFilter",
+    "NotificationListener",
+    "NotificationResult",
+    "Notifier",
     "OutcomeUnknown",
     "Proceed",
+    "PublishErrorsHandler",
     "RPCAccessPolicyBase",
     "RPCClient",
     "RPCDispatcher",
@@ -115,10 +134,14 @@ __all__ = [
     "decode_dead_letter",
     "expected_exceptions",
     "expose",
+    "get_batch_notification_listener",
+    "get_notification_listener",
+    "get_notification_transport",
     "get_rpc_client",
     "get_rpc_server",
     "get_rpc_transport",
     "one_way",
+    "set_transport_defaults",
     "since",
     "validated",
 ]

@@ -9,29 +9,24 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from msgbus.base_listener import BaseListener
 from msgbus.base_transport import BaseTransport
 from msgbus.dead_lettering import OnDeadLetter
 from msgbus.describing import Describe
 from msgbus.dispatcher import RPCDispatcher, expose
-from msgbus.drivers.base import Address, Capability, Delivery, Message, QueueInfo, Sent, Subscription
-from msgbus.drivers.toolkit.loop import Loop
+from msgbus.drivers.base import Address, Capability, Delivery, Message, QueueInfo, Sent
 from msgbus.encoding import decode_request
 from msgbus.exceptions import InvalidTarget, SerializationError
 from msgbus.foreign import get_logger
 from msgbus.forking import fork_count
-from msgbus.health import Health, why_it_stands
 from msgbus.interceptors import checked_interceptors
 from msgbus.message import AT_LEAST_ONCE, PING_NAMESPACE
 from msgbus.processing import Processor
 from msgbus.server_call import ServerCall, time_left
 from msgbus.stats import Stats
 from msgbus.target import Target, topic_hint
-from msgbus.workers import Workers
 
 LOG = get_logger(__name__)
-
-STOP_TIMEOUT = 5.0
-"""Seconds for the message system to confirm that it has stopped delivering."""
 
 
 @functools.cache
@@ -60,8 +55,10 @@ class Ping:
         return {**self._answer, "version": own_version(), "pid": os.getpid()}  # It may be that of a forked child.
 
 
-class BaseServer:
+class BaseServer(BaseListener):
     """A server's addresses, its subscription, and the processor of its requests. See `msgbus.RPCServer`."""
+
+    _processor: Processor
 
     def __init__(
         self,
@@ -78,7 +75,6 @@ class BaseServer:
             )
         if not target.topic or not target.server:
             raise InvalidTarget(f"a server's target needs a topic and a server{topic_hint(target)}", target)
-        self.transport = transport
         self.target = target
         self.dispatcher = dispatcher
         from msgbus.configuration import SERVER_OPTIONS
@@ -88,6 +84,7 @@ class BaseServer:
         ping = Ping(target)
         if transport.option("rpc_ping_enabled"):
             dispatcher.add_endpoint(ping)
+            dispatcher.answers_stock_ping = True
         built_in = transport.option("rpc_built_in_methods")
         if "describe" in built_in:
             dispatcher.add_endpoint(Describe(target, dispatcher))
@@ -101,9 +98,9 @@ class BaseServer:
                 topic._replace(kind="server", server=target.server),
                 topic._replace(kind="fanout", server=target.server),
             ]
-        self._addresses = addresses
-        self._on_dead_letter = on_dead_letter
         asynchronous = dispatcher.asynchronous
+        super().__init__(transport, str(target), addresses, asynchronous=asynchronous)
+        self._on_dead_letter = on_dead_letter
         self._interceptors = checked_interceptors(interceptors, asynchronous=asynchronous, owner="this server")
         for endpoint in dispatcher.in_namespace(PING_NAMESPACE) if self._interceptors else ():
             if not isinstance(endpoint, Ping | Describe | Stats):
@@ -115,73 +112,11 @@ class BaseServer:
 
     def _start_clean(self) -> None:
         """Serve nothing."""
-        self._subscription: Subscription | None = None
-        self._workers: Workers | None = None
-        self._stopping = False
+        super()._start_clean()
         self._processor = Processor(
             self.transport, self.target.server or "", self.dispatcher, self._on_dead_letter, self._interceptors
         )
         self._stats.processor = self._processor
-
-    def __repr__(self) -> str:
-        if self._subscription is None:
-            state = "not serving"
-        elif self._stopping:
-            state = "stopping"
-        else:
-            state = "serving" if self._subscription.ready.done() else "starting"
-        return f"<{type(self).__name__} {self.target}, {state}, over {self.transport}>"
-
-    def healthy(self, timeout: float = 1.0) -> Health:
-        """Whether the server takes requests, and whether it works at all; see `Health`. Any thread.
-
-        It sends nothing. A server whose threads or tasks are all busy is healthy: it has much to do.
-
-        Args:
-            timeout: seconds for which it may wait for the server's I/O, and for its event loop, to react. On the thread
-                of that it does not wait: they are at work.
-        """
-        wrong = self._why_not_live(timeout)
-        why = [wrong] if wrong is not None else []
-        not_ready = self._why_not_ready()
-        if not_ready is not None:
-            why.append(not_ready)
-        return Health(wrong is None, not why, tuple(why))
-
-    def _why_not_live(self, timeout: float) -> str | None:
-        if self.transport.closed:
-            return "its transport was closed"
-        if self._subscription is None:  # Nothing of it works yet that could stand still.
-            return None
-        end = Loop.now() + timeout
-        wrong = why_it_stands(self.transport.loop, timeout)
-        workers = self._workers
-        if wrong is None and workers is not None and not workers.reacts(max(0.0, end - Loop.now())):
-            return f"its event loop has not reacted for {timeout:g} s: an async method blocks it, or it was closed"
-        return wrong
-
-    def _why_not_ready(self) -> str | None:
-        subscription, driver = self._subscription, self.transport.driver
-        if subscription is None:
-            return "it was not started, or it was stopped"
-        if self._stopping:
-            return "it is being stopped"
-        if not subscription.ready.done():
-            return f"it is being started, over {driver.state}"
-        error = subscription.ready.exception()
-        if error is not None:
-            return f"it could not be started: {error}"
-        return None if driver.up_since is not None else f"it has no connection: {driver.state}"
-
-    def _subscribe(self, workers: Workers) -> Subscription:
-        """Have requests run on `workers`, which the processor knows."""
-        self._stopping = False
-        self._workers = workers
-        # Each delivery that runs holds a thread or a task; the workers queue those for which there is none.
-        subscription = self._subscription = self.transport.driver.subscribe(
-            self._addresses, workers.submit, prefetch=self.transport.option("rpc_prefetch")
-        )
-        return subscription
 
     def _on_started(self) -> None:
         self._warn_of_same_name()

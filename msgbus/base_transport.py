@@ -75,12 +75,29 @@ def make_driver(
         )
     parsed = url if isinstance(url, TransportURL) else TransportURL.parse(conf, url)
     configuration.check_core_options(conf)
-    cls = load_driver_class(parsed.transport)
-    loop = make_loop(f"msgbus-{parsed.transport}")
-    driver = cls(conf, parsed, loop)
-    warn_of_misspelt(conf, cls.options()[0])
-    warn_of_unread(conf, *cls.options(), by_default=url is None and not configuration.has_message_system(conf))
+    driver, loop = open_driver(conf, parsed, make_loop)
+    warn_of_misspelt(conf, driver.options()[0])
+    by_default = url is None and not configuration.has_message_system(conf)
+    warn_of_unread(conf, *driver.options(), by_default=by_default, read=driver.reads_of_others)
     return parsed, driver, loop
+
+
+def open_driver(
+    conf: cfg.ConfigOpts, url: TransportURL, make_loop: Callable[[str], LoopType]
+) -> tuple[Driver, LoopType]:
+    """Make the driver that a URL names, and the loop for it.
+
+    Args:
+        conf: the driver's own options are registered on it, and read from it.
+        url: names the driver and where its message system is.
+        make_loop: makes the loop, of a name.
+
+    Raises:
+        DriverLoadFailure, InvalidTransportURL, ConfigurationError: as for `msgbus.get_rpc_transport`.
+    """
+    cls = load_driver_class(url.transport)
+    loop = make_loop(f"msgbus-{url.transport}")
+    return cls(conf, url, loop), loop
 
 
 class BaseTransport:

@@ -32,9 +32,15 @@ class ClientCall:
     Attributes:
         transport: where the request goes.
         pending: what is known of it.
+        lost_answer: what a timeout says of a connection that was lost, if the message system keeps no answers.
     """
 
     __slots__ = ("_content_type", "_fallback", "pending", "transport")
+
+    lost_answer = (
+        "the connection of this process was lost meanwhile, and the answer may have been lost with it, which does not "
+        "happen under delivery='at_least_once'"
+    )
 
     def __init__(self, transport: BaseTransport, pending: Pending, content_type: str, fallback: Address | None) -> None:
         """`fallback` is where the request goes if nobody is at its address; see `BaseTransport.send`."""
@@ -50,10 +56,7 @@ class ClientCall:
             CallCancelled: the transport is closed.
         """
         pending, transport = self.pending, self.transport
-        transport.router.add(pending)
-        if transport.closed:  # Checked last: if it is closed after this, it finds the call in the router.
-            transport.router.discard(pending)
-            raise CallCancelled(f"{pending.describe}: {transport.closed_reason}")
+        self._expect_replies()
         mandatory = pending.address.kind != "fanout"
         if not pending.repeatable:
             sent = transport.send(pending.address, message, mandatory=mandatory, fallback=self._fallback)
@@ -70,6 +73,13 @@ class ClientCall:
             fallback=self._fallback,
             on_outcome=self._on_outcome,
         )
+
+    def _expect_replies(self) -> None:
+        pending, transport = self.pending, self.transport
+        transport.router.add(pending)
+        if transport.closed:  # Checked last: if it is closed after this, it finds the call in the router.
+            transport.router.discard(pending)
+            raise CallCancelled(f"{pending.describe}: {transport.closed_reason}")
 
     def _on_sent(self, sent: Future[Sent]) -> None:
         error = sent.exception()
@@ -181,10 +191,7 @@ class ClientCall:
         keeps = Capability.INBOX_STORAGE in driver.capabilities
         up_since = driver.up_since
         if not keeps and pending.request is None and up_since is not None and up_since > pending.began:
-            known.append(
-                "the connection of this process was lost meanwhile, and the answer may have been lost with it, which "
-                "does not happen under delivery='at_least_once'"
-            )
+            known.append(self.lost_answer)
         return MessagingTimeout("; ".join(known))
 
 

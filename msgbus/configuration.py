@@ -101,7 +101,11 @@ CORE_OPTS: list[cfg.Opt] = [
         min=0,
         help="How often a server repeats an at_least_once cast that raises, before the cast goes to the dead letters.",
     ),
-    cfg.BoolOpt("rpc_ping_enabled", default=True, help="Whether a server answers pings."),
+    cfg.BoolOpt(
+        "rpc_ping_enabled",
+        default=True,
+        help="Whether a server answers pings, those of oslo.messaging (oslo_rpc_server_ping) among them.",
+    ),
     cfg.ListOpt(
         "rpc_built_in_methods",
         default=list(BUILT_IN),
@@ -123,14 +127,50 @@ RPC_OPTS: list[cfg.Opt] = [
 ]
 """What `msgbus.rpc` adds."""
 
+NOTIFICATIONS = "oslo_messaging_notifications"
+"""The group of `NOTIFICATION_OPTS`: the one that a file for oslo.messaging has them in."""
+
+NOTIFICATION_OPTS: list[cfg.Opt] = [
+    cfg.MultiStrOpt(
+        "driver",
+        default=[],
+        help="How notifications are sent, a line for each way: messaging, messagingv2, log, routing, test, noop, or a "
+        "plug-in's name. None: they are not sent.",
+    ),
+    cfg.StrOpt(
+        "transport_url",
+        secret=True,
+        sample_default="rabbit://guest:guest@localhost:5672/",
+        help="The message system for notifications, if it is another one than that of requests.",
+    ),
+    cfg.ListOpt(
+        "topics",
+        default=["notifications"],
+        help="The topics that notifications are sent to; each goes to TOPIC.LEVEL, such as notifications.info.",
+    ),
+    cfg.IntOpt(
+        "retry",
+        default=-1,
+        min=-1,
+        help="How often a notification is sent again if the message system did not take it; -1: again and again. It is "
+        "given up after rpc_response_timeout in any case.",
+    ),
+    cfg.StrOpt(
+        "routing_config",
+        default="",
+        help="The file with the rules of the driver routing: YAML, or JSON if its name ends with .json.",
+    ),
+]
+"""What notifiers add."""
+
 SERVER_OPTIONS = ("executor_thread_pool_size", "executor_tasks", "rpc_prefetch")
 """The core's options that only servers read."""
 
 _OPTIONS = {opt.dest: opt for opt in (*CORE_OPTS, *RPC_OPTS)}
 
 
-def register(conf: cfg.ConfigOpts, opts: Sequence[cfg.Opt] = CORE_OPTS) -> None:
-    """Register options, the core's, on `conf`. May be called again.
+def register(conf: cfg.ConfigOpts, opts: Sequence[cfg.Opt] = CORE_OPTS, group: str | None = None) -> None:
+    """Register options, the core's, on `conf`, in a group or in DEFAULT. May be called again.
 
     If other code has already registered an option of that name (oslo.messaging, or the service itself), that definition
     is used, with its own default.
@@ -144,7 +184,7 @@ def register(conf: cfg.ConfigOpts, opts: Sequence[cfg.Opt] = CORE_OPTS) -> None:
         )
     for opt in opts:
         try:
-            conf.register_opt(opt)
+            conf.register_opt(opt, group=group)
         except cfg.DuplicateOptError:
             LOG.debug("the option %s was registered by other code, whose definition is used", opt.dest)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from concurrent.futures import Future
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
-from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import TransportUnavailable
 
 if TYPE_CHECKING:
@@ -17,20 +16,27 @@ current: ContextVar[float | None] = ContextVar("msgbus_deadline", default=None)
 """Seconds of `Loop.now`, or None outside a handler and in one whose client gave no deadline."""
 
 
+class Waits(Protocol):
+    """Whatever can wait for a driver's future: the loop of a transport, or the transport."""
+
+    def wait_for(self, future: Future[Any], until: float) -> bool:
+        """Wait until a future is done, or `until` (seconds of `Loop.now`). Returns whether it is."""
+
+
 def bounded(deadline: float) -> float:
     """`deadline`, or the inherited one where that is earlier."""
     inherited = current.get()
     return deadline if inherited is None or inherited > deadline else inherited
 
 
-def wait_for(loop: Loop, future: Future[object] | Future[None], deadline: float, what: str, driver: Driver) -> None:
-    """Wait for a driver's future; `loop` is the one that it works on.
+def wait_for(waits: Waits, future: Future[object] | Future[None], deadline: float, what: str, driver: Driver) -> None:
+    """Wait for a driver's future by `waits`.
 
     Raises:
         TransportUnavailable: `deadline` (seconds of `Loop.now`) came first; `what` begins the text.
         MessagingException: what the future failed with.
     """
-    if not loop.wait_for(future, deadline):
+    if not waits.wait_for(future, deadline):
         raise TransportUnavailable(f"{what} {driver.state}: gave up at the deadline")
     future.result()
 

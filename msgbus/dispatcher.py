@@ -24,6 +24,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Method = Callable[..., Any]
+STOCK_PING = "oslo_rpc_server_ping"
+"""The method, in no namespace, by which a stock oslo.messaging client pings a server."""
 _CACHED_METHODS = 1000
 _OWN_FRAMES = (__name__, "msgbus.validation")
 """Modules whose functions call an endpoint's method."""
@@ -135,6 +137,30 @@ class ExplicitRPCAccessPolicy(RPCAccessPolicyBase):
         return bool(getattr(getattr(endpoint, method, None), "exposed", False))
 
 
+def check_endpoints(endpoints: object) -> None:
+    """Check that endpoints come as a list.
+
+    Raises:
+        TypeError: they do not.
+    """
+    if isinstance(endpoints, str | bytes | dict | type) or not isinstance(endpoints, Iterable):
+        raise TypeError(f"endpoints is a list of objects, [endpoint], not {endpoints!r}")
+
+
+def check_endpoint(endpoint: object) -> None:
+    """Check that an endpoint is an object, and none that is one by mistake.
+
+    Raises:
+        TypeError: it has no methods of its own, or is a class whose methods need an object.
+    """
+    if isinstance(endpoint, _NOT_ENDPOINTS) or inspect.isroutine(endpoint):
+        raise TypeError(f"an endpoint is an object whose methods are called, not {endpoint!r}")
+    if isinstance(endpoint, type) and any(
+        inspect.isfunction(inspect.getattr_static(endpoint, name, None)) for name in dir(endpoint) if name[0] != "_"
+    ):
+        raise TypeError(f"an endpoint is an object, and {endpoint.__name__} is a class: {endpoint.__name__}()")
+
+
 class RPCDispatcher:
     """Runs requests on endpoints. Thread-safe.
 
@@ -144,6 +170,7 @@ class RPCDispatcher:
     Attributes:
         asynchronous: methods may be ``async``; `dispatch_async` runs them.
         has_async: there is such a method, and it may be called.
+        answers_stock_ping: the ping of oslo.messaging is answered, unless an endpoint has a method of that name.
     """
 
     def __init__(
@@ -173,13 +200,13 @@ class RPCDispatcher:
         refuse_async(f"is_allowed of {policy.__name__}", self._policy.is_allowed)
         self.asynchronous = asynchronous
         self.has_async = False
+        self.answers_stock_ping = False
         self._endpoints: list[tuple[object, Target]] = []
         self._is_async: dict[Method, bool] = {}
         self._found: dict[tuple[str | None, str | None, str], Method] = {}
         self._validated: dict[tuple[int, str], Method] = {}  # in the place of an endpoint's method
         self._validates: set[int] = set()  # endpoints all of whose methods are validated
-        if isinstance(endpoints, str | bytes | dict | type) or not isinstance(endpoints, Iterable):
-            raise TypeError(f"endpoints is a list of objects, [endpoint], not {endpoints!r}")
+        check_endpoints(endpoints)
         for endpoint in endpoints:
             self.add_endpoint(endpoint, validate=validate)
 
@@ -196,12 +223,7 @@ class RPCDispatcher:
                 is invalid, a method that may be called is ``async``, `since` of one does not fit the version, or an
                 annotation cannot be used.
         """
-        if isinstance(endpoint, _NOT_ENDPOINTS) or inspect.isroutine(endpoint):
-            raise TypeError(f"an endpoint is an object whose methods are called, not {endpoint!r}")
-        if isinstance(endpoint, type) and any(
-            inspect.isfunction(inspect.getattr_static(endpoint, name, None)) for name in dir(endpoint) if name[0] != "_"
-        ):
-            raise TypeError(f"an endpoint is an object, and {endpoint.__name__} is a class: {endpoint.__name__}()")
+        check_endpoint(endpoint)
         if target is None:
             target = getattr(endpoint, "target", None) or Target()
         if not isinstance(target, Target):
@@ -267,6 +289,8 @@ class RPCDispatcher:
         """
         if type(self).dispatch is not RPCDispatcher.dispatch:
             return True
+        if name == STOCK_PING and namespace is None and self.answers_stock_ping:
+            return True
         return any(
             namespace in target.accepted_namespaces
             and _method(endpoint, name) is not None
@@ -305,6 +329,8 @@ class RPCDispatcher:
                     wrapper = self._with_validation(endpoint, name, method)
                 return wrapper or method
             denied = True
+        if name == STOCK_PING and namespace is None and self.answers_stock_ping:
+            return _pong
         if denied:
             raise AccessDenied(f"RPC method {name} may not be called from outside")
         if compatible:
@@ -417,6 +443,11 @@ class RPCDispatcher:
             return result if is_plain else _serialize_each_async(serializer, context, result)
         value = await result
         return value if is_plain else serializer.serialize_entity(context, value)
+
+
+def _pong(_context: object, **_arguments: object) -> str:
+    """The answer to a ping of oslo.messaging."""
+    return "pong"
 
 
 def _method(endpoint: object, name: str) -> Method | None:

@@ -131,10 +131,12 @@ def encode_notification(
     *,
     lossy: bool = False,
     metadata: dict[str, str] | None = None,
+    enveloped: bool = True,
 ) -> bytes:
     """Write a notification: any dict, together with the context, in the places where oslo.messaging has them.
 
-    One that was received and is sent on keeps its own id. The metadata is where that of a request is.
+    One that was received and is sent on keeps its own id. The metadata is where that of a request is. Without
+    `enveloped`, JSON has no envelope around it: that is what the driver messaging of oslo.messaging sends.
 
     Raises:
         SerializationError: the text names the key that cannot travel.
@@ -147,7 +149,7 @@ def encode_notification(
     if metadata is not None:
         payload[EXTENSION] = {"metadata": metadata}
     try:
-        return payloads.encode(payload, content_type)
+        return payloads.encode(payload, content_type, enveloped=enveloped)
     except SerializationError as exc:
         raise _error_with_name({"key": notification, "context key": context}, content_type, exc) from exc
 

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Mapping
 from typing import Protocol
 
-from msgbus.deadline import wait_for
+from msgbus.deadline import Waits, wait_for
 from msgbus.drivers.base import Delivery, Driver, Inbox
 from msgbus.encoding import call_ids_in, decode_inbox_frame
 from msgbus.exceptions import MessagingException, SerializationError
@@ -52,7 +52,6 @@ class ProcessInbox:
         """
         self.name: str | None = None
         self._transport = weakref.ref(transport)
-        self._loop = transport.loop
         self._driver = driver
         self._router = router
         self._server_calls = server_calls
@@ -60,15 +59,15 @@ class ProcessInbox:
         self._inbox: Inbox | None = None
         self._opening = threading.Lock()
 
-    def open(self, deadline: float) -> str:
-        """Open it, and return its name; see `Transport.inbox`.
+    def open(self, waits: Waits, deadline: float) -> str:
+        """Open it, and return its name, waiting by `waits`; see `Transport.inbox`.
 
         Raises:
             SerializationError: the driver has given it a name that is too long to travel.
         """
         inbox = self.begin()
         try:
-            wait_for(self._loop, inbox.ready, deadline, "cannot reach", self._driver)
+            wait_for(waits, inbox.ready, deadline, "cannot reach", self._driver)
         except MessagingException:
             self.on_failed(inbox)
             raise

@@ -10,7 +10,16 @@ from typing import Any
 
 from oslo_config import cfg, types
 
-from msgbus.configuration import CORE_OPTS, RPC_OPTS, in_words, names_in_files, read_value
+from msgbus.configuration import (
+    CORE_OPTS,
+    NOTIFICATION_OPTS,
+    NOTIFICATIONS,
+    RPC_OPTS,
+    in_words,
+    names_in_files,
+    read_files,
+    read_value,
+)
 from msgbus.drivers.registry import installed_drivers
 from msgbus.exceptions import ConfigurationError, InvalidTransportURL
 from msgbus.url import TransportHost, TransportURL, host_named_twice, parse_host
@@ -98,7 +107,7 @@ def _host(text: str) -> TransportHost:
 
 def list_opts() -> list[tuple[str | None, list[cfg.Opt]]]:
     """All options of msgbus and of the installed drivers, for oslo-config-generator."""
-    found: dict[str | None, list[cfg.Opt]] = {None: [*CORE_OPTS, *RPC_OPTS]}
+    found: dict[str | None, list[cfg.Opt]] = {None: [*CORE_OPTS, *RPC_OPTS], NOTIFICATIONS: NOTIFICATION_OPTS}
     for driver in installed_drivers().values():
         group, opts = driver.options()
         found[group] = list(opts)
@@ -141,7 +150,7 @@ def read_driver_options(
 
 def _refuse_settings_without_tls(conf: cfg.ConfigOpts, group: str, values: SimpleNamespace, url: TransportURL) -> None:
     """Refuse options of TLS while it is off: an operator who sets one believes that it is on."""
-    given = [name for name in vars(values) if name.startswith("ssl_") and _is_given(conf, group, name, values, url)]
+    given = [name for name in vars(values) if name.startswith("ssl_") and is_given(conf, group, name, values, url)]
     if given and not values.ssl:
         raise ConfigurationError(
             f"{given[0]} is set, but TLS is off, so it would have no effect: set ssl = true in [{group}] (in a "
@@ -149,13 +158,47 @@ def _refuse_settings_without_tls(conf: cfg.ConfigOpts, group: str, values: Simpl
         )
 
 
-def _is_given(conf: cfg.ConfigOpts, group: str, name: str, values: SimpleNamespace, url: TransportURL) -> bool:
-    """Whether an option was set, even to its default. An empty value counts as not set."""
+def is_given(conf: cfg.ConfigOpts, group: str, name: str, values: SimpleNamespace, url: TransportURL) -> bool:
+    """Whether an option of a driver was set, even to its default. An empty value counts as not set."""
     if getattr(values, name) in (None, ""):
         return False
     found = conf.get_location(name, group)
     by_default = found is None or found.location in (cfg.Locations.opt_default, cfg.Locations.set_default)
     return name in url.query or not by_default
+
+
+def read_foreign_group(conf: cfg.ConfigOpts, group: str, opts: Sequence[cfg.Opt]) -> dict[str, Any]:
+    """What is configured in the group of another library, for those of `opts` that are set there.
+
+    Nothing is registered: if that library registered its own definitions later, oslo.config would raise
+    DuplicateOptError. If it has registered them, these are read, with what the program has set; else the files are.
+
+    Raises:
+        ConfigurationError: a value does not fit.
+    """
+    in_files = {
+        name: (values[-1], path)
+        for path, groups in read_files(conf)
+        for found, names in groups.items()
+        if found.lower() == group
+        for name, values in names.items()
+    }
+    values: dict[str, Any] = {}
+    for opt in opts:
+        where = f"[{group}]"
+        try:
+            if group in conf and opt.dest in conf[group]:
+                value = conf[group][opt.dest]
+            elif opt.dest in in_files:
+                value, path = in_files[opt.dest]
+                where += f" of {path}"
+            else:
+                continue
+            if value not in (None, ""):
+                values[opt.dest] = opt.type(value)
+        except (ValueError, cfg.Error) as exc:
+            raise ConfigurationError(f"option {opt.dest} of {where}: {in_words(exc)}") from None
+    return values
 
 
 def _register_group(conf: cfg.ConfigOpts, group: str, opts: Sequence[cfg.Opt]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 
 from msgbus.exceptions import ConfigurationError
 
@@ -16,11 +17,14 @@ def check_unpatched() -> None:
     """Check that threads and sockets are Python's own.
 
     An I/O thread has to be a real one. A greenlet that waited for it would stop all others; and `select` has no epoll
-    any more.
+    any more. If whoever imported msgbus has given it Python's own modules, while the rest of the program has the
+    replaced ones, there is nothing to check: then it waits in ways of its own, too (see `msgbus.lowlevel.Waiter`).
 
     Raises:
         ConfigurationError: gevent or eventlet has replaced them.
     """
+    if threading is not sys.modules.get("threading"):
+        return
     for library, module in _LIBRARIES.items():
         if module in sys.modules and (found := _patched_by(library)):
             raise ConfigurationError(

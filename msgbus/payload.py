@@ -47,8 +47,8 @@ VALUES: dict[tuple[str, bool], Codec] = {
 T = TypeVar("T")
 
 
-def encode(payload: Payload, content_type: str) -> bytes:
-    """Write a payload as bytes.
+def encode(payload: Payload, content_type: str, *, enveloped: bool = True) -> bytes:
+    """Write a payload as bytes; without `enveloped`, JSON has no envelope around it.
 
     Raises:
         SerializationError: it holds something that the codec cannot write.
@@ -56,6 +56,8 @@ def encode(payload: Payload, content_type: str) -> bytes:
     try:
         if content_type == MSGPACK:
             return msgpack_encoder.encode(payload)
+        if not enveloped:
+            return json_encoder.encode(payload)
         text = json_encoder.encode(payload).decode()
         return json_encoder.encode({"oslo.version": _ENVELOPE_VERSION, "oslo.message": text})
     except ENCODING_ERRORS as exc:

@@ -19,12 +19,11 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from msgbus import current, forking
+from msgbus import current
 from msgbus import deadline as inherited
+from msgbus.base_processor import BaseProcessor
 from msgbus.base_transport import BaseTransport
-from msgbus.closing import end_child
 from msgbus.counting import CANCELLED, FINISHED, MethodCounts
-from msgbus.current import ServerContext
 from msgbus.dead_lettering import DeadLetterSender, OnDeadLetter
 from msgbus.dispatcher import ExpectedException, RPCDispatcher
 from msgbus.drivers.base import Delivery
@@ -41,25 +40,21 @@ from msgbus.exceptions import (
     RPCDispatcherError,
     SerializationError,
 )
-from msgbus.executor import Executor, Interrupted, Load
+from msgbus.executor import Interrupted
 from msgbus.failed_casts import FailedCasts
 from msgbus.foreign import get_logger
 from msgbus.intercepted_methods import InterceptedMethods
 from msgbus.message import AT_LEAST_ONCE, PING_NAMESPACE, POLICIES, Request, UnacceptableRequest
 from msgbus.method_runner import TASK_CANCELLED, MethodRunner, NotAccepted, Unwanted
 from msgbus.server_call import ServerCall, deadline_of
-from msgbus.server_calls import Seen, ServerCalls
+from msgbus.server_calls import Seen
 from msgbus.workers import Tasks, Workers
 
 LOG = get_logger(__name__)
 
 
-class Processor:
-    """See the module's text. Thread-safe: `process` runs on many threads at once.
-
-    What is done for a request is written once, as coroutines. They wait only on an event loop: on threads, which run
-    plain methods alone, they run to their end at once.
-    """
+class Processor(BaseProcessor):
+    """See the module's text. Thread-safe: `process` runs on many threads at once."""
 
     def __init__(
         self,
@@ -74,31 +69,22 @@ class Processor:
         Raises:
             TypeError: `on_dead_letter` is ``async``.
         """
-        self.transport = transport
-        self.server = server
-        self.grace: float = transport.option("rpc_reply_grace")
-        self.forks = forking.forks
-        self.calls = ServerCalls(transport)
+        super().__init__(transport, server)
         self.counts = MethodCounts(dispatcher.may_have)
         self.durations = Durations()
         self.started_at = 0.0
         self._dispatcher = dispatcher
         self._interceptors = interceptors
         self._policy: str = transport.option("rpc_delivery")
-        self._context = ServerContext()
-        self._workers: Workers = Executor(0, self.process, server, transport.loop)  # until `start`
         self._methods = MethodRunner(dispatcher, self._workers, None)
         dead_letters = DeadLetterSender(transport, on_dead_letter, self.grace)
         self.failed_casts = FailedCasts(transport, self.calls, dead_letters, self._workers, self._context)
-        self._stopped = True
 
     def start(self, workers: Workers, tasks: Tasks | None = None) -> None:
         """Run requests on `workers`, in copies of the caller's context. Methods that are async need `tasks`."""
-        self._context = ServerContext()
-        self._workers = workers
+        super().start(workers, tasks)
         self._methods = self._method_runner(workers, tasks)
         self.failed_casts.start(workers, self._context)
-        self._stopped = False
         self.started_at = Loop.now()
 
     def _method_runner(self, workers: Workers, tasks: Tasks | None) -> MethodRunner:
@@ -112,31 +98,12 @@ class Processor:
 
     def stop(self) -> None:
         """The server stops: casts that are to be run again go to other servers, now and from now on."""
-        self._stopped = True
+        super().stop()
         self.failed_casts.stop()
-
-    def begin_wait(self) -> None:
-        """The server's end is going to be waited for. If a request does so, others that do the same ignore it."""
-        own = current.running.get()
-        if isinstance(own, ServerCall) and own.owner is self:
-            self.calls.closers.add(own)
-
-    def wait(self, timeout: float | None) -> int:
-        """Wait until all requests but the calling one are finished; returns how many are not in `timeout` seconds.
-
-        `begin_wait` comes first, before other things are waited for.
-        """
-        own = current.running.get()
-        return self.calls.wait(timeout, own if isinstance(own, ServerCall) and own.owner is self else None)
 
     def may_have(self, request: Request) -> bool:
         """Whether there is such a method, and it may be called."""
         return self._dispatcher.may_have(request.namespace, request.method)
-
-    @property
-    def load(self) -> Load:
-        """What its threads or tasks are occupied with."""
-        return self._workers.load
 
     # One delivery
 
@@ -175,16 +142,6 @@ class Processor:
         LOG.info("%r (%s) has come a second time and was not run again", request.method, request.unique_id)
         if seen is Seen.DONE:
             item.accept()
-
-    def _begin(self, call: ServerCall) -> None:
-        """Run a request in a new context, which holds the request and its deadline.
-
-        All of the user's code runs there: serializers, the access policy, the method, each step of a generator, and the
-        hook for dead letters.
-        """
-        self._workers.begin(self._context.copy(), self._run(call))
-        if self.forks != forking.forks:  # Wherever it forked: it must not go on as a worker.
-            end_child(None)
 
     async def _run(self, call: ServerCall) -> None:
         """Run a request if it may, as its policy says."""

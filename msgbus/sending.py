@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from msgbus.drivers.base import Address, Message, Sent
 from msgbus.drivers.toolkit.futures import LightFuture
-from msgbus.drivers.toolkit.loop import Loop
+from msgbus.drivers.toolkit.loop import FOREVER, Loop
 from msgbus.encoding import encode_control
 from msgbus.exceptions import MessageDeliveryFailure, MessageUndeliverable, TransportBlocked, TransportUnavailable
 from msgbus.foreign import get_logger
@@ -148,7 +148,7 @@ class Sending:
         message = self.message
         now = Loop.now()
         ttl = None if message.ttl is None else max(self.until - now, 0.001)
-        send_timeout = max(self._tries_until - now, 0.001)
+        send_timeout = None if self._tries_until == FOREVER else max(self._tries_until - now, 0.001)
         again = Message(message.body, message.content_type, message.id, ttl, message.durable, send_timeout)
         sent = self.sender.send(self.address, again, mandatory=self.mandatory, fallback=self.fallback)
         sent.add_done_callback(self.on_sent)

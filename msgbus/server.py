@@ -1,4 +1,7 @@
-"""RPCServer: listens at its addresses, and hands deliveries to its threads, which run `msgbus.processing`."""
+"""RPCServer: listens at its addresses, and hands deliveries to its threads, which run `msgbus.processing`.
+
+`Listener` is what it shares with listeners for notifications.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from msgbus.base_server import STOP_TIMEOUT, BaseServer
+from msgbus.base_listener import STOP_TIMEOUT, BaseListener
+from msgbus.base_server import BaseServer
 from msgbus.dead_lettering import OnDeadLetter
 from msgbus.deadline import wait_for
 from msgbus.dispatcher import RPCAccessPolicyBase, RPCDispatcher
@@ -75,38 +79,23 @@ def get_rpc_server(
     return RPCServer(transport, target, dispatcher, on_dead_letter, interceptors=interceptors)
 
 
-class RPCServer(BaseServer):
-    """Serves a topic: requests to any of its servers, to this server by its name, and to all servers.
+class Listener(BaseListener):
+    """What a server of requests and a listener for notifications do alike where threads wait.
 
-    `start`, `stop` and `wait` may be called from any thread, in that order. In a forked child that inherits it, it is a
-    server that was not started: the parent's goes on, and the child may start its own.
-
-    Args:
-        transport, target, on_dead_letter, interceptors: as for `get_rpc_server`.
-        dispatcher: runs the requests; if it is asynchronous, on an event loop.
-        addresses: what it listens to, if not the three addresses of its target.
+    `start`, `stop` and `wait` may be called from any thread, in that order. In a forked child that inherits it, it is
+    one that was not started: the parent's goes on, and the child may start its own.
     """
 
     transport: Transport
 
-    def __init__(
-        self,
-        transport: Transport,
-        target: Target,
-        dispatcher: RPCDispatcher,
-        on_dead_letter: OnDeadLetter | None = None,
-        addresses: Sequence[Address] | None = None,
-        interceptors: Sequence[Any] = (),
-    ) -> None:
-        check_transport(transport, "server")
-        super().__init__(transport, target, dispatcher, on_dead_letter, addresses, interceptors)
-        call_in_child(self._start_clean)
-
     def _start_clean(self) -> None:
-        """Serve nothing. Also in a forked child, where threads and requests are the parent's."""
+        """Listen to nothing. Also in a forked child, where threads and requests are the parent's."""
         super()._start_clean()
         self._state = threading.Condition()
         self._executor: Executor[Delivery | ServerCall] | LoopThreadExecutor | None = None
+
+    def _prepare(self, end: float) -> None:
+        """What comes before listening, until `end`, in seconds of `Loop.now`."""
 
     def start(self, timeout: float | None = None) -> None:
         """Begin to serve; returns when requests can arrive. Does nothing if the server runs already.
@@ -126,7 +115,7 @@ class RPCServer(BaseServer):
             return
         transport = self.transport
         end = Loop.now() + (transport.option("rpc_response_timeout") if timeout is None else timeout)
-        transport.inbox(end, self.target)
+        self._prepare(end)
         with self._state:
             if self._subscription is None or self._executor is None:
                 self._executor = self._make_executor()
@@ -134,7 +123,7 @@ class RPCServer(BaseServer):
             subscription, executor = self._subscription, self._executor
         assert subscription is not None
         try:  # Without the lock: `stop` and `wait` may put an end to it.
-            wait_for(transport.loop, subscription.ready, end, f"{self.target} cannot listen on", transport.driver)
+            wait_for(transport.loop, subscription.ready, end, f"{self._title} cannot listen on", transport.driver)
         except BaseException:
             subscription.close()
             executor.close(0)
@@ -146,9 +135,9 @@ class RPCServer(BaseServer):
         self._on_started()
 
     def _make_executor(self) -> Executor[Delivery | ServerCall] | LoopThreadExecutor:
-        transport, process, name = self.transport, self._processor.process, f"msgbus-{self.target.topic}"
+        transport, process, name = self.transport, self._processor.process, self._thread_name
         threads = transport.option("executor_thread_pool_size")
-        if self.dispatcher.asynchronous:
+        if self._asynchronous:
             from msgbus.aio.loop_thread import LoopThreadExecutor  # It imports asyncio, which is slow.
 
             tasks = LoopThreadExecutor(process, name, transport.loop, transport.option("executor_tasks"), threads)
@@ -171,7 +160,7 @@ class RPCServer(BaseServer):
                 self._subscription.stop().result(STOP_TIMEOUT)
             except (MessagingException, TimeoutError) as exc:
                 LOG.warning(
-                    "%s: the message system did not confirm that it has stopped delivering: %r", self.target, exc
+                    "%s: the message system did not confirm that it has stopped delivering: %r", self._title, exc
                 )
             self._processor.stop()
             self._give_back_all(self._executor.take_backlog())
@@ -204,7 +193,7 @@ class RPCServer(BaseServer):
             return 0
         self._processor.begin_wait()
         running = executor.close(timeout)
-        if running and end is not None and self.dispatcher.asynchronous:
+        if running and end is not None and self._asynchronous:
             end += CANCEL_TIMEOUT
         left = None if end is None else max(0.0, end - Loop.now())
         abandoned = max(running, self._processor.wait(left))
@@ -213,11 +202,40 @@ class RPCServer(BaseServer):
                 try:
                     subscription.close().result(STOP_TIMEOUT)
                 except (MessagingException, TimeoutError) as exc:
-                    LOG.warning("%s: the subscription could not be closed cleanly: %r", self.target, exc)
+                    LOG.warning("%s: the subscription could not be closed cleanly: %r", self._title, exc)
                 self._subscription = self._executor = None
         if abandoned:
-            LOG.warning("%s: %d requests were abandoned after %s s", self.target, abandoned, timeout)
+            LOG.warning("%s: %d requests were abandoned after %s s", self._title, abandoned, timeout)
         return abandoned
 
     def reset(self) -> None:
         """Do nothing. It exists for callers of oslo.messaging's interface."""
+
+
+class RPCServer(Listener, BaseServer):
+    """Serves a topic: requests to any of its servers, to this server by its name, and to all servers.
+
+    `start`, `stop` and `wait` may be called from any thread, in that order. In a forked child that inherits it, it is a
+    server that was not started: the parent's goes on, and the child may start its own.
+
+    Args:
+        transport, target, on_dead_letter, interceptors: as for `get_rpc_server`.
+        dispatcher: runs the requests; if it is asynchronous, on an event loop.
+        addresses: what it listens to, if not the three addresses of its target.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        target: Target,
+        dispatcher: RPCDispatcher,
+        on_dead_letter: OnDeadLetter | None = None,
+        addresses: Sequence[Address] | None = None,
+        interceptors: Sequence[Any] = (),
+    ) -> None:
+        check_transport(transport, "server")
+        super().__init__(transport, target, dispatcher, on_dead_letter, addresses, interceptors)
+        call_in_child(self._start_clean)
+
+    def _prepare(self, end: float) -> None:
+        self.transport.inbox(end, self.target)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
 
 from msgbus.base_transport import INSPECT_TIMEOUT, NO_TIME, BaseTransport, make_driver, send_error
 from msgbus.closing import open_drivers
@@ -45,6 +46,21 @@ def get_rpc_transport(
     return Transport(conf, parsed, driver, loop, allowed_remote_exmods)
 
 
+def set_transport_defaults(control_exchange: str) -> None:
+    """Set the default of the option ``control_exchange`` in this process, as services do that share a message system.
+
+    To be called before the first transport is made. What a configuration says wins.
+
+    Args:
+        control_exchange: the exchange of targets that name none.
+    """
+    from oslo_config import cfg
+
+    from msgbus.configuration import CORE_OPTS
+
+    cfg.set_defaults(CORE_OPTS, control_exchange=control_exchange)
+
+
 class Transport(BaseTransport):
     """The connection to one message system. Shared by all clients and servers of a process; thread-safe.
 
@@ -53,6 +69,10 @@ class Transport(BaseTransport):
     seconds. A forked child that inherits a transport opens new connections when it uses it; calls and streams of its
     parent raise `CallCancelled` there.
     """
+
+    def wait_for(self, future: Future[Any], until: float) -> bool:
+        """Wait until a future of the driver is done, or `until` (seconds of `Loop.now`). Returns whether it is."""
+        return self.loop.wait_for(future, until)
 
     def inbox(self, deadline: float, whose: object = "a request") -> str:
         """The name of this process's inbox, which is opened on the first call.
@@ -73,7 +93,7 @@ class Transport(BaseTransport):
         if self.closed:
             raise CallCancelled(f"{whose}: the transport to {self.url} is closed")
         try:
-            return self._inbox.open(deadline)
+            return self._inbox.open(self, deadline)
         except MessagingException as exc:
             raise self.inbox_failure(whose, exc) from exc.__cause__
 
@@ -110,7 +130,7 @@ class Transport(BaseTransport):
                 fallback=fallback,
                 retry_undeliverable=retry_undeliverable,
             )
-            known = self.loop.wait_for(outcome, max(deadline, Loop.now()) + INSPECT_TIMEOUT)
+            known = self.wait_for(outcome, max(deadline, Loop.now()) + INSPECT_TIMEOUT)
         finally:
             if drives:
                 self.loop.give_turn()
@@ -139,7 +159,7 @@ class Transport(BaseTransport):
             return None
         try:
             found = self.driver.inspect(address)
-            self.loop.wait_for(found, Loop.now() + timeout)
+            self.wait_for(found, Loop.now() + timeout)
             return found.result(0)
         except MessageUndeliverable:
             server = server_named_by(address)

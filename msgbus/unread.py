@@ -6,7 +6,7 @@ TLS would be off, for example.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from msgbus import configuration
@@ -61,14 +61,20 @@ FOREIGN: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "matchmaker_redis": ("msgbus_zmq", {"host": "redis_url", "port": "redis_url", "password": "redis_url"}),
-    "oslo_messaging_notifications": ("DEFAULT", {"transport_url": "transport_url"}),
 }
 """Foreign group -> our group, and foreign option -> its name there."""
 
 _warned: set[tuple[str, str, str]] = set()
 
 
-def warn_of_unread(conf: cfg.ConfigOpts, group: str, opts: Sequence[cfg.Opt], *, by_default: bool) -> None:
+def warn_of_unread(
+    conf: cfg.ConfigOpts,
+    group: str,
+    opts: Sequence[cfg.Opt],
+    *,
+    by_default: bool,
+    read: Mapping[str, frozenset[str]],
+) -> None:
     """Log a warning, once in a process, of each group and option that is meant for us and is not read.
 
     Args:
@@ -76,6 +82,7 @@ def warn_of_unread(conf: cfg.ConfigOpts, group: str, opts: Sequence[cfg.Opt], *,
         group: of the driver that is used.
         opts: that driver's options.
         by_default: no driver is configured.
+        read: what the driver reads of the groups of other libraries; see `Driver.reads_of_others`.
     """
     tls = {opt.dest for opt in opts if opt.dest == "ssl" or opt.dest.startswith("ssl_")}
     core = {
@@ -96,9 +103,13 @@ def warn_of_unread(conf: cfg.ConfigOpts, group: str, opts: Sequence[cfg.Opt], *,
                 _warn_once(path, name, text)
             elif name.lower() in FOREIGN:
                 ours, names = FOREIGN[name.lower()]
-                if found := sorted(names.keys() & values.keys()):
+                of_group = read.get(name.lower(), frozenset())
+                if found := sorted((names.keys() & values.keys()) - of_group):
                     meant = ", ".join(dict.fromkeys(names[one] for one in found))
-                    text = f"the group [{name}] is not read: for {', '.join(found)} write {meant} in [{ours}]"
+                    what = f"the group [{name}] is not read"
+                    if of_group:
+                        what = f"of the group [{name}] only some options are read"
+                    text = f"{what}: for {', '.join(found)} write {meant} in [{ours}]"
                     _warn_once(path, name, text)
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -79,8 +80,8 @@ class TransportURL:
     repeated: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
 
     @classmethod
-    def parse(cls, conf: cfg.ConfigOpts, url: str | None = None) -> TransportURL:
-        """Read a URL; None means the one that the configuration gives.
+    def parse(cls, conf: cfg.ConfigOpts, url: object = None) -> TransportURL:
+        """Read a URL; None means the one that the configuration gives. A TransportURL of oslo.messaging is read too.
 
         Without a ``transport_url`` in the configuration, ``rpc_backend`` names the driver and its defaults do the rest.
         A host without a user and password has those of the host before it. White space around a host, around the
@@ -93,6 +94,9 @@ class TransportURL:
         """
         if url is None:
             url = _configured(conf)
+        stock = sys.modules.get("oslo_messaging.transport")
+        if stock is not None and isinstance(url, stock.TransportURL):
+            url = str(url)
         if not isinstance(url, str):
             raise InvalidTransportURL(repr(url), f"a transport URL is a string, not {type(url).__name__}")
         match = _SCHEME.fullmatch(url)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 
 import msgbus.aio
+import msgbus.lowlevel
 from msgbus.drivers.base import PUBLIC
 from msgbus.drivers.registry import DRIVERS as DRIVERS_GROUP
 from tests.support import ROOT
@@ -49,6 +50,9 @@ CLI = {
     "msgbus.schemas.REF": "reads the schemas in that",
     "msgbus.encoding.decode_request": "shows the request of a dead letter",
     "msgbus.message.POLICIES": "the values of --delivery",
+    "msgbus.notify.notification.PRIORITIES": "the values of --level",
+    "msgbus.notify.notification.make_message": "notify: what is sent",
+    "msgbus.notify.sending.send_notification": "notify: a notifier would log an error, and not raise it",
     "msgbus.values.JSON_VALUES": "prints values as JSON",
     "msgbus.values.is_plain": "likewise",
 }
@@ -357,6 +361,14 @@ def test_the_command_and_the_suite_use_public_names(room: str, allowed: dict[str
     """They stand on what everybody can use, but for a few names, each with a reason."""
     used = {str(found) for found in foreign_to(room) if ROOMS[found.module] != "conformance"}
     assert used == set(allowed)
+
+
+def test_the_driver_for_oslo_messaging_uses_public_names() -> None:
+    """Others can build an RPC on the same names."""
+    used = {found for found in foreign_to("oslo") if found.module != "msgbus.lowlevel"}
+    assert sorted(map(str, used)) == []
+    names = {found.name for found in foreign_to("oslo") if found.module == "msgbus.lowlevel"}
+    assert names <= set(msgbus.lowlevel.__all__)
 
 
 # The one clock

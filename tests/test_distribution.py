@@ -104,7 +104,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def test_files_are_complete(dist: pathlib.Path, version: str) -> None:
-    """The names have the version; the sources are all in the one, the package and nothing else in the other."""
+    """The names have the version; the sources are all in the one, the package and its pytest plug-in in the other."""
     assert sorted(os.listdir(dist)) == [f"msgbus-{version}-py3-none-any.whl", f"msgbus-{version}.tar.gz"]
     output_of(sys.executable, "-m", "twine", "check", "--strict", *sorted(dist.iterdir()), cwd=dist)
     wanted = {name for name in sources() if not name.startswith(".")}
@@ -113,7 +113,7 @@ def test_files_are_complete(dist: pathlib.Path, version: str) -> None:
     assert {name for name in wanted - packed if not name.endswith(".gitignore")} == set()
     with zipfile.ZipFile(dist / f"msgbus-{version}-py3-none-any.whl") as wheel:
         installed = {name for name in wheel.namelist() if not name.startswith(f"msgbus-{version}.dist-info/")}
-    assert installed == {name for name in wanted if name.startswith("msgbus/")}
+    assert installed == {name for name in wanted if name.startswith("msgbus/")} | {"pytest_msgbus.py"}
 
 
 @pytest.mark.timeout(400)

@@ -1,4 +1,7 @@
-"""AsyncRPCServer: listens at its addresses, and runs its requests as tasks of the event loop."""
+"""AsyncRPCServer: listens at its addresses, and runs its requests as tasks of the event loop.
+
+`AsyncListener` is what it shares with listeners for notifications.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
+from typing import Self
 
 from msgbus.aio.executor import TaskExecutor
 from msgbus.aio.interceptors import AsyncInterceptor
 from msgbus.aio.transport import AsyncTransport, check_transport
 from msgbus.aio.waiting import run_in_thread
-from msgbus.base_server import STOP_TIMEOUT, BaseServer, own_version
+from msgbus.base_listener import STOP_TIMEOUT, BaseListener
+from msgbus.base_server import BaseServer, own_version
 from msgbus.dead_lettering import OnDeadLetter
 from msgbus.dispatcher import RPCAccessPolicyBase, RPCDispatcher
 from msgbus.drivers.base import Address
@@ -49,40 +54,21 @@ def get_rpc_server(
     return AsyncRPCServer(transport, target, dispatcher, on_dead_letter, interceptors=interceptors)
 
 
-class AsyncRPCServer(BaseServer):
-    """Serves a topic on the event loop of its transport: see `msgbus.RPCServer`, whose arguments these are.
-
-    ::
-
-        async with get_rpc_server(transport, Target(topic="hello", server="one"), [Hello()]):
-            await asyncio.Event().wait()
-
-    The end of the ``async with`` stops the server, and waits for what runs as long as it takes; `stop` and `wait` bound
-    that.
-
-    A call whose client cancels it, or stops waiting, is cancelled: its ``async`` method gets `asyncio.CancelledError`.
-    (A plain method can ask ``current_request().cancelled``.) A cast is never cancelled by its client.
-
-    At most ``executor_tasks`` requests run at the same time, and of these ``executor_thread_pool_size`` plain methods.
-    """
+class AsyncListener(BaseListener):
+    """What a server of requests and a listener for notifications do alike on an event loop."""
 
     transport: AsyncTransport
 
-    def __init__(
-        self,
-        transport: AsyncTransport,
-        target: Target,
-        dispatcher: RPCDispatcher,
-        on_dead_letter: OnDeadLetter | None = None,
-        addresses: Sequence[Address] | None = None,
-        interceptors: Sequence[AsyncInterceptor] = (),
-    ) -> None:
-        check_transport(transport, "a server of msgbus.aio")
-        super().__init__(transport, target, dispatcher, on_dead_letter, addresses, interceptors)
+    def _start_clean(self) -> None:
+        """Listen to nothing."""
+        super()._start_clean()
         self._executor: TaskExecutor | None = None
         self._state = asyncio.Lock()
 
-    async def __aenter__(self) -> AsyncRPCServer:
+    async def _prepare(self, end: float) -> None:
+        """What comes before listening, until `end`, in seconds of `Loop.now`."""
+
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 
@@ -102,14 +88,14 @@ class AsyncRPCServer(BaseServer):
             return
         transport = self.transport
         end = Loop.now() + (transport.option("rpc_response_timeout") if timeout is None else timeout)
-        await transport.inbox(end, self.target)
+        await self._prepare(end)
         if self._subscription is None or self._executor is None:
             self._executor = self._make_executor()
             self._subscribe(self._executor)
         subscription, executor = self._subscription, self._executor
         assert subscription is not None
         try:
-            await transport.wait_until_ready(subscription.ready, end, f"{self.target} cannot listen on")
+            await transport.wait_until_ready(subscription.ready, end, f"{self._title} cannot listen on")
         except BaseException:
             subscription.close()
             await executor.close(0)
@@ -122,7 +108,7 @@ class AsyncRPCServer(BaseServer):
     def _make_executor(self) -> TaskExecutor:
         transport, process = self.transport, self._processor.process
         tasks, threads = transport.option("executor_tasks"), transport.option("executor_thread_pool_size")
-        executor = TaskExecutor(process, f"msgbus-{self.target.topic}", transport.loop, tasks, threads)
+        executor = TaskExecutor(process, self._thread_name, transport.loop, tasks, threads)
         self._processor.start(executor, executor)
         return executor
 
@@ -180,7 +166,7 @@ class AsyncRPCServer(BaseServer):
             await self._confirmed(subscription.close(), "the subscription could not be closed cleanly")
             self._subscription = self._executor = None
         if abandoned:
-            LOG.warning("%s: %d requests were abandoned after %s s", self.target, abandoned, timeout)
+            LOG.warning("%s: %d requests were abandoned after %s s", self._title, abandoned, timeout)
         return abandoned
 
     async def _confirmed(self, future: Future[None], problem: str) -> None:
@@ -189,4 +175,37 @@ class AsyncRPCServer(BaseServer):
             await self.transport.wait_for(future, Loop.now() + STOP_TIMEOUT)
             future.result(0)
         except (MessagingException, TimeoutError) as exc:
-            LOG.warning("%s: %s: %r", self.target, problem, exc)
+            LOG.warning("%s: %s: %r", self._title, problem, exc)
+
+
+class AsyncRPCServer(AsyncListener, BaseServer):
+    """Serves a topic on the event loop of its transport: see `msgbus.RPCServer`, whose arguments these are.
+
+    ::
+
+        async with get_rpc_server(transport, Target(topic="hello", server="one"), [Hello()]):
+            await asyncio.Event().wait()
+
+    The end of the ``async with`` stops the server, and waits for what runs as long as it takes; `stop` and `wait` bound
+    that.
+
+    A call whose client cancels it, or stops waiting, is cancelled: its ``async`` method gets `asyncio.CancelledError`.
+    (A plain method can ask ``current_request().cancelled``.) A cast is never cancelled by its client.
+
+    At most ``executor_tasks`` requests run at the same time, and of these ``executor_thread_pool_size`` plain methods.
+    """
+
+    def __init__(
+        self,
+        transport: AsyncTransport,
+        target: Target,
+        dispatcher: RPCDispatcher,
+        on_dead_letter: OnDeadLetter | None = None,
+        addresses: Sequence[Address] | None = None,
+        interceptors: Sequence[AsyncInterceptor] = (),
+    ) -> None:
+        check_transport(transport, "a server of msgbus.aio")
+        super().__init__(transport, target, dispatcher, on_dead_letter, addresses, interceptors)
+
+    async def _prepare(self, end: float) -> None:
+        await self.transport.inbox(end, self.target)

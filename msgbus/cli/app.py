@@ -24,6 +24,8 @@ COMMANDS = {
     "fanout-cast": ("msgbus.cli.verbs", "Have a method run on every server of a topic."),
     "multicall": ("msgbus.cli.verbs", "Call a generator method, and print each item as it arrives."),
     "gather": ("msgbus.cli.verbs", "Call a method on every server of a topic, and print each answer."),
+    "notify": ("msgbus.cli.notifications", "Send a notification: something has happened."),
+    "listen": ("msgbus.cli.notifications", "Print notifications as they come."),
     "ping": ("msgbus.cli.ping", "List the servers of a topic that answer."),
     "describe": ("msgbus.cli.describe", "Show the methods of a topic's servers, with arguments and results."),
     "stub": ("msgbus.cli.stub", "Write a Python module for typed clients of a topic."),

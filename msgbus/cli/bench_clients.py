@@ -113,7 +113,8 @@ class Threads:
         """Wait for threads that an error has left behind: the transport is closed, so nothing keeps them long."""
         self.stopped.set()
         for thread in self._running:
-            thread.join(TIMEOUT)
+            if thread.is_alive():  # Ctrl-C may have come before all of them were started.
+                thread.join(TIMEOUT)
 
 
 class BenchClient(ABC):

@@ -128,7 +128,12 @@ def _warnings_of_drivers(*, held: bool, shown: bool) -> Iterator[None]:
 
 @contextmanager
 def open_transport(
-    url: str | None, config_files: tuple[str, ...], *, quiet: bool = False, allowed: tuple[str, ...] = ()
+    url: str | None,
+    config_files: tuple[str, ...],
+    *,
+    quiet: bool = False,
+    allowed: tuple[str, ...] = (),
+    for_notifications: bool = False,
 ) -> Iterator[Transport]:
     """Open a transport for the options of `bus_options`, and close it at the end.
 
@@ -138,6 +143,7 @@ def open_transport(
         allowed: modules whose exceptions may be rebuilt here.
         quiet: the command ends with the first error, which says what the driver's warnings say. Unless the user has
             chosen a log level, warnings right before the error are not shown; with errors as JSON, none are.
+        for_notifications: the configuration may name another message system for these.
 
     Raises:
         ConfigurationError, InvalidTransportURL, DriverLoadFailure: the configuration cannot be used.
@@ -145,6 +151,7 @@ def open_transport(
     from oslo_config import cfg
 
     from msgbus.exceptions import ConfigurationError
+    from msgbus.notify.options import get_notification_transport
     from msgbus.transport import get_rpc_transport
 
     ctx = click.get_current_context()
@@ -153,7 +160,8 @@ def open_transport(
         for name in ("msgbus.misspelt", "msgbus.unread"):
             logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        transport = get_rpc_transport(conf, url or None, allowed)
+        make = get_notification_transport if for_notifications else get_rpc_transport
+        transport = make(conf, url or None, allowed)
         try:
             with _warnings_of_drivers(held=quiet and level_of(ctx) is None, shown=not wants_json(ctx)):
                 yield transport

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -17,10 +17,14 @@ from oslo_config import cfg
 from msgbus import Answer, Target
 from msgbus.aio import (
     AsyncGathering,
+    AsyncNotificationListener,
+    AsyncNotifier,
     AsyncRPCClient,
     AsyncRPCServer,
     AsyncStream,
     AsyncTransport,
+    get_batch_notification_listener,
+    get_notification_listener,
     get_rpc_client,
     get_rpc_server,
     get_rpc_transport,
@@ -236,18 +240,20 @@ async def _next(iterator: AsyncIterator[Any]) -> Any:
 
 
 class BlockingServer:
-    """An `AsyncRPCServer`, with what `RPCServer` has.
+    """An `AsyncRPCServer`, with what `RPCServer` has; or a listener for notifications.
 
     Attributes:
         transport: the server's.
     """
 
-    def __init__(self, transport: BlockingTransport, target: Target, endpoints: Sequence[object], **more: Any) -> None:
-        async def make() -> AsyncRPCServer:
-            return get_rpc_server(transport.transport, target, endpoints, **more)
+    def __init__(
+        self, transport: BlockingTransport, make: Callable[[AsyncTransport], AsyncRPCServer | AsyncNotificationListener]
+    ) -> None:
+        async def made() -> AsyncRPCServer | AsyncNotificationListener:
+            return make(transport.transport)
 
         self.transport = transport
-        self._server = transport.loop.run(make())
+        self._server = transport.loop.run(made())
 
     def start(self, timeout: float) -> None:
         """As `RPCServer.start`."""
@@ -265,3 +271,34 @@ class BlockingServer:
 def blocking_client(transport: BlockingTransport, target: Target, **options: Any) -> BlockingClient:
     """A client over a transport, with the options of `AsyncRPCClient`."""
     return BlockingClient(transport.loop, get_rpc_client(transport.transport, target, **options))
+
+
+def blocking_server(
+    transport: BlockingTransport, target: Target, endpoints: Sequence[object], **more: Any
+) -> BlockingServer:
+    """A server over a transport, with the options of `msgbus.aio.get_rpc_server`."""
+    return BlockingServer(transport, lambda made: get_rpc_server(made, target, endpoints, **more))
+
+
+def blocking_listener(
+    transport: BlockingTransport, targets: Sequence[Target], endpoints: Sequence[object], **more: Any
+) -> BlockingServer:
+    """A listener for notifications over a transport; with a size or a time of batches, one for these."""
+    batches = "batch_size" in more or "batch_timeout" in more
+    make = get_batch_notification_listener if batches else get_notification_listener
+    return BlockingServer(transport, lambda made: make(made, targets, endpoints, **more))
+
+
+class BlockingNotifier:
+    """An `AsyncNotifier`, with what `Notifier` has."""
+
+    def __init__(self, transport: BlockingTransport, **options: Any) -> None:
+        async def make() -> AsyncNotifier:
+            return AsyncNotifier(transport.transport, **options)
+
+        self._loop = transport.loop
+        self._notifier = self._loop.run(make())
+
+    def __getattr__(self, level: str) -> Callable[[Any, str, Any], None]:
+        method = getattr(self._notifier, level)
+        return lambda ctxt, event_type, payload: self._loop.run(method(ctxt, event_type, payload))

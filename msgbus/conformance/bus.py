@@ -7,8 +7,14 @@ import threading
 import uuid
 from typing import Any, Protocol
 
-from msgbus import RPCClient, Target, Transport, get_rpc_client, get_rpc_transport
-from msgbus.conformance.blocking import BlockingClient, BlockingTransport, EventLoop, blocking_client
+from msgbus import Notifier, RPCClient, Target, Transport, get_rpc_client, get_rpc_transport
+from msgbus.conformance.blocking import (
+    BlockingClient,
+    BlockingNotifier,
+    BlockingTransport,
+    EventLoop,
+    blocking_client,
+)
 from msgbus.conformance.check import Findings
 from msgbus.conformance.endpoint import Journal, ServerSpec, make_conf
 from msgbus.conformance.harness import THREADS, Harness, Worlds
@@ -136,17 +142,36 @@ class Bus:
             return blocking_client(transport, target, **options)
         return get_rpc_client(transport, target, **options)
 
+    def notifier(self, **options: Any) -> Notifier | BlockingNotifier:
+        """A notifier to this check's topic."""
+        options = {"driver": "messagingv2", "topics": [self.topic], **options}
+        transport = self.transport
+        if isinstance(transport, BlockingTransport):
+            return BlockingNotifier(transport, **options)
+        return Notifier(transport, **options)
+
+    def listen(self, *servers: str, options: dict[str, Any] | None = None, **more: Any) -> list[Any]:
+        """Start listeners to this check's topic (default: one), and return them when all listen; `more`: see `spec`."""
+        return self.serve(*servers, listener=more, **(options or {}))
+
     def address(self, kind: Any = "topic", server: str = "", name: str = "", topic: str | None = None) -> Address:
         """An address of this check's topic."""
         return Address(kind, "msgbus", topic or self.topic, server, name)
 
     def spec(
-        self, server: str, topic: str | None = None, exchange: str | None = None, access: str = "", **options: Any
+        self,
+        server: str,
+        topic: str | None = None,
+        exchange: str | None = None,
+        access: str = "",
+        listener: dict[str, Any] | None = None,
+        **options: Any,
     ) -> ServerSpec:
         """A server of this check's topic, or another."""
         folder = str(self.journal.folder)
         world = self.worlds.servers
-        return ServerSpec(self.harness.url, topic or self.topic, server, folder, exchange, options, access, world)
+        url, topic = self.harness.url, topic or self.topic
+        return ServerSpec(url, topic, server, folder, exchange, options, access, world, listener)
 
     def serve(self, *servers: str, **more: Any) -> list[Any]:
         """Start servers with these names (default: one), and return them when all take requests; `more`: see `spec`."""

@@ -103,6 +103,8 @@ class ServerSpec(msgspec.Struct):
         options: values of the core's options.
         access: the access policy: "explicit", "legacy", or "" for the default.
         world: whether it is a server for threads or for asyncio.
+        listener: of a listener for notifications, the arguments of `get_notification_listener`, or with ``batch_size``
+            or ``batch_timeout`` those of `get_batch_notification_listener`; and ``levels``, if it does not have all.
     """
 
     url: str
@@ -113,6 +115,7 @@ class ServerSpec(msgspec.Struct):
     options: dict[str, Any] = {}
     access: str = ""
     world: World = "threading"
+    listener: dict[str, Any] | None = None
 
 
 class Endpoint:

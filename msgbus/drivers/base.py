@@ -37,10 +37,10 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from enum import StrEnum
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, NoReturn
 
 import msgspec
@@ -89,7 +89,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     ),
     "msgbus.foreign": ("get_logger",),
     "msgbus.forking": ("call_in_child",),
-    "msgbus.options": ("connection_opts", "hosts_of", "read_driver_options"),
+    "msgbus.options": ("connection_opts", "hosts_of", "is_given", "read_driver_options", "read_foreign_group"),
     "msgbus.url": ("TransportHost", "TransportURL"),
     # `msgbus.drivers.toolkit` says when to use which.
     "msgbus.drivers.toolkit.aio": ("DriverEventLoop", "event_loop_of"),
@@ -311,12 +311,15 @@ class Driver(ABC):
         capabilities: what it declares. Read by the core and by the conformance suite.
         close_timeout: seconds that `close` may take. The core sets less when the program ends without a clean-up.
         one_process: its messages do not leave the process: commands that start servers have them in their own.
+        reads_of_others: settings of another library that it reads: by group, the names. No warning in the log says that
+            these have no effect.
     """
 
     contract: ClassVar[tuple[int, int]] = CONTRACT
     capabilities: frozenset[Capability] = frozenset()
     close_timeout: float = 5.0
     one_process: ClassVar[bool] = False
+    reads_of_others: Mapping[str, frozenset[str]] = MappingProxyType({})
 
     @classmethod
     def options(cls) -> tuple[str, Sequence[cfg.Opt]]:

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from msgbus.awaitables import refuse_async
+from msgbus.base_listener import process_name
 from msgbus.drivers.base import Address
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import CallCancelled, InvalidTarget, MessagingException
 from msgbus.rpc import binding
 from msgbus.rpc.dispatcher import ProxyDispatcher
 from msgbus.rpc.messages import split_topic
-from msgbus.rpc.pool import Callback, PoolConsumer, process_name
+from msgbus.rpc.pool import Callback, PoolConsumer
 from msgbus.server import RPCServer
 from msgbus.target import Target
 from msgbus.transport import Transport

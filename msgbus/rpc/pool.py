@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from msgbus import current
 from msgbus import deadline as inherited
 from msgbus.awaitables import refuse_awaitable
-from msgbus.base_server import STOP_TIMEOUT
+from msgbus.base_listener import STOP_TIMEOUT, process_name
 from msgbus.current import RunningRequest, ServerContext
 from msgbus.deadline import wait_for
 from msgbus.drivers.base import Address, Delivery, Subscription
@@ -31,11 +29,6 @@ RETRY_DELAY = 1.0
 """Seconds until the callback is called again for a message for which it raised. Without a delay it would spin."""
 
 Callback = Callable[[dict[str, Any]], object]
-
-
-def process_name() -> str:
-    """The name of a consumer that was given none."""
-    return f"{socket.gethostname()[:60]}-{os.getpid()}"
 
 
 class PoolConsumer:

@@ -392,3 +392,26 @@ def test_bench_shows_its_progress_on_a_terminal(run_dir: pathlib.Path) -> None:
         terminal.wait_for("measuring 1 of 5: calls, one caller")
         assert terminal.finish(signal.SIGINT) == 130
     assert "measuring" not in " ".join(terminal.screen)
+
+
+def test_ctrl_c_while_threads_are_started_ends_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that runs already is waited for. That the others were never started is no error."""
+    threads = bench_clients.Threads({})
+    begun = threading.Event()
+    start = threading.Thread.start
+
+    def work() -> None:
+        begun.set()
+        threads.stopped.wait()
+
+    def start_one(thread: threading.Thread) -> None:
+        if begun.is_set():
+            raise KeyboardInterrupt
+        start(thread)
+        begun.wait()
+
+    monkeypatch.setattr(threading.Thread, "start", start_one)
+    with pytest.raises(KeyboardInterrupt):
+        threads.run(work, 3)
+    threads.close()
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("msgbus-bench-")]

@@ -15,9 +15,11 @@ import msgbus.server_call
 import msgbus.server_calls
 from msgbus import (
     DeadLetter,
+    ExplicitRPCAccessPolicy,
     InvalidTarget,
     MessagingException,
     MessagingTimeout,
+    NoSuchMethod,
     RemoteError,
     RPCClient,
     RPCServer,
@@ -25,7 +27,9 @@ from msgbus import (
     Transport,
     TransportBlocked,
     TransportUnavailable,
+    UnsupportedVersion,
     expected_exceptions,
+    expose,
     get_rpc_client,
     get_rpc_server,
 )
@@ -829,6 +833,55 @@ def test_ping_can_be_switched_off(endpoint: Endpoint) -> None:
     server = new_server(transport, endpoint)
     server.start()
     assert get_rpc_client(transport, Target(topic="foo")).ping(0.01) == []
+    assert server.wait(EVENT_TIMEOUT) == 0
+    transport.cleanup()
+
+
+class WithStockPing:
+    """An endpoint that answers the ping of oslo.messaging by itself."""
+
+    def oslo_rpc_server_ping(self, _ctxt: object) -> str:
+        return "mine"
+
+
+class SecondVersion:
+    """An endpoint that has nothing of version 1."""
+
+    target = Target(version="2.0")
+
+    @expose
+    def note(self, _ctxt: object) -> None:
+        """Do nothing."""
+
+
+def test_the_ping_of_oslo_messaging_is_answered() -> None:
+    """With any policy and arguments, unless an endpoint does so; and it changes no error and no description."""
+    transport = new_transport()
+    for topic, endpoint in {"plain": SecondVersion(), "own": WithStockPing()}.items():
+        policy = ExplicitRPCAccessPolicy if topic == "plain" else None
+        target = Target(topic=topic, server="h1")
+        get_rpc_server(transport, target, [endpoint], access_policy=policy).start()
+    plain = get_rpc_client(transport, Target(topic="plain"), timeout=EVENT_TIMEOUT)
+    assert plain.call({}, "oslo_rpc_server_ping") == "pong"
+    assert plain.call({}, "oslo_rpc_server_ping", anything=1) == "pong"
+    with pytest.raises(UnsupportedVersion):
+        plain.call({}, "note")
+    with pytest.raises(UnsupportedVersion):
+        plain.prepare(namespace="other").call({}, "oslo_rpc_server_ping")
+    described = plain.prepare(namespace="msgbus").call({}, "describe")
+    assert [interface["version"] for interface in described["interfaces"]] == ["2.0"]
+    own = get_rpc_client(transport, Target(topic="own"), timeout=EVENT_TIMEOUT)
+    assert own.call({}, "oslo_rpc_server_ping") == "mine"
+    transport.cleanup()
+
+
+def test_the_ping_of_oslo_messaging_can_be_switched_off(endpoint: Endpoint) -> None:
+    """As that of msgbus."""
+    transport = new_transport(rpc_ping_enabled=False)
+    server = new_server(transport, endpoint)
+    server.start()
+    with pytest.raises(NoSuchMethod):
+        get_rpc_client(transport, Target(topic="foo"), timeout=EVENT_TIMEOUT).call({}, "oslo_rpc_server_ping")
     assert server.wait(EVENT_TIMEOUT) == 0
     transport.cleanup()
 

@@ -54,10 +54,6 @@ def logged_of(
             "the group [matchmaker_redis] is not read: for host, port write redis_url in [msgbus_zmq]",
         ),
         (
-            "[oslo_messaging_notifications]\ntransport_url = rabbit://u:s3cr3t@h\n",
-            "the group [oslo_messaging_notifications] is not read: for transport_url write transport_url in [DEFAULT]",
-        ),
-        (
             "[default]\ntransport_url = rabbit://u:s3cr3t@h\nrabbit_use_ssl = true\nx = 1\n",
             "the group [default] is not read: write [DEFAULT], in capital letters, for rabbit_use_ssl, transport_url",
         ),

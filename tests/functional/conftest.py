@@ -20,9 +20,18 @@ from tests.functional.brokers.qpid import Qpid
 from tests.functional.brokers.rabbitmq import RabbitMQ
 from tests.functional.brokers.redis import Redis
 from tests.functional.services import Connect
+from tests.openstack import figures as openstack
 from tests.support import new_transport
 
 Broker = TypeVar("Broker", RabbitMQ, Cluster, Qpid, Redis, Nats)
+MADE_ON = pytest.StashKey[dict[str, str]]()
+"""What this run is made on, if what it finds is recorded."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before anything runs, see how busy the machine is."""
+    if openstack.is_recorded():
+        config.stash[MADE_ON] = openstack.about()
 
 
 @pytest.hookimpl(tryfirst=True)  # before what is marked is left out
@@ -47,9 +56,18 @@ def _scope(item: pytest.Item) -> str:
     return item.nodeid.rpartition("::")[0]
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Show what the scenarios of `tests.faults` came to; with ``MSGBUS_RECORD=1`` keep it for the documentation."""
-    found = figures.reported(report for reports in terminalreporter.stats.values() for report in reports)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Show what the scenarios of `tests.faults` came to; with ``MSGBUS_RECORD=1`` keep it for the documentation.
+
+    So what the judges of `tests.openstack` have found.
+    """
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    judged = openstack.reported(reports)
+    if judged:
+        terminalreporter.write_line(openstack.text(judged))
+        if openstack.is_recorded():
+            openstack.record(judged, config.stash[MADE_ON])
+    found = figures.reported(reports)
     if found:
         terminalreporter.write_line(figures.text(found))
         if os.environ.get("MSGBUS_RECORD"):
@@ -92,6 +110,12 @@ def _running(make: Callable[[], Broker]) -> Iterator[Broker]:
         yield node
     finally:
         node.close()
+
+
+@pytest.fixture
+def report_figures(record_property: Callable[[str, object], None]) -> openstack.Report:
+    """Lets figures of `tests.openstack` travel with the test's report."""
+    return openstack.reporter(record_property)
 
 
 @pytest.fixture

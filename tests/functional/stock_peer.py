@@ -1,5 +1,9 @@
 """A stock oslo.messaging peer, in a process of its own: ``python stock_peer.py server|client RABBIT_URL TOPIC [FILE]``.
 
+Or ``python stock_peer.py both RABBIT_URL EXCHANGE TOPIC FILE [CONFIG]``: it serves, and does what standard input says,
+a line of JSON at a time: verb, server (or null), method, arguments. For each it prints a line with the result, or the
+error.
+
 It knows nothing of msgbus. Its warnings about eventlet are its own affair, and its tracing needs the global CONF.
 """
 
@@ -85,12 +89,39 @@ def ask(transport: Any, topic: str) -> None:
     print(json.dumps(found), flush=True)
 
 
+def do(client: Any, verb: str, server: str | None, method: str, arguments: dict[str, Any]) -> Any:
+    """Call, cast or fanout."""
+    if verb == "fanout":
+        return client.prepare(fanout=True).cast({}, method, **arguments)
+    prepared = client.prepare() if server is None else client.prepare(server=server)
+    return getattr(prepared, verb)({}, method, **arguments)
+
+
+def obey(transport: Any, exchange: str, topic: str, journal: Path) -> None:
+    """Serve, and do what standard input says, until it ends."""
+    target = oslo_messaging.Target(exchange=exchange, topic=topic, server="stock")
+    server = oslo_messaging.get_rpc_server(transport, target, [Endpoint(journal)], executor="threading")
+    server.start()
+    client = oslo_messaging.get_rpc_client(transport, oslo_messaging.Target(exchange=exchange, topic=topic), timeout=20)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        try:
+            result = {"result": do(client, *json.loads(line))}
+        except Exception as exc:
+            result = {"error": f"{type(exc).__name__}: {exc}"}
+        print(json.dumps(result), flush=True)
+    server.stop()
+    server.wait()
+
+
 def main() -> None:
     """See the module's text."""
     role, url, topic, *rest = sys.argv[1:]
-    cfg.CONF([])
+    cfg.CONF([], default_config_files=rest[2:])
     transport = oslo_messaging.get_rpc_transport(cfg.CONF, url)
-    if role == "server":
+    if role == "both":
+        obey(transport, topic, rest[0], Path(rest[1]))
+    elif role == "server":
         serve(transport, topic, Path(rest[0]))
     else:
         ask(transport, topic)

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import trustme
 import msgbus
 from msgbus.conformance.waiting import Task, until
 from msgbus.drivers.base import Address, Capability, Delivery, Message, QueueInfo
+from msgbus.drivers.kombu.publisher import STALL_TIMEOUT
 from msgbus.message import JSON, DeadLetter
 from tests.functional.brokers.processes import free_ports
 from tests.functional.brokers.proxy import Proxy
@@ -419,6 +421,22 @@ def test_calls_in_flight_outlive_a_cut(rabbitmq: RabbitMQ, proxy: Proxy, connect
         proxy.cut()
         release.set()
         assert [task.result(40) for task in tasks] == list(range(20))
+
+
+def test_a_large_message_on_a_slow_network_arrives(rabbitmq: RabbitMQ, connect: Connect) -> None:
+    """It takes longer than a node may take to confirm anything, and is not sent to the next host for that reason."""
+    rate = 1 << 20
+    value = "x" * int((STALL_TIMEOUT + 3) * rate)
+    with serving(connect(rabbitmq.url), "slow") as endpoint, ExitStack() as stack:
+        proxies = [stack.enter_context(closing(Proxy(rabbitmq.port))) for _ in range(2)]
+        hosts = ",".join(f"guest:guest@127.0.0.1:{proxy.port}" for proxy in proxies)
+        client = client_of(connect(f"rabbit://{hosts}/"), "slow", 60)
+        assert client.call({}, "echo", value=1) == 1
+        for proxy in proxies:
+            proxy.slow_down(rate)
+        client.cast({}, "echo", value=value)
+        until(lambda: len(endpoint.runs) > 1, "it has arrived", 20)
+    assert endpoint.runs == [1, value]
 
 
 def test_a_silent_connection_is_given_up(rabbitmq: RabbitMQ, proxy: Proxy, connect: Connect) -> None:

@@ -7,6 +7,7 @@ from msgbus.conformance.checks.errors import ErrorChecks
 from msgbus.conformance.checks.faults import BusFaultChecks
 from msgbus.conformance.checks.inboxes import DriverChecks, InboxChecks
 from msgbus.conformance.checks.lasting import LastingChecks
+from msgbus.conformance.checks.notifications import NotificationChecks
 from msgbus.conformance.checks.patterns import PatternChecks
 from msgbus.conformance.checks.pausing import PausingChecks
 from msgbus.conformance.checks.policies import PolicyChecks
@@ -38,6 +39,7 @@ BUS: tuple[type, ...] = (
     BadInputChecks,
     PolicyChecks,
     StoppingChecks,
+    NotificationChecks,
     BusFaultChecks,
     LastingChecks,
 )

@@ -177,8 +177,13 @@ class Bus:
         self._paused = False
         self._waiting: deque[tuple[Callable[[], None], Future[Sent]]] = deque()
         self._users: weakref.WeakSet[object] = weakref.WeakSet()
+        self._watchers: list[Callable[[Address, Message], None]] = []
 
     # For tests
+
+    def watch(self, watcher: Callable[[Address, Message], None]) -> None:
+        """Call `watcher` with each message before it is taken or refused, on the sender's thread. It must not raise."""
+        self._watchers.append(watcher)
 
     def fail_next(self, error: Exception, count: int = 1) -> None:
         """Make the next `count` sends fail with `error`."""
@@ -252,6 +257,8 @@ class Bus:
 
     def send(self, address: Address, message: Message, mandatory: bool, sent: Future[Sent]) -> None:
         """Put a message into the queues of an address, and finish `sent`."""
+        for watcher in self._watchers:
+            watcher(address, message)
         with self._lock:
             error = self._errors.popleft() if self._errors else None
             is_away = not self._up or self._paused

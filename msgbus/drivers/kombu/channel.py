@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from msgbus.drivers.base import Message
+from msgbus.drivers.kombu.frames import Headers
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.toolkit.session import Line
 from msgbus.exceptions import TransportUnavailable
@@ -24,11 +25,13 @@ class Wire(Protocol):
         loop: the transport's.
         line: the driver's line that this is a session of.
         frame_max: the largest frame, in bytes.
+        taken_at: when the network last took some of what had waited for it for a second.
     """
 
     loop: Loop
     line: Line
     frame_max: int
+    taken_at: float
 
     @property
     def is_open(self) -> bool:
@@ -84,8 +87,8 @@ class Channel:
     def on_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
         """A method frame: its ids, and its arguments in ``buffer[at:end]``."""
 
-    def on_delivery(self, tag: int, redelivered: bool, message: Message, count: int | None) -> None:
-        """A message was delivered; `count` is how often before, if RabbitMQ says that."""
+    def on_delivery(self, tag: int, redelivered: bool, message: Message, headers: Headers) -> None:
+        """A message was delivered; `headers` are those of them that matter, if there are any."""
 
     def on_returned(self, message_id: str, why: str) -> None:
         """A message that was published has come back: nobody is there to take it."""

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, cast
 from oslo_config import cfg
 
 from msgbus.drivers.base import Address, Capability, import_library
+from msgbus.drivers.kombu import stock
+from msgbus.drivers.kombu.compression import CONTENT_TYPES
 from msgbus.drivers.toolkit.broker import BrokerDriver
 from msgbus.drivers.toolkit.loop import FOREVER, LINGER, Loop
 from msgbus.drivers.toolkit.session import Line
@@ -104,6 +106,7 @@ OPTIONS = [
         help="Check RabbitMQ's certificate and that it was issued for the host of the URL. Without it, anybody on the "
         "way can read and change all messages.",
     ),
+    *stock.OPTIONS,
 ]
 
 
@@ -113,6 +116,7 @@ class KombuDriver(BrokerDriver):
     Attributes:
         topology: what an address is called in RabbitMQ.
         route: where a message to an address goes; raises InvalidTarget if the name is too long.
+        compression: how the bodies of messages are compressed; empty: not at all.
         has_more_hosts: more than one host is configured.
         sessions: the present ones.
     """
@@ -141,10 +145,18 @@ class KombuDriver(BrokerDriver):
             server_expires=options.server_expires,
             queue_expires=options.queue_expires,
         )
-        oslo = options.topology == "oslo"
-        self.topology: Topology = topology.OsloTopology(native) if oslo else native
+        self.topology: Topology = native
+        self.compression = ""
+        if options.topology == "oslo":
+            found = stock.read_stock_options(conf, self.options()[0], options, url)
+            self.topology = topology.OsloTopology(native, found)
+            self.compression = CONTENT_TYPES.get(found.kombu_compression or "", "")
+            self.capabilities = _stock_capabilities(found, hosts=len(hosts))
+            self.reads_of_others = {stock.GROUP: frozenset(opt.dest for opt in stock.OPTIONS)}
+        else:
+            stock.refuse_without_topology(conf, self.options()[0], options, url)
+            self.capabilities = _capabilities(quorum=options.quorum_queues, hosts=len(hosts))
         self.route: Callable[[Address], Route] = lru_cache(10_000)(self.topology.route)
-        self.capabilities = _capabilities(oslo=oslo, quorum=options.quorum_queues, hosts=len(hosts))
         super().__init__(loop, hosts)
 
     def _start_clean(self) -> None:
@@ -262,13 +274,25 @@ class KombuDriver(BrokerDriver):
         return f"reply_{uuid.uuid4().hex}"
 
 
-def _capabilities(*, oslo: bool, quorum: bool, hosts: int) -> frozenset[Capability]:
+def _capabilities(*, quorum: bool, hosts: int) -> frozenset[Capability]:
     """What can be promised with these options."""
     lacking: set[Capability] = set()
-    if oslo:
-        lacking.add(Capability.DURABLE)  # The queues of a stock oslo.messaging do not outlive a restart.
-    if oslo or not quorum:
+    if not quorum:
         lacking.add(Capability.ATTEMPT_COUNT)
         if hosts > 1:
             lacking.add(Capability.INBOX_STORAGE)  # The inbox is on one node, and the next connection is to another.
+    return frozenset(Capability) - lacking
+
+
+def _stock_capabilities(found: stock.StockOptions, *, hosts: int) -> frozenset[Capability]:
+    """The same where everything is declared as stock peers declare it."""
+    lacking: set[Capability] = set()
+    if not found.survives_restart:
+        lacking.add(Capability.DURABLE)
+    if not (found.rabbit_quorum_queue and found.rabbit_transient_quorum_queue) or found.rabbit_stream_fanout:
+        lacking.add(Capability.ATTEMPT_COUNT)  # Of some queues.
+    if found.amqp_auto_delete:
+        lacking.add(Capability.STORAGE)
+    if hosts > 1 and not found.rabbit_transient_quorum_queue:
+        lacking.add(Capability.INBOX_STORAGE)  # As above.
     return frozenset(Capability) - lacking

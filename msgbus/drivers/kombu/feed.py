@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
+from typing import Any
 
 from msgbus.drivers.base import Message
 from msgbus.drivers.kombu import frames, questions
@@ -36,6 +37,8 @@ REFUSAL_COUNTS = 2.0
 LOST_TIMEOUT = 25.0
 """Seconds that declaring a queue that counts as lost may take, instead of `STALL_TIMEOUT`: each change of the host
 disturbs the other addresses too."""
+FROM_NOW_ON = "next"
+"""Where in a stream a first consumer begins: after what is in it."""
 DELETE_TIMEOUT = 60.0
 """The same where it is deleted before. RabbitMQ gives each member five seconds, and then does it by force. Whoever asks
 again before it is done may delete the new queue as well."""
@@ -45,7 +48,8 @@ class KombuFeed(Feed, Channel):
     """See the module's text, and `Feed`.
 
     `Source.notes` is for how many seconds RabbitMQ was asked in vain to declare the queue and consume from it, since
-    that was last done; None: not at all. Only of quorum queues.
+    that was last done; None: not at all. Of a stream it is where to go on reading; None: from now on. Other queues do
+    not use it.
 
     Attributes:
         source: the source that this serves over the present connection.
@@ -58,6 +62,7 @@ class KombuFeed(Feed, Channel):
         self._queue = queue
         self._is_inbox = not source.prefetch
         self._counts = self._queue.is_quorum
+        self._is_stream = self._queue.is_stream
         self._without_leader = 0  # So many checks in a row have found no consumer.
         self._is_cancelled = False
         self._lock = threading.Lock()
@@ -65,6 +70,7 @@ class KombuFeed(Feed, Channel):
         self._unsettled: set[int] = set()
         self._accepted: list[int] = []  # settled, but not written yet
         self._rejected: dict[int, bool] = {}  # likewise; with whether to requeue
+        self._offsets: dict[int, int] = {}  # of a stream, by tag: those of unsettled deliveries
 
     def start(self) -> None:
         """Declare and consume."""
@@ -88,7 +94,10 @@ class KombuFeed(Feed, Channel):
         # If RabbitMQ has not noticed that an older connection broke, that one still consumes, and would take messages
         # that are meant for this process alone. RabbitMQ serves the higher priority first: the newer connection's.
         priority = int(time.time()) - 1_700_000_000 if queue.own or self.source.address.kind == "server" else 0
-        parts.append(frames.basic_consume(channel, queue.name, frames.CONSUMER_TAG, priority))
+        arguments: dict[str, Any] = {"x-priority": priority} if priority else {}
+        if queue.is_stream:
+            arguments = {"x-stream-offset": FROM_NOW_ON if self.source.notes is None else self.source.notes}
+        parts.append(frames.basic_consume(channel, queue.name, frames.CONSUMER_TAG, arguments))
         return b"".join(parts)
 
     # Any thread
@@ -102,7 +111,9 @@ class KombuFeed(Feed, Channel):
                 unsettled.remove(tag)
             except KeyError:
                 return True
-            if outcome is Outcome.ACCEPT:
+            if self._offsets:
+                self._offsets.pop(tag, None)
+            if outcome is Outcome.ACCEPT or self._is_stream:  # A stream closes the channel over anything else.
                 self._accepted.append(tag)
                 # While RabbitMQ knows of few unsettled ones, it delivers on.
                 is_urgent = 2 * (len(unsettled) + len(self._accepted)) >= self.source.prefetch
@@ -166,11 +177,14 @@ class KombuFeed(Feed, Channel):
 
     # What RabbitMQ says: the loop's thread
 
-    def on_delivery(self, tag: int, redelivered: bool, message: Message, count: int | None) -> None:
+    def on_delivery(self, tag: int, redelivered: bool, message: Message, headers: frames.Headers) -> None:
         # RabbitMQ leaves the count out at the first delivery.
-        attempts = (count or 0) if self._counts else None
+        attempts = (_number(headers.get("x-delivery-count")) or 0) if self._counts else None
         if not self._is_inbox:
             self._unsettled.add(tag)
+            if self._is_stream and (offset := _number(headers.get("x-stream-offset"))) is not None:
+                self._offsets[tag] = offset
+                self.source.notes = offset + 1
             self.source.deliver(self, tag, message, redelivered, attempts)
             return
         self.source.deliver(self, tag, message, redelivered, attempts)
@@ -193,6 +207,8 @@ class KombuFeed(Feed, Channel):
             self.source.lost(self, why)
         elif ids == frames.CHANNEL_CLOSE:
             code, text = frames.read_close(buffer, at, end)
+            if self._declares_as_found(code, text):
+                return
             if code == questions.INTERNAL_ERROR:
                 self._count_in_vain(at_least=REFUSAL_COUNTS)
             self._end(frames.method(self.number, frames.CHANNEL_CLOSE_OK))
@@ -206,6 +222,34 @@ class KombuFeed(Feed, Channel):
             self._session.remove_channel(self)
             self.end()
             self.source.closed(self)
+
+    def _declares_as_found(self, code: int, text: str) -> bool:
+        """Stock peers of several services may share an exchange that is not durable, though some are set to be durable.
+
+        These then declare their queues as not durable too, and so does this side.
+
+        Returns:
+            whether it declares again.
+        """
+        queue = self._queue
+        differs = questions.differs_in_durability(Answer(code, text), queue.exchange)
+        if not differs or not queue.durable or queue.is_quorum or queue.is_stream:
+            return False
+        self._session.write(frames.method(self.number, frames.CHANNEL_CLOSE_OK))
+        self._session.remove_channel(self)
+        warning = "%s: exchange %r is not durable, so neither is queue %r: what is in it is lost if RabbitMQ restarts"
+        LOG.warning(warning, self.source.address, queue.exchange.name, queue.name)
+        self._queue = queue.not_durable
+        self.start()
+        return True
+
+    def on_transient_refused(self, code: int, text: str) -> None:
+        """RabbitMQ has closed the connection, since it takes no queues that do not outlive a restart."""
+        if self._alive and not self._queue.durable:
+            self._end()
+            where = f"{self.source.address}, queue {self._queue.name!r}"
+            why = f"{self._session.name()} refuses {where}: {explain(code, text)}"
+            self.source.refused(self, why, permanent=True)
 
     def check_queue(self) -> None:
         """See that the queue is still there, and restore its exchange and its binding if somebody has deleted them.
@@ -299,6 +343,13 @@ class KombuFeed(Feed, Channel):
             self._alive = False
             self._session.acknowledge_no_more(self.number)
             last_words = self._settlements() + last_words
+            if self._offsets:  # What was not settled is read again.
+                self.source.notes = min(self._offsets.values())
             if last_words:
                 self._session.append(last_words)
         self._session.flush()
+
+
+def _number(header: object) -> int | None:
+    """The value of a header that is a number if RabbitMQ has written it. A peer may send anything."""
+    return header if isinstance(header, int) else None

@@ -8,8 +8,10 @@ specification (sections 2.3 and 4.2) and of RabbitMQ's extensions (confirm.selec
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, cast
 
 from amqp.serialization import dumps, loads
 
@@ -80,9 +82,15 @@ def exchange_declare(
 
 
 def queue_declare(
-    channel: int, name: str, *, passive: bool = False, durable: bool = False, arguments: dict[str, Any] | None = None
+    channel: int,
+    name: str,
+    *,
+    passive: bool = False,
+    durable: bool = False,
+    auto_delete: bool = False,
+    arguments: dict[str, Any] | None = None,
 ) -> bytes:
-    values = (0, name, passive, durable, False, False, False, arguments or {})
+    values = (0, name, passive, durable, False, auto_delete, False, arguments or {})
     return method(channel, QUEUE_DECLARE, dumps("BsbbbbbF", values))
 
 
@@ -99,8 +107,7 @@ def basic_qos(channel: int, prefetch: int) -> bytes:
     return method(channel, BASIC_QOS, dumps("lBb", (0, prefetch, False)))
 
 
-def basic_consume(channel: int, queue: str, tag: str, priority: int) -> bytes:
-    arguments = {"x-priority": priority} if priority else {}
+def basic_consume(channel: int, queue: str, tag: str, arguments: dict[str, Any]) -> bytes:
     return method(channel, BASIC_CONSUME, dumps("BssbbbbF", (0, queue, tag, False, False, False, False, arguments)))
 
 
@@ -135,11 +142,12 @@ _BEFORE_ID = _OURS | _HEADERS | _PRIORITY | _CORRELATION_ID | _REPLY_TO | 1
 
 
 @lru_cache(1000)
-def _first_properties(content_type: str, durable: bool, expires: bool) -> bytes:
+def _first_properties(content_type: str, compression: str, durable: bool, expires: bool) -> bytes:
     """The flags and the properties before the expiration: the same for nearly all messages."""
-    flags = _OURS | (_EXPIRATION if expires else 0)
+    flags = _OURS | (_EXPIRATION if expires else 0) | (_HEADERS if compression else 0)
     kind = content_type.encode()
-    return b"%b%c%b\x05utf-8%c" % (flags.to_bytes(2, "big"), len(kind), kind, 2 if durable else 1)
+    headers = dumps("F", ({"compression": compression},)) if compression else b""
+    return b"%b%c%b\x05utf-8%b%c" % (flags.to_bytes(2, "big"), len(kind), kind, headers, 2 if durable else 1)
 
 
 def publish(
@@ -151,14 +159,18 @@ def publish(
     ttl_ms: int | None,
     durable: bool,
     frame_max: int,
+    compression: str = "",
 ) -> bytes:
-    """All frames of a message; `prefix` is the first of them, of `publish_prefix`."""
+    """All frames of a message; `prefix` is the first of them, of `publish_prefix`.
+
+    `compression` is how the body is compressed, empty if it is not; see `msgbus.drivers.kombu.compression`.
+    """
     name = message_id.encode()
     if ttl_ms is None:
-        properties = b"%b%c%b" % (_first_properties(content_type, durable, False), len(name), name)
+        properties = b"%b%c%b" % (_first_properties(content_type, compression, durable, False), len(name), name)
     else:
         digits = b"%d" % ttl_ms
-        first = _first_properties(content_type, durable, True)
+        first = _first_properties(content_type, compression, durable, True)
         properties = b"%b%c%b%c%b" % (first, len(digits), digits, len(name), name)
     size = len(body)
     head = _pack_content(HEADER, channel, 12 + len(properties), 60, 0, size)
@@ -229,13 +241,18 @@ def read_deliver(buffer: bytes, at: int) -> Deliver:
     return Deliver(buffer[at + 1 : end], read_u64(buffer, end)[0], buffer[end + 8] != 0)
 
 
+Headers = Mapping[str, Any]
+"""The headers of a message, of which RabbitMQ writes some itself."""
+NO_HEADERS: Headers = MappingProxyType({})
+
+
 class ContentHeader(NamedTuple):
     """What a content header says, as far as it matters here. Absent texts are empty."""
 
     size: int
     content_type: str
     message_id: str
-    delivery_count: int | None
+    headers: Headers
 
 
 def read_content_header(buffer: bytes, at: int, end: int) -> ContentHeader:
@@ -248,7 +265,7 @@ def read_content_header(buffer: bytes, at: int, end: int) -> ContentHeader:
     flags = _read_u16(buffer, at + 12)[0]
     at += 14
     content_type = message_id = b""
-    count = None
+    headers = NO_HEADERS
     if flags & _CONTENT_TYPE:
         stop = at + 1 + buffer[at]
         content_type = buffer[at + 1 : stop]
@@ -258,7 +275,7 @@ def read_content_header(buffer: bytes, at: int, end: int) -> ContentHeader:
     if flags & _HEADERS:
         length = int.from_bytes(buffer[at : at + 4], "big")
         if length:
-            count = _delivery_count(buffer[at : at + 4 + length])
+            headers = _read_headers(buffer[at : at + 4 + length])
         at += 4 + length
     if flags & _DELIVERY_MODE:
         at += 1
@@ -270,19 +287,18 @@ def read_content_header(buffer: bytes, at: int, end: int) -> ContentHeader:
     if flags & _MESSAGE_ID:
         message_id = buffer[at + 1 : at + 1 + buffer[at]]
     # RabbitMQ does not check that these are UTF-8.
-    return ContentHeader(size, content_type.decode("utf-8", "replace"), message_id.decode("utf-8", "replace"), count)
+    return ContentHeader(size, content_type.decode("utf-8", "replace"), message_id.decode("utf-8", "replace"), headers)
 
 
-def _delivery_count(table: bytes) -> int | None:
-    """Quorum queues count deliveries in a header of the message."""
-    if b"x-delivery-count" not in table:
-        return None
+def _read_headers(table: bytes) -> Headers:
+    """The headers, if one of them matters here: quorum queues count deliveries, and streams messages, in them."""
+    if not any(name in table for name in (b"x-delivery-count", b"x-stream-offset", b"compression")):
+        return NO_HEADERS
     try:
         (headers,), _ = loads("F", table, 0)
     except Exception:  # A peer may send anything here, and py-amqp may raise anything.
-        return None
-    count = headers.get("x-delivery-count")
-    return count if isinstance(count, int) else None
+        return NO_HEADERS
+    return cast("Headers", headers)
 
 
 def read_close(buffer: bytes, at: int, end: int) -> tuple[int, str]:

@@ -10,6 +10,7 @@ from typing import Any
 from msgbus.drivers.base import Address
 from msgbus.drivers.kombu import frames, questions
 from msgbus.drivers.kombu.channel import Channel, Wire
+from msgbus.drivers.kombu.compression import compress
 from msgbus.drivers.kombu.questions import Answer, Question, explain
 from msgbus.drivers.kombu.refusals import RENEW_AFTER, Refusals
 from msgbus.drivers.kombu.topology import Route
@@ -25,23 +26,26 @@ one."""
 MAX_PREFIXES = 10_000
 """How many prepared basic.publish frames are kept: one for each client that is answered, and each topic."""
 STALL_TIMEOUT = 5.0
-"""Seconds for which RabbitMQ may confirm nothing before the next host is tried."""
+"""Seconds for which RabbitMQ may confirm nothing, and the network take nothing of what waits for it, before the next
+host is tried. A large message on a slow network takes longer until it is confirmed."""
 
 
 class Publisher(Channel):
     """See the module's text. `publish` may be called on any thread, all other methods on the loop's."""
 
-    def __init__(self, session: Wire, route: Callable[[Address], Route], sender: Sender) -> None:
+    def __init__(self, session: Wire, route: Callable[[Address], Route], sender: Sender, compression: str = "") -> None:
         """Make it; `open` opens the channel.
 
         Args:
             session: the connection.
             route: where a message to an address is published.
             sender: has what is to be sent.
+            compression: how bodies are compressed; empty: not at all.
         """
         self._session = session
         self._routes = route
         self._sender = sender
+        self._compression = compression
         self._refusals = Refusals(session, route, self._renew)
         self._declaring: dict[str, list[OnDeclared]] = {}
         self._opened_at = self._progress = session.loop.now()
@@ -86,15 +90,17 @@ class Publisher(Channel):
         ttl = outgoing.expires - now
         if not self._in_flight:
             self._progress = now
+        compression = self._compression
         data = frames.publish(
             prefix,
             self.number,
-            message.body,
+            compress(message.body, compression) if compression else message.body,
             message.content_type,
             message.id,
             None if not ttl < MAX_TTL else max(1, int(ttl * 1000)),
             message.durable,
             session.frame_max,
+            compression,
         )
         self._in_flight[self._next_tag] = outgoing
         self._next_tag += 1
@@ -121,7 +127,7 @@ class Publisher(Channel):
         if answer.code == questions.DISCONNECTED:
             return
         refusal = None
-        if answer.code == 0:
+        if answer.code == 0 or (route.queue is None and questions.differs_in_durability(answer, route.exchange)):
             self._declared.add(name)
         else:
             text = f"{self._session.name()} refuses {address}: {explain(answer.code, answer.text)}"
@@ -223,7 +229,7 @@ class Publisher(Channel):
         self._close_when_empty()
         if self._session.line.blocked is not None:
             return
-        since = self._progress if self._in_flight else now
+        since = max(self._progress, self._session.taken_at) if self._in_flight else now
         if not self._is_open:
             since = self._opened_at
         if now - since >= STALL_TIMEOUT:

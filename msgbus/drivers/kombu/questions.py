@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -16,6 +17,8 @@ from msgbus.exceptions import MessageUndeliverable, TransportUnavailable
 
 NOT_FOUND = 404
 """RabbitMQ's code for a queue or exchange that does not exist, or whose node cannot be reached."""
+PRECONDITION_FAILED = 406
+"""RabbitMQ's code, among others, for a queue or exchange that exists with other properties."""
 INTERNAL_ERROR = 541
 """RabbitMQ's code, among others, for a quorum queue that cannot be formed, or has no leader to consume from."""
 DISCONNECTED = -1
@@ -143,7 +146,9 @@ def exchange_declare(channel: int, exchange: Exchange) -> bytes:
 
 def queue_declare(channel: int, queue: Queue) -> bytes:
     """Declare a queue."""
-    return frames.queue_declare(channel, queue.name, durable=queue.durable, arguments=queue.arguments)
+    return frames.queue_declare(
+        channel, queue.name, durable=queue.durable, auto_delete=queue.auto_delete, arguments=queue.arguments
+    )
 
 
 def bind(channel: int, queue: Queue) -> bytes:
@@ -198,6 +203,24 @@ class Inspections:
 # Words
 
 
+def _precondition_hint(text: str) -> str:
+    """What to do where something exists with other properties."""
+    if "arg 'type' for exchange" in text and re.search(r"received '?direct'? but current is '?topic'?", text):
+        return (
+            " - stock oslo.messaging services have made this exchange: to call them set topology = oslo of the kombu "
+            "driver; to keep apart from them take another exchange (control_exchange, or the target's own)"
+        )
+    if "arg 'type' for exchange" in text and re.search(r"received '?topic'? but current is '?direct'?", text):
+        return (
+            " - a msgbus service without topology = oslo has made this exchange: set that there too, or have the "
+            "service take another exchange (control_exchange, or the target's own), and delete this one"
+        )
+    return (
+        " - it exists with other properties: delete it, or set the options as they were when it was created "
+        "(with topology = oslo, as the stock peers have them)"
+    )
+
+
 def members_hint(queue: str) -> str:
     """What to do about a quorum queue that has lost most of its members.
 
@@ -220,12 +243,31 @@ def is_temporary(code: int, text: str) -> bool:
     return is_node_down(text) or code in (311, 320, 405, INTERNAL_ERROR)
 
 
+def differs_in_durability(answer: Answer, exchange: Exchange) -> bool:
+    """Whether an exchange of stock peers was refused only because it exists, durable or not, as the others made it."""
+    return (
+        answer.code == PRECONDITION_FAILED
+        and exchange.kind != "direct"
+        and f"inequivalent arg 'durable' for exchange '{exchange.name}'" in answer.text
+    )
+
+
+def refuses_transient(text: str) -> bool:
+    """Whether RabbitMQ says that it takes no queues that do not outlive a restart; it closes the connection then."""
+    return "transient_nonexcl_queues" in text
+
+
 def explain(code: int, text: str) -> str:
     """Why RabbitMQ closed a channel, and what to do about it."""
     hint = {
         403: " - check the user's rights: rabbitmqctl list_permissions",
-        406: " - it exists with other properties: delete it, or set the options as they were when it was created",
+        PRECONDITION_FAILED: _precondition_hint(text),
     }.get(code, "")
+    if refuses_transient(text):
+        hint = (
+            " - this RabbitMQ refuses queues that do not outlive a restart, as stock oslo.messaging declares them by "
+            "default: set amqp_durable_queues and rabbit_transient_quorum_queue, here and for the stock peers"
+        )
     if "delivery acknowledgement" in text:
         hint = " - a request ran for longer than RabbitMQ's consumer_timeout: raise that"
     if is_node_down(text):

@@ -7,11 +7,14 @@ system calls.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import ssl
 import struct
+import termios
 import threading
+from array import array
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -20,9 +23,10 @@ from typing import Any, Protocol
 from msgbus.drivers.base import Address, Message, QueueInfo
 from msgbus.drivers.kombu import frames
 from msgbus.drivers.kombu.channel import Channel, Settling
+from msgbus.drivers.kombu.compression import decompress
 from msgbus.drivers.kombu.feed import KombuFeed
 from msgbus.drivers.kombu.publisher import Publisher
-from msgbus.drivers.kombu.questions import Inspections, Question
+from msgbus.drivers.kombu.questions import Inspections, Question, explain, refuses_transient
 from msgbus.drivers.kombu.topology import Route, Topology
 from msgbus.drivers.toolkit.connecting import peer_of
 from msgbus.drivers.toolkit.consuming import Source
@@ -63,6 +67,7 @@ class Owner(Protocol):
     sessions: tuple[KombuSession, ...]
     topology: Topology
     route: Callable[[Address], Route]
+    compression: str
     has_more_hosts: bool
 
     def on_move(self, line: Line) -> None:
@@ -83,6 +88,17 @@ class _Content:
         self.parts: list[bytes] = []
 
 
+def _message(body: bytes, header: frames.ContentHeader) -> Message:
+    """A message that came in, decompressed. One that cannot be is for its receiver to refuse, by its content type."""
+    content_type = header.content_type
+    if (compression := header.headers.get("compression")) is not None:
+        try:
+            body = decompress(body, compression)
+        except ValueError as exc:
+            content_type = f"{content_type} ({exc})"
+    return Message(body, content_type, header.message_id)
+
+
 class KombuSession(Session):
     """See the module's text, and `Wire`.
 
@@ -90,6 +106,7 @@ class KombuSession(Session):
         unwritten: appended data that is still to be written.
         settling: whose settled deliveries are still to be written.
         is_urgent: some of all that may not wait for more.
+        taken_at: when the network last took some of what had waited for it for a second.
     """
 
     def __init__(self, driver: Owner, line: Line, connection: Connection) -> None:
@@ -110,15 +127,19 @@ class KombuSession(Session):
         self.is_urgent = False
         self._linger_until = 0.0
         self._acknowledged: dict[int, int] = {}  # by channel, the last tag to acknowledge with the next write
-        self._unsent = b""
+        self._unsent = memoryview(b"")  # A part of what may be large: a copy for each write would take very long.
         self._writing = threading.Lock()
         self._buffer = b""
         self._channels: dict[int, Channel] = {}
         self._contents: dict[int, _Content] = {}
         self._next_channel = 1
-        self._last_read = self._last_write = self._checked_at = self.loop.now()
+        self._last_read = self._last_write = self._checked_at = self.taken_at = self.loop.now()
+        self._written = 0  # bytes that the socket has taken
+        self._taken = 0  # bytes of these that the other end's machine had taken at the last tick
+        self._was_waiting = False  # then there were others
         self._inspections = Inspections(self)
-        self._publisher = Publisher(self, driver.route, driver.sender) if line is driver.sending else None
+        is_sending = line is driver.sending
+        self._publisher = Publisher(self, driver.route, driver.sender, driver.compression) if is_sending else None
 
     def start(self) -> None:
         self._driver.sessions += (self,)
@@ -226,17 +247,23 @@ class KombuSession(Session):
         self._acknowledged[channel] = tag
 
     def _add_settlements(self) -> None:
-        """Put them before what is written: it may end with the close of their channel. The write lock is held."""
+        """Put them before what is written: it may end with the close of their channel. The write lock is held.
+
+        Others go on settling meanwhile, so a channel may come twice. What it has settled first is written first:
+        RabbitMQ closes a channel over a tag that an acknowledgement of several has covered.
+        """
+        parts: list[bytes] = []
         while self._acknowledged:
             try:
                 channel, tag = self._acknowledged.popitem()
             except KeyError:
                 break  # The channel has been closed.
-            self.unwritten.insert(0, frames.basic_ack(channel, tag, multiple=True))
+            parts.append(frames.basic_ack(channel, tag, multiple=True))
         while self.settling:
             settling, _ = self.settling.popitem()
             if data := settling.take_settlements():
-                self.unwritten.insert(0, data)
+                parts.append(data)
+        self.unwritten[:0] = parts
 
     def acknowledge_no_more(self, channel: int) -> None:
         """The channel is being closed. Any thread."""
@@ -263,11 +290,11 @@ class KombuSession(Session):
                 data = out[0] if count == 1 else b"".join(out[:count])
                 del out[:count]
                 if data:  # Otherwise the channels of what was to be settled have been closed.
-                    self._send(data)
+                    self._send(memoryview(data))
             finally:
                 self._writing.release()
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, data: memoryview) -> None:
         """The write lock is held."""
         assert self._socket is not None
         try:
@@ -278,19 +305,20 @@ class KombuSession(Session):
             self.loop.call(self.lose, exc)
             self._unsent = data
             return
+        self._written += sent
         if sent < len(data):
             self._unsent = data[sent:]
             self.loop.call(self._watch)
         self._last_write = self.loop.now()
 
     def _watch(self) -> None:
-        """Go on writing when the socket takes more."""
-        if self._socket is not None:
+        """Go on writing when the socket takes more, unless it has meanwhile: an event has come just before."""
+        if self._socket is not None and self._unsent:
             self.loop.watch(self._fd, self._on_event, write=True)
 
     def _go_on_writing(self) -> None:
         with self._writing:
-            data, self._unsent = self._unsent, b""
+            data, self._unsent = self._unsent, memoryview(b"")
             if data and self._socket is not None:
                 self._send(data)
             if self._unsent:
@@ -358,7 +386,8 @@ class KombuSession(Session):
                 channel = self._channels.get(number)
                 if channel is not None:  # Otherwise it was under way when the channel was closed.
                     try:
-                        channel.on_delivery(tag, redelivered, Message(body, content_type, message_id), None)
+                        message = Message(body, content_type, message_id)
+                        channel.on_delivery(tag, redelivered, message, frames.NO_HEADERS)
                     except Exception:
                         LOG.exception(NOT_DELIVERED)
             if self._socket is None:
@@ -402,8 +431,8 @@ class KombuSession(Session):
                 if deliver is None:
                     content.channel.on_returned(header.message_id, content.why_returned)
                 else:
-                    message = Message(b"".join(content.parts), header.content_type, header.message_id)
-                    content.channel.on_delivery(deliver.tag, deliver.redelivered, message, header.delivery_count)
+                    message = _message(b"".join(content.parts), header)
+                    content.channel.on_delivery(deliver.tag, deliver.redelivered, message, header.headers)
             except Exception:
                 LOG.exception(NOT_DELIVERED)
 
@@ -412,7 +441,11 @@ class KombuSession(Session):
             code, text = frames.read_close(buffer, at, end)
             self.append(frames.method(0, frames.CONNECTION_CLOSE_OK))
             self.send_all()
-            raise ConnectionResetError(f"RabbitMQ closed the connection: {code} {text}")
+            if refuses_transient(text):
+                for channel in list(self._channels.values()):
+                    if isinstance(channel, KombuFeed):
+                        channel.on_transient_refused(code, text)
+            raise ConnectionResetError(f"RabbitMQ closed the connection: {explain(code, text)}")
         if ids == frames.CONNECTION_BLOCKED:
             self.line.block(frames.read_short_string(buffer, at) or "unknown reason")
         elif ids == frames.CONNECTION_UNBLOCKED:
@@ -433,9 +466,18 @@ class KombuSession(Session):
             if silent >= 2 * self._heartbeat:
                 self.lose(TimeoutError(f"no heartbeat of RabbitMQ for {silent:.0f} s"))
                 return
+        self._look_at_output(now)
         if self._publisher is not None:
             self._publisher.on_tick(now)
         self._check_feeds(now)
+
+    def _look_at_output(self, now: float) -> None:
+        """Note whether a network that is slower than this program takes what waits for it."""
+        in_socket = _unacknowledged(self._fd)
+        taken, is_waiting = self._written - in_socket, bool(in_socket or self._unsent)
+        if is_waiting and self._was_waiting and taken > self._taken:
+            self.taken_at = now
+        self._taken, self._was_waiting = taken, is_waiting
 
     def _check_feeds(self, now: float) -> None:
         """Check queues every `CHECK_INTERVAL`; and leave a node that does not answer declarations."""
@@ -463,3 +505,13 @@ class KombuSession(Session):
         if self._channels.get(channel.number) is channel:
             del self._channels[channel.number]
             self._contents.pop(channel.number, None)
+
+
+def _unacknowledged(fd: int) -> int:
+    """How many bytes of a socket the other end's machine has not confirmed; 0 if that cannot be told. See tcp(7)."""
+    count = array("i", [0])
+    try:
+        fcntl.ioctl(fd, termios.TIOCOUTQ, count)
+    except OSError:
+        return 0
+    return count[0]

@@ -14,7 +14,8 @@ by slashes, and a slash within a part is escaped, so that no two addresses share
 With quorum queues, a consumer of a pool also declares an exchange ``msgbus/foo/!pools``. Nothing is sent through it:
 its existence shows senders that messages to foo go to more than one queue.
 
-``oslo``: the names and arguments of a stock oslo.messaging, so that its services and ours can call each other.
+``oslo``: the names and arguments of a stock oslo.messaging, so that its services and ours can call each other. Its own
+options say more about them: see `msgbus.drivers.kombu.stock`.
 """
 
 from __future__ import annotations
@@ -22,14 +23,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from msgbus.drivers.base import Address
+from msgbus.drivers.kombu.stock import StockOptions
 from msgbus.exceptions import InvalidTarget
 
 MAX_NAME = 255
 """Bytes of a short string of AMQP 0-9-1, which every name is."""
 TRANSIENT_EXPIRES = 60
 """Seconds that the queue of a fanout or inbox is kept while its owner is away."""
-OSLO_TRANSIENT_EXPIRES = 1800
-"""The same in a stock oslo.messaging (its option rabbit_transient_queues_ttl)."""
 
 
 class Exchange(NamedTuple):
@@ -48,6 +48,7 @@ class Queue(NamedTuple):
         key: the key with which it is bound to the exchange; None: it is not bound.
         own: it belongs to one process, which deletes it when it closes its consumer.
         pools: of a pool's queue, the exchange that shows senders that the topic has pools; else None.
+        auto_delete: RabbitMQ deletes it when its last consumer leaves.
     """
 
     name: str
@@ -57,11 +58,22 @@ class Queue(NamedTuple):
     arguments: dict[str, Any]
     own: bool
     pools: Exchange | None = None
+    auto_delete: bool = False
 
     @property
     def is_quorum(self) -> bool:
         """Whether RabbitMQ keeps it on several nodes."""
         return self.arguments.get("x-queue-type") == "quorum"
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it is a log that all consumers read. What they acknowledge stays in it."""
+        return self.arguments.get("x-queue-type") == "stream"
+
+    @property
+    def not_durable(self) -> Queue:
+        """The same, and its exchange, as they go with a restart of RabbitMQ."""
+        return self._replace(durable=False, exchange=self.exchange._replace(durable=False))
 
 
 class Route(NamedTuple):
@@ -148,8 +160,14 @@ class OsloTopology:
     Dead letters, which such a peer does not have, are as in `native`.
     """
 
-    def __init__(self, native: NativeTopology) -> None:
+    def __init__(self, native: NativeTopology, stock: StockOptions) -> None:
         self._native = native
+        self._stock = stock
+        self._arguments: dict[str, Any] = stock.quorum_arguments if stock.rabbit_quorum_queue else {}
+        self._transient: dict[str, Any] = {
+            **(stock.quorum_arguments if stock.rabbit_transient_quorum_queue else {}),
+            **_expires(stock.rabbit_transient_queues_ttl),
+        }
 
     def route(self, address: Address) -> Route:
         """As in `NativeTopology`."""
@@ -158,22 +176,43 @@ class OsloTopology:
         if address.kind == "inbox":
             return Route(DEFAULT_EXCHANGE, _checked(address.name, address), home=self.queue(address, ""))
         if address.kind == "fanout":
-            return Route(_oslo_fanout(address), "")
+            return Route(self._fanout(address), "")
         home = self.queue(address, "")
-        return Route(_oslo_exchange(address), _oslo_key(address), home if address.kind == "stored" else None, home)
+        return Route(self._exchange(address), _oslo_key(address), home if address.kind == "stored" else None, home)
 
     def queue(self, address: Address, unique: str) -> Queue:
         """As in `NativeTopology`."""
-        transient = _expires(OSLO_TRANSIENT_EXPIRES)
+        stock = self._stock
+        durable = stock.rabbit_transient_quorum_queue
         if address.kind == "inbox":
-            return Queue(address.name, DEFAULT_EXCHANGE, None, False, transient, True)
+            return Queue(address.name, DEFAULT_EXCHANGE, None, durable, self._transient, True)
         if address.kind == "fanout":
-            name = _checked(f"{address.topic}_fanout_{unique}", address)
-            return Queue(name, _oslo_fanout(address), address.topic, False, transient, True)
+            exchange = self._fanout(address)
+            if stock.rabbit_stream_fanout:
+                arguments = {"x-queue-type": "stream", **_max_age(stock.rabbit_transient_queues_ttl)}
+                return Queue(exchange.name, exchange, address.topic, True, arguments, False)
+            name = _checked(f"{exchange.name}_{unique}", address)
+            return Queue(name, exchange, address.topic, durable, self._transient, True)
         if address.kind == "dead":
             return self._native.queue(address, unique)
-        name = address.name if address.kind == "pool" else _oslo_key(address)
-        return Queue(_checked(name, address), _oslo_exchange(address), _oslo_key(address), False, {}, False)
+        name = _checked(address.name if address.kind == "pool" else _oslo_key(address), address)
+        return Queue(
+            name,
+            self._exchange(address),
+            _oslo_key(address),
+            stock.durable,
+            self._arguments,
+            False,
+            auto_delete=stock.amqp_auto_delete,
+        )
+
+    def _exchange(self, address: Address) -> Exchange:
+        name = "openstack" if address.exchange == "msgbus" else address.exchange
+        return Exchange(name, "topic", durable=self._stock.durable, auto_delete=self._stock.amqp_auto_delete)
+
+    def _fanout(self, address: Address) -> Exchange:
+        name = _checked(f"{address.topic}_fanout", address)
+        return Exchange(name, "fanout", durable=self._stock.rabbit_transient_quorum_queue, auto_delete=True)
 
 
 Topology = NativeTopology | OsloTopology
@@ -181,6 +220,10 @@ Topology = NativeTopology | OsloTopology
 
 def _expires(seconds: int) -> dict[str, Any]:
     return {"x-expires": seconds * 1000} if seconds else {}
+
+
+def _max_age(seconds: int) -> dict[str, Any]:
+    return {"x-max-age": f"{seconds}s"} if seconds else {}
 
 
 def _escape(part: str) -> str:
@@ -215,15 +258,6 @@ def _key(address: Address) -> str:
     elif address.kind == "fanout":
         key = f"{key}/!fanout"
     return _checked(key, address)
-
-
-def _oslo_exchange(address: Address) -> Exchange:
-    name = "openstack" if address.exchange == "msgbus" else address.exchange
-    return Exchange(name, "topic", durable=False, auto_delete=False)
-
-
-def _oslo_fanout(address: Address) -> Exchange:
-    return Exchange(_checked(f"{address.topic}_fanout", address), "fanout", durable=False, auto_delete=True)
 
 
 def _oslo_key(address: Address) -> str:

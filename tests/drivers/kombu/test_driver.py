@@ -10,6 +10,7 @@ from msgbus.drivers.base import Capability
 from tests.support import new_transport
 
 ALL = frozenset(Capability)
+TRANSIENT = "rabbit_transient_quorum_queue=true"
 HOSTS = "rabbit://a:pw@one:5672,a:pw@two:5672,a:pw@three:5672/"
 
 
@@ -23,10 +24,25 @@ HOSTS = "rabbit://a:pw@one:5672,a:pw@two:5672,a:pw@three:5672/"
         ("rabbit://one/?topology=oslo", {Capability.ATTEMPT_COUNT, Capability.DURABLE}),
         (f"{HOSTS}?topology=oslo", {Capability.ATTEMPT_COUNT, Capability.DURABLE, Capability.INBOX_STORAGE}),
         ("rabbit://one/?topology=oslo&quorum_queues=true", {Capability.ATTEMPT_COUNT, Capability.DURABLE}),
+        ("rabbit://one/?topology=oslo&amqp_durable_queues=true", {Capability.ATTEMPT_COUNT, Capability.DURABLE}),
+        (f"rabbit://one/?topology=oslo&amqp_durable_queues=true&{TRANSIENT}", {Capability.ATTEMPT_COUNT}),
+        (f"{HOSTS}?topology=oslo&rabbit_quorum_queue=true&{TRANSIENT}", set()),
+        (
+            f"{HOSTS}?topology=oslo&rabbit_quorum_queue=true",
+            {Capability.ATTEMPT_COUNT, Capability.DURABLE, Capability.INBOX_STORAGE},
+        ),
+        (
+            "rabbit://one/?topology=oslo&amqp_durable_queues=true&amqp_auto_delete=true",
+            {Capability.ATTEMPT_COUNT, Capability.DURABLE, Capability.STORAGE},
+        ),
     ],
 )
 def test_capabilities(url: str, lacking: set[Capability]) -> None:
-    """Only quorum queues count deliveries, and are there on the next host; those of stock peers outlive no restart."""
+    """Only quorum queues count deliveries, and are there on the next host.
+
+    Those of stock peers outlive a restart only if all are durable, and keep nothing for servers that are away if they
+    are deleted with their last consumer.
+    """
     assert new_transport(url).driver.capabilities == ALL - lacking
 
 

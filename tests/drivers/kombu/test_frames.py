@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -93,6 +92,10 @@ METHODS: dict[str, tuple[Callable[[], bytes], Callable[[Any], object]]] = {
             "q", durable=True, auto_delete=False, arguments={"x-queue-type": "quorum", "x-expires": 1800000}
         ),
     ),
+    "queue.declare auto_delete": (
+        lambda: frames.queue_declare(CHANNEL, "q", auto_delete=True),
+        lambda channel: channel.queue_declare("q", auto_delete=True),
+    ),
     "queue.bind": (
         lambda: frames.queue_bind(CHANNEL, "q", "x", "k"),
         lambda channel: channel.queue_bind("q", "x", "k", arguments={}),
@@ -100,11 +103,11 @@ METHODS: dict[str, tuple[Callable[[], bytes], Callable[[Any], object]]] = {
     "queue.delete": (lambda: frames.queue_delete(CHANNEL, "q"), lambda channel: channel.queue_delete("q")),
     "basic.qos": (lambda: frames.basic_qos(CHANNEL, 65535), lambda channel: channel.basic_qos(0, 65535, False)),
     "basic.consume": (
-        lambda: frames.basic_consume(CHANNEL, "q", "tag", 0),
+        lambda: frames.basic_consume(CHANNEL, "q", "tag", {}),
         lambda channel: channel.basic_consume("q", "tag", arguments={}),
     ),
     "basic.consume with priority": (
-        lambda: frames.basic_consume(CHANNEL, "q", "tag", 5),
+        lambda: frames.basic_consume(CHANNEL, "q", "tag", {"x-priority": 5}),
         lambda channel: channel.basic_consume("q", "tag", arguments={"x-priority": 5}),
     ),
     "basic.cancel": (lambda: frames.basic_cancel(CHANNEL, "tag"), lambda channel: channel.basic_cancel("tag")),
@@ -259,12 +262,11 @@ def assert_read(properties: dict[str, Any]) -> None:
     before, after = b"what came before", b"\xceand after"
     buffer = before + payload + after
     read = frames.read_content_header(buffer, len(before), len(before) + len(payload))
-    headers = properties.get("application_headers", {})
     assert read == frames.ContentHeader(
         70000,
         properties.get("content_type", ""),
         properties.get("message_id", ""),
-        headers.get("x-delivery-count"),
+        properties.get("application_headers", {}),
     )
 
 
@@ -284,21 +286,35 @@ def test_delivery_headers_with_every_set_of_properties() -> None:
 
 
 @pytest.mark.parametrize(
-    ("headers", "count"),
+    "headers",
     [
-        ({}, None),
-        ({"other": 1}, None),
-        ({"x-delivery-count": 0}, 0),
-        ({"x-delivery-count": 2**40}, 2**40),
-        ({"x-delivery-count": "many"}, None),
-        ({"a": {"x-delivery-count": 5}}, None),
-        ({"x-delivery-count": 1, "a": "b" * 1000, "t": datetime(2026, 1, 2, tzinfo=UTC), "n": None}, 1),
+        {"x-delivery-count": 2**40},
+        {"x-stream-offset": 0},
+        {"compression": "application/x-gzip"},
+        {"a": {"x-delivery-count": 5}},
+        {"x-delivery-count": 1, "a": "b" * 1000, "n": None},
     ],
 )
-def test_delivery_count(headers: dict[str, Any], count: int | None) -> None:
-    """The count of deliveries is read out of whatever headers there are, where it is a number."""
+def test_headers_are_read_where_one_matters(headers: dict[str, Any]) -> None:
+    """The headers of RabbitMQ's own, and that of compression, are read out of whatever headers there are."""
     payload = header({**PROPERTIES, "application_headers": headers})
-    assert frames.read_content_header(payload, 0, len(payload)).delivery_count == count
+    assert frames.read_content_header(payload, 0, len(payload)).headers == headers
+
+
+@pytest.mark.parametrize("headers", [{}, {"other": 1}])
+def test_other_headers_are_left_alone(headers: dict[str, Any]) -> None:
+    """A peer may send anything in headers: those that do not matter are not even read."""
+    payload = header({**PROPERTIES, "application_headers": headers})
+    assert frames.read_content_header(payload, 0, len(payload)).headers == {}
+
+
+@pytest.mark.parametrize("ttl", [None, 5])
+def test_a_compressed_message_says_so(ttl: int | None) -> None:
+    """The header of a compressed body is the one that kombu writes."""
+    data = frames.publish(b"", CHANNEL, b"body", "application/json", "id", ttl, True, FRAME_MAX, "application/x-bz2")
+    _, _, size = struct.unpack_from("!BHI", data)
+    read = frames.read_content_header(data, 7, 7 + size)
+    assert read == frames.ContentHeader(4, "application/json", "id", {"compression": "application/x-bz2"})
 
 
 def test_a_header_that_is_cut_off_is_an_error() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import pytest
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, QueueInfo
 from msgbus.drivers.kombu import frames
+from msgbus.drivers.kombu.compression import compress
 from msgbus.drivers.kombu.feed import KombuFeed
 from msgbus.drivers.kombu.questions import Answer
 from msgbus.drivers.kombu.session import KombuSession
@@ -85,6 +87,29 @@ def test_connection_that_breaks_while_it_comes_back_comes_back(peer: Peer, monke
     assert not line.up
 
 
+def test_what_the_network_does_not_take_at_once_is_not_copied_for_each_write(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of a thousand large requests is on its way at once. With a copy for each write this would take an hour."""
+    transport = new_transport("rabbit://h")
+    driver: Any = transport.driver
+    monkeypatch.setattr(driver, "dial", peer.connect)
+    line = driver.consuming
+    waiting = 256 << 20
+    try:
+        line.connector.open()
+        until(lambda: line.up, "a connection")
+        line.session._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+        driver.loop.call(line.session.write, bytes(waiting))
+        peer.accepted[0].settimeout(EVENT_TIMEOUT)
+        end = time.monotonic() + 2 * EVENT_TIMEOUT
+        while waiting and time.monotonic() < end:
+            waiting -= len(peer.accepted[0].recv(1 << 20))
+    finally:
+        transport.cleanup()
+    assert not waiting
+
+
 class Still:
     """A session to a peer, which goes on only when the test lets it: the test has the loop's turn."""
 
@@ -99,7 +124,7 @@ class Still:
         self._socket = peer.accepted[0]
         self._socket.setblocking(False)
         self.delivered: list[tuple[int, Any]] = []
-        self.queue = SimpleNamespace(is_quorum=False, own=False, name="q")
+        self.queue = SimpleNamespace(is_quorum=False, is_stream=False, own=False, name="q")
         until(self.take_turn, "the turn")
 
     def take_turn(self) -> bool:
@@ -347,6 +372,29 @@ def test_one_acknowledgement_stands_for_many(still: Still) -> None:
     assert broker.tags == []
 
 
+def test_what_is_settled_while_settlements_are_gathered_is_written_after_them(
+    still: Still, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise one acknowledgement may stand for several before the one of them that comes after it.
+
+    RabbitMQ would close the channel over that, and requests under at_most_once that it has delivered would be lost.
+    """
+    feed = still.feed(10)
+    still.read(feed, 1, 2, 3)
+    take = feed.take_settlements
+
+    def take_while_others_settle() -> bytes:
+        taken = take()
+        for tag in sorted(feed._unsettled):
+            feed.settle(tag, Outcome.ACCEPT)
+        return taken
+
+    monkeypatch.setattr(feed, "take_settlements", take_while_others_settle)
+    feed.settle(1, Outcome.ACCEPT)
+    still.session.send_all()
+    assert still.written() == [(frames.BASIC_ACK, 1), (frames.BASIC_ACK, 3)]
+
+
 def test_what_was_settled_before_a_channel_closes_is_written_before(still: Still) -> None:
     """And nothing for it afterwards, over which RabbitMQ would close the connection."""
     feed, broker = still.feed(1000), Unsettled()
@@ -392,6 +440,51 @@ def test_acknowledgements_go_with_other_data(still: Still, end: str) -> None:
     last = {"reject": frames.BASIC_REJECT, "cancel": frames.BASIC_CANCEL, "close": frames.CHANNEL_CLOSE}[end]
     assert [ids for ids, _ in still.written()] == [ACK, last]
     assert feed.settle(2, Outcome.ACCEPT) is (end != "close")
+
+
+def test_the_loop_does_not_wait_for_room_when_everything_is_written(
+    still: Still, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An event may come first, by which the rest is written. The socket always has room then: nothing would sleep."""
+    watched: list[bool] = []
+    monkeypatch.setattr(still.loop, "watch", lambda _fd, _func, write=False: watched.append(write))
+    still.session._watch()
+    assert not watched
+
+
+@pytest.mark.parametrize(
+    ("body", "compression", "expected"),
+    [
+        (compress(b"text", "application/x-gzip"), "application/x-gzip", (b"text", "application/json")),
+        (compress(b"text", "application/x-bz2"), "application/x-bz2", (b"text", "application/json")),
+        (b"text", "application/x-bz2", (b"text", "application/json (it is compressed as application/x-bz2, and damag")),
+        (
+            b"text",
+            "application/x-lzma",
+            (b"text", "application/json (it is compressed as 'application/x-lzma', and "),
+        ),
+    ],
+)
+def test_compressed_deliveries(still: Still, body: bytes, compression: str, expected: tuple[bytes, str]) -> None:
+    """They are decompressed. One that cannot be is delivered with a content type that says why, for its receiver."""
+    feed = still.feed(10)
+    method = frames.method(feed.number, frames.BASIC_DELIVER, b"\x010" + (1).to_bytes(8, "big") + b"\0\0\0")
+    first = frames.publish(method, feed.number, body, "application/json", "id1", 1000, True, 131072, compression)
+    still.session._feed(first + delivery(feed.number, 2))
+    (_, message), (_, second) = still.delivered
+    assert (message.body, message.content_type[: len(expected[1])], message.id) == (*expected, "id1")
+    assert (second.body, second.content_type) == (b"body", "application/json")
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_what_a_stream_delivers_is_only_acknowledged(still: Still, outcome: Outcome) -> None:
+    """RabbitMQ closes the channel over any other answer."""
+    still.queue.is_stream = True
+    feed = still.feed(10)
+    still.read(feed, 1)
+    assert feed.settle(1, outcome)
+    still.session.send_all()
+    assert still.written() == [(ACK, 1)]
 
 
 def test_what_another_thread_leaves_while_the_loop_lingers_is_written(still: Still) -> None:

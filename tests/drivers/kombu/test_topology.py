@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 
 from msgbus import InvalidTarget
 from msgbus.drivers.base import Address
+from msgbus.drivers.kombu.stock import OPTIONS, StockOptions
 from msgbus.drivers.kombu.topology import (
     DEFAULT_EXCHANGE,
     MAX_NAME,
@@ -27,9 +29,14 @@ def native(*, quorum: bool = False, server_expires: int = 1800, queue_expires: i
     return NativeTopology(quorum=quorum, server_expires=server_expires, queue_expires=queue_expires)
 
 
-def oslo() -> OsloTopology:
-    """The names of a stock oslo.messaging."""
-    return OsloTopology(native())
+def stock(**given: Any) -> StockOptions:
+    """The options of a stock peer: its defaults, but for those that are given."""
+    return StockOptions(**({opt.dest: opt.default for opt in OPTIONS} | given))
+
+
+def oslo(**given: Any) -> OsloTopology:
+    """The names of a stock oslo.messaging, with options of it."""
+    return OsloTopology(native(), stock(**given))
 
 
 TOPIC = Address("topic", "msgbus", "foo")
@@ -252,6 +259,64 @@ def test_oslo_exchange_of_a_target() -> None:
     assert oslo().route(FANOUT._replace(exchange="nova")).exchange == FANOUT_EXCHANGE
 
 
+QUORUM = {"x-queue-type": "quorum"}
+LIMITED = {**QUORUM, "x-delivery-limit": 7, "x-max-in-memory-length": 8, "x-max-in-memory-bytes": 9}
+LIMITS = {
+    "rabbit_quorum_delivery_limit": 7,
+    "rabbit_quorum_max_memory_length": 8,
+    "rabbit_quorum_max_memory_bytes": 9,
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "topic", "transient"),
+    [
+        ({}, (False, False, {}), (False, {"x-expires": 1800000})),
+        ({"amqp_durable_queues": True}, (True, False, {}), (False, {"x-expires": 1800000})),
+        ({"amqp_auto_delete": True}, (False, True, {}), (False, {"x-expires": 1800000})),
+        ({"rabbit_quorum_queue": True}, (True, False, QUORUM), (False, {"x-expires": 1800000})),
+        ({"rabbit_quorum_queue": True, **LIMITS}, (True, False, LIMITED), (False, {"x-expires": 1800000})),
+        ({"rabbit_transient_quorum_queue": True}, (False, False, {}), (True, {**QUORUM, "x-expires": 1800000})),
+        (
+            {"rabbit_transient_quorum_queue": True, "rabbit_transient_queues_ttl": 0, **LIMITS},
+            (False, False, {}),
+            (True, LIMITED),
+        ),
+        ({"rabbit_transient_queues_ttl": 60}, (False, False, {}), (False, {"x-expires": 60000})),
+    ],
+)
+def test_options_of_stock_peers(
+    options: dict[str, Any], topic: tuple[bool, bool, dict[str, Any]], transient: tuple[bool, dict[str, Any]]
+) -> None:
+    """Each option of a stock peer changes what it changes there.
+
+    That is durable, auto_delete and the arguments of queues of topics and servers, with their exchange; and durable and
+    the arguments of those of fanouts and replies.
+    """
+    topology = oslo(**options)
+    for address in (TOPIC, SERVER, POOL):
+        queue = topology.queue(address, UNIQUE)
+        assert (queue.durable, queue.auto_delete, queue.arguments) == topic
+        assert queue.exchange == Exchange("openstack", "topic", topic[0], topic[1])
+        assert address is POOL or topology.route(address).exchange == queue.exchange
+    for address in (FANOUT, INBOX):
+        queue = topology.queue(address, UNIQUE)
+        assert (queue.durable, queue.arguments) == transient
+        assert not queue.auto_delete
+    assert topology.route(FANOUT).exchange == Exchange("foo_fanout", "fanout", transient[0], True)
+
+
+@pytest.mark.parametrize(("seconds", "arguments"), [(1800, {"x-max-age": "1800s"}), (0, {})])
+def test_a_stream_of_fanouts(seconds: int, arguments: dict[str, Any]) -> None:
+    """With rabbit_stream_fanout all servers of a topic read one stream, which no server deletes."""
+    topology = oslo(rabbit_stream_fanout=True, rabbit_transient_quorum_queue=True, rabbit_transient_queues_ttl=seconds)
+    exchange = Exchange("foo_fanout", "fanout", True, True)
+    arguments = {"x-queue-type": "stream", **arguments}
+    assert topology.queue(FANOUT, UNIQUE) == Queue("foo_fanout", exchange, "foo", True, arguments, own=False)
+    assert topology.queue(FANOUT, UNIQUE).is_stream
+    assert topology.route(FANOUT) == Route(exchange, "")
+
+
 def test_oslo_dead_letters_are_durable() -> None:
     """Dead letters, which a stock peer does not have, are kept as in the native topology."""
     assert oslo().queue(DEAD, UNIQUE) == native().queue(DEAD, UNIQUE)
@@ -261,7 +326,7 @@ def test_oslo_dead_letters_are_durable() -> None:
 def test_stored_is_the_topic_with_its_queue_declared_by_the_sender(oslo: bool) -> None:
     """It goes the way of the topic; the queue is the one that a subscriber will declare, word for word."""
     native = NativeTopology(quorum=False, server_expires=1800, queue_expires=7)
-    topology: Topology = OsloTopology(native) if oslo else native
+    topology: Topology = OsloTopology(native, stock()) if oslo else native
     topic = Address("topic", "msgbus", "foo")
     stored = topology.route(topic._replace(kind="stored"))
     assert stored._replace(queue=None) == topology.route(topic)

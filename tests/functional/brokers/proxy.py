@@ -8,6 +8,7 @@ import selectors
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -59,6 +60,7 @@ class Proxy:
         self._sides: set[_Side] = set()
         self._listener: socket.socket | None = None
         self._stalled = False
+        self._seconds_for_a_byte = 0.0
         self._closed = False
         self._orders: queue.SimpleQueue[tuple[Callable[[], None], threading.Event]] = queue.SimpleQueue()
         self._bell, self._ear = socket.socketpair()
@@ -92,6 +94,10 @@ class Proxy:
     def resume(self) -> None:
         """Let the bytes through again, those that waited included."""
         self._order(lambda: self._set_stalled(False))
+
+    def slow_down(self, bytes_per_second: float) -> None:
+        """Let no more through than this, over all connections that are open now, and keep little that is under way."""
+        self._order(lambda: self._set_pace(bytes_per_second))
 
     def close(self) -> None:
         """Drop every connection and end; harmless when done already."""
@@ -149,6 +155,11 @@ class Proxy:
         if self._listener is not None:
             self._watch(self._listener, 0 if stalled else selectors.EVENT_READ)
 
+    def _set_pace(self, bytes_per_second: float) -> None:
+        self._seconds_for_a_byte = 1 / bytes_per_second
+        for side in self._sides:
+            side.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _CHUNK)
+
     def _end(self) -> None:
         self._drop_all()
         self._stop_listening()
@@ -180,6 +191,7 @@ class Proxy:
             if events & selectors.EVENT_READ:
                 data = side.sock.recv(_CHUNK)
                 side.ended = not data
+                time.sleep(len(data) * self._seconds_for_a_byte)
                 side.other.pending += data
                 self._pass_end(side.other)
             if events & selectors.EVENT_WRITE:

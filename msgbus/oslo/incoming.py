@@ -1,0 +1,180 @@
+"""What oslo.messaging's servers get for each message, and how they answer."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any, Protocol
+
+import oslo_messaging
+from oslo_messaging._drivers import base, common
+from oslo_serialization import jsonutils
+
+from msgbus import MessagingException
+from msgbus.foreign import get_logger
+from msgbus.lowlevel import JSON, Address, Capability, Delivery, Message, MessageTransport, new_id, now
+
+LOG = get_logger(__name__)
+
+CONTEXT = "_context_"
+"""With this before its name a part of the context travels in the payload."""
+GONE_FOR = 60.0
+"""Seconds for which replies to a client that was away for too long are tried only once."""
+MAX_GONE = 200
+"""The number of such clients that are remembered."""
+
+
+class Replies:
+    """Sends replies, and remembers whose client is gone. Thread-safe."""
+
+    def __init__(self, transport: MessageTransport, timeout: float) -> None:
+        """Try each reply for `timeout` seconds: its client may be reconnecting."""
+        self._transport = transport
+        self._timeout = timeout
+        self._gone: dict[str, float] = {}  # by inbox, until when
+
+    def send(self, inbox: str, call_id: str, payload: dict[str, Any]) -> None:
+        """Send a reply to an inbox. It does not wait; if it is lost, the log says so.
+
+        Raises:
+            Exception: it cannot be written as JSON.
+        """
+        body = jsonutils.dump_as_bytes(common.serialize_msg({**payload, "_msg_id": call_id, "_unique_id": new_id()}))
+        began = now()
+        until = began if self._gone.get(inbox, 0.0) > began else began + self._timeout
+
+        def on_outcome(error: BaseException | None) -> None:
+            if error is not None:
+                self._on_lost(inbox, call_id, error)
+
+        # Its id differs from that of other replies to the call: signs of life come before the answer.
+        message = Message(body, JSON, f"{call_id[:32]}.{new_id()[:8]}", self._timeout)
+        address = Address("inbox", name=inbox)
+        self._transport.send(
+            address, message, mandatory=True, until=until, retry_undeliverable=until, on_outcome=on_outcome
+        )
+
+    def _on_lost(self, inbox: str, call_id: str, error: BaseException) -> None:
+        LOG.warning("a reply to call %s, for inbox %s, is lost: %s", call_id, inbox, error)
+        while len(self._gone) >= MAX_GONE:
+            self._gone.pop(next(iter(self._gone)), None)
+        self._gone[inbox] = now() + GONE_FOR
+
+    def send_sign_of_life(self, inbox: str, call_id: str) -> None:
+        """Tell a client that its call still runs. If that is lost, the next one follows soon."""
+        payload = {"result": None, "failure": None, "ending": False, "_msg_id": call_id, "_unique_id": new_id()}
+        body = jsonutils.dump_as_bytes(common.serialize_msg(payload))
+        message = Message(body, JSON, f"{call_id[:32]}.{new_id()[:8]}", self._timeout)
+        self._transport.send(Address("inbox", name=inbox), message, mandatory=False)
+
+
+class Owner(Protocol):
+    """The listener that a message has come to."""
+
+    replies: Replies
+
+    def note_settled(self, unique_id: str | None) -> None:
+        """A message is settled: if it comes again it is dropped."""
+
+    def forget(self, unique_id: str | None) -> None:
+        """A message was not run: if it comes again it is to be run."""
+
+    def give_back(self, delivery: Delivery, unique_id: str | None) -> None:
+        """Give a message back to the message system."""
+
+
+class Incoming(base.RpcIncomingMessage):  # type: ignore[misc]  # oslo.messaging has no types
+    """A request. Its server acknowledges it before it runs it.
+
+    Attributes:
+        unique_id: the same if the message comes again; None if the sender gave none.
+    """
+
+    def __init__(self, listener: Owner, delivery: Delivery, payload: dict[str, Any]) -> None:
+        """Read a payload, which is used up."""
+        ctxt = {key.removeprefix(CONTEXT): payload.pop(key) for key in list(payload) if key.startswith(CONTEXT)}
+        self.unique_id: str | None = payload.pop("_unique_id", None)
+        self._call_id: str | None = payload.pop("_msg_id", None)
+        self._inbox: str | None = payload.pop("_reply_q", None)
+        payload.pop("_msgbus", None)  # What a client of msgbus adds.
+        client_timeout = ctxt["client_timeout"] = payload.pop("_timeout", None)
+        super().__init__(ctxt, payload, self._call_id)
+        self.client_timeout = client_timeout
+        self._listener = listener
+        self._deliveries = [delivery]
+        self._settled = False
+        self._settling = threading.Lock()
+
+    def join(self, delivery: Delivery) -> bool:
+        """The message has come again. False if this one is settled already; else that one is settled with it."""
+        with self._settling:
+            if not self._settled:
+                self._deliveries.append(delivery)
+            return not self._settled
+
+    def _settle(self) -> list[Delivery]:
+        with self._settling:
+            if self._settled:
+                return []
+            self._settled = True
+        return self._deliveries
+
+    def acknowledge(self) -> None:
+        """Accept it.
+
+        Raises:
+            MessageDeliveryFailure: it will come again, to this server or another, since its connection is lost.
+        """
+        deliveries = self._settle()
+        accepted = [delivery.accept() for delivery in deliveries]
+        if any(accepted) or not deliveries:
+            self._listener.note_settled(self.unique_id)
+            return
+        self._listener.forget(self.unique_id)
+        raise oslo_messaging.MessageDeliveryFailure("the connection by which it came is lost; it will come again")
+
+    def requeue(self) -> None:
+        """Give it back, so that this server or another gets it again."""
+        deliveries = self._settle()
+        for delivery in deliveries[:-1]:
+            delivery.accept()
+        for delivery in deliveries[-1:]:
+            self._listener.give_back(delivery, self.unique_id)
+
+    def reply(self, reply: Any = None, failure: Any = None) -> None:
+        """Answer the caller, if there is one."""
+        if self._call_id is None or self._inbox is None:
+            return
+        replies = self._listener.replies
+        try:
+            reason = common.serialize_remote_exception(failure) if failure else None
+            replies.send(self._inbox, self._call_id, {"result": reply, "failure": reason, "ending": True})
+        except MessagingException:
+            raise
+        except Exception:
+            # It cannot be written. The caller would wait in vain; the server logs it.
+            reason = common.serialize_remote_exception(sys.exc_info())
+            replies.send(self._inbox, self._call_id, {"result": None, "failure": reason, "ending": True})
+            raise
+
+    def heartbeat(self) -> None:
+        """Tell the caller that the call still runs, if it has asked for that: others would not understand it."""
+        if self._call_id is not None and self._inbox is not None and self.client_timeout:
+            self._listener.replies.send_sign_of_life(self._inbox, self._call_id)
+
+
+class IncomingNotification(Incoming):
+    """A notification. Its server acknowledges it after it has processed it."""
+
+    def acknowledge(self) -> None:
+        """Accept it. If its connection is lost it will come again, and is dropped then, since its id is known."""
+        deliveries = self._settle()
+        self._listener.note_settled(self.unique_id)
+        accepted = [delivery.accept() for delivery in deliveries]
+        if deliveries and not any(accepted):
+            LOG.info("notification %s was processed, and will come again: its connection is lost", self.unique_id)
+
+
+def can_requeue(transport: MessageTransport) -> bool:
+    """Whether the message system takes messages back."""
+    return Capability.REQUEUE in transport.driver.capabilities

@@ -1,0 +1,1 @@
+"""oslo.messaging over msgbus: what `tests.openstack` judges."""

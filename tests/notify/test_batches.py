@@ -1,0 +1,220 @@
+"""Listeners whose endpoints get notifications in batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import msgbus
+from msgbus import failed_casts
+from msgbus.conformance.waiting import until
+from msgbus.notify.batches import Gatherer
+from tests.notify.support import TARGET, Batches, Endpoint, listening, send_raw
+from tests.support import EVENT_TIMEOUT
+
+LONG = 3600.0
+REQUEUE = msgbus.NotificationResult.REQUEUE
+
+
+def send(notifier: msgbus.Notifier, *events: str) -> None:
+    """Send notifications of the level info."""
+    for event in events:
+        notifier.info({"user": "ada"}, event, {"event": event})
+
+
+def test_a_batch_is_complete_with_its_size(transport: msgbus.Transport, notifier: msgbus.Notifier) -> None:
+    """Then its method is called with all, in their order, as dicts."""
+    batches = Batches()
+    with listening(transport, batches, batch_size=3):
+        send(notifier, "a", "b", "c", "d", "e", "f")
+        first = batches.came.get(timeout=EVENT_TIMEOUT)
+        assert [one["event_type"] for one in first] == ["a", "b", "c"]
+        assert first[0].keys() == {"ctxt", "publisher_id", "event_type", "payload", "metadata"}
+        assert (first[0]["ctxt"], first[0]["payload"]) == ({"user": "ada"}, {"event": "a"})
+        assert batches.next() == ["d", "e", "f"]
+
+
+def test_a_batch_is_complete_after_its_time(transport: msgbus.Transport, notifier: msgbus.Notifier) -> None:
+    """However few have come."""
+    batches = Batches()
+    with listening(transport, batches, batch_timeout=0.2):
+        send(notifier, "a", "b")
+        came = batches.next()
+        while len(came) < 2:
+            came += batches.next()
+        assert came == ["a", "b"]
+
+
+def test_what_is_gathered_is_a_batch_when_the_listener_stops(
+    transport: msgbus.Transport, notifier: msgbus.Notifier
+) -> None:
+    """Nothing that has come is left."""
+    batches = Batches()
+    with listening(transport, batches, batch_size=10):
+        send(notifier, "a", "b")  # Over the message system in memory they have come when they are sent.
+    assert batches.next() == ["a", "b"]
+
+
+def test_neither_size_nor_time_is_refused(transport: msgbus.Transport) -> None:
+    """Such a batch would never be complete."""
+    with pytest.raises(ValueError, match="a batch needs batch_size, batch_timeout, or both"):
+        msgbus.get_batch_notification_listener(transport, [TARGET], [Batches()])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"batch_size": 0}, {"batch_size": 1.5}, {"batch_size": 10_001}, {"batch_timeout": 0}, {"batch_timeout": "1"}],
+)
+def test_wrong_sizes_and_times_are_refused(transport: msgbus.Transport, options: Any) -> None:
+    """When the listener is made."""
+    with pytest.raises(ValueError, match=r"batch_(size|timeout) is a"):
+        msgbus.get_batch_notification_listener(transport, [TARGET], [Batches()], **options)
+
+
+def test_a_method_for_single_notifications_is_refused(transport: msgbus.Transport) -> None:
+    """A batch listener calls it with a list alone."""
+
+    class Single:
+        def info(self, _ctxt: Any, _publisher: Any, _event: Any, _payload: Any, _metadata: Any) -> None: ...
+
+    with pytest.raises(TypeError, match=r"Single.info is called as \(notifications\)"):
+        msgbus.get_batch_notification_listener(transport, [TARGET], [Single()], batch_size=1)
+
+
+@pytest.mark.parametrize("answer", [REQUEUE, ValueError("bad")])
+def test_a_whole_batch_comes_again(
+    transport: msgbus.Transport, notifier: msgbus.Notifier, answer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its method returns REQUEUE, or raises."""
+    monkeypatch.setattr(failed_casts, "RETRY_DELAYS", (0.001,))
+    batches = Batches(answer)
+    with listening(transport, batches, batch_size=2, allow_requeue=True):
+        send(notifier, "a", "b")
+        assert batches.next() == ["a", "b"]
+        assert sorted(batches.next()) == ["a", "b"]
+    assert batches.came.empty()
+
+
+def test_levels_come_apart_and_one_that_fails_does_not_harm_the_other(
+    transport: msgbus.Transport, notifier: msgbus.Notifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch may hold several levels: each has its own method."""
+    monkeypatch.setattr(failed_casts, "RETRY_DELAYS", (0.001,))
+    came: list[tuple[str, list[str]]] = []
+
+    class Levels:
+        def info(self, notifications: list[dict[str, Any]]) -> None:
+            came.append(("info", [one["event_type"] for one in notifications]))
+
+        def error(self, notifications: list[dict[str, Any]]) -> None:
+            came.append(("error", [one["event_type"] for one in notifications]))
+            if len([level for level, _ in came if level == "error"]) == 1:
+                raise ValueError("bad")
+
+    with listening(transport, Levels(), batch_size=4, batch_timeout=0.2, allow_requeue=True):
+        notifier.info({}, "a", {})
+        notifier.error({}, "x", {})
+        notifier.info({}, "b", {})
+        notifier.error({}, "y", {})
+        until(lambda: sum(len(events) for level, events in came if level == "error") >= 4, "errors came again")
+    infos = sorted(event for level, events in came for event in events if level == "info")
+    errors = sorted(event for level, events in came for event in events if level == "error")
+    assert (infos, errors) == (["a", "b"], ["x", "x", "y", "y"])
+
+
+def test_an_endpoint_gets_the_part_that_its_filter_accepts(
+    transport: msgbus.Transport, notifier: msgbus.Notifier
+) -> None:
+    """Another one in the same listener gets all."""
+    some, everything = Batches(), Batches()
+    some.filter_rule = msgbus.NotificationFilter(event_type="a")  # type: ignore[attr-defined]
+    with listening(transport, some, everything, batch_size=3):
+        send(notifier, "a1", "b", "a2")
+        assert some.next() == ["a1", "a2"]
+        assert everything.next() == ["a1", "b", "a2"]
+
+
+def test_what_is_no_notification_does_not_harm_its_batch(
+    transport: msgbus.Transport, notifier: msgbus.Notifier
+) -> None:
+    """It is dropped, and the others are handled."""
+    batches = Batches()
+    with listening(transport, batches, batch_size=3):
+        send(notifier, "a")
+        send_raw(transport, b"{}")
+        send(notifier, "b")
+        assert batches.next() == ["a", "b"]
+
+
+def test_a_large_batch_is_not_limited_by_the_prefetch(transport: msgbus.Transport) -> None:
+    """As many as make a batch may come before any is handled."""
+    transport.conf.set_override("rpc_prefetch", 1)
+    batches = Batches()
+    notifier = msgbus.Notifier(transport, driver="messagingv2")
+    with listening(transport, batches, batch_size=20):
+        send(notifier, *map(str, range(20)))
+        assert batches.next() == list(map(str, range(20)))
+
+
+class Clock:
+    """Timers that run when the test says so."""
+
+    def __init__(self) -> None:
+        self.timers: list[tuple[float, Any, tuple[Any, ...]]] = []
+
+    def call_later(self, delay: float, func: Any, *args: Any) -> None:
+        self.timers.append((delay, func, args))
+
+    def ring(self) -> None:
+        _, func, args = self.timers.pop(0)
+        func(*args)
+
+
+def test_the_time_begins_with_the_first_notification() -> None:
+    """Not before, and each batch has a time of its own: an old timer does not end a new batch early."""
+    clock: Any = Clock()
+    complete: list[Any] = []
+    gatherer = Gatherer(2, LONG, clock, complete.append)
+    assert clock.timers == []
+    gatherer.take(_delivery("a"))
+    assert [delay for delay, *_ in clock.timers] == [LONG]
+    gatherer.take(_delivery("b"))
+    assert len(complete) == 1
+    gatherer.take(_delivery("c"))
+    clock.ring()  # that of the first batch
+    assert len(complete) == 1
+    clock.ring()
+    assert [len(batch.deliveries) for batch in complete] == [2, 1]
+
+
+def _delivery(name: str) -> Any:
+    from msgbus.drivers.base import Address, Delivery, Message
+
+    class Plain(Delivery):
+        def accept(self) -> bool:
+            return True
+
+        def reject(self, requeue: bool) -> None: ...
+
+    return Plain(Address("topic", "", name), Message(b"", "", name), False, None)
+
+
+def test_a_batch_listener_that_is_killed_by_its_endpoint_goes_on(
+    transport: msgbus.Transport, notifier: msgbus.Notifier
+) -> None:
+    """Also ``sys.exit`` of a method is an error of that batch alone."""
+    batches = Batches(SystemExit(1))
+    with listening(transport, batches, batch_size=1):
+        send(notifier, "a", "b")
+        assert sorted([*batches.next(), *batches.next()]) == ["a", "b"]
+
+
+def test_single_listeners_and_batch_listeners_share_a_topic(
+    transport: msgbus.Transport, notifier: msgbus.Notifier
+) -> None:
+    """Each notification goes to one of them."""
+    batches, single = Batches(), Endpoint()
+    with listening(transport, batches, batch_size=1), listening(transport, single):
+        send(notifier, *map(str, range(20)))
+        until(lambda: batches.came.qsize() + single.came.qsize() == 20, "all have come")

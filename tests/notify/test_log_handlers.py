@@ -1,0 +1,121 @@
+"""Handlers of the module logging that send notifications."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+import msgbus
+from msgbus.drivers.fake import get_bus
+from msgbus.notify import recorded_notifications
+from tests.notify.support import Endpoint, listening
+from tests.support import conf_from_file, new_transport, new_url
+
+
+@contextmanager
+def logger_with(handler: logging.Handler) -> Iterator[logging.Logger]:
+    """A logger of a service, with a handler, which is closed at the end."""
+    logger = logging.getLogger("service.orders")
+    logger.setLevel(logging.DEBUG)
+    logger.addHandler(handler)
+    try:
+        yield logger
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def test_a_record_is_a_notification_of_its_level() -> None:
+    """With what the record says, its arguments in the text, the traceback, and what the program has added."""
+    url = new_url()
+    transport = new_transport(url)
+    endpoint = Endpoint()
+    with listening(transport, endpoint), logger_with(msgbus.LoggingNotificationHandler(url, "host1")) as logger:
+        logger.warning("order %d is late", 7, extra={"order": 7, "odd": object})
+        level, _, publisher, event_type, payload, _ = endpoint.next()
+        assert (level, publisher, event_type) == ("warn", "host1", "logrecord")
+        assert (payload["msg"], payload["levelname"], payload["name"]) == ("order 7 is late", "WARNING", logger.name)
+        assert payload["funcName"] == "test_a_record_is_a_notification_of_its_level"
+        assert (payload["exc_info"], payload["extra"]) == (None, {"order": 7, "odd": "<class 'object'>"})
+        try:
+            raise ValueError("bad")
+        except ValueError:
+            logger.exception("failed")
+        level, *_, payload, _ = endpoint.next()
+        assert level == "error"
+        assert payload["exc_info"].endswith("ValueError: bad\n")
+        for number, expected in ((logging.CRITICAL, "critical"), (logging.INFO, "info"), (logging.DEBUG, "debug")):
+            logger.log(number, "x")
+            assert endpoint.next()[0] == expected
+    transport.cleanup()
+
+
+def test_a_topic_of_ones_own() -> None:
+    """In the place of ``notifications``."""
+    url = new_url()
+    transport = new_transport(url)
+    endpoint = Endpoint()
+    with (
+        listening(transport, endpoint, targets=[msgbus.Target(topic="logs")]),
+        logger_with(msgbus.LoggingNotificationHandler(url, topic="logs")) as logger,
+    ):
+        logger.info("x")
+        assert endpoint.next()[4]["msg"] == "x"
+    transport.cleanup()
+
+
+def test_what_the_sending_logs_is_not_sent(caplog: pytest.LogCaptureFixture) -> None:
+    """A message system that takes nothing does not make an endless chain of records about that."""
+    url = new_url()
+    transport = new_transport(url)
+    handler = msgbus.LoggingNotificationHandler(url)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        endpoint = Endpoint()
+        with listening(transport, endpoint):
+            get_bus(url).fail_next(msgbus.TransportBlocked("alarm"))
+            root.error("first")
+            root.error("second")
+            assert endpoint.next()[4]["msg"] == "second"
+        assert endpoint.came.empty()
+        assert caplog.text.count("was not sent") == 1
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+    transport.cleanup()
+
+
+def configured(tmp_path: pathlib.Path, url: str, *drivers: str) -> Any:
+    """A configuration with these drivers of notifications."""
+    lines = "".join(f"driver = {driver}\n" for driver in drivers)
+    return conf_from_file(tmp_path, f"[DEFAULT]\ntransport_url = {url}\n[oslo_messaging_notifications]\n{lines}")
+
+
+def test_errors_are_published(tmp_path: pathlib.Path) -> None:
+    """What is logged as an error is a notification of the level error; what is below that is none."""
+    url = new_url()
+    transport = new_transport(url)
+    endpoint = Endpoint()
+    handler = msgbus.PublishErrorsHandler(configured(tmp_path, url, "messagingv2"))
+    with listening(transport, endpoint), logger_with(handler) as logger:
+        logger.warning("never mind")
+        logger.error("order %d is lost", 7)
+        level, _, publisher, event_type, payload, _ = endpoint.next()
+        assert (level, publisher, event_type) == ("error", "error.publisher", "error_notification")
+        assert payload == {"error": "order 7 is lost"}
+    assert endpoint.came.empty()
+    transport.cleanup()
+
+
+def test_errors_are_not_published_to_the_log(tmp_path: pathlib.Path) -> None:
+    """That would log them again."""
+    handler = msgbus.LoggingErrorNotificationHandler(configured(tmp_path, new_url(), "log", "test"))
+    with logger_with(handler) as logger:
+        logger.error("x")
+        assert recorded_notifications(handler._notifier.transport) == []

@@ -1,0 +1,271 @@
+"""RPC of an unchanged oslo.messaging, in memory."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+import pytest
+
+from msgbus.drivers.fake import get_bus
+from msgbus.exceptions import TransportUnavailable
+from msgbus.lowlevel import JSON, Address, Message, now
+from tests.oslo.support import Endpoint, Service, oslo_messaging
+from tests.support import EVENT_TIMEOUT
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+class NotFound(Exception):
+    """As services define them."""
+
+
+def test_calls_return_values_and_carry_the_context(service: Service) -> None:
+    """By topic, and to one server. The server adds to the context what oslo.messaging adds."""
+    service.serve(Endpoint())
+    client = service.client()
+    for prepared in (client, client.prepare(server="s1")):
+        answer = prepared.call({"user": "u"}, "echo", value={"a": [1, "ü", None]})
+        assert answer == {"value": {"a": [1, "ü", None]}, "ctxt": {"user": "u", "client_timeout": None}}
+
+
+def test_failures_are_what_services_expect(service: Service) -> None:
+    """Built-in ones as they are, others as `_Remote` classes if that is allowed, else as RemoteError."""
+
+    class Failing(Endpoint):
+        def missing(self, _ctxt: dict[str, Any]) -> None:
+            raise NotFound("no image")
+
+    service.serve(Failing())
+    with pytest.raises(ValueError, match="no such thing"):
+        service.client().call({}, "fail")
+    with pytest.raises(oslo_messaging.RemoteError) as unknown:
+        service.client().call({}, "missing")
+    assert unknown.value.exc_type == "NotFound"
+    with pytest.raises(NotFound, match="no image") as rebuilt:
+        service.client(__name__).call({}, "missing")
+    assert type(rebuilt.value).__name__ == "NotFound_Remote"
+    with pytest.raises(oslo_messaging.RemoteError) as no_method:
+        service.client().call({}, "nothing")
+    assert no_method.value.exc_type == "NoSuchMethod"
+
+
+def test_a_result_that_cannot_be_written_ends_the_call(service: Service) -> None:
+    """The caller learns it at once, and does not wait until its timeout."""
+    service.serve(Endpoint())
+    with pytest.raises(Exception, match=r"(?i)circular|recursion"):
+        service.client().call({}, "unwritable")
+
+
+def test_a_call_for_nobody_times_out(service: Service) -> None:
+    """As with stock oslo.messaging, where it is not known whether anybody is there."""
+    with pytest.raises(oslo_messaging.MessagingTimeout, match="nobody"):
+        service.client(timeout=0.3).call({}, "echo", value=1)
+
+
+def test_at_least_once_says_that_nobody_is_there(service: Service) -> None:
+    """At once, for calls and casts."""
+    options = oslo_messaging.TransportOptions(at_least_once=True)
+    client = service.client(transport_options=options)
+    with pytest.raises(oslo_messaging.MessageUndeliverable):
+        client.call({}, "echo", value=1)
+    with pytest.raises(oslo_messaging.MessageUndeliverable):
+        client.cast({}, "note", value=1)
+
+
+def test_a_call_reaches_a_server_that_starts_later(service: Service) -> None:
+    """A server that is being restarted costs a moment, and no call."""
+    answers: list[Any] = []
+    calling = threading.Thread(target=lambda: answers.append(service.client().call({}, "echo", value=1)["value"]))
+    calling.start()
+    service.serve(Endpoint())
+    calling.join(EVENT_TIMEOUT)
+    assert answers == [1]
+
+
+def test_a_cast_reaches_a_server_that_starts_later(service: Service) -> None:
+    """The caster does not wait for that."""
+    service.client().cast({}, "note", value=1)
+    endpoint = Endpoint()
+    service.serve(endpoint)
+    assert endpoint.taken() == 1
+
+
+def test_casts_and_fanouts(service: Service) -> None:
+    """One server gets a cast to the topic, the named one a cast to it, and all of them a fanout."""
+    first, second = Endpoint(), Endpoint()
+    service.serve(first, "s1")
+    service.serve(second, "s2")
+    client = service.client()
+    client.prepare(server="s2").cast({}, "note", value="second")
+    assert second.taken() == "second"
+    client.prepare(fanout=True).cast({}, "note", value="all")
+    assert (first.taken(), second.taken()) == ("all", "all")
+    client.prepare(topic="nobody", fanout=True).cast({}, "note", value="all")
+
+
+def test_a_topic_may_name_the_host(service: Service) -> None:
+    """Services write ``topic.host``, and mean the server of that name."""
+    service.serve(Endpoint(), "h1.example")
+    assert service.client(topic="t.h1.example").call({}, "echo", value=1)["value"] == 1
+
+
+def test_a_monitored_call_outlives_its_monitor(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server shows life while it runs, and only if it was asked to."""
+    endpoint = Endpoint()
+    service.serve(endpoint)
+    frames: list[Any] = []
+    client = service.client(call_monitor_timeout=2)
+    transport = client.transport._driver.transport
+    route = transport.router.route
+
+    def keep(reply: Any, at: float) -> None:
+        frames.append(reply)
+        route(reply, at)
+        if len(frames) == 2:  # So long that the monitor would have ended it.
+            endpoint.go_on.set()
+
+    monkeypatch.setattr(transport.router, "route", keep)
+    assert client.call({}, "wait") == "done"
+    assert [reply.ending for reply in frames][:3] == [False, False, True]
+    frames.clear()
+    assert client.prepare(call_monitor_timeout=None).call({}, "wait") == "done"
+    assert [reply.ending for reply in frames] == [True]
+
+
+def test_a_silent_server_ends_a_monitored_call(service: Service) -> None:
+    """Long before the call's own timeout."""
+    transport = service.transport()._driver.transport
+    transport.subscribe([Address("topic", "openstack", "t")], lambda _: None, prefetch=1, deadline=now() + 5)
+    with pytest.raises(oslo_messaging.MessagingTimeout, match="no sign of life"):
+        service.client(call_monitor_timeout=1, timeout=1000).call({}, "echo", value=1)
+
+
+def test_the_ping_endpoint_answers(service: Service) -> None:
+    """If the service has it."""
+    from oslo_config import cfg  # oslo.messaging reads that option from the global configuration.
+
+    oslo_messaging.RPCDispatcher([], None)
+    cfg.CONF.set_override("rpc_ping_enabled", True)
+    try:
+        service.serve(Endpoint())
+        assert service.client().call({}, "oslo_rpc_server_ping") == "pong"
+    finally:
+        cfg.CONF.clear_override("rpc_ping_enabled")
+
+
+def test_what_may_have_been_lost_is_sent_again(service: Service) -> None:
+    """Under the same id, so that a server runs it once."""
+    endpoint = Endpoint()
+    service.serve(endpoint)
+    client = service.client()
+    bus = get_bus(service.url.removeprefix("msgbus+"))
+    assert client.call({}, "echo", value=0)["value"] == 0
+    bus.fail_next(TransportUnavailable("cut", maybe_delivered=True))
+    client.cast({}, "note", value=1)
+    assert endpoint.taken() == 1
+    bus.fail_next(TransportUnavailable("cut", maybe_delivered=True))
+    assert client.call({}, "echo", value=2)["value"] == 2
+
+
+def send_raw(service: Service, payload: object, address: Address | None = None) -> None:
+    """Send what a peer may send."""
+    transport = service.transport()._driver.transport
+    message = Message(json.dumps(payload).encode() if not isinstance(payload, bytes) else payload, JSON, "id", 10.0)
+    transport.send_and_wait(
+        address or Address("topic", "openstack", "t"), message, now() + 5, what="it", mandatory=True, repeat=False
+    )
+
+
+def test_the_same_message_runs_once(service: Service) -> None:
+    """As far back as a thousand messages; one without an id is always run."""
+    endpoint = Endpoint()
+    service.serve(endpoint)
+    for value, unique_id in (1, "a"), (2, "a"), (3, None), (4, None), (5, "b"):
+        send_raw(service, {"method": "note", "args": {"value": value}, "_unique_id": unique_id})
+    assert [endpoint.taken() for _ in range(4)] == [1, 3, 4, 5]
+
+
+def test_what_was_not_acknowledged_in_time_runs_when_it_comes_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request whose connection is lost before it began is given out again, and is no duplicate then."""
+    endpoint = Endpoint()
+    server = service.serve(endpoint)
+    bus = get_bus(service.url.removeprefix("msgbus+"))
+    process = server._process_incoming
+    cut = threading.Event()
+
+    def cut_first(incoming: Any) -> None:
+        if not cut.is_set():
+            cut.set()
+            bus.cut()
+        process(incoming)
+
+    monkeypatch.setattr(server, "_process_incoming", cut_first)
+    send_raw(service, {"method": "note", "args": {"value": 1}, "_unique_id": "a"})
+    assert endpoint.taken() == 1
+    assert endpoint.notes.empty()
+
+
+@pytest.mark.parametrize("body", [b"", b"\xff", b"[]", b'"x"', b"{}", b'{"oslo.version": "3.0", "oslo.message": "{}"}'])
+def test_what_cannot_be_read_is_dropped_with_a_line_in_the_log(
+    service: Service, body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the server goes on."""
+    endpoint = Endpoint()
+    service.serve(endpoint)
+    send_raw(service, body)
+    send_raw(service, {"method": "note", "args": {"value": 1}})
+    assert endpoint.taken() == 1
+    assert any(record.levelname in ("ERROR", "EXCEPTION") for record in caplog.records)
+
+
+def test_a_stopped_server_runs_what_it_has_taken(service: Service) -> None:
+    """Stopping waits for the calls that run, which are answered."""
+    begun = threading.Event()
+
+    class Slow(Endpoint):
+        def wait(self, ctxt: dict[str, Any]) -> str:
+            begun.set()
+            return super().wait(ctxt)
+
+    endpoint = Slow()
+    server = service.serve(endpoint)
+    answers: list[Any] = []
+    calling = threading.Thread(target=lambda: answers.append(service.client().call({}, "wait")))
+    calling.start()
+    assert begun.wait(EVENT_TIMEOUT)
+    server.stop()
+    endpoint.go_on.set()
+    server.wait()
+    calling.join(EVENT_TIMEOUT)
+    assert answers == ["done"]
+
+
+def test_many_callers_share_a_transport(service: Service) -> None:
+    """Each gets its own answer."""
+    service.serve(Endpoint())
+    client = service.client()
+    answers: dict[int, Any] = {}
+
+    def call(number: int) -> None:
+        answers[number] = client.call({}, "echo", value=number)["value"]
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(EVENT_TIMEOUT)
+    assert answers == {number: number for number in range(40)}
+
+
+def test_after_cleanup_every_verb_raises(service: Service) -> None:
+    """With errors of oslo.messaging."""
+    client = service.client()
+    client.transport.cleanup()
+    with pytest.raises(oslo_messaging.MessagingException, match="closed"):
+        client.call({}, "echo", value=1)
+    with pytest.raises(oslo_messaging.MessagingException, match="closed"):
+        client.cast({}, "note", value=1)

@@ -1,0 +1,149 @@
+"""How the settings of a service reach msgbus's drivers."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import pytest
+from oslo_config import cfg
+
+import msgbus.oslo.settings
+from msgbus.oslo.settings import Settings, read_settings
+from tests.oslo.support import Service, conf_of, oslo_messaging
+from tests.support import new_url
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def settings_of(url: str, conf: cfg.ConfigOpts | None = None) -> Settings:
+    """What a service's driver is made from."""
+    conf = conf or conf_of()
+    return read_settings(conf, oslo_messaging.TransportURL.parse(conf, url))
+
+
+@pytest.fixture(autouse=True)
+def _named_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test sees the lines that are written once in a process."""
+    monkeypatch.setattr(msgbus.oslo.settings, "_named", set())
+
+
+@pytest.mark.parametrize(
+    ("url", "masked"),
+    [
+        ("msgbus+zmq://", "zmq:///"),
+        ("msgbus+rabbit://", "kombu"),
+        ("msgbus+rabbit://u:p%2Fw@h:1,v:q@[::1]:2/vhost", "rabbit://u:***@h:1,v:***@[::1]:2/vhost?topology=oslo"),
+        ("msgbus+rabbit://u:p@h//", "rabbit://u:***@h/%2F?topology=oslo"),
+        ("msgbus+rabbit://u:p@h/?topology=native", "rabbit://u:***@h/?topology=native"),
+        ("msgbus+rabbits://u:p@h/", "rabbit://u:***@h/?topology=oslo&ssl=true"),
+        ("msgbus+nats://h/", "nats://h/"),
+    ],
+)
+def test_urls_are_read_as_oslo_messaging_does(url: str, masked: str) -> None:
+    """Hosts, log-ins, virtual host and options stay as they are; what is behind the plus names the driver."""
+    found = settings_of(url).url
+    if masked == "kombu":
+        masked = "rabbit:///?topology=oslo"
+    assert str(found) == masked
+    if "%2F" in url:
+        assert found.hosts[0].password == "p/w"
+
+
+FILE = """
+[oslo_messaging_rabbit]
+heartbeat_timeout_threshold = 7
+rabbit_qos_prefetch_count = 11
+rabbit_retry_interval = 2
+kombu_missing_consumer_retry_timeout = 5
+rabbit_login_method = PLAIN
+ssl = true
+ssl_ca_file = /ca
+heartbeat_rate = 2
+kombu_reconnect_delay = 3
+"""
+
+
+def test_options_of_oslo_messaging_are_mapped(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Those that have a meaning; the others are named in the log, once."""
+    settings_of("msgbus+rabbit://h/", conf_of(FILE, tmp_path))
+    found = settings_of("msgbus+rabbit://h/", conf_of(FILE, tmp_path))
+    assert found.url.query == {
+        "heartbeat": "7",
+        "login_method": "PLAIN",
+        "ssl": "true",
+        "ssl_ca_file": "/ca",
+        "topology": "oslo",
+    }
+    assert (found.prefetch, found.retry_interval, found.reply_timeout) == (11, 2, 5)
+    (line,) = [record.getMessage() for record in caplog.records if "have no effect" in record.getMessage()]
+    assert "heartbeat_rate, kombu_reconnect_delay" in line
+
+
+def test_they_may_stand_in_the_url_too(caplog: pytest.LogCaptureFixture) -> None:
+    """Where they win over the file."""
+    found = settings_of("msgbus+rabbit://h/?heartbeat_timeout_threshold=0&heartbeat_rate=2&max_message_size=4096")
+    assert found.url.query == {"heartbeat": "0", "max_message_size": "4096", "topology": "oslo"}
+    assert "heartbeat_rate" in caplog.text
+
+
+def test_and_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As oslo.config reads it."""
+    monkeypatch.setenv("OS_OSLO_MESSAGING_RABBIT__HEARTBEAT_TIMEOUT_THRESHOLD", "9")
+    monkeypatch.setenv("OS_MSGBUS_KOMBU__CONNECT_TIMEOUT", "3")
+    conf = conf_of()
+    assert settings_of("msgbus+rabbit://h/", conf).url.query["heartbeat"] == "9"
+    assert conf.msgbus_kombu.connect_timeout == 3
+
+
+def test_the_drivers_own_group_wins_over_that_of_oslo_messaging(tmp_path: pathlib.Path) -> None:
+    """It says what it says for this driver alone."""
+    text = FILE + "[msgbus_kombu]\nheartbeat = 3\ntopology = native\n"
+    found = settings_of("msgbus+rabbit://h/", conf_of(text, tmp_path))
+    assert "heartbeat" not in found.url.query
+    assert "topology" not in found.url.query
+
+
+def test_settings_of_tls_without_tls_are_left_out(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    """oslo.messaging does not look at them then; a driver of msgbus would refuse them."""
+    text = "[oslo_messaging_rabbit]\nssl_ca_file = /ca\n"
+    assert settings_of("msgbus+rabbit://h/", conf_of(text, tmp_path)).url.query == {"topology": "oslo"}
+    assert "ssl_ca_file (ssl is off)" in caplog.text
+    assert settings_of("msgbus+rabbits://h/", conf_of(text, tmp_path)).url.query["ssl_ca_file"] == "/ca"
+    text += "[msgbus_kombu]\nssl = true\n"
+    assert settings_of("msgbus+rabbit://h/", conf_of(text, tmp_path)).url.query["ssl_ca_file"] == "/ca"
+
+
+def load_failure(url: str, conf: cfg.ConfigOpts | None = None) -> str:
+    """The text of the error that oslo.messaging raises."""
+    with pytest.raises(oslo_messaging.DriverLoadFailure) as caught:
+        oslo_messaging.get_rpc_transport(conf or conf_of(), url)
+    return str(caught.value)
+
+
+def test_what_is_wrong_is_a_load_failure() -> None:
+    """With the text of msgbus, and no password."""
+    assert "did you mean max_message_size" in load_failure(f"msgbus+{new_url()}?max_mesage_size=5")
+    assert "no such driver is installed" in load_failure("msgbus+rabit://u:secret@h/")
+    assert "for example msgbus+rabbit://" in load_failure("msgbus://u:secret@h/")
+    text = load_failure("msgbus+rabbit://u:secret@h/?conect_timeout=3")
+    assert "did you mean connect_timeout" in text
+    assert "secret" not in text
+
+
+def test_a_service_registers_its_options_before_and_after(service: Service) -> None:
+    """None of the core's options is registered on its configuration: their definitions would differ."""
+    conf = conf_of()
+    url = f"msgbus+{new_url()}"
+    oslo_messaging.get_rpc_transport(conf, url).cleanup()
+    conf.register_opt(cfg.IntOpt("rpc_prefetch", default=5, help="the service's own"))
+    conf.register_opt(cfg.BoolOpt("rpc_backend", help="the service's own"))
+    oslo_messaging.get_rpc_transport(conf, url).cleanup()
+    assert service is not None
+
+
+@pytest.mark.parametrize(("retry", "seconds"), [(None, None), (-1, None), (0, 1.0), (3, 4.0)])
+def test_retries_are_seconds(service: Service, retry: int | None, seconds: float | None) -> None:
+    """As many tries, of which each counts as the interval between two."""
+    driver: Any = service.transport()._driver
+    assert driver._send_timeout(retry) == seconds
