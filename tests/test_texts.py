@@ -73,7 +73,7 @@ def strings(path: pathlib.Path) -> Iterator[str]:
         if isinstance(node, ast.Expr):
             inner.add(id(node.value))
         elif isinstance(node, ast.JoinedStr):
-            yield "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inner:
             yield node.value
 
