@@ -45,7 +45,7 @@ class NotificationChecks:
 
     @check("bus", since="0.1")
     def test_a_notification_reaches_the_method_of_its_level(self, bus: Bus) -> None:
-        """A listener gets the levels that it has methods for, of seven, and takes no others away from other listeners."""
+        """A listener gets the levels that it has methods for, and takes no others away from other listeners."""
         bus.listen("all")
         bus.listen("errors", levels=["error"], pool="errors")
         for level in LEVELS:
@@ -140,7 +140,7 @@ class NotificationChecks:
 
     @check("bus", since="0.1", lacks=(Capability.STORAGE,))
     def test_an_unread_notification_is_dropped(self, bus: Bus) -> None:
-        """If nobody listens, the sender gets no error, and the first listener gets what is sent after it has started."""
+        """If nobody listens, the sender gets no error, and the first listener gets what is sent from then on."""
         self._send(bus, "k0")
         bus.listen()
         self._send(bus, "k1")
