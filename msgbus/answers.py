@@ -17,17 +17,18 @@ LOG = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """What one server has answered to a `RPCClient.gather`.
+    """The answer of one server to a `RPCClient.gather`.
 
     Attributes:
         topic: the server's topic.
-        server: its name. None where it does not say: a stock oslo.messaging server, or an answer that cannot be read.
-        value: what the method has returned (of a generator: the last value); None if there is an error.
-        error: None, or why there is no value. What the method has raised there is rebuilt as for `RPCClient.call`. It
-            is a `NoSuchMethod` or another `RPCDispatcherError` if the server does not have the method, `ServerLost` if
-            it had said that it runs the method and then fell silent, and `OutcomeUnknown` if it may or may not have run
-            it.
-        seconds: from the beginning of the gather to the answer.
+        server: its name. None if it does not send its name (a stock oslo.messaging server), or the answer cannot be
+            read.
+        value: the result of the method (of a generator: the last value); None if there is an error.
+        error: None, or why there is no value. An exception of the method is rebuilt as for `RPCClient.call`. If the
+            server does not have the method, it is a `NoSuchMethod` or another `RPCDispatcherError`. If the server said
+            that it runs the method and then fell silent, it is `ServerLost`. If the method may or may not have run, it
+            is `OutcomeUnknown`.
+        seconds: the time from the start of the gather to the answer.
     """
 
     topic: str
@@ -48,7 +49,7 @@ class Answer:
 
 
 class Answers(list[dict[str, Any]]):
-    """What `RPCClient.ping` has gathered: a list with one dict for each server that has answered.
+    """The answers to `RPCClient.ping`: a list with one dict for each server that has answered.
 
     Attributes:
         expected: how many servers the message system knows, or None if it does not say. Those that have not answered

@@ -57,7 +57,7 @@ def refuse_async(what: str, found: object) -> None:
         TypeError: it is `async`.
     """
     if is_async(found):
-        raise TypeError(f"{what} is async, and msgbus calls it without awaiting it: make it a plain one")
+        raise TypeError(f"{what} is async, and msgbus does not await it: make it a plain function")
 
 
 def refuse_awaitable(what: str, result: Any) -> None:
@@ -82,8 +82,8 @@ def refuse_awaitable(what: str, result: Any) -> None:
         with contextlib.suppress(Exception):  # Else Python warns that it was never awaited.
             result.close()
     raise RPCDispatcherError(
-        f"{what} {_named(cls)}, which msgbus does not await, so nothing of it has run: return a plain value, or, in a "
-        "server's method, declare that with 'async def' and await it there"
+        f"{what} {_named(cls)}, which msgbus does not await, so it has not run: return a plain value, or declare the "
+        "server's method with 'async def' and await it there"
     )
 
 

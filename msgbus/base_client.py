@@ -138,7 +138,7 @@ class BaseClient:
         deadline: float | None = _UNSET,
         topics: Sequence[str] | None = _UNSET,
     ) -> Client:
-        """Return a client with other settings; None is a value like others, and restores the default.
+        """Return a client with other settings; None restores the default.
 
         `deadline` is in seconds, and bounds a whole `multicall`, from its beginning to its last item, and a whole
         `cast_many`, until the last cast is confirmed. `topics` are those that `gather` asks, in place of the target's;
@@ -201,7 +201,7 @@ class BaseClient:
         A `Target` in the class's attribute ``target`` gives the namespace and version.
 
         Args:
-            api: the class, often a `typing.Protocol`. Its methods do nothing. What it says is read once.
+            api: the class, often a `typing.Protocol`. Its methods do nothing. Its annotations are read once.
             ctxt: the caller's context in each call; None means an empty one. If a method's first parameter is named
                 ``ctxt`` or ``context``, also with an underscore before it, that is the context of the call instead.
 
@@ -212,7 +212,7 @@ class BaseClient:
         return cast(Api, make_proxy(self, api, ctxt, asynchronous=self.asynchronous))
 
     def can_send_version(self, version: str | None = _UNSET) -> bool:
-        """Whether the version cap lets a request of `version` (default: the target's) go."""
+        """Whether the version cap allows a request of `version` (default: the target's)."""
         if self.version_cap is None:
             return True
         asked = self.target.version if version is _UNSET else version
@@ -281,7 +281,7 @@ class BaseClient:
         def write(request: InterceptedRequest) -> None:
             if messages:
                 raise MessagingException(
-                    "an interceptor called proceed a second time for a cast of cast_many, of which it has no outcome"
+                    "an interceptor called proceed a second time for a cast of cast_many, whose outcome it cannot know"
                 )
             client = self._without_interceptors(request)
             messages.append(client._cast_message(request.context, is_fanout, request.method, request.args, deadline))
@@ -328,8 +328,8 @@ class BaseClient:
         """
         if self.delivery == AT_LEAST_ONCE:
             raise ValueError(
-                "gather is at_most_once: a question to many servers is not sent again, since those that have answered "
-                "would be asked twice; nothing was sent. Use client.prepare(delivery='at_most_once').gather(...)"
+                "gather is always at_most_once: it is never sent again, since servers that have answered would run "
+                "it twice; nothing was sent. Use client.prepare(delivery='at_most_once').gather(...)"
             )
         topics = [self.target.topic] if self.topics is None else dict.fromkeys(self.topics)
         # Where the target names a server, fanout would be the stronger one.
@@ -376,7 +376,10 @@ class BaseClient:
 
     def _new_pending(self, cls: Any, method: str, now: float, **more: Any) -> Any:
         if cls is not PendingAnswers and self._address.kind == "fanout":
-            raise InvalidTarget("a call has no answer from all servers at once; cast, or name a server", self.target)
+            raise InvalidTarget(
+                "call and multicall cannot be sent to all servers: use gather or fanout_cast, or name a server",
+                self.target,
+            )
         return cls(
             new_id(),
             method,

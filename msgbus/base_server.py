@@ -105,8 +105,8 @@ class BaseServer(BaseListener):
         for endpoint in dispatcher.in_namespace(PING_NAMESPACE) if self._interceptors else ():
             if not isinstance(endpoint, Ping | Describe | Stats):
                 raise TypeError(
-                    f"endpoint {endpoint!r} has the namespace {PING_NAMESPACE!r}, in which msgbus itself answers, and "
-                    "interceptors would not see its requests: give it another one"
+                    f"endpoint {endpoint!r} has the namespace {PING_NAMESPACE!r}, which is for msgbus's own methods, "
+                    "and interceptors would not see its requests: choose another namespace"
                 )
         self._start_clean()
 

@@ -39,8 +39,8 @@ class RPCClient(BaseClient):
     """Sends requests to a target. Thread-safe; cheap to make and to `prepare`.
 
     Args:
-        transport: where to.
-        target: whom to; needs a topic.
+        transport: the connection to the message system.
+        target: the receiver of the requests; needs a topic.
         timeout: seconds that a verb may take (for `multicall`: between two items); None means the option
             ``rpc_response_timeout``.
         version_cap: the highest version that the servers are known to have; requests above it are refused.
@@ -110,10 +110,10 @@ class RPCClient(BaseClient):
         return self._value(ctxt, pending)
 
     def cast(self, ctxt: Any, method: str = "", /, **kwargs: Any) -> None:
-        """Have `method` run on one server (with ``fanout=True`` in the target: on all), and do not wait for it.
+        """Run `method` on one server (with ``fanout=True`` in the target: on all), and do not wait for it.
 
-        Returns once the message system has taken responsibility for the request. Then the request waits for a server
-        for as long as it takes; only if a `timeout` was given is it dropped when no server has begun it by then.
+        Returns when the message system has taken responsibility for the request. Then the request waits for a server
+        for as long as it takes. If a `timeout` was given, it is dropped if no server has begun it by then.
 
         It raises what `call` raises, except for the errors that concern the answer.
         """
@@ -123,7 +123,7 @@ class RPCClient(BaseClient):
         self._cast(self._address, ctxt, method, kwargs)
 
     def fanout_cast(self, ctxt: Any, method: str = "", /, **kwargs: Any) -> None:
-        """Have `method` run on every server of the topic. It is not an error if there is none.
+        """Run `method` on every server of the topic. It is not an error if there is no server.
 
         It raises what `cast` raises.
         """
@@ -139,26 +139,25 @@ class RPCClient(BaseClient):
 
             client.cast_many(ctxt, (("resize", {"image": name}) for name in names))
 
-        It returns once the message system has taken responsibility for all of them. Each request is a cast by itself:
-        they go where `cast` sends them (with ``fanout=True`` in the target: each to all servers), `timeout` bounds each
-        as that of a `cast`, and ``prepare(deadline=...)`` bounds the whole. The iterable is read as the requests are
-        sent, on this thread, so it may be a generator of any length: at most half of ``rpc_send_window`` requests are
-        on their way at a time.
+        It returns when the message system has taken responsibility for all of them. Each request is a separate cast: it
+        goes where `cast` sends it (with ``fanout=True`` in the target: to all servers). `timeout` bounds each cast, and
+        ``prepare(deadline=...)`` the whole. The iterable is read on this thread while requests are sent, so it may be a
+        generator of any length. At most half of ``rpc_send_window`` requests are on their way at a time.
 
-        After an error no more requests are sent, and what becomes of those on the way is waited for.
+        After an error no more requests are sent, and the outcomes of those on the way are waited for.
 
         Args:
             ctxt: the caller's context, for all of them.
             requests: for each cast a pair of the method's name and a dict of its arguments.
 
         Returns:
-            how many there were.
+            the number of requests.
 
         Raises:
-            CastsFailed: a request was not taken, or cannot be sent. It says which one was the first, why, how many were
-                confirmed and which ones may have been delivered.
-            Exception: the iterable raised it. A note of the exception says how many requests were confirmed. (After
-                what is no `Exception`, such as `KeyboardInterrupt`, nothing is waited for.)
+            CastsFailed: a request was not confirmed, or cannot be sent. It says which was the first and why, how many
+                were confirmed, and which may have been delivered.
+            Exception: the iterable raised it. A note of the exception says how many requests were confirmed. (After a
+                `KeyboardInterrupt` and the like, nothing is waited for.)
         """
         casts = Casts(
             self.transport,
@@ -236,8 +235,8 @@ class RPCClient(BaseClient):
         """Run a generator method on one server and iterate over its values as it yields them.
 
         The request is sent at once. `timeout` bounds the wait for each item, ``prepare(deadline=...)`` the whole. The
-        server's generator waits while this side does not consume, and is closed when the iterator is closed or
-        dropped. A method that returns plainly yields one item.
+        server's generator waits while the client does not read, and is closed when the iterator is closed or dropped. A
+        method that is no generator yields one item.
 
         It raises what `call` raises. An exception of the remote generator is raised from the iteration, after the
         values before it.
@@ -260,26 +259,26 @@ class RPCClient(BaseClient):
             return Stream(call, stack.pop_all(), self.serializer, ctxt)
 
     def gather(self, ctxt: Any, method: str = "", /, **kwargs: Any) -> Gathering:
-        """Run `method` on every server of the topic, and iterate over their answers as they come.
+        """Run `method` on every server of the topic, and iterate over the answers as they arrive.
 
         ::
 
             for answer in client.gather({}, "status"):
                 print(answer.server, answer.value if answer.error is None else answer.error)
 
-        The request is sent at once, to the servers that there are at that moment: to those of the topic; to the one
-        that the target names; or to those of many topics, after ``prepare(topics=[...])``. What a method raises is in
-        `Answer.error`, and not raised from the iteration. Of a generator method the answer is the last value.
+        The request is sent at once, to the servers that exist at that moment: those of the topic; the one that the
+        target names; or those of many topics, after ``prepare(topics=[...])``. An exception of a method is in
+        `Answer.error`; the iteration does not raise it. The answer of a generator method is its last value.
 
-        The iteration ends when as many servers have answered as the message system knew when it had been asked, and at
-        the deadline: `timeout`, or the inherited one. A server that dies meanwhile is waited for until then, or, if it
-        had said that it runs the method, until it has been silent for 15 s; one that joins later is not asked. If the
-        message system knows of no server, it ends at once. Afterwards `Gathering.expected` and `Gathering.answered`
-        say whether somebody is missing.
+        The iteration ends when all servers known to the message system have answered, or at the deadline: `timeout`, or
+        the inherited one. If a server dies meanwhile, it is waited for until then; if it had reported that it runs the
+        method, until it has been silent for 15 s. A server that joins later is not asked. If no server is known, the
+        iteration ends at once. Afterwards `Gathering.expected` and `Gathering.answered` say whether an answer is
+        missing.
 
-        Each server runs it at most once, whatever the option ``rpc_delivery`` says, and the question is never sent
-        again. A gather takes one place of ``rpc_send_window`` until it ends, is closed, or is dropped; what servers
-        still run for it then is cancelled there. Its answers are kept until they are taken.
+        Each server runs the method at most once, whatever the option ``rpc_delivery`` says, and the request is never
+        sent again. A gather takes one place of ``rpc_send_window`` until it ends, is closed, or is dropped; methods
+        that still run for it then are cancelled. Its answers are kept until they are read.
 
         Stock oslo.messaging servers answer too, without their names. Interceptors of this client do not see a gather,
         and those of the servers see a call without metadata.
@@ -302,11 +301,12 @@ class RPCClient(BaseClient):
     def ping(self, timeout: float = 1.0) -> Answers:
         """Ask every server of the topic (or the one that the target names) for a sign of life.
 
-        A server that is frozen or too busy (all of its threads or tasks are taken) does not answer, and is still
-        counted: compare the number of answers with `Answers.expected`.
+        A server that is frozen or too busy (all of its threads or tasks are busy) does not answer, but is counted:
+        compare the number of answers with `Answers.expected`.
 
         Args:
-            timeout: seconds to gather answers. Returns earlier if as many answer as the message system knows.
+            timeout: seconds to wait for answers. Returns earlier if all servers known to the message system have
+                answered.
 
         Returns:
             for each server that answers a dict with server, topic, host, pid, version (of msgbus) and seconds (until
@@ -314,7 +314,7 @@ class RPCClient(BaseClient):
 
         Raises:
             MessageUndeliverable: the target names a server, and nobody listens there.
-            TransportUnavailable: the message system could not be reached, or took no request in that time.
+            TransportUnavailable: the message system could not be reached, or accepted no request in that time.
         """
         gather = Gather(self.transport, [self._ping_asker(timeout)], {}, "ping", is_ping=True)
         with Gathering(self.transport, gather, {}, takes_place=False) as answers:

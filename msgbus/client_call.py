@@ -38,8 +38,8 @@ class ClientCall:
     __slots__ = ("_content_type", "_fallback", "pending", "transport")
 
     lost_answer = (
-        "this side's connection was lost meanwhile, and the answer may have been lost with it, which does not happen "
-        "under delivery='at_least_once'"
+        "the connection of this process was lost meanwhile, and the answer may have been lost with it, which does not "
+        "happen under delivery='at_least_once'"
     )
 
     def __init__(self, transport: BaseTransport, pending: Pending, content_type: str, fallback: Address | None) -> None:

@@ -27,16 +27,16 @@ CORE_OPTS: list[cfg.Opt] = [
         "transport_url",
         secret=True,
         sample_default="rabbit://guest:guest@localhost:5672/",
-        help="Driver, hosts and options in one: rabbit://user:password@host:5672/vhost?option=value. rabbits:// is the "
-        "same with TLS. It wins over rpc_backend.",
+        help="Driver, hosts and options in one: rabbit://user:password@host:5672/vhost?option=value. rabbits:// is "
+        "the same with TLS. It overrides rpc_backend.",
     ),
     cfg.FloatOpt(
         "rpc_response_timeout",
         default=60.0,
         min=0.001,
-        help="Seconds that a call waits for its answer where the caller names no timeout.",
+        help="Seconds that a call waits for its answer if the caller gives no timeout.",
     ),
-    cfg.StrOpt("control_exchange", default="msgbus", help="The exchange of targets that name none."),
+    cfg.StrOpt("control_exchange", default="msgbus", help="The exchange of targets that do not name one."),
     cfg.IntOpt(
         "executor_thread_pool_size",
         default=64,
@@ -48,8 +48,8 @@ CORE_OPTS: list[cfg.Opt] = [
         "executor_tasks",
         default=1000,
         min=1,
-        help="The most requests that a server of msgbus.aio, or one with async methods, runs at the same time, with "
-        "plain methods and open streams among them.",
+        help="The most requests that a server of msgbus.aio, or one with async methods, runs at the same time, "
+        "including plain methods and open streams.",
     ),
     cfg.IntOpt(
         "rpc_prefetch",
@@ -63,30 +63,30 @@ CORE_OPTS: list[cfg.Opt] = [
         "rpc_delivery",
         default=AT_MOST_ONCE,
         choices=POLICIES,
-        help="The delivery policy of calls and casts that name none: the client's default, and what a server assumes "
-        "of requests that do not say.",
+        help="The delivery policy of calls and casts that do not name one. Servers also use it for requests that "
+        "carry no policy.",
     ),
     cfg.StrOpt(
         "rpc_codec",
         default="json",
         choices=("json", "msgpack"),
-        help="How requests are written: json is read by stock oslo.messaging peers too; msgpack carries binary data, "
+        help="The format of requests. Stock oslo.messaging peers can read json; msgpack can also carry binary data, "
         "NaN and infinity.",
     ),
     cfg.BoolOpt(
         "rpc_json_lossy",
         default=False,
         help="Whether values that JSON does not have are converted: NaN and infinity to null, bytes to base64 text, "
-        "and numbers that are keys of a dict to strings. The receiver cannot tell that they were converted. Otherwise "
-        "they are a SerializationError at the sender. For services that send such values to a stock oslo.messaging, "
-        "and cannot be changed.",
+        "and numbers that are keys of a dict to strings. The receiver cannot tell that they were converted. "
+        "Otherwise they raise SerializationError at the sender. Use it only for services that send such values "
+        "to a stock oslo.messaging and cannot be changed.",
     ),
     cfg.IntOpt(
         "rpc_send_window",
         default=1000,
         min=1,
-        help="The most unfinished requests of one transport, with open streams among them; a further one waits, within "
-        "its deadline.",
+        help="The most unfinished requests of one transport, including open streams. Further requests wait, within "
+        "their deadline.",
     ),
     cfg.FloatOpt(
         "rpc_reply_grace",
@@ -99,7 +99,7 @@ CORE_OPTS: list[cfg.Opt] = [
         "rpc_cast_retries",
         default=3,
         min=0,
-        help="How often a server runs an at_least_once cast again that raised, before it goes to the dead letters.",
+        help="How often a server repeats an at_least_once cast that raises, before the cast goes to the dead letters.",
     ),
     cfg.BoolOpt(
         "rpc_ping_enabled",
@@ -110,10 +110,10 @@ CORE_OPTS: list[cfg.Opt] = [
         "rpc_built_in_methods",
         default=list(BUILT_IN),
         item_type=types.String(choices=BUILT_IN),
-        help="Which methods a server answers in the namespace msgbus, besides ping, to everybody who may send requests "
-        "to its topic. describe says which methods it has, with their signatures, docstrings and types (msgbus "
-        "describe, msgbus stub); stats says what it runs and has run, with names of methods and ids of requests. "
-        "Empty: none.",
+        help="The methods that a server has in the namespace msgbus, besides ping, for everybody who may send "
+        "requests to its topic. describe returns its methods, with their signatures, docstrings and types "
+        "(msgbus describe, msgbus stub); stats returns what it runs and has run, with names of methods and ids "
+        "of requests. Empty: none.",
     ),
 ]
 
@@ -121,8 +121,8 @@ RPC_OPTS: list[cfg.Opt] = [
     cfg.ListOpt(
         "allowed_rpc_exception_modules",
         default=[],
-        help="Modules whose exceptions may be rebuilt in this process when a server raised them. For services that "
-        "use msgbus.rpc; others say it in their code.",
+        help="Modules whose exceptions are rebuilt in this process if a server raises them. For services that use "
+        "msgbus.rpc; others pass allowed_remote_exmods in their code.",
     ),
 ]
 """What `msgbus.rpc` adds."""

@@ -134,8 +134,8 @@ def _refuse_unusable(contents: Contents, has_serializer: bool) -> None:
     refuse_mixed_keys(contents)
     if contents.foreign and not has_serializer:
         raise TypeError(
-            f"no {contents.foreign[0].__qualname__} can be made of what arrives, which is plain data: annotate it with "
-            "a dataclass or the like, or with Any, or give a serializer that makes it"
+            f"no {contents.foreign[0].__qualname__} can be made of the plain data that arrives: annotate it with a "
+            "dataclass or the like, or with Any, or use a serializer that makes it"
         )
 
 
@@ -146,7 +146,9 @@ def refuse_mixed_keys(contents: Contents) -> None:
         TypeError: there are such.
     """
     if contents.mixes_keys:
-        raise TypeError("the keys of a dict are texts or numbers, and not both: all of them travel as texts")
+        raise TypeError(
+            "the keys of a dict have to be either strings or numbers, since all of them are sent as strings"
+        )
 
 
 def _why(exc: Exception) -> str:

@@ -98,7 +98,7 @@ class ServerContext:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CurrentRequest:
-    """What a method can learn about the request that it serves. `msgbus.current_request` returns it.
+    """Information for a method about the request that it serves. `msgbus.current_request` returns it.
 
     `cancelled`, `time_left` and `age` are looked up each time they are read; the rest never changes. Any thread may
     read it, also after the request has ended.
@@ -107,16 +107,16 @@ class CurrentRequest:
         request_id: names the request in the logs of both sides. It stays the same when the request is repeated.
         call_id: names the call that waits for the answer; of a msgbus client it is the `request_id`. None for a cast.
         method: the name of the method, as the client sent it; empty for a notification of the classic API.
-        target: where the request was sent to: exchange and topic; ``server`` where it was sent to this server alone;
-            ``fanout`` where it was sent to all; the namespace and the version that were asked for.
+        target: where the request was sent: exchange and topic; ``server`` if it was sent to this server alone;
+            ``fanout`` if it was sent to all; the requested namespace and version.
         server: the name of the server that runs it.
-        context: the caller's, plain data as it was sent (only the method gets what a serializer makes of it). It is the
-            request's own dict: do not change it.
-        delivery: the policy that holds for it, ``"at_most_once"`` or ``"at_least_once"``.
-        redelivered: the message system has delivered it before, to this or another server: it may have run.
-        attempts: how often it has been begun, as far as that is known; 1 the first time. See
+        context: the caller's context, as plain data, before the serializer. It is the request's own dict: do not change
+            it.
+        delivery: the policy of the request, ``"at_most_once"`` or ``"at_least_once"``.
+        redelivered: whether the message system has delivered it before, to this or another server, so it may have run.
+        attempts: how often it has been begun, as far as is known; 1 the first time. See
             ``docs/explanation/delivery.md``.
-        metadata: texts by name, from the client's interceptors; see `InterceptedRequest`. Do not change them either.
+        metadata: a dict of strings from the client's interceptors; see `InterceptedRequest`. Do not change it either.
     """
 
     request_id: str
@@ -140,14 +140,14 @@ class CurrentRequest:
     def time_left(self) -> float | None:
         """Seconds until its deadline, 0 when that has passed; None if it has no deadline, as most casts.
 
-        Of a stream, once it has begun, it is the deadline of the whole stream, if its client gave one.
+        For a stream that has begun, it is the deadline of the whole stream, if its client gave one.
         """
         deadline = self._running.deadline
         return None if deadline is None else max(0.0, deadline - Loop.now())
 
     @property
     def age(self) -> float | None:
-        """Seconds since its client has sent it, by the clocks of both machines; None if the client did not say when.
+        """Seconds since the client sent it, by the clocks of both machines; None if the client did not send the time.
 
         Since clocks differ, it says little if it is short. It is never negative.
         """
@@ -156,21 +156,21 @@ class CurrentRequest:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the client has said that it does not want the answer any more. Always False for a cast.
+        """Whether the client no longer wants the answer. Always False for a cast.
 
-        Of a stream also: whether its client has disappeared, or could not be sent an item.
+        For a stream also whether its client has disappeared, or an item could not be sent to it.
         """
         return self._running.cancelled
 
 
 def current_request() -> CurrentRequest:
-    """The request that is being run here: in a method, a generator, a serializer, an access policy, or a hook of them.
+    """The request that runs here: in a method, a generator, a serializer, an access policy, or a hook.
 
-    In a thread that a method starts it is there if the thread runs in a copy of the method's context:
+    A thread that a method starts has it if it runs in a copy of the method's context:
     ``Thread(target=contextvars.copy_context().run, args=(function,))``. `asyncio.run` and `asyncio.to_thread` copy it.
 
     Raises:
-        NoCurrentRequest: no request is being run here.
+        NoCurrentRequest: no request runs here.
     """
     found = running.get()
     if found is None:
@@ -210,7 +210,7 @@ def target_of(address: Address, request: Request) -> Target:
 
 
 class RequestLogFilter(logging.Filter):
-    """Says in each line of a service's log which request it belongs to. It lets every line pass.
+    """Adds to each line of a service's log which request it belongs to. It lets every line pass.
 
     Add it to a handler (``handler.addFilter``), and name what it sets in the format. Each is ``-`` outside a request.
     A handler that hands its records to another thread, such as a ``QueueHandler``, needs it itself.

@@ -1,11 +1,10 @@
 """Dead letters: look at what the servers of a topic have given up, send it again, or remove it.
 
-They are read from the topic's ``dead`` address with nothing but the driver contract: a reader takes all letters, looks,
-and gives back those that are to stay, in their old order. While it has them (for a moment) no other reader gets them;
-if it dies, the message system gives them back. Letters that another reader has are not seen.
+They are read from the topic's ``dead`` address with nothing but the driver contract. A reader takes all letters, looks
+at them, and gives back those that are to stay, in their old order. While it has them (for a moment) no other reader
+gets them; if it dies, the message system gives them back. Letters that another reader has are not seen.
 
-Every function may be called from any thread, and blocks for `timeout` seconds at the most, and the time that sending
-takes.
+Every function may be called from any thread. It blocks for at most `timeout` seconds, plus the time that sending takes.
 """
 
 from __future__ import annotations
@@ -147,8 +146,8 @@ def _address(transport: Transport, target: Target) -> Address:
         raise InvalidTarget("dead letters belong to a topic, and the target has none", target)
     if Capability.STORAGE not in transport.driver.capabilities:
         raise CapabilityMissing(
-            f"dead letters are not stored over this message system ({type(transport.driver).__name__}): what a server "
-            "gives up is in its log, and goes to the hook on_dead_letter of get_rpc_server"
+            f"this message system ({type(transport.driver).__name__}) does not store dead letters: servers log them, "
+            "and pass them to the hook on_dead_letter of get_rpc_server"
         )
     return transport.address(Target(exchange=target.exchange, topic=target.topic))._replace(kind="dead")
 
@@ -267,7 +266,9 @@ def _send_again(
 def _destination(dead: Address, letter: DeadLetter) -> Address:
     """Where the request of a letter is to go."""
     if letter.kind == "pool":
-        raise InvalidTarget(f"it came by {letter.address}, and nobody can send to a pool", Target(topic=dead.topic))
+        raise InvalidTarget(
+            f"it came through {letter.address}, and requests cannot be sent to a pool", Target(topic=dead.topic)
+        )
     if letter.kind in ("server", "fanout"):
         return Address("server", dead.exchange, dead.topic, letter.server)
     return Address("topic", dead.exchange, dead.topic)

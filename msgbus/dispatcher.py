@@ -105,7 +105,7 @@ def expose(func: Callable[P, R]) -> Callable[P, R]:
 
 
 class RPCAccessPolicyBase:
-    """Decides which methods of an endpoint may be called from outside. Pass a subclass to `get_rpc_server`."""
+    """Decides which methods of an endpoint clients may call. Pass a subclass to `get_rpc_server`."""
 
     def is_allowed(self, endpoint: object, method: str) -> bool:
         """Whether `method` of `endpoint` may be called."""
@@ -121,7 +121,7 @@ class LegacyRPCAccessPolicy(RPCAccessPolicyBase):
 
 
 class DefaultRPCAccessPolicy(RPCAccessPolicyBase):
-    """What does not begin with an underscore may be called."""
+    """Methods whose names do not begin with an underscore may be called."""
 
     def is_allowed(self, endpoint: object, method: str) -> bool:
         """Whether the name begins without an underscore."""
@@ -129,7 +129,7 @@ class DefaultRPCAccessPolicy(RPCAccessPolicyBase):
 
 
 class ExplicitRPCAccessPolicy(RPCAccessPolicyBase):
-    """What `expose` marks may be called."""
+    """Only methods that are marked with `expose` may be called."""
 
     def is_allowed(self, endpoint: object, method: str) -> bool:
         """Whether the method was decorated with `expose`."""

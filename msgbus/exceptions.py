@@ -45,7 +45,7 @@ class MessagingException(Exception):
 
 
 class InvalidTarget(MessagingException, ValueError):
-    """The target lacks what the operation needs, or names what no message system could carry."""
+    """The target lacks a field that the operation needs, or has a name that cannot be used."""
 
     def __init__(self, msg: str, target: object) -> None:
         self.msg = msg
@@ -56,7 +56,7 @@ class InvalidTarget(MessagingException, ValueError):
 
 
 class InvalidTransportURL(MessagingException, ValueError):
-    """The transport URL cannot be read. `url` never holds a password."""
+    """The transport URL is invalid. `url` never contains a password."""
 
     def __init__(self, url: str, msg: str) -> None:
         self.url = url
@@ -91,11 +91,11 @@ class CapabilityMissing(MessagingException):
 
 
 class MessageDeliveryFailure(MessagingException):
-    """The message was not taken by the message system."""
+    """The message system did not accept the message."""
 
 
 class MessageUndeliverable(MessageDeliveryFailure):
-    """Nobody listens at the target and nothing is stored for it."""
+    """No server listens at the target, and requests to it are not stored."""
 
 
 class TransportUnavailable(MessageDeliveryFailure):
@@ -123,7 +123,7 @@ class TransportBlocked(MessageDeliveryFailure):
 
 
 class MessageTooLarge(MessageDeliveryFailure):
-    """The message is larger than the message system takes. No part of it was sent."""
+    """The message is larger than the message system accepts. No part of it was sent."""
 
 
 class OutcomeUnknown(MessageDeliveryFailure):
@@ -131,7 +131,7 @@ class OutcomeUnknown(MessageDeliveryFailure):
 
 
 class CastsFailed(MessageDeliveryFailure):
-    """Of the casts of one `cast_many`, at least one was not taken; after the first error no more were sent.
+    """At least one cast of a `cast_many` was not confirmed; after the first error no more were sent.
 
     Casts are numbered from 0, in the order in which they came from the iterable.
 
@@ -163,7 +163,7 @@ class CastsFailed(MessageDeliveryFailure):
 
     @property
     def unknown(self) -> list[int]:
-        """The numbers of the failed casts that may have been delivered all the same."""
+        """The numbers of the failed casts that may have been delivered anyway."""
         return [
             number
             for number, error in self.failed.items()
@@ -193,7 +193,7 @@ class ServerLost(MessagingTimeout):
 class CallCancelled(MessagingException):
     """The transport was closed (or the process forked) while the caller waited for its answer.
 
-    A server that is stopped, and waits no longer for what runs, answers with it too: the method has run in part.
+    A server that is stopped before a method has ended answers with it too: the method has run in part.
     """
 
 
@@ -287,7 +287,7 @@ class InvalidArguments(RPCDispatcherError, TypeError):
 
 
 class AccessDenied(RPCDispatcherError):
-    """The method exists, and the server's access policy does not let it be called from outside."""
+    """The method exists, but the server's access policy does not allow clients to call it."""
 
 
 class RPCVersionCapError(MessagingException):
@@ -305,7 +305,7 @@ class RPCVersionCapError(MessagingException):
 
 
 class NoCurrentRequest(MessagingException, LookupError):
-    """`msgbus.current_request` was called where no request is being run."""
+    """`msgbus.current_request` was called outside of a request."""
 
 
 class SerializationError(MessagingException, ValueError):

@@ -158,7 +158,7 @@ class FailedCasts:
 
         def give_back(why: object) -> None:
             if call.accepted:
-                self._give_up_waiting(call, f"the server was stopped, and no other could be sent it: {why}")
+                self._give_up_waiting(call, f"the server was stopped, and no other server could take it: {why}")
                 return
             LOG.info("the cast %r (%s) is given back: %s", call.request.method, call.request.unique_id, why)
             self._calls.finish(call, done=False, remember=False)
@@ -169,7 +169,7 @@ class FailedCasts:
         except SerializationError:
             body = None
         if body is None or address.kind == "pool" or (left is not None and left <= 0):  # Nobody can send to a pool.
-            give_back("nobody can be sent a copy of it")
+            give_back("no copy of it can be sent to another server")
             return
 
         def on_outcome(error: BaseException | None) -> None:

@@ -242,10 +242,10 @@ class Gather:
 
 
 class Gathering(Iterator[Answer]):
-    """Iterates over the answers of many servers, as they come. For one thread at a time; also a context manager.
+    """Iterates over the answers of many servers, as they arrive. For one thread at a time; also a context manager.
 
-    The iteration ends when all servers have answered that the message system knows, and at the deadline. Then, and when
-    it is closed or dropped, what servers still run for it is cancelled, and its place in the send window given back.
+    The iteration ends when all servers known to the message system have answered, or at the deadline. Then, and when it
+    is closed or dropped, methods that still run for it are cancelled, and its place in the send window is free again.
     """
 
     def __init__(
@@ -334,9 +334,9 @@ class Gathering(Iterator[Answer]):
                 del error  # Its traceback refers to this frame.
 
     def close(self) -> None:
-        """Cancel what servers still run for it, and drop the answers that have not been taken. Idempotent.
+        """Cancel methods that still run for it, and drop the answers that were not read. Idempotent.
 
-        Any thread may do so. One that waits for an answer then gets `StopIteration`.
+        Any thread may call it. A thread that waits for an answer then gets `StopIteration`.
         """
         self._closed = True
         self._gather.close()

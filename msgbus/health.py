@@ -14,10 +14,10 @@ class Health:
     """What `RPCServer.healthy` has found. It is true if the server is ready, which includes that it is live.
 
     Attributes:
-        live: it works, or can be expected to. If not, only a new process helps.
-        ready: it takes requests. One that is just being started or stopped is not ready, nor is one whose message
-            system is away; it is live all the same.
-        why: for each thing that is wrong a line, the worst first.
+        live: it works, or can be expected to. If not, restart the process.
+        ready: it takes requests. A server that is starting or stopping is not ready, nor is one whose message system is
+            away; both are still live.
+        why: a line for each problem, the worst first.
     """
 
     live: bool

@@ -31,19 +31,19 @@ class Deadline(NamedTuple):
 
 
 class InterceptedRequest:
-    """A request on its way through the interceptors of a client or a server: what they are called with.
+    """A request on its way through the interceptors of a client or a server: their first argument.
 
     An interceptor may change `context`, `args` and `metadata`, in place or by setting them, before it proceeds.
 
-    On a client these are what the caller has given, before the serializer: the context and the dicts are the request's
-    own, the values in them are the caller's. On a server they are plain data, as they have come. There
-    `msgbus.current_request` tells the rest: the request's id, its attempts, whether its client has cancelled it.
+    On a client these are the caller's values, before the serializer: the dicts are copies, the values are not. On a
+    server they are plain data, as they arrived. There `msgbus.current_request` has the rest: the request's id, its
+    attempts, and whether its client has cancelled it.
 
     Attributes:
         context: the caller's.
         args: the arguments by name; the message itself of a notification.
-        metadata: texts by name that travel beside the context, for interceptors of the other side. Names and values
-            together have at most 16 KiB. Empty if the client is not one of msgbus.
+        metadata: a dict of strings that travels beside the context, for interceptors of the other side. Names and
+            values together have at most 16 KiB. Empty if the client is not one of msgbus.
     """
 
     __slots__ = ("_kind", "_method", "_target", "_timed", "args", "context", "metadata")
@@ -88,9 +88,9 @@ class InterceptedRequest:
     def time_left(self) -> float | None:
         """Seconds until its deadline, 0 when that has passed; None if it has none.
 
-        On a client: of a call until the caller stops waiting; of a cast or a notification, in which it has to be sent;
-        of a multicall for all of it, where ``prepare(deadline=...)`` gave such a time. What interceptors need of it is
-        not there for the request. On a server: `CurrentRequest.time_left`.
+        On a client: for a call, until the caller stops waiting; for a cast or a notification, the time in which it has
+        to be sent; for a multicall, the time of the whole stream, if ``prepare(deadline=...)`` gave one. The time that
+        interceptors take is taken from it. On a server: `CurrentRequest.time_left`.
         """
         deadline = self._timed.deadline
         return None if deadline is None else max(0.0, deadline - Loop.now())
@@ -251,7 +251,9 @@ def checked_metadata(metadata: object) -> dict[str, str] | None:
     try:
         size = metadata_size(metadata)
     except UnicodeEncodeError as exc:
-        raise SerializationError(f"the metadata of a request holds what cannot be sent: {exc.reason}") from None
+        raise SerializationError(
+            f"the metadata of a request contains a value that cannot be sent: {exc.reason}"
+        ) from None
     if size > MAX_METADATA:
         raise SerializationError(f"the metadata of a request has {size} bytes, and may have {MAX_METADATA}")
     return dict(metadata) or None

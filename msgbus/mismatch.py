@@ -71,7 +71,7 @@ def explain(exc: Exception, values: dict[str, Any], convert: Callable[[Any], Any
 
 def _what_and_where(exc: Exception) -> tuple[str, Path]:
     if isinstance(exc, UnicodeError):
-        return "it holds half a character, which is no text", []
+        return "it contains half a character, which is not text", []
     if isinstance(exc, RecursionError):
         return "it is nested too deep", []
     found = _AT.fullmatch(str(exc))

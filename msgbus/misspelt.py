@@ -40,7 +40,7 @@ def warn_of_misspelt(conf: cfg.ConfigOpts, group: str) -> None:
                 LOG.warning("%s: there is no group [%s]; did you mean %s?", path, name, meant)
         for name in groups.get("DEFAULT", ()):
             if (first := name.split()[0]) != name and first in ours:  # The rest is not shown: it may be a password.
-                LOG.warning("%s: there is no = right behind %s, so that it is not set", path, first)
+                LOG.warning("%s: there is no = right after %s, so it is not set", path, first)
             elif name not in ours | old and name not in conf and (near := nearest(name, ours)):
                 LOG.warning("%s: there is no option %s; did you mean %s?", path, name, near)
 

@@ -50,23 +50,23 @@ def connection_opts(old_names: dict[str, tuple[str, ...]], defaults: dict[str, A
             "port",
             default=defaults.get("port"),
             deprecated_opts=deprecated["port"],
-            help="The port of those hosts that name none. Default: the message system's own.",
+            help="The port of hosts without a port. Default: the message system's default.",
         ),
         cfg.StrOpt(
-            "username", default=defaults.get("username"), deprecated_opts=deprecated["username"], help="Who logs in."
+            "username", default=defaults.get("username"), deprecated_opts=deprecated["username"], help="The user name."
         ),
         cfg.StrOpt(
             "password",
             default=defaults.get("password"),
             secret=True,
             deprecated_opts=deprecated["password"],
-            help="That user's password.",
+            help="The user's password.",
         ),
         cfg.StrOpt(
             "virtual_host",
             default=defaults.get("virtual_host"),
             deprecated_opts=deprecated["virtual_host"],
-            help="The virtual host, where the message system has such. The transport_url, if it names one, wins.",
+            help="The virtual host, if the message system has virtual hosts. One in the transport_url overrides it.",
         ),
     ]
 
@@ -96,9 +96,9 @@ def hosts_of(options: SimpleNamespace, url: TransportURL) -> tuple[TransportHost
 
 def _host(text: str) -> TransportHost:
     if not text.strip():
-        raise ConfigurationError("the option hosts has an empty host in it: there is a comma too many")
+        raise ConfigurationError("the option hosts contains an empty host: there is a comma too many")
     if "@" in text:  # The rest is not shown: it may hold a password.
-        raise ConfigurationError("the option hosts holds an @: users have the options username and password")
+        raise ConfigurationError("the option hosts contains an @: use the options username and password")
     try:
         return parse_host(text, text)
     except InvalidTransportURL as exc:
@@ -133,7 +133,7 @@ def read_driver_options(
     if misplaced := sorted(set(url.query).intersection(CONNECTION_NAMES).intersection(by_name)):
         # The URL is not shown: what is misplaced may be the password.
         raise ConfigurationError(
-            f"{misplaced[0]} has a place of its own in a transport URL, before the question mark: "
+            f"{misplaced[0]} is written before the question mark in a transport URL: "
             "DRIVER://USERNAME:PASSWORD@HOST:PORT/VIRTUAL_HOST"
         )
     _refuse_unknown(url.query, by_name, f"the transport URL {url}")
@@ -153,7 +153,7 @@ def _refuse_settings_without_tls(conf: cfg.ConfigOpts, group: str, values: Simpl
     given = [name for name in vars(values) if name.startswith("ssl_") and is_given(conf, group, name, values, url)]
     if given and not values.ssl:
         raise ConfigurationError(
-            f"{given[0]} is set, and TLS is off, so that it would have no effect: set ssl = true in [{group}] (in a "
+            f"{given[0]} is set, but TLS is off, so it would have no effect: set ssl = true in [{group}] (in a "
             f"transport URL ?ssl=true), or remove {given[0]}"
         )
 
@@ -207,8 +207,8 @@ def _register_group(conf: cfg.ConfigOpts, group: str, opts: Sequence[cfg.Opt]) -
             conf.register_opt(opt, group=group)
         except cfg.DuplicateOptError:
             raise ConfigurationError(
-                f"another part of this program has registered the option {opt.dest} of [{group}] in a way of its own: "
-                f"the group is for the driver alone"
+                f"another part of this program has registered the option {opt.dest} of [{group}] with another "
+                "definition: the group is reserved for the driver"
             ) from None
 
 

@@ -29,9 +29,8 @@ def check_unpatched() -> None:
         if module in sys.modules and (found := _patched_by(library)):
             raise ConfigurationError(
                 f"{library} has replaced {', '.join(found)} in this process, and msgbus needs Python's own: its I/O "
-                "has a thread, for which a greenlet cannot wait. Use threads in place of greenlets; or use msgbus in a "
-                f"process of its own, in which {library} does not patch anything (a process that is started afresh, "
-                "not forked)"
+                "runs on a thread, for which a greenlet cannot wait. Use threads instead of greenlets, or use msgbus "
+                f"in a separate process in which {library} does not patch anything (newly started, not forked)"
             )
 
 

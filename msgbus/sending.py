@@ -131,7 +131,7 @@ class Sending:
         seconds = Loop.now() - self._first_at
         error = TransportUnavailable(
             f"it may have been delivered, and may have run, {seconds:.1f} s ago: {first}. It has been sent again "
-            f"since, and has not been taken: {last}",
+            f"since, and was not accepted: {last}",
             maybe_delivered=True,
         )
         error.__cause__ = last

@@ -50,11 +50,11 @@ def get_rpc_server(
         target: its topic and its name (``server``).
         endpoints: whose methods it runs; see `RPCDispatcher`.
         executor: ``"threading"``: each request runs on a thread of a pool. ``"asyncio"``: each is a task of an event
-            loop, which has a thread of its own; methods may be ``async``, and plain ones run on threads of a pool. None
-            means ``"asyncio"`` where a method is ``async``, else ``"threading"``.
+            loop in a separate thread; methods may be ``async``, and plain ones run on threads of a pool. None means
+            ``"asyncio"`` where a method is ``async``, else ``"threading"``.
         serializer: undoes what the client's serializer did to arguments and context, and does the same to results.
         access_policy: which methods may be called; a subclass of `RPCAccessPolicyBase`.
-        on_dead_letter: called with each message that is given up, besides the log and the dead letters' address.
+        on_dead_letter: called with each dead letter, which is also logged and stored.
         validate: check and convert the arguments of all methods by their annotations, as `validated` does.
         interceptors: functions ``(request, proceed)`` around each method, the first is the outermost. On threads they
             are plain, and run on the method's thread; on an event loop they are ``async``, and run there, also around
@@ -98,10 +98,10 @@ class Listener(BaseListener):
         """What comes before listening, until `end`, in seconds of `Loop.now`."""
 
     def start(self, timeout: float | None = None) -> None:
-        """Begin to serve; returns when requests will arrive. On a server that runs already: nothing.
+        """Begin to serve; returns when requests can arrive. Does nothing if the server runs already.
 
-        Each request runs in a fresh copy of the context (`contextvars`) in which this is called: no other request sees
-        what one sets, and all steps of a generator run in the context of its request.
+        Each request runs in a fresh copy of the context (`contextvars`) in which `start` is called. So a request does
+        not see what another one sets, and all steps of a generator run in the context of its request.
 
         Args:
             timeout: seconds to wait for the message system; None means the option ``rpc_response_timeout``.
@@ -148,7 +148,7 @@ class Listener(BaseListener):
         return executor
 
     def stop(self) -> None:
-        """Take no new requests, and give back those that no thread has begun. What runs goes on: see `wait`."""
+        """Take no new requests, and give back those that have not begun. Running requests go on: see `wait`."""
         begun = self._stopping  # Before the lock: `wait` holds it while handlers finish, and one may call this.
         if begun:
             return
@@ -166,7 +166,7 @@ class Listener(BaseListener):
             self._give_back_all(self._executor.take_backlog())
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait until what runs has finished and is answered, then close the subscription.
+        """Wait until running requests have finished and are answered, then close the subscription.
 
         After `timeout` seconds, ``async`` methods that still run are cancelled, and plain ones run on without being
         waited for.
@@ -180,8 +180,8 @@ class Listener(BaseListener):
             how many requests were abandoned since they were still running or unanswered.
 
         Raises:
-            MessagingException: an ``async`` method calls it, whose event loop would stand still meanwhile:
-                ``await asyncio.to_thread(server.wait)`` is the way.
+            MessagingException: an ``async`` method calls it, which would block its event loop. Use
+                ``await asyncio.to_thread(server.wait)``.
         """
         if self._executor is not None:
             self._executor.check_thread()
@@ -209,7 +209,7 @@ class Listener(BaseListener):
         return abandoned
 
     def reset(self) -> None:
-        """Nothing: it is here for callers of oslo.messaging's interface."""
+        """Do nothing. It exists for callers of oslo.messaging's interface."""
 
 
 class RPCServer(Listener, BaseServer):

@@ -20,7 +20,7 @@ DROP_CHECK = 0.5
 
 
 class Stream(Iterator[Any]):
-    """Iterates over what a remote generator yields. For one thread at a time; also a context manager.
+    """Iterates over the items of a remote generator. For one thread at a time; also a context manager.
 
     The remote generator is closed (its ``finally`` runs) when `close` is called, when the iterator is dropped, and when
     this process dies.
@@ -93,7 +93,7 @@ class Stream(Iterator[Any]):
                 loop.give_turn()
 
     def close(self) -> None:
-        """Cancel the stream on the server, and drop the items that have not been taken. Idempotent."""
+        """Cancel the stream on the server, and drop the items that were not read. Idempotent."""
         if not self._closed:
             self._closed = True
             self._pending.items.clear()

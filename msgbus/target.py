@@ -20,10 +20,10 @@ class Target:
     """Names a set of servers, or one.
 
     A client needs `topic`, and may add `server` (that one only) or `fanout` (all of them). A server needs `topic` and
-    `server`. An endpoint may say with `namespace` and `version` what interface it implements.
+    `server`. An endpoint may name its interface with `namespace` and `version`.
 
     Attributes:
-        exchange: a scope that keeps equal topics apart; None means the option ``control_exchange``.
+        exchange: a namespace for topics; None means the option ``control_exchange``.
         topic: the name of the service.
         namespace: the name of an interface of an endpoint; None is the nameless default.
         version: of that interface, as ``"major.minor"``; for a client the version that it needs.
@@ -32,7 +32,7 @@ class Target:
         legacy_namespaces: further namespaces under which an endpoint answers.
 
     Raises:
-        InvalidTarget: a name is not a string, is empty, holds control characters, or is longer than 75 bytes; a
+        InvalidTarget: a name is not a string, is empty, contains control characters, or is longer than 75 bytes; a
             namespace is longer than 255 characters, or a version than 64.
     """
 
@@ -52,7 +52,7 @@ class Target:
             if not isinstance(value, str):
                 raise InvalidTarget(f"the {name} must be a string, not {type(value).__name__}", value)
             if not value or not value.isprintable():
-                raise InvalidTarget(f"the {name} must not be empty or hold control characters", repr(value))
+                raise InvalidTarget(f"the {name} must not be empty or contain control characters", repr(value))
             if len(value.encode("utf-8", "replace")) > MAX_NAME_BYTES:
                 raise InvalidTarget(f"the {name} is longer than {MAX_NAME_BYTES} bytes", value)
         if not isinstance(self.namespace, str | None):

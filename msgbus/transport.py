@@ -64,9 +64,9 @@ def set_transport_defaults(control_exchange: str) -> None:
 class Transport(BaseTransport):
     """The connection to one message system. Shared by all clients and servers of a process; thread-safe.
 
-    A transport that is not referenced any more is closed in the background; but a server keeps its transport
-    referenced, and goes on until it is stopped. Transports that are open when the program ends are closed then, within
-    a few seconds. A forked child that inherits a transport connects anew when it uses it; calls and streams of its
+    A transport that is no longer referenced is closed in the background. But a server keeps a reference to its
+    transport, and goes on until it is stopped. Open transports are closed at the end of the program, within a few
+    seconds. A forked child that inherits a transport opens new connections when it uses it; calls and streams of its
     parent raise `CallCancelled` there.
     """
 

@@ -210,7 +210,7 @@ def make_proxy(client: Any, api: Any, ctxt: Any, *, asynchronous: bool) -> Any:
         TypeError: `api` is not a class, or a method of it cannot be one of such a client; the text says why.
     """
     if not isinstance(api, type):
-        raise TypeError(f"a proxy is made of a class whose methods are annotated, not of {api!r}")
+        raise TypeError(f"a proxy is made from a class with annotated methods, not from {api!r}")
     known = _apis.setdefault(api, {})
     has_serializer = type(client.serializer) is not NoOpSerializer
     methods = known.get((asynchronous, has_serializer))

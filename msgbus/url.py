@@ -21,7 +21,7 @@ _SCHEME = re.compile(r"([a-z][a-z0-9_.-]*)(\+[a-z0-9_.+-]*)?://(.*)", re.IGNOREC
 _HOST = re.compile(r"(?P<host>\[[^\[\]]*\]|[^:\[\]]*)(?::(?P<port>[0-9]*))?")
 TLS_SCHEMES = {"amqps": "amqp", "kombus": "kombu", "qpids": "qpid", "rabbits": "rabbit"}
 """Schemes that turn TLS on -> the driver's name. ``amqps://host/`` means ``amqp://host/?ssl=true``."""
-_HIDDEN = "what stands before the last @"
+_HIDDEN = "the part before the last @"
 
 # Up to three characters are shown, so that a typo in a port can be seen.
 _NO_PORT = re.compile(r"(:(?![0-9]{1,5}(?:[,/?]|$))|\?)(?=.{4}).*", re.DOTALL)
@@ -118,9 +118,7 @@ class TransportURL:
         transport = transport.lower()
         if transport in TLS_SCHEMES:
             if options.setdefault("ssl", "true").lower() not in ("true", "1", "yes", "on"):
-                raise InvalidTransportURL(
-                    mask(url), f"{transport}:// means TLS, and the option ssl says something else"
-                )
+                raise InvalidTransportURL(mask(url), f"{transport}:// means TLS, but the option ssl turns it off")
             transport = TLS_SCHEMES[transport]
         return cls(
             transport=transport,
@@ -168,7 +166,7 @@ def _refuse_ambiguous(rest: str, url: str) -> None:
     for option in query.split("&"):
         # The value of an option may be a URL with a log-in of its own.
         if "@" in option and ("://" not in option.partition("@")[0] or (has_host and not has_login)):
-            raise InvalidTransportURL(mask(url), f"an @ stands behind the question mark: {_ESCAPE}")
+            raise InvalidTransportURL(mask(url), f"there is an @ after the question mark: {_ESCAPE}")
     logins = before.rpartition("@")[0].split(",")
     if len(logins) > 1 and "@" not in logins[0] and ":" in logins[0]:
         why = "the first host has a port and no user, and a later one has a user: write a user before the first too"
@@ -236,11 +234,11 @@ def parse_host(text: str, url: str) -> TransportHost:
     if match is None or hostname is None:
         # Where a password holds a comma or question mark that nobody escaped, this is a piece of it.
         shown = repr(address) if address in masked else _HIDDEN
-        raise InvalidTransportURL(masked, f"{shown} is no host name (an IPv6 address goes in brackets)")
+        raise InvalidTransportURL(masked, f"{shown} is not a host name (write an IPv6 address in brackets)")
     port = match["port"]
     if port and not (len(port) <= 5 and 0 < int(port) < 65536):
         shown = port[:10] if port in masked else _HIDDEN
-        raise InvalidTransportURL(masked, f"{shown} is no port")
+        raise InvalidTransportURL(masked, f"{shown} is not a port")
     username, colon, password = user.partition(":")
     return TransportHost(
         hostname=hostname or None,
@@ -273,7 +271,7 @@ def _decode(text: str, what: str, url: str) -> str:
     """Undo percent-encoding. `what` is what the text is, for errors: the text itself may be a password."""
     if _has_space(text):
         raise InvalidTransportURL(
-            mask(url), f"{what} holds white space or a control character: percent-encode it (a blank is %20)"
+            mask(url), f"{what} contains white space or a control character: percent-encode it (a blank is %20)"
         )
     try:
         return unquote(text, errors="strict")
@@ -293,7 +291,7 @@ def _parse_query(query: str, url: str) -> tuple[dict[str, str], frozenset[str]]:
     except ValueError:
         raise InvalidTransportURL(
             mask(url),
-            "the part behind the question mark is not option=value&... (a blank in it is written as a plus or %20)",
+            "the part after the question mark is not option=value&... (write a blank as a plus or %20)",
         ) from None
     found: dict[str, str] = {}
     repeated = set()

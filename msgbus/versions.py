@@ -77,8 +77,8 @@ def check_since(method: str, added: str, version: str) -> None:
     """
     if not version_is_compatible(version, added):
         raise TypeError(
-            f"{method} is marked with since({added!r}), and the version of its endpoint is {version}: a method was "
-            "added by a version with the same first number, and by that one at the latest"
+            f"{method} is marked with since({added!r}), but the version of its endpoint is {version}: since has to "
+            "name the same major version, and no higher minor version"
         )
 
 
@@ -116,7 +116,7 @@ def parse_version(text: str) -> tuple[int, int, int]:
     if not isinstance(text, str):
         raise ValueError(f"a version is a string like '1.2', not {text!r}")
     if len(text) > MAX_VERSION:
-        raise ValueError(f"a version has {MAX_VERSION} characters at the most, and {text[:40]!r}… has {len(text)}")
+        raise ValueError(f"a version has at most {MAX_VERSION} characters, and {text[:40]!r}… has {len(text)}")
     parts = [int(part) for part in text.split(".")]
     if not 1 <= len(parts) <= 3 or min(parts) < 0:
         raise ValueError(f"{text!r} is not a version like 1.2")

@@ -7,6 +7,7 @@ import configparser
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -135,6 +136,25 @@ def test_wheel_works_in_an_empty_environment(dist: pathlib.Path, version: str, t
     (tmp_path / "hello.py").write_text(HELLO)
     # -I: what the environment of the tests says about paths does not count.
     assert output_of(python, "-I", "hello.py", cwd=tmp_path) == "Hello, Ada\nTrue\n"
+
+
+def test_links_of_the_readme_work_on_a_package_index(tmp_path: pathlib.Path) -> None:
+    """They are absolute once `project_urls` has an address. Before that, the release check has a command for it."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    readme = tmp_path / "README.md"
+    shutil.copy(ROOT / "README.md", readme)
+    if "project_urls" not in setup["metadata"]:
+        text = (ROOT / "RELEASING.md").read_text()
+        assert "`project_urls`" in text
+        [command] = re.findall(r"^sed .* README\.md$", text, re.MULTILINE)
+        words = shlex.split(command.replace("REPOSITORY", "https://example.org/msgbus"))
+        subprocess.run(words, cwd=tmp_path, check=True)
+    links = re.findall(r"\]\(([^)]+)\)", readme.read_text())
+    assert [link for link in links if "://" not in link] == []
+    files = [re.sub(r"^https://.*?/(?:blob|raw)/main/|#.*", "", link) for link in links]
+    assert "docs/start.md" in files
+    assert [file for file in files if "://" not in file and not (ROOT / file).exists()] == []
 
 
 def test_version_stands_in_one_place(version: str) -> None:

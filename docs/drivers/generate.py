@@ -25,10 +25,13 @@ LEVELS = {
 HEAD = """\
 # What each driver guarantees
 
-Each line is a guarantee and the name of the check that proves it, of [the conformance
-suite](../reference/conformance.md). Each column is a driver on a real message system. A *yes* means that the check has
-passed in the tests of this release; a letter, that it does not apply there; what the letters stand for is below.
-Nothing here is written by hand.
+Every driver has to pass [the conformance suite](../reference/conformance.md), on a real message system. In the tables
+below, each line is a guarantee with the name of its check, and each column is a driver. *yes* means that the check has
+passed in the tests of this release. A letter means that the check does not apply to that driver. (This page is
+generated from the results of the tests.)
+"""
+LETTERS = """\
+Most letters stand for a [capability](../howto/choose.md#what-the-capabilities-mean) that the driver has or lacks:
 """
 
 
@@ -42,7 +45,7 @@ def page() -> str:
     drivers = results()
     reasons = sorted({outcome for found in drivers.values() for outcome in found.values()} - {"passed"})
     letters = dict(zip(reasons, string.ascii_lowercase, strict=False))
-    lines = [HEAD]
+    lines = [HEAD, *_in_short(drivers), LETTERS, *(f"- {letter}: {reason}" for reason, letter in letters.items()), ""]
     for level, classes in LEVELS.items():
         lines += [f"## {level}", "", f"| guarantee | {' | '.join(drivers)} |", f"|---|{'---|' * len(drivers)}"]
         for cls in classes:
@@ -51,8 +54,20 @@ def page() -> str:
                 cells = ["yes" if found[name] == "passed" else letters[found[name]] for found in drivers.values()]
                 lines.append(f"| {check.guarantee} (`{name}`, since {check.since}) | {' | '.join(cells)} |")
         lines.append("")
-    lines += ["## The letters", "", *(f"- {letter}: {reason}" for reason, letter in letters.items())]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
+
+
+def _in_short(drivers: dict[str, dict[str, str]]) -> list[str]:
+    """How many checks each driver has passed."""
+    passed = [sum(outcome == "passed" for outcome in found.values()) for found in drivers.values()]
+    others = [len(found) - count for found, count in zip(drivers.values(), passed, strict=True)]
+    rows = {"passed": passed, "do not apply": others}
+    return [
+        f"| checks | {' | '.join(drivers)} |",
+        f"|---|{'---|' * len(drivers)}",
+        *(f"| {name} | {' | '.join(map(str, counts))} |" for name, counts in rows.items()),
+        "",
+    ]
 
 
 if __name__ == "__main__":

@@ -16,24 +16,24 @@ PAGE = HERE.parent / "reliability.md"
 HEAD = """\
 # What happens when things fail
 
-[Guarantees](explanation/guarantees.md) says what msgbus promises. This page says what happened when something was
-broken on purpose, on real message systems. Nothing here is written by hand: `tox -e faults` measures, and
+[Guarantees](explanation/guarantees.md) says what msgbus promises. This page shows what happened when something was
+broken on purpose, on real message systems. It is generated: `tox -e faults` measures, and
 `docs/reliability/generate.py` writes the page.
 
 ## How it is measured
 
-Clients and servers are processes of their own, and each has its own connection to the message system. Every process
-records what happens to each message: that it was sent, that a server began it, that the server finished it, and what
-its caller got. Each line is written before the process continues, so that it is there even if the process is killed
-right afterwards. During the traffic something is broken. At the end the records are compared with the promises,
-message by message. The columns count:
+Clients and servers are separate processes, each with its own connection to the message system. Every process records
+what happens to each message: that it was sent, that a server began it, that the server finished it, and what its caller
+got. Each record is written before the process continues, so that it exists even if the process is killed right
+afterwards. Meanwhile something is broken on purpose. At the end the records are compared with the promises, message by
+message. The columns count:
 
 - *sent*: calls, casts, fanout casts and streams (`multicall`).
-- *hit*: how many messages were affected before, during and after their runs: sent and not begun; begun by the server
-  that was hit, or by any if it was not a server; finished there, while the caller did not know it yet.
-- *errors*: those that ended with an error of msgbus instead of a value or a confirmation. Most are under
-  `at_most_once`, where *it may have run* is an answer. Under `at_least_once` only those are allowed that the scenario
-  makes unavoidable: others count as *other*.
+- *hit*: how many messages were affected before, during and after they ran: sent and not begun; begun by the server
+  that was hit, or by any server if something else was hit; finished, but the caller did not know it yet.
+- *errors*: messages that ended with an error of msgbus instead of a value or a confirmation. Most are under
+  `at_most_once`, where *it may have run* is a valid answer. Under `at_least_once` only errors that the scenario makes
+  unavoidable are allowed: others count as *other*.
 - *lost*: casts under `at_least_once` that were confirmed and that no server has finished; calls with another value than
   their own.
 - *doubled*: messages under `at_most_once` that were begun twice; casts under `at_least_once` that one server process

@@ -15,11 +15,11 @@ from msgbus.gathering import Gather
 
 
 class AsyncGathering(AsyncIterator[Answer]):
-    """Iterates over the answers of many servers, as they come. For one task; also an asynchronous context manager.
+    """Iterates over the answers of many servers, as they arrive. For one task; also an asynchronous context manager.
 
-    The iteration ends when all servers have answered that the message system knows, and at the deadline. Then, when it
-    is closed, when its task is cancelled while it waits, and when it is dropped (within half a second), what servers
-    still run for it is cancelled, and its place in the send window given back.
+    The iteration ends when all servers that the message system knows have answered, or at the deadline. It also ends
+    when it is closed, when its task is cancelled while it waits, or when it is dropped (within half a second). At its
+    end, what servers still run for it is cancelled, and its place in the send window is free again.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class AsyncGathering(AsyncIterator[Answer]):
             RuntimeError: another task waits for the next answer.
         """
         if self._waits:
-            raise RuntimeError(f"{self!r} is for one task, and another one waits for its next answer")
+            raise RuntimeError(f"{self!r} is for one task, and another task already waits for its next answer")
         if not self._begun and not self._closed:
             await self._begin()
         self._waits = True

@@ -44,7 +44,7 @@ class LoopThreadExecutor:
         try:
             self._made.result()
         except OSError as exc:  # Too many files are open.
-            raise TransportUnavailable(f"no event loop can be made for {name}: {exc}") from exc
+            raise TransportUnavailable(f"no event loop can be created for {name}: {exc}") from exc
 
     def _work(self) -> None:
         work = self._run()
@@ -141,6 +141,6 @@ class LoopThreadExecutor:
         """
         if threading.current_thread() is self._thread:
             raise MessagingException(
-                "an async method cannot wait like this for the end of its own server, whose event loop would stand "
-                "still: await asyncio.to_thread(server.wait)"
+                "an async method must not call wait() of its own server, since that would block its event loop: "
+                "await asyncio.to_thread(server.wait)"
             )

@@ -21,8 +21,9 @@ from msgbus.streams import StreamEnd
 class AsyncStream(AsyncIterator[Any]):
     """Iterates over what a remote generator yields. For one task; also an asynchronous context manager.
 
-    The remote generator is closed (its ``finally`` runs) when `aclose` is called, when the task is cancelled while it
-    waits for an item, when the iterator is dropped (within half a second), and when this process dies (after 15 s).
+    The remote generator is closed (its ``finally`` runs) when `aclose` is called, or when the task is cancelled while
+    it waits for an item. It is also closed when the iterator is dropped (within half a second), and when this process
+    dies (after 15 s).
 
     While it is open it takes one place of the transport's ``rpc_send_window``, and on the server one of
     ``executor_tasks``, or a thread.
@@ -56,7 +57,7 @@ class AsyncStream(AsyncIterator[Any]):
 
     def _check_alone(self) -> None:
         if self._waits:
-            raise RuntimeError(f"{self!r} is for one task, and another one waits for its next item")
+            raise RuntimeError(f"{self!r} is for one task, and another task already waits for its next item")
 
     async def _send_request(self) -> None:
         client, transport = self._client, self._transport

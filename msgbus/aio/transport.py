@@ -172,8 +172,8 @@ class AsyncTransport(BaseTransport):
         """
         if not self.loop.runs_here():
             raise ConfigurationError(
-                f"the transport to {self.url} belongs to another event loop, of this or another thread: make one in "
-                "each, and close it there"
+                f"the transport to {self.url} belongs to another event loop: create a transport in each event loop, "
+                "and close it there"
             )
 
     async def slot(self, deadline: float) -> AsyncWindow:

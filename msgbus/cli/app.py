@@ -29,21 +29,21 @@ COMMANDS = {
     "ping": ("msgbus.cli.ping", "List the servers of a topic that answer."),
     "describe": ("msgbus.cli.describe", "Show the methods of a topic's servers, with arguments and results."),
     "stub": ("msgbus.cli.stub", "Write a Python module for typed clients of a topic."),
-    "top": ("msgbus.cli.top", "Show what servers do, again and again: rates, what runs, queues."),
+    "top": ("msgbus.cli.top", "Show what servers do, refreshed: rates, running requests, queues."),
     "stuck": ("msgbus.cli.stuck", "Say which servers, requests and queues are stuck, and what to look at next."),
-    "dead": ("msgbus.cli.dead", "Look at what servers have given up, send it again, or remove it."),
+    "dead": ("msgbus.cli.dead", "List casts that have failed for good, send them again, or remove them."),
     "demo": ("msgbus.cli.demo", "Show what msgbus does: servers and a client at work."),
     "bench": ("msgbus.cli.bench", "Measure how fast your message system is, from this machine."),
-    "zmq-keys": ("msgbus.cli.zmq_keys", "Make keys, so that ZeroMQ can be used between hosts."),
-    "new-driver": ("msgbus.cli.new_driver", "Begin a driver for another message system."),
-    "drivers": ("msgbus.cli.drivers", "List the message systems that can be used."),
-    "conformance": ("msgbus.cli.conformance", "Check a driver, yours too, on its message system."),
+    "zmq-keys": ("msgbus.cli.zmq_keys", "Make keys to use ZeroMQ between hosts."),
+    "new-driver": ("msgbus.cli.new_driver", "Write the first files of a driver for another message system."),
+    "drivers": ("msgbus.cli.drivers", "List the drivers, and the message systems that can be used."),
+    "conformance": ("msgbus.cli.conformance", "Check a driver on its message system."),
     "config": ("msgbus.cli.config", "Print a sample of the configuration file."),
     "completion": ("msgbus.cli.completion", "Print a script that makes a shell complete commands and options."),
 }
 """Command -> the module in which it is a function (its name with underscores), and one line of help."""
 
-HELP = f"""Call services by name over a message system, and serve them.
+HELP = f"""Call services by name over a message system, and run their servers.
 
 \b
 Example:

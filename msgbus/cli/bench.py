@@ -32,23 +32,22 @@ HEADINGS = ("client CPU", "servers CPU", "client memory", "server memory")
 
 HELP = """Measure how fast a message system is with msgbus, from this machine, and what it costs.
 
-Three servers are started here, as processes of their own, on a topic of their own, and stopped at the end. Their
-methods do nothing, so what is measured is msgbus, the message system and the network. Each row goes on for the
-given time:
+The command starts three servers as separate processes, on their own topic, and stops them at the end. Their methods
+do nothing, so it measures msgbus, the message system and the network. Each row takes the given time:
 
 \b
   calls, one caller     one call after the other, each waits for its answer
   calls, 32 callers     32 threads, or tasks, do so at the same time
-  casts, one caller     each waits until the message system has taken it
+  casts, one caller     each waits until the message system has confirmed it
   fanouts to 3 servers  likewise; each of the servers gets it
-  items of a stream     one server yields, the client takes them
+  items of a stream     one server yields them, the client reads them
 
 p50, p95 and p99 are the times within which 50, 95 and 99 of 100 operations were done. CPU is the processor's time
-for one operation, of the client and of the three servers together; that of the message system is not in it. Memory
-is what the client, and the largest of the servers, have in memory at the end of the row.
+for one operation, of the client and of the three servers together, without that of the message system. Memory is
+that of the client, and of the largest server, at the end of the row.
 
-With a message system in memory all of it is one process, on one interpreter: such figures are of no other use than
-to compare them with each other. A loaded machine gives figures that mean little: then there is a warning.
+With an in-memory message system, everything runs in one process, on one interpreter: compare such figures only with
+each other. If the machine is busy with other work, the figures mean little, and a warning says so.
 """
 
 
@@ -66,7 +65,7 @@ to compare them with each other. A loaded machine gives figures that mean little
     default=3.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long each row is measured.",
+    help="How long to measure each row.",
 )
 @click.option(
     "--size",
@@ -74,14 +73,14 @@ to compare them with each other. A loaded machine gives figures that mean little
     default=100,
     show_default=True,
     metavar="BYTES",
-    help="The length of the text that each message carries, besides what msgbus adds.",
+    help="The length of the text in each message, without what msgbus adds.",
 )
 @click.option(
     "--client",
     type=click.Choice(WORLDS),
     default=WORLDS[0],
     show_default=True,
-    help="Whether callers are threads, or tasks of an event loop.",
+    help="Whether callers are threads, or tasks on an event loop.",
 )
 @click.option(
     "--server",

@@ -12,7 +12,7 @@ Example:
   msgbus completion bash > ~/.local/share/bash-completion/completions/msgbus
 
 \b
-The file to write, for shells that are started afterwards:
+The file to write, for new shells:
   bash  ~/.local/share/bash-completion/completions/msgbus
         (make the folder with mkdir -p first; bash 4.4 or newer, with Debian's
         package bash-completion: without it, put eval, below, in ~/.bashrc)
@@ -20,7 +20,7 @@ The file to write, for shells that are started afterwards:
   fish  ~/.config/fish/completions/msgbus.fish
 
 \b
-For the shell that runs now:
+For the running shell:
   bash  eval "$(msgbus completion bash)"
   zsh   eval "$(msgbus completion zsh)"
   fish  msgbus completion fish | source

@@ -17,7 +17,7 @@ WIDTH = 110
 
 
 @click.command(epilog=example("msgbus config --output-file msgbus.conf", "msgbus ping hello --config-file msgbus.conf"))
-@click.option("--output-file", metavar="PATH", type=click.Path(dir_okay=False), help="Write it to this file.")
+@click.option("--output-file", metavar="PATH", type=click.Path(dir_okay=False), help="Write the sample to this file.")
 @click.option("--force", is_flag=True, help="Overwrite the file.")
 @json_option("One line of JSON for each option.")
 @log_options

@@ -42,8 +42,8 @@ NO_ARGUMENTS = "; it is instantiated without arguments"
     "--harness",
     "harness_name",
     metavar="MODULE:CLASS",
-    help="A subclass of msgbus.conformance.Harness, which can stop, start or cut the message system, so that more can "
-    "be checked. It has a URL of its own, which --url replaces.",
+    help="A subclass of msgbus.conformance.Harness, which can stop, start or cut the message system, so that more "
+    "checks can run. It has its own URL, which --url replaces.",
 )
 @click.option(
     "--level", type=click.Choice(["driver", "bus"]), help="Only the bare driver, or the whole bus.  [default: both]"
@@ -62,11 +62,11 @@ NO_ARGUMENTS = "; it is instantiated without arguments"
     type=click.Choice(WORLDS),
     default=WORLDS[0],
     show_default=True,
-    help="Which servers are used, likewise. With asyncio, their methods are async.",
+    help="Which servers are used: those of msgbus, or those of msgbus.aio, whose methods are async.",
 )
-@click.option("-k", "keyword", metavar="EXPRESSION", default="", help="Only the checks that pytest's -k would select.")
+@click.option("-k", "keyword", metavar="EXPRESSION", default="", help="Run the checks that pytest's -k selects.")
 @click.option("--largest", type=click.IntRange(min=1024), metavar="BYTES", help="The largest message that is allowed.")
-@click.option("--one-process", is_flag=True, help="The message system exists within one process.")
+@click.option("--one-process", is_flag=True, help="The message system works only within one process.")
 @click.option("--junit", metavar="FILE", type=click.Path(dir_okay=False, writable=True), help="Write a JUnit report.")
 @json_option("One line of JSON for each check.")
 @log_options
@@ -84,7 +84,7 @@ def conformance(
     junit: str | None,
     as_json: bool,
 ) -> None:
-    """Check whether a driver, with its message system, keeps what msgbus guarantees.
+    """Check whether a driver, with its message system, gives the guarantees of msgbus.
 
     Prints each guarantee, whether it holds, and how long the check took. A check is skipped, with the reason, if the
     driver does not declare the capability, if the harness cannot do what is needed, or if the check builds on another

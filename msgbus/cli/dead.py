@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 READING = "reading the dead letters"
-HELP = """Look at the dead letters of a topic, send them again, or remove them.
+HELP = """List the dead letters of a topic, send them again, or remove them.
 
-A dead letter is a cast that servers have given up: it raised too often, there is no such method, or it may have run
-before. Message systems that store messages keep them (see msgbus drivers).
+A dead letter is a cast that a server has given up: it raised too often, there is no such method, or it may have run
+before. Message systems with the capability storage keep them (see msgbus drivers).
 
 \b
 Exit codes, besides those of msgbus:
@@ -80,7 +80,7 @@ def _opened(
 @_dead_options
 @json_option("One line of JSON for each letter, with its traceback.", quiet=True)
 def list_(topic: str, timeout: float, as_json: bool, **where: Any) -> None:
-    """List the dead letters of TOPIC, the oldest first. They stay where they are."""
+    """List the dead letters of TOPIC, the oldest first, without removing them."""
     from msgbus import dead_letters
 
     with _opened(topic, **where) as (transport, target), progress() as waiting, waiting(READING):
@@ -101,7 +101,7 @@ def list_(topic: str, timeout: float, as_json: bool, **where: Any) -> None:
 def show(topic: str, letter_ids: tuple[str, ...], timeout: float, as_json: bool, **where: Any) -> None:
     """Show dead letters of TOPIC in full: the request, why it was given up, and the traceback.
 
-    Those with these IDs, or all.
+    Without IDs, show all letters.
     """
     from msgbus import dead_letters
 
@@ -128,10 +128,10 @@ def requeue(
     as_json: bool,
     **where: Any,
 ) -> None:
-    """Send the requests of dead letters of TOPIC again: of those with these IDs, or of all.
+    """Send the requests of dead letters of TOPIC again: those with these IDs, or all.
 
-    A letter is removed once the message system has taken its request. A request is sent to its old address; that of a
-    fanout only to the server that gave it up. It has no deadline any more. If a letter says that its request may have
+    A letter is removed when the message system has confirmed its request. A request is sent to its old address; that of
+    a fanout only to the server that gave it up. It no longer has a deadline. If a letter says that its request may have
     run before, it may now run a second time.
     """
     from msgbus import dead_letters
@@ -161,7 +161,7 @@ def requeue(
 @dead.command(epilog=example("msgbus dead purge hello 5b1d...", "msgbus dead purge hello --yes"))
 @_dead_options
 @click.argument("letter_ids", metavar="[ID]...", nargs=-1)
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option("A line of JSON for each letter that was removed; --yes is needed.", quiet=True)
 def purge(
     topic: str,
@@ -175,7 +175,7 @@ def purge(
     from msgbus import dead_letters
 
     if as_json and not yes:
-        raise click.UsageError("with --json there is no question: add --yes")
+        raise click.UsageError("with --json no confirmation is asked: add --yes")
     with _opened(topic, **where) as (transport, target), progress() as waiting:
         wanted: Collection[str] | None = letter_ids or None
         if not yes:
@@ -203,7 +203,9 @@ def _is_sure(question: str) -> bool:
     except click.Abort:
         if sys.stdin.isatty():
             raise
-        raise click.UsageError("there is no terminal to ask on, and nothing was removed: add --yes") from None
+        raise click.UsageError(
+            "there is no terminal to ask for confirmation, so nothing was removed: add --yes"
+        ) from None
 
 
 def _check_ids(wanted: Collection[str], found: Collection[Stored], topic: str) -> None:

@@ -38,8 +38,8 @@ def demo(
 ) -> None:
     """Show what msgbus does: several servers and a client, step by step, each with its result and the reason.
 
-    The servers are processes of their own, on a topic of their own: on the configured message system, or without any
-    (ZeroMQ) if none is configured. With --url fake:// all of it happens in memory, in this process.
+    The servers are separate processes, on their own topic. They use the configured message system, by default ZeroMQ,
+    which needs no broker. With --url fake:// everything happens in memory, in this process.
 
     Ends with 1 if a step has an unexpected result.
     """

@@ -207,21 +207,21 @@ STEPS = (
         "nobody",
         "A call to nobody",
         'client.call(ctxt, "greet", name="Ada")',
-        "No server listens to this topic yet. The call fails at once, and not at its timeout.",
+        "No server listens to this topic yet. The call fails at once, not only at its timeout.",
         _call_nobody,
     ),
     Step(
         "start",
         f"{len(NAMES)} servers of one topic",
         'msgbus.get_rpc_server(transport, msgbus.Target(topic=topic, server="one"), [Service()]).start()',
-        "Each has a name of its own. The client only needs to know the topic, and is not restarted.",
+        "Each has its own name. The client only needs to know the topic, and is not restarted.",
         _start,
     ),
     Step(
         "call",
         "call: any of them",
         'client.call(ctxt, "greet", name="Ada")',
-        "Exactly one server of the topic ran it. The caller waited for what the method returned.",
+        "Exactly one server of the topic ran it. The caller waited for the result.",
         _call,
     ),
     Step(
@@ -235,7 +235,7 @@ STEPS = (
         "cast",
         "cast: any of them, without an answer",
         'client.cast(ctxt, "note", text="for one of you")',
-        "The caller continued as soon as the message system had the request. One server ran it.",
+        "The caller continued as soon as the message system had confirmed the request. One server ran it.",
         _cast,
     ),
     Step(
@@ -263,14 +263,14 @@ STEPS = (
         "share",
         "The servers share the work",
         f'for _ in range({CALLS}): client.call(ctxt, "greet", name="Ada")',
-        "A free server takes the next call. More servers do more work, and the client stays as it is.",
+        "A free server takes the next call. More servers do more work, and the client does not change.",
         _share,
     ),
     Step(
         "error",
         "A method that raises",
         'client.call(ctxt, "divide", a=1, b=0)',
-        "What the method raised on the server is raised again in the client.",
+        "The method's exception on the server is raised in the client.",
         _raise,
     ),
     Step(
@@ -291,8 +291,8 @@ STEPS = (
         "gone",
         "A call to the stopped server",
         f'client.prepare(server="three", timeout={STOPPED_TIMEOUT}).call(ctxt, "greet", name="Ada")',
-        "It could be restarting: a message system that stores messages keeps the request until then, but no caller "
-        "waits longer than its timeout. The error says what is known.",
+        "The server could be restarting, so a message system that stores messages keeps the request for it. But the "
+        "caller waits no longer than its timeout. The error says what is known.",
         _call_stopped,
     ),
 )

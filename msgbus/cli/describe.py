@@ -38,13 +38,13 @@ timeout_option = click.option(
     )
 )
 @click.argument("topic")
-@click.option("--server", metavar="NAME", help="That server of the topic only.")
+@click.option("--server", metavar="NAME", help="Only this server of the topic.")
 @timeout_option
 @click.option(
     "--asyncapi",
     "as_asyncapi",
     is_flag=True,
-    help="An AsyncAPI document of the topic, version 3.0, as JSON; with --json on one line.",
+    help="Print an AsyncAPI 3.0 document of the topic, as JSON; with --json on one line.",
 )
 @json_option(
     "One line of JSON for each server, with JSON Schemas of the methods' arguments and results, and whole docstrings.",
@@ -61,13 +61,11 @@ def describe(
     config_files: tuple[str, ...],
     exchange: str | None,
 ) -> None:
-    """Show what the servers of TOPIC have: interfaces with their versions, methods, arguments and results.
+    """Show the interfaces of the servers of TOPIC: versions, methods, arguments and results.
 
-    For each method it says since which version of its interface it is there.
-
-    Servers that have the same are shown together. Methods are those that may be called. A server with the option
-    rpc_built_in_methods = stats does not say what it has. If any server does not say it, this ends with the code of
-    that error.
+    The column since shows which version of the interface added a method. Servers with the same methods are shown
+    together. Only methods that may be called are listed. A server with the option rpc_built_in_methods = stats cannot
+    be described. If a server cannot be described, the command ends with the exit code of that error.
     """
     from msgbus.client import get_rpc_client
     from msgbus.target import Target
@@ -154,11 +152,11 @@ def ask(client: RPCClient) -> tuple[Any, Description]:
         return answer, msgspec.convert(answer, Description)
     except RPCDispatcherError as exc:
         raise RPCDispatcherError(
-            f"{who} does not say what it has: its option rpc_built_in_methods has no describe, or its msgbus is older "
-            "than this command"
+            f"{who} cannot be described: its option rpc_built_in_methods has no describe, or its msgbus is older than "
+            "this command"
         ) from exc
     except (msgspec.ValidationError, RecursionError) as exc:
-        raise SerializationError(f"what {who} says of itself cannot be read: {exc}") from exc
+        raise SerializationError(f"the description of {who} cannot be read: {exc}") from exc
 
 
 def _asyncapi(client: RPCClient, found: Sequence[Description]) -> dict[str, Any]:
@@ -175,8 +173,8 @@ def _asyncapi(client: RPCClient, found: Sequence[Description]) -> dict[str, Any]
     if others:
         groups = "; ".join(", ".join(names) for names, _ in [(names, description), *others])
         raise click.UsageError(
-            f"the servers of topic {target.topic!r} do not all have the same methods, and a document is about those "
-            f"that have: name one by --server ({printable(groups)})"
+            f"the servers of topic {target.topic!r} do not all have the same methods, so there is no common document: "
+            f"name one of them with --server ({printable(groups)})"
         )
     _say_left_out(description)
     address = transport.address(target(server=None, fanout=None))

@@ -25,7 +25,7 @@ OURS = {
 @json_option("One line of JSON for each driver.")
 @log_options
 def drivers(as_json: bool) -> None:
-    """List the drivers, each for a message system: the state of each, and what it can do (its capabilities).
+    """List the drivers, one for each message system: whether each can be used, and its capabilities.
 
     A transport URL begins with a driver's name, or one of its other names: rabbit://localhost/ is for the driver kombu.
     """

@@ -27,14 +27,14 @@ class Code(IntEnum):
 
 EXIT_CODES = """\
   0  all went well
-  1  the server, or one of many, answered with an error; a check failed
+  1  a server answered with an error; a check failed
   2  wrong usage: an argument, an option, the configuration; no such dead letter
-  3  no server listens at the target, or none answers; with --strict: one did not answer; msgbus stuck: something is
+  3  no server listens, or none answers; with --strict: one did not answer; msgbus stuck: something is stuck
   4  no answer in time, or the server fell silent
-  5  the message system is away, or takes no messages
+  5  the message system is away, or accepts no messages
   6  the outcome is unknown: it may or may not have run
   130  interrupted: Ctrl-C
-  141  nobody reads the output any more"""
+  141  the reader of the output has closed it"""
 """For --help."""
 
 _CODES: dict[type[BaseException], Code] = {

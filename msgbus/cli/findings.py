@@ -44,25 +44,25 @@ class Finding:
 
 
 LOOK_AT_FROZEN = (
-    "see whether its process lives and is stopped (state T in ps; kill -CONT lets it go on), whether its machine and "
-    "network work, and whether an async method blocks its event loop (py-spy dump --pid PID). An older msgbus, without "
-    "free threads, does not answer either"
+    "see whether its process is paused (state T in ps; kill -CONT lets it go on), whether its machine and network "
+    "work, and whether an async method blocks its event loop (py-spy dump --pid PID). An older msgbus without free "
+    "threads does not answer either"
 )
 LOOK_AT_NAME = (
-    "to find out which it is, name those that should run: msgbus stuck TOPIC --server NAME --server NAME. RabbitMQ "
-    "shows them, too: rabbitmqctl list_queues name consumers"
+    "to find out which it is, name the servers that should run: msgbus stuck TOPIC --server NAME --server NAME. "
+    "RabbitMQ shows them, too: rabbitmqctl list_queues name consumers"
 )
 LOOK_AT_BUSY = (
-    "see what they wait for (py-spy dump --pid PID): a database, another service, a lock. More servers or a higher "
-    "executor_thread_pool_size help only if the methods end at all"
+    "see what its methods wait for (py-spy dump --pid PID): a database, another service, a lock. More servers or a "
+    "higher executor_thread_pool_size help only if the methods end at all"
 )
-LOOK_AT_STOPPED = "start it again, or see in its log, or that of what has started it, why it has ended"
+LOOK_AT_STOPPED = "start it again, or see why it has ended, in its log or in that of its supervisor"
 LOOK_AT_REQUEST = (
     "search the logs of server and client for the id. Its client may have given up already: a method can ask "
     "msgbus.current_request().cancelled and time_left"
 )
 LOOK_AT_GROWTH = (
-    "see in msgbus top whether the servers are busy: then start more, or find out what their methods wait for"
+    "see in msgbus top whether the servers are busy: then start more servers, or find out what their methods wait for"
 )
 LOOK_AT_NOBODY = (
     "start its servers, or see in their logs why they have ended. If they run: do they use the same topic, exchange "
@@ -102,17 +102,17 @@ def _about_server(topic: str, server: ServerSeen, former: ServerSeen | None) -> 
     queue = server.queue
     if server.answers:
         if queue.consumers and queue.consumers > 1:
-            text = f"{queue.consumers} servers have this name: what is sent to it goes to either of them"
-            yield Finding("same_name", topic, server.name, text, "give each server a name of its own")
+            text = f"{queue.consumers} servers have this name: a request to that name goes to either of them"
+            yield Finding("same_name", topic, server.name, text, "give each server a unique name")
         if server.stats is not None:
             yield from _about_busy(topic, server, None if former is None else former.stats)
     elif state_of(server) == GONE:
         text = "it does not run: it was stopped, or has died"
         if queue.exists:
-            text += f"; its own queue is still there, with {counted(queue.messages or 0, 'message')}"
+            text += f"; its own queue still exists, with {counted(queue.messages or 0, 'message')}"
         yield Finding("stopped", topic, server.name, text, LOOK_AT_STOPPED)
     elif queue == UNKNOWN:
-        text = "it does not answer; the message system does not say whether it is there"
+        text = "it does not answer; the message system does not say whether it runs"
         yield Finding("silent", topic, server.name, text, f"see whether its process lives. Then {LOOK_AT_FROZEN}")
     elif queue.consumers is None:
         yield Finding("unreachable", topic, server.name, f"it cannot be reached: {queue.why}", LOOK_AT_STOPPED)
@@ -140,7 +140,7 @@ def _about_nameless(before: TopicSeen, now: TopicSeen) -> Iterator[Finding]:
     for name in gone[:silent]:
         yield _silent_once(now.topic, name)
     for name in gone[silent:]:
-        text = "it answered at first, and is not there any more: it was stopped, or has died"
+        text = "it answered at first, and no longer runs: it was stopped, or has died"
         yield Finding("ended", now.topic, name, text, LOOK_AT_STOPPED, is_stuck=False)
     count = min(now.nameless - silent, before.nameless)
     if count > 0:
@@ -207,9 +207,9 @@ def _about_queues(before: TopicSeen, now: TopicSeen) -> Iterator[Finding]:
 
 def _without_consumers(topic: str, queue: Queue) -> Finding:
     if queue.messages:
-        text = f"{counted(queue.messages, 'request')} in its queue, and no server takes them: it has no consumers"
+        text = f"{counted(queue.messages, 'request')} in its queue, which has no consumers"
         return Finding("no_consumers", topic, None, text, LOOK_AT_NOBODY, count=queue.messages)
-    there = "its queue is there, and has no consumers" if queue.exists else "there is no queue for it"
+    there = "its queue exists, and has no consumers" if queue.exists else "there is no queue for it"
     return Finding("no_server", topic, None, f"no server runs: {there}", LOOK_AT_NOBODY)
 
 

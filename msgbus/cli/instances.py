@@ -56,7 +56,7 @@ def make_instance(text: str, hint: str) -> object:
     """
     name, colon, attribute = text.partition(":")
     if not (colon and name and attribute):
-        raise click.UsageError(f"MODULE:CLASS is for example hello:Hello, and {text!r} is not like that")
+        raise click.UsageError(f"{text!r} is not MODULE:CLASS, such as hello:Hello")
     module = _import(name, attribute)
     found: Any = module
     for part in attribute.split("."):
@@ -87,7 +87,7 @@ def _import(name: str, attribute: str) -> ModuleType:
             meant = f"; run this in the directory of {name.partition('.')[0]}.py, or name that in PYTHONPATH"
             if name.endswith(".py"):
                 meant = f"; did you mean {':'.join(filter(None, [name[:-3].replace('/', '.'), attribute]))}?"
-            raise click.UsageError(f"there is no module {name!r} in {cwd} or where Python looks{meant}") from exc
+            raise click.UsageError(f"there is no module {name!r} in {cwd} or in Python's path{meant}") from exc
         _fail(f"importing {name!r}", exc)
     except (Exception, SystemExit) as exc:
         _fail(f"importing {name!r}", exc)

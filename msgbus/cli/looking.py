@@ -254,7 +254,7 @@ class Watcher:
         listed = self._list()
         if listed is None and not self._topics:
             raise click.UsageError(
-                f"name the topics: {self._transport.driver.state.partition(': ')[0]} cannot list what is there"
+                f"name the topics: {self._transport.driver.state.partition(': ')[0]} cannot list topics"
             )
         names = self._topics or sorted(listed or ())
         at = time.time()

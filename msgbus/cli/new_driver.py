@@ -18,14 +18,14 @@ NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 LONGEST = 40
 
 TEXT = """\
-{folder} has a driver that works, within one process:
+{folder} has a working driver, for one process:
 {files}
-See it pass the checks:
+Run the checks:
   cd {folder}
   pip install -e '.[test]'
   pytest
 
-Then change it step by step, with the steps that its first lines name:
+Then change it step by step, as its first lines say:
   {module}
 """
 
@@ -36,10 +36,10 @@ Then change it step by step, with the steps that its first lines name:
 @json_option("The name, the directory and the files, as one line of JSON.")
 @log_options
 def new_driver(name: str, folder: str | None, as_json: bool) -> None:
-    """Write a driver for the URL NAME://, with its tests, as a distribution of its own, into DIR.
+    """Write a driver for the URL NAME://, with its tests, as a separate distribution, into DIR.
 
-    NAME has small letters, digits and underscores. DIR is msgbus-NAME by default; it is created, and if
-    it exists it has to be empty.
+    NAME consists of small letters, digits and underscores. DIR is msgbus-NAME by default; it is created if it does
+    not exist, and has to be empty.
     """
     _check_name(name)
     where = pathlib.Path(os.path.abspath(folder or f"msgbus-{name.replace('_', '-')}"))

@@ -51,8 +51,8 @@ def notify(
 ) -> None:
     """Send a notification of the type EVENT_TYPE, with the payload JSON, to the topic TOPIC.LEVEL.
 
-    Ends when the message system has taken it; prints nothing. Where nobody has listened yet, the message system keeps
-    it for the first listener, if it can store messages; else that is an error (3).
+    Ends when the message system has taken it; prints nothing. If nobody has listened yet, a message system that stores
+    messages keeps it for the first listener; on others that is an error (3).
     """
     from msgbus.notify.notification import make_message
     from msgbus.notify.sending import send_notification
@@ -83,10 +83,9 @@ def notify(
 @click.option(
     "--pool",
     metavar="NAME",
-    help="Get a copy, together with the listeners of the same pool. Without it, other listeners do not get what is "
-    "printed here.",
+    help="Get copies: the listeners of a pool share them. Without it, other listeners do not get what is printed.",
 )
-@click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many.")
+@click.option("--count", type=click.IntRange(1), metavar="N", help="End after N notifications.")
 @json_option("A line of JSON for each notification, on a terminal too.", quiet=True)
 @bus_options
 def listen(
@@ -99,9 +98,9 @@ def listen(
     config_files: tuple[str, ...],
     exchange: str | None,
 ) -> None:
-    """Print the notifications of TOPIC as they come, until Ctrl-C: level, type, who has sent it, and the payload.
+    """Print the notifications of TOPIC as they arrive, until Ctrl-C: level, type, sender and payload.
 
-    What has been printed is taken: without --pool no other listener gets it.
+    Without --pool, no other listener gets what was printed.
     """
     from msgbus.drivers.base import Capability
     from msgbus.notify.listener import get_notification_listener

@@ -114,7 +114,7 @@ def bus_options(func: F) -> F:
         show_envvar=True,
         metavar="URL",
         shell_complete=beginnings_of_urls,
-        help="The message system, for example rabbit://guest:guest@localhost:5672/. It wins over --config-file.",
+        help="The message system, for example rabbit://guest:guest@localhost:5672/. It overrides --config-file.",
     )
     files = click.option(
         "--config-file",
@@ -124,7 +124,7 @@ def bus_options(func: F) -> F:
         help="A file with options such as transport_url. May be given more than once.",
     )
     exchange = click.option(
-        "--exchange", metavar="NAME", help="The scope of the topic.  [default: the option control_exchange]"
+        "--exchange", metavar="NAME", help="The exchange of the topic.  [default: the option control_exchange]"
     )
     return url(files(exchange(log_options(func))))
 

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 @click.command(epilog=example("msgbus ping hello", "msgbus ping hello --strict"))
 @click.argument("topic")
-@click.option("--server", metavar="NAME", help="That server of the topic only.")
+@click.option("--server", metavar="NAME", help="Only this server of the topic.")
 @click.option(
     "--timeout",
     type=Seconds(min=0, min_open=True),
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long to gather answers.",
+    help="How long to wait for answers.",
 )
-@click.option("--strict", is_flag=True, help="End with 3 if any server that the message system knows does not answer.")
+@click.option("--strict", is_flag=True, help="End with 3 if any server known to the message system does not answer.")
 @json_option(
     "One line of JSON for each server, with the numbers of those that answered and that are known.", quiet=True
 )
@@ -41,10 +41,10 @@ def ping(
     config_files: tuple[str, ...],
     exchange: str | None,
 ) -> None:
-    """List the servers of TOPIC that answer, how fast each is, and how many there should be.
+    """List the servers of TOPIC that answer, how fast each answers, and how many there are.
 
-    A server does not answer if it is frozen, or too busy: all its threads or tasks are taken, or an async method blocks
-    its event loop. If none answers, that is an error (3).
+    A server does not answer if it is frozen or too busy: all its threads or tasks are busy, or an async method blocks
+    its event loop. If none answers, the exit code is 3.
     """
     from msgbus.client import get_rpc_client
     from msgbus.exceptions import MessageUndeliverable

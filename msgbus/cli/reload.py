@@ -95,13 +95,13 @@ class _Server:
         if self._child is None:
             self._start()
         elif changed:
-            _say(f"{_named(changed)} changed: the server is started anew")
+            _say(f"{_named(changed)} changed: the server is restarted")
             self._stop()
             if not self.stopping.is_set():
                 self._start()
         elif self._is_watched and (code := self._child.poll()) is not None:
             self._is_watched = False
-            _say(f"the server has ended with {code}; it is started anew after the next change")
+            _say(f"the server has ended with {code}; it is started again after the next change")
 
     def _start(self) -> None:
         # The child reads from a pipe whose other end closes with this process. A group of its own: what a terminal

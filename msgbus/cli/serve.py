@@ -54,36 +54,36 @@ NO_ARGUMENTS = "; give its arguments defaults, or write a program with get_rpc_s
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long to wait for running methods when the server is stopped; then async ones are cancelled, and plain "
-    "ones given up.",
+    help="How long to wait for running methods when the server is stopped. After that, async methods are cancelled, "
+    "and plain methods abandoned.",
 )
 @click.option(
     "--metrics",
     "metrics_address",
     metavar="[HOST:]PORT",
-    help="Let Prometheus read metrics there, at /metrics, on all addresses of this machine if no host is given. Needs "
-    "msgbus[prometheus]. Port 0 takes a free one.",
+    help="Serve metrics for Prometheus at /metrics on this port, on all addresses if no host is given. Needs pip "
+    "install 'msgbus[prometheus]'. 0 takes a free port.",
 )
 @click.option(
     "--health",
     type=click.IntRange(0, 65535),
     metavar="PORT",
-    help="Answer HTTP requests on this port: /ready with 200 if the server takes requests, /live if it works at all, "
-    "else with 503 and why not. 0 takes a free port.",
+    help="Answer HTTP requests on this port: /ready with 200 if the server takes requests, /live with 200 if it works "
+    "at all; otherwise with 503 and the reasons. 0 takes a free port.",
 )
 @click.option(
     "--health-address",
     default="0.0.0.0",  # noqa: S104  # probes of Kubernetes come from outside of the container
     show_default=True,
     metavar="ADDRESS",
-    help="Where --health listens.",
+    help="The address on which --health listens.",
 )
 @click.option(
     "--reload",
     "reloads",
     is_flag=True,
-    help="For development: start the server anew when a .py file in the current directory, or below it, changes. What "
-    "runs has --drain to finish. Needs pip install 'msgbus[reload]'.",
+    help="For development: restart the server when a .py file in or below the current directory changes. Running "
+    "methods have --drain to finish. Needs pip install 'msgbus[reload]'.",
 )
 @json_option("A line of JSON when the server is ready.")
 @serializer_option
@@ -103,16 +103,17 @@ def serve(
     exchange: str | None,
     serializer: str | None,
 ) -> None:
-    """Serve the methods of a class, which is imported with the current directory in front of the search path.
+    """Serve the methods of a class. Its module is searched for in the current directory first.
 
     A method gets the caller's context first, then its arguments by name. The class is instantiated without arguments.
     Methods may be async: these run on one event loop, and plain ones on threads.
 
-    Several classes are endpoints of the same server; with an attribute "target" each can have a namespace and a version
-    of its own. If two have a method of the same name, that of the class named first is called.
+    Several classes become endpoints of the same server. With an attribute "target", each can have its own namespace and
+    version. If two classes have a method of the same name, the one of the first class is called.
 
-    Prints when it is ready, and how to call it. Ctrl-C, SIGTERM or SIGHUP (a closed terminal) stops it: it takes no new
-    requests, lets the running ones finish and answer, and ends with 0. A second signal ends it at once.
+    It says when the server is ready, and how to call it. Ctrl-C, SIGTERM or SIGHUP (a closed terminal) stops it: the
+    server takes no new requests, finishes and answers the running ones, and ends with 0. A second signal ends it at
+    once.
     """
     from msgbus.server import get_rpc_server
     from msgbus.target import Target

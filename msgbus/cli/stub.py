@@ -12,8 +12,8 @@ from msgbus.cli.progress import progress
 
 @click.command(epilog=example("msgbus stub hello > hello_api.py"))
 @click.argument("topic")
-@click.option("--server", metavar="NAME", help="Ask that server of the topic.  [default: any one]")
-@click.option("--asyncio", "asynchronous", is_flag=True, help="For clients of msgbus.aio: methods are async.")
+@click.option("--server", metavar="NAME", help="Ask this server of the topic.  [default: any one]")
+@click.option("--asyncio", "asynchronous", is_flag=True, help="Write async methods, for clients of msgbus.aio.")
 @timeout_option
 @json_option(quiet=True)
 @bus_options
@@ -26,10 +26,10 @@ def stub(
     config_files: tuple[str, ...],
     exchange: str | None,
 ) -> None:
-    """Write a Python module for typed clients of TOPIC, as a running server of it describes itself.
+    """Write a Python module for typed clients of TOPIC, from the description of a running server.
 
-    It has a class for each interface, for client.proxy(CLASS), and the classes of arguments and results. What is not
-    annotated on the server is Any. Names that Python does not allow are left out, with a comment.
+    It has a class for each interface, for client.proxy(CLASS), and the classes of arguments and results. Types that are
+    not annotated on the server become Any. Names that Python does not allow are left out, with a comment.
     """
     from msgbus.cli.stub_writer import write_stub
     from msgbus.client import get_rpc_client

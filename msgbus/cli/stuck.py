@@ -31,7 +31,7 @@ WIDTH = 100
     "servers",
     multiple=True,
     metavar="NAME",
-    help="A server of the topic that should run. May be given more than once; for one TOPIC.",
+    help="A server that should run. May be given more than once; only with one TOPIC.",
 )
 @click.option(
     "--interval",
@@ -65,9 +65,9 @@ def stuck(
 ) -> None:
     """Say what is stuck in TOPICs, and what to look at next.
 
-    It looks twice: for servers that do not answer, that have no free thread and do not get further, and that do not
-    run; requests that run long; queues that grow, and queues without consumers. Without TOPIC it looks at all topics
-    that have servers, if the message system can list them: zmq can.
+    It looks twice, and finds: servers that do not run, do not answer, or have no free thread and make no progress;
+    requests that run long; queues that grow, and queues without consumers. Without TOPIC it looks at all topics that
+    have servers, if the message system can list them: zmq can.
 
     It ends with 0 if nothing is stuck, and with 3 if anything is. Notes do not count.
     """

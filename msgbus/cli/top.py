@@ -47,7 +47,7 @@ def timeout_option(default: float) -> Callable[[F], F]:
 
 @click.command(epilog=example("msgbus top hello", "msgbus top hello --sort oldest", "msgbus top hello --once --json"))
 @click.argument("topics", nargs=-1, metavar="[TOPIC]...")
-@click.option("--once", is_flag=True, help="Show it once: what happens between two looks.")
+@click.option("--once", is_flag=True, help="Show it only once, after two looks.")
 @click.option(
     "--interval",
     type=Seconds(min=0.1),
@@ -63,7 +63,7 @@ def timeout_option(default: float) -> Callable[[F], F]:
     type=click.Choice(SORTED_BY),
     default="name",
     show_default=True,
-    help="What the servers are sorted by; the highest comes first.",
+    help="The column by which servers are sorted, the highest value first.",
 )
 @json_option("A line of JSON for each look, with rates since the one before.", quiet=True)
 @bus_options
@@ -78,13 +78,13 @@ def top(
     config_files: tuple[str, ...],
     exchange: str | None,
 ) -> None:
-    """Show what the servers of TOPICs do, now and again until Ctrl-C: rates, durations, what runs, what waits.
+    """Show what the servers of TOPICs do, refreshed until Ctrl-C: rates, durations, running and waiting requests.
 
     Without TOPIC it shows all topics that have servers, if the message system can list them: zmq can.
 
-    A server whose state is "busy" has no free thread (or task). One that is "no answer" is counted by the message
-    system and has not answered in time. "no stats" has answered, and does not say what it does: it is older, or its
-    option rpc_built_in_methods has no stats. msgbus stuck says what is wrong.
+    The state "busy" means that all threads (or tasks) of the server are busy; "no answer", that the message system
+    knows the server, but it did not answer in time; "no stats", that it answers but sends no figures, since its msgbus
+    is older, or its option rpc_built_in_methods has no stats. msgbus stuck says what is wrong.
     """
     with open_transport(url, config_files, quiet=True) as transport:
         watcher = Watcher(transport, topics, exchange=exchange, timeout=timeout)

@@ -38,7 +38,7 @@ def _parse(ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]) 
     for text in texts:
         key, sign, value = text.partition("=")
         if not sign or not key:
-            raise click.UsageError(f"an argument is KEY=VALUE, and {text!r} is not")
+            raise click.UsageError(f"an argument has to be KEY=VALUE, and {text!r} is not")
         if key in arguments:
             raise click.UsageError(f"the argument {key} is given twice")
         try:
@@ -61,7 +61,7 @@ def _add_hint(exc: BaseException) -> None:
 _delivery = click.option(
     "--delivery",
     type=click.Choice(POLICIES),
-    help="What to do if it is unknown whether a request has run.  [default: the option rpc_delivery]",
+    help="What to do if nobody knows whether a request has run.  [default: the option rpc_delivery]",
 )
 
 
@@ -71,7 +71,7 @@ def _verb(func: F) -> F:
         bus_options,
         serializer_option,
         click.option("--namespace", metavar="NAME", help="The interface that the method belongs to."),
-        click.option("--version", metavar="X.Y", help="The lowest version of the interface that will do."),
+        click.option("--version", metavar="X.Y", help="The lowest version of the interface that the call needs."),
         click.argument("arguments", nargs=-1, callback=_parse, metavar="[KEY=VALUE]..."),
         click.argument("method"),
         click.argument("topic"),
@@ -101,10 +101,10 @@ _allow_exceptions = click.option(
     multiple=True,
     metavar="MODULE",
     callback=_check_modules,
-    help="Exceptions of this module that the server raises are rebuilt here with their own class; others are shown as "
-    "RemoteError. May be given more than once.",
+    help="Rebuild exceptions of this module with their own class; others are shown as RemoteError. May be given more "
+    "than once.",
 )
-_server = click.option("--server", metavar="NAME", help="That server of the topic only.")
+_server = click.option("--server", metavar="NAME", help="Only this server of the topic.")
 
 
 @contextmanager
@@ -153,11 +153,12 @@ def _check_version(version: str) -> None:
 @_delivery
 @_verb
 def call(topic: str, method: str, arguments: dict[str, Any], as_json: bool, **options: Any) -> None:
-    """Call METHOD on one server of TOPIC, and print what it returns: as JSON, laid out if stdout is a terminal.
+    """Call METHOD on one server of TOPIC, and print its result as JSON, indented if stdout is a terminal.
 
     A generator returns its last item: see msgbus multicall.
 
-    A VALUE is read as JSON if it is valid JSON, else as a string: n=1 is a number, n='"1"' and n=one are strings.
+    A VALUE is read as JSON if it is valid JSON, and as a string otherwise: n=1 is a number, n='"1"' and n=one are
+    strings.
     """
     with _client(topic, **options) as client:
         try:
@@ -177,7 +178,7 @@ def call(topic: str, method: str, arguments: dict[str, Any], as_json: bool, **op
 @_delivery
 @_verb
 def cast(topic: str, method: str, arguments: dict[str, Any], **options: Any) -> None:
-    """Have METHOD run on one server of TOPIC. Ends when the message system has taken the request; prints nothing."""
+    """Run METHOD on one server of TOPIC. Ends when the message system has confirmed the request; prints nothing."""
     with (
         _client(topic, **options) as client,
         progress() as waiting,
@@ -192,7 +193,7 @@ def cast(topic: str, method: str, arguments: dict[str, Any], **options: Any) -> 
 @_delivery
 @_verb
 def fanout_cast(topic: str, method: str, arguments: dict[str, Any], **options: Any) -> None:
-    """Have METHOD run on every server of TOPIC. Prints nothing; it is not an error if there is no server."""
+    """Run METHOD on every server of TOPIC. Prints nothing; it is not an error if there is no server."""
     with (
         _client(topic, **options) as client,
         progress() as waiting,
@@ -204,7 +205,9 @@ def fanout_cast(topic: str, method: str, arguments: dict[str, Any], **options: A
 @click.command(epilog=example("msgbus multicall hello count to=3"))
 @_server
 @_timeout("How long to wait for the next item.")
-@click.option("--deadline", type=Seconds(min=0, min_open=True), metavar="SECONDS", help="How long the whole may take.")
+@click.option(
+    "--deadline", type=Seconds(min=0, min_open=True), metavar="SECONDS", help=("How long the whole stream may take.")
+)
 @json_option("A line of JSON for each item, on a terminal too.", quiet=True)
 @_allow_exceptions
 @_delivery
@@ -212,9 +215,9 @@ def fanout_cast(topic: str, method: str, arguments: dict[str, Any], **options: A
 def multicall(
     topic: str, method: str, arguments: dict[str, Any], deadline: float | None, as_json: bool, **options: Any
 ) -> None:
-    """Call the generator METHOD on one server of TOPIC, and print each item as it arrives: as JSON, as call does.
+    """Call the generator METHOD on one server of TOPIC, and print each item as it arrives, as JSON.
 
-    If this command ends early (Ctrl-C, or nobody reads its output), the server closes the generator.
+    If this command ends early (Ctrl-C, or its output is closed), the server closes the generator.
     """
     with _client(topic, **options) as client, progress() as waiting:
         with waiting(f"waiting to call {method}"):
@@ -234,7 +237,7 @@ def multicall(
 @click.option(
     "--also", "further", multiple=True, metavar="TOPIC", help="Another topic to ask. May be given more than once."
 )
-@click.option("--strict", is_flag=True, help="End with 3 if any server that the message system knows does not answer.")
+@click.option("--strict", is_flag=True, help="End with 3 if any server known to the message system does not answer.")
 @json_option("A line of JSON for each answer, and a last one with the numbers.", quiet=True)
 @_allow_exceptions
 @_verb
@@ -247,10 +250,10 @@ def gather(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Call METHOD on every server of TOPIC, and print each answer as it comes, with the server's name.
+    """Call METHOD on every server of TOPIC, and print each answer as it arrives, with the server's name.
 
-    It ends when all servers have answered that the message system knows, and after --timeout. Each server runs METHOD
-    at most once. If no server answers, that is an error (3); if any server answers with an error, this ends with 1.
+    The command ends when all servers known to the message system have answered, or after --timeout. Each server runs
+    METHOD at most once. If no server answers, the exit code is 3; if any server answers with an error, it is 1.
     """
     from msgbus.exceptions import MessageUndeliverable
 

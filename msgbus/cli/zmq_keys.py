@@ -17,12 +17,12 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 TEXT = """\
 secret key: {secret_key_file}
-  It stays here, and only its owner may read it: the user that the services run as.
+  Keep it on this host. Only its owner may read it: the user that runs the services.
 public key: {public_key_file}
-  Copy it, by a channel that you trust, into the keys_dir of each host that is to talk with this one:
+  Copy it, over a channel that you trust, into the keys_dir of each host that has to communicate with this one:
   scp {public_key_file} HOST:{keys_dir}/
 
-In the configuration of this host (with an address of its own in place of 10.0.0.5):
+In the configuration of this host (with its own address instead of 10.0.0.5):
 
 [msgbus_zmq]
 listen = tcp://10.0.0.5:*
@@ -33,16 +33,18 @@ keys_dir = {keys_dir}
 
 @click.command(epilog=example("msgbus zmq-keys /etc/msgbus/keys --name node1"))
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False))
-@click.option("--name", metavar="NAME", help="How the others call this host's key.  [default: the host name]")
+@click.option("--name", metavar="NAME", help="The name of this host's key.  [default: the host name]")
 @click.option(
-    "--force", is_flag=True, help="Overwrite the keys of that name. Hosts that have the old public key are locked out."
+    "--force",
+    is_flag=True,
+    help=("Overwrite the keys of that name. Hosts with the old public key can no longer connect."),
 )
 @json_option("The paths and the public key, as one line of JSON.")
 @log_options
 def zmq_keys(folder: str, name: str | None, force: bool, as_json: bool) -> None:
-    """Make a pair of keys (CURVE) in DIR, so that the ZeroMQ driver of this host can talk with other hosts.
+    """Make a pair of keys (CURVE) in DIR, so that this host can communicate with others over ZeroMQ.
 
-    NAME.key_secret is for the option key_file, NAME.key for everybody else. DIR is created if it does not exist; it
+    NAME.key_secret is for the option key_file, NAME.key for the other hosts. DIR is created if it does not exist; it
     can be the keys_dir of this host as well.
     """
     name = socket.gethostname() if name is None else name

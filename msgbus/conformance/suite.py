@@ -78,7 +78,7 @@ class DriverConformance(*reversed(DRIVER), _Suite):  # type: ignore[misc]  # the
 
     @check("driver", since="0.1")
     def test_a_driver_leaves_nothing_behind(self, bus: Bus) -> None:
-        """When all is closed, no thread, file descriptor, connection, inbox or queue of a fanout is left of a check."""
+        """After all is closed, no thread, file descriptor, connection, inbox or fanout queue is left."""
         _is_clean(bus, "driver")
 
 
@@ -87,7 +87,7 @@ class BusConformance(*reversed(BUS), _Suite):  # type: ignore[misc]
 
     @check("bus", since="0.1", builds_on=("test_a_driver_leaves_nothing_behind",))
     def test_clients_and_servers_leave_nothing_behind(self, bus: Bus) -> None:
-        """When all is closed, no thread, file descriptor, connection, inbox or queue of a fanout is left of a check."""
+        """After all is closed, no thread, file descriptor, connection, inbox or fanout queue is left."""
         _is_clean(bus, "bus")
 
 

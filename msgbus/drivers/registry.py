@@ -59,5 +59,7 @@ def load_driver_class(name: str) -> type[Driver]:
         raise DriverLoadFailure(name, f"{cls!r} is not a subclass of msgbus.drivers.base.Driver")
     if cls.contract[0] != CONTRACT[0]:
         theirs, ours = (".".join(map(str, version)) for version in (cls.contract, CONTRACT))
-        raise DriverLoadFailure(name, f"it was written for version {theirs} of the contract, and this is {ours}")
+        raise DriverLoadFailure(
+            name, f"it was written for version {theirs} of the driver contract, and this msgbus has {ours}"
+        )
     return cls

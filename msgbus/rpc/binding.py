@@ -127,7 +127,7 @@ def _take_transports() -> list[Transport]:
     transports = list(_bound.transports.values())
     _bound.transports.clear()
     if any(connection.consumes for connection in _bound.connections):
-        LOG.warning("rpc.cleanup() disconnects consumers that were not closed: call Connection.close() before")
+        LOG.warning("rpc.cleanup() disconnects consumers that were not closed: call Connection.close() first")
     return transports
 
 

@@ -124,7 +124,7 @@ async def test_it_is_for_one_task(fake_url: str) -> None:
         answers = bus.client.gather({}, "sleep")
         task = asyncio.ensure_future(anext(answers))
         await until(lambda: "asleep" in bus.service.log)
-        with pytest.raises(RuntimeError, match="another one waits"):
+        with pytest.raises(RuntimeError, match="another task already waits"):
             await anext(answers)
         await answers.aclose()
         with pytest.raises(StopAsyncIteration):

@@ -525,7 +525,7 @@ async def test_another_task_may_close_an_intercepted_stream() -> None:
         assert await anext(stream) == 10
         waiting = asyncio.ensure_future(anext(stream, "end"))
         await asyncio.sleep(0)
-        with pytest.raises(RuntimeError, match="another one waits"):
+        with pytest.raises(RuntimeError, match="another task already waits"):
             await anext(stream)
         await stream.aclose()
         assert await waiting == "end"

@@ -129,7 +129,7 @@ async def test_a_stream_is_for_one_task_at_a_time(fake_url: str, first: bool) ->
             assert await anext(stream) == 1
         task = asyncio.create_task(anext(stream, "the end"))
         await asyncio.sleep(0)
-        with pytest.raises(RuntimeError, match=r"AsyncStream '(count|drip)' .* another one waits"):
+        with pytest.raises(RuntimeError, match=r"AsyncStream '(count|drip)' .* another task already waits"):
             await anext(stream)
         if first:
             assert await task == 0

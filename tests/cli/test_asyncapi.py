@@ -276,7 +276,7 @@ def test_a_document_is_about_servers_that_have_the_same(bus: Bus) -> None:
     result = bus.run("describe", "images", "--asyncapi")
     assert (result.exit_code, result.stdout) == (Code.USAGE, "")
     assert "do not all have the same methods" in result.stderr
-    assert "name one by --server (one, three; two)" in result.stderr
+    assert "name one of them with --server (one, three; two)" in result.stderr
     assert "note" in document_of(bus, "--server", "two")["operations"]
     assert "shop.price" in document_of(bus, "--server", "three")["operations"]
 
@@ -289,7 +289,7 @@ def test_a_server_that_says_nothing_is_an_error_after_the_document(bus: Bus) -> 
     result = bus.run("describe", "images", "--asyncapi")
     assert result.exit_code == Code.REMOTE
     assert "shop.price" in json.loads(result.stdout)["operations"]
-    assert "the server 'two' of topic 'images' does not say what it has" in result.stderr
+    assert "the server 'two' of topic 'images' cannot be described" in result.stderr
     bus.servers.pop().wait(20)
     transport.cleanup()
 

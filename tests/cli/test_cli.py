@@ -176,7 +176,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(args: list[str], text: str) -> 
     ("url", "text"),
     [
         ("localhost", "begins with DRIVER://"),
-        ("rabbit://guest:secret@host:port/", "'host:port' is no host name"),
+        ("rabbit://guest:secret@host:port/", "'host:port' is not a host name"),
         ("rabit://localhost", "did you mean 'rabbit'?"),
         ("qpidd://localhost", "did you mean 'qpid'?"),
         ("rabbit://localhost/?heart_beat=1", "did you mean heartbeat?"),

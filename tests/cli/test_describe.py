@@ -87,10 +87,7 @@ def test_describe_says_why_a_server_does_not(bus: Bus) -> None:
     for command in ("describe", "stub"):
         result = bus.run(command, "images")
         assert result.exit_code == Code.REMOTE, result.output
-        assert (
-            "of topic 'images' does not say what it has: its option rpc_built_in_methods has no describe"
-            in result.stderr
-        )
+        assert "of topic 'images' cannot be described: its option rpc_built_in_methods has no describe" in result.stderr
     bus.servers.pop().wait(20)
     transport.cleanup()
 
@@ -104,7 +101,7 @@ def test_describe_shows_the_others_if_one_server_does_not_say(bus: Bus) -> None:
         result = bus.run("describe", "images", *options)
         assert result.exit_code == Code.REMOTE, result.output
         assert "greet" in result.stdout
-        assert "the server 'two' of topic 'images' does not say what it has" in result.stderr
+        assert "the server 'two' of topic 'images' cannot be described" in result.stderr
     bus.servers.pop().wait(20)
     transport.cleanup()
 
@@ -125,7 +122,7 @@ def test_an_answer_that_is_no_description_is_an_error(bus: Bus) -> None:
     for command in ("describe", "stub"):
         result = bus.run(command, "images", "--server", "one")
         assert result.exit_code == Code.USAGE, result.output
-        assert "what the server 'one' of topic 'images' says of itself cannot be read: Expected `str" in result.stderr
+        assert "the description of the server 'one' of topic 'images' cannot be read: Expected `str" in result.stderr
     bus.servers.pop().wait(20)
     transport.cleanup()
 

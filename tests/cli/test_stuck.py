@@ -67,7 +67,7 @@ def test_a_server_that_does_not_answer_is_frozen(bus: Bus) -> None:
     assert first.startswith(
         "server two of hello: frozen: it is connected to the message system, and did not answer twice"
     )
-    assert rest[0].startswith("  next: see whether its process lives and is stopped")
+    assert rest[0].startswith("  next: see whether its process is paused")
 
 
 def test_a_frozen_server_without_a_name_is_counted(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +127,7 @@ def test_a_server_that_was_stopped_is_named(bus: Bus) -> None:
     assert stuck(bus, "hello") == []
     assert stuck(bus, "hello", "--server", "two", "--server", "never") == [("stopped", "never"), ("stopped", "two")]
     result = bus.run("stuck", "hello", "--server", "two", *QUICK)
-    assert "it was stopped, or has died; its own queue is still there, with 0 messages" in result.stdout
+    assert "it was stopped, or has died; its own queue still exists, with 0 messages" in result.stdout
 
 
 def test_a_queue_without_consumers_is_named(bus: Bus) -> None:
@@ -138,7 +138,7 @@ def test_a_queue_without_consumers_is_named(bus: Bus) -> None:
     bus.client.cast({}, "greet")
     assert stuck(bus, "hello") == [("no_consumers", None)]
     result = bus.run("stuck", "hello", *QUICK)
-    assert "topic hello: no consumers: 2 requests in its queue, and no server takes them" in result.stdout
+    assert "topic hello: no consumers: 2 requests in its queue, which has no consumers" in result.stdout
     assert stuck(bus, "nowhere") == [("no_server", None)]
 
 

@@ -47,6 +47,12 @@ def test_every_check_names_its_first_version() -> None:
         assert check.guarantee.endswith((".", ":")), check.name
 
 
+def test_every_guarantee_says_what_it_is_about() -> None:
+    """It is read in a table, without its check: so it does not begin with a pronoun."""
+    first = {check.name: check.guarantee.split()[0] for check in ALL}
+    assert {name: word for name, word in first.items() if word in ("Also", "It", "Its", "Their", "They", "Those")} == {}
+
+
 def test_checks_build_on_earlier_ones() -> None:
     """What a check takes for granted is checked before it."""
     names = [check.name for check in ALL]

@@ -397,7 +397,7 @@ def test_a_cast_whose_method_returns_an_awaitable_failed(
     assert served.given_up.wait(EVENT_TIMEOUT)
     (letter,) = served.letters
     assert letter.attempts == 1
-    assert "does not await, so nothing of it has run" in letter.reason
+    assert "does not await, so it has not run" in letter.reason
 
     def both_logged() -> bool:
         return len([record for record in caplog.records if "does not await" in record.getMessage()]) == 2

@@ -688,7 +688,7 @@ TOO_MUCH = {"x": "y" * MAX_METADATA}
         ({1: "a"}, "is a dict of str to str"),
         (TOO_MUCH, f"has {MAX_METADATA + 1} bytes, and may have {MAX_METADATA}"),
         ({"x": "ü" * (MAX_METADATA // 2)}, f"has {MAX_METADATA + 1} bytes"),
-        ({"x": "\ud800"}, "holds what cannot be sent"),
+        ({"x": "\ud800"}, "contains a value that cannot be sent"),
     ],
     ids=["list", "number", "number as name", "too much", "too much in bytes", "lone surrogate"],
 )

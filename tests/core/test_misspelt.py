@@ -48,7 +48,7 @@ def test_option_without_an_equals_sign(tmp_path: pathlib.Path, caplog: pytest.Lo
     conf = cfg.ConfigOpts()
     conf([], default_config_files=[str(path)], default_config_dirs=[])
     get_rpc_transport(conf, "fake://").cleanup()
-    assert f"{path}: there is no = right behind transport_url" in caplog.text
+    assert f"{path}: there is no = right after transport_url" in caplog.text
     assert "s3cr3t" not in caplog.text
 
 

@@ -341,12 +341,15 @@ class EmptyApi(Protocol):
         (UnionArgumentApi, "UnionArgumentApi.paint cannot be used by a client: shape: Type unions may not contain"),
         (
             MixedKeysApi,
-            "MixedKeysApi.paint cannot be used by a client: shapes: the keys of a dict are texts or numbers",
+            "MixedKeysApi.paint cannot be used by a client: shapes: the keys of a dict have to be either strings or",
         ),
-        (ForeignApi, "ForeignApi.where cannot be used by a client: result: no Path can be made of what arrives"),
+        (
+            ForeignApi,
+            "ForeignApi.where cannot be used by a client: result: no Path can be made of the plain data that arrives",
+        ),
         (PydanticDataclassApi, "result: Checked is a dataclass of pydantic, whose checks would not run"),
         (EmptyApi, "EmptyApi has no methods"),
-        (Images(), "a proxy is made of a class"),
+        (Images(), "a proxy is made from a class"),
     ],
 )
 def test_classes_that_cannot_be_used_are_refused_when_the_proxy_is_made(

@@ -106,7 +106,7 @@ def make_server(version: str, added: str, **options: Any) -> None:
 )
 def test_a_version_that_the_endpoint_never_had_is_refused(version: str, added: str) -> None:
     """When the server is made: it is above the endpoint's, or of another major version."""
-    text = rf"Shop\.buy is marked with since\('{added}'\), and the version of its endpoint is {version}: "
+    text = rf"Shop\.buy is marked with since\('{added}'\), but the version of its endpoint is {version}: "
     with pytest.raises(TypeError, match=text):
         make_server(version, added)
 

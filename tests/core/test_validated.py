@@ -195,7 +195,7 @@ def test_what_python_itself_refuses_is_a_wrong_argument() -> None:
     """What has no hash is no part of a set, and half a character no text; the error says which argument it is."""
     unhashable = re.compile("tags: .*unhashable type: 'list'")  # Python 3.14 says more before that.
     assert unhashable.match(refusal_of("tag", number=1, tags=[[1]]))
-    assert refusal_of("tag", tags=[1], number="\ud800") == "number: it holds half a character, which is no text"
+    assert refusal_of("tag", tags=[1], number="\ud800") == "number: it contains half a character, which is not text"
     nested: list[Any] = []
     for _ in range(100_000):
         nested = [nested]
@@ -648,11 +648,14 @@ class Foreign:
         (Ambiguous, "Ambiguous.start cannot be validated: shape: Type unions may not contain more than one dict-like"),
         (
             MixedKeys,
-            "MixedKeys.price cannot be validated: prices: the keys of a dict are texts or numbers, and not both",
+            "MixedKeys.price cannot be validated: prices: the keys of a dict have to be either strings or numbers",
         ),
-        (MixedResult, "MixedResult.price cannot be validated: result: the keys of a dict are texts or numbers"),
-        (Foreign, "Foreign.read cannot be validated: path: no Path can be made of what arrives"),
-        (Garage, "Garage.start cannot be validated: engine: no Engine can be made of what arrives"),
+        (
+            MixedResult,
+            "MixedResult.price cannot be validated: result: the keys of a dict have to be either strings or numbers",
+        ),
+        (Foreign, "Foreign.read cannot be validated: path: no Path can be made of the plain data that arrives"),
+        (Garage, "Garage.start cannot be validated: engine: no Engine can be made of the plain data that arrives"),
     ],
 )
 def test_annotations_that_cannot_be_used_are_refused_when_the_server_is_made(endpoint: Any, text: str) -> None:

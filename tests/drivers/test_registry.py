@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import pathlib
+import re
 import uuid
 from collections.abc import Callable
 
@@ -9,10 +10,10 @@ import pytest
 from stevedore import ExtensionManager
 
 from msgbus import DriverLoadFailure, get_rpc_transport
-from msgbus.drivers.base import CONTRACT
+from msgbus.drivers.base import CONTRACT, Capability
 from msgbus.drivers.fake import FakeDriver
 from msgbus.drivers.registry import installed_drivers, load_driver_class
-from tests.support import new_conf
+from tests.support import ROOT, new_conf
 
 
 @pytest.fixture
@@ -118,3 +119,18 @@ def test_installed_drivers_without_one_that_is_broken(
     assert name not in installed_drivers()
     assert "fake" in installed_drivers()
     assert "no_such_library_here" in caplog.text
+
+
+def test_table_of_capabilities_is_that_of_the_drivers() -> None:
+    """docs/howto/choose.md shows what each driver declares by default, and each capability."""
+    page = (ROOT / "docs" / "howto" / "choose.md").read_text()
+    section = page.partition("By default, the drivers have")[2].partition("\n## ")[0]
+    head, _, *rows = re.findall(r"^\|.*\|$", section, re.MULTILINE)
+    columns = dict(zip(head.strip("| ").split(" | ")[1:], ("kombu", "qpid", "zmq", "fake"), strict=True))
+    assert list(columns) == ["RabbitMQ", "Qpid", "ZeroMQ", "in memory"]
+    drivers = [load_driver_class(name) for name in columns.values()]
+    shown = {row.split("`")[1]: row.split(" | ")[1:] for row in rows}
+    assert set(shown) == set(Capability)
+    for name, cells in shown.items():
+        declared = ["yes" if Capability(name) in driver.capabilities else "no" for driver in drivers]
+        assert [cell.strip("| ") for cell in cells] == declared, name

@@ -183,19 +183,19 @@ def server_unplugged(run: Run) -> None:
 
 @scenario(short=True)
 def server_stopped(run: Run) -> None:
-    """A server is stopped in good order; another is there."""
+    """A server is stopped cleanly; another is there."""
     run.stop(two_servers(run, *CALLS, *CASTS, *AT_MOST, *OTHERS))
 
 
 @scenario()
 def server_stopped_in_long_calls(run: Run) -> None:
-    """A server is stopped in good order while it runs calls of 20 s; another is there."""
+    """A server is stopped cleanly while it runs calls of 20 s; another is there."""
     run.stop(two_servers(run, *LONG))
 
 
 @scenario("processes", short=True)
 def only_server_dies(run: Run) -> None:
-    """The only server ends in the middle of a call, then in that of a cast, and another takes its place."""
+    """The only server ends in the middle of a call, then of a cast, and another takes its place."""
     run.serve("one", **POOL)
     errors = nobody_there(run)
     run.send(
@@ -273,7 +273,7 @@ def client_frozen(run: Run) -> None:
 
 @scenario()
 def client_stopped(run: Run) -> None:
-    """A client ends in good order in the midst of its calls."""
+    """A client ends cleanly in the middle of its calls."""
     cancelled = ["CallCancelled"]
     two_servers(
         run,
@@ -298,7 +298,7 @@ def broker_killed(run: Run) -> None:
 
 @scenario("broker")
 def broker_restarted(run: Run) -> None:
-    """The broker is stopped in good order, and started again."""
+    """The broker is stopped cleanly, and started again."""
     two_servers(run, *LONG, *OTHERS)
     run.stop_node(run.system.nodes[0])
     rest(run, 3)
@@ -307,7 +307,7 @@ def broker_restarted(run: Run) -> None:
 
 @scenario("broker")
 def broker_killed_under_a_thousand_calls(run: Run) -> None:
-    """The broker is killed in the midst of 1,000 calls that wait at the same time."""
+    """The broker is killed in the middle of 1,000 calls that wait at the same time."""
     run.serve("one", "two", "three", executor_thread_pool_size=8)
     run.send("client", Load(name="calls", seconds=0.1, count=1000, rate=1000, concurrency=1000, deadline=60.0))
     run.wait_for("finished", 100)
@@ -318,7 +318,7 @@ def broker_killed_under_a_thousand_calls(run: Run) -> None:
 
 @scenario("broker", short=True)
 def broker_frozen(run: Run) -> None:
-    """The broker is frozen for 10 s, longer than casts have time for."""
+    """The broker is frozen for 10 s, longer than the timeout of casts."""
     unreachable = ["TransportUnavailable", "TransportBlocked"]
     two_servers(
         run,
@@ -390,7 +390,7 @@ def node_frozen(run: Run) -> None:
 
 @scenario("cluster")
 def node_partitioned(run: Run) -> None:
-    """A node of the cluster is cut off from the others for 20 s, and not from its clients."""
+    """A node of the cluster is cut off from the others for 20 s, but not from its clients."""
     three_of_each(run, *CALLS, *CASTS, *AT_MOST, steady(30))
     with run.partitioned(run.system.nodes[0]):
         rest(run, 20)

@@ -115,7 +115,7 @@ def test_a_change_starts_the_server_anew(bench: Reloading) -> None:
     bench.out.wait_for("waiting")
     (bench.folder / "notes.txt").write_text("no code")
     bench.write("two")
-    assert "greeting.py changed" in bench.err.wait_for("started anew")
+    assert "greeting.py changed" in bench.err.wait_for("is restarted")
     assert call.poll() is None
     go_on()
     assert call.communicate(timeout=SECONDS) == ('"one"\n', "")
@@ -130,12 +130,12 @@ def test_an_error_in_the_code_is_shown_until_it_is_mended(bench: Reloading) -> N
     bench.begin()
     bench.write("", "def broken(:\n")
     bench.err.wait_for("SyntaxError")
-    bench.err.wait_for("the server has ended with 2; it is started anew after the next change")
+    bench.err.wait_for("the server has ended with 2; it is started again after the next change")
     bench.write("mended")
     bench.ready()
     assert bench.run("call", "greet").stdout == '"mended"\n'
     bench.write("", "raise RuntimeError('once more')\n")
-    bench.err.wait_for("it is started anew after the next change")
+    bench.err.wait_for("it is started again after the next change")
     bench.process.send_signal(signal.SIGINT)
     assert bench.process.wait(SECONDS) == 0
 

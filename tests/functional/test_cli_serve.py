@@ -340,7 +340,7 @@ def test_exceptions_of_an_allowed_module_are_rebuilt(bench: Bench) -> None:
         (["hello:Hello", "shape:Admin"], "run this in the directory of shape.py"),
         (["hello:Hello", "--serializer", "shapes:Admin"], "make its class a subclass of msgbus.Serializer"),
         (["hello:Hello", "--serializer", "msgbus:Serializer"], "has all its methods, and takes no arguments"),
-        (["hello:Hello", "--serializer", "shapes"], "MODULE:CLASS is for example"),
+        (["hello:Hello", "--serializer", "shapes"], "is not MODULE:CLASS, such as hello:Hello"),
     ],
 )
 def test_error_of_a_class_says_what_to_do(bench: Bench, words: list[str], text: str) -> None:

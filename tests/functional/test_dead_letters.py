@@ -288,7 +288,7 @@ def test_message_system_that_stores_nothing_says_so(tmp_path: pathlib.Path) -> N
     for words in (["list", "t"], ["show", "t"], ["requeue", "t"], ["purge", "t", "--yes"]):
         result = run("zmq://", *words)
         assert (result.returncode, result.stdout) == (2, "")
-        assert "msgbus dead: CapabilityMissing: dead letters are not stored over this message system" in result.stderr
+        assert "msgbus dead: CapabilityMissing: this message system (ZmqDriver) does not store" in result.stderr
         assert "on_dead_letter" in result.stderr
 
 

@@ -289,7 +289,7 @@ def test_a_memory_alarm_blocks_senders_and_not_servers(rabbitmq: RabbitMQ, conne
                     client.cast({}, "work", number=-1)
             with pytest.raises(msgbus.TransportBlocked, match="memory"):
                 client.call({}, "work", number=-1)
-            assert "takes no messages" in clients.driver.state
+            assert "accepts no messages" in clients.driver.state
             go_on.set()
             until(lambda: len(runs) >= 20, "the server drained its queue during the alarm")
         finally:

@@ -1017,7 +1017,7 @@ def test_removed_options_are_warned_of(tmp_path: pathlib.Path, caplog: pytest.Lo
     conf(["--config-file", str(path)], default_config_files=[])
     binding.transport()
     rpc.cleanup()
-    assert "rpc_conn_pool_size of the configuration has no effect any more: all threads share" in caplog.text
+    assert "rpc_conn_pool_size of the configuration no longer has an effect: all threads share" in caplog.text
     assert "rabbit_ha_queues" in caplog.text
     assert "quorum_queues" in caplog.text
 

@@ -24,7 +24,7 @@ class DeadlineChecks:
 
     @check("bus", since="0.1")
     def test_a_call_ends_at_its_deadline(self, bus: Bus) -> None:
-        """It raises `MessagingTimeout`; the text names the method, the topic and the server that still runs it."""
+        """A call raises `MessagingTimeout`; the text names method, topic, and the server that still runs it."""
         bus.serve()
         error: BaseException | None = None
         for timeout in (1.0, 8.0):  # On a slow machine the client may not know the server after a second.
@@ -43,7 +43,7 @@ class DeadlineChecks:
 
     @check("bus", since="0.1", needs=(Capability.STORAGE, Capability.INSPECT))
     def test_a_timeout_says_how_many_servers_listen(self, bus: Bus) -> None:
-        """If no server has taken the call, the text says how many listen."""
+        """If no server has begun the call, the text of the timeout says how many servers listen."""
         leave_behind(bus, bus.address())
         call = Task(bus.client(timeout=1.0).call, {}, "echo")
         error = call.error()
@@ -141,7 +141,7 @@ class DeadlineChecks:
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_the_send_window_bounds_what_is_unfinished(self, bus: Bus) -> None:
-        """Above it a verb waits, within its deadline, and sends nothing; afterwards it works again."""
+        """Above the send window, a verb waits within its deadline and sends nothing; afterwards it works again."""
         bus.serve()
         gate = bus.gate()
         client = bus.client(transport=bus.new_transport(rpc_send_window=2))
@@ -167,7 +167,7 @@ class DeadlineChecks:
 
     @check("bus", since="0.1")
     def test_closing_the_transport_ends_its_calls(self, bus: Bus) -> None:
-        """Calls that wait on it raise `CallCancelled`, and so do later ones."""
+        """When the transport is closed, waiting calls raise `CallCancelled`, and so do later ones."""
         bus.serve(rpc_reply_grace=0.5)
         transport = bus.new_transport()
         client = bus.client(transport=transport)
@@ -181,7 +181,7 @@ class DeadlineChecks:
     @check("bus", since="0.1")
     @pytest.mark.parametrize("timeout", [0.0, 0.001, 0.02])
     def test_a_very_short_deadline_is_kept(self, bus: Bus, timeout: float) -> None:
-        """However short it is, the call ends with one of our errors."""
+        """However short its deadline, a call ends with an error of msgbus."""
         bus.serve()
         bus.client().call({}, "echo")
         call = Task(bus.client(timeout=timeout).call, {}, "hold", key="k", gate=bus.gate())

@@ -26,7 +26,7 @@ class ErrorChecks:
 
     @check("bus", since="0.1")
     def test_builtin_exceptions_are_raised_as_themselves(self, bus: Bus) -> None:
-        """With their arguments, and the remote traceback as a note."""
+        """Built-in exceptions are raised with their arguments, and with the remote traceback as a note."""
         bus.serve()
         with pytest.raises(ValueError, match="bad: value") as caught:
             bus.client().call({}, "fail", kind="value")
@@ -35,7 +35,7 @@ class ErrorChecks:
 
     @check("bus", since="0.1")
     def test_other_exceptions_become_remote_errors(self, bus: Bus) -> None:
-        """They have the type, the text and the traceback of the remote exception."""
+        """Other exceptions become `RemoteError`, with the type, the text and the traceback."""
         bus.serve()
         for method in ("fail", "fail_as_expected"):
             arguments = {"kind": "trouble"} if method == "fail" else {}
@@ -58,7 +58,7 @@ class ErrorChecks:
 
     @check("bus", since="0.1")
     def test_an_exception_that_cannot_be_encoded_is_a_remote_error(self, bus: Bus) -> None:
-        """Even if neither its arguments nor its text can be encoded."""
+        """An exception whose arguments and text cannot be encoded becomes a `RemoteError`."""
         bus.serve()
         with pytest.raises(RemoteError) as caught:
             bus.client().call({}, "fail", kind="unprintable")
@@ -66,7 +66,7 @@ class ErrorChecks:
 
     @check("bus", since="0.1")
     def test_a_result_that_cannot_be_encoded_is_an_error(self, bus: Bus) -> None:
-        """The call fails at once, and the server continues."""
+        """A call whose result cannot be encoded fails at once, and the server continues."""
         bus.serve()
         with pytest.raises(SerializationError, match="unserialisable"):
             bus.client().call({}, "unserialisable")
@@ -75,7 +75,7 @@ class ErrorChecks:
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     @pytest.mark.parametrize("method", ["nowhere", "attribute", "nötig", "__class__.x"])
     def test_a_missing_method_is_reported_by_name(self, bus: Bus, method: str) -> None:
-        """The error has the method's name."""
+        """The error for a missing method has its name."""
         bus.serve()
         with pytest.raises(NoSuchMethod) as caught:
             bus.client().call({}, method)
@@ -85,7 +85,7 @@ class ErrorChecks:
 
     @check("bus", since="0.1")
     def test_arguments_that_do_not_fit_are_refused(self, bus: Bus) -> None:
-        """Missing, unknown and duplicate ones raise `InvalidArguments`, before the method runs."""
+        """Missing, unknown and duplicate arguments raise `InvalidArguments`, before the method runs."""
         bus.serve()
         for arguments in ({}, {"key": "k", "other": 1}, {"self": 1, "key": "k"}):
             with pytest.raises(InvalidArguments):

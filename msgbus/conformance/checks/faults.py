@@ -32,7 +32,7 @@ class BusFaultChecks:
     @check("bus", since="0.1", harness=("stop", "start"))
     @BOTH
     def test_calls_over_an_outage(self, bus: Bus, delivery: Any) -> None:
-        """Each of 200 concurrent calls ends in time, with its own value or one of our errors.
+        """Each of 200 concurrent calls ends in time, with its own value or an error of msgbus.
 
         Under at_least_once all return their value; under at_most_once no handler runs twice.
         """
@@ -68,7 +68,7 @@ class BusFaultChecks:
     @check("bus", since="0.1", harness=("cut",))
     @BOTH
     def test_calls_over_cut_connections(self, bus: Bus, delivery: Any) -> None:
-        """As over an outage, while all connections are broken three times."""
+        """Each of 200 concurrent calls ends in time while all connections are broken three times."""
         bus.serve("s1", "s2", "s3", executor_thread_pool_size=8, rpc_prefetch=4, rpc_reply_grace=20.0)
         grace = 5.0 if delivery == "at_least_once" else 2.0
         client = bus.client(timeout=30, delivery=delivery, transport=bus.new_transport(rpc_reply_grace=grace))
@@ -118,7 +118,7 @@ class BusFaultChecks:
 
     @check("bus", since="0.1", harness=("stop", "start"))
     def test_a_call_during_an_outage_ends_in_time(self, bus: Bus) -> None:
-        """While the message system is away, each verb raises one of our errors at its deadline, with the reason."""
+        """While the message system is away, each verb raises an error of msgbus at its deadline, with the reason."""
         bus.serve()
         client = bus.client(timeout=1.5)
         assert client.call({}, "echo", value=1) == 1
@@ -168,7 +168,7 @@ class BusFaultChecks:
 
     @check("bus", since="0.1", harness=("stop", "start"))
     def test_a_server_may_start_before_the_message_system(self, bus: Bus) -> None:
-        """It waits for the message system, and serves when that is there; with too short a timeout it raises."""
+        """A server that starts first waits for the message system, and serves then; or raises after its timeout."""
         bus.harness.stop()
         try:
             starting = Task(bus.serve, "s1")

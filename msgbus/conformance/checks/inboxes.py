@@ -60,7 +60,7 @@ class InboxChecks:
 
     @check("driver", since="0.1", builds_on=("test_mandatory_to_nobody_fails_at_once",))
     def test_a_closed_inbox_is_removed(self, bus: Bus) -> None:
-        """Messages to it are undeliverable, and closing it again is no error."""
+        """Messages to a closed inbox are undeliverable, and closing it again is no error."""
         inbox = bus.driver.open_inbox(Receiver(accept=False).take)
         inbox.ready.result(30)
         send(bus.driver, inbox.address, "x")
@@ -77,7 +77,7 @@ class InboxChecks:
     )
     @pytest.mark.parametrize("kind", ["topic", "server", "pool"])
     def test_inspect_counts_consumers(self, bus: Bus, kind: str) -> None:
-        """It returns the number of subscribers of an address."""
+        """`inspect` returns the number of subscribers of an address."""
         address = address_of(bus, kind)
         subscriptions = []
         for count in (1, 2) if kind != "server" else (1,):
@@ -90,7 +90,7 @@ class InboxChecks:
     @check("driver", since="0.1", needs=(Capability.INSPECT, Capability.STORAGE))
     @pytest.mark.parametrize("kind", ["topic", "server", "pool", "dead"])
     def test_inspect_counts_what_waits(self, bus: Bus, kind: str) -> None:
-        """Without a subscriber messages wait, and it returns how many."""
+        """`inspect` returns how many messages wait at an address without a subscriber."""
         address = address_of(bus, kind)
         if kind == "pool":  # Its topic needs a subscriber, or the messages would be undeliverable.
             Receiver().subscribe(bus.driver, bus.address())
@@ -101,7 +101,7 @@ class InboxChecks:
 
     @check("driver", since="0.1", needs=(Capability.INSPECT,))
     def test_inspect_of_a_missing_address(self, bus: Bus) -> None:
-        """It fails with `MessageUndeliverable`, does not create the address, and does not disturb others."""
+        """`inspect` of a missing address fails with `MessageUndeliverable`, creates nothing, and disturbs nothing."""
         receiver = Receiver()
         receiver.subscribe(bus.driver, bus.address())
         for _ in range(2):
@@ -123,7 +123,7 @@ class DriverChecks:
 
     @check("driver", since="0.1")
     def test_it_declares_only_known_capabilities(self, bus: Bus) -> None:
-        """Capabilities are a frozen set of the contract's names, and the contract's major version is ours."""
+        """Capabilities are a frozen set of the contract's names, and the contract's major version fits."""
         assert type(bus.driver.capabilities) is frozenset, (
             f"capabilities is a frozenset, and here a {type(bus.driver.capabilities).__name__}"
         )
@@ -132,7 +132,7 @@ class DriverChecks:
 
     @check("driver", since="0.1")
     def test_options_have_a_group_of_their_own(self, bus: Bus) -> None:
-        """Its options are oslo.config options with a help text, in a named group."""
+        """The driver's options are oslo.config options with a help text, in a named group."""
         group, opts = type(bus.driver).options()
         assert group, "options() names no group"
         assert group != "DEFAULT", (
@@ -142,7 +142,7 @@ class DriverChecks:
 
     @check("driver", since="0.1")
     def test_a_wrong_option_in_the_url_is_an_error(self, bus: Bus) -> None:
-        """A misspelt option is refused, and the text names the nearest valid one."""
+        """A misspelt option in the URL is refused, and the text names the nearest valid one."""
         _, opts = type(bus.driver).options()
         if not opts:
             pytest.skip("the driver has no options")
@@ -153,7 +153,7 @@ class DriverChecks:
 
     @check("driver", since="0.1")
     def test_the_constructor_starts_nothing(self, bus: Bus) -> None:
-        """It starts no thread; closing a driver that was never used is no error."""
+        """The constructor starts no thread; closing a driver that was never used is no error."""
         threads = threading.active_count()
         driver = another_driver(bus)
         assert threading.active_count() == threads, (
@@ -164,7 +164,7 @@ class DriverChecks:
 
     @check("driver", since="0.1")
     def test_state_is_one_line(self, bus: Bus) -> None:
-        """It is a line for an operator: before the first connection, with it, and after it."""
+        """`state` is one line for an operator: before the first connection, with it, and after it."""
         driver = another_driver(bus)
         states = [driver.state]
         leave = driver.open_inbox(Receiver(accept=False).take)
@@ -188,14 +188,14 @@ class DriverChecks:
 
     @check("driver", since="0.1", builds_on=("test_what_is_not_mandatory_may_reach_nobody",))
     def test_a_forked_child_starts_clean(self, bus: Bus) -> None:
-        """It can use the inherited driver, gets none of its parent's messages, and does not disturb the parent."""
+        """A forked child can use the driver, gets none of its parent's messages, and does not disturb the parent."""
         if bus.worlds.clients == "asyncio":
             pytest.skip("an event loop is its parent's: in a forked child nothing runs on it")
         look_at_a_fork(another_driver(bus), bus.address("server", server="parent"))
 
     @check("driver", since="0.1", harness=("stop", "start"), builds_on=("test_a_forked_child_starts_clean",))
     def test_what_is_under_way_fails_in_a_forked_child(self, bus: Bus) -> None:
-        """What was not done when the process forked fails in the child with `CallCancelled`; the parent's goes on."""
+        """Sends that are unfinished at a fork fail in the child with `CallCancelled`, and go on in the parent."""
         driver = another_driver(bus)
         receiver = Receiver()
         receiver.subscribe(bus.driver, bus.address())

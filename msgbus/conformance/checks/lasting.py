@@ -93,7 +93,7 @@ class LastingChecks:
     @check("bus", since="0.1", processes=True)
     @_together
     def test_slow_a_killed_servers_call_is_lost(self, bus: Bus) -> None:
-        """Under at_most_once no other server runs it, and the caller gets `ServerLost` within 20 s."""
+        """Under at_most_once, a killed server's call is not run again; the caller gets `ServerLost` within 20 s."""
         (first,) = bus.serve("s1")
         client = bus.client(timeout=60)
         gate = bus.gate()
@@ -176,7 +176,7 @@ class LastingChecks:
     )
     @_together
     def test_slow_the_inbox_of_a_killed_process_is_removed(self, bus: Bus) -> None:
-        """Messages to it become undeliverable: after 60 s if the driver declares inbox_storage, else at once."""
+        """Messages to a killed process's inbox become undeliverable: with inbox_storage after 60 s, else at once."""
         holder, inbox = bus.run_holder()
         send(bus.driver, inbox, "x")
         bus.kill(holder)

@@ -45,7 +45,7 @@ class NotificationChecks:
 
     @check("bus", since="0.1")
     def test_a_notification_reaches_the_method_of_its_level(self, bus: Bus) -> None:
-        """Each of the seven levels; a listener that has no method for a level does not take it from others."""
+        """A listener gets the levels that it has methods for, and takes no others away from other listeners."""
         bus.listen("all")
         bus.listen("errors", levels=["error"], pool="errors")
         for level in LEVELS:
@@ -58,7 +58,7 @@ class NotificationChecks:
 
     @check("bus", since="0.1", builds_on=("test_each_pool_gets_a_copy",))
     def test_each_pool_gets_each_notification(self, bus: Bus) -> None:
-        """One listener of each pool gets it, and one of those that are in no pool."""
+        """A notification goes to one listener of each pool, and to one of the listeners that are in no pool."""
         bus.listen("free")
         bus.listen("a1", "a2", pool="a")
         bus.listen("b1", pool="b")
@@ -70,7 +70,7 @@ class NotificationChecks:
 
     @check("bus", since="0.1", needs=(Capability.REQUEUE,), builds_on=("test_reject_with_requeue_delivers_it_again",))
     def test_a_requeued_notification_comes_again(self, bus: Bus) -> None:
-        """One for which an endpoint returns REQUEUE twice comes three times, and then no more."""
+        """A notification for which an endpoint returns REQUEUE twice is delivered three times, and not again."""
         bus.listen("l1", "l2", allow_requeue=True)
         self._send(bus, "k", event_type="requeue", times=2)
         bus.ran("k", 3)
@@ -80,7 +80,7 @@ class NotificationChecks:
 
     @check("bus", since="0.1", needs=(Capability.REQUEUE,), builds_on=("test_reject_with_requeue_delivers_it_again",))
     def test_one_that_always_comes_again_keeps_no_others_waiting(self, bus: Bus) -> None:
-        """It pauses in between, and 100 others are handled meanwhile."""
+        """A requeued notification pauses before it is delivered again, and 100 others are handled meanwhile."""
         bus.listen(allow_requeue=True)
         self._send(bus, "again", event_type="requeue", times=1_000_000)
         bus.ran("again")
@@ -92,7 +92,7 @@ class NotificationChecks:
 
     @check("bus", since="0.1")
     def test_a_notification_that_raises_is_handled_once(self, bus: Bus) -> None:
-        """Without ``allow_requeue`` it does not come again, and the next one is handled."""
+        """Without ``allow_requeue`` a failed notification is not delivered again, and the next one is handled."""
         bus.listen()
         self._send(bus, "bad", event_type="fail")
         self._send(bus, "k")
@@ -111,7 +111,7 @@ class NotificationChecks:
 
     @check("bus", since="0.1")
     def test_a_batch_is_complete_after_its_time(self, bus: Bus) -> None:
-        """Three notifications come together a second after the first, though the batch could have a hundred."""
+        """Three notifications arrive together a second after the first, although the batch has room for a hundred."""
         bus.listen(batch_size=100, batch_timeout=1.0)
         self._send(bus, "k0", "k1", "k2")
         found = self._batches(bus, 3)
@@ -132,7 +132,7 @@ class NotificationChecks:
 
     @check("bus", since="0.1", needs=(Capability.STORAGE,))
     def test_an_unread_notification_is_kept(self, bus: Bus) -> None:
-        """Where nobody has ever listened, the first listener gets what was sent before."""
+        """If nobody has ever listened, the first listener gets what was sent before."""
         self._send(bus, "k0", "k1")
         bus.listen()
         bus.ran("k0")
@@ -140,7 +140,7 @@ class NotificationChecks:
 
     @check("bus", since="0.1", lacks=(Capability.STORAGE,))
     def test_an_unread_notification_is_dropped(self, bus: Bus) -> None:
-        """Where nobody listens, that is no error for the sender, and the first listener gets what is sent from then."""
+        """If nobody listens, the sender gets no error, and the first listener gets what is sent from then on."""
         self._send(bus, "k0")
         bus.listen()
         self._send(bus, "k1")

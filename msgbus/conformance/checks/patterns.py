@@ -17,7 +17,7 @@ class PatternChecks:
 
     @check("bus", since="0.1", builds_on=("test_idle_subscribers_share_a_topic",))
     def test_idle_servers_share_the_calls(self, bus: Bus) -> None:
-        """Of 300 calls each is run by one of three idle servers, and each runs at least 30, in one of five tries."""
+        """Of 300 calls, each of three idle servers runs at least 30, in one of five attempts; each call runs once."""
         bus.serve("s1", "s2", "s3")
         client = bus.client()
         shares: list[Counter[str]] = []
@@ -35,7 +35,7 @@ class PatternChecks:
 
     @check("bus", since="0.1")
     def test_a_call_to_one_server_reaches_that_one(self, bus: Bus) -> None:
-        """With a server in the target, no other runs the call."""
+        """With a server in the target, no other server runs the call."""
         bus.serve("s1", "s2", "s3")
         client = bus.client()
         for name in ("s2", "s3", "s1"):
@@ -136,7 +136,7 @@ class PatternChecks:
 
     @check("bus", since="0.1", builds_on=("test_prefetch_bounds_open_deliveries",))
     def test_a_busy_server_holds_nothing_that_an_idle_one_could_run(self, bus: Bus) -> None:
-        """While one server is busy and its prefetch used up, the idle one runs all other requests."""
+        """While one server is busy and its prefetch is used up, an idle server runs all other requests."""
         bus.serve("s1", "s2", executor_thread_pool_size=1, rpc_prefetch=1, rpc_delivery="at_least_once")
         gate = bus.gate()
         client = bus.client(delivery="at_least_once")

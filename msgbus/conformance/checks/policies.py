@@ -51,7 +51,7 @@ class PolicyChecks:
         ),
     )
     def test_at_least_once_runs_what_was_redelivered(self, bus: Bus) -> None:
-        """A call and a cast that a server had taken and not finished are run by the next server."""
+        """A call and a cast that a server had received and not finished are run by the next server."""
         client = bus.client(delivery="at_least_once")
         calls: list[Task] = []
         self._take_and_give_back(bus, lambda: calls.append(Task(client.call, {}, "note", key="call")))
@@ -127,7 +127,7 @@ class PolicyChecks:
 
     @check("bus", since="0.1")
     def test_a_cast_that_raises_is_retried_and_then_dead_lettered(self, bus: Bus) -> None:
-        """It is retried as often as the server's option says, and then given up, which calls the server's hook."""
+        """A cast that raises is retried as often as the option says, then given up, which calls the hook."""
         bus.serve(rpc_cast_retries=1)
         bus.client(delivery="at_least_once").cast({}, "fail", kind="trouble", key="k")
         bus.saw("dead", "k")
@@ -135,7 +135,7 @@ class PolicyChecks:
 
     @check("bus", since="0.1", needs=(Capability.STORAGE,), builds_on=("test_dead_letters_are_stored",))
     def test_a_dead_letter_has_reason_traceback_and_request(self, bus: Bus) -> None:
-        """It has the reason, the number of attempts, the server, the traceback and the request."""
+        """A dead letter has the reason, the number of attempts, the server, the traceback and the request."""
         bus.serve(rpc_cast_retries=0)
         bus.client(delivery="at_least_once").cast({}, "fail", kind="trouble", key="k")
         bus.saw("dead", "k")
@@ -180,7 +180,7 @@ class PolicyChecks:
 
     @check("bus", since="0.1")
     def test_a_cast_without_a_method_is_dead_lettered_at_once(self, bus: Bus) -> None:
-        """It is not retried: that could not succeed."""
+        """A cast for a missing method is not retried, since it would fail again."""
         bus.serve()
         client = bus.client(delivery="at_least_once")
         client.cast({}, "nowhere", key="a")
@@ -206,7 +206,7 @@ class PolicyChecks:
     @check("bus", since="0.1", harness=("cut",))
     @BOTH
     def test_a_cut_connection_runs_nothing_twice(self, bus: Bus, delivery: Any) -> None:
-        """While a handler runs, all connections break: it runs once, and its caller gets the answer."""
+        """If all connections break while a handler runs, it runs once, and its caller gets the answer."""
         bus.serve()
         client = bus.client(delivery=delivery)
         gate = bus.gate()

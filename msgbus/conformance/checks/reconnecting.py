@@ -39,7 +39,7 @@ class ReconnectingChecks:
 
     @check("driver", since="0.1", harness=("cut",), builds_on=("test_kinds_of_addresses_are_apart",))
     def test_subscriptions_and_inboxes_come_back(self, bus: Bus) -> None:
-        """After a cut they work again at the same addresses, without any action of their owners."""
+        """After a cut, subscriptions and inboxes work again at the same addresses, without any action."""
         receiver, replies = Receiver(), Receiver(accept=False)
         driver = another_driver(bus)
         addresses = [bus.address(), bus.address("server", server="s1"), bus.address("fanout", server="s1")]
@@ -70,7 +70,7 @@ class ReconnectingChecks:
 
     @check("driver", since="0.1", harness=("cut",), builds_on=("test_subscriptions_and_inboxes_come_back",))
     def test_cut_connections_repeat_nothing(self, bus: Bus) -> None:
-        """A driver never repeats a message: over a cut each arrives once, except those marked as redelivered.
+        """A driver never repeats a message: after a cut each arrives once, except those marked as redelivered.
 
         And what it says of each is true: one whose send is done has come; one whose send failed is undelivered, unless
         the error says that it may be delivered.
@@ -126,13 +126,13 @@ class ReconnectingChecks:
         )
         assert second.message.id == first.message.id, "the id of a message has changed when it was delivered again"
         assert first.accept() is False, (
-            "accept() of a delivery whose connection has ended has to return False: it has no effect any more"
+            "accept() of a delivery whose connection has ended has to return False: it no longer has an effect"
         )
         assert second.accept() is True, "accept() is to return True over a connection that lives"
 
     @check("driver", since="0.1", needs=(Capability.INBOX_STORAGE,), harness=("cut",))
     def test_an_inbox_keeps_what_comes_during_a_cut(self, bus: Bus) -> None:
-        """Messages to an inbox that were taken while its owner reconnects are delivered afterwards."""
+        """Messages to an inbox that are accepted while its owner reconnects are delivered afterwards."""
         replies = Receiver(accept=False)
         inbox = another_driver(bus).open_inbox(replies.take)
         inbox.ready.result(30)
@@ -165,7 +165,7 @@ class ReconnectingChecks:
 
     @check("driver", since="0.1", harness=("stop", "start"), builds_on=("test_subscriptions_and_inboxes_come_back",))
     def test_sends_wait_while_it_is_away(self, bus: Bus) -> None:
-        """Messages that are sent once the driver has noticed an outage arrive once after it; `send` does not block.
+        """Messages that are sent during a known outage arrive once after it; `send` does not block.
 
         What is sent before it has noticed may be given to a connection that has ended already: so it arrives, or fails
         as maybe delivered.
@@ -221,7 +221,7 @@ class ReconnectingChecks:
         builds_on=("test_sends_wait_while_it_is_away", "test_one_senders_messages_keep_their_order"),
     )
     def test_sends_that_waited_keep_their_order(self, bus: Bus) -> None:
-        """They are sent in the order of the calls of `send`."""
+        """Messages that waited for a connection are sent in the order of the calls of `send`."""
         driver = another_driver(bus)
         receiver = Receiver()
         receiver.subscribe(bus.driver, bus.address())
@@ -239,7 +239,7 @@ class ReconnectingChecks:
         ("ttl", "wait"), [(1.0, None), (None, 1.0), (60.0, 1.0)], ids=["ttl", "wait", "wait within the ttl"]
     )
     def test_a_message_fails_when_its_wait_ends(self, bus: Bus, ttl: float | None, wait: float | None) -> None:
-        """A message whose ttl or wait ends during an outage fails then, as surely not delivered, and never arrives."""
+        """A message whose ttl or wait ends during an outage fails as surely not delivered, and never arrives."""
         driver = another_driver(bus)
         receiver = Receiver()
         receiver.subscribe(driver, bus.address())
@@ -289,7 +289,7 @@ class ReconnectingChecks:
 
     @check("driver", since="0.1", harness=("cut",), builds_on=("test_subscriptions_and_inboxes_come_back",))
     def test_up_since_begins_anew_with_each_connection(self, bus: Bus) -> None:
-        """If a driver sets `up_since`, it is later than the last cut."""
+        """After a cut, `up_since`, if the driver sets it, is later than the cut."""
         driver, receiver = bus.driver, Receiver()
         receiver.subscribe(driver, bus.address())
         self._send_until_it_comes(bus, bus.address(), "before", receiver)
@@ -343,7 +343,7 @@ class ReconnectingChecks:
 
     @check("driver", since="0.1", harness=("pause", "resume"))
     def test_a_short_wait_ends_in_time_while_it_hangs(self, bus: Bus) -> None:
-        """However short the wait of a message, it fails at its end, as maybe delivered."""
+        """However short a message's wait, the message fails at its end, as maybe delivered."""
         driver = another_driver(bus)
         Receiver().subscribe(bus.driver, bus.address())
         send(driver, bus.address(), "before")
@@ -384,7 +384,7 @@ class ReconnectingChecks:
 
     @check("driver", since="0.1", needs=(Capability.DURABLE, Capability.STORAGE), harness=("stop", "start"))
     def test_durable_messages_outlive_a_restart(self, bus: Bus) -> None:
-        """Durable messages in the queue of a topic, a server or the dead letters are there after a restart."""
+        """Durable messages for a topic, a server or the dead letters still exist after a restart."""
         addresses = [bus.address(), bus.address("server", server="s1"), bus.address("dead")]
         for address in addresses[:2]:
             leave_behind(bus, address)
@@ -399,7 +399,7 @@ class ReconnectingChecks:
 
     @check("driver", since="0.1", needs=(Capability.DURABLE, Capability.STORAGE), harness=("kill", "start"))
     def test_durable_messages_outlive_a_kill(self, bus: Bus) -> None:
-        """Durable messages that were taken are there after the message system's process was killed."""
+        """Confirmed durable messages still exist after the message system's process was killed."""
         leave_behind(bus, bus.address())
         bodies = [str(n) for n in range(100)]
         for future in [
@@ -421,7 +421,7 @@ class ReconnectingChecks:
         harness=("kill", "start"),
     )
     def test_durable_is_declared_where_it_works(self, bus: Bus) -> None:
-        """If the driver does not declare durable, durable messages are lost in a kill."""
+        """If the driver does not declare durable, a kill loses durable messages."""
         leave_behind(bus, bus.address())
         send(bus.driver, bus.address(), "kept", ttl=None, durable=True)
         bus.harness.kill()

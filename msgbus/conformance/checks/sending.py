@@ -22,7 +22,7 @@ class SendingChecks:
     @check("driver", since="0.1")
     @pytest.mark.parametrize("body", [b"", bytes(range(256)), b"\xce" * 300_000], ids=["empty", "all bytes", "long"])
     def test_a_message_arrives_as_it_was_sent(self, bus: Bus, body: bytes) -> None:
-        """It has the sender's body, content type and id, and the address by which it arrived."""
+        """A delivery has the sender's body, content type and id, and the address by which it arrived."""
         receiver = Receiver()
         receiver.subscribe(another_driver(bus), bus.address())
         sent = Message(body, "application/x-check", "id-1234", durable=True, send_timeout=30.0)
@@ -39,7 +39,7 @@ class SendingChecks:
         """A ttl of None means no limit."""
         receiver = Receiver()
         receiver.subscribe(bus.driver, bus.address())
-        send(bus.driver, bus.address(), "for ever", ttl=None)
+        send(bus.driver, bus.address(), "forever", ttl=None)
         assert receiver.wait(1)[0].message.ttl is None, "a message that was sent without a ttl has one"
 
     @check("driver", since="0.1")
@@ -54,7 +54,7 @@ class SendingChecks:
 
     @check("driver", since="0.1", builds_on=("test_prefetch_bounds_open_deliveries",))
     def test_a_ttl_counts_seconds(self, bus: Bus) -> None:
-        """A message that has waited has what is left of its ttl, or None."""
+        """A message that has waited has the remaining time as its ttl, or None."""
         receiver = Receiver(accept=False)
         receiver.subscribe(another_driver(bus), bus.address(), prefetch=1)
         send(bus.driver, bus.address(), "first", ttl=60)
@@ -330,7 +330,7 @@ class SendingChecks:
     @check("driver", since="0.1", builds_on=("test_nothing_can_be_sent_after_close",))
     @pytest.mark.parametrize("used", [True, False], ids=["used before", "never used"])
     def test_every_verb_of_a_closed_driver_says_so(self, bus: Bus, used: bool) -> None:
-        """Each of them fails with `CallCancelled`, in the same words, and what is opened there is closed at once."""
+        """Each method of a closed driver fails with `CallCancelled` and the same text; it leaves nothing open."""
         driver = another_driver(bus)
         if used:
             Receiver().subscribe(driver, bus.address())

@@ -42,7 +42,7 @@ class SettlingChecks:
 
     @check("driver", since="0.1", needs=(Capability.REQUEUE,), builds_on=("test_close_gives_back_open_deliveries",))
     def test_what_is_given_back_is_marked_as_redelivered(self, bus: Bus) -> None:
-        """It is delivered again as redelivered, and its attempts are counted if counts is declared."""
+        """A message that is given back is marked as redelivered, and its attempts are counted, if declared."""
         bodies = list(map(str, range(3)))
         again: list[Delivery] = []
         subscription = (first := Receiver(accept=False)).subscribe(another_driver(bus), bus.address())
@@ -81,7 +81,7 @@ class SettlingChecks:
 
     @check("driver", since="0.1", ground_of=("bus",))
     def test_accept_returns_whether_the_connection_lives(self, bus: Bus) -> None:
-        """It returns True over a live connection, and False once the driver is closed."""
+        """`accept` returns True over a live connection, and False once the driver is closed."""
         receiver = Receiver(accept=False)
         holder = another_driver(bus)
         receiver.subscribe(holder, bus.address())
@@ -97,7 +97,7 @@ class SettlingChecks:
 
     @check("driver", since="0.1", builds_on=("test_accept_returns_whether_the_connection_lives",))
     def test_a_second_accept_returns_what_the_first_did(self, bus: Bus) -> None:
-        """Only the first call counts: `accept` after it returns whether the connection lived at that time."""
+        """Only the first `accept` or `reject` counts; a later `accept` returns what the first one found."""
         receiver = Receiver(accept=False)
         holder = another_driver(bus)
         receiver.subscribe(holder, bus.address())

@@ -158,7 +158,7 @@ class StoppingChecks:
 
     @check("bus", since="0.1")
     def test_wait_reports_what_it_abandons(self, bus: Bus) -> None:
-        """A handler that does not end in time is counted, and `wait` returns in time.
+        """A handler that does not end in time is counted by `wait`, which returns in time.
 
         It is cancelled if it is a task; on a thread, it goes on.
         """
@@ -197,7 +197,7 @@ class StoppingChecks:
 
     @check("bus", since="0.1")
     def test_an_idle_server_stops_at_once(self, bus: Bus) -> None:
-        """Without running requests there is nothing to wait for."""
+        """A server without running requests stops at once."""
         (server,) = bus.serve("s1")
         assert bus.client().call({}, "echo", value=1) == 1
         closing = Task(server.close)

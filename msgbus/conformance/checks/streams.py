@@ -24,7 +24,7 @@ class StreamChecks:
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     @pytest.mark.parametrize("n", [0, 1, 99, 100, 101, 9000])
     def test_items_come_in_order(self, bus: Bus, n: int) -> None:
-        """Every item arrives once, in the order of the generator, also beyond the credit window."""
+        """Each item arrives once, in the order of the generator, also beyond the credit window."""
         bus.serve()
         assert list(bus.client().multicall({}, "count", n=n)) == list(range(n))
 
@@ -47,7 +47,7 @@ class StreamChecks:
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_an_exception_comes_after_the_values_before_it(self, bus: Bus) -> None:
-        """No value is lost, and the exception ends the stream."""
+        """An exception of a generator arrives after the items before it, and ends the stream."""
         bus.serve()
         for n in (0, 1, 250):
             stream = bus.client().multicall({}, "count_and_fail", n=n)
@@ -62,7 +62,7 @@ class StreamChecks:
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_an_item_that_cannot_be_encoded_ends_the_stream(self, bus: Bus) -> None:
-        """The client gets the values before it, and then an error; the generator is closed."""
+        """Before an item that cannot be encoded, all items arrive; then comes an error, and the generator is closed."""
         bus.serve()
         stream = bus.client().multicall({}, "count_and_yield_object", n=5)
         assert list(itertools.islice(stream, 5)) == list(range(5))
@@ -71,7 +71,7 @@ class StreamChecks:
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_closing_the_iterator_closes_the_generator(self, bus: Bus) -> None:
-        """Its ``finally`` runs; the iterator has ended; closing it again is no error."""
+        """Closing the iterator runs the ``finally`` of the generator; closing it again is no error."""
         bus.serve()
         stream = bus.client().multicall({}, "endless", key="k")
         assert list(itertools.islice(stream, 5)) == list(range(5))
@@ -82,7 +82,7 @@ class StreamChecks:
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_closing_at_once_closes_the_generator(self, bus: Bus) -> None:
-        """Also before the server has said that it began."""
+        """The generator is closed even if the iterator is closed before the server has begun."""
         bus.serve()
         for n in range(10):
             with bus.client().multicall({}, "endless", key=f"k{n}"):
@@ -97,7 +97,7 @@ class StreamChecks:
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_dropping_the_iterator_closes_the_generator(self, bus: Bus) -> None:
-        """A ``for`` that is left by ``break`` needs no ``close``."""
+        """If a ``for`` is left by ``break``, the generator is closed without ``close``."""
         bus.serve()
         for item in bus.client().multicall({}, "endless", key="k"):
             if item == 5:
@@ -107,7 +107,7 @@ class StreamChecks:
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_a_generator_waits_for_its_reader(self, bus: Bus) -> None:
-        """It is ahead by the credit window at most, and then waits until items are taken."""
+        """A generator is ahead by at most the credit window, and then waits until items are read."""
         bus.serve()
         client = bus.client()
         with client.multicall({}, "endless", key="k") as stream:

@@ -63,7 +63,7 @@ class SubscribingChecks:
 
     @check("driver", since="0.1", builds_on=("test_a_topic_goes_to_exactly_one",))
     def test_idle_subscribers_share_a_topic(self, bus: Bus) -> None:
-        """Of 300 messages to a topic each of three idle subscribers gets at least 60, in one of five tries."""
+        """Of 300 messages to a topic, each of three idle subscribers gets at least 60, in one of five attempts."""
         receivers = [Receiver() for _ in range(3)]
         for receiver in receivers:
             receiver.subscribe(another_driver(bus), bus.address())
@@ -95,7 +95,7 @@ class SubscribingChecks:
 
     @check("driver", since="0.1")
     def test_a_fanout_goes_to_all(self, bus: Bus) -> None:
-        """Each of three subscribers gets each message once, even if two have the same name."""
+        """Each of three subscribers to a fanout gets each message once, even if two have the same name."""
         receivers = [Receiver() for _ in range(3)]
         for name, receiver in zip(("a", "b", "b"), receivers, strict=True):
             receiver.subscribe(another_driver(bus), bus.address("fanout", server=name))
@@ -136,7 +136,7 @@ class SubscribingChecks:
     @check("driver", since="0.1")
     @pytest.mark.parametrize("kind", ["topic", "server", "fanout", "pool", "dead"])
     def test_exchanges_and_topics_are_apart(self, bus: Bus, kind: str) -> None:
-        """The same address in another exchange, or with another topic, gets nothing."""
+        """A message does not reach the same address in another exchange, or with another topic."""
         if kind == "dead" and Capability.STORAGE not in bus.capabilities:
             pytest.skip("the driver does not declare storage")
         here = address_of(bus, kind)
@@ -228,7 +228,7 @@ class SubscribingChecks:
     @check("driver", since="0.1", builds_on=("test_close_gives_back_open_deliveries",))
     @KINDS
     def test_prefetch_bounds_open_deliveries(self, bus: Bus, kind: str) -> None:
-        """Never more than `prefetch` deliveries are open, and accepting one makes room for another."""
+        """At most `prefetch` deliveries are open, and accepting one makes room for another."""
         receiver = Receiver(accept=False)
         address = address_of(bus, kind)
         receiver.subscribe(another_driver(bus), address, prefetch=3)
@@ -243,7 +243,7 @@ class SubscribingChecks:
 
     @check("driver", since="0.1", builds_on=("test_close_gives_back_open_deliveries",))
     def test_a_rejected_delivery_makes_room(self, bus: Bus) -> None:
-        """A rejected delivery does not count for the prefetch any more."""
+        """A rejected delivery no longer counts for the prefetch."""
         receiver = Receiver(accept=False)
         receiver.subscribe(another_driver(bus), bus.address(), prefetch=2)
         send_all(bus.driver, bus.address(), map(str, range(10)))
@@ -350,7 +350,7 @@ class SubscribingChecks:
     @check("driver", since="0.1", builds_on=("test_a_fanout_goes_to_all",))
     @KINDS
     def test_closing_one_subscription_leaves_the_others(self, bus: Bus, kind: str) -> None:
-        """Another subscription to the same address continues, of the same driver or of another."""
+        """After one subscription is closed, others to the same address continue, of this or another driver."""
         closed, same, other = Receiver(), Receiver(), Receiver()
         address = address_of(bus, kind)
         subscription = closed.subscribe(bus.driver, address)
@@ -372,7 +372,7 @@ class SubscribingChecks:
     )
     @KINDS
     def test_after_stop_nothing_is_delivered(self, bus: Bus, kind: str) -> None:
-        """Once `stop` is done, new messages go to others; earlier deliveries can still be accepted."""
+        """When `stop` is done, new messages go to others; earlier deliveries can still be accepted."""
         stopped, other = Receiver(accept=False), Receiver()
         address = address_of(bus, kind)
         subscription = stopped.subscribe(another_driver(bus), address)
@@ -399,7 +399,7 @@ class SubscribingChecks:
     )
     @KINDS
     def test_after_close_nothing_is_delivered(self, bus: Bus, kind: str) -> None:
-        """Once `close` is done, all messages go to others."""
+        """When `close` is done, all messages go to others."""
         closed, other = Receiver(), Receiver()
         address = address_of(bus, kind)
         subscription = closed.subscribe(bus.driver, address)
@@ -414,7 +414,7 @@ class SubscribingChecks:
 
     @check("driver", since="0.1")
     def test_one_may_subscribe_from_a_callback(self, bus: Bus) -> None:
-        """`on_delivery` may subscribe to further addresses, without waiting until that is ready."""
+        """`on_delivery` may subscribe to further addresses, without waiting until they are ready."""
         late = Receiver()
         began = threading.Event()
 

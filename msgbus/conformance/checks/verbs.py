@@ -77,7 +77,7 @@ class VerbChecks:
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     @pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
     def test_an_answer_that_is_too_large_is_an_error(self, bus: Bus, delivery: Any) -> None:
-        """The call fails at once, and the method is not run again."""
+        """A call whose answer is too large fails at once, and the method is not run again."""
         bus.serve()
         client = bus.client(delivery=delivery)
         with pytest.raises(MessageTooLarge):
@@ -88,7 +88,7 @@ class VerbChecks:
 
     @check("bus", since="0.1")
     def test_cast_returns_before_it_has_run(self, bus: Bus) -> None:
-        """A cast returns None once it is sent; it runs once, and its result is dropped."""
+        """A cast returns None when it is sent; it runs once, and its result is dropped."""
         bus.serve()
         client = bus.client()
         gate = bus.gate()
@@ -103,7 +103,7 @@ class VerbChecks:
     @check("bus", since="0.1")
     @pytest.mark.parametrize("delivery", ["at_most_once", "at_least_once"])
     def test_cast_many_sends_each_once(self, bus: Bus, delivery: Any) -> None:
-        """Of many casts that are on their way at once, each runs once; their number is returned."""
+        """Of many casts that are on their way at once, each runs once; `cast_many` returns their number."""
         bus.serve("s1", "s2")
         client = bus.client(transport=bus.new_transport(rpc_send_window=20), delivery=delivery)
         keys = [f"{n}" for n in range(300)]
@@ -115,7 +115,7 @@ class VerbChecks:
 
     @check("bus", since="0.1")
     def test_cast_many_stops_at_an_error(self, bus: Bus) -> None:
-        """The error says which request was the first to fail, and why; those that were confirmed run, and no later."""
+        """`CastsFailed` says which request failed first, and why; confirmed requests run, later ones do not."""
         bus.serve()
         client = bus.client()
         requests = [("note", {"key": f"{n}"}) for n in range(10)]
@@ -134,7 +134,7 @@ class VerbChecks:
 
     @check("bus", since="0.1")
     def test_a_cast_to_a_generator_runs_it_to_its_end(self, bus: Bus) -> None:
-        """Its items are dropped."""
+        """A cast to a generator method runs it to its end, and drops its items."""
         bus.serve()
         bus.client().cast({}, "count", n=500, key="k")
         bus.saw("done", "k")
@@ -142,13 +142,13 @@ class VerbChecks:
     @check("bus", since="0.1")
     @pytest.mark.parametrize("n", [0, 1, 2, 500])
     def test_call_on_a_generator_gives_its_last_value(self, bus: Bus, n: int) -> None:
-        """For an empty generator that is None."""
+        """A call of a generator method returns its last value, or None if there is none."""
         bus.serve()
         assert bus.client().call({}, "count", n=n) == (n - 1 if n else None)
 
     @check("bus", since="0.1", builds_on=("test_an_inbox_keeps_the_order",))
     def test_multicall_on_a_plain_method_gives_one_item(self, bus: Bus) -> None:
-        """Also if its result is None or a list."""
+        """A multicall of a plain method yields its result as the only item, also None or a list."""
         bus.serve()
         client = bus.client()
         for value in ("x", None, [1, 2], []):
@@ -200,7 +200,7 @@ class VerbChecks:
     @check("bus", since="0.1", builds_on=("test_a_fanout_goes_to_all", "test_an_inbox_keeps_the_order"))
     @pytest.mark.parametrize("codec", ["json", "msgpack"])
     def test_gather_has_an_answer_of_each_server(self, bus: Bus, codec: str) -> None:
-        """Each server runs the method once, and its answer says whose it is, also if the method has raised there."""
+        """Each server runs the method once; its answer names the server, also if the method raises."""
         bus.serve("s1", "s2", "s3")
         # Where nobody counts the servers, more answers are waited for until the deadline.
         counts = Capability.INSPECT in bus.capabilities
@@ -218,7 +218,7 @@ class VerbChecks:
 
     @check("bus", since="0.1", builds_on=("test_a_fanout_goes_to_all", "test_an_inbox_keeps_the_order"))
     def test_gather_gives_answers_as_they_come(self, bus: Bus) -> None:
-        """A server that takes long holds up no other answer; and one may stop before it has answered."""
+        """A slow server does not delay other answers, and a gather may be closed before the slow one answers."""
         bus.serve("s1", "s2", "s3")
         client = bus.client()
         gate = bus.gate()
@@ -236,7 +236,7 @@ class VerbChecks:
 
     @check("bus", since="0.1", builds_on=("test_a_fanout_goes_to_all", "test_exchanges_and_topics_are_apart"))
     def test_gather_asks_many_topics(self, bus: Bus) -> None:
-        """The answers say which topic they are from. A topic without servers adds none, and nothing is waited for."""
+        """Answers name their topic. A topic without servers adds no answer and no wait."""
         other = f"{bus.topic}-other"
         bus.serve("s1", "s2")
         bus.serve("s1", topic=other)

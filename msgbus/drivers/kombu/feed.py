@@ -172,7 +172,7 @@ class KombuFeed(Feed, Channel):
 
     def _lost_hint(self) -> str:
         if self._queue.own:
-            return "it is deleted and made anew"
+            return "it is deleted and created again"
         return questions.members_hint(self._queue.name)
 
     # What RabbitMQ says: the loop's thread

@@ -216,8 +216,8 @@ def _precondition_hint(text: str) -> str:
             "service take another exchange (control_exchange, or the target's own), and delete this one"
         )
     return (
-        " - it exists with other properties: delete it, or set the options as they were when it was made (with "
-        "topology = oslo, as the stock peers have them)"
+        " - it exists with other properties: delete it, or set the options as they were when it was created "
+        "(with topology = oslo, as the stock peers have them)"
     )
 
 

@@ -71,7 +71,7 @@ OPTIONS: list[cfg.Opt] = [
         default=1800,
         min=0,
         help="Seconds that the queue of a fanout or of replies is kept while its owner is away; with "
-        f"rabbit_stream_fanout, that a fanout is kept in the stream. 0: for ever. {_ALL}",
+        f"rabbit_stream_fanout, that a fanout is kept in the stream. 0: forever. {_ALL}",
     ),
     cfg.BoolOpt(
         "rabbit_stream_fanout",

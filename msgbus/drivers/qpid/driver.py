@@ -57,21 +57,22 @@ OPTIONS = [
     cfg.BoolOpt(
         "durable",
         default=True,
-        help="Have the broker store messages on its disk that have to outlive its restart. Say false for a virtual "
-        "host in memory, which refuses them.",
+        help="Store messages that have to outlive a restart of the broker on its disk. Set false for a virtual host "
+        "in memory, which refuses them.",
     ),
     cfg.BoolOpt(
         "keep_server_queues",
         default=True,
-        help="Keep the queue of one server while that is away, so that a server which comes back under its name finds "
-        "its work. Qpid cannot expire it: if names are not used again, say false, and it is deleted with its server.",
+        help="Keep the queue of one server while the server is away, so that a later server of the same name finds "
+        "its requests. Qpid cannot expire it: if names are not used again, set false, and it is deleted with its "
+        "server.",
     ),
     cfg.BoolOpt(
         "keep_topic_queues",
         default=True,
         help="Keep the queue of a topic while it has no server, so that casts are stored until one comes. If topics "
-        "are not used again, as in tests, say false: then each queue, with what waits in it, is deleted when the last "
-        "server ends or loses its connection.",
+        "are not used again, as in tests, set false: then each queue, with its waiting messages, is deleted when "
+        "the last server ends or loses its connection.",
     ),
     cfg.IntOpt(
         "queue_limit",
@@ -83,32 +84,32 @@ OPTIONS = [
         "max_message_size",
         default=16 * 1024 * 1024,
         min=1024,
-        help="The largest message, in bytes. A lower limit of the broker is obeyed as well.",
+        help="The largest message, in bytes. A lower limit of the broker applies too.",
     ),
-    cfg.FloatOpt("connect_timeout", default=5.0, min=0.1, help="Seconds for one try to connect to one host."),
+    cfg.FloatOpt("connect_timeout", default=5.0, min=0.1, help="Seconds for one attempt to connect to one host."),
     cfg.IntOpt(
         "heartbeat",
         default=30,
         min=0,
         deprecated_opts=_old("qpid_heartbeat"),
-        help="Seconds; a connection on which nothing has come for twice that time is given up. 0: none.",
+        help="Seconds between heartbeats; a connection that is silent for twice that time is closed. 0: none.",
     ),
     cfg.ListOpt(
         "sasl_mechanisms",
         default=[],
         deprecated_opts=_old("qpid_sasl_mechanisms"),
-        help="How to log in, the first that the broker offers: of EXTERNAL (by the client's certificate), "
+        help="How to log in: the first of these that the broker offers. EXTERNAL (by the client's certificate), "
         "SCRAM-SHA-512, SCRAM-SHA-256, SCRAM-SHA-1, PLAIN, ANONYMOUS. Default: those that fit, in this order.",
     ),
     cfg.BoolOpt("ssl", default=False, help="Use TLS."),
-    cfg.StrOpt("ssl_ca_file", help="The certificates that may vouch for the broker's. Default: those of the system."),
+    cfg.StrOpt("ssl_ca_file", help="The certificates of the authorities to trust. Default: those of the system."),
     cfg.StrOpt("ssl_cert_file", help="The client's certificate."),
     cfg.StrOpt("ssl_key_file", help="The key of the client's certificate."),
     cfg.BoolOpt(
         "ssl_verify",
         default=True,
         help="Check the broker's certificate and that it was issued for the host of the URL. Without it, anybody on "
-        "the way can read and change all messages.",
+        "the network path can read and change all messages.",
     ),
 ]
 
@@ -156,7 +157,7 @@ class QpidDriver(BrokerDriver):
         self._mechanisms = " ".join(self._options.sasl_mechanisms).upper().split()
         for name in self._mechanisms:
             if name not in KNOWN:
-                raise ConfigurationError(f"sasl_mechanisms of [msgbus_qpid]: {name!r} is none of {', '.join(KNOWN)}")
+                raise ConfigurationError(f"sasl_mechanisms of [msgbus_qpid]: {name!r} is not one of {', '.join(KNOWN)}")
 
     def _start_clean(self) -> None:
         # Import everything now: that takes file descriptors, and later there may be none.

@@ -164,7 +164,7 @@ class QpidFeed(ReceivingLink, Feed):
         self.end()
         hint = ""
         if missing:
-            hint = "; it is to be made beforehand (option declare)"
+            hint = "; create it beforehand (option declare)"
         elif condition is not None and condition.is_forbidden:
             hint = "; check the user's rights to consume, and to create the queue that the broker makes for it"
         self._refused(f"{condition or 'the link was closed'}{hint}")

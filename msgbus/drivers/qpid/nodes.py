@@ -99,5 +99,5 @@ def explain(answer: Answer) -> str:
     """The management's answer in words, and what to do about it."""
     hint = ""
     if answer.status == FORBIDDEN:
-        hint = "; check the user's rights to make queues and exchanges, or have them made beforehand (option declare)"
+        hint = "; check the user's rights to create queues and exchanges, or create them beforehand (option declare)"
     return f"{answer.status or 'no answer'}: {answer.text}{hint}"

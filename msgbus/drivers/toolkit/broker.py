@@ -197,7 +197,7 @@ class BrokerDriver(DriverShell):
             if (trouble := line.trouble) is not None:
                 return trouble
         blocked = self.sending.blocked
-        return self.name() if blocked is None else f"{self.name()}, which takes no messages at present ({blocked})"
+        return self.name() if blocked is None else f"{self.name()}, which accepts no messages at present ({blocked})"
 
     def was_closed(self) -> CallCancelled:
         """The error of all methods of a closed driver."""

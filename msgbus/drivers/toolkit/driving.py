@@ -231,9 +231,9 @@ class Driving(Steps):
             self._context.run(get_ident)  # Any function: a step has entered the context, which cannot be entered twice.
         except RuntimeError:
             raise MessagingException(
-                f"{self._name}: a function that the loop has called waits for the loop, which would never end. It is a "
-                "callback of a future, or a __del__ method that the garbage collector has called there: let it use "
-                "another thread. What it was to send may be sent all the same"
+                f"{self._name}: a function that the loop has called waits for the loop itself, so it would wait "
+                "forever. It is a callback of a future, or a __del__ method that the garbage collector has called "
+                "there: let it use another thread. Its message may be sent anyway"
             ) from None
 
     def _run_handlers(self) -> None:

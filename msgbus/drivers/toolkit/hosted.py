@@ -88,8 +88,8 @@ class HostedLoop(Loop):
             ConfigurationError: always.
         """
         raise ConfigurationError(
-            f"{self._name}: this driver runs an event loop of its own, so it cannot be used by msgbus.aio; a driver "
-            "whose library is made for asyncio uses msgbus.drivers.toolkit.aio.event_loop_of(loop)"
+            f"{self._name}: this driver runs its own event loop, so msgbus.aio cannot use it; a driver whose library "
+            "needs asyncio has to use msgbus.drivers.toolkit.aio.event_loop_of(loop)"
         )
 
     def take_turn(self) -> bool:
@@ -98,8 +98,8 @@ class HostedLoop(Loop):
     def wait(self, ready: threading.Lock, until: float) -> None:
         if get_ident() == self.host_thread:
             raise MessagingException(
-                f"{self._name}: something would wait for the event loop on the event loop's own thread, which would "
-                "never end: await it, or let it use another thread"
+                f"{self._name}: a call on the event loop's own thread would block and wait for the event loop, so it "
+                "would wait forever: await it, or use another thread"
             )
         super().wait(ready, until)
 

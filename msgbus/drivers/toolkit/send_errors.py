@@ -24,7 +24,7 @@ class Names(Protocol):
 def not_confirmed(names: Names, address: Address) -> MessagingException:
     """A message was sent, and the message system has not answered in time."""
     if (reason := names.why_blocked()) is not None:
-        text = f"{names.name()} takes no messages ({reason}): to {address}"
+        text = f"{names.name()} accepts no messages ({reason}): to {address}"
         return TransportBlocked(text, maybe_delivered=True)
     return TransportUnavailable(f"{names.name()} did not confirm a message to {address} in time", maybe_delivered=True)
 
@@ -38,7 +38,7 @@ def not_sent(names: Names, address: Address, message: Message) -> MessagingExcep
     """A message could not be sent in time."""
     seconds = message.publish_within or 0.0
     if (reason := names.why_blocked()) is not None:
-        text = f"{names.name()} takes no messages ({reason}), and did not for {seconds:.3g} s: to {address}"
+        text = f"{names.name()} accepts no messages ({reason}), and did not for {seconds:.3g} s: to {address}"
         return TransportBlocked(text)
     return TransportUnavailable(f"gave up after {seconds:.3g} s: {names.why_away()}")
 

@@ -244,9 +244,9 @@ class Line:
             reason: why, in the broker's own words, for the log and errors. None: it takes them again.
         """
         if reason is not None:
-            LOG.warning("%s takes no messages: %s", self.name(), reason)
+            LOG.warning("%s accepts no messages: %s", self.name(), reason)
         elif self.blocked is not None:
-            LOG.warning("%s takes messages again", self.name())
+            LOG.warning("%s accepts messages again", self.name())
         self.blocked = reason
         self._release()
 

@@ -62,16 +62,16 @@ _ANY_HOST = ("*", "0.0.0.0", "[::]", "::")  # noqa: S104  # to be refused
 OPTIONS = [
     cfg.StrOpt(
         "run_dir",
-        help="The directory in which the processes of this host find each other, and have their sockets. It may also "
-        "be the path of the URL: zmq:///path. Default: msgbus in $XDG_RUNTIME_DIR, else /tmp/msgbus-UID. Only its "
-        "owner may write to it.",
+        help="The directory in which the processes of this host find each other, and keep their sockets. It may also "
+        "be the path of the URL: zmq:///path. Default: msgbus in $XDG_RUNTIME_DIR, else /tmp/msgbus-UID. Only "
+        "its owner may write to it.",
     ),
     cfg.StrOpt(
         "matchmaker",
         default="local",
         choices=("local", "file", "redis"),
         help="How nodes find each other; local: the processes of one user on one host; file: the servers that "
-        "matchmaker_file names; redis: all that use the Redis of redis_url.",
+        "matchmaker_file names; redis: all nodes that use the Redis at redis_url.",
     ),
     cfg.StrOpt(
         "matchmaker_file",
@@ -83,7 +83,7 @@ OPTIONS = [
         "redis_url",
         secret=True,
         sample_default="redis://USER:PASSWORD@HOST:6379/0",
-        help="For matchmaker = redis: where it is; rediss:// with TLS. Needs pip install 'msgbus[redis]'.",
+        help="For matchmaker = redis: the address of Redis; rediss:// for TLS. Needs pip install 'msgbus[redis]'.",
     ),
     cfg.StrOpt(
         "listen",
@@ -95,24 +95,24 @@ OPTIONS = [
     cfg.StrOpt(
         "advertise",
         default="",
-        help="HOST or HOST:PORT by which other hosts reach the endpoint of listen, if they need another one: listen "
-        "has an asterisk as host, or addresses are translated on the way.",
+        help="HOST or HOST:PORT by which other hosts reach this node, if it differs from listen: because listen has "
+        "an asterisk as host, or because of NAT.",
     ),
     cfg.StrOpt(
         "key_file",
-        help="The file with this node's secret key, made by msgbus zmq-keys; nobody else may read it. With it, "
-        "everything that does not go over the Unix socket is encrypted (CURVE).",
+        help="The file with this node's secret key, made by msgbus zmq-keys; only its owner may read it. With it, all "
+        "TCP connections are encrypted (CURVE).",
     ),
     cfg.StrOpt(
         "keys_dir",
-        help="The directory with the public keys, NAME.key, of all nodes that may connect to this one and to which it "
-        "connects. Its own need not be there. It is read again when it changes.",
+        help="The directory with the public keys, NAME.key, of all nodes that may connect to this one, and to which "
+        "this one connects. It does not need its own key. It is read again when it changes.",
     ),
     cfg.BoolOpt(
         "insecure_let_anybody_send_and_read",
         default=False,
-        help="Listen at, and connect to, other hosts without keys: anybody who reaches the port can call all "
-        "methods, and anybody on the way can read and change all messages.",
+        help="Listen at, and connect to, other hosts without keys: anybody who reaches the port can call all methods, "
+        "and anybody on the network path can read and change all messages.",
     ),
     cfg.IntOpt(
         "max_message_size",
@@ -124,8 +124,8 @@ OPTIONS = [
         "backlog",
         default=1000,
         min=1,
-        help="How many messages wait at a server for each of its addresses, besides those that its prefetch allows. "
-        "Further ones wait at their senders.",
+        help="How many messages a server stores for each of its addresses, in addition to its prefetch. Further "
+        "messages wait at their senders.",
     ),
     cfg.FloatOpt(
         "server_expires",
@@ -161,7 +161,7 @@ class ZmqDriver(DriverShell):
             )
         path = f"/{url.virtual_host.lstrip('/')}" if url.virtual_host else None
         if path and "run_dir" in url.query:
-            raise InvalidTransportURL(str(url), "it names a run directory twice, as path and as run_dir")
+            raise InvalidTransportURL(str(url), "it names the run directory twice, as path and as run_dir")
         self._run_dir = os.path.abspath(path or options.run_dir or default_run_dir())
         self._exchange: str = read_option(conf, "control_exchange")
         super().__init__(loop)
@@ -205,7 +205,7 @@ class ZmqDriver(DriverShell):
             )
         if options.matchmaker == "redis":
             if not options.redis_url:
-                raise ConfigurationError("matchmaker of [msgbus_zmq] is redis: set redis_url to where it is")
+                raise ConfigurationError("matchmaker of [msgbus_zmq] is redis: set redis_url to its address")
             server = Server(options.redis_url)
             made = RedisMatchmaker(self.loop, server, self._run_dir, self._on_change)
             return f"with Redis at {server.name}", made

@@ -295,13 +295,13 @@ class Links:
             raise frames.Malformed("a message of several frames")
         hello = frames.read_hello(data)
         if hello.protocol != frames.PROTOCOL:
-            raise frames.Malformed(f"it speaks version {hello.protocol}, and this is {frames.PROTOCOL}")
+            raise frames.Malformed(f"it has protocol version {hello.protocol}, and this node has {frames.PROTOCOL}")
         if socket is self.dialler.socket:
             peer = self._peers.get(hello.node)
             if peer is None or peer.attempt != name or peer.session != hello.session:
                 raise frames.Malformed(f"another node answers: {hello.node}")
         elif hello.to != self._node:
-            raise frames.Malformed(f"it looks for node {hello.to!r}, and this is {self._node}")
+            raise frames.Malformed(f"it looks for node {hello.to!r}, but this is {self._node}")
         return hello
 
     def _add(self, link: PeerLink) -> None:

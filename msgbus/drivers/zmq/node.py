@@ -174,7 +174,7 @@ class Node:
     def _end(self, error: MessagingException, done: Future[None]) -> None:
         unfinished = self._sender.unfinished()
         if lost := self._sender.end():
-            LOG.error("node %s closes with %d messages that were given back to it, and no server", self.id, lost)
+            LOG.error("node %s closes with %d messages that were given back to it and have no server", self.id, lost)
         for sent in unfinished:
             fail(sent, error)
         self.id = ""

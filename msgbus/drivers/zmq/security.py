@@ -56,7 +56,9 @@ def read_key_file(path: str) -> KeyPair:
     if mode & 0o077:
         raise _wrong("key_file", path, f"others may read or write it (mode {mode:o}); make it private: chmod 600")
     if found.st_uid not in (0, os.geteuid()):
-        raise _wrong("key_file", path, f"it belongs to the user {found.st_uid}, and this is {os.geteuid()}")
+        raise _wrong(
+            "key_file", path, f"it belongs to user {found.st_uid}, but this process runs as user {os.geteuid()}"
+        )
     if not secret:
         raise _wrong("key_file", path, "it has no secret key; the file that has one ends in .key_secret")
     if _public_of(secret) != public:
@@ -164,7 +166,7 @@ class Security:
             ConfigurationError: they do not fit together, or would accept connections from anybody.
         """
         if bool(key_file) != bool(keys_dir):
-            raise ConfigurationError("key_file and keys_dir of [msgbus_zmq] have to be set both, or neither of them")
+            raise ConfigurationError("key_file and keys_dir of [msgbus_zmq] have to be set together")
         if key_file and insecure:
             raise ConfigurationError(f"{INSECURE} of [msgbus_zmq] cannot be used with key_file: remove one of them")
         if listen and not key_file and not insecure and not is_loopback(listen):

@@ -200,7 +200,7 @@ def test_run_directory_that_is_not_private_is_refused(tmp_path: pathlib.Path) ->
         (link, "symbolic link"),
         (file, "not a directory"),
         (shared, "mode 770"),
-        (file / "x", "be made"),
+        (file / "x", "be created"),
     ):
         with pytest.raises(TransportUnavailable, match=why) as caught:
             prepare(str(path))

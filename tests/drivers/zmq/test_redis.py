@@ -45,7 +45,7 @@ def test_explained_error_has_no_password() -> None:
 @pytest.mark.parametrize("url", ["", "h:6379", "http://h", "redis://h:x", "redis://h:99999999"])
 def test_invalid_url_is_refused(url: str) -> None:
     """The text says how such a URL is written."""
-    with pytest.raises(ConfigurationError, match=r"cannot be read: it is redis://USER:PASSWORD@HOST:PORT/DB"):
+    with pytest.raises(ConfigurationError, match=r"is invalid: write redis://USER:PASSWORD@HOST:PORT/DB"):
         Server(url)
 
 
@@ -101,7 +101,7 @@ def test_options_of_tls_in_a_url_without_tls_are_refused(url: str) -> None:
 @pytest.mark.parametrize("url", ["redis://h?no_such_option=1", "rediss://h?ssl_cert_reqs=nonsense"])
 def test_unknown_options_in_a_url_are_refused(url: str) -> None:
     """An error when the transport is made, and not at the first connection."""
-    with pytest.raises(ConfigurationError, match=r"redis_url of .* cannot be read"):
+    with pytest.raises(ConfigurationError, match=r"redis_url of .* is invalid"):
         Server(url)
 
 

@@ -88,8 +88,8 @@ def test_listening_to_other_hosts_without_keys_is_refused(listen: str) -> None:
 @pytest.mark.parametrize(
     ("query", "text"),
     [
-        ("key_file=/a", "set both"),
-        ("keys_dir=/a", "set both"),
+        ("key_file=/a", "have to be set together"),
+        ("keys_dir=/a", "have to be set together"),
         ("key_file=/a&keys_dir=/b&insecure_let_anybody_send_and_read=true", "cannot be used with key_file"),
     ],
 )
@@ -127,7 +127,7 @@ def test_key_file_that_others_can_access_is_refused(keys: pathlib.Path, mode: in
 def test_key_file_of_another_user_is_refused(keys: pathlib.Path) -> None:
     """Its owner knows the secret."""
     os.chown(keys / "one.key_secret", 12345, 0)
-    with pytest.raises(ConfigurationError, match="belongs to the user 12345"):
+    with pytest.raises(ConfigurationError, match="belongs to user 12345"):
         read_key_file(str(keys / "one.key_secret"))
 
 

@@ -162,7 +162,7 @@ class FileMatchmaker(Matchmaker):
             kind, exchange, topic, server, name = service.address
             if kind == "pool":
                 raise ConfigurationError(
-                    f"pool {name!r} of topic {topic!r}: matchmaker_file says nothing of pools; set matchmaker of "
+                    f"pool {name!r} of topic {topic!r}: matchmaker_file cannot list pools; set matchmaker of "
                     "[msgbus_zmq] to local or redis"
                 )
             if kind == "server":

@@ -63,8 +63,8 @@ def check_length(run_dir: str) -> None:
     over = len(os.fsencode(path)) - SOCKET_PATH_MAX
     if over > 0:
         raise ConfigurationError(
-            f"run_dir of [msgbus_zmq] is too long by {over} bytes: sockets are made in {run_dir}, and the path of a "
-            f"Unix socket has at most {SOCKET_PATH_MAX}; set a shorter one"
+            f"run_dir of [msgbus_zmq] is too long by {over} bytes: sockets are created in {run_dir}, and the path of "
+            f"a Unix socket has at most {SOCKET_PATH_MAX} bytes; set a shorter one"
         )
 
 
@@ -84,13 +84,13 @@ def prepare(run_dir: str) -> None:
             pass
         found = os.lstat(run_dir)
     except OSError as exc:
-        raise _unusable(run_dir, f"it cannot be made: {exc.strerror}") from exc
+        raise _unusable(run_dir, f"it cannot be created: {exc.strerror}") from exc
     if stat.S_ISLNK(found.st_mode):
         raise _unusable(run_dir, "it is a symbolic link")
     if not stat.S_ISDIR(found.st_mode):
         raise _unusable(run_dir, "it is not a directory")
     if found.st_uid != os.geteuid():
-        raise _unusable(run_dir, f"it belongs to the user {found.st_uid}, and this is {os.geteuid()}")
+        raise _unusable(run_dir, f"it belongs to user {found.st_uid}, but this process runs as user {os.geteuid()}")
     if found.st_mode & 0o022:
         raise _unusable(run_dir, f"others may write to it (mode {stat.S_IMODE(found.st_mode):o}; it should be 700)")
     if not os.access(run_dir, os.R_OK | os.W_OK | os.X_OK):

@@ -285,7 +285,7 @@ class RedisMatchmaker(Matchmaker):
                 last = Loop.now()
                 self._on_message(message)
             elif Loop.now() - last > 3 * RENEW:
-                raise TimeoutError("it does not push changes any more")
+                raise TimeoutError("it no longer pushes changes")
 
     def _on_message(self, message: dict[str, Any]) -> None:
         if message["channel"] != self._channel.encode():

@@ -35,7 +35,7 @@ class Server:
                 and pool.connection_class is not self._redis.SSLConnection
             ):
                 raise ConfigurationError(
-                    "redis_url of [msgbus_zmq] has options of TLS, which would have no effect: it has to begin with "
+                    "redis_url of [msgbus_zmq] has options for TLS, which would have no effect: it has to begin with "
                     "rediss://"
                 )
             pool.connection_class(**settings)  # Opens nothing; an unknown option is an error.
@@ -45,8 +45,8 @@ class Server:
             raise
         except (ValueError, TypeError, self._redis.RedisError):
             raise ConfigurationError(
-                "redis_url of [msgbus_zmq] cannot be read: it is redis://USER:PASSWORD@HOST:PORT/DB (all but HOST may "
-                "be left out), rediss:// with TLS, or unix:///PATH; special characters of the password are "
+                "redis_url of [msgbus_zmq] is invalid: write redis://USER:PASSWORD@HOST:PORT/DB (all but HOST may be "
+                "left out), rediss:// with TLS, or unix:///PATH; special characters of the password are "
                 "percent-encoded"
             ) from None
         place = settings.get("path") or f"{settings.get('host') or 'localhost'}:{port}"
