@@ -107,7 +107,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def test_files_are_complete(dist: pathlib.Path, version: str) -> None:
-    """The names have the version; the one has all sources, the other the package and its entry point for oslo.messaging."""
+    """The names have the version; the one has all sources, the other the package with its entry points."""
     assert sorted(os.listdir(dist)) == [f"msgbus-{version}-py3-none-any.whl", f"msgbus-{version}.tar.gz"]
     output_of(sys.executable, "-m", "twine", "check", "--strict", *sorted(dist.iterdir()), cwd=dist)
     wanted = {name for name in sources() if not name.startswith(".")}
