@@ -29,7 +29,8 @@ def judge(bus: Bus, driver: str, kind: str, report: Report) -> None:
         parts = (f"{it.test}: {it.outcome}\n{it.why}" for it in wrong)
         pytest.fail(f"{len(wrong)} of {len(outcomes)} did not pass\n" + "\n".join(parts), pytrace=False)
     assert outcomes
-    report(Upstream(bus.name, driver, kind, len(outcomes), upstream.LEFT_OUT_ON.get(bus.name, {})))
+    again = sum(it.again for it in outcomes)
+    report(Upstream(bus.name, driver, kind, len(outcomes), again, upstream.LEFT_OUT_ON.get(bus.name, {})))
 
 
 @pytest.mark.timeout(400)
