@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import sys
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import aclosing, closing
 from functools import cached_property, wraps
 from types import CoroutineType, ModuleType, TracebackType
@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from msgbus.arguments import begin, forgotten_context
 from msgbus.awaitables import PLAIN, async_methods, is_async, refuse_async, refuse_awaitable
+from msgbus.endpoints import check_endpoint, check_endpoints
 from msgbus.exceptions import AccessDenied, InvalidArguments, NoSuchMethod, UnsupportedVersion
 from msgbus.message import PING_NAMESPACE, Request
 from msgbus.serializer import NoOpSerializer, Serializer, check_serializer
@@ -29,8 +30,6 @@ STOCK_PING = "oslo_rpc_server_ping"
 _CACHED_METHODS = 1000
 _OWN_FRAMES = (__name__, "msgbus.validation")
 """Modules whose functions call an endpoint's method."""
-_NOT_ENDPOINTS = (type(None), str, bytes, int, float, list, tuple, dict, set, frozenset, Target)
-"""Types whose objects have methods, but are only passed as an endpoint by mistake."""
 
 
 class ExpectedException(Exception):
@@ -135,30 +134,6 @@ class ExplicitRPCAccessPolicy(RPCAccessPolicyBase):
     def is_allowed(self, endpoint: object, method: str) -> bool:
         """Whether the method was decorated with `expose`."""
         return bool(getattr(getattr(endpoint, method, None), "exposed", False))
-
-
-def check_endpoints(endpoints: object) -> None:
-    """Check that endpoints come as a list.
-
-    Raises:
-        TypeError: they do not.
-    """
-    if isinstance(endpoints, str | bytes | dict | type) or not isinstance(endpoints, Iterable):
-        raise TypeError(f"endpoints is a list of objects, [endpoint], not {endpoints!r}")
-
-
-def check_endpoint(endpoint: object) -> None:
-    """Check that an endpoint is an object, and none that is one by mistake.
-
-    Raises:
-        TypeError: it has no methods of its own, or is a class whose methods need an object.
-    """
-    if isinstance(endpoint, _NOT_ENDPOINTS) or inspect.isroutine(endpoint):
-        raise TypeError(f"an endpoint is an object whose methods are called, not {endpoint!r}")
-    if isinstance(endpoint, type) and any(
-        inspect.isfunction(inspect.getattr_static(endpoint, name, None)) for name in dir(endpoint) if name[0] != "_"
-    ):
-        raise TypeError(f"an endpoint is an object, and {endpoint.__name__} is a class: {endpoint.__name__}()")
 
 
 class RPCDispatcher:

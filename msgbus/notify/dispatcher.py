@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from msgbus.awaitables import is_async
-from msgbus.dispatcher import check_endpoint, check_endpoints
+from msgbus.endpoints import check_endpoint, check_endpoints
 from msgbus.message import Request
 from msgbus.notify.filter import NotificationFilter
 from msgbus.notify.notification import PRIORITIES, Notification, notification_of

@@ -39,6 +39,11 @@ def rabbitmq(node: RabbitMQ) -> Bus:
 
 def qpid(broker: Qpid) -> Bus:
     """A Broker-J of the tests that keeps everything in memory."""
+    return Bus("Qpid in memory", {MSGBUS: f"msgbus+{broker.url}?durable=false"}, broker.port)
+
+
+def qpid_on_disk(broker: Qpid) -> Bus:
+    """A Broker-J of the tests that keeps everything on disk."""
     return Bus("Qpid", {MSGBUS: f"msgbus+{broker.url}"}, broker.port)
 
 

@@ -24,6 +24,7 @@ class Upstream(msgspec.Struct, tag="upstream"):
 
     Attributes:
         kind: "threads" or "eventlet".
+        again: how many of those that passed did so when they were run for the second time.
         left_out: tests that are not run on this message system, besides those that are not run on any.
     """
 
@@ -31,6 +32,7 @@ class Upstream(msgspec.Struct, tag="upstream"):
     driver: str
     kind: str
     passed: int
+    again: int
     left_out: dict[str, str]
 
 

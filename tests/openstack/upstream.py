@@ -43,12 +43,18 @@ _TEST_SECONDS = "90"
 """The longest that a test may take."""
 
 
+_AGAIN = 3
+"""So many that fail are run once more, one at a time. Some of these tests wait for half a second only, in which a busy
+machine may not get round to them; if more fail it is no chance."""
+
+
 class Outcome(NamedTuple):
-    """What came of a test: "passed", "skipped", "failed" or "not run"; and why."""
+    """What came of a test: "passed", "skipped", "failed" or "not run"; why; and whether it was run twice."""
 
     test: str
     outcome: str
     why: str
+    again: bool = False
 
 
 def missing() -> str:
@@ -78,8 +84,14 @@ def run(url: str, system: str, kind: str) -> list[Outcome]:
     # The slow ones stand side by side: so each process gets some of them.
     shares = [tests[first::_PROCESSES] for first in range(_PROCESSES)]
     with tempfile.TemporaryDirectory() as folder:
-        running = [_start(share, url, kind, pathlib.Path(folder) / str(at)) for at, share in enumerate(shares)]
-        return [outcome for it, share in zip(running, shares, strict=True) for outcome in _finish(it, share)]
+        path = pathlib.Path(folder)
+        running = [_start(share, url, kind, path / str(at)) for at, share in enumerate(shares)]
+        found = [outcome for it, share in zip(running, shares, strict=True) for outcome in _finish(it, share)]
+        failed = [it.test for it in found if it.outcome == "failed"]
+        if not 0 < len(failed) <= _AGAIN:
+            return found
+        again = _finish(_start(failed, url, kind, path / "again"), failed)
+    return [it for it in found if it.test not in failed] + [it._replace(again=True) for it in again]
 
 
 class _Running(NamedTuple):

@@ -6,8 +6,6 @@ import pathlib
 import subprocess
 import sys
 
-import pytest
-
 TESTS = """
 import asyncio
 
@@ -48,19 +46,12 @@ def test_asyncio(msgbus_bus):
 
     assert asyncio.run(main()) == "Hello, Ada"
 """
-UNUSED = """
-import sys
-
-
-def test_nothing_was_imported():
-    assert "pytest_msgbus" in sys.modules
-    assert [name for name in sys.modules if name.partition(".")[0] in ("msgbus", "msgspec", "oslo_config")] == []
-"""
 
 
 def run(folder: pathlib.Path, text: str, *arguments: str) -> str:
     """What pytest prints that runs these tests, with warnings as errors, in a process of its own."""
     (folder / "test_it.py").write_text(text)
+    (folder / "conftest.py").write_text('pytest_plugins = ["msgbus.testing.fixtures"]\n')
     (folder / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:asyncio", "-p", "no:cacheprovider", *arguments]
     found = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
@@ -68,20 +59,14 @@ def run(folder: pathlib.Path, text: str, *arguments: str) -> str:
     return found.stdout
 
 
-def test_the_fixtures_are_there_without_being_asked_for(tmp_path: pathlib.Path) -> None:
-    """Where msgbus is installed, pytest finds the plug-in by its entry point; each test has a bus of its own."""
+def test_each_test_has_a_message_system_of_its_own(tmp_path: pathlib.Path) -> None:
+    """With servers, clients, faults, and what was sent; also on an event loop."""
     assert "4 passed" in run(tmp_path, TESTS)
-
-
-@pytest.mark.parametrize("arguments", [(), ("-p", "xdist", "-n", "2")], ids=["alone", "xdist"])
-def test_a_run_that_does_not_use_it_imports_nothing_of_it(tmp_path: pathlib.Path, arguments: tuple[str, ...]) -> None:
-    """Neither msgbus nor a library of it: others' tests begin as fast as before."""
-    assert "1 passed" in run(tmp_path, UNUSED, *arguments)
 
 
 def test_fixtures_say_what_they_are(tmp_path: pathlib.Path) -> None:
     """``pytest --fixtures`` lists them, each with a docstring."""
-    printed = run(tmp_path, UNUSED, "--fixtures")
+    printed = run(tmp_path, TESTS, "--fixtures")
     named = [line for line in printed.splitlines() if line.startswith("msgbus_")]
     assert {line.split(" ")[0] for line in named} == {
         f"msgbus_{name}" for name in ("bus", "conf", "transport", "server", "client", "sent", "faults")

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from msgbus.drivers.base import Address, Message, QueueInfo
 from msgbus.drivers.kombu import frames
 from msgbus.drivers.kombu.channel import Channel, Settling
-from msgbus.drivers.kombu.compression import decompress
+from msgbus.drivers.kombu.content import Content, message_of
 from msgbus.drivers.kombu.feed import KombuFeed
 from msgbus.drivers.kombu.publisher import Publisher
 from msgbus.drivers.kombu.questions import Inspections, Question, explain, refuses_transient
@@ -74,31 +74,6 @@ class Owner(Protocol):
         """A connection is given up for one to the next host."""
 
 
-class _Content:
-    """A message whose frames are still coming in: that of a basic.deliver, or of a basic.return for a reason."""
-
-    __slots__ = ("channel", "deliver", "header", "missing", "parts", "why_returned")
-
-    def __init__(self, channel: Channel, deliver: frames.Deliver | None, why_returned: str) -> None:
-        self.channel = channel
-        self.deliver = deliver
-        self.why_returned = why_returned
-        self.header: frames.ContentHeader | None = None
-        self.missing = 0
-        self.parts: list[bytes] = []
-
-
-def _message(body: bytes, header: frames.ContentHeader) -> Message:
-    """A message that came in, decompressed. One that cannot be is for its receiver to refuse, by its content type."""
-    content_type = header.content_type
-    if (compression := header.headers.get("compression")) is not None:
-        try:
-            body = decompress(body, compression)
-        except ValueError as exc:
-            content_type = f"{content_type} ({exc})"
-    return Message(body, content_type, header.message_id)
-
-
 class KombuSession(Session):
     """See the module's text, and `Wire`.
 
@@ -131,7 +106,7 @@ class KombuSession(Session):
         self._writing = threading.Lock()
         self._buffer = b""
         self._channels: dict[int, Channel] = {}
-        self._contents: dict[int, _Content] = {}
+        self._contents: dict[int, Content] = {}
         self._next_channel = 1
         self._last_read = self._last_write = self._checked_at = self.taken_at = self.loop.now()
         self._written = 0  # bytes that the socket has taken
@@ -404,10 +379,10 @@ class KombuSession(Session):
             if channel is None:
                 return  # A frame that was under way when the channel was closed.
             if ids == frames.BASIC_DELIVER:
-                self._contents[number] = _Content(channel, frames.read_deliver(buffer, at + 4), "")
+                self._contents[number] = Content(channel, frames.read_deliver(buffer, at + 4), "")
             elif ids == frames.BASIC_RETURN:
                 code, text = frames.read_close(buffer, at + 4, end)
-                self._contents[number] = _Content(channel, None, f"{code} {text}")
+                self._contents[number] = Content(channel, None, f"{code} {text}")
             else:
                 channel.on_method(ids, buffer, at + 4, end)
         elif kind in (frames.HEADER, frames.BODY):
@@ -417,7 +392,7 @@ class KombuSession(Session):
         elif kind != frames.HEARTBEAT:
             raise ValueError(f"a frame of type {kind}")
 
-    def _on_content_frame(self, content: _Content, number: int, kind: int, buffer: bytes, at: int, end: int) -> None:
+    def _on_content_frame(self, content: Content, number: int, kind: int, buffer: bytes, at: int, end: int) -> None:
         if kind == frames.HEADER:
             content.header = frames.read_content_header(buffer, at, end)
             content.missing = content.header.size
@@ -431,7 +406,7 @@ class KombuSession(Session):
                 if deliver is None:
                     content.channel.on_returned(header.message_id, content.why_returned)
                 else:
-                    message = _message(b"".join(content.parts), header)
+                    message = message_of(b"".join(content.parts), header)
                     content.channel.on_delivery(deliver.tag, deliver.redelivered, message, header.headers)
             except Exception:
                 LOG.exception(NOT_DELIVERED)

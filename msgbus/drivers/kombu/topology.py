@@ -177,8 +177,10 @@ class OsloTopology:
             return Route(DEFAULT_EXCHANGE, _checked(address.name, address), home=self.queue(address, ""))
         if address.kind == "fanout":
             return Route(self._fanout(address), "")
-        home = self.queue(address, "")
-        return Route(self._exchange(address), _oslo_key(address), home if address.kind == "stored" else None, home)
+        queue = self.queue(address, "")
+        # A queue's name does not say its exchange. So no sender binds it again: it may belong to another exchange.
+        home = queue._replace(key=None)
+        return Route(self._exchange(address), _oslo_key(address), queue if address.kind == "stored" else None, home)
 
     def queue(self, address: Address, unique: str) -> Queue:
         """As in `NativeTopology`."""

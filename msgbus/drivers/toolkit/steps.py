@@ -20,6 +20,8 @@ LINGER = 0.001
 """Seconds that the thread may wait for more work before it goes to sleep."""
 ROUNDS = 10
 """How many batches of calls are run, each made by the one before, before the loop looks at descriptors again."""
+LONGEST_SLEEP = 86400.0
+"""Seconds for which the loop sleeps at once: the kernel's clock for that ends after 24 days."""
 FOREVER = float("inf")
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -194,7 +196,7 @@ class Steps(ABC):
             until = min(until, self._timers[0][0])
         if until < FOREVER:
             longest = min(longest, until - self.now())
-        return -1 if longest > threading.TIMEOUT_MAX else max(0.0, longest)
+        return -1 if longest == FOREVER else max(0.0, min(longest, LONGEST_SLEEP))
 
     def _run_timers(self) -> None:
         now = self.now()

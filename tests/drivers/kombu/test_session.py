@@ -233,11 +233,11 @@ def test_a_queue_without_consumers_is_consumed_from_again_unless_it_was_stopped(
 def test_messages_of_an_inbox_are_acknowledged_in_order(still: Still) -> None:
     """Also while the socket takes nothing: RabbitMQ closes the channel over a tag that was acknowledged before."""
     feed = still.feed(0)
-    still.session._unsent = b"something"  # as when the socket is full
+    still.session._unsent = memoryview(b"something")  # as when the socket is full
     still.read(feed, *range(1, 65))
     still.session.send_all()
     still.read(feed, 65, 66)
-    still.session._unsent = b""
+    still.session._unsent = memoryview(b"")
     still.session.send_all()
     tags = [tag for ids, tag in still.written() if ids == frames.BASIC_ACK]
     assert tags[-1] >= 64

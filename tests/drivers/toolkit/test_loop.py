@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -236,6 +237,19 @@ def test_what_is_due_earlier_overtakes(loop: Loop) -> None:
     loop.call_later(3600, lambda: None)
     loop.call_later(0, done.set)
     assert done.wait(EVENT_TIMEOUT)
+
+
+def test_what_is_due_in_years_does_not_stop_it(loop: Loop) -> None:
+    """The kernel refuses to wait for more than 24 days at once."""
+    done: list[Future[None]] = [Future(), Future()]
+    loop.call_later(1e8, done[0].set_result, None)
+    loop.call_later(0.01, done[1].set_result, None)
+    done[1].result(EVENT_TIMEOUT)
+    assert loop.wait_for(done[1], loop.now() + 1e8)
+    done.append(Future())
+    loop.call_later(0.01, done[2].set_result, None)
+    assert loop.wait_for(done[2], loop.now() + 1e8)
+    assert not done[0].done()
 
 
 def test_a_due_function_that_fails_does_not_stop_it(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:

@@ -29,7 +29,8 @@ def judge(bus: Bus, driver: str, kind: str, report: Report) -> None:
         parts = (f"{it.test}: {it.outcome}\n{it.why}" for it in wrong)
         pytest.fail(f"{len(wrong)} of {len(outcomes)} did not pass\n" + "\n".join(parts), pytrace=False)
     assert outcomes
-    report(Upstream(bus.name, driver, kind, len(outcomes), upstream.LEFT_OUT_ON.get(bus.name, {})))
+    again = sum(it.again for it in outcomes)
+    report(Upstream(bus.name, driver, kind, len(outcomes), again, upstream.LEFT_OUT_ON.get(bus.name, {})))
 
 
 @pytest.mark.timeout(400)
@@ -68,6 +69,7 @@ def test_all_pass_on_zeromq(tmp_path: pathlib.Path, kind: str, report_figures: R
 @everything
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("kind", [THREADS, EVENTLET])
-def test_all_pass_on_qpid(qpid: Qpid, kind: str, report_figures: Report) -> None:
+def test_all_pass_on_qpid(qpid_durable: Qpid, kind: str, report_figures: Report) -> None:
     """Likewise, over AMQP 1.0."""
-    judge(buses.qpid(qpid), MSGBUS, kind, report_figures)
+    # Qpid in memory needs an option in its URL, which a fixture of theirs does not take.
+    judge(buses.qpid_on_disk(qpid_durable), MSGBUS, kind, report_figures)

@@ -1,7 +1,7 @@
 """The pytest plug-in of msgbus: a message system in memory, as fixtures. See docs/howto/test-your-service.md.
 
-pytest loads it in each run where msgbus is installed, also for tests that do not use it. So it is not in the package,
-which it imports only when a fixture is used.
+A conftest.py asks for it, with ``pytest_plugins = ["msgbus.testing.fixtures"]``. It has no entry point: pytest would
+load it in each run where msgbus is installed, and would compile all of msgbus anew, to rewrite its assert statements.
 """
 
 from __future__ import annotations
