@@ -193,7 +193,7 @@ class _BytesCall(ClientCall):
 
     __slots__ = ()
 
-    lost_answer = "this side's connection was lost meanwhile, and the answer may have been lost with it"
+    lost_answer = "the connection of this process was lost meanwhile, and the answer may have been lost with it"
 
     def send_bytes(self, message: Message, retry_undeliverable: float | None) -> None:
         """Send the request, again after each unknown outcome. `close` has to follow in any case.
