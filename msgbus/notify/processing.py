@@ -5,6 +5,7 @@ what happens                                 what becomes of the notification
 ============================================ =======================================================
 its endpoints have returned                  accepted
 one returned REQUEUE, or raised              with `allow_requeue` given back after a pause, else accepted; logged
+one cancelled its own task                   as if it had raised
 it is no notification                        accepted, and logged
 the same id comes again                      dropped; while it is being run, once that is over
 the listener was stopped before the end      given back, at once
@@ -137,8 +138,16 @@ class NotificationProcessor(BaseProcessor):
         self._settle(call, requeue=requeue)
 
     def _on_interrupted(self, call: ServerCall, exc: Interrupted) -> None:
-        LOG.warning("notification %s is given back: %s", call.request.unique_id, exc)
-        self.calls.finish(call, done=False)
+        if self._stopped:
+            LOG.warning("notification %s is given back: %s", call.request.unique_id, exc)
+            self.calls.finish(call, done=False)
+        else:  # By its endpoint, for example. If it were given back now, that would happen again at once.
+            LOG.error(
+                "notification %s to %s: its task was cancelled, and not by the listener",
+                call.request.unique_id,
+                call.delivery.address,
+            )
+            self._settle(call, requeue=True)
 
     def _settle(self, call: ServerCall, *, requeue: bool) -> None:
         if not requeue:

@@ -146,6 +146,54 @@ def test_what_is_to_come_again_comes_again(fake_url: str, monkeypatch: pytest.Mo
     check()
 
 
+class CancelsItself:
+    """Its methods cancel the task that they run in, each time."""
+
+    def __init__(self) -> None:
+        self.came: list[str] = []
+
+    async def info(self, _ctxt: Any, _publisher: Any, event_type: str, _payload: Any, _metadata: Any) -> None:
+        self.came.append(event_type)
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(3600.0)
+
+
+def test_an_endpoint_that_cancels_its_own_task_has_failed(fake_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """As if it had raised: without allow_requeue its notification does not come again."""
+
+    @on_loop
+    async def check() -> None:
+        bad, good = CancelsItself(), Endpoint()
+        async with opened(fake_url) as transport:
+            async with listening(transport, bad):
+                await aio.AsyncNotifier(transport, driver="messagingv2").info({}, "e", {})
+                await until(lambda: "does not come again" in caplog.text or len(bad.came) > 1)
+            async with listening(transport, good):
+                await aio.AsyncNotifier(transport, driver="messagingv2").info({}, "next", {})
+                await until(lambda: "next" in good.events)
+        assert (bad.came, good.events) == (["e"], ["next"])
+
+    check()
+    assert "its task was cancelled, and not by the listener" in caplog.text
+
+
+def test_what_cancels_its_own_task_comes_again_after_a_pause(fake_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """With allow_requeue. If it came back at once, it would come thousands of times a second."""
+    caplog.set_level(logging.INFO, "msgbus")
+
+    @on_loop
+    async def check() -> None:
+        bad = CancelsItself()
+        async with opened(fake_url) as transport, listening(transport, bad, allow_requeue=True):
+            await aio.AsyncNotifier(transport, driver="messagingv2").info({}, "e", {})
+            await until(lambda: "comes again in 1 s or later" in caplog.text or len(bad.came) > 10)
+        assert bad.came == ["e"]
+
+    check()
+
+
 @on_loop
 async def _stopped(url: str) -> None:
     slow, other = Endpoint(), Endpoint()
