@@ -169,7 +169,7 @@ class Listener(BaseListener):
         """Wait until running requests have finished and are answered, then close the subscription.
 
         After `timeout` seconds, ``async`` methods that still run are cancelled, and plain ones run on without being
-        waited for.
+        waited for. What has not begun by then is not run here.
 
         A method that the server runs may call it: this does not wait for the request that calls it.
 
@@ -177,7 +177,7 @@ class Listener(BaseListener):
             timeout: seconds; None means as long as it takes.
 
         Returns:
-            how many requests were abandoned since they were still running or unanswered.
+            how many requests were abandoned since they had not begun, or were still running or unanswered.
 
         Raises:
             MessagingException: an ``async`` method calls it, which would block its event loop. Use
@@ -193,7 +193,9 @@ class Listener(BaseListener):
             return 0
         self._processor.begin_wait()
         running = executor.close(timeout)
-        if running and end is not None and self._asynchronous:
+        if not self._asynchronous:  # Tasks count what they have not begun, and begin none of it any more.
+            running += len(executor.take_backlog())  # Given back with the subscription: it must not run here as well.
+        elif running and end is not None:
             end += CANCEL_TIMEOUT
         left = None if end is None else max(0.0, end - Loop.now())
         abandoned = max(running, self._processor.wait(left))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -54,6 +55,35 @@ def test_what_is_gathered_is_a_batch_when_the_listener_stops(
     with listening(transport, batches, batch_size=10):
         send(notifier, "a", "b")  # Over the message system in memory they have come when they are sent.
     assert batches.next() == ["a", "b"]
+
+
+def test_a_batch_that_has_not_begun_when_the_time_of_wait_is_over_goes_to_others(
+    transport: msgbus.Transport, notifier: msgbus.Notifier
+) -> None:
+    """It is not run here as well, and counts as abandoned."""
+    transport.conf.set_override("executor_thread_pool_size", 1)
+    began, release = threading.Event(), threading.Event()
+
+    class Slow(Batches):
+        def info(self, notifications: list[dict[str, Any]]) -> Any:
+            super().info(notifications)
+            threads.append(threading.current_thread())
+            began.set()
+            assert release.wait(EVENT_TIMEOUT)
+
+    threads: list[threading.Thread] = []
+    slow, other = Slow(), Batches()
+    listener = msgbus.get_batch_notification_listener(transport, [TARGET], [slow], batch_size=2)
+    listener.start()
+    send(notifier, "a", "b", "c")
+    assert began.wait(EVENT_TIMEOUT)
+    assert listener.wait(0.01) == 2
+    release.set()
+    threads[0].join(EVENT_TIMEOUT)
+    assert slow.next() == ["a", "b"]
+    assert slow.came.empty()
+    with listening(transport, other, batch_size=3):
+        assert sorted(other.next()) == ["a", "b", "c"]
 
 
 def test_neither_size_nor_time_is_refused(transport: msgbus.Transport) -> None:
