@@ -237,8 +237,15 @@ class NotificationProcessor(BaseProcessor):
         """Run a batch, level by level."""
         inherited.current.set(None)
         read = [(call, notification) for call in calls if (notification := self._notification_of(call)) is not None]
-        for _, group in itertools.groupby(sorted(read, key=_priority), key=_priority):
-            await self._run_group(list(group))
+        for _, level in itertools.groupby(sorted(read, key=_priority), key=_priority):
+            group = list(level)
+            first = group[0][0]
+            current.running.set(first)
+            first.mates = calls
+            try:
+                await self._run_group(group)
+            finally:
+                first.mates = ()  # They refer to one another.
 
     def _notification_of(self, call: ServerCall) -> Notification | None:
         try:
@@ -251,7 +258,6 @@ class NotificationProcessor(BaseProcessor):
     async def _run_group(self, group: Sequence[tuple[ServerCall, Notification]]) -> None:
         """Run those of one level. A method that raises, or wants them again, means all that it was given."""
         requeued: set[ServerCall] = set()
-        current.running.set(group[0][0])
         try:
             for callback in self._dispatcher.callbacks_of(group[0][1].priority):
                 given = [(call, note) for call, note in group if call not in requeued and callback.accepts(note)]

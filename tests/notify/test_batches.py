@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from typing import Any
 
@@ -84,6 +85,25 @@ def test_a_batch_that_has_not_begun_when_the_time_of_wait_is_over_goes_to_others
     assert slow.came.empty()
     with listening(transport, other, batch_size=3):
         assert sorted(other.next()) == ["a", "b", "c"]
+
+
+def test_the_method_of_a_batch_may_wait_for_its_listener(
+    transport: msgbus.Transport, notifier: msgbus.Notifier
+) -> None:
+    """It waits for other batches, and not for its own, whatever the levels in that."""
+    found: queue.Queue[int] = queue.Queue()
+
+    class Ending:
+        def info(self, _notifications: list[dict[str, Any]]) -> None:
+            found.put(listener.wait(EVENT_TIMEOUT))
+
+        def warn(self, _notifications: list[dict[str, Any]]) -> None: ...
+
+    listener = msgbus.get_batch_notification_listener(transport, [TARGET], [Ending()], batch_size=3)
+    listener.start()
+    send(notifier, "a", "b")
+    notifier.warn({}, "c", {})
+    assert found.get(timeout=2 * EVENT_TIMEOUT) == 0
 
 
 def test_neither_size_nor_time_is_refused(transport: msgbus.Transport) -> None:
