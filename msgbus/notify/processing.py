@@ -237,13 +237,18 @@ class NotificationProcessor(BaseProcessor):
         """Run a batch, level by level."""
         inherited.current.set(None)
         read = [(call, notification) for call in calls if (notification := self._notification_of(call)) is not None]
+        interrupted: Interrupted | None = None
         for _, level in itertools.groupby(sorted(read, key=_priority), key=_priority):
             group = list(level)
+            if interrupted is not None and self._stopped:  # Nobody waits for further levels.
+                for call, _ in group:
+                    self._on_interrupted(call, interrupted)
+                continue
             first = group[0][0]
             current.running.set(first)
             first.mates = calls
             try:
-                await self._run_group(group)
+                interrupted = await self._run_group(group)
             finally:
                 first.mates = ()  # They refer to one another.
 
@@ -255,8 +260,11 @@ class NotificationProcessor(BaseProcessor):
             self._settle(call, requeue=True)
             return None
 
-    async def _run_group(self, group: Sequence[tuple[ServerCall, Notification]]) -> None:
-        """Run those of one level. A method that raises, or wants them again, means all that it was given."""
+    async def _run_group(self, group: Sequence[tuple[ServerCall, Notification]]) -> Interrupted | None:
+        """Run those of one level; returns what has interrupted that, if anything.
+
+        A method that raises, or wants them again, means all that it was given.
+        """
         requeued: set[ServerCall] = set()
         try:
             for callback in self._dispatcher.callbacks_of(group[0][1].priority):
@@ -266,12 +274,13 @@ class NotificationProcessor(BaseProcessor):
         except Interrupted as exc:
             for call, _ in group:
                 self._on_interrupted(call, exc)
-            return
+            return exc
         except BaseException:  # Whatever it is: a delivery that is never settled takes up prefetch for ever.
             LOG.exception("a batch of %d notifications could not be handled", len(group))
             requeued.update(call for call, _ in group)
         for call, _ in group:
             self._settle(call, requeue=call in requeued)
+        return None
 
     async def _call_batch(self, callback: Callback, given: Sequence[tuple[ServerCall, Notification]]) -> bool:
         """Call a method with several. Returns whether they are to come again."""

@@ -236,6 +236,63 @@ def test_batches_are_lists(fake_url: str) -> None:
     _batches(fake_url)
 
 
+def test_a_batch_that_is_interrupted_begins_no_other_level(fake_url: str) -> None:
+    """All of it goes to another listener."""
+
+    @on_loop
+    async def check() -> None:
+        began: list[str] = []
+
+        class Levels:
+            async def error(self, _notifications: Any) -> None:
+                began.append("error")
+                await asyncio.sleep(3600.0)
+
+            async def info(self, _notifications: Any) -> None:
+                began.append("info")
+
+        other = Endpoint()
+        async with opened(fake_url) as transport:
+            notifier = aio.AsyncNotifier(transport, driver="messagingv2")
+            listener = aio.get_batch_notification_listener(transport, [TARGET], [Levels()], batch_size=2)
+            await listener.start()
+            await notifier.info({}, "i", {})
+            await notifier.error({}, "e", {})
+            await until(lambda: began)
+            await listener.wait(0.01)
+            assert began == ["error"]
+            async with listening(transport, other):
+                await until(lambda: sorted(other.events) == ["e", "i"])
+
+    check()
+
+
+def test_a_level_whose_method_cancels_its_task_does_not_harm_the_next(fake_url: str) -> None:
+    """Only the listener's end keeps the other levels of a batch from running."""
+
+    @on_loop
+    async def check() -> None:
+        came: list[str] = []
+
+        class Levels:
+            async def error(self, _notifications: Any) -> None:
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()
+                await asyncio.sleep(3600.0)
+
+            async def info(self, notifications: list[dict[str, Any]]) -> None:
+                came.extend(one["event_type"] for one in notifications)
+
+        async with opened(fake_url) as transport, listening(transport, Levels(), batch_size=2):
+            notifier = aio.AsyncNotifier(transport, driver="messagingv2")
+            await notifier.info({}, "i", {})
+            await notifier.error({}, "e", {})
+            await until(lambda: came == ["i"])
+
+    check()
+
+
 @on_loop
 async def _batches_by_time(url: str) -> None:
     came: list[str] = []
