@@ -113,6 +113,7 @@ def send_notification(
     Raises:
         MessageUndeliverable: nobody listens, and the message system stores nothing.
         SerializationError: it holds a value that cannot be sent.
+        MessageTooLarge: it is larger than the message system accepts.
         MessagingException: why it was not taken.
     """
     outgoing = NotificationMessage(transport, address, context, message, retry)

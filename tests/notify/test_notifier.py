@@ -115,6 +115,17 @@ def test_what_cannot_be_sent_is_an_error_for_the_caller(notifier: msgbus.Notifie
         notifier.info(wrong, "e", {})
 
 
+def test_a_notification_that_is_too_large_is_an_error_for_the_caller(caplog: pytest.LogCaptureFixture) -> None:
+    """No message system that has this limit would ever take it; the other drivers send it."""
+    transport = new_transport(f"{new_url()}?max_message_size=1000")
+    notifier = msgbus.Notifier(transport, driver=["messagingv2", "test"])
+    with pytest.raises(msgbus.MessageTooLarge, match=r"notifications\.info.*1000 bytes"):
+        notifier.info({}, "e", {"a": "x" * 1000})
+    assert len(recorded_notifications(transport)) == 1
+    assert "was not sent" not in caplog.text
+    transport.cleanup()
+
+
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
