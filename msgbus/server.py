@@ -109,14 +109,17 @@ class Listener(BaseListener):
         Raises:
             TransportUnavailable: it could not be reached in that time.
             CallCancelled: the server was stopped, or its transport closed, meanwhile.
-            MessagingException: the message system refuses, for example because of missing permissions.
+            MessagingException: the message system refuses, for example because of missing permissions; or the server
+                was stopped, and `wait` has not returned since.
         """
-        if self._subscription is not None and self._subscription.ready.done():
+        if self._is_serving():
             return
         transport = self.transport
         end = Loop.now() + (transport.option("rpc_response_timeout") if timeout is None else timeout)
         self._prepare(end)
         with self._state:
+            if self._is_serving():
+                return
             if self._subscription is None or self._executor is None:
                 self._executor = self._make_executor()
                 self._subscribe(self._executor)
@@ -186,6 +189,8 @@ class Listener(BaseListener):
         if self._executor is not None:
             self._executor.check_thread()
         self.stop()
+        with self._state:  # Another thread may still be in `stop`, which submits and gives back what has not begun.
+            pass
         end = None if timeout is None else Loop.now() + timeout
         # Without the lock: while one thread waits, another may, or a method for which that one waits.
         subscription, executor = self._subscription, self._executor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -104,6 +105,39 @@ def test_the_method_of_a_batch_may_wait_for_its_listener(
     send(notifier, "a", "b")
     notifier.warn({}, "c", {})
     assert found.get(timeout=2 * EVENT_TIMEOUT) == 0
+
+
+def test_wait_waits_for_a_stop_that_is_under_way(
+    transport: msgbus.Transport, notifier: msgbus.Notifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the message system has confirmed it, and the last batch has been handled."""
+    returned, was_late = threading.Event(), []
+
+    class Slow:
+        def info(self, _notifications: list[dict[str, Any]]) -> None:
+            was_late.append(returned.wait(0.2))
+
+    listener = msgbus.get_batch_notification_listener(transport, [TARGET], [Slow()], batch_size=10)
+    listener.start()
+    send(notifier, "a")
+    subscription: Any = listener._subscription
+    stop, stopping, confirmed = subscription.stop, threading.Event(), Future[None]()
+
+    def stop_slowly() -> Future[None]:
+        stop().result(EVENT_TIMEOUT)
+        stopping.set()
+        transport.loop.call_later(0.2, lambda: confirmed.set_result(None))
+        return confirmed
+
+    monkeypatch.setattr(subscription, "stop", stop_slowly)
+    stopper = threading.Thread(target=listener.stop)
+    stopper.start()
+    assert stopping.wait(EVENT_TIMEOUT)
+    assert listener.wait(EVENT_TIMEOUT) == 0
+    returned.set()
+    assert confirmed.done()
+    assert was_late == [False]
+    stopper.join(EVENT_TIMEOUT)
 
 
 def test_neither_size_nor_time_is_refused(transport: msgbus.Transport) -> None:
