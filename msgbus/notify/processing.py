@@ -205,14 +205,35 @@ class NotificationProcessor(BaseProcessor):
         return await async_chain(self._interceptors, last)(request)
 
     async def _run_endpoints(self, call: ServerCall) -> NotificationResult:
-        """Run the methods for a notification, in order, until one wants it to come again."""
+        """Run the methods for a notification, in order.
+
+        If it may come again, the first one that fails ends this, since all would run again. Else each one gets it, and
+        then the first error is raised.
+        """
         notification = self._dispatcher.read(call.request)
+        outcome = NotificationResult.HANDLED
+        error: BaseException | None = None
         for callback in self._dispatcher.callbacks_of(notification.priority):
-            if callback.accepts(notification):
-                result = await self._call(call, callback, *notification[1:])
-                if result == REQUEUE:
-                    return REQUEUE
-        return NotificationResult.HANDLED
+            if not callback.accepts(notification):
+                continue
+            try:
+                if await self._call(call, callback, *notification[1:]) == REQUEUE:
+                    outcome = REQUEUE
+            except BaseException as exc:  # sys.exit() too: the other endpoints get it all the same
+                if self._stopped and isinstance(exc, Interrupted):
+                    raise
+                if error is None:
+                    error = exc
+                else:
+                    LOG.exception("%s raised for notification %s", callback.name, call.request.unique_id)
+            if self._allow_requeue and (error is not None or outcome == REQUEUE):
+                break
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # It refers to this frame.
+        return outcome
 
     async def _call(self, call: ServerCall, callback: Callback, *args: Any) -> Any:
         """Call a method, wherever it has to run. A forked child that comes back from it ends."""
@@ -266,9 +287,10 @@ class NotificationProcessor(BaseProcessor):
         A method that raises, or wants them again, means all that it was given.
         """
         requeued: set[ServerCall] = set()
+        withheld = requeued if self._allow_requeue else ()  # All methods get what comes again; else each gets it now.
         try:
             for callback in self._dispatcher.callbacks_of(group[0][1].priority):
-                given = [(call, note) for call, note in group if call not in requeued and callback.accepts(note)]
+                given = [(call, note) for call, note in group if call not in withheld and callback.accepts(note)]
                 if given and await self._call_batch(callback, given):
                     requeued.update(call for call, _ in given)
         except Interrupted as exc:

@@ -180,6 +180,17 @@ def test_a_whole_batch_comes_again(
     assert batches.came.empty()
 
 
+@pytest.mark.parametrize("answer", [REQUEUE, ValueError("bad")])
+def test_without_allow_requeue_all_endpoints_get_a_batch_whichever_fails(
+    transport: msgbus.Transport, notifier: msgbus.Notifier, answer: Any
+) -> None:
+    """It is in the log."""
+    first, second = Batches(answer), Batches()
+    with listening(transport, first, second, batch_size=2):
+        send(notifier, "a", "b")
+        assert (first.next(), second.next()) == (["a", "b"], ["a", "b"])
+
+
 def test_levels_come_apart_and_one_that_fails_does_not_harm_the_other(
     transport: msgbus.Transport, notifier: msgbus.Notifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:

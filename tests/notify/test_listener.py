@@ -46,7 +46,7 @@ def test_a_level_without_a_method_is_not_listened_to(transport: msgbus.Transport
 
 
 def test_all_endpoints_of_a_level_are_called_in_order(transport: msgbus.Transport, notifier: msgbus.Notifier) -> None:
-    """Until one wants it to come again."""
+    """Each gets it."""
     first, second = Endpoint(), Endpoint()
     with listening(transport, first, second):
         notifier.info({}, "e", {})
@@ -202,6 +202,43 @@ def test_without_allow_requeue_nothing_comes_again(
     assert caplog.text.count("the listener was made without allow_requeue") == 2
     assert "ValueError: no such order" in caplog.text
     assert endpoint.came.empty()
+
+
+@pytest.mark.parametrize("answer", [REQUEUE, ValueError("first"), SystemExit(3)])
+def test_without_allow_requeue_all_endpoints_get_it_whichever_fails(
+    transport: msgbus.Transport, notifier: msgbus.Notifier, caplog: pytest.LogCaptureFixture, answer: Any
+) -> None:
+    """And each error is in the log; an interceptor sees the first."""
+    seen: list[Any] = []
+
+    def look(request: msgbus.InterceptedRequest, proceed: msgbus.Proceed) -> Any:
+        try:
+            seen.append(proceed(request))
+        except BaseException as exc:
+            seen.append(exc)
+            raise
+        return seen[-1]
+
+    first, second, third = Endpoint(answer), Endpoint(ValueError("second")), Endpoint()
+    with listening(transport, first, second, third, interceptors=[look]):
+        notifier.info({}, "e", {})
+        assert third.events(1) == ["e"]
+    assert (first.events(1), second.events(1)) == (["e"], ["e"])
+    assert str(seen) == str([ValueError("second") if answer == REQUEUE else answer])
+    assert "ValueError: second" in caplog.text
+    assert caplog.text.count("does not come again") == 1
+
+
+def test_with_allow_requeue_the_next_endpoint_waits_until_it_is_handled(
+    transport: msgbus.Transport, notifier: msgbus.Notifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All endpoints would get it again, so those after one that fails do not get it yet."""
+    monkeypatch.setattr(failed_casts, "RETRY_DELAYS", (0.001,))
+    first, second = Endpoint(REQUEUE, ValueError("bad")), Endpoint()
+    with listening(transport, first, second, allow_requeue=True):
+        notifier.info({}, "e", {})
+        assert (first.events(3), second.events(1)) == (["e"] * 3, ["e"])
+    assert second.came.empty()
 
 
 def test_the_pause_grows_and_others_are_served_meanwhile(
