@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import msgbus
+import msgbus.notify.batches
 from msgbus import failed_casts
 from msgbus.conformance.waiting import until
 from msgbus.notify.batches import Gatherer
@@ -253,34 +254,62 @@ def test_a_large_batch_is_not_limited_by_the_prefetch(transport: msgbus.Transpor
 
 
 class Clock:
-    """Timers that run when the test says so."""
+    """A time, and timers, that go on when the test says so."""
 
     def __init__(self) -> None:
+        self.time = 1000.0
         self.timers: list[tuple[float, Any, tuple[Any, ...]]] = []
 
+    def now(self) -> float:
+        return self.time
+
     def call_later(self, delay: float, func: Any, *args: Any) -> None:
-        self.timers.append((delay, func, args))
+        self.timers.append((self.time + delay, func, args))
 
     def ring(self) -> None:
-        _, func, args = self.timers.pop(0)
+        """Go on to the next timer."""
+        self.time, func, args = self.timers.pop(0)
         func(*args)
 
 
-def test_the_time_begins_with_the_first_notification() -> None:
-    """Not before, and each batch has a time of its own: an old timer does not end a new batch early."""
-    clock: Any = Clock()
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The clock of the batches."""
+    clock = Clock()
+    monkeypatch.setattr(msgbus.notify.batches, "Loop", clock)
+    return clock
+
+
+def test_the_time_begins_with_the_first_notification(clock: Any) -> None:
+    """Not before, and each batch has a time of its own: that of an earlier one does not end it."""
     complete: list[Any] = []
     gatherer = Gatherer(2, LONG, clock, complete.append)
     assert clock.timers == []
     gatherer.take(_delivery("a"))
-    assert [delay for delay, *_ in clock.timers] == [LONG]
+    assert [due for due, *_ in clock.timers] == [1000.0 + LONG]
+    clock.time += 1.0
     gatherer.take(_delivery("b"))
     assert len(complete) == 1
     gatherer.take(_delivery("c"))
-    clock.ring()  # that of the first batch
+    clock.ring()  # for the first batch
     assert len(complete) == 1
     clock.ring()
+    assert clock.time == 1001.0 + LONG
     assert [len(batch.deliveries) for batch in complete] == [2, 1]
+    assert clock.timers == []
+    gatherer.take(_delivery("d"))
+    assert [due for due, *_ in clock.timers] == [clock.time + LONG]
+
+
+def test_a_full_batch_leaves_nothing_behind(clock: Any) -> None:
+    """Thousands may become full before the time of the first is over: one timer is left, without their notifications."""
+    gatherer = Gatherer(2, LONG, clock, lambda _batch: None)
+    for n in range(100):
+        gatherer.take(_delivery(str(n)))
+    ((_, _, args),) = clock.timers
+    assert args == ()
+    clock.ring()
+    assert clock.timers == []
 
 
 def _delivery(name: str) -> Any:
