@@ -381,6 +381,22 @@ def test_interceptors_are_around_each_message(transport: msgbus.Transport) -> No
     ]
 
 
+def test_what_an_interceptor_changes_concerns_one_message(transport: msgbus.Transport) -> None:
+    """And not those to the next topic, or by the next driver."""
+    seen: list[dict[str, Any]] = []
+
+    def sign(request: msgbus.InterceptedRequest, proceed: msgbus.Proceed) -> Any:
+        seen.append(dict(request.context))
+        request.context["topic"] = request.target.topic
+        return proceed(request)
+
+    notifier = msgbus.Notifier(transport, driver=["messagingv2", "test"], topics=["a", "b"], interceptors=[sign])
+    notifier.info({"user": "ada"}, "e", {})
+    assert seen == [{"user": "ada"}] * 2
+    (kept,) = recorded_notifications(transport)
+    assert kept.ctxt == {"user": "ada"}
+
+
 def test_an_interceptor_may_answer_in_the_place_of_the_endpoints(transport: msgbus.Transport) -> None:
     """Nothing is called then, and the notification is handled."""
     passed = []
