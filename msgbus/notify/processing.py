@@ -219,7 +219,7 @@ class NotificationProcessor(BaseProcessor):
             try:
                 if await self._call(call, callback, *notification[1:]) == REQUEUE:
                     outcome = REQUEUE
-            except BaseException as exc:  # sys.exit() too: the other endpoints get it all the same
+            except BaseException as exc:  # sys.exit() too: the other endpoints still get it
                 if self._stopped and isinstance(exc, Interrupted):
                     raise
                 if error is None:
@@ -261,7 +261,7 @@ class NotificationProcessor(BaseProcessor):
         interrupted: Interrupted | None = None
         for _, level in itertools.groupby(sorted(read, key=_priority), key=_priority):
             group = list(level)
-            if interrupted is not None and self._stopped:  # Nobody waits for further levels.
+            if interrupted is not None:  # Nobody waits for further levels.
                 for call, _ in group:
                     self._on_interrupted(call, interrupted)
                 continue
@@ -310,7 +310,14 @@ class NotificationProcessor(BaseProcessor):
         try:
             return bool(await self._call(call, callback, [note.as_dict() for _, note in given]) == REQUEUE)
         except Interrupted:
-            raise
+            if self._stopped:
+                raise
+            LOG.error(
+                "%s: its task for a batch of %d notifications was cancelled, and not by the listener",
+                callback.name,
+                len(given),
+            )
+            return True
         except BaseException:  # sys.exit() too: they have to be settled
             LOG.exception("%s raised for a batch of %d notifications", callback.name, len(given))
             return True

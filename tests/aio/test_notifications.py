@@ -161,19 +161,19 @@ class CancelsItself:
 
 
 def test_an_endpoint_that_cancels_its_own_task_has_failed(fake_url: str, caplog: pytest.LogCaptureFixture) -> None:
-    """As if it had raised: without allow_requeue its notification does not come again."""
+    """As if it had raised: without allow_requeue its notification goes to the next one, and does not come again."""
 
     @on_loop
     async def check() -> None:
-        bad, good = CancelsItself(), Endpoint()
+        bad, beside, good = CancelsItself(), Endpoint(), Endpoint()
         async with opened(fake_url) as transport:
-            async with listening(transport, bad):
+            async with listening(transport, bad, beside):
                 await aio.AsyncNotifier(transport, driver="messagingv2").info({}, "e", {})
                 await until(lambda: "does not come again" in caplog.text or len(bad.came) > 1)
             async with listening(transport, good):
                 await aio.AsyncNotifier(transport, driver="messagingv2").info({}, "next", {})
                 await until(lambda: "next" in good.events)
-        assert (bad.came, good.events) == (["e"], ["next"])
+        assert (bad.came, beside.events, good.events) == (["e"], ["e"], ["next"])
 
     check()
     assert "its task was cancelled, and not by the listener" in caplog.text
@@ -236,6 +236,32 @@ def test_batches_are_lists(fake_url: str) -> None:
     _batches(fake_url)
 
 
+def test_the_method_of_a_batch_may_wait_for_its_listener(fake_url: str) -> None:
+    """It waits for other batches, and not for its own, whatever the levels in that."""
+
+    @on_loop
+    async def check() -> None:
+        found: list[int] = []
+
+        class Ending:
+            async def info(self, _notifications: Any) -> None:
+                found.append(await listener.wait(EVENT_TIMEOUT))
+
+            async def warn(self, _notifications: Any) -> None: ...
+
+        async with opened(fake_url) as transport:
+            notifier = aio.AsyncNotifier(transport, driver="messagingv2")
+            listener = aio.get_batch_notification_listener(transport, [TARGET], [Ending()], batch_size=3)
+            await listener.start()
+            await notifier.info({}, "a", {})
+            await notifier.info({}, "b", {})
+            await notifier.warn({}, "c", {})
+            await until(lambda: found)
+        assert found == [0]
+
+    check()
+
+
 def test_a_batch_that_is_interrupted_begins_no_other_level(fake_url: str) -> None:
     """All of it goes to another listener."""
 
@@ -267,8 +293,8 @@ def test_a_batch_that_is_interrupted_begins_no_other_level(fake_url: str) -> Non
     check()
 
 
-def test_a_level_whose_method_cancels_its_task_does_not_harm_the_next(fake_url: str) -> None:
-    """Only the listener's end keeps the other levels of a batch from running."""
+def test_a_method_of_a_batch_that_cancels_its_task_does_not_harm_others(fake_url: str) -> None:
+    """The next endpoint, and the other level, get theirs: only the listener's end keeps them from running."""
 
     @on_loop
     async def check() -> None:
@@ -284,11 +310,15 @@ def test_a_level_whose_method_cancels_its_task_does_not_harm_the_next(fake_url: 
             async def info(self, notifications: list[dict[str, Any]]) -> None:
                 came.extend(one["event_type"] for one in notifications)
 
-        async with opened(fake_url) as transport, listening(transport, Levels(), batch_size=2):
+        class Errors:
+            async def error(self, notifications: list[dict[str, Any]]) -> None:
+                came.extend(one["event_type"] for one in notifications)
+
+        async with opened(fake_url) as transport, listening(transport, Levels(), Errors(), batch_size=2):
             notifier = aio.AsyncNotifier(transport, driver="messagingv2")
             await notifier.info({}, "i", {})
             await notifier.error({}, "e", {})
-            await until(lambda: came == ["i"])
+            await until(lambda: came == ["e", "i"])
 
     check()
 

@@ -302,7 +302,7 @@ def test_the_time_begins_with_the_first_notification(clock: Any) -> None:
 
 
 def test_a_full_batch_leaves_nothing_behind(clock: Any) -> None:
-    """Thousands may become full before the time of the first is over: one timer is left, without their notifications."""
+    """Many may become full before the time of the first is over: one timer is left, without their notifications."""
     gatherer = Gatherer(2, LONG, clock, lambda _batch: None)
     for n in range(100):
         gatherer.take(_delivery(str(n)))
