@@ -11,6 +11,7 @@ from msgbus.base_processor import BaseProcessor
 from msgbus.base_transport import BaseTransport
 from msgbus.drivers.base import Address, Delivery, OnDelivery, Subscription
 from msgbus.drivers.toolkit.loop import Loop
+from msgbus.exceptions import MessagingException
 from msgbus.health import Health, why_it_stands
 from msgbus.server_call import ServerCall
 from msgbus.workers import Workers
@@ -61,6 +62,19 @@ class BaseListener(ABC):
         """What takes the deliveries; it must not block."""
         # Each delivery that runs holds a thread or a task; the workers queue those for which there is none.
         return workers.submit
+
+    def _is_serving(self) -> bool:
+        """Whether there is nothing to start.
+
+        Raises:
+            MessagingException: it was stopped, and `wait` has still to end it.
+        """
+        subscription = self._subscription  # Read once: `wait` may remove it.
+        if subscription is None:
+            return False
+        if self._stopping:
+            raise MessagingException(f"{self._title} was stopped: call wait() before start()")
+        return subscription.ready.done() and subscription.ready.exception() is None
 
     @abstractmethod
     def _on_started(self) -> None:

@@ -68,10 +68,13 @@ class BaseProcessor(ABC):
         self._stopped = True
 
     def begin_wait(self) -> None:
-        """The server's end is going to be waited for. If a request does so, others that do the same ignore it."""
+        """The server's end is going to be waited for. If a request does so, others that do the same ignore it.
+
+        It ignores those of its own batch: they end when it does.
+        """
         own = current.running.get()
         if isinstance(own, ServerCall) and own.owner is self:
-            self.calls.closers.add(own)
+            self.calls.closers.update(call for call in (own, *own.mates) if not call.finished)
 
     def wait(self, timeout: float | None) -> int:
         """Wait until all requests but the calling one are finished; returns how many are not in `timeout` seconds.

@@ -109,14 +109,17 @@ class Listener(BaseListener):
         Raises:
             TransportUnavailable: it could not be reached in that time.
             CallCancelled: the server was stopped, or its transport closed, meanwhile.
-            MessagingException: the message system refuses, for example because of missing permissions.
+            MessagingException: the message system refuses, for example because of missing permissions; or the server
+                was stopped, and `wait` has not returned since.
         """
-        if self._subscription is not None and self._subscription.ready.done():
+        if self._is_serving():
             return
         transport = self.transport
         end = Loop.now() + (transport.option("rpc_response_timeout") if timeout is None else timeout)
         self._prepare(end)
         with self._state:
+            if self._is_serving():
+                return
             if self._subscription is None or self._executor is None:
                 self._executor = self._make_executor()
                 self._subscribe(self._executor)
@@ -169,7 +172,7 @@ class Listener(BaseListener):
         """Wait until running requests have finished and are answered, then close the subscription.
 
         After `timeout` seconds, ``async`` methods that still run are cancelled, and plain ones run on without being
-        waited for.
+        waited for. What has not begun by then is not run here.
 
         A method that the server runs may call it: this does not wait for the request that calls it.
 
@@ -177,7 +180,7 @@ class Listener(BaseListener):
             timeout: seconds; None means as long as it takes.
 
         Returns:
-            how many requests were abandoned since they were still running or unanswered.
+            how many requests were abandoned since they had not begun, or were still running or unanswered.
 
         Raises:
             MessagingException: an ``async`` method calls it, which would block its event loop. Use
@@ -186,6 +189,8 @@ class Listener(BaseListener):
         if self._executor is not None:
             self._executor.check_thread()
         self.stop()
+        with self._state:  # Another thread may still be in `stop`, which submits and gives back what has not begun.
+            pass
         end = None if timeout is None else Loop.now() + timeout
         # Without the lock: while one thread waits, another may, or a method for which that one waits.
         subscription, executor = self._subscription, self._executor
@@ -193,7 +198,9 @@ class Listener(BaseListener):
             return 0
         self._processor.begin_wait()
         running = executor.close(timeout)
-        if running and end is not None and self._asynchronous:
+        if not self._asynchronous:  # Tasks count what they have not begun, and begin none of it any more.
+            running += len(executor.take_backlog())  # Given back with the subscription: it must not run here as well.
+        elif running and end is not None:
             end += CANCEL_TIMEOUT
         left = None if end is None else max(0.0, end - Loop.now())
         abandoned = max(running, self._processor.wait(left))

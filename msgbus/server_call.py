@@ -87,12 +87,14 @@ class ServerCall(RunningRequest):
         started: the client has been notified that the call runs.
         answered: the answer has begun to be sent.
         confirmed: the client has said that it has the answer, or does not want it.
+        mates: of the notification for which a batch runs: all of that batch.
         interrupt: called, on any thread, when the client cancels the call; None where nothing can be interrupted.
     """
 
     # Most requests keep most of these defaults. Slots would have to be set for each, which saves nothing.
     accepted = finished = active = controlled = started = answered = confirmed = waits = counted = False
     duplicates: Sequence[Delivery] = ()
+    mates: Sequence[ServerCall] = ()
     failure: tuple[str, Sequence[str]] = ("", ())
     interrupt: Callable[[], object] | None = None
     _frames = 0

@@ -84,11 +84,13 @@ class AsyncListener(BaseListener):
             ConfigurationError: another event loop than the transport's runs here.
         """
         self.transport.check_loop()
-        if self._subscription is not None and self._subscription.ready.done():
+        if self._is_serving():
             return
         transport = self.transport
         end = Loop.now() + (transport.option("rpc_response_timeout") if timeout is None else timeout)
         await self._prepare(end)
+        if self._is_serving():
+            return
         if self._subscription is None or self._executor is None:
             self._executor = self._make_executor()
             self._subscribe(self._executor)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from msgbus.base_transport import BaseTransport
 from msgbus.drivers.base import Capability
-from msgbus.exceptions import InvalidTarget, MessageUndeliverable, SerializationError
+from msgbus.exceptions import InvalidTarget, MessageTooLarge, MessageUndeliverable, SerializationError
 from msgbus.foreign import get_logger
 from msgbus.interceptors import checked_interceptors
 from msgbus.notify.driver import NotificationDriver, load_notification_driver
@@ -20,7 +20,7 @@ from msgbus.target import Target
 LOG = get_logger(__name__)
 
 _UNSET: Any = object()
-_FAULTS = (SerializationError, InvalidTarget)
+_FAULTS = (SerializationError, InvalidTarget, MessageTooLarge)
 """The caller's: they are raised. All else is the message system's, and logged."""
 Own = TypeVar("Own", bound="BaseNotifier")
 

@@ -52,27 +52,40 @@ class Gatherer:
         self._submit = submit
         self._lock = threading.Lock()
         self._open: list[Delivery] = []
+        self._due = 0.0  # when the open batch is complete, in seconds of `Loop.now`
+        self._has_timer = False
 
     def take(self, delivery: Delivery) -> None:
         """Take a delivery."""
+        sets_timer = False
         with self._lock:
             gathered = self._open
             gathered.append(delivery)
-            is_first, is_full = len(gathered) == 1, len(gathered) == self._size
+            is_full = len(gathered) == self._size
             if is_full:
                 self._open = []
+            elif len(gathered) == 1 and self._timeout is not None:
+                self._due = Loop.now() + self._timeout
+                sets_timer, self._has_timer = not self._has_timer, True
         if is_full:
             self._submit(Batch(gathered))
-        elif is_first and self._timeout is not None:
-            self._loop.call_later(self._timeout, self._due, gathered)
+        elif sets_timer:
+            assert self._timeout is not None
+            self._loop.call_later(self._timeout, self._ring)
 
-    def _due(self, gathered: list[Delivery]) -> None:
-        """The first of these has waited long enough. They may be full by now, and gone."""
+    def _ring(self) -> None:
+        """The time of a batch is over: of the open one, or of one that was full before."""
+        # One timer for all: if each full batch left one behind, they would become many.
         with self._lock:
-            if gathered is not self._open:
-                return
-            self._open = []
-        self._submit(Batch(gathered))
+            left = self._due - Loop.now() if self._open else 0.0
+            self._has_timer = left > 0
+            gathered: list[Delivery] = []
+            if left <= 0:
+                gathered, self._open = self._open, gathered
+        if left > 0:
+            self._loop.call_later(left, self._ring)
+        elif gathered:
+            self._submit(Batch(gathered))
 
     def flush(self) -> None:
         """No more will come: what is gathered is a batch."""

@@ -53,7 +53,7 @@ def get_notification_listener(
         serializer: undoes what the notifier's serializer did to context and payload.
         allow_requeue: a notification for which a method returns `NotificationResult.REQUEUE`, or raises, comes again:
             after 1, 2, 4, and then always 8 seconds, to this or another listener, until it is handled. Else that is
-            logged, and it counts as handled.
+            logged, the other endpoints still get it, and it counts as handled.
         pool: the name of a group of listeners, which gets each notification too that is sent from now on.
         interceptors: functions ``(request, proceed)`` around the endpoints of each notification, of the kind that
             `get_rpc_server` takes.

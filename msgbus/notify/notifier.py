@@ -79,6 +79,7 @@ class Notifier(BaseNotifier):
 
         Raises:
             SerializationError: the context or the payload holds a value that cannot be sent.
+            MessageTooLarge: the notification is larger than the message system accepts.
             TypeError: `event_type` is not a string, or the context is missing.
         """
         self._notify(ctxt, event_type, payload, "info")

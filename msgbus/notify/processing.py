@@ -5,6 +5,7 @@ what happens                                 what becomes of the notification
 ============================================ =======================================================
 its endpoints have returned                  accepted
 one returned REQUEUE, or raised              with `allow_requeue` given back after a pause, else accepted; logged
+one cancelled its own task                   as if it had raised
 it is no notification                        accepted, and logged
 the same id comes again                      dropped; while it is being run, once that is over
 the listener was stopped before the end      given back, at once
@@ -137,8 +138,16 @@ class NotificationProcessor(BaseProcessor):
         self._settle(call, requeue=requeue)
 
     def _on_interrupted(self, call: ServerCall, exc: Interrupted) -> None:
-        LOG.warning("notification %s is given back: %s", call.request.unique_id, exc)
-        self.calls.finish(call, done=False)
+        if self._stopped:
+            LOG.warning("notification %s is given back: %s", call.request.unique_id, exc)
+            self.calls.finish(call, done=False)
+        else:  # By its endpoint, for example. If it were given back now, that would happen again at once.
+            LOG.error(
+                "notification %s to %s: its task was cancelled, and not by the listener",
+                call.request.unique_id,
+                call.delivery.address,
+            )
+            self._settle(call, requeue=True)
 
     def _settle(self, call: ServerCall, *, requeue: bool) -> None:
         if not requeue:
@@ -196,14 +205,35 @@ class NotificationProcessor(BaseProcessor):
         return await async_chain(self._interceptors, last)(request)
 
     async def _run_endpoints(self, call: ServerCall) -> NotificationResult:
-        """Run the methods for a notification, in order, until one wants it to come again."""
+        """Run the methods for a notification, in order.
+
+        If it may come again, the first one that fails ends this, since all would run again. Else each one gets it, and
+        then the first error is raised.
+        """
         notification = self._dispatcher.read(call.request)
+        outcome = NotificationResult.HANDLED
+        error: BaseException | None = None
         for callback in self._dispatcher.callbacks_of(notification.priority):
-            if callback.accepts(notification):
-                result = await self._call(call, callback, *notification[1:])
-                if result == REQUEUE:
-                    return REQUEUE
-        return NotificationResult.HANDLED
+            if not callback.accepts(notification):
+                continue
+            try:
+                if await self._call(call, callback, *notification[1:]) == REQUEUE:
+                    outcome = REQUEUE
+            except BaseException as exc:  # sys.exit() too: the other endpoints still get it
+                if self._stopped and isinstance(exc, Interrupted):
+                    raise
+                if error is None:
+                    error = exc
+                else:
+                    LOG.exception("%s raised for notification %s", callback.name, call.request.unique_id)
+            if self._allow_requeue and (error is not None or outcome == REQUEUE):
+                break
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # It refers to this frame.
+        return outcome
 
     async def _call(self, call: ServerCall, callback: Callback, *args: Any) -> Any:
         """Call a method, wherever it has to run. A forked child that comes back from it ends."""
@@ -228,8 +258,20 @@ class NotificationProcessor(BaseProcessor):
         """Run a batch, level by level."""
         inherited.current.set(None)
         read = [(call, notification) for call in calls if (notification := self._notification_of(call)) is not None]
-        for _, group in itertools.groupby(sorted(read, key=_priority), key=_priority):
-            await self._run_group(list(group))
+        interrupted: Interrupted | None = None
+        for _, level in itertools.groupby(sorted(read, key=_priority), key=_priority):
+            group = list(level)
+            if interrupted is not None:  # Nobody waits for further levels.
+                for call, _ in group:
+                    self._on_interrupted(call, interrupted)
+                continue
+            first = group[0][0]
+            current.running.set(first)
+            first.mates = calls
+            try:
+                interrupted = await self._run_group(group)
+            finally:
+                first.mates = ()  # They refer to one another.
 
     def _notification_of(self, call: ServerCall) -> Notification | None:
         try:
@@ -239,24 +281,28 @@ class NotificationProcessor(BaseProcessor):
             self._settle(call, requeue=True)
             return None
 
-    async def _run_group(self, group: Sequence[tuple[ServerCall, Notification]]) -> None:
-        """Run those of one level. A method that raises, or wants them again, means all that it was given."""
+    async def _run_group(self, group: Sequence[tuple[ServerCall, Notification]]) -> Interrupted | None:
+        """Run those of one level; returns what has interrupted that, if anything.
+
+        A method that raises, or wants them again, means all that it was given.
+        """
         requeued: set[ServerCall] = set()
-        current.running.set(group[0][0])
+        withheld = requeued if self._allow_requeue else ()  # All methods get what comes again; else each gets it now.
         try:
             for callback in self._dispatcher.callbacks_of(group[0][1].priority):
-                given = [(call, note) for call, note in group if call not in requeued and callback.accepts(note)]
+                given = [(call, note) for call, note in group if call not in withheld and callback.accepts(note)]
                 if given and await self._call_batch(callback, given):
                     requeued.update(call for call, _ in given)
         except Interrupted as exc:
             for call, _ in group:
                 self._on_interrupted(call, exc)
-            return
+            return exc
         except BaseException:  # Whatever it is: a delivery that is never settled takes up prefetch for ever.
             LOG.exception("a batch of %d notifications could not be handled", len(group))
             requeued.update(call for call, _ in group)
         for call, _ in group:
             self._settle(call, requeue=call in requeued)
+        return None
 
     async def _call_batch(self, callback: Callback, given: Sequence[tuple[ServerCall, Notification]]) -> bool:
         """Call a method with several. Returns whether they are to come again."""
@@ -264,7 +310,14 @@ class NotificationProcessor(BaseProcessor):
         try:
             return bool(await self._call(call, callback, [note.as_dict() for _, note in given]) == REQUEUE)
         except Interrupted:
-            raise
+            if self._stopped:
+                raise
+            LOG.error(
+                "%s: its task for a batch of %d notifications was cancelled, and not by the listener",
+                callback.name,
+                len(given),
+            )
+            return True
         except BaseException:  # sys.exit() too: they have to be settled
             LOG.exception("%s raised for a batch of %d notifications", callback.name, len(given))
             return True

@@ -37,9 +37,10 @@ class NotificationMessage:
     """
 
     def __init__(
-        self, transport: BaseTransport, address: Address, context: Any, message: dict[str, Any], retry: int
+        self, transport: BaseTransport, address: Address, context: dict[str, Any], message: dict[str, Any], retry: int
     ) -> None:
         """Begin one; `context` and `message` are plain data, `retry` is as for `Notifier`."""
+        # Copies: what interceptors change here must not reach the other topics and drivers.
         self.transport = transport
         self.address = address
         self.repeats = retry < 0
@@ -47,7 +48,7 @@ class NotificationMessage:
         self._retry = retry
         target = Target(exchange=address.exchange or None, topic=address.topic)
         self.request = InterceptedRequest(
-            "notification", "", target, context, dict(message), {}, Deadline(self.deadline)
+            "notification", "", target, dict(context), dict(message), {}, Deadline(self.deadline)
         )
 
     @property
@@ -113,6 +114,7 @@ def send_notification(
     Raises:
         MessageUndeliverable: nobody listens, and the message system stores nothing.
         SerializationError: it holds a value that cannot be sent.
+        MessageTooLarge: it is larger than the message system accepts.
         MessagingException: why it was not taken.
     """
     outgoing = NotificationMessage(transport, address, context, message, retry)

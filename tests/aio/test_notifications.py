@@ -146,6 +146,54 @@ def test_what_is_to_come_again_comes_again(fake_url: str, monkeypatch: pytest.Mo
     check()
 
 
+class CancelsItself:
+    """Its methods cancel the task that they run in, each time."""
+
+    def __init__(self) -> None:
+        self.came: list[str] = []
+
+    async def info(self, _ctxt: Any, _publisher: Any, event_type: str, _payload: Any, _metadata: Any) -> None:
+        self.came.append(event_type)
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(3600.0)
+
+
+def test_an_endpoint_that_cancels_its_own_task_has_failed(fake_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """As if it had raised: without allow_requeue its notification goes to the next one, and does not come again."""
+
+    @on_loop
+    async def check() -> None:
+        bad, beside, good = CancelsItself(), Endpoint(), Endpoint()
+        async with opened(fake_url) as transport:
+            async with listening(transport, bad, beside):
+                await aio.AsyncNotifier(transport, driver="messagingv2").info({}, "e", {})
+                await until(lambda: "does not come again" in caplog.text or len(bad.came) > 1)
+            async with listening(transport, good):
+                await aio.AsyncNotifier(transport, driver="messagingv2").info({}, "next", {})
+                await until(lambda: "next" in good.events)
+        assert (bad.came, beside.events, good.events) == (["e"], ["e"], ["next"])
+
+    check()
+    assert "its task was cancelled, and not by the listener" in caplog.text
+
+
+def test_what_cancels_its_own_task_comes_again_after_a_pause(fake_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """With allow_requeue. If it came back at once, it would come thousands of times a second."""
+    caplog.set_level(logging.INFO, "msgbus")
+
+    @on_loop
+    async def check() -> None:
+        bad = CancelsItself()
+        async with opened(fake_url) as transport, listening(transport, bad, allow_requeue=True):
+            await aio.AsyncNotifier(transport, driver="messagingv2").info({}, "e", {})
+            await until(lambda: "comes again in 1 s or later" in caplog.text or len(bad.came) > 10)
+        assert bad.came == ["e"]
+
+    check()
+
+
 @on_loop
 async def _stopped(url: str) -> None:
     slow, other = Endpoint(), Endpoint()
@@ -186,6 +234,93 @@ async def _batches(url: str) -> None:
 def test_batches_are_lists(fake_url: str) -> None:
     """With their size, and what is left at the end."""
     _batches(fake_url)
+
+
+def test_the_method_of_a_batch_may_wait_for_its_listener(fake_url: str) -> None:
+    """It waits for other batches, and not for its own, whatever the levels in that."""
+
+    @on_loop
+    async def check() -> None:
+        found: list[int] = []
+
+        class Ending:
+            async def info(self, _notifications: Any) -> None:
+                found.append(await listener.wait(EVENT_TIMEOUT))
+
+            async def warn(self, _notifications: Any) -> None: ...
+
+        async with opened(fake_url) as transport:
+            notifier = aio.AsyncNotifier(transport, driver="messagingv2")
+            listener = aio.get_batch_notification_listener(transport, [TARGET], [Ending()], batch_size=3)
+            await listener.start()
+            await notifier.info({}, "a", {})
+            await notifier.info({}, "b", {})
+            await notifier.warn({}, "c", {})
+            await until(lambda: found)
+        assert found == [0]
+
+    check()
+
+
+def test_a_batch_that_is_interrupted_begins_no_other_level(fake_url: str) -> None:
+    """All of it goes to another listener."""
+
+    @on_loop
+    async def check() -> None:
+        began: list[str] = []
+
+        class Levels:
+            async def error(self, _notifications: Any) -> None:
+                began.append("error")
+                await asyncio.sleep(3600.0)
+
+            async def info(self, _notifications: Any) -> None:
+                began.append("info")
+
+        other = Endpoint()
+        async with opened(fake_url) as transport:
+            notifier = aio.AsyncNotifier(transport, driver="messagingv2")
+            listener = aio.get_batch_notification_listener(transport, [TARGET], [Levels()], batch_size=2)
+            await listener.start()
+            await notifier.info({}, "i", {})
+            await notifier.error({}, "e", {})
+            await until(lambda: began)
+            await listener.wait(0.01)
+            assert began == ["error"]
+            async with listening(transport, other):
+                await until(lambda: sorted(other.events) == ["e", "i"])
+
+    check()
+
+
+def test_a_method_of_a_batch_that_cancels_its_task_does_not_harm_others(fake_url: str) -> None:
+    """The next endpoint, and the other level, get theirs: only the listener's end keeps them from running."""
+
+    @on_loop
+    async def check() -> None:
+        came: list[str] = []
+
+        class Levels:
+            async def error(self, _notifications: Any) -> None:
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()
+                await asyncio.sleep(3600.0)
+
+            async def info(self, notifications: list[dict[str, Any]]) -> None:
+                came.extend(one["event_type"] for one in notifications)
+
+        class Errors:
+            async def error(self, notifications: list[dict[str, Any]]) -> None:
+                came.extend(one["event_type"] for one in notifications)
+
+        async with opened(fake_url) as transport, listening(transport, Levels(), Errors(), batch_size=2):
+            notifier = aio.AsyncNotifier(transport, driver="messagingv2")
+            await notifier.info({}, "i", {})
+            await notifier.error({}, "e", {})
+            await until(lambda: came == ["e", "i"])
+
+    check()
 
 
 @on_loop

@@ -168,6 +168,18 @@ async def test_an_async_method_that_would_block_its_event_loop_is_told_the_way(f
 
 
 @on_loop
+async def test_a_server_that_was_stopped_is_not_started_before_it_was_waited_for(fake_url: str) -> None:
+    """It serves nothing meanwhile, so `start` must not return as if it did. The error says what to do."""
+    async with serving(fake_url) as bus:
+        await bus.server.stop()
+        with pytest.raises(msgbus.MessagingException, match=r"was stopped: call wait\(\) before start\(\)"):
+            await bus.server.start()
+        assert await bus.server.wait() == 0
+        await bus.server.start()
+        assert await bus.client.call({}, "echo", value=1) == 1
+
+
+@on_loop
 async def test_a_second_wait_with_less_time_ends_the_first(fake_url: str) -> None:
     """As when a program that waits for its requests is asked to end at once."""
     async with serving(fake_url) as bus:

@@ -272,6 +272,19 @@ def test_a_server_can_be_started_again(server: RPCServer, client: RPCClient) -> 
     assert client.call({}, "note") is None
 
 
+def test_a_server_that_was_stopped_is_not_started_before_it_was_waited_for(
+    server: RPCServer, client: RPCClient
+) -> None:
+    """It serves nothing meanwhile, so `start` must not return as if it did. The error says what to do."""
+    server.start()
+    server.stop()
+    with pytest.raises(MessagingException, match=r"was stopped: call wait\(\) before start\(\)"):
+        server.start()
+    assert server.wait(EVENT_TIMEOUT) == 0
+    server.start()
+    assert client.call({}, "note", value=1) == 1
+
+
 def test_stop_takes_no_new_requests(
     server: RPCServer, client: RPCClient, endpoint: Endpoint, transport: Transport
 ) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import queue
+import threading
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
 import msgbus
+import msgbus.notify.batches
 from msgbus import failed_casts
 from msgbus.conformance.waiting import until
 from msgbus.notify.batches import Gatherer
@@ -56,6 +60,87 @@ def test_what_is_gathered_is_a_batch_when_the_listener_stops(
     assert batches.next() == ["a", "b"]
 
 
+def test_a_batch_that_has_not_begun_when_the_time_of_wait_is_over_goes_to_others(
+    transport: msgbus.Transport, notifier: msgbus.Notifier
+) -> None:
+    """It is not run here as well, and counts as abandoned."""
+    transport.conf.set_override("executor_thread_pool_size", 1)
+    began, release = threading.Event(), threading.Event()
+
+    class Slow(Batches):
+        def info(self, notifications: list[dict[str, Any]]) -> Any:
+            super().info(notifications)
+            threads.append(threading.current_thread())
+            began.set()
+            assert release.wait(EVENT_TIMEOUT)
+
+    threads: list[threading.Thread] = []
+    slow, other = Slow(), Batches()
+    listener = msgbus.get_batch_notification_listener(transport, [TARGET], [slow], batch_size=2)
+    listener.start()
+    send(notifier, "a", "b", "c")
+    assert began.wait(EVENT_TIMEOUT)
+    assert listener.wait(0.01) == 2
+    release.set()
+    threads[0].join(EVENT_TIMEOUT)
+    assert slow.next() == ["a", "b"]
+    assert slow.came.empty()
+    with listening(transport, other, batch_size=3):
+        assert sorted(other.next()) == ["a", "b", "c"]
+
+
+def test_the_method_of_a_batch_may_wait_for_its_listener(
+    transport: msgbus.Transport, notifier: msgbus.Notifier
+) -> None:
+    """It waits for other batches, and not for its own, whatever the levels in that."""
+    found: queue.Queue[int] = queue.Queue()
+
+    class Ending:
+        def info(self, _notifications: list[dict[str, Any]]) -> None:
+            found.put(listener.wait(EVENT_TIMEOUT))
+
+        def warn(self, _notifications: list[dict[str, Any]]) -> None: ...
+
+    listener = msgbus.get_batch_notification_listener(transport, [TARGET], [Ending()], batch_size=3)
+    listener.start()
+    send(notifier, "a", "b")
+    notifier.warn({}, "c", {})
+    assert found.get(timeout=2 * EVENT_TIMEOUT) == 0
+
+
+def test_wait_waits_for_a_stop_that_is_under_way(
+    transport: msgbus.Transport, notifier: msgbus.Notifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the message system has confirmed it, and the last batch has been handled."""
+    returned, was_late = threading.Event(), []
+
+    class Slow:
+        def info(self, _notifications: list[dict[str, Any]]) -> None:
+            was_late.append(returned.wait(0.2))
+
+    listener = msgbus.get_batch_notification_listener(transport, [TARGET], [Slow()], batch_size=10)
+    listener.start()
+    send(notifier, "a")
+    subscription: Any = listener._subscription
+    stop, stopping, confirmed = subscription.stop, threading.Event(), Future[None]()
+
+    def stop_slowly() -> Future[None]:
+        stop().result(EVENT_TIMEOUT)
+        stopping.set()
+        transport.loop.call_later(0.2, lambda: confirmed.set_result(None))
+        return confirmed
+
+    monkeypatch.setattr(subscription, "stop", stop_slowly)
+    stopper = threading.Thread(target=listener.stop)
+    stopper.start()
+    assert stopping.wait(EVENT_TIMEOUT)
+    assert listener.wait(EVENT_TIMEOUT) == 0
+    returned.set()
+    assert confirmed.done()
+    assert was_late == [False]
+    stopper.join(EVENT_TIMEOUT)
+
+
 def test_neither_size_nor_time_is_refused(transport: msgbus.Transport) -> None:
     """Such a batch would never be complete."""
     with pytest.raises(ValueError, match="a batch needs batch_size, batch_timeout, or both"):
@@ -94,6 +179,17 @@ def test_a_whole_batch_comes_again(
         assert batches.next() == ["a", "b"]
         assert sorted(batches.next()) == ["a", "b"]
     assert batches.came.empty()
+
+
+@pytest.mark.parametrize("answer", [REQUEUE, ValueError("bad")])
+def test_without_allow_requeue_all_endpoints_get_a_batch_whichever_fails(
+    transport: msgbus.Transport, notifier: msgbus.Notifier, answer: Any
+) -> None:
+    """It is in the log."""
+    first, second = Batches(answer), Batches()
+    with listening(transport, first, second, batch_size=2):
+        send(notifier, "a", "b")
+        assert (first.next(), second.next()) == (["a", "b"], ["a", "b"])
 
 
 def test_levels_come_apart_and_one_that_fails_does_not_harm_the_other(
@@ -158,34 +254,62 @@ def test_a_large_batch_is_not_limited_by_the_prefetch(transport: msgbus.Transpor
 
 
 class Clock:
-    """Timers that run when the test says so."""
+    """A time, and timers, that go on when the test says so."""
 
     def __init__(self) -> None:
+        self.time = 1000.0
         self.timers: list[tuple[float, Any, tuple[Any, ...]]] = []
 
+    def now(self) -> float:
+        return self.time
+
     def call_later(self, delay: float, func: Any, *args: Any) -> None:
-        self.timers.append((delay, func, args))
+        self.timers.append((self.time + delay, func, args))
 
     def ring(self) -> None:
-        _, func, args = self.timers.pop(0)
+        """Go on to the next timer."""
+        self.time, func, args = self.timers.pop(0)
         func(*args)
 
 
-def test_the_time_begins_with_the_first_notification() -> None:
-    """Not before, and each batch has a time of its own: an old timer does not end a new batch early."""
-    clock: Any = Clock()
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The clock of the batches."""
+    clock = Clock()
+    monkeypatch.setattr(msgbus.notify.batches, "Loop", clock)
+    return clock
+
+
+def test_the_time_begins_with_the_first_notification(clock: Any) -> None:
+    """Not before, and each batch has a time of its own: that of an earlier one does not end it."""
     complete: list[Any] = []
     gatherer = Gatherer(2, LONG, clock, complete.append)
     assert clock.timers == []
     gatherer.take(_delivery("a"))
-    assert [delay for delay, *_ in clock.timers] == [LONG]
+    assert [due for due, *_ in clock.timers] == [1000.0 + LONG]
+    clock.time += 1.0
     gatherer.take(_delivery("b"))
     assert len(complete) == 1
     gatherer.take(_delivery("c"))
-    clock.ring()  # that of the first batch
+    clock.ring()  # for the first batch
     assert len(complete) == 1
     clock.ring()
+    assert clock.time == 1001.0 + LONG
     assert [len(batch.deliveries) for batch in complete] == [2, 1]
+    assert clock.timers == []
+    gatherer.take(_delivery("d"))
+    assert [due for due, *_ in clock.timers] == [clock.time + LONG]
+
+
+def test_a_full_batch_leaves_nothing_behind(clock: Any) -> None:
+    """Many may become full before the time of the first is over: one timer is left, without their notifications."""
+    gatherer = Gatherer(2, LONG, clock, lambda _batch: None)
+    for n in range(100):
+        gatherer.take(_delivery(str(n)))
+    ((_, _, args),) = clock.timers
+    assert args == ()
+    clock.ring()
+    assert clock.timers == []
 
 
 def _delivery(name: str) -> Any:

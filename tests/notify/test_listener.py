@@ -6,6 +6,7 @@ import logging
 import pathlib
 import queue
 import threading
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -13,10 +14,10 @@ import pytest
 import msgbus
 from msgbus import failed_casts
 from msgbus.conformance.waiting import until
-from msgbus.drivers.base import Capability
-from msgbus.drivers.fake import FakeDriver, get_bus
+from msgbus.drivers.base import Address, Capability, Message, Sent
+from msgbus.drivers.fake import FakeDriver
 from tests.notify.support import TARGET, Endpoint, listening, send_raw
-from tests.support import EVENT_TIMEOUT, exit_code_of, new_transport, new_url
+from tests.support import EVENT_TIMEOUT, exit_code_of, new_transport
 
 REQUEUE = msgbus.NotificationResult.REQUEUE
 
@@ -46,7 +47,7 @@ def test_a_level_without_a_method_is_not_listened_to(transport: msgbus.Transport
 
 
 def test_all_endpoints_of_a_level_are_called_in_order(transport: msgbus.Transport, notifier: msgbus.Notifier) -> None:
-    """Until one wants it to come again."""
+    """Each gets it."""
     first, second = Endpoint(), Endpoint()
     with listening(transport, first, second):
         notifier.info({}, "e", {})
@@ -204,6 +205,43 @@ def test_without_allow_requeue_nothing_comes_again(
     assert endpoint.came.empty()
 
 
+@pytest.mark.parametrize("answer", [REQUEUE, ValueError("first"), SystemExit(3)])
+def test_without_allow_requeue_all_endpoints_get_it_whichever_fails(
+    transport: msgbus.Transport, notifier: msgbus.Notifier, caplog: pytest.LogCaptureFixture, answer: Any
+) -> None:
+    """And each error is in the log; an interceptor sees the first."""
+    seen: list[Any] = []
+
+    def look(request: msgbus.InterceptedRequest, proceed: msgbus.Proceed) -> Any:
+        try:
+            seen.append(proceed(request))
+        except BaseException as exc:
+            seen.append(exc)
+            raise
+        return seen[-1]
+
+    first, second, third = Endpoint(answer), Endpoint(ValueError("second")), Endpoint()
+    with listening(transport, first, second, third, interceptors=[look]):
+        notifier.info({}, "e", {})
+        assert third.events(1) == ["e"]
+    assert (first.events(1), second.events(1)) == (["e"], ["e"])
+    assert str(seen) == str([ValueError("second") if answer == REQUEUE else answer])
+    assert "ValueError: second" in caplog.text
+    assert caplog.text.count("does not come again") == 1
+
+
+def test_with_allow_requeue_the_next_endpoint_waits_until_it_is_handled(
+    transport: msgbus.Transport, notifier: msgbus.Notifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All endpoints would get it again, so those after one that fails do not get it yet."""
+    monkeypatch.setattr(failed_casts, "RETRY_DELAYS", (0.001,))
+    first, second = Endpoint(REQUEUE, ValueError("bad")), Endpoint()
+    with listening(transport, first, second, allow_requeue=True):
+        notifier.info({}, "e", {})
+        assert (first.events(3), second.events(1)) == (["e"] * 3, ["e"])
+    assert second.came.empty()
+
+
 def test_the_pause_grows_and_others_are_served_meanwhile(
     transport: msgbus.Transport, notifier: msgbus.Notifier
 ) -> None:
@@ -265,24 +303,35 @@ def test_another_listener_gets_what_one_has_given_back(transport: msgbus.Transpo
         assert other.events(1) == ["e"]
 
 
-def test_a_second_copy_is_not_run_again() -> None:
+def test_a_second_copy_is_not_run_again(
+    transport: msgbus.Transport,
+    notifier: msgbus.Notifier,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """A notifier that does not know whether the first copy was taken sends another one with the same id."""
-    url = new_url()
-    transport = new_transport(url)
-    endpoint = Endpoint()
+    caplog.set_level(logging.INFO, "msgbus")
+    endpoint, sent_ids = Endpoint(), list[str]()
+    send = transport.driver.send
+
+    def send_without_answer(address: Address, message: Message, *, mandatory: bool) -> Future[Sent]:
+        sent = send(address, message, mandatory=mandatory)
+        sent_ids.append(message.id)
+        if len(sent_ids) > 1:
+            return sent
+        unknown: Future[Sent] = Future()
+        unknown.set_exception(msgbus.TransportUnavailable("cut off", maybe_delivered=True))
+        return unknown
+
     with listening(transport, endpoint):
-        notifier = msgbus.Notifier(transport, driver="messagingv2")
-        bus = get_bus(url)
-        bus.pause()
-        sending = threading.Thread(target=notifier.info, args=({}, "e", {}))
-        sending.start()
-        until(lambda: bus._waiting, "the message is on its way")
-        bus.resume()
-        sending.join(EVENT_TIMEOUT)
+        monkeypatch.setattr(transport.driver, "send", send_without_answer)
+        notifier.info({}, "e", {})
+        assert len(sent_ids) == 2
+        assert len(set(sent_ids)) == 1
         notifier.info({}, "next", {})
         assert endpoint.events(2) == ["e", "next"]
+        until(lambda: "has come a second time and was not run again" in caplog.text, "the copy has come")
     assert endpoint.came.empty()
-    transport.cleanup()
 
 
 def test_the_same_id_is_handled_once(transport: msgbus.Transport) -> None:

@@ -115,6 +115,17 @@ def test_what_cannot_be_sent_is_an_error_for_the_caller(notifier: msgbus.Notifie
         notifier.info(wrong, "e", {})
 
 
+def test_a_notification_that_is_too_large_is_an_error_for_the_caller(caplog: pytest.LogCaptureFixture) -> None:
+    """No message system that has this limit would ever take it; the other drivers send it."""
+    transport = new_transport(f"{new_url()}?max_message_size=1000")
+    notifier = msgbus.Notifier(transport, driver=["messagingv2", "test"])
+    with pytest.raises(msgbus.MessageTooLarge, match=r"notifications\.info.*1000 bytes"):
+        notifier.info({}, "e", {"a": "x" * 1000})
+    assert len(recorded_notifications(transport)) == 1
+    assert "was not sent" not in caplog.text
+    transport.cleanup()
+
+
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
@@ -368,6 +379,22 @@ def test_interceptors_are_around_each_message(transport: msgbus.Transport) -> No
         ("notification", "", "notifications.info", "e"),
         ("notification", {"token": "x"}, "notifications.info", "e"),
     ]
+
+
+def test_what_an_interceptor_changes_concerns_one_message(transport: msgbus.Transport) -> None:
+    """And not those to the next topic, or by the next driver."""
+    seen: list[dict[str, Any]] = []
+
+    def sign(request: msgbus.InterceptedRequest, proceed: msgbus.Proceed) -> Any:
+        seen.append(dict(request.context))
+        request.context["topic"] = request.target.topic
+        return proceed(request)
+
+    notifier = msgbus.Notifier(transport, driver=["messagingv2", "test"], topics=["a", "b"], interceptors=[sign])
+    notifier.info({"user": "ada"}, "e", {})
+    assert seen == [{"user": "ada"}] * 2
+    (kept,) = recorded_notifications(transport)
+    assert kept.ctxt == {"user": "ada"}
 
 
 def test_an_interceptor_may_answer_in_the_place_of_the_endpoints(transport: msgbus.Transport) -> None:
