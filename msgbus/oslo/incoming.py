@@ -91,11 +91,15 @@ class Incoming(base.RpcIncomingMessage):  # type: ignore[misc]  # oslo.messaging
     """
 
     def __init__(self, listener: Owner, delivery: Delivery, payload: dict[str, Any]) -> None:
-        """Read a payload, which is used up."""
+        """Read a payload, which is used up.
+
+        Raises:
+            TypeError: an id or the inbox in it is not a string.
+        """
         ctxt = {key.removeprefix(CONTEXT): payload.pop(key) for key in list(payload) if key.startswith(CONTEXT)}
-        self.unique_id: str | None = payload.pop("_unique_id", None)
-        self._call_id: str | None = payload.pop("_msg_id", None)
-        self._inbox: str | None = payload.pop("_reply_q", None)
+        self.unique_id = _pop_name(payload, "_unique_id")
+        self._call_id = _pop_name(payload, "_msg_id")
+        self._inbox = _pop_name(payload, "_reply_q")
         payload.pop("_msgbus", None)  # What a client of msgbus adds.
         client_timeout = ctxt["client_timeout"] = payload.pop("_timeout", None)
         super().__init__(ctxt, payload, self._call_id)
@@ -173,6 +177,14 @@ class IncomingNotification(Incoming):
         accepted = [delivery.accept() for delivery in deliveries]
         if deliveries and not any(accepted):
             LOG.info("notification %s was processed, and will come again: its connection is lost", self.unique_id)
+
+
+def _pop_name(payload: dict[str, Any], key: str) -> str | None:
+    """Take an id or the name of a queue out of a payload. A peer may send anything."""
+    value = payload.pop(key, None)
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{key} is not a string but {type(value).__name__}")
+    return value
 
 
 def can_requeue(transport: MessageTransport) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from msgbus.drivers.fake import get_bus
 from msgbus.exceptions import TransportUnavailable
 from msgbus.lowlevel import JSON, Address, Message, now
+from msgbus.oslo.settings import Settings
 from tests.oslo.support import Endpoint, Service, oslo_messaging
 from tests.support import EVENT_TIMEOUT
 
@@ -220,6 +221,20 @@ def test_what_cannot_be_read_is_dropped_with_a_line_in_the_log(
     send_raw(service, {"method": "note", "args": {"value": 1}})
     assert endpoint.taken() == 1
     assert any(record.levelname in ("ERROR", "EXCEPTION") for record in caplog.records)
+
+
+@pytest.mark.parametrize(("name", "value"), [("_unique_id", [1]), ("_msg_id", {}), ("_reply_q", 1)])
+def test_an_id_that_is_no_string_is_dropped_with_a_line_in_the_log(
+    service: Service, name: str, value: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As many as a queue may have unsettled: it goes on delivering, and the server goes on."""
+    endpoint = Endpoint()
+    service.serve(endpoint)
+    for _ in range(Settings.prefetch):
+        send_raw(service, {"method": "note", "args": {"value": "bad"}, name: value})
+    send_raw(service, {"method": "note", "args": {"value": 1}})
+    assert endpoint.taken() == 1
+    assert f"cannot be read, and is dropped: {name} is not a string" in caplog.text
 
 
 def test_a_stopped_server_runs_what_it_has_taken(service: Service) -> None:
