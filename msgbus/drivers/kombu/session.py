@@ -365,6 +365,7 @@ class KombuSession(Session):
                         channel.on_delivery(tag, redelivered, message, frames.NO_HEADERS)
                     except Exception:
                         LOG.exception(NOT_DELIVERED)
+                        channel.on_unread(tag)
             if self._socket is None:
                 return
         self._buffer = buffer[at:]
@@ -410,6 +411,8 @@ class KombuSession(Session):
                     content.channel.on_delivery(deliver.tag, deliver.redelivered, message, header.headers)
             except Exception:
                 LOG.exception(NOT_DELIVERED)
+                if deliver is not None:
+                    content.channel.on_unread(deliver.tag)
 
     def _on_connection_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
         if ids == frames.CONNECTION_CLOSE:
