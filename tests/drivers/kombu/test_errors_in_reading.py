@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from msgbus.conformance.waiting import until
+from msgbus.drivers.kombu import frames
 from msgbus.drivers.kombu import session as session_module
 from msgbus.drivers.toolkit.consuming import Outcome
 from tests.drivers.kombu.test_session import Peer, Still, Unsettled, delivery
@@ -53,3 +55,26 @@ def test_what_could_not_be_read_is_rejected(
     broker.read(still.payloads())
     assert broker.told == {1: Outcome.ACCEPT, 2: Outcome.DROP, 3: Outcome.ACCEPT, 4: Outcome.ACCEPT}
     assert "queue 'q', could not be read, and is rejected" in caplog.text
+
+
+def test_an_error_in_handling_a_frame_ends_the_connection(
+    still: Still, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The frames behind it are not handled; RabbitMQ gives what was unsettled to the next connection."""
+    feed = still.feed(100)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(feed, "on_method", fail)
+    session: Any = still.session
+    still._socket.sendall(frames.method(feed.number, frames.BASIC_CONSUME_OK, b"\x010") + delivery(feed.number, 1))
+
+    def is_lost() -> bool:
+        session._on_event()
+        return not session.is_open
+
+    until(is_lost, "the end of the connection")
+    assert still.delivered == []
+    assert "no room" in str(session.line.connector.error)
+    assert any(record.exc_info for record in caplog.records)
