@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import sys
 import threading
 from typing import Any, Protocol
@@ -82,6 +83,22 @@ class Owner(Protocol):
     def give_back(self, delivery: Delivery, unique_id: str | None) -> None:
         """Give a message back to the message system."""
 
+    def take_copy(self, delivery: Delivery) -> None:
+        """A copy of a message that was forgotten came before that: take it as if it came now."""
+
+
+class _State(enum.Enum):
+    """Of a message, for what becomes of a copy of it that comes."""
+
+    OPEN = enum.auto()
+    """A copy is settled together with it."""
+    SETTLING = enum.auto()
+    """It is not known yet whether the message system takes that: a copy has to wait."""
+    SETTLED = enum.auto()
+    """A copy is dropped."""
+    FORGOTTEN = enum.auto()
+    """It is not run, and comes again: a copy is that."""
+
 
 class Incoming(base.RpcIncomingMessage):  # type: ignore[misc]  # oslo.messaging has no types
     """A request. Its server acknowledges it before it runs it.
@@ -91,33 +108,54 @@ class Incoming(base.RpcIncomingMessage):  # type: ignore[misc]  # oslo.messaging
     """
 
     def __init__(self, listener: Owner, delivery: Delivery, payload: dict[str, Any]) -> None:
-        """Read a payload, which is used up."""
+        """Read a payload, which is used up.
+
+        Raises:
+            TypeError: an id or the inbox in it is not a string.
+        """
         ctxt = {key.removeprefix(CONTEXT): payload.pop(key) for key in list(payload) if key.startswith(CONTEXT)}
-        self.unique_id: str | None = payload.pop("_unique_id", None)
-        self._call_id: str | None = payload.pop("_msg_id", None)
-        self._inbox: str | None = payload.pop("_reply_q", None)
+        self.unique_id = _pop_name(payload, "_unique_id")
+        self._call_id = _pop_name(payload, "_msg_id")
+        self._inbox = _pop_name(payload, "_reply_q")
         payload.pop("_msgbus", None)  # What a client of msgbus adds.
         client_timeout = ctxt["client_timeout"] = payload.pop("_timeout", None)
         super().__init__(ctxt, payload, self._call_id)
         self.client_timeout = client_timeout
         self._listener = listener
         self._deliveries = [delivery]
-        self._settled = False
+        self._state = _State.OPEN
         self._settling = threading.Lock()
 
     def join(self, delivery: Delivery) -> bool:
-        """The message has come again. False if this one is settled already; else that one is settled with it."""
+        """The message has come again. False if this one is forgotten; else that one is settled as this one is."""
         with self._settling:
-            if not self._settled:
+            if self._state in (_State.OPEN, _State.SETTLING):
                 self._deliveries.append(delivery)
-            return not self._settled
+                return True
+            is_settled = self._state is _State.SETTLED
+        if is_settled:
+            delivery.accept()
+        return is_settled
 
-    def _settle(self) -> list[Delivery]:
+    def _begin_settling(self) -> list[Delivery]:
+        """What has come so far; empty if that was begun before. `_end_settling` has to follow."""
         with self._settling:
-            if self._settled:
+            if self._state is not _State.OPEN:
                 return []
-            self._settled = True
-        return self._deliveries
+            self._state = _State.SETTLING
+            deliveries, self._deliveries = self._deliveries, []
+        return deliveries
+
+    def _end_settling(self, state: _State) -> None:
+        """Note how it ended. The listener knows that already, so that no copy is judged by what was before."""
+        with self._settling:
+            self._state = state
+            copies, self._deliveries = self._deliveries, []
+        for copy in copies:
+            if state is _State.SETTLED:
+                copy.accept()
+            else:
+                self._listener.take_copy(copy)
 
     def acknowledge(self) -> None:
         """Accept it.
@@ -125,21 +163,27 @@ class Incoming(base.RpcIncomingMessage):  # type: ignore[misc]  # oslo.messaging
         Raises:
             MessageDeliveryFailure: it will come again, to this server or another, since its connection is lost.
         """
-        deliveries = self._settle()
+        deliveries = self._begin_settling()
+        if not deliveries:
+            return
         accepted = [delivery.accept() for delivery in deliveries]
-        if any(accepted) or not deliveries:
+        if any(accepted):
             self._listener.note_settled(self.unique_id)
+            self._end_settling(_State.SETTLED)
             return
         self._listener.forget(self.unique_id)
+        self._end_settling(_State.FORGOTTEN)
         raise oslo_messaging.MessageDeliveryFailure("the connection by which it came is lost; it will come again")
 
     def requeue(self) -> None:
         """Give it back, so that this server or another gets it again."""
-        deliveries = self._settle()
+        deliveries = self._begin_settling()
+        if not deliveries:
+            return
         for delivery in deliveries[:-1]:
             delivery.accept()
-        for delivery in deliveries[-1:]:
-            self._listener.give_back(delivery, self.unique_id)
+        self._listener.give_back(deliveries[-1], self.unique_id)
+        self._end_settling(_State.FORGOTTEN)
 
     def reply(self, reply: Any = None, failure: Any = None) -> None:
         """Answer the caller, if there is one."""
@@ -168,11 +212,22 @@ class IncomingNotification(Incoming):
 
     def acknowledge(self) -> None:
         """Accept it. If its connection is lost it will come again, and is dropped then, since its id is known."""
-        deliveries = self._settle()
+        deliveries = self._begin_settling()
+        if not deliveries:
+            return
         self._listener.note_settled(self.unique_id)
         accepted = [delivery.accept() for delivery in deliveries]
-        if deliveries and not any(accepted):
+        self._end_settling(_State.SETTLED)
+        if not any(accepted):
             LOG.info("notification %s was processed, and will come again: its connection is lost", self.unique_id)
+
+
+def _pop_name(payload: dict[str, Any], key: str) -> str | None:
+    """Take an id or the name of a queue out of a payload. A peer may send anything."""
+    value = payload.pop(key, None)
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{key} is not a string but {type(value).__name__}")
+    return value
 
 
 def can_requeue(transport: MessageTransport) -> bool:

@@ -142,9 +142,11 @@ class Listener(base.Listener):  # type: ignore[misc]  # oslo.messaging has no ty
                 _remember(self._known, incoming.unique_id, incoming)
                 return True
             first = self._known[incoming.unique_id]
-        LOG.info("message %s has come again, and is dropped", incoming.unique_id)
-        if first is None or not first.join(delivery):
+        if first is None:
             delivery.accept()
+        elif not first.join(delivery):
+            return self._is_new(incoming, delivery)  # That one was forgotten at this moment.
+        LOG.info("message %s has come again, and is settled with the first one", incoming.unique_id)
         return False
 
     # Batches
@@ -201,6 +203,10 @@ class Listener(base.Listener):  # type: ignore[misc]  # oslo.messaging has no ty
         """A message was not run: if it comes again it is to be run."""
         with self._lock:
             self._known.pop(unique_id or "", None)
+
+    def take_copy(self, delivery: Delivery) -> None:
+        """A copy of a message that was forgotten came before that: take it as if it came now."""
+        self._run(self._on_delivery, delivery)
 
     def give_back(self, delivery: Delivery, unique_id: str | None) -> None:
         """Give a message back; if that is not the first time, a while later."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from oslo_config import cfg
+from oslo_config import cfg, types
 
 from msgbus import ConfigurationError, TransportHost, TransportURL
 from msgbus.foreign import get_logger
@@ -65,8 +65,10 @@ def read_settings(conf: cfg.ConfigOpts, url: Any) -> Settings:
     if not name:
         raise ConfigurationError("transport_url begins with msgbus+DRIVER://, for example msgbus+rabbit://")
     own: dict[str, Any] = {}
+    topology = ""
     if name in RABBIT:
-        own = _map_rabbit_options(conf, query, tls=name.endswith("s"))
+        topology = _choose_topology(conf, query)
+        own = _map_rabbit_options(conf, query, topology, tls=name.endswith("s"))
     hosts = tuple(TransportHost(host.hostname, host.port, host.username, host.password) for host in url.hosts)
     # Written and read again, so that it is checked as any other, and the names with an s at the end mean TLS.
     text = TransportURL(name, url.virtual_host or None, hosts, query).unmasked()
@@ -77,12 +79,21 @@ def read_settings(conf: cfg.ConfigOpts, url: Any) -> Settings:
     }
     return Settings(
         TransportURL.parse(conf, text),
-        stock_names=query.get("topology") == "oslo",
+        stock_names=topology == "oslo",
         **{name: value for name, value in found.items() if value is not None},
     )
 
 
-def _map_rabbit_options(conf: cfg.ConfigOpts, query: dict[str, str], *, tls: bool) -> dict[str, Any]:
+def _choose_topology(conf: cfg.ConfigOpts, query: dict[str, str]) -> str:
+    """The topology that is in effect. Where neither the query nor the driver's own group has one, the query gets it."""
+    group, opts = load_driver_class("rabbit").options()
+    conf.register_opts(list(opts), group=group)
+    if "topology" not in query and _is_set(conf, group, "topology"):
+        return str(conf[group].topology)
+    return query.setdefault("topology", "oslo")
+
+
+def _map_rabbit_options(conf: cfg.ConfigOpts, query: dict[str, str], topology: str, *, tls: bool) -> dict[str, Any]:
     """Put what is set of oslo.messaging's options into the query, under the names of msgbus's driver.
 
     What the query or the driver's own group says already is left as it is. `tls` is whether the URL's scheme says TLS.
@@ -91,7 +102,6 @@ def _map_rabbit_options(conf: cfg.ConfigOpts, query: dict[str, str], *, tls: boo
         those options that are not the driver's.
     """
     group, opts = load_driver_class("rabbit").options()
-    conf.register_opts(list(opts), group=group)
     ours = {opt.dest for opt in opts}
     own: dict[str, Any] = {}
     mapped: dict[str, str] = {}
@@ -111,19 +121,29 @@ def _map_rabbit_options(conf: cfg.ConfigOpts, query: dict[str, str], *, tls: boo
             own[name] = value
         elif target is None:
             without_effect.append(name)
+        elif target == name and topology != "oslo" and not name.startswith("ssl"):
+            # Of the names that both have, these say how stock peers declare. The driver refuses them here.
+            without_effect.append(f"{name} (topology is {topology})")
         elif target not in query and not _is_set(conf, group, target):
             mapped[target] = str(value).lower() if isinstance(value, bool) else str(value)
-    tls = tls or conf[group].ssl or "true" in (mapped.get("ssl"), query.get("ssl", "").lower())
-    if not tls:
+    if not tls and not _has_tls(query.get("ssl", mapped.get("ssl")), conf[group].ssl):
         # oslo.messaging does not look at these without TLS; msgbus's drivers refuse them.
         for name in [name for name in mapped if name.startswith("ssl_")]:
             del mapped[name]
             without_effect.append(f"{name} (ssl is off)")
     query.update(mapped)
-    if not _is_set(conf, group, "topology"):
-        query.setdefault("topology", "oslo")
     _name_once(without_effect)
     return own
+
+
+def _has_tls(text: str | None, default: bool) -> bool:
+    """Whether the option ssl is on: its text, or the default where it has none."""
+    if text is None:
+        return default
+    try:
+        return bool(types.Boolean()(text))
+    except ValueError as exc:
+        raise ConfigurationError(f"the option ssl in transport_url: {exc}") from None
 
 
 def _rabbit_opts(conf: cfg.ConfigOpts) -> list[cfg.Opt]:

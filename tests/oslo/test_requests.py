@@ -11,6 +11,7 @@ import pytest
 from msgbus.drivers.fake import get_bus
 from msgbus.exceptions import TransportUnavailable
 from msgbus.lowlevel import JSON, Address, Message, now
+from msgbus.oslo.settings import Settings
 from tests.oslo.support import Endpoint, Service, oslo_messaging
 from tests.support import EVENT_TIMEOUT
 
@@ -209,6 +210,66 @@ def test_what_was_not_acknowledged_in_time_runs_when_it_comes_again(
     assert endpoint.notes.empty()
 
 
+@pytest.mark.parametrize("verb", ["acknowledge", "requeue"])
+def test_what_comes_again_while_its_connection_is_lost_runs(
+    service: Service, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """A copy that comes before the message system has said that the first one is lost is not taken for settled."""
+    endpoint = Endpoint()
+    server = service.serve(endpoint)
+    bus = get_bus(service.url.removeprefix("msgbus+"))
+    process = server._process_incoming
+    cut, came_again = threading.Event(), threading.Event()
+
+    class Lost:
+        """Its connection is lost when it is settled, and the copy comes before that is known."""
+
+        def __init__(self, incoming: Any) -> None:
+            (self._delivery,) = incoming._deliveries
+            self._join = incoming.join
+
+        def join(self, delivery: Any) -> bool:
+            joined = self._join(delivery)
+            came_again.set()
+            return bool(joined)
+
+        def accept(self) -> bool:
+            bus.cut()
+            assert came_again.wait(EVENT_TIMEOUT)
+            return bool(self._delivery.accept())
+
+        def reject(self, requeue: bool) -> None:
+            self._delivery.reject(requeue)
+
+    def lose_first(batch: list[Any]) -> None:
+        if cut.is_set():
+            process(batch)
+            return
+        cut.set()
+        (incoming,) = batch
+        lost = Lost(incoming)
+        incoming._deliveries[:] = [lost]
+        monkeypatch.setattr(incoming, "join", lost.join)
+        if verb == "requeue":
+            give_back = incoming._listener.give_back
+
+            def give_back_late(*arguments: Any) -> None:
+                bus.cut()
+                assert came_again.wait(EVENT_TIMEOUT)
+                give_back(*arguments)
+
+            monkeypatch.setattr(incoming._listener, "give_back", give_back_late)
+            incoming.requeue()
+        else:
+            process(batch)
+
+    monkeypatch.setattr(server, "_process_incoming", lose_first)
+    send_raw(service, {"method": "note", "args": {"value": 1}, "_unique_id": "a"})
+    assert endpoint.taken() == 1
+    send_raw(service, {"method": "note", "args": {"value": 2}, "_unique_id": "b"})
+    assert endpoint.taken() == 2
+
+
 @pytest.mark.parametrize("body", [b"", b"\xff", b"[]", b'"x"', b"{}", b'{"oslo.version": "3.0", "oslo.message": "{}"}'])
 def test_what_cannot_be_read_is_dropped_with_a_line_in_the_log(
     service: Service, body: bytes, caplog: pytest.LogCaptureFixture
@@ -220,6 +281,20 @@ def test_what_cannot_be_read_is_dropped_with_a_line_in_the_log(
     send_raw(service, {"method": "note", "args": {"value": 1}})
     assert endpoint.taken() == 1
     assert any(record.levelname in ("ERROR", "EXCEPTION") for record in caplog.records)
+
+
+@pytest.mark.parametrize(("name", "value"), [("_unique_id", [1]), ("_msg_id", {}), ("_reply_q", 1)])
+def test_an_id_that_is_no_string_is_dropped_with_a_line_in_the_log(
+    service: Service, name: str, value: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As many as a queue may have unsettled: it goes on delivering, and the server goes on."""
+    endpoint = Endpoint()
+    service.serve(endpoint)
+    for _ in range(Settings.prefetch):
+        send_raw(service, {"method": "note", "args": {"value": "bad"}, name: value})
+    send_raw(service, {"method": "note", "args": {"value": 1}})
+    assert endpoint.taken() == 1
+    assert f"cannot be read, and is dropped: {name} is not a string" in caplog.text
 
 
 def test_a_stopped_server_runs_what_it_has_taken(service: Service) -> None:

@@ -9,6 +9,7 @@ import pytest
 from oslo_config import cfg
 
 import msgbus.oslo.settings
+from msgbus import ConfigurationError
 from msgbus.oslo.settings import Settings, read_settings
 from tests.oslo.support import Service, conf_of, oslo_messaging
 from tests.support import new_url
@@ -112,6 +113,41 @@ def test_settings_of_tls_without_tls_are_left_out(tmp_path: pathlib.Path, caplog
     assert settings_of("msgbus+rabbits://h/", conf_of(text, tmp_path)).url.query["ssl_ca_file"] == "/ca"
     text += "[msgbus_kombu]\nssl = true\n"
     assert settings_of("msgbus+rabbit://h/", conf_of(text, tmp_path)).url.query["ssl_ca_file"] == "/ca"
+
+
+@pytest.mark.parametrize(("value", "is_on"), [("1", True), ("YES", True), ("on", True), ("0", False), ("no", False)])
+def test_tls_is_on_as_the_url_says(tmp_path: pathlib.Path, value: str, is_on: bool) -> None:
+    """In every way to write it, and also where the driver's own group says otherwise."""
+    text = f"[oslo_messaging_rabbit]\nssl_ca_file = /ca\n[msgbus_kombu]\nssl = {str(not is_on).lower()}\n"
+    query = settings_of(f"msgbus+rabbit://h/?ssl={value}", conf_of(text, tmp_path)).url.query
+    assert query.get("ssl_ca_file") == ("/ca" if is_on else None)
+
+
+def test_a_wrong_value_of_ssl_is_named() -> None:
+    """And not taken for on or off."""
+    with pytest.raises(ConfigurationError, match=r"ssl in transport_url.*perhaps"):
+        settings_of("msgbus+rabbit://h/?ssl=perhaps")
+
+
+def test_stock_declarations_have_no_effect_with_the_native_topology(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says so, and the service starts; those of TLS are mapped all the same."""
+    text = "[oslo_messaging_rabbit]\namqp_durable_queues = true\nssl = true\nssl_ca_file = /ca\n"
+    found = settings_of("msgbus+rabbit://h/?topology=native", conf_of(text, tmp_path))
+    assert found.url.query == {"topology": "native", "ssl": "true", "ssl_ca_file": "/ca"}
+    assert "amqp_durable_queues (topology is native)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("query", "group", "stock"),
+    [("", "", True), ("", "oslo", True), ("", "native", False), ("native", "oslo", False), ("oslo", "native", True)],
+)
+def test_names_are_those_of_the_topology_in_effect(tmp_path: pathlib.Path, query: str, group: str, stock: bool) -> None:
+    """The URL wins over the driver's own group, and that over the default, which is stock."""
+    text = f"[msgbus_kombu]\ntopology = {group}\n" if group else "[DEFAULT]\n"
+    url = f"msgbus+rabbit://h/?topology={query}" if query else "msgbus+rabbit://h/"
+    assert settings_of(url, conf_of(text, tmp_path)).stock_names is stock
 
 
 def load_failure(url: str, conf: cfg.ConfigOpts | None = None) -> str:

@@ -90,6 +90,9 @@ class Channel:
     def on_delivery(self, tag: int, redelivered: bool, message: Message, headers: Headers) -> None:
         """A message was delivered; `headers` are those of them that matter, if there are any."""
 
+    def on_unread(self, tag: int) -> None:
+        """A message was delivered, and could not be read: `on_delivery` was not called, or has raised."""
+
     def on_returned(self, message_id: str, why: str) -> None:
         """A message that was published has come back: nobody is there to take it."""
 

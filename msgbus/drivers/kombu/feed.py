@@ -193,6 +193,18 @@ class KombuFeed(Feed, Channel):
             if tag % ACK_AT_ONCE == 0:  # The tags of a channel are 1, 2, 3 and so on.
                 self._session.write(b"")
 
+    def on_unread(self, tag: int) -> None:
+        """Reject it, so that an acknowledgement of several does not cover it. Requeued, it might fail for ever.
+
+        In an inbox there is nothing to choose: nobody else could read the reply.
+        """
+        if not self._is_inbox:
+            LOG.error(
+                "a message to %s, queue %r, could not be read, and is rejected", self.source.address, self._queue.name
+            )
+            self._unsettled.add(tag)
+            self.settle(tag, Outcome.DROP)
+
     def on_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
         if ids == frames.BASIC_CONSUME_OK:
             if self._queue.is_quorum:

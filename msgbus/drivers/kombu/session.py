@@ -335,8 +335,12 @@ class KombuSession(Session):
             self.send_all()  # Threads that found the lock taken meanwhile have left their data to this one.
         try:
             self._feed(data)
-        except (struct.error, IndexError, ValueError, TypeError) as exc:
-            raise ConnectionError(f"a malformed frame: {exc!r}") from exc
+        except OSError:
+            raise
+        except Exception as exc:  # The rest of what was read is lost, so the connection is given up.
+            if not isinstance(exc, (struct.error, IndexError, ValueError, TypeError)):
+                LOG.exception("what RabbitMQ has sent could not be handled")
+            raise ConnectionError(f"a malformed frame, or one that could not be handled: {exc!r}") from exc
 
     def _feed(self, data: bytes) -> None:
         buffer = self._buffer + data if self._buffer else data
@@ -365,6 +369,7 @@ class KombuSession(Session):
                         channel.on_delivery(tag, redelivered, message, frames.NO_HEADERS)
                     except Exception:
                         LOG.exception(NOT_DELIVERED)
+                        channel.on_unread(tag)
             if self._socket is None:
                 return
         self._buffer = buffer[at:]
@@ -410,6 +415,8 @@ class KombuSession(Session):
                     content.channel.on_delivery(deliver.tag, deliver.redelivered, message, header.headers)
             except Exception:
                 LOG.exception(NOT_DELIVERED)
+                if deliver is not None:
+                    content.channel.on_unread(deliver.tag)
 
     def _on_connection_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
         if ids == frames.CONNECTION_CLOSE:

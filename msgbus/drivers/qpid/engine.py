@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import cproton as c
 
+from msgbus.foreign import get_logger
+
 OUTCOMES = ("amqp:accepted:list", "amqp:rejected:list", "amqp:released:list", "amqp:modified:list")
 """The outcomes that the broker may send for a message. A link that lists none of them is closed at the first
 rejection."""
@@ -30,6 +32,8 @@ MODIFIED: int = c.PN_MODIFIED
 
 _NULL = c.ffi.NULL
 _CLOSE_EXISTING = 1
+
+LOG = get_logger(__name__)
 
 
 class Condition(NamedTuple):
@@ -340,28 +344,42 @@ class Engine:
         """Call the links for what has happened.
 
         Raises:
-            EngineError: the connection, or its session, has ended.
+            EngineError: the connection, or its session, has ended; or an error kept a link from handling an event. The
+                link would be out of step then, so the connection has to be given up.
         """
+        try:
+            self._dispatch_all()
+        except EngineError:
+            raise
+        except Exception as exc:
+            LOG.exception("what has come over a connection could not be handled")
+            raise EngineError(
+                Condition("amqp:internal-error", f"an error on this side, with its traceback in the log: {exc!r}")
+            ) from exc
+
+    def _dispatch_all(self) -> None:
         collector, links = self._collector, self._links
         while (event := c.pn_collector_peek(collector)) != _NULL:
-            kind = c.pn_event_type(event)
-            if kind == c.PN_DELIVERY:
-                delivery = c.pn_event_delivery(event)
-                link = links.get(c.pn_delivery_link(delivery))
-                if link is not None:
-                    link.on_delivery(delivery)
-            elif kind == c.PN_LINK_FLOW:
-                if (link := links.get(c.pn_event_link(event))) is not None:
-                    link.on_flow()
-            elif kind in _LINK_EVENTS:
-                self._on_link_event(kind, c.pn_event_link(event))
-            elif kind == c.PN_SESSION_REMOTE_CLOSE:
-                self._on_session_end(c.pn_event_session(event))
-            elif kind in _END_EVENTS:
-                self._on_end(kind)
-            elif kind == c.PN_CONNECTION_REMOTE_OPEN:
-                self.is_open = True
-            c.pn_collector_pop(collector)
+            try:
+                kind = c.pn_event_type(event)
+                if kind == c.PN_DELIVERY:
+                    delivery = c.pn_event_delivery(event)
+                    link = links.get(c.pn_delivery_link(delivery))
+                    if link is not None:
+                        link.on_delivery(delivery)
+                elif kind == c.PN_LINK_FLOW:
+                    if (link := links.get(c.pn_event_link(event))) is not None:
+                        link.on_flow()
+                elif kind in _LINK_EVENTS:
+                    self._on_link_event(kind, c.pn_event_link(event))
+                elif kind == c.PN_SESSION_REMOTE_CLOSE:
+                    self._on_session_end(c.pn_event_session(event))
+                elif kind in _END_EVENTS:
+                    self._on_end(kind)
+                elif kind == c.PN_CONNECTION_REMOTE_OPEN:
+                    self.is_open = True
+            finally:
+                c.pn_collector_pop(collector)  # Otherwise it would come again with the next call, for ever.
 
     def _on_link_event(self, kind: int, made: Any) -> None:
         link = self._links.get(made)

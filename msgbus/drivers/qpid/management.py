@@ -144,8 +144,11 @@ class _Answers(ReceivingLink):
             return
         found: Any = message.properties
         properties = found or {}
-        status = int(properties.get("statusCode", NO_ANSWER))
         text = str(properties.get("statusDescription", ""))
+        try:
+            status = int(properties.get("statusCode", NO_ANSWER))
+        except (TypeError, ValueError, OverflowError):
+            status, text = NO_ANSWER, f"the status of the broker's answer is not a number; {text}"
         self._management.answered(number, Answer(status, text, message.body))
 
     def on_detached(self, condition: Condition | None) -> None:
