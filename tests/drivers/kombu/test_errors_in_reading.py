@@ -30,7 +30,7 @@ def test_what_could_not_be_read_is_rejected(
 ) -> None:
     """In one frame or in several. One acknowledgement of several that come after it does not cover it."""
     feed, broker = still.feed(100), Unsettled()
-    make, gather = session_module.Message, session_module.message_of
+    make, gather = vars(session_module)["Message"], vars(session_module)["message_of"]
 
     def made(body: bytes, *rest: Any) -> Any:
         if body.startswith(b"large"):
