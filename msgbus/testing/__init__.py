@@ -1,7 +1,8 @@
 """For tests of services: a message system in memory, what was sent over it, and faults on demand.
 
-With pytest all of it comes as fixtures, which are there when msgbus is installed: see docs/howto/test-your-service.md.
-Other test frameworks use the classes themselves.
+With pytest all of it comes as fixtures, for which a conftest.py asks with
+``pytest_plugins = ["msgbus.testing.fixtures"]``: see docs/howto/test-your-service.md. Other test frameworks use the
+classes themselves.
 """
 
 from msgbus.testing.async_bus import AsyncMemoryBus

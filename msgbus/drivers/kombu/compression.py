@@ -12,9 +12,6 @@ from collections.abc import Callable
 CONTENT_TYPES = {"gzip": "application/x-gzip", "bz2": "application/x-bz2", "bzip2": "application/x-bz2"}
 """By the values of the option, what the header says. kombu itself knows bzip2 and not bz2, which oslo.messaging
 documents."""
-LARGEST = 128 * 1024 * 1024
-"""Bytes that a body may have once it is decompressed: what RabbitMQ 3 takes as one message. A small body may be made
-to fill any memory."""
 
 _COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "application/x-gzip": zlib.compress,  # kombu calls zlib's own format so.
@@ -27,8 +24,8 @@ def compress(body: bytes, content_type: str) -> bytes:
     return _COMPRESS[content_type](body)
 
 
-def decompress(body: bytes, content_type: object, largest: int = LARGEST) -> bytes:
-    """Undo the compression that a message's header names.
+def decompress(body: bytes, content_type: object, largest: int) -> bytes:
+    """Undo the compression that a message's header names. A small body may be made to fill any memory: hence `largest`.
 
     Raises:
         ValueError: an unknown method, a damaged body, or one that would have more bytes than `largest`. The text says

@@ -22,12 +22,18 @@ class Content:
         self.parts: list[bytes] = []
 
 
-def message_of(body: bytes, header: frames.ContentHeader) -> Message:
-    """A message that came in, decompressed. One that cannot be is for its receiver to refuse, by its content type."""
+def message_of(body: bytes, header: frames.ContentHeader, largest: int | None) -> Message:
+    """A message that came in. One that cannot be decompressed is for its receiver to refuse, by its content type.
+
+    Args:
+        body: as it came.
+        header: its header.
+        largest: the most bytes that a compressed body may become; None: nobody compresses, and it is left as it came.
+    """
     content_type = header.content_type
-    if (compression := header.headers.get("compression")) is not None:
+    if largest is not None and (compression := header.headers.get("compression")) is not None:
         try:
-            body = decompress(body, compression)
+            body = decompress(body, compression, largest)
         except ValueError as exc:
             content_type = f"{content_type} ({exc})"
     return Message(body, content_type, header.message_id)

@@ -117,6 +117,7 @@ class KombuDriver(BrokerDriver):
         topology: what an address is called in RabbitMQ.
         route: where a message to an address goes; raises InvalidTarget if the name is too long.
         compression: how the bodies of messages are compressed; empty: not at all.
+        decompressed_max: the most bytes of a received body once it is decompressed; None: it is not decompressed.
         has_more_hosts: more than one host is configured.
         sessions: the present ones.
     """
@@ -147,9 +148,11 @@ class KombuDriver(BrokerDriver):
         )
         self.topology: Topology = native
         self.compression = ""
+        self.decompressed_max: int | None = None
         if options.topology == "oslo":
             found = stock.read_stock_options(conf, self.options()[0], options, url)
             self.topology = topology.OsloTopology(native, found)
+            self.decompressed_max = options.max_message_size
             self.compression = CONTENT_TYPES.get(found.kombu_compression or "", "")
             self.capabilities = _stock_capabilities(found, hosts=len(hosts))
             self.reads_of_others = {stock.GROUP: frozenset(opt.dest for opt in stock.OPTIONS)}

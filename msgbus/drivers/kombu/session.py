@@ -68,6 +68,7 @@ class Owner(Protocol):
     topology: Topology
     route: Callable[[Address], Route]
     compression: str
+    decompressed_max: int | None
     has_more_hosts: bool
 
     def on_move(self, line: Line) -> None:
@@ -411,7 +412,7 @@ class KombuSession(Session):
                 if deliver is None:
                     content.channel.on_returned(header.message_id, content.why_returned)
                 else:
-                    message = message_of(b"".join(content.parts), header)
+                    message = message_of(b"".join(content.parts), header, self._driver.decompressed_max)
                     content.channel.on_delivery(deliver.tag, deliver.redelivered, message, header.headers)
             except Exception:
                 LOG.exception(NOT_DELIVERED)

@@ -82,8 +82,8 @@ OPTIONS: list[cfg.Opt] = [
     cfg.StrOpt(
         "kombu_compression",
         choices=tuple(CONTENT_TYPES),
-        help="Compress what is sent. What others have compressed is read in any case. Peers may differ here. Only with "
-        "topology = oslo.",
+        help="Compress what is sent. What others have compressed is read in any case, up to max_message_size once it "
+        "is decompressed. Peers may differ here. Only with topology = oslo.",
     ),
 ]
 

@@ -16,7 +16,6 @@ import pytest
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, QueueInfo
 from msgbus.drivers.kombu import frames
-from msgbus.drivers.kombu.compression import compress
 from msgbus.drivers.kombu.feed import KombuFeed
 from msgbus.drivers.kombu.questions import Answer
 from msgbus.drivers.kombu.session import KombuSession
@@ -113,8 +112,8 @@ def test_what_the_network_does_not_take_at_once_is_not_copied_for_each_write(
 class Still:
     """A session to a peer, which goes on only when the test lets it: the test has the loop's turn."""
 
-    def __init__(self, peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.transport = new_transport("rabbit://h")
+    def __init__(self, peer: Peer, monkeypatch: pytest.MonkeyPatch, url: str = "rabbit://h") -> None:
+        self.transport = new_transport(url)
         driver: Any = self.transport.driver
         monkeypatch.setattr(driver, "dial", peer.connect)
         driver.consuming.connector.open()
@@ -450,30 +449,6 @@ def test_the_loop_does_not_wait_for_room_when_everything_is_written(
     monkeypatch.setattr(still.loop, "watch", lambda _fd, _func, write=False: watched.append(write))
     still.session._watch()
     assert not watched
-
-
-@pytest.mark.parametrize(
-    ("body", "compression", "expected"),
-    [
-        (compress(b"text", "application/x-gzip"), "application/x-gzip", (b"text", "application/json")),
-        (compress(b"text", "application/x-bz2"), "application/x-bz2", (b"text", "application/json")),
-        (b"text", "application/x-bz2", (b"text", "application/json (it is compressed as application/x-bz2, and damag")),
-        (
-            b"text",
-            "application/x-lzma",
-            (b"text", "application/json (it is compressed as 'application/x-lzma', and "),
-        ),
-    ],
-)
-def test_compressed_deliveries(still: Still, body: bytes, compression: str, expected: tuple[bytes, str]) -> None:
-    """They are decompressed. One that cannot be is delivered with a content type that says why, for its receiver."""
-    feed = still.feed(10)
-    method = frames.method(feed.number, frames.BASIC_DELIVER, b"\x010" + (1).to_bytes(8, "big") + b"\0\0\0")
-    first = frames.publish(method, feed.number, body, "application/json", "id1", 1000, True, 131072, compression)
-    still.session._feed(first + delivery(feed.number, 2))
-    (_, message), (_, second) = still.delivered
-    assert (message.body, message.content_type[: len(expected[1])], message.id) == (*expected, "id1")
-    assert (second.body, second.content_type) == (b"body", "application/json")
 
 
 @pytest.mark.parametrize("outcome", Outcome)
