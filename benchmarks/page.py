@@ -85,7 +85,7 @@ def page(results: Results | None, points: Points | None, why: str = "") -> str:
     if results is None and points is None:
         parts.append("No run has been recorded yet.\n")
     if results is not None:
-        parts += [_METHOD, _about(results), _rows(results), _targets(results)]
+        parts += [_in_short(results), _METHOD, _about(results), _rows(results), _targets(results)]
         parts += [why, _slower(results), _tables(results)] if why else [_slower(results), _tables(results)]
     if points is not None:
         parts.append(_scaling(points))
@@ -235,6 +235,22 @@ def _missed(results: Results) -> list[str]:
         cells = ("-" if spread is None else number(spread.median) for spread in spreads)
         lines.append(f"| {system} | {workload} | {row} | {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+def _in_short(results: Results) -> str:
+    """What a reader wants to see first: calls of many callers, with a broker and without."""
+    workload = "call_conc"
+    lines = ["## In short", "", "Calls of 32 callers in one process, payloads of 100 bytes, the fastest first.", ""]
+    lines += ["| over | row | calls/s | |", "|---|---|---:|---|"]
+    for system in ("rabbit", "zmq"):
+        kinds = {row.name: _KINDS.get(row.kind, "") for row in SYSTEMS[system]}
+        found = []
+        for row in results.rows(system, workload, SMALL):
+            rate = results.spread(system, workload, SMALL, row, WORKLOADS[workload].figure)
+            if rate is not None:
+                found.append((rate.median, f"| {system} | {row} | {number(rate.median)} | {kinds[row]} |"))
+        lines += [line for _, line in sorted(found, reverse=True)]
+    return "\n".join([*lines, ""])
 
 
 def _slower(results: Results) -> str:

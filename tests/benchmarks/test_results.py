@@ -166,6 +166,18 @@ def test_what_explains_the_results_is_a_part_of_the_page(tmp_path: pathlib.Path)
     assert path.read_text() == "## Why\n\nSince.\n"
 
 
+def test_the_page_begins_with_the_calls_of_many_callers() -> None:
+    """The fastest first, whoever that is; what is another library, or written by hand, says so."""
+    results = Results()
+    for row, rate in (("msgbus", 2000.0), ("nameko", 1000.0), ("pyamqp", 3000.0)):
+        results.add(Measurement(0, "rabbit", "call_conc", 100, row, {"per_second": rate}))
+    begin = page.page(results, None).partition("## How it was measured")[0]
+    rows = [line for line in begin.splitlines() if line.startswith("| rabbit")]
+    assert [row.split(" | ")[1] for row in rows] == ["pyamqp", "msgbus", "nameko"]
+    assert "a loop written by hand" in rows[0]
+    assert "another library" in rows[2]
+
+
 def test_the_page_is_made_from_the_results() -> None:
     """Nobody has changed it by hand, nor forgotten to make it anew."""
     comparison, scaling = (page.results_folder(DOCS) / name for name in (page.COMPARISON, page.SCALING))
