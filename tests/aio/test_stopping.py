@@ -307,10 +307,13 @@ async def test_a_start_that_is_cancelled_or_late_leaves_a_server_that_can_be_sta
 
 def test_the_thread_of_a_servers_event_loop_does_not_keep_a_program(fake_url: str) -> None:
     """Where a server for threads is never stopped, nothing waits for its event loop at the end of the program."""
+    before = set(threading.enumerate())
     transport = msgbus.get_rpc_transport(new_conf(), fake_url)
     server = msgbus.get_rpc_server(transport, SERVER, [Service()])
     server.start()
-    assert all(thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())
+    added = set(threading.enumerate()) - before
+    assert added
+    assert all(thread.daemon for thread in added)
     assert server.wait(EVENT_TIMEOUT) == 0
     transport.cleanup()
     assert LONG
