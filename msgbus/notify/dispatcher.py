@@ -58,7 +58,7 @@ class NotificationDispatcher:
 
         Raises:
             TypeError: an endpoint has no method for any level, or one that cannot be called with a notification, or one
-                that is ``async`` where that may not be; or its filter is none.
+                that is ``async`` where that may not be; or its filter is no `NotificationFilter`.
         """
         self._serializer = serializer or NoOpSerializer()
         check_serializer(self._serializer)
