@@ -30,13 +30,20 @@ def _sockets() -> Iterator[socket.socket]:
                 yield found
 
 
-def cut_connections(run_dir: pathlib.Path) -> None:
-    """Break every connection over a socket in the directory that has an end in this process, as a network would."""
+def cut_connections(run_dir: pathlib.Path) -> int:
+    """Break every connection over a socket in the directory that has an end in this process, as a network would.
+
+    Returns:
+        How many there were.
+    """
+    cut = 0
     for connection in _sockets():
         with contextlib.suppress(OSError, TypeError):  # It is not connected, or of another kind.
             ends = (connection.getsockname(), connection.getpeername())
             if str(run_dir) in map(os.path.dirname, ends):
                 connection.shutdown(socket.SHUT_RDWR)
+                cut += 1
+    return cut
 
 
 def cut_tcp(*, besides: int = 0) -> None:

@@ -8,12 +8,13 @@ import threading
 import time
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.process import Process
 from tests.functional.brokers.processes import poll
 from tests.functional.brokers.proxy import Proxy
-from tests.openstack.buses import Bus
+from tests.openstack.buses import MSGBUS, Bus
 from tests.openstack.figures import Load
 from tests.openstack.peers import Notes, Peers
 
@@ -38,7 +39,7 @@ class Judged:
 
     def __init__(self, peers: Peers, driver: str) -> None:
         self._peers = peers
-        self._driver = driver
+        self.driver = driver
         self._topic = f"load-{uuid.uuid4().hex[:8]}"
         self.notes = peers.new_notes()
         self._names = itertools.count()
@@ -48,7 +49,7 @@ class Judged:
     def new_server(self) -> Process:
         """A server with a name of its own."""
         target = {"topic": self._topic, "version": "1.2", "server": f"server-{next(self._names)}"}
-        return self._peers.serve(self._driver, target, self.notes, threads=SERVER_THREADS)
+        return self._peers.serve(self.driver, target, self.notes, threads=SERVER_THREADS)
 
     def begin(self) -> None:
         """Begin the load."""
@@ -100,17 +101,32 @@ def cut(bus: Bus, driver: str, folder: pathlib.Path) -> Load:
     proxy = Proxy(bus.port)
     try:
         with Peers(bus.through(proxy.port), folder) as peers:
-            judged = Judged(peers, driver)
-            judged.begin()
-            cuts = 0
-            end = time.monotonic() + SECONDS
-            while time.monotonic() + CUT_EVERY < end:
-                threading.Event().wait(CUT_EVERY)
-                proxy.cut()
-                cuts += 1
-            return figures("cut", bus, driver, cuts, judged.finish(), judged.notes)
+            return _cut_again_and_again(bus, Judged(peers, driver), proxy.cut)
     finally:
         proxy.close()
+
+
+def cut_between_peers(bus: Bus, folder: pathlib.Path) -> Load:
+    """Without a broker: cut all connections of the servers again and again, which are those to the client too."""
+    with Peers(bus, folder) as peers:
+        judged = Judged(peers, MSGBUS)
+
+        def cut_at_servers() -> None:
+            cut = [server.ask({"do": "cut"}) for server in judged.servers]
+            assert all(cut), f"so many connections were cut at each server: {cut}"
+
+        return _cut_again_and_again(bus, judged, cut_at_servers)
+
+
+def _cut_again_and_again(bus: Bus, judged: Judged, cut_all: Callable[[], None]) -> Load:
+    judged.begin()
+    cuts = 0
+    end = time.monotonic() + SECONDS
+    while time.monotonic() + CUT_EVERY < end:
+        threading.Event().wait(CUT_EVERY)
+        cut_all()
+        cuts += 1
+    return figures("cut", bus, judged.driver, cuts, judged.finish(), judged.notes)
 
 
 def restart(bus: Bus, driver: str, folder: pathlib.Path) -> Load:

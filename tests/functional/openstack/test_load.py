@@ -35,6 +35,11 @@ def test_cuts_on_qpid(qpid: Qpid, tmp_path: pathlib.Path, report_figures: Report
     judge(load.cut(buses.qpid(qpid), MSGBUS, tmp_path), report_figures)
 
 
+def test_cuts_on_zeromq(tmp_path: pathlib.Path, report_figures: Report) -> None:
+    """Likewise, without a broker."""
+    judge(load.cut_between_peers(buses.zmq(tmp_path / "run"), tmp_path), report_figures)
+
+
 @pytest.mark.parametrize("driver", [MSGBUS, STOCK])
 def test_restarts_on_rabbitmq(rabbitmq: RabbitMQ, driver: str, tmp_path: pathlib.Path, report_figures: Report) -> None:
     """Restarts lose no call and no cast."""
