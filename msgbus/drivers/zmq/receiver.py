@@ -74,7 +74,7 @@ class ZmqReceiver:
             if served is None:
                 served = self._served[key] = ServedAddress(key)
             consumer = LocalConsumer(served, address, on_delivery, prefetch)
-            served.consumers.append(consumer)
+            served.add(consumer)
             consumers.append(consumer)
             self._deliver_waiting(served)
         return consumers
@@ -89,11 +89,7 @@ class ZmqReceiver:
 
     def services(self) -> list[Service]:
         """The services of this node's entry."""
-        return [
-            Service((*served.address,), len(served.consumers), sum(consumer.prefetch for consumer in served.consumers))
-            for served in self._served.values()
-            if served.consumers
-        ]
+        return [served.service for served in self._served.values() if served.service is not None]
 
     def stop(self, consumers: Iterable[LocalConsumer]) -> None:
         """Stop delivering to these consumers. Give back the waiting messages of addresses that lose their last one."""
@@ -101,7 +97,7 @@ class ZmqReceiver:
             served = consumer.served
             if consumer not in served.consumers:
                 continue
-            served.consumers.remove(consumer)
+            served.remove(consumer)
             consumer.backlog.clear()  # It was for this subscriber alone.
             if not served.consumers:
                 backlog, served.backlog = served.backlog, deque()

@@ -13,6 +13,7 @@ from msgbus.drivers.base import Address, Delivery, OnDelivery
 from msgbus.drivers.zmq import frames
 from msgbus.drivers.zmq.frames import Data
 from msgbus.drivers.zmq.link import PeerLink
+from msgbus.drivers.zmq.matchmakers.base import Service
 
 
 class ZmqDelivery(Delivery):
@@ -66,7 +67,9 @@ class ServedAddress:
 
     Attributes:
         address: that of a fanout is without server.
-        consumers: its subscribers.
+        consumers: its subscribers. `add` and `remove` change them.
+        service: what other nodes know of them. It is kept, since a node may serve thousands of addresses, and its
+            entry has all of them.
         backlog: messages that have a receipt, and wait until a subscriber has room.
         ready_for: the connections on which READY is sent when there is room; True where FULL was sent.
         refusing: the connections from which nothing is accepted until RESUME, so that the order is kept.
@@ -75,10 +78,25 @@ class ServedAddress:
 
     address: Address
     consumers: list[LocalConsumer] = field(default_factory=list)
+    service: Service | None = None
     backlog: deque[Data] = field(default_factory=deque)
     ready_for: dict[PeerLink, bool] = field(default_factory=dict)
     refusing: dict[PeerLink, None] = field(default_factory=dict)
     turn: int = 0
+
+    def add(self, consumer: LocalConsumer) -> None:
+        """A subscriber has come."""
+        self.consumers.append(consumer)
+        self._describe()
+
+    def remove(self, consumer: LocalConsumer) -> None:
+        """A subscriber has left."""
+        self.consumers.remove(consumer)
+        self._describe()
+
+    def _describe(self) -> None:
+        prefetch = sum(consumer.prefetch for consumer in self.consumers)
+        self.service = Service((*self.address,), len(self.consumers), prefetch) if self.consumers else None
 
     def pick(self) -> LocalConsumer | None:
         """The subscriber with room that has the fewest messages, in turns."""

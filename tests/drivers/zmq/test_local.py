@@ -252,3 +252,42 @@ def test_directory_finds_nodes_by_address_and_pools_by_topic() -> None:
     assert directory.pools("msgbus", "foo") == []
     directory.update({})
     assert directory.nodes(TOPIC) == {}
+
+
+def test_directory_follows_a_node_that_changes_some_of_its_services() -> None:
+    """Services come, go and change at the beginning, in the middle and at the end of an entry: each is found or not."""
+    topics = [Address("topic", "msgbus", f"t{number}") for number in range(6)]
+
+    def entry(services: dict[int, int]) -> Entry:
+        return Entry("a", 1, "h", [], [Service((*topics[number],), count, 10) for number, count in services.items()])
+
+    directory = Directory()
+    directory.update({"b": Entry("b", 1, "h", [], [Service((*topics[0],), 1, 10)])})
+    for services in (
+        {0: 1, 1: 1, 2: 1},
+        {0: 1, 1: 1, 2: 1, 3: 1},
+        {1: 1, 2: 1, 3: 1},
+        {1: 1, 3: 1},
+        {1: 1, 3: 2},
+        {4: 1, 1: 1, 3: 2, 5: 1},
+        {3: 2, 1: 1},
+        {3: 2, 1: 1},
+        {},
+        {2: 1},
+    ):
+        directory.update({"b": directory.entries["b"], "a": entry(services)})
+        found = {number: directory.nodes(topic).get("a") for number, topic in enumerate(topics)}
+        assert {number: service.consumers for number, service in found.items() if service} == services
+        assert "b" in directory.nodes(topics[0])
+
+
+def test_node_knows_its_own_entry_without_reading_it(run_dir: str, made: list[LocalMatchmaker]) -> None:
+    """One with thousands of services is not read back each time that a service is added to it."""
+    matchmaker = LocalMatchmaker(run_dir)
+    made.append(matchmaker)
+    matchmaker.open()
+    for number in range(3):
+        entry = Entry(matchmaker.node, 1, "h", [], [Service((*TOPIC,), 1, number)])
+        matchmaker.register(entry)
+        assert matchmaker.changed()
+        assert matchmaker.entries()[matchmaker.node] is entry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -162,12 +162,18 @@ class Directory:
 
     def update(self, entries: Mapping[str, Entry]) -> None:
         """Replace what is known by these entries."""
-        old = [node for node, entry in self.entries.items() if entries.get(node) is not entry]
+        old = [entry for node, entry in self.entries.items() if entries.get(node) is not entry]
         new = [entry for node, entry in entries.items() if self.entries.get(node) is not entry]
-        for node in old:
-            self._remove(self.entries.pop(node))
+        for entry in old:
+            if entry.node not in entries:
+                del self.entries[entry.node]
+                self._remove(entry.node, entry.services)
         for entry in new:
-            self._add(entry)
+            former = self.entries.get(entry.node)
+            self.entries[entry.node] = entry
+            gone, come = changed_part([] if former is None else former.services, entry.services)
+            self._remove(entry.node, gone)
+            self._add(entry.node, come)
         if old or new:
             self.version += 1
 
@@ -183,20 +189,19 @@ class Directory:
         """The pools of a topic."""
         return list(self._pools.get((exchange, topic), ()))
 
-    def _add(self, entry: Entry) -> None:
-        self.entries[entry.node] = entry
-        for service in entry.services:
+    def _add(self, node: str, services: Iterable[Service]) -> None:
+        for service in services:
             address = Address(*service.address)  # type: ignore[arg-type]  # nobody looks for an unknown kind
-            self._nodes.setdefault(address, {})[entry.node] = service
+            self._nodes.setdefault(address, {})[node] = service
             if address.kind == "pool":
                 pools = self._pools.setdefault(address[1:3], {})
                 pools[address] = pools.get(address, 0) + 1
 
-    def _remove(self, entry: Entry) -> None:
-        for service in entry.services:
+    def _remove(self, node: str, services: Iterable[Service]) -> None:
+        for service in services:
             address = Address(*service.address)  # type: ignore[arg-type]
             nodes = self._nodes.get(address, {})
-            if nodes.pop(entry.node, None) is None:
+            if nodes.pop(node, None) is None:
                 continue
             if not nodes:
                 del self._nodes[address]
@@ -207,6 +212,26 @@ class Directory:
                     del pools[address]
                 if not pools:
                     del self._pools[address[1:3]]
+
+
+def changed_part(former: list[Service], services: list[Service]) -> tuple[list[Service], list[Service]]:
+    """What two lists of services have instead of each other, between a beginning and an end that they share.
+
+    A node that serves thousands of addresses changes a few at a time: all others are compared, and left as they are.
+    """
+    begin = _shared(former, services)
+    end = _shared(reversed(former[begin:]), reversed(services[begin:]))
+    return former[begin : len(former) - end], services[begin : len(services) - end]
+
+
+def _shared(first: Iterable[Service], second: Iterable[Service]) -> int:
+    """How many are the same at the beginning."""
+    count = 0
+    for one, other in zip(first, second, strict=False):
+        if one is not other and one != other:
+            break
+        count += 1
+    return count
 
 
 def advertised(endpoint: str, advertise: str) -> str:

@@ -166,12 +166,12 @@ class LocalMatchmaker(Matchmaker):
     def _write(self, entry: Entry) -> None:
         try:
             former, self._number = self._number, self._number + 1
-            aside = self._path(f"{self._node}.{self._number}.tmp")
+            name, aside = f"{self._node}.{self._number}.node", self._path(f"{self._node}.{self._number}.tmp")
             fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 with open(fd, "wb") as file:
                     file.write(msgspec.msgpack.encode(entry))
-                os.rename(aside, self._path(f"{self._node}.{self._number}.node"))
+                os.rename(aside, self._path(name))
             except OSError:
                 self._number = former
                 _remove([aside])
@@ -179,6 +179,8 @@ class LocalMatchmaker(Matchmaker):
             if former:
                 _remove([self._path(f"{self._node}.{former}.node")])
             self._own = entry
+            # It need not be read again, which takes long if it has thousands of services.
+            self._names[self._node], self._entries[self._node] = name, entry
             self._announce_change()
         except OSError as exc:
             raise _unusable(self._dir, f"{exc.strerror} ({exc.filename or ''})") from exc
