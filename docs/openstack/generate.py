@@ -61,8 +61,9 @@ LOADS = """\
 A client calls with {threads} threads and casts {casts} times in a second, for {seconds:g} s, to {servers} servers with
 {server_threads} threads each that take {work:g} ms for each request. Meanwhile all connections to the broker, or
 without one those between the client and the servers, are cut every {cut:g} s. In another run, servers end in good
-order, one after the other, and a new one takes the place of each. *Timed out* are calls without an answer within {call_seconds:g} s, *lost* are casts that returned and that no
-server has run, *ran twice* those that were run more than once. *Errors* are calls and casts that raised something else.
+order, one after the other, and a new one takes the place of each. *Timed out* are calls without an answer within
+{call_seconds:g} s, *lost* are casts that returned and that no server has run, *ran twice* those that were run more than
+once. *Errors* are calls and casts that raised something else.
 """
 IRONIC = """\
 ### Ironic
