@@ -284,7 +284,11 @@ def goes_on_after_stop() -> None:
     spoil(driver_module.FakeSubscription, "stop", lambda stop, self: done())
 
 
-@caught_by("a_message_fails_when_its_wait_ends", "sends_wait_while_it_is_away")
+@caught_by(
+    "a_message_fails_when_its_wait_ends",
+    "sends_wait_while_it_is_away",
+    "what_is_under_way_fails_in_a_forked_child",
+)
 def says_maybe_of_what_was_never_sent() -> None:
     """A message that waited until its end is reported as perhaps delivered."""
 
@@ -590,7 +594,7 @@ def keeps_a_hundred_messages() -> None:
     spoil(Bus, "_put", put)
 
 
-@caught_by("after_stop_nothing_is_delivered")
+@caught_by("after_stop_nothing_is_delivered", "every_verb_of_a_closed_driver_says_so")
 def never_stops() -> None:
     """`stop` works, and does not say so."""
 

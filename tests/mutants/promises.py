@@ -210,7 +210,11 @@ def takes_all_for_mandatory() -> None:
     spoil(Bus, "send", send)
 
 
-@caught_by("up_since_begins_anew_with_each_connection", "sends_wait_while_it_is_away")
+@caught_by(
+    "up_since_begins_anew_with_each_connection",
+    "sends_wait_while_it_is_away",
+    "what_is_under_way_fails_in_a_forked_child",
+)
 def is_always_up() -> None:
     """It is said to be connected since it was made, whatever happens."""
     since = time.monotonic()
