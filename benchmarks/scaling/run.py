@@ -100,10 +100,10 @@ def _load(system: System, topics: int, threads: int, seconds: float) -> Figures:
     topic = f"scale-{uuid.uuid4().hex}"
     with ExitStack() as stack:
         server = _start(stack, "topics", system.url, topic, str(topics))
-        server.answer(START_SECONDS + topics)
+        server.answer(START_SECONDS)
         client = _start(stack, "call", system.url, topic, str(topics), str(threads))
         client.answer()
-        client.ask(["start", 0], START_SECONDS + topics, [server])
+        client.ask(["start", 0], START_SECONDS, [server])
         return _figures(client, server, system, seconds)
 
 
