@@ -20,13 +20,13 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, Protocol
 
-from msgbus.drivers.base import Address, Message, QueueInfo
+from msgbus.drivers.base import Address, QueueInfo
 from msgbus.drivers.kombu import frames
 from msgbus.drivers.kombu.channel import Channel, Settling
-from msgbus.drivers.kombu.content import Content, message_of
 from msgbus.drivers.kombu.feed import KombuFeed
 from msgbus.drivers.kombu.publisher import Publisher
 from msgbus.drivers.kombu.questions import Inspections, Question, explain, refuses_transient
+from msgbus.drivers.kombu.reading import Reader
 from msgbus.drivers.kombu.topology import Route, Topology
 from msgbus.drivers.toolkit.connecting import peer_of
 from msgbus.drivers.toolkit.consuming import Source
@@ -44,8 +44,6 @@ MAX_CHANNELS = 2000
 """The most channels of one connection; RabbitMQ's limit is 2047 by default."""
 TICK = 1.0
 """Seconds between two checks of heartbeats, and of missing answers."""
-NOT_DELIVERED = "a message could not be delivered"
-"""For the log: an error over one message must not cost the connection, and everything else on it."""
 CHECK_INTERVAL = 5.0
 """Seconds after which queues are checked: one, its binding or its exchange may have been deleted."""
 
@@ -105,10 +103,9 @@ class KombuSession(Session):
         self._acknowledged: dict[int, int] = {}  # by channel, the last tag to acknowledge with the next write
         self._unsent = memoryview(b"")  # A part of what may be large: a copy for each write would take very long.
         self._writing = threading.Lock()
-        self._buffer = b""
         self._channels: dict[int, Channel] = {}
-        self._contents: dict[int, Content] = {}
         self._next_channel = 1
+        self._reader = Reader(self._channels, self.frame_max, driver.decompressed_max, self._on_connection_method)
         self._last_read = self._last_write = self._checked_at = self.taken_at = self.loop.now()
         self._written = 0  # bytes that the socket has taken
         self._taken = 0  # bytes of these that the other end's machine had taken at the last tick
@@ -180,7 +177,9 @@ class KombuSession(Session):
             self._connection = None
             if sock is not None:
                 sock.close()
-        channels, self._channels = list(self._channels.values()), {}
+        self._reader.close()
+        channels = list(self._channels.values())
+        self._channels.clear()
         for channel in channels:
             channel.on_down(TransportUnavailable(f"{self.name()} is not connected"))
 
@@ -335,89 +334,13 @@ class KombuSession(Session):
         if self._tls:
             self.send_all()  # Threads that found the lock taken meanwhile have left their data to this one.
         try:
-            self._feed(data)
+            self._reader.feed(data)
         except OSError:
             raise
         except Exception as exc:  # The rest of what was read is lost, so the connection is given up.
             if not isinstance(exc, (struct.error, IndexError, ValueError, TypeError)):
                 LOG.exception("what RabbitMQ has sent could not be handled")
             raise ConnectionError(f"a malformed frame, or one that could not be handled: {exc!r}") from exc
-
-    def _feed(self, data: bytes) -> None:
-        buffer = self._buffer + data if self._buffer else data
-        at, available = 0, len(buffer)
-        while available - at >= frames.OVERHEAD:
-            kind, number, size = frames.frame_head(buffer, at)
-            end = at + 7 + size
-            if end >= available:
-                if size > self.frame_max:
-                    raise ValueError(f"a frame of {size} bytes")
-                break
-            if buffer[end] != frames.END:
-                raise ValueError("no frame end")
-            whole = None
-            if kind == frames.METHOD and buffer[at + 7 : at + 13] == frames.DELIVERY:
-                whole = frames.read_delivery(buffer, number, at, end)
-            if whole is None:
-                self._on_frame(kind, number, buffer, at + 7, end)
-                at = end + 1
-            else:
-                tag, redelivered, body, content_type, message_id, at = whole
-                channel = self._channels.get(number)
-                if channel is not None:  # Otherwise it was under way when the channel was closed.
-                    try:
-                        message = Message(body, content_type, message_id)
-                        channel.on_delivery(tag, redelivered, message, frames.NO_HEADERS)
-                    except Exception:
-                        LOG.exception(NOT_DELIVERED)
-                        channel.on_unread(tag)
-            if self._socket is None:
-                return
-        self._buffer = buffer[at:]
-
-    def _on_frame(self, kind: int, number: int, buffer: bytes, at: int, end: int) -> None:
-        if kind == frames.METHOD:
-            ids = buffer[at : at + 4]
-            if number == 0:
-                self._on_connection_method(ids, buffer, at + 4, end)
-                return
-            channel = self._channels.get(number)
-            if channel is None:
-                return  # A frame that was under way when the channel was closed.
-            if ids == frames.BASIC_DELIVER:
-                self._contents[number] = Content(channel, frames.read_deliver(buffer, at + 4), "")
-            elif ids == frames.BASIC_RETURN:
-                code, text = frames.read_close(buffer, at + 4, end)
-                self._contents[number] = Content(channel, None, f"{code} {text}")
-            else:
-                channel.on_method(ids, buffer, at + 4, end)
-        elif kind in (frames.HEADER, frames.BODY):
-            content = self._contents.get(number)
-            if content is not None:
-                self._on_content_frame(content, number, kind, buffer, at, end)
-        elif kind != frames.HEARTBEAT:
-            raise ValueError(f"a frame of type {kind}")
-
-    def _on_content_frame(self, content: Content, number: int, kind: int, buffer: bytes, at: int, end: int) -> None:
-        if kind == frames.HEADER:
-            content.header = frames.read_content_header(buffer, at, end)
-            content.missing = content.header.size
-        else:
-            content.parts.append(buffer[at:end])
-            content.missing -= end - at
-        if content.missing <= 0 and content.header is not None:
-            del self._contents[number]
-            header, deliver = content.header, content.deliver
-            try:
-                if deliver is None:
-                    content.channel.on_returned(header.message_id, content.why_returned)
-                else:
-                    message = message_of(b"".join(content.parts), header, self._driver.decompressed_max)
-                    content.channel.on_delivery(deliver.tag, deliver.redelivered, message, header.headers)
-            except Exception:
-                LOG.exception(NOT_DELIVERED)
-                if deliver is not None:
-                    content.channel.on_unread(deliver.tag)
 
     def _on_connection_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
         if ids == frames.CONNECTION_CLOSE:
@@ -487,7 +410,7 @@ class KombuSession(Session):
     def remove_channel(self, channel: Channel) -> None:
         if self._channels.get(channel.number) is channel:
             del self._channels[channel.number]
-            self._contents.pop(channel.number, None)
+            self._reader.forget(channel.number)
 
 
 def _unacknowledged(fd: int) -> int:

@@ -153,7 +153,7 @@ class Still:
 
     def read(self, feed: KombuFeed, *tags: int) -> None:
         """Have the session read deliveries."""
-        self.session._feed(b"".join(delivery(feed.number, tag) for tag in tags))
+        self.session._reader.feed(b"".join(delivery(feed.number, tag) for tag in tags))
 
     def payloads(self) -> list[bytes]:
         """The payloads of the frames that have reached the peer since the last time."""
@@ -195,7 +195,7 @@ def test_deliveries_are_read_however_they_are_cut(still: Still) -> None:
     data = b"".join(delivery(feed.number, n, body, 1000) for n, body in enumerate(bodies))
     for step in (1, 7, 22, 1000, len(data)):
         for at in range(0, len(data), step):
-            still.session._feed(data[at : at + step])
+            still.session._reader.feed(data[at : at + step])
         found = [(tag, message.body, message.id, message.content_type) for tag, message in still.delivered]
         assert found == [(n, body, f"id{n}", "application/json") for n, body in enumerate(bodies)]
         still.delivered.clear()
@@ -205,7 +205,7 @@ def test_deliveries_of_a_closed_channel_are_skipped(still: Still) -> None:
     """They were under way when it was closed, and the next frames are read."""
     closed, open_ = still.feed(100), still.feed(100)
     still.session.remove_channel(closed)
-    still.session._feed(delivery(closed.number, 1) + delivery(closed.number, 2, b"") + delivery(open_.number, 3))
+    still.session._reader.feed(delivery(closed.number, 1) + delivery(closed.number, 2, b"") + delivery(open_.number, 3))
     assert [tag for tag, _ in still.delivered] == [3]
 
 
