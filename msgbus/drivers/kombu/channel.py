@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from msgbus.drivers.base import Message
@@ -41,14 +42,20 @@ class Wire(Protocol):
         """The RabbitMQ at the other end."""
 
     def add(self, channel: Channel) -> None:
-        """Give a channel its number; the caller opens it. On the loop's thread.
+        """Give a lasting channel its number; the caller opens it. On the loop's thread.
 
         Raises:
-            TransportUnavailable: there are too many channels already.
+            TransportUnavailable: there are too many already.
+        """
+
+    def add_soon(self, channel: Channel, begin: Callable[[], None]) -> None:
+        """Give the channel of a question its number, and call `begin`, which opens it. On the loop's thread.
+
+        If too many questions are open, that is done when another one has ended.
         """
 
     def remove_channel(self, channel: Channel) -> None:
-        """The channel is closed. On the loop's thread."""
+        """The channel is closed, or need not be opened any more. On the loop's thread."""
 
     def write(self, data: bytes) -> None:
         """Write, now or together with other data. Any thread."""

@@ -25,12 +25,17 @@ from msgbus.drivers.toolkit.broker import BrokerDriver
 from msgbus.drivers.toolkit.loop import FOREVER, LINGER, Loop
 from msgbus.drivers.toolkit.session import Line
 from msgbus.drivers.toolkit.tls import check_tls_files
+from msgbus.exceptions import TransportUnavailable
 from msgbus.options import connection_opts, hosts_of, read_driver_options
 
 if TYPE_CHECKING:
     from msgbus.drivers.kombu.session import Connection, KombuSession
     from msgbus.drivers.kombu.topology import Route, Topology
     from msgbus.url import TransportHost, TransportURL
+
+
+MIN_CHANNELS = 3
+"""The fewest channels with which a connection can be used: one to send, one for the inbox, and one to ask RabbitMQ."""
 
 
 def _old(name: str) -> list[cfg.DeprecatedOpt]:
@@ -223,7 +228,13 @@ class KombuDriver(BrokerDriver):
 
         transport.Connection = make  # py-amqp leaves the socket open if the log-in fails.
         try:
-            return cast("Connection", transport.establish_connection())
+            opened = cast("Connection", transport.establish_connection())
+            if opened.channel_max < MIN_CHANNELS:
+                raise TransportUnavailable(
+                    f"its channel_max is {opened.channel_max}, and a connection of msgbus needs at least "
+                    f"{MIN_CHANNELS} channels: set channel_max in rabbitmq.conf higher"
+                )
+            return opened
         except BaseException:
             for failed in made:
                 failed.collect()
@@ -258,6 +269,8 @@ class KombuDriver(BrokerDriver):
             check = f"rabbitmqctl authenticate_user {host.username}"
             return f"the log-in was refused; check user, password and login_method: {check}", True
         text = str(error) or type(error).__name__
+        if isinstance(error, TransportUnavailable):
+            return text, True
         if isinstance(error, amqp.exceptions.NotAllowed):
             return f"{text}; check the virtual host and the user's rights in it: rabbitmqctl list_permissions", True
         if isinstance(error, amqp.exceptions.AMQPError) or "closed the connection" in text:

@@ -25,6 +25,8 @@ DISCONNECTED = -1
 """The connection broke before the answer came."""
 SILENT = -2
 """No answer came in time."""
+NO_CHANNEL = -3
+"""It was not asked in time: other questions had all channels that the connection has for them."""
 INSPECT_TIMEOUT = 2.0
 """Seconds that inspecting a queue may take. RabbitMQ 4 takes a minute if the queue's node is down."""
 
@@ -39,7 +41,7 @@ class Answer(NamedTuple):
     """The answer to a `Question`.
 
     Attributes:
-        code: 0 if all was done; `DISCONNECTED`; `SILENT`; or the code with which RabbitMQ refuses.
+        code: 0 if all was done; `DISCONNECTED`; `SILENT`; `NO_CHANNEL`; or the code with which RabbitMQ refuses.
         text: why not, in RabbitMQ's words.
         info: from a queue.declare, if the question had one.
     """
@@ -55,7 +57,11 @@ class Answer(NamedTuple):
 
 
 class Question(Channel):
-    """Asks once. `on_answer` is called once, on the loop's thread."""
+    """Asks once. `on_answer` is called once, on the loop's thread.
+
+    Attributes:
+        asked_at: when it was asked, in seconds of `Loop.now`; None: it still waits for a channel.
+    """
 
     def __init__(
         self,
@@ -80,22 +86,29 @@ class Question(Channel):
         self._on_answer: Callable[[Answer], None] | None = on_answer
         self._timeout = timeout
         self._info: QueueInfo | None = None
+        self.asked_at: float | None = None
 
     def start(self) -> None:
-        """Ask. On the loop's thread."""
+        """Ask, as soon as there is a channel. On the loop's thread."""
         if not self._session.is_open:
             self._answer(Answer(DISCONNECTED, f"{self._session.name()} is not connected"))
             return
-        try:
-            self._session.add(self)
-        except TransportUnavailable as exc:
-            self._answer(Answer(SILENT, str(exc)))
-            return
-        self._session.write(frames.channel_open(self.number) + self._ask(self.number))
         if self._timeout is not None:
+            self._session.loop.call_later(self._timeout, self._on_timeout, self._timeout)
+        self._session.add_soon(self, self._begin)
+
+    def _begin(self) -> None:
+        self.asked_at = self._session.loop.now()
+        self._session.write(frames.channel_open(self.number) + self._ask(self.number))
+
+    def _on_timeout(self, timeout: float) -> None:
+        if self.asked_at is not None:
             # The channel stays until RabbitMQ does answer: its number cannot be used again before.
-            silent = partial(self._answer, Answer(SILENT, f"no answer within {self._timeout:g} s"))
-            self._session.loop.call_later(self._timeout, silent)
+            self._answer(Answer(SILENT, f"no answer within {timeout:g} s"))
+        else:
+            self._session.remove_channel(self)
+            text = f"it was not asked: there was no channel left for {timeout:g} s, as it has not answered others"
+            self._answer(Answer(NO_CHANNEL, text))
 
     def on_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
         if ids == frames.QUEUE_DECLARE_OK:
@@ -196,7 +209,7 @@ class Inspections:
             elif answer.code == DISCONNECTED:
                 fail(found, TransportUnavailable(answer.text))
             else:
-                why = answer.text if answer.code == SILENT else explain(answer.code, answer.text)
+                why = explain(answer.code, answer.text)
                 fail(found, TransportUnavailable(f"{self._session.name()}: queue {queue!r} cannot be inspected: {why}"))
 
 

@@ -94,7 +94,7 @@ class Refusals:
 
     def _on_bound(self, reason: str, outgoing: Outgoing, answer: Answer) -> None:
         why = explain(answer.code, answer.text)
-        if answer.code in (0, questions.DISCONNECTED):
+        if answer.code in (0, questions.DISCONNECTED, questions.NO_CHANNEL):
             _notes_of(outgoing).bound_again = answer.code == 0
             outgoing.hold(TransportUnavailable(f"nothing is bound for {outgoing.address}: {reason} {why}"))
         elif answer.node_is_down:

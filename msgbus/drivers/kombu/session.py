@@ -41,7 +41,10 @@ LOG = get_logger(__name__)
 READ_SIZE = 1 << 16
 """Bytes; above 128 KiB the C library would map and unmap memory for every read."""
 MAX_CHANNELS = 2000
-"""The most channels of one connection; RabbitMQ's limit is 2047 by default."""
+"""The most channels of one connection. RabbitMQ's own limit, channel_max, is 2047 by default; the lower one counts."""
+QUESTIONS = 4
+"""One channel of so many is for questions, which wait for each other if there are more. So a question never takes the
+channel of a lasting subscription, nor the other way round."""
 TICK = 1.0
 """Seconds between two checks of heartbeats, and of missing answers."""
 CHECK_INTERVAL = 5.0
@@ -52,6 +55,7 @@ class Connection(Protocol):
     """The part of py-amqp's open connection that is used here."""
 
     transport: Any
+    channel_max: int
     frame_max: int
     heartbeat: float
 
@@ -104,7 +108,10 @@ class KombuSession(Session):
         self._unsent = memoryview(b"")  # A part of what may be large: a copy for each write would take very long.
         self._writing = threading.Lock()
         self._channels: dict[int, Channel] = {}
+        self._channel_max = min(connection.channel_max or MAX_CHANNELS, MAX_CHANNELS)
         self._next_channel = 1
+        self._asking: set[Channel] = set()  # those of `_channels` that belong to questions
+        self._waiting: dict[Channel, Callable[[], None]] = {}  # questions that have no channel yet, in order
         self._reader = Reader(self._channels, self.frame_max, driver.decompressed_max, self._on_connection_method)
         self._last_read = self._last_write = self._checked_at = self.taken_at = self.loop.now()
         self._written = 0  # bytes that the socket has taken
@@ -178,8 +185,9 @@ class KombuSession(Session):
             if sock is not None:
                 sock.close()
         self._reader.close()
-        channels = list(self._channels.values())
+        channels = [*self._channels.values(), *self._waiting]
         self._channels.clear()
+        self._waiting.clear()
         for channel in channels:
             channel.on_down(TransportUnavailable(f"{self.name()} is not connected"))
 
@@ -398,19 +406,45 @@ class KombuSession(Session):
 
     # Channels
 
+    @property
+    def _most_questions(self) -> int:
+        return max(1, self._channel_max // QUESTIONS)
+
     def add(self, channel: Channel) -> None:
-        if len(self._channels) >= MAX_CHANNELS:
-            raise TransportUnavailable(f"{MAX_CHANNELS} channels are open on one connection")
+        if len(self._channels) - len(self._asking) >= self._channel_max - self._most_questions:
+            raise TransportUnavailable(
+                f"{self.name()}: there is no channel left for it. A connection has {self._channel_max} of them, and "
+                "needs one for each address that the process listens at, and some to ask RabbitMQ: set channel_max in "
+                f"rabbitmq.conf higher (up to {MAX_CHANNELS} are used), or serve fewer topics in one process"
+            )
+        self._give_number(channel)
+
+    def add_soon(self, channel: Channel, begin: Callable[[], None]) -> None:
+        self._waiting[channel] = begin
+        self._begin_questions()
+
+    def _begin_questions(self) -> None:
+        while self._waiting and len(self._asking) < self._most_questions:
+            channel = next(iter(self._waiting))
+            begin = self._waiting.pop(channel)
+            self._asking.add(channel)
+            self._give_number(channel)
+            begin()
+
+    def _give_number(self, channel: Channel) -> None:
         while self._next_channel in self._channels:
-            self._next_channel = self._next_channel % MAX_CHANNELS + 1
+            self._next_channel = self._next_channel % self._channel_max + 1
         channel.number = self._next_channel
-        self._next_channel = self._next_channel % MAX_CHANNELS + 1
+        self._next_channel = self._next_channel % self._channel_max + 1
         self._channels[channel.number] = channel
 
     def remove_channel(self, channel: Channel) -> None:
+        self._waiting.pop(channel, None)
         if self._channels.get(channel.number) is channel:
             del self._channels[channel.number]
             self._reader.forget(channel.number)
+            self._asking.discard(channel)
+            self._begin_questions()
 
 
 def _unacknowledged(fd: int) -> int:

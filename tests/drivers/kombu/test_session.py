@@ -31,6 +31,7 @@ class Peer:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.accepted: list[socket.socket] = []
         self.break_next = False
+        self.channel_max = 2047
 
     def connect(self, _host: object, _purpose: str) -> Any:
         """What py-amqp would return."""
@@ -41,7 +42,7 @@ class Peer:
             self.reset()
             until(lambda: self._is_broken(client), "the client's end is broken, too")
         transport = SimpleNamespace(sock=client, close=client.close)
-        return SimpleNamespace(transport=transport, frame_max=131072, heartbeat=0)
+        return SimpleNamespace(transport=transport, channel_max=self.channel_max, frame_max=131072, heartbeat=0)
 
     @staticmethod
     def _is_broken(client: socket.socket) -> bool:
@@ -155,13 +156,16 @@ class Still:
         """Have the session read deliveries."""
         self.session._reader.feed(b"".join(delivery(feed.number, tag) for tag in tags))
 
+    def received(self) -> bytes:
+        """What has reached the peer since the last time."""
+        try:
+            return self._socket.recv(1 << 16)
+        except BlockingIOError:
+            return b""
+
     def payloads(self) -> list[bytes]:
         """The payloads of the frames that have reached the peer since the last time."""
-        found = []
-        try:
-            data = self._socket.recv(1 << 16)
-        except BlockingIOError:
-            return []
+        found, data = [], self.received()
         while data:
             _, _, size = struct.unpack_from("!BHI", data)
             found.append(data[7 : 7 + size])

@@ -1,0 +1,117 @@
+"""How a connection to RabbitMQ divides the channels that it has."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from msgbus import TransportUnavailable
+from msgbus.drivers.kombu import frames, questions
+from msgbus.drivers.kombu.questions import Answer, Question
+from msgbus.drivers.toolkit.loop import Loop
+from tests.drivers.kombu.test_session import Peer, Still
+
+Make = Callable[[int], Still]
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """Makes a session that does nothing by itself, to a RabbitMQ with this channel_max."""
+    peer = Peer()
+    made: list[Still] = []
+
+    def make_still(channel_max: int) -> Still:
+        peer.channel_max = channel_max
+        made.append(Still(peer, monkeypatch))
+        return made[-1]
+
+    yield make_still
+    for still in made:
+        still.close()
+    peer.close()
+
+
+def ask(still: Still, count: int, timeout: float | None = None) -> list[Answer]:
+    """Begin to ask for queues. Returns the list to which the answers are added."""
+    answers: list[Answer] = []
+    for number in range(count):
+        inspect = partial(questions.inspect_queue, queue=f"q{number}")
+        Question(still.session, inspect, frames.QUEUE_DECLARE_OK, answers.append, timeout).start()
+    return answers
+
+
+def asked(still: Still) -> list[tuple[int, str]]:
+    """For which queues RabbitMQ was asked since the last time, and on which channels."""
+    still.session.send_all()
+    data, found = still.received(), []
+    while data:
+        _, channel, size = struct.unpack_from("!BHI", data)
+        if data[7:11] == frames.QUEUE_DECLARE:
+            found.append((channel, frames.read_short_string(data, 13)))
+        data = data[8 + size :]
+    return found
+
+
+def answer(still: Still, channel: int) -> None:
+    """Have RabbitMQ answer a question, and then close its channel as it was asked to."""
+    declared = b"\x01q" + struct.pack("!II", 0, 0)
+    still.session._reader.feed(frames.method(channel, frames.QUEUE_DECLARE_OK, declared))
+    still.session._reader.feed(frames.method(channel, frames.CHANNEL_CLOSE_OK))
+
+
+@pytest.mark.parametrize(("channel_max", "lasting"), [(3, 2), (4, 3), (8, 6), (2047, 1500), (65535, 1500)])
+def test_more_addresses_than_channels(make: Make, channel_max: int, lasting: int) -> None:
+    """The error names channel_max, and what was there goes on. A quarter of the channels is kept for questions."""
+    still = make(channel_max)
+    feeds = [still.feed(10) for _ in range(lasting)]
+    with pytest.raises(TransportUnavailable, match=f"no channel left for it. A connection has {min(channel_max, 2000)}"):
+        still.feed(10)
+    assert {feed.number for feed in feeds} == set(range(1, lasting + 1))
+    ask(still, 1)
+    assert asked(still) == [(lasting + 1, "q0")]
+    still.session.remove_channel(feeds[0])
+    assert still.feed(10).number <= channel_max
+
+
+def test_questions_wait_for_each_other(make: Make) -> None:
+    """RabbitMQ would close a connection that opens more channels than it allows."""
+    still = make(8)
+    for _ in range(6):
+        still.feed(10)
+    answers = ask(still, 5)
+    for expected in ("q0", "q1"), ("q2", "q3"), ("q4",):
+        found = asked(still)
+        assert tuple(queue for _, queue in found) == expected
+        for channel, _ in found:
+            assert 6 < channel <= 8
+            answer(still, channel)
+    assert [each.code for each in answers] == [0] * 5
+
+
+def test_a_question_that_could_not_be_asked_in_time_is_not_asked(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not count as silence of RabbitMQ, for which a connection would leave it."""
+    still = make(3)
+    now = Loop.now()
+    monkeypatch.setattr(Loop, "now", staticmethod(lambda: now))
+    answers = ask(still, 2, timeout=1.5)
+    ((channel, _),) = asked(still)
+    now += 1.6
+    still.loop.step()
+    assert [each.code for each in answers] == [questions.SILENT, questions.NO_CHANNEL]
+    answer(still, channel)
+    assert asked(still) == []
+    assert ask(still, 1) == []
+    assert len(asked(still)) == 1
+
+
+def test_questions_that_wait_end_with_the_connection(make: Make) -> None:
+    """They are answered as those that were asked."""
+    still = make(3)
+    answers = ask(still, 3)
+    session: Any = still.session
+    session.lose("the test says so")
+    assert [each.code for each in answers] == [questions.DISCONNECTED] * 3
