@@ -439,6 +439,17 @@ def test_a_large_message_on_a_slow_network_arrives(rabbitmq: RabbitMQ, connect: 
     assert endpoint.runs == [1, value]
 
 
+def test_a_host_that_does_not_answer_a_declaration_is_left(rabbitmq: RabbitMQ, connect: Connect) -> None:
+    """As one that confirms nothing, and long before heartbeats are missing: the call is sent to the next host."""
+    with serving(connect(rabbitmq.url), "undeclared"), ExitStack() as stack:
+        proxies = [stack.enter_context(closing(Proxy(rabbitmq.port))) for _ in range(2)]
+        hosts = ",".join(f"guest:guest@127.0.0.1:{proxy.port}" for proxy in proxies)
+        transport = connect(f"rabbit://{hosts}/")
+        transport.inbox(time.monotonic() + 20)
+        proxies[0].stall()
+        assert client_of(transport, "undeclared", 30).call({}, "echo", value=1) == 1
+
+
 def test_a_silent_connection_is_given_up(rabbitmq: RabbitMQ, proxy: Proxy, connect: Connect) -> None:
     """A network that drops everything is noticed by the missing heartbeats, and the server reconnects by itself."""
     servers = connect(through(rabbitmq, proxy, "?heartbeat=1"), rpc_response_timeout=20)

@@ -78,11 +78,11 @@ class Wire(Protocol):
     def flush(self) -> None:
         """Write what has gathered: by the loop if it is awake, else on this thread."""
 
-    def move(self, reason: str) -> None:
+    def move(self, reason: str, *, pause: float = 0.0) -> None:
         """Give up a connection that is open but does not work, for one to the next host.
 
         A node that is cut off from its cluster keeps its connections, but cannot serve them. With only one host this
-        does nothing.
+        does nothing; nor does it within `pause` seconds of the last time that it did something.
         """
 
 

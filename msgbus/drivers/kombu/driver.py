@@ -124,6 +124,7 @@ class KombuDriver(BrokerDriver):
         compression: how the bodies of messages are compressed; empty: not at all.
         decompressed_max: the most bytes of a received body once it is decompressed; None: it is not decompressed.
         has_more_hosts: more than one host is configured.
+        moved_at: when a connection last left a node that does not answer, in seconds of `Loop.now`.
         sessions: the present ones.
     """
 
@@ -173,6 +174,7 @@ class KombuDriver(BrokerDriver):
 
         super()._start_clean()
         self.sessions: tuple[KombuSession, ...] = ()
+        self.moved_at = -FOREVER
         self.loop.before_sleep = self._before_sleep
         self.loop.write_rest = self._write
 
@@ -252,6 +254,7 @@ class KombuDriver(BrokerDriver):
 
     def on_move(self, line: Line) -> None:
         """A connection leaves a node that does not answer: the consuming connection to it has to leave too."""
+        self.moved_at = self.loop.now()
         other = self.consuming
         if line is self.sending and line.host is other.host and other.session is not None:
             reason = f"{self.name()} does not answer to what is published; the next host is tried"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgbus.drivers.base import Address
 from msgbus.drivers.kombu import frames, questions
@@ -26,8 +26,22 @@ one."""
 MAX_PREFIXES = 10_000
 """How many prepared basic.publish frames are kept: one for each client that is answered, and each topic."""
 STALL_TIMEOUT = 5.0
-"""Seconds for which RabbitMQ may confirm nothing, and the network take nothing of what waits for it, before the next
-host is tried. A large message on a slow network takes longer until it is confirmed."""
+"""Seconds for which RabbitMQ may confirm nothing, or not answer a declaration, and the network take nothing of what
+waits for it, before the next host is tried. A large message on a slow network takes longer until it is confirmed."""
+CLASSIC_TIMEOUT = 90.0
+"""The same for the declaration of a classic queue. If only that queue's node is down, RabbitMQ 4 takes a minute to say
+so, and the other hosts cannot reach it either."""
+MOVE_PAUSE = 30.0
+"""Seconds after one change of the host until another may follow for a declaration. Perhaps no host can make it, and
+each change leaves the outcome of other messages unknown."""
+
+
+class _Declaration(NamedTuple):
+    """What RabbitMQ was asked to declare: how long that may take, and who waits for it."""
+
+    question: Question
+    timeout: float
+    waiting: list[OnDeclared]
 
 
 class Publisher(Channel):
@@ -47,7 +61,7 @@ class Publisher(Channel):
         self._sender = sender
         self._compression = compression
         self._refusals = Refusals(session, route, self._renew)
-        self._declaring: dict[str, list[OnDeclared]] = {}
+        self._declaring: dict[str, _Declaration] = {}
         self._opened_at = self._progress = session.loop.now()
         self._start_clean()
 
@@ -114,16 +128,20 @@ class Publisher(Channel):
         if name is None:
             declared()
             return
-        waiting = self._declaring.setdefault(name, [])
-        waiting.append(declared)
-        if len(waiting) == 1:
-            ask, last = partial(questions.declare, route=route), questions.last_of_declare(route)
-            on_answer = partial(self._on_declared, name, route, address)
-            Question(self._session, ask, last, on_answer, timeout=None).start()
+        if name in self._declaring:
+            self._declaring[name].waiting.append(declared)
+            return
+        ask, last = partial(questions.declare, route=route), questions.last_of_declare(route)
+        on_answer = partial(self._on_declared, name, route, address)
+        question = Question(self._session, ask, last, on_answer, timeout=None)
+        is_classic = route.queue is not None and not route.queue.is_quorum
+        timeout = CLASSIC_TIMEOUT if is_classic else STALL_TIMEOUT
+        self._declaring[name] = _Declaration(question, timeout, [declared])
+        question.start()
 
     def _on_declared(self, name: str, route: Route, address: Address, answer: Answer) -> None:
         """It was declared; or RabbitMQ refuses it, and the messages that need it fail."""
-        waiting = self._declaring.pop(name, [])
+        waiting = self._declaring.pop(name).waiting
         if answer.code == questions.DISCONNECTED:
             return
         refusal = None
@@ -225,7 +243,7 @@ class Publisher(Channel):
             self._session.write(frames.channel_close(self.number))
 
     def on_tick(self, now: float) -> None:
-        """Called each second: check whether RabbitMQ has stopped confirming, though it says that it takes messages."""
+        """Called each second: leave a RabbitMQ that has stopped answering, though it says that it takes messages."""
         self._close_when_empty()
         if self._session.line.blocked is not None:
             return
@@ -234,6 +252,16 @@ class Publisher(Channel):
             since = self._opened_at
         if now - since >= STALL_TIMEOUT:
             self._session.move(f"{self._session.name()} has confirmed nothing for {now - since:.0f} s")
+            return
+        for name, declaration in self._declaring.items():
+            asked_at = declaration.question.asked_at
+            if asked_at is None:
+                continue  # It waits for others: they are here, too.
+            waits = now - max(asked_at, self._session.taken_at)
+            if waits >= declaration.timeout:
+                reason = f"{self._session.name()} has not declared {name} for {waits:.0f} s"
+                self._session.move(reason, pause=MOVE_PAUSE)
+                return
 
 
 def _to_declare(route: Route) -> str | None:

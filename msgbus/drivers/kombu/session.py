@@ -72,6 +72,7 @@ class Owner(Protocol):
     compression: str
     decompressed_max: int | None
     has_more_hosts: bool
+    moved_at: float
 
     def on_move(self, line: Line) -> None:
         """A connection is given up for one to the next host."""
@@ -141,8 +142,9 @@ class KombuSession(Session):
         if self._socket is not None:
             self.line.lose(reason)
 
-    def move(self, reason: str) -> None:
-        if self._driver.has_more_hosts and self._socket is not None:
+    def move(self, reason: str, *, pause: float = 0.0) -> None:
+        may_move = self._driver.has_more_hosts and self.loop.now() - self._driver.moved_at >= pause
+        if may_move and self._socket is not None:
             self._driver.on_move(self.line)
             self.line.lose(f"{reason}; the next host is tried", move=True)
 

@@ -68,7 +68,7 @@ def test_more_addresses_than_channels(make: Make, channel_max: int, lasting: int
     """The error names channel_max, and what was there goes on. A quarter of the channels is kept for questions."""
     still = make(channel_max)
     feeds = [still.feed(10) for _ in range(lasting)]
-    with pytest.raises(TransportUnavailable, match=f"no channel left for it. A connection has {min(channel_max, 2000)}"):
+    with pytest.raises(TransportUnavailable, match=f"A connection has {min(channel_max, 2000)} .* channel_max in"):
         still.feed(10)
     assert {feed.number for feed in feeds} == set(range(1, lasting + 1))
     ask(still, 1)

@@ -1,0 +1,147 @@
+"""When a sender leaves a RabbitMQ that has stopped answering."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from msgbus.drivers.base import Address
+from msgbus.drivers.kombu import frames
+from msgbus.drivers.kombu.channel import Channel
+from msgbus.drivers.kombu.publisher import CLASSIC_TIMEOUT, STALL_TIMEOUT, Publisher
+from msgbus.drivers.kombu.topology import NativeTopology
+from tests.drivers.kombu.test_session import Peer, Still
+
+SHARED = Address("topic", "msgbus", "t")
+STORED = Address("stored", "msgbus", "t")
+
+
+class Wire:
+    """A connection of which a test is the other end."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+        self.taken_at = 0.0
+        self.loop = SimpleNamespace(now=lambda: self.seconds)
+        self.line = SimpleNamespace(blocked=None, sendable=lambda _sendable=True: None)
+        self.frame_max = 131072
+        self.is_open = True
+        self.channels: list[Channel] = []
+        self.has_channels = True
+        self.moves: list[str] = []
+
+    def name(self) -> str:
+        return "RabbitMQ"
+
+    def add(self, channel: Channel) -> None:
+        self.channels.append(channel)
+
+    def add_soon(self, channel: Channel, begin: Callable[[], None]) -> None:
+        if self.has_channels:
+            self.add(channel)
+            begin()
+
+    def remove_channel(self, channel: Channel) -> None:
+        self.channels.remove(channel)
+
+    def write(self, data: bytes) -> None:
+        """Nothing of it matters here."""
+
+    def move(self, reason: str, *, pause: float = 0.0) -> None:
+        self.moves.append(reason)
+
+
+class Sending:
+    """A publisher with its channel open, on a `Wire`."""
+
+    def __init__(self, *, quorum: bool = False) -> None:
+        self.wire = Wire()
+        topology = NativeTopology(quorum=quorum, server_expires=0, queue_expires=0)
+        self.publisher = Publisher(cast("Any", self.wire), topology.route, cast("Any", None))
+        self.publisher.open()
+        self.publisher.on_method(frames.CONFIRM_SELECT_OK, b"", 0, 0)
+        self.declared: list[object] = []
+
+    def declare(self, address: Address) -> None:
+        self.publisher.declare(address, lambda refusal=None, *, hold=False: self.declared.append(refusal))
+
+    def moved_after(self, seconds: float) -> bool:
+        """Whether it leaves RabbitMQ when so many seconds have passed."""
+        self.wire.seconds += seconds
+        self.publisher.on_tick(self.wire.seconds)
+        return bool(self.wire.moves)
+
+
+@pytest.mark.parametrize(
+    ("address", "quorum", "limit"),
+    [(SHARED, False, STALL_TIMEOUT), (STORED, True, STALL_TIMEOUT), (STORED, False, CLASSIC_TIMEOUT)],
+)
+def test_a_declaration_that_is_not_answered(address: Address, quorum: bool, limit: float) -> None:
+    """It is not waited for without end: the next host is tried. A classic queue has longer, as its node may be down."""
+    sending = Sending(quorum=quorum)
+    sending.wire.seconds += 3600
+    sending.declare(address)
+    assert not sending.moved_after(limit - 0.1)
+    assert sending.moved_after(0.1)
+    what = "queue msgbus/t" if address is STORED else "exchange msgbus"
+    assert f"has not declared {what} for" in sending.wire.moves[0]
+
+
+def test_a_declaration_that_is_answered() -> None:
+    """It is not waited for any more."""
+    sending = Sending()
+    sending.declare(SHARED)
+    assert not sending.moved_after(STALL_TIMEOUT - 0.1)
+    sending.wire.channels[-1].on_method(frames.EXCHANGE_DECLARE_OK, b"", 0, 0)
+    assert sending.declared == [None]
+    assert not sending.moved_after(3600)
+
+
+def test_a_declaration_that_a_slow_network_has_not_taken_yet() -> None:
+    """As long as the network takes something, RabbitMQ does not count as silent."""
+    sending = Sending()
+    sending.declare(SHARED)
+    sending.wire.taken_at = sending.wire.seconds + 10
+    assert not sending.moved_after(10 + STALL_TIMEOUT - 0.1)
+    assert sending.moved_after(0.1)
+
+
+def test_a_declaration_that_waits_for_a_channel() -> None:
+    """RabbitMQ does not know of it, so it is not silent."""
+    sending = Sending()
+    sending.wire.has_channels = False
+    sending.declare(SHARED)
+    assert not sending.moved_after(3600)
+
+
+def test_a_declaration_while_messages_are_not_accepted() -> None:
+    """In an alarm RabbitMQ reads nothing from a connection that publishes."""
+    sending = Sending()
+    sending.declare(SHARED)
+    sending.wire.line.blocked = "memory"
+    assert not sending.moved_after(3600)
+
+
+@pytest.fixture
+def still(monkeypatch: pytest.MonkeyPatch) -> Iterator[Still]:
+    """A session of several hosts that does nothing by itself."""
+    peer = Peer()
+    made = Still(peer, monkeypatch, "rabbit://one,two")
+    yield made
+    made.close()
+    peer.close()
+
+
+def test_the_host_is_not_changed_again_and_again(still: Still) -> None:
+    """Where no host can declare something, the messages to other addresses would never be left alone."""
+    driver: Any = still.transport.driver
+    driver.moved_at = still.loop.now() - 10
+    still.session.move("it does not declare", pause=30)
+    assert driver.consuming.up
+    driver.moved_at = still.loop.now() - 31
+    still.session.move("it does not declare", pause=30)
+    assert not driver.consuming.up
+    assert driver.moved_at > still.loop.now() - 10
