@@ -62,7 +62,7 @@ class Publisher(Channel):
         self._compression = compression
         self._refusals = Refusals(session, route, self._renew)
         self._declaring: dict[str, _Declaration] = {}
-        self._opened_at = self._progress = session.loop.now()
+        self._changed_at = self._progress = session.loop.now()  # Opening or closing the channel was asked for.
         self._start_clean()
 
     def _start_clean(self) -> None:
@@ -77,7 +77,7 @@ class Publisher(Channel):
     def open(self) -> None:
         """Open the channel, and turn on confirms."""
         self._start_clean()
-        self._opened_at = self._session.loop.now()
+        self._changed_at = self._session.loop.now()
         self._session.add(self)
         self._session.write(frames.channel_open(self.number) + frames.confirm_select(self.number))
 
@@ -230,7 +230,7 @@ class Publisher(Channel):
         If a quorum queue loses its leader, a channel of RabbitMQ 3.10 may go on asking the old leader, and refuse every
         message until that node is back.
         """
-        if not self._is_open or self._renewing or self._session.loop.now() - self._opened_at < RENEW_AFTER:
+        if not self._is_open or self._renewing or self._session.loop.now() - self._changed_at < RENEW_AFTER:
             return
         self._renewing = True
         self._session.line.sendable(False)
@@ -239,6 +239,7 @@ class Publisher(Channel):
     def _close_when_empty(self) -> None:
         if self._renewing and self._is_open and all(out.sent.done() for out in list(self._in_flight.values())):
             self._is_open = False
+            self._changed_at = self._session.loop.now()
             LOG.debug("the publishing channel is reopened")
             self._session.write(frames.channel_close(self.number))
 
@@ -249,7 +250,7 @@ class Publisher(Channel):
             return
         since = max(self._progress, self._session.taken_at) if self._in_flight else now
         if not self._is_open:
-            since = self._opened_at
+            since = self._changed_at
         if now - since >= STALL_TIMEOUT:
             self._session.move(f"{self._session.name()} has confirmed nothing for {now - since:.0f} s")
             return

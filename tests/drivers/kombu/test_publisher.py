@@ -125,6 +125,17 @@ def test_a_declaration_while_messages_are_not_accepted() -> None:
     assert not sending.moved_after(3600)
 
 
+def test_a_channel_that_is_reopened() -> None:
+    """RabbitMQ has as long for that as for an answer, however long ago the channel was opened."""
+    sending = Sending()
+    sending.wire.seconds += 3600
+    sending.publisher._renew()
+    assert not sending.moved_after(STALL_TIMEOUT - 0.1)
+    sending.publisher.on_method(frames.CHANNEL_CLOSE_OK, b"", 0, 0)
+    assert not sending.moved_after(STALL_TIMEOUT - 0.1)
+    assert sending.moved_after(0.1)
+
+
 @pytest.fixture
 def still(monkeypatch: pytest.MonkeyPatch) -> Iterator[Still]:
     """A session of several hosts that does nothing by itself."""
