@@ -65,6 +65,7 @@ class KombuFeed(Feed, Channel):
         self._is_stream = self._queue.is_stream
         self._without_leader = 0  # So many checks in a row have found no consumer.
         self._is_cancelled = False
+        self._check: Question | None = None  # The last one.
         self._lock = threading.Lock()
         self._alive = True
         self._unsettled: set[int] = set()
@@ -274,11 +275,14 @@ class KombuFeed(Feed, Channel):
         queue = self._queue
         if not self.source.consuming or not self._alive:
             return
+        if self._check is not None and self._check.is_open:
+            return  # It is not asked again, on one more channel each time, while RabbitMQ does not answer.
         if queue.key is None:
             ask, last = partial(questions.inspect_queue, queue=queue.name), frames.QUEUE_DECLARE_OK
         else:
             ask, last = partial(questions.inspect_and_bind, queue=queue), frames.QUEUE_BIND_OK
-        Question(self._session, ask, last, self._on_checked, CHECK_TIMEOUT).start()
+        self._check = Question(self._session, ask, last, self._on_checked, CHECK_TIMEOUT)
+        self._check.start()
 
     def _on_checked(self, answer: Answer) -> None:
         if answer.code == 0:

@@ -61,6 +61,7 @@ class Question(Channel):
 
     Attributes:
         asked_at: when it was asked, in seconds of `Loop.now`; None: it still waits for a channel.
+        is_open: it has a channel, or waits for one. RabbitMQ may answer long after `on_answer` was called.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Question(Channel):
         self._timeout = timeout
         self._info: QueueInfo | None = None
         self.asked_at: float | None = None
+        self.is_open = False
 
     def start(self) -> None:
         """Ask, as soon as there is a channel. On the loop's thread."""
@@ -95,6 +97,7 @@ class Question(Channel):
             return
         if self._timeout is not None:
             self._session.loop.call_later(self._timeout, self._on_timeout, self._timeout)
+        self.is_open = True
         self._session.add_soon(self, self._begin)
 
     def _begin(self) -> None:
@@ -106,7 +109,7 @@ class Question(Channel):
             # The channel stays until RabbitMQ does answer: its number cannot be used again before.
             self._answer(Answer(SILENT, f"no answer within {timeout:g} s"))
         else:
-            self._session.remove_channel(self)
+            self._end()
             text = f"it was not asked: there was no channel left for {timeout:g} s, as it has not answered others"
             self._answer(Answer(NO_CHANNEL, text))
 
@@ -120,10 +123,14 @@ class Question(Channel):
         elif ids == frames.CHANNEL_CLOSE:
             code, text = frames.read_close(buffer, at, end)
             self._session.write(frames.method(self.number, frames.CHANNEL_CLOSE_OK))
-            self._session.remove_channel(self)
+            self._end()
             self._answer(Answer(code, text, self._info))
         elif ids == frames.CHANNEL_CLOSE_OK:
-            self._session.remove_channel(self)
+            self._end()
+
+    def _end(self) -> None:
+        self.is_open = False
+        self._session.remove_channel(self)
 
     def on_down(self, error: TransportUnavailable) -> None:
         self._answer(Answer(DISCONNECTED, str(error)))

@@ -108,6 +108,21 @@ def test_a_question_that_could_not_be_asked_in_time_is_not_asked(make: Make, mon
     assert len(asked(still)) == 1
 
 
+def test_a_check_that_is_not_answered_is_not_begun_again(make: Make) -> None:
+    """For a day of silence about one queue, all channels of the connection would be used up."""
+    still = make(2047)
+    still.queue.key = None
+    feed = still.feed(10)
+    source: Any = feed.source
+    source.consuming = True
+    for _ in range(3):
+        feed.check_queue()
+    ((channel, _),) = asked(still)
+    answer(still, channel)
+    feed.check_queue()
+    assert len(asked(still)) == 1
+
+
 def test_questions_that_wait_end_with_the_connection(make: Make) -> None:
     """They are answered as those that were asked."""
     still = make(3)
