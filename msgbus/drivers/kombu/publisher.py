@@ -11,7 +11,7 @@ from msgbus.drivers.base import Address
 from msgbus.drivers.kombu import frames, questions
 from msgbus.drivers.kombu.channel import Channel, Wire
 from msgbus.drivers.kombu.compression import compress
-from msgbus.drivers.kombu.questions import Answer, Question, explain
+from msgbus.drivers.kombu.questions import Answer, Question, explain, is_temporary
 from msgbus.drivers.kombu.refusals import RENEW_AFTER, Refusals
 from msgbus.drivers.kombu.topology import Route
 from msgbus.drivers.toolkit.sending import Offer, OnDeclared, Outgoing, Sender
@@ -140,7 +140,7 @@ class Publisher(Channel):
         question.start()
 
     def _on_declared(self, name: str, route: Route, address: Address, answer: Answer) -> None:
-        """It was declared; or RabbitMQ refuses it, and the messages that need it fail."""
+        """It was declared; or RabbitMQ refuses it. Then the messages that need it fail, or wait if that may end."""
         waiting = self._declaring.pop(name).waiting
         if answer.code == questions.DISCONNECTED:
             return
@@ -151,7 +151,7 @@ class Publisher(Channel):
             text = f"{self._session.name()} refuses {address}: {explain(answer.code, answer.text)}"
             refusal = TransportUnavailable(text)
         for declared in waiting:
-            declared(refusal, hold=answer.node_is_down)
+            declared(refusal, hold=is_temporary(answer.code, answer.text))
         if not _stays(route):
             self._declared.discard(name)  # RabbitMQ may delete it at any moment, with its last user.
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from amqp.serialization import dumps
 
 from msgbus.drivers.base import Address
 from msgbus.drivers.kombu import frames
@@ -63,10 +64,10 @@ class Sending:
         self.publisher = Publisher(cast("Any", self.wire), topology.route, cast("Any", None))
         self.publisher.open()
         self.publisher.on_method(frames.CONFIRM_SELECT_OK, b"", 0, 0)
-        self.declared: list[object] = []
+        self.declared: list[tuple[object, bool]] = []
 
     def declare(self, address: Address) -> None:
-        self.publisher.declare(address, lambda refusal=None, *, hold=False: self.declared.append(refusal))
+        self.publisher.declare(address, lambda refusal=None, *, hold=False: self.declared.append((refusal, hold)))
 
     def moved_after(self, seconds: float) -> bool:
         """Whether it leaves RabbitMQ when so many seconds have passed."""
@@ -96,8 +97,29 @@ def test_a_declaration_that_is_answered() -> None:
     sending.declare(SHARED)
     assert not sending.moved_after(STALL_TIMEOUT - 0.1)
     sending.wire.channels[-1].on_method(frames.EXCHANGE_DECLARE_OK, b"", 0, 0)
-    assert sending.declared == [None]
+    assert sending.declared == [(None, False)]
     assert not sending.moved_after(3600)
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "may_end"),
+    [
+        (541, "INTERNAL_ERROR - Cannot declare a queue 'queue 'msgbus/t' in vhost '/'' on node 'a': noproc", True),
+        (404, "NOT_FOUND - home node 'a' of durable queue 'msgbus/t' in vhost '/' is down or inaccessible", True),
+        (405, "RESOURCE_LOCKED - cannot obtain exclusive access to locked queue 'msgbus/t' in vhost '/'", True),
+        (403, "ACCESS_REFUSED - configure access to queue 'msgbus/t' in vhost '/' refused for user 'u'", False),
+        (406, "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'msgbus/t' in vhost '/'", False),
+    ],
+)
+def test_a_declaration_that_is_refused(code: int, text: str, may_end: bool) -> None:
+    """Messages wait where that may end by itself, such as when a cluster loses a node. Else they fail at once."""
+    sending = Sending(quorum=True)
+    sending.declare(STORED)
+    closing = dumps("BsBB", (code, text, 0, 0))
+    sending.wire.channels[-1].on_method(frames.CHANNEL_CLOSE, closing, 0, len(closing))
+    ((refusal, hold),) = sending.declared
+    assert text in str(refusal)
+    assert hold is may_end
 
 
 def test_a_declaration_that_a_slow_network_has_not_taken_yet() -> None:
