@@ -246,7 +246,7 @@ class KombuFeed(Feed, Channel):
         """
         queue = self._queue
         differs = questions.differs_in_durability(Answer(code, text), queue.exchange)
-        if not differs or not queue.durable or queue.is_quorum or queue.is_stream:
+        if not differs or not self._alive or not queue.durable or queue.is_quorum or queue.is_stream:
             return False
         self._session.write(frames.method(self.number, frames.CHANNEL_CLOSE_OK))
         self._session.remove_channel(self)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from amqp.serialization import dumps
 
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, QueueInfo
@@ -19,6 +20,7 @@ from msgbus.drivers.kombu import frames
 from msgbus.drivers.kombu.feed import KombuFeed
 from msgbus.drivers.kombu.questions import Answer
 from msgbus.drivers.kombu.session import KombuSession
+from msgbus.drivers.kombu.topology import Exchange, Queue
 from msgbus.drivers.toolkit.consuming import Outcome
 from msgbus.drivers.toolkit.loop import FOREVER, LINGER, Loop
 from tests.support import EVENT_TIMEOUT, new_transport
@@ -424,6 +426,20 @@ def test_what_was_settled_before_the_connection_closes_is_written_before(still: 
     feed.settle(2, Outcome.ACCEPT)
     still.session.close()
     assert [payload[:4] for payload in still.payloads()] == [ACK, frames.CONNECTION_CLOSE]
+
+
+def test_a_subscription_that_is_closed_while_rabbitmq_refuses_its_exchange(still: Still) -> None:
+    """It ends. It would be declared again if it went on, as not durable."""
+    queue: Any = Queue("t", Exchange("openstack", "topic", True, False), "t", True, {}, False)
+    still.queue = queue
+    feed, ended = still.feed(10), []
+    source: Any = feed.source
+    source.refused = lambda _feed, why, permanent: ended.append(why)
+    feed.close()
+    text = "PRECONDITION_FAILED - inequivalent arg 'durable' for exchange 'openstack' in vhost '/'"
+    closing = dumps("BsBB", (406, text, 0, 0))
+    still.session._reader.feed(frames.method(feed.number, frames.CHANNEL_CLOSE, closing))
+    assert text in ended[0]
 
 
 @pytest.mark.parametrize("end", ["reject", "cancel", "close"])
