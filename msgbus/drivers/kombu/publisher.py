@@ -31,6 +31,10 @@ waits for it, before the next host is tried. A large message on a slow network t
 CLASSIC_TIMEOUT = 90.0
 """The same for the declaration of a classic queue. If only that queue's node is down, RabbitMQ 4 takes a minute to say
 so, and the other hosts cannot reach it either."""
+RENEW_WAIT = 2.0
+"""Seconds for which nothing is published, at most, until nothing is in flight and the channel can be reopened."""
+RENEW_PAUSE = 30.0
+"""Seconds until that is tried again, if something was still in flight then."""
 MOVE_PAUSE = 30.0
 """Seconds after one change of the host until another may follow for a declaration. Perhaps no host can make it, and
 each change leaves the outcome of other messages unknown."""
@@ -63,6 +67,8 @@ class Publisher(Channel):
         self._refusals = Refusals(session, route, self._renew)
         self._declaring: dict[str, _Declaration] = {}
         self._changed_at = self._progress = session.loop.now()  # Opening or closing the channel was asked for.
+        self._renewing_since = 0.0
+        self._renew_from = 0.0  # Not before that.
         self._start_clean()
 
     def _start_clean(self) -> None:
@@ -230,9 +236,11 @@ class Publisher(Channel):
         If a quorum queue loses its leader, a channel of RabbitMQ 3.10 may go on asking the old leader, and refuse every
         message until that node is back.
         """
-        if not self._is_open or self._renewing or self._session.loop.now() - self._changed_at < RENEW_AFTER:
+        now = self._session.loop.now()
+        if not self._is_open or self._renewing or now < self._renew_from or now - self._changed_at < RENEW_AFTER:
             return
         self._renewing = True
+        self._renewing_since = now
         self._session.line.sendable(False)
         self._close_when_empty()
 
@@ -243,9 +251,18 @@ class Publisher(Channel):
             LOG.debug("the publishing channel is reopened")
             self._session.write(frames.channel_close(self.number))
 
+    def _keep_channel(self, now: float) -> None:
+        """Go on with a channel that cannot be reopened soon: a queue that does not confirm must not stop all others."""
+        if self._renewing and self._is_open and now - self._renewing_since >= RENEW_WAIT:
+            self._renewing = False
+            self._renew_from = now + RENEW_PAUSE
+            LOG.debug("the publishing channel is not reopened: some messages have not been confirmed for long")
+            self._session.line.sendable()
+
     def on_tick(self, now: float) -> None:
         """Called each second: leave a RabbitMQ that has stopped answering, though it says that it takes messages."""
         self._close_when_empty()
+        self._keep_channel(now)
         if self._session.line.blocked is not None:
             return
         since = max(self._progress, self._session.taken_at) if self._in_flight else now

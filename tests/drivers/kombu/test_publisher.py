@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from amqp.serialization import dumps
 from msgbus.drivers.base import Address
 from msgbus.drivers.kombu import frames
 from msgbus.drivers.kombu.channel import Channel
-from msgbus.drivers.kombu.publisher import CLASSIC_TIMEOUT, STALL_TIMEOUT, Publisher
+from msgbus.drivers.kombu.publisher import CLASSIC_TIMEOUT, RENEW_PAUSE, RENEW_WAIT, STALL_TIMEOUT, Publisher
 from msgbus.drivers.kombu.topology import NativeTopology
 from tests.drivers.kombu.test_session import Peer, Still
 
@@ -27,12 +28,16 @@ class Wire:
         self.seconds = 1000.0
         self.taken_at = 0.0
         self.loop = SimpleNamespace(now=lambda: self.seconds)
-        self.line = SimpleNamespace(blocked=None, sendable=lambda _sendable=True: None)
+        self.line = SimpleNamespace(blocked=None, sendable=self._set_sendable)
+        self.is_sendable = False
         self.frame_max = 131072
         self.is_open = True
         self.channels: list[Channel] = []
         self.has_channels = True
         self.moves: list[str] = []
+
+    def _set_sendable(self, is_sendable: bool = True) -> None:
+        self.is_sendable = is_sendable
 
     def name(self) -> str:
         return "RabbitMQ"
@@ -69,10 +74,18 @@ class Sending:
     def declare(self, address: Address) -> None:
         self.publisher.declare(address, lambda refusal=None, *, hold=False: self.declared.append((refusal, hold)))
 
-    def moved_after(self, seconds: float) -> bool:
-        """Whether it leaves RabbitMQ when so many seconds have passed."""
+    def can_send(self) -> bool:
+        """Whether messages are passed on to it."""
+        return self.wire.is_sendable
+
+    def tick(self, seconds: float) -> None:
+        """Have so many seconds pass."""
         self.wire.seconds += seconds
         self.publisher.on_tick(self.wire.seconds)
+
+    def moved_after(self, seconds: float) -> bool:
+        """Whether it leaves RabbitMQ when so many seconds have passed."""
+        self.tick(seconds)
         return bool(self.wire.moves)
 
 
@@ -156,6 +169,25 @@ def test_a_channel_that_is_reopened() -> None:
     sending.publisher.on_method(frames.CHANNEL_CLOSE_OK, b"", 0, 0)
     assert not sending.moved_after(STALL_TIMEOUT - 0.1)
     assert sending.moved_after(0.1)
+
+
+def test_a_channel_that_cannot_be_reopened_soon() -> None:
+    """One queue that takes nothing and another that confirms nothing must not stop all messages to others."""
+    sending = Sending()
+    sending.wire.seconds += 3600
+    unconfirmed: Any = SimpleNamespace(sent=Future())
+    sending.publisher._in_flight[1] = unconfirmed
+    sending.publisher._renew()
+    assert not sending.can_send()
+    sending.tick(RENEW_WAIT)
+    assert sending.can_send()
+    sending.publisher._renew()
+    assert sending.can_send()
+    sending.tick(RENEW_PAUSE)
+    unconfirmed.sent.set_result(None)
+    sending.publisher._renew()
+    assert not sending.can_send()
+    assert not sending.publisher._is_open
 
 
 @pytest.fixture
