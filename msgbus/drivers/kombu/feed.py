@@ -224,8 +224,10 @@ class KombuFeed(Feed, Channel):
                 return
             if code == questions.INTERNAL_ERROR:
                 self._count_in_vain(at_least=REFUSAL_COUNTS)
+            has_closed = not self._alive
             self._end(frames.method(self.number, frames.CHANNEL_CLOSE_OK))
-            self._session.remove_channel(self)
+            if not has_closed:  # Else they have crossed, and RabbitMQ answers with CHANNEL_CLOSE_OK as well.
+                self._session.remove_channel(self)
             name, where = self._session.name(), f"{self.source.address}, queue {self._queue.name!r}"
             why = f"{name} refuses {where}: {explain(code, text)}"
             if self._is_lost:

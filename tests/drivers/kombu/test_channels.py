@@ -8,10 +8,12 @@ from functools import partial
 from typing import Any
 
 import pytest
+from amqp.serialization import dumps
 
 from msgbus import TransportUnavailable
 from msgbus.drivers.kombu import frames, questions
 from msgbus.drivers.kombu.questions import Answer, Question
+from msgbus.drivers.kombu.topology import DEFAULT_EXCHANGE
 from msgbus.drivers.toolkit.loop import Loop
 from tests.drivers.kombu.test_session import Peer, Still
 
@@ -106,6 +108,28 @@ def test_a_question_that_could_not_be_asked_in_time_is_not_asked(make: Make, mon
     assert asked(still) == []
     assert ask(still, 1) == []
     assert len(asked(still)) == 1
+
+
+def test_a_number_is_free_when_rabbitmq_has_answered_the_close(make: Make) -> None:
+    """Also where RabbitMQ closes the channel at the same moment: then it sends both, its close and its answer.
+
+    The answer would end the next channel with that number.
+    """
+    still = make(3)
+    still.queue.exchange = DEFAULT_EXCHANGE
+    feed, ended = still.feed(10), []
+    source: Any = feed.source
+    source.refused = lambda _feed, why, permanent: ended.append(why)
+    source.closed = ended.append
+    feed.close()
+    closing = dumps("BsBB", (404, "NOT_FOUND - no queue 'q' in vhost '/'", 0, 0))
+    still.session._reader.feed(frames.method(feed.number, frames.CHANNEL_CLOSE, closing))
+    assert "no queue 'q'" in ended[0]
+    still.feed(10)
+    with pytest.raises(TransportUnavailable):
+        still.feed(10)
+    still.session._reader.feed(frames.method(feed.number, frames.CHANNEL_CLOSE_OK))
+    still.feed(10)
 
 
 def test_a_check_that_is_not_answered_is_not_begun_again(make: Make) -> None:
