@@ -277,7 +277,7 @@ class KombuFeed(Feed, Channel):
         queue = self._queue
         if not self.source.consuming or not self._alive:
             return
-        if self._check is not None and self._check.is_open:
+        if self._check is not None and self._check.is_pending:
             return  # It is not asked again, on one more channel each time, while RabbitMQ does not answer.
         if queue.key is None:
             ask, last = partial(questions.inspect_queue, queue=queue.name), frames.QUEUE_DECLARE_OK

@@ -61,7 +61,7 @@ class Question(Channel):
 
     Attributes:
         asked_at: when it was asked, in seconds of `Loop.now`; None: it still waits for a channel.
-        is_open: it has a channel, or waits for one. RabbitMQ may answer long after `on_answer` was called.
+        is_pending: RabbitMQ is still to answer it, or to be asked. It may answer long after `on_answer` was called.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Question(Channel):
         self._timeout = timeout
         self._info: QueueInfo | None = None
         self.asked_at: float | None = None
-        self.is_open = False
+        self.is_pending = False
 
     def start(self) -> None:
         """Ask, as soon as there is a channel. On the loop's thread."""
@@ -97,7 +97,7 @@ class Question(Channel):
             return
         if self._timeout is not None:
             self._session.loop.call_later(self._timeout, self._on_timeout, self._timeout)
-        self.is_open = True
+        self.is_pending = True
         self._session.add_soon(self, self._begin)
 
     def _begin(self) -> None:
@@ -109,7 +109,8 @@ class Question(Channel):
             # The channel stays until RabbitMQ does answer: its number cannot be used again before.
             self._answer(Answer(SILENT, f"no answer within {timeout:g} s"))
         else:
-            self._end()
+            self.is_pending = False
+            self._session.remove_channel(self)
             text = f"it was not asked: there was no channel left for {timeout:g} s, as it has not answered others"
             self._answer(Answer(NO_CHANNEL, text))
 
@@ -118,19 +119,17 @@ class Question(Channel):
             messages, consumers = frames.read_declare_ok(buffer, at)
             self._info = QueueInfo(consumers, messages)
         if ids == self._last:
+            self.is_pending = False
             self._session.write(frames.channel_close(self.number))
             self._answer(Answer(0, info=self._info))
         elif ids == frames.CHANNEL_CLOSE:
             code, text = frames.read_close(buffer, at, end)
+            self.is_pending = False
             self._session.write(frames.method(self.number, frames.CHANNEL_CLOSE_OK))
-            self._end()
+            self._session.remove_channel(self)
             self._answer(Answer(code, text, self._info))
         elif ids == frames.CHANNEL_CLOSE_OK:
-            self._end()
-
-    def _end(self) -> None:
-        self.is_open = False
-        self._session.remove_channel(self)
+            self._session.remove_channel(self)
 
     def on_down(self, error: TransportUnavailable) -> None:
         self._answer(Answer(DISCONNECTED, str(error)))
@@ -138,6 +137,43 @@ class Question(Channel):
     def _answer(self, answer: Answer) -> None:
         on_answer, self._on_answer = self._on_answer, None
         if on_answer is not None:
+            on_answer(answer)
+
+
+class Questions:
+    """Asks each question once at a time. On the loop's thread.
+
+    Whoever has the same question meanwhile gets the same answer. Nor is it asked again, on one more channel each time,
+    while RabbitMQ owes the answer to an earlier one.
+    """
+
+    def __init__(self, session: Wire) -> None:
+        self._session = session
+        self._waiting: dict[tuple[object, ...], list[Callable[[Answer], None]]] = {}
+        self._owed: dict[tuple[object, ...], Question] = {}
+
+    def ask(
+        self,
+        key: tuple[object, ...],
+        ask: Callable[[int], bytes],
+        last: bytes,
+        on_answer: Callable[[Answer], None],
+    ) -> None:
+        """Ask, unless it has been asked: `key` says what. The rest is as for `Question`."""
+        waiting = self._waiting.setdefault(key, [])
+        waiting.append(on_answer)
+        if len(waiting) > 1:
+            return
+        if key in self._owed and self._owed[key].is_pending:
+            self._on_answer(key, Answer(SILENT, "no answer yet to the same question, asked before"))
+            return
+        question = self._owed[key] = Question(self._session, ask, last, partial(self._on_answer, key))
+        question.start()
+
+    def _on_answer(self, key: tuple[object, ...], answer: Answer) -> None:
+        if answer.code != SILENT:
+            self._owed = {other: question for other, question in self._owed.items() if question.is_pending}
+        for on_answer in self._waiting.pop(key):
             on_answer(answer)
 
 
@@ -192,32 +228,27 @@ def inspect_exchange(channel: int, exchange: Exchange) -> bytes:
 
 
 class Inspections:
-    """Inspects queues for the driver's `inspect`. Concurrent requests for one queue share the answer."""
+    """Inspects queues for the driver's `inspect`."""
 
     def __init__(self, session: Wire) -> None:
         self._session = session
-        self._asked: dict[str, list[Future[QueueInfo]]] = {}
+        self._questions = Questions(session)
 
     def start(self, queue: str, found: Future[QueueInfo]) -> None:
         """Inspect a queue. On the loop's thread."""
-        waiting = self._asked.setdefault(queue, [])
-        waiting.append(found)
-        if len(waiting) == 1:
-            ask = partial(inspect_queue, queue=queue)
-            done = partial(self._on_answer, queue)
-            Question(self._session, ask, frames.QUEUE_DECLARE_OK, done).start()
+        ask = partial(inspect_queue, queue=queue)
+        self._questions.ask((queue,), ask, frames.QUEUE_DECLARE_OK, partial(self._on_answer, queue, found))
 
-    def _on_answer(self, queue: str, answer: Answer) -> None:
-        for found in self._asked.pop(queue, []):
-            if answer.info is not None:
-                finish(found, answer.info)
-            elif answer.code == NOT_FOUND and not answer.node_is_down:
-                fail(found, MessageUndeliverable(f"{self._session.name()}: {explain(answer.code, answer.text)}"))
-            elif answer.code == DISCONNECTED:
-                fail(found, TransportUnavailable(answer.text))
-            else:
-                why = explain(answer.code, answer.text)
-                fail(found, TransportUnavailable(f"{self._session.name()}: queue {queue!r} cannot be inspected: {why}"))
+    def _on_answer(self, queue: str, found: Future[QueueInfo], answer: Answer) -> None:
+        if answer.info is not None:
+            finish(found, answer.info)
+        elif answer.code == NOT_FOUND and not answer.node_is_down:
+            fail(found, MessageUndeliverable(f"{self._session.name()}: {explain(answer.code, answer.text)}"))
+        elif answer.code == DISCONNECTED:
+            fail(found, TransportUnavailable(answer.text))
+        else:
+            why = explain(answer.code, answer.text)
+            fail(found, TransportUnavailable(f"{self._session.name()}: queue {queue!r} cannot be inspected: {why}"))
 
 
 # Words

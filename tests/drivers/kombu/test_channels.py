@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from amqp.serialization import dumps
 
 from msgbus import TransportUnavailable
+from msgbus.drivers.base import Address, QueueInfo
 from msgbus.drivers.kombu import frames, questions
 from msgbus.drivers.kombu.questions import Answer, Question
 from msgbus.drivers.kombu.topology import DEFAULT_EXCHANGE
@@ -145,6 +147,35 @@ def test_a_check_that_is_not_answered_is_not_begun_again(make: Make) -> None:
     answer(still, channel)
     feed.check_queue()
     assert len(asked(still)) == 1
+
+
+def test_a_queue_is_not_inspected_again_while_rabbitmq_has_not_answered(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error comes at once, and no further channel is taken: who looks each second would take them all."""
+    still = make(2047)
+    now = Loop.now()
+    monkeypatch.setattr(Loop, "now", staticmethod(lambda: now))
+
+    def inspect() -> Future[QueueInfo]:
+        found: Future[QueueInfo] = Future()
+        still.session.inspect(Address("topic", "msgbus", "t"), found)
+        return found
+
+    late, same = inspect(), inspect()
+    ((channel, _),) = asked(still)
+    now += 2.1
+    still.loop.step()
+    again = inspect()
+    assert asked(still) == []
+    for each in (late, same, again):
+        with pytest.raises(TransportUnavailable, match="'msgbus/t' cannot be inspected: no answer"):
+            each.result(0)
+    answer(still, channel)
+    found = inspect()
+    ((channel, _),) = asked(still)
+    answer(still, channel)
+    assert found.result(0) == QueueInfo(0, 0)
 
 
 def test_questions_that_wait_end_with_the_connection(make: Make) -> None:
