@@ -41,9 +41,10 @@ each change leaves the outcome of other messages unknown."""
 
 
 class _Declaration(NamedTuple):
-    """What RabbitMQ was asked to declare: how long that may take, and who waits for it."""
+    """What RabbitMQ is to declare: since when, how long that may take once it is asked, and who waits for it."""
 
     question: Question
+    since: float
     timeout: float
     waiting: list[OnDeclared]
 
@@ -142,7 +143,7 @@ class Publisher(Channel):
         question = Question(self._session, ask, last, on_answer, timeout=None)
         is_classic = route.queue is not None and not route.queue.is_quorum
         timeout = CLASSIC_TIMEOUT if is_classic else STALL_TIMEOUT
-        self._declaring[name] = _Declaration(question, timeout, [declared])
+        self._declaring[name] = _Declaration(question, self._session.loop.now(), timeout, [declared])
         question.start()
 
     def _on_declared(self, name: str, route: Route, address: Address, answer: Answer) -> None:
@@ -273,10 +274,10 @@ class Publisher(Channel):
             return
         for name, declaration in self._declaring.items():
             asked_at = declaration.question.asked_at
-            if asked_at is None:
-                continue  # It waits for others: they are here, too.
-            waits = now - max(asked_at, self._session.taken_at)
-            if waits >= declaration.timeout:
+            # Before that it waits for other questions, which may be about classic queues.
+            timeout = CLASSIC_TIMEOUT if asked_at is None else declaration.timeout
+            waits = now - max(asked_at or declaration.since, self._session.taken_at)
+            if waits >= timeout:
                 reason = f"{self._session.name()} has not declared {name} for {waits:.0f} s"
                 self._session.move(reason, pause=MOVE_PAUSE)
                 return
