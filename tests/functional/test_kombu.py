@@ -21,7 +21,9 @@ import trustme
 import msgbus
 from msgbus.conformance.waiting import Task, until
 from msgbus.drivers.base import Address, Capability, Delivery, Message, QueueInfo
+from msgbus.drivers.kombu.feed import CHECK_TIMEOUT
 from msgbus.drivers.kombu.publisher import STALL_TIMEOUT
+from msgbus.drivers.kombu.session import CHECK_INTERVAL
 from msgbus.message import JSON, DeadLetter
 from tests.functional.brokers.processes import free_ports
 from tests.functional.brokers.proxy import Proxy
@@ -298,6 +300,27 @@ def test_a_memory_alarm_blocks_senders_and_not_servers(rabbitmq: RabbitMQ, conne
         until(lambda: 99 in runs, "and arrive")
 
 
+def test_an_alarm_is_no_reason_to_change_the_host(rabbitmq: RabbitMQ, connect: Connect) -> None:
+    """RabbitMQ answers nothing on a connection that it does not read, nor would it on one to the next host."""
+    query = "?quorum_queues=true"
+    with serving(connect(rabbitmq.url + query), "steadfast"), ExitStack() as stack:
+        proxies = [stack.enter_context(closing(Proxy(rabbitmq.port))) for _ in range(2)]
+        hosts = ",".join(f"guest:guest@127.0.0.1:{proxy.port}" for proxy in proxies)
+        transport = connect(f"rabbit://{hosts}/{query}")
+        stack.callback(transport.cleanup)
+        client = client_of(transport, "steadfast", CHECK_INTERVAL + CHECK_TIMEOUT + 3)
+        assert client.call({}, "echo", value=1) == 1
+        rabbitmq.memory_alarm(True)
+        try:
+            with pytest.raises(msgbus.TransportBlocked, match="memory"):
+                client.cast({}, "echo", value=2)
+        finally:
+            rabbitmq.memory_alarm(False)
+        assert proxies[1].connections == 0
+        assert client.call({}, "echo", value=3) == 3
+        assert proxies[1].connections == 0
+
+
 def _works(client: msgbus.RPCClient) -> bool:
     try:
         client.cast({}, "work", number=99)
@@ -437,6 +460,17 @@ def test_a_large_message_on_a_slow_network_arrives(rabbitmq: RabbitMQ, connect: 
         client.cast({}, "echo", value=value)
         until(lambda: len(endpoint.runs) > 1, "it has arrived", 20)
     assert endpoint.runs == [1, value]
+
+
+def test_a_host_that_does_not_answer_a_declaration_is_left(rabbitmq: RabbitMQ, connect: Connect) -> None:
+    """As one that confirms nothing, and long before heartbeats are missing: the call is sent to the next host."""
+    with serving(connect(rabbitmq.url), "undeclared"), ExitStack() as stack:
+        proxies = [stack.enter_context(closing(Proxy(rabbitmq.port))) for _ in range(2)]
+        hosts = ",".join(f"guest:guest@127.0.0.1:{proxy.port}" for proxy in proxies)
+        transport = connect(f"rabbit://{hosts}/")
+        transport.inbox(time.monotonic() + 20)
+        proxies[0].stall()
+        assert client_of(transport, "undeclared", 30).call({}, "echo", value=1) == 1
 
 
 def test_a_silent_connection_is_given_up(rabbitmq: RabbitMQ, proxy: Proxy, connect: Connect) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from msgbus.drivers.base import Message
@@ -25,13 +26,14 @@ class Wire(Protocol):
         loop: the transport's.
         line: the driver's line that this is a session of.
         frame_max: the largest frame, in bytes.
-        taken_at: when the network last took some of what had waited for it for a second.
+        hindered_at: when RabbitMQ was last known to be kept from answering: the network was still taking what had
+            waited for it for a second, or RabbitMQ took no messages, and read nothing. In seconds of `Loop.now`.
     """
 
     loop: Loop
     line: Line
     frame_max: int
-    taken_at: float
+    hindered_at: float
 
     @property
     def is_open(self) -> bool:
@@ -41,14 +43,20 @@ class Wire(Protocol):
         """The RabbitMQ at the other end."""
 
     def add(self, channel: Channel) -> None:
-        """Give a channel its number; the caller opens it. On the loop's thread.
+        """Give a lasting channel its number; the caller opens it. On the loop's thread.
 
         Raises:
-            TransportUnavailable: there are too many channels already.
+            TransportUnavailable: there are too many already.
+        """
+
+    def add_soon(self, channel: Channel, begin: Callable[[], None]) -> None:
+        """Give the channel of a question its number, and call `begin`, which opens it. On the loop's thread.
+
+        If too many questions are open, that is done when another one has ended.
         """
 
     def remove_channel(self, channel: Channel) -> None:
-        """The channel is closed. On the loop's thread."""
+        """The channel is closed, or need not be opened any more. On the loop's thread."""
 
     def write(self, data: bytes) -> None:
         """Write, now or together with other data. Any thread."""
@@ -71,11 +79,11 @@ class Wire(Protocol):
     def flush(self) -> None:
         """Write what has gathered: by the loop if it is awake, else on this thread."""
 
-    def move(self, reason: str) -> None:
+    def move(self, reason: str, *, pause: float = 0.0) -> None:
         """Give up a connection that is open but does not work, for one to the next host.
 
         A node that is cut off from its cluster keeps its connections, but cannot serve them. With only one host this
-        does nothing.
+        does nothing; nor does it within `pause` seconds of the last time that it did something.
         """
 
 

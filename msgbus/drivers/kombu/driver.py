@@ -25,12 +25,17 @@ from msgbus.drivers.toolkit.broker import BrokerDriver
 from msgbus.drivers.toolkit.loop import FOREVER, LINGER, Loop
 from msgbus.drivers.toolkit.session import Line
 from msgbus.drivers.toolkit.tls import check_tls_files
+from msgbus.exceptions import TransportUnavailable
 from msgbus.options import connection_opts, hosts_of, read_driver_options
 
 if TYPE_CHECKING:
     from msgbus.drivers.kombu.session import Connection, KombuSession
     from msgbus.drivers.kombu.topology import Route, Topology
     from msgbus.url import TransportHost, TransportURL
+
+
+MIN_CHANNELS = 3
+"""The fewest channels with which a connection can be used: one to send, one for the inbox, and one to ask RabbitMQ."""
 
 
 def _old(name: str) -> list[cfg.DeprecatedOpt]:
@@ -119,6 +124,7 @@ class KombuDriver(BrokerDriver):
         compression: how the bodies of messages are compressed; empty: not at all.
         decompressed_max: the most bytes of a received body once it is decompressed; None: it is not decompressed.
         has_more_hosts: more than one host is configured.
+        moved_at: when a connection last left a node that does not answer, in seconds of `Loop.now`.
         sessions: the present ones.
     """
 
@@ -168,6 +174,7 @@ class KombuDriver(BrokerDriver):
 
         super()._start_clean()
         self.sessions: tuple[KombuSession, ...] = ()
+        self.moved_at = -FOREVER
         self.loop.before_sleep = self._before_sleep
         self.loop.write_rest = self._write
 
@@ -223,7 +230,13 @@ class KombuDriver(BrokerDriver):
 
         transport.Connection = make  # py-amqp leaves the socket open if the log-in fails.
         try:
-            return cast("Connection", transport.establish_connection())
+            opened = cast("Connection", transport.establish_connection())
+            if opened.channel_max < MIN_CHANNELS:
+                raise TransportUnavailable(
+                    f"its channel_max is {opened.channel_max}, and a connection of msgbus needs at least "
+                    f"{MIN_CHANNELS} channels: set channel_max in rabbitmq.conf higher"
+                )
+            return opened
         except BaseException:
             for failed in made:
                 failed.collect()
@@ -241,6 +254,7 @@ class KombuDriver(BrokerDriver):
 
     def on_move(self, line: Line) -> None:
         """A connection leaves a node that does not answer: the consuming connection to it has to leave too."""
+        self.moved_at = self.loop.now()
         other = self.consuming
         if line is self.sending and line.host is other.host and other.session is not None:
             reason = f"{self.name()} does not answer to what is published; the next host is tried"
@@ -258,6 +272,8 @@ class KombuDriver(BrokerDriver):
             check = f"rabbitmqctl authenticate_user {host.username}"
             return f"the log-in was refused; check user, password and login_method: {check}", True
         text = str(error) or type(error).__name__
+        if isinstance(error, TransportUnavailable):
+            return text, True
         if isinstance(error, amqp.exceptions.NotAllowed):
             return f"{text}; check the virtual host and the user's rights in it: rabbitmqctl list_permissions", True
         if isinstance(error, amqp.exceptions.AMQPError) or "closed the connection" in text:

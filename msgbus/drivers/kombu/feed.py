@@ -65,6 +65,7 @@ class KombuFeed(Feed, Channel):
         self._is_stream = self._queue.is_stream
         self._without_leader = 0  # So many checks in a row have found no consumer.
         self._is_cancelled = False
+        self._check: Question | None = None  # The last one.
         self._lock = threading.Lock()
         self._alive = True
         self._unsettled: set[int] = set()
@@ -223,8 +224,10 @@ class KombuFeed(Feed, Channel):
                 return
             if code == questions.INTERNAL_ERROR:
                 self._count_in_vain(at_least=REFUSAL_COUNTS)
+            has_closed = not self._alive
             self._end(frames.method(self.number, frames.CHANNEL_CLOSE_OK))
-            self._session.remove_channel(self)
+            if not has_closed:  # Else they have crossed, and RabbitMQ answers with CHANNEL_CLOSE_OK as well.
+                self._session.remove_channel(self)
             name, where = self._session.name(), f"{self.source.address}, queue {self._queue.name!r}"
             why = f"{name} refuses {where}: {explain(code, text)}"
             if self._is_lost:
@@ -245,7 +248,7 @@ class KombuFeed(Feed, Channel):
         """
         queue = self._queue
         differs = questions.differs_in_durability(Answer(code, text), queue.exchange)
-        if not differs or not queue.durable or queue.is_quorum or queue.is_stream:
+        if not differs or not self._alive or not queue.durable or queue.is_quorum or queue.is_stream:
             return False
         self._session.write(frames.method(self.number, frames.CHANNEL_CLOSE_OK))
         self._session.remove_channel(self)
@@ -274,24 +277,36 @@ class KombuFeed(Feed, Channel):
         queue = self._queue
         if not self.source.consuming or not self._alive:
             return
+        if self._check is not None and self._check.is_pending:
+            self._leave_if_silent()
+            return  # It is not asked again, on one more channel each time, while RabbitMQ does not answer.
         if queue.key is None:
             ask, last = partial(questions.inspect_queue, queue=queue.name), frames.QUEUE_DECLARE_OK
         else:
             ask, last = partial(questions.inspect_and_bind, queue=queue), frames.QUEUE_BIND_OK
-        Question(self._session, ask, last, self._on_checked, CHECK_TIMEOUT).start()
+        self._check = Question(self._session, ask, last, self._on_checked, CHECK_TIMEOUT)
+        self._check.start()
 
     def _on_checked(self, answer: Answer) -> None:
         if answer.code == 0:
             self._check_leader(answer)
         elif answer.code < 0:
-            if answer.code == questions.SILENT and self._alive and self._queue.is_quorum:
-                self._session.move(f"{self._session.name()} has not answered for {CHECK_TIMEOUT:g} s")
+            self._leave_if_silent()
         elif answer.code != questions.NOT_FOUND:
             why = explain(answer.code, answer.text)
             LOG.warning("%s: it is not known whether its queue is bound: %s", self.source.address, why)
         elif self._alive and answer.info is None and not answer.node_is_down:
             self._end(frames.channel_close(self.number))
             self.source.lost(self, f"{self._session.name()} has lost queue {self._queue.name!r}")
+
+    def _leave_if_silent(self) -> None:
+        """Leave a node that does not answer a check, though nothing keeps it from that."""
+        check = self._check
+        if not self._alive or not self._queue.is_quorum or check is None or check.asked_at is None:
+            return
+        waits = Loop.now() - max(check.asked_at, self._session.hindered_at)
+        if check.is_pending and waits >= CHECK_TIMEOUT:
+            self._session.move(f"{self._session.name()} has not answered for {waits:.0f} s")
 
     def _check_leader(self, answer: Answer) -> None:
         """Consume again where RabbitMQ knows of no consumer.
@@ -317,7 +332,7 @@ class KombuFeed(Feed, Channel):
         limit = STALL_TIMEOUT
         if self._is_lost:
             limit = DELETE_TIMEOUT if self._queue.own else LOST_TIMEOUT
-        waits = now - self.source.waits_since
+        waits = now - max(self.source.waits_since, self._session.hindered_at)
         if waits < limit:
             return False
         self._session.move(self._not_declared(waits))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgbus.drivers.base import Address
 from msgbus.drivers.kombu import frames, questions
 from msgbus.drivers.kombu.channel import Channel, Wire
 from msgbus.drivers.kombu.compression import compress
-from msgbus.drivers.kombu.questions import Answer, Question, explain
+from msgbus.drivers.kombu.questions import Answer, Question, explain, is_temporary
 from msgbus.drivers.kombu.refusals import RENEW_AFTER, Refusals
 from msgbus.drivers.kombu.topology import Route
 from msgbus.drivers.toolkit.sending import Offer, OnDeclared, Outgoing, Sender
@@ -26,8 +26,27 @@ one."""
 MAX_PREFIXES = 10_000
 """How many prepared basic.publish frames are kept: one for each client that is answered, and each topic."""
 STALL_TIMEOUT = 5.0
-"""Seconds for which RabbitMQ may confirm nothing, and the network take nothing of what waits for it, before the next
-host is tried. A large message on a slow network takes longer until it is confirmed."""
+"""Seconds for which RabbitMQ may confirm nothing, or not answer a declaration, before the next host is tried. They
+begin when nothing keeps it from answering: a large message on a slow network takes longer until it is confirmed."""
+CLASSIC_TIMEOUT = 90.0
+"""The same for the declaration of a classic queue. If only that queue's node is down, RabbitMQ 4 takes a minute to say
+so, and the other hosts cannot reach it either."""
+RENEW_WAIT = 2.0
+"""Seconds for which nothing is published, at most, until nothing is in flight and the channel can be reopened."""
+RENEW_PAUSE = 30.0
+"""Seconds until that is tried again, if something was still in flight then."""
+MOVE_PAUSE = 30.0
+"""Seconds after one change of the host until another may follow for a declaration. Perhaps no host can make it, and
+each change leaves the outcome of other messages unknown."""
+
+
+class _Declaration(NamedTuple):
+    """What RabbitMQ is to declare: since when, how long that may take once it is asked, and who waits for it."""
+
+    question: Question
+    since: float
+    timeout: float
+    waiting: list[OnDeclared]
 
 
 class Publisher(Channel):
@@ -47,8 +66,10 @@ class Publisher(Channel):
         self._sender = sender
         self._compression = compression
         self._refusals = Refusals(session, route, self._renew)
-        self._declaring: dict[str, list[OnDeclared]] = {}
-        self._opened_at = self._progress = session.loop.now()
+        self._declaring: dict[str, _Declaration] = {}
+        self._changed_at = self._progress = session.loop.now()  # Opening or closing the channel was asked for.
+        self._renewing_since = 0.0
+        self._renew_from = 0.0  # Not before that.
         self._start_clean()
 
     def _start_clean(self) -> None:
@@ -63,7 +84,7 @@ class Publisher(Channel):
     def open(self) -> None:
         """Open the channel, and turn on confirms."""
         self._start_clean()
-        self._opened_at = self._session.loop.now()
+        self._changed_at = self._session.loop.now()
         self._session.add(self)
         self._session.write(frames.channel_open(self.number) + frames.confirm_select(self.number))
 
@@ -114,16 +135,20 @@ class Publisher(Channel):
         if name is None:
             declared()
             return
-        waiting = self._declaring.setdefault(name, [])
-        waiting.append(declared)
-        if len(waiting) == 1:
-            ask, last = partial(questions.declare, route=route), questions.last_of_declare(route)
-            on_answer = partial(self._on_declared, name, route, address)
-            Question(self._session, ask, last, on_answer, timeout=None).start()
+        if name in self._declaring:
+            self._declaring[name].waiting.append(declared)
+            return
+        ask, last = partial(questions.declare, route=route), questions.last_of_declare(route)
+        on_answer = partial(self._on_declared, name, route, address)
+        question = Question(self._session, ask, last, on_answer, timeout=None)
+        is_classic = route.queue is not None and not route.queue.is_quorum
+        timeout = CLASSIC_TIMEOUT if is_classic else STALL_TIMEOUT
+        self._declaring[name] = _Declaration(question, self._session.loop.now(), timeout, [declared])
+        question.start()
 
     def _on_declared(self, name: str, route: Route, address: Address, answer: Answer) -> None:
-        """It was declared; or RabbitMQ refuses it, and the messages that need it fail."""
-        waiting = self._declaring.pop(name, [])
+        """It was declared; or RabbitMQ refuses it. Then the messages that need it fail, or wait if that may end."""
+        waiting = self._declaring.pop(name).waiting
         if answer.code == questions.DISCONNECTED:
             return
         refusal = None
@@ -133,7 +158,7 @@ class Publisher(Channel):
             text = f"{self._session.name()} refuses {address}: {explain(answer.code, answer.text)}"
             refusal = TransportUnavailable(text)
         for declared in waiting:
-            declared(refusal, hold=answer.node_is_down)
+            declared(refusal, hold=is_temporary(answer.code, answer.text))
         if not _stays(route):
             self._declared.discard(name)  # RabbitMQ may delete it at any moment, with its last user.
 
@@ -212,28 +237,50 @@ class Publisher(Channel):
         If a quorum queue loses its leader, a channel of RabbitMQ 3.10 may go on asking the old leader, and refuse every
         message until that node is back.
         """
-        if not self._is_open or self._renewing or self._session.loop.now() - self._opened_at < RENEW_AFTER:
+        now = self._session.loop.now()
+        if not self._is_open or self._renewing or now < self._renew_from or now - self._changed_at < RENEW_AFTER:
             return
         self._renewing = True
+        self._renewing_since = now
         self._session.line.sendable(False)
         self._close_when_empty()
 
     def _close_when_empty(self) -> None:
         if self._renewing and self._is_open and all(out.sent.done() for out in list(self._in_flight.values())):
             self._is_open = False
+            self._changed_at = self._session.loop.now()
             LOG.debug("the publishing channel is reopened")
             self._session.write(frames.channel_close(self.number))
 
+    def _keep_channel(self, now: float) -> None:
+        """Go on with a channel that cannot be reopened soon: a queue that does not confirm must not stop all others."""
+        if self._renewing and self._is_open and now - self._renewing_since >= RENEW_WAIT:
+            self._renewing = False
+            self._renew_from = now + RENEW_PAUSE
+            LOG.debug("the publishing channel is not reopened: some messages have not been confirmed for long")
+            self._session.line.sendable()
+
     def on_tick(self, now: float) -> None:
-        """Called each second: check whether RabbitMQ has stopped confirming, though it says that it takes messages."""
+        """Called each second: leave a RabbitMQ that has stopped answering, though nothing keeps it from that."""
         self._close_when_empty()
-        if self._session.line.blocked is not None:
-            return
-        since = max(self._progress, self._session.taken_at) if self._in_flight else now
+        self._keep_channel(now)
+        hindered_at = self._session.hindered_at
+        since = self._progress if self._in_flight else now
         if not self._is_open:
-            since = self._opened_at
-        if now - since >= STALL_TIMEOUT:
-            self._session.move(f"{self._session.name()} has confirmed nothing for {now - since:.0f} s")
+            since = self._changed_at
+        waits = now - max(since, hindered_at)
+        if waits >= STALL_TIMEOUT:
+            self._session.move(f"{self._session.name()} has confirmed nothing for {waits:.0f} s")
+            return
+        for name, declaration in self._declaring.items():
+            asked_at = declaration.question.asked_at
+            # Before that it waits for other questions, which may be about classic queues.
+            timeout = CLASSIC_TIMEOUT if asked_at is None else declaration.timeout
+            waits = now - max(asked_at or declaration.since, hindered_at)
+            if waits >= timeout:
+                reason = f"{self._session.name()} has not declared {name} for {waits:.0f} s"
+                self._session.move(reason, pause=MOVE_PAUSE)
+                return
 
 
 def _to_declare(route: Route) -> str | None:

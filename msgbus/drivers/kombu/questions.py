@@ -25,6 +25,8 @@ DISCONNECTED = -1
 """The connection broke before the answer came."""
 SILENT = -2
 """No answer came in time."""
+NO_CHANNEL = -3
+"""It was not asked in time: other questions had all channels that the connection has for them."""
 INSPECT_TIMEOUT = 2.0
 """Seconds that inspecting a queue may take. RabbitMQ 4 takes a minute if the queue's node is down."""
 
@@ -39,7 +41,7 @@ class Answer(NamedTuple):
     """The answer to a `Question`.
 
     Attributes:
-        code: 0 if all was done; `DISCONNECTED`; `SILENT`; or the code with which RabbitMQ refuses.
+        code: 0 if all was done; `DISCONNECTED`; `SILENT`; `NO_CHANNEL`; or the code with which RabbitMQ refuses.
         text: why not, in RabbitMQ's words.
         info: from a queue.declare, if the question had one.
     """
@@ -55,7 +57,12 @@ class Answer(NamedTuple):
 
 
 class Question(Channel):
-    """Asks once. `on_answer` is called once, on the loop's thread."""
+    """Asks once. `on_answer` is called once, on the loop's thread.
+
+    Attributes:
+        asked_at: when it was asked, in seconds of `Loop.now`; None: it still waits for a channel.
+        is_pending: RabbitMQ is still to answer it, or to be asked. It may answer long after `on_answer` was called.
+    """
 
     def __init__(
         self,
@@ -80,32 +87,44 @@ class Question(Channel):
         self._on_answer: Callable[[Answer], None] | None = on_answer
         self._timeout = timeout
         self._info: QueueInfo | None = None
+        self.asked_at: float | None = None
+        self.is_pending = False
 
     def start(self) -> None:
-        """Ask. On the loop's thread."""
+        """Ask, as soon as there is a channel. On the loop's thread."""
         if not self._session.is_open:
             self._answer(Answer(DISCONNECTED, f"{self._session.name()} is not connected"))
             return
-        try:
-            self._session.add(self)
-        except TransportUnavailable as exc:
-            self._answer(Answer(SILENT, str(exc)))
-            return
-        self._session.write(frames.channel_open(self.number) + self._ask(self.number))
+        self.is_pending = True
+        self._session.add_soon(self, self._begin)
         if self._timeout is not None:
+            self._session.loop.call_later(self._timeout, self._on_timeout, self._timeout)
+
+    def _begin(self) -> None:
+        self.asked_at = self._session.loop.now()
+        self._session.write(frames.channel_open(self.number) + self._ask(self.number))
+
+    def _on_timeout(self, timeout: float) -> None:
+        if self.asked_at is not None:
             # The channel stays until RabbitMQ does answer: its number cannot be used again before.
-            silent = partial(self._answer, Answer(SILENT, f"no answer within {self._timeout:g} s"))
-            self._session.loop.call_later(self._timeout, silent)
+            self._answer(Answer(SILENT, f"no answer within {timeout:g} s"))
+        else:
+            self.is_pending = False
+            self._session.remove_channel(self)
+            text = f"it was not asked: there was no channel left for {timeout:g} s, as it has not answered others"
+            self._answer(Answer(NO_CHANNEL, text))
 
     def on_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
         if ids == frames.QUEUE_DECLARE_OK:
             messages, consumers = frames.read_declare_ok(buffer, at)
             self._info = QueueInfo(consumers, messages)
         if ids == self._last:
+            self.is_pending = False
             self._session.write(frames.channel_close(self.number))
             self._answer(Answer(0, info=self._info))
         elif ids == frames.CHANNEL_CLOSE:
             code, text = frames.read_close(buffer, at, end)
+            self.is_pending = False
             self._session.write(frames.method(self.number, frames.CHANNEL_CLOSE_OK))
             self._session.remove_channel(self)
             self._answer(Answer(code, text, self._info))
@@ -118,6 +137,43 @@ class Question(Channel):
     def _answer(self, answer: Answer) -> None:
         on_answer, self._on_answer = self._on_answer, None
         if on_answer is not None:
+            on_answer(answer)
+
+
+class Questions:
+    """Asks each question once at a time. On the loop's thread.
+
+    Whoever has the same question meanwhile gets the same answer. Nor is it asked again, on one more channel each time,
+    while RabbitMQ owes the answer to an earlier one.
+    """
+
+    def __init__(self, session: Wire) -> None:
+        self._session = session
+        self._waiting: dict[tuple[object, ...], list[Callable[[Answer], None]]] = {}
+        self._owed: dict[tuple[object, ...], Question] = {}
+
+    def ask(
+        self,
+        key: tuple[object, ...],
+        ask: Callable[[int], bytes],
+        last: bytes,
+        on_answer: Callable[[Answer], None],
+    ) -> None:
+        """Ask, unless it has been asked: `key` says what. The rest is as for `Question`."""
+        waiting = self._waiting.setdefault(key, [])
+        waiting.append(on_answer)
+        if len(waiting) > 1:
+            return
+        if key in self._owed and self._owed[key].is_pending:
+            self._on_answer(key, Answer(SILENT, "no answer yet to the same question, asked before"))
+            return
+        question = self._owed[key] = Question(self._session, ask, last, partial(self._on_answer, key))
+        question.start()
+
+    def _on_answer(self, key: tuple[object, ...], answer: Answer) -> None:
+        if answer.code != SILENT:
+            self._owed = {other: question for other, question in self._owed.items() if question.is_pending}
+        for on_answer in self._waiting.pop(key):
             on_answer(answer)
 
 
@@ -172,32 +228,27 @@ def inspect_exchange(channel: int, exchange: Exchange) -> bytes:
 
 
 class Inspections:
-    """Inspects queues for the driver's `inspect`. Concurrent requests for one queue share the answer."""
+    """Inspects queues for the driver's `inspect`."""
 
     def __init__(self, session: Wire) -> None:
         self._session = session
-        self._asked: dict[str, list[Future[QueueInfo]]] = {}
+        self._questions = Questions(session)
 
     def start(self, queue: str, found: Future[QueueInfo]) -> None:
         """Inspect a queue. On the loop's thread."""
-        waiting = self._asked.setdefault(queue, [])
-        waiting.append(found)
-        if len(waiting) == 1:
-            ask = partial(inspect_queue, queue=queue)
-            done = partial(self._on_answer, queue)
-            Question(self._session, ask, frames.QUEUE_DECLARE_OK, done).start()
+        ask = partial(inspect_queue, queue=queue)
+        self._questions.ask((queue,), ask, frames.QUEUE_DECLARE_OK, partial(self._on_answer, queue, found))
 
-    def _on_answer(self, queue: str, answer: Answer) -> None:
-        for found in self._asked.pop(queue, []):
-            if answer.info is not None:
-                finish(found, answer.info)
-            elif answer.code == NOT_FOUND and not answer.node_is_down:
-                fail(found, MessageUndeliverable(f"{self._session.name()}: {explain(answer.code, answer.text)}"))
-            elif answer.code == DISCONNECTED:
-                fail(found, TransportUnavailable(answer.text))
-            else:
-                why = answer.text if answer.code == SILENT else explain(answer.code, answer.text)
-                fail(found, TransportUnavailable(f"{self._session.name()}: queue {queue!r} cannot be inspected: {why}"))
+    def _on_answer(self, queue: str, found: Future[QueueInfo], answer: Answer) -> None:
+        if answer.info is not None:
+            finish(found, answer.info)
+        elif answer.code == NOT_FOUND and not answer.node_is_down:
+            fail(found, MessageUndeliverable(f"{self._session.name()}: {explain(answer.code, answer.text)}"))
+        elif answer.code == DISCONNECTED:
+            fail(found, TransportUnavailable(answer.text))
+        else:
+            why = explain(answer.code, answer.text)
+            fail(found, TransportUnavailable(f"{self._session.name()}: queue {queue!r} cannot be inspected: {why}"))
 
 
 # Words

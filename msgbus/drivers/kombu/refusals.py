@@ -8,7 +8,7 @@ from functools import partial
 from msgbus.drivers.base import Address
 from msgbus.drivers.kombu import frames, questions
 from msgbus.drivers.kombu.channel import Wire
-from msgbus.drivers.kombu.questions import Answer, Question, explain
+from msgbus.drivers.kombu.questions import Answer, Questions, explain
 from msgbus.drivers.kombu.topology import Queue, Route
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.toolkit.sending import Outgoing
@@ -47,11 +47,10 @@ class Refusals:
 
     def __init__(self, session: Wire, route: Callable[[Address], Route], renew: Callable[[], None]) -> None:
         """`route` says where a message is published; `renew` reopens the publishing channel."""
-        self._session = session
         self._routes = route
         self._name = session.name
         self._renew = renew
-        self._asked: dict[tuple[str, Address], list[Outgoing]] = {}
+        self._questions = Questions(session)
 
     def _ask(
         self,
@@ -62,24 +61,17 @@ class Refusals:
         last: bytes,
         on_answer: Callable[[Outgoing, Answer], None],
     ) -> None:
-        """Ask RabbitMQ about an address, once for all messages with the same question.
+        """Ask RabbitMQ about the address of a message that is set aside until then.
 
         `refusal` is the error for a message whose time ends before the answer.
         """
         outgoing.set_aside(refusal)
-        key = (what, outgoing.address)
-        waiting = self._asked.setdefault(key, [])
-        waiting.append(outgoing)
-        if len(waiting) > 1:
-            return
-        Question(self._session, ask, last, partial(self._on_answer, key, on_answer)).start()
 
-    def _on_answer(
-        self, key: tuple[str, Address], on_answer: Callable[[Outgoing, Answer], None], answer: Answer
-    ) -> None:
-        for outgoing in self._asked.pop(key, []):
+        def on_question_answered(answer: Answer) -> None:
             if not outgoing.sent.done():
                 on_answer(outgoing, answer)
+
+        self._questions.ask((what, outgoing.address), ask, last, on_question_answered)
 
     def on_returned(self, outgoing: Outgoing, reason: str) -> None:
         """No queue was bound for it. The queue may exist, and its binding or the exchange may have been deleted."""
@@ -94,7 +86,7 @@ class Refusals:
 
     def _on_bound(self, reason: str, outgoing: Outgoing, answer: Answer) -> None:
         why = explain(answer.code, answer.text)
-        if answer.code in (0, questions.DISCONNECTED):
+        if answer.code in (0, questions.DISCONNECTED, questions.NO_CHANNEL):
             _notes_of(outgoing).bound_again = answer.code == 0
             outgoing.hold(TransportUnavailable(f"nothing is bound for {outgoing.address}: {reason} {why}"))
         elif answer.node_is_down:

@@ -20,13 +20,13 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, Protocol
 
-from msgbus.drivers.base import Address, Message, QueueInfo
+from msgbus.drivers.base import Address, QueueInfo
 from msgbus.drivers.kombu import frames
 from msgbus.drivers.kombu.channel import Channel, Settling
-from msgbus.drivers.kombu.content import Content, message_of
 from msgbus.drivers.kombu.feed import KombuFeed
 from msgbus.drivers.kombu.publisher import Publisher
 from msgbus.drivers.kombu.questions import Inspections, Question, explain, refuses_transient
+from msgbus.drivers.kombu.reading import Reader
 from msgbus.drivers.kombu.topology import Route, Topology
 from msgbus.drivers.toolkit.connecting import peer_of
 from msgbus.drivers.toolkit.consuming import Source
@@ -41,11 +41,12 @@ LOG = get_logger(__name__)
 READ_SIZE = 1 << 16
 """Bytes; above 128 KiB the C library would map and unmap memory for every read."""
 MAX_CHANNELS = 2000
-"""The most channels of one connection; RabbitMQ's limit is 2047 by default."""
+"""The most channels of one connection. RabbitMQ's own limit, channel_max, is 2047 by default; the lower one counts."""
+QUESTIONS = 4
+"""One channel of so many is for questions, which wait for each other if there are more. So a question never takes the
+channel of a lasting subscription, nor the other way round."""
 TICK = 1.0
 """Seconds between two checks of heartbeats, and of missing answers."""
-NOT_DELIVERED = "a message could not be delivered"
-"""For the log: an error over one message must not cost the connection, and everything else on it."""
 CHECK_INTERVAL = 5.0
 """Seconds after which queues are checked: one, its binding or its exchange may have been deleted."""
 
@@ -54,6 +55,7 @@ class Connection(Protocol):
     """The part of py-amqp's open connection that is used here."""
 
     transport: Any
+    channel_max: int
     frame_max: int
     heartbeat: float
 
@@ -70,6 +72,7 @@ class Owner(Protocol):
     compression: str
     decompressed_max: int | None
     has_more_hosts: bool
+    moved_at: float
 
     def on_move(self, line: Line) -> None:
         """A connection is given up for one to the next host."""
@@ -82,7 +85,7 @@ class KombuSession(Session):
         unwritten: appended data that is still to be written.
         settling: whose settled deliveries are still to be written.
         is_urgent: some of all that may not wait for more.
-        taken_at: when the network last took some of what had waited for it for a second.
+        hindered_at: see `Wire`.
     """
 
     def __init__(self, driver: Owner, line: Line, connection: Connection) -> None:
@@ -105,11 +108,13 @@ class KombuSession(Session):
         self._acknowledged: dict[int, int] = {}  # by channel, the last tag to acknowledge with the next write
         self._unsent = memoryview(b"")  # A part of what may be large: a copy for each write would take very long.
         self._writing = threading.Lock()
-        self._buffer = b""
         self._channels: dict[int, Channel] = {}
-        self._contents: dict[int, Content] = {}
+        self._channel_max = min(connection.channel_max or MAX_CHANNELS, MAX_CHANNELS)
         self._next_channel = 1
-        self._last_read = self._last_write = self._checked_at = self.taken_at = self.loop.now()
+        self._asking: set[Channel] = set()  # those of `_channels` that belong to questions
+        self._waiting: dict[Channel, Callable[[], None]] = {}  # questions that have no channel yet, in order
+        self._reader = Reader(self._channels, self.frame_max, driver.decompressed_max, self._on_connection_method)
+        self._last_read = self._last_write = self._checked_at = self.hindered_at = self.loop.now()
         self._written = 0  # bytes that the socket has taken
         self._taken = 0  # bytes of these that the other end's machine had taken at the last tick
         self._was_waiting = False  # then there were others
@@ -137,8 +142,9 @@ class KombuSession(Session):
         if self._socket is not None:
             self.line.lose(reason)
 
-    def move(self, reason: str) -> None:
-        if self._driver.has_more_hosts and self._socket is not None:
+    def move(self, reason: str, *, pause: float = 0.0) -> None:
+        may_move = self._driver.has_more_hosts and self.loop.now() - self._driver.moved_at >= pause
+        if may_move and self._socket is not None:
             self._driver.on_move(self.line)
             self.line.lose(f"{reason}; the next host is tried", move=True)
 
@@ -180,7 +186,10 @@ class KombuSession(Session):
             self._connection = None
             if sock is not None:
                 sock.close()
-        channels, self._channels = list(self._channels.values()), {}
+        self._reader.close()
+        channels = [*self._channels.values(), *self._waiting]
+        self._channels.clear()
+        self._waiting.clear()
         for channel in channels:
             channel.on_down(TransportUnavailable(f"{self.name()} is not connected"))
 
@@ -335,89 +344,13 @@ class KombuSession(Session):
         if self._tls:
             self.send_all()  # Threads that found the lock taken meanwhile have left their data to this one.
         try:
-            self._feed(data)
+            self._reader.feed(data)
         except OSError:
             raise
         except Exception as exc:  # The rest of what was read is lost, so the connection is given up.
             if not isinstance(exc, (struct.error, IndexError, ValueError, TypeError)):
                 LOG.exception("what RabbitMQ has sent could not be handled")
             raise ConnectionError(f"a malformed frame, or one that could not be handled: {exc!r}") from exc
-
-    def _feed(self, data: bytes) -> None:
-        buffer = self._buffer + data if self._buffer else data
-        at, available = 0, len(buffer)
-        while available - at >= frames.OVERHEAD:
-            kind, number, size = frames.frame_head(buffer, at)
-            end = at + 7 + size
-            if end >= available:
-                if size > self.frame_max:
-                    raise ValueError(f"a frame of {size} bytes")
-                break
-            if buffer[end] != frames.END:
-                raise ValueError("no frame end")
-            whole = None
-            if kind == frames.METHOD and buffer[at + 7 : at + 13] == frames.DELIVERY:
-                whole = frames.read_delivery(buffer, number, at, end)
-            if whole is None:
-                self._on_frame(kind, number, buffer, at + 7, end)
-                at = end + 1
-            else:
-                tag, redelivered, body, content_type, message_id, at = whole
-                channel = self._channels.get(number)
-                if channel is not None:  # Otherwise it was under way when the channel was closed.
-                    try:
-                        message = Message(body, content_type, message_id)
-                        channel.on_delivery(tag, redelivered, message, frames.NO_HEADERS)
-                    except Exception:
-                        LOG.exception(NOT_DELIVERED)
-                        channel.on_unread(tag)
-            if self._socket is None:
-                return
-        self._buffer = buffer[at:]
-
-    def _on_frame(self, kind: int, number: int, buffer: bytes, at: int, end: int) -> None:
-        if kind == frames.METHOD:
-            ids = buffer[at : at + 4]
-            if number == 0:
-                self._on_connection_method(ids, buffer, at + 4, end)
-                return
-            channel = self._channels.get(number)
-            if channel is None:
-                return  # A frame that was under way when the channel was closed.
-            if ids == frames.BASIC_DELIVER:
-                self._contents[number] = Content(channel, frames.read_deliver(buffer, at + 4), "")
-            elif ids == frames.BASIC_RETURN:
-                code, text = frames.read_close(buffer, at + 4, end)
-                self._contents[number] = Content(channel, None, f"{code} {text}")
-            else:
-                channel.on_method(ids, buffer, at + 4, end)
-        elif kind in (frames.HEADER, frames.BODY):
-            content = self._contents.get(number)
-            if content is not None:
-                self._on_content_frame(content, number, kind, buffer, at, end)
-        elif kind != frames.HEARTBEAT:
-            raise ValueError(f"a frame of type {kind}")
-
-    def _on_content_frame(self, content: Content, number: int, kind: int, buffer: bytes, at: int, end: int) -> None:
-        if kind == frames.HEADER:
-            content.header = frames.read_content_header(buffer, at, end)
-            content.missing = content.header.size
-        else:
-            content.parts.append(buffer[at:end])
-            content.missing -= end - at
-        if content.missing <= 0 and content.header is not None:
-            del self._contents[number]
-            header, deliver = content.header, content.deliver
-            try:
-                if deliver is None:
-                    content.channel.on_returned(header.message_id, content.why_returned)
-                else:
-                    message = message_of(b"".join(content.parts), header, self._driver.decompressed_max)
-                    content.channel.on_delivery(deliver.tag, deliver.redelivered, message, header.headers)
-            except Exception:
-                LOG.exception(NOT_DELIVERED)
-                if deliver is not None:
-                    content.channel.on_unread(deliver.tag)
 
     def _on_connection_method(self, ids: bytes, buffer: bytes, at: int, end: int) -> None:
         if ids == frames.CONNECTION_CLOSE:
@@ -449,17 +382,17 @@ class KombuSession(Session):
             if silent >= 2 * self._heartbeat:
                 self.lose(TimeoutError(f"no heartbeat of RabbitMQ for {silent:.0f} s"))
                 return
-        self._look_at_output(now)
+        self._look_for_hindrances(now)
         if self._publisher is not None:
             self._publisher.on_tick(now)
         self._check_feeds(now)
 
-    def _look_at_output(self, now: float) -> None:
-        """Note whether a network that is slower than this program takes what waits for it."""
+    def _look_for_hindrances(self, now: float) -> None:
+        """Note whether an alarm, or a network that is slower than this program, keeps RabbitMQ from answering."""
         in_socket = _unacknowledged(self._fd)
         taken, is_waiting = self._written - in_socket, bool(in_socket or self._unsent)
-        if is_waiting and self._was_waiting and taken > self._taken:
-            self.taken_at = now
+        if self.line.blocked is not None or (is_waiting and self._was_waiting and taken > self._taken):
+            self.hindered_at = now
         self._taken, self._was_waiting = taken, is_waiting
 
     def _check_feeds(self, now: float) -> None:
@@ -475,19 +408,45 @@ class KombuSession(Session):
 
     # Channels
 
+    @property
+    def _most_questions(self) -> int:
+        return max(1, self._channel_max // QUESTIONS)
+
     def add(self, channel: Channel) -> None:
-        if len(self._channels) >= MAX_CHANNELS:
-            raise TransportUnavailable(f"{MAX_CHANNELS} channels are open on one connection")
+        if len(self._channels) - len(self._asking) >= self._channel_max - self._most_questions:
+            raise TransportUnavailable(
+                f"{self.name()}: there is no channel left for it. A connection has {self._channel_max} of them, and "
+                "needs one for each address that the process listens at, and some to ask RabbitMQ: set channel_max in "
+                f"rabbitmq.conf higher (up to {MAX_CHANNELS} are used), or serve fewer topics in one process"
+            )
+        self._give_number(channel)
+
+    def add_soon(self, channel: Channel, begin: Callable[[], None]) -> None:
+        self._waiting[channel] = begin
+        self._begin_questions()
+
+    def _begin_questions(self) -> None:
+        while self._waiting and len(self._asking) < self._most_questions:
+            channel = next(iter(self._waiting))
+            begin = self._waiting.pop(channel)
+            self._asking.add(channel)
+            self._give_number(channel)
+            begin()
+
+    def _give_number(self, channel: Channel) -> None:
         while self._next_channel in self._channels:
-            self._next_channel = self._next_channel % MAX_CHANNELS + 1
+            self._next_channel = self._next_channel % self._channel_max + 1
         channel.number = self._next_channel
-        self._next_channel = self._next_channel % MAX_CHANNELS + 1
+        self._next_channel = self._next_channel % self._channel_max + 1
         self._channels[channel.number] = channel
 
     def remove_channel(self, channel: Channel) -> None:
+        self._waiting.pop(channel, None)
         if self._channels.get(channel.number) is channel:
             del self._channels[channel.number]
-            self._contents.pop(channel.number, None)
+            self._reader.forget(channel.number)
+            self._asking.discard(channel)
+            self._begin_questions()
 
 
 def _unacknowledged(fd: int) -> int:

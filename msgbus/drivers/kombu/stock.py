@@ -134,15 +134,16 @@ def read_stock_options(conf: cfg.ConfigOpts, group: str, given: SimpleNamespace,
 
     Raises:
         ConfigurationError: a value in the stock library's group does not fit, two options contradict each other, or
-            TLS is on for the stock library alone.
+            TLS is on for the stock library, and nothing says whether it is on here.
     """
     values = {opt.dest: getattr(given, opt.dest) for opt in OPTIONS}
     others = [opt for opt in OPTIONS if not is_given(conf, group, opt.dest, given, url)]
     stock = StockOptions(**(values | read_foreign_group(conf, GROUP, others)))
-    if not given.ssl and read_foreign_group(conf, GROUP, [_SSL]).get("ssl"):
+    if not is_given(conf, group, "ssl", given, url) and read_foreign_group(conf, GROUP, [_SSL]).get("ssl"):
         raise ConfigurationError(
             f"ssl is set in [{GROUP}], and not in [{group}]: set it there too (in a transport URL ?ssl=true), with "
-            "ssl_ca_file and the like, or messages would be sent without TLS"
+            "ssl_ca_file and the like, or messages would be sent without TLS; if that is meant, set ssl = false in "
+            f"[{group}] (?ssl=false)"
         )
     if stock.rabbit_stream_fanout and not stock.rabbit_transient_quorum_queue:
         raise ConfigurationError(

@@ -49,7 +49,7 @@ def test_compressed_deliveries(make: Make, body: bytes, compression: str, expect
     feed = still.feed(10)
     method = frames.method(feed.number, frames.BASIC_DELIVER, b"\x010" + (1).to_bytes(8, "big") + b"\0\0\0")
     first = frames.publish(method, feed.number, body, "application/json", "id1", 1000, True, 131072, compression)
-    still.session._feed(first + delivery(feed.number, 2))
+    still.session._reader.feed(first + delivery(feed.number, 2))
     (_, message), (_, second) = still.delivered
     assert (message.body, message.content_type[: len(expected[1])], message.id) == (*expected, "id1")
     assert (second.body, second.content_type) == (b"body", "application/json")
@@ -59,7 +59,7 @@ def test_compressed_deliveries(make: Make, body: bytes, compression: str, expect
 def test_a_message_may_become_as_large_as_one_that_is_sent(make: Make, size: int, is_read: bool) -> None:
     """A larger one is for its receiver to refuse: a small body may be made to fill any memory."""
     still = make("rabbit://h?topology=oslo&max_message_size=4096")
-    still.session._feed(compressed(still.feed(10).number, bytes(size)))
+    still.session._reader.feed(compressed(still.feed(10).number, bytes(size)))
     ((_, message),) = still.delivered
     assert (message.body == bytes(size)) is is_read
     assert ("would have more than 4096 bytes" in message.content_type) is not is_read
@@ -68,7 +68,7 @@ def test_a_message_may_become_as_large_as_one_that_is_sent(make: Make, size: int
 def test_nothing_is_decompressed_with_the_native_topology(make: Make) -> None:
     """Nobody compresses there."""
     still = make("rabbit://h")
-    still.session._feed(compressed(still.feed(10).number, b"text"))
+    still.session._reader.feed(compressed(still.feed(10).number, b"text"))
     ((_, message),) = still.delivered
     assert (message.body, message.content_type) == (compress(b"text", GZIP), "application/json")
 

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from msgbus.conformance.waiting import until
-from msgbus.drivers.kombu import frames
-from msgbus.drivers.kombu import session as session_module
+from msgbus.drivers.kombu import frames, reading
 from msgbus.drivers.toolkit.consuming import Outcome
 from tests.drivers.kombu.test_session import Peer, Still, Unsettled, delivery
 
@@ -30,7 +29,7 @@ def test_what_could_not_be_read_is_rejected(
 ) -> None:
     """In one frame or in several. One acknowledgement of several that come after it does not cover it."""
     feed, broker = still.feed(100), Unsettled()
-    make, gather = vars(session_module)["Message"], vars(session_module)["message_of"]
+    make, gather = vars(reading)["Message"], vars(reading)["message_of"]
 
     def made(body: bytes, *rest: Any) -> Any:
         if body.startswith(b"large"):
@@ -42,10 +41,10 @@ def test_what_could_not_be_read_is_rejected(
             raise MemoryError
         return gather(body, *rest)
 
-    monkeypatch.setattr(session_module, "Message", made)
-    monkeypatch.setattr(session_module, "message_of", gathered)
+    monkeypatch.setattr(reading, "Message", made)
+    monkeypatch.setattr(reading, "message_of", gathered)
     still.read(feed, 1)
-    still.session._feed(delivery(feed.number, 2, b"large" * 1000, frame_max))
+    still.session._reader.feed(delivery(feed.number, 2, b"large" * 1000, frame_max))
     still.read(feed, 3, 4)
     broker.tags = [1, 2, 3, 4]
     assert [tag for tag, _ in still.delivered] == [1, 3, 4]

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from amqp.serialization import dumps
 
 from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, QueueInfo
@@ -19,6 +20,7 @@ from msgbus.drivers.kombu import frames
 from msgbus.drivers.kombu.feed import KombuFeed
 from msgbus.drivers.kombu.questions import Answer
 from msgbus.drivers.kombu.session import KombuSession
+from msgbus.drivers.kombu.topology import Exchange, Queue
 from msgbus.drivers.toolkit.consuming import Outcome
 from msgbus.drivers.toolkit.loop import FOREVER, LINGER, Loop
 from tests.support import EVENT_TIMEOUT, new_transport
@@ -31,6 +33,7 @@ class Peer:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.accepted: list[socket.socket] = []
         self.break_next = False
+        self.channel_max = 2047
 
     def connect(self, _host: object, _purpose: str) -> Any:
         """What py-amqp would return."""
@@ -41,7 +44,7 @@ class Peer:
             self.reset()
             until(lambda: self._is_broken(client), "the client's end is broken, too")
         transport = SimpleNamespace(sock=client, close=client.close)
-        return SimpleNamespace(transport=transport, frame_max=131072, heartbeat=0)
+        return SimpleNamespace(transport=transport, channel_max=self.channel_max, frame_max=131072, heartbeat=0)
 
     @staticmethod
     def _is_broken(client: socket.socket) -> bool:
@@ -153,15 +156,18 @@ class Still:
 
     def read(self, feed: KombuFeed, *tags: int) -> None:
         """Have the session read deliveries."""
-        self.session._feed(b"".join(delivery(feed.number, tag) for tag in tags))
+        self.session._reader.feed(b"".join(delivery(feed.number, tag) for tag in tags))
+
+    def received(self) -> bytes:
+        """What has reached the peer since the last time."""
+        try:
+            return self._socket.recv(1 << 16)
+        except BlockingIOError:
+            return b""
 
     def payloads(self) -> list[bytes]:
         """The payloads of the frames that have reached the peer since the last time."""
-        found = []
-        try:
-            data = self._socket.recv(1 << 16)
-        except BlockingIOError:
-            return []
+        found, data = [], self.received()
         while data:
             _, _, size = struct.unpack_from("!BHI", data)
             found.append(data[7 : 7 + size])
@@ -195,7 +201,7 @@ def test_deliveries_are_read_however_they_are_cut(still: Still) -> None:
     data = b"".join(delivery(feed.number, n, body, 1000) for n, body in enumerate(bodies))
     for step in (1, 7, 22, 1000, len(data)):
         for at in range(0, len(data), step):
-            still.session._feed(data[at : at + step])
+            still.session._reader.feed(data[at : at + step])
         found = [(tag, message.body, message.id, message.content_type) for tag, message in still.delivered]
         assert found == [(n, body, f"id{n}", "application/json") for n, body in enumerate(bodies)]
         still.delivered.clear()
@@ -205,7 +211,7 @@ def test_deliveries_of_a_closed_channel_are_skipped(still: Still) -> None:
     """They were under way when it was closed, and the next frames are read."""
     closed, open_ = still.feed(100), still.feed(100)
     still.session.remove_channel(closed)
-    still.session._feed(delivery(closed.number, 1) + delivery(closed.number, 2, b"") + delivery(open_.number, 3))
+    still.session._reader.feed(delivery(closed.number, 1) + delivery(closed.number, 2, b"") + delivery(open_.number, 3))
     assert [tag for tag, _ in still.delivered] == [3]
 
 
@@ -420,6 +426,20 @@ def test_what_was_settled_before_the_connection_closes_is_written_before(still: 
     feed.settle(2, Outcome.ACCEPT)
     still.session.close()
     assert [payload[:4] for payload in still.payloads()] == [ACK, frames.CONNECTION_CLOSE]
+
+
+def test_a_subscription_that_is_closed_while_rabbitmq_refuses_its_exchange(still: Still) -> None:
+    """It ends. It would be declared again if it went on, as not durable."""
+    queue: Any = Queue("t", Exchange("openstack", "topic", True, False), "t", True, {}, False)
+    still.queue = queue
+    feed, ended = still.feed(10), []
+    source: Any = feed.source
+    source.refused = lambda _feed, why, permanent: ended.append(why)
+    feed.close()
+    text = "PRECONDITION_FAILED - inequivalent arg 'durable' for exchange 'openstack' in vhost '/'"
+    closing = dumps("BsBB", (406, text, 0, 0))
+    still.session._reader.feed(frames.method(feed.number, frames.CHANNEL_CLOSE, closing))
+    assert text in ended[0]
 
 
 @pytest.mark.parametrize("end", ["reject", "cancel", "close"])

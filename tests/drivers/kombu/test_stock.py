@@ -102,6 +102,15 @@ def test_tls_of_the_stock_library_is_not_left_out_silently(tmp_path: Path) -> No
     assert read(conf, "ssl=true").rabbit_transient_queues_ttl == 1800
 
 
+def test_tls_can_be_turned_off_for_this_driver_alone(tmp_path: Path) -> None:
+    """The URL and the driver's group override the stock library's group, for ssl as for any other option."""
+    theirs = f"[{GROUP}]\nssl = true\n"
+    conf = conf_from_file(tmp_path, theirs)
+    get_rpc_transport(conf, f"{OSLO}&ssl=false").cleanup()
+    conf = conf_from_file(tmp_path, f"{theirs}[msgbus_kombu]\nssl = false\n")
+    get_rpc_transport(conf, OSLO).cleanup()
+
+
 @pytest.mark.parametrize("opt", OPTIONS, ids=lambda opt: opt.dest)
 def test_without_the_topology_they_are_refused(opt: cfg.Opt) -> None:
     """Whoever sets one believes that it has an effect."""
