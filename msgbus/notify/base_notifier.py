@@ -115,28 +115,38 @@ class BaseNotifier:
         redacted = getattr(ctxt, "redacted_copy", None)
         return self._serializer.serialize_context(ctxt if redacted is None else redacted()), entity
 
-    def _fault_of(self, message: dict[str, Any], error: Exception) -> Exception | None:
-        """What of a driver's error the caller has to know: its own fault. Anything else is logged."""
-        if isinstance(error, _FAULTS):
-            return error
-        nobody = isinstance(error, MessageUndeliverable) or isinstance(error.__cause__, MessageUndeliverable)
-        if nobody and Capability.STORAGE not in self.transport.driver.capabilities:
-            self._note_unheard(message["priority"], error)
-        else:
-            LOG.error("a notification of %s (%s) was not sent: %r", message["event_type"], message["priority"], error)
-        return None
+    def _fault_of(self, message: dict[str, Any], error: Exception, known: Exception | None) -> Exception | None:
+        """What of a driver's error the caller has to know: its own fault. Anything else is logged.
 
-    def _note_unheard(self, priority: str, error: Exception) -> None:
-        """Nobody listens, and nothing is stored: that may well be meant so, and is said once for each level."""
+        `known` is a fault that was found before. Then the caller gets that one, and another one is logged too.
+        """
+        errors = error.exceptions if isinstance(error, ExceptionGroup) else [error]  # a group: of several topics
+        unheard = [one for one in errors if self._is_unheard(one)]
+        if unheard:
+            self._note_unheard(message["priority"], "; ".join(map(str, unheard)))
+        for one in errors:
+            if known is None and isinstance(one, _FAULTS):
+                known = one
+            elif one not in unheard and str(one) != str(known):
+                LOG.error("a notification of %s (%s) was not sent: %r", message["event_type"], message["priority"], one)
+        return known
+
+    def _is_unheard(self, error: Exception) -> bool:
+        """Whether nobody listens, and nothing is stored."""
+        nobody = isinstance(error, MessageUndeliverable) or isinstance(error.__cause__, MessageUndeliverable)
+        return nobody and Capability.STORAGE not in self.transport.driver.capabilities
+
+    def _note_unheard(self, priority: str, why: str) -> None:
+        """That nobody listens may well be meant so, and is said once for each level."""
         if priority in self._unheard:
-            LOG.debug("nobody listens to notifications of the level %s: %s", priority, error)
+            LOG.debug("nobody listens to notifications of the level %s: %s", priority, why)
             return
         self._unheard.add(priority)
         LOG.warning(
             "nobody listens to notifications of the level %s, and this message system keeps none, so that they are "
             "dropped (further ones are logged at the level debug): %s",
             priority,
-            error,
+            why,
         )
 
 

@@ -6,10 +6,17 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from msgbus.drivers.base import Address
-from msgbus.exceptions import MessagingException
 from msgbus.notify.driver import NotificationDriver
 from msgbus.notify.sending import send_notification
 from msgbus.target import Target
+
+
+def raise_all(errors: Sequence[Exception]) -> None:
+    """Raise why a notification was not sent to some of its topics, if there were any errors."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ExceptionGroup("a notification was not sent to several topics", errors)
 
 
 class MessagingDriver(NotificationDriver):
@@ -26,9 +33,9 @@ class MessagingDriver(NotificationDriver):
         return [self.transport.address(Target(topic=f"{topic}.{priority}")) for topic in self.topics]
 
     def notify(self, ctxt: dict[str, Any], message: dict[str, Any], priority: str, retry: int) -> None:
-        """See `NotificationDriver.notify`. All topics are tried; then the first error is raised."""
+        """See `NotificationDriver.notify`. All topics are tried, whatever fails."""
         transport: Any = self.transport
-        errors = []
+        errors: list[Exception] = []
         for address in self.addresses(priority):
             try:
                 send_notification(
@@ -40,10 +47,9 @@ class MessagingDriver(NotificationDriver):
                     enveloped=self.enveloped,
                     interceptors=self.interceptors,
                 )
-            except MessagingException as exc:
+            except Exception as exc:  # An interceptor may raise anything.
                 errors.append(exc)
-        if errors:
-            raise errors[0]
+        raise_all(errors)
 
 
 class MessagingV2Driver(MessagingDriver):

@@ -24,7 +24,8 @@ class Notifier(BaseNotifier):
     the first listener, if it can store messages (`Capability.STORAGE`); else it is dropped, which a log line says.
 
     A notification that cannot be sent is an error in the log, and not for the caller: what it is about has happened in
-    any case. What is wrong with the notification itself is raised.
+    any case. What is wrong with the notification itself is raised. Every topic and every driver is tried, whatever
+    fails. If several fail in a way that is raised, that is the first error, and the log has the others.
 
     Args:
         transport: where to; see `get_notification_transport`.
@@ -109,6 +110,6 @@ class Notifier(BaseNotifier):
             try:
                 driver.notify(context, message, priority, self.retry)
             except Exception as exc:  # The other drivers have to send it all the same.
-                fault = self._fault_of(message, exc) or fault
+                fault = self._fault_of(message, exc, fault)
         if fault is not None:
             raise fault
