@@ -118,7 +118,9 @@ class BaseNotificationListener(BaseListener):
     def _receiver(self, workers: Workers) -> OnDelivery:
         if self._batches is None:
             return super()._receiver(workers)
-        self._gatherer = Gatherer(*self._batches, self.transport.loop, workers.submit)
+        # With a time alone: if the whole prefetch were gathered, nothing more would come until that is over.
+        size = self._batches.size or max(1, self._prefetch() // 2)
+        self._gatherer = Gatherer(size, self._batches.timeout, self.transport.loop, workers.submit)
         return self._gatherer.take
 
     def _on_started(self) -> None:
