@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -146,7 +146,7 @@ def _addresses(
         InvalidTarget: a target has no topic, or one that is too long; or the pool's name is invalid.
         TypeError: `targets` is no list of them.
     """
-    if isinstance(targets, Target | str) or not all(isinstance(target, Target) for target in targets):
+    if not isinstance(targets, Collection) or not all(isinstance(target, Target) for target in targets):
         raise TypeError(f"targets is a list, [Target(topic='notifications')], not {targets!r}")
     if not targets:
         raise TypeError("there is no target: nothing would be listened to")
