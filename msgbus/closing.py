@@ -12,7 +12,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from msgbus.drivers.base import Driver
 from msgbus.drivers.toolkit.loop import Loop
@@ -27,11 +27,19 @@ EXIT_TIMEOUT_MIN = 0.1
 """Seconds that each of them has in any case."""
 
 
+class Flushed(Protocol):
+    """Holds what a driver is still to send."""
+
+    def flush(self) -> None:
+        """Wait until it is sent, for a bounded time."""
+
+
 class OpenDrivers:
     """The drivers of this process that are not closed yet. Thread-safe."""
 
     def __init__(self) -> None:
         self._open: dict[Driver, None] = {}
+        self._flushed_first: weakref.WeakSet[Flushed] = weakref.WeakSet()
         self._closing: dict[Driver, threading.Event] = {}
         self._children_close = False
 
@@ -51,6 +59,10 @@ class OpenDrivers:
         finalizer = weakref.finalize(owner, self._on_dropped, driver, *end)
         finalizer.atexit = False
         return finalizer
+
+    def flush_first(self, flushed: Flushed) -> None:
+        """At the end of the program, flush something before the drivers are closed, if it still exists."""
+        self._flushed_first.add(flushed)
 
     def discard(self, driver: Driver) -> None:
         """The driver is closed."""
@@ -85,6 +97,8 @@ class OpenDrivers:
 
     def close_all(self) -> None:
         """At the end of the program: close what is open, in a time that is bounded for all together."""
+        for flushed in list(self._flushed_first):
+            flushed.flush()
         end = Loop.now() + EXIT_TIMEOUT
         for driver in list(self._open):
             left = max(EXIT_TIMEOUT_MIN, end - Loop.now())

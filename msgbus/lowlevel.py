@@ -180,7 +180,8 @@ def _conf_of(settings: Mapping[str, Any]) -> cfg.ConfigOpts:
     for name, value in settings.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            raise ConfigurationError(f"unknown setting {name!r}; did you mean {near[0] if near else known}?")
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise ConfigurationError(f"unknown setting {name!r}; {hint}")
         try:
             conf.set_override(name, value)
         except ValueError as exc:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 from msgbus.aio.interceptors import AsyncInterceptor, async_chain
 from msgbus.aio.transport import AsyncTransport, check_transport, get_rpc_transport
 from msgbus.drivers.base import Address
-from msgbus.exceptions import MessagingException
 from msgbus.interceptors import InterceptedRequest
 from msgbus.notify.base_notifier import BaseNotifier
 from msgbus.notify.driver import NotificationDriver, notification_driver_names
-from msgbus.notify.messaging import MessagingDriver
+from msgbus.notify.messaging import MessagingDriver, raise_all
 from msgbus.notify.options import make_notification_transport
 from msgbus.notify.sending import MAY_PASS, WHAT, NotificationMessage
 from msgbus.serializer import Serializer
@@ -103,7 +102,7 @@ class AsyncNotifier(BaseNotifier):
             try:
                 await self._notify_by(driver, context, message, priority)
             except Exception as exc:  # The other drivers have to send it all the same.
-                fault = self._fault_of(message, exc) or fault
+                fault = self._fault_of(message, exc, fault)
         if fault is not None:
             raise fault
 
@@ -111,14 +110,13 @@ class AsyncNotifier(BaseNotifier):
         self, driver: NotificationDriver, context: dict[str, Any], message: dict[str, Any], priority: str
     ) -> None:
         if isinstance(driver, MessagingDriver):
-            errors = []
+            errors: list[Exception] = []
             for address in driver.addresses(priority):
                 try:
                     await self._send(driver, address, context, message)
-                except MessagingException as exc:  # The other topics have to get it all the same.
+                except Exception as exc:  # The other topics have to get it all the same.
                     errors.append(exc)
-            if errors:
-                raise errors[0]
+            raise_all(errors)
         elif driver.may_block:
             await asyncio.to_thread(driver.notify, context, message, priority, self.retry)
         else:

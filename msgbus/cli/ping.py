@@ -61,7 +61,7 @@ def ping(
             known = f" ({_how_many(found)})" if found.expected else ""
             raise MessageUndeliverable(
                 f"{who} of topic {topic}{negation} within {timeout:g} s{known} over {transport.driver.state}: "
-                "it is not running, or too busy to answer (then a longer --timeout helps)"
+                f"{_why_none(found.expected)}"
             )
         found.sort(key=lambda answer: str(answer.get("server")))
         if as_json:
@@ -74,6 +74,19 @@ def ping(
                 f"{_how_many(found)} within {timeout:g} s over {transport.driver.state}: the others are frozen, have "
                 "just stopped, or are too busy to answer (then a longer --timeout helps)"
             )
+
+
+def _why_none(expected: int | None) -> str:
+    """Why nobody may have answered, by how many servers the message system knows."""
+    if expected:
+        which = "it is frozen, has" if expected == 1 else "they are frozen, have"
+        return (
+            f"{which} just stopped, or cannot answer: too busy (then a longer --timeout helps), or configured without "
+            "rpc_ping_enabled"
+        )
+    if expected == 0:
+        return "no server is known there; is it started, over the same message system, and is the topic spelt right?"
+    return "it is not running, or too busy to answer (then a longer --timeout helps)"
 
 
 def _how_many(found: Answers) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -118,7 +118,9 @@ class BaseNotificationListener(BaseListener):
     def _receiver(self, workers: Workers) -> OnDelivery:
         if self._batches is None:
             return super()._receiver(workers)
-        self._gatherer = Gatherer(*self._batches, self.transport.loop, workers.submit)
+        # With a time alone: if the whole prefetch were gathered, nothing more would come until that is over.
+        size = self._batches.size or max(1, self._prefetch() // 2)
+        self._gatherer = Gatherer(size, self._batches.timeout, self.transport.loop, workers.submit)
         return self._gatherer.take
 
     def _on_started(self) -> None:
@@ -144,7 +146,7 @@ def _addresses(
         InvalidTarget: a target has no topic, or one that is too long; or the pool's name is invalid.
         TypeError: `targets` is no list of them.
     """
-    if isinstance(targets, Target | str) or not all(isinstance(target, Target) for target in targets):
+    if not isinstance(targets, Collection) or not all(isinstance(target, Target) for target in targets):
         raise TypeError(f"targets is a list, [Target(topic='notifications')], not {targets!r}")
     if not targets:
         raise TypeError("there is no target: nothing would be listened to")

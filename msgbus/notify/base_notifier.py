@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, TypeVar
 
 from msgbus.base_transport import BaseTransport
@@ -49,17 +49,12 @@ class BaseNotifier:
         self.retry = _checked_retry(read_notification_option(transport.conf, "retry") if retry is None else retry)
         self._serializer = serializer or NoOpSerializer()
         check_serializer(self._serializer)
-        if isinstance(topics, str):
-            raise TypeError(f"topics is a list of names: [{topics!r}]")
-        found = read_notification_option(transport.conf, "topics") if topics is None else topics
-        for topic in found:
-            Target(topic=f"{topic}.critical")  # the longest that is made of it
+        found = _checked_topics(read_notification_option(transport.conf, "topics") if topics is None else topics)
         interceptors = checked_interceptors(interceptors, asynchronous=self.asynchronous, owner="this notifier")
         names = read_notification_option(transport.conf, "driver") if driver is None else driver
-        names = [names] if isinstance(names, str) else names
         self._drivers = {
             name: load_notification_driver(name)(transport.conf, list(found), transport, interceptors)
-            for name in dict.fromkeys(names)
+            for name in _checked_drivers(names)
         }
         self._unheard: set[str] = set()  # levels that nobody has listened to
 
@@ -115,29 +110,60 @@ class BaseNotifier:
         redacted = getattr(ctxt, "redacted_copy", None)
         return self._serializer.serialize_context(ctxt if redacted is None else redacted()), entity
 
-    def _fault_of(self, message: dict[str, Any], error: Exception) -> Exception | None:
-        """What of a driver's error the caller has to know: its own fault. Anything else is logged."""
-        if isinstance(error, _FAULTS):
-            return error
-        nobody = isinstance(error, MessageUndeliverable) or isinstance(error.__cause__, MessageUndeliverable)
-        if nobody and Capability.STORAGE not in self.transport.driver.capabilities:
-            self._note_unheard(message["priority"], error)
-        else:
-            LOG.error("a notification of %s (%s) was not sent: %r", message["event_type"], message["priority"], error)
-        return None
+    def _fault_of(self, message: dict[str, Any], error: Exception, known: Exception | None) -> Exception | None:
+        """What of a driver's error the caller has to know: its own fault. Anything else is logged.
 
-    def _note_unheard(self, priority: str, error: Exception) -> None:
-        """Nobody listens, and nothing is stored: that may well be meant so, and is said once for each level."""
+        `known` is a fault that was found before. Then the caller gets that one, and another one is logged too.
+        """
+        errors = error.exceptions if isinstance(error, ExceptionGroup) else [error]  # a group: of several topics
+        unheard = [one for one in errors if self._is_unheard(one)]
+        if unheard:
+            self._note_unheard(message["priority"], "; ".join(map(str, unheard)))
+        for one in errors:
+            if known is None and isinstance(one, _FAULTS):
+                known = one
+            elif one not in unheard and str(one) != str(known):
+                LOG.error("a notification of %s (%s) was not sent: %r", message["event_type"], message["priority"], one)
+        return known
+
+    def _is_unheard(self, error: Exception) -> bool:
+        """Whether nobody listens, and nothing is stored."""
+        nobody = isinstance(error, MessageUndeliverable) or isinstance(error.__cause__, MessageUndeliverable)
+        return nobody and Capability.STORAGE not in self.transport.driver.capabilities
+
+    def _note_unheard(self, priority: str, why: str) -> None:
+        """That nobody listens may well be meant so, and is said once for each level."""
         if priority in self._unheard:
-            LOG.debug("nobody listens to notifications of the level %s: %s", priority, error)
+            LOG.debug("nobody listens to notifications of the level %s: %s", priority, why)
             return
         self._unheard.add(priority)
         LOG.warning(
             "nobody listens to notifications of the level %s, and this message system keeps none, so that they are "
             "dropped (further ones are logged at the level debug): %s",
             priority,
-            error,
+            why,
         )
+
+
+def _checked_topics(topics: Any) -> Collection[str]:
+    if isinstance(topics, str) or not _has_names(topics):
+        raise TypeError(f"topics is a list of names: ['notifications'], not {topics!r}")
+    for topic in topics:
+        Target(topic=topic)
+        Target(topic=f"{topic}.critical")  # the longest that is made of it
+    return topics
+
+
+def _checked_drivers(names: Any) -> Collection[str]:
+    if isinstance(names, str):
+        return [names]
+    if not _has_names(names):
+        raise TypeError(f"driver is the name of a driver, or a list of such, not {names!r}")
+    return dict.fromkeys(names)
+
+
+def _has_names(names: Any) -> bool:
+    return isinstance(names, Collection) and all(isinstance(name, str) for name in names)
 
 
 def _checked_retry(retry: object) -> int:

@@ -37,11 +37,11 @@ class Batch(Delivery):
 class Gatherer:
     """Gathers deliveries until there are enough, or until the first has waited long enough. Thread-safe."""
 
-    def __init__(self, size: int | None, timeout: float | None, loop: Loop, submit: Callable[[Delivery], None]) -> None:
+    def __init__(self, size: int, timeout: float | None, loop: Loop, submit: Callable[[Delivery], None]) -> None:
         """Make one.
 
         Args:
-            size: how many are enough; None means that only the time counts.
+            size: how many are enough.
             timeout: how many seconds the first may wait; None means that only the number counts.
             loop: runs the timers.
             submit: takes each batch; it must not block.

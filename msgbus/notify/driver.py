@@ -55,7 +55,8 @@ class NotificationDriver(ABC):
     def notify(self, ctxt: dict[str, Any], message: dict[str, Any], priority: str, retry: int) -> None:
         """Send a notification, and return when it is sent. Any thread.
 
-        The notifier logs what this raises, and goes on with its other drivers.
+        The notifier logs what this raises, and goes on with its other drivers. It logs each error of an
+        `ExceptionGroup`.
 
         Args:
             ctxt: the context, plain data.

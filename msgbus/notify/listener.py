@@ -97,7 +97,8 @@ def get_batch_notification_listener(
         serializer: likewise.
         allow_requeue: likewise.
         pool: likewise.
-        batch_size: a batch is complete with so many notifications, of all levels together: at most 10,000.
+        batch_size: a batch is complete with so many notifications, of all levels together: at most 10,000. None means
+            half of the option ``rpc_prefetch``: what is gathered counts as held.
         batch_timeout: it is complete so many seconds after its first notification has come.
 
     Raises:

@@ -5,57 +5,71 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Sequence
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from msgbus.foreign import text_of
 from msgbus.notify.notifier import Notifier
 from msgbus.notify.options import get_notification_transport, read_notification_option
+from msgbus.notify.outbox import Outbox, is_sending
 from msgbus.serializer import Serializer
 
 if TYPE_CHECKING:
     from oslo_config import cfg
 
-_METHODS = ((logging.CRITICAL, "critical"), (logging.ERROR, "error"), (logging.WARNING, "warn"), (logging.INFO, "info"))
+_PRIORITIES = (
+    (logging.CRITICAL, "critical"),
+    (logging.ERROR, "error"),
+    (logging.WARNING, "warn"),
+    (logging.INFO, "info"),
+)
 """The level of a notification for each of a record: the first that is not above it; below all of them it is debug."""
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 """The attributes that every record has."""
-SECONDS = 5.0
-"""How long a record may take to be sent by `LoggingNotificationHandler`: who logs waits for it."""
-_sending: ContextVar[bool] = ContextVar("msgbus_log_notification", default=False)
 
 
 class _NotifyingHandler(logging.Handler):
-    """Sends records by a notifier. What the sending itself logs is not sent: that would never end."""
+    """Sends records by a notifier. What the sending itself logs is not sent: that would never end.
+
+    A thread of its own sends them. If those who log sent them, each would wait while the message system is away, and
+    each after the other, since `logging` holds the handler's lock meanwhile.
+    """
 
     def __init__(self, notifier: Notifier, level: int | str) -> None:
         super().__init__(level)
         self._notifier = notifier
+        self._outbox = Outbox()
 
     def handle(self, record: logging.LogRecord) -> bool:
         """Send a record, if it is to be sent. It takes no lock for one that is not: this may be the loop's thread."""
         own = record.name == "msgbus" or record.name.startswith("msgbus.")
-        if own or _sending.get() or self._notifier.transport.loop.is_here:
+        if own or is_sending.get() or self._notifier.transport.loop.is_here:
             return False
         return super().handle(record)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send a record. It never raises, as any handler."""
-        token = _sending.set(True)
+        """Have a record sent. It never raises and never waits."""
+        token = is_sending.set(True)  # The arguments' own methods may log something, and so may the serializer.
         try:
-            self._send(record)
+            self._outbox.put(self._notifier._prepare_sending({}, *self._notification_of(record)))
         except Exception:
             self.handleError(record)
         finally:
-            _sending.reset(token)
+            is_sending.reset(token)
 
-    def _send(self, record: logging.LogRecord) -> None:
+    def _notification_of(self, record: logging.LogRecord) -> tuple[str, Any, str]:
+        """The type, the payload and the level. The payload is plain data: what is logged may change at once."""
         raise NotImplementedError
 
+    def flush(self) -> None:
+        """Wait until what was logged before is sent, or for 5 seconds."""
+        self._outbox.flush()
+
     def close(self) -> None:
-        """Close the transport."""
+        """Flush it, and close the transport. What is not sent then is dropped, and counted in the log."""
         super().close()
+        self._outbox.close()
         self._notifier.transport.cleanup()
+        self._outbox.wait()
 
 
 class LoggingNotificationHandler(_NotifyingHandler):
@@ -69,8 +83,9 @@ class LoggingNotificationHandler(_NotifyingHandler):
     lineno, msg (with its arguments in it), funcName, thread, processName, process, and extra (what else the program has
     put into the record, as plain data or text). What msgbus itself logs is not sent.
 
-    Who logs waits until the message system has the notification, up to 5 seconds if it is away. A program that must not
-    wait puts this handler behind a ``QueueHandler`` of `logging.handlers`.
+    Logging never waits for the message system: records are sent by a thread of the handler's. While the message system
+    is away, up to 1,000 records wait for it. Further ones are dropped, and their number is logged. `flush`, `close` and
+    the end of the program wait up to 5 seconds for what is not sent yet. If the process is killed, that is lost.
 
     Args:
         url: a transport URL, with options of the driver in it; no configuration file is read.
@@ -99,14 +114,13 @@ class LoggingNotificationHandler(_NotifyingHandler):
         conf = cfg.ConfigOpts()
         conf([], project="msgbus", default_config_files=[], default_config_dirs=[])
         transport = get_notification_transport(conf, url)
-        conf.set_override("rpc_response_timeout", SECONDS)
         topics = None if topic is None else [topic]
-        notifier = Notifier(transport, publisher_id, driver or "messagingv2", serializer, retry=0, topics=topics)
+        notifier = Notifier(transport, publisher_id, driver or "messagingv2", serializer, topics=topics)
         super().__init__(notifier, level)
 
-    def _send(self, record: logging.LogRecord) -> None:
-        method = next((name for level, name in _METHODS if record.levelno >= level), "debug")
-        getattr(self._notifier, method)({}, "logrecord", _payload_of(record))
+    def _notification_of(self, record: logging.LogRecord) -> tuple[str, Any, str]:
+        priority = next((name for level, name in _PRIORITIES if record.levelno >= level), "debug")
+        return "logrecord", _payload_of(record), priority
 
 
 def _payload_of(record: logging.LogRecord) -> dict[str, Any]:
@@ -135,7 +149,7 @@ class LoggingErrorNotificationHandler(_NotifyingHandler):
     """Sends what is logged as a notification of the type ``error_notification`` and the level error.
 
     Its payload is ``{"error": MESSAGE}``, and its publisher ``error.publisher``. If the driver ``log`` is configured,
-    nothing is sent: that would log it again.
+    nothing is sent: that would log it again. Logging never waits: see `LoggingNotificationHandler`.
 
     Args:
         conf: says where to and how: ``[oslo_messaging_notifications]``. (In oslo.messaging it is the global one.)
@@ -151,8 +165,8 @@ class LoggingErrorNotificationHandler(_NotifyingHandler):
         transport = get_notification_transport(conf)
         super().__init__(Notifier(transport, "error.publisher", driver=[] if logs else None), level)
 
-    def _send(self, record: logging.LogRecord) -> None:
-        self._notifier.error({}, "error_notification", {"error": record.getMessage()})
+    def _notification_of(self, record: logging.LogRecord) -> tuple[str, Any, str]:
+        return "error_notification", {"error": record.getMessage()}, "error"
 
 
 PublishErrorsHandler = LoggingErrorNotificationHandler

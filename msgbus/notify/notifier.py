@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from msgbus.interceptors import Interceptor
 from msgbus.notify.base_notifier import BaseNotifier
+from msgbus.notify.driver import NotificationDriver
 from msgbus.serializer import Serializer
 from msgbus.transport import Transport, check_transport
 
@@ -24,7 +26,8 @@ class Notifier(BaseNotifier):
     the first listener, if it can store messages (`Capability.STORAGE`); else it is dropped, which a log line says.
 
     A notification that cannot be sent is an error in the log, and not for the caller: what it is about has happened in
-    any case. What is wrong with the notification itself is raised.
+    any case. What is wrong with the notification itself is raised. Every topic and every driver is tried, whatever
+    fails. If several fail in a way that is raised, that is the first error, and the log has the others.
 
     Args:
         transport: where to; see `get_notification_transport`.
@@ -39,7 +42,7 @@ class Notifier(BaseNotifier):
 
     Raises:
         DriverLoadFailure: there is no such driver.
-        ConfigurationError: an option is wrong.
+        ConfigurationError: an option is wrong; or there is no topic, and `driver` sends to topics.
         InvalidTarget: a topic is too long, or otherwise invalid.
         ValueError: an invalid number of retries.
         TypeError: an argument has another type.
@@ -103,12 +106,20 @@ class Notifier(BaseNotifier):
         self._notify(ctxt, event_type, payload, "sample")
 
     def _notify(self, ctxt: Any, event_type: str, payload: Any, priority: str) -> None:
-        context, message, drivers = self._prepared(ctxt, event_type, payload, priority)
+        self._prepare_sending(ctxt, event_type, payload, priority)()
+
+    def _prepare_sending(self, ctxt: Any, event_type: str, payload: Any, priority: str) -> Callable[[], None]:
+        """What sends a notification, as it is now; for any thread, and for later."""
+        return partial(self._send, *self._prepared(ctxt, event_type, payload, priority), priority)
+
+    def _send(
+        self, context: dict[str, Any], message: dict[str, Any], drivers: Sequence[NotificationDriver], priority: str
+    ) -> None:
         fault: Exception | None = None
         for driver in drivers:
             try:
                 driver.notify(context, message, priority, self.retry)
             except Exception as exc:  # The other drivers have to send it all the same.
-                fault = self._fault_of(message, exc) or fault
+                fault = self._fault_of(message, exc, fault)
         if fault is not None:
             raise fault

@@ -409,6 +409,32 @@ def test_a_limited_number_of_retries(
     check()
 
 
+def test_each_topic_that_fails_is_known_and_the_others_are_sent(
+    fake_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A line of the log for each: with what the message system says, or an interceptor raises."""
+
+    async def refuse(request: msgbus.InterceptedRequest, proceed: aio.AsyncProceed) -> Any:
+        if request.target.topic == "c.info":
+            raise LookupError("no token for c")
+        return await proceed(request)
+
+    @on_loop
+    async def check() -> None:
+        endpoint = Endpoint()
+        topics = ["a", "b", "c", "notifications"]
+        async with opened(fake_url) as transport, listening(transport, endpoint):
+            get_bus(fake_url).fail_next(msgbus.TransportBlocked("disk alarm"), count=2)
+            notifier = aio.AsyncNotifier(transport, driver="messagingv2", retry=0, topics=topics, interceptors=[refuse])
+            await notifier.info({}, "order.created", {})
+            await until(lambda: endpoint.events == ["order.created"])
+
+    check()
+    lines = [record.getMessage() for record in caplog.records if "was not sent" in record.getMessage()]
+    assert ["a.info" in lines[0], "b.info" in lines[1], "no token for c" in lines[2]] == [True] * 3
+    assert len(lines) == 3
+
+
 class Blocking(NotificationDriver):
     """A plug-in that waits for something."""
 

@@ -27,6 +27,7 @@ from msgbus.cli.errors import Code, code_of, details_of, json_line, line_of
 from msgbus.cli.tables import print_json, print_value
 from msgbus.drivers.fake import FakeDriver
 from msgbus.failures import rebuild_failure, serialize_failure
+from tests.support import new_conf
 from tests.terminal import Terminal
 
 FAKE = "fake://test-cli"
@@ -525,7 +526,22 @@ def test_ping_without_any_server_is_exit_code_3() -> None:
     """As for a call. The line says over which message system it was looked for: another may have been meant."""
     line = fails(run("ping", "cli-nobody", "--timeout", "0.1", "--url", FAKE), Code.NO_SERVER)
     assert "topic cli-nobody" in line
-    assert f"over the in-memory message system {FAKE}" in line
+    assert f"over the in-memory message system {FAKE}/: no server is known there" in line
+
+
+def test_ping_that_a_known_server_does_not_answer_does_not_call_it_missing() -> None:
+    """The message system knows it. So it is said to be frozen or the like, and not to be started."""
+    transport = msgbus.get_rpc_transport(new_conf(rpc_ping_enabled=False), FAKE)
+    server = msgbus.get_rpc_server(transport, msgbus.Target(topic="cli-mute", server="one"), [Endpoint()])
+    server.start()
+    line = fails(run("ping", "cli-mute", "--timeout", "0.5", "--url", FAKE), Code.NO_SERVER)
+    server.stop()
+    server.wait(5)
+    transport.cleanup()
+    assert "(0 of 1 answered)" in line
+    assert "it is frozen, has just stopped, or cannot answer: too busy" in line
+    assert "configured without rpc_ping_enabled" in line
+    assert "running" not in line
 
 
 def test_ping_of_a_server_that_does_not_answer_names_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,6 +219,8 @@ def test_settings_are_plain_values(url: str) -> None:
     transport.cleanup()
     with pytest.raises(msgbus.ConfigurationError, match="did you mean rpc_reply_grace"):
         open_transport(url, {"rpc_reply_grase": 3})
+    with pytest.raises(msgbus.ConfigurationError, match=r"unknown setting 'zzz'; there are .*, rpc_reply_grace, "):
+        open_transport(url, {"zzz": 3})
     with pytest.raises(msgbus.ConfigurationError, match="setting rpc_reply_grace"):
         open_transport(url, {"rpc_reply_grace": "x"})
 

@@ -63,6 +63,7 @@ def test_only_server_that_is_frozen_is_counted(bench: Bench) -> None:
         result = bench.run("ping", "--timeout", "2", *words)
         assert (result.returncode, result.stdout) == (3, "")
         assert "within 2 s (0 of 1 answered) over " in result.stderr
+        assert ": it is frozen, has just stopped, or cannot answer: too busy" in result.stderr
 
 
 def test_gather_has_the_answers_of_those_that_are_well(bench: Bench) -> None:

@@ -50,6 +50,15 @@ def test_a_batch_is_complete_after_its_time(transport: msgbus.Transport, notifie
         assert came == ["a", "b"]
 
 
+def test_with_a_time_alone_a_batch_is_complete_with_half_of_the_prefetch(transport: msgbus.Transport) -> None:
+    """The listener may hold no more than the prefetch: it would get nothing more until the time is over."""
+    transport.conf.set_override("rpc_prefetch", 4)
+    batches = Batches()
+    with listening(transport, batches, batch_timeout=LONG):
+        send(msgbus.Notifier(transport, driver="messagingv2"), "a", "b", "c", "d", "e", "f")
+        assert sorted(batches.next() for _ in range(3)) == [["a", "b"], ["c", "d"], ["e", "f"]]
+
+
 def test_what_is_gathered_is_a_batch_when_the_listener_stops(
     transport: msgbus.Transport, notifier: msgbus.Notifier
 ) -> None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import logging
 import pathlib
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 import msgbus
+from msgbus.conformance.waiting import until
 from msgbus.drivers.fake import get_bus
-from msgbus.notify import recorded_notifications
+from msgbus.notify import outbox, recorded_notifications
 from tests.notify.support import Endpoint, listening
-from tests.support import conf_from_file, new_transport, new_url
+from tests.support import conf_from_file, exit_code_of, new_transport, new_url
 
 
 @contextmanager
@@ -28,6 +33,11 @@ def logger_with(handler: logging.Handler) -> Iterator[logging.Logger]:
     finally:
         logger.removeHandler(handler)
         handler.close()
+
+
+def now() -> str:
+    """The present time, as notifications have it."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
 
 
 def test_a_record_is_a_notification_of_its_level() -> None:
@@ -79,7 +89,7 @@ def test_what_the_sending_logs_is_not_sent(caplog: pytest.LogCaptureFixture) -> 
     try:
         endpoint = Endpoint()
         with listening(transport, endpoint):
-            get_bus(url).fail_next(msgbus.TransportBlocked("alarm"))
+            get_bus(url).fail_next(msgbus.MessageTooLarge("too large"))
             root.error("first")
             root.error("second")
             assert endpoint.next()[4]["msg"] == "second"
@@ -89,6 +99,135 @@ def test_what_the_sending_logs_is_not_sent(caplog: pytest.LogCaptureFixture) -> 
         root.removeHandler(handler)
         handler.close()
     transport.cleanup()
+
+
+def test_what_an_argument_logs_when_it_is_written_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it make an endless chain of records."""
+    url = new_url()
+    transport = new_transport(url)
+    endpoint = Endpoint()
+    with listening(transport, endpoint), logger_with(msgbus.LoggingNotificationHandler(url)) as logger:
+
+        class Talking:
+            def __str__(self) -> str:
+                logger.info("I am asked: %s", self)
+                return "text"
+
+        monkeypatch.setattr(logger, "propagate", False)  # Other handlers write it too.
+        logger.info("%s", Talking())
+        logger.info("next")
+        assert {endpoint.next()[4]["msg"] for _ in range(2)} == {"text", "next"}
+    assert endpoint.came.empty()
+    transport.cleanup()
+
+
+# The message system is away
+
+
+def test_logging_never_waits_for_the_message_system(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is away, records wait in a queue. Those for which it has no room are dropped, and counted in the log."""
+    monkeypatch.setattr(outbox, "LIMIT", 3)
+    url = new_url()
+    transport = new_transport(url)
+    endpoint = Endpoint()
+    with listening(transport, endpoint), logger_with(msgbus.LoggingNotificationHandler(url)) as logger:
+        get_bus(url).stop()
+        for number in range(10):
+            logger.info("%d", number)
+        assert "was not sent" not in caplog.text  # A record that is waited for is given up in the end.
+        get_bus(url).start()
+        until(lambda: ": 3 were waiting already" in caplog.text, "the line")
+        dropped = int(re.findall(r"(\d+) log records were not sent as notifications", caplog.text)[0])
+        came = sorted(endpoint.next()[4]["msg"] for _ in range(10 - dropped))
+        assert came == [str(number) for number in range(10 - dropped)]
+        assert dropped in {6, 7}  # One more has room if the first was already being sent.
+    assert endpoint.came.empty()
+    transport.cleanup()
+
+
+def test_a_record_that_has_waited_has_the_time_at_which_it_was_logged() -> None:
+    """And not that at which the message system came back."""
+    url = new_url()
+    transport = new_transport(url)
+    endpoint = Endpoint()
+    with listening(transport, endpoint), logger_with(msgbus.LoggingNotificationHandler(url)) as logger:
+        get_bus(url).stop()
+        logger.info("one")
+        logger.info("two")  # This one waits for the other.
+        logged = now()
+        until(lambda: now() > logged, "a later time")
+        get_bus(url).start()
+        assert all(endpoint.next()[5]["timestamp"] <= logged for _ in range(2))
+    transport.cleanup()
+
+
+def test_records_that_a_closed_handler_could_not_send_are_counted(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing it waits for them, but not for ever. What is logged afterwards is dropped."""
+    monkeypatch.setattr(outbox, "SECONDS", 0.1)
+    url = new_url()
+    handler = msgbus.LoggingNotificationHandler(url)
+    get_bus(url).stop()
+    with logger_with(handler) as logger:
+        for number in range(3):
+            logger.info("%d", number)
+        handler.close()
+        logger.info("too late")
+        until(lambda: "log records were not sent as notifications: their handler was closed" in caplog.text, "the line")
+
+
+def test_a_closed_handler_has_sent_everything() -> None:
+    """Closing it is enough: what was logged before arrives."""
+    url = new_url()
+    transport = new_transport(url)
+    endpoint = Endpoint()
+    with listening(transport, endpoint):
+        with logger_with(msgbus.LoggingNotificationHandler(url)) as logger:
+            for number in range(100):
+                logger.info("%d", number)
+        assert {endpoint.next()[4]["msg"] for _ in range(100)} == {str(number) for number in range(100)}
+    transport.cleanup()
+
+
+def test_a_program_that_ends_has_sent_everything(tmp_path: pathlib.Path) -> None:
+    """It need not close its handler."""
+    program = (
+        "import logging, msgbus\n"
+        f"handler = msgbus.LoggingNotificationHandler('zmq://{tmp_path}')\n"
+        "logging.getLogger('a').addHandler(handler)\n"
+        "for number in range(100): logging.getLogger('a').warning('%d', number)\n"
+    )
+    transport = new_transport(f"zmq://{tmp_path}")
+    endpoint = Endpoint()
+    with listening(transport, endpoint):
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert {endpoint.next()[4]["msg"] for _ in range(100)} == {str(number) for number in range(100)}
+    transport.cleanup()
+
+
+def test_a_forked_child_sends_what_it_logs(tmp_path: pathlib.Path) -> None:
+    """By a thread of its own: it does not have its parent's."""
+    url = f"zmq://{tmp_path}"
+    transport = new_transport(url)
+    endpoint = Endpoint()
+    with listening(transport, endpoint), logger_with(msgbus.LoggingNotificationHandler(url)) as logger:
+        logger.info("parent")
+        assert endpoint.next()[4]["msg"] == "parent"
+
+        def in_child() -> None:
+            logger.info("child")
+            logger.handlers[0].flush()
+
+        assert exit_code_of(in_child) == 0
+        assert endpoint.next()[4]["msg"] == "child"
+    transport.cleanup()
+
+
+# Errors alone
 
 
 def configured(tmp_path: pathlib.Path, url: str, *drivers: str) -> Any:

@@ -134,6 +134,12 @@ def test_a_notification_that_is_too_large_is_an_error_for_the_caller(caplog: pyt
         ({"retry": "5"}, ValueError, "retry is"),
         ({"topics": "notifications"}, TypeError, r"\['notifications'\]"),
         ({"topics": ["t" * 70]}, msgbus.InvalidTarget, "longer than 75 bytes"),
+        ({"topics": [""]}, msgbus.InvalidTarget, "topic must not be empty"),
+        ({"topics": ["a", None]}, TypeError, r"\['notifications'\], not \['a', None\]"),
+        ({"topics": 7}, TypeError, r"\['notifications'\], not 7"),
+        ({"topics": [], "driver": "messaging"}, msgbus.ConfigurationError, "has no topic to send to.* noop"),
+        ({"driver": 7}, TypeError, "driver is the name of a driver, .* not 7"),
+        ({"driver": ["log", None]}, TypeError, r"driver is the name of a driver, .* not \['log', None\]"),
         ({"publisher_id": 7}, TypeError, "publisher_id"),
         ({"interceptors": print}, TypeError, "list of functions"),
     ],
@@ -225,6 +231,55 @@ def test_nobody_to_hear_it_is_said_once(caplog: pytest.LogCaptureFixture, tmp_pa
     notifier.error({}, "e", {})
     found = [record for record in caplog.records if "nobody listens" in record.getMessage()]
     assert [record.levelname for record in found] == ["WARNING", "DEBUG", "DEBUG", "WARNING"]
+    transport.cleanup()
+
+
+def test_each_topic_that_nobody_hears_is_named(caplog: pytest.LogCaptureFixture, tmp_path: pathlib.Path) -> None:
+    """By the one warning that there is for a level."""
+    transport = new_transport(f"zmq://{tmp_path}")
+    msgbus.Notifier(transport, driver="messagingv2", topics=["a", "b"]).info({}, "e", {})
+    (warning,) = [record.getMessage() for record in caplog.records if "nobody listens" in record.getMessage()]
+    assert "a.info" in warning
+    assert "b.info" in warning
+    transport.cleanup()
+
+
+def test_each_topic_that_fails_is_known_and_the_others_are_sent(caplog: pytest.LogCaptureFixture) -> None:
+    """A line of the log for each: with what the message system says, or an interceptor raises."""
+
+    def refuse(request: msgbus.InterceptedRequest, proceed: msgbus.Proceed) -> Any:
+        if request.target.topic == "c.info":
+            raise LookupError("no token for c")
+        return proceed(request)
+
+    url = new_url()
+    transport = new_transport(url)
+    endpoint = Endpoint()
+    with listening(transport, endpoint, targets=[msgbus.Target(topic="d")]):
+        get_bus(url).fail_next(msgbus.TransportBlocked("disk alarm"), count=2)
+        topics = ["a", "b", "c", "d"]
+        notifier = msgbus.Notifier(transport, driver="messagingv2", retry=0, topics=topics, interceptors=[refuse])
+        notifier.info({}, "order.created", {})
+        assert endpoint.events(1) == ["order.created"]
+    lines = [record.getMessage() for record in caplog.records if "was not sent" in record.getMessage()]
+    assert ["a.info" in lines[0], "b.info" in lines[1], "no token for c" in lines[2]] == [True] * 3
+    assert len(lines) == 3
+    transport.cleanup()
+
+
+def test_of_several_faults_the_first_is_raised_and_the_others_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Too large for one topic and for the other: both are known. What has the same text twice is said once."""
+    transport = new_transport(f"{new_url()}?max_message_size=1000")
+    notifier = msgbus.Notifier(transport, driver=["messagingv2", "test"], topics=["a", "b"])
+    with pytest.raises(msgbus.MessageTooLarge, match=r"a\.info"):
+        notifier.info({}, "e", {"a": "x" * 1000})
+    (line,) = [record.getMessage() for record in caplog.records if "was not sent" in record.getMessage()]
+    assert "b.info" in line
+    assert len(recorded_notifications(transport)) == 1
+    caplog.clear()
+    with pytest.raises(msgbus.SerializationError):
+        notifier.info({}, "e", {"a": object()})
+    assert caplog.text == ""
     transport.cleanup()
 
 
