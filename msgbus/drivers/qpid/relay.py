@@ -22,6 +22,8 @@ from msgbus.drivers.qpid.engine import (
     settle,
     was_settled,
 )
+from msgbus.drivers.qpid.management import SILENT, Answer
+from msgbus.drivers.qpid.nodes import not_declared
 from msgbus.drivers.toolkit.loop import FOREVER, Loop
 from msgbus.drivers.toolkit.sending import Offer, OnDeclared, Outgoing
 from msgbus.exceptions import (
@@ -152,12 +154,13 @@ class Relay(SendingLink):
         source = route_of(address).declare
         assert source is not None
 
-        def on_declared(refusal: str | None) -> None:
-            if refusal is None:
+        def on_declared(answer: Answer | None) -> None:
+            if answer is None:
                 self._declared.add(source.address)
                 declared()
             else:
-                declared(TransportUnavailable(f"{self._session.driver.name()} refuses {address}: {refusal}"))
+                refusal = TransportUnavailable(not_declared(self._session.driver.name(), address, answer))
+                declared(refusal, hold=answer.status == SILENT)
 
         self._session.declare_node(source, on_declared)
 
