@@ -6,6 +6,7 @@ import asyncio
 import os
 import pathlib
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -19,7 +20,7 @@ from oslo_config import cfg
 from msgbus import CallCancelled, ConfigurationError, Transport, TransportUnavailable, get_rpc_transport
 from msgbus.drivers.base import Address, Delivery, Message, Sent
 from msgbus.drivers.toolkit.loop import Loop
-from msgbus_nats import mark
+from msgbus_nats import feed, mark, session
 from msgbus_nats.clock import Clock
 from msgbus_nats.connection import Connection
 from msgbus_nats.errors import SUBJECTS_OVERLAP, JetStreamError
@@ -206,6 +207,64 @@ def test_a_pull_request_that_is_lost_is_followed_by_another(
     wait_for(lambda: got)
     assert lost
     assert got[0].accept()
+
+
+@pytest.mark.parametrize("kind", ["fanout", "topic"])
+def test_a_client_that_reads_slowly_is_not_disconnected(
+    transports: Callable[..., Transport], server: Any, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    """Messages of more than max_pending wait for it: NATS sends a part, and all come once, in order."""
+    monkeypatch.setattr(feed, "COUNTS_ALL", (2, 9, 0))
+    address = Address(kind, "x", "large")
+    came, gate = threading.Event(), threading.Event()
+    got: list[Delivery] = []
+
+    def read_slowly(delivery: Delivery) -> None:
+        got.append(delivery)
+        came.set()
+        gate.wait(60)  # Nothing else is read meanwhile.
+
+    driver: Any = transports().driver
+    sender = transports().driver
+    driver.subscribe([address], read_slowly, prefetch=20).ready.result(15)
+    is_free = threading.Event()
+    driver.loop.call(is_free.wait, 60)
+    for number in range(12):
+        body = bytes(7 * 1024 * 1024)
+        sender.send(address, Message(body, "t", str(number), 60.0), mandatory=kind == "topic").result(15)
+    is_free.set()
+    assert came.wait(30)
+    # NATS has sent all that was asked for, or has closed the connection.
+    wait_for(lambda: not asyncio.run(_requests(server, address)))
+    gate.set()
+    wait_for(lambda: len(got) == 12, 60)
+    assert [(delivery.message.id, delivery.redelivered) for delivery in got] == [(str(n), False) for n in range(12)]
+    assert all(delivery.accept() for delivery in got)
+
+
+async def _requests(server: Any, address: Address) -> int | None:
+    """How many pull requests of the address's one consumer wait for messages."""
+    client = await nats.connect(server.url)
+    found = (await client.jetstream().consumers_info(stream_of(address)))[0].num_waiting
+    await client.close()
+    return found
+
+
+def test_a_message_larger_than_a_pull_request_arrives(
+    transports: Callable[..., Transport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone, in its place between smaller ones."""
+    monkeypatch.setattr(session, "MAX_IN_FLIGHT", 2000)
+    address = Address("fanout", "x", "too-large")
+    got: list[Delivery] = []
+    driver = transports().driver
+    driver.subscribe([address], got.append, prefetch=20).ready.result(15)
+    sizes = [1, 100_000, 100_000, 900, 900, 900, 100_000, 1]
+    for size in sizes:
+        driver.send(address, Message(bytes(size), "t", "i", 60.0), mandatory=False).result(15)
+    wait_for(lambda: len(got) == len(sizes))
+    assert [len(delivery.message.body) for delivery in got] == sizes
+    assert not any(delivery.redelivered for delivery in got)
 
 
 # What NATS forgets
