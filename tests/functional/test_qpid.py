@@ -21,7 +21,7 @@ from proton.utils import BlockingConnection
 import msgbus
 from msgbus.conformance.waiting import Task, until
 from msgbus.drivers.base import Address, Capability, Delivery, Message
-from msgbus.drivers.qpid import management, nodes
+from msgbus.drivers.qpid import management, nodes, relay
 from msgbus.message import JSON, DeadLetter
 from tests.functional.brokers.processes import free_ports
 from tests.functional.brokers.proxy import Proxy
@@ -573,6 +573,27 @@ def test_a_broker_that_does_not_answer_is_left_for_the_next_host(
     else:
         driver.subscribe([address], _accept, prefetch=1).ready.result(20)
     assert f":{broker.port}" in driver.state
+
+
+def test_a_connection_on_which_nothing_can_be_sent_is_given_up(
+    broker: Qpid, proxy: Proxy, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker closes the link on which messages are sent, and does not answer when it is attached again."""
+    monkeypatch.setattr(management, "ANSWER_TIMEOUT", 0.5)
+    monkeypatch.setattr(relay, "REATTACH_DELAY", 2.0)
+    url = through(broker, proxy, "&heartbeat=0").replace("guest:guest", "limited:limited")
+    driver = connect(url).driver
+
+    def send(topic: str, seconds: float) -> BaseException | None:
+        message = Message(b"", JSON, topic, seconds)
+        return driver.send(Address("topic", "msgbus", topic), message, mandatory=True).exception(20)
+
+    assert "check the user's rights to publish" in str(send("silent-forbidden", 20.0))
+    proxy.stall()
+    error = send("silent-other", 0.5)
+    assert isinstance(error, msgbus.TransportBlocked)
+    assert "has closed the link on which messages are sent" in str(error)
+    until(lambda: driver.up_since is None, "the connection is given up", 20)
 
 
 def test_an_exchange_that_was_deleted_is_declared_again(broker: Qpid, connect: Connect) -> None:

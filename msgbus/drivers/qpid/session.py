@@ -117,8 +117,9 @@ class QpidSession(Session):
         self.nodes.get_statistics(queue, answered)
 
     def why_blocked(self) -> str | None:
-        """Why messages wait although the relay is attached, or None."""
-        return "it gives no credit" if self._relay.attached and self._relay.credit <= 0 else None
+        if not self._relay.attached:
+            return "it has closed the link on which messages are sent" if self._line.up else None
+        return "it gives no credit" if self._relay.credit <= 0 else None
 
     # The end
 
