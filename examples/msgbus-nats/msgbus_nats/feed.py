@@ -31,6 +31,8 @@ PULL_TIMEOUT: Final = 0.5
 its way to it gets lost, and comes again elsewhere as redelivered."""
 PULL_LOST: Final = 2.0
 """Seconds after its end for which a pull request may have had no answer, before another one follows."""
+PULL_PAUSE: Final = 0.1
+"""Seconds until the next pull request after one that NATS has refused: of one consumer it keeps 512 at a time."""
 PULL_CHECK: Final = 1.0
 """Seconds between two checks for that."""
 COUNTS_ALL: Final = (2, 10, 14)
@@ -256,8 +258,11 @@ class JetStreamFeed(NatsFeed):
         elif status != "100":
             request = int(msg.subject.rpartition(".")[2])  # what is no message comes by the subject of the request
             why = str(msg.headers) if status == "409" else ""
-            is_deleted = status == NOBODY or "Deleted" in why
-            self._on_pull_end(request, is_deleted=is_deleted, is_full="MaxBytes" in why)
+            is_deleted, is_full = status == NOBODY or "Deleted" in why, "Size Exceeds MaxBytes" in why
+            if why and not (is_deleted or is_full):
+                self._session.loop.call_later(PULL_PAUSE, self._on_pull_end, request)
+            else:
+                self._on_pull_end(request, is_deleted=is_deleted, is_full=is_full)
 
     def _deliver(self, msg: Msg) -> None:
         metadata = msg.metadata

@@ -8,6 +8,7 @@ import pathlib
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
@@ -248,6 +249,37 @@ async def _requests(server: Any, address: Address) -> int | None:
     found = (await client.jetstream().consumers_info(stream_of(address)))[0].num_waiting
     await client.close()
     return found
+
+
+def test_a_subscriber_whose_pull_request_is_refused_asks_again_in_a_while(
+    transports: Callable[..., Transport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More subscribers than a consumer has room for requests share it, and do not ask without a pause."""
+    pull, add_consumer = JetStream.pull, JetStream._add_consumer
+    asked: Counter[JetStream] = Counter()
+
+    async def add_small_consumer(jetstream: JetStream, address: Address, name: str, more: dict[str, Any]) -> None:
+        await add_consumer(jetstream, address, name, {**more, "max_waiting": 1})
+
+    def count_pulls(jetstream: JetStream, *args: Any) -> None:
+        asked[jetstream] += 1
+        pull(jetstream, *args)
+
+    monkeypatch.setattr(JetStream, "_add_consumer", add_small_consumer)
+    monkeypatch.setattr(JetStream, "pull", count_pulls)
+    address = Address("topic", "x", "crowded")
+    got: list[list[Delivery]] = [[], []]
+
+    def take(to: list[Delivery], delivery: Delivery) -> None:
+        to.append(delivery)
+        delivery.accept()
+
+    for to in got:
+        transports().driver.subscribe([address], partial(take, to), prefetch=1).ready.result(15)
+    wait_for(lambda: len(asked) == 2 and min(asked.values()) >= 4)
+    assert max(asked.values()) < 100  # Without a pause, it is the time of an answer for each.
+    send(transports().driver, address, *(str(number) for number in range(20)))
+    wait_for(lambda: sum(map(len, got)) == 20, 30)
 
 
 def test_a_message_larger_than_a_pull_request_arrives(
