@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import pathlib
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from proton.utils import BlockingConnection
 import msgbus
 from msgbus.conformance.waiting import Task, until
 from msgbus.drivers.base import Address, Capability, Delivery, Message
+from msgbus.drivers.qpid import management, nodes, relay
 from msgbus.message import JSON, DeadLetter
 from tests.functional.brokers.processes import free_ports
 from tests.functional.brokers.proxy import Proxy
@@ -504,6 +506,104 @@ def test_a_connection_that_lingers_at_the_broker_takes_nothing(broker: Qpid, pro
         for value in range(20):
             assert client.prepare(server="s1", timeout=10).call({}, "echo", value=value) == value
         proxy.resume()
+
+
+# A broker that does not answer
+
+
+def test_inspecting_ends_though_the_broker_is_silent(
+    broker: Qpid, proxy: Proxy, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an error that says which queue, how long was waited, and what to check. The next one is answered again."""
+    monkeypatch.setattr(nodes, "INSPECT_TIMEOUT", 0.5)
+    driver = connect(through(broker, proxy)).driver
+    address = Address("topic", "msgbus", "silent-inspected")
+    driver.subscribe([address], _accept, prefetch=1).ready.result(20)
+    proxy.stall()
+    error = driver.inspect(address).exception(20)
+    assert isinstance(error, msgbus.TransportUnavailable)
+    assert "cannot inspect msgbus:silent-inspected: no answer within 0.5 s; check that" in str(error)
+    proxy.resume()
+
+    def is_inspected() -> bool:
+        found = driver.inspect(address)
+        return found.exception(20) is None and found.result().consumers == 1
+
+    until(is_inspected, "the broker answers", 20)
+
+
+def test_declaring_is_tried_again_until_the_broker_answers(
+    broker: Qpid, proxy: Proxy, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Meanwhile the state, and the errors of what cannot be sent, say what is not declared, and what to check."""
+    monkeypatch.setattr(management, "ANSWER_TIMEOUT", 0.5)
+    driver = connect(through(broker, proxy)).driver
+    driver.inspect(Address("topic", "msgbus", "silent-nothing")).exception(20)  # So it is connected.
+    proxy.stall()
+    address = Address("stored", "msgbus", "silent-declared")
+    got: list[Delivery] = []
+    subscription = driver.subscribe([address._replace(kind="topic")], got.append, prefetch=1)
+    error = driver.send(address, Message(b"", JSON, "short", 2.0), mandatory=True).exception(20)
+    assert isinstance(error, msgbus.TransportUnavailable)
+    assert not error.maybe_delivered
+    sent = driver.send(address, Message(b"", JSON, "long", 60.0), mandatory=True)
+    for text in (str(error), driver.state):
+        assert re.search(r"has not declared .*silent-declared.*: no answer within 0.5 s; check that", text)
+    assert not subscription.ready.done()
+    proxy.resume()
+    subscription.ready.result(20)
+    sent.result(20)
+    until(lambda: [delivery.message.id for delivery in got] == ["long"], "the message", 20)
+
+
+@pytest.mark.parametrize("kind", ["topic", "fanout", "stored"])
+def test_a_broker_that_does_not_answer_is_left_for_the_next_host(
+    broker: Qpid, proxy: Proxy, connect: Connect, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    """Whether it has to declare a queue, or only to let a link be attached; long before heartbeats are missed."""
+    monkeypatch.setattr(management, "ANSWER_TIMEOUT", 1.0)
+    hosts = f"guest:guest@127.0.0.1:{proxy.port},guest:guest@127.0.0.1:{broker.port}"
+    driver = connect(f"qpid://{hosts}/{MEMORY}&heartbeat=0").driver
+    driver.inspect(Address("topic", "msgbus", "silent-nothing")).exception(20)  # So it is connected.
+    assert f":{proxy.port}" in driver.state
+    proxy.stall()
+    address = Address(kind, "msgbus", "silent-left")
+    if kind == "stored":
+        driver.send(address, Message(b"", JSON, "m", 60.0), mandatory=True).result(20)
+    else:
+        driver.subscribe([address], _accept, prefetch=1).ready.result(20)
+    assert f":{broker.port}" in driver.state
+
+
+def test_a_connection_on_which_nothing_can_be_sent_is_given_up(
+    broker: Qpid, proxy: Proxy, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker closes the link on which messages are sent, and does not answer when it is attached again."""
+    monkeypatch.setattr(management, "ANSWER_TIMEOUT", 0.5)
+    monkeypatch.setattr(relay, "REATTACH_DELAY", 2.0)
+    url = through(broker, proxy, "&heartbeat=0").replace("guest:guest", "limited:limited")
+    driver = connect(url).driver
+
+    def send(topic: str, seconds: float) -> BaseException | None:
+        message = Message(b"", JSON, topic, seconds)
+        return driver.send(Address("topic", "msgbus", topic), message, mandatory=True).exception(20)
+
+    assert "check the user's rights to publish" in str(send("silent-forbidden", 20.0))
+    proxy.stall()
+    error = send("silent-other", 0.5)
+    assert isinstance(error, msgbus.TransportBlocked)
+    assert "has closed the link on which messages are sent" in str(error)
+    until(lambda: driver.up_since is None, "the connection is given up", 20)
+
+
+def test_an_exchange_that_was_deleted_is_declared_again(broker: Qpid, connect: Connect) -> None:
+    """For the next one that listens, over a connection that has declared it before."""
+    driver = connect(broker.url + MEMORY).driver
+    driver.subscribe([Address("topic", "fleeting", "first")], _accept, prefetch=1).ready.result(20)
+    broker.delete("Exchange", "fleeting")
+    second = Address("topic", "fleeting", "second")
+    driver.subscribe([second], _accept, prefetch=1).ready.result(20)
+    driver.send(second, Message(b"", JSON, "m", 60.0), mandatory=True).result(20)
 
 
 def test_a_queue_that_is_deleted_under_a_server_comes_back(broker: Qpid, connect: Connect) -> None:

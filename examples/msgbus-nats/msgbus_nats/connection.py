@@ -46,6 +46,7 @@ class Connection:
         lost: done when the connection is; its result says why.
         max_payload: bytes that a message may have, with its headers.
         server_id: the server's, which has another one each time it starts.
+        server_version: the server's version.
         on_room: called when all that was published has been given to nats-py.
     """
 
@@ -54,6 +55,7 @@ class Connection:
         self.lost: asyncio.Future[str] = self.aio.create_future()
         self.max_payload = 0
         self.server_id = ""
+        self.server_version = (0, 0, 0)
         self.on_room: Callable[[], object] = lambda: None
         self._host = host
         self._client = nats.aio.client.Client()
@@ -93,6 +95,8 @@ class Connection:
         )
         self.max_payload = self._client.max_payload
         self.server_id = self._client._server_info["server_id"]
+        version = self._client.connected_server_version
+        self.server_version = (version.major, version.minor, version.patch)
         await self.subscribe(f"{self._prefix}.*", self._on_answer)
         await self.ask("INFO")
 

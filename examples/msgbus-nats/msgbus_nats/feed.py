@@ -31,8 +31,14 @@ PULL_TIMEOUT: Final = 0.5
 its way to it gets lost, and comes again elsewhere as redelivered."""
 PULL_LOST: Final = 2.0
 """Seconds after its end for which a pull request may have had no answer, before another one follows."""
+PULL_PAUSE: Final = 0.1
+"""Seconds until the next pull request after one that NATS has refused: of one consumer it keeps 512 at a time."""
 PULL_CHECK: Final = 1.0
 """Seconds between two checks for that."""
+COUNTS_ALL: Final = (2, 10, 14)
+"""The version of NATS from which on a shared consumer's pull request may be bounded in bytes. Before, if a message that
+is delivered again does not fit into it, another one is delivered twice and counted once (nats-server,
+server/consumer.go, loopAndGatherMsgs). A fanout's consumer belongs to one server, which recognizes the second one."""
 _WORDS: Final = {Outcome.ACCEPT: b"+ACK", Outcome.DROP: b"+TERM"}
 _IN_PROGRESS: Final = b"+WPI"
 
@@ -146,6 +152,8 @@ class JetStreamFeed(NatsFeed):
         self._open: dict[str, float] = {}  # by reply subject: since when
         self._inbox = f"_INBOX.{uuid.uuid4().hex}"
         self._missing = 0  # of the present pull request
+        self._next_is_large = False
+        self._is_bounded = self._is_fanout or session.connection.server_version >= COUNTS_ALL
         self._request = 0
         self._pulled_at = 0.0
         self._stopping = False
@@ -188,11 +196,14 @@ class JetStreamFeed(NatsFeed):
         room = self._source.prefetch - len(self._open)
         if self._missing or self._stopping or room <= 0 or not self._alive:
             return
+        size = self._session.pull_size if self._is_bounded else None
+        if self._next_is_large:  # It may be larger than any bound, so it comes alone.
+            room, size = 1, None
         self._missing = room
         self._request += 1
         self._pulled_at = Loop.now()
         reply = f"{self._inbox}.{self._request}"
-        self._session.jetstream.pull(self._source.address, self._consumer, room, PULL_TIMEOUT, reply)
+        self._session.jetstream.pull(self._source.address, self._consumer, room, size, PULL_TIMEOUT, reply)
 
     def _watch_pull(self) -> None:
         """See that the pull request under way was not forgotten: NATS may lose one, and its end."""
@@ -246,8 +257,12 @@ class JetStreamFeed(NatsFeed):
                 self._on_pull_end(self._request)
         elif status != "100":
             request = int(msg.subject.rpartition(".")[2])  # what is no message comes by the subject of the request
-            deleted = status == NOBODY or (status == "409" and "Deleted" in str(msg.headers))
-            self._on_pull_end(request, deleted=deleted)
+            why = str(msg.headers) if status == "409" else ""
+            is_deleted, is_full = status == NOBODY or "Deleted" in why, "Size Exceeds MaxBytes" in why
+            if why and not (is_deleted or is_full):
+                self._session.loop.call_later(PULL_PAUSE, self._on_pull_end, request)
+            else:
+                self._on_pull_end(request, is_deleted=is_deleted, is_full=is_full)
 
     def _deliver(self, msg: Msg) -> None:
         metadata = msg.metadata
@@ -257,13 +272,14 @@ class JetStreamFeed(NatsFeed):
         message = message_of(msg.data, msg.headers, self._session.jetstream.clock.age(stored))
         self._source.deliver(self, msg.reply, message, before > 0, before)
 
-    def _on_pull_end(self, request: int, *, deleted: bool = False) -> None:
+    def _on_pull_end(self, request: int, *, is_deleted: bool = False, is_full: bool = False) -> None:
         if request != self._request:
             return
         self._missing = 0
+        self._next_is_large = is_full
         if self._stopping:
             self._source.cancelled(self)
-        elif deleted:
+        elif is_deleted:
             self._missing = 1  # until it is declared
             self._connection.aio.spawn(self._declare_again())
         else:

@@ -124,10 +124,17 @@ class JetStream:
         for reply in replies:
             self._connection.publish(reply, NAK)
 
-    def pull(self, address: Address, consumer: str, count: int, seconds: float, reply: str) -> None:
-        """Ask for up to `count` messages within `seconds`; they go to `reply`, and so does word of the end."""
-        order = json.dumps({"batch": count, "expires": int(seconds * 1e9)}).encode()
-        self._connection.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream_of(address)}.{consumer}", order, reply)
+    def pull(self, address: Address, consumer: str, count: int, size: int | None, seconds: float, reply: str) -> None:
+        """Ask for up to `count` messages within `seconds`; they go to `reply`, and so does word of the end.
+
+        `size` is how many bytes they may have together; None: any number. The request ends before the first message
+        that does not fit, which is not sent then, even if it is the only one.
+        """
+        order: dict[str, int] = {"batch": count, "expires": int(seconds * 1e9)}
+        if size is not None:
+            order["max_bytes"] = size
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream_of(address)}.{consumer}"
+        self._connection.publish(subject, json.dumps(order).encode(), reply)
 
     async def count(self, address: Address, at_least: int, end: float) -> int:
         """How many subscribers an address has: each answers. `at_least` so many will; others may be slower."""

@@ -32,6 +32,9 @@ RECEIPT_TIMEOUT: Final = 5.0
 """Seconds in which the owner of an inbox says that it has a message. It does so at once, unless it is gone and the
 server has not noticed; the core then sends it again."""
 INSPECT_TIMEOUT: Final = 0.9
+MAX_IN_FLIGHT: Final = 32 * 1024 * 1024
+"""Bytes that may be on their way to this client at the same time. NATS closes a connection for which more than
+max_pending waits, 64 MiB by default; above half of that it slows publishers down (nats-server, server/client.go)."""
 START_TIMEOUT: Final = 5.0
 """Seconds that messages which wait give the subscriptions to come back first."""
 
@@ -178,6 +181,11 @@ class NatsSession(Session):
         feed: NatsFeed = JetStreamFeed(self, source) if source.prefetch else InboxFeed(self, source)
         self._feeds.append(feed)
         return feed
+
+    @property
+    def pull_size(self) -> int:
+        """Bytes that one pull request may ask for. Each feed has one at a time."""
+        return MAX_IN_FLIGHT // len(self._feeds)
 
     def remove_feed(self, feed: NatsFeed) -> None:
         """It has ended."""

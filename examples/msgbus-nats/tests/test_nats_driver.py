@@ -6,7 +6,9 @@ import asyncio
 import os
 import pathlib
 import signal
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
@@ -19,7 +21,7 @@ from oslo_config import cfg
 from msgbus import CallCancelled, ConfigurationError, Transport, TransportUnavailable, get_rpc_transport
 from msgbus.drivers.base import Address, Delivery, Message, Sent
 from msgbus.drivers.toolkit.loop import Loop
-from msgbus_nats import mark
+from msgbus_nats import feed, mark, session
 from msgbus_nats.clock import Clock
 from msgbus_nats.connection import Connection
 from msgbus_nats.errors import SUBJECTS_OVERLAP, JetStreamError
@@ -206,6 +208,95 @@ def test_a_pull_request_that_is_lost_is_followed_by_another(
     wait_for(lambda: got)
     assert lost
     assert got[0].accept()
+
+
+@pytest.mark.parametrize("kind", ["fanout", "topic"])
+def test_a_client_that_reads_slowly_is_not_disconnected(
+    transports: Callable[..., Transport], server: Any, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    """Messages of more than max_pending wait for it: NATS sends a part, and all come once, in order."""
+    monkeypatch.setattr(feed, "COUNTS_ALL", (2, 9, 0))
+    address = Address(kind, "x", "large")
+    came, gate = threading.Event(), threading.Event()
+    got: list[Delivery] = []
+
+    def read_slowly(delivery: Delivery) -> None:
+        got.append(delivery)
+        came.set()
+        gate.wait(60)  # Nothing else is read meanwhile.
+
+    driver: Any = transports().driver
+    sender = transports().driver
+    driver.subscribe([address], read_slowly, prefetch=20).ready.result(15)
+    is_free = threading.Event()
+    driver.loop.call(is_free.wait, 60)
+    for number in range(12):
+        body = bytes(7 * 1024 * 1024)
+        sender.send(address, Message(body, "t", str(number), 60.0), mandatory=kind == "topic").result(15)
+    is_free.set()
+    assert came.wait(30)
+    # NATS has sent all that was asked for, or has closed the connection.
+    wait_for(lambda: not asyncio.run(_requests(server, address)))
+    gate.set()
+    wait_for(lambda: len(got) == 12, 60)
+    assert [(delivery.message.id, delivery.redelivered) for delivery in got] == [(str(n), False) for n in range(12)]
+    assert all(delivery.accept() for delivery in got)
+
+
+async def _requests(server: Any, address: Address) -> int | None:
+    """How many pull requests of the address's one consumer wait for messages."""
+    client = await nats.connect(server.url)
+    found = (await client.jetstream().consumers_info(stream_of(address)))[0].num_waiting
+    await client.close()
+    return found
+
+
+def test_a_subscriber_whose_pull_request_is_refused_asks_again_in_a_while(
+    transports: Callable[..., Transport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More subscribers than a consumer has room for requests share it, and do not ask without a pause."""
+    pull, add_consumer = JetStream.pull, JetStream._add_consumer
+    asked: Counter[JetStream] = Counter()
+
+    async def add_small_consumer(jetstream: JetStream, address: Address, name: str, more: dict[str, Any]) -> None:
+        await add_consumer(jetstream, address, name, {**more, "max_waiting": 1})
+
+    def count_pulls(jetstream: JetStream, *args: Any) -> None:
+        asked[jetstream] += 1
+        pull(jetstream, *args)
+
+    monkeypatch.setattr(JetStream, "_add_consumer", add_small_consumer)
+    monkeypatch.setattr(JetStream, "pull", count_pulls)
+    address = Address("topic", "x", "crowded")
+    got: list[list[Delivery]] = [[], []]
+
+    def take(to: list[Delivery], delivery: Delivery) -> None:
+        to.append(delivery)
+        delivery.accept()
+
+    for to in got:
+        transports().driver.subscribe([address], partial(take, to), prefetch=1).ready.result(15)
+    wait_for(lambda: len(asked) == 2 and min(asked.values()) >= 4)
+    assert max(asked.values()) < 100  # Without a pause, it is the time of an answer for each.
+    send(transports().driver, address, *(str(number) for number in range(20)))
+    wait_for(lambda: sum(map(len, got)) == 20, 30)
+
+
+def test_a_message_larger_than_a_pull_request_arrives(
+    transports: Callable[..., Transport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone, in its place between smaller ones."""
+    monkeypatch.setattr(session, "MAX_IN_FLIGHT", 2000)
+    address = Address("fanout", "x", "too-large")
+    got: list[Delivery] = []
+    driver = transports().driver
+    driver.subscribe([address], got.append, prefetch=20).ready.result(15)
+    sizes = [1, 100_000, 100_000, 900, 900, 900, 100_000, 1]
+    for size in sizes:
+        driver.send(address, Message(bytes(size), "t", "i", 60.0), mandatory=False).result(15)
+    wait_for(lambda: len(got) == len(sizes))
+    assert [len(delivery.message.body) for delivery in got] == sizes
+    assert not any(delivery.redelivered for delivery in got)
 
 
 # What NATS forgets

@@ -16,7 +16,6 @@ MAX_TTL = 0xFFFFFFFF
 _HEADER, _PROPERTIES, _DATA = 0x70, 0x73, 0x75
 
 _NULL = b"\x40"
-_TRUE, _FALSE = b"\x41", b"\x42"
 
 _u8 = struct.Struct(">B")
 _u32 = struct.Struct(">I")
@@ -55,25 +54,23 @@ class Received(NamedTuple):
 
 def encode_string(text: str) -> bytes:
     """A string."""
-    data = text.encode()
-    if len(data) < 256:
-        return _str8.pack(0xA1, len(data)) + data
-    return _var32.pack(0xB1, len(data)) + data
+    return _encode(0xA1, text.encode())
 
 
 def encode_symbol(text: str) -> bytes:
     """A symbol, which is in ASCII."""
-    data = text.encode("ascii", "backslashreplace")
-    if len(data) < 256:
-        return _str8.pack(0xA3, len(data)) + data
-    return _var32.pack(0xB3, len(data)) + data
+    return _encode(0xA3, text.encode("ascii", "backslashreplace"))
 
 
 def encode_binary(data: bytes) -> bytes:
     """Bytes."""
+    return _encode(0xA0, data)
+
+
+def _encode(kind: int, data: bytes) -> bytes:
     if len(data) < 256:
-        return _str8.pack(0xA0, len(data)) + data
-    return _var32.pack(0xB0, len(data)) + data
+        return _str8.pack(kind, len(data)) + data
+    return _var32.pack(kind + 0x10, len(data)) + data
 
 
 def encode_list(descriptor: int, fields: Sequence[bytes]) -> bytes:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 from msgbus.drivers.base import Address
 from msgbus.drivers.qpid import topology
 from msgbus.drivers.qpid.engine import Engine
+from msgbus.drivers.qpid.management import OnDeclaredNode
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.toolkit.sending import Sender
+from msgbus.url import TransportHost
 
 
 class Owner(Protocol):
     """A connection's driver: the part of `QpidDriver` that is used here, and described there."""
 
     loop: Loop
+    hosts: list[TransportHost]
     sender: Sender
     declares: bool
     durable: bool
@@ -45,5 +47,8 @@ class Wire(Protocol):
     def is_open(self) -> bool:
         """Whether the connection is open."""
 
-    def declare_node(self, source: topology.Source, declared: Callable[[str | None], None]) -> None:
-        """Create a node; then pass `declared` the reason of a refusal, or None."""
+    def declare_node(self, source: topology.Source, declared: OnDeclaredNode) -> None:
+        """Create a node; then call `declared`, unless the connection is given up meanwhile."""
+
+    def move(self, reason: str) -> bool:
+        """Give up the connection for one to the next host, if there are several. Returns whether it is given up."""

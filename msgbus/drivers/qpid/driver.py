@@ -86,11 +86,14 @@ OPTIONS = [
         min=1024,
         help="The largest message, in bytes. A lower limit of the broker applies too.",
     ),
-    cfg.FloatOpt("connect_timeout", default=5.0, min=0.1, help="Seconds for one attempt to connect to one host."),
+    cfg.FloatOpt(
+        "connect_timeout", default=5.0, min=0.1, max=3600.0, help="Seconds for one attempt to connect to one host."
+    ),
     cfg.IntOpt(
         "heartbeat",
         default=30,
         min=0,
+        max=86_400,  # AMQP has 32 bits for milliseconds.
         deprecated_opts=_old("qpid_heartbeat"),
         help="Seconds between heartbeats; a connection that is silent for twice that time is closed. 0: none.",
     ),

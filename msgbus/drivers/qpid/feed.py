@@ -6,12 +6,15 @@ import itertools
 from typing import Any
 
 from msgbus.drivers.base import Message
-from msgbus.drivers.qpid import topology
+from msgbus.drivers.qpid import management, topology
 from msgbus.drivers.qpid.codec import decode_message
 from msgbus.drivers.qpid.connection import Wire
 from msgbus.drivers.qpid.engine import ACCEPTED, MODIFIED, RELEASED, Condition, ReceivingLink, settle, was_aborted
+from msgbus.drivers.qpid.management import SILENT, SILENT_HINT, Answer
+from msgbus.drivers.qpid.nodes import not_declared
 from msgbus.drivers.qpid.relay import NOT_FOUND
 from msgbus.drivers.toolkit.consuming import Feed, Outcome, Source
+from msgbus.drivers.toolkit.loop import Loop
 from msgbus.foreign import get_logger
 
 LOG = get_logger(__name__)
@@ -49,13 +52,15 @@ class QpidFeed(ReceivingLink, Feed):
         self._declared = True
         self._session.declare_node(self._where, self._on_declared)
 
-    def _on_declared(self, refusal: str | None) -> None:
+    def _on_declared(self, answer: Answer | None) -> None:
         if not self._alive:
             return
-        if refusal is None:
+        if answer is None:
             self._attach()
         else:
-            self._refused(refusal)
+            self.end()
+            why = not_declared(self._session.driver.name(), self._source.address, answer)
+            self._source.refused(self, why, permanent=answer.status != SILENT)
 
     def _attach(self) -> None:
         if self._alive and self._session.is_open:
@@ -63,6 +68,12 @@ class QpidFeed(ReceivingLink, Feed):
             # A unique name that stays the same over all connections: see `QpidDriver.identity`.
             name = f"{self._source.unique}.{self._source.address}"
             self.attach(self._session.engine, name, self._where.address, credit, settled=self._is_inbox)
+            self._session.driver.loop.call_later(management.ANSWER_TIMEOUT, self._check_attached)
+
+    def _check_attached(self) -> None:
+        """Try the next host if this one does not answer. If there is none, only `trouble` says so."""
+        if self._alive and not self._draining and (trouble := self.trouble()) is not None:
+            self._session.move(trouble)
 
     def _refused(self, reason: object) -> None:
         self._source.refused(self, f"{self._session.driver.name()} refuses {self._source.address}: {reason}")
@@ -74,6 +85,13 @@ class QpidFeed(ReceivingLink, Feed):
             return False
         self._session.driver.loop.call(self._settle, tag, outcome)
         return True
+
+    def trouble(self) -> str | None:
+        since = self._source.waits_since
+        if since is None or (waits := Loop.now() - since) < management.ANSWER_TIMEOUT:
+            return None
+        name = self._session.driver.name()
+        return f"{name} has not answered for {waits:.0f} s: {self._source.address} is not consumed from; {SILENT_HINT}"
 
     # On the loop's thread
 

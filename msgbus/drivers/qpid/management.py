@@ -23,11 +23,18 @@ from msgbus.drivers.qpid.engine import (
     settle,
     was_settled,
 )
+from msgbus.drivers.toolkit.loop import Loop
 
 NODE = "$management"
 OK, CREATED, FORBIDDEN, NOT_FOUND, CONFLICT = 200, 201, 403, 404, 409
 NO_ANSWER = 0
 """Status of a request to which no answer comes: the connection has broken, or the broker takes no requests."""
+SILENT = -1
+"""Status of a request that the broker has not answered in time."""
+SILENT_HINT = "check that the broker is not stuck or overloaded, and see its log"
+"""What to do about that."""
+ANSWER_TIMEOUT = 10.0
+"""Seconds within which the broker has to answer a request that creates something, or attach a link."""
 
 
 class Answer(NamedTuple):
@@ -39,14 +46,17 @@ class Answer(NamedTuple):
 
 
 OnAnswer = Callable[[Answer], None]
+OnDeclaredNode = Callable[[Answer | None], None]
+"""Gets None if a node exists now, or the answer that says why it does not."""
 
 
 class Management:
     """One connection's requests. On the loop's thread."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, loop: Loop) -> None:
         """Make it; its links are attached at the first request."""
         self._engine = engine
+        self._loop = loop
         self._numbers = itertools.count(1)
         self._waiting: list[tuple[int, dict[str, Any], dict[str, Any]]] = []
         self._asked: dict[int, OnAnswer] = {}
@@ -54,11 +64,29 @@ class Management:
         self._answers: _Answers | None = None
 
     def ask(
-        self, operation: str, kind: str, on_answer: OnAnswer, body: dict[str, Any] | None = None, **properties: Any
+        self,
+        operation: str,
+        kind: str,
+        on_answer: OnAnswer,
+        body: dict[str, Any] | None = None,
+        *,
+        timeout: float | None = None,
+        **properties: Any,
     ) -> None:
-        """Request an operation on a node of that kind."""
+        """Request an operation on a node of that kind.
+
+        Args:
+            operation: its name.
+            kind: the node's type.
+            on_answer: called once, with the broker's answer, or with one whose status is `SILENT` or `NO_ANSWER`.
+            body: the operation's arguments, for one that creates a node.
+            timeout: seconds until the answer is given up. None: `ANSWER_TIMEOUT`.
+            properties: further properties of the request.
+        """
         number = next(self._numbers)
         self._asked[number] = on_answer
+        timeout = ANSWER_TIMEOUT if timeout is None else timeout
+        self._loop.call_later(timeout, self._give_up, number, timeout)
         self._waiting.append((number, {"operation": operation, "type": kind, **properties}, body or {}))
         if self._answers is None:
             self._answers = _Answers(self)
@@ -84,6 +112,12 @@ class Management:
         on_answer = self._asked.pop(number, None)
         if on_answer is not None:
             on_answer(answer)
+
+    def _give_up(self, number: int, seconds: float) -> None:
+        """Wait no more for an answer; if the request has not been sent yet, it never will be."""
+        if number in self._asked:
+            self._waiting = [waiting for waiting in self._waiting if waiting[0] != number]
+            self.answered(number, Answer(SILENT, f"no answer within {seconds:g} s", None))
 
     def end(self, answer: Answer) -> None:
         """Answer all open requests: the broker will not."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 from msgbus.drivers.base import Address, Sent
-from msgbus.drivers.qpid import topology
+from msgbus.drivers.qpid import management, topology
 from msgbus.drivers.qpid.codec import MAX_TTL, encode_message, encode_string, encode_symbol
 from msgbus.drivers.qpid.connection import Wire
 from msgbus.drivers.qpid.engine import (
@@ -22,6 +21,8 @@ from msgbus.drivers.qpid.engine import (
     settle,
     was_settled,
 )
+from msgbus.drivers.qpid.management import SILENT, Answer
+from msgbus.drivers.qpid.nodes import not_declared
 from msgbus.drivers.toolkit.loop import FOREVER, Loop
 from msgbus.drivers.toolkit.sending import Offer, OnDeclared, Outgoing
 from msgbus.exceptions import (
@@ -86,7 +87,8 @@ class Relay(SendingLink):
         self._session = session
         self._on_change = on_change
         self._on_refused = on_refused
-        self._numbers = itertools.count()
+        self._attempts = 0
+        self._attaching = 0  # the number of the attempt that is not answered yet, or 0
         self._limit = 0
         self._was_attached = False
         self._in_flight: dict[Any, Outgoing] = {}
@@ -99,10 +101,13 @@ class Relay(SendingLink):
         self._attach()
 
     def _attach(self) -> None:
-        self.attach(self._session.engine, f"relay.{next(self._numbers)}", None)
+        self._attempts += 1
+        self._attaching = self._attempts
+        self.attach(self._session.engine, f"relay.{self._attempts}", None)
 
     def on_attached(self) -> None:
         self._was_attached = True
+        self._attaching = 0
         self._limit = self.max_message_size
         self._on_change(True)
 
@@ -152,12 +157,13 @@ class Relay(SendingLink):
         source = route_of(address).declare
         assert source is not None
 
-        def on_declared(refusal: str | None) -> None:
-            if refusal is None:
+        def on_declared(answer: Answer | None) -> None:
+            if answer is None:
                 self._declared.add(source.address)
                 declared()
             else:
-                declared(TransportUnavailable(f"{self._session.driver.name()} refuses {address}: {refusal}"))
+                refusal = TransportUnavailable(not_declared(self._session.driver.name(), address, answer))
+                declared(refusal, hold=answer.status == SILENT)
 
         self._session.declare_node(source, on_declared)
 
@@ -242,6 +248,15 @@ class Relay(SendingLink):
     def _attach_again(self) -> None:
         if self._session.is_open:
             self._attach()
+            self._session.driver.loop.call_later(management.ANSWER_TIMEOUT, self._check_attached, self._attaching)
+
+    def _check_attached(self, attempt: int) -> None:
+        """Give the connection up if nothing can be sent over it any more."""
+        if self._session.is_open and attempt == self._attaching:
+            seconds, name = management.ANSWER_TIMEOUT, self._session.driver.name()
+            text = f"it has not attached the link on which messages are sent within {seconds:g} s"
+            if not self._session.move(f"{name}: {text}"):
+                self._on_refused(TimeoutError(text))
 
     # Rights
 

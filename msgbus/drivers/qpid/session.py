@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-from collections.abc import Callable
 from concurrent.futures import Future
 
 from msgbus.drivers.base import Address, QueueInfo
@@ -13,7 +12,7 @@ from msgbus.drivers.qpid import topology
 from msgbus.drivers.qpid.connection import Owner
 from msgbus.drivers.qpid.engine import Engine, EngineError
 from msgbus.drivers.qpid.feed import QpidFeed
-from msgbus.drivers.qpid.management import NOT_FOUND, OK, Answer
+from msgbus.drivers.qpid.management import NO_ANSWER, NOT_FOUND, OK, SILENT, Answer, OnDeclaredNode
 from msgbus.drivers.qpid.nodes import Nodes, explain
 from msgbus.drivers.qpid.relay import Relay
 from msgbus.drivers.toolkit.connecting import peer_of
@@ -40,7 +39,7 @@ class QpidSession(Session):
     def __init__(self, driver: Owner, line: Line, sock: socket.socket) -> None:
         self.driver = driver
         self.engine: Engine = Engine(*driver.identity)
-        self.nodes = Nodes(self.engine, driver.queue_limit)
+        self.nodes = Nodes(self.engine, driver.loop, driver.queue_limit)
         self._line = line
         self._loop = driver.loop
         sock.setblocking(False)
@@ -74,6 +73,12 @@ class QpidSession(Session):
         if self._socket is not None:
             self._line.lose(reason)
 
+    def move(self, reason: str) -> bool:
+        if len(self.driver.hosts) == 1 or self._socket is None:
+            return False
+        self._line.lose(f"{reason}; the next host is tried", move=True)
+        return True
+
     # What the driver wants
 
     def publish(self, outgoing: Outgoing) -> Offer:
@@ -82,11 +87,17 @@ class QpidSession(Session):
     def declare(self, address: Address, declared: OnDeclared) -> None:
         self._relay.declare(address, declared)
 
-    def declare_node(self, source: topology.Source, declared: Callable[[str | None], None]) -> None:
+    def declare_node(self, source: topology.Source, declared: OnDeclaredNode) -> None:
         if self._socket is None:
-            declared("the connection is away")
-        else:
-            self.nodes.declare(source, declared)
+            declared(Answer(NO_ANSWER, "the connection is away", None))
+            return
+
+        def on_declared(answer: Answer | None) -> None:
+            silence = answer.text if answer is not None and answer.status == SILENT else ""
+            if not (silence and self.move(f"{self.driver.name()} has not declared {source.address}: {silence}")):
+                declared(answer)
+
+        self.nodes.declare(source, on_declared)
 
     def consume(self, source: Source) -> QpidFeed:
         return QpidFeed(self, source, self.driver.source(source.address))
@@ -106,8 +117,9 @@ class QpidSession(Session):
         self.nodes.get_statistics(queue, answered)
 
     def why_blocked(self) -> str | None:
-        """Why messages wait although the relay is attached, or None."""
-        return "it gives no credit" if self._relay.attached and self._relay.credit <= 0 else None
+        if not self._relay.attached:
+            return "it has closed the link on which messages are sent" if self._line.up else None
+        return "it gives no credit" if self._relay.credit <= 0 else None
 
     # The end
 

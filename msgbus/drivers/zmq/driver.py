@@ -118,6 +118,7 @@ OPTIONS = [
         "max_message_size",
         default=16 * 1024 * 1024,
         min=1024,
+        max=2**31,  # The protocol has four bytes for the size of a record.
         help="The largest message, in bytes, that is sent or accepted.",
     ),
     cfg.IntOpt(
@@ -133,11 +134,14 @@ OPTIONS = [
         min=0.0,
         help="Seconds that a message without a time limit, whose server has died, is kept for another server.",
     ),
-    cfg.FloatOpt("connect_timeout", default=5.0, min=0.1, help="Seconds for one attempt to connect to a node."),
+    cfg.FloatOpt(
+        "connect_timeout", default=5.0, min=0.1, max=3600.0, help="Seconds for one attempt to connect to a node."
+    ),
     cfg.FloatOpt(
         "heartbeat",
         default=5.0,
         min=0.0,
+        max=2000.0,  # Three times as much is libzmq's limit.
         help="Seconds between two heartbeats; a node that is silent for twice as long counts as lost. 0: none.",
     ),
 ]

@@ -35,7 +35,7 @@ import re
 import struct
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import msgspec
 
@@ -68,6 +68,9 @@ _NODE = re.compile("[0-9A-Za-z]{1,64}")
 _KINDS = frozenset(get_args(Kind))
 
 
+_Unsigned = Annotated[int, msgspec.Meta(ge=0)]
+
+
 class Malformed(ValueError):
     """A frame that no node would send; the text says what is wrong with it."""
 
@@ -86,8 +89,8 @@ class Hello(msgspec.Struct):
     protocol: int
     node: str
     to: str
-    largest: int
-    session: int
+    largest: _Unsigned
+    session: _Unsigned
 
 
 class Data(msgspec.Struct, eq=False):

@@ -46,6 +46,13 @@ def test_unknown_mechanisms_are_refused(value: str) -> None:
         new_transport(f"qpid://mq1/?sasl_mechanisms={value}")
 
 
+@pytest.mark.parametrize("query", ["heartbeat=86401", "heartbeat=1000000000000", "connect_timeout=3600.1"])
+def test_a_value_that_is_too_large_is_refused(query: str) -> None:
+    """At once: AMQP could not write it, and no connection would ever be made."""
+    with pytest.raises(ConfigurationError, match=query.partition("=")[0]):
+        new_transport(f"qpid://mq1/?{query}")
+
+
 @pytest.mark.parametrize("name", ["ssl_ca_file", "ssl_cert_file", "ssl_key_file"])
 def test_an_unreadable_file_is_reported_at_once(name: str) -> None:
     """And not at the first connection."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from proton import Message
 
 from msgbus.drivers.qpid import management
 from msgbus.drivers.qpid.engine import Engine, EngineError, SendingLink
+from msgbus.drivers.toolkit.loop import Loop
+from tests.support import EVENT_TIMEOUT
 
 
 class Peer:
@@ -59,6 +62,14 @@ def engine() -> Iterator[Engine]:
     engine.free()
 
 
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    """A loop that is closed at the end."""
+    loop = Loop("test-loop")
+    yield loop
+    loop.close()
+
+
 class Failing(SendingLink):
     """Raises when it is attached."""
 
@@ -86,11 +97,11 @@ def test_an_error_in_a_callback_ends_the_connection(engine: Engine, caplog: pyte
 
 @pytest.mark.parametrize("status", ["many", [1], float("inf")])
 def test_an_answer_without_a_status_is_an_answer(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, status: object
+    engine: Engine, loop: Loop, monkeypatch: pytest.MonkeyPatch, status: object
 ) -> None:
     """Whoever asked learns at once that it cannot be read."""
     found: list[management.Answer] = []
-    asking = management.Management(engine)
+    asking = management.Management(engine, loop)
     asking.ask("READ", "queue", found.append)
     answers: Any = asking._answers
     message = Message(body={}, properties={"statusCode": status, "statusDescription": "text"}, correlation_id="1")
@@ -101,3 +112,14 @@ def test_an_answer_without_a_status_is_an_answer(
     assert found == [
         management.Answer(management.NO_ANSWER, "the status of the broker's answer is not a number; text", {})
     ]
+
+
+def test_a_request_that_is_not_answered_ends(engine: Engine, loop: Loop) -> None:
+    """Once, after the seconds that it may take; an answer that comes later is nobody's any more."""
+    found: queue.Queue[management.Answer] = queue.Queue()
+    asking = management.Management(engine, loop)
+    loop.call(lambda: asking.ask("READ", "queue", found.put, timeout=0.05))
+    assert found.get(timeout=EVENT_TIMEOUT) == management.Answer(management.SILENT, "no answer within 0.05 s", None)
+    loop.call(asking.answered, 1, management.Answer(management.OK, "", {}))
+    loop.call(found.put, management.Answer(management.NO_ANSWER, "the last one", None))
+    assert found.get(timeout=EVENT_TIMEOUT).text == "the last one"

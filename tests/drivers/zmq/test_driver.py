@@ -13,7 +13,7 @@ import pytest
 from msgbus import CapabilityMissing, ConfigurationError, InvalidTarget, InvalidTransportURL, MessageTooLarge
 from msgbus.drivers.base import Address, Capability, Message
 from msgbus.transport import get_rpc_transport
-from tests.support import new_conf
+from tests.support import EVENT_TIMEOUT, new_conf
 
 
 def driver_of(url: str) -> Any:
@@ -65,6 +65,36 @@ def test_missing_options_of_a_matchmaker_are_refused(query: str, why: str) -> No
     """It is known before anything is tried."""
     with pytest.raises(ConfigurationError, match=why):
         driver_of(f"zmq://?{query.replace('KEYS', 'insecure_let_anybody_send_and_read=true')}")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "heartbeat=2000.1",
+        "heartbeat=1e300",
+        "connect_timeout=3600.1",
+        "connect_timeout=1e300",
+        f"max_message_size={2**31 + 1}",
+        f"max_message_size={10**30}",
+    ],
+)
+def test_a_value_that_is_too_large_is_refused(query: str) -> None:
+    """At once: libzmq, or the protocol, could not take it, and every message would wait in vain."""
+    with pytest.raises(ConfigurationError, match=query.partition("=")[0]):
+        driver_of(f"zmq://?{query}")
+
+
+def test_the_largest_values_can_be_used(tmp_path: pathlib.Path) -> None:
+    """Messages are sent and received as with the defaults."""
+    query = f"heartbeat=2000&connect_timeout=3600&max_message_size={2**31}"
+    transport = get_rpc_transport(new_conf(), f"zmq://{tmp_path}?{query}")
+    try:
+        address = Address("topic", "x", "t")
+        transport.driver.subscribe([address], lambda delivery: None, prefetch=1).ready.result(EVENT_TIMEOUT)
+        sent = transport.driver.send(address, Message(b"", "t", "i"), mandatory=True)
+        assert sent.result(EVENT_TIMEOUT).reached == 1
+    finally:
+        transport.cleanup()
 
 
 @pytest.mark.parametrize(

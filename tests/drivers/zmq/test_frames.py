@@ -109,6 +109,8 @@ def test_frame_that_does_not_begin_with_a_valid_hello_is_malformed() -> None:
         nobody,
         frames.record(frames.BYE),
         frames.record(frames.HELLO, b"\xc0"),
+        frames.hello(frames.Hello(1, "node", "other", 5, -1)),
+        frames.hello(frames.Hello(1, "node", "other", -1, 5)),
         frames.record(frames.HELLO),
     ):
         with pytest.raises(frames.Malformed):
