@@ -556,6 +556,22 @@ def test_declaring_is_tried_again_until_the_broker_answers(
     until(lambda: [delivery.message.id for delivery in got] == ["long"], "the message", 20)
 
 
+def test_an_inbox_for_which_the_broker_does_nothing_is_reported(
+    broker: Qpid, proxy: Proxy, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the state, with what to check, until the broker answers. Only one host is known, so it is waited for."""
+    monkeypatch.setattr(management, "ANSWER_TIMEOUT", 0.5)
+    driver = connect(through(broker, proxy)).driver
+    driver.inspect(Address("topic", "msgbus", "silent-nothing")).exception(20)  # So it is connected.
+    proxy.stall()
+    inbox = driver.open_inbox(lambda _delivery: None)
+    pattern = r"has not answered for \d+ s: inbox '.*' is not consumed from; check that"
+    until(lambda: re.search(pattern, driver.state), "the state says so", 20)
+    proxy.resume()
+    inbox.ready.result(20)
+    assert "has not answered" not in driver.state
+
+
 @pytest.mark.parametrize("kind", ["topic", "fanout", "stored"])
 def test_a_broker_that_does_not_answer_is_left_for_the_next_host(
     broker: Qpid, proxy: Proxy, connect: Connect, monkeypatch: pytest.MonkeyPatch, kind: Any

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from msgbus.drivers.base import Address, QueueInfo
 from msgbus.drivers.toolkit.futures import fail, finish
@@ -31,7 +31,6 @@ class _Inspection:
     missing: dict[str, int]
     waiting: int
     found: Future[QueueInfo]
-    asked: set[str] = field(default_factory=set)
     consumers: int = 0
     answered: bool = False
 
@@ -62,13 +61,11 @@ class Inspector:
         self._loop.call_later(INSPECT_TIMEOUT, self._end, number)
 
     def _ask(self, number: int, inspection: _Inspection, node: str) -> None:
-        link = self._router.reach(node)
-        if link is not None and node not in inspection.asked:
-            inspection.asked.add(node)
+        if (link := self._router.reach(node)) is not None:
             self._links.send(link, frames.numbered(frames.INSPECT, number, frames.write_address(inspection.address)))
 
     def on_link_up(self, link: PeerLink) -> None:
-        """Ask over the new connection."""
+        """Ask over the new connection. A second answer of the same node does not count."""
         for number, inspection in self._inspections.items():
             if link.node in inspection.missing:
                 self._ask(number, inspection, link.node)
