@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, TextIO, TypeVar
 
@@ -25,9 +26,9 @@ class Seconds(click.FloatRange):
     name = "number of seconds"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Read it. "nan" is below and above no bound, and would wait for ever."""
+        """Read it. "nan" is below and above no bound, and Python cannot wait for more than some 292 years."""
         seconds: float = super().convert(value, param, ctx)
-        if math.isnan(seconds):
+        if math.isnan(seconds) or seconds > threading.TIMEOUT_MAX:
             self.fail(f"{value!r} is not a valid {self.name}.", param, ctx)
         return seconds
 

@@ -162,6 +162,11 @@ def test_help_of_a_command_is_quick(name: str) -> None:
         (["call", "t" * 81, "method", "--url", FAKE], "topic"),
         (["fanout-cast", "topic", "method", "--server", "one"], "--server"),
         (["ping", "topic", "--timeout", "-1"], "--timeout"),
+        (["ping", "topic", "--timeout", "inf"], "'inf' is not a valid number of seconds"),
+        (["top", "topic", "--interval", "1e10", "--url", FAKE], "'1e10' is not a valid number of seconds"),
+        (["serve", "hello:Hello", "--topic", "topic", "--drain", "inf"], "'inf' is not a valid number of seconds"),
+        (["call", "topic", "method", f"a={'[' * 5000}"], "the argument a is nested too deep"),
+        (["notify", "topic", "event", "[" * 5000], "it is nested too deep"),
         (["serve", "hello:Hello"], "--topic"),
     ],
 )
