@@ -744,9 +744,13 @@ def test_json_error_has_the_traceback_with_debug() -> None:
 
 
 def test_json_error_can_carry_anything() -> None:
-    """Text that is no UTF-8, and values that JSON does not have."""
-    error = msgbus.RemoteError("X", [b"\xff", "\udcff", float("nan")])
-    assert json.loads(json_line(details_of(error)))["exc_type"] == "X"
+    """Text that is no UTF-8, values that JSON does not have, and dicts whose keys are no strings."""
+    cyclic: list[Any] = []
+    cyclic.append(cyclic)
+    for value in ([b"\xff", "\udcff"], [float("nan")], {b"key": 1}, cyclic):
+        line = json_line(details_of(msgbus.RemoteError("X", value)))
+        found = json.loads(line, parse_constant=lambda name: pytest.fail(f"JSON has no {name}"))
+        assert (found["exc_type"], found["exit_code"], found["remote"]) == ("X", 1, True)
 
 
 # Terminals
