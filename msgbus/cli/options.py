@@ -107,6 +107,13 @@ def beginnings_of_urls(_ctx: click.Context, _param: click.Parameter, incomplete:
     return [CompletionItem(f"{name}://") for name in names if f"{name}://".startswith(incomplete)]
 
 
+def refuse_empty(_ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Refuse an option whose value is empty, as of a variable that is not set: the default would be a surprise."""
+    if value == "":
+        raise click.BadParameter("it is empty; leave the option out for the default", param=param)
+    return value
+
+
 def bus_options(func: F) -> F:
     """Add the options that say where the message system is."""
     url = click.option(
@@ -115,6 +122,7 @@ def bus_options(func: F) -> F:
         show_envvar=True,
         metavar="URL",
         shell_complete=beginnings_of_urls,
+        callback=refuse_empty,
         help="The message system, for example rabbit://guest:guest@localhost:5672/. It overrides --config-file.",
     )
     files = click.option(

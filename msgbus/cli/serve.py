@@ -17,7 +17,7 @@ from msgbus.cli.connecting import open_transport
 from msgbus.cli.health import health_endpoint
 from msgbus.cli.instances import make_instance, make_serializer
 from msgbus.cli.metrics import metrics_at
-from msgbus.cli.options import Seconds, bus_options, example, json_option, serializer_option
+from msgbus.cli.options import Seconds, bus_options, example, json_option, refuse_empty, serializer_option
 from msgbus.cli.progress import progress
 from msgbus.cli.reload import end_with_watcher, serve_and_reload
 from msgbus.cli.signals import stopped_by_signal
@@ -47,7 +47,9 @@ NO_ARGUMENTS = "; give its arguments defaults, or write a program with get_rpc_s
 )
 @click.argument("endpoints", metavar="MODULE:CLASS...", nargs=-1, required=True)
 @click.option("--topic", required=True, metavar="NAME", help="The name of the service.")
-@click.option("--server", metavar="NAME", help="The name of this server.  [default: host name and pid]")
+@click.option(
+    "--server", metavar="NAME", callback=refuse_empty, help="The name of this server.  [default: host name and pid]"
+)
 @click.option(
     "--drain",
     type=Seconds(min=0),

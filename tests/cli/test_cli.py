@@ -168,6 +168,10 @@ def test_help_of_a_command_is_quick(name: str) -> None:
         (["call", "topic", "method", f"a={'[' * 5000}"], "the argument a is nested too deep"),
         (["notify", "topic", "event", "[" * 5000], "it is nested too deep"),
         (["serve", "hello:Hello"], "--topic"),
+        (["serve", "hello:Hello", "--topic", "topic", "--server", ""], "'--server': it is empty"),
+        (["call", "topic", "method", "--url", ""], "it is empty"),
+        (["notify", "topic", "event", "1", "--url", ""], "it is empty"),
+        (["conformance", "--url", "", "--harness", "tests:Harness"], "it is empty"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(args: list[str], text: str) -> None:
@@ -303,6 +307,8 @@ def test_environment_selects_the_message_system(monkeypatch: pytest.MonkeyPatch)
     """MSGBUS_URL does what --url does."""
     monkeypatch.setenv("MSGBUS_URL", FAKE)
     fails(run("call", "topic", "method"), Code.NO_SERVER)
+    monkeypatch.setenv("MSGBUS_URL", "")  # As if it were not set.
+    assert "give --url or --harness" in fails(run("conformance"), Code.USAGE)
 
 
 # serve, as far as it gets without a message system
