@@ -125,6 +125,7 @@ class App(click.Group):
             code = _refuse(exc)
         except click.Abort:
             code = 128 + 2
+        discard_unwritten()  # Also what was logged. Otherwise Python would change the exit code to 120.
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:

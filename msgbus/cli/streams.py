@@ -38,7 +38,8 @@ def discard_unwritten() -> None:
     """Redirect to /dev/null what nobody reads any more: otherwise Python would try at exit to write the rest to it."""
     for fd, stream in ((STDOUT, sys.stdout), (STDERR, sys.stderr)):
         try:
-            stream.flush()
+            if stream is not None:
+                stream.flush()
         except OSError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, fd)

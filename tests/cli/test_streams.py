@@ -7,6 +7,7 @@ import os
 import pathlib
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,7 @@ import pytest
 
 from msgbus.cli.errors import Code
 from tests.cli.test_cli import FAKE, MSGBUS
+from tests.support import EVENT_TIMEOUT, ROOT
 
 PING = ["ping", "cli-nobody", "--timeout", "0.1", "--url", FAKE]
 
@@ -62,3 +64,55 @@ def test_what_an_encoding_lacks_is_escaped(tmp_path: pathlib.Path) -> None:
     found = subprocess.run(command, capture_output=True, encoding="latin-1", env=env, check=False)
     assert (found.returncode, found.stderr) == (0, "")
     assert json.loads(found.stdout)["folder"] == str(folder)
+
+
+SERVICE = f"""
+import os, pathlib, signal, sys, threading
+import msgbus
+from msgbus.cli import main
+from tests.support import EVENT_TIMEOUT, new_transport
+
+path = pathlib.Path(sys.argv.pop())
+stopping = threading.Event()
+stop = msgbus.RPCServer.stop
+
+def stop_and_note(server):
+    stop(server)
+    stopping.set()
+
+msgbus.RPCServer.stop = stop_and_note
+
+class Slow:
+    def wait(self, ctxt):
+        os.kill(os.getpid(), signal.SIGINT)
+        return stopping.wait(EVENT_TIMEOUT)
+
+def call():
+    sys.stdin.readline()
+    client = msgbus.get_rpc_client(new_transport("{FAKE}"), msgbus.Target(topic="cli"), timeout=EVENT_TIMEOUT)
+    answer = client.call({{}}, "wait")
+    client.transport.cleanup()
+    path.write_text(str(answer))
+
+threading.Thread(target=call).start()
+sys.modules["service"] = sys.modules["__main__"]
+sys.argv[1:1] = ["serve", "service:Slow", "--topic", "cli", "--url", "{FAKE}"]
+main()
+"""
+
+
+def test_server_finishes_what_it_runs_if_nobody_reads_its_end(tmp_path: pathlib.Path) -> None:
+    """Ctrl-C ends the tee behind ``2>&1 | tee`` as well: the running method is answered, and the exit code is 0."""
+    answer = tmp_path / "answer"
+    command = [sys.executable, "-c", SERVICE, str(answer)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        assert "is ready" in process.stdout.readline()
+        process.stderr.close()
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.wait(EVENT_TIMEOUT) == 0
+    assert answer.read_text() == "True"
