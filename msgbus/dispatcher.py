@@ -349,10 +349,16 @@ class RPCDispatcher:
             for endpoint, target in self._endpoints
             if namespace in target.accepted_namespaces
             for found in dir(endpoint)
-            if not found.startswith("_") and _method(endpoint, found) and self._allows(endpoint, found)
+            if self._may_be_meant(endpoint, found)
         }
         near = difflib.get_close_matches(name, sorted(known), n=1)
         return near[0] if near else None
+
+    def _may_be_meant(self, endpoint: object, name: str) -> bool:
+        try:
+            return not name.startswith("_") and bool(_method(endpoint, name)) and self._allows(endpoint, name)
+        except Exception:  # A descriptor may do anything. The request is not about this name.
+            return False
 
     def public_methods(self) -> Iterator[tuple[object, Target, str, Method, bool]]:
         """The methods that may be called, without private ones and those of msgbus itself.

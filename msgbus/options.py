@@ -136,7 +136,8 @@ def read_driver_options(
             f"{misplaced[0]} is written before the question mark in a transport URL: "
             "DRIVER://USERNAME:PASSWORD@HOST:PORT/VIRTUAL_HOST"
         )
-    _refuse_unknown(url.query, by_name, f"the transport URL {url}")
+    # Without its query: the value of a misspelt option may be a password.
+    _refuse_unknown(url.query, by_name, f"the transport URL {replace(url, query={})}")
     values = SimpleNamespace()
     for name, opt in by_name.items():
         if name in url.query:

@@ -33,7 +33,7 @@ class Target:
 
     Raises:
         InvalidTarget: a name is not a string, is empty, contains control characters, or is longer than 75 bytes; a
-            namespace is longer than 255 characters, or a version than 64.
+            namespace is longer than 255 characters, or a version than 64; the legacy namespaces are one string.
     """
 
     exchange: str | None = None
@@ -57,6 +57,8 @@ class Target:
                 raise InvalidTarget(f"the {name} is longer than {MAX_NAME_BYTES} bytes", value)
         if not isinstance(self.namespace, str | None):
             raise InvalidTarget(f"the namespace must be a string, not {type(self.namespace).__name__}", self.namespace)
+        if isinstance(self.legacy_namespaces, str):  # Each of its characters would be one.
+            raise InvalidTarget("legacy_namespaces is a list of names, not a string", self.legacy_namespaces)
         for name, limit in _MAX_CHARACTERS.items():
             value = getattr(self, name)
             if isinstance(value, str) and len(value) > limit:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any, NoReturn
 
@@ -16,6 +17,7 @@ from msgbus.cli.context import note_json
 from msgbus.cli.errors import EXIT_CODES, Code, code_of, is_end_of_output
 from msgbus.cli.options import log_options
 from msgbus.cli.reporting import print_error, report
+from msgbus.cli.streams import discard_unwritten
 
 COMMANDS = {
     "serve": ("msgbus.cli.serve", "Run a server: the methods of a class, for a topic."),
@@ -56,6 +58,22 @@ Exit codes:
 """
 
 
+@contextmanager
+def _ending_with_output() -> Iterator[None]:
+    """End the command if the reader of its output has closed it.
+
+    Raises:
+        click.exceptions.Exit: it has. Click itself would end with 1.
+    """
+    try:
+        yield
+    except OSError as exc:
+        if not is_end_of_output(exc):
+            raise
+        discard_unwritten()
+        raise click.exceptions.Exit(128 + 13) from None
+
+
 class App(click.Group):
     """The commands of `COMMANDS`."""
 
@@ -94,7 +112,8 @@ class App(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the command line."""
         note_json(ctx, args)
-        return super().parse_args(ctx, args)
+        with _ending_with_output():
+            return super().parse_args(ctx, args)
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run, and exit. Replaces click's own, which prints three lines for a usage error."""
@@ -106,28 +125,32 @@ class App(click.Group):
             code = _refuse(exc)
         except click.Abort:
             code = 128 + 2
+        discard_unwritten()  # Also what was logged. Otherwise Python would change the exit code to 120.
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command and handle its errors: click would mistake a server's EOFError for the end of the input."""
-        try:
-            return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except Exception as exc:
-            if is_end_of_output(exc):
-                # The reader of our output has closed it. Nothing may be written to it again, not even at exit.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-                ctx.exit(128 + 13)
-            report(exc)
-            ctx.exit(code_of(exc))
+        with _ending_with_output():
+            try:
+                return super().invoke(ctx)
+            except (click.ClickException, click.exceptions.Exit, click.Abort):
+                raise
+            except Exception as exc:
+                if not is_end_of_output(exc):
+                    report(exc)
+                    ctx.exit(code_of(exc))
+                raise
 
 
-def _refuse(exc: click.ClickException) -> Code:
-    """Report wrong usage."""
+def _refuse(exc: click.ClickException) -> int:
+    """Report wrong usage, and return the exit code."""
     ctx = getattr(exc, "ctx", None) or click.Context(cli, info_name="msgbus")
     details = {"error": type(exc).__name__, "message": exc.format_message(), "exit_code": Code.USAGE.value}
-    print_error(ctx, ctx.command_path, details, exc.__cause__, f" (see: {ctx.command_path} --help)")
+    try:
+        with _ending_with_output():
+            print_error(ctx, ctx.command_path, details, exc.__cause__, f" (see: {ctx.command_path} --help)")
+    except click.exceptions.Exit as end:
+        return end.exit_code
     return Code.USAGE
 
 

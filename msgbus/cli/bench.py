@@ -107,7 +107,7 @@ def bench(
     from msgbus.cli import bench_service
     from msgbus.cli.own_servers import Plan, temporary_options
 
-    found = configured_url(url or None, config_files)
+    found = configured_url(url, config_files)
     options = temporary_options(found)
     full_url = replace(found, query={**found.query, **options}).unmasked()
     topic = f"msgbus-bench-{uuid.uuid4().hex[:12]}"

@@ -12,7 +12,7 @@ import click
 from msgbus.cli.connecting import open_transport
 from msgbus.cli.errors import Code
 from msgbus.cli.instances import make_instance
-from msgbus.cli.options import WORLDS, beginnings_of_urls, example, json_option, log_options
+from msgbus.cli.options import WORLDS, beginnings_of_urls, example, json_option, log_options, refuse_empty
 from msgbus.cli.progress import progress
 from msgbus.cli.tables import print_json, print_table
 from msgbus.foreign import printable, printable_lines
@@ -36,6 +36,7 @@ NO_ARGUMENTS = "; it is instantiated without arguments"
     show_envvar=True,
     metavar="URL",
     shell_complete=beginnings_of_urls,
+    callback=refuse_empty,
     help="The message system. No service may use it: the suite sends arbitrary messages there.",
 )
 @click.option(

@@ -161,7 +161,7 @@ def open_transport(
             logging.getLogger(name).setLevel(logging.ERROR)
     try:
         make = get_notification_transport if for_notifications else get_rpc_transport
-        transport = make(conf, url or None, allowed)
+        transport = make(conf, url, allowed)
         try:
             with _warnings_of_drivers(held=quiet and level_of(ctx) is None, shown=not wants_json(ctx)):
                 yield transport

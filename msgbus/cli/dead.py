@@ -15,7 +15,7 @@ from msgbus.cli.context import wants_json
 from msgbus.cli.errors import code_of, line_of
 from msgbus.cli.options import Seconds, bus_options, example, json_option, log_options
 from msgbus.cli.progress import progress
-from msgbus.cli.tables import print_json, print_table
+from msgbus.cli.tables import json_text, print_json, print_table
 from msgbus.foreign import printable, printable_lines
 
 if TYPE_CHECKING:
@@ -143,15 +143,16 @@ def requeue(
         waiting("sending the requests again"),
     ):
         done = dead_letters.requeue(transport, target, letter_ids or None, timeout)
-    _check_ids(letter_ids, done, topic)
     failed = [stored for stored in done if stored.error is not None]
     if as_json:
         print_json({**_as_dict(stored), "requeued": stored.error is None} for stored in done)
-    else:
+    elif done or not letter_ids:
         click.echo(f"{len(done) - len(failed)} of {len(done)} dead letters of topic {topic} were sent again")
     for stored in failed:
         if stored.error is not None and not as_json:
-            click.echo(f"msgbus dead: {printable(stored.id)} stays a dead letter: {line_of(stored.error)}", err=True)
+            why = printable(line_of(stored.error))
+            click.echo(f"msgbus dead: {printable(stored.id)} stays a dead letter: {why}", err=True)
+    _check_ids(letter_ids, done, topic)  # Not before: what was done has to be said.
     if not letter_ids:
         _say_what_is_missing(done, topic)
     if failed and failed[0].error is not None:
@@ -189,12 +190,12 @@ def purge(
                 return
         with waiting("removing dead letters"):
             removed = dead_letters.purge(transport, target, wanted, timeout) if wanted != set() else []
-    if yes:
-        _check_ids(letter_ids, removed, topic)
     if as_json:
         print_json(_as_dict(stored) for stored in removed)
-    else:
+    elif removed or not letter_ids:
         click.echo(f"{len(removed)} dead letters of topic {topic} were removed")
+    if yes:
+        _check_ids(letter_ids, removed, topic)  # Not before: what was done has to be said.
 
 
 def _is_sure(question: str) -> bool:
@@ -274,8 +275,6 @@ def _row(stored: Stored) -> list[str]:
 
 def _story(stored: Stored) -> str:
     """A letter in full, as text."""
-    import msgspec
-
     letter = stored.letter
     if letter is None:
         return f"id: {printable(stored.id)}\n{_one_line(f'{stored.error}')}"
@@ -286,9 +285,10 @@ def _story(stored: Stored) -> str:
         f"attempts: {letter.attempts}, the last by server {letter.server}, {_age(letter.at)} ago",
         f"sent to: {letter.address}",
         f"method: {method or '?'}",
-        f"arguments: {'?' if arguments is None else msgspec.json.encode(arguments).decode()}",
     ]
-    return "\n".join([*map(_one_line, lines), printable_lines("".join(letter.traceback))]).rstrip()
+    shown = "?" if arguments is None else json_text(arguments)  # Whole, however long.
+    traceback = printable_lines("".join(letter.traceback))
+    return "\n".join([*map(_one_line, lines), f"arguments: {shown}", traceback]).rstrip()
 
 
 def _age(at: float) -> str:

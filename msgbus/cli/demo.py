@@ -56,7 +56,7 @@ def demo(
     from msgbus.client import get_rpc_client
     from msgbus.target import Target
 
-    found = configured_url(url or None, config_files)
+    found = configured_url(url, config_files)
     options = temporary_options(found)
     full_url = replace(found, query={**found.query, **options}).unmasked()
     topic = f"msgbus-demo-{uuid.uuid4().hex[:12]}"

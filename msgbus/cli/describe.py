@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from msgbus.cli.connecting import open_transport
-from msgbus.cli.errors import code_of, line_of
+from msgbus.cli.errors import code_of
 from msgbus.cli.options import Seconds, bus_options, example, json_option
 from msgbus.cli.progress import progress
+from msgbus.cli.reporting import report
 from msgbus.cli.tables import print_document, print_json, print_table
 from msgbus.foreign import printable
 
@@ -84,7 +85,7 @@ def describe(
     else:
         _print_groups(topic, descriptions)
     for exc in errors:
-        click.echo(printable(line_of(exc)), err=True)
+        report(exc)
     if errors:
         click.get_current_context().exit(code_of(errors[0]))
 

@@ -122,7 +122,16 @@ def details_of(exc: BaseException) -> dict[str, Any]:
 
 def json_line(details: dict[str, Any]) -> str:
     """Write what `details_of` returns as one line of JSON. What JSON lacks is written as text."""
-    return json.dumps(details, default=text_of)
+    return json.dumps({name: _or_text(value) for name, value in details.items()}, default=text_of)
+
+
+def _or_text(value: Any) -> Any:
+    """The value, or its text if it holds NaN, itself, or a dict with keys that are no strings."""
+    try:
+        json.dumps(value, default=text_of, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return text_of(value)
+    return value
 
 
 def _is_remote(exc: BaseException) -> bool:

@@ -87,6 +87,6 @@ def metrics_at(address: str | None, service: str) -> Iterator[Metrics | None]:
 
 def _parsed(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
-    if not (port.isascii() and port.isdigit() and int(port) < 65536):
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 65536):
         raise click.UsageError(f"--metrics {address}: a port is a number from 0 to 65535: 9464, or HOST:9464")
     return host.removeprefix("[").removesuffix("]"), int(port)

@@ -27,6 +27,8 @@ DRAIN = 5.0
 def _parse(_ctx: click.Context, param: click.Parameter, text: str) -> Any:
     try:
         return msgspec.json.decode(text)
+    except RecursionError:
+        raise click.BadParameter("it is nested too deep", param=param) from None
     except (msgspec.DecodeError, UnicodeError) as exc:
         raise click.BadParameter(f"{text!r} is no valid JSON: {exc}", param=param) from None
 

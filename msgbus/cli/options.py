@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, TextIO, TypeVar
 
@@ -25,9 +26,9 @@ class Seconds(click.FloatRange):
     name = "number of seconds"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Read it. "nan" is below and above no bound, and would wait for ever."""
+        """Read it. "nan" is below and above no bound, and Python cannot wait for more than some 292 years."""
         seconds: float = super().convert(value, param, ctx)
-        if math.isnan(seconds):
+        if math.isnan(seconds) or seconds > threading.TIMEOUT_MAX:
             self.fail(f"{value!r} is not a valid {self.name}.", param, ctx)
         return seconds
 
@@ -106,6 +107,13 @@ def beginnings_of_urls(_ctx: click.Context, _param: click.Parameter, incomplete:
     return [CompletionItem(f"{name}://") for name in names if f"{name}://".startswith(incomplete)]
 
 
+def refuse_empty(_ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Refuse an option whose value is empty, as of a variable that is not set: the default would be a surprise."""
+    if value == "":
+        raise click.BadParameter("it is empty; leave the option out for the default", param=param)
+    return value
+
+
 def bus_options(func: F) -> F:
     """Add the options that say where the message system is."""
     url = click.option(
@@ -114,6 +122,7 @@ def bus_options(func: F) -> F:
         show_envvar=True,
         metavar="URL",
         shell_complete=beginnings_of_urls,
+        callback=refuse_empty,
         help="The message system, for example rabbit://guest:guest@localhost:5672/. It overrides --config-file.",
     )
     files = click.option(

@@ -17,10 +17,11 @@ from msgbus.cli.connecting import open_transport
 from msgbus.cli.health import health_endpoint
 from msgbus.cli.instances import make_instance, make_serializer
 from msgbus.cli.metrics import metrics_at
-from msgbus.cli.options import Seconds, bus_options, example, json_option, serializer_option
+from msgbus.cli.options import Seconds, bus_options, example, json_option, refuse_empty, serializer_option
 from msgbus.cli.progress import progress
 from msgbus.cli.reload import end_with_watcher, serve_and_reload
 from msgbus.cli.signals import stopped_by_signal
+from msgbus.cli.streams import discard_unwritten
 from msgbus.cli.tables import print_json
 from msgbus.foreign import get_logger, printable
 
@@ -47,7 +48,9 @@ NO_ARGUMENTS = "; give its arguments defaults, or write a program with get_rpc_s
 )
 @click.argument("endpoints", metavar="MODULE:CLASS...", nargs=-1, required=True)
 @click.option("--topic", required=True, metavar="NAME", help="The name of the service.")
-@click.option("--server", metavar="NAME", help="The name of this server.  [default: host name and pid]")
+@click.option(
+    "--server", metavar="NAME", callback=refuse_empty, help="The name of this server.  [default: host name and pid]"
+)
 @click.option(
     "--drain",
     type=Seconds(min=0),
@@ -155,10 +158,18 @@ def _serve(server: RPCServer, drain: float, say_ready: Callable[[], None], *, sa
         finally:
             LOG.info("%s", stopping)
             if ready and says_end:
-                click.echo(f"{stopping}; a second signal ends it at once", err=True)
+                _say_end(f"{stopping}; a second signal ends it at once")
             with progress() as waiting, waiting(stopping):
                 server.stop()
                 server.wait(drain)
+
+
+def _say_end(text: str) -> None:
+    """Say that the server stops, if somebody can read it: Ctrl-C also ends the tee behind ``2>&1 | tee``."""
+    try:
+        click.echo(text, err=True)
+    except OSError:  # The running methods have to finish all the same.
+        discard_unwritten()
 
 
 def _print_ready(server: RPCServer, health: str | None, metrics: str | None) -> None:

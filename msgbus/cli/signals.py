@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-STDOUT, STDERR = 1, 2
+from msgbus.cli.streams import STDERR, STDOUT
 
 
 class _Stop(BaseException):

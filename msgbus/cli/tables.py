@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 def print_json(rows: Iterable[Any]) -> None:
     """Print each row as a line of JSON."""
     for row in rows:
-        click.echo(_json(row))
+        click.echo(json_text(row))
 
 
-def _json(value: Any) -> str:
+def json_text(value: Any) -> str:
     """Write a value as a line of JSON. What JSON lacks is written as text or by its name: NaN, not null."""
     try:
         if is_plain((value,), JSON_VALUES):
@@ -50,7 +50,7 @@ def print_value(value: Any, *, as_json: bool, one_line: bool = False) -> None:
 
     For people, a value that is wider than the terminal is laid out on several lines, unless `one_line`.
     """
-    line = _json(value)
+    line = json_text(value)
     if as_json or not sys.stdout.isatty():
         click.echo(line)
         return
@@ -61,7 +61,7 @@ def print_value(value: Any, *, as_json: bool, one_line: bool = False) -> None:
 
 def print_document(value: Any) -> None:
     """Print a value as JSON that is laid out on several lines; on a terminal in colours."""
-    line = _json(value)
+    line = json_text(value)
     if sys.stdout.isatty():
         print_rich(_laid_out(line, 2), soft_wrap=True)
     else:
@@ -70,7 +70,7 @@ def print_document(value: Any) -> None:
 
 def print_named_value(name: str, value: Any) -> None:
     """Print a value as a line of JSON, after a name; on a terminal in colours."""
-    line = _json(value)
+    line = json_text(value)
     if not sys.stdout.isatty():
         click.echo(f"{printable(name)}: {line}")
         return

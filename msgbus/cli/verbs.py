@@ -43,6 +43,8 @@ def _parse(ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]) 
             raise click.UsageError(f"the argument {key} is given twice")
         try:
             arguments[key] = msgspec.json.decode(value)
+        except RecursionError:
+            raise click.UsageError(f"the argument {key} is nested too deep") from None
         except (msgspec.DecodeError, UnicodeError) as exc:
             arguments[key] = value
             if value.startswith(("{", "[", '"')):

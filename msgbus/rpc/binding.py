@@ -220,7 +220,7 @@ def _checked(server_params: Mapping[str, Any]) -> dict[str, Any]:
     if any(c in "@/" or c.isspace() for c in str(params["hostname"])):  # It is not shown: it may hold a password.
         raise ConfigurationError(f"server_params: the hostname is not a plain host name; there are {names}")
     port = str(params.get("port", "1"))
-    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536):
         raise ConfigurationError("server_params: the port is invalid")
     for name, value in params.items():
         if name != "port" and not isinstance(value, str):

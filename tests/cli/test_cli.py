@@ -163,7 +163,16 @@ def test_help_of_a_command_is_quick(name: str) -> None:
         (["call", "t" * 81, "method", "--url", FAKE], "topic"),
         (["fanout-cast", "topic", "method", "--server", "one"], "--server"),
         (["ping", "topic", "--timeout", "-1"], "--timeout"),
+        (["ping", "topic", "--timeout", "inf"], "'inf' is not a valid number of seconds"),
+        (["top", "topic", "--interval", "1e10", "--url", FAKE], "'1e10' is not a valid number of seconds"),
+        (["serve", "hello:Hello", "--topic", "topic", "--drain", "inf"], "'inf' is not a valid number of seconds"),
+        (["call", "topic", "method", f"a={'[' * 5000}"], "the argument a is nested too deep"),
+        (["notify", "topic", "event", "[" * 5000], "it is nested too deep"),
         (["serve", "hello:Hello"], "--topic"),
+        (["serve", "hello:Hello", "--topic", "topic", "--server", ""], "'--server': it is empty"),
+        (["call", "topic", "method", "--url", ""], "it is empty"),
+        (["notify", "topic", "event", "1", "--url", ""], "it is empty"),
+        (["conformance", "--url", "", "--harness", "tests:Harness"], "it is empty"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(args: list[str], text: str) -> None:
@@ -299,6 +308,8 @@ def test_environment_selects_the_message_system(monkeypatch: pytest.MonkeyPatch)
     """MSGBUS_URL does what --url does."""
     monkeypatch.setenv("MSGBUS_URL", FAKE)
     fails(run("call", "topic", "method"), Code.NO_SERVER)
+    monkeypatch.setenv("MSGBUS_URL", "")  # As if it were not set.
+    assert "give --url or --harness" in fails(run("conformance"), Code.USAGE)
 
 
 # serve, as far as it gets without a message system
@@ -755,9 +766,13 @@ def test_json_error_has_the_traceback_with_debug() -> None:
 
 
 def test_json_error_can_carry_anything() -> None:
-    """Text that is no UTF-8, and values that JSON does not have."""
-    error = msgbus.RemoteError("X", [b"\xff", "\udcff", float("nan")])
-    assert json.loads(json_line(details_of(error)))["exc_type"] == "X"
+    """Text that is no UTF-8, values that JSON does not have, and dicts whose keys are no strings."""
+    cyclic: list[Any] = []
+    cyclic.append(cyclic)
+    for value in ([b"\xff", "\udcff"], [float("nan")], {b"key": 1}, cyclic):
+        line = json_line(details_of(msgbus.RemoteError("X", value)))
+        found = json.loads(line, parse_constant=lambda name: pytest.fail(f"JSON has no {name}"))
+        assert (found["exc_type"], found["exit_code"], found["remote"]) == ("X", 1, True)
 
 
 # Terminals

@@ -6,6 +6,7 @@ import http.client
 import socket
 from urllib.parse import urlsplit
 
+import click
 import pytest
 
 from msgbus.cli.metrics import metrics_at
@@ -28,3 +29,10 @@ def test_the_url_can_be_opened(host: str, monkeypatch: pytest.MonkeyPatch) -> No
         connection.request("GET", "/metrics")
         assert connection.getresponse().status == 200
         connection.close()
+
+
+@pytest.mark.parametrize("address", ["", "localhost", "65536", "9" * 5000])
+def test_what_is_no_port_is_wrong_usage(address: str) -> None:
+    """Also a number with more digits than Python reads."""
+    with pytest.raises(click.UsageError, match="a port is a number from 0 to 65535"), metrics_at(address, "shop"):
+        pass

@@ -412,6 +412,26 @@ def test_an_attribute_is_no_method(name: str) -> None:
     assert caught.value.near is None
 
 
+class NotReady:
+    def __get__(self, instance: object, _owner: object = None) -> object:
+        if instance is not None:
+            raise RuntimeError("the database is not open yet")
+        return self
+
+
+class WithDescriptor:
+    database = NotReady()
+
+    def order(self, _ctxt: object) -> None: ...
+
+
+def test_an_attribute_that_cannot_be_read_does_not_hide_that_there_is_no_method() -> None:
+    """The client asked for another name, and gets the usual error, with the method that it may have meant."""
+    with pytest.raises(NoSuchMethod) as caught:
+        RPCDispatcher([WithDescriptor()]).dispatch(Request("ordr"))
+    assert caught.value.near == "order"
+
+
 @pytest.mark.parametrize(("method", "near"), [("ordr", "order"), ("secret", None), ("zzz", None)])
 def test_a_method_that_may_have_been_meant(method: str, near: str | None) -> None:
     """A typo is answered with the nearest method that may be called, and with no other."""

@@ -90,6 +90,7 @@ def test_host_texts() -> None:
         f"fake://user:{SECRET}@h/v?novalue",
         f"fake://user:{SECRET}@h/v?max_mesage_size=1",
         f"fake://user:{SECRET}@h/v?max_message_size=x",
+        f"fake://user@h/v?passwd={SECRET}",
         f"nosuch://user:{SECRET}@h/v",
         # Characters in the password that ought to have been escaped.
         f"fake://user:{SECRET},x@h/v",

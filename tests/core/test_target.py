@@ -28,6 +28,12 @@ def test_refuses_names_that_are_not_strings(name: str, value: Any) -> None:
         Target(**{name: value})
 
 
+def test_refuses_legacy_namespaces_that_are_one_string() -> None:
+    """An endpoint would answer to each of its characters, and not to the name."""
+    with pytest.raises(InvalidTarget, match="a list of names, not a string: old"):
+        Target(topic="foo", legacy_namespaces="old")
+
+
 @pytest.mark.parametrize("value", ["x" * MAX_NAME_BYTES, "é" * 37, "a/b!c%d.e f", "#", "*"])
 def test_takes_any_printable_name_of_75_bytes(value: str) -> None:
     """What one of the message systems gives a meaning to is an ordinary character in a name."""

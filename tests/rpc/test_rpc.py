@@ -788,6 +788,7 @@ def test_cast_to_another_message_system(manager: Manager, conf: cfg.ConfigOpts) 
         ({"hostname": "rabbit://u:pa55@h/"}, "not a plain host name"),
         ({"hostname": "h", "passwd": "pa55"}, "unknown: passwd"),
         ({"hostname": "h", "port": "pa55"}, "port is invalid"),
+        ({"hostname": "h", "port": "9" * 5000}, "port is invalid"),
     ],
 )
 def test_invalid_server_params_are_refused(
