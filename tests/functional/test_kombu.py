@@ -21,7 +21,9 @@ import trustme
 import msgbus
 from msgbus.conformance.waiting import Task, until
 from msgbus.drivers.base import Address, Capability, Delivery, Message, QueueInfo
+from msgbus.drivers.kombu.feed import CHECK_TIMEOUT
 from msgbus.drivers.kombu.publisher import STALL_TIMEOUT
+from msgbus.drivers.kombu.session import CHECK_INTERVAL
 from msgbus.message import JSON, DeadLetter
 from tests.functional.brokers.processes import free_ports
 from tests.functional.brokers.proxy import Proxy
@@ -296,6 +298,27 @@ def test_a_memory_alarm_blocks_senders_and_not_servers(rabbitmq: RabbitMQ, conne
             rabbitmq.memory_alarm(False)
         until(lambda: _works(client), "casts are taken again", 20)
         until(lambda: 99 in runs, "and arrive")
+
+
+def test_an_alarm_is_no_reason_to_change_the_host(rabbitmq: RabbitMQ, connect: Connect) -> None:
+    """RabbitMQ answers nothing on a connection that it does not read, nor would it on one to the next host."""
+    query = "?quorum_queues=true"
+    with serving(connect(rabbitmq.url + query), "steadfast"), ExitStack() as stack:
+        proxies = [stack.enter_context(closing(Proxy(rabbitmq.port))) for _ in range(2)]
+        hosts = ",".join(f"guest:guest@127.0.0.1:{proxy.port}" for proxy in proxies)
+        transport = connect(f"rabbit://{hosts}/{query}")
+        stack.callback(transport.cleanup)
+        client = client_of(transport, "steadfast", CHECK_INTERVAL + CHECK_TIMEOUT + 3)
+        assert client.call({}, "echo", value=1) == 1
+        rabbitmq.memory_alarm(True)
+        try:
+            with pytest.raises(msgbus.TransportBlocked, match="memory"):
+                client.cast({}, "echo", value=2)
+        finally:
+            rabbitmq.memory_alarm(False)
+        assert proxies[1].connections == 0
+        assert client.call({}, "echo", value=3) == 3
+        assert proxies[1].connections == 0
 
 
 def _works(client: msgbus.RPCClient) -> bool:

@@ -26,13 +26,14 @@ class Wire(Protocol):
         loop: the transport's.
         line: the driver's line that this is a session of.
         frame_max: the largest frame, in bytes.
-        taken_at: when the network last took some of what had waited for it for a second.
+        hindered_at: when RabbitMQ was last known to be kept from answering: the network was still taking what had
+            waited for it for a second, or RabbitMQ took no messages, and read nothing. In seconds of `Loop.now`.
     """
 
     loop: Loop
     line: Line
     frame_max: int
-    taken_at: float
+    hindered_at: float
 
     @property
     def is_open(self) -> bool:

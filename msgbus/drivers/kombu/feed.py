@@ -278,6 +278,7 @@ class KombuFeed(Feed, Channel):
         if not self.source.consuming or not self._alive:
             return
         if self._check is not None and self._check.is_pending:
+            self._leave_if_silent()
             return  # It is not asked again, on one more channel each time, while RabbitMQ does not answer.
         if queue.key is None:
             ask, last = partial(questions.inspect_queue, queue=queue.name), frames.QUEUE_DECLARE_OK
@@ -290,14 +291,22 @@ class KombuFeed(Feed, Channel):
         if answer.code == 0:
             self._check_leader(answer)
         elif answer.code < 0:
-            if answer.code == questions.SILENT and self._alive and self._queue.is_quorum:
-                self._session.move(f"{self._session.name()} has not answered for {CHECK_TIMEOUT:g} s")
+            self._leave_if_silent()
         elif answer.code != questions.NOT_FOUND:
             why = explain(answer.code, answer.text)
             LOG.warning("%s: it is not known whether its queue is bound: %s", self.source.address, why)
         elif self._alive and answer.info is None and not answer.node_is_down:
             self._end(frames.channel_close(self.number))
             self.source.lost(self, f"{self._session.name()} has lost queue {self._queue.name!r}")
+
+    def _leave_if_silent(self) -> None:
+        """Leave a node that does not answer a check, though nothing keeps it from that."""
+        check = self._check
+        if not self._alive or not self._queue.is_quorum or check is None or check.asked_at is None:
+            return
+        waits = Loop.now() - max(check.asked_at, self._session.hindered_at)
+        if check.is_pending and waits >= CHECK_TIMEOUT:
+            self._session.move(f"{self._session.name()} has not answered for {waits:.0f} s")
 
     def _check_leader(self, answer: Answer) -> None:
         """Consume again where RabbitMQ knows of no consumer.
@@ -323,7 +332,7 @@ class KombuFeed(Feed, Channel):
         limit = STALL_TIMEOUT
         if self._is_lost:
             limit = DELETE_TIMEOUT if self._queue.own else LOST_TIMEOUT
-        waits = now - self.source.waits_since
+        waits = now - max(self.source.waits_since, self._session.hindered_at)
         if waits < limit:
             return False
         self._session.move(self._not_declared(waits))

@@ -26,8 +26,8 @@ one."""
 MAX_PREFIXES = 10_000
 """How many prepared basic.publish frames are kept: one for each client that is answered, and each topic."""
 STALL_TIMEOUT = 5.0
-"""Seconds for which RabbitMQ may confirm nothing, or not answer a declaration, and the network take nothing of what
-waits for it, before the next host is tried. A large message on a slow network takes longer until it is confirmed."""
+"""Seconds for which RabbitMQ may confirm nothing, or not answer a declaration, before the next host is tried. They
+begin when nothing keeps it from answering: a large message on a slow network takes longer until it is confirmed."""
 CLASSIC_TIMEOUT = 90.0
 """The same for the declaration of a classic queue. If only that queue's node is down, RabbitMQ 4 takes a minute to say
 so, and the other hosts cannot reach it either."""
@@ -261,22 +261,22 @@ class Publisher(Channel):
             self._session.line.sendable()
 
     def on_tick(self, now: float) -> None:
-        """Called each second: leave a RabbitMQ that has stopped answering, though it says that it takes messages."""
+        """Called each second: leave a RabbitMQ that has stopped answering, though nothing keeps it from that."""
         self._close_when_empty()
         self._keep_channel(now)
-        if self._session.line.blocked is not None:
-            return
-        since = max(self._progress, self._session.taken_at) if self._in_flight else now
+        hindered_at = self._session.hindered_at
+        since = self._progress if self._in_flight else now
         if not self._is_open:
             since = self._changed_at
-        if now - since >= STALL_TIMEOUT:
-            self._session.move(f"{self._session.name()} has confirmed nothing for {now - since:.0f} s")
+        waits = now - max(since, hindered_at)
+        if waits >= STALL_TIMEOUT:
+            self._session.move(f"{self._session.name()} has confirmed nothing for {waits:.0f} s")
             return
         for name, declaration in self._declaring.items():
             asked_at = declaration.question.asked_at
             # Before that it waits for other questions, which may be about classic queues.
             timeout = CLASSIC_TIMEOUT if asked_at is None else declaration.timeout
-            waits = now - max(asked_at or declaration.since, self._session.taken_at)
+            waits = now - max(asked_at or declaration.since, hindered_at)
             if waits >= timeout:
                 reason = f"{self._session.name()} has not declared {name} for {waits:.0f} s"
                 self._session.move(reason, pause=MOVE_PAUSE)

@@ -95,10 +95,10 @@ class Question(Channel):
         if not self._session.is_open:
             self._answer(Answer(DISCONNECTED, f"{self._session.name()} is not connected"))
             return
-        if self._timeout is not None:
-            self._session.loop.call_later(self._timeout, self._on_timeout, self._timeout)
         self.is_pending = True
         self._session.add_soon(self, self._begin)
+        if self._timeout is not None:
+            self._session.loop.call_later(self._timeout, self._on_timeout, self._timeout)
 
     def _begin(self) -> None:
         self.asked_at = self._session.loop.now()

@@ -85,7 +85,7 @@ class KombuSession(Session):
         unwritten: appended data that is still to be written.
         settling: whose settled deliveries are still to be written.
         is_urgent: some of all that may not wait for more.
-        taken_at: when the network last took some of what had waited for it for a second.
+        hindered_at: see `Wire`.
     """
 
     def __init__(self, driver: Owner, line: Line, connection: Connection) -> None:
@@ -114,7 +114,7 @@ class KombuSession(Session):
         self._asking: set[Channel] = set()  # those of `_channels` that belong to questions
         self._waiting: dict[Channel, Callable[[], None]] = {}  # questions that have no channel yet, in order
         self._reader = Reader(self._channels, self.frame_max, driver.decompressed_max, self._on_connection_method)
-        self._last_read = self._last_write = self._checked_at = self.taken_at = self.loop.now()
+        self._last_read = self._last_write = self._checked_at = self.hindered_at = self.loop.now()
         self._written = 0  # bytes that the socket has taken
         self._taken = 0  # bytes of these that the other end's machine had taken at the last tick
         self._was_waiting = False  # then there were others
@@ -382,17 +382,17 @@ class KombuSession(Session):
             if silent >= 2 * self._heartbeat:
                 self.lose(TimeoutError(f"no heartbeat of RabbitMQ for {silent:.0f} s"))
                 return
-        self._look_at_output(now)
+        self._look_for_hindrances(now)
         if self._publisher is not None:
             self._publisher.on_tick(now)
         self._check_feeds(now)
 
-    def _look_at_output(self, now: float) -> None:
-        """Note whether a network that is slower than this program takes what waits for it."""
+    def _look_for_hindrances(self, now: float) -> None:
+        """Note whether an alarm, or a network that is slower than this program, keeps RabbitMQ from answering."""
         in_socket = _unacknowledged(self._fd)
         taken, is_waiting = self._written - in_socket, bool(in_socket or self._unsent)
-        if is_waiting and self._was_waiting and taken > self._taken:
-            self.taken_at = now
+        if self.line.blocked is not None or (is_waiting and self._was_waiting and taken > self._taken):
+            self.hindered_at = now
         self._taken, self._was_waiting = taken, is_waiting
 
     def _check_feeds(self, now: float) -> None:

@@ -14,6 +14,7 @@ from amqp.serialization import dumps
 from msgbus import TransportUnavailable
 from msgbus.drivers.base import Address, QueueInfo
 from msgbus.drivers.kombu import frames, questions
+from msgbus.drivers.kombu.feed import CHECK_TIMEOUT
 from msgbus.drivers.kombu.questions import Answer, Question
 from msgbus.drivers.kombu.topology import DEFAULT_EXCHANGE
 from msgbus.drivers.toolkit.loop import Loop
@@ -147,6 +148,43 @@ def test_a_check_that_is_not_answered_is_not_begun_again(make: Make) -> None:
     answer(still, channel)
     feed.check_queue()
     assert len(asked(still)) == 1
+
+
+@pytest.mark.parametrize("hindered", [0.0, 3.0])
+def test_a_node_that_does_not_answer_checks_is_left(
+    make: Make, monkeypatch: pytest.MonkeyPatch, hindered: float
+) -> None:
+    """Of quorum queues: it may be cut off from its cluster. A slow network or an alarm is no silence of the node."""
+    still = make(2047)
+    still.queue.key, still.queue.is_quorum = None, True
+    source: Any = (feed := still.feed(10)).source
+    source.consuming, source.waits_since = True, None
+    now = Loop.now()
+    moves: list[str] = []
+    monkeypatch.setattr(Loop, "now", staticmethod(lambda: now))
+    monkeypatch.setattr(still.session, "move", moves.append)
+    feed.check_queue()
+    still.session.hindered_at = now + hindered
+    now += CHECK_TIMEOUT + hindered - 0.1
+    still.loop.step()
+    feed.check_queue()
+    assert not moves
+    now += 0.2
+    still.loop.step()
+    feed.check_queue()
+    assert "has not answered for 5 s" in moves[0]
+
+
+def test_an_alarm_keeps_rabbitmq_from_answering(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not read from a connection that publishes, for as long as that takes."""
+    still = make(2047)
+    now = Loop.now()
+    monkeypatch.setattr(Loop, "now", staticmethod(lambda: now))
+    for blocked in ("memory", None):
+        now += 20
+        still.session.line.block(blocked)
+        still.loop.step()
+        assert (still.session.hindered_at == now) is (blocked is not None)
 
 
 def test_a_queue_is_not_inspected_again_while_rabbitmq_has_not_answered(
