@@ -159,7 +159,8 @@ def test_a_node_that_does_not_answer_checks_is_left(
     still.queue.key, still.queue.is_quorum = None, True
     source: Any = (feed := still.feed(10)).source
     source.consuming, source.waits_since = True, None
-    now, moves = Loop.now(), []
+    now = Loop.now()
+    moves: list[str] = []
     monkeypatch.setattr(Loop, "now", staticmethod(lambda: now))
     monkeypatch.setattr(still.session, "move", moves.append)
     feed.check_queue()
