@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -137,16 +137,14 @@ class BaseNotificationListener(BaseListener):
             self._gatherer.flush()
 
 
-def _addresses(
-    transport: BaseTransport, targets: Sequence[Target], priorities: Sequence[str], pool: str | None
-) -> list[Address]:
+def _addresses(transport: BaseTransport, targets: Any, priorities: Sequence[str], pool: str | None) -> list[Address]:
     """What is listened to: each level of each target.
 
     Raises:
         InvalidTarget: a target has no topic, or one that is too long; or the pool's name is invalid.
         TypeError: `targets` is no list of them.
     """
-    if isinstance(targets, Target | str) or not all(isinstance(target, Target) for target in targets):
+    if not isinstance(targets, Collection) or not all(isinstance(target, Target) for target in targets):
         raise TypeError(f"targets is a list, [Target(topic='notifications')], not {targets!r}")
     if not targets:
         raise TypeError("there is no target: nothing would be listened to")

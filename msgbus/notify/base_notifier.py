@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Collection, Sequence
+from typing import Any, TypeGuard, TypeVar
 
 from msgbus.base_transport import BaseTransport
 from msgbus.drivers.base import Capability
@@ -49,17 +49,12 @@ class BaseNotifier:
         self.retry = _checked_retry(read_notification_option(transport.conf, "retry") if retry is None else retry)
         self._serializer = serializer or NoOpSerializer()
         check_serializer(self._serializer)
-        if isinstance(topics, str):
-            raise TypeError(f"topics is a list of names: [{topics!r}]")
-        found = read_notification_option(transport.conf, "topics") if topics is None else topics
-        for topic in found:
-            Target(topic=f"{topic}.critical")  # the longest that is made of it
+        found = _checked_topics(read_notification_option(transport.conf, "topics") if topics is None else topics)
         interceptors = checked_interceptors(interceptors, asynchronous=self.asynchronous, owner="this notifier")
         names = read_notification_option(transport.conf, "driver") if driver is None else driver
-        names = [names] if isinstance(names, str) else names
         self._drivers = {
             name: load_notification_driver(name)(transport.conf, list(found), transport, interceptors)
-            for name in dict.fromkeys(names)
+            for name in _checked_drivers(names)
         }
         self._unheard: set[str] = set()  # levels that nobody has listened to
 
@@ -148,6 +143,27 @@ class BaseNotifier:
             priority,
             why,
         )
+
+
+def _checked_topics(topics: Any) -> Collection[str]:
+    if isinstance(topics, str) or not _has_names(topics):
+        raise TypeError(f"topics is a list of names: ['notifications'], not {topics!r}")
+    for topic in topics:
+        Target(topic=topic)
+        Target(topic=f"{topic}.critical")  # the longest that is made of it
+    return topics
+
+
+def _checked_drivers(names: Any) -> Collection[str]:
+    if isinstance(names, str):
+        return [names]
+    if not _has_names(names):
+        raise TypeError(f"driver is the name of a driver, or a list of such, not {names!r}")
+    return dict.fromkeys(names)
+
+
+def _has_names(names: Any) -> TypeGuard[Collection[str]]:
+    return isinstance(names, Collection) and all(isinstance(name, str) for name in names)
 
 
 def _checked_retry(retry: object) -> int:

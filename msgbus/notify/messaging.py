@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from msgbus.drivers.base import Address
+from msgbus.exceptions import ConfigurationError
 from msgbus.notify.driver import NotificationDriver
 from msgbus.notify.sending import send_notification
 from msgbus.target import Target
+
+if TYPE_CHECKING:
+    from oslo_config import cfg
+
+    from msgbus.base_transport import BaseTransport
 
 
 def raise_all(errors: Sequence[Exception]) -> None:
@@ -23,6 +29,21 @@ class MessagingDriver(NotificationDriver):
     """The driver ``messaging``: JSON without an envelope, which the oldest listeners read."""
 
     enveloped: ClassVar[bool] = False
+
+    def __init__(
+        self, conf: cfg.ConfigOpts, topics: Sequence[str], transport: BaseTransport, interceptors: Sequence[Any] = ()
+    ) -> None:
+        """See `NotificationDriver`.
+
+        Raises:
+            ConfigurationError: there is no topic, so that nothing would ever be sent.
+        """
+        super().__init__(conf, topics, transport, interceptors)
+        if not topics:
+            raise ConfigurationError(
+                "the notifier has no topic to send to: name one in its argument topics, or in the option topics of "
+                "[oslo_messaging_notifications]. To send no notifications, use the driver noop"
+            )
 
     def addresses(self, priority: str) -> Sequence[Address]:
         """Where a notification of a level goes.

@@ -40,7 +40,7 @@ class Notifier(BaseNotifier):
 
     Raises:
         DriverLoadFailure: there is no such driver.
-        ConfigurationError: an option is wrong.
+        ConfigurationError: an option is wrong; or there is no topic, and `driver` sends to topics.
         InvalidTarget: a topic is too long, or otherwise invalid.
         ValueError: an invalid number of retries.
         TypeError: an argument has another type.

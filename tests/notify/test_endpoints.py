@@ -136,6 +136,8 @@ def test_wrong_endpoints_are_refused(transport: msgbus.Transport, endpoints: Any
     ("targets", "options", "error", "text"),
     [
         (TARGET, {}, TypeError, r"targets is a list, \[Target"),
+        (iter([TARGET]), {}, TypeError, r"targets is a list, \[Target"),
+        (None, {}, TypeError, r"targets is a list, \[Target.* not None"),
         ([], {}, TypeError, "no target"),
         ([msgbus.Target(exchange="x")], {}, msgbus.InvalidTarget, "needs a topic"),
         ([msgbus.Target(topic="t" * 73)], {}, msgbus.InvalidTarget, "longer than 75 bytes"),
