@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from msgbus.foreign import text_of
@@ -17,7 +16,12 @@ from msgbus.serializer import Serializer
 if TYPE_CHECKING:
     from oslo_config import cfg
 
-_METHODS = ((logging.CRITICAL, "critical"), (logging.ERROR, "error"), (logging.WARNING, "warn"), (logging.INFO, "info"))
+_PRIORITIES = (
+    (logging.CRITICAL, "critical"),
+    (logging.ERROR, "error"),
+    (logging.WARNING, "warn"),
+    (logging.INFO, "info"),
+)
 """The level of a notification for each of a record: the first that is not above it; below all of them it is debug."""
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 """The attributes that every record has."""
@@ -44,14 +48,16 @@ class _NotifyingHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Have a record sent. It never raises and never waits."""
+        token = is_sending.set(True)  # The arguments' own methods may log something, and so may the serializer.
         try:
-            level, event_type, payload = self._notification_of(record)
-            self._outbox.put(partial(getattr(self._notifier, level), {}, event_type, payload))
+            self._outbox.put(self._notifier._prepare_sending({}, *self._notification_of(record)))
         except Exception:
             self.handleError(record)
+        finally:
+            is_sending.reset(token)
 
-    def _notification_of(self, record: logging.LogRecord) -> tuple[str, str, Any]:
-        """The level, the type and the payload. The payload is plain data: what is logged may change at once."""
+    def _notification_of(self, record: logging.LogRecord) -> tuple[str, Any, str]:
+        """The type, the payload and the level. The payload is plain data: what is logged may change at once."""
         raise NotImplementedError
 
     def flush(self) -> None:
@@ -112,9 +118,9 @@ class LoggingNotificationHandler(_NotifyingHandler):
         notifier = Notifier(transport, publisher_id, driver or "messagingv2", serializer, topics=topics)
         super().__init__(notifier, level)
 
-    def _notification_of(self, record: logging.LogRecord) -> tuple[str, str, Any]:
-        method = next((name for level, name in _METHODS if record.levelno >= level), "debug")
-        return method, "logrecord", _payload_of(record)
+    def _notification_of(self, record: logging.LogRecord) -> tuple[str, Any, str]:
+        priority = next((name for level, name in _PRIORITIES if record.levelno >= level), "debug")
+        return "logrecord", _payload_of(record), priority
 
 
 def _payload_of(record: logging.LogRecord) -> dict[str, Any]:
@@ -159,8 +165,8 @@ class LoggingErrorNotificationHandler(_NotifyingHandler):
         transport = get_notification_transport(conf)
         super().__init__(Notifier(transport, "error.publisher", driver=[] if logs else None), level)
 
-    def _notification_of(self, record: logging.LogRecord) -> tuple[str, str, Any]:
-        return "error", "error_notification", {"error": record.getMessage()}
+    def _notification_of(self, record: logging.LogRecord) -> tuple[str, Any, str]:
+        return "error_notification", {"error": record.getMessage()}, "error"
 
 
 PublishErrorsHandler = LoggingErrorNotificationHandler

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from msgbus.interceptors import Interceptor
 from msgbus.notify.base_notifier import BaseNotifier
+from msgbus.notify.driver import NotificationDriver
 from msgbus.serializer import Serializer
 from msgbus.transport import Transport, check_transport
 
@@ -104,7 +106,15 @@ class Notifier(BaseNotifier):
         self._notify(ctxt, event_type, payload, "sample")
 
     def _notify(self, ctxt: Any, event_type: str, payload: Any, priority: str) -> None:
-        context, message, drivers = self._prepared(ctxt, event_type, payload, priority)
+        self._prepare_sending(ctxt, event_type, payload, priority)()
+
+    def _prepare_sending(self, ctxt: Any, event_type: str, payload: Any, priority: str) -> Callable[[], None]:
+        """What sends a notification, as it is now; for any thread, and for later."""
+        return partial(self._send, *self._prepared(ctxt, event_type, payload, priority), priority)
+
+    def _send(
+        self, context: dict[str, Any], message: dict[str, Any], drivers: Sequence[NotificationDriver], priority: str
+    ) -> None:
         fault: Exception | None = None
         for driver in drivers:
             try:

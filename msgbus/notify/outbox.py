@@ -20,7 +20,7 @@ SECONDS = 5.0
 """How long `flush` and `wait` may take; and the least time between two lines of the log about dropped records."""
 
 is_sending: ContextVar[bool] = ContextVar("msgbus_outbox", default=False)
-"""Whether this is the thread of an outbox."""
+"""Whether a record is being sent here: what is logged meanwhile is not sent too."""
 
 
 class Outbox:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -32,6 +33,11 @@ def logger_with(handler: logging.Handler) -> Iterator[logging.Logger]:
     finally:
         logger.removeHandler(handler)
         handler.close()
+
+
+def now() -> str:
+    """The present time, as notifications have it."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
 
 
 def test_a_record_is_a_notification_of_its_level() -> None:
@@ -95,6 +101,26 @@ def test_what_the_sending_logs_is_not_sent(caplog: pytest.LogCaptureFixture) -> 
     transport.cleanup()
 
 
+def test_what_an_argument_logs_when_it_is_written_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it make an endless chain of records."""
+    url = new_url()
+    transport = new_transport(url)
+    endpoint = Endpoint()
+    with listening(transport, endpoint), logger_with(msgbus.LoggingNotificationHandler(url)) as logger:
+
+        class Talking:
+            def __str__(self) -> str:
+                logger.info("I am asked: %s", self)
+                return "text"
+
+        monkeypatch.setattr(logger, "propagate", False)  # Other handlers write it too.
+        logger.info("%s", Talking())
+        logger.info("next")
+        assert {endpoint.next()[4]["msg"] for _ in range(2)} == {"text", "next"}
+    assert endpoint.came.empty()
+    transport.cleanup()
+
+
 # The message system is away
 
 
@@ -118,6 +144,22 @@ def test_logging_never_waits_for_the_message_system(
         assert came == [str(number) for number in range(10 - dropped)]
         assert dropped in {6, 7}  # One more has room if the first was already being sent.
     assert endpoint.came.empty()
+    transport.cleanup()
+
+
+def test_a_record_that_has_waited_has_the_time_at_which_it_was_logged() -> None:
+    """And not that at which the message system came back."""
+    url = new_url()
+    transport = new_transport(url)
+    endpoint = Endpoint()
+    with listening(transport, endpoint), logger_with(msgbus.LoggingNotificationHandler(url)) as logger:
+        get_bus(url).stop()
+        logger.info("one")
+        logger.info("two")  # This one waits for the other.
+        logged = now()
+        until(lambda: now() > logged, "a later time")
+        get_bus(url).start()
+        assert all(endpoint.next()[5]["timestamp"] <= logged for _ in range(2))
     transport.cleanup()
 
 
