@@ -346,9 +346,6 @@ class Executor(Generic[T]):
             self._workers.append(worker)
 
     def _work(self, worker: _Worker) -> None:
-        with self._starting:
-            if worker not in self._workers:  # Ctrl-C, or another signal, has ended `_start` before it added this one.
-                self._workers.append(worker)
         self._workers_by_thread[threading.get_ident()] = worker
         try:
             self._run_items(worker)

@@ -137,9 +137,7 @@ class BaseNotificationListener(BaseListener):
             self._gatherer.flush()
 
 
-def _addresses(
-    transport: BaseTransport, targets: Sequence[Target], priorities: Sequence[str], pool: str | None
-) -> list[Address]:
+def _addresses(transport: BaseTransport, targets: Any, priorities: Sequence[str], pool: str | None) -> list[Address]:
     """What is listened to: each level of each target.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from msgbus.base_transport import BaseTransport
 from msgbus.drivers.base import Capability
@@ -162,7 +162,7 @@ def _checked_drivers(names: Any) -> Collection[str]:
     return dict.fromkeys(names)
 
 
-def _has_names(names: Any) -> bool:
+def _has_names(names: Any) -> TypeGuard[Collection[str]]:
     return isinstance(names, Collection) and all(isinstance(name, str) for name in names)
 
 

@@ -237,29 +237,6 @@ def test_close_while_a_thread_is_being_started(monkeypatch: pytest.MonkeyPatch) 
     assert not errors
 
 
-def test_ctrl_c_while_a_thread_is_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread counts like others: there are no more than there may be, and `close` waits for it."""
-    start = threading.Thread.start
-
-    def interrupted(thread: threading.Thread) -> None:
-        monkeypatch.undo()
-        start(thread)
-        raise KeyboardInterrupt
-
-    held = Held()
-    executor = Executor[int](1, held, "interrupted", Later())
-    monkeypatch.setattr(threading.Thread, "start", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        executor.submit(0)
-    held.wait_for(1)
-    executor.submit(1)
-    assert len(threads("interrupted")) == 1
-    assert executor.close(0) == 1
-    held.let_go.set()
-    assert executor.close(EVENT_TIMEOUT) == 0
-    held.wait_for(1)
-
-
 @pytest.mark.parametrize("error", [ValueError("x"), SystemExit(1), KeyboardInterrupt()], ids=repr)
 def test_an_item_that_fails_costs_no_thread(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
     """Whatever an item raises is logged, and its thread runs the next one."""
