@@ -246,10 +246,6 @@ class Links:
                 on_record[kind](link, frame, at, end)
         except frames.Malformed as exc:
             self._reject(link, str(exc))
-        except Exception:  # The rest of the frame is lost, and both sides have to know that.
-            LOG.exception("a frame from node %s could not be handled", link.node)
-            if link.loopback is None:
-                self._reject(link, "it could not be handled")
         self._owner.on_frame_end()
 
     def _on_bye(self, link: PeerLink, frame: bytes, at: int, end: int) -> None:

@@ -6,21 +6,12 @@ import os
 import pathlib
 import subprocess
 import sys
-import threading
 from typing import Any
 
 import pytest
 
-from msgbus import (
-    CapabilityMissing,
-    ConfigurationError,
-    InvalidTarget,
-    InvalidTransportURL,
-    MessageTooLarge,
-    TransportUnavailable,
-)
+from msgbus import CapabilityMissing, ConfigurationError, InvalidTarget, InvalidTransportURL, MessageTooLarge
 from msgbus.drivers.base import Address, Capability, Message
-from msgbus.drivers.zmq import frames
 from msgbus.transport import get_rpc_transport
 from tests.support import EVENT_TIMEOUT, new_conf
 
@@ -157,38 +148,6 @@ def test_subscribing_to_dead_letters_fails(tmp_path: pathlib.Path) -> None:
     assert isinstance(subscription.ready.exception(0), CapabilityMissing)
     assert subscription.close().done()
     transport.cleanup()
-
-
-def test_an_error_over_a_frame_ends_its_connection(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
-    """With its traceback in the log. What else was in the frame is known to be lost, and the next message arrives."""
-    address = Address("topic", "x", "t")
-    transports = [get_rpc_transport(new_conf(), f"zmq://{tmp_path}/run") for _ in range(2)]
-    here: Any = transports[0].driver
-    there: Any = transports[1].driver
-
-    def fail(*_: object) -> None:
-        raise RuntimeError("a fault of ours")
-
-    def send(message_id: str) -> Any:
-        return here.send(address, Message(b"", "t", message_id), mandatory=True)
-
-    try:
-        there.subscribe([address], lambda delivery: delivery.accept(), prefetch=5).ready.result(EVENT_TIMEOUT)
-        send("before").result(EVENT_TIMEOUT)
-        there._node._links.on_record[frames.INSPECT] = fail
-        is_free = threading.Event()
-        here.loop.call(is_free.wait, EVENT_TIMEOUT)
-        here.inspect(address)
-        sent = send("in one frame with that")
-        is_free.set()
-        error = sent.exception(EVENT_TIMEOUT)
-        assert isinstance(error, TransportUnavailable)
-        assert error.maybe_delivered
-        assert "a fault of ours" in caplog.text
-        send("after").result(EVENT_TIMEOUT)
-    finally:
-        for transport in transports:
-            transport.cleanup()
 
 
 def test_importing_the_driver_imports_no_pyzmq_and_does_not_shadow_it() -> None:
