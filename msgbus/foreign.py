@@ -52,11 +52,10 @@ def printable_json(line: str) -> str:
     """The same JSON in text that can be shown: unprintable characters in its strings are escaped."""
     if line.isprintable():
         return line
-    return "".join(char if char.isprintable() else json_escape(char) for char in line)
+    return "".join(char if char.isprintable() else _json_escape(char) for char in line)
 
 
-def json_escape(char: str) -> str:
-    """A character as JSON writes it in ASCII."""
+def _json_escape(char: str) -> str:
     units = char.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import codecs
 import io
+import json
 import os
 import sys
-
-from msgbus.foreign import json_escape
 
 STDOUT, STDERR = 1, 2
 _ESCAPE = "msgbus.cli.escape"
@@ -31,7 +30,7 @@ def prepare_streams() -> None:
 def _escape(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    return "".join(map(json_escape, error.object[error.start : error.end])), error.end
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def discard_unwritten() -> None:
