@@ -44,7 +44,12 @@ class _NotifyingHandler(logging.Handler):
         own = record.name == "msgbus" or record.name.startswith("msgbus.")
         if own or is_sending.get() or self._notifier.transport.loop.is_here:
             return False
-        return super().handle(record)
+        had_begun = self._outbox.has_begun
+        handled = super().handle(record)
+        if not had_begun:
+            # Sending opens the connection, which takes threads. Since Python 3.12 a program that ends can start none.
+            self._outbox.flush()
+        return handled
 
     def emit(self, record: logging.LogRecord) -> None:
         """Have a record sent. It never raises and never waits."""
@@ -83,8 +88,9 @@ class LoggingNotificationHandler(_NotifyingHandler):
     lineno, msg (with its arguments in it), funcName, thread, processName, process, and extra (what else the program has
     put into the record, as plain data or text). What msgbus itself logs is not sent.
 
-    Logging never waits for the message system: records are sent by a thread of the handler's. While the message system
-    is away, up to 1,000 records wait for it. Further ones are dropped, and their number is logged. `flush`, `close` and
+    The first record of a process waits for the message system, up to 5 seconds, so that it is connected. After that
+    logging never waits: records are sent by a thread of the handler's. While the message system is away, up to 1,000
+    records wait for it. Further ones are dropped, and their number is logged. `flush`, `close` and
     the end of the program wait up to 5 seconds for what is not sent yet. If the process is killed, that is lost.
 
     Args:
@@ -149,7 +155,7 @@ class LoggingErrorNotificationHandler(_NotifyingHandler):
     """Sends what is logged as a notification of the type ``error_notification`` and the level error.
 
     Its payload is ``{"error": MESSAGE}``, and its publisher ``error.publisher``. If the driver ``log`` is configured,
-    nothing is sent: that would log it again. Logging never waits: see `LoggingNotificationHandler`.
+    nothing is sent: that would log it again. Logging does not wait: see `LoggingNotificationHandler`.
 
     Args:
         conf: says where to and how: ``[oslo_messaging_notifications]``. (In oslo.messaging it is the global one.)

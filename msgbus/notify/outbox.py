@@ -1,4 +1,4 @@
-"""Outbox: sends log records as notifications on a thread of its own, so that those who log never wait."""
+"""Outbox: sends log records as notifications on a thread of its own, so that those who log need not wait."""
 
 from __future__ import annotations
 
@@ -43,6 +43,11 @@ class Outbox:
         self._dropped = 0
         self._reported = 0
         self._reported_at = 0.0
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was put into it in this process."""
+        return self._thread is not None
 
     def put(self, send: Callable[[], object]) -> None:
         """Have `send` called soon. It is dropped if too many wait, or if this is closed. Never waits.

@@ -133,6 +133,8 @@ def test_logging_never_waits_for_the_message_system(
     transport = new_transport(url)
     endpoint = Endpoint()
     with listening(transport, endpoint), logger_with(msgbus.LoggingNotificationHandler(url)) as logger:
+        logger.info("first")  # It connects, and is waited for.
+        assert endpoint.next()[4]["msg"] == "first"
         get_bus(url).stop()
         for number in range(10):
             logger.info("%d", number)
@@ -153,6 +155,8 @@ def test_a_record_that_has_waited_has_the_time_at_which_it_was_logged() -> None:
     transport = new_transport(url)
     endpoint = Endpoint()
     with listening(transport, endpoint), logger_with(msgbus.LoggingNotificationHandler(url)) as logger:
+        logger.info("first")  # It connects, and is waited for.
+        assert endpoint.next()[4]["msg"] == "first"
         get_bus(url).stop()
         logger.info("one")
         logger.info("two")  # This one waits for the other.
