@@ -19,7 +19,7 @@ from msgbus import (
     TransportUnavailable,
     aio,
 )
-from msgbus.drivers.base import Address, Inbox
+from msgbus.drivers.base import Address, Inbox, Message
 from msgbus.drivers.fake import FakeDriver, get_bus
 from tests.support import EVENT_TIMEOUT, new_conf, new_url
 
@@ -130,6 +130,23 @@ def test_a_ping_that_the_message_system_does_not_take_in_time_is_an_error(
     assert isinstance(error, msgbus.TransportUnavailable)
     check(error, "ping", url)
     assert "not taken in" in str(error)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_call_whose_request_the_driver_gives_up_a_moment_late_says_why(
+    world: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller's time is over first, as on a busy machine: that is still no timeout of a server."""
+    url = new_url()
+    bus = get_bus(url)
+    bus.stop()
+    in_time = Message.publish_within.fget
+    monkeypatch.setattr(Message, "publish_within", property(lambda message: in_time(message) + 0.02))
+    verbs = ("call", "multicall")
+    for verb, error in zip(verbs, Asking(world, url).errors(*verbs), strict=True):
+        assert isinstance(error, msgbus.TransportUnavailable)
+        check(error, verb, url)
+        assert "was away" in str(error)
 
 
 class Unopened(Inbox):
