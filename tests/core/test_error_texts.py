@@ -140,8 +140,7 @@ def test_a_call_whose_request_the_driver_gives_up_a_moment_late_says_why(
     url = new_url()
     bus = get_bus(url)
     bus.stop()
-    in_time = Message.publish_within.fget
-    monkeypatch.setattr(Message, "publish_within", property(lambda message: in_time(message) + 0.02))
+    monkeypatch.setattr(Message, "publish_within", SHORT + 0.02)
     verbs = ("call", "multicall")
     for verb, error in zip(verbs, Asking(world, url).errors(*verbs), strict=True):
         assert isinstance(error, msgbus.TransportUnavailable)
