@@ -33,7 +33,7 @@ A server that runs it sends a keepalive as soon as its own connection is back. I
 disk, it is `LOST_AFTER`: a request that no server has begun is most likely still queued, and a copy would only add
 work."""
 
-VERDICT_WITHIN = 0.25
+VERDICT_WITHIN = 0.1
 """Seconds after its deadline for which a call waits for what the driver says of a request that it has not sent. The
 driver gives it up at the deadline too, and knows why; on a busy machine it comes to that a moment later."""
 
@@ -223,7 +223,8 @@ class Pending(msgspec.Struct, eq=False):
     @property
     def _ends_at(self) -> float:
         """When the time of the call is over."""
-        return self.deadline if self.sent or self.servers else self.deadline + VERDICT_WITHIN
+        is_known = self.sent or self.servers or self._uncertain_since is not None
+        return self.deadline if is_known else self.deadline + VERDICT_WITHIN
 
     @property
     def _heard_at(self) -> float:

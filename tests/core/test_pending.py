@@ -35,6 +35,7 @@ def taken(**changes: Any) -> tuple[PendingCall, Woken]:
 
 DECLINED = Reply("c", "declined", extended=True, server="h2")
 LOST = TransportUnavailable("cut", maybe_delivered=True)
+AWAY = TransportUnavailable("away")
 
 
 def repeats(pending: Pending, now: float, up_since: float | None) -> bool:
@@ -67,11 +68,23 @@ def test_a_reply_that_does_not_end_the_call_is_a_sign_of_life() -> None:
 def test_a_call_ends_at_its_deadline() -> None:
     """Until its deadline a call waits; then it times out, with the method and the target in the text."""
     pending, _ = call()
+    pending.on_sent(None, NOW)
     assert pending.next_check() == DEADLINE
     assert check(pending, DEADLINE - 0.001) is None
     error = check(pending, DEADLINE)
     assert type(error) is MessagingTimeout
     assert "'echo' on topic 'foo'" in str(error)
+
+
+def test_a_call_that_was_not_sent_waits_a_moment_for_why() -> None:
+    """The driver gives it up at the same time, and may say so a moment later. Then its error is that of the call."""
+    pending, _ = call()
+    assert DEADLINE < pending.next_check() < DEADLINE + 0.5
+    assert check(pending, DEADLINE) is None
+    pending.on_sent(AWAY, DEADLINE + 0.001)
+    assert check(pending, DEADLINE + 0.001) is AWAY
+    silent, _ = call()
+    assert type(check(silent, silent.next_check())) is MessagingTimeout
 
 
 def test_sent() -> None:

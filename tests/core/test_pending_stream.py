@@ -194,6 +194,7 @@ def test_no_credit_is_due_after_the_end() -> None:
 def test_timeout_of_each_item() -> None:
     """The timeout of a stream counts from the moment at which an item is waited for, within the end of the whole."""
     pending = stream(idle_timeout=5, end=NOW + 12)
+    pending.on_sent(None, NOW)
     pending.expect_item(NOW + 1)
     assert pending.next_check() == NOW + 6
     pending.expect_item(NOW + 8)
