@@ -105,6 +105,7 @@ class Pending(msgspec.Struct, eq=False):
     sent: bool = False
     send_error: BaseException | None = None
     last_sign: float = 0.0
+    _awaits_verdict: bool = False  # The deadline has passed, and the driver has not said why nothing was sent.
     _taken_at: float | None = None  # when the message system took the request last; None while it is sent
     _repeat_at: float | None = None  # when it is due again, since the last server that ran it was lost
     _uncertain_since: float | None = None
@@ -209,7 +210,7 @@ class Pending(msgspec.Struct, eq=False):
 
     def next_check(self) -> float:
         """When `check` or `needs_repeat` has to be asked again even if nothing arrives."""
-        first = self._ends_at
+        first = self.deadline + VERDICT_WITHIN if self._awaits_verdict else self.deadline
         if self.servers:
             first = min([first, *(server.silent_since + LOST_AFTER for server in list(self.servers.values()))])
         elif self.monitor is not None:
@@ -219,12 +220,6 @@ class Pending(msgspec.Struct, eq=False):
         if self._uncertain_since is not None:
             first = min(first, self._uncertain_since + self.grace)
         return first
-
-    @property
-    def _ends_at(self) -> float:
-        """When the time of the call is over."""
-        is_known = self.sent or self.servers or self._uncertain_since is not None
-        return self.deadline if is_known else self.deadline + VERDICT_WITHIN
 
     @property
     def _heard_at(self) -> float:
@@ -265,8 +260,10 @@ class Pending(msgspec.Struct, eq=False):
                 f"request could have begun, nothing was heard for {self.grace:g} s, and under at_most_once it is not "
                 "sent again. Where it may run twice, use delivery='at_least_once'"
             )
-        if now >= self._ends_at:
-            return MessagingTimeout(self.describe)
+        if now >= self.deadline:
+            is_known = self.sent or self.servers or self._uncertain_since is not None
+            self._awaits_verdict = not is_known and now < self.deadline + VERDICT_WITHIN
+            return None if self._awaits_verdict else MessagingTimeout(self.describe)
         if not self.servers and self.monitor is not None and now >= self._heard_at + self.monitor:
             return MessagingTimeout(f"{self.describe}: no sign of life of the server for {self.monitor:g} s")
         return None

@@ -50,11 +50,11 @@ def test_each_mutant_says_what_it_breaks() -> None:
     [
         ("nobody has written this", "", r"is 0 times in msgbus/pending\.py.* write the mutant anew"),
         (
-            "if now >= self._ends_at:",
-            "if now >= self._ends_at:  # the same",
+            "if now >= self.deadline:",
+            "if now >= self.deadline:  # the same",
             r"survives core/test_pending\.py::test_a_call_ends",
         ),
-        ("if now >= self._ends_at:", "if now >=:", r"pytest could not run it \(exit code [1245]\)"),
+        ("if now >= self.deadline:", "if now >=:", r"pytest could not run it \(exit code [1245]\)"),
     ],
 )
 def test_a_mutant_that_shows_nothing_is_an_error(old: str, new: str, says: str, project: pathlib.Path) -> None:

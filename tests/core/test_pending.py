@@ -68,6 +68,7 @@ def test_a_reply_that_does_not_end_the_call_is_a_sign_of_life() -> None:
 def test_a_call_ends_at_its_deadline() -> None:
     """Until its deadline a call waits; then it times out, with the method and the target in the text."""
     pending, _ = call()
+    assert pending.next_check() == DEADLINE
     pending.on_sent(None, NOW)
     assert pending.next_check() == DEADLINE
     assert check(pending, DEADLINE - 0.001) is None
@@ -79,11 +80,13 @@ def test_a_call_ends_at_its_deadline() -> None:
 def test_a_call_that_was_not_sent_waits_a_moment_for_why() -> None:
     """The driver gives it up at the same time, and may say so a moment later. Then its error is that of the call."""
     pending, _ = call()
-    assert DEADLINE < pending.next_check() < DEADLINE + 0.5
+    assert pending.next_check() == DEADLINE
     assert check(pending, DEADLINE) is None
+    assert DEADLINE < pending.next_check() < DEADLINE + 0.5
     pending.on_sent(AWAY, DEADLINE + 0.001)
     assert check(pending, DEADLINE + 0.001) is AWAY
     silent, _ = call()
+    assert check(silent, DEADLINE) is None
     assert type(check(silent, silent.next_check())) is MessagingTimeout
 
 

@@ -102,8 +102,8 @@ TEN = (
         "never_gives_up_a_call",
         "A verb ends in time (guarantees, when all goes well).",
         "pending.py",
-        "if now >= self._ends_at:",
-        "if now >= self._ends_at + 1.0:",
+        "if now >= self.deadline:",
+        "if now >= self.deadline + 1.0:",
         "core/test_pending.py::test_a_call_ends_at_its_deadline",
     ),
     Mutant(
