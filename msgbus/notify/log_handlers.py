@@ -90,8 +90,8 @@ class LoggingNotificationHandler(_NotifyingHandler):
 
     The first record of a process waits for the message system, up to 5 seconds, so that it is connected. After that
     logging never waits: records are sent by a thread of the handler's. While the message system is away, up to 1,000
-    records wait for it. Further ones are dropped, and their number is logged. `flush`, `close` and
-    the end of the program wait up to 5 seconds for what is not sent yet. If the process is killed, that is lost.
+    records wait for it. Further ones are dropped, and their number is logged. `flush`, `close` and the end of the
+    program wait up to 5 seconds for what is not sent yet. If the process is killed, that is lost.
 
     Args:
         url: a transport URL, with options of the driver in it; no configuration file is read.

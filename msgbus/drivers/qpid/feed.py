@@ -71,7 +71,7 @@ class QpidFeed(ReceivingLink, Feed):
             self._session.driver.loop.call_later(management.ANSWER_TIMEOUT, self._check_attached)
 
     def _check_attached(self) -> None:
-        """Try the next host if this one does not answer. If there is none, only `trouble` says so."""
+        """Try the next host if this one does not answer. With one host, `trouble` says so, and it is waited for."""
         if self._alive and not self._draining and (trouble := self.trouble()) is not None:
             self._session.move(trouble)
 
