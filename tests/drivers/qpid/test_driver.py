@@ -20,7 +20,8 @@ def test_capabilities() -> None:
 
 def test_state_before_the_first_connection() -> None:
     """It says where it would connect to, as whom, and no password."""
-    driver = new_transport("qpid://me:s3cr3t@mq1,mq2:1234/vhost").driver
+    transport = new_transport("qpid://me:s3cr3t@mq1,mq2:1234/vhost")  # Without one, the driver would be closed.
+    driver = transport.driver
     assert driver.state == "Qpid at mq1:5672 (user me, virtual host vhost)"
     assert driver.up_since is None
     driver.close()
