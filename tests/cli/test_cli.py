@@ -526,9 +526,9 @@ def test_ping_of_an_unknown_number_is_not_strictly_all(monkeypatch: pytest.Monke
     """Where the message system cannot count its servers, it says so, and --strict cannot be satisfied."""
     assert run("ping", "cli", "--url", FAKE, "--strict").stderr == "1 of 1 answered\n"
     monkeypatch.setattr(FakeDriver, "capabilities", FakeDriver.capabilities - {"inspect"})
-    result = run("ping", "cli", "--url", FAKE, "--timeout", "0.5")
+    result = run("ping", "cli", "--url", FAKE, "--timeout", "2")
     assert (result.exit_code, result.stderr) == (0, "1 of an unknown number answered\n")
-    result = run("ping", "cli", "--url", FAKE, "--timeout", "0.5", "--strict")
+    result = run("ping", "cli", "--url", FAKE, "--timeout", "2", "--strict")
     assert result.exit_code == Code.NO_SERVER
     assert "MessageUndeliverable: 1 of an unknown number answered" in result.stderr
 
@@ -658,7 +658,7 @@ def test_gather_of_many_topics_names_them() -> None:
 def test_gather_is_strict_where_it_is_asked_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     """If not all have answered, or nobody knows whether they have, it ends with 3 after the answers."""
     monkeypatch.setattr(FakeDriver, "capabilities", FakeDriver.capabilities - {"inspect"})
-    words = ["gather", "cli-gather", "status", "--url", FAKE, "--timeout", "0.5"]
+    words = ["gather", "cli-gather", "status", "--url", FAKE, "--timeout", "2"]
     result = run(*words)
     assert (result.exit_code, result.stderr) == (0, "2 of an unknown number answered\n")
     result = run(*words, "--strict")
