@@ -25,7 +25,7 @@ EXPIRES = 60_000
 Broker = RabbitMQ | Qpid
 
 
-@pytest.fixture(params=["rabbitmq_310", "rabbitmq_43", "qpid"])
+@pytest.fixture(params=[pytest.param("rabbitmq_310", marks=pytest.mark.soak), "rabbitmq_43", "qpid"])
 def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     """Each broker in turn, running before and after."""
     found: Broker = request.getfixturevalue(request.param)

@@ -264,6 +264,8 @@ class ClusterChecks:
             assert not load.late, load
 
 
+# Three nodes of each version at the same time would take two minutes of the ordinary run.
+@pytest.mark.soak
 class TestCluster310(ClusterChecks):
     """RabbitMQ 3.10."""
 

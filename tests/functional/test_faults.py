@@ -150,11 +150,11 @@ def rabbit(node: RabbitMQ) -> System:
     return Brokered(f"RabbitMQ {node.version}", [node], RABBITMQ, rabbit_url, delete_exchange)
 
 
+@pytest.mark.faults
 class TestCluster310(Faults):
-    """Three nodes of the oldest version, with quorum queues."""
+    """Three nodes of the oldest version, with quorum queues. The ordinary run has a cluster of the newest one only."""
 
     can = CLUSTER
-    ordinary = "cluster"
 
     @pytest.fixture(scope="class")
     @classmethod
