@@ -28,7 +28,7 @@ from msgbus.drivers.kombu.publisher import Publisher
 from msgbus.drivers.kombu.questions import Inspections, Question, explain, refuses_transient
 from msgbus.drivers.kombu.reading import Reader
 from msgbus.drivers.kombu.topology import Route, Topology
-from msgbus.drivers.toolkit.connecting import peer_of
+from msgbus.drivers.toolkit.connecting import close_socket, peer_of
 from msgbus.drivers.toolkit.consuming import Source
 from msgbus.drivers.toolkit.loop import LINGER, Loop
 from msgbus.drivers.toolkit.sending import Offer, OnDeclared, Outgoing, Sender
@@ -185,7 +185,7 @@ class KombuSession(Session):
             sock, self._socket = self._socket, None
             self._connection = None
             if sock is not None:
-                sock.close()
+                close_socket(sock, self.loop)
         self._reader.close()
         channels = [*self._channels.values(), *self._waiting]
         self._channels.clear()
@@ -287,8 +287,8 @@ class KombuSession(Session):
         except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
             sent = 0
         except OSError as exc:
-            self.loop.call(self.lose, exc)
             self._unsent = data
+            self.loop.call_lazily(self.lose, exc)  # Also if other code has closed the loop's descriptors with this one.
             return
         self._written += sent
         if sent < len(data):

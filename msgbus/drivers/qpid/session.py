@@ -15,7 +15,7 @@ from msgbus.drivers.qpid.feed import QpidFeed
 from msgbus.drivers.qpid.management import NO_ANSWER, NOT_FOUND, OK, SILENT, Answer, OnDeclaredNode
 from msgbus.drivers.qpid.nodes import Nodes, explain
 from msgbus.drivers.qpid.relay import Relay
-from msgbus.drivers.toolkit.connecting import peer_of
+from msgbus.drivers.toolkit.connecting import close_socket, peer_of
 from msgbus.drivers.toolkit.consuming import Source
 from msgbus.drivers.toolkit.futures import fail, finish
 from msgbus.drivers.toolkit.loop import FOREVER
@@ -132,11 +132,11 @@ class QpidSession(Session):
         if sock is None:
             return
         self._loop.unwatch(self._fd)
-        sock.close()
+        close_socket(sock, self._loop)
         self.engine.leave()
         self.nodes.down(str(self._line.connector.error or "the connection is away"))
         # Not at once: this may be one of its own callbacks.
-        self._loop.call(self.engine.free)
+        self._loop.call_lazily(self.engine.free)
 
     def abandon(self) -> None:
         sock, self._socket = self._socket, None

@@ -6,6 +6,7 @@ implements `Dialler`, and makes a `Connector`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import threading
@@ -140,6 +141,8 @@ class Connector:
             self._dialler.discard(connection)
 
     def _failed(self, exc: BaseException, attempt: int) -> None:
+        if self._give_up():
+            return
         text, permanent = self._dialler.explain(exc, attempt)
         self._permanent = self._permanent + 1 if permanent else 0
         self._causes[attempt % self._hosts] = text
@@ -199,6 +202,9 @@ class Connector:
             # It broke before it was up: one more try that has failed.
             self._failed(reason if isinstance(reason, BaseException) else ConnectionError(reason), self.attempt)
             return
+        broken = self._loop.broken
+        if broken is not None:
+            reason = str(broken)
         text = reason if isinstance(reason, str) else self._dialler.explain(reason, self.attempt)[0]
         self.error = error = TransportUnavailable(text, maybe_delivered=True)
         self._first = (self.attempt + 1) % self._hosts if move else 0
@@ -207,8 +213,18 @@ class Connector:
         if not self.closed:
             LOG.warning("%s is lost: %s", self._what, text)
         self._dialler.on_lost(error)
-        if not self.closed:
+        if not self.closed and not self._give_up():
             self._loop.call_later(random.uniform(0.0, RECONNECT_SPREAD), self._connect)
+
+    def _give_up(self) -> bool:
+        """If other code has closed the loop's descriptors, no connection helps: from now on `open` raises that."""
+        broken = self._loop.broken
+        if broken is None:
+            return False
+        self.error = broken
+        self._opening = False
+        self._dialler.on_permanent(broken)
+        return True
 
     def close(self) -> None:
         """Open no more connections. The dialler ends one that is up, by `lose`."""
@@ -225,3 +241,15 @@ def peer_of(sock: Any) -> str:
     except OSError:
         return "a host that has closed it again"
     return f"{host}:{port}"
+
+
+def close_socket(sock: Any, loop: Loop) -> None:
+    """Close a socket, for `Session.let_go`.
+
+    If other code has closed descriptors, its number may belong to another file by now, which must not be closed.
+    """
+    if loop.broken is not None:
+        sock.detach()
+        return
+    with contextlib.suppress(OSError):
+        sock.close()

@@ -88,6 +88,12 @@ class Loop(Driving):
         """Whether its thread was ever started."""
         return self._thread is not None
 
+    @property
+    def broken(self) -> TransportUnavailable | None:
+        """Why nothing can be read or written any more: other code has closed the descriptors. Any thread."""
+        poller = self._poller
+        return None if poller is None or poller.lost is None else self._explain(poller.lost)
+
     # Any thread
 
     def call(self, func: Callable[..., Any], *args: Any) -> bool:
@@ -103,8 +109,8 @@ class Loop(Driving):
         """
         if self._thread is None:
             self._start()
-        elif (poller := self._poller) is not None and poller.lost is not None:
-            raise self._explain(poller.lost)
+        elif (error := self.broken) is not None:
+            raise error
         entry = (func, args)
         self._calls.append(entry)
         if self.closed:
@@ -188,6 +194,10 @@ class Loop(Driving):
                 else:
                     self._poller.wake()
             except OSError as exc:
+                if self.is_here:  # It has still to fall asleep, and from now on it can be woken there.
+                    self._poller.wake()
+                    self._on_lost(exc)
+                    return
                 # The driving thread sleeps where it cannot be woken. Another one takes over, so that deadlines still
                 # end what can only fail.
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)

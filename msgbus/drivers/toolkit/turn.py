@@ -56,8 +56,9 @@ class Turn:
 
     def end(self) -> None:
         """Take the turn from a thread that cannot be woken. It finds that out when it wakes by itself."""
-        self._lock = threading.Lock()
-        self.owner = None
+        with self._changing:
+            self._lock = threading.Lock()
+            self.owner = self._away = None
 
     # An owner that is away
 
