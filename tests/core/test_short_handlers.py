@@ -479,8 +479,14 @@ def test_cleanup_before_the_server_is_stopped(service: Service) -> None:
     assert service.transport.loop.closed
 
 
-def test_others_drive_where_an_idle_worker_cannot_be_woken(loop: Held) -> None:
-    """Other code has closed the loop's descriptors while a worker slept in it: other threads drive from then on."""
+@pytest.mark.parametrize("is_late", [False, True])
+def test_others_drive_where_an_idle_worker_cannot_be_woken(
+    loop: Held, is_late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other code has closed the loop's descriptors while a worker slept in it: other threads drive from then on.
+
+    `is_late`: the loop's own thread drives again before the one is there that replaces it.
+    """
     executed = Executed(loop)
     reading, writing = os.pipe()
     watched = threading.Event()
@@ -494,8 +500,18 @@ def test_others_drive_where_an_idle_worker_cannot_be_woken(loop: Held) -> None:
     until(executed.drives, "an idle worker drives the loop", EVENT_TIMEOUT)
     assert loop._poller is not None
     os.close(loop._poller._wake)
-    with pytest.raises(TransportUnavailable):
-        loop.call(lambda: None)
+    own = loop._thread
+    assert own is not None
+
+    def start(thread: threading.Thread, start: Callable[[threading.Thread], None] = threading.Thread.start) -> None:
+        start(thread)
+        until(lambda: loop._turn.owner == own.ident, "the loop's own thread drives again", EVENT_TIMEOUT)
+
+    with monkeypatch.context() as patch:
+        if is_late:
+            patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(TransportUnavailable):
+            loop.call(lambda: None)
 
     def drives_here() -> bool:
         found: Future[bool] = Future()
@@ -507,6 +523,8 @@ def test_others_drive_where_an_idle_worker_cannot_be_woken(loop: Held) -> None:
     until(drives_here, "this thread drives", EVENT_TIMEOUT)
     os.write(writing, b"x")  # The worker returns, and finds that it does not drive any more.
     assert executed.executor.close(EVENT_TIMEOUT) == 0
+    own.join(EVENT_TIMEOUT)
+    assert not own.is_alive()
     loop.call_later(0.0, loop.unwatch, reading)
     loop.close()
     os.close(reading)

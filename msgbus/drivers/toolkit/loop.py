@@ -90,7 +90,7 @@ class Loop(Driving):
 
     @property
     def broken(self) -> TransportUnavailable | None:
-        """Why nothing can be read or written any more: other code has closed the descriptors. Any thread."""
+        """The error if other code has closed the descriptors, so that nothing can be read or written, or None."""
         poller = self._poller
         return None if poller is None or poller.lost is None else self._explain(poller.lost)
 
@@ -272,10 +272,13 @@ class Loop(Driving):
             if self._turn.take() or (overdue and self._turn.take_away()):
                 self.awake = True
                 self._context.run(self._drive_as_thread)
-                if self.closed or self._thread is not me:
+                if self.closed:
                     return
-                self._let_go()
-            overdue = self._turn.stand_by()
+                if self.is_here:  # Otherwise another thread has taken over, since this one could not be woken.
+                    self._let_go()
+            if self._thread is me:
+                overdue = self._turn.stand_by()
+        self._turn.call_thread()  # This thread may have been woken in place of the one that follows it.
 
     def _drive_as_thread(self) -> None:
         """Drive until a thread that waits may take over, or the loop ends. This thread has the turn."""

@@ -55,10 +55,14 @@ class Turn:
             self._wake_thread()
 
     def end(self) -> None:
-        """Take the turn from a thread that cannot be woken. It finds that out when it wakes by itself."""
+        """Take the turn from a thread that cannot be woken. It finds that out when it wakes by itself.
+
+        The loop's own thread, if that is another one, returns from `stand_by`.
+        """
         with self._changing:
             self._lock = threading.Lock()
             self.owner = self._away = None
+        self.call_thread()
 
     # An owner that is away
 
@@ -131,11 +135,14 @@ class Turn:
     def stand_by(self) -> bool:
         """Sleep until this thread has to drive: because it was called, or no thread has driven for a while.
 
+        It also returns after `end`: there may be another thread of the loop's own then.
+
         Returns:
             whether the owner has been away for too long, so that the turn has to be taken from it.
         """
         checks = 0
-        while True:
+        lock = self._lock
+        while self._lock is lock:
             count = self._count
             if self._called.acquire(timeout=STAND_BY):
                 if self._is_needed and self.is_free:
@@ -152,6 +159,7 @@ class Turn:
                     self._called.acquire()
                 self._sleeps = False
                 checks = 0
+        return False
 
 
 def unlock(lock: threading.Lock) -> None:
