@@ -63,13 +63,14 @@ class SubscribingChecks:
 
     @check("driver", since="0.1", builds_on=("test_a_topic_goes_to_exactly_one",))
     def test_idle_subscribers_share_a_topic(self, bus: Bus) -> None:
-        """Of 300 messages to a topic, each of three idle subscribers gets at least 60, in one of five attempts."""
+        """Of 300 messages to a topic, each of three idle subscribers gets at least 60, in one of twenty attempts."""
         receivers = [Receiver() for _ in range(3)]
         for receiver in receivers:
             receiver.subscribe(another_driver(bus), bus.address())
         shares: list[list[int]] = []
-        # A sender may still be connecting to one of them, and a busy machine may keep one of them waiting for a moment.
-        while len(shares) < 5 and not (shares and min(shares[-1]) >= 60):
+        # A sender may still be connecting to one of them, and a busy machine may keep one of them waiting. One of NATS
+        # whose request for messages got lost notices that after three seconds.
+        while len(shares) < 20 and not (shares and min(shares[-1]) >= 60):
             before = [len(receiver.deliveries) for receiver in receivers]
             for n in range(300):
                 send(bus.driver, bus.address(), str(n))
