@@ -119,8 +119,9 @@ RABBITMQ = {"processes", "broker", "cut", "stall", "store", "exchange"}
 CLUSTER = {"processes", "cluster", "cut", "stall", "store"}
 
 
+@pytest.mark.faults
 class TestRabbitMQ310(Faults):
-    """The oldest version."""
+    """The oldest version. The ordinary run has the newest one only."""
 
     can = RABBITMQ
 
@@ -197,8 +198,9 @@ class TestQpid(Faults):
         return Brokered("Qpid", [qpid_durable], cls.can, qpid_url)
 
 
+@pytest.mark.faults
 class TestNats(Faults):
-    """The driver of the example."""
+    """The driver of the example. The ordinary run has those that belong to msgbus only."""
 
     can: ClassVar[Collection[str]] = {"processes", "broker", "cut", "stall", "store"}
 
