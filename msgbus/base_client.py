@@ -314,6 +314,7 @@ class BaseClient:
             idle_timeout=self._seconds,
             end=bounded(end),
         )
+        stream.deadline = min(stream.deadline, stream.end)  # The first item, and all that comes before it, too.
         return stream
 
     def _stream_request(self, ctxt: Any, method: str, kwargs: dict[str, Any], pending: PendingStream) -> Request:

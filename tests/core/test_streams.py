@@ -115,6 +115,17 @@ def test_the_timeout_of_an_item_says_how_long_that_item_was_waited_for(played: P
         next(stream)
 
 
+def test_the_deadline_bounds_the_request_too(played: PlayedServer, client: RPCClient) -> None:
+    """A stream whose deadline comes before the timeout of its first item does not wait longer to be sent, nor there."""
+    client.prepare(deadline=10.0, timeout=1000.0).multicall({}, "count").close()
+    hints = played.request.hints
+    assert hints is not None
+    assert hints.ttl is not None
+    assert 0 < hints.ttl <= 10.0
+    with pytest.raises(MessagingTimeout, match="nothing was sent: the deadline has already passed"):
+        client.prepare(deadline=0.0).multicall({}, "count")
+
+
 def test_the_deadline_ends_a_stream_whose_items_wait(
     played: PlayedServer, client: RPCClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
