@@ -137,10 +137,12 @@ class Pending(msgspec.Struct, eq=False):
         if error is None:
             self.sent = True
             self._taken_at = now
+        elif self.servers:
+            pass  # A server that runs it proves that it was delivered.
         elif isinstance(error, TransportUnavailable) and error.maybe_delivered and not self.repeatable:
             self._uncertain_since = now
             self.wake()
-        elif not self.servers:  # A server that runs it proves that it was delivered.
+        else:
             self.send_error = error
             self.wake()
 
