@@ -318,6 +318,13 @@ def test_timeout_of_a_call_that_nobody_answers(quiet: Transport) -> None:
         assert part in text
 
 
+def test_a_call_that_its_monitor_ends_says_so(quiet: Transport) -> None:
+    """The text names the time of the monitor, and not that of the call, which is not over."""
+    client = get_rpc_client(quiet, TARGET, timeout=1000.0, call_monitor_timeout=0.01)
+    with pytest.raises(MessagingTimeout, match=r"no sign of life of the server for 0\.01 s over .* consumers there: 1"):
+        client.call({}, "echo")
+
+
 def test_timeout_of_a_call_that_a_server_runs(transport: Transport, endpoint: Endpoint) -> None:
     """Where a server is known to run the call, the text names it and says when it was last heard of."""
     found = requests_of(transport)
