@@ -54,7 +54,7 @@ def expected_exceptions(*types: type[BaseException]) -> Callable[[Callable[P, R]
                 try:
                     return (yield from items)
                 except types:
-                    raise ExpectedException from None
+                    raise _as_expected() from None
 
             @wraps(func)
             def run_generator(*args: P.args, **kwargs: P.kwargs) -> Any:
@@ -71,7 +71,7 @@ def expected_exceptions(*types: type[BaseException]) -> Callable[[Callable[P, R]
                         async for item in items:
                             yield item
                 except types:
-                    raise ExpectedException from None
+                    raise _as_expected() from None
 
             return run_async_generator
 
@@ -82,7 +82,7 @@ def expected_exceptions(*types: type[BaseException]) -> Callable[[Callable[P, R]
                 try:
                     return await begin(func, args, kwargs)
                 except types:
-                    raise ExpectedException from None
+                    raise _as_expected() from None
 
             return run_coroutine  # type: ignore[return-value]  # R is a coroutine
 
@@ -91,11 +91,17 @@ def expected_exceptions(*types: type[BaseException]) -> Callable[[Callable[P, R]
             try:
                 return func(*args, **kwargs)
             except types:
-                raise ExpectedException from None
+                raise _as_expected() from None
 
         return run
 
     return decorate
+
+
+def _as_expected() -> ExpectedException:
+    """The exception that is being handled, as an expected one. That of another decorated method is one already."""
+    error = sys.exc_info()[1]
+    return error if isinstance(error, ExpectedException) else ExpectedException()
 
 
 def expose(func: Callable[P, R]) -> Callable[P, R]:

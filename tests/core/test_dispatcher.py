@@ -240,6 +240,50 @@ def test_expected_exceptions(error: type[Exception]) -> None:
     assert tb is exc.__traceback__
 
 
+class Outer:
+    """Methods that expect all errors, and call one that expects some. `run_now` runs what is async."""
+
+    @expected_exceptions(LookupError)
+    def inner(self, ctxt: object) -> None:
+        raise KeyError("x")
+
+    @expected_exceptions(Exception)
+    def plain(self, ctxt: object) -> None:
+        self.inner(ctxt)
+
+    @expected_exceptions(Exception)
+    def generator(self, ctxt: object) -> Iterator[int]:
+        yield 1
+        self.inner(ctxt)
+
+    @expected_exceptions(Exception)
+    async def coroutine(self, ctxt: object) -> None:
+        self.inner(ctxt)
+
+    @expected_exceptions(Exception)
+    async def async_generator(self, ctxt: object) -> AsyncIterator[int]:
+        yield 1
+        self.inner(ctxt)
+
+    async def run_now(self, method: str) -> None:
+        found = getattr(self, method)({})
+        if isinstance(found, AsyncGenerator):
+            async for _ in found:
+                pass
+        elif isinstance(found, Iterator):
+            list(found)
+        else:
+            await found
+
+
+@pytest.mark.parametrize("method", ["plain", "generator", "coroutine", "async_generator"])
+def test_an_expected_exception_of_a_method_that_another_one_calls(method: str) -> None:
+    """If both expect it, the client gets the exception itself, and not what it was wrapped in."""
+    with pytest.raises(ExpectedException) as caught:
+        asyncio.run(Outer().run_now(method))
+    assert caught.value.exc_info[0] is KeyError
+
+
 def test_other_exceptions_are_not_expected() -> None:
     """What is not among the expected ones comes as it is."""
     with pytest.raises(ValueError, match="x"):
