@@ -183,8 +183,8 @@ class RPCDispatcher:
         self.has_async = False
         self.answers_stock_ping = False
         self._endpoints: list[tuple[object, Target]] = []
-        self._is_async: dict[Method, bool] = {}
         self._found: dict[tuple[str | None, str | None, str], Method] = {}
+        self._is_async: dict[tuple[str | None, str | None, str], bool] = {}  # Not by method: it may be unhashable.
         self._validated: dict[tuple[int, str], Method] = {}  # in the place of an endpoint's method
         self._validates: set[int] = set()  # endpoints all of whose methods are validated
         check_endpoints(endpoints)
@@ -282,9 +282,10 @@ class RPCDispatcher:
     def runs_async(self, request: Request) -> bool:
         """Whether `dispatch_async` has to run a request. Raises as `find` does."""
         method = self.find(request)
-        known = self._is_async.get(method)
+        key = (request.namespace, request.version, request.method)
+        known = self._is_async.get(key)
         if known is None:
-            known = self._is_async[method] = is_async(method)
+            known = self._is_async[key] = is_async(method)
         return known
 
     def _search(self, namespace: str | None, version: str | None, name: str) -> Method:

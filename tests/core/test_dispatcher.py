@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import types
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -342,6 +344,34 @@ async def run_async(method: str, **args: Any) -> Any:
     """What a method of `Async` returns, or the first item that it yields."""
     result = await RPCDispatcher([Async()], asynchronous=True).dispatch_async(request(method, **args))
     return await anext(result) if isinstance(result, AsyncGenerator) else result
+
+
+@dataclasses.dataclass
+class Handler:
+    """An object that is called. Python cannot hash it, as any dataclass that can be compared and changed."""
+
+    value: int
+
+    def __call__(self, ctxt: object) -> int:
+        return self.value
+
+
+class AsyncHandler(Handler):
+    """The same, async."""
+
+    async def __call__(self, ctxt: object) -> int:  # type: ignore[override]  # on purpose
+        return self.value
+
+
+def test_a_method_may_be_any_object_that_is_called() -> None:
+    """Whether it is async is known for one that cannot be hashed, too."""
+    endpoint = types.SimpleNamespace(plain=Handler(1), asynchronous=AsyncHandler(2))
+    served = RPCDispatcher([endpoint], asynchronous=True)
+    for _ in range(2):  # What is known the second time was noted the first time.
+        assert not served.runs_async(request("plain"))
+        assert served.runs_async(request("asynchronous"))
+    assert served.dispatch(request("plain")) == 1
+    assert asyncio.run(served.dispatch_async(request("asynchronous"))) == 2
 
 
 @pytest.mark.parametrize("method", ["echo", "count"])
