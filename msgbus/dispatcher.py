@@ -337,11 +337,7 @@ class RPCDispatcher:
         near = difflib.get_close_matches(namespace or "", sorted(known), n=1)
         if near:
             return near
-        has = [
-            found
-            for found, endpoint in known.items()
-            if _method(endpoint, name) and self._policy.is_allowed(endpoint, name)
-        ]
+        has = [found for found, endpoint in known.items() if self._may_be_meant(endpoint, name)]
         return has[:1]
 
     def _allows(self, endpoint: object, name: str) -> bool:

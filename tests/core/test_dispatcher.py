@@ -506,6 +506,16 @@ def test_an_attribute_that_cannot_be_read_does_not_hide_that_there_is_no_method(
     assert caught.value.near == "order"
 
 
+def test_an_attribute_that_cannot_be_read_does_not_hide_that_there_is_no_namespace() -> None:
+    """The client asked for another namespace."""
+
+    class InNamespace(WithDescriptor):
+        target = Target(namespace="shop")
+
+    with pytest.raises(UnsupportedVersion, match="No endpoint has the namespace 'other'"):
+        RPCDispatcher([InNamespace()]).dispatch(Request("database", namespace="other"))
+
+
 @pytest.mark.parametrize(("method", "near"), [("ordr", "order"), ("secret", None), ("zzz", None)])
 def test_a_method_that_may_have_been_meant(method: str, near: str | None) -> None:
     """A typo is answered with the nearest method that may be called, and with no other."""
