@@ -165,8 +165,9 @@ class Listener(BaseListener):
                 LOG.warning(
                     "%s: the message system did not confirm that it has stopped delivering: %r", self._title, exc
                 )
-            self._processor.stop()
-            self._give_back_all(self._executor.take_backlog())
+            finally:  # Also after Ctrl-C: nobody does this a second time.
+                self._processor.stop()
+                self._give_back_all(self._executor.take_backlog())
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait until running requests have finished and are answered, then close the subscription.
