@@ -315,6 +315,7 @@ class RPCClient(BaseClient):
         Raises:
             MessageUndeliverable: the target names a server, and nobody listens there.
             TransportUnavailable: the message system could not be reached, or accepted no request in that time.
+            ValueError: `timeout` is not a number.
         """
         gather = Gather(self.transport, [self._ping_asker(timeout)], {}, "ping", is_ping=True)
         with Gathering(self.transport, gather, {}, takes_place=False) as answers:
