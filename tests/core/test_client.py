@@ -526,6 +526,30 @@ def test_cleanup_ends_what_waits(quiet: Transport) -> None:
         get_rpc_client(quiet, TARGET).call({}, "echo")
 
 
+@pytest.mark.parametrize("verb", ["call", "multicall"])
+def test_cleanup_ends_what_waits_for_a_place_in_the_send_window(verb: str) -> None:
+    """Also where the place is that of a stream that is not read any more: nothing else would give it back."""
+    transport = new_transport(rpc_send_window=1)
+    requests_of(transport)
+    client = get_rpc_client(transport, TARGET, timeout=1000.0)
+    stream = client.multicall({}, "count")
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            getattr(client, verb)({}, "echo")
+        except BaseException as exc:
+            errors.append(exc)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    until(lambda: transport.window._waiting, "it waits for a place", EVENT_TIMEOUT)
+    transport.cleanup()
+    thread.join(EVENT_TIMEOUT)
+    assert [type(error) for error in errors] == [CallCancelled]
+    stream.close()
+
+
 def test_too_large() -> None:
     """A request that is larger than the message system takes is refused."""
     transport = new_transport(f"{new_transport().url}?max_message_size=500")
