@@ -245,6 +245,27 @@ def test_a_signal_that_ends_multicall_leaves_nothing(
     assert transport.window.idle
 
 
+def test_ctrl_c_while_a_stream_begins_leaves_nothing(
+    played: PlayedServer, client: RPCClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its place in the send window is free again, and its server is told: it would run for as long as this process."""
+    transport = played.transport
+    call_later = transport.loop.call_later
+
+    def interrupted(*args: Any) -> None:
+        monkeypatch.undo()
+        call_later(*args)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(transport.loop, "call_later", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        client.multicall({}, "count")
+    assert transport.window.idle
+    assert len(transport.router) == 0
+    played.started()
+    assert played.kinds() == [("cancel", 0)]
+
+
 def test_a_stream_that_has_ended_is_not_cancelled(played: PlayedServer, client: RPCClient) -> None:
     """A stream that came to its end needs no cancel, and nothing of it is left."""
     stream = client.multicall({}, "count")
