@@ -175,7 +175,7 @@ class BaseClient:
         if topics is not _UNSET:
             if isinstance(topics, str):
                 raise TypeError(f"topics is a list of names: [{topics!r}]")
-            prepared.topics = topics
+            prepared.topics = None if topics is None else tuple(topics)  # It may be a generator, or change.
         prepared._derive()
         return prepared
 
