@@ -28,7 +28,7 @@ def get_rpc_client(transport: Transport, target: Target, **options: Any) -> RPCC
     """Make a client; the options are those of `RPCClient`.
 
     Raises:
-        TypeError: a method of the serializer is ``async``; and as for `RPCClient`.
+        TypeError: the serializer is a class, or has an ``async`` method; and as for `RPCClient`.
     """
     client = RPCClient(transport, target, **options)
     check_serializer(client.serializer)
