@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 from msgbus.answers import PendingAnswers
 from msgbus.base_transport import BaseTransport
-from msgbus.deadline import bounded
+from msgbus.deadline import bounded, checked_seconds
 from msgbus.drivers.base import Capability, Message
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import encode_request
@@ -109,9 +109,11 @@ class BaseClient:
         self._confirms = self._repeatable and not keeps
         self._address = self.transport.address(self.target)
         self._fallback = server_named_by(self._address)
-        self._seconds: float = self.timeout if self.timeout is not None else option("rpc_response_timeout")
-        if not isinstance(self._seconds, int | float) or math.isnan(self._seconds):
-            raise ValueError(f"a timeout is a number of seconds, not {self._seconds!r}")
+        self._seconds = checked_seconds(option("rpc_response_timeout") if self.timeout is None else self.timeout)
+        if self.deadline is not None:
+            self.deadline = checked_seconds(self.deadline, "a deadline")
+        if self.call_monitor_timeout is not None:
+            self.call_monitor_timeout = checked_seconds(self.call_monitor_timeout, "call_monitor_timeout")
         self._grace: float = option("rpc_reply_grace")
         self._content_type = CONTENT_TYPES[option("rpc_codec")]
 
@@ -173,7 +175,7 @@ class BaseClient:
         if topics is not _UNSET:
             if isinstance(topics, str):
                 raise TypeError(f"topics is a list of names: [{topics!r}]")
-            prepared.topics = topics
+            prepared.topics = None if topics is None else tuple(topics)  # It may be a generator, or change.
         prepared._derive()
         return prepared
 
@@ -314,6 +316,7 @@ class BaseClient:
             idle_timeout=self._seconds,
             end=bounded(end),
         )
+        stream.deadline = min(stream.deadline, stream.end)  # The first item, and all that comes before it, too.
         return stream
 
     def _stream_request(self, ctxt: Any, method: str, kwargs: dict[str, Any], pending: PendingStream) -> Request:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from msgbus.base_processor import BaseProcessor
 from msgbus.base_transport import BaseTransport
+from msgbus.deadline import checked_seconds
 from msgbus.drivers.base import Address, Delivery, OnDelivery, Subscription
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import MessagingException
@@ -101,7 +102,11 @@ class BaseListener(ABC):
         Args:
             timeout: seconds for which it may wait for the server's I/O, and for its event loop, to react. On the thread
                 of that it does not wait: they are at work.
+
+        Raises:
+            ValueError: `timeout` is not a number.
         """
+        timeout = checked_seconds(timeout)
         wrong = self._why_not_live(timeout)
         why = [wrong] if wrong is not None else []
         not_ready = self._why_not_ready()

@@ -28,7 +28,7 @@ def get_rpc_client(transport: Transport, target: Target, **options: Any) -> RPCC
     """Make a client; the options are those of `RPCClient`.
 
     Raises:
-        TypeError: a method of the serializer is ``async``; and as for `RPCClient`.
+        TypeError: the serializer is a class, or has an ``async`` method; and as for `RPCClient`.
     """
     client = RPCClient(transport, target, **options)
     check_serializer(client.serializer)
@@ -249,14 +249,27 @@ class RPCClient(BaseClient):
             stack.enter_context(self.transport.slot(pending.deadline))
             request = self._stream_request(ctxt, method, kwargs, pending)
             request.reply_to = self.transport.inbox(pending.deadline, pending)
-            message = self._message_of(request, pending)
+            return self._begin_stream(call, self._message_of(request, pending), stack, ctxt)
+
+    def _begin_stream(self, call: ThreadCall, message: Message, slot: ExitStack, ctxt: Any) -> Stream:
+        """Send the request of a multicall, whose place in the send window is `slot`."""
+        loop, stream = self.transport.loop, None
+        # What a handler of a signal raises in the midst would leave a stream that nobody closes, and that stays alive.
+        holds = loop.hold_signals()
+        try:
             try:
                 call.send(message)
-                call.stop_driving()  # It may raise what a handler of a signal raises.
-            except BaseException:
-                call.close()
-                raise
-            return Stream(call, stack.pop_all(), self.serializer, ctxt)
+                stream = Stream(call, slot.pop_all(), self.serializer, ctxt)
+            finally:
+                call.stop_driving()
+                if holds:
+                    loop.release_signals()
+        except BaseException:
+            if stream is not None:
+                stream.close()
+            call.close()
+            raise
+        return stream
 
     def gather(self, ctxt: Any, method: str = "", /, **kwargs: Any) -> Gathering:
         """Run `method` on every server of the topic, and iterate over the answers as they arrive.
@@ -315,6 +328,7 @@ class RPCClient(BaseClient):
         Raises:
             MessageUndeliverable: the target names a server, and nobody listens there.
             TransportUnavailable: the message system could not be reached, or accepted no request in that time.
+            ValueError: `timeout` is not a number.
         """
         gather = Gather(self.transport, [self._ping_asker(timeout)], {}, "ping", is_ping=True)
         with Gathering(self.transport, gather, {}, takes_place=False) as answers:

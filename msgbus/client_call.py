@@ -173,13 +173,14 @@ class ClientCall:
         send_control(self.transport, inbox, control, self._content_type)
 
     def explain_timeout(self, found: QueueInfo | None) -> MessagingTimeout:
-        """The error of a call whose deadline has passed, with what is known: an operator has nothing else to go by.
+        """The error of a call that has timed out, with what is known: an operator has nothing else to go by.
 
         Args:
             found: what is known of the address, if no server has said that it runs the call.
         """
         pending, driver = self.pending, self.transport.driver
-        known = [f"{pending.describe}: {pending.missing} over {driver.state}"]
+        missing = pending.missing if Loop.now() >= pending.deadline else pending.silence
+        known = [f"{pending.describe}: {missing} over {driver.state}"]
         known.append("the message system has taken the request" if pending.sent else "it is not known to be delivered")
         for server in list(pending.servers.values()):
             silent = Loop.now() - server.last_sign

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from msgbus.deadline import wait_for
+from msgbus.deadline import checked_seconds, wait_for
 from msgbus.drivers.base import Address, Capability, Delivery, Message, QueueInfo, Sent
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import decode_dead_letter, encode_again
@@ -86,6 +86,7 @@ def look(transport: Transport, target: Target, timeout: float = TIMEOUT) -> Lett
         CapabilityMissing: the message system stores nothing.
         InvalidTarget: the target has no topic.
         TransportUnavailable: the message system could not be reached in that time, or the connection broke.
+        ValueError: `timeout` is not a number.
     """
     with _held(transport, target, timeout) as (deliveries, info):
         return Letters([_read(delivery) for delivery in deliveries], info)
@@ -113,8 +114,9 @@ def requeue(
         the letters that were asked for. Where `Stored.error` is set, the letter is still there.
 
     Raises:
-        CapabilityMissing, InvalidTarget, TransportUnavailable: as for `look`; nothing was sent.
+        CapabilityMissing, InvalidTarget, TransportUnavailable, ValueError: as for `look`; nothing was sent.
     """
+    timeout = checked_seconds(timeout)
     with _held(transport, target, timeout) as (deliveries, info):
         chosen = [(delivery, _read(delivery)) for delivery in deliveries if ids is None or delivery.message.id in ids]
         sent = [_send_again(transport, delivery, stored, timeout) for delivery, stored in chosen]
@@ -134,7 +136,7 @@ def purge(
     The arguments are those of `requeue`. Returns the letters that were removed.
 
     Raises:
-        CapabilityMissing, InvalidTarget, TransportUnavailable: as for `look`; nothing was removed.
+        CapabilityMissing, InvalidTarget, TransportUnavailable, ValueError: as for `look`; nothing was removed.
     """
     with _held(transport, target, timeout) as (deliveries, info):
         chosen = [delivery for delivery in deliveries if ids is None or delivery.message.id in ids]
@@ -187,7 +189,7 @@ class _Reader:
 @contextlib.contextmanager
 def _held(transport: Transport, target: Target, timeout: float) -> Iterator[tuple[list[Delivery], QueueInfo | None]]:
     """Hold all dead letters of a topic, and the address's `QueueInfo`. Letters that are not accepted are given back."""
-    end = Loop.now() + timeout
+    end = Loop.now() + checked_seconds(timeout)
     address = _address(transport, target)
     try:
         info = _queue_info(transport, address, end)

@@ -1,7 +1,8 @@
-"""Deadlines: the one that a handler's calls inherit from its request; and waiting for a driver's future."""
+"""Deadlines: the one that a handler's calls inherit from its request; durations; and waiting for a driver's future."""
 
 from __future__ import annotations
 
+import math
 import os
 from concurrent.futures import Future
 from contextvars import ContextVar
@@ -16,6 +17,10 @@ current: ContextVar[float | None] = ContextVar("msgbus_deadline", default=None)
 """Seconds of `Loop.now`, or None outside a handler and in one whose client gave no deadline."""
 
 
+LONGEST = 1e9
+"""Seconds that a wait may take at most: 31 years. The clocks of threads and of message systems know no infinity."""
+
+
 class Waits(Protocol):
     """Whatever can wait for a driver's future: the loop of a transport, or the transport."""
 
@@ -27,6 +32,19 @@ def bounded(deadline: float) -> float:
     """`deadline`, or the inherited one where that is earlier."""
     inherited = current.get()
     return deadline if inherited is None or inherited > deadline else inherited
+
+
+def checked_seconds(seconds: object, what: str = "a timeout") -> float:
+    """A duration that a caller has given: at least 0, and at most `LONGEST`, which stands for infinity too.
+
+    Raises:
+        ValueError: it is not a number; `what` begins the text.
+    """
+    if isinstance(seconds, int | float):
+        found = max(min(seconds, LONGEST), 0.0)  # In this order NaN remains.
+        if not math.isnan(found):
+            return found
+    raise ValueError(f"{what} is a number of seconds, not {seconds!r}")
 
 
 def wait_for(waits: Waits, future: Future[object] | Future[None], deadline: float, what: str, driver: Driver) -> None:

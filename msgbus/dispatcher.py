@@ -54,7 +54,7 @@ def expected_exceptions(*types: type[BaseException]) -> Callable[[Callable[P, R]
                 try:
                     return (yield from items)
                 except types:
-                    raise ExpectedException from None
+                    raise _as_expected() from None
 
             @wraps(func)
             def run_generator(*args: P.args, **kwargs: P.kwargs) -> Any:
@@ -71,7 +71,7 @@ def expected_exceptions(*types: type[BaseException]) -> Callable[[Callable[P, R]
                         async for item in items:
                             yield item
                 except types:
-                    raise ExpectedException from None
+                    raise _as_expected() from None
 
             return run_async_generator
 
@@ -82,7 +82,7 @@ def expected_exceptions(*types: type[BaseException]) -> Callable[[Callable[P, R]
                 try:
                     return await begin(func, args, kwargs)
                 except types:
-                    raise ExpectedException from None
+                    raise _as_expected() from None
 
             return run_coroutine  # type: ignore[return-value]  # R is a coroutine
 
@@ -91,11 +91,17 @@ def expected_exceptions(*types: type[BaseException]) -> Callable[[Callable[P, R]
             try:
                 return func(*args, **kwargs)
             except types:
-                raise ExpectedException from None
+                raise _as_expected() from None
 
         return run
 
     return decorate
+
+
+def _as_expected() -> ExpectedException:
+    """The exception that is being handled, as an expected one. That of another decorated method is one already."""
+    error = sys.exc_info()[1]
+    return error if isinstance(error, ExpectedException) else ExpectedException()
 
 
 def expose(func: Callable[P, R]) -> Callable[P, R]:
@@ -177,8 +183,8 @@ class RPCDispatcher:
         self.has_async = False
         self.answers_stock_ping = False
         self._endpoints: list[tuple[object, Target]] = []
-        self._is_async: dict[Method, bool] = {}
         self._found: dict[tuple[str | None, str | None, str], Method] = {}
+        self._is_async: dict[tuple[str | None, str | None, str], bool] = {}  # Not by method: it may be unhashable.
         self._validated: dict[tuple[int, str], Method] = {}  # in the place of an endpoint's method
         self._validates: set[int] = set()  # endpoints all of whose methods are validated
         check_endpoints(endpoints)
@@ -276,9 +282,10 @@ class RPCDispatcher:
     def runs_async(self, request: Request) -> bool:
         """Whether `dispatch_async` has to run a request. Raises as `find` does."""
         method = self.find(request)
-        known = self._is_async.get(method)
+        key = (request.namespace, request.version, request.method)
+        known = self._is_async.get(key)
         if known is None:
-            known = self._is_async[method] = is_async(method)
+            known = self._is_async[key] = is_async(method)
         return known
 
     def _search(self, namespace: str | None, version: str | None, name: str) -> Method:
@@ -330,11 +337,7 @@ class RPCDispatcher:
         near = difflib.get_close_matches(namespace or "", sorted(known), n=1)
         if near:
             return near
-        has = [
-            found
-            for found, endpoint in known.items()
-            if _method(endpoint, name) and self._policy.is_allowed(endpoint, name)
-        ]
+        has = [found for found, endpoint in known.items() if self._may_be_meant(endpoint, name)]
         return has[:1]
 
     def _allows(self, endpoint: object, name: str) -> bool:

@@ -190,6 +190,8 @@ def decode_request(body: bytes, content_type: str) -> Request:
             hints.ttl = None
         if hints.at is not None and not -_MAX_SECONDS < hints.at < _MAX_SECONDS:
             hints.at = None
+        if hints.end is not None and not -_MAX_SECONDS < hints.end < _MAX_SECONDS:
+            hints.end = None
     problem = _too_long(request)
     if hints is not None and hints.metadata is not None:
         problem = problem or _too_much_metadata(hints.metadata)

@@ -328,22 +328,30 @@ class Executor(Generic[T]):
         return True
 
     def _start(self) -> None:
-        with self._starting:
-            if len(self._workers) >= self._size:
-                return
-            worker = _Worker()
-            name = f"{self._name}-{len(self._workers)}"
-            worker.thread = threading.Thread(target=self._work, args=(worker,), name=name, daemon=True)
-            try:
-                worker.thread.start()  # Under the lock: `close` joins what it finds, which has to have been started.
-            except RuntimeError as exc:  # The operating system refuses more threads; the backlog is tried again later.
-                LOG.error("no thread can be started for %s: %s; it is tried again", self._name, exc)
-                self._next_start = Loop.now() + START_AGAIN
-                if not self._watching:
-                    self._watching = True
-                    self._loop.call_later(START_AGAIN, self._watch)
-                return
-            self._workers.append(worker)
+        # In `submit` on the main thread, as over a message system in memory, Ctrl-C would leave a thread uncounted.
+        holds = self._loop.hold_signals()
+        try:
+            with self._starting:
+                if len(self._workers) < self._size:
+                    self._start_worker()
+        finally:
+            if holds:
+                self._loop.release_signals()
+
+    def _start_worker(self) -> None:
+        worker = _Worker()
+        name = f"{self._name}-{len(self._workers)}"
+        worker.thread = threading.Thread(target=self._work, args=(worker,), name=name, daemon=True)
+        try:
+            worker.thread.start()  # Under the lock: `close` joins what it finds, which has to have been started.
+        except RuntimeError as exc:  # The operating system refuses more threads; the backlog is tried again later.
+            LOG.error("no thread can be started for %s: %s; it is tried again", self._name, exc)
+            self._next_start = Loop.now() + START_AGAIN
+            if not self._watching:
+                self._watching = True
+                self._loop.call_later(START_AGAIN, self._watch)
+            return
+        self._workers.append(worker)
 
     def _work(self, worker: _Worker) -> None:
         self._workers_by_thread[threading.get_ident()] = worker

@@ -127,6 +127,11 @@ class Pending(msgspec.Struct, eq=False):
         return f"no answer within {self.deadline - self.began:.4g} s"
 
     @property
+    def silence(self) -> str:
+        """The same, if the call ends before its deadline since no server has shown life for `monitor` seconds."""
+        return f"no sign of life of the server for {self.monitor:g} s"
+
+    @property
     def server_inbox(self) -> str | None:
         """Where the server that runs the call takes control frames; of several, the first."""
         servers = list(self.servers)
@@ -137,10 +142,12 @@ class Pending(msgspec.Struct, eq=False):
         if error is None:
             self.sent = True
             self._taken_at = now
+        elif self.servers:
+            pass  # A server that runs it proves that it was delivered.
         elif isinstance(error, TransportUnavailable) and error.maybe_delivered and not self.repeatable:
             self._uncertain_since = now
             self.wake()
-        elif not self.servers:  # A server that runs it proves that it was delivered.
+        else:
             self.send_error = error
             self.wake()
 
@@ -265,7 +272,7 @@ class Pending(msgspec.Struct, eq=False):
             self._awaits_verdict = not is_known and now < self.deadline + VERDICT_WITHIN
             return None if self._awaits_verdict else MessagingTimeout(self.describe)
         if not self.servers and self.monitor is not None and now >= self._heard_at + self.monitor:
-            return MessagingTimeout(f"{self.describe}: no sign of life of the server for {self.monitor:g} s")
+            return MessagingTimeout(f"{self.describe}: {self.silence}")
         return None
 
     def needs_repeat(self, now: float, up_since: float | None, repeat_after: float) -> bool:

@@ -77,10 +77,13 @@ class JsonPayloadSerializer(NoOpSerializer):
 
 
 def check_serializer(serializer: Serializer) -> None:
-    """Refuse a serializer that msgbus would have to await.
+    """Refuse a serializer that msgbus would have to await, and a class in place of an object.
 
     Raises:
-        TypeError: one of its methods is ``async``.
+        TypeError: one of its methods is ``async``, or it is a class.
     """
+    if isinstance(serializer, type):
+        name = serializer.__name__
+        raise TypeError(f"a serializer is an object with methods, and {name} is a class: {name}()")
     for name in ("serialize_entity", "deserialize_entity", "serialize_context", "deserialize_context"):
         refuse_async(f"{name} of {type(serializer).__name__}", getattr(serializer, name, None))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from msgbus.base_listener import STOP_TIMEOUT, BaseListener
 from msgbus.base_server import BaseServer
 from msgbus.dead_lettering import OnDeadLetter
-from msgbus.deadline import wait_for
+from msgbus.deadline import checked_seconds, wait_for
 from msgbus.dispatcher import RPCAccessPolicyBase, RPCDispatcher
 from msgbus.drivers.base import Address, Delivery
 from msgbus.drivers.toolkit.loop import Loop
@@ -111,11 +111,12 @@ class Listener(BaseListener):
             CallCancelled: the server was stopped, or its transport closed, meanwhile.
             MessagingException: the message system refuses, for example because of missing permissions; or the server
                 was stopped, and `wait` has not returned since.
+            ValueError: `timeout` is not a number.
         """
         if self._is_serving():
             return
         transport = self.transport
-        end = Loop.now() + (transport.option("rpc_response_timeout") if timeout is None else timeout)
+        end = Loop.now() + (transport.option("rpc_response_timeout") if timeout is None else checked_seconds(timeout))
         self._prepare(end)
         with self._state:
             if self._is_serving():
@@ -165,8 +166,9 @@ class Listener(BaseListener):
                 LOG.warning(
                     "%s: the message system did not confirm that it has stopped delivering: %r", self._title, exc
                 )
-            self._processor.stop()
-            self._give_back_all(self._executor.take_backlog())
+            finally:  # Also after Ctrl-C: nobody does this a second time.
+                self._processor.stop()
+                self._give_back_all(self._executor.take_backlog())
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait until running requests have finished and are answered, then close the subscription.
@@ -185,7 +187,10 @@ class Listener(BaseListener):
         Raises:
             MessagingException: an ``async`` method calls it, which would block its event loop. Use
                 ``await asyncio.to_thread(server.wait)``.
+            ValueError: `timeout` is not a number.
         """
+        if timeout is not None:
+            timeout = checked_seconds(timeout)
         if self._executor is not None:
             self._executor.check_thread()
         self.stop()

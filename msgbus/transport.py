@@ -170,6 +170,7 @@ class Transport(BaseTransport):
     def cleanup(self) -> None:
         """Close everything. Callers that still wait get `CallCancelled`. Idempotent."""
         self._begin_close()
+        self.window.close()
         try:
             self.driver.close()
         finally:

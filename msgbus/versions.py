@@ -117,7 +117,10 @@ def parse_version(text: str) -> tuple[int, int, int]:
         raise ValueError(f"a version is a string like '1.2', not {text!r}")
     if len(text) > MAX_VERSION:
         raise ValueError(f"a version has at most {MAX_VERSION} characters, and {text[:40]!r}… has {len(text)}")
-    parts = [int(part) for part in text.split(".")]
+    try:
+        parts = [int(part) for part in text.split(".")]
+    except ValueError:
+        parts = []
     if not 1 <= len(parts) <= 3 or min(parts) < 0:
         raise ValueError(f"{text!r} is not a version like 1.2")
     major, minor, revision = (*parts, 0, 0)[:3]

@@ -22,6 +22,7 @@ class SendWindow:
         self._places: list[None] = [None] * self.size  # Taking from and adding to a list are atomic.
         self._waiting = 0
         self._freed = threading.Condition()
+        self._closed = False
         self._forks = forking.forks
 
     @property
@@ -46,7 +47,7 @@ class SendWindow:
         with self._freed:
             self._waiting += 1
             try:
-                return self._freed.wait_for(self.take, timeout)
+                return self._freed.wait_for(lambda: self._closed or self.take(), timeout)
             finally:
                 self._waiting -= 1
 
@@ -58,6 +59,15 @@ class SendWindow:
         if self._waiting and self._forks == forking.forks:
             with self._freed:
                 self._freed.notify()
+
+    def close(self) -> None:
+        """Let all in, from now on: the transport is being closed, so each of them fails at once, and says of what.
+
+        (Only a cast may still be sent.) Otherwise they would wait for streams that nobody reads any more.
+        """
+        with self._freed:
+            self._closed = True
+            self._freed.notify_all()
 
     def __enter__(self) -> SendWindow:
         return self

@@ -19,6 +19,7 @@ from msgbus.aio.waiting import run_in_thread
 from msgbus.base_listener import STOP_TIMEOUT, BaseListener
 from msgbus.base_server import BaseServer, own_version
 from msgbus.dead_lettering import OnDeadLetter
+from msgbus.deadline import checked_seconds
 from msgbus.dispatcher import RPCAccessPolicyBase, RPCDispatcher
 from msgbus.drivers.base import Address
 from msgbus.drivers.toolkit.loop import Loop
@@ -87,7 +88,7 @@ class AsyncListener(BaseListener):
         if self._is_serving():
             return
         transport = self.transport
-        end = Loop.now() + (transport.option("rpc_response_timeout") if timeout is None else timeout)
+        end = Loop.now() + (transport.option("rpc_response_timeout") if timeout is None else checked_seconds(timeout))
         await self._prepare(end)
         if self._is_serving():
             return
@@ -146,7 +147,10 @@ class AsyncListener(BaseListener):
 
         Raises:
             ConfigurationError: another event loop than the transport's runs here.
+            ValueError: `timeout` is not a number.
         """
+        if timeout is not None:
+            timeout = checked_seconds(timeout)
         await self.stop()
         end = None if timeout is None else Loop.now() + timeout
         # Without the lock: while one task waits, another may, or a method for which that one waits.

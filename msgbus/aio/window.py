@@ -27,7 +27,6 @@ class AsyncWindow(SendWindow):
         super().start_clean()
         self._tasks: dict[Waiter, None] = {}  # Only changed on the event loop's thread.
         self._given: set[Waiter] = set()  # likewise: those that have a place, and do not know yet
-        self._closed = False
 
     async def wait_for_place(self, waiter: Waiter, deadline: float) -> bool:
         """Take a place; wait for one until `deadline`, in seconds of `Loop.now`. Returns whether there was one."""
@@ -61,10 +60,7 @@ class AsyncWindow(SendWindow):
     __exit__ = release
 
     def close(self) -> None:
-        """Let all in, from now on: the transport is closed, so each of them fails at once, and says of what.
-
-        Otherwise they would wait for streams that nobody reads any more. On the event loop's thread.
-        """
+        """As `SendWindow.close`. On the event loop's thread."""
         self._closed = True
         self._give_places()
 

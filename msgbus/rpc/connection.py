@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 
 from msgbus.awaitables import refuse_async
 from msgbus.base_listener import process_name
+from msgbus.deadline import checked_seconds
 from msgbus.drivers.base import Address
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import CallCancelled, InvalidTarget, MessagingException
@@ -235,15 +236,17 @@ class Connection:
         Args:
             timeout: seconds for running messages; None means the option ``rpc_response_timeout``. Those that run longer
                 are abandoned, with a warning in the log.
+
+        Raises:
+            ValueError: `timeout` is not a number.
         """
         if not self.is_here:  # Its threads are in the parent, and one of them may hold the lock.
             return
+        seconds = checked_seconds(self._transport.option("rpc_response_timeout") if timeout is None else timeout)
         with self._lock:
             self._closed = True
             consumers, self._consumers = self._consumers, []
-        if timeout is None:
-            timeout = self._transport.option("rpc_response_timeout")
-        _end(consumers, Loop.now() + timeout)
+        _end(consumers, Loop.now() + seconds)
 
 
 def _end(consumers: Sequence[_Consumer], deadline: float) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from msgbus import payload as payloads
+from msgbus.deadline import checked_seconds
 from msgbus.drivers.base import Address, Message
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.encoding import context_of, decode_request
@@ -191,14 +192,14 @@ class Sent:
 
     def _wait_for(self, look: Callable[[], Found | None], what: str, timeout: float) -> Found:
         with self._came:
-            self._came.wait_for(look, timeout)
+            self._came.wait_for(look, checked_seconds(timeout))
             found = look()
         if found is None:
             raise AssertionError(self._missing(what, timeout))
         return found
 
     async def _await(self, look: Callable[[], Found | None], what: str, timeout: float) -> Found:
-        end = Loop.now() + timeout
+        end = Loop.now() + checked_seconds(timeout)
         while True:
             with self._came:
                 found = look()

@@ -10,7 +10,7 @@ import pytest
 
 import msgbus
 from msgbus import Target, aio
-from tests.aio.support import TOPIC, Bus, Service, conf_with, on_loop, serving, until
+from tests.aio.support import SERVER, TOPIC, Bus, Service, conf_with, on_loop, serving, until
 from tests.support import EVENT_TIMEOUT
 
 PAIRINGS = [("aio", "aio"), ("aio", "sync"), ("sync", "aio"), ("sync", "sync")]
@@ -115,6 +115,9 @@ async def test_arguments_that_are_not_allowed_are_refused_before_anything_is_sen
             await capped.call({}, "echo", value=1)
         with pytest.raises(ValueError, match="number of seconds"):
             client.prepare(timeout=float("nan"))
+        for wait in (bus.server.wait, aio.get_rpc_server(client.transport, SERVER, []).start):
+            with pytest.raises(ValueError, match="number of seconds"):
+                await wait(float("nan"))
         assert client.transport.window.idle
         assert not len(client.transport.router)
 

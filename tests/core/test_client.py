@@ -318,6 +318,13 @@ def test_timeout_of_a_call_that_nobody_answers(quiet: Transport) -> None:
         assert part in text
 
 
+def test_a_call_that_its_monitor_ends_says_so(quiet: Transport) -> None:
+    """The text names the time of the monitor, and not that of the call, which is not over."""
+    client = get_rpc_client(quiet, TARGET, timeout=1000.0, call_monitor_timeout=0.01)
+    with pytest.raises(MessagingTimeout, match=r"no sign of life of the server for 0\.01 s over .* consumers there: 1"):
+        client.call({}, "echo")
+
+
 def test_timeout_of_a_call_that_a_server_runs(transport: Transport, endpoint: Endpoint) -> None:
     """Where a server is known to run the call, the text names it and says when it was last heard of."""
     found = requests_of(transport)
@@ -517,6 +524,30 @@ def test_cleanup_ends_what_waits(quiet: Transport) -> None:
     assert [type(error) for error in errors] == [CallCancelled]
     with pytest.raises(CallCancelled):
         get_rpc_client(quiet, TARGET).call({}, "echo")
+
+
+@pytest.mark.parametrize("verb", ["call", "multicall"])
+def test_cleanup_ends_what_waits_for_a_place_in_the_send_window(verb: str) -> None:
+    """Also where the place is that of a stream that is not read any more: nothing else would give it back."""
+    transport = new_transport(rpc_send_window=1)
+    requests_of(transport)
+    client = get_rpc_client(transport, TARGET, timeout=1000.0)
+    stream = client.multicall({}, "count")
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            getattr(client, verb)({}, "echo")
+        except BaseException as exc:
+            errors.append(exc)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    until(lambda: transport.window._waiting, "it waits for a place", EVENT_TIMEOUT)
+    transport.cleanup()
+    thread.join(EVENT_TIMEOUT)
+    assert [type(error) for error in errors] == [CallCancelled]
+    stream.close()
 
 
 def test_too_large() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import types
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -240,6 +242,50 @@ def test_expected_exceptions(error: type[Exception]) -> None:
     assert tb is exc.__traceback__
 
 
+class Outer:
+    """Methods that expect all errors, and call one that expects some. `run_now` runs what is async."""
+
+    @expected_exceptions(LookupError)
+    def inner(self, ctxt: object) -> None:
+        raise KeyError("x")
+
+    @expected_exceptions(Exception)
+    def plain(self, ctxt: object) -> None:
+        self.inner(ctxt)
+
+    @expected_exceptions(Exception)
+    def generator(self, ctxt: object) -> Iterator[int]:
+        yield 1
+        self.inner(ctxt)
+
+    @expected_exceptions(Exception)
+    async def coroutine(self, ctxt: object) -> None:
+        self.inner(ctxt)
+
+    @expected_exceptions(Exception)
+    async def async_generator(self, ctxt: object) -> AsyncIterator[int]:
+        yield 1
+        self.inner(ctxt)
+
+    async def run_now(self, method: str) -> None:
+        found = getattr(self, method)({})
+        if isinstance(found, AsyncGenerator):
+            async for _ in found:
+                pass
+        elif isinstance(found, Iterator):
+            list(found)
+        else:
+            await found
+
+
+@pytest.mark.parametrize("method", ["plain", "generator", "coroutine", "async_generator"])
+def test_an_expected_exception_of_a_method_that_another_one_calls(method: str) -> None:
+    """If both expect it, the client gets the exception itself, and not what it was wrapped in."""
+    with pytest.raises(ExpectedException) as caught:
+        asyncio.run(Outer().run_now(method))
+    assert caught.value.exc_info[0] is KeyError
+
+
 def test_other_exceptions_are_not_expected() -> None:
     """What is not among the expected ones comes as it is."""
     with pytest.raises(ValueError, match="x"):
@@ -298,6 +344,34 @@ async def run_async(method: str, **args: Any) -> Any:
     """What a method of `Async` returns, or the first item that it yields."""
     result = await RPCDispatcher([Async()], asynchronous=True).dispatch_async(request(method, **args))
     return await anext(result) if isinstance(result, AsyncGenerator) else result
+
+
+@dataclasses.dataclass
+class Handler:
+    """An object that is called. Python cannot hash it, as any dataclass that can be compared and changed."""
+
+    value: int
+
+    def __call__(self, ctxt: object) -> int:
+        return self.value
+
+
+class AsyncHandler(Handler):
+    """The same, async."""
+
+    async def __call__(self, ctxt: object) -> int:  # type: ignore[override]  # on purpose
+        return self.value
+
+
+def test_a_method_may_be_any_object_that_is_called() -> None:
+    """Whether it is async is known for one that cannot be hashed, too."""
+    endpoint = types.SimpleNamespace(plain=Handler(1), asynchronous=AsyncHandler(2))
+    served = RPCDispatcher([endpoint], asynchronous=True)
+    for _ in range(2):  # What is known the second time was noted the first time.
+        assert not served.runs_async(request("plain"))
+        assert served.runs_async(request("asynchronous"))
+    assert served.dispatch(request("plain")) == 1
+    assert asyncio.run(served.dispatch_async(request("asynchronous"))) == 2
 
 
 @pytest.mark.parametrize("method", ["echo", "count"])
@@ -430,6 +504,16 @@ def test_an_attribute_that_cannot_be_read_does_not_hide_that_there_is_no_method(
     with pytest.raises(NoSuchMethod) as caught:
         RPCDispatcher([WithDescriptor()]).dispatch(Request("ordr"))
     assert caught.value.near == "order"
+
+
+def test_an_attribute_that_cannot_be_read_does_not_hide_that_there_is_no_namespace() -> None:
+    """The client asked for another namespace."""
+
+    class InNamespace(WithDescriptor):
+        target = Target(namespace="shop")
+
+    with pytest.raises(UnsupportedVersion, match="No endpoint has the namespace 'other'"):
+        RPCDispatcher([InNamespace()]).dispatch(Request("database", namespace="other"))
 
 
 @pytest.mark.parametrize(("method", "near"), [("ordr", "order"), ("secret", None), ("zzz", None)])

@@ -312,7 +312,7 @@ def test_an_invalid_monitor_time_counts_as_absent(value: Any) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e300])
 def test_unusable_times_count_as_absent(value: float) -> None:
     """An infinite deadline counts as absent, and so does what is not a number."""
-    body = encode_request(Request("m", hints=Hints(value, value, "at_least_once", 5)), MSGPACK)
+    body = encode_request(Request("m", hints=Hints(value, value, "at_least_once", 5, value)), MSGPACK)
     assert decode_request(body, MSGPACK).hints == Hints(None, None, "at_least_once", 5)
 
 

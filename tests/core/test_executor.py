@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -235,6 +236,29 @@ def test_close_while_a_thread_is_being_started(monkeypatch: pytest.MonkeyPatch) 
     closer.join(EVENT_TIMEOUT)
     assert closed.is_set()
     assert not errors
+
+
+def test_ctrl_c_while_a_thread_is_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread counts like others: there are no more than there may be, and `close` waits for it."""
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        monkeypatch.undo()
+        start(thread)
+        signal.raise_signal(signal.SIGINT)
+
+    held = Held()
+    executor = Executor[int](1, held, "interrupted", Later())
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        executor.submit(0)
+    held.wait_for(1)
+    executor.submit(1)
+    assert len(threads("interrupted")) == 1
+    assert executor.close(0) == 1
+    held.let_go.set()
+    assert executor.close(EVENT_TIMEOUT) == 0
+    held.wait_for(1)
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), SystemExit(1), KeyboardInterrupt()], ids=repr)

@@ -221,6 +221,9 @@ def test_many_topics_are_asked_at_once(servers: Servers) -> None:
     assert sorted((answer.topic, answer.server) for answer in answers) == [("bar", "h1"), ("foo", "h1"), ("foo", "h2")]
     assert (answers.answered, answers.expected) == (3, 3)
     assert client.prepare(topics=None).call({}, "name") in ("h1", "h2")
+    names: Any = (topic for topic in ("foo", "bar"))
+    again = client.prepare(topics=names)
+    assert [len(list(again.gather({}, "name"))) for _ in range(2)] == [len(list(client.gather({}, "name")))] * 2
     nothing = client.prepare(topics=[]).gather({}, "name")
     assert (list(nothing), nothing.answered, nothing.expected) == ([], 0, 0)
 

@@ -333,6 +333,8 @@ def test_a_stream_that_is_not_read_to_its_end(
     for _ in range(taken):
         next(stream)
     if drop:
+        # Otherwise the server's may begin only after the drop, and end it.
+        until(lambda: telemetry.values("msgbus.server.active_requests") == [1], "the server begins", EVENT_TIMEOUT)
         del stream
         gc.collect()
         # The SDK is not called then: the garbage collector may come while this very thread holds a lock of it.

@@ -299,12 +299,16 @@ def test_a_repeat_that_cannot_be_sent_changes_nothing() -> None:
     assert check(pending, NOW + 31) is None
 
 
-def test_a_request_that_runs_was_delivered() -> None:
-    """What became of sending it does not matter once a server says that it runs it."""
-    pending, _ = call(repeatable=True)
+@pytest.mark.parametrize(
+    ("error", "repeatable"), [(MessageUndeliverable("nobody"), True), (LOST, True), (LOST, False)], ids=str
+)
+def test_a_request_that_runs_was_delivered(error: Exception, repeatable: bool) -> None:
+    """What became of sending it does not matter once a server says that it runs it, however long this side is away."""
+    pending, _ = call(repeatable=repeatable)
     pending.on_reply(started(), NOW)
-    pending.on_sent(MessageUndeliverable("nobody"), NOW + 1)
+    pending.on_sent(error, NOW + 1)
     assert check(pending, NOW + 1) is None
+    assert check(pending, NOW + 1 + GRACE, None) is None
 
 
 def test_the_silence_of_a_server_that_never_began_is_no_loss() -> None:

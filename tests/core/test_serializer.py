@@ -8,7 +8,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from msgbus import JsonPayloadSerializer, NoOpSerializer, SerializationError, Serializer
+from msgbus import (
+    JsonPayloadSerializer,
+    NoOpSerializer,
+    SerializationError,
+    Serializer,
+    Target,
+    get_rpc_client,
+    get_rpc_server,
+)
+from tests.support import new_transport
 
 
 @dataclasses.dataclass
@@ -75,6 +84,16 @@ def test_json_payload_refuses_what_it_does_not_know() -> None:
     """What cannot be made plain is an error of msgbus, not a foreign one."""
     with pytest.raises(SerializationError, match="object"):
         JsonPayloadSerializer().serialize_entity({}, object())
+
+
+def test_a_class_is_no_serializer() -> None:
+    """Whoever forgets the parentheses is told so, and not each of their clients."""
+    transport = new_transport()
+    wrong: Any = JsonPayloadSerializer
+    with pytest.raises(TypeError, match=r"JsonPayloadSerializer is a class: JsonPayloadSerializer\(\)$"):
+        get_rpc_client(transport, Target(topic="t"), serializer=wrong)
+    with pytest.raises(TypeError, match=r"JsonPayloadSerializer is a class: JsonPayloadSerializer\(\)$"):
+        get_rpc_server(transport, Target(topic="t", server="s"), [], serializer=wrong)
 
 
 def test_a_serializer_has_to_do_all_of_it() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import time
 import types
@@ -328,6 +329,39 @@ def test_stop_gives_back_what_has_not_begun(delivery: Any, endpoint: Endpoint) -
     assert other.wait(EVENT_TIMEOUT) == 0
     assert endpoint.ran == [0]
     assert sorted(other_endpoint.ran) == [1, 2, 3]
+    transport.cleanup()
+
+
+def test_ctrl_c_while_a_server_stops(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has not begun goes to another server all the same: the message system may take seconds to confirm."""
+    transport = new_transport(executor_thread_pool_size=1)
+    server, other_endpoint = new_server(transport, endpoint), Endpoint()
+    server.start()
+    client = get_rpc_client(transport, Target(topic="foo"))
+    client.cast({}, "hold", value=0)
+    endpoint.wait()
+    client.cast({}, "note", value=1)
+    executor: Any = server._executor
+    until(lambda: executor._backlog, "the second cast is here", EVENT_TIMEOUT)
+    subscription: Any = server._subscription
+    stop = subscription.stop
+
+    def interrupted() -> Future[None]:
+        stopped: Future[None] = stop()
+        signal.raise_signal(signal.SIGINT)
+        return stopped
+
+    monkeypatch.setattr(subscription, "stop", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        server.stop()
+    endpoint.go_on.set()
+    assert server.wait(EVENT_TIMEOUT) == 0
+    assert endpoint.ran == [0]
+    other = new_server(transport, other_endpoint, "h2")
+    other.start()
+    other_endpoint.wait()
+    assert other_endpoint.ran == [1]
+    assert other.wait(EVENT_TIMEOUT) == 0
     transport.cleanup()
 
 

@@ -115,6 +115,17 @@ def test_the_timeout_of_an_item_says_how_long_that_item_was_waited_for(played: P
         next(stream)
 
 
+def test_the_deadline_bounds_the_request_too(played: PlayedServer, client: RPCClient) -> None:
+    """A stream whose deadline comes before the timeout of its first item does not wait longer to be sent, nor there."""
+    client.prepare(deadline=10.0, timeout=1000.0).multicall({}, "count").close()
+    hints = played.request.hints
+    assert hints is not None
+    assert hints.ttl is not None
+    assert 0 < hints.ttl <= 10.0
+    with pytest.raises(MessagingTimeout, match="nothing was sent: the deadline has already passed"):
+        client.prepare(deadline=0.0).multicall({}, "count")
+
+
 def test_the_deadline_ends_a_stream_whose_items_wait(
     played: PlayedServer, client: RPCClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +243,27 @@ def test_a_signal_that_ends_multicall_leaves_nothing(
     until(interrupted, "an interrupted multicall", EVENT_TIMEOUT)
     assert len(transport.router) == 0
     assert transport.window.idle
+
+
+def test_ctrl_c_while_a_stream_begins_leaves_nothing(
+    played: PlayedServer, client: RPCClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its place in the send window is free again, and its server is told: it would run for as long as this process."""
+    transport = played.transport
+    call_later = transport.loop.call_later
+
+    def interrupted(*args: Any) -> None:
+        monkeypatch.undo()
+        call_later(*args)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(transport.loop, "call_later", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        client.multicall({}, "count")
+    assert transport.window.idle
+    assert len(transport.router) == 0
+    played.started()
+    assert played.kinds() == [("cancel", 0)]
 
 
 def test_a_stream_that_has_ended_is_not_cancelled(played: PlayedServer, client: RPCClient) -> None:

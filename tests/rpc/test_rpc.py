@@ -260,6 +260,8 @@ def test_invalid_timeout_is_refused(manager: Manager, timeout: Any) -> None:
     for verb in (rpc.call, rpc.multicall):
         with pytest.raises(ValueError, match="number of seconds"):
             verb({}, "svc", {"method": "greet"}, timeout)
+    with pytest.raises(ValueError, match="number of seconds"):
+        rpc.create_connection().close(timeout)
 
 
 def test_no_time_is_a_timeout_and_nothing_is_sent(manager: Manager) -> None:
