@@ -125,6 +125,7 @@ class Incoming(base.RpcIncomingMessage):  # type: ignore[misc]  # oslo.messaging
         self._deliveries = [delivery]
         self._state = _State.OPEN
         self._settling = threading.Lock()
+        self._is_answered = False
 
     def join(self, delivery: Delivery) -> bool:
         """The message has come again. False if this one is forgotten; else that one is settled as this one is."""
@@ -187,6 +188,7 @@ class Incoming(base.RpcIncomingMessage):  # type: ignore[misc]  # oslo.messaging
 
     def reply(self, reply: Any = None, failure: Any = None) -> None:
         """Answer the caller, if there is one."""
+        self._is_answered = True
         if self._call_id is None or self._inbox is None:
             return
         replies = self._listener.replies
@@ -202,7 +204,14 @@ class Incoming(base.RpcIncomingMessage):  # type: ignore[misc]  # oslo.messaging
             raise
 
     def heartbeat(self) -> None:
-        """Tell the caller that the call still runs, if it has asked for that: others would not understand it."""
+        """Tell the caller that the call still runs, if it has asked for that: others would not understand it.
+
+        Raises:
+            MessageDeliveryFailure: the call is answered.
+        """
+        if self._is_answered:
+            # If no method was found, the thread that calls this goes on after the answer, until this raises.
+            raise oslo_messaging.MessageDeliveryFailure("the call is answered, and runs no more")
         if self._call_id is not None and self._inbox is not None and self.client_timeout:
             self._listener.replies.send_sign_of_life(self._inbox, self._call_id)
 

@@ -135,6 +135,19 @@ def test_a_monitored_call_outlives_its_monitor(service: Service, monkeypatch: py
     assert [reply.ending for reply in frames] == [True]
 
 
+def test_a_monitored_call_of_no_method_leaves_no_thread_behind(service: Service) -> None:
+    """oslo.messaging goes on showing life after that answer, until it cannot; the process could not end before."""
+    service.serve(Endpoint())
+    before = set(threading.enumerate())
+    with pytest.raises(oslo_messaging.RemoteError, match="NoSuchMethod"):
+        service.client(call_monitor_timeout=2).call({}, "nothing")
+    showing_life = [thread for thread in threading.enumerate() if "_watchdog" in thread.name and thread not in before]
+    for thread in showing_life:
+        thread.join(EVENT_TIMEOUT)
+    assert showing_life
+    assert not any(thread.is_alive() for thread in showing_life)
+
+
 def test_a_silent_server_ends_a_monitored_call(service: Service) -> None:
     """Long before the call's own timeout."""
     transport = service.transport()._driver.transport
