@@ -11,7 +11,7 @@ import oslo_messaging
 from oslo_messaging._drivers import base, common
 from oslo_serialization import jsonutils
 
-from msgbus import MessagingException
+from msgbus import MessageTooLarge, MessagingException
 from msgbus.foreign import get_logger
 from msgbus.lowlevel import JSON, Address, Capability, Delivery, Message, MessageTransport, new_id, now
 
@@ -34,8 +34,10 @@ class Replies:
         self._timeout = timeout
         self._gone: dict[str, float] = {}  # by inbox, until when
 
-    def send(self, inbox: str, call_id: str, payload: dict[str, Any]) -> None:
+    def send(self, inbox: str, call_id: str, payload: dict[str, Any], *, is_about_size: bool = False) -> None:
         """Send a reply to an inbox. It does not wait; if it is lost, the log says so.
+
+        If it is larger than the message system takes, the caller gets that as the server's failure.
 
         Raises:
             Exception: it cannot be written as JSON.
@@ -47,6 +49,11 @@ class Replies:
         def on_outcome(error: BaseException | None) -> None:
             if error is not None:
                 self._on_lost(inbox, call_id, error)
+            if isinstance(error, MessageTooLarge) and not is_about_size:
+                too_large = MessageTooLarge(f"the answer: {error}")
+                failure = common.serialize_remote_exception((MessageTooLarge, too_large, None))
+                answer = {"result": None, "failure": failure, "ending": True}
+                self.send(inbox, call_id, answer, is_about_size=True)
 
         # Its id differs from that of other replies to the call: signs of life come before the answer.
         message = Message(body, JSON, f"{call_id[:32]}.{new_id()[:8]}", self._timeout)
@@ -57,6 +64,8 @@ class Replies:
 
     def _on_lost(self, inbox: str, call_id: str, error: BaseException) -> None:
         LOG.warning("a reply to call %s, for inbox %s, is lost: %s", call_id, inbox, error)
+        if isinstance(error, MessageTooLarge):
+            return
         while len(self._gone) >= MAX_GONE:
             self._gone.pop(next(iter(self._gone)), None)
         self._gone[inbox] = now() + GONE_FOR

@@ -59,6 +59,24 @@ def test_a_result_that_cannot_be_written_ends_the_call(service: Service) -> None
         service.client().call({}, "unwritable")
 
 
+@pytest.mark.parametrize("method", ["big", "fail_big"])
+def test_an_answer_that_is_too_large_ends_the_call(service: Service, method: str) -> None:
+    """The caller learns it at once, with the limit, and does not wait until its timeout."""
+
+    class Big(Endpoint):
+        def big(self, _ctxt: dict[str, Any]) -> str:
+            return "x" * 5000
+
+        def fail_big(self, _ctxt: dict[str, Any]) -> None:
+            raise ValueError("x" * 5000)
+
+    service.url += "?max_message_size=4096"
+    service.serve(Big())
+    with pytest.raises(oslo_messaging.RemoteError, match=r"the answer.*takes at most 4096 bytes") as caught:
+        service.client().call({}, method)
+    assert caught.value.exc_type == "MessageTooLarge"
+
+
 def test_a_call_for_nobody_times_out(service: Service) -> None:
     """As with stock oslo.messaging, where it is not known whether anybody is there."""
     with pytest.raises(oslo_messaging.MessagingTimeout, match="nobody"):
