@@ -11,7 +11,7 @@ import oslo_messaging
 from oslo_messaging._drivers import base, common
 from oslo_serialization import jsonutils
 
-from msgbus import MessageTooLarge, MessagingException
+from msgbus import MessageTooLarge, MessageUndeliverable, MessagingException
 from msgbus.foreign import get_logger
 from msgbus.lowlevel import JSON, Address, Capability, Delivery, Message, MessageTransport, new_id, now
 
@@ -64,8 +64,8 @@ class Replies:
 
     def _on_lost(self, inbox: str, call_id: str, error: BaseException) -> None:
         LOG.warning("a reply to call %s, for inbox %s, is lost: %s", call_id, inbox, error)
-        if isinstance(error, MessageTooLarge):
-            return
+        if not isinstance(error, MessageUndeliverable):
+            return  # The client may well be there.
         while len(self._gone) >= MAX_GONE:
             self._gone.pop(next(iter(self._gone)), None)
         self._gone[inbox] = now() + GONE_FOR

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from msgbus.drivers.fake import get_bus
-from msgbus.exceptions import TransportUnavailable
+from msgbus.exceptions import MessageUndeliverable, TransportUnavailable
 from msgbus.lowlevel import JSON, Address, Message, now
 from msgbus.oslo.settings import Settings
 from tests.oslo.support import Endpoint, Service, oslo_messaging
@@ -75,6 +75,25 @@ def test_an_answer_that_is_too_large_ends_the_call(service: Service, method: str
     with pytest.raises(oslo_messaging.RemoteError, match=r"the answer.*takes at most 4096 bytes") as caught:
         service.client().call({}, method)
     assert caught.value.exc_type == "MessageTooLarge"
+
+
+def test_a_reply_that_could_not_be_sent_says_nothing_of_its_client(service: Service) -> None:
+    """Only one that nobody takes does. The next reply is tried until the client is back."""
+    bus = get_bus(service.url.removeprefix("msgbus+"))
+
+    class Losing(Endpoint):
+        def lose(self, _ctxt: dict[str, Any]) -> None:
+            bus.fail_next(TransportUnavailable("the message system was away for too long"))
+
+        def answer_late(self, _ctxt: dict[str, Any]) -> str:
+            bus.fail_next(MessageUndeliverable("the inbox of the client is not back yet"))
+            return "late"
+
+    service.serve(Losing())
+    client = service.client()
+    with pytest.raises(oslo_messaging.MessagingTimeout):
+        client.prepare(timeout=0.3).call({}, "lose")
+    assert client.call({}, "answer_late") == "late"
 
 
 def test_a_call_for_nobody_times_out(service: Service) -> None:
