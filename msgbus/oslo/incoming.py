@@ -19,6 +19,8 @@ LOG = get_logger(__name__)
 
 CONTEXT = "_context_"
 """With this before its name a part of the context travels in the payload."""
+REPLY_TTL = 60.0
+"""Seconds for which a reply is kept at least, for a client that is there, or while the message system is away."""
 GONE_FOR = 60.0
 """Seconds for which replies to a client that was away for too long are tried only once."""
 MAX_GONE = 200
@@ -29,9 +31,10 @@ class Replies:
     """Sends replies, and remembers whose client is gone. Thread-safe."""
 
     def __init__(self, transport: MessageTransport, timeout: float) -> None:
-        """Try each reply for `timeout` seconds: its client may be reconnecting."""
+        """Try each reply for `timeout` seconds if its client is away, which may be reconnecting; 0: try it once."""
         self._transport = transport
         self._timeout = timeout
+        self._ttl = max(timeout, REPLY_TTL)
         self._gone: dict[str, float] = {}  # by inbox, until when
 
     def send(self, inbox: str, call_id: str, payload: dict[str, Any], *, is_about_size: bool = False) -> None:
@@ -44,7 +47,7 @@ class Replies:
         """
         body = jsonutils.dump_as_bytes(common.serialize_msg({**payload, "_msg_id": call_id, "_unique_id": new_id()}))
         began = now()
-        until = began if self._gone.get(inbox, 0.0) > began else began + self._timeout
+        away_until = began if self._gone.get(inbox, 0.0) > began else began + self._timeout
 
         def on_outcome(error: BaseException | None) -> None:
             if error is not None:
@@ -56,10 +59,14 @@ class Replies:
                 self.send(inbox, call_id, answer, is_about_size=True)
 
         # Its id differs from that of other replies to the call: signs of life come before the answer.
-        message = Message(body, JSON, f"{call_id[:32]}.{new_id()[:8]}", self._timeout)
-        address = Address("inbox", name=inbox)
+        message = Message(body, JSON, f"{call_id[:32]}.{new_id()[:8]}", self._ttl)
         self._transport.send(
-            address, message, mandatory=True, until=until, retry_undeliverable=until, on_outcome=on_outcome
+            Address("inbox", name=inbox),
+            message,
+            mandatory=True,
+            until=began + self._ttl,
+            retry_undeliverable=away_until,
+            on_outcome=on_outcome,
         )
 
     def _on_lost(self, inbox: str, call_id: str, error: BaseException) -> None:
@@ -74,7 +81,7 @@ class Replies:
         """Tell a client that its call still runs. If that is lost, the next one follows soon."""
         payload = {"result": None, "failure": None, "ending": False, "_msg_id": call_id, "_unique_id": new_id()}
         body = jsonutils.dump_as_bytes(common.serialize_msg(payload))
-        message = Message(body, JSON, f"{call_id[:32]}.{new_id()[:8]}", self._timeout)
+        message = Message(body, JSON, f"{call_id[:32]}.{new_id()[:8]}", self._ttl)
         self._transport.send(Address("inbox", name=inbox), message, mandatory=False)
 
 

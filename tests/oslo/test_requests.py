@@ -11,6 +11,7 @@ import pytest
 from msgbus.drivers.fake import get_bus
 from msgbus.exceptions import MessageUndeliverable, TransportUnavailable
 from msgbus.lowlevel import JSON, Address, Message, now
+from msgbus.oslo.incoming import Replies
 from msgbus.oslo.settings import Settings
 from tests.oslo.support import Endpoint, Service, oslo_messaging
 from tests.support import EVENT_TIMEOUT
@@ -94,6 +95,22 @@ def test_a_reply_that_could_not_be_sent_says_nothing_of_its_client(service: Serv
     with pytest.raises(oslo_messaging.MessagingTimeout):
         client.prepare(timeout=0.3).call({}, "lose")
     assert client.call({}, "answer_late") == "late"
+
+
+def test_a_server_that_tries_no_reply_again_replies_all_the_same(service: Service) -> None:
+    """`kombu_missing_consumer_retry_timeout = 0`: only a client that is away gets no reply, whatever else happens."""
+    bus = get_bus(service.url.removeprefix("msgbus+"))
+
+    class Cut(Endpoint):
+        def cut(self, _ctxt: dict[str, Any]) -> str:
+            bus.fail_next(TransportUnavailable("cut", maybe_delivered=True))
+            return "again"
+
+    server = service.serve(Cut())
+    server.listener.replies = Replies(server.transport._driver.transport, 0.0)
+    client = service.client()
+    assert client.call({}, "echo", value=1)["value"] == 1
+    assert client.call({}, "cut") == "again"
 
 
 def test_a_call_for_nobody_times_out(service: Service) -> None:
