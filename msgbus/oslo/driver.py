@@ -126,13 +126,15 @@ class MsgbusDriver(base.BaseDriver):  # type: ignore[misc]  # oslo.messaging has
         at_least_once: bool,
     ) -> Any:
         method = str(message.get("method"))
-        inbox = self.transport.inbox(deadline, f"a call of {method!r}")
+        send_timeout = self._send_timeout(retry)
+        send_until = deadline if send_timeout is None else min(deadline, now() + send_timeout)
+        inbox = self.transport.inbox(send_until, f"a call of {method!r}")
         call_id = new_id()
         body = _pack(message, ctxt, _msg_id=call_id, _reply_q=inbox, _timeout=monitor, _unique_id=new_id())
         ttl = None if deadline == FOREVER else max(deadline - now(), 0.001)
         reply = self.transport.call(
             self._address(target),
-            Message(body, JSON, call_id, ttl, send_timeout=self._send_timeout(retry)),
+            Message(body, JSON, call_id, ttl, send_timeout=send_timeout),
             call_id=call_id,
             deadline=deadline,
             method=method,

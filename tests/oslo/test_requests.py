@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from typing import Any
 
@@ -117,6 +118,15 @@ def test_a_call_for_nobody_times_out(service: Service) -> None:
     """As with stock oslo.messaging, where it is not known whether anybody is there."""
     with pytest.raises(oslo_messaging.MessagingTimeout, match="nobody"):
         service.client(timeout=0.3).call({}, "echo", value=1)
+
+
+def test_retries_bound_the_first_call_too(service: Service) -> None:
+    """Which needs a queue for replies before it can be sent."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # Nobody listens there.
+        service.url = f"msgbus+rabbit://127.0.0.1:{taken.getsockname()[1]}/"
+        with pytest.raises(oslo_messaging.MessageDeliveryFailure, match="refused"):
+            service.client(retry=0).call({}, "echo", value=1)
 
 
 def test_at_least_once_says_that_nobody_is_there(service: Service) -> None:
