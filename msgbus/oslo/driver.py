@@ -112,7 +112,7 @@ class MsgbusDriver(base.BaseDriver):  # type: ignore[misc]  # oslo.messaging has
         except MessagingException as exc:
             # Nobody there is no error, unless that was asked for: then the caller's time is over.
             timed_out = wait_for_reply and not at_least_once and isinstance(exc, MessageUndeliverable)
-            error = translated(exc, target, timed_out=bool(timed_out or now() >= deadline))
+            error = translated(exc, target, self._exchange(target), timed_out=bool(timed_out or now() >= deadline))
             raise error from exc
 
     def _call(
@@ -180,7 +180,7 @@ class MsgbusDriver(base.BaseDriver):  # type: ignore[misc]  # oslo.messaging has
             self.transport.send_and_wait(address, out, deadline, what="a notification to", mandatory=True, repeat=True)
         except MessageUndeliverable as exc:
             if self._stores:
-                raise translated(exc, target) from exc
+                raise translated(exc, target, exchange) from exc
             if address not in self._unread:
                 self._unread.add(address)
                 LOG.warning(
@@ -189,7 +189,7 @@ class MsgbusDriver(base.BaseDriver):  # type: ignore[misc]  # oslo.messaging has
                     self.transport.driver.state,
                 )
         except MessagingException as exc:
-            raise translated(exc, target) from exc
+            raise translated(exc, target, exchange) from exc
 
     def _send_timeout(self, retry: int | None) -> float | None:
         """Seconds in which a message has to be sent, for a number of retries; None: for as long as it takes."""

@@ -133,8 +133,9 @@ def test_at_least_once_says_that_nobody_is_there(service: Service) -> None:
     """At once, for calls and casts."""
     options = oslo_messaging.TransportOptions(at_least_once=True)
     client = service.client(transport_options=options)
-    with pytest.raises(oslo_messaging.MessageUndeliverable):
+    with pytest.raises(oslo_messaging.MessageUndeliverable) as caught:
         client.call({}, "echo", value=1)
+    assert (caught.value.exchange, caught.value.routing_key) == ("openstack", "t")
     with pytest.raises(oslo_messaging.MessageUndeliverable):
         client.cast({}, "note", value=1)
 
