@@ -11,6 +11,7 @@ import pytest
 
 from msgbus.drivers.fake import FakeDriver
 from msgbus.lowlevel import Address, Capability, now
+from msgbus.oslo.settings import Settings
 from tests.oslo.support import Service, oslo_messaging
 from tests.support import EVENT_TIMEOUT
 
@@ -163,6 +164,29 @@ def test_what_is_given_back_comes_again(service: Service) -> None:
     service.listen(reader, allow_requeue=True)
     service.notifier().info({}, "made", 1)
     assert [reader.taken()[3] for _ in range(5)] == [1] * 5
+
+
+def test_many_that_are_given_back_keep_no_other_one_away(service: Service) -> None:
+    """As many as may be unsettled, which are the first to come again each time."""
+
+    class Choosy(Reader):
+        def info(self, _ctxt: Any, publisher_id: str, event_type: str, payload: Any, _metadata: Any) -> Any:
+            if event_type == "unwelcome":
+                return REQUEUE
+            return super().info(_ctxt, publisher_id, event_type, payload, _metadata)
+
+    notifier = service.notifier()
+    for number in range(2 * Settings.prefetch):
+        notifier.info({}, "unwelcome", number)
+    notifier.info({}, "welcome", 1)
+    reader = Choosy()
+    listener = service.listen(reader, allow_requeue=True)
+    assert reader.taken()[3] == 1
+    listener.stop()
+    listener.wait()
+    handled = Reader()
+    service.listen(handled)
+    assert sorted(handled.taken()[3] for _ in range(2 * Settings.prefetch)) == list(range(2 * Settings.prefetch))
 
 
 def test_a_batch_is_given_back_as_a_whole(service: Service) -> None:
