@@ -16,6 +16,7 @@ from msgbus import MessagingException
 from msgbus.foreign import get_logger
 from msgbus.lowlevel import FOREVER, Address, Delivery, MessageTransport, Subscription, now
 from msgbus.oslo.incoming import Incoming, Replies, can_requeue
+from msgbus.oslo.settings import MAX_PREFETCH
 
 LOG = get_logger(__name__)
 
@@ -58,13 +59,14 @@ class Listener(base.Listener):  # type: ignore[misc]  # oslo.messaging has no ty
             replies: answers requests.
             kind: of the messages.
             prefetch: how many messages of an address may be unsettled.
-            batch_size: of how many messages a batch is made; None: of all that come in `batch_timeout`.
+            batch_size: of how many messages a batch is made, `MAX_PREFETCH` at most; None: of all that come in
+                `batch_timeout`.
             batch_timeout: seconds after its first message when a smaller batch is passed on; None: never.
             run: by which everything is called that comes from the message system.
         """
         # While a batch is processed the next one has to find room.
-        self._prefetch = prefetch if batch_size is None else max(prefetch, 2 * batch_size)
-        super().__init__(batch_size or self._prefetch, batch_timeout)
+        self._prefetch = prefetch if batch_size is None else min(max(prefetch, 2 * batch_size), MAX_PREFETCH)
+        super().__init__(batch_size or self._prefetch, batch_timeout, self._prefetch)
         self.replies = replies
         self._transport = transport
         self._kind = kind

@@ -141,6 +141,22 @@ def test_a_batch_without_a_size_ends_with_its_time(service: Service) -> None:
     assert reader.taken() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("size", [40_000, 100_000])
+def test_a_batch_is_as_large_as_message_systems_allow(
+    service: Service, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """RabbitMQ has no number for more; such a listener waited for ever when it was started."""
+    subscribe, found = FakeDriver.subscribe, []
+
+    def note(driver: FakeDriver, addresses: Any, on_delivery: Any, *, prefetch: int) -> Any:
+        found.append(prefetch)
+        return subscribe(driver, addresses, on_delivery, prefetch=prefetch)
+
+    monkeypatch.setattr(FakeDriver, "subscribe", note)
+    listener = service.listen(BatchReader(), batch_size=size).listener
+    assert (found, listener.batch_size) == ([65_535], min(size, 65_535))
+
+
 def test_a_stopped_listener_passes_on_a_batch_that_is_not_full(service: Service) -> None:
     """Otherwise its messages would wait for the next listener."""
     reader = BatchReader()
