@@ -125,7 +125,7 @@ class Pending(msgspec.Struct, eq=False):
     @property
     def missing(self) -> str:
         """What has not come by the deadline, for the text of a timeout."""
-        return f"no answer within {self.deadline - self.began:.4g} s"
+        return f"no answer within {max(self.deadline - self.began, 0.0):.4g} s"
 
     @property
     def server_inbox(self) -> str | None:

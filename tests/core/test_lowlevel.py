@@ -106,6 +106,13 @@ def test_a_call_without_an_answer_times_out_and_says_what_is_known(transport: Me
         call(transport, deadline=now() + 0.2, method="resize")
 
 
+def test_a_call_whose_time_is_over_when_it_is_sent_says_so(transport: MessageTransport) -> None:
+    """And not that it had a negative time."""
+    Server(transport, ())
+    with pytest.raises(msgbus.MessagingTimeout, match="no answer within 0 s"):
+        call(transport, deadline=now() - 0.001)
+
+
 def test_silence_ends_a_monitored_call(transport: MessageTransport) -> None:
     """So it does not wait until its deadline for a server that is dead."""
     Server(transport, ({"ending": False},))
