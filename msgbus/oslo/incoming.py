@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import sys
 import threading
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 import oslo_messaging
@@ -13,7 +14,7 @@ from oslo_serialization import jsonutils
 
 from msgbus import MessageTooLarge, MessageUndeliverable, MessagingException
 from msgbus.foreign import get_logger
-from msgbus.lowlevel import JSON, Address, Capability, Delivery, Message, MessageTransport, new_id, now
+from msgbus.lowlevel import JSON, Address, Capability, Delivery, Message, MessageTransport, Sent, new_id, now
 
 LOG = get_logger(__name__)
 
@@ -36,6 +37,7 @@ class Replies:
         self._timeout = timeout
         self._ttl = max(timeout, REPLY_TTL)
         self._gone: dict[str, float] = {}  # by inbox, until when
+        self._under_way: set[Future[Sent]] = set()  # first tries that have not ended
 
     def send(self, inbox: str, call_id: str, payload: dict[str, Any], *, is_about_size: bool = False) -> None:
         """Send a reply to an inbox. It does not wait; if it is lost, the log says so.
@@ -60,7 +62,7 @@ class Replies:
 
         # Its id differs from that of other replies to the call: signs of life come before the answer.
         message = Message(body, JSON, f"{call_id[:32]}.{new_id()[:8]}", self._ttl)
-        self._transport.send(
+        sent = self._transport.send(
             Address("inbox", name=inbox),
             message,
             mandatory=True,
@@ -68,6 +70,14 @@ class Replies:
             retry_undeliverable=away_until,
             on_outcome=on_outcome,
         )
+        if not sent.done():
+            self._under_way.add(sent)
+            sent.add_done_callback(self._under_way.discard)
+
+    def wait(self, until: float) -> None:
+        """Wait until the message system has taken, or refused, what was sent before, or `until`."""
+        for sent in self._under_way.copy():
+            self._transport.wait_for(sent, until)
 
     def _on_lost(self, inbox: str, call_id: str, error: BaseException) -> None:
         LOG.warning("a reply to call %s, for inbox %s, is lost: %s", call_id, inbox, error)

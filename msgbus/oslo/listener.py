@@ -113,7 +113,11 @@ class Listener(base.Listener):  # type: ignore[misc]  # oslo.messaging has no ty
         super().stop()
 
     def cleanup(self) -> None:
-        """Unsubscribe. What was passed on and is not settled is given to others."""
+        """Unsubscribe. What was passed on and is not settled is given to others.
+
+        It waits for replies that are not sent yet: workers of services end their process by `os._exit` after this.
+        """
+        self.replies.wait(now() + CLOSE_TIMEOUT)
         with self._widening:
             self._ended = True
         self._wait_for([subscription.close() for subscription in self._subscriptions])

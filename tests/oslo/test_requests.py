@@ -397,6 +397,38 @@ def test_a_stopped_server_runs_what_it_has_taken(service: Service) -> None:
     assert answers == ["done"]
 
 
+def test_a_server_ends_when_its_replies_are_sent(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the message system is away for a moment: its process may end at once after that."""
+    bus = get_bus(service.url.removeprefix("msgbus+"))
+
+    class Last(Endpoint):
+        def last(self, _ctxt: dict[str, Any]) -> str:
+            bus.stop()
+            self.notes.put("runs")
+            return "answered"
+
+    endpoint = Last()
+    server = service.serve(endpoint)
+    answers: list[Any] = []
+    calling = threading.Thread(target=lambda: answers.append(service.client().call({}, "last")))
+    calling.start()
+    assert endpoint.taken() == "runs"
+    coming_back = threading.Timer(0.5, bus.start)
+    cleanup = server.listener.cleanup
+
+    def begin_to_clean_up() -> None:  # All methods have ended.
+        coming_back.start()
+        cleanup()
+
+    monkeypatch.setattr(server.listener, "cleanup", begin_to_clean_up)
+    server.stop()
+    server.wait()
+    server.transport.cleanup()
+    calling.join(EVENT_TIMEOUT)
+    coming_back.join(EVENT_TIMEOUT)
+    assert answers == ["answered"]
+
+
 def test_many_callers_share_a_transport(service: Service) -> None:
     """Each gets its own answer."""
     service.serve(Endpoint())
