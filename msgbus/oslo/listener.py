@@ -21,7 +21,7 @@ from msgbus.oslo.settings import MAX_PREFETCH
 LOG = get_logger(__name__)
 
 KNOWN_IDS = 1000
-"""The number of messages whose ids a listener remembers, so that it runs none of them twice."""
+"""The number of messages whose ids a listener remembers at least, so that it runs none of them twice."""
 CLOSE_TIMEOUT = 10.0
 """Seconds to wait for the message system when a listener is stopped or closed."""
 REQUEUE_DELAY, REQUEUE_DELAY_MAX = 0.1, 5.0
@@ -68,6 +68,7 @@ class Listener(base.Listener):  # type: ignore[misc]  # oslo.messaging has no ty
         self._prefetch = prefetch if batch_size is None else min(max(prefetch, 2 * batch_size), MAX_PREFETCH)
         super().__init__(batch_size or self._prefetch, batch_timeout, self._prefetch)
         self.replies = replies
+        self._known_ids = max(KNOWN_IDS, 2 * self._prefetch)  # Of those too that are not settled.
         self._transport = transport
         self._kind = kind
         self._run = run
@@ -157,7 +158,7 @@ class Listener(base.Listener):  # type: ignore[misc]  # oslo.messaging has no ty
             return True
         with self._lock:
             if incoming.unique_id not in self._known:
-                _remember(self._known, incoming.unique_id, incoming)
+                _remember(self._known, incoming.unique_id, incoming, self._known_ids)
                 return True
             first = self._known[incoming.unique_id]
         if first is None:
@@ -235,7 +236,7 @@ class Listener(base.Listener):  # type: ignore[misc]  # oslo.messaging has no ty
             return
         with self._lock:
             times = self._requeued.get(unique_id or "", 0)
-            _remember(self._requeued, unique_id or "", times + 1)
+            _remember(self._requeued, unique_id or "", times + 1, self._known_ids)
             if times:
                 self._paused[delivery.address] += 1
             paused = self._paused[delivery.address]
@@ -260,9 +261,9 @@ class Listener(base.Listener):  # type: ignore[misc]  # oslo.messaging has no ty
                 self._subscriptions.append(self._subscribe())
 
 
-def _remember(table: dict[str, Value], key: str, value: Value) -> None:
-    """Add to a table of the last `KNOWN_IDS`."""
+def _remember(table: dict[str, Value], key: str, value: Value, size: int) -> None:
+    """Add to a table of the last `size`."""
     table.pop(key, None)
     table[key] = value
-    if len(table) > KNOWN_IDS:
+    if len(table) > size:
         del table[next(iter(table))]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from msgbus.drivers.fake import FakeDriver
+from msgbus.drivers.fake import FakeDriver, get_bus
 from msgbus.lowlevel import Address, Capability, now
 from msgbus.oslo.settings import Settings
 from tests.oslo.support import Service, oslo_messaging
@@ -129,6 +129,22 @@ def test_many_small_batches(service: Service) -> None:
     found = [reader.taken() for _ in range(1500)]
     assert {len(batch) for batch in found} == {2}
     assert sorted(number for batch in found for number in batch) == list(range(3000))
+
+
+def test_no_part_of_a_large_batch_comes_twice(service: Service) -> None:
+    """When its connection is lost all of it is delivered again."""
+    reader = BatchReader()
+    listener = service.listen(reader, batch_size=1500, batch_timeout=1000)
+    notifier = service.notifier()
+    for number in range(1499):
+        notifier.info({}, "made", number)
+    gathered = listener.listener._gathered
+    end = now() + EVENT_TIMEOUT
+    while len(gathered) < 1499 and now() < end:
+        threading.Event().wait(0.01)
+    get_bus(service.url.removeprefix("msgbus+")).cut()
+    notifier.info({}, "made", 1499)
+    assert sorted(reader.taken()) == list(range(1500))
 
 
 def test_a_batch_without_a_size_ends_with_its_time(service: Service) -> None:
