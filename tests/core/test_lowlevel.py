@@ -219,6 +219,15 @@ def test_a_closed_transport_refuses(transport: MessageTransport) -> None:
         transport.subscribe([TOPIC], lambda _delivery: None, prefetch=1, deadline=now() + 1)
 
 
+def test_a_subscription_needs_an_address_and_room(transport: MessageTransport) -> None:
+    """A prefetch of 0 does not mean that there is no limit: message systems took each delivery for accepted."""
+    for prefetch in (0, -1):
+        with pytest.raises(ValueError, match=f"prefetch is 1 or more, not {prefetch}"):
+            transport.subscribe([TOPIC], lambda _delivery: None, prefetch=prefetch, deadline=now() + 1)
+    with pytest.raises(ValueError, match="no address"):
+        transport.subscribe([], lambda _delivery: None, prefetch=1, deadline=now() + 1)
+
+
 def test_settings_are_plain_values(url: str) -> None:
     """A wrong name or value is an error, which says what was meant."""
     transport = open_transport(url, {"rpc_reply_grace": 3})
