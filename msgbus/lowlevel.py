@@ -182,6 +182,8 @@ def _conf_of(settings: Mapping[str, Any]) -> cfg.ConfigOpts:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
             raise ConfigurationError(f"unknown setting {name!r}; {hint}")
+        if value is None and conf[name] is not None:  # oslo.config checks any value but this one.
+            raise ConfigurationError(f"setting {name}: it has no value; leave it out for its default")
         try:
             conf.set_override(name, value)
         except ValueError as exc:

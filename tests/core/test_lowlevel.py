@@ -239,6 +239,8 @@ def test_settings_are_plain_values(url: str) -> None:
         open_transport(url, {"zzz": 3})
     with pytest.raises(msgbus.ConfigurationError, match="setting rpc_reply_grace"):
         open_transport(url, {"rpc_reply_grace": "x"})
+    with pytest.raises(msgbus.ConfigurationError, match="setting rpc_reply_grace: it has no value"):
+        open_transport(url, {"rpc_reply_grace": None})
 
 
 def test_a_services_configuration_gets_only_the_drivers_group(url: str) -> None:
