@@ -182,6 +182,8 @@ def _conf_of(settings: Mapping[str, Any]) -> cfg.ConfigOpts:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
             raise ConfigurationError(f"unknown setting {name!r}; {hint}")
+        if value is None and conf[name] is not None:  # oslo.config checks any value but this one.
+            raise ConfigurationError(f"setting {name}: it has no value; leave it out for its default")
         try:
             conf.set_override(name, value)
         except ValueError as exc:
@@ -382,7 +384,7 @@ class MessageTransport(Transport):
             addresses: of the kinds topic, server, fanout and pool.
             on_delivery: called with each `Delivery`, on any thread, one at a time for a subscription; it must not
                 block. It may be called before this returns.
-            prefetch: how many deliveries of each address may be neither accepted nor rejected.
+            prefetch: how many deliveries of each address may be neither accepted nor rejected, 1 or more.
             deadline: until when to wait for the message system.
 
         Returns:
@@ -393,7 +395,12 @@ class MessageTransport(Transport):
             InvalidTarget: an address cannot be named on this message system.
             MessageDeliveryFailure: the message system refuses.
             CallCancelled: the transport is closed.
+            ValueError: there is no address, or `prefetch` is less than 1.
         """
+        if not addresses:
+            raise ValueError("there is no address to consume from")
+        if prefetch < 1:  # 0 is how drivers are told that a delivery counts as accepted when it comes.
+            raise ValueError(f"prefetch is 1 or more, not {prefetch!r}")
         if self.closed:
             raise CallCancelled(self.closed_reason)
         subscription = self.driver.subscribe(addresses, on_delivery, prefetch=prefetch)

@@ -75,7 +75,7 @@ class Pending(msgspec.Struct, eq=False):
         deadline: when it ends.
         grace: the option ``rpc_reply_grace``.
         repeatable: the request may be sent again.
-        monitor: seconds of silence after which the call ends before a server is known, or None.
+        monitor: seconds of silence after which the call ends before a server is known; None or 0: silence ends nothing.
         allowed_modules: those whose exceptions may be rebuilt.
         wake: called, on any thread, when there is something new.
         servers: those that run the call, by the inbox where each takes control frames.
@@ -109,6 +109,7 @@ class Pending(msgspec.Struct, eq=False):
     _taken_at: float | None = None  # when the message system took the request last; None while it is sent
     _repeat_at: float | None = None  # when it is due again, since the last server that ran it was lost
     _uncertain_since: float | None = None
+    _unheard_since: float = 0.0  # since when nothing was heard of any server though this side was connected
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.describe}>"
@@ -124,7 +125,7 @@ class Pending(msgspec.Struct, eq=False):
     @property
     def missing(self) -> str:
         """What has not come by the deadline, for the text of a timeout."""
-        return f"no answer within {self.deadline - self.began:.4g} s"
+        return f"no answer within {max(self.deadline - self.began, 0.0):.4g} s"
 
     @property
     def silence(self) -> str:
@@ -220,8 +221,8 @@ class Pending(msgspec.Struct, eq=False):
         first = self.deadline + VERDICT_WITHIN if self._awaits_verdict else self.deadline
         if self.servers:
             first = min([first, *(server.silent_since + LOST_AFTER for server in list(self.servers.values()))])
-        elif self.monitor is not None:
-            first = min(first, self._heard_at + self.monitor)
+        elif self.monitor:
+            first = min(first, self._silent_since + self.monitor)
         if self._repeat_at is not None and self._taken_at is not None:
             first = min(first, self._repeat_at)
         if self._uncertain_since is not None:
@@ -234,6 +235,11 @@ class Pending(msgspec.Struct, eq=False):
         return max(self.last_sign, self.began)
 
     @property
+    def _silent_since(self) -> float:
+        """Since when there was no sign of life that could have come, before a server is known."""
+        return max(self._heard_at, self._unheard_since)
+
+    @property
     def ready(self) -> bool:
         """Whether the caller need not wait any longer."""
         raise NotImplementedError
@@ -244,6 +250,7 @@ class Pending(msgspec.Struct, eq=False):
         `up_since` is since when this side is connected; None while it is not.
         """
         heard_since = now if up_since is None else up_since
+        self._unheard_since = max(self._unheard_since, heard_since)
         for inbox, server in list(self.servers.items()):
             server.silent_since = max(server.silent_since, heard_since)
             if self.repeatable and now >= server.silent_since + LOST_AFTER:
@@ -271,7 +278,7 @@ class Pending(msgspec.Struct, eq=False):
             is_known = self.sent or self.servers or self._uncertain_since is not None
             self._awaits_verdict = not is_known and now < self.deadline + VERDICT_WITHIN
             return None if self._awaits_verdict else MessagingTimeout(self.describe)
-        if not self.servers and self.monitor is not None and now >= self._heard_at + self.monitor:
+        if self.monitor and not self.servers and now >= self._silent_since + self.monitor:
             return MessagingTimeout(f"{self.describe}: {self.silence}")
         return None
 

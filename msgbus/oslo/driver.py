@@ -112,7 +112,7 @@ class MsgbusDriver(base.BaseDriver):  # type: ignore[misc]  # oslo.messaging has
         except MessagingException as exc:
             # Nobody there is no error, unless that was asked for: then the caller's time is over.
             timed_out = wait_for_reply and not at_least_once and isinstance(exc, MessageUndeliverable)
-            error = translated(exc, target, timed_out=bool(timed_out or now() >= deadline))
+            error = translated(exc, target, self._exchange(target), timed_out=bool(timed_out or now() >= deadline))
             raise error from exc
 
     def _call(
@@ -126,13 +126,15 @@ class MsgbusDriver(base.BaseDriver):  # type: ignore[misc]  # oslo.messaging has
         at_least_once: bool,
     ) -> Any:
         method = str(message.get("method"))
-        inbox = self.transport.inbox(deadline, f"a call of {method!r}")
+        send_timeout = self._send_timeout(retry)
+        send_until = deadline if send_timeout is None else min(deadline, now() + send_timeout)
+        inbox = self.transport.inbox(send_until, f"a call of {method!r}")
         call_id = new_id()
         body = _pack(message, ctxt, _msg_id=call_id, _reply_q=inbox, _timeout=monitor, _unique_id=new_id())
         ttl = None if deadline == FOREVER else max(deadline - now(), 0.001)
         reply = self.transport.call(
             self._address(target),
-            Message(body, JSON, call_id, ttl, send_timeout=self._send_timeout(retry)),
+            Message(body, JSON, call_id, ttl, send_timeout=send_timeout),
             call_id=call_id,
             deadline=deadline,
             method=method,
@@ -178,7 +180,7 @@ class MsgbusDriver(base.BaseDriver):  # type: ignore[misc]  # oslo.messaging has
             self.transport.send_and_wait(address, out, deadline, what="a notification to", mandatory=True, repeat=True)
         except MessageUndeliverable as exc:
             if self._stores:
-                raise translated(exc, target) from exc
+                raise translated(exc, target, exchange) from exc
             if address not in self._unread:
                 self._unread.add(address)
                 LOG.warning(
@@ -187,7 +189,7 @@ class MsgbusDriver(base.BaseDriver):  # type: ignore[misc]  # oslo.messaging has
                     self.transport.driver.state,
                 )
         except MessagingException as exc:
-            raise translated(exc, target) from exc
+            raise translated(exc, target, exchange) from exc
 
     def _send_timeout(self, retry: int | None) -> float | None:
         """Seconds in which a message has to be sent, for a number of retries; None: for as long as it takes."""

@@ -16,12 +16,13 @@ from msgbus import (
 )
 
 
-def translated(error: MessagingException, target: Any, *, timed_out: bool = False) -> Exception:
+def translated(error: MessagingException, target: Any, exchange: str, *, timed_out: bool = False) -> Exception:
     """The error of oslo.messaging for one of msgbus.
 
     Args:
         error: of msgbus.
         target: of oslo.messaging, where the message was sent to.
+        exchange: of that target, or the default one.
         timed_out: the caller's time is over.
     """
     text = str(error)
@@ -32,7 +33,7 @@ def translated(error: MessagingException, target: Any, *, timed_out: bool = Fals
         translation = oslo_messaging.InvalidTarget(text, target)
     elif isinstance(error, MessageUndeliverable):
         topic = f"{target.topic}.{target.server}" if target.server else target.topic
-        translation = oslo_messaging.MessageUndeliverable(error, target.exchange, topic, text)
+        translation = oslo_messaging.MessageUndeliverable(error, exchange, topic, text)
     elif isinstance(error, MessageDeliveryFailure):
         translation = oslo_messaging.MessageDeliveryFailure(text)
     else:

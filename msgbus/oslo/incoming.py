@@ -5,20 +5,23 @@ from __future__ import annotations
 import enum
 import sys
 import threading
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 import oslo_messaging
 from oslo_messaging._drivers import base, common
 from oslo_serialization import jsonutils
 
-from msgbus import MessagingException
+from msgbus import MessageTooLarge, MessageUndeliverable, MessagingException
 from msgbus.foreign import get_logger
-from msgbus.lowlevel import JSON, Address, Capability, Delivery, Message, MessageTransport, new_id, now
+from msgbus.lowlevel import JSON, Address, Capability, Delivery, Message, MessageTransport, Sent, new_id, now
 
 LOG = get_logger(__name__)
 
 CONTEXT = "_context_"
 """With this before its name a part of the context travels in the payload."""
+REPLY_TTL = 60.0
+"""Seconds for which a reply is kept at least, for a client that is there, or while the message system is away."""
 GONE_FOR = 60.0
 """Seconds for which replies to a client that was away for too long are tried only once."""
 MAX_GONE = 200
@@ -29,34 +32,57 @@ class Replies:
     """Sends replies, and remembers whose client is gone. Thread-safe."""
 
     def __init__(self, transport: MessageTransport, timeout: float) -> None:
-        """Try each reply for `timeout` seconds: its client may be reconnecting."""
+        """Try each reply for `timeout` seconds if its client is away, which may be reconnecting; 0: try it once."""
         self._transport = transport
         self._timeout = timeout
+        self._ttl = max(timeout, REPLY_TTL)
         self._gone: dict[str, float] = {}  # by inbox, until when
+        self._under_way: set[Future[Sent]] = set()  # first tries that have not ended
 
-    def send(self, inbox: str, call_id: str, payload: dict[str, Any]) -> None:
+    def send(self, inbox: str, call_id: str, payload: dict[str, Any], *, is_about_size: bool = False) -> None:
         """Send a reply to an inbox. It does not wait; if it is lost, the log says so.
+
+        If it is larger than the message system takes, the caller gets that as the server's failure.
 
         Raises:
             Exception: it cannot be written as JSON.
         """
         body = jsonutils.dump_as_bytes(common.serialize_msg({**payload, "_msg_id": call_id, "_unique_id": new_id()}))
         began = now()
-        until = began if self._gone.get(inbox, 0.0) > began else began + self._timeout
+        away_until = began if self._gone.get(inbox, 0.0) > began else began + self._timeout
 
         def on_outcome(error: BaseException | None) -> None:
             if error is not None:
                 self._on_lost(inbox, call_id, error)
+            if isinstance(error, MessageTooLarge) and not is_about_size:
+                too_large = MessageTooLarge(f"the answer: {error}")
+                failure = common.serialize_remote_exception((MessageTooLarge, too_large, None))
+                answer = {"result": None, "failure": failure, "ending": True}
+                self.send(inbox, call_id, answer, is_about_size=True)
 
         # Its id differs from that of other replies to the call: signs of life come before the answer.
-        message = Message(body, JSON, f"{call_id[:32]}.{new_id()[:8]}", self._timeout)
-        address = Address("inbox", name=inbox)
-        self._transport.send(
-            address, message, mandatory=True, until=until, retry_undeliverable=until, on_outcome=on_outcome
+        message = Message(body, JSON, f"{call_id[:32]}.{new_id()[:8]}", self._ttl)
+        sent = self._transport.send(
+            Address("inbox", name=inbox),
+            message,
+            mandatory=True,
+            until=began + self._ttl,
+            retry_undeliverable=away_until,
+            on_outcome=on_outcome,
         )
+        if not sent.done():
+            self._under_way.add(sent)
+            sent.add_done_callback(self._under_way.discard)
+
+    def wait(self, until: float) -> None:
+        """Wait until the message system has taken, or refused, what was sent before, or `until`."""
+        for sent in self._under_way.copy():
+            self._transport.wait_for(sent, until)
 
     def _on_lost(self, inbox: str, call_id: str, error: BaseException) -> None:
         LOG.warning("a reply to call %s, for inbox %s, is lost: %s", call_id, inbox, error)
+        if not isinstance(error, MessageUndeliverable):
+            return  # The client may well be there.
         while len(self._gone) >= MAX_GONE:
             self._gone.pop(next(iter(self._gone)), None)
         self._gone[inbox] = now() + GONE_FOR
@@ -65,7 +91,7 @@ class Replies:
         """Tell a client that its call still runs. If that is lost, the next one follows soon."""
         payload = {"result": None, "failure": None, "ending": False, "_msg_id": call_id, "_unique_id": new_id()}
         body = jsonutils.dump_as_bytes(common.serialize_msg(payload))
-        message = Message(body, JSON, f"{call_id[:32]}.{new_id()[:8]}", self._timeout)
+        message = Message(body, JSON, f"{call_id[:32]}.{new_id()[:8]}", self._ttl)
         self._transport.send(Address("inbox", name=inbox), message, mandatory=False)
 
 
@@ -125,6 +151,7 @@ class Incoming(base.RpcIncomingMessage):  # type: ignore[misc]  # oslo.messaging
         self._deliveries = [delivery]
         self._state = _State.OPEN
         self._settling = threading.Lock()
+        self._is_answered = False
 
     def join(self, delivery: Delivery) -> bool:
         """The message has come again. False if this one is forgotten; else that one is settled as this one is."""
@@ -187,6 +214,7 @@ class Incoming(base.RpcIncomingMessage):  # type: ignore[misc]  # oslo.messaging
 
     def reply(self, reply: Any = None, failure: Any = None) -> None:
         """Answer the caller, if there is one."""
+        self._is_answered = True
         if self._call_id is None or self._inbox is None:
             return
         replies = self._listener.replies
@@ -202,7 +230,14 @@ class Incoming(base.RpcIncomingMessage):  # type: ignore[misc]  # oslo.messaging
             raise
 
     def heartbeat(self) -> None:
-        """Tell the caller that the call still runs, if it has asked for that: others would not understand it."""
+        """Tell the caller that the call still runs, if it has asked for that: others would not understand it.
+
+        Raises:
+            MessageDeliveryFailure: the call is answered.
+        """
+        if self._is_answered:
+            # If no method was found, the thread that calls this goes on after the answer, until this raises.
+            raise oslo_messaging.MessageDeliveryFailure("the call is answered, and runs no more")
         if self._call_id is not None and self._inbox is not None and self.client_timeout:
             self._listener.replies.send_sign_of_life(self._inbox, self._call_id)
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from concurrent.futures import Future
+from functools import partial
+from typing import TypeVar
 
 from oslo_messaging._drivers import base, common
 from oslo_serialization import jsonutils
@@ -13,16 +16,19 @@ from msgbus import MessagingException
 from msgbus.foreign import get_logger
 from msgbus.lowlevel import FOREVER, Address, Delivery, MessageTransport, Subscription, now
 from msgbus.oslo.incoming import Incoming, Replies, can_requeue
+from msgbus.oslo.settings import MAX_PREFETCH
 
 LOG = get_logger(__name__)
 
 KNOWN_IDS = 1000
-"""The number of messages whose ids a listener remembers, so that it runs none of them twice."""
+"""The number of messages whose ids a listener remembers at least, so that it runs none of them twice."""
 CLOSE_TIMEOUT = 10.0
 """Seconds to wait for the message system when a listener is stopped or closed."""
 REQUEUE_DELAY, REQUEUE_DELAY_MAX = 0.1, 5.0
 """Seconds after which a message is given back for the second time; twice as long each time, up to the latter. With one
 listener it comes back to the one that has given it back."""
+WIDEST = 16
+"""How many subscriptions a listener may have; see `Listener._widen_for`."""
 
 Value = TypeVar("Value")
 Run = Callable[..., None]
@@ -53,24 +59,30 @@ class Listener(base.Listener):  # type: ignore[misc]  # oslo.messaging has no ty
             replies: answers requests.
             kind: of the messages.
             prefetch: how many messages of an address may be unsettled.
-            batch_size: of how many messages a batch is made; None: of all that come in `batch_timeout`.
+            batch_size: of how many messages a batch is made, `MAX_PREFETCH` at most; None: of all that come in
+                `batch_timeout`.
             batch_timeout: seconds after its first message when a smaller batch is passed on; None: never.
             run: by which everything is called that comes from the message system.
         """
         # While a batch is processed the next one has to find room.
-        self._prefetch = prefetch if batch_size is None else max(prefetch, 2 * batch_size)
-        super().__init__(batch_size or self._prefetch, batch_timeout)
+        self._prefetch = prefetch if batch_size is None else min(max(prefetch, 2 * batch_size), MAX_PREFETCH)
+        super().__init__(batch_size or self._prefetch, batch_timeout, self._prefetch)
         self.replies = replies
+        self._known_ids = max(KNOWN_IDS, 2 * self._prefetch)  # Of those too that are not settled.
         self._transport = transport
         self._kind = kind
         self._run = run
         self._lock = threading.Lock()
         self._known: dict[str, Incoming | None] = {}  # by unique id; None: it is settled
         self._requeued: dict[str, int] = {}  # by unique id, how often
+        self._paused: Counter[Address] = Counter()  # how many wait to be given back
         self._gathered: list[Incoming] = []
         self._batch_number = 0  # of the one that is gathered
         self._started = False
-        self._subscription: Subscription
+        self._widening = threading.Lock()
+        self._ended = False
+        self._subscriptions: list[Subscription] = []
+        self._subscribe: Callable[[], Subscription]
 
     def listen(self, addresses: Sequence[Address]) -> None:
         """Begin to consume. It returns when the message system has confirmed it, however long that takes.
@@ -78,12 +90,9 @@ class Listener(base.Listener):  # type: ignore[misc]  # oslo.messaging has no ty
         Raises:
             MessagingException: it refuses.
         """
-        self._subscription = self._transport.subscribe(
-            addresses,
-            lambda delivery: self._run(self._on_delivery, delivery),
-            prefetch=self._prefetch,
-            deadline=FOREVER,
-        )
+        take, prefetch = partial(self._run, self._on_delivery), self._prefetch
+        self._subscriptions.append(self._transport.subscribe(addresses, take, prefetch=prefetch, deadline=FOREVER))
+        self._subscribe = partial(self._transport.driver.subscribe, addresses, take, prefetch=prefetch)
 
     def start(self, on_incoming_callback: Callable[[list[Incoming]], object]) -> None:
         """Pass on what has come, and what comes from now on."""
@@ -94,7 +103,9 @@ class Listener(base.Listener):  # type: ignore[misc]  # oslo.messaging has no ty
 
     def stop(self) -> None:
         """Pass on what has come, and nothing more. Returns when that is done."""
-        self._wait_for(self._subscription.stop())
+        with self._widening:
+            self._ended = True
+        self._wait_for([subscription.stop() for subscription in self._subscriptions])
         batches = self._full_batches()
         with self._lock:
             rest, self._gathered = self._gathered, []
@@ -103,17 +114,25 @@ class Listener(base.Listener):  # type: ignore[misc]  # oslo.messaging has no ty
         super().stop()
 
     def cleanup(self) -> None:
-        """Unsubscribe. What was passed on and is not settled is given to others."""
-        self._wait_for(self._subscription.close())
+        """Unsubscribe. What was passed on and is not settled is given to others.
 
-    def _wait_for(self, done: Any) -> None:
-        try:
-            if self._transport.wait_for(done, now() + CLOSE_TIMEOUT):
-                done.result()
-            else:
-                LOG.warning("%s has not confirmed the end of a subscription", self._transport.driver.state)
-        except MessagingException as exc:
-            LOG.warning("a subscription was not ended cleanly: %s", exc)
+        It waits for replies that are not sent yet: workers of services end their process by `os._exit` after this.
+        """
+        self.replies.wait(now() + CLOSE_TIMEOUT)
+        with self._widening:
+            self._ended = True
+        self._wait_for([subscription.close() for subscription in self._subscriptions])
+
+    def _wait_for(self, ends: Sequence[Future[None]]) -> None:
+        until = now() + CLOSE_TIMEOUT
+        for done in ends:
+            try:
+                if self._transport.wait_for(done, until):
+                    done.result()
+                else:
+                    LOG.warning("%s has not confirmed the end of a subscription", self._transport.driver.state)
+            except MessagingException as exc:
+                LOG.warning("a subscription was not ended cleanly: %s", exc)
 
     # What comes
 
@@ -139,7 +158,7 @@ class Listener(base.Listener):  # type: ignore[misc]  # oslo.messaging has no ty
             return True
         with self._lock:
             if incoming.unique_id not in self._known:
-                _remember(self._known, incoming.unique_id, incoming)
+                _remember(self._known, incoming.unique_id, incoming, self._known_ids)
                 return True
             first = self._known[incoming.unique_id]
         if first is None:
@@ -209,7 +228,7 @@ class Listener(base.Listener):  # type: ignore[misc]  # oslo.messaging has no ty
         self._run(self._on_delivery, delivery)
 
     def give_back(self, delivery: Delivery, unique_id: str | None) -> None:
-        """Give a message back; if that is not the first time, a while later."""
+        """Give a message back; if that is not the first time, a while later, and others come meanwhile."""
         self.forget(unique_id)
         if not can_requeue(self._transport):
             LOG.warning("%s takes no messages back: %s is dropped", self._transport.driver.state, unique_id)
@@ -217,17 +236,34 @@ class Listener(base.Listener):  # type: ignore[misc]  # oslo.messaging has no ty
             return
         with self._lock:
             times = self._requeued.get(unique_id or "", 0)
-            _remember(self._requeued, unique_id or "", times + 1)
+            _remember(self._requeued, unique_id or "", times + 1, self._known_ids)
+            if times:
+                self._paused[delivery.address] += 1
+            paused = self._paused[delivery.address]
         if times == 0:
             delivery.reject(requeue=True)
         else:
             delay = min(REQUEUE_DELAY * 2.0 ** (times - 1), REQUEUE_DELAY_MAX)
-            self._transport.loop.call_later(delay, delivery.reject, True)
+            self._transport.loop.call_later(delay, self._run, self._end_pause, delivery)
+            self._widen_for(paused)
+
+    def _end_pause(self, delivery: Delivery) -> None:
+        with self._lock:
+            self._paused[delivery.address] -= 1
+        delivery.reject(requeue=True)
+
+    def _widen_for(self, paused: int) -> None:
+        """Subscribe once more, if with so many of one address paused there is less than half a prefetch for others."""
+        # What is given back is the first to come again. So there may never be room for what is behind it.
+        with self._widening:
+            count = len(self._subscriptions)
+            if paused >= count * self._prefetch - self._prefetch // 2 and count < WIDEST and not self._ended:
+                self._subscriptions.append(self._subscribe())
 
 
-def _remember(table: dict[str, Value], key: str, value: Value) -> None:
-    """Add to a table of the last `KNOWN_IDS`."""
+def _remember(table: dict[str, Value], key: str, value: Value, size: int) -> None:
+    """Add to a table of the last `size`."""
     table.pop(key, None)
     table[key] = value
-    if len(table) > KNOWN_IDS:
+    if len(table) > size:
         del table[next(iter(table))]

@@ -26,6 +26,9 @@ PREFETCH, RETRY_INTERVAL, REPLY_TIMEOUT = (
 )
 """Options of that group that say something of this driver itself, on every message system."""
 
+MAX_PREFETCH = 65_535
+"""The most that RabbitMQ's protocol has a number for."""
+
 _named: set[str] = set()
 
 
@@ -73,7 +76,8 @@ def read_settings(conf: cfg.ConfigOpts, url: Any) -> Settings:
     # Written and read again, so that it is checked as any other, and the names with an s at the end mean TLS.
     text = TransportURL(name, url.virtual_host or None, hosts, query).unmasked()
     found = {
-        "prefetch": own.get(PREFETCH) or None,  # 0, oslo.messaging's default, is no limit there.
+        # 0, oslo.messaging's default, is no limit there, nor is what is below it.
+        "prefetch": min(own[PREFETCH], MAX_PREFETCH) if own.get(PREFETCH, 0) > 0 else None,
         "retry_interval": own.get(RETRY_INTERVAL),
         "reply_timeout": own.get(REPLY_TIMEOUT),
     }

@@ -135,7 +135,7 @@ class Connection:
             topic: no part of it is taken for a host.
             exchange_name: None means the option ``control_exchange``.
             ack_on_error: if the callback raises, True drops the message (the error is logged), and False calls it
-                again after a second.
+                again after a second. Others come meanwhile.
 
         Raises:
             As `create_consumer`.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from msgbus import current
@@ -19,6 +21,7 @@ from msgbus.executor import Executor
 from msgbus.foreign import get_logger
 from msgbus.interceptors import InterceptedRequest, Interceptor, Once, chain
 from msgbus.message import Request
+from msgbus.notify.widening import WideSubscription
 from msgbus.payload import Payload, decode
 from msgbus.target import Target
 from msgbus.transport import Transport
@@ -49,6 +52,8 @@ class PoolConsumer:
         self._interceptors = interceptors
         self._subscription: Subscription | None = None
         self._stopping = False
+        self._lock = threading.Lock()
+        self._paused = 0  # How many messages wait to be tried again.
         self._context = ServerContext()
         self._server = process_name()
         self._executor: Executor[Delivery] = Executor(
@@ -66,7 +71,9 @@ class PoolConsumer:
         """
         option, driver = self._transport.option, self._transport.driver
         end = Loop.now() + (option("rpc_response_timeout") if timeout is None else timeout)
-        subscription = driver.subscribe([self._address], self._executor.submit, prefetch=option("rpc_prefetch"))
+        prefetch = option("rpc_prefetch")
+        subscribe = partial(driver.subscribe, [self._address], self._executor.submit, prefetch=prefetch)
+        subscription = subscribe() if self._ack_on_error else WideSubscription(subscribe, prefetch)
         self._subscription = subscription
         wait_for(self._transport.loop, subscription.ready, end, f"{self._address} cannot be consumed from", driver)
 
@@ -113,7 +120,7 @@ class PoolConsumer:
         except BaseException:  # sys.exit() too: the message has to be acknowledged
             if not self._ack_on_error:
                 LOG.exception("message %s to %s raised, and is tried again", message.id, delivery.address)
-                self._transport.loop.call_later(RETRY_DELAY, lambda: self._try_again(delivery))
+                self._pause(delivery)
                 return
             LOG.exception("message %s to %s raised, and is dropped", message.id, delivery.address)
         delivery.accept()
@@ -150,7 +157,19 @@ class PoolConsumer:
         finally:
             once.end()
 
+    def _pause(self, delivery: Delivery) -> None:
+        """Have the callback called again for a message in a while. Others come meanwhile."""
+        with self._lock:
+            self._paused += 1
+            paused = self._paused
+        self._transport.loop.call_later(RETRY_DELAY, lambda: self._try_again(delivery))
+        subscription = self._subscription
+        if isinstance(subscription, WideSubscription):
+            subscription.widen_for(paused)
+
     def _try_again(self, delivery: Delivery) -> None:
+        with self._lock:
+            self._paused -= 1
         # It is not given back meanwhile: RabbitMQ 4 drops a message that was given back twenty times.
         if self._stopping:
             delivery.reject(requeue=True)

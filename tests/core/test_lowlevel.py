@@ -106,6 +106,13 @@ def test_a_call_without_an_answer_times_out_and_says_what_is_known(transport: Me
         call(transport, deadline=now() + 0.2, method="resize")
 
 
+def test_a_call_whose_time_is_over_when_it_is_sent_says_so(transport: MessageTransport) -> None:
+    """And not that it had a negative time."""
+    Server(transport, ())
+    with pytest.raises(msgbus.MessagingTimeout, match="no answer within 0 s"):
+        call(transport, deadline=now() - 0.001)
+
+
 def test_silence_ends_a_monitored_call(transport: MessageTransport) -> None:
     """So it does not wait until its deadline for a server that is dead."""
     Server(transport, ({"ending": False},))
@@ -212,6 +219,15 @@ def test_a_closed_transport_refuses(transport: MessageTransport) -> None:
         transport.subscribe([TOPIC], lambda _delivery: None, prefetch=1, deadline=now() + 1)
 
 
+def test_a_subscription_needs_an_address_and_room(transport: MessageTransport) -> None:
+    """A prefetch of 0 does not mean that there is no limit: message systems took each delivery for accepted."""
+    for prefetch in (0, -1):
+        with pytest.raises(ValueError, match=f"prefetch is 1 or more, not {prefetch}"):
+            transport.subscribe([TOPIC], lambda _delivery: None, prefetch=prefetch, deadline=now() + 1)
+    with pytest.raises(ValueError, match="no address"):
+        transport.subscribe([], lambda _delivery: None, prefetch=1, deadline=now() + 1)
+
+
 def test_settings_are_plain_values(url: str) -> None:
     """A wrong name or value is an error, which says what was meant."""
     transport = open_transport(url, {"rpc_reply_grace": 3})
@@ -223,6 +239,8 @@ def test_settings_are_plain_values(url: str) -> None:
         open_transport(url, {"zzz": 3})
     with pytest.raises(msgbus.ConfigurationError, match="setting rpc_reply_grace"):
         open_transport(url, {"rpc_reply_grace": "x"})
+    with pytest.raises(msgbus.ConfigurationError, match="setting rpc_reply_grace: it has no value"):
+        open_transport(url, {"rpc_reply_grace": None})
 
 
 def test_a_services_configuration_gets_only_the_drivers_group(url: str) -> None:

@@ -330,6 +330,23 @@ def test_monitor_of_a_stock_server() -> None:
     assert "no sign of life" in str(error)
 
 
+def test_monitor_while_this_side_is_not_connected() -> None:
+    """Silence says nothing of a server then: the request may not even be sent. It counts from the connection on."""
+    pending, _ = call(monitor=5.0)
+    assert check(pending, NOW + 6, None) is None
+    assert pending.next_check() == NOW + 11
+    assert check(pending, NOW + 11, NOW + 8) is None
+    assert check(pending, NOW + 12.9, NOW + 8) is None
+    assert type(check(pending, NOW + 13, NOW + 8)) is MessagingTimeout
+
+
+def test_a_monitor_of_0_is_none() -> None:
+    """As in oslo.messaging."""
+    pending, _ = call(monitor=0)
+    assert pending.next_check() == DEADLINE
+    assert check(pending, DEADLINE - 1) is None
+
+
 def test_monitor_of_a_msgbus_server() -> None:
     """A server of msgbus sends keepalives by itself: once it has begun, the monitor time does not matter."""
     pending, _ = call(monitor=5.0)

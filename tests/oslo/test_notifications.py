@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from msgbus.drivers.fake import FakeDriver
+from msgbus.drivers.fake import FakeDriver, get_bus
 from msgbus.lowlevel import Address, Capability, now
+from msgbus.oslo.settings import Settings
 from tests.oslo.support import Service, oslo_messaging
 from tests.support import EVENT_TIMEOUT
 
@@ -130,6 +131,22 @@ def test_many_small_batches(service: Service) -> None:
     assert sorted(number for batch in found for number in batch) == list(range(3000))
 
 
+def test_no_part_of_a_large_batch_comes_twice(service: Service) -> None:
+    """When its connection is lost all of it is delivered again."""
+    reader = BatchReader()
+    listener = service.listen(reader, batch_size=1500, batch_timeout=1000)
+    notifier = service.notifier()
+    for number in range(1499):
+        notifier.info({}, "made", number)
+    gathered = listener.listener._gathered
+    end = now() + EVENT_TIMEOUT
+    while len(gathered) < 1499 and now() < end:
+        threading.Event().wait(0.01)
+    get_bus(service.url.removeprefix("msgbus+")).cut()
+    notifier.info({}, "made", 1499)
+    assert sorted(reader.taken()) == list(range(1500))
+
+
 def test_a_batch_without_a_size_ends_with_its_time(service: Service) -> None:
     """All that comes in that time is one batch."""
     reader = BatchReader()
@@ -138,6 +155,22 @@ def test_a_batch_without_a_size_ends_with_its_time(service: Service) -> None:
     for number in range(3):
         notifier.info({}, "made", number)
     assert reader.taken() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("size", [40_000, 100_000])
+def test_a_batch_is_as_large_as_message_systems_allow(
+    service: Service, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """RabbitMQ has no number for more; such a listener waited for ever when it was started."""
+    subscribe, found = FakeDriver.subscribe, []
+
+    def note(driver: FakeDriver, addresses: Any, on_delivery: Any, *, prefetch: int) -> Any:
+        found.append(prefetch)
+        return subscribe(driver, addresses, on_delivery, prefetch=prefetch)
+
+    monkeypatch.setattr(FakeDriver, "subscribe", note)
+    listener = service.listen(BatchReader(), batch_size=size).listener
+    assert (found, listener.batch_size) == ([65_535], min(size, 65_535))
 
 
 def test_a_stopped_listener_passes_on_a_batch_that_is_not_full(service: Service) -> None:
@@ -163,6 +196,29 @@ def test_what_is_given_back_comes_again(service: Service) -> None:
     service.listen(reader, allow_requeue=True)
     service.notifier().info({}, "made", 1)
     assert [reader.taken()[3] for _ in range(5)] == [1] * 5
+
+
+def test_many_that_are_given_back_keep_no_other_one_away(service: Service) -> None:
+    """As many as may be unsettled, which are the first to come again each time."""
+
+    class Choosy(Reader):
+        def info(self, _ctxt: Any, publisher_id: str, event_type: str, payload: Any, _metadata: Any) -> Any:
+            if event_type == "unwelcome":
+                return REQUEUE
+            return super().info(_ctxt, publisher_id, event_type, payload, _metadata)
+
+    notifier = service.notifier()
+    for number in range(2 * Settings.prefetch):
+        notifier.info({}, "unwelcome", number)
+    notifier.info({}, "welcome", 1)
+    reader = Choosy()
+    listener = service.listen(reader, allow_requeue=True)
+    assert reader.taken()[3] == 1
+    listener.stop()
+    listener.wait()
+    handled = Reader()
+    service.listen(handled)
+    assert sorted(handled.taken()[3] for _ in range(2 * Settings.prefetch)) == list(range(2 * Settings.prefetch))
 
 
 def test_a_batch_is_given_back_as_a_whole(service: Service) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from typing import Any
 
 import pytest
 
 from msgbus.drivers.fake import get_bus
-from msgbus.exceptions import TransportUnavailable
+from msgbus.exceptions import MessageUndeliverable, TransportUnavailable
 from msgbus.lowlevel import JSON, Address, Message, now
+from msgbus.oslo.incoming import Replies
 from msgbus.oslo.settings import Settings
 from tests.oslo.support import Endpoint, Service, oslo_messaging
 from tests.support import EVENT_TIMEOUT
@@ -59,18 +61,81 @@ def test_a_result_that_cannot_be_written_ends_the_call(service: Service) -> None
         service.client().call({}, "unwritable")
 
 
+@pytest.mark.parametrize("method", ["big", "fail_big"])
+def test_an_answer_that_is_too_large_ends_the_call(service: Service, method: str) -> None:
+    """The caller learns it at once, with the limit, and does not wait until its timeout."""
+
+    class Big(Endpoint):
+        def big(self, _ctxt: dict[str, Any]) -> str:
+            return "x" * 5000
+
+        def fail_big(self, _ctxt: dict[str, Any]) -> None:
+            raise ValueError("x" * 5000)
+
+    service.url += "?max_message_size=4096"
+    service.serve(Big())
+    with pytest.raises(oslo_messaging.RemoteError, match=r"the answer.*takes at most 4096 bytes") as caught:
+        service.client().call({}, method)
+    assert caught.value.exc_type == "MessageTooLarge"
+
+
+def test_a_reply_that_could_not_be_sent_says_nothing_of_its_client(service: Service) -> None:
+    """Only one that nobody takes does. The next reply is tried until the client is back."""
+    bus = get_bus(service.url.removeprefix("msgbus+"))
+
+    class Losing(Endpoint):
+        def lose(self, _ctxt: dict[str, Any]) -> None:
+            bus.fail_next(TransportUnavailable("the message system was away for too long"))
+
+        def answer_late(self, _ctxt: dict[str, Any]) -> str:
+            bus.fail_next(MessageUndeliverable("the inbox of the client is not back yet"))
+            return "late"
+
+    service.serve(Losing())
+    client = service.client()
+    with pytest.raises(oslo_messaging.MessagingTimeout):
+        client.prepare(timeout=0.3).call({}, "lose")
+    assert client.call({}, "answer_late") == "late"
+
+
+def test_a_server_that_tries_no_reply_again_replies_all_the_same(service: Service) -> None:
+    """`kombu_missing_consumer_retry_timeout = 0`: only a client that is away gets no reply, whatever else happens."""
+    bus = get_bus(service.url.removeprefix("msgbus+"))
+
+    class Cut(Endpoint):
+        def cut(self, _ctxt: dict[str, Any]) -> str:
+            bus.fail_next(TransportUnavailable("cut", maybe_delivered=True))
+            return "again"
+
+    server = service.serve(Cut())
+    server.listener.replies = Replies(server.transport._driver.transport, 0.0)
+    client = service.client()
+    assert client.call({}, "echo", value=1)["value"] == 1
+    assert client.call({}, "cut") == "again"
+
+
 def test_a_call_for_nobody_times_out(service: Service) -> None:
     """As with stock oslo.messaging, where it is not known whether anybody is there."""
     with pytest.raises(oslo_messaging.MessagingTimeout, match="nobody"):
         service.client(timeout=0.3).call({}, "echo", value=1)
 
 
+def test_retries_bound_the_first_call_too(service: Service) -> None:
+    """Which needs a queue for replies before it can be sent."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # Nobody listens there.
+        service.url = f"msgbus+rabbit://127.0.0.1:{taken.getsockname()[1]}/"
+        with pytest.raises(oslo_messaging.MessageDeliveryFailure, match="refused"):
+            service.client(retry=0).call({}, "echo", value=1)
+
+
 def test_at_least_once_says_that_nobody_is_there(service: Service) -> None:
     """At once, for calls and casts."""
     options = oslo_messaging.TransportOptions(at_least_once=True)
     client = service.client(transport_options=options)
-    with pytest.raises(oslo_messaging.MessageUndeliverable):
+    with pytest.raises(oslo_messaging.MessageUndeliverable) as caught:
         client.call({}, "echo", value=1)
+    assert (caught.value.exchange, caught.value.routing_key) == ("openstack", "t")
     with pytest.raises(oslo_messaging.MessageUndeliverable):
         client.cast({}, "note", value=1)
 
@@ -133,6 +198,19 @@ def test_a_monitored_call_outlives_its_monitor(service: Service, monkeypatch: py
     frames.clear()
     assert client.prepare(call_monitor_timeout=None).call({}, "wait") == "done"
     assert [reply.ending for reply in frames] == [True]
+
+
+def test_a_monitored_call_of_no_method_leaves_no_thread_behind(service: Service) -> None:
+    """oslo.messaging goes on showing life after that answer, until it cannot; the process could not end before."""
+    service.serve(Endpoint())
+    before = set(threading.enumerate())
+    with pytest.raises(oslo_messaging.RemoteError, match="NoSuchMethod"):
+        service.client(call_monitor_timeout=2).call({}, "nothing")
+    showing_life = [thread for thread in threading.enumerate() if "_watchdog" in thread.name and thread not in before]
+    for thread in showing_life:
+        thread.join(EVENT_TIMEOUT)
+    assert showing_life
+    assert not any(thread.is_alive() for thread in showing_life)
 
 
 def test_a_silent_server_ends_a_monitored_call(service: Service) -> None:
@@ -317,6 +395,38 @@ def test_a_stopped_server_runs_what_it_has_taken(service: Service) -> None:
     server.wait()
     calling.join(EVENT_TIMEOUT)
     assert answers == ["done"]
+
+
+def test_a_server_ends_when_its_replies_are_sent(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the message system is away for a moment: its process may end at once after that."""
+    bus = get_bus(service.url.removeprefix("msgbus+"))
+
+    class Last(Endpoint):
+        def last(self, _ctxt: dict[str, Any]) -> str:
+            bus.stop()
+            self.notes.put("runs")
+            return "answered"
+
+    endpoint = Last()
+    server = service.serve(endpoint)
+    answers: list[Any] = []
+    calling = threading.Thread(target=lambda: answers.append(service.client().call({}, "last")))
+    calling.start()
+    assert endpoint.taken() == "runs"
+    coming_back = threading.Timer(0.5, bus.start)
+    cleanup = server.listener.cleanup
+
+    def begin_to_clean_up() -> None:  # All methods have ended.
+        coming_back.start()
+        cleanup()
+
+    monkeypatch.setattr(server.listener, "cleanup", begin_to_clean_up)
+    server.stop()
+    server.wait()
+    server.transport.cleanup()
+    calling.join(EVENT_TIMEOUT)
+    coming_back.join(EVENT_TIMEOUT)
+    assert answers == ["answered"]
 
 
 def test_many_callers_share_a_transport(service: Service) -> None:

@@ -88,6 +88,12 @@ def test_they_may_stand_in_the_url_too(caplog: pytest.LogCaptureFixture) -> None
     assert "heartbeat_rate" in caplog.text
 
 
+@pytest.mark.parametrize(("count", "prefetch"), [(-1, 64), (0, 64), (1, 1), (65_535, 65_535), (65_536, 65_535)])
+def test_the_prefetch_is_one_that_rabbitmq_takes(count: int, prefetch: int) -> None:
+    """oslo.messaging takes any number; without a limit it is the default of this driver."""
+    assert settings_of(f"msgbus+rabbit://h/?rabbit_qos_prefetch_count={count}").prefetch == prefetch
+
+
 def test_and_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """As oslo.config reads it."""
     monkeypatch.setenv("OS_OSLO_MESSAGING_RABBIT__HEARTBEAT_TIMEOUT_THRESHOLD", "9")

@@ -857,6 +857,22 @@ def test_pool_calls_again_after_an_exception(connection: rpc.Connection) -> None
     assert seen.get(timeout=EVENT_TIMEOUT) == seen.get(timeout=EVENT_TIMEOUT)
 
 
+def test_messages_that_a_pool_calls_again_for_keep_no_other_one_away(connection: rpc.Connection) -> None:
+    """Also as many as a member may hold."""
+    welcome: queue.Queue[int] = queue.Queue()
+
+    def read(message: dict[str, Any]) -> None:
+        if message["n"] < 64:
+            raise ValueError("unwelcome")
+        welcome.put(message["n"])
+
+    connection.join_consumer_pool(read, "pool", "notifications.info", ack_on_error=False)
+    connection.consume_in_thread()
+    for n in range(65):
+        rpc.notify({}, "notifications.info", {"n": n})
+    assert welcome.get(timeout=EVENT_TIMEOUT) == 64
+
+
 def test_pool_gives_back_what_it_has_not_begun(connection: rpc.Connection, conf: cfg.ConfigOpts) -> None:
     """At the end, running callbacks finish, and other messages go to another member; nothing runs twice."""
     conf.set_override("executor_thread_pool_size", 1)
