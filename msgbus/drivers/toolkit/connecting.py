@@ -134,7 +134,7 @@ class Connector:
         try:
             connection = self._dialler.dial(attempt)
             taken = self._loop.call(self._connected, connection, attempt)
-        except Exception as exc:
+        except BaseException as exc:  # A library may raise asyncio.CancelledError. Else there would be no further try.
             taken = connection is None and self._loop.call(self._failed, exc, attempt)
         if connection is not None and not taken:
             self._dialler.discard(connection)
@@ -162,7 +162,7 @@ class Connector:
         self._connected_now = True
         try:
             self._dialler.on_connected(connection)
-        except Exception as exc:  # Else there would be no further try.
+        except BaseException as exc:  # Else there would be no further try.
             LOG.exception("%s cannot be used", self._what)
             self.lose(exc)
 

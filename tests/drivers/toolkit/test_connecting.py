@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Iterator
@@ -20,10 +21,13 @@ class Hosts:
 
     def __init__(self, loop: Loop) -> None:
         self.up = {1}
+        self.faults: list[BaseException] = []
         self.connector = Connector(loop, self, 2)
         self.connected = threading.Semaphore(0)
 
     def dial(self, attempt: int) -> int:
+        if self.faults:
+            raise self.faults.pop()
         if attempt % 2 not in self.up:
             raise ConnectionRefusedError("nobody listens")
         return attempt % 2
@@ -78,5 +82,15 @@ def test_after_a_move_each_host_that_fails_is_logged_once(loop: Loop, caplog: py
     until(lambda: len(failures()) >= 3, "three tries")
     assert failures()[:3] == [("WARNING", "host 0"), ("WARNING", "host 1"), ("DEBUG", "host 0")]
     hosts.up = {0, 1}
+    assert hosts.connected.acquire(timeout=EVENT_TIMEOUT)
+    hosts.connector.close()
+
+
+@pytest.mark.parametrize("fault", [asyncio.CancelledError(), SystemExit(1)], ids=repr)
+def test_whatever_a_library_raises_a_connection_is_tried_again(loop: Loop, fault: BaseException) -> None:
+    """Also what is no `Exception`: libraries for asyncio cancel tasks of their own."""
+    hosts = Hosts(loop)
+    hosts.faults.append(fault)
+    hosts.connector.open()
     assert hosts.connected.acquire(timeout=EVENT_TIMEOUT)
     hosts.connector.close()
