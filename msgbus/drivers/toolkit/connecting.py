@@ -140,7 +140,7 @@ class Connector:
             self._dialler.discard(connection)
 
     def _failed(self, exc: BaseException, attempt: int) -> None:
-        text, permanent = self._dialler.explain(exc, attempt)
+        text, permanent = self._explain(exc, attempt)
         self._permanent = self._permanent + 1 if permanent else 0
         self._causes[attempt % self._hosts] = text
         self.error = TransportUnavailable("; also ".join(self._causes.values()))
@@ -153,6 +153,13 @@ class Connector:
         if self._permanent >= self._hosts and not self.generation:
             self._dialler.on_permanent(self.error)
         self._loop.call_later(delay, self._connect)
+
+    def _explain(self, error: BaseException, attempt: int) -> tuple[str, bool]:
+        try:
+            return self._dialler.explain(error, attempt)
+        except Exception:  # Else there would be no further try.
+            LOG.exception("an error of %s cannot be explained", self._what)
+            return f"{type(error).__name__}, which the driver cannot explain", False
 
     def _connected(self, connection: Any, attempt: int) -> None:
         if self.closed:
@@ -199,7 +206,7 @@ class Connector:
             # It broke before it was up: one more try that has failed.
             self._failed(reason if isinstance(reason, BaseException) else ConnectionError(reason), self.attempt)
             return
-        text = reason if isinstance(reason, str) else self._dialler.explain(reason, self.attempt)[0]
+        text = reason if isinstance(reason, str) else self._explain(reason, self.attempt)[0]
         self.error = error = TransportUnavailable(text, maybe_delivered=True)
         self._first = (self.attempt + 1) % self._hosts if move else 0
         # Set before anything is notified: code that finds it down calls `open`, which must not start a second try.

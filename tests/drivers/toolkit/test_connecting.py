@@ -22,6 +22,7 @@ class Hosts:
     def __init__(self, loop: Loop) -> None:
         self.up = {1}
         self.faults: list[BaseException] = []
+        self.lost: TransportUnavailable | None = None
         self.connector = Connector(loop, self, 2)
         self.connected = threading.Semaphore(0)
 
@@ -36,6 +37,8 @@ class Hosts:
         pass
 
     def explain(self, error: BaseException, attempt: int) -> tuple[str, bool]:
+        if isinstance(error, KeyError):
+            raise ZeroDivisionError("the driver has a fault")
         return f"host {attempt % 2}: {error}", False
 
     def on_connected(self, connection: int) -> None:
@@ -45,7 +48,7 @@ class Hosts:
         self.connected.release()
 
     def on_lost(self, error: TransportUnavailable) -> None:
-        pass
+        self.lost = error
 
     def let_go(self) -> None:
         pass
@@ -93,4 +96,20 @@ def test_whatever_a_library_raises_a_connection_is_tried_again(loop: Loop, fault
     hosts.faults.append(fault)
     hosts.connector.open()
     assert hosts.connected.acquire(timeout=EVENT_TIMEOUT)
+    hosts.connector.close()
+
+
+def test_an_error_that_a_driver_cannot_explain_does_not_keep_the_next_connection_away(
+    loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither while it connects, nor when the connection breaks: who waits for that is notified."""
+    hosts = Hosts(loop)
+    hosts.faults.append(KeyError("while it connects"))
+    hosts.connector.open()
+    assert hosts.connected.acquire(timeout=EVENT_TIMEOUT)
+    loop.call(hosts.connector.lose, KeyError("later"))
+    assert hosts.connected.acquire(timeout=EVENT_TIMEOUT)
+    assert hosts.lost is not None
+    assert str(hosts.lost) == "KeyError, which the driver cannot explain"
+    assert caplog.text.count("cannot be explained") == 2
     hosts.connector.close()
