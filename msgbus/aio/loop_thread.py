@@ -47,14 +47,23 @@ class LoopThreadExecutor:
             raise TransportUnavailable(f"no event loop can be created for {name}: {exc}") from exc
 
     def _work(self) -> None:
-        work = self._run()
         try:
-            asyncio.run(work)
+            with asyncio.Runner() as runner:
+                host = runner.get_loop()
+                work = host.create_task(self._run())
+                while not work.done():
+                    self._run_until_done(host, work)
         except BaseException as exc:
             if self._made.done():
                 raise
-            work.close()
             self._made.set_exception(exc)
+
+    def _run_until_done(self, host: asyncio.AbstractEventLoop, work: asyncio.Task[None]) -> None:
+        """Run the event loop until `work` is done, or something has raised what ends programs."""
+        try:
+            host.run_until_complete(work)
+        except (SystemExit, KeyboardInterrupt):  # A task or callback that is not a request's own: that is answered.
+            LOG.exception("%s: the event loop goes on, for the other requests", self._name)
 
     async def _run(self) -> None:
         self._host = asyncio.get_running_loop()

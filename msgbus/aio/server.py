@@ -15,7 +15,7 @@ from typing import Self
 from msgbus.aio.executor import TaskExecutor
 from msgbus.aio.interceptors import AsyncInterceptor
 from msgbus.aio.transport import AsyncTransport, check_transport
-from msgbus.aio.waiting import run_in_thread
+from msgbus.aio.waiting import run_in_thread, wait_in_any_case
 from msgbus.base_listener import STOP_TIMEOUT, BaseListener
 from msgbus.base_server import BaseServer, own_version
 from msgbus.dead_lettering import OnDeadLetter
@@ -101,10 +101,11 @@ class AsyncListener(BaseListener):
             await transport.wait_until_ready(subscription.ready, end, f"{self._title} cannot listen on")
         except BaseException:
             subscription.close()
-            await executor.close(0)
-            self._processor.stop()
-            if self._subscription is subscription:
+            if self._subscription is subscription:  # Otherwise another task has done this, and may have started again.
+                self._processor.stop()
                 self._subscription = self._executor = None
+            # A second cancellation must not leave threads behind.
+            await wait_in_any_case(asyncio.ensure_future(executor.close(0)))
             raise
         self._on_started()
 

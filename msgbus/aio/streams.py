@@ -173,8 +173,11 @@ class InterceptedAsyncStream(AsyncStream):
         request = client._intercepted("multicall", self._ctxt, self._method, self._kwargs, client._end_of("multicall"))
         items = await async_chain(client.interceptors, self._proceed)(request)
         self._items = items if isinstance(items, AsyncIterator) else async_only(items)
-        if self._closed:  # By another task, meanwhile.
-            await close_items(self._items)
+        if self._closed:  # By another task, meanwhile. What has not begun to iterate closes nothing itself.
+            try:
+                await close_items(self._items)
+            finally:
+                self._close()
 
     async def _proceed(self, request: InterceptedRequest) -> AsyncStream:
         client = self._client._without_interceptors(request)

@@ -226,7 +226,7 @@ class AsyncTransport(BaseTransport):
         self._begin_close()
         self.window.close()
         try:
-            await wait_in_any_case(run_in_thread(self.driver.close, "msgbus-closing"))
+            await self._close_driver()
         finally:
             open_drivers.discard(self.driver)
             await wait_in_any_case(self.loop.closing())
@@ -234,6 +234,15 @@ class AsyncTransport(BaseTransport):
             self.deadlines.wake_all()
         if not self._guard.ag_running:
             await self._guard.aclose()
+
+    async def _close_driver(self) -> None:
+        try:
+            closing = run_in_thread(self.driver.close, "msgbus-closing")
+        except RuntimeError as exc:  # There are too many.
+            LOG.warning("the transport to %s is closed without waiting for what is being sent: %s", self.url, exc)
+            self.driver.close()  # Here, on the event loop, it does not wait.
+        else:
+            await wait_in_any_case(closing)
 
 
 async def _close_with_event_loop(found: weakref.ref[AsyncTransport]) -> AsyncGenerator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -196,6 +197,37 @@ async def test_whatever_a_method_raises_its_caller_is_answered(fake_url: str, se
             await bus.client.call({}, method)
         assert await bus.client.call({}, "echo", value=1) == 1
         assert await bus.client.call({}, "plain_echo", value=1) == 1
+
+
+@pytest.mark.parametrize("method", ["leave", "leave_later"])
+@on_loop
+async def test_a_task_of_a_method_that_ends_programs_does_not_end_a_server_for_threads(
+    fake_url: str, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where arguments are parsed by what calls `sys.exit`. It is logged, and the other requests are answered."""
+
+    class Leaving(Service):
+        async def leave(self, _ctxt: Any) -> None:
+            async def child() -> None:
+                sys.exit(3)
+
+            await asyncio.gather(child())
+
+        async def leave_later(self, _ctxt: Any) -> None:
+            asyncio.get_running_loop().call_soon(sys.exit, 3)
+
+    async with serving(fake_url, Leaving(), server="sync") as bus:
+        nap = asyncio.create_task(bus.client.call({}, "nap", value=1))
+        await until(lambda: "began" in bus.service.log)
+        if method == "leave":
+            with pytest.raises(msgbus.RemoteError, match="SystemExit"):
+                await bus.client.call({}, method)
+        else:
+            await bus.client.call({}, method)
+        assert await bus.client.call({}, "echo", value=2) == 2
+        bus.service.may_go = True
+        assert await nap == 1
+        assert "the event loop goes on" in caplog.text
 
 
 @pytest.mark.parametrize("part", ["deserialize_entity", "serialize_entity", "deserialize_context"])

@@ -533,6 +533,28 @@ async def test_another_task_may_close_an_intercepted_stream() -> None:
 
 
 @on_loop
+async def test_a_stream_that_is_closed_before_its_interceptor_proceeds_leaves_nothing_open() -> None:
+    """Another task has closed it, and still has it; what the interceptor has made of its items is not iterated over."""
+    may_proceed = asyncio.Event()
+
+    async def intercept(request: InterceptedRequest, proceed: AsyncProceed) -> Any:
+        await may_proceed.wait()
+        items = await proceed(request)
+        return (item async for item in items)
+
+    async with intercepted([], [intercept]) as bus:
+        stream = bus.client.multicall({}, "drip")
+        waiting = asyncio.ensure_future(anext(stream, "end"))
+        await asyncio.sleep(0)
+        await stream.aclose()
+        may_proceed.set()
+        assert await waiting == "end"
+        assert bus.client.transport.window.idle
+        await until(lambda: bus.server.transport.server_calls == {})
+        assert "closed" in repr(stream)
+
+
+@on_loop
 async def test_an_expected_exception_is_seen_as_it_is() -> None:
     """By the interceptors; the caller gets it too."""
     seen: Log = []

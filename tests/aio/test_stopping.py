@@ -305,6 +305,28 @@ async def test_a_start_that_is_cancelled_or_late_leaves_a_server_that_can_be_sta
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
+@on_loop
+async def test_a_start_that_is_cancelled_twice_leaves_a_server_that_can_be_started(zmq_url: str) -> None:
+    """Wherever it was then; `start` neither says that it serves, nor does it wait for what was closed."""
+    async with aio.get_rpc_transport(await conf_with(), zmq_url) as transport:
+        client = aio.get_rpc_client(transport, TOPIC, timeout=EVENT_TIMEOUT)
+        server = aio.get_rpc_server(transport, SERVER, [Service()])
+        turns, ended = 0, False
+        while not ended:
+            starting = asyncio.create_task(server.start())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            ended = starting.done()
+            starting.cancel()
+            await asyncio.sleep(0)
+            starting.cancel()
+            await asyncio.wait([starting])
+            await server.start()
+            assert await client.call({}, "echo", value=turns) == turns
+            assert await server.wait(EVENT_TIMEOUT) == 0
+            turns += 1
+
+
 def test_the_thread_of_a_servers_event_loop_does_not_keep_a_program(fake_url: str) -> None:
     """Where a server for threads is never stopped, nothing waits for its event loop at the end of the program."""
     before = set(threading.enumerate())

@@ -312,6 +312,27 @@ async def test_closing_does_not_wait_for_the_programs_own_threads(zmq_url: str) 
 
 
 @on_loop
+async def test_a_transport_is_closed_where_no_thread_can_be_started(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing goes to its server any more."""
+    conf = await conf_with()
+    async with aio.get_rpc_transport(conf, url) as other:
+        client = aio.get_rpc_client(other, TOPIC, timeout=EVENT_TIMEOUT)
+        transport = aio.get_rpc_transport(conf, url)
+        await aio.get_rpc_server(transport, SERVER, [Service()]).start()
+        assert await client.call({}, "echo", value=1) == 1
+
+        def start(_thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            await transport.aclose()
+        async with aio.get_rpc_server(other, SERVER(server="two"), [Service()]):
+            for n in range(4):
+                assert await client.call({}, "echo", value=n) == n
+
+
+@on_loop
 async def test_a_transport_keeps_nothing_of_the_task_that_used_it_first(fake_url: str) -> None:
     """What a request's context holds is freed when the request is over."""
 

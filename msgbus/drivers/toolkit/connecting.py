@@ -135,7 +135,7 @@ class Connector:
         try:
             connection = self._dialler.dial(attempt)
             taken = self._loop.call(self._connected, connection, attempt)
-        except Exception as exc:
+        except BaseException as exc:  # A library may raise asyncio.CancelledError. Else there would be no further try.
             taken = connection is None and self._loop.call(self._failed, exc, attempt)
         if connection is not None and not taken:
             self._dialler.discard(connection)
@@ -143,7 +143,7 @@ class Connector:
     def _failed(self, exc: BaseException, attempt: int) -> None:
         if self._give_up():
             return
-        text, permanent = self._dialler.explain(exc, attempt)
+        text, permanent = self._explain(exc, attempt)
         self._permanent = self._permanent + 1 if permanent else 0
         self._causes[attempt % self._hosts] = text
         self.error = TransportUnavailable("; also ".join(self._causes.values()))
@@ -157,6 +157,13 @@ class Connector:
             self._dialler.on_permanent(self.error)
         self._loop.call_later(delay, self._connect)
 
+    def _explain(self, error: BaseException, attempt: int) -> tuple[str, bool]:
+        try:
+            return self._dialler.explain(error, attempt)
+        except Exception:  # Else there would be no further try.
+            LOG.exception("an error of %s cannot be explained", self._what)
+            return f"{type(error).__name__}, which the driver cannot explain", False
+
     def _connected(self, connection: Any, attempt: int) -> None:
         if self.closed:
             self._dialler.discard(connection)
@@ -165,7 +172,7 @@ class Connector:
         self._connected_now = True
         try:
             self._dialler.on_connected(connection)
-        except Exception as exc:  # Else there would be no further try.
+        except BaseException as exc:  # Else there would be no further try.
             LOG.exception("%s cannot be used", self._what)
             self.lose(exc)
 
@@ -205,7 +212,7 @@ class Connector:
         broken = self._loop.broken
         if broken is not None:
             reason = str(broken)
-        text = reason if isinstance(reason, str) else self._dialler.explain(reason, self.attempt)[0]
+        text = reason if isinstance(reason, str) else self._explain(reason, self.attempt)[0]
         self.error = error = TransportUnavailable(text, maybe_delivered=True)
         self._first = (self.attempt + 1) % self._hosts if move else 0
         # Set before anything is notified: code that finds it down calls `open`, which must not start a second try.

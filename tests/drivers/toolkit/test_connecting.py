@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Iterator
@@ -20,10 +21,14 @@ class Hosts:
 
     def __init__(self, loop: Loop) -> None:
         self.up = {1}
+        self.faults: list[BaseException] = []
+        self.lost: TransportUnavailable | None = None
         self.connector = Connector(loop, self, 2)
         self.connected = threading.Semaphore(0)
 
     def dial(self, attempt: int) -> int:
+        if self.faults:
+            raise self.faults.pop()
         if attempt % 2 not in self.up:
             raise ConnectionRefusedError("nobody listens")
         return attempt % 2
@@ -32,6 +37,8 @@ class Hosts:
         pass
 
     def explain(self, error: BaseException, attempt: int) -> tuple[str, bool]:
+        if isinstance(error, KeyError):
+            raise ZeroDivisionError("the driver has a fault")
         return f"host {attempt % 2}: {error}", False
 
     def on_connected(self, connection: int) -> None:
@@ -41,7 +48,7 @@ class Hosts:
         self.connected.release()
 
     def on_lost(self, error: TransportUnavailable) -> None:
-        pass
+        self.lost = error
 
     def let_go(self) -> None:
         pass
@@ -79,4 +86,30 @@ def test_after_a_move_each_host_that_fails_is_logged_once(loop: Loop, caplog: py
     assert failures()[:3] == [("WARNING", "host 0"), ("WARNING", "host 1"), ("DEBUG", "host 0")]
     hosts.up = {0, 1}
     assert hosts.connected.acquire(timeout=EVENT_TIMEOUT)
+    hosts.connector.close()
+
+
+@pytest.mark.parametrize("fault", [asyncio.CancelledError(), SystemExit(1)], ids=repr)
+def test_whatever_a_library_raises_a_connection_is_tried_again(loop: Loop, fault: BaseException) -> None:
+    """Also what is no `Exception`: libraries for asyncio cancel tasks of their own."""
+    hosts = Hosts(loop)
+    hosts.faults.append(fault)
+    hosts.connector.open()
+    assert hosts.connected.acquire(timeout=EVENT_TIMEOUT)
+    hosts.connector.close()
+
+
+def test_an_error_that_a_driver_cannot_explain_does_not_keep_the_next_connection_away(
+    loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither while it connects, nor when the connection breaks: who waits for that is notified."""
+    hosts = Hosts(loop)
+    hosts.faults.append(KeyError("while it connects"))
+    hosts.connector.open()
+    assert hosts.connected.acquire(timeout=EVENT_TIMEOUT)
+    loop.call(hosts.connector.lose, KeyError("later"))
+    assert hosts.connected.acquire(timeout=EVENT_TIMEOUT)
+    assert hosts.lost is not None
+    assert str(hosts.lost) == "KeyError, which the driver cannot explain"
+    assert caplog.text.count("cannot be explained") == 2
     hosts.connector.close()
