@@ -756,6 +756,23 @@ def test_server_that_answers_with_another_id_gets_no_message(place: Place) -> No
         os.close(lock)
 
 
+def test_connection_is_kept_while_an_entry_names_another_node_at_its_endpoint(place: Place) -> None:
+    """As after a crash: the process was started again at the same address, and its former entry is still there."""
+    receiver, sender, other = Receiver(), place.driver(), place.driver()
+    receiver.subscribe(other, ONE)
+    send(sender, ONE, "before")
+    lock = pretend(place, "0123456789abcdef", f"ipc://{place.socket_of(other)}")
+    try:
+        for_nobody = sender.send(TOPIC, message("x", ttl=0.5), mandatory=True)
+        while not for_nobody.done():
+            send(sender, ONE, "meanwhile")
+        error = for_nobody.exception()
+        assert isinstance(error, TransportUnavailable)
+        assert "was dialled there" in str(error)
+    finally:
+        os.close(lock)
+
+
 # Places
 
 
