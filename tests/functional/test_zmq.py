@@ -667,6 +667,8 @@ def test_malformed_frames_disturb_nobody_else(
         assert strangers[1].hear()[0][0] == frames.BYE
         strangers[2].hello(to="0" * 16)
         assert strangers[2].hear()[0][0] == frames.BYE
+        strangers[2].say(frames.record(frames.HELLO, b"\x81\xa1x" + b"\x91" * 100_000 + b"\xc0"))
+        assert strangers[2].hear()[0][0] == frames.BYE
         liar = strangers[3]
         for garbage in (b"\xff" * 30, frames.record(99), frames.record(frames.DATA, b"x"), b"\x04\xff\xff\xff\xff"):
             liar.hello()

@@ -158,8 +158,9 @@ def test_foreign_files_are_ignored_and_kept(run_dir: str, made: list[LocalMatchm
     for name in ("notes.txt", "0" * 16 + ".txt", ".hidden.node"):
         pathlib.Path(run_dir, name).write_bytes(b"rubbish")
     second = join(run_dir, made)
-    pathlib.Path(run_dir, f"{second.node}.9.node").write_bytes(b"\xc1 no msgpack")
-    assert set(first.entries()) == {first.node}
+    for number, rubbish in ((8, b"\xc1 no msgpack"), (9, b"\x81\xa1x" + b"\x91" * 100_000 + b"\xc0")):
+        pathlib.Path(run_dir, f"{second.node}.{number}.node").write_bytes(rubbish)
+        assert set(first.entries()) == {first.node}
     first.maintain()
     assert {"notes.txt", "0" * 16 + ".txt", ".hidden.node"} <= set(os.listdir(run_dir))
 

@@ -241,7 +241,7 @@ class LocalMatchmaker(Matchmaker):
                 raise ValueError(f"it belongs to node {entry.node!r}")
         except FileNotFoundError:
             return None  # It has been replaced meanwhile, and `changes` says so.
-        except (OSError, ValueError) as exc:
+        except (OSError, ValueError, RecursionError) as exc:
             if descriptors.is_shortage(exc):
                 self._read_error = f"{self._path(name)} cannot be read: {exc}; {descriptors.HINT}"
             else:
