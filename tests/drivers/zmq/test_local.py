@@ -178,6 +178,22 @@ def test_removed_files_are_written_again(run_dir: str, made: list[LocalMatchmake
     assert second.node in first.entries()
 
 
+def test_files_that_cannot_be_written_again_cost_no_descriptors(run_dir: str, made: list[LocalMatchmaker]) -> None:
+    """It is tried again and again, with as many open files as before, and done as soon as it can be."""
+    first = join(run_dir, made, TOPIC)
+    for name in os.listdir(run_dir):
+        os.unlink(os.path.join(run_dir, name))
+    in_the_way = os.path.join(run_dir, f"{first.node}.lock")
+    os.mkdir(in_the_way)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        first.maintain()
+    assert len(os.listdir("/proc/self/fd")) == before
+    os.rmdir(in_the_way)
+    first.maintain()
+    assert first.node in join(run_dir, made).entries()
+
+
 def test_run_directory_is_created_for_its_owner_alone(tmp_path: pathlib.Path) -> None:
     """It, and what is missing above it, is made; nobody else may look in."""
     path = tmp_path / "a" / "b"
