@@ -6,6 +6,7 @@ import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
+from math import isnan
 from typing import Any
 
 from oslo_config import cfg, types
@@ -234,10 +235,10 @@ def read_value(conf: cfg.ConfigOpts, group: str | None, opt: cfg.Opt) -> Any:
     """
     try:
         if group is not None:
-            return conf[group][opt.dest]
+            return refuse_nan(conf[group][opt.dest])
         value = conf[opt.dest]
         # If other code registered the option, it has that code's type and default.
-        return opt.default if value is None else opt.type(value)
+        return opt.default if value is None else refuse_nan(opt.type(value))
     except (ValueError, TypeError, RecursionError, cfg.Error) as exc:
         # A dollar sign begins the name of another option: the text of the error may hold a part of the password.
         refers = isinstance(exc, RecursionError | cfg.NoSuchOptError | cfg.TemplateSubstitutionError)
@@ -249,6 +250,17 @@ def read_value(conf: cfg.ConfigOpts, group: str | None, opt: cfg.Opt) -> Any:
     path = names_in_files(conf, name).get(opt.dest)
     where = f"[{name}]" if path is None else f"[{name}] in {path}"
     raise ConfigurationError(f"option {opt.dest} of {where}: {why}")
+
+
+def refuse_nan(value: Any) -> Any:
+    """Return an option's value, unless it is NaN: that is within any bounds, and no wait of NaN seconds ever ends.
+
+    Raises:
+        ValueError: it is NaN.
+    """
+    if isinstance(value, float) and isnan(value):
+        raise ValueError("'nan' is not a number")
+    return value
 
 
 def in_words(exc: Exception) -> str:

@@ -19,6 +19,7 @@ from msgbus.configuration import (
     names_in_files,
     read_files,
     read_value,
+    refuse_nan,
 )
 from msgbus.drivers.registry import installed_drivers
 from msgbus.exceptions import ConfigurationError, InvalidTransportURL
@@ -196,7 +197,7 @@ def read_foreign_group(conf: cfg.ConfigOpts, group: str, opts: Sequence[cfg.Opt]
             else:
                 continue
             if value not in (None, ""):
-                values[opt.dest] = opt.type(value)
+                values[opt.dest] = refuse_nan(opt.type(value))
         except (ValueError, cfg.Error) as exc:
             raise ConfigurationError(f"option {opt.dest} of {where}: {in_words(exc)}") from None
     return values
@@ -217,7 +218,7 @@ def _read_from_url(opt: cfg.Opt, url: TransportURL) -> Any:
     if opt.dest in url.repeated and not isinstance(opt.type, types.List):
         raise ConfigurationError(f"option {opt.dest} of the transport URL: it is given twice")
     try:
-        return opt.type(url.query[opt.dest])
+        return refuse_nan(opt.type(url.query[opt.dest]))
     except ValueError as exc:
         why = "it cannot be read" if opt.secret else in_words(exc)
         raise ConfigurationError(f"option {opt.dest} of the transport URL: {why}") from None

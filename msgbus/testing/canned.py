@@ -19,7 +19,7 @@ class Canned:
 def _method(answer: Any) -> Callable[..., Any]:
     def method(_ctxt: object, **args: Any) -> Any:
         if isinstance(answer, BaseException):
-            raise answer
+            raise answer.with_traceback(None)  # Otherwise it would keep, and show, those of all former calls.
         return answer(**args) if callable(answer) else answer
 
     return method

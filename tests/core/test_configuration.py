@@ -44,6 +44,7 @@ def test_core_defaults(name: str, value: object) -> None:
     ("name", "value"),
     [
         ("rpc_response_timeout", 0),
+        ("rpc_response_timeout", "nan"),
         ("executor_thread_pool_size", 0),
         ("rpc_prefetch", 0),
         ("rpc_prefetch", 65_536),
@@ -51,6 +52,7 @@ def test_core_defaults(name: str, value: object) -> None:
         ("rpc_codec", "pickle"),
         ("rpc_send_window", 0),
         ("rpc_reply_grace", -1),
+        ("rpc_reply_grace", "nan"),
         ("rpc_cast_retries", -1),
     ],
 )

@@ -24,6 +24,7 @@ OPTS = [
     cfg.StrOpt("topology", default="native", choices=("native", "oslo")),
     cfg.BoolOpt("use_tls", default=False),
     cfg.ListOpt("names", default=[]),
+    cfg.FloatOpt("seconds", default=1.0, min=0.0),
 ]
 
 
@@ -86,7 +87,7 @@ def test_url_wins_over_the_file_and_the_file_over_the_default(tmp_path: pathlib.
         ("retry-delay", "did you mean retry_delay?"),
         ("use_tsl", "did you mean use_tls?"),
         ("topologie", "did you mean topology?"),
-        ("zzz", "there are: names, retry_delay, topology, use_tls"),
+        ("zzz", "there are: names, retry_delay, seconds, topology, use_tls"),
     ],
 )
 @pytest.mark.parametrize("where", ["url", "file"])
@@ -106,7 +107,14 @@ def test_other_groups_of_a_file_are_others_business(tmp_path: pathlib.Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("retry_delay", "x"), ("retry_delay", "0"), ("topology", "star"), ("use_tls", "maybe")]
+    ("name", "value"),
+    [
+        ("retry_delay", "x"),
+        ("retry_delay", "0"),
+        ("seconds", "nan"),
+        ("topology", "star"),
+        ("use_tls", "maybe"),
+    ],
 )
 @pytest.mark.parametrize("where", ["url", "file"])
 def test_wrong_values_are_refused(name: str, value: str, where: str, tmp_path: pathlib.Path) -> None:

@@ -667,6 +667,8 @@ def test_malformed_frames_disturb_nobody_else(
         assert strangers[1].hear()[0][0] == frames.BYE
         strangers[2].hello(to="0" * 16)
         assert strangers[2].hear()[0][0] == frames.BYE
+        strangers[2].say(frames.record(frames.HELLO, b"\x81\xa1x" + b"\x91" * 100_000 + b"\xc0"))
+        assert strangers[2].hear()[0][0] == frames.BYE
         liar = strangers[3]
         for garbage in (b"\xff" * 30, frames.record(99), frames.record(frames.DATA, b"x"), b"\x04\xff\xff\xff\xff"):
             liar.hello()
@@ -752,6 +754,23 @@ def test_server_that_answers_with_another_id_gets_no_message(place: Place) -> No
         error = sender.send(TOPIC, message("x", ttl=0.5), mandatory=True).exception(15)
         assert isinstance(error, TransportUnavailable)
         assert not error.maybe_delivered
+    finally:
+        os.close(lock)
+
+
+def test_connection_is_kept_while_an_entry_names_another_node_at_its_endpoint(place: Place) -> None:
+    """As after a crash: the process was started again at the same address, and its former entry is still there."""
+    receiver, sender, other = Receiver(), place.driver(), place.driver()
+    receiver.subscribe(other, ONE)
+    send(sender, ONE, "before")
+    lock = pretend(place, "0123456789abcdef", f"ipc://{place.socket_of(other)}")
+    try:
+        for_nobody = sender.send(TOPIC, message("x", ttl=0.5), mandatory=True)
+        while not for_nobody.done():
+            send(sender, ONE, "meanwhile")
+        error = for_nobody.exception()
+        assert isinstance(error, TransportUnavailable)
+        assert "was dialled there" in str(error)
     finally:
         os.close(lock)
 

@@ -97,6 +97,17 @@ def test_prepared_answers(bus: MemoryBus) -> None:
     assert client.call({}, "double", value=4) == 8
 
 
+def test_a_prepared_exception_knows_nothing_of_former_calls(bus: MemoryBus) -> None:
+    """Each caller sees the traceback of its own call alone."""
+    bus.answer("inventory", {"reserve": KeyError("no nail")})
+    lines = []
+    for _ in range(3):
+        with pytest.raises(KeyError) as caught:
+            bus.client("inventory").call({}, "reserve")
+        lines.append(caught.value.__notes__[0].count("\n"))
+    assert lines == lines[:1] * 3
+
+
 def test_a_silent_server(bus: MemoryBus) -> None:
     """A call gets no answer by its deadline, and casts are taken."""
     bus.silent("hello", server="one")

@@ -72,12 +72,14 @@ class Dialler:
         self._owner = owner
         self._node = ""
         self._attempts: dict[bytes, str] = {}  # the node, by the routing id of the attempt
-        self._dialled: dict[str, bytes] = {}  # that routing id, by endpoint
+        self._used: dict[str, tuple[str, bytes]] = {}  # by endpoint: the node dialled there, and that routing id
 
     def open(self, node: str, socket: Any) -> None:
         """Dial for this node, with this socket."""
         self._node = node
         self.socket = socket
+        self._attempts.clear()
+        self._used.clear()
 
     def peer(self, node: str) -> Peer:
         """What is known of a node."""
@@ -100,9 +102,14 @@ class Dialler:
         """
         peer = self.peer(node)
         peer.endpoint = endpoint = endpoints[peer.failures % len(endpoints)]
+        if (user := self._used.get(endpoint)) is not None:
+            # A process that was killed has been started again, for one, and the entry of the former is still there.
+            # To dial the endpoint anew would cut the connection.
+            self._note_failure(node, peer, f"node {user[0]} was dialled there")
+            return
         peer.attempt = name = b"d" + secrets.token_bytes(8)
         self._attempts[name] = node
-        self._dialled[endpoint] = name
+        self._used[endpoint] = node, name
         self._disconnect(endpoint)
         if shortage := descriptors.shortage(TO_DIAL):
             self.failed(name, shortage)
@@ -131,8 +138,12 @@ class Dialler:
         if node is None:
             return
         peer = self.peer(node)
-        self._end_attempt(peer)
-        self._disconnect(peer.endpoint)
+        self._attempts.pop(name)
+        peer.attempt = b""
+        self._release(peer.endpoint)
+        self._note_failure(node, peer, why)
+
+    def _note_failure(self, node: str, peer: Peer, why: str) -> None:
         level = logging.INFO if peer.failures else logging.DEBUG
         LOG.log(level, "node %s cannot be reached at %s: %s", node, peer.endpoint, why)
         peer.not_before = Loop.now() + backoff(peer.failures, BACKOFF_FIRST, BACKOFF_MAX)
@@ -140,22 +151,23 @@ class Dialler:
         peer.why = why
         self._owner.forget_if_dead(node, refused=why == NOBODY_LISTENS)
 
-    def _end_attempt(self, peer: Peer) -> None:
-        self._attempts.pop(peer.attempt, None)
-        self._dialled.pop(peer.endpoint, None)
-        peer.attempt = b""
+    def _release(self, endpoint: str) -> None:
+        """Nothing of this endpoint is used any more."""
+        self._used.pop(endpoint, None)
+        self._disconnect(endpoint)
 
     def on_event(self, event: dict[str, Any]) -> None:
         """Handle an event of the socket's monitor that concerns no connection, and so an attempt."""
-        name = self._dialled.get(event["endpoint"].decode(errors="replace"))
-        if name is not None:
-            self.failed(name, _explain(event))
+        user = self._used.get(event["endpoint"].decode(errors="replace"))
+        if user is not None:
+            self.failed(user[1], _explain(event))
 
     def connected(self, link: PeerLink) -> None:
         """There is a connection with a node, which this node or the other has dialled."""
         peer = self.peer(link.node)
         if link.socket is self.socket:
-            self._end_attempt(peer)
+            self._attempts.pop(peer.attempt, None)
+            peer.attempt = b""
         peer.failures = 0
         peer.why = ""
         peer.links.append(link)
@@ -167,7 +179,7 @@ class Dialler:
             peer.links.remove(link)
         peer.why = why
         if link.socket is self.socket:
-            self._disconnect(peer.endpoint)
+            self._release(peer.endpoint)
             peer.not_before = Loop.now() + ENDPOINT_PAUSE
 
     def forget_unused(self, known: Container[str]) -> None:

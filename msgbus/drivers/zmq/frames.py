@@ -157,7 +157,7 @@ def read_hello(frame: bytes) -> Hello:
             break
         try:
             found = _decode_hello(frame[at:end])
-        except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
             raise Malformed(f"an invalid hello: {exc}") from None
         if not _NODE.fullmatch(found.node):
             raise Malformed("a hello with an invalid node id")

@@ -121,7 +121,7 @@ class Node:
             self.id = node
             self._register()
             self._refresh()
-        except (MessagingException, OSError, zmq.ZMQError) as exc:
+        except (MessagingException, OSError, ValueError, zmq.ZMQError) as exc:  # ValueError: a path with a zero byte
             self.id = ""
             self.error = error = _as_our_error(exc)
             self._links.close()
@@ -378,7 +378,7 @@ class Node:
         self._links.dialler.forget_unused(self._directory.entries)
 
 
-def _as_our_error(error: MessagingException | OSError | zmq.ZMQError) -> MessagingException:
+def _as_our_error(error: MessagingException | OSError | ValueError | zmq.ZMQError) -> MessagingException:
     if isinstance(error, MessagingException):
         return error
     hint = f"; {descriptors.HINT}" if descriptors.is_shortage(error) else ""

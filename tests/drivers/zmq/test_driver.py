@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from msgbus import CapabilityMissing, ConfigurationError, InvalidTarget, InvalidTransportURL, MessageTooLarge
+from msgbus import (
+    CapabilityMissing,
+    ConfigurationError,
+    InvalidTarget,
+    InvalidTransportURL,
+    MessageTooLarge,
+    TransportUnavailable,
+)
 from msgbus.drivers.base import Address, Capability, Message
 from msgbus.transport import get_rpc_transport
 from tests.support import EVENT_TIMEOUT, new_conf
@@ -39,6 +46,29 @@ def test_url_with_hosts_or_two_run_directories_is_refused() -> None:
         driver_of("zmq://somewhere/")
     with pytest.raises(InvalidTransportURL, match="twice"):
         driver_of("zmq:///a?run_dir=/b")
+
+
+@pytest.mark.parametrize("port", ["95x1", "99999", "65536", "-1", "", "9501+", "/", "%D9%A1"])
+def test_what_is_not_a_port_is_refused(port: str) -> None:
+    """It is not taken for another port, at which nobody looks for this process."""
+    with pytest.raises(ConfigurationError, match=r"listen of .* is not a port"):
+        driver_of(f"zmq://?listen=tcp://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("query", ["run_dir=/tmp/x%00", "matchmaker=file&matchmaker_file=/tmp/x%00"])
+def test_path_with_a_zero_byte_is_reported(query: str) -> None:
+    """What is sent or subscribed to fails at once, and does not wait for a node that cannot be opened."""
+    transport = get_rpc_transport(new_conf(), f"zmq://?{query}")
+    try:
+        address = Address("topic", "x", "t")
+        ready = transport.driver.subscribe([address], lambda delivery: None, prefetch=1).ready
+        sent = transport.driver.send(address, Message(b"", "t", "i"), mandatory=True)
+        for future in (ready, sent):
+            error = future.exception(EVENT_TIMEOUT)
+            assert isinstance(error, TransportUnavailable)
+            assert "null byte" in str(error)
+    finally:
+        transport.cleanup()
 
 
 def test_run_directory_with_too_long_a_path_is_refused() -> None:

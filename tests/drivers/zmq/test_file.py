@@ -85,6 +85,7 @@ def test_file_without_servers_is_valid(write: Callable[[Any], str]) -> None:
     [
         ("{", "line 1 column"),
         ("[]", "Expected `object`"),
+        ("[" * 100_000, "it is nested too deep"),
         ({"foo": [ONE]}, "Expected `object`, got `array`"),
         ({"foo": {"s1": 5}}, "Expected `str | object`, got `int`"),
         ({"foo": {"s1": {"adress": ONE}}}, "adress"),  # codespell:ignore adress
@@ -93,6 +94,7 @@ def test_file_without_servers_is_valid(write: Callable[[Any], str]) -> None:
         ({"foo": {"s1": "10.0.0.5:0"}}, "is not HOST:PORT"),
         ({"foo": {"s1": "10.0.0.5:65536"}}, "is not HOST:PORT"),
         ({"foo": {"s1": "ipc://../x:1"}}, "is not HOST:PORT"),
+        ({"foo": {"s1": "\ud800:9501"}}, "is not HOST:PORT"),
         ({"": {"s1": ONE}}, "must not be empty"),
         ({"foo": {"x" * 76: ONE}}, "longer than 75 bytes"),
         ('{"foo": {"s1": "a:1", "s1": "b:2"}}', "'s1' occurs twice"),

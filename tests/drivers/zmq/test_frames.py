@@ -112,6 +112,7 @@ def test_frame_that_does_not_begin_with_a_valid_hello_is_malformed() -> None:
         frames.hello(frames.Hello(1, "node", "other", 5, -1)),
         frames.hello(frames.Hello(1, "node", "other", -1, 5)),
         frames.record(frames.HELLO),
+        frames.record(frames.HELLO, b"\x81\xa1x" + b"\x91" * 100_000 + b"\xc0"),
     ):
         with pytest.raises(frames.Malformed):
             frames.read_hello(frame)

@@ -158,8 +158,9 @@ def test_foreign_files_are_ignored_and_kept(run_dir: str, made: list[LocalMatchm
     for name in ("notes.txt", "0" * 16 + ".txt", ".hidden.node"):
         pathlib.Path(run_dir, name).write_bytes(b"rubbish")
     second = join(run_dir, made)
-    pathlib.Path(run_dir, f"{second.node}.9.node").write_bytes(b"\xc1 no msgpack")
-    assert set(first.entries()) == {first.node}
+    for number, rubbish in ((8, b"\xc1 no msgpack"), (9, b"\x81\xa1x" + b"\x91" * 100_000 + b"\xc0")):
+        pathlib.Path(run_dir, f"{second.node}.{number}.node").write_bytes(rubbish)
+        assert set(first.entries()) == {first.node}
     first.maintain()
     assert {"notes.txt", "0" * 16 + ".txt", ".hidden.node"} <= set(os.listdir(run_dir))
 
@@ -175,6 +176,22 @@ def test_removed_files_are_written_again(run_dir: str, made: list[LocalMatchmake
     assert first.node in second.entries()
     assert first.changed()
     assert second.node in first.entries()
+
+
+def test_files_that_cannot_be_written_again_cost_no_descriptors(run_dir: str, made: list[LocalMatchmaker]) -> None:
+    """It is tried again and again, with as many open files as before, and done as soon as it can be."""
+    first = join(run_dir, made, TOPIC)
+    for name in os.listdir(run_dir):
+        os.unlink(os.path.join(run_dir, name))
+    in_the_way = os.path.join(run_dir, f"{first.node}.lock")
+    os.mkdir(in_the_way)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        first.maintain()
+    assert len(os.listdir("/proc/self/fd")) == before
+    os.rmdir(in_the_way)
+    first.maintain()
+    assert first.node in join(run_dir, made).entries()
 
 
 def test_run_directory_is_created_for_its_owner_alone(tmp_path: pathlib.Path) -> None:

@@ -83,7 +83,8 @@ def test_invalid_entry_is_left_out_and_logged(entry: Entry, caplog: pytest.LogCa
     """It is left out, and one line of the log says so."""
     assert zmq_redis._read_entry(NODE, msgspec.msgpack.encode(entry)) is None
     assert zmq_redis._read_entry(NODE, b"\xff") is None
-    assert len(caplog.records) == 2
+    assert zmq_redis._read_entry(NODE, b"\x81\xa1x" + b"\x91" * 100_000 + b"\xc0") is None
+    assert len(caplog.records) == 3
     assert "\n" not in caplog.records[0].getMessage()
     good = Entry(NODE, 1, "h", ["tcp://h:1"], [])
     assert zmq_redis._read_entry(NODE, msgspec.msgpack.encode(good)) == good

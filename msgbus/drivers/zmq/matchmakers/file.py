@@ -74,7 +74,10 @@ def read_topics(path: str) -> Topics:
         ValueError: its content is invalid; the text says where.
     """
     with open(path, encoding="utf-8") as file:
-        found = json.load(file, object_pairs_hook=_without_duplicates)
+        try:
+            found = json.load(file, object_pairs_hook=_without_duplicates)
+        except RecursionError:
+            raise ValueError("it is nested too deep") from None
     raw = msgspec.convert(found, dict[str, dict[str, str | Place]])
     topics: Topics = {}
     keys: dict[str, str] = {}
@@ -87,7 +90,7 @@ def read_topics(path: str) -> Topics:
                 raise ValueError(str(exc)) from None
             place = places[server] = Place(at) if isinstance(at, str) else at
             match = _ADDRESS.fullmatch(place.address)
-            if match is None or not 0 < int(match[1]) < 65536:
+            if match is None or not place.address.isprintable() or not 0 < int(match[1]) < 65536:
                 raise ValueError(f"server {server!r} of topic {topic!r}: {place.address!r} is not HOST:PORT")
             if keys.setdefault(place.address, place.key) != place.key:
                 raise ValueError(f"{place.address} has two keys: {keys[place.address]!r} and {place.key!r}")

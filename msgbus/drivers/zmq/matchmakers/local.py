@@ -241,7 +241,7 @@ class LocalMatchmaker(Matchmaker):
                 raise ValueError(f"it belongs to node {entry.node!r}")
         except FileNotFoundError:
             return None  # It has been replaced meanwhile, and `changes` says so.
-        except (OSError, ValueError) as exc:
+        except (OSError, ValueError, RecursionError) as exc:
             if descriptors.is_shortage(exc):
                 self._read_error = f"{self._path(name)} cannot be read: {exc}; {descriptors.HINT}"
             else:
@@ -294,11 +294,12 @@ class LocalMatchmaker(Matchmaker):
         """Write our files again, which were removed, perhaps by a program that cleans up."""
         LOG.warning("files of msgbus in %s were removed, and are written again; check what cleans up there", self._dir)
         prepare(self._dir)
-        changes, lock = self._changes, self._lock
-        self._changes = self._open_changes()
-        self._lock = os.open(self._path(f"{self._node}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        _lock(self._lock, fcntl.LOCK_EX)
+        # One after the other: where that fails it is tried again, every few seconds.
+        changes, self._changes = self._changes, self._open_changes()
         os.close(changes)
+        path = self._path(f"{self._node}.lock")
+        lock, self._lock = self._lock, os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        _lock(self._lock, fcntl.LOCK_EX)
         os.close(lock)
         if self._own is not None:
             self._write(self._own)

@@ -476,7 +476,7 @@ def _read_entry(node: str, value: bytes) -> Entry | None:
             raise ValueError(f"it belongs to node {entry.node!r} on {entry.host!r}")
         if not entry.endpoints or not all(endpoint.startswith("tcp://") for endpoint in entry.endpoints):
             raise ValueError("it has endpoints other than tcp://, or none")
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         LOG.warning("%s in Redis cannot be read, and the node is left out: %s", _key(node), exc)
         return None
     return entry
