@@ -133,12 +133,14 @@ class Incoming(base.RpcIncomingMessage):  # type: ignore[misc]  # oslo.messaging
         unique_id: the same if the message comes again; None if the sender gave none.
     """
 
-    def __init__(self, listener: Owner, delivery: Delivery, payload: dict[str, Any]) -> None:
+    def __init__(self, listener: Owner, delivery: Delivery, payload: Any) -> None:
         """Read a payload, which is used up.
 
         Raises:
-            TypeError: an id or the inbox in it is not a string.
+            TypeError: it is no dict, or an id or the inbox in it is not a string.
         """
+        if not isinstance(payload, dict):
+            raise TypeError(f"it is no JSON object but {type(payload).__name__}")
         ctxt = {key.removeprefix(CONTEXT): payload.pop(key) for key in list(payload) if key.startswith(CONTEXT)}
         self.unique_id = _pop_name(payload, "_unique_id")
         self._call_id = _pop_name(payload, "_msg_id")

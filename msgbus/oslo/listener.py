@@ -207,8 +207,14 @@ class Listener(base.Listener):  # type: ignore[misc]  # oslo.messaging has no ty
     def _pass_on(self, batches: list[list[Incoming]]) -> None:
         for batch in batches:
             callback = self.on_incoming_callback
-            if callback is not None:  # Otherwise it was stopped at this moment, and `cleanup` gives the messages back.
+            if callback is None:  # It was stopped at this moment, and `cleanup` gives the messages back.
+                continue
+            try:
                 callback(batch)
+            except Exception as exc:  # No thread can be started, for example.
+                LOG.error("messages could not be passed on, and are given back (%d): %s", len(batch), exc)
+                for incoming in batch:
+                    incoming.requeue()
 
     # What messages report
 
@@ -237,15 +243,17 @@ class Listener(base.Listener):  # type: ignore[misc]  # oslo.messaging has no ty
         with self._lock:
             times = self._requeued.get(unique_id or "", 0)
             _remember(self._requeued, unique_id or "", times + 1, self._known_ids)
-            if times:
-                self._paused[delivery.address] += 1
-            paused = self._paused[delivery.address]
         if times == 0:
             delivery.reject(requeue=True)
         else:
-            delay = min(REQUEUE_DELAY * 2.0 ** (times - 1), REQUEUE_DELAY_MAX)
-            self._transport.loop.call_later(delay, self._run, self._end_pause, delivery)
-            self._widen_for(paused)
+            self._pause(delivery, min(REQUEUE_DELAY * 2.0 ** (times - 1), REQUEUE_DELAY_MAX))
+
+    def _pause(self, delivery: Delivery, delay: float) -> None:
+        with self._lock:
+            self._paused[delivery.address] += 1
+            paused = self._paused[delivery.address]
+        self._transport.loop.call_later(delay, self._run, self._end_pause, delivery)
+        self._widen_for(paused)
 
     def _end_pause(self, delivery: Delivery) -> None:
         with self._lock:

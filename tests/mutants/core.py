@@ -1127,8 +1127,8 @@ OTHERS = (
         "closes_on_the_threads_of_the_program",
         "Closing a transport of msgbus.aio does not wait for threads that the program has filled.",
         "aio/transport.py",
-        'await wait_in_any_case(run_in_thread(self.driver.close, "msgbus-closing"))',
-        "await asyncio.to_thread(self.driver.close)",
+        'closing = run_in_thread(self.driver.close, "msgbus-closing")',
+        "closing = asyncio.ensure_future(asyncio.to_thread(self.driver.close))",
         "aio/test_transports.py::test_closing_does_not_wait_for_the_programs_own_threads",
     ),
     Mutant(
