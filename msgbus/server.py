@@ -161,6 +161,8 @@ class Listener(BaseListener):
                 return
             self._stopping = True
             try:
+                if not self._subscription.ready.done():
+                    self._subscription.close()  # It will never be ready: so `start` ends, in another thread.
                 self._subscription.stop().result(STOP_TIMEOUT)
             except (MessagingException, TimeoutError) as exc:
                 LOG.warning(

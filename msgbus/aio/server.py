@@ -129,6 +129,8 @@ class AsyncListener(BaseListener):
                 return
             self._stopping = True
             try:
+                if not subscription.ready.done():
+                    subscription.close()  # It will never be ready: so `start` ends, in another task.
                 await self._confirmed(subscription.stop(), "the message system did not confirm that it has stopped")
             finally:  # Also where the caller is cancelled: nobody calls this a second time.
                 self._processor.stop()

@@ -277,6 +277,37 @@ async def test_fanouts_that_have_not_begun_are_run_before_the_server_ends(fake_u
 
 
 @on_loop
+async def test_stop_ends_a_start_that_waits(fake_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`start` raises at once, and not when its time is over; then the server can be started again."""
+    from msgbus.drivers.toolkit.futures import LightFuture, fail
+
+    async with aio.get_rpc_transport(await conf_with(), fake_url) as transport:
+        server = aio.get_rpc_server(transport, SERVER, [Service()])
+        subscribe = transport.driver.subscribe
+
+        def never(*args: Any, **kwargs: Any) -> Any:
+            subscription = subscribe(*args, **kwargs)
+            subscription.ready, close = LightFuture(), subscription.close
+
+            def closed() -> Any:  # As the contract says.
+                fail(subscription.ready, msgbus.CallCancelled("it was closed"))
+                return close()
+
+            subscription.close = closed
+            return subscription
+
+        monkeypatch.setattr(transport.driver, "subscribe", never)
+        starting = asyncio.create_task(server.start(1000.0))
+        await until(lambda: server._subscription is not None)
+        await server.stop()
+        with pytest.raises(msgbus.CallCancelled):
+            await asyncio.wait_for(starting, EVENT_TIMEOUT)
+        monkeypatch.undo()
+        async with server:
+            assert await aio.get_rpc_client(transport, TOPIC).call({}, "echo", value=1) == 1
+
+
+@on_loop
 async def test_a_start_that_is_cancelled_or_late_leaves_a_server_that_can_be_started(
     fake_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

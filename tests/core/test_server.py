@@ -15,6 +15,7 @@ import msgbus.failed_casts
 import msgbus.server_call
 import msgbus.server_calls
 from msgbus import (
+    CallCancelled,
     DeadLetter,
     ExplicitRPCAccessPolicy,
     InvalidTarget,
@@ -38,6 +39,7 @@ from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Delivery, Message, Sent
 from msgbus.drivers.fake import Bus, FakeDriver, get_bus
 from msgbus.drivers.fake.bus import FakeDelivery
+from msgbus.drivers.toolkit.futures import fail
 from msgbus.encoding import decode_dead_letter, encode_request
 from msgbus.message import JSON, Hints, Request
 from tests.support import EVENT_TIMEOUT, new_transport
@@ -526,6 +528,41 @@ def test_start_that_fails(
     found = transport.inspect(TOPIC, 1.0)
     assert found is not None
     assert found.consumers == 0
+    server.start()
+    assert client.call({}, "note", value=1) == 1
+
+
+def test_stop_ends_a_start_that_waits(
+    transport: Transport, server: RPCServer, client: RPCClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`start` raises at once, and not when its time is over; then the server can be started again."""
+    raised: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            server.start(timeout=1000.0)
+        except BaseException as exc:
+            raised.append(exc)
+
+    with monkeypatch.context() as patch:
+        refusing = Refusing(transport, None)
+        patch.setattr(transport.driver, "subscribe", refusing)
+        thread = threading.Thread(target=start, daemon=True)
+        thread.start()
+        until(lambda: refusing.subscriptions, "it has subscribed", EVENT_TIMEOUT)
+        (subscription,) = refusing.subscriptions
+        close = subscription.close
+
+        def closed() -> Any:  # As the contract says.
+            fail(subscription.ready, CallCancelled("it was closed"))
+            return close()
+
+        patch.setattr(subscription, "close", closed)
+        until(lambda: server._subscription is not None, "it waits", EVENT_TIMEOUT)
+        server.stop()
+        thread.join(EVENT_TIMEOUT)
+    assert [type(error) for error in raised] == [CallCancelled]
+    assert server.wait(0) == 0
     server.start()
     assert client.call({}, "note", value=1) == 1
 
