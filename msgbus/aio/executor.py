@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from asyncio import _get_running_loop  # That of this thread, or None. The program may run it on another one later.
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from functools import partial
-from threading import get_ident
 from typing import Any
 
 from msgbus import current, forking
@@ -50,7 +50,6 @@ class TaskExecutor:
             RuntimeError: no event loop runs here.
         """
         self._host = asyncio.get_running_loop()
-        self._host_thread = get_ident()
         self._process = process
         self._limit = tasks
         self._tasks: dict[asyncio.Task[None], Context] = {}
@@ -69,7 +68,7 @@ class TaskExecutor:
             _call_soon(self._host, self._run_urgent, item)
             return
         self._backlog.append(item)
-        if get_ident() == self._host_thread:
+        if _get_running_loop() is self._host:
             self._run_backlog()
         elif not self._is_looking:
             self._is_looking = True
@@ -175,14 +174,14 @@ class TaskExecutor:
             call.interrupt = None
 
     def _interrupt(self, task: asyncio.Task[None]) -> None:
-        if get_ident() == self._host_thread:
+        if _get_running_loop() is self._host:
             task.cancel()
         else:
             _call_soon(self._host, task.cancel)
 
     def make_event(self) -> Event:
         """What a coroutine waits with; any thread may set it."""
-        return Event(self._host, self._host_thread)
+        return Event(self._host)
 
     # The end
 
@@ -193,7 +192,7 @@ class TaskExecutor:
 
     def reacts(self, timeout: float) -> bool:
         """Whether the event loop does, in so many seconds. Any thread."""
-        if get_ident() == self._host_thread:
+        if _get_running_loop() is self._host:
             return True
         reacted = threading.Event()
         try:
@@ -271,15 +270,14 @@ class TaskExecutor:
 class Event:
     """What a coroutine waits with."""
 
-    def __init__(self, host: asyncio.AbstractEventLoop, host_thread: int) -> None:
-        """For coroutines of `host`, which runs on the thread `host_thread`."""
+    def __init__(self, host: asyncio.AbstractEventLoop) -> None:
+        """For coroutines of `host`."""
         self._host = host
-        self._host_thread = host_thread
         self._event = asyncio.Event()
 
     def set(self) -> None:
         """End the wait, or the next one. Any thread."""
-        if get_ident() == self._host_thread:
+        if _get_running_loop() is self._host:
             self._event.set()
         else:
             _call_soon(self._host, self._event.set)

@@ -77,7 +77,7 @@ def test_a_stream_that_awaits_nothing_lets_others_have_their_turn() -> None:
 
         sender = client.sender(window=100)
         counting = asyncio.create_task(count_turns())
-        await sender.run_async(items(), Event(asyncio.get_running_loop(), threading.get_ident()))
+        await sender.run_async(items(), Event(asyncio.get_running_loop()))
         await counting
         assert len(client.items) == 10_000
         return turns

@@ -222,6 +222,37 @@ def test_an_event_loop_may_go_on_on_another_thread(url: str) -> None:
     loop.close()
 
 
+def test_a_server_whose_event_loop_goes_on_on_another_thread_answers_the_first_one(url: str) -> None:
+    """As where a program starts its server, runs the event loop on a thread, and calls the server itself."""
+    loop = asyncio.new_event_loop()
+
+    async def prepare() -> aio.AsyncRPCServer:
+        transport = aio.get_rpc_transport(await conf_with(), url)
+        server = aio.get_rpc_server(transport, SERVER, [Service()])
+        await server.start()
+        return server
+
+    async def end() -> None:
+        await server.wait(1.0)
+        await server.transport.aclose()
+        await loop.shutdown_default_executor()
+
+    server = loop.run_until_complete(prepare())
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    transport = msgbus.get_rpc_transport(new_conf(), url)
+    client = msgbus.get_rpc_client(transport, TOPIC, timeout=EVENT_TIMEOUT)
+    try:
+        assert [client.call({}, method, value=1) for method in ("echo", "plain_echo")] == [1, 1]
+        assert list(client.multicall({}, "count", to=1000)) == list(range(1000))
+    finally:
+        asyncio.run_coroutine_threadsafe(end(), loop).result(EVENT_TIMEOUT)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+        transport.cleanup()
+
+
 def test_calls_that_an_event_loop_has_left_behind_do_no_harm(fake_url: str, caplog: pytest.LogCaptureFixture) -> None:
     """The program has only closed its event loop: its transport can be closed, and just says what was wrong."""
     loop = asyncio.new_event_loop()

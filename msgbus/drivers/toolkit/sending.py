@@ -419,6 +419,7 @@ class Sender:
         """Fail the waiting messages: there will be no connection."""
         with self._lock:
             left = [outgoing for outgoing in list(self._unfinished) if outgoing._state is not _State.SENT]
+            self._waiting.clear()  # Nobody else would, as long as there is no connection.
         for outgoing in left:
             outgoing.failed(error)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import gc
 import importlib.util
 import itertools
 import signal
 import ssl
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -225,6 +227,22 @@ def test_what_sockets_and_tls_raise_says_what_to_check(
         said, is_permanent = driver.explain(error, driver.hosts[0])
         assert said.startswith(text)
         assert is_permanent == permanent
+
+
+def test_nothing_is_kept_of_messages_that_a_permanent_error_has_failed(newdriver: ModuleType) -> None:
+    """As with a wrong password: the process may go on sending for days, and each send fails with the next try."""
+
+    def dial(_old: Any, *_args: Any) -> Any:
+        raise ssl.SSLError("wrong version")
+
+    change(newdriver.NewdriverDriver, "dial", dial)
+    with open_driver(newdriver) as driver:
+        sends = [driver.send(TOPIC, message(str(n)), mandatory=False) for n in range(3)]
+        for sent in sends:
+            assert isinstance(sent.exception(EVENT_TIMEOUT), TransportUnavailable)
+        kept = [weakref.ref(sent) for sent in sends]
+        del sends, sent
+        until(lambda: gc.collect() >= 0 and not any(ref() for ref in kept), "the messages are dropped")
 
 
 def test_an_hour_without_the_broker_is_replayed_in_a_moment(
