@@ -105,7 +105,8 @@ class Dialler:
         if (user := self._used.get(endpoint)) is not None:
             # A process that was killed has been started again, for one, and the entry of the former is still there.
             # To dial the endpoint anew would cut the connection.
-            self._note_failure(node, peer, f"node {user[0]} was dialled there")
+            is_connected = user[1] not in self._attempts  # Then nobody else listens there.
+            self._note_failure(node, peer, f"node {user[0]} was dialled there", refused=is_connected)
             return
         peer.attempt = name = b"d" + secrets.token_bytes(8)
         self._attempts[name] = node
@@ -141,15 +142,15 @@ class Dialler:
         self._attempts.pop(name)
         peer.attempt = b""
         self._release(peer.endpoint)
-        self._note_failure(node, peer, why)
+        self._note_failure(node, peer, why, refused=why == NOBODY_LISTENS)
 
-    def _note_failure(self, node: str, peer: Peer, why: str) -> None:
+    def _note_failure(self, node: str, peer: Peer, why: str, *, refused: bool) -> None:
         level = logging.INFO if peer.failures else logging.DEBUG
         LOG.log(level, "node %s cannot be reached at %s: %s", node, peer.endpoint, why)
         peer.not_before = Loop.now() + backoff(peer.failures, BACKOFF_FIRST, BACKOFF_MAX)
         peer.failures += 1
         peer.why = why
-        self._owner.forget_if_dead(node, refused=why == NOBODY_LISTENS)
+        self._owner.forget_if_dead(node, refused=refused)
 
     def _release(self, endpoint: str) -> None:
         """Nothing of this endpoint is used any more."""
