@@ -285,10 +285,16 @@ class Contents:
 
 
 def _mixes_texts_and_numbers(key: Any) -> bool:
-    kinds = key.types if isinstance(key, inspect.UnionType) else ()
+    key = _without_metadata(key)
+    kinds = [_without_metadata(kind) for kind in key.types] if isinstance(key, inspect.UnionType) else ()
     return any(isinstance(kind, inspect.StrType) for kind in kinds) and any(
         isinstance(kind, inspect.IntType | inspect.FloatType) for kind in kinds
     )
+
+
+def _without_metadata(info: Any) -> Any:
+    """A description of a type, without what an `Annotated` says of it besides bounds."""
+    return info.type if isinstance(info, inspect.Metadata) else info
 
 
 def _parts(info: Any, seen: set[int]) -> Iterator[Any]:

@@ -156,7 +156,7 @@ def ask(client: RPCClient) -> tuple[Any, Description]:
             f"{who} cannot be described: its option rpc_built_in_methods has no describe, or its msgbus is older than "
             "this command"
         ) from exc
-    except (msgspec.ValidationError, RecursionError) as exc:
+    except (msgspec.ValidationError, UnicodeError, RecursionError) as exc:
         raise SerializationError(f"the description of {who} cannot be read: {exc}") from exc
 
 

@@ -351,7 +351,7 @@ def _read(server: ServerSeen, answer: Answer) -> None:
         server.note(answer.value)
         try:
             server.stats = msgspec.convert(answer.value, Stats)
-        except msgspec.ValidationError as exc:
+        except (msgspec.ValidationError, UnicodeError) as exc:
             server.why = f"its stats cannot be read: {exc}"
 
 

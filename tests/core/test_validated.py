@@ -627,6 +627,12 @@ class MixedKeys:
     def price(self, ctxt: object, prices: list[dict[int | str, int]]) -> None: ...
 
 
+class MixedDescribedKeys:
+    def price(
+        self, ctxt: object, prices: dict[Annotated[int | str, msgspec.Meta(description="name or number")], int]
+    ) -> None: ...
+
+
 class MixedResult:
     def price(self, ctxt: object) -> dict[int | str, int]: ...  # type: ignore[empty-body]
 
@@ -649,6 +655,10 @@ class Foreign:
         (
             MixedKeys,
             "MixedKeys.price cannot be validated: prices: the keys of a dict have to be either strings or numbers",
+        ),
+        (
+            MixedDescribedKeys,
+            "MixedDescribedKeys.price cannot be validated: prices: the keys of a dict have to be either strings or num",
         ),
         (
             MixedResult,

@@ -18,6 +18,8 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -773,6 +775,64 @@ def test_connection_is_kept_while_an_entry_names_another_node_at_its_endpoint(pl
         assert "was dialled there" in str(error)
     finally:
         os.close(lock)
+
+
+class Impostor:
+    """Listens at an endpoint, says that it is whatever node is looked for, and takes each message.
+
+    Attributes:
+        looked_for: the nodes that were, in order.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.looked_for: list[str] = []
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.bind(f"ipc://{path}")
+
+    def answer(self, sent: Future[Any]) -> bool:
+        """Answer what has come, or comes in a moment. Returns whether a message is sent."""
+        if not self._socket.poll(10):
+            return sent.done()
+        name, frame = self._socket.recv_multipart()
+        for kind, at, end in frames.records(frame):
+            if kind == frames.HELLO:
+                hello = frames.read_hello(frame)
+                self.looked_for.append(hello.to)
+                self._say(name, frames.hello(frames.Hello(frames.PROTOCOL, hello.to, "", 1 << 24, hello.session)))
+            elif kind == frames.DATA:
+                self._say(name, frames.numbers(frames.SETTLED, [frames.read_data(frame, at, end).seq]))
+        return sent.done()
+
+    def _say(self, name: bytes, record: bytes) -> None:
+        self._socket.send_multipart([name, record])
+
+    def close(self) -> None:
+        """Close it."""
+        self._socket.close()
+        self._context.term()
+
+
+def test_endpoint_of_a_node_that_is_not_known_any_more_is_dialled_for_another(place: Place) -> None:
+    """Its connection may only seem to be there: the host has failed, and nothing is sent that would show it."""
+    sender = place.driver("heartbeat=0")
+    send(sender, Address("fanout", "msgbus", "foo"), "x", mandatory=False)
+    path = str(place.run_dir / "mute")
+    impostor = Impostor(path)
+    try:
+        for node in ("0123456789abcdef", "fedcba9876543210"):
+            lock = pretend(place, node, f"ipc://{path}")
+            sent = sender.send(TOPIC, message("x", ttl=60.0), mandatory=True)
+            until(partial(impostor.answer, sent), "the message is taken")
+            sent.result()
+            os.close(lock)
+            for ending in ("lock", "1.node"):
+                (place.run_dir / f"{node}.{ending}").unlink(missing_ok=True)
+            (place.run_dir / "changes").write_bytes(os.urandom(8))
+        assert impostor.looked_for == ["0123456789abcdef", "fedcba9876543210"]
+    finally:
+        impostor.close()
 
 
 # Places

@@ -25,6 +25,7 @@ from tests.functional.zmq_keys import Keys
 from tests.functional.zmq_meetings import RedisMeeting
 
 TOPIC = Address("topic", "msgbus", "foo")
+ALL = Address("fanout", "msgbus", "foo")
 OTHER = Address("topic", "msgbus", "other")
 PASSWORD = "s3cret"
 
@@ -234,6 +235,23 @@ def test_node_that_refuses_connections_is_left_out(meeting: RedisMeeting) -> Non
         for n in range(10):
             send(client, TOPIC, str(n))
     receiver.wait(10)
+
+
+def test_node_in_whose_place_another_is_is_left_out(meeting: RedisMeeting) -> None:
+    """As after a crash: a process was started again at the same address, and its former entry is still there."""
+    meeting.redis.start()
+    client, server = meeting.node(), meeting.node("s1")
+    receiver = Receiver()
+    receiver.subscribe(server, TOPIC, ALL._replace(server="s1"))
+    send(client, TOPIC, "before")
+    node: Any = server
+    former = "0123456789abcdef"
+    services = [Service((*address,), 1, 10) for address in (TOPIC, ALL)]
+    entry = Entry(former, 1, "elsewhere", [node._node._endpoints[1]], services)
+    write_entry(meeting.redis, former, msgspec.msgpack.encode(entry))
+    until(lambda: "3 nodes known" in client.state, "the client has read the former entry")
+    send(client, ALL, "to all", mandatory=False)
+    receiver.wait_for("to all")
 
 
 # Invalid data

@@ -105,7 +105,8 @@ class Dialler:
         if (user := self._used.get(endpoint)) is not None:
             # A process that was killed has been started again, for one, and the entry of the former is still there.
             # To dial the endpoint anew would cut the connection.
-            self._note_failure(node, peer, f"node {user[0]} was dialled there")
+            is_connected = user[1] not in self._attempts  # Then nobody else listens there.
+            self._note_failure(node, peer, f"node {user[0]} was dialled there", refused=is_connected)
             return
         peer.attempt = name = b"d" + secrets.token_bytes(8)
         self._attempts[name] = node
@@ -140,21 +141,22 @@ class Dialler:
         peer = self.peer(node)
         self._attempts.pop(name)
         peer.attempt = b""
-        self._release(peer.endpoint)
-        self._note_failure(node, peer, why)
+        self._release(node, peer.endpoint)
+        self._note_failure(node, peer, why, refused=why == NOBODY_LISTENS)
 
-    def _note_failure(self, node: str, peer: Peer, why: str) -> None:
+    def _note_failure(self, node: str, peer: Peer, why: str, *, refused: bool) -> None:
         level = logging.INFO if peer.failures else logging.DEBUG
         LOG.log(level, "node %s cannot be reached at %s: %s", node, peer.endpoint, why)
         peer.not_before = Loop.now() + backoff(peer.failures, BACKOFF_FIRST, BACKOFF_MAX)
         peer.failures += 1
         peer.why = why
-        self._owner.forget_if_dead(node, refused=why == NOBODY_LISTENS)
+        self._owner.forget_if_dead(node, refused=refused)
 
-    def _release(self, endpoint: str) -> None:
-        """Nothing of this endpoint is used any more."""
-        self._used.pop(endpoint, None)
-        self._disconnect(endpoint)
+    def _release(self, node: str, endpoint: str) -> None:
+        """The node is not used at this endpoint any more. Perhaps another one is."""
+        if self._used.get(endpoint, (node,))[0] == node:
+            self._used.pop(endpoint, None)
+            self._disconnect(endpoint)
 
     def on_event(self, event: dict[str, Any]) -> None:
         """Handle an event of the socket's monitor that concerns no connection, and so an attempt."""
@@ -179,7 +181,7 @@ class Dialler:
             peer.links.remove(link)
         peer.why = why
         if link.socket is self.socket:
-            self._release(peer.endpoint)
+            self._release(link.node, peer.endpoint)
             peer.not_before = Loop.now() + ENDPOINT_PAUSE
 
     def forget_unused(self, known: Container[str]) -> None:
@@ -187,6 +189,9 @@ class Dialler:
         for node in [node for node, peer in self.peers.items() if not peer.links and not peer.attempt]:
             if node not in known:
                 del self.peers[node]
+        for endpoint, (node, name) in list(self._used.items()):
+            if node not in known and name not in self._attempts:
+                del self._used[endpoint]  # Its process may be dead, and another one wait there.
 
     def why_not(self, node: str) -> str:
         """Why a node is not connected, in words."""

@@ -9,6 +9,7 @@ both the server and the sender; nothing is stored for servers that are not runni
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
@@ -176,11 +177,7 @@ class ZmqDriver(DriverShell):
 
         super()._start_clean()
         options = self._options
-        if options.listen.startswith("tcp://") and not _is_port(port := options.listen.rpartition(":")[2]):
-            raise ConfigurationError(
-                f"listen of [msgbus_zmq] is {options.listen}, and {port!r} is not a port: write a number up to 65535, "
-                "or * for any free one"
-            )
+        _check_addresses(options.listen, options.advertise)
         security = Security(
             options.key_file, options.keys_dir, options.insecure_let_anybody_send_and_read, options.listen
         )
@@ -296,6 +293,25 @@ class ZmqDriver(DriverShell):
         futures, inherited = self._node.abandon()
         _inherited.append(inherited)
         return futures
+
+
+def _check_addresses(listen: str, advertise: str) -> None:
+    """Check the options of these names.
+
+    Raises:
+        ConfigurationError: nobody would find this process there.
+    """
+    if listen.startswith("tcp://") and not _is_port(port := listen.rpartition(":")[2]):
+        raise ConfigurationError(
+            f"listen of [msgbus_zmq] is {listen}, and {port!r} is not a port: write a number up to 65535, or * for any "
+            "free one"
+        )
+    match = re.fullmatch(r"(?:\[[0-9A-Fa-f:.%a-z]+\]|[^\s:/\[\]@]+)(?::([0-9]+))?", advertise)
+    if advertise and (match is None or (match[1] and not (_is_port(match[1]) and int(match[1])))):
+        raise ConfigurationError(
+            f"advertise of [msgbus_zmq] is {advertise}: write HOST or HOST:PORT, without tcp://, and an IPv6 address "
+            "in brackets"
+        )
 
 
 def _is_port(text: str) -> bool:

@@ -55,6 +55,22 @@ def test_what_is_not_a_port_is_refused(port: str) -> None:
         driver_of(f"zmq://?listen=tcp://127.0.0.1:{port}")
 
 
+@pytest.mark.parametrize(
+    "advertise",
+    ["tcp://10.0.0.5:9501", "10.0.0.5:99999", "10.0.0.5:0", "10.0.0.5:x", "fd00::5", "[fd00::5", "a/b", ":1"],
+)
+def test_what_nobody_can_connect_to_is_not_advertised(advertise: str) -> None:
+    """It is refused at once: the server would be ready, and each client would fail."""
+    with pytest.raises(ConfigurationError, match=r"advertise of .*: write HOST or HOST:PORT"):
+        driver_of(f"zmq://?advertise={advertise}")
+
+
+@pytest.mark.parametrize("advertise", ["host-a", "10.0.0.5", "host-a.example:9501", "[fd00::5]", "[fd00::5%25eth0]:1"])
+def test_hosts_and_ports_are_advertised(advertise: str) -> None:
+    """A name, an address of either kind, and a port after it."""
+    driver_of(f"zmq://?advertise={advertise}")
+
+
 @pytest.mark.parametrize("query", ["run_dir=/tmp/x%00", "matchmaker=file&matchmaker_file=/tmp/x%00"])
 def test_path_with_a_zero_byte_is_reported(query: str) -> None:
     """What is sent or subscribed to fails at once, and does not wait for a node that cannot be opened."""

@@ -165,6 +165,22 @@ def test_foreign_files_are_ignored_and_kept(run_dir: str, made: list[LocalMatchm
     assert {"notes.txt", "0" * 16 + ".txt", ".hidden.node"} <= set(os.listdir(run_dir))
 
 
+def test_an_entry_that_cannot_be_read_is_logged_once(
+    run_dir: str, made: list[LocalMatchmaker], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be that of a process with another version of msgbus, and others come and go all the time."""
+    first, second = join(run_dir, made), join(run_dir, made)
+    pathlib.Path(run_dir, f"{second.node}.9.node").write_bytes(b"\x80")
+    for _ in range(3):
+        register(join(run_dir, made), TOPIC)
+        assert len(first.entries()) > 1
+    assert len(caplog.records) == 1
+    assert f"{second.node}.9.node cannot be read" in caplog.text
+    register(second, TOPIC)
+    os.unlink(os.path.join(run_dir, f"{second.node}.9.node"))
+    assert first.entries()[second.node].services[0].address == TOPIC
+
+
 def test_removed_files_are_written_again(run_dir: str, made: list[LocalMatchmaker]) -> None:
     """After /tmp was cleaned up, existing nodes and new ones still find each other."""
     first = join(run_dir, made, TOPIC)

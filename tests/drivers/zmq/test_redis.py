@@ -11,12 +11,14 @@ import msgspec
 import pytest
 
 from msgbus import ConfigurationError, DriverLoadFailure, TransportUnavailable
+from msgbus.drivers.base import Address, Message
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.zmq.matchmakers import redis as zmq_redis
 from msgbus.drivers.zmq.matchmakers.base import Entry
 from msgbus.drivers.zmq.matchmakers.redis import RedisMatchmaker, folder_for
 from msgbus.drivers.zmq.matchmakers.redis_server import Server
-from tests.support import EVENT_TIMEOUT
+from msgbus.transport import get_rpc_transport
+from tests.support import EVENT_TIMEOUT, new_conf
 
 NODE = "0123456789abcdef"
 
@@ -130,3 +132,15 @@ def test_closing_does_not_wait_for_a_redis_that_says_nothing(tmp_path: pathlib.P
     matchmaker.open()
     matchmaker.close()
     loop.close()
+
+
+def test_host_that_cannot_be_a_name_is_the_reason(tmp_path: pathlib.Path) -> None:
+    """What is sent fails with it, as with a Redis that cannot be reached."""
+    transport = get_rpc_transport(new_conf(), f"zmq://{tmp_path}?matchmaker=redis&redis_url=redis://a..b/")
+    try:
+        sent = transport.driver.send(Address("topic", "x", "t"), Message(b"", "t", "i", 0.5), mandatory=True)
+        error = sent.exception(EVENT_TIMEOUT)
+        assert isinstance(error, TransportUnavailable)
+        assert "Redis at a..b:6379/0, where nodes find each other, cannot be used" in str(error)
+    finally:
+        transport.cleanup()

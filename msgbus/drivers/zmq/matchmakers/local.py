@@ -246,6 +246,8 @@ class LocalMatchmaker(Matchmaker):
                 self._read_error = f"{self._path(name)} cannot be read: {exc}; {descriptors.HINT}"
             else:
                 LOG.warning("%s cannot be read, and the node is left out: %s", self._path(name), exc)
+                if not isinstance(exc, OSError):
+                    self._names[node] = name  # Nobody changes a file: it is not read again.
             return None
         return entry
 

@@ -69,8 +69,8 @@ class Server:
 
     @property
     def errors(self) -> tuple[type[Exception], ...]:
-        """What a command may raise."""
-        return (self._redis.RedisError, OSError)
+        """What a command may raise. It connects first, and raises ValueError for what cannot be a host's name."""
+        return (self._redis.RedisError, OSError, ValueError)
 
     def explain(self, exc: Exception) -> str:
         """An error's text, without passwords."""
