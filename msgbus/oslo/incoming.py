@@ -26,6 +26,8 @@ GONE_FOR = 60.0
 """Seconds for which replies to a client that was away for too long are tried only once."""
 MAX_GONE = 200
 """The number of such clients that are remembered."""
+MAX_NAME = 255
+"""The most characters of an id or the name of an inbox, which are remembered and logged. oslo.messaging's have 38."""
 
 
 class Replies:
@@ -138,6 +140,7 @@ class Incoming(base.RpcIncomingMessage):  # type: ignore[misc]  # oslo.messaging
 
         Raises:
             TypeError: it is no dict, or an id or the inbox in it is not a string.
+            ValueError: one of these is too long.
         """
         if not isinstance(payload, dict):
             raise TypeError(f"it is no JSON object but {type(payload).__name__}")
@@ -264,6 +267,8 @@ def _pop_name(payload: dict[str, Any], key: str) -> str | None:
     value = payload.pop(key, None)
     if value is not None and not isinstance(value, str):
         raise TypeError(f"{key} is not a string but {type(value).__name__}")
+    if value is not None and len(value) > MAX_NAME:
+        raise ValueError(f"{key} has {len(value)} characters, and may have {MAX_NAME}")
     return value
 
 

@@ -394,6 +394,19 @@ def test_an_id_that_is_no_string_is_dropped_with_a_line_in_the_log(
     assert f"cannot be read, and is dropped: {name} is not a string" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["_unique_id", "_msg_id", "_reply_q"])
+def test_an_id_that_is_too_long_is_dropped_with_a_line_in_the_log(
+    service: Service, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would be remembered, or logged, whatever its size."""
+    endpoint = Endpoint()
+    service.serve(endpoint)
+    send_raw(service, {"method": "note", "args": {"value": "too long"}, name: "x" * 256})
+    send_raw(service, {"method": "note", "args": {"value": 1}, name: "x" * 255})
+    assert endpoint.taken() == 1
+    assert f"cannot be read, and is dropped: {name} has 256 characters, and may have 255" in caplog.text
+
+
 def test_what_no_thread_can_be_had_for_is_given_back(
     service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
