@@ -203,6 +203,18 @@ class Hub:
 
     def _run(self, wake: int) -> None:
         """Call what was passed on; ends in a forked child, which has another one."""
+        from eventlet import spawn_n
+
+        try:
+            self._call_all(wake)
+        except BaseException:
+            # Ctrl-C came here, or a handler of the log raised a Timeout. Others still wait for what is passed on.
+            if wake == self._wake:
+                self._os.eventfd_write(wake, 1)
+                spawn_n(self._run, wake)
+            raise
+
+    def _call_all(self, wake: int) -> None:
         from eventlet import hubs
 
         while wake == self._wake:

@@ -155,6 +155,32 @@ def test_the_log_of_native_threads_is_written_by_green_ones() -> None:
     assert lines == ["msgbus.oslo.driver WARNING True"]
 
 
+def test_ctrl_c_in_the_green_thread_that_serves_the_native_ones() -> None:
+    """It ends what the program waits for, as anywhere else, and the program ends in good order."""
+    lines = run("""
+        class Handler(logging.Handler):
+            def emit(self, record):
+                if "lost" in record.getMessage():
+                    os.kill(os.getpid(), signal.SIGINT)
+        import signal
+        made = transport()
+        server = serve(made, Endpoint())
+        import msgbus.oslo.driver
+        msgbus.oslo.driver.CAST_PATIENCE = 0.1
+        logging.getLogger().addHandler(Handler())
+        client(made).prepare(topic="nobody").cast({}, "nothing")
+        try:
+            eventlet.sleep(60)
+        except KeyboardInterrupt:
+            print("interrupted")
+        print(client(made).call({}, "echo", value=1))
+        server.stop()
+        server.wait()
+        made.cleanup()
+    """)
+    assert lines == ["interrupted", "1"]
+
+
 def test_the_rest_of_the_program_keeps_its_green_modules() -> None:
     """Only msgbus and the libraries of its drivers have the original ones."""
     lines = run("""
