@@ -57,6 +57,9 @@ NO_TTL = -1.0
 OVERHEAD = 1024 * 1024
 """Bytes that a frame may have besides the body of one largest message: names, and other records."""
 
+KNOWN_MAX = 1000
+"""Bytes of the longest address that is kept, so that it need not be read again. A peer may send many on purpose."""
+
 _HEAD = struct.Struct("<BI")
 _DATA = struct.Struct("<BIQdBHHH")
 _DATA_REST = struct.Struct("<QdBHHH")
@@ -133,9 +136,12 @@ def write_address(address: Address) -> bytes:
     return msgspec.msgpack.encode(tuple(address))
 
 
-@lru_cache(10_000)
 def read_address(data: bytes) -> Address:
     """Read an address. Raises `Malformed`."""
+    return _read_known(data) if len(data) <= KNOWN_MAX else _read(data)
+
+
+def _read(data: bytes) -> Address:
     try:
         names = _decode_names(data)
     except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
@@ -143,6 +149,9 @@ def read_address(data: bytes) -> Address:
     if names[0] not in _KINDS:
         raise Malformed(f"an address of the unknown kind {names[0]!r}")
     return Address(*names)  # type: ignore[arg-type]  # checked above
+
+
+_read_known = lru_cache(10_000)(_read)
 
 
 def hello(content: Hello) -> bytes:

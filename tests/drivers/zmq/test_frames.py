@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+import sys
 
 import pytest
 
@@ -67,6 +68,15 @@ def test_invalid_address_is_malformed(data: bytes) -> None:
     """Other msgpack, other types, and kinds that do not exist."""
     with pytest.raises(frames.Malformed):
         frames.read_address(data)
+
+
+def test_long_addresses_are_read_and_not_kept() -> None:
+    """However many of them a peer sends, they take no memory."""
+    long = Address("topic", "msgbus", "x" * 100_000)
+    data = frames.write_address(long)
+    before = sys.getrefcount(data)
+    assert frames.read_address(data) == long
+    assert sys.getrefcount(data) == before
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 1000])
