@@ -293,7 +293,7 @@ async def test_stop_ends_a_start_that_waits(fake_url: str, monkeypatch: pytest.M
                 fail(subscription.ready, msgbus.CallCancelled("it was closed"))
                 return close()
 
-            subscription.close = closed
+            subscription.close = closed  # type: ignore[method-assign]
             return subscription
 
         monkeypatch.setattr(transport.driver, "subscribe", never)
