@@ -16,11 +16,11 @@ from msgbus.describing import Describe
 from msgbus.dispatcher import RPCDispatcher, expose
 from msgbus.drivers.base import Address, Capability, Delivery, Message, QueueInfo, Sent
 from msgbus.encoding import decode_request
-from msgbus.exceptions import InvalidTarget, SerializationError
+from msgbus.exceptions import InvalidTarget, MessageUndeliverable, SerializationError
 from msgbus.foreign import get_logger
 from msgbus.forking import fork_count
 from msgbus.interceptors import checked_interceptors
-from msgbus.message import AT_LEAST_ONCE, PING_NAMESPACE
+from msgbus.message import AT_LEAST_ONCE, AT_MOST_ONCE, PING_NAMESPACE
 from msgbus.processing import Processor
 from msgbus.server_call import ServerCall, time_left
 from msgbus.stats import Stats
@@ -170,7 +170,11 @@ class BaseServer(BaseListener):
             def done(sent: Future[Sent]) -> None:
                 if processor.forks != fork_count():
                     return  # The parent settles it.
-                if sent.exception() is None:
+                error = sent.exception()
+                if isinstance(error, MessageUndeliverable) and processor.policy_of(request) == AT_MOST_ONCE:
+                    processor.give_up_unbegun(call, error)
+                    return
+                if error is None:
                     delivery.accept()
                 else:
                     delivery.reject(requeue=True)

@@ -153,12 +153,12 @@ class FailedCasts:
         address, message = call.delivery.address, call.delivery.message
         if address.kind == "fanout":  # Only this server has it, and only until it ends.
             reason = f"the server was stopped before it could be run again; it had raised {call.failure[0]}"
-            self._give_up_waiting(call, reason)
+            self.give_up_waiting(call, reason)
             return
 
         def give_back(why: object) -> None:
             if call.accepted:
-                self._give_up_waiting(call, f"the server was stopped, and no other server could take it: {why}")
+                self.give_up_waiting(call, f"the server was stopped, and no other server could take it: {why}")
                 return
             LOG.info("the cast %r (%s) is given back: %s", call.request.method, call.request.unique_id, why)
             self._calls.finish(call, done=False, remember=False)
@@ -186,10 +186,10 @@ class FailedCasts:
 
     def give_up_too_late(self, call: ServerCall) -> None:
         """Give up a cast that raised, and whose deadline has passed before it was run again."""
-        self._give_up_waiting(call, f"{call.failure[0]}; {TOO_LATE}")
+        self.give_up_waiting(call, f"{call.failure[0]}; {TOO_LATE}")
 
-    def _give_up_waiting(self, call: ServerCall, reason: str) -> None:
-        """Give up a cast that raised before, and does not run now. In a context of its own: the hook is the user's."""
+    def give_up_waiting(self, call: ServerCall, reason: str) -> None:
+        """Give up a cast that does not run now. In a context of its own: the hook is the user's."""
 
         def give_up() -> None:
             current.running.set(call)

@@ -208,6 +208,19 @@ class Processor(BaseProcessor):
             duplicate.reject(requeue=True)  # It takes the place of this delivery: it is declined or dead-lettered.
         self.calls.remove(call)
 
+    def give_up_unbegun(self, call: ServerCall, why: object) -> None:
+        """End a request under at_most_once that the stopped server has not begun, and that no other one could take.
+
+        If its message were given back, it would look like one that may have run.
+        """
+        reason = f"the server was stopped before it began, and no other server could take it: {why}"
+        call.accepted = call.delivery.accept()
+        if call.is_call:
+            LOG.warning("%r (call %s): %s", call.request.method, call.request.call_id, reason)
+            self._answer_error(call, CallCancelled(f"{call.request.method!r}: {reason}"))
+        else:
+            self.failed_casts.give_up_waiting(call, reason)
+
     # Calls
 
     async def _run_call(self, call: ServerCall) -> None:

@@ -19,6 +19,7 @@ from msgbus import (
     DeadLetter,
     ExplicitRPCAccessPolicy,
     InvalidTarget,
+    MessageUndeliverable,
     MessagingException,
     MessagingTimeout,
     NoSuchMethod,
@@ -331,6 +332,39 @@ def test_stop_gives_back_what_has_not_begun(delivery: Any, endpoint: Endpoint) -
     assert other.wait(EVENT_TIMEOUT) == 0
     assert endpoint.ran == [0]
     assert sorted(other_endpoint.ran) == [1, 2, 3]
+    transport.cleanup()
+
+
+@pytest.mark.parametrize("executor", ["threading", "asyncio"])
+def test_what_has_not_begun_and_no_other_server_can_take(endpoint: Endpoint, executor: str) -> None:
+    """Under at_most_once it ends there, and says so: given back, it would look like what may have run."""
+    transport = new_transport(executor_thread_pool_size=1, executor_tasks=1)
+    letters: list[DeadLetter] = []
+    target = Target(topic="foo", server="h1")
+    server = get_rpc_server(transport, target, [endpoint], executor=executor, on_dead_letter=letters.append)
+    server.start()
+    client = get_rpc_client(transport, Target(topic="foo"), timeout=EVENT_TIMEOUT)
+    client.cast({}, "hold", value=0)
+    endpoint.wait()
+    waiting = call_in_thread(client, "note", value=1)
+    workers: Any = server._executor
+    until(lambda: workers.load.backlog == 1, "the call is here", EVENT_TIMEOUT)
+    client.cast({}, "note", value=2)
+    client.prepare(delivery="at_least_once").cast({}, "note", value=3)
+    until(lambda: workers.load.backlog == 3, "the casts are here", EVENT_TIMEOUT)
+    get_bus(transport.url).fail_next(MessageUndeliverable("nobody listens"), 3)
+    server.stop()
+    with pytest.raises(CallCancelled, match="stopped before it began, and no other server could take it: nobody lis"):
+        waiting.result(EVENT_TIMEOUT)
+    endpoint.go_on.set()
+    assert server.wait(EVENT_TIMEOUT) == 0
+    assert endpoint.ran == [0]
+    assert ["no other server could take it" in letter.reason for letter in letters] == [True]
+    other = new_server(transport, endpoint)  # Under at_least_once the cast has waited for it.
+    other.start()
+    endpoint.wait()
+    assert endpoint.ran == [0, 3]
+    assert other.wait(EVENT_TIMEOUT) == 0
     transport.cleanup()
 
 
