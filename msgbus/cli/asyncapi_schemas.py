@@ -32,14 +32,16 @@ class Names:
 
     def __init__(self, taken: Iterable[str] = ()) -> None:
         self._taken = set(taken)
+        self._numbers: dict[str, int] = {}  # by name without its number: the last one
 
     def new(self, wanted: str) -> str:
         """A name that is like `wanted`."""
         plain = re.sub(r"[^A-Za-z0-9_.-]", "_", wanted)[:100] or "unnamed"
-        name, number = plain, 1
+        name, number = plain, self._numbers.get(plain, 1)
         while name in self._taken:
             number += 1
             name = f"{plain}-{number}"
+        self._numbers[plain] = number
         self._taken.add(name)
         return name
 

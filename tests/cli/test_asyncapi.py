@@ -18,7 +18,7 @@ import pytest
 import msgbus
 from msgbus import Target, since
 from msgbus.cli.asyncapi import asyncapi_document
-from msgbus.cli.asyncapi_schemas import MAX_DEPTH, Converter
+from msgbus.cli.asyncapi_schemas import MAX_DEPTH, Converter, Names
 from msgbus.cli.asyncapi_servers import servers_of
 from msgbus.cli.errors import Code
 from msgbus.describing import Description, Interface, MethodInfo
@@ -328,6 +328,14 @@ def test_names_of_a_server_are_brought_into_the_form_of_asyncapi() -> None:
         message["payload"] = {}
     document["components"]["schemas"] = {}
     check(document)
+
+
+def test_a_server_may_say_that_it_has_very_many_methods_of_one_name() -> None:
+    """Each gets a number without a search through all others, which would take hours."""
+    names = Names()
+    made = [names.new("m") for _ in range(200_000)]
+    assert made[:3] == ["m", "m-2", "m-3"]
+    assert len(set(made)) == len(made)
 
 
 def test_methods_named_as_the_document_names_its_own_parts() -> None:
