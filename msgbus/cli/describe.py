@@ -75,7 +75,7 @@ def describe(
     with open_transport(url, config_files, quiet=True) as transport:
         client = get_rpc_client(transport, target, timeout=timeout)
         with progress() as waiting, waiting("asking the servers"):
-            found, errors = _ask_all(client)
+            found, errors = _ask_all(client, timeout)
         descriptions = [description for _, description in found]
         document = _asyncapi(client, descriptions) if as_asyncapi else None
     if as_json:
@@ -90,7 +90,7 @@ def describe(
         click.get_current_context().exit(code_of(errors[0]))
 
 
-def _ask_all(client: RPCClient) -> tuple[list[tuple[Any, Description]], list[MessagingException]]:
+def _ask_all(client: RPCClient, timeout: float) -> tuple[list[tuple[Any, Description]], list[MessagingException]]:
     """What each server says that it is, as it has come and as it is read, and the errors of those that do not.
 
     Raises:
@@ -99,7 +99,7 @@ def _ask_all(client: RPCClient) -> tuple[list[tuple[Any, Description]], list[Mes
     from msgbus.exceptions import MessagingException
 
     found, errors = [], []
-    for name in _servers_of(client):
+    for name in _servers_of(client, timeout):
         try:
             found.append(ask(client.prepare(server=name)))
         except MessagingException as exc:
@@ -123,11 +123,11 @@ def _say_left_out(description: Description) -> None:
         click.echo(f"too large to be described whole, left out: {left_out}", err=True)
 
 
-def _servers_of(client: RPCClient) -> Sequence[str | None]:
+def _servers_of(client: RPCClient, timeout: float) -> Sequence[str | None]:
     """The servers to ask; None for any one, where none answers a ping."""
     if client.target.server:
         return [client.target.server]
-    names = sorted({str(answer["server"]) for answer in client.ping(1.0) if answer.get("server")})
+    names = sorted({str(answer["server"]) for answer in client.ping(timeout) if answer.get("server")})
     if len(names) > MAX_SERVERS:
         click.echo(f"{len(names)} servers answer, and {MAX_SERVERS} of them are asked", err=True)
     return names[:MAX_SERVERS] or [None]
