@@ -213,7 +213,7 @@ def test_a_full_window_is_waited_for(held: Held, client: RPCClient, transport: T
     for _ in range(8):
         assert transport.window.acquire(0)
     task = Task(client.cast_many, {}, numbered(2))
-    until(lambda: transport.window._waiting == 1, "it waits for a place", EVENT_TIMEOUT)
+    until(lambda: len(transport.window._waiters) == 1, "it waits for a place", EVENT_TIMEOUT)
     assert not held.sent
     transport.window.release()
     held.await_sent(1)

@@ -543,7 +543,7 @@ def test_cleanup_ends_what_waits_for_a_place_in_the_send_window(verb: str) -> No
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    until(lambda: transport.window._waiting, "it waits for a place", EVENT_TIMEOUT)
+    until(lambda: transport.window._waiters, "it waits for a place", EVENT_TIMEOUT)
     transport.cleanup()
     thread.join(EVENT_TIMEOUT)
     assert [type(error) for error in errors] == [CallCancelled]

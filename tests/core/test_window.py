@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import threading
 
 import pytest
@@ -30,7 +31,7 @@ def test_a_waiter_gets_a_place_that_is_given_back() -> None:
     threads = [threading.Thread(target=lambda: got.append(window.acquire(EVENT_TIMEOUT))) for _ in range(2)]
     for thread in threads:
         thread.start()
-    while window._waiting < 2:
+    while len(window._waiters) < 2:
         pass
     window.release()
     window.release()
@@ -38,6 +39,40 @@ def test_a_waiter_gets_a_place_that_is_given_back() -> None:
         thread.join(EVENT_TIMEOUT)
     assert got == [True, True]
     assert not window.acquire(0)
+
+
+def test_places_are_given_in_the_order_in_which_threads_came() -> None:
+    """A thread that gives its place back, and takes one again at once, does not get that of another one that waits."""
+    window, order = SendWindow(1), list[int]()
+    assert window.acquire(0)
+
+    def take(number: int) -> None:
+        assert window.acquire(EVENT_TIMEOUT)
+        order.append(number)
+
+    threads = [threading.Thread(target=take, args=(number,)) for number in range(3)]
+    for number, thread in enumerate(threads, 1):
+        thread.start()
+        until(lambda: len(window._waiters) == number, "it waits", EVENT_TIMEOUT)  # noqa: B023  # at once
+    for number, thread in enumerate(threads, 1):
+        window.release()
+        assert not window.acquire(0)
+        thread.join(EVENT_TIMEOUT)
+        assert order == list(range(number))
+    window.release()
+    assert window.idle
+
+
+def test_who_waits_no_longer_leaves_its_place_to_the_next() -> None:
+    """At the end of its time, and if a handler of a signal raises, as for Ctrl-C."""
+    window = SendWindow(1)
+    assert window.acquire(0)
+    assert not window.acquire(0.01)
+    threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        window.acquire(EVENT_TIMEOUT)
+    window.release()
+    assert window.idle
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -83,8 +118,8 @@ def test_a_child_does_not_wait_for_a_thread_of_its_parent() -> None:
     assert window.acquire(0)
     waiting = threading.Thread(target=window.acquire, args=(EVENT_TIMEOUT,))
     waiting.start()
-    until(lambda: window._waiting, "a thread that waits", EVENT_TIMEOUT)
-    with holding(window._freed):
+    until(lambda: window._waiters, "a thread that waits", EVENT_TIMEOUT)
+    with holding(window._changing):
         assert exit_code_of(window.release) == 0
     window.release()
     waiting.join()
