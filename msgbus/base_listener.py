@@ -12,7 +12,7 @@ from msgbus.base_transport import BaseTransport
 from msgbus.deadline import checked_seconds
 from msgbus.drivers.base import Address, Delivery, OnDelivery, Subscription
 from msgbus.drivers.toolkit.loop import Loop
-from msgbus.exceptions import MessagingException
+from msgbus.exceptions import CallCancelled, MessagingException
 from msgbus.health import Health, why_it_stands
 from msgbus.server_call import ServerCall
 from msgbus.workers import Workers
@@ -53,6 +53,16 @@ class BaseListener(ABC):
         self._subscription: Subscription | None = None
         self._workers: Workers | None = None
         self._stopping = False
+        self._stops = 0  # how often it was to be stopped: `start` may be under way, and not have subscribed yet
+
+    def _check_not_stopped(self, stops: int) -> None:
+        """Check that it was not to be stopped since `_stops` had a value.
+
+        Raises:
+            CallCancelled: it was.
+        """
+        if self._stops != stops:
+            raise CallCancelled(f"{self._title} was stopped before it was started")
 
     def _prefetch(self) -> int:
         """How many deliveries of each address may be unfinished."""

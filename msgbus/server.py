@@ -117,8 +117,10 @@ class Listener(BaseListener):
             return
         transport = self.transport
         end = Loop.now() + (transport.option("rpc_response_timeout") if timeout is None else checked_seconds(timeout))
+        stops = self._stops
         self._prepare(end)
         with self._state:
+            self._check_not_stopped(stops)
             if self._is_serving():
                 return
             if self._subscription is None or self._executor is None:
@@ -153,6 +155,7 @@ class Listener(BaseListener):
 
     def stop(self) -> None:
         """Take no new requests, and give back those that have not begun. Running requests go on: see `wait`."""
+        self._stops += 1
         begun = self._stopping  # Before the lock: `wait` holds it while handlers finish, and one may call this.
         if begun:
             return

@@ -89,7 +89,9 @@ class AsyncListener(BaseListener):
             return
         transport = self.transport
         end = Loop.now() + (transport.option("rpc_response_timeout") if timeout is None else checked_seconds(timeout))
+        stops = self._stops
         await self._prepare(end)
+        self._check_not_stopped(stops)
         if self._is_serving():
             return
         if self._subscription is None or self._executor is None:
@@ -123,6 +125,7 @@ class AsyncListener(BaseListener):
             ConfigurationError: another event loop than the transport's runs here.
         """
         self.transport.check_loop()
+        self._stops += 1
         async with self._state:  # A second caller returns when it is done, too.
             subscription, executor = self._subscription, self._executor
             if subscription is None or self._stopping or executor is None:

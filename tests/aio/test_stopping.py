@@ -308,6 +308,27 @@ async def test_stop_ends_a_start_that_waits(fake_url: str, monkeypatch: pytest.M
 
 
 @on_loop
+async def test_a_server_that_is_stopped_before_it_listens_never_does(
+    fake_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While `start` waits for the message system another task stops it: it does not serve when that comes."""
+    async with aio.get_rpc_transport(await conf_with(), fake_url) as transport:
+        server = aio.get_rpc_server(transport, SERVER, [Service()])
+
+        async def stopped_meanwhile(deadline: float, whose: object) -> str:
+            await server.stop()
+            monkeypatch.undo()
+            return await transport.inbox(deadline, whose)
+
+        monkeypatch.setattr(transport, "inbox", stopped_meanwhile)
+        with pytest.raises(msgbus.CallCancelled, match="was stopped before it was started"):
+            await server.start()
+        assert "not serving" in repr(server)
+        async with server:
+            assert await aio.get_rpc_client(transport, TOPIC).call({}, "echo", value=1) == 1
+
+
+@on_loop
 async def test_a_start_that_is_cancelled_or_late_leaves_a_server_that_can_be_started(
     fake_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -601,6 +601,24 @@ def test_stop_ends_a_start_that_waits(
     assert client.call({}, "note", value=1) == 1
 
 
+def test_a_server_that_is_stopped_before_it_listens_never_does(
+    transport: Transport, server: RPCServer, client: RPCClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While `start` waits for the message system another thread stops it: it does not serve when that comes."""
+
+    def stopped_meanwhile(deadline: float, whose: object) -> str:
+        server.stop()
+        monkeypatch.undo()
+        return transport.inbox(deadline, whose)
+
+    monkeypatch.setattr(transport, "inbox", stopped_meanwhile)
+    with pytest.raises(CallCancelled, match="was stopped before it was started"):
+        server.start()
+    assert "not serving" in repr(server)
+    server.start()
+    assert client.call({}, "note", value=1) == 1
+
+
 # What runs and what does not
 
 
