@@ -194,6 +194,20 @@ def test_removed_files_are_written_again(run_dir: str, made: list[LocalMatchmake
     assert second.node in first.entries()
 
 
+def test_an_entry_that_cannot_be_written_again_is_written_later(run_dir: str, made: list[LocalMatchmaker]) -> None:
+    """A full disk, from which somebody has removed all files, may have room for empty ones only."""
+    first = join(run_dir, made, TOPIC)
+    for name in os.listdir(run_dir):
+        os.unlink(os.path.join(run_dir, name))
+    in_the_way = os.path.join(run_dir, f"{first.node}.2.tmp")
+    os.mkdir(in_the_way)
+    first.maintain()
+    assert first.node not in join(run_dir, made).entries()
+    os.rmdir(in_the_way)
+    first.maintain()
+    assert first.node in join(run_dir, made).entries()
+
+
 def test_files_that_cannot_be_written_again_cost_no_descriptors(run_dir: str, made: list[LocalMatchmaker]) -> None:
     """It is tried again and again, with as many open files as before, and done as soon as it can be."""
     first = join(run_dir, made, TOPIC)

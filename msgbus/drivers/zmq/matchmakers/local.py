@@ -281,6 +281,8 @@ class LocalMatchmaker(Matchmaker):
             ours = ((self._changes, _CHANGES), (self._lock, f"{self._node}.lock"))
             if not all(_is_at(fd, self._path(name)) for fd, name in ours):
                 self._restore()
+            elif self._own is not None and not os.path.lexists(self._path(f"{self._node}.{self._number}.node")):
+                self._write(self._own)  # There was no room for it when the others were written again.
             for name in (_CHANGES, *(f"{self._node}.{end}" for end in ("lock", "sock", f"{self._number}.node"))):
                 if os.path.lexists(path := self._path(name)):
                     os.utime(path, follow_symlinks=False)  # Programs that clean up remove old files.
