@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from msgbus import ConfigurationError, DriverLoadFailure, TransportUnavailable
+from msgbus.conformance.waiting import until
 from msgbus.drivers.base import Address, Message
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.zmq.matchmakers import redis as zmq_redis
@@ -132,6 +133,32 @@ def test_closing_does_not_wait_for_a_redis_that_says_nothing(tmp_path: pathlib.P
     matchmaker.open()
     matchmaker.close()
     loop.close()
+
+
+@pytest.mark.parametrize("which", ["work", "listen"])
+def test_thread_that_cannot_be_started_is_the_reason(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    """What is sent fails at once, and is sent when threads can be started again."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == f"msgbus-zmq-redis-{which}":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def send() -> BaseException | None:
+        return driver.send(Address("topic", "x", "t"), Message(b"", "t", "i", 0.5), mandatory=True).exception(60)
+
+    transport = get_rpc_transport(new_conf(), f"zmq://{tmp_path}?matchmaker=redis&redis_url=redis://127.0.0.1:1/")
+    driver = transport.driver
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            assert f"the I/O thread msgbus-zmq-redis-{which} cannot be started: can't start new thread" in str(send())
+        until(lambda: "Connection refused" in str(send()), "threads are started again")
+    finally:
+        transport.cleanup()
 
 
 def test_host_that_cannot_be_a_name_is_the_reason(tmp_path: pathlib.Path) -> None:

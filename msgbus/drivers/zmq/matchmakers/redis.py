@@ -30,6 +30,7 @@ from typing import Any
 
 import msgspec
 
+from msgbus.drivers.toolkit import descriptors
 from msgbus.drivers.toolkit.connecting import backoff
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.zmq.matchmakers.base import Entry, Matchmaker
@@ -143,8 +144,11 @@ class RedisMatchmaker(Matchmaker):
     def _start_threads(self) -> None:
         for name, run in (("work", self._work), ("listen", self._listen)):
             thread = threading.Thread(target=run, name=f"msgbus-zmq-redis-{name}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as exc:
+                raise TransportUnavailable(descriptors.not_started(thread.name, exc)) from exc
             self._threads.append(thread)
-            thread.start()
 
     def register(self, entry: Entry, published: Callable[[], None] | None = None) -> None:
         self._local.register(entry)
