@@ -263,6 +263,8 @@ class ZmqDriver(DriverShell):
         consumers: list[LocalConsumer] = []
         if any(address.kind == "dead" for address in addresses):
             ready = failed(CapabilityMissing("ZmqDriver does not store dead letters"))
+        elif unreadable := [address for address in addresses if not _is_text(address)]:
+            ready = failed(InvalidTarget("a name in it is not text", unreadable[0]))
         else:
             ready = self.ask(self._node.subscribe, tuple(addresses), on_delivery, prefetch, consumers)
         return _ZmqSubscription(self, consumers, ready)
@@ -317,6 +319,15 @@ def _check_addresses(listen: str, advertise: str) -> None:
 def _is_port(text: str) -> bool:
     """Whether it is a port, or an asterisk. libzmq takes more: with 95x1 it listens at 95, with 99999 at 34463."""
     return text == "*" or (text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) < 65536)
+
+
+def _is_text(address: Address) -> bool:
+    """Whether other nodes can be told of an address."""
+    try:
+        "".join(address).encode()
+    except (UnicodeError, TypeError):
+        return False
+    return True
 
 
 def _why_not(address: Address) -> CapabilityMissing | InvalidTarget:

@@ -196,6 +196,18 @@ def test_subscribing_to_dead_letters_fails(tmp_path: pathlib.Path) -> None:
     transport.cleanup()
 
 
+@pytest.mark.parametrize("topic", ["half \ud800", 5])
+def test_subscribing_to_a_name_that_is_no_text_fails(tmp_path: pathlib.Path, topic: Any) -> None:
+    """Alone: others can be subscribed to afterwards."""
+    transport = get_rpc_transport(new_conf(), f"zmq://{tmp_path}")
+    try:
+        for address in (Address("topic", "x", topic), Address("topic", "x", "t")):
+            ready = transport.driver.subscribe([address], lambda delivery: None, prefetch=1).ready
+            assert isinstance(ready.exception(EVENT_TIMEOUT), InvalidTarget if address.topic == topic else type(None))
+    finally:
+        transport.cleanup()
+
+
 def test_importing_the_driver_imports_no_pyzmq_and_does_not_shadow_it() -> None:
     """Importing the driver imports nothing of ZeroMQ; using it finds the library, not the module of the same name."""
     code = (
