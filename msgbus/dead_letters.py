@@ -115,15 +115,18 @@ def requeue(
 
     Raises:
         CapabilityMissing, InvalidTarget, TransportUnavailable, ValueError: as for `look`; nothing was sent.
+        TypeError: `ids` is a string, and not a collection of strings.
     """
-    timeout = checked_seconds(timeout)
+    timeout, wanted = checked_seconds(timeout), _wanted(ids)
     with _held(transport, target, timeout) as (deliveries, info):
-        chosen = [(delivery, _read(delivery)) for delivery in deliveries if ids is None or delivery.message.id in ids]
+        chosen = [
+            (delivery, _read(delivery)) for delivery in deliveries if wanted is None or delivery.message.id in wanted
+        ]
         sent = [_send_again(transport, delivery, stored, timeout) for delivery, stored in chosen]
         end = Loop.now() + timeout
         done = [
             stored if stored.error is not None else _finish(transport, delivery, stored, future, end)
-            for (delivery, _), (stored, future) in zip(chosen, sent, strict=True)
+            for delivery, (stored, future) in zip(chosen, sent, strict=True)
         ]
     return Letters(done, info)
 
@@ -137,10 +140,23 @@ def purge(
 
     Raises:
         CapabilityMissing, InvalidTarget, TransportUnavailable, ValueError: as for `look`; nothing was removed.
+        TypeError: as for `requeue`.
     """
+    wanted = _wanted(ids)
     with _held(transport, target, timeout) as (deliveries, info):
-        chosen = [delivery for delivery in deliveries if ids is None or delivery.message.id in ids]
+        chosen = [delivery for delivery in deliveries if wanted is None or delivery.message.id in wanted]
         return Letters([_read(delivery) for delivery in chosen if delivery.accept()], info)
+
+
+def _wanted(ids: Collection[str] | None) -> frozenset[str] | None:
+    """The ids of the letters that are asked for.
+
+    Raises:
+        TypeError: they are a string. Each id that is a part of it would be one of them.
+    """
+    if isinstance(ids, str):
+        raise TypeError(f"ids are a list or a set of ids, not a string: write [{ids!r}]")
+    return None if ids is None else frozenset(ids)
 
 
 def _address(transport: Transport, target: Target) -> Address:
