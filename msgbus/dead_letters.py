@@ -119,10 +119,8 @@ def requeue(
     """
     timeout, wanted = checked_seconds(timeout), _wanted(ids)
     with _held(transport, target, timeout) as (deliveries, info):
-        chosen = [
-            (delivery, _read(delivery)) for delivery in deliveries if wanted is None or delivery.message.id in wanted
-        ]
-        sent = [_send_again(transport, delivery, stored, timeout) for delivery, stored in chosen]
+        chosen = [delivery for delivery in deliveries if wanted is None or delivery.message.id in wanted]
+        sent = [_send_again(transport, delivery, _read(delivery), timeout) for delivery in chosen]
         end = Loop.now() + timeout
         done = [
             stored if stored.error is not None else _finish(transport, delivery, stored, future, end)
