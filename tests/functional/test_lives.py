@@ -11,6 +11,7 @@ import pytest
 from tests import lives
 from tests.functional.brokers.qpid import Qpid
 from tests.functional.brokers.rabbitmq import RabbitMQ
+from tests.support import EVENT_TIMEOUT
 
 PROGRAMS = [*lives.FORKS, lives.ends_without_cleanup, lives.dropped_transports_are_collected]
 # `sys.argv[2]` are seconds in which nothing happens, so that the loop's own thread sleeps, and not the main thread.
@@ -63,7 +64,9 @@ def test_descriptors_that_others_close_are_named(broker: str, idle: float, reque
         timeout=100,
         check=False,
     )
-    lives.end(server, transport)
+    server.stop()
+    server.wait(EVENT_TIMEOUT)
+    transport.cleanup()
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr, ended.stderr
     said = ended.stdout.splitlines()
