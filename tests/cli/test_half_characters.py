@@ -37,7 +37,8 @@ def bus() -> Iterator[Bus]:
         message = Message(json.dumps(reply).encode(), "application/json", "id")
         driver.send(Address("inbox", name=request.reply_to or ""), message, mandatory=True)
 
-    addresses = [at._replace(kind="server", server="odd"), at._replace(kind="fanout", server="odd")]
+    # With the topic, so that two servers are counted, and the answers of both are waited for.
+    addresses = [at, at._replace(kind="server", server="odd"), at._replace(kind="fanout", server="odd")]
     driver.subscribe(addresses, answer, prefetch=10).ready.result(EVENT_TIMEOUT)
     yield bus
     for server in bus.servers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 from typing import Any
@@ -82,7 +83,7 @@ def test_path_with_a_zero_byte_is_reported(query: str) -> None:
         for future in (ready, sent):
             error = future.exception(EVENT_TIMEOUT)
             assert isinstance(error, TransportUnavailable)
-            assert "null byte" in str(error)
+            assert re.search("null (byte|character)", str(error))  # Python has another word since 3.13
     finally:
         transport.cleanup()
 
