@@ -188,7 +188,7 @@ def test_node_is_removed_when_its_lease_runs_out(meeting: RedisMeeting) -> None:
     """So a node that has died is noticed at the latest then."""
     meeting.redis.start()
     client = meeting.node()
-    assert isinstance(error_of(client), MessageUndeliverable)
+    assert isinstance(error_of(client, ttl=15), MessageUndeliverable)
     node = "0123456789abcdef"
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
@@ -294,7 +294,7 @@ def test_server_without_the_option_listen_is_found_on_its_host_alone(
     with caplog.at_level(logging.WARNING):
         receiver.subscribe(meeting.open(url).driver, TOPIC)
     assert "serves this host alone: set listen" in caplog.text
-    assert isinstance(error_of(meeting.node()), MessageUndeliverable)
+    assert isinstance(error_of(meeting.node(), ttl=15), MessageUndeliverable)
     send(meeting.open(url).driver, TOPIC, "of this host")
     receiver.wait(1)
 
@@ -304,7 +304,7 @@ def test_nodes_of_one_host_find_each_other_while_redis_is_away(meeting: RedisMee
     meeting.redis.start()
     url = meeting.client_url() + "&listen=tcp://127.0.0.1:*"
     client = meeting.open(url).driver
-    assert isinstance(error_of(client), MessageUndeliverable)
+    assert isinstance(error_of(client, ttl=15), MessageUndeliverable)
     meeting.redis.kill()
     until(lambda: "cannot be used" in client.state, "its loss is noticed")
     receiver, newcomer = Receiver(), meeting.open(url).driver
@@ -328,7 +328,7 @@ def test_key_in_redis_is_not_trusted(meeting: RedisMeeting, tmp_path: pathlib.Pa
     client = meeting.node(more=f"&{keys.query('client')}")
     stranger = Receiver()
     stranger.subscribe(meeting.node("s1", more=f"&{keys.query('stranger')}"), TOPIC)
-    error = error_of(client)
+    error = error_of(client, ttl=5)
     assert isinstance(error, TransportUnavailable)
     assert f"its public key is not in {keys.trusted('client')}" in str(error)
     keys.trust("client", "server")
