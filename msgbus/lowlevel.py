@@ -22,6 +22,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,7 @@ from msgbus.pending import PendingCall
 from msgbus.sending import OnOutcome
 from msgbus.transport import Transport
 from msgbus.url import TransportURL
+from msgbus.widening import WideSubscription
 
 if TYPE_CHECKING:
     from oslo_config import cfg
@@ -70,6 +72,7 @@ __all__ = [
     "Subscription",
     "ThreadWaiter",
     "Waiter",
+    "WideSubscription",
     "load_driver_class",
     "new_id",
     "now",
@@ -377,18 +380,19 @@ class MessageTransport(Transport):
 
     def subscribe(
         self, addresses: Sequence[Address], on_delivery: OnDelivery, *, prefetch: int, deadline: float
-    ) -> Subscription:
+    ) -> WideSubscription:
         """Consume from addresses. Returns when messages to all of them will be delivered.
 
         Args:
             addresses: of the kinds topic, server, fanout and pool.
-            on_delivery: called with each `Delivery`, on any thread, one at a time for a subscription; it must not
+            on_delivery: called with each `Delivery`, on any thread, one at a time until it is widened; it must not
                 block. It may be called before this returns.
             prefetch: how many deliveries of each address may be neither accepted nor rejected, 1 or more.
             deadline: until when to wait for the message system.
 
         Returns:
-            the subscription; wait for the futures of its ``stop`` and ``close`` with `wait_for`.
+            the subscription; wait for the futures of its ``stop`` and ``close`` with `wait_for`. If many deliveries are
+            held for a while, its ``widen_for`` lets others come.
 
         Raises:
             TransportUnavailable: the message system could not be reached by the deadline.
@@ -403,7 +407,8 @@ class MessageTransport(Transport):
             raise ValueError(f"prefetch is 1 or more, not {prefetch!r}")
         if self.closed:
             raise CallCancelled(self.closed_reason)
-        subscription = self.driver.subscribe(addresses, on_delivery, prefetch=prefetch)
+        subscribe = partial(self.driver.subscribe, addresses, on_delivery, prefetch=prefetch)
+        subscription = WideSubscription(subscribe, prefetch)
         try:
             wait_for(self, subscription.ready, deadline, f"cannot consume from {addresses[0]}:", self.driver)
         except BaseException:

@@ -16,9 +16,9 @@ from msgbus.interceptors import checked_interceptors
 from msgbus.notify.batches import Gatherer
 from msgbus.notify.dispatcher import NotificationDispatcher
 from msgbus.notify.processing import NotificationProcessor
-from msgbus.notify.widening import WideSubscription
 from msgbus.server_call import ServerCall
 from msgbus.target import Target, topic_hint
+from msgbus.widening import WideSubscription
 from msgbus.workers import Workers
 
 LOG = get_logger(__name__)

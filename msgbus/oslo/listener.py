@@ -14,7 +14,7 @@ from oslo_serialization import jsonutils
 
 from msgbus import MessagingException
 from msgbus.foreign import get_logger
-from msgbus.lowlevel import FOREVER, Address, Delivery, MessageTransport, Subscription, now
+from msgbus.lowlevel import FOREVER, Address, Delivery, MessageTransport, WideSubscription, now
 from msgbus.oslo.incoming import Incoming, Replies, can_requeue
 from msgbus.oslo.settings import MAX_PREFETCH
 
@@ -27,8 +27,6 @@ CLOSE_TIMEOUT = 10.0
 REQUEUE_DELAY, REQUEUE_DELAY_MAX = 0.1, 5.0
 """Seconds after which a message is given back for the second time; twice as long each time, up to the latter. With one
 listener it comes back to the one that has given it back."""
-WIDEST = 16
-"""How many subscriptions a listener may have; see `Listener._widen_for`."""
 
 Value = TypeVar("Value")
 Run = Callable[..., None]
@@ -79,10 +77,7 @@ class Listener(base.Listener):  # type: ignore[misc]  # oslo.messaging has no ty
         self._gathered: list[Incoming] = []
         self._batch_number = 0  # of the one that is gathered
         self._started = False
-        self._widening = threading.Lock()
-        self._ended = False
-        self._subscriptions: list[Subscription] = []
-        self._subscribe: Callable[[], Subscription]
+        self._subscription: WideSubscription
 
     def listen(self, addresses: Sequence[Address]) -> None:
         """Begin to consume. It returns when the message system has confirmed it, however long that takes.
@@ -90,9 +85,8 @@ class Listener(base.Listener):  # type: ignore[misc]  # oslo.messaging has no ty
         Raises:
             MessagingException: it refuses.
         """
-        take, prefetch = partial(self._run, self._on_delivery), self._prefetch
-        self._subscriptions.append(self._transport.subscribe(addresses, take, prefetch=prefetch, deadline=FOREVER))
-        self._subscribe = partial(self._transport.driver.subscribe, addresses, take, prefetch=prefetch)
+        take = partial(self._run, self._on_delivery)
+        self._subscription = self._transport.subscribe(addresses, take, prefetch=self._prefetch, deadline=FOREVER)
 
     def start(self, on_incoming_callback: Callable[[list[Incoming]], object]) -> None:
         """Pass on what has come, and what comes from now on."""
@@ -103,9 +97,7 @@ class Listener(base.Listener):  # type: ignore[misc]  # oslo.messaging has no ty
 
     def stop(self) -> None:
         """Pass on what has come, and nothing more. Returns when that is done."""
-        with self._widening:
-            self._ended = True
-        self._wait_for([subscription.stop() for subscription in self._subscriptions])
+        self._wait_for(self._subscription.stop())
         batches = self._full_batches()
         with self._lock:
             rest, self._gathered = self._gathered, []
@@ -119,20 +111,16 @@ class Listener(base.Listener):  # type: ignore[misc]  # oslo.messaging has no ty
         It waits for replies that are not sent yet: workers of services end their process by `os._exit` after this.
         """
         self.replies.wait(now() + CLOSE_TIMEOUT)
-        with self._widening:
-            self._ended = True
-        self._wait_for([subscription.close() for subscription in self._subscriptions])
+        self._wait_for(self._subscription.close())
 
-    def _wait_for(self, ends: Sequence[Future[None]]) -> None:
-        until = now() + CLOSE_TIMEOUT
-        for done in ends:
-            try:
-                if self._transport.wait_for(done, until):
-                    done.result()
-                else:
-                    LOG.warning("%s has not confirmed the end of a subscription", self._transport.driver.state)
-            except MessagingException as exc:
-                LOG.warning("a subscription was not ended cleanly: %s", exc)
+    def _wait_for(self, done: Future[None]) -> None:
+        try:
+            if self._transport.wait_for(done, now() + CLOSE_TIMEOUT):
+                done.result()
+            else:
+                LOG.warning("%s has not confirmed the end of a subscription", self._transport.driver.state)
+        except MessagingException as exc:
+            LOG.warning("a subscription was not ended cleanly: %s", exc)
 
     # What comes
 
@@ -253,20 +241,13 @@ class Listener(base.Listener):  # type: ignore[misc]  # oslo.messaging has no ty
             self._paused[delivery.address] += 1
             paused = self._paused[delivery.address]
         self._transport.loop.call_later(delay, self._run, self._end_pause, delivery)
-        self._widen_for(paused)
+        # What is given back is the first to come again. So there may never be room for what is behind it.
+        self._subscription.widen_for(paused)
 
     def _end_pause(self, delivery: Delivery) -> None:
         with self._lock:
             self._paused[delivery.address] -= 1
         delivery.reject(requeue=True)
-
-    def _widen_for(self, paused: int) -> None:
-        """Subscribe once more, if with so many of one address paused there is less than half a prefetch for others."""
-        # What is given back is the first to come again. So there may never be room for what is behind it.
-        with self._widening:
-            count = len(self._subscriptions)
-            if paused >= count * self._prefetch - self._prefetch // 2 and count < WIDEST and not self._ended:
-                self._subscriptions.append(self._subscribe())
 
 
 def _remember(table: dict[str, Value], key: str, value: Value, size: int) -> None:

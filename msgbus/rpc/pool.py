@@ -21,10 +21,10 @@ from msgbus.executor import Executor
 from msgbus.foreign import get_logger
 from msgbus.interceptors import InterceptedRequest, Interceptor, Once, chain
 from msgbus.message import Request
-from msgbus.notify.widening import WideSubscription
 from msgbus.payload import Payload, decode
 from msgbus.target import Target
 from msgbus.transport import Transport
+from msgbus.widening import WideSubscription
 
 LOG = get_logger(__name__)
 

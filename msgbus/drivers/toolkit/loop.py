@@ -109,8 +109,8 @@ class Loop(Driving):
         """
         if self._thread is None:
             self._start()
-        elif (error := self.broken) is not None:
-            raise error
+        elif (poller := self._poller) is not None and poller.lost is not None:
+            raise self._explain(poller.lost)
         entry = (func, args)
         self._calls.append(entry)
         if self.closed:

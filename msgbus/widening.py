@@ -30,7 +30,11 @@ class WideSubscription(Subscription):
         self.ready = first.ready
 
     def widen_for(self, paused: int) -> None:
-        """Grow, if with so many of one address paused there is less than half a prefetch left for others."""
+        """Grow, if with so many of one address paused there is less than half a prefetch left for others.
+
+        Args:
+            paused: how many deliveries of one address are held for a while, before they are settled.
+        """
         with self._lock:
             count = len(self._all)
             if paused >= count * self._prefetch - self._prefetch // 2 and count < WIDEST and not self._ended:
