@@ -104,7 +104,7 @@ def _read_stock_json(text: bytes | str, decoder: msgspec.json.Decoder[T]) -> T:
     Raises:
         msgspec.MsgspecError, ValueError, RecursionError: it is not that either.
     """
-    read = msgspec.convert(json.loads(text), decoder.type)
+    read: T = msgspec.convert(json.loads(text), decoder.type)
     _refuse_lone_surrogates(read)
     return read
 
