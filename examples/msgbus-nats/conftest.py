@@ -51,6 +51,11 @@ class Server:
             self._process.wait(20)
             self._process = None
 
+    def send_signal(self, number: signal.Signals) -> None:
+        """Have it stand still (SIGSTOP), or go on (SIGCONT)."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:

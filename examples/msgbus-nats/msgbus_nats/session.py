@@ -171,7 +171,8 @@ class NatsSession(Session):
             await self.jetstream.declare(address)
         except (OSError, nats.errors.Error) as exc:
             if not self.connection.lost.done():
-                declared(mapped(exc, f"{address} cannot be declared on {self.name}"))
+                refusal = mapped(exc, f"{address} cannot be declared on {self.name}")
+                declared(refusal, hold=isinstance(exc, TimeoutError))  # JetStream may be slow, or stand still.
         else:
             declared()
 

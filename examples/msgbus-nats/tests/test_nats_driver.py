@@ -21,7 +21,7 @@ from oslo_config import cfg
 from msgbus import CallCancelled, ConfigurationError, Transport, TransportUnavailable, get_rpc_transport
 from msgbus.drivers.base import Address, Delivery, Message, Sent
 from msgbus.drivers.toolkit.loop import Loop
-from msgbus_nats import feed, mark, session
+from msgbus_nats import connection, feed, mark, session
 from msgbus_nats.clock import Clock
 from msgbus_nats.connection import Connection
 from msgbus_nats.errors import SUBJECTS_OVERLAP, JetStreamError
@@ -380,6 +380,23 @@ def test_a_stream_that_takes_nothing_for_a_moment_gets_what_was_sent(
 
     assert asyncio.run(send_while_it_takes_nothing()).result(15) == Sent()
     wait_for(lambda: [delivery.message.id for delivery in got] == ["late"])
+
+
+def test_what_is_declared_while_the_server_stands_still_is_declared_later(
+    transports: Callable[..., Transport], server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message that is stored waits for its whole time, not for one answer of JetStream."""
+    monkeypatch.setattr(connection, "API_TIMEOUT", 0.2)
+    driver = transports().driver
+    send(driver, Address("stored", "x", "first"), "connected")
+    server.send_signal(signal.SIGSTOP)
+    try:
+        sent = driver.send(Address("stored", "x", "second"), Message(b"x", "t", "later", 60.0), mandatory=True)
+        with pytest.raises(TimeoutError):
+            sent.result(1.0)
+    finally:
+        server.send_signal(signal.SIGCONT)
+    assert sent.result(15) == Sent()
 
 
 def stop_and_forget(server: Any, address: Address) -> None:
