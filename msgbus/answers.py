@@ -9,7 +9,7 @@ import msgspec
 
 from msgbus.exceptions import MessagingTimeout, OutcomeUnknown
 from msgbus.foreign import get_logger
-from msgbus.message import LOST_AFTER, Reply
+from msgbus.message import Reply
 from msgbus.pending import Pending, RunningServer
 
 LOG = get_logger(__name__)
@@ -140,7 +140,7 @@ class PendingAnswers(Pending, kw_only=True):
                     self._note_end(inbox, name)
             self._add(reply.server, reply, now)
         elif reply.inbox is not None:
-            server = RunningServer(reply.server, now, now)
+            server = RunningServer(reply.server, now)
             self.running[reply.inbox, reply.server] = self.servers[reply.inbox] = server
 
     def _note_end(self, inbox: str, name: str | None) -> None:
@@ -174,16 +174,15 @@ class PendingAnswers(Pending, kw_only=True):
 
     def update(self, now: float, up_since: float | None) -> None:
         """Note how long servers have been silent. The answer of one that is lost says so."""
-        heard_since = now if up_since is None else up_since
+        self._unheard_since = max(self._unheard_since, now if up_since is None else up_since)
         for (inbox, name), server in list(self.running.items()):
-            server.silent_since = max(server.silent_since, heard_since)
-            if now >= server.silent_since + LOST_AFTER:
+            if now >= self._lost_at(server):
                 self._note_end(inbox, name)
                 self._add(server.name, self._server_lost(server, now), now)
 
     def next_check(self) -> float:
         """The deadline, or when a server that runs it would be lost."""
-        return min([self.deadline, *(server.silent_since + LOST_AFTER for server in list(self.running.values()))])
+        return min([self.deadline, *(self._lost_at(server) for server in list(self.running.values()))])
 
     def check(self, now: float) -> Exception | None:
         """Why no further answer will come, or None."""

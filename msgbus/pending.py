@@ -50,12 +50,10 @@ class RunningServer(msgspec.Struct):
     Attributes:
         name: its name.
         last_sign: when it was last heard from.
-        silent_since: since when nothing was heard of it though this side was connected.
     """
 
     name: str | None
     last_sign: float
-    silent_since: float
 
 
 class Pending(msgspec.Struct, eq=False):
@@ -183,16 +181,16 @@ class Pending(msgspec.Struct, eq=False):
         if inbox is None:  # An answer, or a frame of a stream.
             for server in list(self.servers.values()):
                 if server.name == reply.server:
-                    server.last_sign = server.silent_since = now
+                    server.last_sign = now
             return True
         if inbox in self.servers:
-            self.servers[inbox].last_sign = self.servers[inbox].silent_since = now
+            self.servers[inbox].last_sign = now
             return True
         if self.servers and not self.repeatable:
             self.orphans.append(inbox)
             self.wake()
             return False
-        self.servers[inbox] = RunningServer(reply.server, now, now)
+        self.servers[inbox] = RunningServer(reply.server, now)
         self._repeat_at = None
         self.wake()
         return True
@@ -220,7 +218,7 @@ class Pending(msgspec.Struct, eq=False):
         """When `check` or `needs_repeat` has to be asked again even if nothing arrives."""
         first = self.deadline + VERDICT_WITHIN if self._awaits_verdict else self.deadline
         if self.servers:
-            first = min([first, *(server.silent_since + LOST_AFTER for server in list(self.servers.values()))])
+            first = min([first, *(self._lost_at(server) for server in list(self.servers.values()))])
         elif self.monitor:
             first = min(first, self._silent_since + self.monitor)
         if self._repeat_at is not None and self._taken_at is not None:
@@ -228,6 +226,10 @@ class Pending(msgspec.Struct, eq=False):
         if self._uncertain_since is not None:
             first = min(first, self._uncertain_since + self.grace)
         return first
+
+    def _lost_at(self, server: RunningServer) -> float:
+        """When a server counts as lost, if nothing more is heard of it while this side is connected."""
+        return max(server.last_sign, self._unheard_since) + LOST_AFTER
 
     @property
     def _heard_at(self) -> float:
@@ -249,11 +251,9 @@ class Pending(msgspec.Struct, eq=False):
 
         `up_since` is since when this side is connected; None while it is not.
         """
-        heard_since = now if up_since is None else up_since
-        self._unheard_since = max(self._unheard_since, heard_since)
+        self._unheard_since = max(self._unheard_since, now if up_since is None else up_since)
         for inbox, server in list(self.servers.items()):
-            server.silent_since = max(server.silent_since, heard_since)
-            if self.repeatable and now >= server.silent_since + LOST_AFTER:
+            if self.repeatable and now >= self._lost_at(server):
                 LOG.info("%s: server %r was lost", self.describe, server.name)
                 self.servers.pop(inbox, None)
                 if not self.servers:
@@ -266,7 +266,7 @@ class Pending(msgspec.Struct, eq=False):
                 return self.send_error
             return MessageDeliveryFailure(f"{self.describe}: {self.send_error}")
         for server in list(self.servers.values()):
-            if not self.repeatable and now >= server.silent_since + LOST_AFTER:
+            if not self.repeatable and now >= self._lost_at(server):
                 return self._server_lost(server, now)
         if self._uncertain_since is not None and now >= self._uncertain_since + self.grace:
             return OutcomeUnknown(

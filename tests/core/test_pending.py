@@ -242,6 +242,21 @@ def test_server_lost() -> None:
     assert "15 s" in str(error)
 
 
+def test_a_keepalive_counts_that_comes_while_a_call_is_checked() -> None:
+    """The thread that reads notes it in the middle of the check of the thread that waits, which must not undo that."""
+    pending, _ = call()
+    pending.on_reply(started(), NOW)
+
+    class Interrupted(float):
+        def __gt__(self, other: float) -> bool:
+            pending.on_reply(keepalive(), pending.last_sign + 1)
+            return float(self) > other
+
+    assert check(pending, NOW + 9, Interrupted(0.0)) is None
+    assert pending.last_sign > NOW
+    assert pending.next_check() == pending.last_sign + LOST_AFTER
+
+
 def test_a_call_whose_only_server_is_lost_is_sent_again() -> None:
     """Under at_least_once the request is sent again, and again after each time of silence, until a server begins."""
     pending, _ = taken()

@@ -426,7 +426,7 @@ OTHERS = (
         "The server dies while it runs an at_most_once call: ServerLost after 15 s of silence (guarantees, when "
         "something fails).",
         "pending.py",
-        "if not self.repeatable and now >= server.silent_since + LOST_AFTER:",
+        "if not self.repeatable and now >= self._lost_at(server):",
         "if False:",
         "core/test_pending.py::test_server_lost",
     ),
@@ -688,8 +688,8 @@ OTHERS = (
         "silence_counts_while_the_client_is_cut_off",
         "RabbitMQ restarts, request running: the answer is sent when it is back (guarantees, when something fails).",
         "pending.py",
-        "heard_since = now if up_since is None else up_since",
-        "heard_since = 0.0",
+        "max(self._unheard_since, now if up_since is None else up_since)",
+        "0.0",
         "core/test_pending.py::test_silence_counts_only_while_one_can_hear",
     ),
     Mutant(
@@ -1183,7 +1183,7 @@ OTHERS = (
         "waits_for_a_server_that_is_lost",
         "A server that falls silent while it runs a gather's question is ServerLost (how to ask all servers).",
         "answers.py",
-        "return min([self.deadline, *(server.silent_since + LOST_AFTER",
+        "return min([self.deadline, *(self._lost_at(server)",
         "return min([self.deadline, *(self.deadline",
         "core/test_gather.py::test_a_server_that_dies_while_it_runs_is_named",
     ),
