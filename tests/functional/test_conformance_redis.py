@@ -68,6 +68,7 @@ class OnRedis:
             yield RedisHarness(lasting_redis, proxy)
 
 
+@pytest.mark.soak  # Of the two example drivers the ordinary run has the one for NATS.
 class TestRedis(OnRedis, Documented, Conformance):
     """Every check, with processes of its own."""
 

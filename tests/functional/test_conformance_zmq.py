@@ -87,6 +87,8 @@ class RedisHarness(Harness):
         return self._redis.keys() - {"msgbus:nodes"}
 
 
+# `TestZmqFile`, test_zmq_redis.py and test_zmq_hosts.py are what the ordinary run has of that.
+@pytest.mark.soak
 class TestZmqRedis(Conformance):
     """Every check, between what may be different hosts."""
 
