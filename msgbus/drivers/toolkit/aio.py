@@ -122,9 +122,12 @@ class HostEventLoop(DriverEventLoop):
         self._host = loop.host
         self._spawned = set()
         self._opening: asyncio.Task[Any] | None = None
+        self._is_cancelled = False
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         self._loop.await_end_of(self, self._cancel)  # until `attach` or the end of `end`
+        if self._loop.is_closing:  # Then it may be too late to be told.
+            self._is_cancelled = True
         try:
             return self._run(self._open(work))
         except CallCancelled:
@@ -132,6 +135,9 @@ class HostEventLoop(DriverEventLoop):
             raise
 
     async def _open(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._is_cancelled:
+            work.close()
+            raise asyncio.CancelledError
         self._opening = asyncio.current_task()
         try:
             return await work
@@ -139,6 +145,7 @@ class HostEventLoop(DriverEventLoop):
             self._opening = None
 
     def _cancel(self) -> None:
+        self._is_cancelled = True
         if self._opening is not None:
             self._opening.cancel()
 

@@ -175,6 +175,11 @@ class HostedLoop(Loop):
         if self._successor is not None and not self.is_here:
             self._successor.join(2 * CLOSE_TIMEOUT)
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether `close` was called. Any thread."""
+        return self._close_until is not None
+
     def closing(self) -> asyncio.Future[None]:
         """`close`. Returns a future that is done at the end. On the event loop."""
         self.close()

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import threading
+import time
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
 from typing import Any
@@ -332,6 +333,42 @@ def test_closing_ends_what_is_still_connecting() -> None:
         await hosted.closing()
         assert seen == ["closed"]
         await connecting
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_what_begins_to_connect_at_the_end_does_not(moment: str) -> None:
+    """Its thread may be late: it learns that the transport is being closed, before or after it was told to begin."""
+    hosts: list[HostedLoop] = []
+    ends: list[str] = []
+
+    async def open_it() -> None:
+        ends.append("begun")
+        await asyncio.sleep(EVENT_TIMEOUT)
+
+    def connect() -> None:
+        aio = event_loop_of(hosts[0])
+        with pytest.raises(CancelledError):
+            aio.run(open_it())
+        aio.end(asyncio.sleep(0), EVENT_TIMEOUT)
+        ends.append("cancelled")
+
+    async def main() -> None:
+        hosts.append(HostedLoop("test-hosted"))
+        hosts[0].call_later(60.0, int)
+        connecting = threading.Thread(target=connect)
+        if moment == "before":
+            connecting.start()
+            while not hosts[0]._guests:
+                time.sleep(0.001)  # noqa: ASYNC251 - the event loop is busy meanwhile
+            await hosts[0].closing()
+        else:
+            await hosts[0].closing()
+            connecting.start()
+        await asyncio.to_thread(connecting.join)
+        assert ends[-1:] == ["cancelled"]
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(main())
