@@ -372,11 +372,18 @@ class BaseTransport:
         """The error for who needs this process's inbox, which could not be opened because of `error`."""
         return self.about(f"{whose}: cannot open the inbox of this process", error)
 
-    def window_full(self) -> MessagingTimeout:
+    def no_time(self, method: str, address: Address) -> MessagingTimeout:
+        """The error for a request whose deadline is over before it asks for a place in the send window."""
+        return MessagingTimeout(
+            f"{method!r} on {address} over {self.url}: nothing was sent: the deadline has already passed (this call's "
+            "own, or the one inherited from the request being handled)"
+        )
+
+    def window_full(self, method: str, address: Address) -> MessagingTimeout:
         """The error for a request that got no place in the send window by its deadline."""
         return MessagingTimeout(
-            f"{self.window.size} requests of this process (option rpc_send_window) were still unfinished at the "
-            "deadline; nothing was sent"
+            f"{method!r} on {address} over {self.url}: {self.window.size} requests of this process (option "
+            "rpc_send_window) were still unfinished at the deadline; nothing was sent"
         )
 
     def _cancel_running(self) -> None:
@@ -415,9 +422,3 @@ def send_error(outcome: Future[Any]) -> BaseException | None:
         return error
     result = outcome.result()
     return result if isinstance(result, BaseException) else None
-
-
-NO_TIME = (
-    "nothing was sent: the deadline has already passed (this call's own, or the one inherited from the request being "
-    "handled)"
-)

@@ -181,7 +181,7 @@ class Casts(BaseCasts):
             deadline = self._next_deadline()
             try:
                 checked = checked_request(request)
-                self._transport.slot(deadline)
+                self._transport.slot(deadline, checked[0], self._address)
             except (MessagingException, TypeError) as exc:
                 self._refuse(exc)
             else:

@@ -97,7 +97,7 @@ class RPCClient(BaseClient):
         if self.interceptors:
             return self._run_interceptors("call", "call", ctxt, method, kwargs)
         pending: PendingCall = self._new_pending(PendingCall, method, Loop.now())
-        with self.transport.slot(pending.deadline):
+        with self.transport.slot(pending.deadline, method, pending.address):
             request = self._request_of(ctxt, method, kwargs, pending)
             request.reply_to = self.transport.inbox(pending.deadline, pending)
             message = self._message_of(request, pending)
@@ -218,7 +218,7 @@ class RPCClient(BaseClient):
         transport = self.transport
         # The deadline that a handler inherits does not apply: nobody waits for a cast.
         deadline = Loop.now() + self._seconds
-        with transport.slot(deadline):
+        with transport.slot(deadline, method, address):
             is_fanout = address.kind == "fanout"
             message = self._cast_message(ctxt, is_fanout, method, kwargs, deadline)
             transport.send_and_wait(
@@ -246,7 +246,7 @@ class RPCClient(BaseClient):
         pending = self._new_stream(method)
         call = ThreadCall(self.transport, pending, self._content_type, self._fallback)
         with ExitStack() as stack:
-            stack.enter_context(self.transport.slot(pending.deadline))
+            stack.enter_context(self.transport.slot(pending.deadline, method, pending.address))
             request = self._stream_request(ctxt, method, kwargs, pending)
             request.reply_to = self.transport.inbox(pending.deadline, pending)
             return self._begin_stream(call, self._message_of(request, pending), stack, ctxt)

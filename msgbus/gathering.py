@@ -16,7 +16,7 @@ from msgbus.base_client import BaseClient
 from msgbus.base_transport import INSPECT_TIMEOUT, BaseTransport
 from msgbus.client_call import ClientCall
 from msgbus.deadline import bounded
-from msgbus.drivers.base import Capability, QueueInfo, Sent
+from msgbus.drivers.base import Address, Capability, QueueInfo, Sent
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.exceptions import MessageUndeliverable, MessagingException, MessagingTimeout, TransportUnavailable
 from msgbus.pending import Wake
@@ -133,6 +133,12 @@ class Gather:
         self._open = list(self.questions)
         self._begun = True
         return bool(self.questions)
+
+    @property
+    def asked(self) -> tuple[str, Address]:
+        """The method, and the first address that is asked for it: for errors, once it has begun."""
+        pending = self.questions[0].pending
+        return pending.method, pending.address
 
     def send(self, inbox: str, kwargs: dict[str, Any], wake: Wake) -> None:
         """Send the question to each topic. `wake` is called when there is something new.
@@ -261,7 +267,7 @@ class Gathering(Iterator[Answer]):
             return
         try:
             if takes_place:  # Without the loop's turn: the places are those of others, who wait for what it brings.
-                gather.slot.enter_context(transport.slot(gather.deadline))
+                gather.slot.enter_context(transport.slot(gather.deadline, *gather.asked))
             self._send(kwargs)
         except BaseException:
             self.close()

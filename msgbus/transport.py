@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from msgbus.base_transport import INSPECT_TIMEOUT, NO_TIME, BaseTransport, make_driver, send_error
+from msgbus.base_transport import INSPECT_TIMEOUT, BaseTransport, make_driver, send_error
 from msgbus.closing import open_drivers
 from msgbus.drivers.base import Address, Capability, Message, QueueInfo
 from msgbus.drivers.toolkit.loop import Loop
-from msgbus.exceptions import CallCancelled, MessageUndeliverable, MessagingException, MessagingTimeout
+from msgbus.exceptions import CallCancelled, MessageUndeliverable, MessagingException
 from msgbus.sending import server_named_by
 from msgbus.window import SendWindow
 
@@ -139,8 +139,8 @@ class Transport(BaseTransport):
             # Others may get the same error: their frames have no place in it.
             raise self.send_failure(f"{what} {address}", error, repeated=repeat).with_traceback(None)
 
-    def slot(self, deadline: float) -> SendWindow:
-        """Take a place in the send window: ``with transport.slot(deadline):`` gives it back.
+    def slot(self, deadline: float, method: str, address: Address) -> SendWindow:
+        """Take a place in the send window for a request: ``with transport.slot(...):`` gives it back.
 
         Raises:
             MessagingTimeout: there is no time left at all, or no place became free by `deadline` (seconds of
@@ -148,9 +148,9 @@ class Transport(BaseTransport):
         """
         left = deadline - Loop.now()
         if left <= 0:
-            raise MessagingTimeout(NO_TIME)
+            raise self.no_time(method, address)
         if not self.window.acquire(left):
-            raise self.window_full()
+            raise self.window_full(method, address)
         return self.window
 
     def inspect(self, address: Address, timeout: float) -> QueueInfo | None:

@@ -64,7 +64,7 @@ class AsyncCasts(BaseCasts):
             deadline = self._next_deadline()
             try:
                 checked = checked_request(request)
-                await self._transport.slot(deadline)
+                await self._transport.slot(deadline, checked[0], self._address)
             except (MessagingException, TypeError) as exc:
                 self._refuse(exc)
             else:

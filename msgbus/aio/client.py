@@ -73,7 +73,7 @@ class AsyncRPCClient(BaseClient):
             return await self._run_interceptors("call", "call", ctxt, method, kwargs)
         pending: PendingCall = self._new_pending(PendingCall, method, Loop.now())
         transport = self.transport
-        with await transport.slot(pending.deadline):
+        with await transport.slot(pending.deadline, method, pending.address):
             request = self._request_of(ctxt, method, kwargs, pending)
             request.reply_to = await transport.inbox(pending.deadline, pending)
             message = self._message_of(request, pending)
@@ -106,7 +106,7 @@ class AsyncRPCClient(BaseClient):
         transport = self.transport
         # The deadline that a method inherits does not apply: nobody waits for a cast.
         deadline = Loop.now() + self._seconds
-        with await transport.slot(deadline):
+        with await transport.slot(deadline, method, address):
             is_fanout = address.kind == "fanout"
             message = self._cast_message(ctxt, is_fanout, method, kwargs, deadline)
             await transport.send_and_wait(

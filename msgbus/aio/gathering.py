@@ -45,7 +45,7 @@ class AsyncGathering(AsyncIterator[Answer]):
         self._waits = True
         try:
             if self._takes_place:
-                gather.slot.enter_context(await transport.slot(gather.deadline))
+                gather.slot.enter_context(await transport.slot(gather.deadline, *gather.asked))
             inbox = await transport.inbox(gather.deadline, gather.questions[0].pending)
             if not self._closed:  # Another task may have closed it.
                 gather.send(inbox, self._kwargs, self._waiter.wake)

@@ -132,7 +132,7 @@ class AsyncNotifier(BaseNotifier):
         async def send(request: InterceptedRequest) -> None:
             encoded = outgoing.encode(request, enveloped=driver.enveloped)
             pauses = outgoing.pauses()
-            with await transport.slot(outgoing.deadline):
+            with await transport.slot(outgoing.deadline, outgoing.event, address):
                 while True:
                     try:
                         await transport.send_and_wait(

@@ -65,7 +65,7 @@ class AsyncStream(AsyncIterator[Any]):
         self._has_deadline = pending.end != math.inf
         self._call = call = TaskCall(transport, pending, client._content_type, client._fallback)
         with ExitStack() as stack:
-            stack.enter_context(await transport.slot(pending.deadline))
+            stack.enter_context(await transport.slot(pending.deadline, pending.method, pending.address))
             request = client._stream_request(self._ctxt, self._method, self._kwargs, pending)
             request.reply_to = await transport.inbox(pending.deadline, pending)
             if self._closed:

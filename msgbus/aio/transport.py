@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from msgbus.aio.waiting import Deadlines, Waiter, run_in_thread, wait_in_any_case
 from msgbus.aio.window import AsyncWindow
-from msgbus.base_transport import INSPECT_TIMEOUT, NO_TIME, BaseTransport, make_driver, send_error
+from msgbus.base_transport import INSPECT_TIMEOUT, BaseTransport, make_driver, send_error
 from msgbus.closing import open_drivers
 from msgbus.drivers.base import Address, Capability, Driver, Message, QueueInfo
 from msgbus.drivers.registry import installed_names
@@ -24,7 +24,6 @@ from msgbus.exceptions import (
     ConfigurationError,
     MessageUndeliverable,
     MessagingException,
-    MessagingTimeout,
     TransportUnavailable,
 )
 from msgbus.foreign import get_logger
@@ -176,8 +175,8 @@ class AsyncTransport(BaseTransport):
                 "and close it there"
             )
 
-    async def slot(self, deadline: float) -> AsyncWindow:
-        """Take a place in the send window: ``with await transport.slot(deadline):`` gives it back.
+    async def slot(self, deadline: float, method: str, address: Address) -> AsyncWindow:
+        """Take a place in the send window for a request: ``with await transport.slot(...):`` gives it back.
 
         Raises:
             MessagingTimeout: as for `msgbus.Transport.slot`.
@@ -185,10 +184,10 @@ class AsyncTransport(BaseTransport):
         """
         self.check_loop()
         if deadline <= Loop.now():
-            raise MessagingTimeout(NO_TIME)
+            raise self.no_time(method, address)
         window = self.window
         if not window.take() and not await window.wait_for_place(Waiter(self.deadlines), deadline):
-            raise self.window_full()
+            raise self.window_full(method, address)
         return window
 
     async def inspect(self, address: Address, timeout: float) -> QueueInfo | None:

@@ -33,6 +33,7 @@ class NotificationMessage:
         address: where to.
         repeats: it is sent again until its deadline.
         deadline: when it has to be sent, in seconds of `Loop.now`.
+        event: its type, for errors.
         request: it, as interceptors see it.
     """
 
@@ -45,6 +46,7 @@ class NotificationMessage:
         self.address = address
         self.repeats = retry < 0
         self.deadline = Loop.now() + transport.option("rpc_response_timeout")
+        self.event = str(message.get("event_type", "notification"))  # The classic API sends any dict.
         self._retry = retry
         target = Target(exchange=address.exchange or None, topic=address.topic)
         self.request = InterceptedRequest(
@@ -122,7 +124,7 @@ def send_notification(
     def send(request: InterceptedRequest) -> None:
         encoded = outgoing.encode(request, enveloped=enveloped)
         pauses = outgoing.pauses()
-        with transport.slot(outgoing.deadline):
+        with transport.slot(outgoing.deadline, outgoing.event, address):
             while True:
                 try:
                     transport.send_and_wait(

@@ -56,7 +56,7 @@ async def test_a_place_that_does_not_become_free_in_time_is_a_timeout(fake_url: 
     async with serving(fake_url, rpc_send_window=2) as bus:
         running = [asyncio.create_task(bus.client.call({}, "nap", value=1)) for _ in range(2)]
         await until(lambda: bus.service.log == ["began", "began"])
-        hasty = bus.client.prepare(timeout=0.05)
+        hasty = bus.client.prepare(timeout=0.5)
         for verb in (hasty.call({}, "note", value=1), hasty.cast({}, "note", value=1)):
             with pytest.raises(msgbus.MessagingTimeout, match=r"2 requests .* still unfinished .* nothing was sent"):
                 await verb
@@ -73,8 +73,8 @@ async def test_a_place_that_does_not_become_free_in_time_is_a_timeout(fake_url: 
 async def test_a_place_that_another_thread_gives_back_goes_to_a_task(fake_url: str) -> None:
     """A driver may finish messages on a thread of its own."""
     async with aio.get_rpc_transport(await conf_with(rpc_send_window=1), fake_url) as transport:
-        window = await transport.slot(Loop.now() + EVENT_TIMEOUT)
-        task = asyncio.create_task(transport.slot(Loop.now() + EVENT_TIMEOUT))
+        window = await transport.slot(Loop.now() + EVENT_TIMEOUT, "echo", transport.address(TOPIC))
+        task = asyncio.create_task(transport.slot(Loop.now() + EVENT_TIMEOUT, "echo", transport.address(TOPIC)))
         await asyncio.sleep(0)
         thread = threading.Thread(target=window.release)
         thread.start()

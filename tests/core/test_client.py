@@ -305,11 +305,11 @@ def test_repeats_have_the_same_id() -> None:
 def test_timeout_of_a_call_that_nobody_answers(quiet: Transport) -> None:
     """The text of a timeout says what is known: the method, the target, the time, the message system, its consumers."""
     with pytest.raises(MessagingTimeout) as caught:
-        get_rpc_client(quiet, TARGET, timeout=0.01).call({}, "echo")
+        get_rpc_client(quiet, TARGET, timeout=0.5).call({}, "echo")
     text = str(caught.value)
     for part in (
         "'echo' on topic 'foo' (exchange 'msgbus')",
-        "no answer within 0.01 s",
+        "no answer within 0.5 s",
         "the in-memory message system",
         "the message system has taken the request",
         "no server said that it began",
@@ -320,8 +320,8 @@ def test_timeout_of_a_call_that_nobody_answers(quiet: Transport) -> None:
 
 def test_a_call_that_its_monitor_ends_says_so(quiet: Transport) -> None:
     """The text names the time of the monitor, and not that of the call, which is not over."""
-    client = get_rpc_client(quiet, TARGET, timeout=1000.0, call_monitor_timeout=0.01)
-    with pytest.raises(MessagingTimeout, match=r"no sign of life of the server for 0\.01 s over .* consumers there: 1"):
+    client = get_rpc_client(quiet, TARGET, timeout=1000.0, call_monitor_timeout=0.5)
+    with pytest.raises(MessagingTimeout, match=r"no sign of life of the server for 0\.5 s over .* consumers there: 1"):
         client.call({}, "echo")
 
 
@@ -333,7 +333,7 @@ def test_timeout_of_a_call_that_a_server_runs(transport: Transport, endpoint: En
 
     def call() -> None:
         try:
-            client.prepare(timeout=0.3).call({}, "echo")
+            client.prepare(timeout=1.0).call({}, "echo")
         except MessagingTimeout as exc:
             errors.append(exc)
 
@@ -355,7 +355,7 @@ def test_timeout_while_the_message_system_is_away(quiet: Transport, bus: Bus) ->
     """A request that could not be sent in time is TransportUnavailable, or a timeout that says so."""
     quiet.inbox(time.monotonic() + EVENT_TIMEOUT)
     bus.stop()
-    client = get_rpc_client(quiet, TARGET, timeout=0.01)
+    client = get_rpc_client(quiet, TARGET, timeout=0.5)
     with pytest.raises((TransportUnavailable, MessagingTimeout)) as caught:
         client.call({}, "echo")
     assert "away" in str(caught.value) or "it is not known to be delivered" in str(caught.value)
@@ -406,7 +406,7 @@ def test_what_is_kept_on_disk(
         return send(driver, address, message, mandatory=mandatory)
 
     monkeypatch.setattr(FakeDriver, "send", note)
-    client = get_rpc_client(transport, TARGET, timeout=0.01, delivery=delivery)
+    client = get_rpc_client(transport, TARGET, timeout=0.5, delivery=delivery)
     with contextlib.suppress(MessagingTimeout):
         getattr(client, verb)({}, "take")
     assert kept == [durable]
@@ -417,9 +417,9 @@ def test_a_full_window() -> None:
     """With as many unfinished requests as are allowed a further one waits, and times out without being sent."""
     transport = new_transport(rpc_send_window=1)
     found = requests_of(transport)
-    client = get_rpc_client(transport, TARGET, timeout=0.01)
+    client = get_rpc_client(transport, TARGET, timeout=0.5)
     stream = client.multicall({}, "count", to=1)
-    with pytest.raises(MessagingTimeout, match=r"1 requests of this process \(option rpc_send_window\)"):
+    with pytest.raises(MessagingTimeout, match=r"'echo' on topic 'foo' .*: 1 requests .* \(option rpc_send_window\)"):
         client.call({}, "echo")
     stream.close()
     client.cast({}, "take")
@@ -464,7 +464,7 @@ def test_calls_of_a_handler_end_with_it(transport: Transport) -> None:
     """A call and a stream that a handler makes get no more time than is left to the handler, and say so."""
     found = requests_of(transport)
     client = get_rpc_client(transport, TARGET, timeout=5.0)
-    token = current.set(time.monotonic() + 0.3)
+    token = current.set(time.monotonic() + 1.0)
     try:
         client.multicall({}, "count", to=1).close()
         with pytest.raises(MessagingTimeout):
@@ -477,7 +477,7 @@ def test_calls_of_a_handler_end_with_it(transport: Transport) -> None:
         current.reset(token)
     lefts = [request.hints.ttl or 99.0 for request in found if request.hints is not None]
     assert len(lefts) == 2
-    assert all(left <= 0.3 for left in lefts)
+    assert all(left <= 1.0 for left in lefts)
 
 
 def test_casts_of_a_handler_have_their_own_time(transport: Transport) -> None:
@@ -819,7 +819,7 @@ def test_ping_with_any_client(transport: Transport, endpoint: Endpoint, options:
 def test_ping_of_nobody(transport: Transport) -> None:
     """A ping of a topic without servers finds none, and of a server that is not there says so."""
     client = get_rpc_client(transport, TARGET)
-    assert client.ping(0.01) == []
+    assert client.ping(0.5) == []
     with pytest.raises(MessageUndeliverable):
         client.prepare(server="h1").ping(EVENT_TIMEOUT)
 
@@ -828,7 +828,7 @@ def test_ping_of_one_that_is_silent() -> None:
     """A server that does not answer is left out after the timeout."""
     transport = new_transport()
     transport.driver.subscribe([Address("fanout", "msgbus", "foo", "h1")], lambda _delivery: None, prefetch=10)
-    assert get_rpc_client(transport, TARGET).ping(0.01) == []
+    assert get_rpc_client(transport, TARGET).ping(0.5) == []
     transport.cleanup()
 
 

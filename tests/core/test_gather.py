@@ -365,7 +365,7 @@ def test_a_gather_takes_one_place_of_the_send_window(cleanup: ExitStack) -> None
     with client.prepare(topics=["foo", "bar"]).gather({}, "wait", name="h2") as answers:
         assert next(answers).server == "h1"
         with pytest.raises(MessagingTimeout, match="rpc_send_window"):
-            client.prepare(timeout=0.05).gather({}, "name")
+            client.prepare(timeout=0.5).gather({}, "name")
         assert len(client.ping(EVENT_TIMEOUT)) == 2
     assert shown(list(client.gather({}, "name"))) == {"h1": "h1", "h2": "h2"}
 
@@ -500,9 +500,9 @@ def test_one_that_waits_for_a_place_holds_up_nobody(servers: Servers, monkeypatc
     slot, take_turn = transport.slot, loop.take_turn
     order: list[str] = []
 
-    def take_place(deadline: float) -> SendWindow:
+    def take_place(deadline: float, method: str, address: Address) -> SendWindow:
         order.append("place")
-        return slot(deadline)
+        return slot(deadline, method, address)
 
     def take() -> bool:
         order.append("turn")
