@@ -151,7 +151,7 @@ async def test_a_server_that_is_frozen_is_missing(fake_url: str) -> None:
     async with aio.get_rpc_transport(await conf_with(), fake_url) as transport:
         silent = [Address("topic", "msgbus", "t"), Address("fanout", "msgbus", "t", "silent")]
         transport.driver.subscribe(silent, lambda _delivery: None, prefetch=10)
-        answers = aio.get_rpc_client(transport, TOPIC, timeout=0.2).gather({}, "name")
+        answers = aio.get_rpc_client(transport, TOPIC, timeout=0.5).gather({}, "name")
         assert [answer async for answer in answers] == []
         assert (answers.answered, answers.expected) == (0, 1)
         assert repr(answers) == "<AsyncGathering, 0 of 1 answered, closed>"
@@ -164,7 +164,7 @@ async def test_a_gather_takes_one_place_of_the_send_window(fake_url: str) -> Non
         async with client.gather({}, "nap") as answers:
             assert (await anext(answers)).server == "two"
             with pytest.raises(msgbus.MessagingTimeout, match="rpc_send_window"):
-                await anext(client.prepare(timeout=0.05).gather({}, "name"))
+                await anext(client.prepare(timeout=0.5).gather({}, "name"))
         assert len([answer async for answer in client.gather({}, "name")]) == 2
 
 

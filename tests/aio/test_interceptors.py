@@ -719,9 +719,9 @@ async def test_a_cast_that_gets_a_thread_too_late_was_not_run() -> None:
     async with two_servers(conf, new_url(), first, second, interceptors=[keep_quiet]) as (server, _, client):
         await client.cast({}, "plain_hold_until_told")
         await until(lambda: first.log == ["began"])
-        await client.prepare(timeout=0.2).cast({}, "plain_note", value=1)
+        await client.prepare(timeout=1.0).cast({}, "plain_note", value=1)
         await until(lambda: server._processor.load.threads.waiting == 1)
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1.1)
         first.go_on.set()
         await until(lambda: len(log) == 1)
         assert log == [asyncio.CancelledError]

@@ -87,13 +87,13 @@ async def test_what_has_waited_for_a_thread_beyond_its_deadline_is_not_run(fake_
         await bus.client.cast({}, "hold")
         await until(lambda: service.log == ["began"])
         for verb in (
-            bus.client.prepare(timeout=0.1).call,
-            bus.client.prepare(timeout=0.1, delivery="at_least_once").call,
+            bus.client.prepare(timeout=0.5).call,
+            bus.client.prepare(timeout=0.5, delivery="at_least_once").call,
         ):
             with pytest.raises(msgbus.MessagingTimeout):
                 await verb({}, "plain_note", value="late")
-        await bus.client.prepare(timeout=0.1).cast({}, "plain_note", value="late")
-        await asyncio.sleep(0.2)
+        await bus.client.prepare(timeout=0.5).cast({}, "plain_note", value="late")
+        await asyncio.sleep(0.6)
         wanted = asyncio.create_task(bus.client.call({}, "plain_note", value="wanted"))
         await asyncio.sleep(0.05)
         service.go_on.set()
@@ -327,7 +327,7 @@ async def test_stats_count_what_is_cancelled_and_what_waits_for_a_thread(fake_ur
             return (await own.call({}, "stats"))["methods"].get(method)
 
         with pytest.raises(msgbus.MessagingTimeout):
-            await bus.client.prepare(timeout=0.3).call({}, "sleep")
+            await bus.client.prepare(timeout=1.0).call({}, "sleep")
         await until(lambda: "cancelled" in bus.service.log)
         assert await counts("sleep") == {"begun": 1, "finished": 0, "failed": 0, "cancelled": 1}
         await bus.client.cast({}, "hold")

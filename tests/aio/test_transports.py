@@ -205,7 +205,7 @@ def test_an_event_loop_may_go_on_on_another_thread(url: str) -> None:
         return transport
 
     async def use(transport: aio.AsyncTransport) -> None:
-        await aio.get_rpc_client(transport, TOPIC).ping(0.01)
+        await aio.get_rpc_client(transport, TOPIC).ping(0.5)
 
     transport = loop.run_until_complete(prepare())
     thread = threading.Thread(target=loop.run_forever)

@@ -227,7 +227,7 @@ def test_a_window_that_stays_full(held: Held, client: RPCClient, transport: Tran
     """At the deadline of the request that waits for a place, the error says why, and that nothing was sent."""
     for _ in range(8):
         assert transport.window.acquire(0)
-    failure = failure_of(Task(client.prepare(timeout=0.05).cast_many, {}, numbered(2)))
+    failure = failure_of(Task(client.prepare(timeout=0.5).cast_many, {}, numbered(2)))
     assert isinstance(failure.error, MessagingTimeout)
     assert "rpc_send_window" in str(failure)
     assert (failure.index, failure.confirmed, failure.begun, failure.unknown) == (0, 0, 1, [])
@@ -427,7 +427,7 @@ def test_what_is_never_confirmed(
 ) -> None:
     """After the deadline its outcome is unknown, its place is free, and what is heard of it later changes nothing."""
     monkeypatch.setattr("msgbus.casts.INSPECT_TIMEOUT", 0.05)
-    failure = failure_of(Task(client.prepare(timeout=0.05, delivery=delivery).cast_many, {}, numbered(20)))
+    failure = failure_of(Task(client.prepare(timeout=0.5, delivery=delivery).cast_many, {}, numbered(20)))
     assert type(failure.error) is (OutcomeUnknown if delivery == "at_most_once" else TransportUnavailable)
     assert "did not confirm it by the deadline" in str(failure)
     assert (failure.confirmed, failure.begun, failure.unknown) == (0, 4, [0, 1, 2, 3])

@@ -103,7 +103,7 @@ def test_a_call_without_an_answer_times_out_and_says_what_is_known(transport: Me
     """The text names the method, the target and whether the message system took the request."""
     Server(transport, ())
     with pytest.raises(msgbus.MessagingTimeout, match=r"'resize' on topic 'foo'.*has taken the request"):
-        call(transport, deadline=now() + 0.2, method="resize")
+        call(transport, deadline=now() + 0.5, method="resize")
 
 
 def test_a_call_whose_time_is_over_when_it_is_sent_says_so(transport: MessageTransport) -> None:
@@ -199,7 +199,7 @@ def test_a_waiter_of_ones_own_does_all_the_waiting(url: str) -> None:
         EventWaiter.waits = 0
         server = Server(transport, ())
         with pytest.raises(msgbus.MessagingTimeout):
-            call(transport, deadline=now() + 0.2)
+            call(transport, deadline=now() + 0.5)
         assert EventWaiter.waits > 0
         assert not transport.loop.take_turn()
         assert transport.wait_for(server.subscription.close(), now() + EVENT_TIMEOUT)

@@ -557,7 +557,7 @@ def test_start_that_fails(
     with monkeypatch.context() as patch:
         patch.setattr(transport.driver, "subscribe", Refusing(transport, error))
         with pytest.raises(raises) as caught:
-            server.start(timeout=0.01)
+            server.start(timeout=0.5)
     assert error is None or caught.value is error
     found = transport.inspect(TOPIC, 1.0)
     assert found is not None
@@ -968,7 +968,7 @@ def test_ping_can_be_switched_off(endpoint: Endpoint) -> None:
     transport = new_transport(rpc_ping_enabled=False)
     server = new_server(transport, endpoint)
     server.start()
-    assert get_rpc_client(transport, Target(topic="foo")).ping(0.01) == []
+    assert get_rpc_client(transport, Target(topic="foo")).ping(0.5) == []
     assert server.wait(EVENT_TIMEOUT) == 0
     transport.cleanup()
 

@@ -158,7 +158,7 @@ def test_each_way_in_which_a_method_ends_is_counted(bus: Bus) -> None:
     with bus.client.multicall({}, "count") as items:
         assert next(items) == 1
     until(lambda: bus.counts("count") == (1, 0, 0, 1), "the end of the generator")
-    bus.client.prepare(timeout=0.3).cast({}, "fail")
+    bus.client.prepare(timeout=1.0).cast({}, "fail")
     until(lambda: bus.counts("fail") == (2, 0, 2, 0), "the failure of a cast")
 
 

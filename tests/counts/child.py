@@ -25,9 +25,9 @@ from tests.support import new_transport
 TOPIC = "counted"
 WARM_UP = 100
 """Operations before anything is counted."""
-OPERATIONS = {"call": 20, "cast": 20, "stream": 500}
+OPERATIONS = {"call": 5, "cast": 5, "stream": 500}
 """Kind of operation -> how many are counted together."""
-ROUNDS = 11
+ROUNDS = 20
 """How often they are: see `measure`."""
 PAYLOAD = {"number": 1, "name": "instance-00042", "state": "active", "tags": ["blue", "large", "spare"]}
 

@@ -482,13 +482,13 @@ def test_a_connection_outlives_an_event_loop_that_is_idle_or_busy(request: pytes
             await client.call({}, "echo", value=1)
             since = transport.driver.up_since
             assert since is not None
-            await asyncio.sleep(7)
-            time.sleep(3)  # noqa: ASYNC251 - as a program does that it should not
+            await asyncio.sleep(9)
+            time.sleep(4.5)  # noqa: ASYNC251 - as a program does that it should not
             await client.call({}, "echo", value=2)
             assert transport.driver.up_since == since
 
     for made in make_system(request, name):
-        asyncio.run(main(f"{made.url}{'&' if '?' in made.url else '?'}heartbeat=2"))
+        asyncio.run(main(f"{made.url}{'&' if '?' in made.url else '?'}heartbeat=4"))
 
 
 def test_an_event_loop_that_is_busy_for_too_long_costs_the_connection_alone(rabbit: System) -> None:

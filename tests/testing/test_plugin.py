@@ -35,7 +35,7 @@ def test_faults(msgbus_server, msgbus_client, msgbus_faults):
     msgbus_server("hello", Hello())
     msgbus_faults.lose_next()
     with pytest.raises(msgbus.MessagingTimeout):
-        msgbus_client("hello", timeout=0.05).call({}, "greet", name="Ada")
+        msgbus_client("hello", timeout=0.5).call({}, "greet", name="Ada")
 
 
 def test_asyncio(msgbus_bus):
