@@ -535,7 +535,7 @@ def test_ping_of_an_unknown_number_is_not_strictly_all(monkeypatch: pytest.Monke
 
 def test_ping_without_any_server_is_exit_code_3() -> None:
     """As for a call. The line says over which message system it was looked for: another may have been meant."""
-    line = fails(run("ping", "cli-nobody", "--timeout", "0.1", "--url", FAKE), Code.NO_SERVER)
+    line = fails(run("ping", "cli-nobody", "--timeout", "0.5", "--url", FAKE), Code.NO_SERVER)
     assert "topic cli-nobody" in line
     assert f"over the in-memory message system {FAKE}/: no server is known there" in line
 
@@ -558,7 +558,7 @@ def test_ping_that_a_known_server_does_not_answer_does_not_call_it_missing() -> 
 def test_ping_of_a_server_that_does_not_answer_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """And says that one which is busy does not answer either."""
     monkeypatch.setattr(msgbus.RPCClient, "ping", lambda _client, _timeout: msgbus.Answers())
-    line = fails(run("ping", "cli", "--server", "two", "--timeout", "0.1", "--url", FAKE), Code.NO_SERVER)
+    line = fails(run("ping", "cli", "--server", "two", "--timeout", "0.5", "--url", FAKE), Code.NO_SERVER)
     assert "server two of topic cli did not answer" in line
     assert "it is not running, or too busy to answer" in line
 

@@ -135,7 +135,7 @@ def test_an_answer_that_is_no_description_is_an_error(bus: Bus) -> None:
 def test_describe_without_any_server_is_exit_code_3(bus: Bus) -> None:
     """The same as for a call."""
     for command in ("describe", "stub"):
-        assert bus.run(command, "images", "--timeout", "0.2").exit_code == Code.NO_SERVER
+        assert bus.run(command, "images", "--timeout", "0.5").exit_code == Code.NO_SERVER
 
 
 def test_describe_escapes_what_servers_say(bus: Bus) -> None:

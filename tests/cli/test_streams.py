@@ -17,7 +17,7 @@ from msgbus.cli.errors import Code
 from tests.cli.test_cli import FAKE, MSGBUS
 from tests.support import EVENT_TIMEOUT, ROOT
 
-PING = ["ping", "cli-nobody", "--timeout", "0.1", "--url", FAKE]
+PING = ["ping", "cli-nobody", "--timeout", "0.5", "--url", FAKE]
 
 
 @contextmanager

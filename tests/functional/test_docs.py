@@ -179,7 +179,7 @@ def test_rights_suffice_and_are_no_more_than_needed(rabbitmq: RabbitMQ) -> None:
             client.prepare(delivery="at_least_once").cast({}, "fail")
             until(lambda: rabbitmq.queues().get("msgbus/inventory/!dead", {}).get("messages"), "the dead letter")
             with pytest.raises(msgbus.MessagingTimeout, match="consumers there: 1"):
-                client.prepare(timeout=0.1).call({}, "wait")
+                client.prepare(timeout=1.0).call({}, "wait")
             endpoint.gate = False
             thief = msgbus.get_rpc_server(theirs, msgbus.Target(topic="inventory", server="two"), [endpoint])
             with pytest.raises(msgbus.TransportUnavailable, match="403"):
