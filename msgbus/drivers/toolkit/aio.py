@@ -122,12 +122,9 @@ class HostEventLoop(DriverEventLoop):
         self._host = loop.host
         self._spawned = set()
         self._opening: asyncio.Task[Any] | None = None
-        self._is_cancelled = False
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         self._loop.await_end_of(self, self._cancel)  # until `attach` or the end of `end`
-        if self._loop.is_closing:  # Then it may be too late to be told.
-            self._is_cancelled = True
         try:
             return self._run(self._open(work))
         except CallCancelled:
@@ -135,7 +132,7 @@ class HostEventLoop(DriverEventLoop):
             raise
 
     async def _open(self, work: Coroutine[Any, Any, T]) -> T:
-        if self._is_cancelled:
+        if self._loop.is_closing:  # What tells it to give up came before there was anything to cancel.
             work.close()
             raise asyncio.CancelledError
         self._opening = asyncio.current_task()
@@ -145,7 +142,6 @@ class HostEventLoop(DriverEventLoop):
             self._opening = None
 
     def _cancel(self) -> None:
-        self._is_cancelled = True
         if self._opening is not None:
             self._opening.cancel()
 

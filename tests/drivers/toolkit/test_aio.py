@@ -6,13 +6,13 @@ import asyncio
 import gc
 import os
 import threading
-import time
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
 from typing import Any
 
 import pytest
 
+from msgbus.conformance.waiting import until
 from msgbus.drivers.toolkit.aio import AsyncioLoop, DriverEventLoop, event_loop_of
 from msgbus.drivers.toolkit.hosted import HostedLoop
 from msgbus.drivers.toolkit.loop import Loop
@@ -361,13 +361,12 @@ def test_what_begins_to_connect_at_the_end_does_not(moment: str) -> None:
         connecting = threading.Thread(target=connect)
         if moment == "before":
             connecting.start()
-            while not hosts[0]._guests:
-                time.sleep(0.001)  # noqa: ASYNC251 - the event loop is busy meanwhile
+            until(lambda: hosts[0]._guests, "it is about to begin, and the event loop is busy", EVENT_TIMEOUT)
             await hosts[0].closing()
         else:
             await hosts[0].closing()
             connecting.start()
-        await asyncio.to_thread(connecting.join)
+        await asyncio.to_thread(connecting.join, EVENT_TIMEOUT)
         assert ends[-1:] == ["cancelled"]
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
