@@ -120,6 +120,7 @@ class Endpoint:
         raise ValueError("never works")
 
     def wait(self, _ctxt: object) -> None:
+        self.notes.append("waits")
         until(lambda: not self.gate, "the end of the test")
 
 
@@ -170,7 +171,7 @@ def test_rights_suffice_and_are_no_more_than_needed(rabbitmq: RabbitMQ) -> None:
     url = rabbitmq.url.replace("guest:guest", "{}:pw")
     try:
         with (
-            transport_to(url.format("inventory"), rpc_cast_retries=0) as ours,
+            transport_to(url.format("inventory"), rpc_cast_retries=0, rpc_prefetch=1) as ours,
             transport_to(url.format("shop")) as theirs,
             serving(ours, endpoint),
         ):
@@ -178,8 +179,10 @@ def test_rights_suffice_and_are_no_more_than_needed(rabbitmq: RabbitMQ) -> None:
             use_all_verbs(client, endpoint)
             client.prepare(delivery="at_least_once").cast({}, "fail")
             until(lambda: rabbitmq.queues().get("msgbus/inventory/!dead", {}).get("messages"), "the dead letter")
+            client.prepare(delivery="at_least_once").cast({}, "wait")
+            until(lambda: "waits" in endpoint.notes, "the server has as much as it may have")
             with pytest.raises(msgbus.MessagingTimeout, match="consumers there: 1"):
-                client.prepare(timeout=1.0).call({}, "wait")
+                client.prepare(timeout=1.0).call({}, "echo", value=1)
             endpoint.gate = False
             thief = msgbus.get_rpc_server(theirs, msgbus.Target(topic="inventory", server="two"), [endpoint])
             with pytest.raises(msgbus.TransportUnavailable, match="403"):

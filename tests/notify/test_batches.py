@@ -29,6 +29,7 @@ def send(notifier: msgbus.Notifier, *events: str) -> None:
 
 def test_a_batch_is_complete_with_its_size(transport: msgbus.Transport, notifier: msgbus.Notifier) -> None:
     """Then its method is called with all, in their order, as dicts."""
+    transport.conf.set_override("executor_thread_pool_size", 1)  # Else two batches may run at once, in any order.
     batches = Batches()
     with listening(transport, batches, batch_size=3):
         send(notifier, "a", "b", "c", "d", "e", "f")
