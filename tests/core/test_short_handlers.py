@@ -17,6 +17,7 @@ import pytest
 from msgbus import RemoteError, RPCClient, Target, TransportUnavailable, get_rpc_server
 from msgbus.conformance.waiting import Task, until
 from msgbus.drivers.toolkit.loop import FOREVER, Loop
+from msgbus.drivers.toolkit.poller import Poller
 from msgbus.executor import EAGER, SHORT, Executor, _count_waits
 from tests.support import EVENT_TIMEOUT, new_transport
 
@@ -479,56 +480,177 @@ def test_cleanup_before_the_server_is_stopped(service: Service) -> None:
     assert service.transport.loop.closed
 
 
-OPEN = pytest.mark.xfail(reason="now and then no thread drives: the order of the loop's two threads", strict=False)
+class Broken(Executed):
+    """An executor whose idle worker sleeps in the loop, while other code closes the loop's descriptors.
 
-
-@pytest.mark.parametrize("is_late", [False, pytest.param(True, marks=OPEN)])
-def test_others_drive_where_an_idle_worker_cannot_be_woken(
-    loop: Held, is_late: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Other code has closed the loop's descriptors while a worker slept in it: other threads drive from then on.
-
-    `is_late`: the loop's own thread drives again before the one is there that replaces it.
+    Attributes:
+        readers: the threads that have read the test's pipe.
     """
-    executed = Executed(loop)
-    reading, writing = os.pipe()
-    watched = threading.Event()
 
-    def watch() -> None:
-        loop.watch(reading, lambda: None)
-        watched.set()
+    def __init__(self, loop: Held) -> None:
+        super().__init__(loop)
+        self.readers: list[threading.Thread] = []
+        self.reading, self.writing = os.pipe()
+        watched = threading.Event()
 
-    loop.call(watch)
-    assert watched.wait(EVENT_TIMEOUT)
-    until(executed.drives, "an idle worker drives the loop", EVENT_TIMEOUT)
-    assert loop._poller is not None
-    os.close(loop._poller._wake)
+        def read() -> None:
+            self.readers.append(threading.current_thread())
+            os.read(self.reading, 1)
+
+        def watch() -> None:
+            loop.watch(self.reading, read)
+            watched.set()
+
+        loop.call(watch)
+        assert watched.wait(EVENT_TIMEOUT)
+
+    def poller(self) -> Poller:
+        """What the loop's driving thread sleeps in."""
+        assert self.loop._poller is not None
+        return self.loop._poller
+
+    def sleeper(self) -> threading.Thread | None:
+        """The thread that sleeps in the loop's descriptors."""
+        owner = self.loop._turn.owner
+        threads = [thread for thread in threading.enumerate() if thread.ident == owner]
+        return threads[0] if threads and self.poller()._polls and not self.loop.awake else None
+
+    def lose(self) -> None:
+        """Other code closes what wakes the loop."""
+        os.close(self.poller()._wake)
+
+    def check(self, *stuck: threading.Thread) -> None:
+        """Other threads than those drive; this one is woken; nobody reads any more; and the loop can be closed."""
+        for _ in range(20):
+            found: Future[threading.Thread] = Future()
+            self.loop.call_later(0.001, lambda found=found: found.set_result(threading.current_thread()))
+            assert self.loop.wait_for(found, self.loop.now() + EVENT_TIMEOUT)
+            assert found.result() not in stuck
+        with pytest.raises(TransportUnavailable):
+            self.loop.call(lambda: None)
+        os.write(self.writing, b"x")  # A thread that still sleeps there returns, and finds that it does not drive.
+        assert self.executor.close(EVENT_TIMEOUT) == 0
+        for thread in stuck:
+            thread.join(EVENT_TIMEOUT)
+            assert not thread.is_alive()
+        self.loop.call_later(0.0, self.loop.unwatch, self.reading)
+        self.loop.close()
+        assert self.loop.closed
+        assert not self.readers
+        os.close(self.reading)
+        os.close(self.writing)
+
+
+def test_others_drive_where_an_idle_worker_cannot_be_woken(loop: Held) -> None:
+    """Other code has closed the loop's descriptors while a worker slept in it: other threads drive from then on."""
+    broken = Broken(loop)
+    own = loop._thread
+    until(lambda: broken.drives() and broken.sleeper(), "an idle worker drives the loop", EVENT_TIMEOUT)
+    broken.lose()
+    with pytest.raises(TransportUnavailable):
+        loop.call(lambda: None)
+    broken.check(*(worker.thread for worker in broken.executor._workers))
+    assert loop._thread is own
+
+
+def test_others_drive_where_the_own_thread_of_a_loop_cannot_be_woken(loop: Held) -> None:
+    """It gets another one, and the former ends when something is read."""
+    broken = Broken(loop)
+    loop.keep_thread()
     own = loop._thread
     assert own is not None
+    until(lambda: broken.sleeper() is own, "the loop's own thread drives", EVENT_TIMEOUT)
+    broken.lose()
+    with pytest.raises(TransportUnavailable):
+        loop.call(lambda: None)
+    assert loop._thread is not own
+    loop._may_be_driven = True  # The executor's worker drives as well.
+    broken.check(own)
 
-    def start(thread: threading.Thread, start: Callable[[threading.Thread], None] = threading.Thread.start) -> None:
-        start(thread)
-        until(lambda: loop._turn.owner == own.ident, "the loop's own thread drives again", EVENT_TIMEOUT)
 
-    with monkeypatch.context() as patch:
-        if is_late:
-            patch.setattr(threading.Thread, "start", start)
-        with pytest.raises(TransportUnavailable):
+def test_a_worker_that_has_still_to_sleep_notices_that_it_could_not_be_woken(loop: Held) -> None:
+    """The descriptors were closed right before: the worker drives on, and runs what it is called for."""
+    broken = Broken(loop)
+    until(broken.drives, "an idle worker drives the loop", EVENT_TIMEOUT)
+    worker = broken.executor._workers[0].thread
+    ran: Future[threading.Thread] = Future()
+
+    def lose_just_after(timeout: float, ready: object) -> float:
+        """The worker has said that it sleeps, and has found nothing to do."""
+        if threading.current_thread() is worker and not loop.awake:
+            loop._timeout = timeout_of  # type: ignore[method-assign]
+            broken.lose()
+            other = threading.Thread(target=loop.call, args=(lambda: ran.set_result(threading.current_thread()),))
+            other.start()
+            other.join(EVENT_TIMEOUT)
+            assert not other.is_alive()
+        return timeout_of(timeout, ready)  # type: ignore[arg-type]
+
+    timeout_of = loop._timeout
+    loop._timeout = lose_just_after  # type: ignore[assignment]
+    loop.call(lambda: None)
+    assert ran.result(EVENT_TIMEOUT) is worker
+    broken.check()
+
+
+def test_a_worker_that_is_replaced_right_before_it_sleeps_returns(loop: Held) -> None:
+    """The descriptors were closed so late that nobody knew whether it can be woken: it does not sleep for ever."""
+    broken = Broken(loop)
+    until(broken.drives, "an idle worker drives the loop", EVENT_TIMEOUT)
+    poller, worker = broken.poller(), broken.executor._workers[0].thread
+    losses: list[OSError | None] = [None]
+    outcomes: list[str] = []
+
+    class Late(Poller):
+        """The worker, in `sleep`, looks twice whether the descriptors were closed: in between, they are."""
+
+        @property
+        def lost(self) -> OSError | None:
+            if self is poller and self._polls and not outcomes and threading.current_thread() is worker:
+                outcomes.append("")
+                broken.lose()
+                other = threading.Thread(target=call)
+                other.start()
+                other.join(EVENT_TIMEOUT)
+            return losses[-1]
+
+        @lost.setter
+        def lost(self, error: OSError | None) -> None:
+            losses.append(error)
+
+    def call() -> None:
+        try:
             loop.call(lambda: None)
+        except TransportUnavailable as exc:
+            outcomes.append(str(exc))
 
-    def drives_here() -> bool:
-        found: Future[bool] = Future()
-        loop.call_later(0.01, lambda: found.set_result(loop.is_here and threading.current_thread() is main))
-        assert loop.wait_for(found, loop.now() + EVENT_TIMEOUT)
-        return found.result()
+    del poller.__dict__["lost"]
+    poller.__class__ = Late
+    loop.call(lambda: None)
+    until(lambda: len(outcomes) == 2, "the worker is replaced", EVENT_TIMEOUT)
+    broken.check()
 
-    main = threading.current_thread()
-    until(drives_here, "this thread drives", EVENT_TIMEOUT)
-    os.write(writing, b"x")  # The worker returns, and finds that it does not drive any more.
-    assert executed.executor.close(EVENT_TIMEOUT) == 0
-    own.join(EVENT_TIMEOUT)
-    assert not own.is_alive()
-    loop.call_later(0.0, loop.unwatch, reading)
-    loop.close()
-    os.close(reading)
-    os.close(writing)
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_thread_that_wakes_by_itself_while_it_is_replaced_does_not_drive(loop: Held, is_late: bool) -> None:
+    """It returns to the loop before, or after, it has lost its turn: what it has read is left to nobody."""
+    broken = Broken(loop)
+    until(lambda: broken.drives() and broken.sleeper(), "an idle worker drives the loop", EVENT_TIMEOUT)
+    poller, end = broken.poller(), loop._turn.end
+
+    def wake_worker() -> None:
+        os.write(broken.writing, b"x")
+        until(lambda: not poller._polls, "the worker returns", EVENT_TIMEOUT)
+
+    def end_late() -> None:
+        if not is_late:
+            wake_worker()
+        end()
+        if is_late:
+            wake_worker()
+
+    loop._turn.end = end_late  # type: ignore[method-assign]
+    broken.lose()
+    with pytest.raises(TransportUnavailable):
+        loop.call(lambda: None)
+    broken.check()

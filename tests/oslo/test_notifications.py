@@ -150,7 +150,7 @@ def test_no_part_of_a_large_batch_comes_twice(service: Service) -> None:
 def test_a_batch_without_a_size_ends_with_its_time(service: Service) -> None:
     """All that comes in that time is one batch."""
     reader = BatchReader()
-    service.listen(reader, batch_timeout=0.5)
+    service.listen(reader, batch_timeout=1.5)
     notifier = service.notifier()
     for number in range(3):
         notifier.info({}, "made", number)

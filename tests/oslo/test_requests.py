@@ -263,7 +263,7 @@ def test_the_same_message_runs_once(service: Service) -> None:
     service.serve(endpoint)
     for value, unique_id in (1, "a"), (2, "a"), (3, None), (4, None), (5, "b"):
         send_raw(service, {"method": "note", "args": {"value": value}, "_unique_id": unique_id})
-    assert [endpoint.taken() for _ in range(4)] == [1, 3, 4, 5]
+    assert sorted(endpoint.taken() for _ in range(4)) == [1, 3, 4, 5]
 
 
 def test_what_was_not_acknowledged_in_time_runs_when_it_comes_again(

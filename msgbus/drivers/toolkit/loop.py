@@ -109,7 +109,7 @@ class Loop(Driving):
         """
         if self._thread is None:
             self._start()
-        elif (poller := self._poller) is not None and poller.lost is not None:
+        elif (poller := self._poller) is not None and poller.lost is not None and poller.loss_is_known:
             raise self._explain(poller.lost)
         entry = (func, args)
         self._calls.append(entry)
@@ -194,26 +194,31 @@ class Loop(Driving):
                 else:
                     self._poller.wake()
             except OSError as exc:
-                if self.is_here:  # It has still to fall asleep, and from now on it can be woken there.
-                    self._poller.wake()
-                    self._on_lost(exc)
-                    return
-                # The driving thread sleeps where it cannot be woken. Another one takes over, so that deadlines still
-                # end what can only fail.
-                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 was_run = entry is not None and self._was_run(entry)
-                self._turn.end()
-                self._context = self._context.copy()  # That thread is still in the old one.
-                try:
-                    thread.start()
-                    self._thread = thread
-                except RuntimeError as no_thread:
-                    LOG.error("%s", descriptors.not_started(self._name, no_thread))
+                self._replace_driver(self._poller)
                 if not was_run:
                     raise self._explain(exc) from exc
             except BaseException:  # Other code has raised it in this thread, perhaps before anybody was woken.
                 self.awake = False
                 raise
+
+    def _replace_driver(self, poller: Poller) -> None:
+        """Have another thread drive: the one that does sleeps in `poller`, where it cannot be woken.
+
+        Deadlines still end what can only fail. That thread may return just now: then it waits for `_changing`, and
+        finds that it does not drive any more.
+        """
+        own = self._thread
+        if own is not None and self._turn.owner == own.ident:
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            try:
+                thread.start()
+                self._thread = thread
+            except RuntimeError as exc:
+                LOG.error("%s", descriptors.not_started(self._name, exc))
+        self._poller = poller.replacement()
+        self._context = self._context.copy()  # That thread is still in the old one.
+        self._turn.end()
 
     def _explain(self, exc: OSError) -> TransportUnavailable:
         return TransportUnavailable(descriptors.descriptors_closed(self._name, exc))
@@ -278,7 +283,6 @@ class Loop(Driving):
                     self._let_go()
             if self._thread is me:
                 overdue = self._turn.stand_by()
-        self._turn.call_thread()  # This thread may have been woken in place of the one that follows it.
 
     def _drive_as_thread(self) -> None:
         """Drive until a thread that waits may take over, or the loop ends. This thread has the turn."""
@@ -291,8 +295,15 @@ class Loop(Driving):
                 self._write_gathered(False)
                 return
 
-    def _on_lost(self, error: OSError) -> None:
-        LOG.error("%s", self._explain(error))
+    def _drives_on(self, poller: Poller) -> bool:
+        with self._changing:  # While its driver is replaced, it waits.
+            if not self.is_here:
+                return False
+            was_known, poller.loss_is_known = poller.loss_is_known, True
+        assert poller.lost is not None
+        if not was_known:
+            LOG.error("%s", self._explain(poller.lost))
+        return True
 
     def _end(self) -> None:
         """The thread ends, and so does the loop."""

@@ -67,8 +67,8 @@ class Steps(ABC):
         """Whether this thread drives the loop now."""
 
     @abstractmethod
-    def _on_lost(self, error: OSError) -> None:
-        """The loop's descriptors turned out to be closed."""
+    def _drives_on(self, poller: Poller) -> bool:
+        """Whether this thread still drives when it returns from a poller whose descriptors other code has closed."""
 
     def _add_timer(self, delay: float, func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
         """Have a function called in so many seconds. Any thread. Returns whether it is the next one."""
@@ -124,13 +124,9 @@ class Steps(ABC):
         is_due = self._calls or not rest or (ready is not None and not ready.locked())
         timeout = 0.0 if is_due else self._timeout(rest, until)
         lingers = self.lingers
-        was_lost = poller.lost
         readable = poller.sleep(timeout)
-        if poller.lost is not None:
-            if not self.is_here:
-                return  # Another thread has taken over.
-            if was_lost is None:
-                self._on_lost(poller.lost)
+        if poller.lost is not None and not self._drives_on(poller):
+            return
         self.awake = True
         self._work(poller, readable)
         if lingers and timeout and not readable:

@@ -57,12 +57,13 @@ class Turn:
     def end(self) -> None:
         """Take the turn from a thread that cannot be woken. It finds that out when it wakes by itself.
 
-        The loop's own thread, if that is another one, returns from `stand_by`.
+        The loop's own thread, and one that wants the turn, can take it then.
         """
         with self._changing:
             self._lock = threading.Lock()
             self.owner = self._away = None
         self.call_thread()
+        self.offer()
 
     # An owner that is away
 
@@ -135,14 +136,11 @@ class Turn:
     def stand_by(self) -> bool:
         """Sleep until this thread has to drive: because it was called, or no thread has driven for a while.
 
-        It also returns after `end`: there may be another thread of the loop's own then.
-
         Returns:
             whether the owner has been away for too long, so that the turn has to be taken from it.
         """
         checks = 0
-        lock = self._lock
-        while self._lock is lock:
+        while True:
             count = self._count
             if self._called.acquire(timeout=STAND_BY):
                 if self._is_needed and self.is_free:
@@ -159,7 +157,6 @@ class Turn:
                     self._called.acquire()
                 self._sleeps = False
                 checks = 0
-        return False
 
 
 def unlock(lock: threading.Lock) -> None:
