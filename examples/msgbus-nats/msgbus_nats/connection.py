@@ -30,6 +30,7 @@ NOBODY: Final = "503"
 CONNECT_TIMEOUT: Final = 5.0
 API_TIMEOUT: Final = 4.0
 CLOSE_TIMEOUT: Final = 1.0
+"""Seconds for all of it: the transport's loop goes on for twice as long, and then ends whatever is left."""
 HEARTBEAT: Final = 10.0
 STUCK: Final = 0.5
 """Seconds for which nats-py takes no more before the server is said not to read."""
@@ -108,11 +109,11 @@ class Connection:
     def close(self) -> None:
         """Let go of it."""
         self._lose("it was closed")
-        self.aio.end(self._close(), 2 * CLOSE_TIMEOUT)
+        self.aio.end(self._close(), CLOSE_TIMEOUT)
 
     async def _close(self) -> None:
         try:
-            await within(CLOSE_TIMEOUT, self._write_and_close())
+            await within(CLOSE_TIMEOUT / 2, self._write_and_close())
         except (OSError, nats.errors.Error) as exc:
             LOG.debug("closing a connection to %s: %s", self._host, exc)
             # nats-py then leaves the socket open, and what is still to be written would keep it so.

@@ -171,7 +171,11 @@ class HostedLoop(Loop):
                 self.closed = True
         if not self.closed:
             self._calls.append((self._cancel_guests, ()))
-            self._wake_up()
+            try:
+                self._wake_up()
+            except TransportUnavailable as exc:
+                LOG.warning("%s", exc)
+                return
         if self._successor is not None and not self.is_here:
             self._successor.join(2 * CLOSE_TIMEOUT)
 
@@ -233,13 +237,22 @@ class HostedLoop(Loop):
             return
         self.awake = True
         if self._successor is not None:
-            with self._changing:
-                if self._poller is not None:
-                    self._poller.wake()
+            self._wake_successor(entry)
         elif get_ident() == self.host_thread:
             self._request_step()
         else:
             self._on_host(self._request_step)
+
+    def _wake_successor(self, entry: Call | None) -> None:
+        with self._changing:
+            if self._poller is None:
+                return
+            try:
+                self._poller.wake()
+            except OSError as exc:
+                self.awake = False  # The next call finds out for itself.
+                if entry is None or not self._was_run(entry):
+                    raise self._explain(exc) from exc
 
     def _request_step(self) -> None:
         """Do a step when the callbacks that are due now have run. On the event loop's thread."""

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import uvloop
 
+from msgbus.conformance.waiting import until as wait_until
 from msgbus.drivers.toolkit.hosted import HostedLoop
 from msgbus.drivers.toolkit.loop import FOREVER, LINGER
-from msgbus.exceptions import CallCancelled, ConfigurationError, MessagingException
+from msgbus.exceptions import CallCancelled, ConfigurationError, MessagingException, TransportUnavailable
 from tests.support import EVENT_TIMEOUT
 
 Main = Callable[[], Coroutine[Any, Any, None]]
@@ -354,6 +355,33 @@ def close_early(run_it: Callable[[Coroutine[Any, Any, HostedLoop]], HostedLoop])
         return loop
 
     return run_it(main())
+
+
+def test_a_thread_that_has_taken_over_may_not_be_woken(caplog: pytest.LogCaptureFixture) -> None:
+    """Other code has closed the loop's descriptors as well: whoever calls is told so, and closing does not wait."""
+    loop = close_early(asyncio.run)
+    reading, writing = os.pipe()
+    watched = threading.Event()
+    loop.call(loop.watch, reading, lambda: loop.unwatch(reading))
+    loop.call(watched.set)
+    assert watched.wait(EVENT_TIMEOUT)
+    poller, successor = loop._poller, loop._successor
+    assert poller is not None
+    assert successor is not None
+    wait_until(lambda: poller._polls and not loop.awake, "the thread sleeps", EVENT_TIMEOUT)
+    os.close(poller._wake)
+    for _ in range(2):
+        with pytest.raises(TransportUnavailable, match="make the transport after that"):
+            loop.call(watched.clear)
+    loop.close()
+    assert "make the transport after that" in caplog.text
+    os.write(writing, b"x")
+    successor.join(EVENT_TIMEOUT)
+    assert not successor.is_alive()
+    assert loop.closed
+    assert watched.is_set()
+    os.close(reading)
+    os.close(writing)
 
 
 @pytest.mark.parametrize("run_it", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
