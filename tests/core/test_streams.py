@@ -347,5 +347,5 @@ def test_a_closed_stream_of_nobody_is_forgotten(
 ) -> None:
     """A closed stream whose server was never heard from is forgotten once its `started` frame cannot come any more."""
     monkeypatch.setattr(streams, "LOST_AFTER", 0.01)
-    client.prepare(timeout=0.05).multicall({}, "count").close()
+    client.prepare(timeout=0.5).multicall({}, "count").close()
     until(lambda: len(played.transport.router) == 0, "it is forgotten", EVENT_TIMEOUT)

@@ -112,7 +112,7 @@ def test_pools_get_one_copy_each(service: Service) -> None:
 def test_full_batches_and_the_rest_after_a_while(service: Service) -> None:
     """The time of a batch begins with its first message."""
     reader = BatchReader()
-    service.listen(reader, batch_size=100, batch_timeout=0.5)
+    service.listen(reader, batch_size=100, batch_timeout=2.0)
     notifier = service.notifier()
     for number in range(205):
         notifier.info({}, "made", number)
