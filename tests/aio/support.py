@@ -80,7 +80,7 @@ def guarded() -> Iterator[None]:
 
 
 def lock_of_coverage() -> object:
-    """What each thread acquires at its first line of a file, in any function, while coverage is measured."""
+    """What coverage, while it measures, acquires at each call of a function that it measures."""
     coverage = sys.modules.get("coverage")
     measuring = None if coverage is None else coverage.Coverage.current()
     return None if measuring is None or measuring._collector is None else measuring._collector.data_lock

@@ -513,7 +513,7 @@ class Broken(Executed):
         """The thread that sleeps in the loop's descriptors."""
         owner = self.loop._turn.owner
         threads = [thread for thread in threading.enumerate() if thread.ident == owner]
-        return threads[0] if threads and self.poller()._polls and not self.loop.awake else None
+        return threads[0] if threads and self.poller().polls and not self.loop.awake else None
 
     def lose(self) -> None:
         """Other code closes what wakes the loop."""
@@ -568,6 +568,30 @@ def test_others_drive_where_the_own_thread_of_a_loop_cannot_be_woken(loop: Held)
     broken.check(own)
 
 
+def test_one_that_waits_drives_where_no_other_thread_can_be_started(
+    loop: Held, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The loop's own thread cannot be woken, and the system gives no other: an idle worker drives."""
+    broken = Broken(loop)
+    loop.keep_thread()
+    until(lambda: broken.sleeper() is loop._thread, "the loop's own thread drives", EVENT_TIMEOUT)
+    loop._may_be_driven = True
+    worker = broken.executor._workers[0].thread
+    until(lambda: loop._turn.is_wanted, "the worker waits", EVENT_TIMEOUT)
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    broken.lose()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(TransportUnavailable):
+            loop.call(lambda: None)
+    assert "can't start new thread" in caplog.text
+    until(lambda: loop._turn.owner == worker.ident, "the worker drives", EVENT_TIMEOUT)
+    broken.check()
+
+
 def test_a_worker_that_has_still_to_sleep_notices_that_it_could_not_be_woken(loop: Held) -> None:
     """The descriptors were closed right before: the worker drives on, and runs what it is called for."""
     broken = Broken(loop)
@@ -606,7 +630,7 @@ def test_a_worker_that_is_replaced_right_before_it_sleeps_returns(loop: Held) ->
 
         @property
         def lost(self) -> OSError | None:
-            if self is poller and self._polls and not outcomes and threading.current_thread() is worker:
+            if self is poller and self.polls and not outcomes and threading.current_thread() is worker:
                 outcomes.append("")
                 broken.lose()
                 other = threading.Thread(target=call)
@@ -640,7 +664,7 @@ def test_a_thread_that_wakes_by_itself_while_it_is_replaced_does_not_drive(loop:
 
     def wake_worker() -> None:
         os.write(broken.writing, b"x")
-        until(lambda: not poller._polls, "the worker returns", EVENT_TIMEOUT)
+        until(lambda: not poller.polls, "the worker returns", EVENT_TIMEOUT)
 
     def end_late() -> None:
         if not is_late:

@@ -315,7 +315,6 @@ class HostedLoop(Loop):
         # What is due may be a check for silence: if the event loop was busy for long, what has come is still unread.
         looks = looks or self._is_due()
         readable = poller.sleep(0.0) if looks else []
-        poller.loss_is_known = poller.lost is not None
         had_work = bool(readable or self._calls)
         self._work(poller, readable)
         rest = self._write_gathered(is_over and not had_work)

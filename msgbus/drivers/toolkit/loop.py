@@ -64,6 +64,7 @@ class Loop(Driving):
         self._changing = threading.Lock()
         self._thread: threading.Thread | None = None
         self._close_until: float | None = None
+        self._has_said_loss = False  # it is in the log that the descriptors were closed
         self.closed = False
 
     def _forked(self) -> None:
@@ -109,7 +110,7 @@ class Loop(Driving):
         """
         if self._thread is None:
             self._start()
-        elif (poller := self._poller) is not None and poller.lost is not None and poller.loss_is_known:
+        elif (poller := self._poller) is not None and poller.lost is not None and not poller.polls:
             raise self._explain(poller.lost)
         entry = (func, args)
         self._calls.append(entry)
@@ -299,9 +300,8 @@ class Loop(Driving):
         with self._changing:  # While its driver is replaced, it waits.
             if not self.is_here:
                 return False
-            was_known, poller.loss_is_known = poller.loss_is_known, True
-        assert poller.lost is not None
-        if not was_known:
+        if poller.lost is not None and not self._has_said_loss:
+            self._has_said_loss = True
             LOG.error("%s", self._explain(poller.lost))
         return True
 

@@ -21,7 +21,7 @@ class Poller:
     Attributes:
         functions: what to call for each watched descriptor.
         lost: the error that showed that its descriptors were closed, or None.
-        loss_is_known: the thread that drives has seen `lost`, or was replaced.
+        polls: a thread may be where only its descriptors wake it.
     """
 
     def __init__(self) -> None:
@@ -31,10 +31,9 @@ class Poller:
             OSError: there are no descriptors left.
         """
         self.lost: OSError | None = None
-        self.loss_is_known = False
         self.functions: dict[int, Callable[[], None]] = {}
         self._woken = threading.Event()
-        self._polls = False  # a thread may be where only its descriptors wake it
+        self.polls = False
         self._epoll = select.epoll()
         try:
             self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -70,28 +69,25 @@ class Poller:
             the watched descriptors that can be read or written, each with its events.
         """
         if self.lost is None:
-            self._polls = True
+            self.polls = True
             try:
-                # Checked after that, as `wake` checks `_polls` after it has set `lost`: one of the two threads notices.
+                # Checked after that, as `wake` checks `polls` after it has set `lost`: one of the two threads notices.
                 if self.lost is None:
-                    return self._poll(timeout)
+                    ready = self._epoll.poll(timeout)
+                    for entry in ready:
+                        if entry[0] == self._wake:
+                            ready.remove(entry)
+                            os.eventfd_read(self._wake)
+                            break
+                    return ready
             except OSError as exc:
                 self.lost = exc
                 return []
             finally:
-                self._polls = False
+                self.polls = False
         self._woken.wait(None if timeout < 0 else timeout)
         self._woken.clear()
         return []
-
-    def _poll(self, timeout: float) -> list[tuple[int, int]]:
-        ready = self._epoll.poll(timeout)
-        for entry in ready:
-            if entry[0] == self._wake:
-                ready.remove(entry)
-                os.eventfd_read(self._wake)
-                break
-        return ready
 
     def wake(self) -> None:
         """End `sleep`, or the next one. Any thread.
@@ -106,15 +102,14 @@ class Poller:
             except OSError as exc:
                 self.lost = exc
         self._woken.set()
-        if self._polls:
+        if self.polls:
             raise self.lost
 
     def replacement(self) -> Poller:
         """One in which other threads sleep and are woken, when `wake` has raised: one is still in this poller."""
         new = copy.copy(self)
-        new.loss_is_known = True
         new._woken = threading.Event()
-        new._polls = False
+        new.polls = False
         return new
 
     def close(self) -> None:

@@ -368,7 +368,7 @@ def test_a_thread_that_has_taken_over_may_not_be_woken(caplog: pytest.LogCapture
     poller, successor = loop._poller, loop._successor
     assert poller is not None
     assert successor is not None
-    wait_until(lambda: poller._polls and not loop.awake, "the thread sleeps", EVENT_TIMEOUT)
+    wait_until(lambda: poller.polls and not loop.awake, "the thread sleeps", EVENT_TIMEOUT)
     os.close(poller._wake)
     for _ in range(2):
         with pytest.raises(TransportUnavailable, match="make the transport after that"):
