@@ -148,36 +148,36 @@ def test_a_full_queue_is_named(rabbitmq: RabbitMQ, connect: Connect, quorum: str
         assert endpoint.runs.count(2) == 1
 
 
-def test_a_full_pool_does_not_have_the_topic_run_twice(rabbitmq: RabbitMQ, connect: Connect) -> None:
-    """RabbitMQ refuses what one of two queues does not take: the other has it, so it is not sent to that again."""
-    transport = connect(f"{rabbitmq.url}?quorum_queues=true")
-    pool = Address("pool", "msgbus", "pooled", name="p")
+@pytest.mark.parametrize("quorum", ["false", "true"])
+def test_a_full_pool_does_not_have_the_topic_run_twice(rabbitmq: RabbitMQ, connect: Connect, quorum: str) -> None:
+    """RabbitMQ refuses what one of two queues does not take: the other has it, so it is not sent to that again.
+
+    It holds messages itself, and is not full.
+    """
+    topic = f"pooled-{quorum}"
+    transport = connect(f"{rabbitmq.url}?quorum_queues={quorum}")
     held: list[Delivery] = []
-    reader = transport.driver.subscribe([pool], held.append, prefetch=1)
+    reader = transport.driver.subscribe([Address("pool", "msgbus", topic, name="p")], held.append, prefetch=1)
     reader.ready.result(20)
-    rabbitmq.ctl(
-        "set_policy",
-        "pooled",
-        "^msgbus/pooled/!pool/p$",
-        '{"max-length":2,"overflow":"reject-publish"}',
-        "--apply-to",
-        "queues",
-    )
-    with serving(transport, "pooled") as endpoint:
-        client = client_of(transport, "pooled", timeout=10)
-        sent: list[int] = []
+    with serving(transport, topic):
+        pass
+    policy = '{"max-length":2,"overflow":"reject-publish"}'
+    rabbitmq.ctl("set_policy", topic, f"^msgbus/{topic}/!pool/p$", policy, "--apply-to", "queues")
+    client = client_of(transport, topic)
+    sent: list[int] = []
 
-        def refused() -> bool:
-            sent.append(len(sent))
-            try:
-                client.cast({}, "echo", value=sent[-1])
-            except msgbus.OutcomeUnknown:
-                return True
-            return False
+    def refused() -> bool:
+        sent.append(len(sent))
+        try:
+            client.cast({}, "echo", value=sent[-1])
+        except msgbus.OutcomeUnknown:
+            return True
+        return False
 
-        until(refused, "the pool is full", 40)
+    until(refused, "the pool is full", 40)
+    with serving(transport, topic) as endpoint:
         until(lambda: len(endpoint.runs) >= len(sent), "the topic's server ran them all")
-        assert sorted(endpoint.runs) == sent
+    assert sorted(endpoint.runs) == sent
     reader.close().result(20)
 
 

@@ -158,6 +158,7 @@ class Questions:
         ask: Callable[[int], bytes],
         last: bytes,
         on_answer: Callable[[Answer], None],
+        timeout: float = INSPECT_TIMEOUT,
     ) -> None:
         """Ask, unless it has been asked: `key` says what. The rest is as for `Question`."""
         waiting = self._waiting.setdefault(key, [])
@@ -167,7 +168,7 @@ class Questions:
         if key in self._owed and self._owed[key].is_pending:
             self._on_answer(key, Answer(SILENT, "no answer yet to the same question, asked before"))
             return
-        question = self._owed[key] = Question(self._session, ask, last, partial(self._on_answer, key))
+        question = self._owed[key] = Question(self._session, ask, last, partial(self._on_answer, key), timeout)
         question.start()
 
     def _on_answer(self, key: tuple[object, ...], answer: Answer) -> None:

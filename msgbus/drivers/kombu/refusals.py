@@ -19,6 +19,9 @@ RENEW_AFTER = 0.5
 reopenings."""
 FULL_AFTER = 2.0
 """Seconds for which a working queue has to refuse a message before it counts as full."""
+WHY_TIMEOUT = 10.0
+"""Seconds to wait for the answer without which it stays unknown whether a message was delivered. A busy RabbitMQ may
+need some; RabbitMQ 4 takes a minute if the queue's node is down."""
 
 
 class _Notes:
@@ -60,8 +63,9 @@ class Refusals:
         ask: Callable[[int], bytes],
         last: bytes,
         on_answer: Callable[[Outgoing, Answer], None],
+        timeout: float = questions.INSPECT_TIMEOUT,
     ) -> None:
-        """Ask RabbitMQ about the address of a message that is set aside until then.
+        """Ask RabbitMQ about the address of a message that is set aside until then, or for `timeout` seconds.
 
         `refusal` is the error for a message whose time ends before the answer.
         """
@@ -71,7 +75,7 @@ class Refusals:
             if not outgoing.sent.done():
                 on_answer(outgoing, answer)
 
-        self._questions.ask((what, outgoing.address), ask, last, on_question_answered)
+        self._questions.ask((what, outgoing.address), ask, last, on_question_answered, timeout)
 
     def on_returned(self, outgoing: Outgoing, reason: str) -> None:
         """No queue was bound for it. The queue may exist, and its binding or the exchange may have been deleted."""
@@ -114,34 +118,26 @@ class Refusals:
         """RabbitMQ says basic.nack: at least one queue did not take the message.
 
         Another queue may have: then it is not known whether it was delivered. If there is only one queue, and it is a
-        quorum queue, it has not taken the message: it is full, or has no leader, and nothing was sent to it. The node
-        of a classic queue may have failed after it had taken the message.
+        quorum queue, it has not taken the message: it is full, or has no leader, and nothing was sent to it. A classic
+        queue has not either if it is full; its node may have failed after it had taken the message.
         """
         now, notes = Loop.now(), _notes_of(outgoing)
         if notes.refused_since is None:
             notes.refused_since = now
-        refused_for = now - notes.refused_since
         route = self._routes(outgoing.address)
         home = route.home
-        if home is not None and home.is_quorum and refused_for >= RENEW_AFTER:
+        if home is not None and home.is_quorum and now - notes.refused_since >= RENEW_AFTER:
             self._renew()
         if home is None:
             text = f"{self._name()}: a queue of {outgoing.address} did not take the message (basic.nack)"
             outgoing.failed(TransportUnavailable(text, maybe_delivered=True))
-        elif not home.is_quorum or refused_for >= FULL_AFTER:
-            ask = partial(questions.inspect_queue, queue=home.name)
-            nack = f"{self._name()} did not take a message to {outgoing.address} (basic.nack)"
-            refusal = self._not_taken(outgoing, home)
-            if not home.is_quorum:
-                refusal = TransportUnavailable(nack, maybe_delivered=True)
-            self._ask("inspect", outgoing, refusal, ask, frames.QUEUE_DECLARE_OK, partial(self._on_inspected, home))
         elif route.pools is not None:
             ask = partial(questions.inspect_exchange, exchange=route.pools)
-            refusal = self._not_taken(outgoing, home)
+            refusal = self._perhaps_in_a_pool(outgoing, home)
             on_answer = partial(self._on_pools, home)
-            self._ask("pools", outgoing, refusal, ask, frames.EXCHANGE_DECLARE_OK, on_answer)
+            self._ask("pools", outgoing, refusal, ask, frames.EXCHANGE_DECLARE_OK, on_answer, WHY_TIMEOUT)
         else:
-            outgoing.hold(self._not_taken(outgoing, home))
+            self._on_refused_by_one(home, outgoing)
 
     def _not_taken(self, outgoing: Outgoing, home: Queue) -> MessagingException:
         text = f"{self._name()}: queue {home.name!r} does not take the message to {outgoing.address} (basic.nack)"
@@ -149,14 +145,37 @@ class Refusals:
             f"{text}: it has no leader at present; rabbitmqctl list_queues name type leader state"
         )
 
+    def _not_taken_by_classic(self, outgoing: Outgoing, why: str) -> MessagingException:
+        text = f"{self._name()} did not take a message to {outgoing.address} (basic.nack): {why}"
+        return TransportUnavailable(text, maybe_delivered=True)
+
+    def _perhaps_in_a_pool(self, outgoing: Outgoing, home: Queue) -> MessagingException:
+        text = f"{self._name()}: queue {home.name!r} or that of a pool did not take the message to {outgoing.address}"
+        return TransportUnavailable(
+            f"{text} (basic.nack), and the others may have it; rabbitmqctl list_queues name messages state",
+            maybe_delivered=True,
+        )
+
     def _on_pools(self, home: Queue, outgoing: Outgoing, answer: Answer) -> None:
-        """Fail or hold a message, by whether other queues may have taken it."""
-        error = self._not_taken(outgoing, home)
+        """Fail a message that other queues may have taken."""
         if answer.code == questions.NOT_FOUND:
-            outgoing.hold(error)
+            self._on_refused_by_one(home, outgoing)
         else:
-            text = f"{error}; a pool of the topic may have taken it"
-            outgoing.failed(TransportUnavailable(text, maybe_delivered=True))
+            outgoing.failed(self._perhaps_in_a_pool(outgoing, home))
+
+    def _on_refused_by_one(self, home: Queue, outgoing: Outgoing) -> None:
+        """The only queue did not take it: find out whether it is full, a quorum queue not before `FULL_AFTER`."""
+        since = _notes_of(outgoing).refused_since
+        if home.is_quorum and since is not None and Loop.now() - since < FULL_AFTER:
+            outgoing.hold(self._not_taken(outgoing, home))
+            return
+        refusal, timeout = self._not_taken(outgoing, home), questions.INSPECT_TIMEOUT
+        if not home.is_quorum:
+            refusal = self._not_taken_by_classic(outgoing, f"perhaps RabbitMQ is busy, or {questions.NODE_HINT}")
+            timeout = WHY_TIMEOUT
+        ask = partial(questions.inspect_queue, queue=home.name)
+        on_answer = partial(self._on_inspected, home)
+        self._ask("inspect", outgoing, refusal, ask, frames.QUEUE_DECLARE_OK, on_answer, timeout)
 
     def _on_inspected(self, home: Queue, outgoing: Outgoing, answer: Answer) -> None:
         """Fail or hold a message, by whether its queue is full, as far as can be known without management."""
@@ -171,5 +190,4 @@ class Refusals:
             outgoing.hold(self._not_taken(outgoing, home))
         else:
             why = "the queue is there" if answer.code == 0 else self._cannot_reach(outgoing.address, answer)
-            text = f"{self._name()} did not take a message to {outgoing.address} (basic.nack): {why}"
-            outgoing.failed(TransportUnavailable(text, maybe_delivered=True))
+            outgoing.failed(self._not_taken_by_classic(outgoing, why))

@@ -11,8 +11,8 @@ by slashes, and a slash within a part is escaped, so that no two addresses share
     dead letters of foo        msgbus/foo/!dead               (default exchange)
     inbox                      reply_<id>                     (default exchange)
 
-With quorum queues, a consumer of a pool also declares an exchange ``msgbus/foo/!pools``. Nothing is sent through it:
-its existence shows senders that messages to foo go to more than one queue.
+A consumer of a pool also declares an exchange ``msgbus/foo/!pools``. Nothing is sent through it: its existence shows
+senders that messages to foo go to more than one queue.
 
 ``oslo``: the names and arguments of a stock oslo.messaging, so that its services and ours can call each other. Its own
 options say more about them: see `msgbus.drivers.kombu.stock`.
@@ -103,7 +103,6 @@ class NativeTopology:
 
     def __init__(self, *, quorum: bool, server_expires: int, queue_expires: int) -> None:
         """Keep the options: whether to use quorum queues; seconds after which unused queues expire, 0: never."""
-        self._quorum = quorum
         # The arguments of all queues; those that expire have one more.
         self._arguments: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": _NO_LIMIT} if quorum else {}
         self._server_expires = _expires(server_expires)
@@ -145,7 +144,7 @@ class NativeTopology:
         elif address.kind == "pool":
             parts += ["!pool", _escape(address.name)]
             arguments = {**self._arguments, **self._queue_expires}
-            pools = _pools(address) if self._quorum else None
+            pools = _pools(address)
         elif address.kind == "dead":
             return Queue(_dead(address), DEFAULT_EXCHANGE, None, True, dict(self._arguments), False)
         else:
