@@ -68,6 +68,11 @@ def fault(subject: str, what: str = "is killed", at: float = 10.5) -> Event:
     return Event("fault", who="faults", pid=9, at=at, subject=subject, text=what)
 
 
+def gone(at: float) -> Event:
+    """A broker that is killed has ended."""
+    return Event("gone", who="faults", pid=9, at=at)
+
+
 def wiped(at: float) -> Event:
     """The message system has lost what it had stored."""
     return Event("wiped", who="faults", pid=9, at=at)
@@ -105,7 +110,12 @@ GOOD: dict[str, list[Any]] = {
     "a cast at most once that a killed broker forgot to have given away": [
         *[*cast("a", policy=AT_MOST_ONCE), *run("a"), fault(SYSTEM, at=10.9), *run("a", TWO, at=20.0)],
     ],
+    "a cast at most once that a broker forgot which took seconds to end": [
+        *[*cast("a", policy=AT_MOST_ONCE), fault(SYSTEM, at=9.0), *run("a", at=12.5), gone(12.0)],
+        *run("a", TWO, at=20.0),
+    ],
     "a cast that a message system did not keep": [*cast("a"), wiped(12.0)],
+    "a cast whose confirmation was noted when the system had just lost everything": [*cast("a"), wiped(10.5)],
     "a call at most once that is uncertain": [
         sent("a", policy=AT_MOST_ONCE),
         begun("a"),
@@ -149,6 +159,10 @@ BAD: dict[str, tuple[str, list[Any]]] = {
         "lost",
         [wiped(5.0), *cast("a")],
     ),
+    "a cast that was sent before its system lost everything, and confirmed long after": (
+        "lost",
+        [sent("a", "cast"), wiped(10.5), returned("a", at=12.0)],
+    ),
     "a value that nobody has worked for": ("lost", [sent("a"), returned("a", "a")]),
     "another call's value": ("wrong", [sent("a"), *run("a"), returned("a", "b")]),
     "no value at all": ("wrong", [sent("a"), *run("a"), returned("a", None)]),
@@ -175,6 +189,13 @@ BAD: dict[str, tuple[str, list[Any]]] = {
     "a cast at most once that comes again when the broker was killed long after": (
         "doubled",
         [*cast("a", policy=AT_MOST_ONCE), *run("a"), fault(SYSTEM, at=11.5), *run("a", TWO, at=20.0)],
+    ),
+    "a cast at most once that comes again when the broker had ended long before": (
+        "doubled",
+        [
+            *[*cast("a", policy=AT_MOST_ONCE), fault(SYSTEM, at=9.0), gone(9.5), *run("a", at=12.5)],
+            *run("a", TWO, at=20.0),
+        ],
     ),
     "a fanout that one server has run twice": ("doubled", [*fanout("a"), *run("a"), *run("a", at=10.6)]),
     "a cast at least once that one server has run twice": ("run again", [*cast("a"), *run("a"), *run("a", at=10.6)]),

@@ -24,8 +24,8 @@ class Event(msgspec.Struct, omit_defaults=True):
 
     Attributes:
         what: by a client "sent", "returned", "raised", "stalled", "done"; by a server "ready", "begun", "finished",
-            "answered"; by both "stopped"; by the one who breaks things "fault", "over", and "wiped" when a
-            message system has lost what it had stored.
+            "answered"; by both "stopped"; by the one who breaks things "fault", "over", "gone" when a broker that is
+            killed has ended, and "wiped" when a message system has lost what it had stored.
         who: the name of the process, and its id `pid`.
         at: when, seconds of `time.monotonic`.
         id: of the message, if it is about one.

@@ -12,7 +12,8 @@ from tests.faults.workload import AT_LEAST_ONCE, AT_MOST_ONCE
 ALLOWANCE = 1.0
 """Seconds after its deadline in which a verb may still end: half a second is for finding out what to say."""
 LAST_MOMENT = 1.0
-"""Seconds before and after a broker is killed, from which it may have forgotten requests."""
+"""Seconds before and after a broker is killed, from which it may have forgotten requests. After it has ended, so many
+may pass until a client notes that it confirmed a cast, or a server that a connection has broken."""
 CASTS = ("cast", "fanout_cast")
 
 
@@ -67,6 +68,7 @@ class Record:
         self.faults: list[Event] = []
         self.overs: list[Event] = []
         self.ready: list[Event] = []
+        self.gone: list[Event] = []
         for event in self.events:
             match event.what:
                 case "sent":
@@ -85,6 +87,8 @@ class Record:
                     self.overs.append(event)
                 case "ready":
                     self.ready.append(event)
+                case "gone":
+                    self.gone.append(event)
         self.messages = [Message(it, outcome.get(id), begun[id], finished[id]) for id, it in sent.items()]
         self.unknown = [event for id, events in begun.items() if id not in sent for event in events]
         self._wiped = max((event.at for event in self.events if event.what == "wiped"), default=0.0)
@@ -108,16 +112,24 @@ class Record:
         ]
 
     def _was_wiped(self, message: Message) -> bool:
-        return message.outcome is not None and message.outcome.at < self._wiped
+        if message.outcome is None or message.sent.at > self._wiped:
+            return False
+        return message.outcome.at < self._wiped + LAST_MOMENT
 
     def forgotten(self, message: Message) -> bool:
         """Whether a broker was killed at the moment at which a server began this, and may not know that it did.
 
         A moment later, too: a server may accept over a connection of which it does not know yet that it has broken.
         """
-        kills = [event.at for event in self.faults if event.subject == SYSTEM and event.text == "is killed"]
         times = [event.at for event in message.begun]
-        return len(times) == 2 and any(at < times[1] and abs(at - times[0]) < LAST_MOMENT for at in kills)
+        return len(times) == 2 and any(
+            began < times[1] and began - LAST_MOMENT < times[0] < ended + LAST_MOMENT for began, ended in self._kills()
+        )
+
+    def _kills(self) -> list[tuple[float, float]]:
+        """When each kill of a broker began, and when that had ended."""
+        kills = [event.at for event in self.faults if event.subject == SYSTEM and event.text == "is killed"]
+        return [(at, min((event.at for event in self.gone if event.at >= at), default=at)) for at in kills]
 
     def stall(self, message: Message) -> float:
         """Seconds for which the client of a message did not get to run, from the message's sending on."""

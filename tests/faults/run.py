@@ -212,6 +212,7 @@ class Run:
         """SIGKILL a broker."""
         self.note_fault(SYSTEM, "is killed")
         node.kill()
+        self._writer.add(Event("gone"))
         self._note_wiped()
 
     def stop_node(self, node: Node) -> None:
