@@ -334,9 +334,7 @@ def test_a_full_queue_blocks_the_send(rabbitmq: RabbitMQ, connect: Connect) -> N
     transport = connect(rabbitmq.url)
     with serving(transport, "full"):
         pass
-    rabbitmq.ctl(
-        "set_policy", "full", "^msgbus/full$", '{"max-length":3,"overflow":"reject-publish"}', "--apply-to", "queues"
-    )
+    rabbitmq.limit_queue("msgbus/full", 3)
     client = client_of(transport, "full", timeout=10)
 
     def fill() -> str:

@@ -125,8 +125,7 @@ def test_a_full_queue_is_named(rabbitmq: RabbitMQ, connect: Connect, quorum: str
     transport = connect(f"{rabbitmq.url}?quorum_queues={quorum}")
     with serving(transport, topic):
         pass
-    policy = '{"max-length":3,"overflow":"reject-publish"}'
-    rabbitmq.ctl("set_policy", topic, f"^msgbus/{topic}$", policy, "--apply-to", "queues")
+    rabbitmq.limit_queue(f"msgbus/{topic}", 3)
     client = client_of(transport, topic, timeout=15)
 
     def fill() -> str:
@@ -161,8 +160,7 @@ def test_a_full_pool_does_not_have_the_topic_run_twice(rabbitmq: RabbitMQ, conne
     reader.ready.result(20)
     with serving(transport, topic):
         pass
-    policy = '{"max-length":2,"overflow":"reject-publish"}'
-    rabbitmq.ctl("set_policy", topic, f"^msgbus/{topic}/!pool/p$", policy, "--apply-to", "queues")
+    rabbitmq.limit_queue(f"msgbus/{topic}/!pool/p", 2)
     client = client_of(transport, topic)
     sent: list[int] = []
 

@@ -111,6 +111,12 @@ class Console:
         """Remove a user."""
         self.eval(f"rabbit_auth_backend_internal:delete_user({binary(name)}, {binary('tests')}).")
 
+    def limit_queue(self, name: str, length: int) -> None:
+        """Have a queue of vhost /, with this name once it is there, refuse what would make it longer."""
+        limits = f'[{{<<"max-length">>, {length}}}, {{<<"overflow">>, <<"reject-publish">>}}]'
+        rest = f'0, <<"queues">>, {binary("tests")}'
+        self.eval(f'ok = rabbit_policy:set(<<"/">>, {binary(name)}, {binary(f"^{name}$")}, {limits}, {rest}).')
+
     def delete_queue(self, name: str, vhost: str = "/") -> None:
         """Delete a queue, even if it has messages or consumers; raise ``BrokerFailed`` if there is none."""
         self.eval(
