@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,17 +9,7 @@ import pytest
 from msgbus.conformance.waiting import until
 from msgbus.drivers.kombu import frames, reading
 from msgbus.drivers.toolkit.consuming import Outcome
-from tests.drivers.kombu.test_session import Peer, Still, Unsettled, delivery
-
-
-@pytest.fixture
-def still(monkeypatch: pytest.MonkeyPatch) -> Iterator[Still]:
-    """A session that does nothing by itself."""
-    peer = Peer()
-    made = Still(peer, monkeypatch)
-    yield made
-    made.close()
-    peer.close()
+from tests.drivers.kombu.test_session import Still, Unsettled, delivery
 
 
 @pytest.mark.parametrize("frame_max", [131072, 1000])

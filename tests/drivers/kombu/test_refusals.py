@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from amqp.serialization import dumps
 
 from msgbus import TransportBlocked, TransportUnavailable
 from msgbus.drivers.base import Address, Message
@@ -16,7 +16,7 @@ from msgbus.drivers.kombu.topology import NativeTopology
 from msgbus.drivers.toolkit.loop import Loop
 from msgbus.drivers.toolkit.sending import Outgoing
 from msgbus.message import JSON
-from tests.drivers.kombu.test_session import Peer, Still
+from tests.drivers.kombu.test_session import Still
 
 SERVER = Address("server", "msgbus", "t", "s1")
 TOPIC = Address("topic", "msgbus", "t")
@@ -37,28 +37,27 @@ class Refused:
 
     def _channel_of_question(self) -> int:
         self._still.session.send_all()
-        _, channel, _ = struct.unpack_from("!BHI", self._still.received())
-        return int(channel)
+        data = self._still.received()
+        while data[7:11] != frames.CHANNEL_OPEN:  # before it the close of the last question's channel is confirmed
+            (size,) = struct.unpack_from("!I", data, 3)
+            data = data[8 + size :]
+        return int.from_bytes(data[1:3])
 
     def wait(self, seconds: float) -> None:
         """Have so many seconds pass."""
         self._now += seconds
         self._still.loop.step()
 
+    def answer_no_pools(self) -> None:
+        """Have RabbitMQ answer that the topic has no pools, which has it asked for the queue."""
+        closing = dumps("BsBB", (404, "NOT_FOUND - no exchange 'msgbus/t/!pools' in vhost '/'", 0, 0))
+        self._still.session._reader.feed(frames.method(self.asked_on, frames.CHANNEL_CLOSE, closing))
+        self.asked_on = self._channel_of_question()
+
     def answer(self, messages: int) -> None:
         """Have RabbitMQ answer how many messages the queue holds."""
         declared = b"\x01q" + struct.pack("!II", messages, 0)
         self._still.session._reader.feed(frames.method(self.asked_on, frames.QUEUE_DECLARE_OK, declared))
-
-
-@pytest.fixture
-def still(monkeypatch: pytest.MonkeyPatch) -> Iterator[Still]:
-    """A connection that does nothing by itself."""
-    peer = Peer()
-    still = Still(peer, monkeypatch)
-    yield still
-    still.close()
-    peer.close()
 
 
 def test_a_busy_rabbitmq_may_take_its_time(still: Still, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +82,19 @@ def test_a_rabbitmq_that_does_not_answer_leaves_the_outcome_unknown(
     assert isinstance(error, TransportUnavailable)
     assert error.maybe_delivered
     assert "list_queues --offline" in str(error)
+
+
+def test_a_busy_rabbitmq_may_take_its_time_to_say_that_there_are_no_pools(
+    still: Still, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the topic has the one queue that is asked for, and the message was not delivered."""
+    refused = Refused(still, monkeypatch, TOPIC, quorum=False)
+    refused.wait(WHY_TIMEOUT - 0.1)
+    refused.answer_no_pools()
+    refused.answer(3)
+    error = refused.outgoing.sent.exception(0)
+    assert isinstance(error, TransportBlocked)
+    assert not error.maybe_delivered
 
 
 @pytest.mark.parametrize("quorum", [False, True])

@@ -6,7 +6,6 @@ import random
 import socket
 import struct
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any, cast
@@ -62,14 +61,6 @@ class Peer:
     def close(self) -> None:
         for sock in (self._listener, *self.accepted):
             sock.close()
-
-
-@pytest.fixture
-def peer() -> Iterator[Peer]:
-    """A peer, closed at the end."""
-    peer = Peer()
-    yield peer
-    peer.close()
 
 
 def test_connection_that_breaks_while_it_comes_back_comes_back(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,14 +175,6 @@ def delivery(channel: int, tag: int, body: bytes = b"body", frame_max: int = 131
     arguments = b"\x010" + tag.to_bytes(8, "big") + b"\0\0\0"
     method = frames.method(channel, frames.BASIC_DELIVER, arguments)
     return frames.publish(method, channel, body, "application/json", f"id{tag}", 1000, True, frame_max)
-
-
-@pytest.fixture
-def still(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Still]:
-    """A session that does nothing by itself."""
-    still = Still(peer, monkeypatch)
-    yield still
-    still.close()
 
 
 def test_deliveries_are_read_however_they_are_cut(still: Still) -> None:
