@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from typing import Any
+from unittest import mock
 
 import pytest
 from oslo_config import cfg
@@ -106,6 +107,13 @@ def exit_code_of(func: Callable[[], object]) -> int:
         finally:
             os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@contextmanager
+def standing_clock(loop: Loop) -> Iterator[None]:
+    """For a while no time passes for a loop: what is asked of it for the same second is due at the same moment."""
+    with mock.patch.object(loop, "now", return_value=loop.now()):
+        yield
 
 
 class VirtualClock:

@@ -20,7 +20,7 @@ from msgbus.conformance.waiting import until as wait_until
 from msgbus.drivers.toolkit.hosted import HostedLoop
 from msgbus.drivers.toolkit.loop import FOREVER, LINGER
 from msgbus.exceptions import CallCancelled, ConfigurationError, MessagingException, TransportUnavailable
-from tests.support import EVENT_TIMEOUT
+from tests.support import EVENT_TIMEOUT, standing_clock
 
 Main = Callable[[], Coroutine[Any, Any, None]]
 
@@ -195,8 +195,9 @@ def test_timers_come_in_their_order_and_use_one_timer_of_the_event_loop() -> Non
                 await asyncio.sleep(0)
         pending = [timer for timer in asyncio.get_running_loop()._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
         assert len(pending) == 1
-        for n in range(5):
-            loop.call_later(0.01 * (5 - n), seen.append, n)
+        with standing_clock(loop):
+            for n in range(5):
+                loop.call_later(0.01 * (5 - n), seen.append, n)
         await until(lambda: len(seen) == 5)
         assert seen == [4, 3, 2, 1, 0]
         await loop.closing()

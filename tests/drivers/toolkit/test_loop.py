@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from msgbus.drivers.toolkit.loop import FOREVER, LINGER, Loop
-from tests.support import EVENT_TIMEOUT
+from tests.support import EVENT_TIMEOUT, standing_clock
 
 
 @pytest.fixture
@@ -77,10 +77,11 @@ def test_what_is_due_later_comes_in_its_turn(loop: Loop) -> None:
     done = threading.Event()
 
     def ask() -> None:
-        loop.call_later(0.03, done.set)
-        loop.call_later(0.02, lambda: order.append(2))
-        loop.call_later(0.01, lambda: order.append(1))
-        loop.call_later(0.0, lambda: order.append(0))
+        with standing_clock(loop):
+            loop.call_later(0.03, done.set)
+            loop.call_later(0.02, lambda: order.append(2))
+            loop.call_later(0.01, lambda: order.append(1))
+            loop.call_later(0.0, lambda: order.append(0))
 
     loop.call(ask)
     assert done.wait(EVENT_TIMEOUT)
@@ -220,12 +221,13 @@ def test_what_is_due_runs_in_the_order_of_their_times(loop: Loop) -> None:
     """What is due first runs first, whatever was asked for first; of equal times, what was asked for first."""
     ran: list[str] = []
     done, all_there = threading.Event(), threading.Event()
-    loop.call_later(0, lambda: all_there.wait(EVENT_TIMEOUT))  # so that all of them are due when the first one runs
-    loop.call_later(0.003, done.set)
-    loop.call_later(0.002, lambda: ran.append("last"))
-    loop.call_later(0.001, lambda: ran.append("second"))
-    for name in "abc":
-        loop.call_later(-1, lambda name=name: ran.append(name))
+    with standing_clock(loop):
+        loop.call_later(-2, lambda: all_there.wait(EVENT_TIMEOUT))  # so that all of them are there when the first runs
+        loop.call_later(0.003, done.set)
+        loop.call_later(0.002, lambda: ran.append("last"))
+        loop.call_later(0.001, lambda: ran.append("second"))
+        for name in "abc":
+            loop.call_later(-1, lambda name=name: ran.append(name))
     all_there.set()
     assert done.wait(EVENT_TIMEOUT)
     assert ran == ["a", "b", "c", "second", "last"]
