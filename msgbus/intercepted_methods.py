@@ -52,7 +52,11 @@ class InterceptedMethods(MethodRunner):
             once.end()
         if not streams:
             return result
-        return items if result is shown else _each_restored(result, items, expected)
+        if result is shown:
+            return items
+        restored = _each_restored(result, items, expected)
+        next(restored)
+        return restored
 
 
 class ExpectedErrors:
@@ -100,9 +104,20 @@ class ExpectedErrors:
 def _each_restored(
     result: Any, items: Generator[Any, Any, Any], expected: ExpectedErrors
 ) -> Generator[Any, None, None]:
-    """The items that interceptors have made of those of the method, which are closed in any case."""
+    """The items that interceptors have made of those of the method. Both are closed in any case.
+
+    The first item is a None for nobody, to be taken before this is given out: to close a generator that has not begun
+    is to run nothing of it.
+    """
+    made = result if isinstance(result, Iterator) else only(result)
     try:
-        yield from result if isinstance(result, Iterator) else only(result)
+        try:
+            yield None
+        except GeneratorExit:
+            if (close := getattr(made, "close", None)) is not None:
+                close()
+            raise
+        yield from made
     except BaseException as exc:
         expected.restore(exc)
         raise

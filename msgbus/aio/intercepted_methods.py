@@ -97,7 +97,11 @@ class InterceptedTasks(MethodRunner):
                 raise not_run
         if not streams:
             return result
-        return items if result is shown else _each_restored(result, shown, expected)
+        if result is shown:
+            return items
+        restored = _each_restored(result, shown, expected)
+        await anext(restored)
+        return restored
 
 
 def _around(expected: ExpectedErrors, proceed: AsyncProceed) -> AsyncProceed:
@@ -141,9 +145,14 @@ async def _each_on_thread(
 
 
 async def _each_restored(result: Any, shown: Items | None, expected: ExpectedErrors) -> Items:
-    """The items that interceptors have made of those of the method, which are closed in any case."""
+    """The items that interceptors have made of those of the method. Both are closed in any case.
+
+    The first item is a None for nobody, to be taken before this is given out: to close a generator that has not begun
+    is to run nothing of it.
+    """
     items = result if isinstance(result, AsyncIterator) else async_only(result)
     try:
+        yield None
         async for item in items:
             yield item
     except BaseException as exc:

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -420,6 +420,39 @@ async def test_an_interceptor_sees_all_of_a_stream(side: str, plain: str) -> Non
         with pytest.raises(StopAsyncIteration):
             await anext(stream)
         assert [item async for item in client.multicall({}, f"{plain}echo", value=3)] == [30]
+
+
+@pytest.mark.parametrize("plain", ["", "plain_"])
+@on_loop
+async def test_a_stream_whose_client_has_gone_before_its_first_item_is_closed(plain: str) -> None:
+    """What an interceptor of the server has made of the items is closed, although none was taken from it."""
+    made, closed = asyncio.Event(), asyncio.Event()
+
+    class Items(AsyncIterator[int]):
+        async def __anext__(self) -> int:
+            raise AssertionError("nobody wants one")
+
+        async def aclose(self) -> None:
+            closed.set()
+
+    kept: Log = []
+
+    async def slow(request: InterceptedRequest, proceed: AsyncProceed) -> Any:
+        kept.append(await proceed(request))
+        made.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(EVENT_TIMEOUT)
+        kept.append(Items())
+        return kept[-1]
+
+    async with intercepted([slow], []) as bus:
+        stream = bus.client.multicall({}, f"{plain}count", to=2)
+        taken = asyncio.ensure_future(anext(stream))
+        await made.wait()
+        taken.cancel()
+        await stream.aclose()
+        async with asyncio.timeout(EVENT_TIMEOUT / 2):
+            await closed.wait()
 
 
 @on_loop

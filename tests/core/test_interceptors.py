@@ -632,6 +632,33 @@ def test_a_stream_is_closed_where_an_interceptor_does_not(
     endpoint.wait()
 
 
+def test_a_stream_whose_client_has_gone_before_its_first_item_is_closed(serve: Any, connect: Any) -> None:
+    """What an interceptor of the server has made of the items is closed, although none was taken from it."""
+    made, closed = threading.Event(), threading.Event()
+
+    class Items(Iterator[int]):
+        def __next__(self) -> int:
+            raise AssertionError("nobody wants one")
+
+        def close(self) -> None:
+            closed.set()
+
+    kept: Log = []
+
+    def slow(request: InterceptedRequest, proceed: Proceed) -> Any:
+        proceed(request)
+        made.set()
+        until(lambda: current_request().cancelled, "the client has gone", EVENT_TIMEOUT)
+        kept.append(Items())
+        return kept[-1]
+
+    serve(slow)
+    stream = connect().multicall({}, "count", to=2)
+    assert made.wait(EVENT_TIMEOUT)
+    stream.close()
+    assert closed.wait(EVENT_TIMEOUT)
+
+
 def test_streams_that_were_begun_are_closed_if_an_interceptor_raises(
     serve: Any, connect: Any, endpoint: Endpoint
 ) -> None:
