@@ -445,14 +445,13 @@ async def test_a_stream_whose_client_has_gone_before_its_first_item_is_closed(pl
         kept.append(Items())
         return kept[-1]
 
-    async with intercepted([slow], []) as bus:
+    async with intercepted([slow], []) as bus, asyncio.timeout(EVENT_TIMEOUT / 2):
         stream = bus.client.multicall({}, f"{plain}count", to=2)
         taken = asyncio.ensure_future(anext(stream))
         await made.wait()
         taken.cancel()
         await stream.aclose()
-        async with asyncio.timeout(EVENT_TIMEOUT / 2):
-            await closed.wait()
+        await closed.wait()
 
 
 @on_loop
